@@ -1,0 +1,89 @@
+"""What all benchmarks share: namespaces of their own to run in, metrics with targets, and how these are told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from linkspan.errors import LinkspanError
+
+Metric = dict[str, Any]
+
+
+def run(measure: Callable[[Path, bool], dict[str, Metric]], description: str, quick: str) -> None:
+    """Go into network and mount namespaces of our own, measure there, and end with one line of JSON.
+
+    ``measure`` gets a folder in memory and whether to be quick, prints its tables, and returns the metrics.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    program = Path(sys.argv[0])
+    if os.geteuid():
+        sys.exit(f"error: this makes network namespaces, which needs root: sudo bench/{program.name}")
+    if not arguments.inside:
+        with tempfile.TemporaryDirectory(prefix="lkp") as folder:
+            again = [sys.executable, str(program), *sys.argv[1:], "--inside", folder]
+            sys.exit(subprocess.run(["unshare", "--net", "--mount", "--propagation", "private", *again]).returncode)
+    for folder in (arguments.inside, "/run"):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    Path("/run/netns").mkdir()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    try:
+        found = measure(Path(arguments.inside), arguments.quick)
+    except LinkspanError as error:
+        sys.exit(f"error: {error.message}")
+    date = datetime.now(UTC).date().isoformat()
+    print("\n" + json.dumps({"bench": program.stem, "date": date, "machine": machine(), "results": found}))
+
+
+def machine() -> str:
+    """Describe the machine, as far as it matters to the figures."""
+    release = platform.freedesktop_os_release()["PRETTY_NAME"]
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, {release}, Python {python}"
+
+
+def result(value: float, unit: str, target: str = "") -> Metric:
+    """Return one metric; a target reads "<= 0.35"."""
+    met = None
+    if target:
+        sign, bound = target.split()
+        met = value <= float(bound) if sign == "<=" else value >= float(bound)
+    return {"value": round(value, 3), "unit": unit, "target": target or None, "met": met}
+
+
+def table(what: str, found: dict[str, Metric]) -> None:
+    """Print metrics for a reader, as Markdown."""
+    print(f"| {what} | wanted | measured | |\n|---|---|---|---|")
+    for name, metric in found.items():
+        unit = "" if metric["unit"] == "ratio" else f" {metric['unit']}"
+        met = {True: "met", False: "missed", None: ""}[metric["met"]]
+        wanted = f"{metric['target']}{unit}" if metric["target"] else ""
+        print(f"| {name} | {wanted} | {metric['value']:.2f}{unit} | {met} |")
+
+
+def progress(text: str) -> None:
+    """Say on stderr how far it is."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def p(values: list[float], percent: int) -> float:
+    """Return a percentile."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

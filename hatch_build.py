@@ -1,0 +1,46 @@
+"""Build hook: compiles the CNI plugin into the wheel, as linkspan/shim/linkspan-cni, where a compiler is there.
+
+Without one the wheel is a pure one, and `linkspan install cni` compiles on the spot or takes the Python twin.
+An editable install leaves the source tree as it is, for the same reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class ShimHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled plugin to the wheel, and with it the platform to the wheel's tag."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile; ``version`` is "standard" or "editable"."""
+        if self.target_name != "wheel" or version == "editable":
+            return
+        path = Path(self.root, "src/linkspan/shim/build.py")
+        spec = importlib.util.spec_from_file_location("linkspan_shim_build", path)
+        if spec is None or spec.loader is None:
+            raise FileNotFoundError(path)
+        shim = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(shim)
+        self._folder = tempfile.TemporaryDirectory()
+        plugin = Path(self._folder.name, "linkspan-cni")
+        if not shim.build(plugin):
+            self.app.display_warning("no C compiler: the wheel has the Python twin of the CNI plugin only")
+            return
+        build_data["force_include"][str(plugin)] = "linkspan/shim/linkspan-cni"
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"  # it uses nothing of Python, whichever that is
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        """Take away what was compiled."""
+        if folder := getattr(self, "_folder", None):
+            folder.cleanup()

@@ -1,0 +1,177 @@
+"""Holds the project's shape: which way imports go, how long files are, and words that must not be in them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "linkspan"
+
+LAYERS = {
+    "nouns": "addresses bgp contracts errors keys model needs programs state",
+    "kernel": "kernel",
+    "logic": "backends database desired firewall ipam migration ports reconcile",
+    "store": "store",
+    "tell": "tell",
+    "agent": (
+        "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
+        "api_tracing api_waiting ask attach blocks caller cautions cluster config daemon disputes endpoints happenings "
+        "healing holdings host_settings journal lasting leases ledger locks machine metrics migrating networks "
+        "peerings peers plans probes published readable records recovery removals replica runtimes segment serving "
+        "silence speakers standing status survey tracer"
+    ),
+    "top": "cli demo installation ipip_endpoint lab shim uninstall",
+}
+"""Every module and package directly in src/linkspan belongs to one layer (ARCHITECTURE.md has the picture)."""
+
+BELOW = {
+    "nouns": {"nouns"},
+    "kernel": {"kernel", "nouns"},
+    "logic": {"logic", "nouns"},
+    "store": {"store", "logic", "kernel", "nouns"},
+    "tell": {"tell", "logic", "kernel", "nouns"},
+    "agent": {"agent", "tell", "store", "logic", "kernel", "nouns"},
+    "top": {"top", "agent", "tell", "store", "logic", "kernel", "nouns"},
+}
+"""What a layer may import: itself and what is under it."""
+
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+
+IO = {
+    *("aiohttp", "asyncio", "ctypes", "io", "os", "pathlib", "pyroute2"),
+    *("select", "socket", "sqlite3", "subprocess", "threading"),
+}
+"""A backend is a pure function: it imports none of these, and calls no open()."""
+
+LINES = 400
+TEST_LINES = 500  # tables of cases, which are read by looking one up
+SHIM_LINES = 250  # the C shim must stay short enough to be read by whoever lets it run as root
+
+FORBIDDEN = {
+    "the address of a package registry": re.compile(
+        "|".join(
+            re.escape(".".join(parts))
+            for parts in (
+                ("pypi", "org"),
+                ("pythonhosted", "org"),
+                ("npmjs", "org"),
+                ("deb", "debian", "org"),
+                ("archive", "ubuntu", "com"),
+                ("proxy", "golang", "org"),
+                ("crates", "io"),
+            )
+        )
+    ),
+    "a path of somebody's machine": re.compile(r"/home/[a-z]+/|/Users/[A-Za-z]+/|\.py" + r"env/"),
+}
+
+
+def layer_of(module: str) -> str:
+    """Return the layer of ``linkspan.NAME...``; the package itself (its version) counts as a noun."""
+    parts = module.split(".")
+    return "nouns" if len(parts) == 1 else LAYER.get(parts[1], "")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of every module that is imported, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            if base == "linkspan":
+                for alias in node.names:
+                    yield node.lineno, f"linkspan.{alias.name}" if alias.name in LAYER else "linkspan"
+            else:
+                yield node.lineno, base
+
+
+def wrong_imports(path: Path) -> Iterator[str]:
+    """Yield what a module imports from above it, and what a backend imports to do I/O."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    name = parts[0]
+    if name == "__init__":
+        return
+    layer = LAYER.get(name, "")
+    where = path.relative_to(ROOT)
+    if not layer:
+        yield f"{where}: {name} belongs to no layer; add it to LAYERS in scripts/shape.py"
+        return
+    tree = ast.parse(path.read_text())
+    for line, module in imports(tree):
+        if module.startswith("."):
+            yield f"{where}:{line}: relative import; write it from linkspan"
+        elif module.split(".")[0] == "linkspan":
+            target = layer_of(module)
+            if target not in BELOW[layer]:
+                yield f"{where}:{line}: {name} ({layer}) imports {module} ({target or 'no layer'}), not below it"
+        elif name == "backends" and module.split(".")[0] in IO:
+            yield f"{where}:{line}: a backend does no I/O, and this imports {module}"
+    if name == "backends":
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                yield f"{where}:{node.lineno}: a backend does no I/O, and this opens a file"
+
+
+def files() -> list[Path]:
+    """Return the project's own files: what git has, or would have, in it."""
+    names = ""
+    if shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    if names:
+        found = [ROOT / name for name in names.split("\0") if name]
+    else:  # no git, an unpacked archive, or a checkout that belongs to somebody else
+        found = [path for path in ROOT.rglob("*") if not {".git", ".venv"} & set(path.parts)]
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def too_long(path: Path, lines: int) -> Iterator[str]:
+    """Yield a complaint where a source file has outgrown its limit."""
+    limit = SHIM_LINES if path.suffix == ".c" else TEST_LINES if "tests" in path.parts else LINES
+    if path.suffix in (".py", ".c", ".sh") and lines > limit:
+        yield f"{path.relative_to(ROOT)}: {lines} lines, and {limit} is the limit: split it along a noun"
+
+
+def forbidden(path: Path, text: str) -> Iterator[str]:
+    """Yield the lines with words that must not be in the project."""
+    own = f"{ROOT.parent}/"
+    mine = () if len(ROOT.parts) < 3 or own in ("/tmp/", "/root/", "/home/", "/opt/", "/srv/") else (own,)  # noqa: S108
+    for number, line in enumerate(text.splitlines(), 1):
+        for what, pattern in FORBIDDEN.items():
+            if pattern.search(line):
+                yield f"{path.relative_to(ROOT)}:{number}: {what}"
+        if any(re.search(rf"(?<![\w.-]){re.escape(place)}", line) for place in mine):
+            yield f"{path.relative_to(ROOT)}:{number}: a path of this machine"
+
+
+def complaints() -> Iterator[str]:
+    """Yield everything that is not as it should be."""
+    for path in files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        yield from too_long(path, len(text.splitlines()))
+        yield from forbidden(path, text)
+        if path.suffix == ".py" and path.is_relative_to(SOURCE):
+            yield from wrong_imports(path)
+
+
+def main() -> int:
+    """Print the complaints; 1 where there are any."""
+    found = list(complaints())
+    for complaint in found:
+        print(complaint)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,390 @@
+"""The agent of one host: it holds everything together, and keeps what it holds up to date.
+
+Start: lock the state folder, open store and journal, take over what stands, resync (which takes away what no
+row wants), drain the queue of DELs, serve, say ``ready``. SIGTERM ends it in order; what is in the kernel stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from linkspan import __version__, locks, status
+from linkspan.allocator import Allocator
+from linkspan.alterations import follow_mtus
+from linkspan.ask import Ask, Question, Told
+from linkspan.attach import Attacher
+from linkspan.cluster import ALIVE_TTL, Cluster, host_id
+from linkspan.config import Config
+from linkspan.contracts import Store
+from linkspan.disputes import Disputes
+from linkspan.errors import Conflict, LinkspanError, Unavailable
+from linkspan.happenings import Happenings
+from linkspan.healing import Healer
+from linkspan.holdings import Holdings
+from linkspan.journal import Journal
+from linkspan.kernel import sockets
+from linkspan.kernel.tunnel_table import TABLE
+from linkspan.leases import Leases
+from linkspan.machine import Worker
+from linkspan.metrics import Metrics
+from linkspan.model import Allowance, AttachRequest, Endpoint, Facts, Host, HostView, Network, Reservation
+from linkspan.networks import NetworkRequest, Networks
+from linkspan.peerings import Peerings
+from linkspan.plans import Plans
+from linkspan.ports import PortTable
+from linkspan.probes import Probes
+from linkspan.published import Published
+from linkspan.recovery import Recovery
+from linkspan.removals import Removals
+from linkspan.replica import Replica, remembered
+from linkspan.runtimes.docker import Docker
+from linkspan.silence import Silence
+from linkspan.speakers import learning
+from linkspan.state import Key
+from linkspan.store.opening import open_store
+from linkspan.survey import Survey
+from linkspan.tell.probing import Probe
+from linkspan.tracer import Tracer
+
+log = logging.getLogger("linkspan.agent")
+
+SNAPSHOT = "replica.json"
+EVENTS = "events.jsonl"
+
+STORE_AGAIN = 1.0
+"""Seconds between words that the store is waited for."""
+
+
+Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
+
+
+class Agent:
+    """All that a host's agent can do; the API and the runtimes' wire formats are thin over it."""
+
+    def __init__(self, config: Config, waiting: Waiting = lambda _agent: contextlib.nullcontext()) -> None:
+        """``waiting`` is entered while a new agent waits for a store that does not answer."""
+        self.config = config
+        self._waiting = waiting
+        self.started = time.time()
+        self.happenings = Happenings(Path(config.state_dir) / EVENTS)
+        self.metrics = Metrics(lambda: status.gauges(self))
+        self.worker = Worker()
+        self.host_name = config.host_id or socket.gethostname()
+        self._facts = Facts()
+        self._changing = asyncio.Lock()
+        """One change of networks at a time: each is planned against what is."""
+        self.plans = Plans(self.worker, self.view, self.config)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start, and stop in order at the end. Raises Conflict where another agent has the state folder."""
+        state_dir = Path(self.config.state_dir)
+        with locks.state_folder(state_dir), locks.network_namespace():
+            identity = host_id(state_dir, self.config.host_id)
+            host = Host(id=identity, name=self.host_name, version=__version__)
+            with contextlib.closing(
+                Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
+            ) as self.journal:
+                try:
+                    async with contextlib.AsyncExitStack() as parts:
+                        self.happenings.read()
+                        parts.callback(self.happenings.close)
+                        self.happenings.add("agent", f"the agent started, version {__version__}")
+                        parts.push_async_callback(self.worker.stop)
+                        await self.worker.start(state_dir)
+                        cluster = remembered(state_dir / SNAPSHOT)
+                        await self._join(host, open_store(self.config.store, state_dir, cluster), parts)
+                        await self._take_over(parts)
+                        yield
+                finally:
+                    with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
+                        self.journal.checkpoint()
+
+    async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
+        """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
+        state_dir = Path(self.config.state_dir)
+        self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed)
+        self.leases = Leases(self.replica, host)
+        self.networks = Networks(self.replica)
+        self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
+        self.ports = PortTable(sockets.holder)
+        self.attacher = Attacher(
+            self.worker,
+            self.journal,
+            self.networks,
+            self.allocator,
+            self.ports,
+            self.happenings,
+            host.name,
+        )
+        self.docker = Docker(
+            self.worker,
+            self.attacher,
+            self.allocator,
+            self.networks,
+            self.ports,
+            self.config.docker_api,
+            state_dir / "docker.json",
+        )
+        endpoints = self.attacher.endpoints
+        self.published = Published(self.replica, host.id, endpoints)
+        self.attacher.changed = self.published.note
+        self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
+        self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
+        self.leases.overdue = silence.overdue
+        self.allocator.elsewhere = self.disputes.elsewhere
+        self.allocator.stalled = lambda: silence.stalled(host.id)
+        self.allocator.owed = lambda key: self.holdings.note({key})
+        self.cluster = Cluster(
+            self.worker,
+            self.replica,
+            self.leases,
+            self.networks,
+            self.allocator,
+            self.disputes,
+            silence,
+            self.happenings,
+            self.view,
+            self._follow_networks,
+            self.plans.drop,
+        )
+        self.probes = Probes(lambda: self.cluster.peers.known)
+        self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.ask = Ask(self.replica, host.id, self._answer)
+        self.tracer = Tracer(
+            self.worker.machine.namespaces,
+            self.leases,
+            self.networks,
+            endpoints,
+            self.published,
+            state_dir / TABLE,
+            self.peerings.learning,
+            self.ask,
+        )
+        self.survey = Survey(
+            self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
+        )
+        self.healer = Healer(
+            self.worker,
+            self.attacher,
+            self.happenings,
+            self.metrics,
+            self.replan,
+            self.cluster.look_around,
+            self.config.reap_after,
+        )
+        queue = Path(self.config.socket).parent / "queue"
+        self.removals = Removals(queue, self.attacher, self.journal.boot_id)
+        parts.push_async_callback(self.replica.stop)
+        await self.replica.start()
+        if not self._known():
+            said = ""
+            async with self._waiting(self):
+                while not self._known():
+                    if said != self.replica.problem:
+                        log.warning("waiting for the store: %s", said := self.replica.problem)
+                    await asyncio.sleep(STORE_AGAIN)
+
+    def _busy(self, identity: tuple[str, str]) -> bool:
+        """Tell whether something is under way by which a container comes or goes."""
+        return self.attacher.busy(identity) or self.docker.waits(identity)
+
+    def _known(self) -> bool:
+        """Tell whether there are records to begin with: without any, all that stands here would be nobody's."""
+        return bool(self.replica.records) or self.replica.listed
+
+    async def _changed(self, keys: frozenset[str]) -> None:
+        self.ask.changed(keys)
+        self.published.changed(keys)
+        self.holdings.changed(keys)
+        await self.cluster.changed(keys)
+
+    async def _answer(self, question: Question) -> Told:
+        if isinstance(question, Probe):
+            return await self.survey.answer(question)
+        return await self.tracer.answer(question)
+
+    async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
+        """Desire what the records and the journal want, make it so, and begin to watch."""
+        self._facts = await self.worker.run(self.worker.machine.facts)
+        self.networks.refresh()
+        self.allocator.refresh()
+        parts.callback(self.attacher.retry_forgetting)
+        await Recovery(
+            self.worker,
+            self.journal,
+            self.networks,
+            self.allocator,
+            self.ports,
+            self.happenings,
+            self.attacher.admit,
+        ).run()
+        parts.push_async_callback(self.cluster.stop)
+        await self.cluster.start(
+            self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
+        )
+        inside = {endpoint.netns for endpoint in self.attacher.endpoints.values() if endpoint.netns}
+        report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
+        self.healer.record(report)
+        for part in (self.healer, self.removals, self.probes, self.peerings):
+            await part.start()
+            parts.push_async_callback(part.stop)
+        self.published.start()
+        parts.push_async_callback(self.published.stop)
+        self.holdings.start()
+        parts.push_async_callback(self.holdings.stop)
+        parts.push_async_callback(self.ask.stop)
+        self.docker.start()
+        parts.push_async_callback(self.docker.stop)
+
+    def _instance(self) -> str:
+        """Return what tells this agent, over restarts, from another one with the same host id."""
+        folder = Path(self.config.state_dir).stat()
+        return f"{self.host_name}:{folder.st_dev}:{folder.st_ino}"
+
+    def view(self) -> HostView:
+        """Return what backends see now."""
+        held = () if self.cluster.peers.withdrawn else self.leases.own()
+        here = self.leases.whole(self.leases.host)
+        seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+
+    async def replan(self) -> None:
+        """Look at the machine's facts, and put what follows from them where they have changed."""
+        facts = await self.worker.run(self.worker.machine.facts)
+        if facts != self._facts:
+            self._facts = facts
+            await self.plans.put()
+            await self.plans.drop()
+        await self.cluster.look_around()
+
+    async def _follow_networks(self) -> dict[Key, LinkspanError]:
+        """Follow what networks are now, whichever host changed them."""
+        self.docker.exposed.look()
+        there = {network.name for network in self.networks.all()}
+        for endpoint in [e for e in self.attacher.endpoints.values() if e.network not in there]:
+            await self.attacher.detach(*endpoint.identity)  # deleted by force, on another host
+        failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
+        return failed | await self.plans.put()
+
+    # Networks
+
+    async def create_network(self, request: NetworkRequest) -> Network:
+        """Create a network and all that the host needs for it; undone where a part of it is refused."""
+        machine = self.worker.machine
+        async with self._changing:
+            self._facts = await self.worker.run(machine.facts)  # as they are now: a port may have been taken
+            routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
+            here, hosts = self.leases.host.underlay, len(self.leases.hosts())
+            network = self.networks.planned(request, routes, here, mtu, hosts)
+            await self.networks.create(network)
+            try:
+                _raise_first(await self.cluster.converge({"networks/"}))
+            except LinkspanError as error:
+                await self._delete_network(network.name)
+                raise error.within(f"create network {network.name}") from error
+        self.happenings.add("network", f"network {network.name} was created", network=network.name)
+        return network
+
+    async def update_network(
+        self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
+    ) -> Network:
+        """Add pools or change the MTU, of running containers too; one that cannot be changed stops no other."""
+        async with self._changing:
+            routes = await self.worker.run(self.worker.machine.routes)
+            network = self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
+            await self.networks.put(network)
+            failed = await self.cluster.converge({"networks/"})
+        self.happenings.add("network", f"network {name} was changed", network=name)
+        _raise_first(failed)
+        return network
+
+    async def delete_network(self, name: str, force: bool = False) -> None:
+        """Delete a network. Raises Conflict, naming them, while endpoints exist (unless ``force``)."""
+        async with self._changing:
+            self.networks.get(name)
+            users = [e for e in self.attacher.endpoints.values() if e.network == name]
+            users += [e for _, e in self.published.others() if e.network == name]
+            if users and not force:
+                names = ", ".join(sorted(e.name or e.id for e in users)[:5])
+                raise Conflict(
+                    f"network {name} has {len(users)} endpoints ({names}{', ...' if len(users) > 5 else ''})",
+                    "detach them first, or use --force",
+                )
+            await self._delete_network(name)
+        self.happenings.add("network", f"network {name} was deleted", network=name)
+
+    async def _delete_network(self, name: str) -> None:
+        await self.networks.delete(name)  # first: an attach that is under way fails then
+        for endpoint in [e for e in self.attacher.endpoints.values() if e.network == name]:
+            await self.attacher.detach(*endpoint.identity)
+        await self.cluster.converge({"networks/"})
+
+    async def allow(self, allowance: Allowance, allowed: bool) -> None:
+        """Allow one network's endpoints to open connections to another's, or take that back."""
+        async with self._changing:
+            self.networks.get(allowance.source)
+            self.networks.get(allowance.target)
+            await (self.networks.allow if allowed else self.networks.disallow)(allowance)
+            _raise_first(await self.cluster.converge({"allowances/"}))
+
+    async def reserve(self, network: str, cidr: str) -> Reservation:
+        """Reserve addresses of a network."""
+        made = await self.networks.reserve(network, cidr)
+        self.allocator.refresh()
+        return made
+
+    async def unreserve(self, network: str, cidr: str) -> None:
+        """Give reserved addresses back."""
+        await self.networks.unreserve(network, cidr)
+        self.allocator.refresh()
+
+    # Endpoints
+
+    async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
+        """Attach, and count it."""
+        with self._counted("attach"):
+            return await self.attacher.attach(request, namespace_fd, namespace_path)
+
+    async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
+        """Detach, and count it."""
+        with self._counted("detach"):
+            return await self.attacher.detach(id, ifname, network)
+
+    @contextlib.contextmanager
+    def _counted(self, verb: str) -> Iterator[None]:
+        begun, result = time.perf_counter(), "error"
+        try:
+            yield
+            result = "ok"
+        finally:
+            self.metrics.operations.labels(verb, result).inc()
+            self.metrics.seconds.labels(verb).observe(time.perf_counter() - begun)
+
+    def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
+        """Return this host's endpoints by (container id, interface)."""
+        return self.attacher.endpoints
+
+    def network(self, name: str) -> Network:
+        """Return a network. Raises NotFound."""
+        return self.networks.get(name)
+
+    def free(self, network: str) -> int:
+        """Return how many addresses a network has left."""
+        return self.allocator.free(network)
+
+    async def check(self, endpoint: Endpoint) -> list[str]:
+        """Return what of an endpoint is not as it should be."""
+        return await self.attacher.check(endpoint)
+
+
+def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
+    for error in failed.values():
+        raise error

@@ -1,0 +1,236 @@
+"""The agent's HTTP API on its unix socket. Who may read is in the socket's group; only root changes anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from linkspan.agent import Agent
+from linkspan.api_bgp import Bgp
+from linkspan.api_cluster import ClusterRoutes
+from linkspan.api_hosts import Hosts
+from linkspan.api_json import answer, body, error_body
+from linkspan.api_telling import Telling
+from linkspan.api_tracing import Tracing
+from linkspan.caller import peer
+from linkspan.cautions import cautions
+from linkspan.errors import Denied, LinkspanError
+from linkspan.kernel.namespaces import open_namespace
+from linkspan.model import Allowance, AttachRequest, Endpoint, Network
+from linkspan.networks import NetworkRequest
+from linkspan.runtimes.cni import Cni
+from linkspan.runtimes.podman import Podman
+
+log = logging.getLogger("linkspan.api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STATUS = {
+    "invalid": 400,
+    "denied": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "exhausted": 409,
+    "unavailable": 503,
+}
+CNI = "/cni"
+PODMAN = "/podman"
+LARGEST = 2 << 20
+"""Bytes of a request: CNI's conf may have 1 MiB."""
+
+
+class AttachBody(AttachRequest, frozen=True, kw_only=True):
+    """A request, with the number of the caller's descriptor on the container's namespace, and its path."""
+
+    namespace_fd: int = -1
+    namespace_path: str = ""
+
+
+class DetachBody(msgspec.Struct, frozen=True):
+    """Which endpoint goes: one interface, those of one network, or all of a container."""
+
+    id: str
+    ifname: str = ""
+    network: str = ""
+
+
+class UpdateBody(msgspec.Struct, frozen=True):
+    """What of a network changes."""
+
+    add_pools: tuple[str, ...] = ()
+    mtu: int = 0
+    options: dict[str, str] = {}
+
+
+class MigrationBody(msgspec.Struct, frozen=True):
+    """By which way a network's packets shall go."""
+
+    backend: str
+    options: dict[str, str] = {}
+
+
+class ReservationBody(msgspec.Struct, frozen=True):
+    """Which addresses of which network."""
+
+    network: str
+    cidr: str
+
+
+def public(endpoint: Endpoint) -> dict[str, object]:
+    """Return an endpoint as documented: without what only the agent needs."""
+    fields = msgspec.to_builtins(endpoint)
+    for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
+        fields.pop(name)
+    return dict(fields)
+
+
+@web.middleware
+async def errors_and_rights(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Only root changes anything; every error is answered as JSON."""
+    try:
+        uid = peer(request)[1]
+        if uid and request.method != "GET" and request.path not in (CNI, PODMAN):  # they have errors of their own
+            raise Denied(
+                f"user {uid} may read, and only root may change anything", "run the command with sudo"
+            )
+        return await handler(request)
+    except LinkspanError as error:
+        return answer(error_body(error), STATUS.get(error.code, 500))
+    except web.HTTPException as error:  # an unknown path or method, a body too large
+        what = f"{request.method} {request.path}: {error.reason.lower()}"
+        return answer(error_body(LinkspanError(what, "is the caller of another version?")), error.status)
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        failure = LinkspanError(
+            f"{request.method} {request.path} failed inside the agent", "its log says more"
+        )
+        return answer(error_body(failure), 500)
+
+
+class Api:
+    """The routes, over an agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._cni = Cni(agent)
+        self._podman = Podman(agent)
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(middlewares=[errors_and_rights], client_max_size=LARGEST)
+        app.add_routes(
+            [
+                web.post(CNI, self._post_cni),
+                web.post(PODMAN, self._post_podman),
+                web.get("/v1/networks", self._list_networks),
+                web.post("/v1/networks", self._create_network),
+                web.get("/v1/networks/{name}", self._show_network),
+                web.patch("/v1/networks/{name}", self._update_network),
+                web.delete("/v1/networks/{name}", self._delete_network),
+                web.post("/v1/networks/{name}/migration", self._migrate_network),
+                web.post("/v1/allowances", self._allow),
+                web.delete("/v1/allowances", self._allow),
+                web.post("/v1/attach", self._attach),
+                web.post("/v1/detach", self._detach),
+                web.get("/v1/endpoints", self._list_endpoints),
+                web.get("/v1/endpoints/{word}", self._show_endpoint),
+                web.post("/v1/reservations", self._reserve),
+                web.delete("/v1/reservations", self._unreserve),
+                *Telling(self._agent).routes(),
+                *Tracing(self._agent).routes(),
+                *Hosts(self._agent).routes(),
+                *ClusterRoutes(self._agent).routes(),
+                *Bgp(self._agent).routes(),
+            ]
+        )
+        return app
+
+    async def _post_cni(self, request: web.Request) -> web.Response:
+        pid, uid = peer(request)
+        status, text = await self._cni.handle(await request.read(), pid, uid)
+        return web.Response(body=text, status=status, content_type="application/json")
+
+    async def _post_podman(self, request: web.Request) -> web.Response:
+        status, text = await self._podman.handle(await request.read(), *peer(request))
+        return web.Response(body=text, status=status, content_type="application/json")
+
+    async def _list_networks(self, request: web.Request) -> web.Response:
+        return answer(self._agent.networks.all())
+
+    async def _show_network(self, request: web.Request) -> web.Response:
+        network = self._agent.network(request.match_info["name"])
+        allowed = [a for a in self._agent.networks.allowances if network.name in (a.source, a.target)]
+        more = {
+            "allowances": msgspec.to_builtins(allowed),
+            "not_switched": self._agent.cluster.migrating.not_switched(network),
+            "progress": msgspec.to_builtins(self._agent.cluster.migrating.progress(network)),
+        }
+        return answer(msgspec.to_builtins(network) | more)
+
+    async def _create_network(self, request: web.Request) -> web.Response:
+        made = await self._agent.create_network(await body(request, NetworkRequest))
+        return answer(self._with_warnings(made), 201)
+
+    def _with_warnings(self, network: Network) -> dict[str, object]:
+        leases = self._agent.leases
+        found = cautions(network, len(leases.hosts()), leases.host.underlay)
+        return {**msgspec.to_builtins(network), "warnings": list(found)}
+
+    async def _update_network(self, request: web.Request) -> web.Response:
+        change = await body(request, UpdateBody)
+        name = request.match_info["name"]
+        changed = await self._agent.update_network(name, change.add_pools, change.mtu, change.options)
+        return answer(self._with_warnings(changed))
+
+    async def _migrate_network(self, request: web.Request) -> web.Response:
+        wanted = await body(request, MigrationBody)
+        name = request.match_info["name"]
+        return answer(await self._agent.cluster.migrate(name, wanted.backend, wanted.options))
+
+    async def _delete_network(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        await self._agent.delete_network(name, force="force" in request.query)
+        return answer({"deleted": name})
+
+    async def _allow(self, request: web.Request) -> web.Response:
+        allowance = await body(request, Allowance)
+        await self._agent.allow(allowance, request.method == "POST")
+        return answer(allowance)
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        wanted = await body(request, AttachBody)
+        pid, _ = peer(request)
+        fd = open_namespace(f"/proc/{pid}/fd/{wanted.namespace_fd}") if wanted.namespace_fd >= 0 else -1
+        try:
+            return answer(public(await self._agent.attach(wanted, fd, wanted.namespace_path)), 201)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        wanted = await body(request, DetachBody)
+        return answer({"detached": await self._agent.detach(wanted.id, wanted.ifname, wanted.network)})
+
+    async def _list_endpoints(self, request: web.Request) -> web.Response:
+        network = request.query.get("network", "")
+        if network:
+            self._agent.network(network)
+        local = "local" in request.query
+        found = self._agent.endpoints().values() if local else self._agent.published.everywhere()
+        return answer([public(e) for e in found if network in ("", e.network)])
+
+    async def _show_endpoint(self, request: web.Request) -> web.Response:
+        return answer([public(e) for e in self._agent.published.find(request.match_info["word"])])
+
+    async def _reserve(self, request: web.Request) -> web.Response:
+        wanted = await body(request, ReservationBody)
+        return answer(await self._agent.reserve(wanted.network, wanted.cidr), 201)
+
+    async def _unreserve(self, request: web.Request) -> web.Response:
+        wanted = await body(request, ReservationBody)
+        await self._agent.unreserve(wanted.network, wanted.cidr)
+        return answer({"unreserved": wanted.cidr})

@@ -1,0 +1,132 @@
+"""The API's routes about hosts: who there is, what they hold, and an operator's acts on them."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from aiohttp import web
+
+from linkspan import host_settings
+from linkspan.agent import Agent
+from linkspan.errors import Conflict, NotFound
+from linkspan.model import Host
+from linkspan.replica import GONE, Tombstone
+
+
+class HostTold(msgspec.Struct):
+    """A host as cli.md has it."""
+
+    id: str
+    name: str
+    state: str
+    last_seen: float | None
+    version: str
+    underlay: dict[str, object] | None
+    leases: list[dict[str, object]]
+    settings: dict[str, str]
+    schema: int = 1
+
+
+class Hosts:
+    """Routes over the agent's leases."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/hosts", self._list),
+            web.patch("/v1/hosts", self._set_all),
+            web.get("/v1/hosts/{name}", self._show),
+            web.patch("/v1/hosts/{name}", self._set),
+            web.delete("/v1/hosts/{name}", self._remove),
+        ]
+
+    def _told(self, host: Host) -> HostTold:
+        leases = self._agent.leases
+        alive = host.id in leases.alive() or host.id == leases.host.id
+        state = "drained" if host.settings.get("drained") else "alive" if alive else "silent"
+        held = [
+            {
+                "network": lease.network,
+                "prefixes": list(lease.prefixes),
+                "host_address": list(lease.addresses),
+                "endpoints": msgspec.to_builtins(lease.endpoints),
+            }
+            for lease in leases.all()
+            if lease.host == host.id
+        ]
+        underlay: dict[str, object] | None = None
+        if host.underlay is not None:
+            underlay = {
+                "ifname": host.underlay.ifname,
+                "addresses": list(host.underlay.addresses),
+                "advertise": list(host.underlay.advertise),
+            }
+        seen = time.time() if alive else None
+        return HostTold(host.id, host.name, state, seen, host.version, underlay, held, dict(host.settings), host.reads)
+
+    def _find(self, name: str) -> Host:
+        hosts = self._agent.leases.hosts()
+        found = hosts.get(name) or next((host for host in hosts.values() if host.name == name), None)
+        if found is None:
+            known = ", ".join(sorted(host.name for host in hosts.values()))
+            raise NotFound(f"host {name!r} does not exist (there are: {known})", "`linkspan host list` shows them")
+        return found
+
+    async def _list(self, request: web.Request) -> web.Response:
+        hosts = [self._told(host) for host in self._agent.leases.hosts().values()]
+        hosts += [
+            HostTold(key.removeprefix(f"{GONE}hosts/"), "", "removed", tombstone.at, "", None, [], {})
+            for key in self._agent.replica.under(f"{GONE}hosts/")
+            if (tombstone := self._agent.replica.value(key, Tombstone)) is not None
+        ]
+        return _json(sorted(hosts, key=lambda told: (told.state == "removed", told.name, told.id)))
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return _json(self._told(self._find(request.match_info["name"])))
+
+    async def _set(self, request: web.Request) -> web.Response:
+        """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
+        host = self._find(request.match_info["name"])
+        changes = msgspec.json.decode(await request.read(), type=dict[str, str])
+        settings = {k: v for k, v in {**host.settings, **changes}.items() if v}
+        changed = msgspec.structs.replace(host, settings=settings)
+        await host_settings.put(self._agent.replica, self._agent.leases, changed)
+        return _json(self._told(changed))
+
+    async def _set_all(self, request: web.Request) -> web.Response:
+        """Set (or unset) settings that every host has which has not its own."""
+        changes = msgspec.json.decode(await request.read(), type=dict[str, str])
+        settings = {k: v for k, v in {**self._agent.leases.common(), **changes}.items() if v}
+        await host_settings.put_common(self._agent.replica, self._agent.leases, settings)
+        return _json(settings)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        host = self._find(request.match_info["name"])
+        leases = self._agent.leases
+        if host.id in leases.alive() and "force" not in request.query:
+            raise Conflict(
+                f"host {host.name} is alive: its containers would lose their network",
+                "drain it and stop its agent first, or use --force",
+            )
+        risk = self._risk(host)
+        await leases.remove_host(host.id)
+        return _json({"removed": host.name, "risk": risk})
+
+    def _risk(self, host: Host) -> str:
+        """Say what may come of a removal: nobody can tell a host that is off from one that is cut off."""
+        names = sorted(e.name or e.id for _, e in self._agent.published.others(host.id))
+        if not names:
+            return ""
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return (
+            f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
+            "make sure that the host is off"
+        )
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

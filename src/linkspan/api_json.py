@@ -1,0 +1,32 @@
+"""What the API's routes have in common: JSON in, JSON out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from linkspan.errors import Invalid, LinkspanError
+
+T = TypeVar("T")
+
+
+def answer(value: object, status: int = 200) -> web.Response:
+    """Return a value as a JSON response."""
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def error_body(error: LinkspanError) -> dict[str, dict[str, str]]:
+    """Return an error as cli.md has it."""
+    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+
+
+async def body(request: web.Request, type_: type[T]) -> T:
+    """Parse a request's JSON. Raises Invalid, which says where it is wrong."""
+    try:
+        return msgspec.json.decode(await request.read(), type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what, _, where = str(error).partition(" - at `$.")
+        field = f"{where.rstrip('`')}: " if where else ""
+        raise Invalid(f"{field}{what[:1].lower()}{what[1:]}", "see --help for what may be given") from error

@@ -1,0 +1,200 @@
+"""The API's routes that tell: status, events, metrics, plan, diff, addresses."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from linkspan import ledger, status
+from linkspan.addresses import prefix
+from linkspan.agent import Agent
+from linkspan.desired import Change
+from linkspan.errors import NotFound
+from linkspan.reconcile import describe
+from linkspan.state import Address, Key, State, Veth
+from linkspan.tell import plan
+
+
+class Telling:
+    """Read-only routes, and `address check --fix`."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._worker = agent.worker
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/status", self._status),
+            web.get("/v1/events", self._events),
+            web.get("/metrics", self.metrics),
+            web.get("/v1/plan", self._plan),
+            web.get("/v1/diff", self._diff),
+            web.get("/v1/addresses", self._addresses),
+            web.get("/v1/addresses/{address}", self._address),
+            web.get("/v1/address-check", self._check),
+            web.post("/v1/address-check", self._fix),
+        ]
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(status.told(self._agent))
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer with all metrics, in Prometheus' text format."""
+        await self._agent.peerings.look()
+        return web.Response(body=self._agent.metrics.text(), content_type="text/plain")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """A line of JSON each; with ?follow the answer does not end."""
+        if "follow" not in request.query:
+            lines = [msgspec.json.encode(h) + b"\n" for h in self._agent.happenings.kept()]
+            return web.Response(body=b"".join(lines), content_type="application/x-ndjson")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for happening in self._agent.happenings.follow():
+            try:
+                await response.write(msgspec.json.encode(happening) + b"\n")
+            except ConnectionError:
+                break
+        return response
+
+    def _inside(self) -> set[int]:
+        return {e.netns for e in self._agent.endpoints().values() if e.netns}
+
+    def _difference(self) -> tuple[Change, dict[Key, str]]:
+        """Observe everything (worker thread)."""
+        machine = self._worker.machine
+        try:
+            change, words = machine.reconciler.difference(None, self._inside())
+        finally:
+            machine.sockets.release()
+        return change, words
+
+    async def _diff(self, request: web.Request) -> web.Response:
+        await self._agent.cluster.caught_up()  # what is being followed at this moment is no difference, nor none
+        change, words = await self._worker.run(self._difference)
+        wanted = [state for state in change.put if not self._agent.healer.orphaned(state.key)]
+        put = [_told(state, words[state.key]) for state in wanted]
+        return _json({"put": put, "delete": [_told(state, words[state.key]) for state in change.delete]})
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("network", "")
+        if wanted:
+            self._agent.network(wanted)
+        change, _ = await self._worker.run(self._difference)
+        absent = {state.key for state in change.put}
+        reconciler = self._worker.machine.reconciler
+        names = self._sources(wanted)
+        states = {k: s for name in names for k, s in reconciler.desired.sources().get(name, {}).items()}
+        meanwhile = self._agent.cluster.migrating.reasons()
+        lines = []
+        for state in plan.ordered(states.values()):
+            owners = [plan.why(owner) for owner in reconciler.desired.owners(state.key) if owner in names]
+            why = f"{plan.purpose(state)}, for {' and '.join(owners)}"
+            why += f" ({meanwhile[state.key]})" if state.key in meanwhile else ""
+            for command in plan.commands(state, self._worker.machine.namespaces.path):
+                lines.append(
+                    {
+                        "kind": type(state).__name__,
+                        "key": describe(state),
+                        "command": command,
+                        "why": why,
+                        "present": state.key not in absent,
+                    }
+                )
+        return _json(lines)
+
+    def _sources(self, network: str) -> list[tuple[str, ...]]:
+        """Return the sources of one network (with its peers, and the firewall that it stands on), or all."""
+        every = list(self._worker.machine.reconciler.desired.sources())
+        if not network:
+            return every
+        mine = {("attachment", *e.identity) for e in self._agent.endpoints().values() if e.network == network}
+        return [
+            s
+            for s in every
+            if s[0] == "host" or s[:2] in (("network", network), ("peer", network)) or s in mine
+        ]
+
+    async def _addresses(self, request: web.Request) -> web.Response:
+        network = request.query.get("network", "")
+        if network:
+            self._agent.network(network)
+        return _json([h for h in self._holdings() if network in ("", h.network)])
+
+    def _holdings(self) -> list[ledger.Holding]:
+        networks = self._agent.networks
+        return ledger.holdings(networks.all(), self._agent.endpoints().values(), networks.reservations)
+
+    async def _address(self, request: web.Request) -> web.Response:
+        wanted = prefix(request.match_info["address"])
+        found = [h for h in self._holdings() if prefix(h.address).network().holds(wanted.single())]
+        if found:
+            return _json(found)
+        for network in self._agent.networks.all():
+            if any(pool.holds(wanted.single()) for pool in network.prefixes):
+                return _json([ledger.Holding(wanted.address, network.name, "free", "")])
+        raise NotFound(
+            f"address {wanted.address} is in no network's pool", "`linkspan network list` shows the pools"
+        )
+
+    async def _check(self, request: web.Request) -> web.Response:
+        return _json(await self._checked())
+
+    async def _checked(self) -> ledger.Check:
+        seen = await self._worker.run(self._seen)
+        return ledger.check(self._agent.endpoints().values(), seen)
+
+    def _seen(self) -> ledger.Seen:
+        """Observe links and containers' addresses (worker thread)."""
+        machine = self._worker.machine
+        veths = {s.name: s for s in machine.links.observe(0) if isinstance(s, Veth)}
+        inside: dict[int, tuple[Address, ...]] = {}
+        try:
+            for netns in self._inside():
+                try:
+                    inside[netns] = tuple(
+                        s for s in machine.addresses.observe(netns) if isinstance(s, Address)
+                    )
+                except NotFound:
+                    continue
+        finally:
+            machine.sockets.release()
+        return ledger.Seen(veths, inside)
+
+    async def _fix(self, request: web.Request) -> web.Response:
+        """Free what leaked, take away what is orphaned or doubled; answer what is wrong still."""
+        endpoints = list(self._agent.endpoints().values())
+        found = ledger.check(endpoints, await self._worker.run(self._seen))
+        leaked = {(f.address, f.network) for f in found.leaked}
+        for endpoint in endpoints:
+            if any((p.address, endpoint.network) in leaked for p in endpoint.prefixes):
+                await self._agent.detach(*endpoint.identity)
+        await self._worker.run(self._remove_doubles, found)
+        await self._worker.run(self._worker.machine.reconciler.resync)
+        return _json(await self._checked())
+
+    def _remove_doubles(self, found: ledger.Check) -> None:
+        machine = self._worker.machine
+        doubled = {f.address for f in found.duplicate}
+        holders = {
+            (e.netns, e.ifname, p.address) for e in self._agent.endpoints().values() for p in e.prefixes
+        }
+        try:
+            for addresses in self._seen().inside.values():
+                extra = [
+                    a
+                    for a in addresses
+                    if a.prefix.address in doubled and (a.netns, a.device, a.prefix.address) not in holders
+                ]
+                machine.reconciler.apply(Change((), tuple(extra)))
+        finally:
+            machine.sockets.release()
+
+
+def _told(state: State, what: str) -> dict[str, str]:
+    return {"kind": type(state).__name__, "key": describe(state), "what": what}
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -1,0 +1,60 @@
+"""The API's routes that look at packets' ways and at the machine: trace and doctor.
+
+Both ask the kernel in a thread of their own, with sockets of their own: a live trace waits for its packet, and
+no attach waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from linkspan import status
+from linkspan.agent import Agent
+from linkspan.tell import doctor
+from linkspan.tell.checks import Check, Surroundings
+
+
+class Tracing:
+    """GET to look; POST for what sends packets (a live trace, probes between hosts), which only root may."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/trace", self._trace),
+            web.post("/v1/trace", self._trace),
+            web.get("/v1/doctor", self._doctor),
+            web.post("/v1/doctor/peers", self._peers),
+        ]
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        words = (request.query.get(name, "") for name in ("source", "target", "port"))
+        found = await self._agent.tracer.trace(*words, alive=request.method == "POST")
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(self._checked)
+        found = [*found, *self._owners(), *await self._agent.peerings.checks()]
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        found = await self._agent.survey.checks()
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    def _checked(self) -> list[Check]:
+        agent = self._agent
+        around = Surroundings(agent.networks.all(), Path(agent.config.state_dir))
+        return doctor.examine(agent.worker.machine.namespaces, around)
+
+    def _owners(self) -> list[Check]:
+        """Tell whether every block and address has one owner."""
+        found = status.disputes(self._agent)
+        if not found:
+            return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
+        return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in found]

@@ -1,0 +1,396 @@
+"""Attach and detach: the hot path.
+
+Attach: allocate from memory, write the intent to the journal, put this endpoint's few states in the worker
+thread, write the result, answer. Killed anywhere, the next agent finds the row: an endpoint that was being
+attached or detached is not desired, so the first resync takes away what there is of it, and its address is
+given back. Nothing waits for a store, and no process is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+import msgspec
+
+from linkspan.addresses import Prefix, mac, mac_text
+from linkspan.allocator import Allocator
+from linkspan.backends import backend
+from linkspan.endpoints import check_numbers, check_ports, described, resized
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.happenings import Happenings
+from linkspan.journal import Journal
+from linkspan.kernel import announce, conntrack, namespaces, routes
+from linkspan.machine import Worker
+from linkspan.model import AttachRequest, Endpoint, Network, checked_ifname, checked_name
+from linkspan.networks import Networks, now
+from linkspan.ports import PortTable
+from linkspan.reconcile import describe
+
+log = logging.getLogger("linkspan.attach")
+
+Identity = tuple[str, str]
+
+
+def source(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the name under which an endpoint's states are desired."""
+    return ("attachment", *endpoint.identity)
+
+
+class Attacher:
+    """The endpoints of this host."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        ports: PortTable,
+        happenings: Happenings,
+        host: str,
+    ) -> None:
+        self._worker = worker
+        self._journal = journal
+        self._networks = networks
+        self._allocator = allocator
+        self._ports = ports
+        self._happenings = happenings
+        self._host = host
+        self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
+        self._unforgotten: list[Endpoint] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.endpoints: dict[Identity, Endpoint] = {}
+        self.attached_ns: dict[Identity, int] = {}
+        self.changed: Callable[[Identity], None] = lambda _identity: None
+        """Called with each endpoint that came, changed or went."""
+
+    @contextlib.asynccontextmanager
+    async def _one_at_a_time(self, identity: Identity) -> AsyncIterator[None]:
+        """Serialise what is done to one endpoint: a DEL may come while its ADD is under way."""
+        lock, users = self._locks.get(identity, (asyncio.Lock(), 0))
+        self._locks[identity] = lock, users + 1  # those who wait count: a lock that is let go has waiters still
+        try:
+            async with lock:
+                yield
+        finally:
+            _, users = self._locks.pop(identity)
+            if users > 1:
+                self._locks[identity] = lock, users - 1
+
+    def busy(self, identity: Identity) -> bool:
+        """Tell whether an attach or detach of an identity is under way."""
+        return identity in self._locks
+
+    async def attach(
+        self, request: AttachRequest, namespace_fd: int, namespace_path: str, delivered: bool = False
+    ) -> Endpoint:
+        """Attach a container's namespace (or, to a network of backend host, only its ports) to a network.
+
+        ``namespace_fd`` stays the caller's; -1 where there is none. With ``delivered`` the container's end is
+        put in the host's namespace, as ``request.ifname``, for the runtime to take it from there.
+        Raises LinkspanError, and then nothing is left of the attempt.
+        """
+        network = self._networks.get(request.network)
+        checked_name(request.id, "container id")
+        if request.name:
+            checked_name(request.name, "container name")
+        check_numbers(request)
+        on_host = network.backend == "host"
+        if (
+            on_host
+            and namespace_fd >= 0
+            and namespaces.inode(namespace_fd) != self._worker.machine.namespaces.home
+        ):
+            raise Invalid(
+                f"{request.name or request.id} has a network namespace of its own",
+                f"network {network.name} is for containers that share the host's: choose another network",
+            )
+        number = 0 if on_host or delivered else self._checked_namespace(namespace_fd)
+        cookie = 0
+        try:
+            if number:
+                cookie = await self._worker.run_brief(self._worker.machine.namespaces.cookie, namespace_fd)
+                await self._bury(number, cookie)
+            if request.ifname:
+                checked_ifname(request.ifname)
+                return await self._attach_one(
+                    request, number, cookie, namespace_fd, namespace_path, delivered
+                )
+            async with self._one_at_a_time((request.id, "")):  # two that ask for the next free name get two
+                self._refuse_again(request)
+                name = await self._worker.run_brief(self._free_ifname, request.id, namespace_fd)
+                request = msgspec.structs.replace(request, ifname=name)
+                return await self._attach_one(request, number, cookie, namespace_fd, namespace_path)
+        except LinkspanError as error:
+            raise error.within(f"attach {request.name or request.id} to {network.name}") from error
+
+    def _refuse_again(self, request: AttachRequest) -> None:
+        """A command that is typed twice does not mean two interfaces on one network."""
+        for endpoint in self.endpoints.values():
+            if (endpoint.id, endpoint.network) == (request.id, request.network) and endpoint.netns:
+                raise Conflict(
+                    f"container {request.id} is attached already, by {endpoint.ifname}",
+                    "give --ifname for one more interface on this network, or detach it first",
+                )
+
+    async def _attach_one(
+        self, request: AttachRequest, number: int, cookie: int, fd: int, path: str, delivered: bool = False
+    ) -> Endpoint:
+        async with self._one_at_a_time((request.id, request.ifname)):
+            network = self._networks.get(request.network)  # as it is now: it may have been made anew
+            endpoint = await self._attach(request, network, number, cookie, fd, path, delivered)
+        now_ = self._networks.get(network.name)
+        if endpoint.host_ifname and now_.mtus != network.mtus:  # it began or ended to migrate meanwhile
+            return await self.alter(endpoint.identity, resized)
+        return self.endpoints.get(endpoint.identity, endpoint)
+
+    async def _bury(self, number: int, cookie: int) -> None:
+        """Detach endpoints of a namespace that is gone and whose inode another container's has now."""
+        for endpoint in list(self.endpoints.values()):
+            if endpoint.netns == number and cookie and endpoint.netns_cookie not in (0, cookie):
+                await self.detach(*endpoint.identity)
+
+    def _checked_namespace(self, fd: int) -> int:
+        if fd < 0:
+            raise Invalid(
+                "no network namespace was given", "name the container's namespace, netns:NAME for example"
+            )
+        number = namespaces.inode(fd)
+        if number == self._worker.machine.namespaces.home:
+            raise Invalid(
+                "the network namespace is the host's own",
+                "a container on the host's network needs a network of --backend host",
+            )
+        return number
+
+    def _free_ifname(self, container: str, fd: int) -> str:
+        """Return the first ethN that neither the namespace nor the container's endpoints have (worker thread)."""
+        taken = {ifname for id_, ifname in list(self.endpoints) if id_ == container}
+        if fd >= 0:
+            machine = self._worker.machine
+            with machine.namespaces.holding(fd) as number:
+                taken |= set(machine.sockets.names(number).values())
+                machine.sockets.release()
+        return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
+
+    async def _attach(
+        self,
+        request: AttachRequest,
+        network: Network,
+        number: int,
+        cookie: int,
+        fd: int,
+        path: str,
+        delivered: bool,
+    ) -> Endpoint:
+        self._refuse_known(request)
+        token = self._networks.token(network.name)
+        allocations = await self._allocator.allocate(network, request)
+        ports: Endpoint | None = None
+        try:
+            addresses = [allocation.address for allocation in allocations]
+            handed = request.ifname if delivered else ""
+            endpoint = described(request, network, addresses, number, path, cookie, self._host, handed)
+            held = self._ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
+            ports = endpoint = msgspec.structs.replace(endpoint, ports=held)
+            check_ports(network, endpoint)
+            self._journal.begin(endpoint)
+            try:
+                if endpoint.host_ifname:
+                    reused = any(allocation.reused for allocation in allocations)
+                    endpoint = await self._worker.run_brief(self._plumb, network, endpoint, fd, reused)
+                    await self._forget_connections(endpoint, [])
+                if self._networks.token(network.name) is not token:
+                    raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
+                self._journal.attached(endpoint)
+            except BaseException:
+                await self._worker.run(self._unplumb, endpoint)
+                self._forget(endpoint)
+                raise
+        except BaseException:
+            await self._allocator.release(network.name, [allocation.address for allocation in allocations])
+            if ports is not None:
+                self._ports.release(ports)
+            raise
+        self.admit(endpoint, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        where = ", ".join(endpoint.addresses) or "the host's address"
+        what = f"{endpoint.name or endpoint.id} has {where} on network {network.name}"
+        self._happenings.add(
+            "attach", what, endpoint=endpoint.id, ifname=endpoint.ifname, network=network.name
+        )
+        return endpoint
+
+    def _refuse_known(self, request: AttachRequest) -> None:
+        if (request.id, request.ifname) in self.endpoints:
+            raise Conflict(
+                f"interface {request.ifname} of container {request.id} is attached already",
+                f"linkspan detach --id {request.id} --ifname {request.ifname}",
+            )
+        if not request.mac:
+            return
+        wanted = mac_text(mac(request.mac))
+        for other in self.endpoints.values():
+            if other.network == request.network and other.mac == wanted:
+                raise Conflict(
+                    f"MAC {wanted} is used by {other.name or other.id}", "choose another, or leave it out"
+                )
+
+    def _plumb(self, network: Network, endpoint: Endpoint, fd: int, reused: bool) -> Endpoint:
+        """Put the endpoint's states (worker thread); raises the first error, after nothing is left of them."""
+        machine = self._worker.machine
+        if endpoint.delivered:
+            self._put(network, endpoint)
+            return endpoint
+        machine.enter(endpoint)
+        with machine.namespaces.holding(fd):
+            metric = routes.free_metric(machine.sockets, endpoint.netns)
+            endpoint = msgspec.structs.replace(endpoint, metric=metric)
+            self._put(network, endpoint)
+            if reused and not network.routed:
+                with machine.namespaces.entered(endpoint.netns):
+                    announce.announce(
+                        endpoint.ifname, mac(endpoint.mac), [p.single() for p in endpoint.prefixes]
+                    )
+        return endpoint
+
+    def _put(self, network: Network, endpoint: Endpoint) -> None:
+        """Put the endpoint's states (worker thread); raises the first error."""
+        states = backend(network.backend).endpoint(network, endpoint)
+        failed = self._worker.machine.reconciler.change(source(endpoint), states)
+        if failed:
+            raise next(iter(failed.values()))
+
+    def _unplumb(self, endpoint: Endpoint) -> list[LinkspanError]:
+        """Take the endpoint's states away (worker thread); go on past errors and return them."""
+        machine = self._worker.machine
+        errors = list(machine.reconciler.change(source(endpoint), ()).values())
+        machine.leave(endpoint, list(self.endpoints.values()))
+        return errors
+
+    async def _forget_connections(self, endpoint: Endpoint, addresses: Sequence[Prefix]) -> None:
+        """Flush conntrack where a mapping came or went: a stale UDP entry would send datagrams past it.
+
+        In a thread of its own: a dump walks the whole table, 9 ms and more (measured), and no attach waits for it
+        but one that publishes such a port.
+        """
+        ports = [(p.protocol, p.host_port) for p in endpoint.ports if p.protocol != "tcp"]
+        if not ports and not addresses:
+            return
+        try:
+            await asyncio.to_thread(conntrack.flush, ports, addresses)
+        except LinkspanError as error:
+            log.warning("forget connections of %s: %s", endpoint.id, error.message)
+
+    async def detach(self, container: str, ifname: str = "", network: str = "") -> int:
+        """Detach a container's interfaces (all, or one, or those of one network); returns how many there were.
+
+        Goes on past errors, which are logged: what is left in the kernel then is no longer desired, and the
+        next resync takes it away.
+        """
+        for identity in [i for i in self._locks if i[0] == container and ifname in ("", i[1])]:
+            async with self._one_at_a_time(identity):  # its ADD may be under way
+                pass
+        found = [
+            endpoint
+            for (id_, name), endpoint in self.endpoints.items()
+            if id_ == container and ifname in ("", name) and network in ("", endpoint.network)
+        ]
+        for endpoint in found:
+            async with self._one_at_a_time(endpoint.identity):
+                if self.endpoints.get(endpoint.identity) is endpoint:
+                    await self._detach(endpoint)
+        return len(found)
+
+    async def _detach(self, endpoint: Endpoint) -> None:
+        with self._logged("journal"):  # a full disk must not keep a container's network standing
+            self._journal.detaching(endpoint.identity)
+        if endpoint.host_ifname:
+            for error in await self._worker.run_brief(self._unplumb, endpoint):
+                log.warning("detach %s: %s", endpoint.id, error.message)
+            if endpoint.ports:
+                task = asyncio.create_task(self._forget_connections(endpoint, endpoint.prefixes))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        self._forget(endpoint)
+        with self._logged("store"):
+            await self._allocator.release(endpoint.network, endpoint.prefixes)
+        self._ports.release(endpoint)
+        self.endpoints.pop(endpoint.identity, None)
+        self.attached_ns.pop(endpoint.identity, None)
+        self.changed(endpoint.identity)
+        what = f"{endpoint.name or endpoint.id} left network {endpoint.network}"
+        about = {"endpoint": endpoint.id, "ifname": endpoint.ifname, "network": endpoint.network}
+        self._happenings.add("detach", what, **about)
+
+    @contextlib.contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Unavailable as error:
+            log.warning("%s: %s", what, error.message)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        """Drop the row; where the disk does not take that now, ``retry_forgetting`` does it later."""
+        try:
+            self._journal.forget(endpoint, now())
+        except Unavailable as error:
+            log.warning("forget %s: %s", endpoint.id, error.message)
+            self._unforgotten.append(endpoint)
+
+    def retry_forgetting(self) -> None:
+        """Drop the rows that a full disk kept."""
+        waiting, self._unforgotten = self._unforgotten, []
+        for endpoint in waiting:
+            if endpoint.identity not in self.endpoints:
+                self._forget(endpoint)
+
+    def checkpoint(self) -> None:
+        """Keep the journal's log short; waits for the disk, so not on the loop."""
+        with self._logged("journal"):
+            self._journal.checkpoint()
+
+    def admit(self, endpoint: Endpoint, at: int) -> None:
+        """Count an endpoint among those that stand; ``at`` is when it was attached (CLOCK_BOOTTIME, ns)."""
+        self._worker.machine.enter(endpoint)  # again: a detach from the same namespace may have come between
+        self.endpoints[endpoint.identity] = endpoint
+        self.attached_ns[endpoint.identity] = at
+        self.changed(endpoint.identity)
+
+    async def alter(self, identity: Identity, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
+        """Change an endpoint that stands, from what it and its network are now; returns what it is then.
+
+        Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
+        was wanted stays desired.
+        """
+        machine = self._worker.machine
+        async with self._one_at_a_time(identity):
+            endpoint = self.endpoints.get(identity)
+            if endpoint is None:
+                raise NotFound(
+                    f"endpoint {identity[0]} does not exist", "`linkspan endpoint list` shows them"
+                )
+            network = self._networks.get(endpoint.network)
+            changed = altered(network, endpoint)
+            if changed == endpoint:
+                return endpoint
+            if changed.netns != endpoint.netns:  # a runtime took its end, or gives it back
+                machine.leave(endpoint, list(self.endpoints.values()))
+                machine.enter(changed)
+            states = backend(network.backend).endpoint(network, changed)
+            failed = await self._worker.run_brief(machine.reconciler.change, source(changed), states)
+            self._journal.attached(changed)
+            self.admit(changed, self.attached_ns[identity])
+            for error in failed.values():
+                raise error
+            return changed
+
+    async def check(self, endpoint: Endpoint) -> list[str]:
+        """Return what of an endpoint is not as it should be, in words; empty where all is well."""
+        network = self._networks.get(endpoint.network)
+        states = list(backend(network.backend).endpoint(network, endpoint))
+        missing = await self._worker.run(self._worker.machine.reconciler.missing, states, endpoint.netns)
+        return [f"{type(state).__name__} {describe(state)} is not as it should be" for state in missing]

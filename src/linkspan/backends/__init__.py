@@ -1,0 +1,25 @@
+"""The ways in which endpoints reach each other, one file each; this list is the feature list."""
+
+from __future__ import annotations
+
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, vxlan
+from linkspan.contracts import Backend
+from linkspan.errors import Invalid
+
+_ALL: tuple[Backend, ...] = (
+    bgp.BACKEND,
+    bridge.BACKEND,
+    host.BACKEND,
+    host_gw.BACKEND,
+    ipip.BACKEND,
+    vxlan.BACKEND,
+)
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
+
+
+def backend(name: str) -> Backend:
+    """Return the backend with this name. Raises Invalid, listing those there are."""
+    try:
+        return BACKENDS[name]
+    except KeyError:
+        raise Invalid(f"backend {name!r} does not exist", f"choose one of {', '.join(BACKENDS)}") from None

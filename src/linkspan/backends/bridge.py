@@ -1,0 +1,310 @@
+"""One host: a bridge whose address is the gateway, or (mode=routed) a veth and a host route for each container.
+
+A packet's walk on the bridge, container A to B of one network: A's route says that B is on the link; A's
+neighbour entry for B comes from B's own answer; the frame leaves A's eth0, enters its port, passes the guard
+(its MAC, its address), and the bridge's FDB leads to B's port. To another network or outside: A's default
+route leads to the bridge's address; the host routes, the forward chain decides, masquerade makes the source
+the host's own. Outside to A: by a published port (DNAT), or where a router knows the pool.
+
+A container costs: a veth pair, an address, a default route, three set elements (MAC, IPv4, and two for IPv6:
+its address and its link-local one). Overhead: none. A bridge takes 1,023 ports.
+
+Routed: the container has /32 and /128, its gateway is on no subnet but reached by a link route, the host end
+of the veth bears the gateway's address, and a host route leads back. There is no layer 2 between containers,
+so no ARP to spoof, no broadcast, and no limit of ports. Every backend across hosts builds on this one; see
+``routed_endpoint``.
+
+Rejected: the container's address as a secondary on the bridge with proxy ARP (a borrowed address reaches
+nothing); macvlan (no traffic between host and container); one bridge for all networks (isolation by VLAN
+filtering would need a kernel that has it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.addresses import Prefix, derived_mac, link_local, mac, prefix, whole
+from linkspan.errors import Invalid
+from linkspan.firewall import BRIDGE, INET, element, pool_text
+from linkspan.ipam import ROUTED_GATEWAY
+from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer, Port
+from linkspan.needs import Need
+from linkspan.state import (
+    HOST,
+    UNREACHABLE_METRIC,
+    Address,
+    Bridge,
+    ForwardAccept,
+    Interface,
+    LinkSysctl,
+    Route,
+    State,
+    Sysctl,
+    TokenBucket,
+    TrustedSource,
+    Veth,
+)
+
+MODES = ("bridged", "routed")
+
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+BURST = 32 * 1024
+"""Bytes of burst where none is asked for; tbf cuts larger GSO packets up itself."""
+
+GRAIN = 1024
+"""Bytes: the kernel keeps a burst as a time, which reads back as exactly the same burst in this grain only."""
+
+
+class BridgeBackend:
+    """Bridged and routed endpoints on one host."""
+
+    name = "bridge"
+    crosses_hosts = False
+    overhead: Mapping[int, int] = {4: 0, 6: 0}
+    learns = False
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options, and pools too small."""
+        for key, value in network.options.items():
+            if key != "mode" or value not in MODES:
+                raise Invalid(
+                    f"network {network.name}: option {key}={value} is unknown to backend bridge",
+                    f"it knows mode={'|'.join(MODES)}",
+                )
+        if not network.pools:
+            raise Invalid(f"network {network.name} has no pool", "give one, --pool 10.244.0.0/16 for example")
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> None:
+        """Nothing crosses hosts."""
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Nothing crosses hosts."""
+        return ()
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Nothing crosses hosts."""
+        return ()
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the network's sets, sysctls and routes, and the bridge with the gateways."""
+        yield from pool_states(view, network)
+        yield from (element(f"sources{p.family}", pool_text(p), data=("drop",)) for p in network.prefixes)
+        if network.routed:
+            return
+        name = network.bridge
+        yield Bridge(name, derived_mac("bridge", network.name), network.mtu)
+        yield from link_sysctls(name, network, loopback=True)
+        if network.internal:
+            yield element("internal_links", name)
+        for _, gateway in network.pairs:
+            yield Address(name, gateway)
+        yield from _solicits(name, network.prefixes)
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return both sides of the veth pair, the guard's elements and the published ports."""
+        if network.routed:
+            yield from routed_endpoint(network, endpoint)
+        else:
+            yield from _bridged_endpoint(network, endpoint)
+        yield from published(endpoint)
+        yield from shaped(endpoint)
+
+
+def pool_states(view: HostView, network: Network) -> Iterable[State]:
+    """Return what every network with pools needs on its host, bridged or routed."""
+    facts = view.facts
+    for family in sorted({p.family for p in network.prefixes}):
+        if (
+            family == 6
+        ):  # forwarding makes the kernel drop what router advertisements gave, unless told otherwise
+            yield from (Sysctl(f"net/ipv6/conf/{link}/accept_ra", "2") for link in sorted(facts.ra_links))
+        yield Sysctl(_FORWARDING[family], "1")
+    for pool in network.prefixes:
+        family, text = pool.family, pool_text(pool)
+        yield Route(pool, metric=UNREACHABLE_METRIC)
+        yield element(f"pools{family}", text)
+        if network.masquerade and not network.internal:
+            yield element(f"masquerade{family}", text)
+        if network.internal:
+            yield element(f"internal{family}", text)
+        yield from _accepted(facts, pool)
+        for other in network.prefixes:
+            if other.family == family:
+                yield element(f"allowed{family}", text, pool_text(other))
+    networks = {n.name: n for n in view.networks}
+    for allowance in view.allowances:
+        if allowance.source == network.name and allowance.target in networks:
+            yield from _allowed(network, networks[allowance.target], allowance)
+
+
+def _accepted(facts: Facts, pool: Prefix) -> Iterable[State]:
+    """Return what lets the pool's traffic through others' firewalls."""
+    for family, chain in sorted(facts.forward_chains):
+        if family == pool.family:
+            yield ForwardAccept(chain, pool)
+    if facts.firewalld:
+        yield TrustedSource(pool)
+
+
+def _allowed(source: Network, target: Network, allowance: Allowance) -> Iterable[State]:
+    for mine in source.prefixes:
+        for theirs in target.prefixes:
+            if mine.family != theirs.family:
+                continue
+            pair = pool_text(mine), pool_text(theirs)
+            if allowance.port:
+                ports = (allowance.protocol, str(allowance.port))
+                yield element(f"allowed_ports{mine.family}", *pair, *ports)
+            else:
+                yield element(f"allowed{mine.family}", *pair)
+
+
+def link_sysctls(link: str, network: Network, *, loopback: bool) -> Iterable[LinkSysctl]:
+    """Return the settings of a host-side link.
+
+    With ``loopback`` a published port answers on the host's 127.0.0.1 too (the guard chain closes what
+    route_localnet opens).
+    """
+    families = {p.family for p in network.prefixes}
+    if 4 in families:
+        yield LinkSysctl(f"net/ipv4/conf/{link}/accept_redirects", "0")
+        yield LinkSysctl(f"net/ipv4/conf/{link}/send_redirects", "0")
+        if loopback:
+            yield LinkSysctl(f"net/ipv4/conf/{link}/route_localnet", "1")
+    yield LinkSysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0" if 6 in families else "1")
+    if 6 in families:
+        yield LinkSysctl(f"net/ipv6/conf/{link}/accept_ra", "0")
+        yield LinkSysctl(f"net/ipv6/conf/{link}/accept_redirects", "0")
+
+
+def _container_sysctls(endpoint: Endpoint) -> Iterable[LinkSysctl]:
+    """A runtime may have turned IPv6 off in the namespace; the network has it, so the interface does."""
+    if any(p.family == 6 for p in endpoint.prefixes):
+        for name, value in (("disable_ipv6", "0"), ("accept_ra", "0")):
+            yield LinkSysctl(f"net/ipv6/conf/{endpoint.ifname}/{name}", value, endpoint.netns)
+
+
+def _guarded(endpoint: Endpoint, table: str) -> Iterable[State]:
+    """Return the elements that say from which MAC and addresses the endpoint may send."""
+    port = (endpoint.host_ifname, endpoint.mac)
+    yield element("macs", *port, table=table)
+    for address in endpoint.prefixes:
+        yield element(f"senders{address.family}", *port, address.address, table=table)
+    if any(p.family == 6 for p in endpoint.prefixes):
+        yield element("senders6", *port, link_local(mac(endpoint.mac)).address, table=table)
+
+
+def _pair(endpoint: Endpoint, host_mac: bytes, master: str) -> Iterable[State]:
+    name, netns = endpoint.host_ifname, endpoint.netns
+    if endpoint.delivered:
+        yield Veth(name, host_mac, endpoint.mtu, master, HOST, endpoint.delivered, hairpin=bool(master))
+        if netns:  # both ends have one MTU: what is larger than the other's is dropped in between, and nobody told
+            yield Interface(netns, endpoint.ifname, mac(endpoint.mac), endpoint.mtu)
+        return
+    yield Veth(name, host_mac, endpoint.mtu, master, netns, endpoint.ifname, hairpin=bool(master))
+    yield Interface(netns, endpoint.ifname, mac(endpoint.mac), endpoint.mtu)
+    yield from _container_sysctls(endpoint)
+
+
+def _bridged_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
+    yield from _pair(endpoint, derived_mac("port", endpoint.host_ifname), network.bridge)
+    for address, gateway in _paired(network, endpoint):
+        if not endpoint.delivered:
+            yield Address(endpoint.ifname, Prefix(address.packed, gateway.length), endpoint.netns)
+            yield _default_route(endpoint, gateway)
+    yield from _guarded(endpoint, BRIDGE)
+
+
+def _metric(endpoint: Endpoint, family: int) -> int:
+    """Return the endpoint's metric as the family counts: where none is given, IPv6 has 1024 and IPv4 has 0."""
+    return endpoint.metric + 1024 if family == 6 and endpoint.metric else endpoint.metric
+
+
+def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
+    metric = _metric(endpoint, gateway.family)
+    where = endpoint.ifname, gateway.packed
+    return Route(whole(gateway.family), *where, metric=metric, netns=endpoint.netns, mtu=endpoint.path_mtu)
+
+
+def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
+    """Return a routed endpoint: /32 and /128, the shared gateway address at the host end, a host route."""
+    link, netns = endpoint.host_ifname, endpoint.netns
+    yield from _pair(endpoint, derived_mac("gateway", network.name), "")
+    yield from link_sysctls(link, network, loopback=bool(endpoint.ports))
+    if network.internal:
+        yield element("internal_links", link)
+    for address, gateway in _paired(network, endpoint):
+        yield Address(link, gateway)
+        yield Route(address, link)
+        if not endpoint.delivered:
+            yield Address(endpoint.ifname, address, netns)
+            yield Route(gateway, endpoint.ifname, metric=_metric(endpoint, gateway.family), netns=netns)
+            yield _default_route(endpoint, gateway)
+    yield from _solicits(link, endpoint.prefixes)
+    yield from _guarded(endpoint, INET)
+
+
+def _solicits(link: str, prefixes: Iterable[Prefix]) -> Iterable[Address]:
+    """Return a link-local address that is never tentative, where the link has IPv6.
+
+    For a packet that it forwards, the host asks for the container's MAC from a link-local address. The one
+    that the kernel makes is tentative for 2 s, in which what the host forwards would be lost (measured).
+    """
+    if any(p.family == 6 for p in prefixes):
+        yield Address(link, ROUTED_GATEWAY[6])
+
+
+def _paired(network: Network, endpoint: Endpoint) -> Iterable[tuple[Prefix, Prefix]]:
+    """Yield each address (alone) with its pool's gateway."""
+    for address in endpoint.prefixes:
+        yield address.single(), next(g for pool, g in network.pairs if pool.holds(address.single()))
+
+
+def published(endpoint: Endpoint) -> Iterable[State]:
+    """Return a map element for each published port and family of address that it can lead to."""
+    targets: Mapping[int, Prefix] = {p.family: p for p in reversed(endpoint.prefixes)}
+    for port in endpoint.ports:
+        for family, target in targets.items():
+            yield from _published(port, family, target)
+
+
+def _published(port: Port, family: int, target: Prefix) -> Iterable[State]:
+    data = (target.address, str(port.port))
+    key = (port.protocol, str(port.host_port))
+    if port.host_ip and prefix(port.host_ip).family != family:
+        return
+    if not port.host_ip or not any(
+        prefix(port.host_ip).packed
+    ):  # 0.0.0.0 and :: are every address of a family
+        yield element(f"publish{family}", *key, data=data)
+    else:
+        yield element(f"publish_at{family}", prefix(port.host_ip).address, *key, data=data)
+
+
+def shaped(endpoint: Endpoint) -> Iterable[TokenBucket]:
+    """Return a token bucket for each direction that is limited; each shapes what leaves its end of the pair."""
+    limits = endpoint.bandwidth
+    if limits is None:
+        return
+    for rate, burst, device, netns in (
+        (limits.ingress_rate, limits.ingress_burst, endpoint.host_ifname, HOST),
+        (limits.egress_rate, limits.egress_burst, endpoint.ifname, endpoint.netns),
+    ):
+        if rate:
+            size = max(burst // 8 or BURST, endpoint.mtu)
+            yield TokenBucket(device, max(rate // 8, 1), -(-size // GRAIN) * GRAIN, netns)
+
+
+BACKEND = BridgeBackend()

@@ -1,0 +1,129 @@
+"""Plain routes: each host is the router of its block, and nothing is wrapped.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there
+the route 10.244.2.0/24 via 192.0.2.2 dev eth0 leads to host 2 by an ordinary neighbour entry, which the kernel
+resolves by ARP (or ND); host 2's guard takes the source on eth0 because it is of host 1's block, and a /32
+route leads to B's veth. The segment sees the containers' own addresses.
+
+A peer costs one route and one set element for each of its prefixes. Overhead: none, and the throughput is the
+underlay's own. The price: all hosts must be on one segment. A router in between knows nothing of the pools
+and would drop, or worse, send by its default route; so a peer is refused by name where the kernel does not reach
+it without a router, where one of the two does not have the other in its prefix, or where it never answered ARP
+(or neighbour solicitation). One that did and falls silent keeps its routes: there is no other way, and it may be
+back at any moment. Clouds that check source addresses drop these packets (`doctor --peers` finds out). And
+whoever can send frames on the segment can send them in a peer's name: there is no outer address to check.
+
+The host's own address in the network stands on a bridge without ports: a dummy device is not in every kernel,
+and an address on lo could not be told from an administrator's.
+
+Rejected: telling routers the routes (that is what bgp does); proxy ARP for the pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.addresses import Prefix, derived_mac
+from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.crossing import (
+    admitted_plainly,
+    check_options,
+    facing,
+    network_states,
+    offered,
+    own_addresses,
+    plain_needs,
+    plain_route,
+    reached,
+    underlay,
+)
+from linkspan.errors import Unavailable
+from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.needs import Need
+from linkspan.state import Bridge, State
+
+
+class HostGwBackend:
+    """Routes by the peers' own addresses."""
+
+    name = "host-gw"
+    crosses_hosts = True
+    overhead: Mapping[int, int] = {4: 0, 6: 0}
+    learns = False
+
+    def check(self, network: Network) -> None:
+        """There is nothing to choose."""
+        check_options(network, {})
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """A peer needs to know the underlay address only, which is the host's; that there is an offer says all."""
+        underlay(view, network)
+        return {}
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the guards, and what bears this host's own addresses."""
+        yield from plain_states(view, network)
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's routes. Raises Unavailable where a router stands between, or it never answered ARP (ND)."""
+        found = self._gateways(view, network, peer)
+        if peer.standing == "silent":
+            texts = " and ".join(Prefix(found[f], 0).address for f in {t.family for t in reached(peer)})
+            raise _refused(network, peer, f"nobody answers for {texts} on {peer.device}")
+        for target in reached(peer):
+            yield admitted_plainly(view, network, target)
+            yield from plain_route(view, network, peer, target, found[target.family])
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Return that the pool's packets get through as they are."""
+        self._gateways(view, network, peer)
+        yield from plain_needs(view, network, peer)
+
+    def _gateways(self, view: HostView, network: Network, peer: Peer) -> dict[int, bytes]:
+        """Return the peer's addresses on the link. Raises Unavailable where a family of its prefixes has none."""
+        offered(network, peer, self.name)
+        found = facing(view, network, peer)
+        for family in {target.family for target in reached(peer)}:
+            if not peer.on_link:
+                raise _refused(network, peer, "the way to it leads through a router")
+            if family not in found:
+                raise _refused(
+                    network, peer, f"it and this host have no underlay addresses of one IPv{family} prefix"
+                )
+        return found
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from published(endpoint)
+        yield from shaped(endpoint)
+
+
+def _refused(network: Network, peer: Peer, why: str) -> Unavailable:
+    return Unavailable(
+        f"host {peer.host.name} cannot be reached by host-gw in network {network.name}: {why}",
+        "use backend vxlan or ipip, with direct=true for the hosts that are on one segment",
+    )
+
+
+def plain_states(view: HostView, network: Network) -> Iterable[State]:
+    """Return what a network needs whose packets are not wrapped: guards, and what bears the host's own addresses."""
+    yield from network_states(view, network)
+    mtu = min(network.mtu, underlay(view, network).mtu)
+    yield Bridge(network.bridge, derived_mac("bridge", network.name), mtu)
+    yield from own_addresses(view, network, network.bridge)
+
+
+BACKEND = HostGwBackend()

@@ -1,0 +1,178 @@
+"""IPIP (RFC 2003): IPv4 packets in IPv4 packets, one device on each host for all networks.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2, where the kernel has IPIP: A's default
+route leads to host 1; there the route 10.244.2.0/24 via 192.0.2.2 dev lsipip, onlink, names host 2's
+*underlay* address as the next hop, and the device, which has no fixed far end, takes just that as the outer
+destination: no neighbour, no forwarding entry. On host 2 the input chain takes protocol 4 only from peers'
+underlay addresses, the device unwraps, and the guard takes the inner source only where it is of a peer's block.
+
+Where the kernel has no IPIP device, lsipip is a persistent TUN, the route names no next hop, and a helper process
+(linkspan.ipip_endpoint) wraps and unwraps by a table of prefixes and underlay addresses. It looks closer than the
+kernel's device: the inner source must be of the very host that the outer one is. What is on the wire is the
+same, so both kinds of host meet in one network.
+
+A peer costs one route for each of its prefixes (and a row of the table), and two set elements. Overhead: 20
+bytes (the outer header); a host has one device, so its MTU is the underlay's minus 20, and a network's own
+smaller MTU holds at its containers. ``direct=true`` as for vxlan.
+
+IPv4 only, inside and out: IPv6 would be other protocols (41, and ip6 tunnels), of which VXLAN needs none.
+
+Rejected: a device for each peer (4,000 devices); GRE (4 bytes more for nothing); the kernel's external mode
+(encapsulating routes, for which neither TUN nor `plan` has an equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.addresses import Prefix, prefix
+from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.crossing import (
+    admitted,
+    admitted_plainly,
+    bound,
+    check_options,
+    facing,
+    gateways,
+    is_direct,
+    loose_underlay,
+    network_states,
+    offered,
+    own,
+    own_addresses,
+    plain_needs,
+    plain_route,
+    reached,
+    tunnel_sysctls,
+    underlay,
+)
+from linkspan.errors import Invalid, Unavailable
+from linkspan.firewall import element
+from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.needs import Need
+from linkspan.programs import Process
+from linkspan.state import Ipip, Route, State, TunnelPrefix
+
+DEVICE = "lsipip"
+_DUMMY = (192, 0, 0, 8)
+_LAST, _EXPERIMENT = 1, 253
+"""A TTL that no router forwards; RFC 3692's protocol number for experiments."""
+OUTER = 20
+"""Bytes of an IPv4 header without options (RFC 791 section 3.1)."""
+
+
+class IpipBackend:
+    """One device for all networks."""
+
+    name = "ipip"
+    crosses_hosts = True
+    overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``network``
+    learns = False
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options and IPv6 pools."""
+        check_options(network, {"direct": "true|false"})
+        for pool in network.prefixes:
+            if pool.family != 4:
+                raise Invalid(
+                    f"network {network.name}: backend ipip carries IPv4 only, and pool {pool} is IPv6",
+                    "use backend vxlan, or leave that pool out",
+                )
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """Return the address to which peers send."""
+        address = underlay(view, network).address(4)
+        if address is None:
+            raise _without(network)
+        return {"address": address.address}
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device with this host's own address, the guards, and the endpoint where the kernel has none."""
+        yield from network_states(view, network)
+        here = underlay(view, network)
+        local, helper = bound(here, 4), view.facts.ipip_helper
+        if not local:
+            raise _without(network)
+        text = Prefix(local, 32).address
+        yield Ipip(DEVICE, here.mtu - OUTER, b"" if helper else local, tun=bool(helper))
+        if is_direct(network):
+            yield from loose_underlay(view, network)
+        yield from tunnel_sysctls(DEVICE, network)
+        yield from own_addresses(view, network, DEVICE)
+        yield element("ipip_local", text)
+        if helper:
+            yield Process("ipip", (*helper, "--device", DEVICE, "--local", text))
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's routes (and rows), and what lets its packets in."""
+        address = prefix(offered(network, peer, self.name)["address"])
+        if address.family != 4:
+            raise Unavailable(
+                f"host {peer.host.name} receives IPIP at {address.address}, and that is not IPv4",
+                "give it an underlay address of IPv4",
+            )
+        tun = bool(view.facts.ipip_helper)
+        yield element("ipip_peers", address.address)
+        direct = gateways(view, network, peer)
+        plain = facing(view, network, peer) if is_direct(network) else {}
+        for target in reached(peer):
+            yield admitted("ways", (DEVICE,), target)
+            if tun:
+                yield TunnelPrefix(target, address.packed)
+            if target.family in plain:
+                yield admitted_plainly(view, network, target)
+            if gateway := direct.get(target.family):
+                yield from plain_route(view, network, peer, target, gateway)
+            else:
+                via = b"" if tun else address.packed
+                yield Route(target, DEVICE, via, own(view, network, 4), onlink=not tun)
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Return that protocol 4 gets to the peer; the packet inside is for nobody."""
+        address = prefix(offered(network, peer, self.name)["address"])
+        source = bound(underlay(view, network), 4)
+        if not source:
+            raise _without(network)
+        fix = f"let IP protocol 4 pass between the hosts, or: linkspan network migrate {network.name} --backend vxlan"
+        size = network.mtu + OUTER
+        yield Need("IP protocol 4 (IPIP)", "ipip", source, address.packed, size, fix, inside=_for_nobody)
+        if is_direct(network):
+            yield from plain_needs(view, network, peer, spare=True)
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from published(endpoint)
+        yield from shaped(endpoint)
+
+
+def _for_nobody(left: int) -> bytes:
+    """Return an IPv4 header by which no host delivers, forwards or answers: both addresses are RFC 7600's dummy."""
+    words = [0x45, 0, left >> 8, left & 255, 0, 0, 0, 0, _LAST, _EXPERIMENT, 0, 0, *_DUMMY, *_DUMMY]
+    total = sum(words[::2]) * 256 + sum(words[1::2])
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    words[10:12] = divmod(total ^ 0xFFFF, 256)
+    return bytes(words)
+
+
+def _without(network: Network) -> Unavailable:
+    return Unavailable(
+        f"network {network.name}: backend ipip needs an underlay address of IPv4, and this host has none",
+        "give it one, or use backend vxlan",
+    )
+
+
+BACKEND = IpipBackend()

@@ -1,0 +1,224 @@
+"""VXLAN (RFC 7348): frames in UDP between any two hosts, one device and one VNI for each network.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2:
+
+1. A's default route leads to the host end of its veth; host 1 looks up a *route*: 10.244.2.0/24 via
+   10.244.2.0, host 2's own address in the network, dev lsx64, onlink (no subnet of the device holds it).
+2. The *neighbour* entry of 10.244.2.0 on lsx64 gives host 2's VTEP MAC, which becomes the frame's target.
+3. The *forwarding entry* of that MAC on lsx64 gives host 2's underlay address; the kernel wraps the frame in
+   UDP, port 4789, with the VNI, and sends it by the host's ordinary routes.
+4. On host 2, the input chain takes it only from a peer's underlay address, the socket finds the device by the
+   VNI, and the guard lets the inner packet pass only where its source is of the block of the host that has
+   this VTEP's MAC. A /32 route leads to B's veth.
+
+A peer costs three entries (route, neighbour, forwarding entry; one route more for each further prefix, one
+neighbour for each further family) and three set elements; nothing is learnt, flooded or asked on a miss, so
+the data path needs no agent, and an unknown address ends at the pool's ``unreachable`` route.
+
+Overhead: 50 bytes over IPv4 (inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20), 70 over IPv6. The device bears the MTU,
+so the host answers what is too big (fragmentation needed, packet too big) before it is wrapped. What is carried
+and what carries are independent: the outer family is the underlay's, the inner ones are the pools'.
+
+With ``direct=true`` a peer on the same segment gets a plain route by its underlay address, and no overhead. It is on
+the segment where the records of both say so (then each lets the other's plain packets in) and where it answers ARP or
+neighbour solicitation; until it does, and when it ceases to, the tunnel is used, so it is let in by both.
+
+Rejected: one layer 2 across all hosts (a bridge with the VXLAN as a port, one neighbour and one forwarding
+entry for each *container*, ARP to answer); learning, and multicast or head-end flooding (a host that is silent
+is unknown, one that lies is believed); answering the kernel's misses from user space (the first packets wait
+for the agent); one device for all networks in external mode (routes with encapsulation would need no
+neighbours, but isolation then hangs on every route's VNI, and `ip -d link` shows nothing of it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
+from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.crossing import (
+    admitted,
+    admitted_plainly,
+    bound,
+    check_options,
+    facing,
+    gateways,
+    is_direct,
+    loose_underlay,
+    network_states,
+    offered,
+    own,
+    own_addresses,
+    plain_needs,
+    plain_route,
+    reached,
+    theirs,
+    tunnel_sysctls,
+    underlay,
+)
+from linkspan.errors import Conflict, Invalid, Unavailable
+from linkspan.firewall import element
+from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.needs import Need
+from linkspan.state import FdbEntry, Neighbour, Route, State, Vxlan
+
+PORT = 4789
+"""RFC 7348 section 5 (the kernel's own default, 8472, is older)."""
+
+VNIS = range(1, 1 << 24)
+"""RFC 7348 section 5: 24 bits; 0 is left out, as other systems use it for "none"."""
+
+_VALID = 0x08000000  # RFC 7348 section 5: the flag I, the VNI is valid
+_NOBODY, _EXPERIMENT = b"\2" + bytes(5), b"\x88\xb5"
+"""A locally administered address that no device has, and IEEE 802's EtherType for local experiments."""
+
+_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false"}
+
+
+class VxlanBackend:
+    """A device for each network."""
+
+    name = "vxlan"
+    crosses_hosts = True
+    overhead: Mapping[int, int] = {4: 50, 6: 70}
+    learns = False
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options, and numbers out of range."""
+        check_options(network, _KNOWN)
+        for key, allowed in (("vni", VNIS), ("port", range(1, 65536))):
+            text = network.options.get(key, str(allowed[0]))
+            if not (text.isascii() and text.isdigit() and int(text) in allowed):
+                raise Invalid(
+                    f"network {network.name}: {key}={text} is out of range",
+                    f"give a number from {allowed[0]} to {allowed[-1]}",
+                )
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Give the network a VNI, from a place that follows from its name; two networks seldom meet."""
+        used = {vni(other): other.name for other in others if other.backend == self.name}
+        if "vni" in network.options:
+            if holder := used.get(vni(network)):
+                raise Conflict(
+                    f"VNI {vni(network)} is used by network {holder}", "give another, or leave --opt vni out"
+                )
+            return network
+        start = int.from_bytes(hashlib.blake2b(network.name.encode(), digest_size=3).digest(), "big")
+        number = next(n for n in ((start + i) % VNIS[-1] + 1 for i in range(len(VNIS))) if n not in used)
+        return msgspec.structs.replace(network, options={**network.options, "vni": str(number)})
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """The VNI is the network's alone."""
+        return (f"vni/{vni(network)}",)
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """Return the VTEP's MAC and the address to which peers send."""
+        here = underlay(view, network)
+        address = here.address(here.outer)
+        if address is None:
+            raise Unavailable(
+                f"network {network.name}: the underlay {here.ifname} has no address", "give it one"
+            )
+        return {"mac": mac_text(_mac(view, network)), "address": address.address}
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device with this host's own addresses, and the guards."""
+        yield from network_states(view, network)
+        here = underlay(view, network)
+        name, port, local = device(network), _port(network), bound(here, here.outer)
+        mtu = min(network.mtu, here.mtu - self.overhead[here.outer])
+        yield Vxlan(name, vni(network), _mac(view, network), mtu, port, local)
+        if is_direct(network):
+            yield from loose_underlay(view, network)
+        yield from tunnel_sysctls(name, network)
+        yield from own_addresses(view, network, name)
+        yield element("vxlan_ports", str(port))
+        if network.internal:
+            yield element("internal_links", name)
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's neighbour and forwarding entries, its routes, and what lets its packets in."""
+        offer = offered(network, peer, self.name)
+        name, address, vtep = device(network), _far(view, network, peer), mac(offer["mac"])
+        outer = address.family
+        yield FdbEntry(name, vtep, address.packed)
+        yield element(f"vxlan_peers{outer}", address.address, str(_port(network)))
+        direct = gateways(view, network, peer)
+        plain = facing(view, network, peer) if is_direct(network) else {}
+        targets = list(reached(peer))
+        families = sorted({target.family for target in targets})
+        via = {family: theirs(network, peer, family) for family in families}
+        source = {family: own(view, network, family) for family in families}
+        yield from (Neighbour(name, address, vtep) for address in via.values())
+        where = (name, offer["mac"])
+        for target in targets:
+            family = target.family
+            yield admitted("vteps", where, target)
+            if family in plain:
+                yield admitted_plainly(view, network, target)
+            if gateway := direct.get(family):
+                yield from plain_route(view, network, peer, target, gateway)
+            else:
+                yield Route(target, name, via[family], source[family], onlink=True)
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Return that the UDP port gets to the peer; the frame inside has the network's VNI, and is for nobody."""
+        address, port = _far(view, network, peer), _port(network)
+        header = struct.pack("!II", _VALID, vni(network) << 8)
+        frame = header + _NOBODY + _mac(view, network) + _EXPERIMENT
+        what, size = f"UDP port {port} (VXLAN)", network.mtu + self.overhead[address.family]
+        source = bound(underlay(view, network), address.family)
+        fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
+        yield Need(what, "udp", source, address.packed, size, fix, port, lambda _: frame)
+        if is_direct(network):
+            yield from plain_needs(view, network, peer, spare=True)
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from published(endpoint)
+        yield from shaped(endpoint)
+
+
+def vni(network: Network) -> int:
+    """Return the network's VNI. Raises Invalid where none was given or allocated."""
+    if "vni" not in network.options:
+        raise Invalid(f"network {network.name} has no VNI", "give one: --opt vni=100")
+    return int(network.options["vni"])
+
+
+def device(network: Network) -> str:
+    """Return the device's name: ``lsx`` and the VNI in hexadecimal."""
+    return f"lsx{vni(network):x}"
+
+
+def _far(view: HostView, network: Network, peer: Peer) -> Prefix:
+    """Return where the peer receives. Raises Unavailable where this host cannot send there."""
+    address = prefix(offered(network, peer, VxlanBackend.name)["address"])
+    outer = underlay(view, network).outer
+    if address.family != outer:
+        raise Unavailable(
+            f"host {peer.host.name} receives VXLAN at {address.address}, and this host sends by IPv{outer}",
+            f"give it an underlay address of IPv{outer}",
+        )
+    return address
+
+
+def _port(network: Network) -> int:
+    return int(network.options.get("port", PORT))
+
+
+def _mac(view: HostView, network: Network) -> bytes:
+    assert view.host is not None
+    return derived_mac("vtep", view.host.id, network.name)
+
+
+BACKEND = VxlanBackend()

@@ -1,0 +1,113 @@
+"""Who owns which addresses, as the store has it: blocks, exact addresses, and the keys of these records.
+
+Every address belongs to a block of the network's subnet length. A block's record says who owns it: one host, or
+SHARED. ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import msgspec
+
+from linkspan.addresses import BITS, Prefix
+from linkspan.errors import NotFound
+from linkspan.ipam import gateway
+from linkspan.model import Network
+
+SHARED = "shared"
+
+
+class BlockRecord(msgspec.Struct, frozen=True):
+    """Who owns a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch."""
+
+    owner: str
+    at: float
+    back: bool = False
+    over: str = ""
+
+
+class AddressRecord(msgspec.Struct, frozen=True):
+    """Who holds an exact address; an empty ``host`` means that it was released at ``at``, and cools.
+
+    An identity outlasts the release: where its container comes again, on whatever host, it finds its address.
+    """
+
+    host: str
+    container: str
+    ifname: str
+    at: float
+    identity: str = ""
+    back: bool = False
+    over: str = ""
+
+
+class _Claim(msgspec.Struct):
+    owner: str = ""
+    host: str = ""
+
+
+def claimant(value: bytes) -> str:
+    """Return whose a block or address is by its record, '' where it is nobody's or garbage."""
+    try:
+        claim = msgspec.json.decode(value, type=_Claim)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return claim.owner or claim.host
+
+
+def block_key(network: str, block: Prefix | str) -> str:
+    """Return a block record's key."""
+    return f"blocks/{network}/{block}"
+
+
+def lease_key(network: str, host: str) -> str:
+    """Return a lease record's key."""
+    return f"leases/{network}/{host}"
+
+
+def address_key(network: str, address: Prefix) -> str:
+    """Return an exact address's key."""
+    return f"addresses/{network}/{address.address}"
+
+
+def block_of(network: Network, address: Prefix) -> Prefix:
+    """Return the block that an address of the network belongs to. Raises NotFound outside its pools."""
+    for pool in network.prefixes:
+        if pool.holds(address.single()):
+            length = max(network.subnet_len[str(pool.family)], pool.length)
+            return Prefix(address.packed, length).network()
+    raise NotFound(
+        f"address {address.address} is in no pool of network {network.name}", ", ".join(network.pools)
+    )
+
+
+def own_address(pool: Prefix, block: Prefix) -> Prefix:
+    """Return the host's own address in the network: the block's second, the third where that is the gateway."""
+    offset = 2 if block.at(1).packed == gateway(pool, True).packed else 1
+    return block.at(offset).single()
+
+
+def candidates(pool: Prefix, length: int, host: str, taken: set[Prefix]) -> Iterator[Prefix]:
+    """Yield the pool's free blocks, from a place that follows from the host's id: two hosts seldom meet."""
+    length = max(length, pool.length)
+    count = 1 << (length - pool.length)
+    step = 1 << (BITS[pool.family] - length)
+    start = int.from_bytes(hashlib.blake2b(host.encode(), digest_size=8).digest(), "big") % count
+    for number in range(count):
+        at = pool.first + ((start + number) % count) * step
+        block = Prefix(at.to_bytes(len(pool.packed), "big"), length)
+        if block not in taken:
+            yield block
+
+
+def earlier(mine: BlockRecord | AddressRecord | None, found: BlockRecord | AddressRecord, host: str) -> bool:
+    """Tell whether this host's claim was made before the one that the store has in its place.
+
+    A claim is made only where there is none. So the store had lost ours when ``found`` was made, which is the later
+    one then, whatever any clock says. Only where the store lost both, the times decide; and what was decided stays.
+    """
+    if found.over == host:
+        return False
+    return not found.back or (mine is not None and mine.at < found.at)

@@ -1,0 +1,16 @@
+"""Who calls, over a unix socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from aiohttp import web
+
+
+def peer(request: web.Request) -> tuple[int, int]:
+    """Return the caller's (pid, uid) as the kernel knows them."""
+    assert request.transport is not None
+    connection: socket.socket = request.transport.get_extra_info("socket")
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid

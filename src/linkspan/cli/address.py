@@ -1,0 +1,92 @@
+"""`linkspan address` (alias `ip`): who holds what, reservations, and what has leaked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, table
+
+app = typer.Typer(no_args_is_help=True, help="Addresses: who holds which, and whether that is true.")
+
+NOT_WELL = 3
+Network = Annotated[str, typer.Argument(metavar="NETWORK", help="The network.")]
+Cidr = Annotated[str, typer.Argument(metavar="CIDR", help="Addresses of one of its pools: 10.244.0.64/28.")]
+
+
+@app.command("list")
+def list_(
+    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """List the addresses that are not free."""
+    _show(Client(socket).call("GET", f"/v1/addresses?network={quote(network)}"), output)
+
+
+@app.command()
+def show(
+    ip: Annotated[str, typer.Argument(metavar="IP")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show who holds one address."""
+    _show(Client(socket).call("GET", f"/v1/addresses/{quote(ip)}"), output)
+
+
+def _show(holdings: list[dict[str, Any]], output: Format) -> None:
+    if output is Format.JSON:
+        as_json(holdings)
+        return
+    rows = [
+        (h["address"], h["network"], h["state"], h["holder"] or "-", h["ifname"] or "-") for h in holdings
+    ]
+    table(("address", "network", "state", "holder", "interface"), rows, "no address is held")
+
+
+@app.command()
+def reserve(
+    network: Network, cidr: Cidr, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET
+) -> None:
+    """Never give these addresses, unless one is asked for by --ip."""
+    made = Client(socket).call("POST", "/v1/reservations", {"network": network, "cidr": cidr})
+    as_json(made) if output is Format.JSON else print(f"{made['cidr']} of network {network} is reserved")
+
+
+@app.command()
+def unreserve(
+    network: Network, cidr: Cidr, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET
+) -> None:
+    """Give reserved addresses back."""
+    gone = Client(socket).call("DELETE", "/v1/reservations", {"network": network, "cidr": cidr})
+    as_json(gone) if output is Format.JSON else print(f"{cidr} of network {network} is no longer reserved")
+
+
+@app.command()
+def check(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Free what leaked, remove what is orphaned or doubled.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Compare what is held with what lives on this host; exit 3 where they differ."""
+    found = Client(socket).call("POST" if fix else "GET", "/v1/address-check")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        rows = [
+            (kind, f["address"] or "-", f["network"] or "-", f["holder"], f["why"])
+            for kind in ("leaked", "duplicate", "orphaned")
+            for f in found[kind]
+        ]
+        table(
+            ("finding", "address", "network", "holder", "why"),
+            rows,
+            "well: what is held is what lives on this host",
+        )
+    if not found["ok"]:
+        raise typer.Exit(NOT_WELL)

@@ -1,0 +1,103 @@
+"""The command line's way to the agent: HTTP over its unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from linkspan import errors
+from linkspan.errors import LinkspanError, Unavailable
+
+_ERRORS = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, LinkspanError)
+}
+
+
+PATIENCE = 120.0
+"""Seconds without a byte after which an agent counts as one that hangs: nothing that it is asked takes so long."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str, seconds: float | None) -> None:
+        super().__init__("linkspan", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """Asks the agent. Every call raises LinkspanError: the agent's own, or Unavailable where it does not answer."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def call(self, method: str, url: str, body: object = None) -> Any:
+        """Return the decoded answer."""
+        response = self._send(method, url, body, PATIENCE)
+        try:
+            data = response.read()
+        except TimeoutError as error:
+            raise self._hangs() from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(
+                f"agent at {self.path} ended while it was asked", "`linkspan status` tells"
+            ) from error
+        if response.status >= 400:
+            raise _error(data, response.status)
+        return data.decode() if url == "/metrics" else msgspec.json.decode(data)
+
+    def lines(self, url: str) -> Iterator[bytes]:
+        """Yield the lines of an answer as they come."""
+        response = self._send("GET", url, None, None)
+        if response.status >= 400:
+            raise _error(response.read(), response.status)
+        while line := response.readline():
+            yield line
+
+    def _hangs(self) -> Unavailable:
+        return Unavailable(
+            f"the agent at {self.path} has not answered for {PATIENCE:.0f} s",
+            "does its process hang, or is it stopped? `systemctl status linkspan` tells its state",
+        )
+
+    def _send(self, method: str, url: str, body: object, seconds: float | None) -> http.client.HTTPResponse:
+        connection = _Connection(self.path, seconds)
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            connection.request(method, url, data, {"Content-Type": "application/json"})
+            return connection.getresponse()
+        except TimeoutError as error:
+            raise self._hangs() from error
+        except PermissionError as error:
+            raise Unavailable(
+                f"user {os.geteuid()} may not use the agent's socket {self.path}",
+                "use sudo, or join the group linkspan to read",
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            why = (getattr(error, "strerror", None) or str(error)).lower()
+            raise Unavailable(
+                f"no agent answers at {self.path}: {why}",
+                "start one: `sudo linkspan agent`, or `sudo systemctl start linkspan`",
+            ) from error
+
+
+def _error(data: bytes, status: int) -> LinkspanError:
+    try:
+        found = msgspec.json.decode(data)["error"]
+        kind = _ERRORS.get(found["code"], LinkspanError)
+        error = LinkspanError.__new__(kind)
+        Exception.__init__(error, found["message"])
+        error.message, error.hint = found["message"], found["hint"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return LinkspanError(f"the agent answered with status {status}", "is it another version?")
+    return error

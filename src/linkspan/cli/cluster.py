@@ -1,0 +1,70 @@
+"""`linkspan cluster`: show, set, finalize."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, table
+
+app = typer.Typer(no_args_is_help=True, help="What holds for all hosts: schema, reclaiming, disputes.")
+
+
+@app.command()
+def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show the cluster's id and settings, and what two hosts claim."""
+    found = Client(socket).call("GET", "/v1/cluster")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    schema, after = found["schema"], found["reclaim_after"]
+    details(
+        [
+            ("id", found["id"]),
+            ("schema", f"{schema['writes']} is written; this host knows {schema['reads']}"),
+            ("reclaim after", f"{after:g} s of silence" if after else "never"),
+        ]
+    )
+    print()
+    rows = [(host["name"], host["version"] or "-", host["reads"]) for host in found["hosts"]]
+    table(("host", "version", "schema it knows"), rows, "no host")
+    disputes(found["disputes"])
+
+
+def disputes(found: list[dict[str, Any]]) -> None:
+    """Print what two hosts claim, with what to do."""
+    for dispute in found:
+        print(f"two hosts claim one: {dispute['why']}; {dispute['fix']}")
+
+
+@app.command("set")
+def set_(
+    reclaim_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="A host without the store for so long gives up its addresses, and others may have them; 0: never.",
+        ),
+    ],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Change what holds for all hosts."""
+    found = Client(socket).call("PATCH", "/v1/cluster", {"reclaim_after": reclaim_after})
+    said = (
+        f"silent hosts give up their addresses after {reclaim_after:g} s"
+        if reclaim_after
+        else "nothing is reclaimed"
+    )
+    as_json(found) if output is Format.JSON else print(said)
+
+
+@app.command()
+def finalize(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """End an upgrade: write the newest schema of records that all hosts know. Older agents cannot join then."""
+    found = Client(socket).call("POST", "/v1/cluster/schema")
+    as_json(found) if output is Format.JSON else print(
+        f"schema {found['schema']['writes']} is written from now on"
+    )

@@ -1,0 +1,41 @@
+"""`linkspan demo`: the tour."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.output import split
+from linkspan.errors import Denied, Invalid
+
+ONE_HOST = "bridge"
+
+
+def demo(
+    backend: Annotated[
+        list[str],
+        typer.Option(metavar="B", help="bridge: one host; vxlan, ipip, host-gw, bgp: three; all: each in turn."),
+    ] = [ONE_HOST],  # noqa: B006 - typer's way
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it standing, with hints what to try.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Only take away what a tour left standing.")] = False,
+) -> None:
+    """Show how containers get a network, step by step, in namespaces of the tour's own."""
+    from linkspan.demo import across, stage, tour  # rich is heavy
+
+    known = (ONE_HOST, *across.WORDS)
+    wanted = list(known) if "all" in backend else split(backend)
+    if unknown := [one for one in wanted if one not in known]:
+        raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"there is one for {', '.join(known)}")
+    if os.geteuid():
+        raise Denied("the tour makes network namespaces, which needs root", "sudo linkspan demo")
+    if down:
+        stage.Stage().clear()
+        across.clear()
+        print("nothing of the tour is left")
+        return
+    well = [tour.run(keep=keep) if one == ONE_HOST else across.run(one, keep=keep) for one in wanted]
+    if not all(well):
+        raise typer.Exit(NOT_WELL)

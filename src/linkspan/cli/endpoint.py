@@ -1,0 +1,216 @@
+"""`linkspan attach`, `detach`, and `endpoint`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+import typer
+
+from linkspan import ports
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, pairs, split, table
+from linkspan.errors import Invalid, NotFound, Unavailable
+from linkspan.kernel.namespaces import open_namespace
+
+app = typer.Typer(no_args_is_help=True, help="Endpoints: the attached interfaces of containers.")
+
+_RUNTIMES = {"docker": "{{.State.Pid}}", "podman": "{{.State.Pid}}"}
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="netns:NAME, a path, pid:N, docker:NAME, podman:NAME; a bare word is a namespace.",
+    ),
+]
+
+
+def located(target: str) -> tuple[str, str]:
+    """Return (container id, path of its namespace) for a target as users write it. Raises LinkspanError."""
+    kind, colon, word = target.partition(":")
+    if target.startswith("/"):
+        return re.sub(r"[^a-zA-Z0-9_.-]+", "-", target).strip("-._"), target
+    if not colon or kind == "netns":
+        name = word if colon else target
+        return name, f"/run/netns/{name}"
+    if kind == "pid":
+        if not word.isdigit():
+            raise Invalid(f"target {target!r}: {word!r} is not a process id", "write pid:1234")
+        return f"pid-{word}", f"/proc/{word}/ns/net"
+    if kind in _RUNTIMES:
+        return _container(kind, word)
+    raise Invalid(
+        f"target {target!r} is not understood", "use netns:NAME, a path, pid:N, docker:NAME or podman:NAME"
+    )
+
+
+def _container(runtime: str, name: str) -> tuple[str, str]:
+    command = [
+        runtime,
+        "inspect",
+        "--type",
+        "container",
+        "--format",
+        f"{{{{.Id}}}} {_RUNTIMES[runtime]}",
+        name,
+    ]
+    what = f"{runtime} container {name!r}"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError as error:
+        hint = f"install {runtime}, or name the container's namespace by pid:N, a path or netns:NAME"
+        raise NotFound(f"{what}: there is no command {runtime} on this machine", hint) from error
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{what}: {runtime} has not answered for 30 s", f"does `{runtime} ps`?") from error
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or [f"{runtime} inspect ended with {done.returncode}"]
+        raise NotFound(f"{what}: {why[0]}", f"`{runtime} ps` shows those that run")
+    identity, pid = done.stdout.split()
+    if pid == "0":
+        raise Invalid(f"{what} is not running", f"{runtime} start {name}")
+    return identity, f"/proc/{pid}/ns/net"
+
+
+def attach(
+    target: Target,
+    network: Annotated[str, typer.Option(metavar="N", help="The network.")],
+    ifname: Annotated[
+        str, typer.Option(metavar="NAME", help="The interface's name; by default the next free ethN.")
+    ] = "",
+    id_: Annotated[
+        str, typer.Option("--id", metavar="ID", help="The container's id; by default made from TARGET.")
+    ] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="The container's name.")] = "",
+    ip: Annotated[
+        list[str], typer.Option(metavar="IP", help="Exactly this address; one for each family.")
+    ] = [],  # noqa: B006 - typer's way
+    mac: Annotated[str, typer.Option(metavar="MAC", help="Exactly this MAC.")] = "",
+    publish: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[HOSTIP:]PORT[-END]:PORT[-END][/tcp|udp|sctp]", help="Publish a port of the host."
+        ),
+    ] = [],  # noqa: B006 - typer's way
+    label: Annotated[list[str], typer.Option(metavar="K=V", help="A label.")] = [],  # noqa: B006 - typer's way
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Attach a container to a network."""
+    client = Client(socket)
+    identity, path = located(target)
+    wanted = [ports.parse(text) for text in split(publish)]
+    body: dict[str, Any] = {
+        "id": id_ or identity,
+        "network": network,
+        "ifname": ifname,
+        "name": name,
+        "ips": split(ip),
+        "mac": mac,
+        "ports": [msgspec.to_builtins(port) for exact, _ in wanted for port in exact],
+        "port_ranges": [msgspec.to_builtins(wish) for _, ranges in wanted for wish in ranges],
+        "labels": pairs(label, "--label"),
+    }
+    on_host = client.call("GET", f"/v1/networks/{quote(network)}")["backend"] == "host"
+    # A process or a mere name may well share the host's namespace; a named namespace is one of its own.
+    if on_host and not (path.startswith("/run/netns/") and Path(path).exists()):
+        endpoint = client.call("POST", "/v1/attach", body)
+    else:
+        fd = open_namespace(path)
+        try:
+            endpoint = client.call("POST", "/v1/attach", body | {"namespace_fd": fd, "namespace_path": path})
+        finally:
+            os.close(fd)
+    if output is Format.JSON:
+        as_json(endpoint)
+        return
+    words = [f"{endpoint['name'] or endpoint['id']}: {endpoint['ifname']} on network {network}"]
+    words += [f"address {joined(endpoint['addresses'])}"] if endpoint["addresses"] else []
+    words += [f"gateway {joined(endpoint['gateways'])}"] if endpoint["gateways"] else []
+    words += [f"ports {joined(map(_port, endpoint['ports']))}"] if endpoint["ports"] else []
+    print(", ".join(words))
+
+
+def detach(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="As for attach; not needed with --id.")
+    ] = "",
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The container's id.")] = "",
+    ifname: Annotated[str, typer.Option(metavar="NAME", help="Only this interface.")] = "",
+    network: Annotated[str, typer.Option(metavar="N", help="Only from this network.")] = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Detach a container; succeeds when it is gone already."""
+    if not id_ and not target:
+        raise typer.BadParameter("give TARGET or --id ID")
+    identity = id_ or _known_id(target)
+    gone = Client(socket).call("POST", "/v1/detach", {"id": identity, "ifname": ifname, "network": network})
+    if output is Format.JSON:
+        as_json(gone)
+    else:
+        print(f"{identity}: {gone['detached']} interface{'' if gone['detached'] == 1 else 's'} detached")
+
+
+def _known_id(target: str) -> str:
+    """Return a target's container id; a runtime's container may have ended, and then its name must do."""
+    try:
+        return located(target)[0]
+    except (NotFound, Invalid, Unavailable):
+        if target.partition(":")[0] in _RUNTIMES:
+            return target.partition(":")[2]
+        raise
+
+
+def _port(port: dict[str, Any]) -> str:
+    at = f"{port['host_ip']}:" if port["host_ip"] else ""
+    return f"{at}{port['host_port']}->{port['port']}/{port['protocol']}"
+
+
+@app.command("list")
+def list_(
+    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    local: Annotated[bool, typer.Option("--local", help="Only of this host.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """List the cluster's endpoints."""
+    query = f"network={quote(network)}" + ("&local=1" if local else "")
+    _show(Client(socket).call("GET", f"/v1/endpoints?{query}"), output)
+
+
+@app.command()
+def show(
+    word: Annotated[str, typer.Argument(metavar="X", help="A container's id or name, or NAME@NETWORK.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show the endpoints of one container."""
+    _show(Client(socket).call("GET", f"/v1/endpoints/{quote(word)}"), output)
+
+
+def _show(endpoints: list[dict[str, Any]], output: Format) -> None:
+    if output is Format.JSON:
+        as_json(endpoints)
+        return
+    across = len({e["host"] for e in endpoints}) > 1
+    rows = [
+        (
+            e["name"] or e["id"][:24],
+            *([e["host"] or "-"] if across else []),
+            e["ifname"],
+            e["network"],
+            joined(a.partition("/")[0] for a in e["addresses"]),
+            e["mac"] or "-",
+            e["host_ifname"] or "-",
+            joined(map(_port, e["ports"])),
+        )
+        for e in endpoints
+    ]
+    columns = ["container", *(["host"] if across else [])]
+    columns += ["interface", "network", "addresses", "mac", "host end", "ports"]
+    table(columns, rows, "no endpoint: linkspan attach netns:NAME --network NETWORK")

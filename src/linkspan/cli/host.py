@@ -1,0 +1,99 @@
+"""`linkspan host`: list, show, set, drain, undrain, remove."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, pairs, table
+
+app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name or id.")]
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """List the hosts of the cluster."""
+    _show(Client(socket).call("GET", "/v1/hosts"), output)
+
+
+@app.command()
+def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show one host, with its settings."""
+    host = Client(socket).call("GET", f"/v1/hosts/{quote(name)}")
+    if output is Format.JSON:
+        as_json(host)
+        return
+    _show([host], output)
+    if host["settings"]:
+        print()
+        table(("setting", "value"), sorted(host["settings"].items()), "")
+
+
+def _show(hosts: list[dict[str, Any]], output: Format) -> None:
+    if output is Format.JSON:
+        as_json(hosts)
+        return
+    rows = []
+    for host in hosts:
+        underlay = host["underlay"]
+        way = f"{underlay['ifname']} {joined(underlay['addresses'])}" if underlay else "-"
+        leases = joined(f"{lease['network']} {' '.join(lease['prefixes'])}" for lease in host["leases"])
+        silent = host["state"] == "drained" and host["last_seen"] is None
+        state = "drained, silent" if silent else host["state"]
+        rows.append((host["name"] or host["id"], state, way, leases, host["version"] or "-"))
+    table(("host", "state", "underlay", "leases", "version"), rows, "no host")
+
+
+def _change(name: str, settings: dict[str, str], output: Format, socket: str, said: str) -> None:
+    host = Client(socket).call("PATCH", f"/v1/hosts/{quote(name)}", settings)
+    as_json(host) if output is Format.JSON else print(said)
+
+
+@app.command("set")
+def set_(
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="An empty value takes it back.")],
+    host: Annotated[str, typer.Option(metavar="NAME", help="Which host.")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="All hosts, also later ones; a host's own come first.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Change settings of a host, or of all."""
+    if bool(host) == all_:
+        raise typer.BadParameter("give one of the two", param_hint="--host, --all")
+    changes = pairs(settings, "KEY=VALUE")
+    if all_:
+        found = Client(socket).call("PATCH", "/v1/hosts", changes)
+        as_json(found) if output is Format.JSON else print(f"all hosts: {', '.join(settings)}")
+    else:
+        _change(host, changes, output, socket, f"host {host}: {', '.join(settings)}")
+
+
+@app.command()
+def drain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Give a host no new addresses and blocks; what runs there goes on."""
+    _change(name, {"drained": "1"}, output, socket, f"host {name} takes no new containers")
+
+
+@app.command()
+def undrain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Take a drain back."""
+    _change(name, {"drained": ""}, output, socket, f"host {name} takes containers again")
+
+
+@app.command()
+def remove(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Also while it is alive.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Remove a host with all it holds: others may get its addresses, so make sure that it is off."""
+    gone = Client(socket).call("DELETE", f"/v1/hosts/{quote(name)}{'?force' if force else ''}")
+    as_json(gone) if output is Format.JSON else print(f"host {name} is removed, and its blocks are free")
+    if gone["risk"]:
+        print(f"careful: {gone['risk']}", file=sys.stderr)

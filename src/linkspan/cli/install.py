@@ -1,0 +1,196 @@
+"""`linkspan install` and `uninstall`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from linkspan import config, installation
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
+from linkspan.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.runtimes import systemd
+
+app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Below this folder instead of /.")]
+
+
+@app.command()
+def cni(
+    network: Annotated[
+        str, typer.Option(metavar="N", help="The network; not needed where there is one only.")
+    ] = "",
+    root: Root = Path("/"),
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Install the CNI plugin and a conflist for one network: containerd, CRI-O, nerdctl and Kubernetes find it."""
+    _require_root()
+    client = Client(socket)
+    networks = [n["name"] for n in client.call("GET", "/v1/networks") if n["backend"] != "host"]
+    if not network and len(networks) != 1:
+        raise Invalid(
+            f"there are {len(networks)} networks ({', '.join(networks) or 'none'})", "name one by --network"
+        )
+    chosen = network or networks[0]
+    if chosen not in networks:
+        raise NotFound(f"network {chosen!r} does not exist", f"there are: {', '.join(networks) or 'none'}")
+    state_dir = Path(client.call("GET", "/v1/status")["agent"]["state_dir"])
+    paths = installation.put(state_dir, installation.cni(chosen, socket, root))
+    _say(paths, output)
+    conf = Path(paths[-1])
+    found = sorted(p.name for p in conf.parent.iterdir() if p.suffix in (".conf", ".conflist", ".json"))
+    if len(found) > 1 and output is Format.TABLE:
+        print(
+            f"note: runtimes take the first file of {conf.parent}, which is {found[0]} now", file=sys.stderr
+        )
+
+
+@app.command("systemd")
+def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
+    """Install the agent as a service, with the group whose members may read, and start it where systemd runs."""
+    _require_root()
+    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    state_dir = (
+        Path(config.load("", {}).state_dir) if root == Path("/") else root / config.STATE_DIR.lstrip("/")
+    )
+    group = root != Path("/") or installation.owns_group(state_dir)
+    paths = installation.put(state_dir, installation.service(executable, root, group=group))
+    _say(paths, output)
+    if root != Path("/"):
+        return
+    if not Path("/run/systemd/system").is_dir():
+        why = "systemd does not run on this machine, so nothing was started"
+        print(f"note: {why}; `linkspan agent` starts an agent in the foreground", file=sys.stderr)
+        return
+    if group:
+        _run("systemd-sysusers", f"/{installation.SYSUSERS}")
+    _run("systemctl", "daemon-reload")
+    _run("systemctl", "enable", "--now", systemd.UNIT_NAME)
+    if output is Format.TABLE:
+        print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read what it tells")
+
+
+@app.command()
+def podman(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Install the plugin by which Podman has networks of driver linkspan."""
+    _require_root()
+    _say(installation.put(_state_dir(root, socket), installation.podman(socket, root)), output)
+
+
+@app.command()
+def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Install the socket by which Docker's engine finds linkspan, before the agent is up.
+
+    The agent is restarted for it, under its running containers.
+    """
+    _require_root()
+    paths = installation.put(_state_dir(root, socket), installation.docker(root))
+    _say(paths, output)
+    if root != Path("/"):
+        return
+    if not Path("/run/systemd/system").is_dir():
+        print(
+            f'note: systemd does not run here; set docker_socket = "{systemd.DOCKER_PLUGIN}" in the config '
+            "file of the agent",
+            file=sys.stderr,
+        )
+        return
+    # systemd does not open a socket whose service runs already; the data path does not need the agent meanwhile.
+    _run("systemctl", "daemon-reload")
+    _run("systemctl", "stop", systemd.UNIT_NAME)
+    _run("systemctl", "enable", "--now", systemd.DOCKER_UNIT_NAME)
+    _run("systemctl", "start", systemd.UNIT_NAME)
+
+
+def _state_dir(root: Path, socket: str) -> Path:
+    """Return where what is installed is recorded: the agent's folder, or the default one below a root."""
+    if root != Path("/"):
+        return root / config.STATE_DIR.lstrip("/")
+    return Path(Client(socket).call("GET", "/v1/status")["agent"]["state_dir"])
+
+
+def _run(*words: str) -> None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise LinkspanError(f"{words[0]} is not installed", "it is a part of systemd's packages") from error
+    if done.returncode:
+        why = done.stderr.strip() or f"it ended with {done.returncode}"
+        raise LinkspanError(f"{' '.join(words)}: {why}", f"journalctl -u {systemd.UNIT_NAME}")
+
+
+def _require_root() -> None:
+    if os.geteuid():
+        raise Denied("this changes the machine, which needs root", "run the command with sudo")
+
+
+def _say(paths: list[str], output: Format) -> None:
+    if output is Format.JSON:
+        as_json({"files": paths})
+    else:
+        for path in paths:
+            print(f"installed {path}")
+
+
+def uninstall(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while endpoints live: they are cut off.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config_file: Annotated[
+        str, typer.Option("--config", metavar="FILE", help="The agent's config file.")
+    ] = "",
+    state_dir: Annotated[str, typer.Option(metavar="DIR", help="The agent's state folder.")] = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Take all of linkspan's off this machine, and prove that nothing is left; exit 3 where something is."""
+    _require_root()
+    from linkspan import uninstall as work  # the drivers are heavy
+
+    found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
+    with contextlib.suppress(Unavailable):  # without an agent, what the settings say
+        found["state_dir"] = (
+            found["state_dir"] or Client(socket).call("GET", "/v1/status")["agent"]["state_dir"]
+        )
+    settings = config.load(config_file, found)
+    if dry_run:
+        _tell(work.preview(settings), "would remove", output)
+        return
+    endpoints = work.living(settings)
+    if endpoints and not force:
+        if output is Format.TABLE:
+            rows = [(e.name or e.id, e.ifname, e.network, joined(e.addresses)) for e in endpoints]
+            table(("container", "interface", "network", "addresses"), rows, "")
+        raise work.refusal(endpoints)
+    if not yes:
+        typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
+    outcome = work.carry_out(settings)
+    _tell(outcome, "removed", output)
+    if outcome.left:
+        raise typer.Exit(NOT_WELL)
+
+
+def _tell(outcome: object, verb: str, output: Format) -> None:
+    from linkspan.uninstall import Outcome
+
+    assert isinstance(outcome, Outcome)
+    if output is Format.JSON:
+        as_json(outcome)
+        return
+    for item in outcome.removed:
+        print(f"{verb} {item}")
+    for item in outcome.left:
+        print(f"left: {item}")
+    if verb == "removed" and not outcome.left:
+        print("nothing of linkspan is left on this machine")

@@ -1,0 +1,343 @@
+"""`linkspan lab`: a cluster of virtual hosts on this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.output import Format, Output, as_json, details, joined, pairs, split, step, table
+from linkspan.lab import (
+    agents,
+    breaking,
+    build,
+    containers,
+    inside,
+    matrix,
+    record,
+    rootless,
+    routers,
+    topology,
+)
+from linkspan.lab.record import Host, Lab
+from linkspan.lab.underlay import CABLE
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def labs(context: typer.Context) -> None:
+    """A cluster of virtual hosts on this machine: to try things in, and to break them."""
+    if not context.resilient_parsing and not {"-h", "--help"} & set(sys.argv):
+        rootless.enter(make=context.invoked_subcommand == "up")
+
+
+Name = Annotated[str, typer.Option("--lab", envvar=inside.LAB, metavar="NAME", help="Which lab.")]
+HostName = Annotated[str, typer.Argument(metavar="HOST", help="A host: h1.")]
+Place = Annotated[str, typer.Argument(metavar="NAME", help="A host, a container or a router: h1, c1, r1.")]
+Breakable = Annotated[str, typer.Argument(metavar="HOST", help="A host or a router: h1, r1.")]
+DEFAULT = "lab"
+
+
+@app.command()
+def up(
+    hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 3,
+    backend: Annotated[
+        str, typer.Option(metavar="B", help="Of network demo. bridge: hosts that share nothing.")
+    ] = "vxlan",
+    segments: Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")] = 1,
+    opt: Annotated[
+        list[str], typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: direct=true.")
+    ] = [],  # noqa: B006 - typer's way
+    store: Annotated[str, typer.Option(metavar="sqlite|etcd", help="What the hosts share.")] = "sqlite",
+    containers_per_host: Annotated[int, typer.Option(metavar="N", help="Containers on each host.")] = 1,
+    underlay: Annotated[str, typer.Option(metavar="v4|v6|dual", help="The hosts' own addresses.")] = "v4",
+    mtu: Annotated[int, typer.Option(metavar="N", help="Of the underlay's links.")] = 1500,
+    routers_: Annotated[
+        str,
+        typer.Option(
+            "--routers",
+            metavar="kernel|bird|frr",
+            help="kernel: one for all segments; else BGP, one for each.",
+        ),
+    ] = topology.KERNEL,
+    routers_per_segment: Annotated[int, typer.Option(metavar="N", help="1 or 2, with BGP.")] = 1,
+    reflector: Annotated[
+        bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
+    ] = False,
+    lab: Name = DEFAULT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a lab: hosts with agents, a network, and containers that reach each other."""
+    wishes = topology.Wishes(
+        lab=lab,
+        hosts=hosts,
+        backend=backend,
+        segments=segments,
+        options=pairs(split(opt), "--opt"),
+        store=store,
+        containers_per_host=containers_per_host,
+        underlay=underlay,
+        mtu=mtu,
+        routers=routers_,
+        routers_per_segment=routers_per_segment,
+        reflector=reflector,
+    )
+    made = topology.planned(wishes)
+    try:
+        with record.locked(lab):
+            build.up(made, step)
+    finally:
+        if not record.names():
+            rootless.finish()
+    with step("containers reach each other"):
+        silent = matrix.awaited(made)
+        if silent:
+            raise matrix.sentence(silent).within(f"lab {lab} is up, but not well")
+    _show(made, output)
+
+
+@app.command()
+def down(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
+    """Take a lab away, whatever state it is in; succeeds when there is none."""
+    gone = False
+    if record.there(lab):
+        with record.locked(lab):
+            gone = build.down(lab)
+    if not record.names():
+        rootless.finish()
+    if output is Format.JSON:
+        as_json({"down": gone})
+    else:
+        print(f"lab {lab} is gone" if gone else f"there is no lab {lab}")
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE) -> None:
+    """List the labs."""
+    found = [_summary(record.load(name)) for name in record.names()]
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [tuple(str(value) for value in one.values()) for one in found]
+    columns = ("name", "state", "hosts", "containers", "backend", "store", "segments")
+    table(columns, rows, "no lab: linkspan lab up")
+
+
+def _summary(lab: Lab) -> dict[str, object]:
+    return {
+        "name": lab.name,
+        "state": "up" if lab.complete else "half made",
+        "hosts": len(lab.hosts),
+        "containers": len(lab.containers),
+        "backend": lab.backend,
+        "store": lab.store,
+        "segments": lab.segments,
+    }
+
+
+@app.command()
+def show(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
+    """Show a lab: its hosts, its containers, and what is broken."""
+    _show(record.load(lab), output)
+
+
+def _described(lab: Lab) -> dict[str, Any]:
+    hosts = [
+        {
+            "name": host.name,
+            "namespace": host.namespace,
+            "underlay": {"ifname": CABLE, "addresses": host.addresses, "segment": host.segment},
+            "socket": lab.socket(host.name),
+            "agent": "alive" if agents.alive(lab, host) else "dead",
+            "broken": host.broken,
+        }
+        for host in lab.hosts
+    ]
+    places = [
+        {"name": c.name, "host": c.host, "namespace": c.namespace, "addresses": c.addresses}
+        for c in lab.containers
+    ]
+    speakers = [
+        {
+            "name": router.name,
+            "namespace": router.namespace,
+            "software": router.software,
+            "as": router.asn,
+            "segment": router.segment,
+            "addresses": router.addresses,
+            "alive": routers.alive(lab, router),
+            "broken": router.broken,
+        }
+        for router in lab.routers
+    ]
+    network = {"name": lab.network, "backend": lab.backend, "pools": lab.pools, "options": lab.options}
+    return {
+        "lab": lab.name,
+        "hosts": hosts,
+        "routers": speakers,
+        "containers": places,
+        "network": network,
+        "store": lab.store,
+        "segments": lab.segments,
+        "mtu": lab.mtu,
+        "folder": str(lab.folder),
+        "complete": lab.complete,
+    }
+
+
+def _show(lab: Lab, output: Format) -> None:
+    found = _described(lab)
+    if output is Format.JSON:
+        as_json(found)
+        return
+    details(
+        [
+            ("lab", lab.name if lab.complete else f"{lab.name} (half made)"),
+            ("network", f"{lab.network}: {lab.backend}, {joined(lab.pools)}"),
+            ("store", "each host its own" if lab.alone else lab.store),
+            ("folder", lab.folder),
+        ]
+    )
+    print()
+    hosts = [
+        (
+            host["name"],
+            host["namespace"],
+            f"{CABLE} {joined(host['underlay']['addresses'])}",
+            host["agent"],
+            joined(host["broken"]),
+            host["socket"],
+        )
+        for host in found["hosts"]
+    ]
+    table(("host", "namespace", "underlay", "agent", "broken", "socket"), hosts, "no host")
+    if found["routers"]:
+        print()
+        speakers = [
+            (
+                one["name"],
+                one["namespace"],
+                f"{CABLE} {joined(one['addresses'])}",
+                one["as"],
+                f"{one['software']} {'alive' if one['alive'] else 'dead'}",
+                joined(one["broken"]),
+            )
+            for one in found["routers"]
+        ]
+        table(("router", "namespace", "underlay", "as", "software", "broken"), speakers, "")
+    print()
+    places = [(c["name"], c["host"], c["namespace"], joined(c["addresses"])) for c in found["containers"]]
+    table(("container", "host", "namespace", "addresses"), places, "no container: linkspan lab attach h1 c1")
+
+
+@app.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True},
+    epilog="linkspan lab exec c1 -- ping 10.244.1.2",
+)
+def exec_(
+    name: Place,
+    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="After --, the command.")],
+    lab: Name = DEFAULT,
+) -> None:
+    """Run a command in a host, container or router; in a host, `linkspan` talks to its agent."""
+    inside.become(record.load(lab), name, command)
+
+
+@app.command()
+def shell(name: Place, lab: Name = DEFAULT) -> None:
+    """Open a shell in a host, container or router."""
+    inside.shell(record.load(lab), name)
+
+
+@app.command()
+def attach(
+    host: HostName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The container's name: c9.")],
+    network: Annotated[str, typer.Option(metavar="N", help="The network; by default the lab's own.")] = "",
+    ip: Annotated[
+        list[str], typer.Option(metavar="IP", help="Exactly this address; one for each family.")
+    ] = [],  # noqa: B006 - typer's way
+    lab: Name = DEFAULT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Add a container to a host, or an interface to a container."""
+    with record.locked(lab):
+        found = record.load(lab)
+        endpoint = containers.add(found, host, name, network or found.network, split(ip))
+    if output is Format.JSON:
+        as_json(endpoint)
+    else:
+        print(f"{name}: {endpoint['ifname']} on {host}, address {joined(endpoint['addresses'])}")
+
+
+@app.command()
+def detach(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A container: c1.")],
+    lab: Name = DEFAULT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Take a container away."""
+    with record.locked(lab):
+        count = containers.remove(record.load(lab), name)
+    if output is Format.JSON:
+        as_json({"detached": count})
+    else:
+        print(f"{name} is gone")
+
+
+@app.command("test")
+def try_(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
+    """Try from every container and host to every container: ping, TCP, and the largest packet with DF."""
+    outcome = matrix.test(record.load(lab))
+    if output is Format.JSON:
+        as_json(outcome)
+    else:
+        if outcome.failed:
+            rows = [(f.source, f.target, f.what) for f in outcome.failed]
+            table(("from", "to", "what"), rows, "")
+            print()
+        print(f"{outcome.ok} of {outcome.pairs} pairs are well: ping, TCP, and full-sized packets with DF")
+    if outcome.failed:
+        raise typer.Exit(NOT_WELL)
+
+
+@app.command("break")
+def break_(
+    host: Breakable,
+    failure: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAILURE",
+            help=f"{', '.join(breaking.FAILURES)} or partition:HOST; of a router {' or '.join(routers.FAILURES)}.",
+        ),
+    ],
+    lab: Name = DEFAULT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make something fail on a host or router."""
+    with record.locked(lab):
+        found = record.load(lab)
+        place = found.breakable(host)
+        done = (breaking if isinstance(place, Host) else routers).do(found, place, failure)
+    _told(host, found, [done], output)
+
+
+@app.command()
+def mend(host: Breakable, lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
+    """Undo what was broken on a host or router."""
+    with record.locked(lab):
+        found = record.load(lab)
+        place = found.breakable(host)
+        done = (breaking if isinstance(place, Host) else routers).mend(found, place)
+    _told(host, found, done or [f"nothing of {host} was broken"], output)
+
+
+def _told(host: str, lab: Lab, done: list[str], output: Format) -> None:
+    if output is Format.JSON:
+        as_json({"host": host, "done": done, "broken": lab.breakable(host).broken})
+    else:
+        print("\n".join(done))

@@ -1,0 +1,101 @@
+"""`linkspan trace` and `doctor`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import msgspec
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
+from linkspan.errors import Unavailable
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        help="An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
+    ),
+]
+
+
+def trace(
+    source: Where,
+    target: Where,
+    port: Annotated[str, typer.Option(metavar="N/tcp", help="A connection to this port; else a ping.")] = "",
+    live: Annotated[
+        bool, typer.Option("--live", help="Send one packet, and show where it was seen.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show a packet's way, hop by hop and back, and the first hop that stops it; exit 3 where one does."""
+    query = urlencode({"source": source, "target": target, "port": port})
+    found = Client(socket).call("POST" if live else "GET", f"/v1/trace?{query}")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        across = len({hop["host"] for hop in (*found["hops"], *found["reply_hops"])}) > 1
+        _show_way("there", found["hops"], live, across)
+        if found["reply_hops"]:
+            print()
+            _show_way("back", found["reply_hops"], live, across)
+        print()
+        if found["reachable"]:
+            print(f"reachable, with packets of up to {found['path_mtu']} bytes")
+        else:
+            print(f"broken at {found['broken_at']}: {found['reason']}")
+    if not found["reachable"]:
+        raise typer.Exit(NOT_WELL)
+
+
+def _show_way(way: str, hops: list[dict[str, Any]], live: bool, across: bool) -> None:
+    rows = []
+    for number, hop in enumerate(hops, 1):
+        seen = {True: "seen", False: "not seen", None: "-"}[hop["seen"]]
+        device = f"{hop['device']} > {hop['port']}" if hop["port"] else hop["device"]
+        row = [number, *([hop["host"]] if across else []), hop["namespace"], device or "-", hop["action"]]
+        row += [*([seen] if live else []), *([hop["mtu"]] if across else [])]
+        rows.append([*row, hop["detail"], " / ".join(hop["headers"][1:])])
+    columns = [way, *(["host"] if across else []), "in", "device", "action"]
+    columns += [*(["packet"] if live else []), *(["mtu"] if across else []), "detail", "headers"]
+    table(columns, rows, f"{way}: no hop")
+
+
+def doctor(
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Let all hosts probe the underlay to each other: 5 s, root only.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Check this machine and its runtimes, each with cause and fix; exit 3 where a check fails."""
+    client = Client(socket)
+    try:
+        checks = client.call("GET", "/v1/doctor")
+        if peers:
+            with step("all hosts probe the underlay to each other"):
+                checks += client.call("POST", "/v1/doctor/peers")
+    except Unavailable as error:
+        checks = [{"check": "agent", "status": "fail", "detail": error.message, "fix": error.hint}]
+        if not os.geteuid():  # the kernel tells others too little
+            checks += _without_agent()
+    if output is Format.JSON:
+        as_json(checks)
+    else:
+        rows = [(c["status"], c["check"], c["detail"], c["fix"] or "-") for c in checks]
+        table(("status", "check", "detail", "fix"), rows, "no check")
+    if any(check["status"] == "fail" for check in checks):
+        raise typer.Exit(NOT_WELL)
+
+
+def _without_agent() -> list[dict[str, str]]:
+    """Return the machine's checks, made here."""
+    from linkspan.kernel.namespaces import Namespaces
+    from linkspan.tell import doctor as machine  # asks the kernel by libraries that only this needs
+    from linkspan.tell.checks import Surroundings
+
+    return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings())))

@@ -1,0 +1,273 @@
+"""`linkspan network`: create, list, show, update, migrate, delete, allow, disallow."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from linkspan.cli.client import Client
+from linkspan.cli.output import (
+    DEFAULT_SOCKET,
+    Format,
+    Output,
+    Socket,
+    as_json,
+    details,
+    joined,
+    pairs,
+    split,
+    table,
+)
+
+app = typer.Typer(
+    no_args_is_help=True, help="Networks: pools of addresses, and how their endpoints reach each other."
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The network's name.")]
+Pools = Annotated[
+    list[str], typer.Option("--pool", metavar="CIDR", help="Addresses: 10.244.0.0/16; IPv4, IPv6 or both.")
+]
+Options = Annotated[
+    list[str],
+    typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: mode=routed, direct=true."),
+]
+
+
+@app.command()
+def create(
+    name: Name,
+    pool: Pools = [],  # noqa: B006 - typer's way
+    subnet_len: Annotated[str, typer.Option(metavar="N", help="Block length for each family: 24,64.")] = "",
+    backend: Annotated[
+        str, typer.Option(metavar="B", help="auto, bridge, host, vxlan, ipip, host-gw, bgp.")
+    ] = "auto",
+    opt: Options = [],  # noqa: B006 - typer's way
+    mtu: Annotated[
+        int, typer.Option(metavar="N", help="By default what the uplink carries.", show_default=False)
+    ] = 0,
+    internal: Annotated[bool, typer.Option("--internal", help="No way to or from outside.")] = False,
+    no_masquerade: Annotated[
+        bool, typer.Option("--no-masquerade", help="Keep the containers' addresses outside.")
+    ] = False,
+    ipam: Annotated[str, typer.Option(metavar="block|exact", help="How addresses are arbitrated.")] = "block",
+    expose: Annotated[
+        list[str],
+        typer.Option(metavar="RUNTIME", help="Make it docker's, podman's or cni's network too, on every host."),
+    ] = [],  # noqa: B006 - typer's way
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Create a network."""
+    request = {
+        "name": name,
+        "pools": split(pool),
+        "subnet_len": [_length(text) for text in split([subnet_len])],
+        "backend": backend,
+        "options": pairs(opt, "--opt"),
+        "mtu": mtu,
+        "masquerade": not no_masquerade,
+        "internal": internal,
+        "ipam": ipam,
+        "expose": split(expose),
+    }
+    network = Client(socket).call("POST", "/v1/networks", request)
+    if output is Format.JSON:
+        as_json(network)
+        return
+    words = [f"network {name}: backend {network['backend']}"]
+    words += [f"{key}={value}" for key, value in network["options"].items() if key in ("mode", "direct")]
+    words += [f"pool {joined(network['pools'])}"] if network["pools"] else []
+    words += [f"gateway {joined(network['gateways'])}"] if network["gateways"] else []
+    print(", ".join(words))
+    _warn(network)
+
+
+def _warn(network: dict[str, Any]) -> None:
+    for words in network["warnings"]:
+        print(f"warning: network {network['name']}: {words}", file=sys.stderr)
+
+
+def _length(text: str) -> int:
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is not a number", param_hint="--subnet-len")
+    return int(text)
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """List the networks."""
+    networks = Client(socket).call("GET", "/v1/networks")
+    if output is Format.JSON:
+        as_json(networks)
+        return
+    rows = [
+        (n["name"], n["backend"], joined(n["pools"]), joined(n["gateways"]), n["mtu"], _flags(n))
+        for n in networks
+    ]
+    table(
+        ("name", "backend", "pools", "gateways", "mtu", "options"),
+        rows,
+        "no network yet: linkspan network create NAME --pool 10.244.0.0/16",
+    )
+
+
+def _flags(network: dict[str, Any]) -> str:
+    words = [f"{k}={v}" for k, v in network["options"].items()]
+    words += ["internal"] if network["internal"] else []
+    words += [] if network["masquerade"] else ["no masquerade"]
+    return joined(words)
+
+
+@app.command()
+def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show one network, with what it is allowed to reach."""
+    network = Client(socket).call("GET", f"/v1/networks/{quote(name)}")
+    if output is Format.JSON:
+        as_json(network)
+        return
+    allowed = [
+        f"{a['source']} -> {a['target']}" + (f" {a['port']}/{a['protocol']}" if a["port"] else "")
+        for a in network["allowances"]
+    ]
+    details(
+        [
+            ("name", network["name"]),
+            ("backend", network["backend"]),
+            *_migration(network),
+            ("pools", joined(network["pools"])),
+            ("gateways", joined(network["gateways"])),
+            ("mtu", _mtu(network)),
+            ("masquerade", "yes" if network["masquerade"] else "no"),
+            ("internal", "yes" if network["internal"] else "no"),
+            ("options", joined(f"{k}={v}" for k, v in network["options"].items())),
+            ("allowed", joined(allowed)),
+        ]
+    )
+
+
+def _migration(network: dict[str, Any]) -> list[tuple[str, str]]:
+    move = network["migration"]
+    if move is None:
+        return []
+    found = [("migrates to", move["backend"]), ("not switched", joined(network["not_switched"]))]
+    for one in network["progress"]:
+        words = [f"receives by {' and '.join(one['receives']) or 'nothing'}"]
+        words += [f"this host sends to it by {one['sends']}"] if one["sends"] else []
+        words += ["switched" if one["switched"] else "not switched"]
+        words += [] if one["alive"] else ["its agent is silent"]
+        found.append((f"host {one['host']}", "; ".join(words)))
+    return found
+
+
+def _mtu(network: dict[str, Any]) -> str:
+    move = network["migration"]
+    if move is None or move["mtu"] == network["mtu"]:
+        return str(network["mtu"])
+    return (
+        f"{network['mtu']}, then {move['mtu']}; meanwhile containers send {min(network['mtu'], move['mtu'])}"
+    )
+
+
+@app.command()
+def migrate(
+    name: Name,
+    backend: Annotated[str, typer.Option(metavar="B", help="vxlan, ipip, host-gw or bgp.")],
+    opt: Options = [],  # noqa: B006 - typer's way
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Change the way by which a network crosses hosts, while it is in use; --backend OLD goes back meanwhile."""
+    body = {"backend": backend, "options": pairs(opt, "--opt")}
+    network = Client(socket).call("POST", f"/v1/networks/{quote(name)}/migration", body)
+    if output is Format.JSON:
+        as_json(network)
+    elif network["migration"] is None:
+        print(f"network {name}: backend {network['backend']}")
+    else:
+        print(
+            f"network {name} migrates from {network['backend']} to {backend}, and can go back until it is done; "
+            f"`linkspan network show {name}` tells which hosts have not switched"
+        )
+
+
+@app.command()
+def update(
+    name: Name,
+    add_pool: Annotated[list[str], typer.Option("--add-pool", metavar="CIDR", help="One more pool.")] = [],  # noqa: B006 - typer's way
+    mtu: Annotated[
+        int, typer.Option(metavar="N", help="The new MTU, of running containers too.", show_default=False)
+    ] = 0,
+    opt: Options = [],  # noqa: B006 - typer's way
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Add a pool or change the MTU of a network."""
+    body = {"add_pools": split(add_pool), "mtu": mtu, "options": pairs(opt, "--opt")}
+    if not any(body.values()):
+        raise typer.BadParameter("give --add-pool or --mtu")
+    network = Client(socket).call("PATCH", f"/v1/networks/{quote(name)}", body)
+    if output is Format.JSON:
+        as_json(network)
+    else:
+        print(f"network {name}: pools {joined(network['pools'])}, MTU {network['mtu']}")
+        _warn(network)
+
+
+@app.command()
+def delete(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Detach its endpoints first.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Delete a network; refused while it has endpoints."""
+    gone = Client(socket).call("DELETE", f"/v1/networks/{quote(name)}{'?force' if force else ''}")
+    as_json(gone) if output is Format.JSON else print(f"network {name} is deleted")
+
+
+def _allowance(source: str, target: str, port: str) -> dict[str, object]:
+    number, _, protocol = port.partition("/")
+    if port and (not number.isdigit() or protocol not in ("", "tcp", "udp", "sctp")):
+        raise typer.BadParameter(f"{port!r} is not PORT/PROTOCOL, 80/tcp for example", param_hint="--port")
+    return {
+        "source": source,
+        "target": target,
+        "port": int(number or 0),
+        "protocol": (protocol or "tcp") if port else "",
+    }
+
+
+Source = Annotated[str, typer.Argument(metavar="A", help="Whose endpoints open connections.")]
+Target = Annotated[str, typer.Argument(metavar="B", help="To whose endpoints.")]
+AllowedPort = Annotated[str, typer.Option("--port", metavar="80/tcp", help="To this port only.")]
+
+
+@app.command()
+def allow(
+    source: Source,
+    target: Target,
+    port: AllowedPort = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Let endpoints of A open connections to those of B; answers come back by themselves."""
+    allowance = Client(socket).call("POST", "/v1/allowances", _allowance(source, target, port))
+    as_json(allowance) if output is Format.JSON else print(
+        f"{source} may reach {target}{f' on {port}' if port else ''}"
+    )
+
+
+@app.command()
+def disallow(
+    source: Source,
+    target: Target,
+    port: AllowedPort = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Take an allowance back; connections that are open stay open."""
+    allowance = Client(socket).call("DELETE", "/v1/allowances", _allowance(source, target, port))
+    as_json(allowance) if output is Format.JSON else print(f"{source} may no longer reach {target}")

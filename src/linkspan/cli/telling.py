@@ -1,0 +1,164 @@
+"""`linkspan status`, `events`, `plan`, `diff`, `version`."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+import typer
+
+from linkspan import SCHEMA, __version__
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.cluster import disputes
+from linkspan.cli.output import (
+    DEFAULT_SOCKET,
+    Format,
+    Output,
+    Socket,
+    ago,
+    as_json,
+    details,
+    joined,
+    table,
+)  # fmt: skip
+
+
+class PlanFormat(enum.StrEnum):
+    """The value of plan's --output."""
+
+    COMMANDS = "commands"
+    TABLE = "table"
+    JSON = "json"
+
+
+def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show the agent, the store, networks, what could not be mended, peers not reached, and the last repairs."""
+    found = Client(socket).call("GET", "/v1/status")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    agent, store = found["agent"], found["store"]
+    details(
+        [
+            ("agent", f"version {agent['version']}, pid {agent['pid']}, up {ago(agent['started'])}"),
+            ("socket", agent["socket"]),
+            ("state", agent["state_dir"]),
+            ("store", f"{store['url']}{'' if store['ok'] else ', not well'}"),
+            ("drift", "none" if not found["drift"] else ""),
+        ]
+    )
+    for words in found["drift"]:
+        print(f"  cannot mend: {words}")
+    for words in _of_store(store):
+        print(f"  store: {words}")
+    for one in found.get("gone", ()):  # an agent that still runs may be older
+        print(
+            f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "
+            f"it is detached in {one['detached_in']:.0f} s, if its runtime does not do so"
+        )
+    print()
+    rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
+    table(("network", "backend", "endpoints", "addresses free"), rows, "no network yet")
+    for network in found["networks"]:
+        if network["not_switched"]:
+            print(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
+    if found["disputes"]:
+        print()
+        disputes(found["disputes"])
+    if found["unreachable"]:
+        print()
+        lines = [(one["host"], one["network"] or "-", one["why"]) for one in found["unreachable"]]
+        table(("not well: host", "network", "why"), lines, "")
+    if found["bgp"]["down"]:
+        print()
+        downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
+        table(("BGP session down: peer", "state", "why"), downs, "")
+    if found["heals"]:
+        print()
+        table(
+            ("mended", "object", "key", "what"),
+            [(f"{ago(h['at'])} ago", h["kind"], h["key"], h["what"]) for h in found["heals"][-10:]],
+            "",
+        )
+
+
+def _of_store(store: dict[str, Any]) -> Iterator[str]:
+    if store["problem"]:
+        yield store["problem"]
+    if store["lost"]:
+        yield f"it lost {len(store['lost'])} records: {', '.join(store['lost'][:5])}"
+    if store["unreadable"]:
+        yield f"{len(store['unreadable'])} records cannot be read: {', '.join(store['unreadable'][:5])}"
+
+
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show what happened: attach, detach, network, heal, reap, bgp. The last 1,000 events outlive the agent."""
+    for line in Client(socket).lines(f"/v1/events{'?follow' if follow else ''}"):
+        if output is Format.JSON:
+            print(line.decode().rstrip(), flush=True)
+        else:
+            happening = msgspec.json.decode(line)
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(happening["at"]))
+            print(f"{at}  {happening['type']:<8}  {happening['what']}", flush=True)
+
+
+def plan(
+    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    output: Annotated[
+        PlanFormat, typer.Option("--output", "-o", help="Commands to type, a table, or JSON.")
+    ] = PlanFormat.COMMANDS,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show every object that this host should have, as the command that makes it, with its reason."""
+    lines = Client(socket).call("GET", f"/v1/plan?network={quote(network)}")
+    if output is PlanFormat.JSON:
+        as_json(lines)
+    elif output is PlanFormat.TABLE:
+        rows = [
+            (line["kind"], line["key"], "yes" if line["present"] else "no", line["why"]) for line in lines
+        ]
+        table(("kind", "key", "present", "why"), rows, "nothing: there is no network")
+    else:
+        reason = ""
+        for line in lines:
+            if line["why"] != reason:
+                reason = line["why"]
+                print(f"# {reason}")
+            print(line["command"])
+
+
+_FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
+"""What an object is now, by what mending would call the change."""
+
+
+def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show what differs between should and is; exit 3 where anything does."""
+    found = Client(socket).call("GET", "/v1/diff")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        rows = [
+            (action, item["kind"], item["key"], _FOUND[item["what"]])
+            for action in ("put", "delete")
+            for item in found[action]
+        ]
+        table(("to do", "kind", "key", "it is"), rows, "no difference: all is as it should be")
+    if found["put"] or found["delete"]:
+        raise typer.Exit(NOT_WELL)
+
+
+def version(output: Output = Format.TABLE) -> None:
+    """Show the version of the program and of its records."""
+    if output is Format.JSON:
+        as_json({"version": __version__, "schema": SCHEMA})
+    else:
+        print(f"linkspan {__version__} (schema {SCHEMA})")

@@ -1,0 +1,330 @@
+"""This host among the others: its record and liveness, its leases, and what it needs to reach each peer.
+
+A change of the store's records wakes ``converge``, which follows just what changed: networks, this host's claims,
+and the peers concerned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from linkspan import SCHEMA, __version__, migration
+from linkspan.allocator import Allocator
+from linkspan.backends import backend
+from linkspan.disputes import Disputes
+from linkspan.errors import Conflict, LinkspanError, Unavailable
+from linkspan.happenings import Happenings
+from linkspan.kernel import underlay
+from linkspan.lasting import lasting, woken
+from linkspan.leases import Leases
+from linkspan.machine import Worker
+from linkspan.migrating import Migrating
+from linkspan.model import Host, HostView, Network
+from linkspan.networks import Networks, now
+from linkspan.peers import Peers
+from linkspan.replica import EPHEMERAL, Replica
+from linkspan.silence import Silence
+from linkspan.speakers import Speakers
+from linkspan.state import Key
+
+log = logging.getLogger("linkspan.cluster")
+
+ALIVE_TTL = 7.0
+"""Seconds after which a host that says nothing counts as silent: `status` tells within these."""
+ALIVE_EVERY = 2.0
+CLAIM_AGAIN = 5.0
+"""Seconds until a claim that failed (no block left, store away) is tried again."""
+CATCH_UP = 1.0
+"""Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at how long this host has been silent."""
+
+OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
+"""Kinds of records that this host's claims depend on."""
+View = Callable[[], HostView]
+
+
+def host_id(state_dir: Path, given: str) -> str:
+    """Return this host's id: the one given, or one that is made once and kept in the state folder."""
+    if given:
+        return given
+    file = state_dir / "host-id"
+    if not file.exists():
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:16], encoding="ascii")
+    return file.read_text(encoding="ascii").strip()
+
+
+class Cluster:
+    """Follows the store, and keeps the peers' states as they should be."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        allocator: Allocator,
+        disputes: Disputes,
+        silence: Silence,
+        happenings: Happenings,
+        view: View,
+        put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
+        drop_plans: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._worker = worker
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._allocator = allocator
+        self._disputes = disputes
+        self._silence = silence
+        self._happenings = happenings
+        self._view = view
+        self._put_plans = put_plans
+        self._drop_plans = drop_plans
+        self._keys: set[str] = set()
+        self._wake = asyncio.Event()
+        self._converging = asyncio.Lock()
+        self._followed = asyncio.Event()
+        """Set while nothing is being followed, or is to be."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.peers = Peers(worker, leases, networks, disputes, happenings, view)
+        self.second = ""
+        """What is to be said of another agent that lives by this host's id."""
+        self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
+        self.unclaimed: dict[str, str] = {}
+        self.speakers = Speakers(worker, view)
+
+    @property
+    def host(self) -> Host:
+        """This host's record."""
+        return self._leases.host
+
+    @property
+    def stalled(self) -> str:
+        """Why this host gives no address now, '' where it does."""
+        return self._silence.stalled(self.host.id)
+
+    async def start(self, choice: str, advertise: tuple[str, ...], instance: str, *, shared: bool) -> None:
+        """Say who this host is, and take the whole store's state over. Raises Conflict for a second agent.
+
+        In a store that is not ``shared`` nobody asks whether this host lives, and the disk is left alone.
+        """
+        self._shared = shared
+        self._choice, self._advertise, self._instance = choice, advertise, instance
+        self._refuse_second()
+        await self._observe_underlay()
+        if not self._replica.problem:
+            await self._say()
+        self.peers.withdrawn = self._silence.withdrawn(self.host.id)
+        self._tasks = [
+            lasting("saying that this host lives", self._live),
+            lasting("following the store's records", self._follow),
+            lasting("minding this host's silence", self._mind),
+        ]
+        await self.converge({""})
+        self.peers.start()
+
+    async def stop(self) -> None:
+        """End what goes on; the records stay, and liveness ends by itself."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.peers.stop()
+
+    def _refuse_second(self) -> None:
+        if other := self._other_agent():
+            raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
+
+    def _other_agent(self) -> str:
+        """Return what is to be said of another agent that says it lives by this id, '' without one."""
+        alive = self._replica.records.get(f"alive/{self.host.id}")
+        if alive is None or alive.value == self._instance.encode():
+            return ""
+        where = alive.value.decode(errors="replace").partition(":")[0]
+        return f"host id {self.host.id} is in use by another agent that lives, on {where}"
+
+    async def changed(self, keys: frozenset[str]) -> None:
+        """Take note of records that changed (called by the replica)."""
+        told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
+        if told:
+            self._keys |= told
+            self._followed.clear()
+            self._wake.set()
+
+    async def _follow(self) -> None:
+        while True:
+            if not await woken(self._wake, CLAIM_AGAIN if self._unfinished() else None):
+                self._keys.add("networks/")
+            try:
+                await self.converge()
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+
+    async def _live(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_EVERY)
+            await self._say()
+
+    async def _say(self) -> None:
+        """Say that this host lives, and who it is."""
+        if self._leases.removed():
+            return
+        self.second = self._other_agent()
+        at = now()
+        try:
+            if self._shared:
+                await self._replica.write({f"alive/{self.host.id}": self._instance.encode()}, ttl=ALIVE_TTL)
+                self._silence.spoke(self.host.id, at)
+                self._silence.heard(set(self._leases.hosts()), self._leases.alive(), self._replica.heard)
+            await self._register()
+        except LinkspanError as error:
+            log.debug("alive: %s", error.message)
+
+    async def _mind(self) -> None:
+        """Withdraw when this host has been silent for as long as it promised, and come back when it was heard."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
+                self.peers.withdrawn = withdrawn
+                what = (
+                    "withdraws from all networks that cross hosts" if withdrawn else "is back in its networks"
+                )
+                text = f"host {self.host.name} {what}"
+                log.warning("%s", text)
+                self._happenings.add("lease", text)
+                await self.converge({""})
+
+    async def _register(self) -> None:
+        """Put this host's record where it is not what it should be; one that was removed stays away."""
+        self._adopt_settings()
+        key = f"hosts/{self.host.id}"
+        if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
+            await self._replica.write({key: self.host})
+
+    def _adopt_settings(self) -> None:
+        """Take over settings that were set from another host, and what holds for all."""
+        known = self._leases.record(self.host.id)
+        self._leases.host = msgspec.structs.replace(
+            self.host,
+            settings=known.settings if known is not None else self.host.settings,
+            reads=SCHEMA,
+            withdraws=self._replica.settings.reclaim_after if self._shared else 0,
+        )
+
+    async def _observe_underlay(self) -> bool:
+        """Look at the underlay interface, and return whether it changed."""
+        machine = self._worker.machine
+        found = await self._worker.run(underlay.observe, machine.sockets, self._choice, self._advertise)
+        if found == self.host.underlay:
+            return False
+        self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
+        return True
+
+    async def look_around(self) -> None:
+        """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
+        if await self._observe_underlay():
+            try:
+                await self._register()
+            except Unavailable as error:
+                log.warning("host record: %s", error.message)
+            await self.converge({"networks/"})
+        await self.peers.follow(self.peers.known.keys())
+        await self.speakers.put()
+
+    async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
+        """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
+        async with self._converging:
+            self._followed.clear()
+            self._wake.clear()
+            changed, self._keys = self._keys | (keys or set()), set()
+            try:
+                return await self._converged(changed)
+            except LinkspanError:
+                raise
+            except Exception:  # a fault of ours, raised on: what it was about is followed again, not forgotten
+                self._keys |= changed
+                self._wake.set()
+                raise
+            finally:
+                if not self._keys:
+                    self._followed.set()
+
+    async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
+        failed: dict[Key, LinkspanError] = {}
+        everything = "" in changed
+        if everything or any(
+            k.startswith(("networks/", "allowances/", "reservations/")) for k in changed
+        ):
+            self._networks.refresh()
+        self._adopt_settings()
+        if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
+            self._disputes.look(self._networks.all())
+        if everything or self._disputes.fresh or any(k.startswith(OWN) for k in changed):
+            await self._claim()
+            self._disputes.look(self._networks.all())
+        self._allocator.refresh()
+        if changed:
+            concerned = set(self.peers.concerned(changed, everything))
+            known = {network.name for network in self._networks.all()}
+            await self.peers.follow(pair for pair in concerned if pair[0] not in known)
+            failed = dict(await self._put_plans())
+            await self.peers.follow(concerned)
+            failed |= await self.speakers.put()
+            await self._drop_plans()  # last: what peers had on a device that goes
+            unwell = self._worker.machine.reconciler.unwell
+            await self.migrating.advance({n for n in known if not failed and not unwell(("network", n))})
+        self._disputes.fresh.clear()
+        return failed
+
+    async def caught_up(self) -> None:
+        """Wait until this host has followed all records that it knows of, but not for a store that is away."""
+        await woken(self._followed, CATCH_UP)
+
+    def _unfinished(self) -> bool:
+        networks = self._networks.all()
+        drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
+        if drained or self.unclaimed or any(network.migration for network in networks):
+            return True
+        return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
+
+    async def _claim(self) -> None:
+        """Make sure of this host's lease in every network that crosses hosts."""
+        if self._leases.removed():
+            return
+        await self._leave()
+        for network in self._networks.all():
+            way = backend(network.backend)
+            if not way.crosses_hosts:
+                continue
+            try:
+                await self._disputes.settle(network)
+                mine = self._leases.mine(network.name)
+                await self._leases.claim(network, migration.offers(self._view(), network, mine))
+                self.unclaimed.pop(network.name, None)
+            except LinkspanError as error:
+                why = f"{error.message}; {error.hint}" if error.hint else error.message
+                if self.unclaimed.get(network.name) != why:
+                    log.warning("network %s: %s", network.name, why)
+                self.unclaimed[network.name] = why
+        for name in self.unclaimed.keys() - {network.name for network in self._networks.all()}:
+            del self.unclaimed[name]
+
+    async def _leave(self) -> None:
+        try:
+            await self._leases.leave(self._networks.all())
+        except LinkspanError as error:
+            log.warning("claims in deleted networks stay for now: %s", error.message)
+
+    async def migrate(self, name: str, way: str, options: Mapping[str, str]) -> Network:
+        """Begin to migrate a network, or turn it round. Raises where this host sees that it could not end well."""
+        await self.migrating.begin(name, way, options)
+        await self.converge({"networks/"})
+        return self._networks.get(name)

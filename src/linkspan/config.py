@@ -1,0 +1,104 @@
+"""The agent's settings: defaults, a TOML file, the command line, in this order."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from linkspan.addresses import prefix
+from linkspan.errors import Invalid
+from linkspan.ipam import COOLDOWN
+from linkspan.model import checked_name
+
+SOCKET = "/run/linkspan/agent.sock"
+GROUP = "linkspan"
+"""The group whose members may ask the agent, and change nothing."""
+STATE_DIR = "/var/lib/linkspan"
+CONFIG_FILE = "/etc/linkspan/agent.toml"
+SETTINGS = "LINKSPAN_AGENT_SETTINGS"
+"""The environment variable by which the command line hands the settings to the agent's process."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every key of the file, with its default."""
+
+    state_dir: str = STATE_DIR
+    """Folder of the journal, the store and what is remembered of the machine."""
+    socket: str = SOCKET
+    """Unix socket of the API; DELs are queued in the folder `queue` beside it while no agent runs."""
+    store: str = ""
+    """URL of the store, sqlite:///abs/folder or etcd://h1:2379/prefix?ca=FILE; empty: in the state folder."""
+    host_id: str = ""
+    """This host's id and name in the cluster; empty: an id of its own making, and the host's name."""
+    underlay: str = ""
+    """Interface to the other hosts, or can-reach=IP; empty: the default route's."""
+    advertise: tuple[str, ...] = ()
+    """Addresses by which other hosts reach this one, where they are not the interface's."""
+    docker_socket: str = ""
+    """Unix socket of the Docker plugin, where systemd does not hand it over (`install docker`); empty: none."""
+    docker_api: str = "/run/docker.sock"
+    """Unix socket of Docker's engine, for networks that are exposed to it; empty: none is."""
+    podman_networks: str = "/etc/containers/networks"
+    """Folder of Podman's networks, for those that are exposed to it; empty: none is."""
+    cni_networks: str = "/etc/cni/net.d"
+    """Folder of CNI's configurations, for networks that are exposed to it; empty: none is."""
+    cooldown: float = COOLDOWN
+    """Seconds before an address that was released is given again."""
+    reap_after: float = 30.0
+    """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
+    metrics: str = ""
+    """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error; the log is JSON lines on stderr."""
+
+
+def load(path: str, overrides: Mapping[str, object]) -> Config:
+    """Read the file (the default one may be missing) and lay the command line's values over it.
+
+    Raises Invalid, naming the file and the key.
+    """
+    values: dict[str, object] = {}
+    file = Path(path or CONFIG_FILE)
+    if path or file.exists():
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Invalid(f"config file {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Invalid(f"config file {file}: {error}") from error
+    values.update({key: value for key, value in overrides.items() if value})
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$.")
+        raise Invalid(
+            f"setting {key.rstrip('`') or file}: {what[:1].lower()}{what[1:]}",
+            "`linkspan agent --print-config` shows every key",
+        ) from error
+    _check_told_to_others(config)
+    return config
+
+
+def _check_told_to_others(config: Config) -> None:
+    """Refuse what would stand in the cluster's records, and be read by every other host."""
+    if config.host_id:
+        checked_name(config.host_id, "setting host_id:")
+    for text in config.advertise:
+        try:
+            prefix(text)
+        except Invalid as error:
+            raise Invalid(
+                f"setting advertise: {text!r} is not an IP address", "write it as 203.0.113.7, for example"
+            ) from error
+
+
+def as_toml(config: Config) -> str:
+    """Return the settings as a file that ``load`` reads."""
+    lines = []
+    for key, value in msgspec.structs.asdict(config).items():
+        lines.append(f"{key} = {msgspec.json.encode(value).decode()}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,91 @@
+"""The agent's process: settings in, ``ready`` out, and SIGTERM ends it in order.
+
+It is a process of its own, started in the command line's place by exec: the command line's libraries would
+stay in its memory for good, and so would the arenas that glibc makes for each thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+import signal
+import sys
+
+import msgspec
+
+from linkspan.agent import Agent
+from linkspan.api_waiting import waiting
+from linkspan.config import SETTINGS, Config
+from linkspan.errors import LinkspanError
+from linkspan.runtimes import systemd
+from linkspan.serving import serving
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        line = {
+            "at": at,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def main() -> None:
+    """Run the agent with the settings in the environment."""
+    settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    try:
+        asyncio.run(_run(settings))
+    except LinkspanError as error:
+        print(f"linkspan: {error.message}{f'; {error.hint}' if error.hint else ''}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _run(settings: Config) -> None:
+    stop, ready = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serve, stopping = asyncio.create_task(_serve(settings, stop, ready)), asyncio.create_task(stop.wait())
+    await asyncio.wait({serve, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.is_set():  # it waits for the store
+        serve.cancel()
+    stopping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serve
+
+
+async def _serve(settings: Config, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    running = Agent(settings, waiting)
+    async with running.running(), serving(running):
+        ready.set()
+        print("ready", flush=True)
+        systemd.notify("READY=1")
+        watchdog = asyncio.create_task(_watchdog())
+        await stop.wait()
+        systemd.notify("STOPPING=1")
+        watchdog.cancel()
+
+
+async def _watchdog() -> None:
+    """Tell systemd that the loop turns, twice in each of its intervals (sd_watchdog_enabled(3))."""
+    interval = systemd.watchdog_interval()
+    while interval:
+        systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(interval / 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The tour across hosts: three virtual hosts in a lab, and their containers by each way across in turn."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import Any
+
+from linkspan.cli.output import step
+from linkspan.demo.screen import Screen, console, throughput
+from linkspan.errors import LinkspanError
+from linkspan.lab import agents, breaking, build, inside, matrix, record, topology
+from linkspan.lab.record import Lab
+from linkspan.lab.topology import bare
+
+WORDS = {
+    "vxlan": "VXLAN: a container's frame goes to the other host in UDP (port 4789)",
+    "ipip": "IPIP: a container's packet goes to the other host in IP (protocol 4)",
+    "host-gw": "host-gw: plain routes; the other host is the gateway to its containers",
+    "bgp": "BGP: plain routes, which the hosts' speakers (BIRD) tell each other",
+}
+HIDDEN = ("nft ", "sysctl ")
+"""Rules and settings are counted, not shown: a host without other hosts has such too."""
+FAILURE = {"vxlan": "fdb-flush", "ipip": "routes-flush", "host-gw": "routes-flush", "bgp": "helper-kill"}
+
+
+def run(backend: str, *, keep: bool) -> bool:
+    """Show the tour of one backend; returns whether all was as it should be. Raises LinkspanError."""
+    name = f"demo-{backend}"
+    build.down(name)  # of a tour that was kept, or cut off
+    screen = Screen()
+    done = False
+    console.rule(f"[bold]{WORDS[backend]}[/bold]")
+    try:
+        lab = _made(screen, name, backend)
+        _commands(screen, lab)
+        _matrix(screen, lab)
+        _path(screen, lab)
+        _throughput(screen, lab)
+        _mended(screen, lab, FAILURE[backend])
+        done = True
+    finally:
+        if not (keep and done):
+            build.down(name)
+    if keep:
+        _hints(lab)
+    for text in screen.failed:
+        print(f"not as it should be: {text}", file=sys.stderr)
+    return not screen.failed
+
+
+def clear() -> None:
+    """Take away what tours have left standing."""
+    for backend in WORDS:
+        build.down(f"demo-{backend}")
+
+
+def _made(screen: Screen, name: str, backend: str) -> Lab:
+    screen.title("1. Three hosts on one switch, each with an agent and a container")
+    screen.say(f"  [cyan]$[/cyan] linkspan lab up --lab {name} --backend {backend}")
+    lab = topology.planned(topology.Wishes(lab=name, backend=backend))
+    with record.locked(name):
+        build.up(lab, step)
+    silent = matrix.awaited(lab)
+    if silent:
+        raise matrix.sentence(silent)
+    for host in lab.hosts:
+        inner = ", ".join(f"{c.name} {bare(c.addresses[0])}" for c in lab.containers if c.host == host.name)
+        screen.say(f"    {host.name}  {bare(host.addresses[0])}: {inner}")
+    return lab
+
+
+def _commands(screen: Screen, lab: Lab) -> None:
+    """Show what one host has to reach the others, as commands; what it has for its own containers is counted."""
+    screen.title("2. What h1 has to reach the others, as commands that would make it by hand")
+    screen.say("  [cyan]$[/cyan] linkspan plan")
+    lines: list[dict[str, Any]] = agents.client(lab, "h1").call("GET", "/v1/plan?network=")
+    shown = [
+        line for line in lines if not line["command"].startswith(HIDDEN) and "container" not in line["why"]
+    ]
+    why = ""
+    for line in shown:
+        if line["why"] != why:
+            why = line["why"]
+            screen.output([f"# {why}"])
+        screen.output([line["command"]])
+    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings and its own container)")
+    screen.expect(all(line["present"] for line in lines), f"all {len(lines)} objects are in the kernel")
+    if lab.backend == "bgp":  # whose routes are in no plan: the hosts tell each other
+        for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
+            screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+
+
+def _matrix(screen: Screen, lab: Lab) -> None:
+    screen.title("3. Everybody reaches everybody: ping, TCP, and packets of full size that may not be cut up")
+    screen.say(f"  [cyan]$[/cyan] linkspan lab test --lab {lab.name}")
+    outcome = matrix.test(lab)
+    failed = {(one.source, one.target) for one in outcome.failed}
+    names = [container.name for container in lab.containers]
+    screen.say(f"    {'':5}" + "".join(f"{name:>5}" for name in names))
+    tried = {(source.name, target.name) for source, target in matrix.pairs(lab)}
+    for place in lab.places:
+        cells = (
+            "·" if (place.name, n) not in tried else "✗" if (place.name, n) in failed else "✓" for n in names
+        )
+        screen.say(f"    {place.name:5}" + "".join(f"{cell:>5}" for cell in cells))
+    screen.expect(not outcome.failed, f"{outcome.ok} of {outcome.pairs} pairs are well")
+
+
+def _path(screen: Screen, lab: Lab) -> None:
+    screen.title("4. A packet's way from c1 to c2, by the kernels' own answers")
+    words = ["linkspan", "trace", "c1", "c2"]
+    try:
+        screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+    except LinkspanError as error:
+        screen.expect(condition=False, text=error.message)
+
+
+def _throughput(screen: Screen, lab: Lab) -> None:
+    screen.title("5. Throughput, against the bare underlay")
+    if shutil.which("iperf3") is None:
+        screen.say("  (iperf3 is not installed: no throughput)")
+        return
+    h1, h2 = lab.host("h1"), lab.host("h2")
+    c1, c2 = lab.container("c1"), lab.container("c2")
+    under = throughput(h1.namespace, h2.namespace, bare(h2.addresses[0]))
+    over = throughput(c1.namespace, c2.namespace, bare(c2.addresses[0]))
+    screen.say(f"    from h1 to h2, the bare underlay   {under / 1e9:6.1f} Gbit/s")
+    screen.expect(
+        over > 0, f"from c1 to c2, by {lab.backend}  {over / 1e9:6.1f} Gbit/s, {over / under:.0%} of it"
+    )
+
+
+def _mended(screen: Screen, lab: Lab, failure: str) -> None:
+    screen.title("6. Somebody breaks it; it is mended within two seconds")
+    screen.say(f"  [cyan]$[/cyan] linkspan lab break h1 {failure} --lab {lab.name}")
+    screen.output([breaking.do(lab, lab.host("h1"), failure)])
+    begun = time.monotonic()
+    client = agents.client(lab, "h1")
+    while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", "/v1/diff").values()):
+        time.sleep(0.02)
+    screen.expect(gone < 2, f"all is as it should be again, {gone:.2f} s later")
+    screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")
+
+
+def _hints(lab: Lab) -> None:
+    console.rule("[bold]It stands. What to try[/bold]")
+    for line in (
+        f"export {inside.LAB}={lab.name}",
+        "linkspan lab show",
+        "linkspan lab shell h1",
+        f"linkspan lab exec c1 -- ping {bare(lab.container('c2').addresses[0])}",
+        "linkspan lab exec h1 -- linkspan plan",
+        "linkspan lab exec h1 -- linkspan trace c1 c3",
+        "linkspan lab break h1 partition:h2; linkspan lab test; linkspan lab mend h1",
+        "linkspan lab down",
+    ):
+        print(f"  {line}")

@@ -1,0 +1,202 @@
+"""Act one: a container network by hand, one command after the other, and what fails before each.
+
+The commands are not written here: they are linkspan's own plan of a network with two containers, typed in the
+order in which a person would find out that each is needed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan import firewall
+from linkspan.addresses import derived_mac, mac_text
+from linkspan.backends import backend
+from linkspan.demo.stage import HOST, Stage
+from linkspan.kernel.namespaces import Namespaces, inode, open_namespace
+from linkspan.model import Endpoint, Facts, HostView, Network, host_ifname
+from linkspan.state import (
+    Address,
+    Bridge,
+    ForwardAccept,
+    Interface,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
+    Route,
+    State,
+    Sysctl,
+    Veth,
+)
+from linkspan.tell import plan
+
+NETWORK = Network(
+    name="mybr0",
+    pools=("172.18.0.0/16",),
+    subnet_len={"4": 16},
+    backend="bridge",
+    gateways=("172.18.0.1",),
+)
+CONTAINERS = {"netns_A": "172.18.0.2", "netns_B": "172.18.0.3"}
+GATEWAY, BEYOND = "172.18.0.1", "198.51.100.2"
+"""BEYOND is of a range for documentation (RFC 5737)."""
+
+
+class ByHand:
+    """The steps of chapter 2.1, in order."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._namespaces = Namespaces()
+
+    def _commands(self, *states: State) -> list[str]:
+        return [c for state in plan.ordered(states) for c in plan.commands(state, self._namespaces.path)]
+
+    def _states(self) -> list[State]:
+        """Return the whole plan: rules, network and both containers, where a FORWARD chain of Docker's drops."""
+        view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
+        bridge = backend("bridge")
+        states = [*firewall.skeleton(Facts()), *bridge.network(view, NETWORK)]
+        for name, address in CONTAINERS.items():
+            fd = open_namespace(f"/run/netns/{name}")
+            number = inode(fd)
+            self._namespaces.register(number, f"/run/netns/{name}")
+            endpoint = Endpoint(
+                id=name,
+                ifname="eth0",
+                network=NETWORK.name,
+                addresses=(f"{address}/16",),
+                gateways=(GATEWAY,),
+                mac=mac_text(derived_mac(NETWORK.name, address)),
+                mtu=NETWORK.mtu,
+                host_ifname=host_ifname(False, name, "eth0"),
+                netns=number,
+            )
+            states += bridge.endpoint(NETWORK, endpoint)
+        return states
+
+    def show(self) -> None:
+        """Go through the steps."""
+        stage = self._stage
+        stage.title("1. Two containers: network namespaces, with nothing in them but lo")
+        for name in CONTAINERS:
+            stage.say(f"  [cyan]$[/cyan] ip netns add {name}")
+            stage.add(name)
+        states = self._states()
+        a, b = (self._of(states, name) for name in CONTAINERS)
+        self._bridge(states)
+        stage.title("3. A cable from netns_A to the bridge: a veth pair, its other end born in the container")
+        stage.typed(self._commands(*(s for s in a if isinstance(s, Veth | Interface | Address))))
+        bridge = next(s for s in states if isinstance(s, Bridge))
+        stage.ping("netns_A", GATEWAY, works=False, why="the bridge is down")
+        stage.typed([f"ip link set {bridge.name} up"])
+        stage.ping("netns_A", GATEWAY, works=True)
+        self._outside(states, a)
+        self._neighbour(b)
+        self._guard(states)
+
+    def _of(self, states: list[State], container: str) -> list[State]:
+        number = next(
+            s.peer_netns
+            for s in states
+            if isinstance(s, Veth) and s.name == host_ifname(False, container, "eth0")
+        )
+        return [
+            s
+            for s in states
+            if (isinstance(s, Veth) and s.peer_netns == number) or getattr(s, "netns", 0) == number
+        ]
+
+    def _bridge(self, states: list[State]) -> None:
+        stage = self._stage
+        stage.title("2. A bridge on the host, whose address is the containers' gateway")
+        bridge = next(s for s in states if isinstance(s, Bridge))
+        address = next(s for s in states if isinstance(s, Address) and s.device == bridge.name)
+        stage.typed(self._commands(msgspec.structs.replace(bridge, up=False), address))
+
+    def _outside(self, states: list[State], container: list[State]) -> None:
+        stage = self._stage
+        stage.title(
+            f"4. The way out: {BEYOND} is a machine beyond the host, which knows nothing of containers"
+        )
+        stage.ping("netns_A", BEYOND, works=False, why="netns_A has no route to it")
+        stage.typed(self._commands(*(s for s in container if isinstance(s, Route))))
+        stage.ping("netns_A", BEYOND, works=False, why="the host does not forward")
+        stage.typed(self._commands(*(s for s in states if isinstance(s, Sysctl))))
+        stage.say("  Docker, where it is installed, has the host drop what it forwards:")
+        stage.typed(["iptables -P FORWARD DROP"])
+        stage.ping("netns_A", BEYOND, works=False, why="the FORWARD chain drops it")
+        stage.typed(self._commands(*(s for s in states if isinstance(s, ForwardAccept))))
+        stage.ping(
+            "netns_A",
+            BEYOND,
+            works=False,
+            why="it arrives, but nobody there knows the way back to 172.18.0.2",
+        )
+        stage.say("  Source NAT gives what leaves the host's own address, to which answers find back:")
+        stage.typed(self._commands(*map(_shortened, (s for s in states if _is_nat(s)))))
+        stage.ping("netns_A", BEYOND, works=True)
+
+    def _neighbour(self, container: list[State]) -> None:
+        stage = self._stage
+        stage.title("5. The second container, in the same way, and the two reach each other")
+        stage.typed(self._commands(*container))
+        stage.ping("netns_A", CONTAINERS["netns_B"], works=True)
+        stage.ping("netns_B", CONTAINERS["netns_A"], works=True)
+        stage.typed(["ip -n netns_A neigh show to 172.18.0.3"], HOST)
+        stage.say(
+            "  On one bridge only the other's MAC matters (layer 2); for all else the bridge is the gateway (layer 3)."
+        )
+
+    def _guard(self, states: list[State]) -> None:
+        stage = self._stage
+        rest = [
+            s for s in states if isinstance(s, NftTable | NftSet | NftChain | NftElement) and not _is_nat(s)
+        ]
+        stage.title("6. What by-hand set-ups leave out: no container may speak with another's address")
+        forged = "ip -n netns_B addr add 172.18.0.99/16 dev eth0"
+        stage.typed([forged])
+        stage.typed(
+            ["ip netns exec netns_B ping -c1 -W1 -I 172.18.0.99 172.18.0.2 >/dev/null && echo answered"]
+        )
+        commands = self._commands(*rest)
+        for command in commands:
+            stage.quietly("nsenter", f"--net=/run/netns/{HOST}", "sh", "-c", command)
+        stage.say(
+            f"  ({len(commands)} nft commands: `linkspan plan` shows them; one more container is one more element)"
+        )
+        probe = "ip netns exec netns_B ping -c1 -W1 -I 172.18.0.99 172.18.0.2 >/dev/null || echo no answer"
+        stage.typed([probe])
+        stage.ping("netns_B", CONTAINERS["netns_A"], works=True, why="its own address is good")
+
+    def take_away(self) -> None:
+        """Remove what was made by hand, so that linkspan starts from nothing."""
+        self._stage.typed(
+            [
+                "ip link delete ls-mybr0",
+                *(f"ip link delete {host_ifname(False, name, 'eth0')}" for name in CONTAINERS),
+                "nft delete table inet linkspan",
+                "nft delete table bridge linkspan",
+                "sysctl -qw net/ipv4/ip_forward=0",
+                "iptables -P FORWARD ACCEPT && iptables -F FORWARD",
+            ]
+        )
+
+
+def _is_nat(state: State) -> bool:
+    """Tell whether a state is what IPv4 masquerade needs."""
+    match state:
+        case NftTable(family, _):
+            return family == firewall.INET
+        case NftSet(family, _, name) | NftElement(family, _, name):
+            return family == firewall.INET and name in ("pools4", "masquerade4")
+        case NftChain(_, _, name):
+            return name == "postrouting"
+    return False
+
+
+def _shortened(state: State) -> State:
+    """Leave of the chain the one rule that is spoken of."""
+    if isinstance(state, NftChain):
+        return msgspec.structs.replace(state, rules=tuple(r for r in state.rules if "@masquerade4" in r))
+    return state

@@ -1,0 +1,92 @@
+"""What a tour shows: headlines, commands with their output, and whether things are as they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from linkspan.errors import LinkspanError
+from linkspan.lab import commands
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Screen:
+    """``failed`` collects what was not as it should be; the tour goes on."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Show a sentence or more."""
+        console.print(text)
+
+    def title(self, text: str) -> None:
+        """Show the headline of a step."""
+        console.print(f"\n[bold]{escape(text)}[/bold]")
+
+    def shown(self, command: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Show a command as a reader would type it, and what it prints. Raises LinkspanError where it fails."""
+        console.print(f"  [cyan]$[/cyan] {escape(command)}")
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=commands.PATIENCE, env=env
+        )
+        if done.returncode:
+            raise LinkspanError(f"{command}: {done.stderr.strip() or done.stdout.strip()}")
+        self.output((done.stdout + done.stderr).splitlines())
+
+    def output(self, lines: Sequence[str]) -> None:
+        """Show what a command printed."""
+        for line in lines:
+            console.print(f"    [dim]{escape(line)}[/dim]")
+
+    def expect(self, condition: bool, text: str) -> None:
+        """Show something that should hold; the tour fails where it does not."""
+        self.verdict(condition, text, good=condition)
+
+    def verdict(self, expected: bool, text: str, *, good: bool) -> None:
+        """Show how something is; the tour fails where that is not as expected."""
+        mark = "[green]✓[/green]" if good else "[yellow]✗[/yellow]"
+        console.print(f"    {mark} {escape(text)}")
+        if not expected:
+            self.failed.append(text)
+            console.print("    [red]that is not what should happen here[/red]")
+
+
+def retried(command: Sequence[str], seconds: float = 5.0) -> str:
+    """Run a client until its server listens, and return what it prints. Raises LinkspanError."""
+    said = ""
+
+    def answered() -> bool:
+        nonlocal said
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stdout if done.returncode == 0 else done.stderr.strip() or done.stdout.strip()
+        return done.returncode == 0
+
+    if not commands.await_(answered, seconds):
+        raise LinkspanError(f"{' '.join(command)}: {said}")
+    return said
+
+
+@contextlib.contextmanager
+def serving(*argv: str) -> Iterator[None]:
+    """Run a server meanwhile."""
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def throughput(client: str, server: str, address: str) -> float:
+    """Return the bits a second of one TCP stream between two namespaces, for a second. Needs iperf3."""
+    inside = ("ip", "netns", "exec")
+    with serving(*inside, server, "iperf3", "--server", "--one-off"):
+        answer = retried((*inside, client, "iperf3", "--client", address, "--time", "1", "--json"))
+    return float(msgspec.json.decode(answer)["end"]["sum_received"]["bits_per_second"])

@@ -1,0 +1,131 @@
+"""The stage of the tour: namespaces that stand for a host, containers and the world outside, and what is shown.
+
+Everything is made in namespaces that the tour adds and removes again; the machine's own is not touched. Their
+names are written down first, so that a tour that was cut off is cleared away by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.markup import escape
+
+from linkspan.demo.screen import Screen, console
+from linkspan.errors import LinkspanError
+from linkspan.lab import commands
+
+FOLDER = Path("/run/linkspan-demo")
+HOST, OUTSIDE = "linkspan-demo", "linkspan-demo-outside"
+PATIENCE = 20.0
+
+
+class Stage(Screen):
+    """Namespaces and the agent in one of them; ``typed`` runs commands as a reader would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = FOLDER / "namespaces"
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    # Namespaces
+
+    def clear(self) -> None:
+        """End the agent and remove the namespaces of this tour, or of one that was cut off or kept."""
+        self._end_agent()
+        if self._made.exists():
+            for name in self._made.read_text(encoding="utf-8").split():
+                with contextlib.suppress(LinkspanError):
+                    commands.delete(name)
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+    def add(self, name: str) -> None:
+        """Add a namespace with this name. Raises Conflict where somebody else's has it."""
+        commands.refuse_taken(name)
+        FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with self._made.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+        commands.add(name)
+
+    def quietly(self, *argv: str) -> str:
+        """Run a command of the stage itself and return its output. Raises LinkspanError where it fails."""
+        return commands.run(*argv)
+
+    # What is shown
+
+    def typed(self, lines: Iterable[str], netns: str = HOST) -> None:
+        """Show commands and run them in a namespace. Raises LinkspanError, naming the one that fails."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # linkspan, where it is in a virtual environment
+        for command in lines:
+            inside = ["nsenter", f"--net=/run/netns/{netns}", "sh", "-c", command]
+            self.shown(command, inside, os.environ | {"LINKSPAN_SOCKET": str(self.socket), "PATH": path})
+
+    def ping(self, netns: str, address: str, *, works: bool, why: str = "") -> None:
+        """Ping, and show whether it is answered; the tour fails where that is not as it should be."""
+        command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", address]
+        console.print(f"  [cyan]$[/cyan] {escape(' '.join(command))}")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        answered = done.returncode == 0
+        words = "answered" if answered else _refusal(done.stdout + done.stderr)
+        self.verdict(answered == works, f"{words}{f': {why}' if why else ''}", good=answered)
+
+    # The agent
+
+    @property
+    def socket(self) -> Path:
+        """The agent's socket."""
+        return FOLDER / "agent.sock"
+
+    def start_agent(self) -> None:
+        """Start an agent in the host's namespace and wait until it says ready."""
+        console.print("  [cyan]$[/cyan] linkspan agent &")
+        command = [sys.executable, "-m", "linkspan.cli.main", "agent"]
+        options = ["--state-dir", str(FOLDER / "state"), "--socket", str(self.socket)]
+        with (FOLDER / "agent.log").open("wb") as log:
+            self._agent = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{HOST}", *command, *options],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self._agent.stdout is not None
+        if self._agent.stdout.readline() != b"ready\n":
+            log_text = (FOLDER / "agent.log").read_text(encoding="utf-8")
+            raise LinkspanError(f"the agent did not start: {log_text.strip()[-500:]}")
+        (FOLDER / "agent.pid").write_text(str(self._agent.pid), encoding="ascii")
+        console.print("    [dim]ready[/dim]")
+
+    def _end_agent(self) -> None:
+        """End the agent of this tour, or of one that was kept (known by its socket in its command line)."""
+        file = FOLDER / "agent.pid"
+        if not file.exists():
+            return
+        pid = int(file.read_text(encoding="ascii"))
+        with contextlib.suppress(OSError):
+            if b"linkspan" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            if self._agent is not None and self._agent.poll() is not None:
+                break
+            time.sleep(0.05)
+
+
+def _refusal(output: str) -> str:
+    """Return ping's own words for a failure."""
+    for words in (
+        "Network is unreachable",
+        "Packet filtered",
+        "Destination Host Unreachable",
+        "Destination Net Unreachable",
+    ):
+        if words in output:
+            return words
+    return "no answer"

@@ -1,0 +1,182 @@
+"""The tour: a network by hand, the same by linkspan, and nothing left of either."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+from linkspan.cli.client import Client
+from linkspan.demo.by_hand import BEYOND, CONTAINERS, ByHand
+from linkspan.demo.screen import console, retried, serving, throughput
+from linkspan.demo.stage import FOLDER, HOST, OUTSIDE, Stage
+from linkspan.errors import NotFound
+
+TOOLS = ("ip", "nft", "ping", "iptables", "nsenter", "sysctl")
+
+
+def run(*, keep: bool) -> bool:
+    """Show the whole tour; returns whether everything went as it should. Raises LinkspanError."""
+    for tool in TOOLS:
+        if shutil.which(tool) is None:
+            raise NotFound(
+                f"{tool} is not installed",
+                "apt install iproute2 nftables iputils-ping iptables procps util-linux",
+            )
+    stage = Stage()
+    stage.clear()
+    done = False
+    try:
+        _world(stage)
+        console.rule("[bold]A container network by hand[/bold]")
+        by_hand = ByHand(stage)
+        by_hand.show()
+        stage.title("7. All away again")
+        by_hand.take_away()
+        console.rule("[bold]The same by linkspan[/bold]")
+        _by_linkspan(stage)
+        done = True
+    finally:
+        if not (keep and done):
+            _away(stage, done)
+    if keep:
+        _hints(stage)
+    for text in stage.failed:
+        print(f"not as it should be: {text}", file=sys.stderr)
+    return not stage.failed
+
+
+def _world(stage: Stage) -> None:
+    """A host with an uplink to a machine outside, which has no route to any container."""
+    stage.say(
+        "The host, two containers and the world outside are network namespaces; your machine is not touched."
+    )
+    stage.add(HOST)
+    stage.add(OUTSIDE)
+    stage.quietly(
+        "ip", "link", "add", "uplink", "netns", HOST, "type", "veth", "peer", "name", "eth0", "netns", OUTSIDE
+    )
+    for netns, device, last in ((HOST, "uplink", 1), (OUTSIDE, "eth0", 2)):
+        stage.quietly("ip", "-n", netns, "addr", "add", f"198.51.100.{last}/24", "dev", device)
+        stage.quietly("ip", "-n", netns, "link", "set", device, "up")
+    stage.quietly("ip", "-n", HOST, "route", "add", "default", "via", BEYOND)
+
+
+def _by_linkspan(stage: Stage) -> None:
+    a, b = CONTAINERS
+    stage.title("1. An agent, a network, two containers")
+    stage.start_agent()
+    begun = time.perf_counter()
+    stage.typed(
+        [
+            "linkspan network create demo --pool 172.18.0.0/16",
+            f"linkspan attach {a} --network demo --publish 8080:80",
+            f"linkspan attach {b} --network demo",
+        ]
+    )
+    stage.say(f"    [dim]three commands, {time.perf_counter() - begun:.1f} s[/dim]")
+    stage.ping(a, CONTAINERS[b], works=True)
+    stage.ping(a, BEYOND, works=True)
+    _throughput(stage)
+    stage.title("2. The published port, from outside")
+    _published(stage, a)
+    stage.title("3. Why a packet goes where it goes")
+    stage.typed([f"linkspan trace {a} {b}", f"linkspan trace {a} {BEYOND}"])
+    stage.title("4. Somebody breaks it; it is mended within two seconds")
+    stage.typed(["nft flush ruleset", "ip link delete ls-demo"])
+    _mended(stage)
+    stage.typed(["linkspan diff"])
+    stage.ping(a, CONTAINERS[b], works=True)
+    stage.ping(a, BEYOND, works=True)
+
+
+def _throughput(stage: Stage) -> None:
+    """One TCP stream between the containers for a second, where iperf3 is there."""
+    if shutil.which("iperf3") is None:
+        stage.say("  (iperf3 is not installed: no throughput)")
+        return
+    a, b = CONTAINERS
+    stage.say(f"  [cyan]$[/cyan] ip netns exec {a} iperf3 --client {CONTAINERS[b]} --time 1")
+    rate = throughput(a, b, CONTAINERS[b])
+    stage.expect(rate > 0, f"{rate / 1e9:.1f} Gbit/s from {a} to {b}")
+
+
+_SERVE = """\
+import http.server
+
+class Hello(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"hello {self.client_address[0]}".encode())
+
+    def log_message(self, *words):
+        pass
+
+http.server.HTTPServer(("", 80), Hello).serve_forever()
+"""
+_FETCH = "import urllib.request as u; print(u.urlopen('http://{}:8080/', timeout=2).read().decode())"
+
+
+def _published(stage: Stage, container: str) -> None:
+    with serving("ip", "netns", "exec", container, sys.executable, "-c", _SERVE):
+        fetch = ["ip", "netns", "exec", OUTSIDE, sys.executable, "-c", _FETCH.format("198.51.100.1")]
+        stage.say(
+            f"  {container} serves on port 80. {OUTSIDE} fetches http://198.51.100.1:8080/, the host's address:"
+        )
+        said = retried(fetch).strip()
+        stage.expect(
+            said == f"hello {BEYOND}", f"{container} answers `{said}`: it sees the client's own address"
+        )
+        local = ["ip", "netns", "exec", HOST, sys.executable, "-c", _FETCH.format("127.0.0.1")]
+        stage.expect(retried(local).startswith("hello"), "and it answers the host on 127.0.0.1:8080")
+
+
+def _mended(stage: Stage) -> None:
+    client = Client(str(stage.socket))
+    begun = time.monotonic()
+    while time.monotonic() - begun < 2:
+        found = client.call("GET", "/v1/diff")
+        if not found["put"] and not found["delete"]:
+            break
+        time.sleep(0.02)
+    heals = len([h for h in client.lines("/v1/events") if b'"type":"heal"' in h])
+    stage.expect(
+        heals > 0,
+        f"{heals} objects put back after {time.monotonic() - begun:.2f} s (`linkspan events` lists them)",
+    )
+
+
+def _away(stage: Stage, done: bool) -> None:
+    """Take everything away, and show that nothing is left."""
+    if done:
+        console.rule("[bold]Away[/bold]")
+        stage.typed(["linkspan uninstall --yes --force --state-dir " + str(FOLDER / "state") + " | tail -1"])
+        links = stage.quietly("ip", "-n", HOST, "-br", "link").split()
+        rules = stage.quietly("nsenter", f"--net=/run/netns/{HOST}", "nft", "list", "ruleset")
+        stage.expect(
+            not any(name.startswith("ls") for name in links), "no link of linkspan's is left on the host"
+        )
+        stage.expect("linkspan" not in rules, "no rule either")
+        forwarding = stage.quietly(
+            "nsenter", f"--net=/run/netns/{HOST}", "sysctl", "-n", "net.ipv4.ip_forward"
+        ).strip()
+        stage.expect(forwarding == "0", "and the kernel forwards no more, as before")
+    stage.clear()
+
+
+def _hints(stage: Stage) -> None:
+    a, b = CONTAINERS
+    console.rule("[bold]It stands. What to try[/bold]")
+    for line in (
+        f"export LINKSPAN_SOCKET={stage.socket}",
+        "linkspan status",
+        "linkspan endpoint list",
+        "linkspan plan",
+        f"ip netns exec {a} ping {CONTAINERS[b]}",
+        f"linkspan trace {a} {b}",
+        f"ip -n {HOST} link set ls-demo down; linkspan events",
+        f"ip netns exec {a} tcpdump -ni eth0",
+        "linkspan demo --down     # takes everything away again",
+    ):
+        print(f"  {line}")

@@ -1,0 +1,106 @@
+"""From what was asked for and what was given to the endpoint as it will be recorded (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from linkspan.addresses import Prefix, derived_mac, mac, mac_text
+from linkspan.errors import Invalid
+from linkspan.model import AttachRequest, Endpoint, Network, host_ifname
+
+LARGEST_LIMIT = 1 << 34
+"""Bits: tc's struct tc_tbf_qopt keeps a burst in 32 bits of bytes, of which rounding may need one more."""
+
+
+def check_numbers(request: AttachRequest) -> None:
+    """Refuse, by Invalid, ports and limits that are none: what comes by the API or CNI is only known to be numbers."""
+    numbers = [n for p in request.ports for n in (p.host_port, p.port)]
+    numbers += [n for r in request.port_ranges for n in (r.first, r.last, r.port)]
+    for number in numbers:
+        if not 1 <= number <= 65535:
+            raise Invalid(f"{number} is not a port", "ports are 1 to 65535")
+    for wish in request.port_ranges:
+        if wish.last < wish.first:
+            raise Invalid(
+                f"the range of ports {wish.first}-{wish.last} goes backwards", "write the lower port first"
+            )
+    limits = request.bandwidth
+    if limits is None:
+        return
+    for name in ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst"):
+        bits = getattr(limits, name)
+        if not 0 <= bits < LARGEST_LIMIT:
+            raise Invalid(
+                f"bandwidth: {name} of {bits} bits is out of range", f"give 0 to {LARGEST_LIMIT - 1}"
+            )
+
+
+def check_ports(network: Network, endpoint: Endpoint) -> None:
+    """Refuse, by Invalid, published ports where the network cannot have them."""
+    if endpoint.ports and network.internal:
+        raise Invalid(f"network {network.name} is internal: it publishes no ports", "leave --publish out")
+    if any(port.host_ip == "::1" for port in endpoint.ports) and network.backend != "host":
+        raise Invalid(
+            "a port cannot be published at ::1: IPv6 has no route_localnet", "publish it at 127.0.0.1"
+        )
+
+
+def described(
+    request: AttachRequest,
+    network: Network,
+    addresses: Sequence[Prefix],
+    netns: int,
+    netns_path: str,
+    cookie: int,
+    host: str,
+    delivered: str = "",
+) -> Endpoint:
+    """Return the endpoint of a request with the addresses that it was given; ``netns`` 0 is the host's own.
+
+    ``delivered`` as in Endpoint.
+    """
+    hardware = name = ""
+    gateways: tuple[str, ...] = ()
+    mtu, path_mtu = network.mtus if netns or delivered else (0, 0)
+    if netns or delivered:
+        hardware = mac_text(
+            mac(request.mac) if request.mac else derived_mac(network.name, addresses[0].address)
+        )
+        name = host_ifname(network.routed, request.id, delivered or request.ifname)
+        gateways = tuple(next(g.address for pool, g in network.pairs if pool.holds(a)) for a in addresses)
+    return Endpoint(
+        id=request.id,
+        ifname=request.ifname,
+        name=request.name,
+        network=network.name,
+        host=host,
+        addresses=tuple(str(_on_interface(network, address)) for address in addresses),
+        gateways=gateways,
+        mac=hardware,
+        mtu=mtu,
+        path_mtu=path_mtu,
+        host_ifname=name,
+        ports=request.ports,
+        labels=request.labels,
+        netns=netns,
+        netns_path=netns_path,
+        netns_cookie=cookie,
+        bandwidth=request.bandwidth,
+        delivered=delivered,
+    )
+
+
+def resized(network: Network, endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint with the MTU that its network has now."""
+    mtu, path_mtu = network.mtus
+    return msgspec.structs.replace(endpoint, mtu=mtu, path_mtu=path_mtu)
+
+
+def _on_interface(network: Network, address: Prefix) -> Prefix:
+    """Return an address with the length that it has on the container's interface: the pool's on a bridge."""
+    if network.routed:
+        return address.single()
+    pool = next(pool for pool in network.prefixes if pool.holds(address.single()))
+    return Prefix(address.packed, pool.length)

@@ -1,0 +1,103 @@
+"""What can go wrong, in one tree.
+
+    LinkspanError
+    ├── Invalid       the request itself is wrong: a bad name, address, option
+    ├── NotFound      the object named does not exist
+    ├── Conflict      something else holds it: an address, a port, a name, a pool
+    ├── Exhausted     there is none left: addresses, bridge ports
+    ├── Denied        the caller may not do this
+    ├── Unavailable   a part that is needed does not answer now: agent, store, disk
+    └── KernelError   the kernel refused; carries the errno
+
+Each says which object, why, and (``hint``) what to do. Errors read from outer to inner, joined by
+colons: ``attach web to demo: add route 10.244.2.0/24 via 192.0.2.2: network unreachable``.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class LinkspanError(Exception):
+    """An error that names the object, the cause and, in ``hint``, what to do."""
+
+    code = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def within(self, what: str) -> LinkspanError:
+        """Return the same error, prefixed by the operation in which it happened."""
+        outer = type(self).__new__(type(self))
+        outer.__dict__.update(self.__dict__)
+        outer.message = f"{what}: {self.message}"
+        outer.args = (outer.message,)
+        return outer
+
+
+class Invalid(LinkspanError):
+    """The request is wrong in itself and will be wrong again."""
+
+    code = "invalid"
+
+
+class NotFound(LinkspanError):
+    """The object named does not exist."""
+
+    code = "not_found"
+
+
+class Conflict(LinkspanError):
+    """Something else holds what was asked for; the message names the holder."""
+
+    code = "conflict"
+
+
+class Exhausted(LinkspanError):
+    """There is none left of what was asked for."""
+
+    code = "exhausted"
+
+
+class Denied(LinkspanError):
+    """The caller may not do this."""
+
+    code = "denied"
+
+
+class Unavailable(LinkspanError):
+    """A part that is needed does not answer now; trying again later may help."""
+
+    code = "unavailable"
+
+
+class KernelError(LinkspanError):
+    """The kernel refused; ``errno`` is its own number."""
+
+    code = "kernel"
+
+    def __init__(self, message: str, errno: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.errno = errno
+
+
+_WORDS = {
+    _errno.EEXIST: "it exists already",
+    _errno.ENODEV: "no such device",
+    _errno.ESRCH: "no such route or process",
+    _errno.ENETUNREACH: "network unreachable",
+    _errno.EPERM: "not permitted (is this run as root?)",
+    _errno.EADDRNOTAVAIL: "no such address on this device",
+}
+
+
+def of_errno(number: int, what: str, detail: str = "") -> KernelError:
+    """Turn an errno into a KernelError that says what was being done.
+
+    ``detail`` is the kernel's own extended message, where it gave one.
+    """
+    words = _WORDS.get(number) or os.strerror(number).lower()
+    return KernelError(f"{what}: {words}{f' ({detail})' if detail else ''}", number)

@@ -1,0 +1,219 @@
+"""Healing: the machine is kept as it should be, by the kernel's events and by timers.
+
+An event only marks kinds as dirty. SETTLE later those kinds are observed and mended, once for a burst of
+events. Settings have no events and are read every POLL; all kinds are read every FULL, for events can be
+lost. What could not be mended is tried again, ever more seldom, up to every FULL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from linkspan.attach import Attacher, Identity, source
+from linkspan.errors import LinkspanError
+from linkspan.happenings import Happenings
+from linkspan.kernel.events import NFT_KINDS, NftEvents, RouteEvents
+from linkspan.lasting import woken
+from linkspan.machine import Worker
+from linkspan.metrics import Metrics
+from linkspan.programs import LearntRoutes, Process
+from linkspan.reconcile import Report
+from linkspan.state import Address, Ipip, Key, LinkSysctl, State, Sysctl, Veth
+
+log = logging.getLogger("linkspan.healing")
+
+SETTLE = 0.05
+"""Seconds from a first event to the look: one `ip` command makes several events within 2 ms (measured)."""
+
+REST = 0.25
+"""Seconds after a look before the next one by events: a burst of attaches is not slowed by looks without end."""
+
+POLL = 1.0
+"""Seconds between looks at the settings (and at a dead speaker's routes); a change is to be mended within 2."""
+
+FULL = 60.0
+"""Seconds between looks at everything."""
+
+
+class Healer:
+    """Watches, and sends the worker to mend.
+
+    ``replan`` is called where facts of the machine may have changed, ``look_around`` where its addresses have.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        attacher: Attacher,
+        happenings: Happenings,
+        metrics: Metrics,
+        replan: Callable[[], Awaitable[None]],
+        look_around: Callable[[], Awaitable[None]],
+        reap_after: float,
+    ) -> None:
+        self._worker = worker
+        self._attacher = attacher
+        self._happenings = happenings
+        self._metrics = metrics
+        self._replan = replan
+        self._look_around = look_around
+        self._reap_after = reap_after
+        self._dirty: set[type[State]] = set()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reading: list[asyncio.TimerHandle] = []
+        self._dead_since: dict[Identity, float] = {}
+
+    async def start(self) -> None:
+        """Subscribe to events, and begin."""
+        loop = asyncio.get_running_loop()
+        self._route_events, self._nft_events = RouteEvents(), NftEvents()
+        machine = self._worker.machine
+        self._route_events.own_ports = {
+            await self._worker.run(lambda: machine.sockets.port),
+            *machine.links.ports,
+        }
+        self._route_events.own_entries = machine.neighbours.own
+        for events in (self._route_events, self._nft_events):
+            loop.add_reader(events.socket.fileno(), self._come, events)
+        loop.add_reader(machine.processes.fileno(), self._helper_died)
+        for loop_ in (self._mend(), self._every(POLL, self._settings), self._every(FULL, self._everything)):
+            self._tasks.append(asyncio.create_task(loop_))
+
+    async def stop(self) -> None:
+        """End the tasks and unsubscribe."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for handle in self._reading:
+            handle.cancel()
+        loop = asyncio.get_running_loop()
+        for events in (self._route_events, self._nft_events):
+            loop.remove_reader(events.socket.fileno())
+            events.socket.close()
+        loop.remove_reader(self._worker.machine.processes.fileno())
+
+    def _come(self, events: RouteEvents | NftEvents) -> None:
+        """Leave what comes unread for SETTLE: an attach makes a dozen events, and no attach waits for their reading."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(events.socket.fileno())
+        self._reading.append(loop.call_later(SETTLE, self._read, events))
+
+    def _read(self, events: RouteEvents | NftEvents) -> None:
+        self._reading = [handle for handle in self._reading if handle.when() > asyncio.get_running_loop().time()]
+        asyncio.get_running_loop().add_reader(events.socket.fileno(), self._come, events)
+        kinds = events.dirty()
+        if kinds:
+            self._dirty |= kinds
+            self._wake.set()
+
+    async def _mend(self) -> None:
+        wait, known = 1.0, set[Key]()
+        while True:
+            if not await woken(self._wake, wait if self._failing() else None):
+                wait = min(wait * 2, FULL)
+                self._dirty |= {type(s) for s in await self._worker.run(self._failing_states)}
+            self._wake.clear()
+            kinds, self._dirty = self._dirty, set()
+            try:
+                if kinds & NFT_KINDS:
+                    await self._replan()
+                elif Address in kinds:  # somebody's: the underlay's perhaps
+                    await self._look_around()
+                await self._resync(kinds)
+                await self._reap()
+            except LinkspanError as error:
+                log.warning("healing: %s", error.message)
+                self._again(kinds)
+            except Exception:  # a fault of ours must not end all healing; the next look may do
+                log.exception("healing failed by a fault of linkspan")
+                self._again(kinds)
+            if self._failing() - known:
+                wait = 1.0
+            known = self._failing()
+            await asyncio.sleep(REST)
+
+    def dead(self) -> dict[Identity, float]:
+        """Return the endpoints whose namespace is gone, with the seconds until they are detached if no runtime does."""
+        now = time.monotonic()
+        return {i: max(0.0, since + self._reap_after - now) for i, since in self._dead_since.items()}
+
+    def orphaned(self, key: Key) -> bool:
+        """Tell whether nobody wants the object but containers that are gone."""
+        endpoints = self._attacher.endpoints
+        gone = {source(endpoints[identity]) for identity in self._dead_since if identity in endpoints}
+        owners = set(self._worker.machine.reconciler.desired.owners(key)) if gone else set()
+        return bool(owners) and owners <= gone
+
+    def _again(self, kinds: set[type[State]]) -> None:
+        """Look at the kinds once more, a little later."""
+        self._dirty |= kinds
+        asyncio.get_running_loop().call_later(POLL, self._wake.set)
+
+    def _failing(self) -> set[Key]:
+        return set(self._worker.machine.reconciler.failing)
+
+    def _failing_states(self) -> Iterable[State]:
+        desired = self._worker.machine.reconciler.desired.states()
+        return [desired[key] for key in self._worker.machine.reconciler.failing if key in desired]
+
+    async def _resync(self, kinds: Iterable[type[State]] | None) -> None:
+        self.record(await self._worker.run(self._worker.machine.reconciler.resync, kinds))
+
+    def record(self, report: Report) -> None:
+        """Tell of each repair, and of what could not be repaired."""
+        for heal in report.heals:
+            log.info("healed %s %s: %s", heal.kind, heal.key, heal.what)
+            self._metrics.heals.labels(heal.kind).inc()
+            what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by somebody else, mended"
+            self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what)
+        for error in report.failed.values():
+            log.warning("cannot heal: %s", error.message)
+
+    async def _settings(self) -> None:
+        self._attacher.retry_forgetting()
+        await self._resync((Sysctl, LinkSysctl, LearntRoutes))
+
+    async def _everything(self) -> None:
+        await asyncio.to_thread(self._attacher.checkpoint)
+        await self._replan()
+        await self._resync(None)
+
+    async def _every(self, seconds: float, look: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await look()
+                await self._reap()
+            except LinkspanError as error:
+                log.warning("healing: %s", error.message)
+            except Exception:  # as above
+                log.exception("a look by the timer failed by a fault of linkspan")
+
+    def _helper_died(self) -> None:
+        if self._worker.machine.processes.died():
+            self._dirty |= {Process, Ipip}  # whose helper ends when the device goes, and cannot begin without one
+            self._wake.set()
+
+    async def _reap(self) -> None:
+        """Detach endpoints whose namespace has been gone for a while: their runtime has forgotten them."""
+        failing = {key[1] for key in self._worker.machine.reconciler.failing if key[0] == Veth.__name__}
+        suspects = [e for e in self._attacher.endpoints.values() if e.host_ifname in failing]
+        dead = set()
+        for endpoint in suspects:
+            if not await self._worker.run(self._worker.machine.namespaces.alive, endpoint.netns):
+                dead.add(endpoint.identity)
+        self._dead_since = {i: self._dead_since.get(i, time.monotonic()) for i in dead}
+        for identity, since in list(self._dead_since.items()):
+            if time.monotonic() - since >= self._reap_after:
+                await self._attacher.detach(*identity)
+                self._happenings.add(
+                    "reap", f"{identity[0]} is gone, its address is free again", endpoint=identity[0]
+                )
+
+
+def _undone(what: str) -> str:
+    return {"added": "removed", "removed": "added"}.get(what, what)

@@ -1,0 +1,154 @@
+"""The journal: which endpoints live on this host, and how far each attach or detach has come.
+
+Intent is written before the kernel is touched, so an agent that was killed anywhere knows at its start what
+to finish or undo. An address is held if and only if it is in a row here; there is no second list.
+
+Commits are made on the event loop, so they must be cheap: WAL with synchronous=NORMAL writes to the page
+cache only, which a killed agent does not lose. A machine that crashes may lose the last commits, and takes
+the endpoints along; each row has the boot's id by which that is seen. The checkpoint, which does wait for the
+disk, is never automatic: a thread calls ``checkpoint``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from linkspan.addresses import Prefix, prefix
+from linkspan.database import connect, open_database, transaction, translated
+from linkspan.errors import Conflict, NotFound, Unavailable
+from linkspan.ipam import COOLDOWN
+from linkspan.kernel import durable
+from linkspan.model import Endpoint
+
+Phase = Literal["attaching", "attached", "detaching"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS endpoints(
+    id TEXT NOT NULL, ifname TEXT NOT NULL, phase TEXT NOT NULL, boot_id TEXT NOT NULL,
+    attached_ns INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY(id, ifname));
+CREATE TABLE IF NOT EXISTS released(
+    network TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL, boot_id TEXT NOT NULL,
+    PRIMARY KEY(network, address)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS released_at ON released(at)
+"""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """An endpoint as recorded; ``attached_ns`` is CLOCK_BOOTTIME at its beginning, in boot ``boot_id``."""
+
+    endpoint: Endpoint
+    phase: Phase
+    boot_id: str
+    attached_ns: int
+
+
+class Released(msgspec.Struct, frozen=True):
+    """An address that still cools; ``at`` is the time given to ``forget``, 0 if in an earlier boot."""
+
+    network: str
+    address: Prefix
+    at: float
+
+
+class Journal:
+    """The endpoints of one host in one file. Used on one thread, but for ``checkpoint``."""
+
+    def __init__(self, path: Path, boot_id: str | None = None, cooldown: float = COOLDOWN) -> None:
+        """Open or make the file.
+
+        Raises Unavailable where it is corrupt, newer than we are, or cannot be written.
+        """
+        self.path = path
+        self.boot_id = durable.boot_id() if boot_id is None else boot_id
+        self._cooldown = cooldown
+        self._database = open_database(path, "NORMAL", _TABLES)
+        with translated(path):
+            self._database.execute("PRAGMA wal_autocheckpoint=0")
+            self._database.execute(
+                "UPDATE released SET at = 0, boot_id = ?1 WHERE boot_id <> ?1", (self.boot_id,)
+            )
+
+    def begin(self, endpoint: Endpoint) -> None:
+        """Record that an endpoint is about to be attached. Raises Conflict where its identity is known."""
+        with translated(self.path):
+            added = self._database.execute(
+                "INSERT OR IGNORE INTO endpoints VALUES (?, ?, 'attaching', ?, ?, ?)",
+                (
+                    *endpoint.identity,
+                    self.boot_id,
+                    time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+                    msgspec.json.encode(endpoint),
+                ),
+            )
+        if not added.rowcount:
+            raise Conflict(
+                f"interface {endpoint.ifname} of container {endpoint.id} is attached already",
+                "detach it first",
+            )
+
+    def attached(self, endpoint: Endpoint) -> None:
+        """Record that an endpoint is in place, as it is known now. Raises NotFound if it was never begun."""
+        with translated(self.path):
+            changed = self._database.execute(
+                "UPDATE endpoints SET phase = 'attached', record = ? WHERE id = ? AND ifname = ?",
+                (msgspec.json.encode(endpoint), *endpoint.identity),
+            )
+        if not changed.rowcount:
+            raise NotFound(f"interface {endpoint.ifname} of container {endpoint.id} is not in {self.path}")
+
+    def detaching(self, identity: tuple[str, str]) -> None:
+        """Record that an endpoint is about to go; one that is not recorded is no error."""
+        with translated(self.path):
+            self._database.execute(
+                "UPDATE endpoints SET phase = 'detaching' WHERE id = ? AND ifname = ?", identity
+            )
+
+    def forget(self, endpoint: Endpoint, now: float) -> None:
+        """Drop an endpoint, whose addresses cool from ``now`` on; one that is not recorded is no error."""
+        with translated(self.path), transaction(self._database):
+            gone = self._database.execute(
+                "DELETE FROM endpoints WHERE id = ? AND ifname = ?", endpoint.identity
+            )
+            if gone.rowcount:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO released VALUES (?, ?, ?, ?)",
+                    [(endpoint.network, text, now, self.boot_id) for text in endpoint.addresses],
+                )
+            self._database.execute("DELETE FROM released WHERE at <= ?", (now - self._cooldown,))
+
+    def rows(self) -> list[Row]:
+        """Return every endpoint that is recorded, in the order of their beginning."""
+        with translated(self.path):
+            found = self._database.execute(
+                "SELECT record, phase, boot_id, attached_ns FROM endpoints ORDER BY rowid"
+            ).fetchall()
+        try:
+            return [
+                Row(msgspec.json.decode(record, type=Endpoint), phase, boot_id, attached_ns)
+                for record, phase, boot_id, attached_ns in found
+            ]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unavailable(
+                f"{self.path} has a record that cannot be read ({error})",
+                "it was left as it is; restore a backup, or move it away and start again",
+            ) from error
+
+    def released(self) -> list[Released]:
+        """Return the addresses that cooled still at the last ``forget``, oldest first."""
+        with translated(self.path):
+            found = self._database.execute("SELECT network, address, at FROM released ORDER BY at").fetchall()
+        return [Released(network, prefix(address), at) for network, address, at in found]
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file. Waits for the disk; any thread may; it stops no commit."""
+        with translated(self.path), contextlib.closing(connect(self.path, "NORMAL")) as own:
+            own.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        """Close the file, after which nothing else may be called."""
+        self._database.close()

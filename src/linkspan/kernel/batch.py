@@ -1,0 +1,58 @@
+"""How drivers work off a batch: each state by itself, or one message for each, a send for each namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from linkspan.errors import LinkspanError
+from linkspan.kernel.netlink import Message, Sockets
+from linkspan.state import Address, Key, Route, State
+
+
+def each(states: Iterable[State], act: Callable[[Any], None]) -> dict[Key, LinkspanError]:
+    """Do something with each state; go on past errors and return them by key."""
+    failed: dict[Key, LinkspanError] = {}
+    for state in states:
+        try:
+            act(state)
+        except LinkspanError as error:
+            failed[state.key] = error
+    return failed
+
+
+def send(
+    sockets: Sockets,
+    states: Iterable[State],
+    message: Callable[[Any, int], Message],
+    gone: Collection[int] = (),
+) -> dict[Key, LinkspanError]:
+    """Send what ``message`` makes of each state and the index of its link (0 for one without); return errors by key.
+
+    ``gone`` are the errnos that mean, where states are removed, that there is nothing left to remove; one whose
+    link is not there is gone as well.
+    """
+    by_netns: dict[int, list[Address | Route]] = {}
+    for state in states:
+        assert isinstance(state, Address | Route)
+        by_netns.setdefault(state.netns, []).append(state)
+    failed: dict[Key, LinkspanError] = {}
+    for netns, mine in by_netns.items():
+        messages, sent = [], []
+        indexes = {"": 0}
+        for state in mine:
+            try:
+                if state.device not in indexes:
+                    indexes[state.device] = sockets.index(netns, state.device)
+                messages.append(message(state, indexes[state.device]))
+                sent.append(state)
+            except LinkspanError as error:
+                if not gone:
+                    failed[state.key] = error
+        results = sockets.at(netns).batch(messages) if messages else ()
+        failed.update(
+            (state.key, error)
+            for state, error in zip(sent, results, strict=True)
+            if error is not None and error.errno not in gone
+        )
+    return failed

@@ -1,0 +1,178 @@
+"""Kernel events: they carry no state, they only mark kinds as worth a look.
+
+Our own changes are told apart and left out: rtnetlink notifications bear the port of the socket that asked
+for the change (those of forwarding entries do not: kernel/neighbours.py notes them), and nftables'
+transactions end with a message that names the process (NFT_MSG_NEWGEN).
+
+Of neighbours, a busy host has many events every second that are not ours to look at: only those on tunnel
+devices of ours count, whose indexes are learnt from a dump and from the links' own events.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+from linkspan.kernel.addresses import OURS
+from linkspan.kernel.links import ifinfo
+from linkspan.kernel.neighbours import AF_BRIDGE, DST, FAILED, INCOMPLETE, LLADDR, NDMSG, TUNNELS, Own
+from linkspan.kernel.netlink import (
+    DELADDR,
+    DELLINK,
+    DELNEIGH,
+    DELROUTE,
+    GETLINK,
+    NETFILTER,
+    NEWADDR,
+    NEWLINK,
+    NEWNEIGH,
+    NEWROUTE,
+    ROUTE,
+    Socket,
+    attributes,
+    string,
+)
+from linkspan.kernel.routes import BIRD
+from linkspan.state import (
+    ROUTE_PROTOCOL,
+    Address,
+    Bridge,
+    FdbEntry,
+    ForwardAccept,
+    Ipip,
+    LinkSysctl,
+    Neighbour,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
+    Route,
+    State,
+    TrustedSource,
+    Veth,
+    Vxlan,
+)
+
+# linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+_ROUTE_GROUPS = (1, 3, 5, 7, 9, 11)
+_NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
+_NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
+_GEN_PROCESS = 2  # NFTA_GEN_PROC_PID
+_IFNAME = 3
+_MAIN, _UNICAST, _DST = 254, 1, 1  # RT_TABLE_MAIN, RTN_UNICAST, RTA_DST in linux/rtnetlink.h
+_HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
+
+LINK_KINDS: frozenset[type[State]] = frozenset({Bridge, Veth, LinkSysctl})
+ADDRESS_KINDS: frozenset[type[State]] = frozenset({Address, Route})
+NFT_KINDS: frozenset[type[State]] = frozenset(
+    {NftTable, NftSet, NftChain, NftElement, ForwardAccept, TrustedSource}
+)
+TUNNEL_KINDS: frozenset[type[State]] = frozenset({Vxlan, Ipip, Neighbour, FdbEntry, LinkSysctl})
+ALL_KINDS = LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
+
+
+class RouteEvents:
+    """Links, addresses, routes and neighbours that somebody else changed."""
+
+    def __init__(self) -> None:
+        self.socket = Socket(ROUTE, _ROUTE_GROUPS)
+        self.own_ports: set[int] = set()
+        self.own_entries: Own = {}
+        links = Socket()
+        try:
+            found = ((_index(body), _name(body)) for body in links.dump(GETLINK, ifinfo(), "list links"))
+            self._tunnels = {index for index, name in found if name.startswith(TUNNELS)}
+        finally:
+            links.close()
+
+    def dirty(self) -> frozenset[type[State]]:
+        """Read what has come and return the kinds to look at; all of them where events were lost."""
+        kinds: set[type[State]] = set()
+        try:
+            while True:
+                for kind, port, body in self.socket.receive():
+                    if kind == NEWLINK and body[0] != AF_BRIDGE and _name(body).startswith(TUNNELS):
+                        self._tunnels.add(_index(body))
+                    if port not in self.own_ports:
+                        kinds |= self._kinds(kind, body)
+        except BlockingIOError:
+            return frozenset(kinds)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return ALL_KINDS
+            raise
+
+    def _kinds(self, kind: int, body: bytes) -> frozenset[type[State]]:
+        if kind in (NEWLINK, DELLINK):
+            name = _name(body)
+            if name.startswith(TUNNELS):
+                # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
+                return TUNNEL_KINDS | ADDRESS_KINDS
+            if not name.startswith(OURS):
+                return frozenset()
+            return LINK_KINDS | ADDRESS_KINDS if kind == DELLINK else LINK_KINDS
+        if kind in (NEWADDR, DELADDR):
+            # A new address is of interest only where it is put on a link of ours, which the label does not tell.
+            return ADDRESS_KINDS if kind == DELADDR else frozenset({Address})
+        if kind in (NEWROUTE, DELROUTE) and body[5] == BIRD:
+            return frozenset()  # thousands when a peer comes or goes, and the speaker looks after its own
+        if kind in (NEWROUTE, DELROUTE) and _is_hosts(body):
+            return ADDRESS_KINDS  # the way to a peer may be another: a link that is up again has its prefix's route
+        if kind == DELROUTE or (kind == NEWROUTE and body[5] == ROUTE_PROTOCOL):
+            return frozenset({Route})
+        if kind in (NEWNEIGH, DELNEIGH):
+            return self._neighbours(kind, body)
+        return frozenset()
+
+    def _neighbours(self, kind: int, body: bytes) -> frozenset[type[State]]:
+        family, index, state, _, _ = NDMSG.unpack_from(body)
+        if index not in self._tunnels:
+            return frozenset()
+        if family == AF_BRIDGE:
+            found = attributes(body, 12)
+            ours = self.own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
+            return frozenset() if ours is not None else frozenset({FdbEntry})
+        if kind == NEWNEIGH and state in (INCOMPLETE, FAILED):  # the kernel's own search for a neighbour
+            return frozenset()
+        return frozenset({Neighbour})
+
+
+def _is_hosts(body: bytes) -> bool:
+    """Tell whether a route is the host's own to somewhere: not a daemon's, ours, or what every link has of IPv6."""
+    table, protocol, _, type_ = body[4:8]
+    if (table, type_) != (_MAIN, _UNICAST) or protocol not in _HOSTS_OWN:
+        return False
+    return not attributes(body, 12).get(_DST, b"").startswith(b"\xfe\x80")
+
+
+def _index(body: bytes) -> int:
+    return int(struct.unpack_from("=i", body, 4)[0])
+
+
+def _name(body: bytes) -> str:
+    return string(attributes(body, 16).get(_IFNAME, b""))
+
+
+class NftEvents:
+    """Transactions of nftables that another process made: ours or others' tables may differ now."""
+
+    def __init__(self) -> None:
+        self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self._pid = os.getpid()
+
+    def dirty(self) -> frozenset[type[State]]:
+        """Read what has come and return NFT_KINDS where another process changed anything."""
+        found = False
+        try:
+            while True:
+                for kind, _, body in self.socket.receive():
+                    if kind == _NEWGEN:
+                        process = attributes(body, 4).get(_GEN_PROCESS)
+                        found |= process is None or struct.unpack(">I", process)[0] != self._pid
+        except BlockingIOError:
+            return NFT_KINDS if found else frozenset()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return NFT_KINDS
+            raise

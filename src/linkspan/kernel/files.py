@@ -1,0 +1,136 @@
+"""Files of ours in folders that others read: configurations of helper programs, a CNI conflist.
+
+A file is ours where the memory file has its path; with which content is in there too, so that one which a
+user has changed since is not deleted. A file that stood there before with other content is never
+overwritten. One with exactly our content is taken as ours: an agent whose state folder was lost finds its
+files again by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkspan.contracts import Support
+from linkspan.errors import Conflict, LinkspanError, of_errno
+from linkspan.kernel import durable
+from linkspan.kernel.batch import each
+from linkspan.kernel.durable import Memory
+from linkspan.programs import File
+from linkspan.state import HOST, Key, State
+
+
+class _Entry(msgspec.Struct):
+    digests: tuple[str, ...] = ()
+    """Of the content last put and the one before (a kill may leave either); none for a folder of ours."""
+
+
+def digest(content: bytes) -> str:
+    """Return a short digest of a file's content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class FileDriver:
+    """Writes files in one step and takes them away again, with the folders made for them."""
+
+    kinds: tuple[type[State], ...] = (File,)
+
+    def __init__(self, memory_file: Path) -> None:
+        self._ours: Memory[_Entry] = Memory(memory_file, _Entry)
+
+    def probe(self) -> Support:
+        """Files are everywhere."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield our files that exist, with their real content and mode."""
+        if netns != HOST:
+            return []
+        names = [name for name, entry in self._ours.entries.items() if entry.digests]
+        return [file for name in names if (file := _read(Path(name)))]
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Write and take away, each on its own."""
+        return each(put, self._put) | each(delete, self._delete)
+
+    def _put(self, state: File) -> None:
+        with _told(f"write {state.path}"):
+            self._write(state)
+
+    def _delete(self, state: File) -> None:
+        with _told(f"remove {state.path}"):
+            self._remove(state)
+
+    def _write(self, state: File) -> None:
+        path = Path(state.path)
+        entries = self._ours.entries
+        there = _read(path)
+        if (there is None and _exists(path)) or (
+            there is not None and state.path not in entries and there.content != state.content
+        ):
+            raise Conflict(f"{path} exists and is not linkspan's", "move it away, or give another path")
+        old = entries.get(state.path, _Entry()).digests[:1]
+        new = (digest(state.content),)
+        if there == state and old == new:
+            return
+        made = [folder for folder in path.parents if not folder.exists()]
+        for folder in made:
+            entries[str(folder)] = _Entry()
+        entries[state.path] = _Entry(new if old == new else new + old)
+        self._ours.save()  # first: a kill in between leaves a name in the memory, never a stray file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if there != state:
+            durable.write(path, state.content, state.mode)
+
+    def _remove(self, state: File) -> None:
+        entry = self._ours.entries.get(state.path)
+        if entry is None:
+            return
+        path = Path(state.path)
+        there = _read(path)
+        if there is not None and digest(there.content) in entry.digests:
+            path.unlink(missing_ok=True)
+        durable.temporary(path).unlink(missing_ok=True)
+        del self._ours.entries[state.path]
+        for folder in path.parents:
+            if str(folder) in self._ours.entries and not self._serves(folder):
+                with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                    folder.rmdir()
+                del self._ours.entries[str(folder)]
+        self._ours.save()
+
+    def _serves(self, folder: Path) -> bool:
+        """Tell whether another file of ours is below the folder."""
+        return any(e.digests and folder in Path(name).parents for name, e in self._ours.entries.items())
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn an OSError into ours; where it names another path than the file's, a folder's, that one is told too."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) not in what else ""
+        raise of_errno(error.errno or 0, what + where) from error
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _read(path: Path) -> File | None:
+    """Return the regular file at the path, or None where there is none (a link counts as none)."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return File(str(path), path.read_bytes(), stat.S_IMODE(found.st_mode))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"read {path}") from error

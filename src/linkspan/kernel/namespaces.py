@@ -1,0 +1,173 @@
+"""Network namespaces: known by inode, entered by the worker thread for as long as a batch takes.
+
+A namespace is never held open between calls: that would keep a dead container's links alive. What is kept
+is the path by which it was reached, and a path counts only while it leads to the same inode. The kernel uses
+an inode's number again at once, for another container's namespace, so its cookie is compared as well: that
+one is never used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from linkspan.errors import Invalid, NotFound, of_errno
+from linkspan.state import HOST
+
+CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd: int, what: str) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        raise of_errno(ctypes.get_errno(), f"enter network namespace {what}")
+
+
+def open_namespace(path: str) -> int:
+    """Open a path as a network namespace and return the descriptor; the caller closes it.
+
+    Raises NotFound where there is nothing, Invalid where it is no network namespace.
+    """
+    try:
+        # A caller names it: a FIFO would keep us waiting for one who writes.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotFound(
+            f"network namespace {path}: {error.strerror}",
+            "is the container running? `ip netns` lists named ones",
+        ) from error
+    try:
+        is_net = fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        is_net = False
+    if not is_net:
+        os.close(fd)
+        raise Invalid(f"{path} is not a network namespace", "give /run/netns/NAME or /proc/PID/ns/net")
+    return fd
+
+
+def inode(fd: int) -> int:
+    """Return the inode by which an open namespace is known."""
+    return os.fstat(fd).st_ino
+
+
+class Namespaces:
+    """The namespaces that linkspan has endpoints in, and the way into each."""
+
+    def __init__(self) -> None:
+        self._home = open_namespace("/proc/self/ns/net")
+        self.home = inode(self._home)
+        self._paths: dict[int, str] = {}
+        self._cookies: dict[int, int] = {}
+        self._held: dict[int, int] = {}
+
+    def close(self) -> None:
+        """Let go of the way home."""
+        os.close(self._home)
+
+    @contextlib.contextmanager
+    def holding(self, fd: int) -> Iterator[int]:
+        """Yield the inode of an open namespace, which is entered by this descriptor meanwhile.
+
+        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet.
+        """
+        number = inode(fd)
+        self._held[number] = fd
+        try:
+            yield number
+        finally:
+            self._held.pop(number, None)
+
+    def register(self, number: int, path: str, cookie: int = 0) -> None:
+        """Remember by which path the namespace with this inode is reached, and by which cookie it is known."""
+        self._paths[number] = path
+        self._cookies[number] = cookie
+
+    def forget(self, number: int) -> None:
+        """Drop what is known of the namespace."""
+        self._paths.pop(number, None)
+        self._cookies.pop(number, None)
+
+    def cookie(self, fd: int) -> int:
+        """Return the number that an open namespace has and no other ever will; 0 from a kernel without it."""
+        _setns(fd, "to tell it from others")
+        try:
+            with socket.socket(socket.AF_UNIX) as inside:
+                return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return 0
+        finally:
+            _setns(self._home, "of the host")
+
+    def path(self, number: int) -> str:
+        """Return the remembered path, or '' where there is none."""
+        return self._paths.get(number, "")
+
+    def open(self, number: int) -> int:
+        """Open the namespace with this inode; the caller closes it. Raises NotFound where it is gone.
+
+        Where its path leads elsewhere now (a runtime that removed the name, a process that ended) the
+        processes are searched for one that lives in it.
+        """
+        if number == HOST:
+            return os.dup(self._home)
+        if number in self._held:
+            return os.dup(self._held[number])
+        for path in self._candidates(number):
+            try:
+                fd = open_namespace(path)
+            except (NotFound, Invalid):
+                continue
+            if inode(fd) == number and self._known(fd, number):
+                return fd
+            os.close(fd)
+        raise NotFound(
+            f"network namespace {number} is gone", "`linkspan address check --fix` frees what it held"
+        )
+
+    def _known(self, fd: int, number: int) -> bool:
+        expected = self._cookies.get(number, 0)
+        return not expected or self.cookie(fd) == expected
+
+    def _candidates(self, number: int) -> Iterator[str]:
+        if known := self._paths.get(number):
+            yield known
+        link = f"net:[{number}]"
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if (process / "ns/net").readlink().name == link:
+                        yield f"{process}/ns/net"
+
+    def alive(self, number: int) -> bool:
+        """Tell whether the namespace still exists and can be entered."""
+        try:
+            os.close(self.open(number))
+        except NotFound:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def entered(self, number: int) -> Iterator[None]:
+        """Put the calling thread into the namespace, and back afterwards; HOST is where it is already."""
+        if number == HOST:
+            yield
+            return
+        fd = self.open(number)
+        try:
+            _setns(fd, self._paths.get(number, str(number)))
+            try:
+                yield
+            finally:
+                _setns(self._home, "of the host")
+        finally:
+            os.close(fd)

@@ -1,0 +1,218 @@
+"""Kernel settings below /proc/sys/net, which shows the namespace of the thread that looks.
+
+**Sysctl** is a setting of somebody else's: the value before ours is written down before the first write and
+given back at delete, where the value is still ours. For the host's namespace it is kept in a file, by which
+an agent with no memory knows what is ours; a container's namespace goes with its container, and the
+process's own memory will do. A value that lasted over a reboot was not ours: the file counts for one boot
+and one namespace only.
+
+**LinkSysctl** is a setting of a link of ours, and goes with it: nothing is written down. What was put is
+read anew at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
+After a restart they are put once more, which writes nothing where the value is right.
+
+Values are compared with white space collapsed, as one space: give them so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkspan.contracts import Support
+from linkspan.errors import LinkspanError, NotFound, of_errno
+from linkspan.kernel.batch import each
+from linkspan.kernel.durable import Memory, boot_id
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.state import HOST, Key, LinkSysctl, State, Sysctl
+
+ROOT = Path("/proc/sys")
+LONGEST = 4096
+"""Bytes of a setting: one page, as sysctl's own buffers are."""
+
+
+_FORWARDING = {
+    "net/ipv4/ip_forward": ("net/ipv4/conf/*/forwarding", "net/ipv4/conf/all/accept_redirects"),
+    "net/ipv6/conf/all/forwarding": ("net/ipv6/conf/*/forwarding",),
+}
+"""What the kernel sets along with a setting: inet_forward_change and addrconf_forward_change."""
+
+
+class _Entry(msgspec.Struct):
+    before: str
+    ours: str
+    along: dict[str, str] = {}
+    """What the kernel set along with ours, as it was before."""
+
+
+def read(path: str) -> str:
+    """Return a setting of the calling thread's namespace. Raises NotFound where there is no such setting."""
+    try:  # thousands of these each second on a host with many containers: a third of the time of Path.read_text
+        fd = os.open(f"{ROOT}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, LONGEST)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _error(error, f"read sysctl {path}") from error
+    return " ".join(text.decode("ascii").split())
+
+
+def write(path: str, value: str) -> None:
+    """Set it where it differs. Raises NotFound, or KernelError where the kernel refuses the value."""
+    if read(path) == value:
+        return
+    try:
+        (ROOT / path).write_text(value, encoding="ascii")
+    except OSError as error:
+        raise _error(error, f"set sysctl {path} to {value}") from error
+
+
+def _error(error: OSError, what: str) -> LinkspanError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        hint = "is the link gone, or the kernel without this protocol?"
+        return NotFound(f"{what}: there is no such setting", hint)
+    return of_errno(error.errno or 0, what)
+
+
+class SysctlDriver:
+    """Sets kernel settings and gives back what was there before."""
+
+    kinds: tuple[type[State], ...] = (Sysctl, LinkSysctl)
+
+    def __init__(self, namespaces: Namespaces, memory_file: Path) -> None:
+        self._namespaces = namespaces
+        self._kept: Memory[_Entry] = Memory(memory_file, _Entry, f"{boot_id()}:{namespaces.home}")
+        self._passing: dict[int, dict[str, _Entry]] = {}
+        self._links: dict[int, set[str]] = {}
+
+    def probe(self) -> Support:
+        """Every Linux has it; a container may have it read-only."""
+        return Support("kernel")
+
+    def before(self, path: str) -> str:
+        """Return the host's value before ours, the present one where it is not ours, '' where there is none."""
+        if entry := self._kept.entries.get(path):
+            return entry.before
+        try:
+            return read(path)
+        except LinkspanError:
+            return ""
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield those of ours in the namespace, with the values that they have now."""
+        if netns != HOST and not self._passing.get(netns) and not self._links.get(netns):
+            return []
+        try:
+            with self._namespaces.entered(netns):
+                # Not there now (its link is away) is not forgotten: the link may come back.
+                present = ((path, _present(path)) for path in self._entries(netns))
+                found: list[State] = [
+                    Sysctl(path, value, netns) for path, value in present if value is not None
+                ]
+                for path in sorted(self._links.get(netns, ())):
+                    if (value := _present(path)) is None:
+                        self._links[netns].discard(path)
+                    else:
+                        found.append(LinkSysctl(path, value, netns))
+                return found
+        except NotFound:
+            self._forget(netns)
+            raise
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Set and give back, in order; deletes of one namespace in the reverse order of their puts."""
+        failed = each(put, self._put)
+        try:
+            newest_first = self._newest_first(delete)
+        except LinkspanError as error:
+            return failed | {state.key: error for state in delete}
+        return failed | each(newest_first, self._delete)
+
+    def _entries(self, netns: int) -> dict[str, _Entry]:
+        return self._kept.entries if netns == HOST else self._passing.setdefault(netns, {})
+
+    def _put(self, state: Sysctl | LinkSysctl) -> None:
+        with self._namespaces.entered(state.netns):
+            if isinstance(state, Sysctl):
+                self._remember(state)
+            write(state.path, state.value)
+        if isinstance(state, LinkSysctl):
+            self._links.setdefault(state.netns, set()).add(state.path)
+
+    def _remember(self, state: Sysctl) -> None:
+        """Write down what is there before it is changed: a kill in between leaves too much, not too little."""
+        entries = self._entries(state.netns)
+        old = entries.get(state.path)
+        if old is not None and old.ours == state.value:
+            return
+        if old:
+            entries[state.path] = msgspec.structs.replace(old, ours=state.value)
+        else:
+            entries[state.path] = _Entry(read(state.path), state.value, _along(state.path))
+        if state.netns == HOST:
+            try:
+                self._kept.save()
+            except LinkspanError:
+                if old is None:
+                    del entries[state.path]
+                else:
+                    entries[state.path] = old
+                raise
+
+    def _newest_first(self, delete: Sequence[State]) -> list[Sysctl | LinkSysctl]:
+        """Return the deletes, the last put first: accept_ra may go back only once forwarding has."""
+        states = [s for s in delete if isinstance(s, Sysctl | LinkSysctl)]
+        order = {
+            (netns, path): number
+            for netns in {s.netns for s in states}
+            for number, path in enumerate(self._entries(netns))
+        }
+        return sorted(states, key=lambda s: order.get((s.netns, s.path), -1), reverse=True)
+
+    def _delete(self, state: Sysctl | LinkSysctl) -> None:
+        if isinstance(state, LinkSysctl):
+            self._links.get(state.netns, set()).discard(state.path)
+            return
+        entry = self._entries(state.netns).get(state.path)
+        if entry is None:
+            return
+        try:
+            with self._namespaces.entered(state.netns):
+                if read(state.path) == entry.ours:
+                    _give_back(state.path, entry)
+        except NotFound:
+            pass  # the link or the namespace went first, and its setting with it
+        del self._entries(state.netns)[state.path]
+        if state.netns == HOST:
+            self._kept.save()
+
+    def _forget(self, netns: int) -> None:
+        self._passing.pop(netns, None)
+        self._links.pop(netns, None)
+
+
+def _along(path: str) -> dict[str, str]:
+    """Return what the kernel sets along with a setting, as it is now."""
+    found = [p.relative_to(ROOT) for pattern in _FORWARDING.get(path, ()) for p in ROOT.glob(pattern)]
+    present = {str(p): _present(str(p)) for p in found if p.parts[-2:] != ("all", "forwarding")}
+    return {name: value for name, value in present.items() if value is not None}
+
+
+def _give_back(path: str, entry: _Entry) -> None:
+    """Write the value before ours, and those that the kernel then changes along with it."""
+    during = _along(path)
+    write(path, entry.before)
+    for name, value in _along(path).items():
+        if value != during.get(name, value) and value != entry.along.get(name, value):
+            write(name, entry.along[name])
+
+
+def _present(path: str) -> str | None:
+    try:
+        return read(path)
+    except NotFound:
+        return None

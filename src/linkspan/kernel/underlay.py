@@ -1,0 +1,78 @@
+"""The host's way to other hosts: which interface, which addresses, which MTU; and how the kernel reaches a peer."""
+
+from __future__ import annotations
+
+import struct
+
+from linkspan.addresses import SOCKET_FAMILY, Prefix, prefix
+from linkspan.errors import KernelError, LinkspanError, NotFound
+from linkspan.kernel.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
+from linkspan.kernel.netlink import GETADDR, GETNEIGH, GETROUTE, Message, Sockets, attr, attributes
+from linkspan.kernel.routes import foreign_routes
+from linkspan.model import Underlay
+from linkspan.state import HOST
+
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_DST, _OIF, _GATEWAY = 1, 4, 5
+_IFADDR = struct.Struct("=BBBBI")
+_SCOPE_UNIVERSE = 0
+_TEMPORARY, _DEPRECATED = 0x01, 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED in linux/if_addr.h
+CAN_REACH = "can-reach="
+
+
+def way(sockets: Sockets, address: bytes) -> tuple[str, bool]:
+    """Return the device by which the kernel reaches an address, and whether without a router; '' where it cannot."""
+    family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
+    body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(_DST, address)
+    try:
+        answer = sockets.at(HOST).get(Message(GETROUTE, 0, body, "look up route"))
+    except KernelError:
+        return "", False
+    found = attributes(answer, 12)
+    if _OIF not in found:
+        return "", False
+    return sockets.names(HOST).get(struct.unpack("=I", found[_OIF])[0], ""), _GATEWAY not in found
+
+
+def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
+    """Tell whether the kernel's neighbour table has a MAC for an address, however long ago it heard of it."""
+    try:
+        body = NDMSG.pack(SOCKET_FAMILY[4 if len(address) == 4 else 6], sockets.index(HOST, device), 0, 0, 0)
+        answer = sockets.at(HOST).get(Message(GETNEIGH, 0, body + attr(DST, address), "find neighbour"))
+    except LinkspanError:
+        return False
+    return LLADDR in attributes(answer, NDMSG.size) and not NDMSG.unpack_from(answer)[2] & (INCOMPLETE | FAILED)
+
+
+def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> Underlay | None:
+    """Return the underlay that ``choice`` names: an interface, ``can-reach=IP``, or '' for the default route's.
+
+    None for a host without any. Raises NotFound where the interface named does not exist.
+    """
+    ifname = choice
+    if choice.startswith(CAN_REACH):
+        ifname, _ = way(sockets, prefix(choice.removeprefix(CAN_REACH)).packed)
+    elif not choice:
+        ifname = next((d for p, d in foreign_routes(sockets).items() if not p.length), "")
+    if not ifname:
+        return None
+    try:
+        mtu = sockets.mtu(HOST, ifname)
+    except KernelError as error:
+        raise NotFound(f"underlay interface {ifname} does not exist", "`ip link` shows them") from error
+    return Underlay(ifname, tuple(str(a) for a in _addresses(sockets, ifname)), mtu, advertise)
+
+
+def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:
+    """Return a link's global addresses that stay, IPv4 first."""
+    index = sockets.index(HOST, ifname)
+    found = []
+    for payload in sockets.at(HOST).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, index), "list addresses"):
+        family, length, flags, scope, at = _IFADDR.unpack_from(payload)
+        if at != index or scope != _SCOPE_UNIVERSE or family not in SOCKET_FAMILY.values():
+            continue
+        if flags & (_TEMPORARY | _DEPRECATED) and family == SOCKET_FAMILY[6]:
+            continue
+        attrs = attributes(payload, 8)
+        found.append(Prefix(bytes(attrs.get(2) or attrs[1]), length))
+    return sorted(found, key=lambda p: p.family)

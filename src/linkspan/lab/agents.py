@@ -1,0 +1,170 @@
+"""The agents of a lab's hosts, and etcd: started at once, awaited together."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from linkspan.backends import backend
+from linkspan.cli.client import Client
+from linkspan.errors import LinkspanError, NotFound, Unavailable
+from linkspan.kernel.durable import BOOT_ID
+from linkspan.lab import commands, processes, sockets
+from linkspan.lab.record import Host, Lab
+from linkspan.lab.topology import settings, store_url
+from linkspan.lab.underlay import CABLE, ETCD_PORT
+
+Started = tuple[Host, Path, "subprocess.Popen[bytes]"]
+
+
+def client(lab: Lab, host: str) -> Client:
+    """Return the way to a host's agent."""
+    return Client(lab.socket(host))
+
+
+def arguments(lab: Lab, host: Host) -> list[str]:
+    """Return the options of a host's agent."""
+    folder = lab.folder / host.name
+    words = ["--state-dir", str(folder / "state"), "--socket", lab.socket(host.name)]
+    if not lab.alone:
+        words += ["--host-id", host.name, "--store", store_url(lab, host), "--underlay", CABLE]
+    return words
+
+
+def start(lab: Lab, hosts: Iterable[Host]) -> None:
+    """Start the agents of these hosts and wait until all are ready. Raises LinkspanError, naming the host."""
+    for host, log, process in [_started(lab, host) for host in hosts]:
+        processes.await_word(process, log, "ready", f"the agent of host {host.name}")
+
+
+def _started(lab: Lab, host: Host) -> Started:
+    folder = lab.folder / host.name
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    more = {BOOT_ID: host.boot_id} if host.boot_id else {}
+    env = processes.environment(lab.folder, f"agent/{host.name}", **more)
+    command = [sys.executable, "-m", "linkspan.cli.main", "agent", "--config", str(_config(folder))]
+    log = folder / "agent"
+    argv = [*command, *arguments(lab, host)]
+    return host, log, processes.start(host.namespace, host.name, argv, env, log)
+
+
+def _config(folder: Path) -> Path:
+    """Return a host's own configuration file: the machine's is not the lab's. What is written there stays."""
+    path = folder / "agent.toml"
+    if not path.exists():
+        path.write_text(
+            "# Keys: `linkspan agent --print-config`. Read at the agent's start.\n", encoding="utf-8"
+        )
+    return path
+
+
+def alive(lab: Lab, host: Host) -> bool:
+    """Tell whether a host's agent runs."""
+    return bool(processes.agents(lab.folder, host.name))
+
+
+def start_etcd(lab: Lab) -> None:
+    """Start etcd on the switch, reached from every segment, and wait until it serves."""
+    everywhere = f"http://[::]:{ETCD_PORT}" if _has_ipv6() else f"http://0.0.0.0:{ETCD_PORT}"
+    peer = "http://127.0.0.1:2380"
+    argv = [
+        *("etcd", "--name", "lab", "--data-dir", str(lab.folder / "etcd")),
+        *("--listen-client-urls", everywhere, "--advertise-client-urls", f"http://127.0.0.1:{ETCD_PORT}"),
+        *(
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"lab={peer}",
+        ),
+        *("--heartbeat-interval", "20", "--election-timeout", "200"),  # one member elects itself
+        *("--unsafe-no-fsync", "--log-level", "warn"),
+    ]
+    log = lab.folder / "etcd-server"
+    env = processes.environment(lab.folder, "etcd")
+    try:
+        commands.run("etcd", "--version")
+    except NotFound as error:
+        raise NotFound("etcd is not installed", "apt install etcd-server, or use --store sqlite") from error
+    process = processes.start(lab.switch, "", argv, env, log)
+
+    def serves() -> bool:
+        if process.poll() is not None:
+            raise LinkspanError("etcd ended at its start", f"see {log}.log")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", ETCD_PORT)
+            with sockets.inside(lab.switch):
+                connection.sock = socket.create_connection(("127.0.0.1", ETCD_PORT), 1)
+            connection.request("GET", "/health")
+            return b"true" in connection.getresponse().read()
+        return False
+
+    if not commands.await_(serves):
+        raise Unavailable(f"etcd does not answer after {commands.PATIENCE:.0f} s", f"see {log}.log")
+
+
+def _has_ipv6() -> bool:
+    return Path("/proc/net/if_inet6").exists()
+
+
+def set_hosts(lab: Lab) -> None:
+    """Tell hosts what they are told in such a lab beyond their agents' options (`host set`).
+
+    An agent that is ready may not have joined its cluster yet. Raises Unavailable where one does not.
+    """
+    for host in lab.hosts:
+        path = f"/v1/hosts/{quote(host.name)}"
+        if wish := settings(lab, host):
+            if not commands.await_(lambda host=host, path=path: _found(lab, host, path)):  # type: ignore[misc]
+                log = lab.folder / host.name / "agent.log"
+                raise Unavailable(f"host {host.name} does not join the cluster", f"see {log}")
+            client(lab, host.name).call("PATCH", path, wish)
+
+
+def create_network(lab: Lab) -> list[dict[str, Any]]:
+    """Create the lab's network: on h1, and wait for it elsewhere; or on each host where each is alone."""
+    wish = {"name": lab.network, "pools": lab.pools, "backend": lab.backend, "options": lab.options}
+    creators = lab.hosts if lab.alone else lab.hosts[:1]
+    made = [dict(client(lab, host.name).call("POST", "/v1/networks", wish)) for host in creators]
+    await_network(lab, lab.hosts, lab.network)
+    return made
+
+
+def await_network(lab: Lab, hosts: Sequence[Host], network: str) -> None:
+    """Wait until agents know a network, and have a lease where it crosses hosts.
+
+    Raises Unavailable, naming the host whose does not.
+    """
+    for host in hosts:
+        if not commands.await_(lambda host=host: _knows(lab, host, network)):  # type: ignore[misc]
+            raise Unavailable(
+                f"host {host.name} does not hear of network {network} after {commands.PATIENCE:.0f} s",
+                f"see {lab.folder / host.name / 'agent.log'}",
+            )
+
+
+def _knows(lab: Lab, host: Host, network: str) -> bool:
+    try:
+        found = client(lab, host.name).call("GET", f"/v1/networks/{quote(network)}")
+        if lab.alone or not backend(found["backend"]).crosses_hosts:
+            return True
+        leases = client(lab, host.name).call("GET", f"/v1/hosts/{quote(host.name)}")["leases"]
+    except NotFound:
+        return False
+    return network in {lease["network"] for lease in leases}
+
+
+def _found(lab: Lab, host: Host, path: str) -> bool:
+    try:
+        client(lab, host.name).call("GET", path)
+    except NotFound:
+        return False
+    return True

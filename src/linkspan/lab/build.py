@@ -1,0 +1,106 @@
+"""A lab is made, and is taken away: whatever state it is in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from linkspan.errors import Conflict, LinkspanError
+from linkspan.lab import agents, commands, containers, processes, record, rootless, routers, underlay
+from linkspan.lab.record import Attachment, Lab
+
+Step = Callable[[str], contextlib.AbstractContextManager[None]]
+"""What tells the user that something takes a while: ``with step("agents"): ...``."""
+
+
+@contextlib.contextmanager
+def silently(_what: str) -> Iterator[None]:
+    """Tell nobody."""
+    yield
+
+
+def up(lab: Lab, step: Step = silently) -> None:
+    """Make a lab; what was made is taken away again where a part fails. Raises LinkspanError."""
+    if record.exists(lab.name):
+        found = record.load(lab.name)
+        state = "is up already" if found.complete else "was left half made"
+        raise Conflict(f"lab {lab.name} {state}", f"linkspan lab down --lab {lab.name}, or use another --lab")
+    routers.require(lab)
+    for namespace in lab.namespaces:
+        if commands.there(namespace):
+            raise Conflict(
+                f"a network namespace {namespace} exists already, and no lab made it",
+                f"use another --lab, or remove it: ip netns delete {namespace}",
+            )
+    for container in lab.containers:
+        container.attachments = [Attachment(lab.network)]
+    lab.save()
+    try:
+        _make(lab, step)
+    except (LinkspanError, KeyboardInterrupt) as error:
+        with step("taking away again what was made"):
+            logs = record.keep_logs(lab)
+            down(lab.name)
+        if isinstance(error, LinkspanError) and (not error.hint or str(lab.folder) in error.hint):
+            error.hint = f"the logs are in {logs}"
+            if rootless.entered():
+                error.hint = "as root (sudo) the logs are kept, here they went with the lab's own /run"
+        raise
+    record.drop_logs(lab.name)
+    lab.complete = True
+    lab.save()
+
+
+def _make(lab: Lab, step: Step) -> None:
+    names = f"{lab.hosts[0].name}..{lab.hosts[-1].name}" if len(lab.hosts) > 1 else lab.hosts[0].name
+    with step(f"underlay: {_counted(lab.segments, 'segment')}, hosts {names}"):
+        underlay.make(lab)
+        for host in lab.hosts:
+            underlay.plug(lab, host)
+    if lab.routers:
+        names = ", ".join(f"{router.name} (AS {router.asn})" for router in lab.routers[:4])
+        with step(f"{lab.routers[0].software}: {names}{', ..' if len(lab.routers) > 4 else ''}"):
+            routers.start(lab, lab.routers)
+    if lab.store == "etcd" and not lab.alone:
+        with step("etcd"):
+            agents.start_etcd(lab)
+    with step(_counted(len(lab.hosts), "agent")):
+        agents.start(lab, lab.hosts)
+        agents.set_hosts(lab)
+    with step(f"network {lab.network}: backend {lab.backend}, {', '.join(lab.pools)}"):
+        agents.create_network(lab)
+    with step(_counted(len(lab.containers), "container")):
+        containers.make(lab, lab.containers)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def down(name: str) -> bool:
+    """Take a lab away; tell whether there was one. Goes on past errors and raises them together."""
+    if not record.exists(name):
+        record.drop_logs(name)
+        record.erase(name)
+        return False
+    lab = record.load(name)
+    failed: list[str] = []
+    try:
+        processes.kill(lab.folder, lambda: list(processes.of_lab(lab.folder, _any)), f"lab {name}")
+    except LinkspanError as error:
+        failed.append(error.message)
+    for namespace in lab.namespaces:
+        try:
+            commands.delete(namespace)
+        except LinkspanError as error:
+            failed.append(error.message)
+    if failed:
+        raise LinkspanError(
+            f"lab {name} is not wholly gone: {'; '.join(failed)}", "put that right and do it again"
+        )
+    record.erase(name)
+    return True
+
+
+def _any(_role: str, _environ: bytes) -> bool:
+    return True

@@ -1,0 +1,54 @@
+"""Commands of the user's in a host, container or router of a lab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import NoReturn
+
+from linkspan.errors import NotFound
+from linkspan.kernel.durable import BOOT_ID
+from linkspan.lab import processes, routers
+from linkspan.lab.commands import entering
+from linkspan.lab.record import Host, Lab, Router
+
+LAB = "LINKSPAN_LAB"
+"""The environment variable that says which lab is meant where --lab is not given."""
+
+
+def environment(lab: Lab, name: str) -> dict[str, str]:
+    """Return the environment in a host or container: `linkspan` is found, and talks to the host's agent.
+
+    In a router, `vtysh` or `birdc` talks to its daemons.
+    """
+    place = lab.place(name)
+    if isinstance(place, Router):
+        found = processes.environment(lab.folder, f"exec/{name}", **{LAB: lab.name})
+        return found | {"PATH": f"{routers.folder(lab, place) / 'bin'}:{found['PATH']}"}
+    host = lab.host(place.name if isinstance(place, Host) else place.host)
+    more = {LAB: lab.name, "LINKSPAN_SOCKET": lab.socket(host.name)}
+    if host.boot_id:
+        more[BOOT_ID] = host.boot_id
+    return processes.environment(lab.folder, f"exec/{name}", **more)
+
+
+def command(lab: Lab, name: str, argv: Sequence[str]) -> list[str]:
+    """Return the command that runs ``argv`` in a host, container or router. Raises NotFound."""
+    return [*entering(lab.place(name).namespace, name), *argv]
+
+
+def become(lab: Lab, name: str, argv: Sequence[str]) -> NoReturn:
+    """Run a command in this process's place. Raises NotFound where there is none of the name."""
+    env = environment(lab, name)
+    if shutil.which(argv[0], path=env["PATH"]) is None:
+        raise NotFound(f"command {argv[0]} is not found", "give its path, or install it")
+    words = command(lab, name, argv)
+    os.execvpe(words[0], words, env)  # noqa: S606 - no shell is meant
+
+
+def shell(lab: Lab, name: str) -> NoReturn:
+    """Become an interactive shell in a host or container, which says in its prompt where it is."""
+    os.environ["PS1"] = f"[{lab.name}] {name}# "
+    plain = ["bash", "--norc", "-i"] if shutil.which("bash") else ["sh", "-i"]
+    become(lab, name, plain)

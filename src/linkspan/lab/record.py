@@ -1,0 +1,260 @@
+"""What a lab is made of, as a file: written before a thing is made, so that `down` knows all that may be there.
+
+/run/linkspan-lab/NAME holds it (lab.json), each host's folder (state, socket, logs) and a shared SQLite store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound
+
+FOLDER = Path("/run/linkspan-lab")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
+"""Short enough for a unix socket in the lab's folder (108 bytes, unix(7))."""
+
+
+class Attachment(msgspec.Struct):
+    """A container's interface: what was asked for (``ip`` may be empty), and what it got."""
+
+    network: str
+    ip: list[str] = []
+    ifname: str = ""
+    addresses: list[str] = []
+    gateways: list[str] = []
+    mtu: int = 0
+
+
+class Container(msgspec.Struct):
+    """A container: a network namespace on a host."""
+
+    name: str
+    host: str
+    namespace: str
+    attachments: list[Attachment] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """All its addresses."""
+        return [address for one in self.attachments for address in one.addresses]
+
+
+class Host(msgspec.Struct):
+    """A virtual host. ``broken`` are the failures made by `lab break` that stay until it is mended."""
+
+    name: str
+    namespace: str
+    segment: int
+    addresses: list[str]
+    boot_id: str = ""
+    broken: list[str] = []
+
+
+class Router(msgspec.Struct, kw_only=True):
+    """A BGP speaker of the underlay, by ``software`` bird or frr: a segment's router, or a route reflector.
+
+    ``addresses`` are on its segment, ``core`` on the link between routers; a reflector forwards nothing, and
+    has none there. ``number`` tells it from the lab's other routers.
+    """
+
+    name: str
+    number: int
+    namespace: str
+    software: str
+    segment: int
+    asn: int
+    addresses: list[str]
+    core: list[str] = []
+    broken: list[str] = []
+
+    @property
+    def reflector(self) -> bool:
+        """Whether it hands on routes of one AS and forwards nothing."""
+        return not self.core
+
+
+class Lab(msgspec.Struct, kw_only=True):
+    """A lab. Until ``complete`` it is being made, or was left half made."""
+
+    name: str
+    backend: str
+    options: dict[str, str] = {}
+    store: str = "sqlite"
+    segments: int = 1
+    mtu: int = 1500
+    network: str = "demo"
+    pools: list[str] = []
+    hosts: list[Host] = []
+    routers: list[Router] = []
+    containers: list[Container] = []
+    complete: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The lab's folder."""
+        return FOLDER / self.name
+
+    @property
+    def switch(self) -> str:
+        """The namespace of the underlay's bridges, and of etcd."""
+        return f"{self.name}-switch"
+
+    @property
+    def router(self) -> str:
+        """The namespace that joins segments; there is none where there is one, or where each has routers."""
+        return f"{self.name}-router" if self.segments > 1 and not self.routers else ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether each host is a cluster of its own: nothing of backend bridge crosses hosts."""
+        return self.backend == "bridge"
+
+    @property
+    def namespaces(self) -> list[str]:
+        """Every namespace that may have been made, the containers' first."""
+        named: list[Place] = [*self.places, *self.routers]
+        return [*(one.namespace for one in named), *filter(None, (self.router, self.switch))]
+
+    @property
+    def places(self) -> list[Host | Container]:
+        """Containers and hosts."""
+        return [*self.containers, *self.hosts]
+
+    def routers_of(self, segment: int) -> list[Router]:
+        """Return the BGP speakers on a segment."""
+        return [router for router in self.routers if router.segment == segment]
+
+    def socket(self, host: str) -> str:
+        """Return the socket of a host's agent."""
+        return str(self.folder / host / "agent.sock")
+
+    def host(self, name: str) -> Host:
+        """Return a host by its name. Raises NotFound."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        names = ", ".join(host.name for host in self.hosts)
+        raise NotFound(f"lab {self.name} has no host {name}", f"it has {names}")
+
+    def container(self, name: str) -> Container:
+        """Return a container by its name. Raises NotFound."""
+        for container in self.containers:
+            if container.name == name:
+                return container
+        names = ", ".join(container.name for container in self.containers) or "none"
+        raise NotFound(f"lab {self.name} has no container {name}", f"it has {names}")
+
+    def place(self, name: str) -> Place:
+        """Return a host, container or router. Raises NotFound, naming them all."""
+        found: list[Place] = [*self.places, *self.routers]
+        for one in found:
+            if one.name == name:
+                return one
+        names = ", ".join(one.name for one in found)
+        raise NotFound(f"lab {self.name} has no host or container {name}", f"it has {names}")
+
+    def breakable(self, name: str) -> Host | Router:
+        """Return a host or router by its name. Raises NotFound."""
+        return next((router for router in self.routers if router.name == name), None) or self.host(name)
+
+    def save(self) -> None:
+        """Write the record; whoever reads it has the old one or the new one."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        draft = self.folder / "lab.json.draft"
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        draft.replace(self.folder / "lab.json")
+
+
+Place = Host | Container | Router
+
+
+def checked(name: str) -> str:
+    """Return a lab's name if it may be one. Raises Invalid."""
+    if not NAME.fullmatch(name):
+        raise Invalid(f"lab {name!r} is no name for a lab", "use 1 to 30 of a-z, 0-9 and -")
+    return name
+
+
+def exists(name: str) -> bool:
+    """Tell whether there is a lab of this name, whole or not."""
+    return (FOLDER / checked(name) / "lab.json").exists()
+
+
+def there(name: str) -> bool:
+    """Tell whether anything of a lab is there: its record, or logs of one that could not be made."""
+    return exists(name) or (FOLDER / f"{name}.failed").exists()
+
+
+def load(name: str) -> Lab:
+    """Read a lab. Raises NotFound where there is none."""
+    path = FOLDER / checked(name) / "lab.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Lab)
+    except FileNotFoundError as error:
+        others = ", ".join(names())
+        hint = f"linkspan lab up --lab {name}" + (f"; there is: {others}" if others else "")
+        raise NotFound(f"there is no lab {name}", hint) from error
+    except OSError as error:
+        raise Denied(f"{path}: {(error.strerror or '').lower()}", "run it as root") from error
+    except msgspec.DecodeError as error:
+        raise LinkspanError(f"{path} cannot be read ({error})", "was it made by another version?") from error
+
+
+def names() -> list[str]:
+    """Return the names of all labs."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/lab.json"))
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold a lab for changing it. Raises Conflict where another command does, Denied without root."""
+    checked(name)
+    try:
+        FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        file = (FOLDER / f"{name}.lock").open("a", encoding="ascii")
+    except OSError as error:
+        raise Denied(
+            f"a lab makes network namespaces, which needs root ({FOLDER}: {(error.strerror or '').lower()})",
+            "sudo linkspan lab ...",
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another command is changing lab {name}", "wait for its end, or end it") from None
+        yield
+
+
+def keep_logs(lab: Lab) -> Path:
+    """Put the logs of a lab that could not be made beside its folder, until the next `up` or `down`."""
+    kept = FOLDER / f"{lab.name}.failed"
+    for path in lab.folder.rglob("*.log"):
+        target = kept / path.relative_to(lab.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return kept
+
+
+def drop_logs(name: str) -> None:
+    """Remove the logs of a lab that could not be made."""
+    shutil.rmtree(FOLDER / f"{name}.failed", ignore_errors=True)
+
+
+def erase(name: str) -> None:
+    """Remove a lab's folder, the record last; a folder that is not there is no error."""
+    folder = FOLDER / name
+    for path in sorted(folder.glob("*")):
+        if path.name != "lab.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    (FOLDER / f"{name}.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(FOLDER)  # noqa: PTH106 - only where it is empty

@@ -1,0 +1,228 @@
+"""From a user's wishes to a lab's record: names, segments and addresses. Nothing is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from linkspan.addresses import prefix
+from linkspan.errors import Invalid
+from linkspan.lab.record import Container, Host, Lab, Router, checked
+
+UNDERLAYS = {"v4": (4,), "v6": (6,), "dual": (4, 6)}
+STORES = ("sqlite", "etcd")
+DOCUMENTATION = ("192.0.2", "198.51.100", "203.0.113")
+"""RFC 5737; segments past the third are in the range for benchmarks (RFC 2544)."""
+ROUTERS, SWITCH = {4: ("254", "252"), 6: ("fe", "fc")}, {4: "253", 6: "fd"}
+MAX_HOSTS, MAX_SEGMENTS, MAX_ROUTERS = 250, 250, 2
+KERNEL, BGP_ROUTERS = "kernel", ("bird", "frr")
+CORE = 256
+"""The number that stands for the link between routers, as if it were a segment."""
+RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
+"""Of the ranges for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all one."""
+POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
+IPV4_ONLY = frozenset({"ipip"})
+
+CONTAINERS = {4: "10.240.0.0/12", 6: "fd00::/8"}
+"""Where routers with BGP take container networks from."""
+LIMIT = 1000
+"""Prefixes that a router takes from one host: its blocks, and exact addresses."""
+HOLD = 9
+"""Seconds after which a router gives up a silent neighbour: short, for a lab."""
+
+
+class Wishes(msgspec.Struct, kw_only=True):
+    """The options of `lab up`."""
+
+    lab: str = "lab"
+    hosts: int = 3
+    backend: str = "vxlan"
+    segments: int = 1
+    options: dict[str, str] = {}
+    store: str = "sqlite"
+    containers_per_host: int = 1
+    underlay: str = "v4"
+    mtu: int = 1500
+    routers: str = KERNEL
+    routers_per_segment: int = 1
+    reflector: bool = False
+
+
+def address(segment: int, family: int, last: str) -> str:
+    """Return an address with its length on a segment."""
+    if family == 6:
+        return f"2001:db8:{segment:x}::{last}/64"
+    if segment == CORE:
+        return f"198.19.0.{last}/24"
+    net = DOCUMENTATION[segment - 1] if segment <= len(DOCUMENTATION) else f"198.18.{segment}"
+    return f"{net}.{last}/24"
+
+
+def bare(text: str) -> str:
+    """Return an address without its length."""
+    return text.partition("/")[0]
+
+
+def families(lab: Lab) -> tuple[int, ...]:
+    """Return the families of a lab's underlay."""
+    return tuple(6 if ":" in text else 4 for text in lab.hosts[0].addresses)
+
+
+def gateways(lab: Lab, segment: int) -> list[list[str]]:
+    """Return, for each family, the addresses of a segment's routers, with their lengths."""
+    count = sum(not one.reflector for one in lab.routers_of(segment)) or bool(lab.router)
+    return [_routers(segment, family, count) for family in families(lab)] if count else []
+
+
+def _routers(segment: int, family: int, count: int) -> list[str]:
+    return [address(segment, family, last) for last in ROUTERS[family][:count]]
+
+
+def rack(router: Router, family: int) -> str:
+    """Return the prefix of a router's segment."""
+    return next(str(prefix(text).network()) for text in router.addresses if prefix(text).family == family)
+
+
+def router_id(router: Router) -> str:
+    """Return a router's BGP identifier."""
+    return bare(address(CORE, 4, str(router.number)))
+
+
+def settings(lab: Lab, host: Host) -> dict[str, str]:
+    """Return what a host is told of BGP (`host set`): its own AS, and the speakers on its segment as its peers."""
+    speakers = lab.routers_of(host.segment)
+    if lab.backend != "bgp" or not speakers:
+        return {}
+    number = lab.hosts.index(host) + 1
+    asn = CLUSTER_AS if speakers[0].reflector else HOST_AS + number
+    found = {"bgp.mesh": "false", "bgp.as": str(asn)}
+    for router in speakers:
+        found[f"bgp.peer.{router.name}.address"] = bare(router.addresses[0])
+        found[f"bgp.peer.{router.name}.as"] = str(router.asn)
+    return found
+
+
+def etcd_address(lab: Lab, segment: int) -> str:
+    """Return where etcd listens on a segment, with its length."""
+    family = families(lab)[0]
+    return address(segment, family, SWITCH[family])
+
+
+def store_url(lab: Lab, host: Host) -> str:
+    """Return the store as a host's agent is told it; empty where each host has its own."""
+    if lab.alone:
+        return ""
+    if lab.store == "sqlite":
+        return f"sqlite://{lab.folder / 'store'}"
+    text = bare(etcd_address(lab, host.segment))
+    return f"etcd://[{text}]:2379/lab" if ":" in text else f"etcd://{text}:2379/lab"
+
+
+def planned(wishes: Wishes) -> Lab:
+    """Return the lab that is wished for. Raises Invalid, naming the option."""
+    _check(wishes)
+    name, outer = wishes.lab, UNDERLAYS[wishes.underlay]
+    hosts = []
+    for number in range(1, wishes.hosts + 1):
+        segment = (number - 1) % wishes.segments + 1
+        addresses = [address(segment, family, str(number)) for family in outer]
+        hosts.append(Host(f"h{number}", f"{name}-h{number}", segment, addresses))
+    containers = [
+        Container(f"c{number + 1}", hosts[number % wishes.hosts].name, f"{name}-c{number + 1}")
+        for number in range(wishes.hosts * wishes.containers_per_host)
+    ]
+    routers = [*_speakers(wishes)]
+    return Lab(
+        name=name,
+        backend=wishes.backend,
+        options=wishes.options,
+        store=wishes.store,
+        segments=wishes.segments,
+        mtu=wishes.mtu,
+        pools=_pools(wishes.backend, outer, bool(routers)),
+        hosts=hosts,
+        routers=routers,
+        containers=containers,
+    )
+
+
+def _speakers(wishes: Wishes) -> Iterator[Router]:
+    """Yield the BGP speakers of the underlay: routers of each segment, or one reflector."""
+    outer = UNDERLAYS[wishes.underlay]
+    if wishes.reflector:
+        name, software = "rr", wishes.routers if wishes.routers in BGP_ROUTERS else BGP_ROUTERS[0]
+        yield Router(
+            name=name,
+            number=1,
+            namespace=f"{wishes.lab}-{name}",
+            software=software,
+            segment=1,
+            asn=CLUSTER_AS,
+            addresses=[address(1, family, ROUTERS[family][0]) for family in outer],
+        )
+    elif wishes.routers != KERNEL:
+        for number in range(1, wishes.segments * wishes.routers_per_segment + 1):
+            segment, place = (
+                (number - 1) // wishes.routers_per_segment + 1,
+                (number - 1) % wishes.routers_per_segment,
+            )
+            yield Router(
+                name=f"r{number}",
+                number=number,
+                namespace=f"{wishes.lab}-r{number}",
+                software=wishes.routers,
+                segment=segment,
+                asn=RACK_AS + number,
+                addresses=[address(segment, family, ROUTERS[family][place]) for family in outer],
+                core=[address(CORE, family, str(number)) for family in outer],
+            )
+
+
+def _pools(backend: str, outer: tuple[int, ...], routers: bool) -> list[str]:
+    """Return the network's pools: IPv4, and IPv6 too where the underlay has it and the backend can.
+
+    A mesh carries IPv4 over IPv6 next hops (RFC 8950); the routers' configurations of this lab do not.
+    """
+    if outer == (6,) and (backend == "host-gw" or routers):
+        return [POOLS[6]]
+    return [POOLS[4], *([POOLS[6]] if 6 in outer and backend not in IPV4_ONLY else [])]
+
+
+def _check(wishes: Wishes) -> None:
+    checked(wishes.lab)
+    for option, value, low, high in (
+        ("--hosts", wishes.hosts, 1, MAX_HOSTS),
+        ("--segments", wishes.segments, 1, min(wishes.hosts, MAX_SEGMENTS)),
+        ("--routers-per-segment", wishes.routers_per_segment, 1, MAX_ROUTERS),
+        ("--containers-per-host", wishes.containers_per_host, 0, 200),
+        ("--mtu", wishes.mtu, 1280 if 6 in UNDERLAYS.get(wishes.underlay, ()) else 576, 65535),
+    ):
+        if not low <= value <= high:
+            raise Invalid(f"{option} {value} is out of range", f"give {low} to {high}")
+    for option, word, known in (
+        ("--underlay", wishes.underlay, tuple(UNDERLAYS)),
+        ("--store", wishes.store, STORES),
+        ("--routers", wishes.routers, (KERNEL, *BGP_ROUTERS)),
+    ):
+        if word not in known:
+            raise Invalid(f"{option} {word!r} is unknown", f"give {' or '.join(known)}")
+    if wishes.backend in IPV4_ONLY and wishes.underlay == "v6":
+        raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
+    _check_routers(wishes)
+
+
+def _check_routers(wishes: Wishes) -> None:
+    if wishes.reflector and wishes.segments > 1:
+        raise Invalid("--reflector is for one segment: it forwards nothing", "give --segments 1")
+    if wishes.reflector and wishes.routers_per_segment > 1:
+        raise Invalid("--reflector makes one speaker, and no routers", "leave out --routers-per-segment")
+    if wishes.routers == KERNEL and wishes.routers_per_segment > 1:
+        raise Invalid("two routers on a segment have to speak BGP", "give --routers bird or frr")
+    if wishes.backend == "bgp" and wishes.segments > 1 and wishes.routers == KERNEL:
+        raise Invalid(
+            "--backend bgp on several segments needs routers that speak BGP: others know no way to containers",
+            "give --routers bird or frr",
+        )
+    if wishes.segments * wishes.routers_per_segment > MAX_SEGMENTS:
+        raise Invalid(f"these are more than {MAX_SEGMENTS} routers", "give fewer --segments")

@@ -1,0 +1,174 @@
+"""This machine, as the agent has it: the drivers, their reconciler, and the turn by which one thread uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from linkspan.addresses import Prefix
+from linkspan.backends import bgp
+from linkspan.kernel.addresses import AddressDriver
+from linkspan.kernel.facts import observe_facts
+from linkspan.kernel.files import FileDriver
+from linkspan.kernel.firewall import FirewallDriver
+from linkspan.kernel.firewalld import FirewalldDriver
+from linkspan.kernel.iptables import IptablesDriver
+from linkspan.kernel.learnt import LearntDriver
+from linkspan.kernel.links import LinkDriver
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.neighbours import NeighbourDriver
+from linkspan.kernel.netlink import Sockets
+from linkspan.kernel.processes import ProcessDriver
+from linkspan.kernel.routes import RouteDriver, foreign_routes, uplink_mtu
+from linkspan.kernel.secrets import SecretDriver
+from linkspan.kernel.shaper import ShaperDriver
+from linkspan.kernel.sockets import listeners
+from linkspan.kernel.sysctl import SysctlDriver
+from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
+from linkspan.kernel.tunnels import TunnelDriver
+from linkspan.model import Endpoint, Facts
+from linkspan.programs import Bird
+from linkspan.reconcile import Reconciler
+
+SPEAKER = "bgp"
+"""The folder of the BGP speaker's files in the state folder."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Machine:
+    """Everything below is used by one thread at a time; ``Worker`` is the way in."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.namespaces = Namespaces()
+        self.sockets = Sockets(self.namespaces)
+        self.sysctls = SysctlDriver(self.namespaces, state_dir / "sysctls.json")
+        self.links = LinkDriver(self.sockets)
+        self.tunnels = TunnelDriver(self.sockets)
+        self.addresses = AddressDriver(self.sockets)
+        self.neighbours = NeighbourDriver(self.sockets)
+        self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
+        self.firewall = FirewallDriver()
+        self.processes = ProcessDriver(state_dir)
+        self._speaker_folder = state_dir / SPEAKER
+        self.reconciler = Reconciler(
+            (
+                self.sysctls,
+                self.firewall,
+                IptablesDriver(),
+                FirewalldDriver(state_dir / "firewalld.json", self.namespaces.home),
+                self.links,
+                self.tunnels,
+                self.addresses,
+                self.neighbours,
+                RouteDriver(self.sockets),
+                self.tunnel_table,
+                ShaperDriver(self.namespaces),
+                LearntDriver(self.sockets, self.processes.down),
+                FileDriver(state_dir / "files.json"),
+                SecretDriver(state_dir / "secrets.json"),
+                self.processes,
+            ),
+            self.sockets.release,
+        )
+
+    def close(self) -> None:
+        """Let go of sockets and threads; what is in the kernel stays."""
+        self.links.close()
+        self.firewall.close()
+        self.sockets.close()
+
+    def enter(self, endpoint: Endpoint) -> None:
+        """Remember the way into an endpoint's namespace, where it has one."""
+        if endpoint.netns:
+            self.namespaces.register(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie)
+
+    def leave(self, endpoint: Endpoint, every: Iterable[Endpoint]) -> None:
+        """Forget the way into an endpoint's namespace, unless another one of ``every`` is in it."""
+        self.namespaces.forget(endpoint.netns)
+        for other in every:
+            if other.netns == endpoint.netns and other.identity != endpoint.identity:
+                self.enter(other)
+
+    def facts(self) -> Facts:
+        """Observe what backends must know."""
+        found = msgspec.structs.replace(observe_facts(self.sysctls), bird=self._bird())
+        if self.tunnels.ipip().by == "kernel":
+            return found
+        return msgspec.structs.replace(found, ipip_helper=self.ipip_helper())
+
+    def ipip_helper(self) -> tuple[str, ...]:
+        """Return how to start the user-space IPIP endpoint, without its addresses."""
+        # By its file and isolated: it needs the standard library only, and starts in 20 ms whatever is installed.
+        program = Path(__file__).with_name("ipip_endpoint.py")
+        return sys.executable, "-IS", str(program), "--table", str(self.tunnel_table.path)
+
+    def _bird(self) -> Bird | None:
+        """Return the BGP speaker's programs, and who listens at its port while it does not run itself."""
+        speaker, client = shutil.which("bird"), shutil.which("birdc")
+        if speaker is None or client is None:
+            return None
+        others = () if self.processes.pid(bgp.PROCESS) else tuple(listeners("tcp", bgp.PORT))
+        return Bird(speaker, client, str(self._speaker_folder), others)
+
+    def routes(self) -> dict[Prefix, str]:
+        """Return the host's own routes: destination to device."""
+        return foreign_routes(self.sockets)
+
+    def mtu(self) -> int:
+        """Return the MTU of the link of the host's default route, 1500 where it has none."""
+        return uplink_mtu(self.sockets)
+
+
+class Worker:
+    """The machine, which one thread at a time may use: the worker's own, or briefly the loop's."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self._using = threading.Lock()
+        self._waiting = 0
+        self.machine: Machine
+
+    async def start(self, state_dir: Path) -> None:
+        """Make the machine in the thread."""
+        self.machine = await self.run(Machine, state_dir)
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function in the worker thread and return what it returns; calls are served in order of coming."""
+
+        def alone() -> R:
+            with self._using:
+                return function(*args, **kwargs)
+
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, alone)
+        finally:
+            self._waiting -= 1
+
+    async def run_brief(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function of a millisecond or two: here and now where the machine is free, else as ``run`` does.
+
+        The way to another thread and back would cost a quarter of an attach.
+        """
+        if self._waiting or not self._using.acquire(blocking=False):
+            return await self.run(function, *args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._using.release()
+
+    async def stop(self) -> None:
+        """Finish what is under way, close the machine and end the thread."""
+        if hasattr(self, "machine"):
+            await self.run(self.machine.close)
+        self._pool.shutdown(wait=False)

@@ -1,0 +1,79 @@
+"""What this host needs for its networks whatever their endpoints and peers are, and in which order it comes and goes.
+
+A device is put before what peers have on it, and goes after that: so a change is put, the peers follow, and then
+what is no longer needed is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from linkspan import firewall, migration
+from linkspan.config import Config
+from linkspan.desired import Source
+from linkspan.errors import LinkspanError
+from linkspan.machine import Worker
+from linkspan.model import HostView
+from linkspan.runtimes import exposed
+from linkspan.state import Key, State
+
+log = logging.getLogger("linkspan.plans")
+
+
+class Plans:
+    """The sources of states that are not an endpoint's or a peer's."""
+
+    def __init__(self, worker: Worker, view: Callable[[], HostView], config: Config) -> None:
+        self._worker = worker
+        self._config = config
+        self._view = view
+        self._plans: dict[Source, list[State]] = {}
+        self._too_much: set[Source] = set()
+
+    def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
+        view = self._view()
+        used = any(network.backend != "host" for network in view.networks)
+        yield ("host", "firewall"), list(firewall.skeleton(view.facts)) if used else []
+        for network in view.networks:
+            yield ("network", network.name), list(migration.network_states(view, network))
+            if network.expose:
+                yield ("expose", network.name), list(exposed.files(network, self._config))
+
+    async def put(self) -> dict[Key, LinkspanError]:
+        """Put what every network needs, beside what it needed; one that is at odds with another is an error of its own.
+
+        What a network needed that is no more goes first, for another may have its addresses or its VNI now.
+        """
+        failed: dict[Key, LinkspanError] = {}
+        plans = dict(self._wanted())
+        for gone in self._plans.keys() - plans.keys():  # a network that another host deleted
+            failed.update(await self._worker.run(self._worker.machine.reconciler.change, gone, ()))
+        self._plans = plans
+        for source, states in plans.items():
+            try:
+                failed.update(await self._worker.run(self._put, source, states))
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+                failed[source] = error
+        return failed
+
+    def _put(self, source: Source, states: list[State]) -> dict[Key, LinkspanError]:
+        reconciler = self._worker.machine.reconciler
+        new = {state.key: state for state in states}
+        before = reconciler.desired.sources().get(source, {})
+        if before.keys() - new.keys():
+            self._too_much.add(source)
+        return reconciler.change(source, (before | new).values())
+
+    async def drop(self) -> None:
+        """Take away what networks needed and do not need any more."""
+        too_much, self._too_much = self._too_much, set()
+        for source in too_much & self._plans.keys():
+            change = self._worker.machine.reconciler.change
+            try:
+                failed = await self._worker.run(change, source, self._plans[source])
+            except LinkspanError as error:  # ``put`` told so already, and what the network needed stays
+                failed = {source: error}
+            for why in failed.values():
+                log.warning("%s", why.message)

@@ -1,0 +1,138 @@
+"""This host's endpoints, told to all: ``endpoints/HOST/ID/IFNAME`` in the store, for lists and traces.
+
+Written after the attach, by a task of its own: no container waits for the store. The host's journal stays the
+truth; a record that is missing or old is put right when the agent starts, and when the store lost it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from linkspan import records
+from linkspan.errors import Invalid, LinkspanError, NotFound
+from linkspan.lasting import lasting
+from linkspan.model import Endpoint
+from linkspan.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.request import MOST_KEYS
+
+log = logging.getLogger("linkspan.published")
+
+AGAIN = 2.0
+"""Seconds until what the store did not take is tried again."""
+Identity = tuple[str, str]
+
+
+def key_of(host: str, identity: Identity) -> str:
+    """Return an endpoint's key."""
+    return f"{ENDPOINTS}{host}/{identity[0]}/{identity[1]}"
+
+
+def record_of(endpoint: Endpoint) -> Endpoint:
+    """Return what others may know: not by which path this host reaches the namespace."""
+    return msgspec.structs.replace(endpoint, netns_path="")
+
+
+class Published:
+    """Keeps the records equal to the endpoints of this host, and reads those of the others."""
+
+    def __init__(self, replica: Replica, host: str, endpoints: Mapping[Identity, Endpoint]) -> None:
+        self._replica = replica
+        self._host = host
+        self._endpoints = endpoints
+        self.due: set[str] = set()
+        """Keys that are to be looked at."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Put right whatever differs, and go on."""
+        there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
+        self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
+        self._wake.set()
+        self._task = lasting("publishing endpoints", self._follow)
+
+    async def stop(self) -> None:
+        """End; the records stay, as the containers do."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def note(self, identity: Identity) -> None:
+        """Remember that an endpoint came, changed or went."""
+        self.due.add(key_of(self._host, identity))
+        self._wake.set()
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Look at records that changed: what the store lost of ours is put again, what is too much goes."""
+        mine = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
+        wrong = {key for key in mine if (key in self._replica.records) != (_identity(key) in self._endpoints)}
+        if wrong:
+            self.due |= wrong
+            self._wake.set()
+
+    def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
+        """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
+        prefix = f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS
+        for key, record in self._replica.under(prefix).items():
+            host = key.split("/")[1]
+            if host == self._host:
+                continue
+            try:
+                yield host, records.decode(record.value, Endpoint)
+            except Invalid as error:
+                log.debug("record %s: %s", key, error.message)
+
+    def everywhere(self) -> list[Endpoint]:
+        """Return the endpoints of all hosts, this one's first."""
+        return [*self._endpoints.values(), *(endpoint for _, endpoint in self.others())]
+
+    def find(self, word: str) -> list[Endpoint]:
+        """Return the cluster's endpoints with this container id, name, or NAME@NETWORK. Raises NotFound."""
+        name, _, network = word.partition("@")
+        every = self.everywhere()
+        found = [e for e in every if name in (e.id, e.name) and network in ("", e.network)]
+        if not found:
+            raise NotFound(f"endpoint {word!r} does not exist", "`linkspan endpoint list` shows them")
+        return found
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            due = sorted(self.due)[:MOST_KEYS]
+            try:
+                await self._write(due)
+            except LinkspanError as error:
+                log.debug("endpoints are not published: %s", error.message)
+                await asyncio.sleep(AGAIN)
+            if self.due:
+                self._wake.set()
+
+    async def _write(self, due: list[str]) -> None:
+        current = {key_of(self._host, i): record_of(e) for i, e in self._current(due)}
+        known = {key: self._replica.encoded(key, endpoint) for key, endpoint in current.items()}
+        there = self._replica.records
+        puts = {k: v for k, v in known.items() if k not in there or there[k].value != v}
+        deletes = [k for k in due if k not in known and k in there]
+        self.due -= set(due)
+        removed = f"{GONE}hosts/{self._host}" in there  # then it does not come back by itself
+        try:
+            if (puts or deletes) and not removed:
+                await self._replica.write(puts, deletes)
+        except LinkspanError:
+            self.due |= set(due)
+            raise
+
+    def _current(self, due: list[str]) -> Iterator[tuple[Identity, Endpoint]]:
+        for key in due:
+            if (found := self._endpoints.get(_identity(key))) is not None:
+                yield found.identity, found
+
+
+def _identity(key: str) -> Identity:
+    _, _, id_, ifname = key.split("/", 3)
+    return id_, ifname

@@ -1,0 +1,83 @@
+"""Records as bytes: which schema they have, and what of them a rewrite keeps.
+
+A record says its schema (one without is of the first). Schemas only add fields, so an agent of schema N reads what
+older ones wrote, and what N + 1 wrote: fields that it does not know are kept when it writes the record again, at every
+depth. What is newer still may mean something else, and is skipped. Agents write the schema that the whole cluster
+has agreed on (``ClusterSettings.writes``), which an operator raises once every host knows the next: so a host that
+is newer stops nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from linkspan import SCHEMA
+from linkspan.errors import Invalid
+
+T = TypeVar("T")
+
+SETTINGS = "settings/cluster"
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """What holds for all hosts: the schema that they write, and ``reclaim_after`` in seconds (0: never)."""
+
+    writes: int = 1
+    reclaim_after: float = 0
+
+
+class _Header(msgspec.Struct):
+    schema: int = 1
+
+
+def decode(value: bytes, type_: type[T]) -> T:
+    """Return a record as a value. Raises Invalid, saying why, where it is garbage or of a schema too new for us."""
+    try:
+        schema = msgspec.json.decode(value, type=_Header).schema
+        if schema > SCHEMA + 1:
+            raise Invalid(
+                f"it has schema {schema}, and this linkspan reads up to {SCHEMA + 1}",
+                "upgrade this host's linkspan",
+            )
+        return msgspec.json.decode(value, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(str(error)) from error
+
+
+def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
+    """Return a value as a record of at most our own schema, with what only newer ones know of the ``old`` record."""
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    schema = min(schema, SCHEMA)
+    if old:
+        try:
+            before = msgspec.json.decode(old, type=dict[str, Any])
+            schema = max(schema, msgspec.convert(before, _Header).schema)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            before = {}
+        before.pop("schema", None)
+        fields = _kept(value, fields, before)
+    return msgspec.json.encode({"schema": schema, **fields})
+
+
+def put_back(value: bytes) -> bytes:
+    """Return the record with the mark that the store had lost it; garbage as it is."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(value, type=dict[str, Any]) | {"back": True})
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return value
+
+
+def _kept(value: object, fields: Any, before: Any) -> Any:
+    """Return the fields, and those of ``before`` that the value's type does not know."""
+    if not isinstance(before, dict):
+        return fields
+    if isinstance(value, msgspec.Struct):
+        known = value.__struct_fields__
+        kept = {name: _kept(getattr(value, name), fields[name], before.get(name)) for name in known}
+        return kept | {name: field for name, field in before.items() if name not in known}
+    if isinstance(value, Mapping):
+        return {name: _kept(one, fields[name], before.get(name)) for name, one in value.items()}
+    return fields

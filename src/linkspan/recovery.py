@@ -1,0 +1,94 @@
+"""What an agent does at its start with what the last one left.
+
+An endpoint that stood still stands. One that was being attached or detached is not desired, so the first resync
+takes away what there is of it, and its address is given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from linkspan.allocator import Allocator
+from linkspan.attach import source
+from linkspan.backends import backend
+from linkspan.errors import LinkspanError, NotFound
+from linkspan.happenings import Happenings
+from linkspan.journal import Journal, Row
+from linkspan.machine import Worker
+from linkspan.model import Endpoint
+from linkspan.networks import Networks, now
+from linkspan.ports import PortTable
+
+
+class Recovery:
+    """Goes through the journal once; ``admit`` takes an endpoint that stands, and when it was attached."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        ports: PortTable,
+        happenings: Happenings,
+        admit: Callable[[Endpoint, int], None],
+    ) -> None:
+        self._worker = worker
+        self._journal = journal
+        self._networks = networks
+        self._allocator = allocator
+        self._ports = ports
+        self._happenings = happenings
+        self._admit = admit
+
+    async def run(self) -> None:
+        """Take over what the last agent left: endpoints that stand, and those it was killed in the middle of."""
+        gone: list[tuple[Row, str]] = []
+        for row in self._journal.rows():
+            if why := await self._why_gone(row):
+                gone.append((row, why))
+                continue
+            endpoint = row.endpoint
+            try:
+                self._allocator.restore(endpoint)
+            except LinkspanError as error:
+                gone.append((row, error.message))
+                continue
+            self._ports.restore(endpoint)
+            self._admit(endpoint, row.attached_ns)
+            if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
+                network = self._networks.get(endpoint.network)
+                states = backend(network.backend).endpoint(network, endpoint)
+                await self._worker.run(
+                    self._worker.machine.reconciler.desired.replace, source(endpoint), states
+                )
+        for released in self._journal.released():
+            self._allocator.cool(released.network, released.address, released.at)
+        for row, why in gone:
+            self._journal.forget(row.endpoint, now())
+            for address in row.endpoint.prefixes:
+                with contextlib.suppress(LinkspanError):
+                    self._allocator.cool(row.endpoint.network, address, now())
+            who = row.endpoint.name or row.endpoint.id
+            self._happenings.add(
+                "recover", f"{who} of network {row.endpoint.network}: {why}", endpoint=row.endpoint.id
+            )
+
+    async def _why_gone(self, row: Row) -> str:
+        """Return why a row's endpoint is not to stand any more, "" where it is."""
+        endpoint = row.endpoint
+        try:
+            self._networks.get(endpoint.network)
+        except NotFound:
+            return "its network was deleted"
+        if row.boot_id != self._journal.boot_id:
+            return "the machine was restarted"
+        if row.phase != "attached":
+            return f"the agent ended while it was {row.phase}"
+        if endpoint.netns:
+            machine = self._worker.machine
+            machine.enter(endpoint)
+            if not await self._worker.run(machine.namespaces.alive, endpoint.netns):
+                return "its container is gone"
+        return ""

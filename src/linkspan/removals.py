@@ -1,0 +1,79 @@
+"""The DELs that the CNI plugin queued while no agent ran: drained before ``ready``, and whenever one comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from linkspan.attach import Attacher
+from linkspan.errors import Invalid, LinkspanError
+from linkspan.kernel.folder import FolderWatch
+from linkspan.runtimes import cni_queue
+
+log = logging.getLogger("linkspan.removals")
+
+RETRY = 5.0
+"""Seconds until what failed is tried again."""
+
+
+class Removals:
+    """The queue folder beside the agent's socket."""
+
+    def __init__(self, folder: Path, attacher: Attacher, boot_id: str) -> None:
+        self._folder = folder
+        self._attacher = attacher
+        self._boot_id = boot_id
+        self._draining = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Drain, and watch from before that on, so that none falls between. Raises Invalid without a folder."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise Invalid(f"folder {self._folder}: {why}", "give --socket another path") from error
+        self._watch = FolderWatch(self._folder)
+        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._come)
+        await self._drain()
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._retry is not None:
+            self._retry.cancel()
+        asyncio.get_running_loop().remove_reader(self._watch.fileno())
+        self._watch.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _come(self) -> None:
+        self._watch.drain()
+        task = asyncio.create_task(self._drain())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self) -> None:
+        async with self._draining:
+            try:
+                waiting = cni_queue.entries(self._folder)
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+                return
+            failed = False
+            for entry in waiting:
+                try:
+                    await self._apply(entry)
+                except LinkspanError as error:
+                    failed = True
+                    log.warning("queued removal of %s: %s", entry.container_id, error.message)
+            if failed:
+                self._retry = asyncio.get_running_loop().call_later(RETRY, self._come)
+
+    async def _apply(self, entry: cni_queue.Entry) -> None:
+        """Detach, unless the runtime attached the same identity again after it had queued this."""
+        identity = (entry.container_id, entry.ifname)
+        attached = self._attacher.attached_ns.get(identity)
+        if attached is not None and entry.applies(self._boot_id, attached, self._boot_id):
+            await self._attacher.detach(entry.container_id, entry.ifname, entry.network)
+        entry.done()

@@ -1,0 +1,399 @@
+"""The store's records as this host knows them: what everything reads, and what outlasts a store that fails.
+
+All records are held in memory, kept up to date by a watch, and written to a snapshot in the state folder, so an
+agent that starts while the store is away serves what it knows.
+
+**Removal is a written fact.** Whoever deletes a record leaves a tombstone, ``gone/KEY``, in the same transaction.
+A record that is missing without one was lost: the store was emptied, restored from a backup, or is another one.
+Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its owner puts it back, and
+until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed.
+
+**A write is seen at once**, with its revision, and the watch may tell of older ones after that: what is older than
+what is known of a record (or than its tombstone) is passed over. Revisions are compared within one listing and the
+watch from there only: a store that was restored counts from an earlier one.
+
+**A spoilt record changes nothing.** One that cannot be read is named, and the last readable version of it stays in
+force, over restarts too: else a byte in the store would take a network from its containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from linkspan import readable, records
+from linkspan.blocks import SHARED, claimant
+from linkspan.contracts import Batch, Record, Store
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.kernel.durable import write
+from linkspan.lasting import lasting, woken
+
+log = logging.getLogger("linkspan.replica")
+
+GONE = "gone/"
+ENDPOINTS = "endpoints/"
+EPHEMERAL = ("alive/", "ask/", "answer/", ENDPOINTS)
+"""What is never missed: records that end by themselves, and those that their host puts again, unasked."""
+CLAIMS = ("blocks/", "addresses/")
+"""What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
+FIRST_ANSWER = 3.0
+"""Seconds that a start waits for the store before it serves what the snapshot has."""
+RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+T = TypeVar("T")
+
+SNAPSHOT_AFTER = 1.0
+"""Seconds between a change and the snapshot with it: a burst is written once."""
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """Who removed a record, and when (seconds since the epoch)."""
+
+    by: str
+    at: float
+
+
+class _Snapshot(msgspec.Struct):
+    cluster: str
+    records: list[Record]
+
+
+def remembered(snapshot: Path) -> str:
+    """Return the id of the cluster that a snapshot is of, '' where there is none that can be read."""
+    try:
+        return msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot).cluster
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
+class Replica:
+    """All records of the store, for the host with the id ``host``; ``changed`` is called with each that changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: Path,
+        host: str,
+        changed: Callable[[frozenset[str]], Awaitable[None]],
+    ) -> None:
+        self.store = store
+        self.records: dict[str, Record] = {}
+        self.displaced: dict[str, bytes] = {}
+        """Claims of this host as it knew them, by key, in whose place the store has another host's."""
+        self.heard = 0.0
+        """When the watch last told anything, by CLOCK_BOOTTIME."""
+        self.listed = False
+        """Whether the store has told what it has, since the start."""
+        self.lost: set[str] = set()
+        self.unreadable: set[str] = set()
+        self._kinds: dict[str, dict[str, Record]] = {}
+        """The same records by the first word of their keys: most is asked of one kind."""
+        self._decoded: dict[str, tuple[bytes, object]] = {}
+        self._before: dict[str, bytes] = {}
+        """What records were before a change that nobody has read yet, or can read."""
+        self._reading = ""
+        self._writing = ""
+        self._snapshot = snapshot
+        self._cluster = ""
+        self._host = host
+        self._changed = changed
+        self._first = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsaved = asyncio.Event()
+        self._saving = asyncio.Lock()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the store: found by reading it or, for a watch waits in silence, by writing to it."""
+        return self._reading or self._writing
+
+    @property
+    def settled(self) -> bool:
+        """Whether new claims may be made: the store answers, and no record is missed."""
+        return not self.problem and not self.lost
+
+    async def start(self) -> None:
+        """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                known = msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
+                for record in known.records:
+                    self._keep(record)
+                self._cluster = known.cluster
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
+        work = {"following the store": self._follow, "keeping the snapshot": self._keep_snapshot}
+        self._tasks = [lasting(*one) for one in work.items()]
+        await woken(self._first, FIRST_ANSWER)
+
+    async def stop(self) -> None:
+        """End the watch, and write the snapshot."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._save()
+        await self.store.close()
+
+    def under(self, prefix: str) -> dict[str, Record]:
+        """Return the records whose keys begin with ``prefix``, which has a whole word at least: ``hosts/``."""
+        kind, _, rest = prefix.partition("/")
+        found = self._kinds.get(kind, {})
+        return {key: one for key, one in found.items() if key.startswith(prefix)} if rest else dict(found)
+
+    def _keep(self, record: Record) -> None:
+        self.records[record.key] = record
+        self._kinds.setdefault(record.key.partition("/")[0], {})[record.key] = record
+
+    def _drop(self, key: str) -> None:
+        del self.records[key], self._kinds[key.partition("/")[0]][key]
+        self._decoded.pop(key, None)
+        self._before.pop(key, None)
+
+    def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
+        """Return the records under ``prefix`` as values, as ``value`` does."""
+        values = {key: self.value(key, type_) for key in self.under(prefix)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def value(self, key: str, type_: type[T]) -> T | None:
+        """Return one record as a value; decoded once for each change.
+
+        One that cannot be read is named, and is what it was before; None where it never was anything.
+        """
+        record = self.records.get(key)
+        if record is None:
+            return None
+        known, value = self._decoded.get(key, (b"", None))
+        if known == record.value and isinstance(value, type_):
+            return value
+        try:
+            found = _decoded(record.value, type_)
+        except Invalid as error:
+            self.skip(key, error.message)
+            with contextlib.suppress(KeyError, Invalid):
+                return _decoded(self._before[key], type_)
+            return None
+        self.unreadable.discard(key)
+        self._before.pop(key, None)
+        self._decoded[key] = record.value, found
+        return found
+
+    @property
+    def settings(self) -> records.ClusterSettings:
+        """What holds for all hosts of the cluster."""
+        return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
+
+    def encoded(self, key: str, value: msgspec.Struct) -> bytes:
+        """Return what would be written for a value: by the cluster's schema, with what newer agents know of it."""
+        old = self.records.get(key)
+        return records.encode(value, old.value if old else b"", self.settings.writes)
+
+    def skip(self, key: str, why: str) -> None:
+        """Take note of a record that says nothing to us."""
+        if key not in self.unreadable:
+            log.warning("record %s is skipped: %s", key, why)
+        self.unreadable.add(key)
+
+    def require_settled(self, what: str) -> None:
+        """Raise Unavailable, saying why, where nothing new may be claimed now."""
+        if self.problem:
+            raise Unavailable(f"{what}: {self.problem}", "`linkspan status` shows the store")
+        if self.lost:
+            raise Unavailable(
+                f"{what}: the store lost {len(self.lost)} records, and their owners have not put all back yet",
+                "`linkspan status` lists them; restore the store, or remove hosts that will not come back",
+            )
+
+    async def write(
+        self,
+        values: Mapping[str, bytes | msgspec.Struct],
+        deletes: Iterable[str] = (),
+        absent: Iterable[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+    ) -> bool:
+        """Write to the store, with tombstones for what is deleted, and see it here at once where it was taken.
+
+        Raises Unavailable where the store does not answer.
+        """
+        puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
+        tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
+        graves = {GONE + key: tombstone for key in deletes if not key.startswith((GONE, *EPHEMERAL))}
+        raised = [GONE + key for key in puts if GONE + key in self.records]
+        deletes = [*deletes, *raised]
+        try:
+            revision = await self.store.transaction(
+                {**puts, **graves}, deletes=deletes, absent=list(absent), unchanged=unchanged, ttl=ttl
+            )
+        except Unavailable as error:
+            if self._writing != error.message:
+                log.warning("store: %s", error.message)
+            self._writing = error.message
+            raise
+        self._writing = ""
+        if revision:
+            seen = tuple(Record(key, value, revision) for key, value in {**puts, **graves}.items())
+            await self._apply(Batch(revision, seen, tuple(deletes)))
+            if any(key.startswith("blocks/") for key in puts):  # a kill now, and a restore, must not forget it
+                await self._save_soon()
+        return bool(revision)
+
+    async def revision(self, key: str) -> int:
+        """Return a record's revision as the store has it, for a condition. Raises NotFound without the record."""
+        record = await self.store.get(key)
+        if record is None:
+            raise NotFound(f"record {key} is not in the store")
+        return record.revision
+
+    async def _follow(self) -> None:
+        """List, watch from there, and begin again whenever that ends, for as long as the agent runs."""
+        tries = 0
+        while True:
+            try:
+                revision = await self._list()
+                tries = 0
+                async for batch in self.store.watch("", revision):
+                    self.heard = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    await self._apply(batch)
+            except NotFound as error:  # compacted, or restored from a backup
+                log.info("store: %s", error.message)
+            except LinkspanError as error:
+                if self._reading != error.message:
+                    log.warning("store: %s", error.message)
+                self._reading = error.message
+                self._first.set()
+                await asyncio.sleep(RETRIES[min(tries, len(RETRIES) - 1)])
+                tries += 1
+
+    async def _list(self) -> int:
+        for key, old in list(self.records.items()):
+            self._keep(Record(key, old.value, 0))
+        found, revision = await self.store.list("")
+        if self._cluster and self.store.cluster != self._cluster:
+            raise Conflict(
+                f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
+                "correct the agent's store, or move its state folder away to join the other cluster",
+            )
+        self._cluster = self.store.cluster
+        self._reading = ""
+        there = {record.key for record in found}
+        missing = tuple(key for key in self.records if key not in there)
+        await self._apply(Batch(revision, tuple(found), missing))
+        self.listed = True
+        self._first.set()
+        return revision
+
+    async def _apply(self, batch: Batch) -> None:
+        """Take changes in, tell of those that changed anything, and put back what was lost and is ours."""
+        touched: set[str] = set()
+        for record in batch.puts:
+            old = self.records.get(record.key)
+            if self._known(record.key) > record.revision:
+                continue
+            if old is not None and old.value != record.value and not record.key.startswith((GONE, *EPHEMERAL)):
+                self._before.setdefault(record.key, old.value)
+            self._keep(record)
+            if old is not None and record.key.startswith(CLAIMS):
+                self._compare(old, record)
+            self.lost.discard(record.key)
+            if old is None or old.value != record.value:
+                touched.add(record.key)
+        for key in batch.deletes:
+            if key not in self.records:
+                self.unreadable.discard(key)
+                continue
+            if self.records[key].revision > batch.revision:
+                continue
+            # What nobody could read nobody misses either.
+            if key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records or self._garbage(key):
+                self._drop(key)
+                self.unreadable.discard(key)
+                self.lost.discard(key)
+                touched.add(key)
+            elif key not in self.lost:
+                self.lost.add(key)
+                touched.add(key)
+        if touched:
+            self._unsaved.set()
+            await self._changed(frozenset(touched))
+        if self.lost and not self.problem:
+            await self._put_back()
+
+    def _compare(self, old: Record, new: Record) -> None:
+        """Keep a claim of this host, or of all, in whose place another host's is."""
+        before, after = claimant(old.value), claimant(new.value)
+        if before in (self._host, SHARED) and after not in ("", before):
+            self.displaced[new.key] = old.value
+        elif after == self._host:
+            self.displaced.pop(new.key, None)
+
+    def _garbage(self, key: str) -> bool:
+        """Tell whether a record says nothing to anybody."""
+        if key in self.unreadable or key.startswith("claims/"):  # whose values are names
+            return key in self.unreadable
+        try:
+            msgspec.json.decode(self.records[key].value)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return True
+        return False
+
+    def _known(self, key: str) -> int:
+        """Return the revision of the latest that is known of a record: its value, or that it was removed."""
+        beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
+        return max((self.records[k].revision for k in (key, beside) if k in self.records), default=0)
+
+    def _mine(self, key: str) -> bool:
+        """Tell whether this host puts a record back that the store lost: its own, and what is nobody's."""
+        kind, _, rest = key.partition("/")
+        if kind == "hosts":
+            return rest == self._host
+        if kind == "leases":
+            return rest.endswith(f"/{self._host}")
+        if key.startswith(CLAIMS):  # '': an address that was released
+            return claimant(self.records[key].value) in (self._host, SHARED, "")
+        return True
+
+    async def _put_back(self) -> None:
+        for key in [k for k in self.lost if self._mine(k)]:
+            value = self.records[key].value
+            if key.startswith(CLAIMS):
+                value = records.put_back(value)
+            if await self.store.transaction({key: value}, absent=[key, GONE + key]):
+                self.lost.discard(key)
+                log.warning("record %s was lost by the store and is put back", key)
+
+    async def _keep_snapshot(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            await asyncio.sleep(SNAPSHOT_AFTER)
+            await self._save_soon()
+
+    async def _save_soon(self) -> None:
+        async with self._saving:
+            await asyncio.to_thread(self._save)
+
+    def _save(self) -> None:
+        self._unsaved.clear()
+        lasting = [self._lasting(r) for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL)]
+        try:
+            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting)), 0o600)
+        except OSError as error:
+            log.warning("snapshot %s: %s", self._snapshot, error.strerror)
+
+    def _lasting(self, record: Record) -> Record:
+        """Return what is to be remembered of a record."""
+        if record.key not in self.unreadable:
+            return record
+        return Record(record.key, self._before.get(record.key, record.value), record.revision)
+
+
+def _decoded(raw: bytes, type_: type[T]) -> T:
+    """Raises Invalid where it cannot be read, or means nothing here."""
+    found = records.decode(raw, type_)
+    readable.check(found)
+    return found

@@ -1,0 +1,153 @@
+"""What a CNI call answers: a result in the version that was asked for, or an error object."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import msgspec
+from msgspec.structs import replace
+
+from linkspan.addresses import prefix
+from linkspan.errors import (
+    Conflict,
+    Denied,
+    Exhausted,
+    Invalid,
+    KernelError,
+    LinkspanError,
+    NotFound,
+    Unavailable,
+)
+from linkspan.model import Endpoint, Network
+from linkspan.runtimes.cni_types import (
+    CONFIGURATION,
+    CONFLICT,
+    DENIED,
+    EXHAUSTED,
+    INTERNAL,
+    KERNEL,
+    NAMESPACE,
+    TRY_LATER,
+    VERSIONS,
+    Conf,
+    Dns,
+    Failure,
+    Interface,
+    Ip,
+    Result,
+    Route,
+    RuntimeDns,
+)
+
+_WHOLE = {4: "0.0.0.0/0", 6: "::/0"}
+_CODES: tuple[tuple[type[LinkspanError], int], ...] = (
+    (Invalid, CONFIGURATION),
+    (NotFound, NAMESPACE),  # networks and endpoints are looked up before; what is left is the namespace
+    (Conflict, CONFLICT),
+    (Exhausted, EXHAUSTED),
+    (Denied, DENIED),
+    (Unavailable, TRY_LATER),
+    (KernelError, KERNEL),
+)
+
+
+def version() -> bytes:
+    """Return the answer to VERSION."""
+    return msgspec.json.encode({"cniVersion": VERSIONS[-1], "supportedVersions": VERSIONS})
+
+
+def failure(error: LinkspanError) -> Failure:
+    """Turn one of our errors into CNI's."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)
+    return Failure(code, error.message, error.hint)
+
+
+def error_object(failed: Failure, spoken: str) -> bytes:
+    """Return a CNI error object in the version that the call speaks."""
+    fields = {"cniVersion": spoken, "code": failed.code, "msg": failed.message, "details": failed.details}
+    try:
+        return msgspec.json.encode(fields)
+    except UnicodeEncodeError:  # a name of the file system that is not UTF-8 and came in by an OS error
+        return msgspec.json.encode(
+            {k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in fields.items()}
+        )
+
+
+def result(conf: Conf, endpoint: Endpoint, network: Network, sandbox: str) -> bytes:
+    """Return the result of an ADD: what prevResult had, and after it what was attached now."""
+    previous = conf.prev_result or Result()
+    interfaces = list(previous.interfaces or ())
+    if endpoint.host_ifname:
+        interfaces.append(Interface(endpoint.host_ifname, mtu=endpoint.mtu))
+    interfaces.append(Interface(endpoint.ifname, endpoint.mac, endpoint.mtu, sandbox))
+    index = len(interfaces) - 1
+    ips: list[Ip] = []
+    defaults: dict[str, str] = {}
+    for address, text in zip_longest(endpoint.addresses, endpoint.gateways[: len(endpoint.addresses)]):
+        gateway = prefix(text).address if text else ""
+        ips.append(Ip(address, gateway=gateway, interface=index))
+        if gateway and not network.internal:
+            defaults.setdefault(_WHOLE[prefix(text).family], gateway)
+    runtime = conf.runtime_config.dns if conf.runtime_config else None
+    added = Result(
+        conf.cni_version,
+        tuple(interfaces),
+        (*(previous.ips or ()), *ips),
+        (*(previous.routes or ()), *map(Route, defaults, defaults.values())),
+        dns(previous.dns, conf.dns, runtime),
+    )
+    return msgspec.json.encode(in_version(added, conf.cni_version))
+
+
+def dns(*layers: Dns | RuntimeDns | None) -> Dns:
+    """Lay resolver settings over each other: what a later one sets counts."""
+    merged = Dns()
+    for layer in filter(None, layers):
+        if isinstance(layer, RuntimeDns):
+            layer = Dns(layer.servers, "", layer.searches, layer.options)
+        merged = replace(merged, **{k: v for k, v in msgspec.structs.asdict(layer).items() if v})
+    return merged
+
+
+def in_version(full: Result, asked: str) -> Result:
+    """Return the result with the fields that this version has (all four compare rightly as text)."""
+    interfaces, ips, routes = full.interfaces or (), full.ips or (), full.routes or ()
+    if asked < "1.0.0":
+        ips = tuple(replace(ip, version="6" if ":" in ip.address else "4") for ip in ips)
+    else:
+        ips = tuple(replace(ip, version="") for ip in ips)
+    if asked < "1.1.0":
+        interfaces = tuple(Interface(i.name, i.mac, sandbox=i.sandbox) for i in interfaces)
+        routes = tuple(Route(route.dst, route.gw) for route in routes)
+    return Result(asked, interfaces, ips, routes, full.dns or Dns())
+
+
+def differences(previous: Result, endpoint: Endpoint) -> list[str]:
+    """Return what of an endpoint is not in the result that its chain of plugins ended with.
+
+    A later plugin may add interfaces, addresses and routes, and change MAC and MTU; it may not take away.
+    """
+    found = []
+    index = interface_index(previous, endpoint.ifname)
+    if index is None:
+        found.append(f"prevResult has no interface {endpoint.ifname} in a sandbox")
+    listed = {ip.address for ip in previous.ips or () if ip.interface in (None, index)}
+    found += [f"prevResult has no address {text}" for text in endpoint.addresses if text not in listed]
+    return found
+
+
+def interface_index(found: Result, ifname: str) -> int | None:
+    """Return where the container's interface stands in a result."""
+    for index, interface in enumerate(found.interfaces or ()):
+        if interface.name == ifname and interface.sandbox:
+            return index
+    return None
+
+
+def as_changed(previous: Result, endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint with the MAC and MTU that a later plugin (tuning, for example) has set."""
+    index = interface_index(previous, endpoint.ifname)
+    if index is None:
+        return endpoint
+    shown = (previous.interfaces or ())[index]
+    return replace(endpoint, mac=shown.mac.lower() or endpoint.mac, mtu=shown.mtu or endpoint.mtu)

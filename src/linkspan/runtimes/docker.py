@@ -1,0 +1,334 @@
+"""Docker: the remote network and IPAM drivers, by which `docker run --network` is on a linkspan network.
+
+An address is asked for before the endpoint that will have it is known. It is held in memory until CreateEndpoint
+names it; the journal's row of the endpoint holds it from then on. What the engine forgets meanwhile is free again
+after a while. (Pools come before their networks, too: docker_pools.)
+
+The engine moves the container's end into the container and sets it up itself: the pair is made with that end in
+the host's namespace (`Endpoint.delivered`), and where it went is learnt afterwards, for `trace` and `address check`.
+
+A restarted engine does not tell its networks again, so they are kept in a file. Every call may come twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from linkspan import alterations
+from linkspan.addresses import Prefix, prefix
+from linkspan.allocator import Allocator
+from linkspan.attach import Attacher
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.kernel.durable import Memory
+from linkspan.machine import Worker
+from linkspan.model import AttachRequest, Endpoint, Network
+from linkspan.networks import Networks
+from linkspan.ports import PortTable
+from linkspan.runtimes.docker_engine import Engine
+from linkspan.runtimes.docker_networks import DockerNetworks
+from linkspan.runtimes.docker_pools import PENDING, DockerNetwork, Pools
+from linkspan.runtimes.docker_types import (
+    ADDRESS_TYPE,
+    GATEWAY,
+    IPAM_DRIVER,
+    NETWORK_DRIVER,
+    SPACE,
+    Call,
+    Interface,
+    ports,
+)
+
+log = logging.getLogger("linkspan.docker")
+
+HOLDER = ("docker", "pending")
+"""The identity by which an address is held until then."""
+HELD = 60.0
+"""Seconds for which an address is kept between RequestAddress and CreateEndpoint, which follow at once."""
+TAKEN = (0.05, 600)
+"""Seconds between looks for a container's namespace, and how many: a container starts within 30 s, or not at all."""
+
+Answer = Mapping[str, object]
+
+
+class Docker:
+    """Both drivers; ``answer`` is the one way in."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        attacher: Attacher,
+        allocator: Allocator,
+        networks: Networks,
+        table: PortTable,
+        api: str,
+        record: Path,
+    ) -> None:
+        """``api`` is the engine's own socket, and ``record`` the file that remembers its networks."""
+        self._worker = worker
+        self._attacher = attacher
+        self._allocator = allocator
+        self._ours = networks
+        self._ports = table
+        self._engine = Engine(api)
+        self.exposed = DockerNetworks(networks, self._engine)
+        self._networks: Memory[DockerNetwork] = Memory(record, DockerNetwork)
+        self._pools = Pools(networks, self._networks)
+        self._held: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._verbs: dict[str, Callable[[Call], Awaitable[Answer]]] = {
+            f"{NETWORK_DRIVER}.CreateNetwork": self._create_network,
+            f"{NETWORK_DRIVER}.DeleteNetwork": self._delete_network,
+            f"{NETWORK_DRIVER}.CreateEndpoint": self._create_endpoint,
+            f"{NETWORK_DRIVER}.DeleteEndpoint": self._delete_endpoint,
+            f"{NETWORK_DRIVER}.EndpointOperInfo": self._tell_endpoint,
+            f"{NETWORK_DRIVER}.Join": self._join,
+            f"{NETWORK_DRIVER}.Leave": self._leave,
+            f"{NETWORK_DRIVER}.ProgramExternalConnectivity": self._publish,
+            f"{NETWORK_DRIVER}.RevokeExternalConnectivity": self._withdraw,
+            f"{IPAM_DRIVER}.RequestPool": self._request_pool,
+            f"{IPAM_DRIVER}.RequestAddress": self._request_address,
+            f"{IPAM_DRIVER}.ReleaseAddress": self._release_address,
+        }
+        self._constant: dict[str, Answer] = {
+            "Plugin.Activate": {"Implements": [NETWORK_DRIVER, IPAM_DRIVER]},
+            f"{NETWORK_DRIVER}.GetCapabilities": {"Scope": "local", "ConnectivityScope": "global"},
+            f"{NETWORK_DRIVER}.DiscoverNew": {},
+            f"{NETWORK_DRIVER}.DiscoverDelete": {},
+            f"{IPAM_DRIVER}.GetCapabilities": {"RequiresMACAddress": False, "RequiresRequestReplay": False},
+            f"{IPAM_DRIVER}.GetDefaultAddressSpaces": {
+                "LocalDefaultAddressSpace": SPACE,
+                "GlobalDefaultAddressSpace": SPACE,
+            },
+            f"{IPAM_DRIVER}.ReleasePool": {},
+        }
+
+    def start(self) -> None:
+        """Begin to keep the engine's networks equal to those that are exposed to it."""
+        self.exposed.start()
+
+    async def stop(self) -> None:
+        """End that, and what waits for containers to start."""
+        await self.exposed.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._held.values():
+            timer.cancel()
+
+    async def answer(self, verb: str, call: Call) -> Answer | None:
+        """Answer a call of the engine; None: there is no such verb. Raises LinkspanError."""
+        if verb in self._constant:
+            return self._constant[verb]
+        known = self._verbs.get(verb)
+        return None if known is None else await known(call)
+
+    # ---- networks
+
+    async def _create_network(self, call: Call) -> Answer:
+        options = call.chosen
+        name = options.pop("network", "")
+        if options:
+            raise Invalid(
+                f"option {', '.join(sorted(options))} is unknown to driver linkspan",
+                "it knows network=NAME; all else is the linkspan network's own",
+            )
+        if not call.pools or any(pool.address_space != SPACE for pool in call.pools):
+            raise Invalid(
+                "driver linkspan needs its own IPAM driver",
+                f"docker network create -d linkspan --ipam-driver linkspan -o network={name or 'NAME'} NAME",
+            )
+        ids = [self._pools.id_of(pool.pool, pool.gateway) for pool in call.pools]
+        of_pools = {pool_id.split("/")[0] for pool_id in ids if not pool_id.startswith(PENDING)}
+        name = name or next(iter(of_pools), "")
+        if not name:
+            raise Invalid(
+                "of which linkspan network it is was not said",
+                "docker network create -d linkspan --ipam-driver linkspan -o network=NAME NAME",
+            )
+        network = self._ours.get(name)
+        if of_pools - {name}:
+            raise Conflict(
+                f"the subnet is of linkspan network {(of_pools - {name}).pop()}, and not of {name}",
+                f"its pools: {', '.join(network.pools)}",
+            )
+        if network.backend == "host":
+            raise Invalid(f"network {name} shares the host's network", "docker run --network host does that")
+        self._networks.entries[call.network_id] = DockerNetwork(name, tuple(ids))
+        self._networks.save()
+        return {}
+
+    async def _delete_network(self, call: Call) -> Answer:
+        if self._networks.entries.pop(call.network_id, None) is not None:
+            self._networks.save()
+        return {}
+
+    def _known(self, network_id: str) -> Network:
+        found = self._networks.entries.get(network_id)
+        if found is None:
+            raise NotFound(
+                f"Docker's network {network_id[:12]} is not known to linkspan",
+                "remove it and create it again: docker network rm, docker network create",
+            )
+        return self._ours.get(found.network)
+
+    # ---- addresses
+
+    async def _request_pool(self, call: Call) -> Answer:
+        return self._pools.requested(call)
+
+    async def _request_address(self, call: Call) -> Answer:
+        if (call.options or {}).get(ADDRESS_TYPE) == GATEWAY:  # one that the user gave by --gateway
+            raise Invalid(
+                f"the gateway {call.address} cannot be chosen here",
+                "leave --gateway out: the linkspan network has one",
+            )
+        name, family = self._pools.network_of(call.pool_id)
+        network = self._ours.get(name)
+        wish = AttachRequest(
+            id=HOLDER[0], ifname=HOLDER[1], network=name, ips=(call.address,) if call.address else ()
+        )
+        given = await self._allocator.allocate(network, wish, families=(family,))
+        address = given[0].address
+        self._held[name, address.address] = asyncio.get_running_loop().call_later(
+            HELD, self._forgotten, name, address
+        )
+        return {"Address": str(_with_length(network, address))}
+
+    def _forgotten(self, name: str, address: Prefix) -> None:
+        if self._held.pop((name, address.address), None):
+            self._begin(self._allocator.release(name, [address]))
+
+    def waits(self, identity: tuple[str, str]) -> bool:
+        """Tell whether addresses are held by this identity for endpoints that are still to come."""
+        return identity == HOLDER and bool(self._held)
+
+    async def _release_address(self, call: Call) -> Answer:
+        """Give back what no endpoint took; what one had went with it."""
+        try:
+            name, _ = self._pools.network_of(call.pool_id)
+        except NotFound:
+            return {}
+        address = prefix(call.address).single()
+        if timer := self._held.pop((name, address.address), None):
+            timer.cancel()
+            await self._allocator.release(name, [address])
+        return {}
+
+    # ---- endpoints
+
+    async def _create_endpoint(self, call: Call) -> Answer:
+        network, given = self._known(call.network_id), call.interface or Interface()
+        end = delivered(call.endpoint_id)
+        known = self._attacher.endpoints.get((call.endpoint_id, end))
+        if known is None:
+            ips = [prefix(a).single() for a in (given.address, given.address_ipv6) if a]
+            for address in ips:  # the endpoint's row holds it from here on
+                if timer := self._held.pop((network.name, address.address), None):
+                    timer.cancel()
+                    await self._allocator.release(network.name, [address])
+            request = AttachRequest(
+                id=call.endpoint_id,
+                network=network.name,
+                ifname=end,
+                ips=tuple(address.address for address in ips),
+                mac=given.mac_address,
+            )
+            known = await self._attacher.attach(request, -1, "", delivered=True)
+        return {"Interface": _missing(given, network, known)}
+
+    async def _delete_endpoint(self, call: Call) -> Answer:
+        await self._attacher.detach(call.endpoint_id)
+        return {}
+
+    def _endpoint(self, call: Call) -> Endpoint:
+        found = self._attacher.endpoints.get((call.endpoint_id, delivered(call.endpoint_id)))
+        if found is None:
+            raise NotFound(f"endpoint {call.endpoint_id[:12]} is not known", "start the container again")
+        return found
+
+    async def _tell_endpoint(self, call: Call) -> Answer:
+        self._endpoint(call)
+        return {"Value": {}}
+
+    async def _join(self, call: Call) -> Answer:
+        network, endpoint = self._known(call.network_id), self._endpoint(call)
+        namespace = f"/proc/{call.pid}/root{call.sandbox_key}"
+        self._begin(self._follow(endpoint.identity, call.network_id, namespace))
+        gateways = {prefix(text).family: prefix(text).address for text in endpoint.gateways}
+        routes = [
+            {"Destination": str(prefix(text).single()), "RouteType": 1, "NextHop": ""}  # 1: on the link
+            for text in endpoint.gateways
+            if network.routed
+        ]
+        return {
+            "InterfaceName": {"SrcName": endpoint.delivered, "DstPrefix": "eth"},
+            "Gateway": gateways.get(4, ""),
+            "GatewayIPv6": gateways.get(6, ""),
+            "StaticRoutes": routes,
+            "DisableGatewayService": network.internal,
+        }
+
+    async def _leave(self, call: Call) -> Answer:
+        await alterations.returned(self._attacher, (call.endpoint_id, delivered(call.endpoint_id)))
+        return {}
+
+    async def _publish(self, call: Call) -> Answer:
+        identity = self._endpoint(call).identity
+        await alterations.publish(self._attacher, self._ports, identity, *ports(call.options))
+        return {}
+
+    async def _withdraw(self, call: Call) -> Answer:
+        identity = (call.endpoint_id, delivered(call.endpoint_id))
+        if identity in self._attacher.endpoints:
+            await alterations.publish(self._attacher, self._ports, identity, (), ())
+        return {}
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        async def logged() -> None:
+            try:
+                await work
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+
+        task = asyncio.create_task(logged())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, identity: tuple[str, str], network_id: str, namespace: str) -> None:
+        """Learn where the engine put the container's end, and its name: both are known after Join only."""
+        pause, times = TAKEN
+        for _ in range(times):
+            if identity not in self._attacher.endpoints:
+                return
+            if await alterations.taken(self._attacher, self._worker, identity, namespace):
+                break
+            await asyncio.sleep(pause)
+        if self._engine.socket:
+            name, aliases = await self._engine.names(network_id, identity[0])
+            await alterations.named(self._attacher, identity, name, aliases)
+
+
+def delivered(endpoint_id: str) -> str:
+    """Return the name under which a container's end is put in the host's namespace."""
+    return "lsd" + hashlib.blake2b(endpoint_id.encode(), digest_size=6).hexdigest()
+
+
+def _with_length(network: Network, address: Prefix) -> Prefix:
+    """Return an address as the container has it: alone where routed, else with its pool's length."""
+    if network.routed:
+        return address.single()
+    return Prefix(address.packed, next(p.length for p in network.prefixes if p.holds(address.single())))
+
+
+def _missing(given: Interface, network: Network, endpoint: Endpoint) -> Interface:
+    """Return what the engine did not give: it refuses to be told what it knows."""
+    found = {p.family: str(_with_length(network, p.single())) for p in endpoint.prefixes}
+    return Interface(
+        address="" if given.address else found.get(4, ""),
+        address_ipv6="" if given.address_ipv6 else found.get(6, ""),
+        mac_address="" if given.mac_address else endpoint.mac,
+    )

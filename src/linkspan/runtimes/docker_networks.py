@@ -1,0 +1,127 @@
+"""Networks that are exposed to Docker: made in this host's engine, and removed from it when they are deleted.
+
+The engine keeps its networks in a store of its own and may be down, or come later; so they are compared whenever
+ours change and every few seconds, by a task that no attach waits for. Ours are known by a label; those that a user
+made with `docker network create -d linkspan` are his.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from pathlib import Path
+
+from linkspan.errors import LinkspanError
+from linkspan.lasting import lasting, woken
+from linkspan.model import Network
+from linkspan.networks import Networks
+from linkspan.runtimes.docker_engine import LABEL, Engine
+from linkspan.runtimes.docker_types import SPACE
+
+log = logging.getLogger("linkspan.docker")
+
+AGAIN = 5.0
+"""Seconds between looks."""
+
+
+class DockerNetworks:
+    """Keeps the engine's networks equal to those that are exposed to it."""
+
+    def __init__(self, networks: Networks, engine: Engine) -> None:
+        self._networks = networks
+        self._engine = engine
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.problems: dict[str, str] = {}
+        """What the engine refused, by the network's name."""
+
+    def start(self) -> None:
+        """Begin to look, where an engine was named."""
+        if self._engine.socket:
+            self._task = lasting("keeping Docker's networks", self._follow)
+
+    async def stop(self) -> None:
+        """End; the engine's networks stay."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def look(self) -> None:
+        """Compare soon: networks have changed."""
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        while True:
+            if Path(self._engine.socket).exists():
+                try:
+                    await self._compare()
+                except LinkspanError as error:
+                    log.debug("%s", error.message)
+            await woken(self._wake, AGAIN)
+            self._wake.clear()
+
+    async def _compare(self) -> None:
+        wanted = {n.name: n for n in self._networks.all() if "docker" in n.expose}
+        found = await self._engine.networks()
+        names = {known.name: known for known in found}
+        told, self.problems = self.problems, {}  # what is over is forgotten, and told when it comes again
+        for name, network in wanted.items():
+            known = names.get(name)
+            if known is None:
+                await self._try(name, "make", self._engine.create(wish(network)))
+            elif known.driver != "linkspan":
+                self.problems[name] = f"Docker has another network {name}, of driver {known.driver}"
+        for known in found:
+            if known.exposed and known.name not in wanted:
+                await self._try(known.name, "remove", self._engine.delete(known))
+        for name, why in self.problems.items():
+            if told.get(name) != why:
+                log.warning("%s", why)
+
+    async def _try(self, name: str, verb: str, change: Awaitable[None]) -> None:
+        try:
+            await change
+        except LinkspanError as error:
+            self.problems[name] = f"Docker does not {verb} network {name}: {error.message}"
+            return
+        log.info("network %s: Docker's own is %s", name, {"make": "made", "remove": "removed"}[verb])
+
+
+async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
+    """Remove all exposed networks from the engine; return their names, and what it did not remove with why.
+
+    The engine asks the plugin, so an agent must run. Without an engine there is nothing to do.
+    """
+    removed: list[str] = []
+    left: list[str] = []
+    try:
+        found = await engine.networks()
+    except LinkspanError:
+        return removed, left
+    for known in found:
+        if known.exposed:
+            try:
+                await engine.delete(known)
+                removed.append(f"Docker network {known.name}")
+            except LinkspanError as error:
+                left.append(f"Docker network {known.name}: {error.message}")
+    return removed, left
+
+
+def wish(network: Network) -> dict[str, object]:
+    """Return what the engine is asked for; with its subnets a user may choose addresses by `--ip`."""
+    return {
+        "Name": network.name,
+        "CheckDuplicate": True,
+        "Driver": "linkspan",
+        "Internal": False,  # the engine's own word for it would hide the gateway; ours holds by rules
+        "EnableIPv6": any(pool.family == 6 for pool in network.prefixes),
+        "IPAM": {
+            "Driver": "linkspan",
+            "Options": {"network": network.name},
+            "Config": [{"Subnet": text} for text in network.pools],
+        },
+        "Options": {"network": network.name},
+        "Labels": {LABEL: SPACE},
+    }

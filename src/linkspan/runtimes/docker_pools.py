@@ -1,0 +1,107 @@
+"""Docker's pools: of which linkspan network each is.
+
+The engine asks for a pool before it says which network was named by ``-o network=``. One that the user named by its
+subnet, or by ``--ipam-opt network=``, is a network's at once. Any other is *pending*: it is given a gateway of its
+own, which comes back with CreateNetwork, where the network's name is.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from linkspan.addresses import Prefix, prefix
+from linkspan.errors import Invalid, NotFound
+from linkspan.kernel.durable import Memory
+from linkspan.model import Network
+from linkspan.networks import Networks
+from linkspan.runtimes.docker_types import GATEWAY, Call
+
+PENDING = "pending/"
+"""Ids of pools begin so whose network is still to be named; others are NETWORK/FAMILY."""
+ANY = {4: "0.0.0.0/0", 6: "::/0"}
+"""What a pending pool is called, and in `docker network inspect` for good."""
+
+
+class DockerNetwork(msgspec.Struct, frozen=True):
+    """A network of the engine: of which linkspan network it is, and the ids of its pools."""
+
+    network: str
+    pools: tuple[str, ...] = ()
+
+
+class Pools:
+    """The pools of the engine's networks."""
+
+    def __init__(self, networks: Networks, known: Memory[DockerNetwork]) -> None:
+        self._networks = networks
+        self._known = known
+
+    def requested(self, call: Call) -> dict[str, object]:
+        """Answer RequestPool. Raises Invalid or NotFound."""
+        family = 6 if call.v6 else 4
+        name = str((call.options or {}).get("network", ""))
+        if call.sub_pool:
+            raise Invalid(
+                "--ip-range is not known to IPAM driver linkspan", "linkspan address reserve does that"
+            )
+        if call.pool:
+            network = self._of_subnet(prefix(call.pool), name)
+            return _told(f"{network.name}/{family}", prefix(call.pool), _gateway(network, family))
+        if name:
+            network = self._networks.get(name)
+            pool = next((p for p in network.prefixes if p.family == family), None)
+            if pool is None:
+                raise Invalid(f"network {name} has no pool of IPv{family}")
+            return _told(f"{name}/{family}", pool, _gateway(network, family))
+        gateway = self._unused(family)
+        return _told(self.id_of(ANY[family], gateway), prefix(ANY[family]), f"{gateway}/0")
+
+    def _unused(self, family: int) -> str:
+        """Return an address that no pending pool has for its gateway; link-local, so that it is nobody's."""
+        used = {one for known in self._known.entries.values() for one in known.pools}
+        while True:
+            packed = (
+                b"\xa9\xfe" + secrets.token_bytes(2)
+                if family == 4
+                else b"\xfe\x80" + bytes(6) + secrets.token_bytes(8)
+            )
+            address = Prefix(packed, len(packed) * 8).address
+            if self.id_of(ANY[family], address) not in used:
+                return address
+
+    def _of_subnet(self, subnet: Prefix, name: str = "") -> Network:
+        for network in self._networks.all():
+            if name in ("", network.name) and any(pool.holds(subnet) for pool in network.prefixes):
+                return network
+        raise NotFound(
+            f"subnet {subnet} is in no linkspan network's pool", "`linkspan network list` shows the pools"
+        )
+
+    def id_of(self, pool: str, gateway: str) -> str:
+        """Return the id of a pool that CreateNetwork names: its network's, or the pending one with this gateway."""
+        found = prefix(pool)
+        if found.length:
+            return f"{self._of_subnet(found).name}/{found.family}"
+        return f"{PENDING}{prefix(gateway).address}/{found.family}"
+
+    def network_of(self, pool_id: str) -> tuple[str, int]:
+        """Return the linkspan network of a pool, and its family. Raises NotFound."""
+        name, _, family = pool_id.rpartition("/")
+        if pool_id.startswith(PENDING):
+            name = next((n.network for n in self._known.entries.values() if pool_id in n.pools), "")
+        if not name:
+            raise NotFound(f"pool {pool_id} is of no network of Docker's", "create the network again")
+        return name, int(family)
+
+
+def _told(pool_id: str, pool: Prefix, gateway: str) -> dict[str, object]:
+    return {"PoolID": pool_id, "Pool": str(pool), "Data": {GATEWAY: gateway}}
+
+
+def _gateway(network: Network, family: int) -> str:
+    """Return the network's gateway of a family, with its pool's length; the engine wants one inside the pool."""
+    pool = next(p for p in network.prefixes if p.family == family)
+    found = next((g for _, g in network.pairs if g.family == family and pool.holds(g.single())), None)
+    return f"{found.address if found else pool.address}/{pool.length}"

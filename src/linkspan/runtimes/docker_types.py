@@ -1,0 +1,110 @@
+"""What Docker's engine and a remote driver say to each other, as frozen values (moby's drivers/remote/api).
+
+The engine's JSON has names in capitals, and calls of one shape for many verbs: fields that a call does not
+have are empty.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan.errors import Invalid
+from linkspan.model import Port, PortRange, Protocol
+
+SPACE = "linkspan"
+"""Our address space: CreateNetwork's pools tell by it whether they are of our IPAM driver."""
+NETWORK_DRIVER = "NetworkDriver"
+IPAM_DRIVER = "IpamDriver"
+
+GENERIC = "com.docker.network.generic"
+"""Under this key are what `docker network create` was given by -o."""
+PORT_MAP = "com.docker.network.portmap"
+ADDRESS_TYPE = "RequestAddressType"
+GATEWAY = "com.docker.network.gateway"
+
+_PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp", 132: "sctp"}  # IANA's protocol numbers
+EPHEMERAL = (32768, 60999)
+"""Where `-p 80` finds a host port: the kernel's own default range (ip_local_port_range)."""
+
+
+class Pool(msgspec.Struct, frozen=True, rename="pascal"):
+    """A pool of a network that is being created, as the IPAM driver gave it."""
+
+    address_space: str = ""
+    pool: str = ""
+    gateway: str = ""
+
+
+class Interface(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """What the engine knows of an interface, and what it is told."""
+
+    address: str = ""
+    address_ipv6: str = msgspec.field(default="", name="AddressIPv6")
+    mac_address: str = ""
+
+
+class Binding(msgspec.Struct, frozen=True, rename="pascal"):
+    """A published port; ``host_port`` 0 is any."""
+
+    proto: int
+    port: int
+    host_ip: str = msgspec.field(default="", name="HostIP")
+    host_port: int = 0
+    host_port_end: int = 0
+
+
+class Call(msgspec.Struct, frozen=True, rename="pascal"):
+    """Any call of the engine, whose process id is ``pid``."""
+
+    network_id: str = msgspec.field(default="", name="NetworkID")
+    endpoint_id: str = msgspec.field(default="", name="EndpointID")
+    pool_id: str = msgspec.field(default="", name="PoolID")
+    sandbox_key: str = ""
+    interface: Interface | None = None
+    options: dict[str, object] | None = None
+    ipv4_data: tuple[Pool, ...] | None = msgspec.field(default=None, name="IPv4Data")
+    ipv6_data: tuple[Pool, ...] | None = msgspec.field(default=None, name="IPv6Data")
+    pool: str = ""
+    sub_pool: str = ""
+    address: str = ""
+    v6: bool = False
+    pid: int = 0
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What the user gave by -o (``com.docker.network.generic``). Raises Invalid where a value is no text."""
+        generic = (self.options or {}).get(GENERIC) or {}
+        if not isinstance(generic, dict):
+            raise Invalid(f"{GENERIC} is not an object", "is the engine of another version?")
+        return {str(key): str(value) for key, value in generic.items()}
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools of both families."""
+        return (*(self.ipv4_data or ()), *(self.ipv6_data or ()))
+
+
+def decoded(body: bytes, pid: int) -> Call:
+    """Parse a call, whatever its Content-Type says; an empty body is one. Raises Invalid."""
+    try:
+        return msgspec.structs.replace(msgspec.json.decode(body or b"{}", type=Call), pid=pid)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"the engine's call cannot be read: {error}", "is it of another version?") from error
+
+
+def ports(options: dict[str, object] | None) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
+    """Return the ports that a container publishes, and its wishes for free ones. Raises Invalid."""
+    try:
+        bindings = msgspec.convert((options or {}).get(PORT_MAP) or (), tuple[Binding, ...])
+        fixed, wishes = [], []
+        for one in bindings:
+            protocol = _PROTOCOLS[one.proto]
+            last = one.host_port_end or one.host_port
+            if one.host_port and last == one.host_port:
+                fixed.append(Port(one.host_ip, one.host_port, one.port, protocol))
+            else:
+                first, last = (one.host_port, last) if one.host_port else EPHEMERAL
+                wishes.append(PortRange(one.host_ip, first, last, one.port, protocol))
+    except (msgspec.ValidationError, KeyError) as error:
+        raise Invalid(f"the engine's {PORT_MAP} cannot be read: {error}") from error
+    return tuple(fixed), tuple(wishes)

@@ -1,0 +1,193 @@
+r"""Podman: answers calls of the netavark plugin (plugin API 1.0.0).
+
+The plugin sends ``KEY=VALUE\0...\0\0`` and then its stdin, as the CNI plugin does. The answer's status is 200 or
+400, and its body is what the plugin prints: for an error ``{"error": "..."}``, which Podman shows as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from linkspan import __version__
+from linkspan.addresses import mac, mac_text, prefix
+from linkspan.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.kernel.namespaces import open_namespace
+from linkspan.model import ALIASES, AttachRequest, Endpoint, Port, Protocol
+from linkspan.runtimes.cni import CniAgent
+
+log = logging.getLogger("linkspan.podman")
+
+API_VERSION = "1.0.0"
+T = TypeVar("T")
+PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+
+
+class PortMapping(msgspec.Struct, frozen=True):
+    """A published port, or ``range`` of them."""
+
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+    protocol: str = "tcp"
+    range: int = 1
+
+
+class PodmanNetwork(msgspec.Struct, frozen=True):
+    """What of Podman's network counts here."""
+
+    name: str
+    options: dict[str, str] | None = None
+    ipam_options: dict[str, str] | None = None
+
+    @property
+    def linkspan(self) -> str:
+        """The linkspan network's name: the option ``network``, or the same."""
+        return (self.options or {}).get("network") or self.name
+
+
+class NetworkOptions(msgspec.Struct, frozen=True):
+    """What a container wants of its network."""
+
+    interface_name: str
+    aliases: tuple[str, ...] | None = None
+    static_ips: tuple[str, ...] | None = None
+    static_mac: str | None = None
+    options: dict[str, str] | None = None
+
+
+class Call(msgspec.Struct, frozen=True):
+    """The stdin of setup and teardown."""
+
+    container_id: str
+    network: PodmanNetwork
+    network_options: NetworkOptions
+    container_name: str = ""
+    port_mappings: tuple[PortMapping, ...] | None = None
+
+
+class Podman:
+    """Answers calls of the plugin."""
+
+    def __init__(self, agent: CniAgent) -> None:
+        self._agent = agent
+
+    async def handle(self, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:
+        """Answer a call of the plugin with this process and user id: HTTP status and body."""
+        block, _, stdin = body.partition(b"\0\0")
+        try:
+            if uid:
+                raise Denied(f"user {uid} may not change networks", "run podman as root")
+            return 200, await self._answer(_pairs(block), stdin, pid)
+        except LinkspanError as error:
+            said = f"{error.message}; {error.hint}" if error.hint else error.message
+        except Exception as error:  # the edge: Podman gets an error whatever happened
+            log.exception("a call of Podman failed by a fault of linkspan")
+            said = f"a fault of linkspan, the agent's log has its trace: {error}"
+        return 400, msgspec.json.encode({"error": f"linkspan: {said}"})
+
+    async def _answer(self, words: Mapping[str, str], stdin: bytes, pid: int) -> bytes:
+        match words.get("COMMAND"):
+            case "info":
+                return msgspec.json.encode({"version": __version__, "api_version": API_VERSION})
+            case "create":
+                self._check(_decoded(stdin, PodmanNetwork))
+                return stdin
+            case "setup":
+                return msgspec.json.encode(await self._setup(words, _decoded(stdin, Call), pid))
+            case "teardown":
+                call = _decoded(stdin, Call)
+                ifname = call.network_options.interface_name
+                await self._agent.detach(call.container_id, ifname, call.network.linkspan)
+                return b""
+            case other:
+                raise Invalid(f"command {other!r} is unknown", "is Podman's netavark of another version?")
+
+    def _check(self, made: PodmanNetwork) -> None:
+        unknown = set(made.options or {}) - {"network"}
+        if unknown:
+            raise Invalid(
+                f"option {', '.join(sorted(unknown))} is unknown to driver linkspan",
+                "it knows network=NAME; all else is the linkspan network's own",
+            )
+        network = self._agent.network(made.linkspan)
+        if network.backend == "host":
+            raise Invalid(f"network {network.name} shares the host's network", "podman run --network host does that")
+        if (made.ipam_options or {}).get("driver") != "none":
+            raise Invalid(
+                "driver linkspan gives the addresses itself",
+                f"podman network create -d linkspan --ipam-driver none --opt network={network.name} {made.name}",
+            )
+
+    async def _setup(self, words: Mapping[str, str], call: Call, pid: int) -> dict[str, object]:
+        if "LINKSPAN_NETNS_FD" not in words:
+            why = words.get("LINKSPAN_NETNS_ERROR", "it was not given")
+            raise Unavailable(f"network namespace {words.get('NETNS', '')}: {why}", "is the container running?")
+        fd = open_namespace(f"/proc/{pid}/fd/{words['LINKSPAN_NETNS_FD']}")
+        try:
+            endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
+        finally:
+            os.close(fd)
+        return _result(endpoint)
+
+    def _request(self, call: Call) -> AttachRequest:
+        wish = call.network_options
+        if wish.options:
+            raise Invalid(f"network option {', '.join(sorted(wish.options))} is unknown to driver linkspan")
+        aliases = tuple(dict.fromkeys(a for a in wish.aliases or () if a != call.container_id[:12]))
+        return AttachRequest(
+            id=call.container_id,
+            network=call.network.linkspan,
+            ifname=wish.interface_name,
+            name=call.container_name,
+            ips=tuple(prefix(text).address for text in wish.static_ips or ()),
+            mac=mac_text(mac(wish.static_mac)) if wish.static_mac else "",
+            ports=self._ports(call),
+            ports_bound=True,
+            labels={ALIASES: ",".join(aliases)} if aliases else {},
+        )
+
+    def _ports(self, call: Call) -> tuple[Port, ...]:
+        """Return what this network publishes: a container's ports are told for each of its networks, and are one's."""
+        held = {
+            port
+            for endpoint in self._agent.endpoints().values()
+            if endpoint.id == call.container_id
+            for port in endpoint.ports
+        }
+        found: list[Port] = []
+        for one in call.port_mappings or ():
+            for protocol in one.protocol.split(","):
+                if protocol not in PROTOCOLS:
+                    raise Invalid(f"protocol {protocol!r} cannot be published", "use tcp, udp or sctp")
+                for n in range(max(one.range, 1)):
+                    port = Port(one.host_ip, one.host_port + n, one.container_port + n, PROTOCOLS[protocol])
+                    if port not in held:
+                        found.append(port)
+        return tuple(dict.fromkeys(found))
+
+
+def _pairs(block: bytes) -> dict[str, str]:
+    words = (item.partition(b"=") for item in block.split(b"\0") if item)
+    return {k.decode(errors="replace"): v.decode(errors="surrogateescape") for k, _, v in words}
+
+
+def _decoded(stdin: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(stdin, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"Podman's call cannot be read: {error}", "is its netavark of another version?") from error
+
+
+def _result(endpoint: Endpoint) -> dict[str, object]:
+    """Return the status block of an interface (netavark's StatusBlock)."""
+    gateways = {prefix(text).family: prefix(text).address for text in endpoint.gateways}
+    subnets = [
+        {"ipnet": str(address), "gateway": gateways.get(address.family, "")} for address in endpoint.prefixes
+    ]
+    interface = {"mac_address": endpoint.mac, "subnets": subnets}
+    return {"dns_search_domains": [], "dns_server_ips": [], "interfaces": {endpoint.ifname: interface}}

@@ -1,0 +1,65 @@
+"""What serves all networks of a backend together on this host, and follows from all of its peers: a BGP speaker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from linkspan import migration
+from linkspan.backends import BACKENDS, backend
+from linkspan.errors import LinkspanError
+from linkspan.leases import Leases
+from linkspan.machine import Worker
+from linkspan.model import Endpoint, HostView
+from linkspan.peers import Peers
+from linkspan.state import Key
+
+log = logging.getLogger("linkspan.speakers")
+
+
+def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
+    """Return the view with what backends that learn see more, where a network has one."""
+    names = [n.name for n in view.networks if any(backend(way.backend).learns for way in migration.ways(n))]
+    if not names or view.host is None or peers.withdrawn:
+        return view
+    exact = [
+        (name, address)
+        for name in names
+        for address, record in leases.exact(name).items()
+        if record.host == view.host.id
+    ]
+    here = endpoints if view.host.settings.get("drained") else ()
+    living = [(e.network, p.single()) for e in here for p in e.prefixes]
+    known = tuple(peers.known.values())
+    return msgspec.structs.replace(view, peers=known, exact=tuple(exact), living=tuple(living))
+
+
+class Speakers:
+    """Puts them anew whenever anything changed that they may follow from; what is the same costs nothing."""
+
+    def __init__(self, worker: Worker, view: Callable[[], HostView]) -> None:
+        self._worker = worker
+        self._view = view
+        self.problems: dict[str, str] = {}
+        """By backend: why this host cannot have it."""
+
+    async def put(self) -> dict[Key, LinkspanError]:
+        """Put them, now that the peers are known; returns what was refused."""
+        failed: dict[Key, LinkspanError] = {}
+        view = self._view()
+        for way in BACKENDS.values():
+            if not way.learns:
+                continue
+            source = ("host", way.name)
+            try:
+                states = list(way.host(view))
+                failed |= await self._worker.run(self._worker.machine.reconciler.change, source, states)
+                self.problems.pop(way.name, None)
+            except LinkspanError as error:
+                failed[source] = error
+                if self.problems.get(way.name) != error.message:
+                    log.warning("%s", error.message)
+                self.problems[way.name] = error.message
+        return failed

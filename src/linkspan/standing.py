@@ -1,0 +1,64 @@
+"""How this host stands with the others: what `status` says is not well, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.cluster import Cluster
+from linkspan.leases import Leases
+from linkspan.model import Host, Network
+
+Told = dict[str, str]
+
+
+def unreachable(cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str]) -> list[Told]:
+    """Return the peers that cannot be reached or say nothing, and what this host itself lacks."""
+    hosts = leases.hosts()
+    found: list[Told] = []
+    for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
+        found.append(_told(network, leases.name(peer), why))
+    alive = leases.alive() | {leases.host.id}
+    for id_, host in sorted(hosts.items()):
+        if id_ not in alive:
+            found.append(_told("", host.name, "its agent has said nothing for a while"))
+    found += [_told("", names, why) for names, why in doubled(hosts.values())]
+    if leases.removed():
+        why = "this host was removed from the cluster, and does not come back by itself; give it a new --host-id"
+        found.append(_told("", leases.host.name, why))
+    if cluster.stalled:
+        what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
+        found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
+    if cluster.second:
+        found.append(_told("", leases.host.name, cluster.second))
+    found += [_told("", leases.host.name, why) for why in cluster.speakers.problems.values()]
+    return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
+
+
+def read_all(leases: Leases, networks: Iterable[Network]) -> None:
+    """Read every record once, so that those are known that nobody can read."""
+    leases.hosts()
+    leases.all()
+    for network in networks:
+        leases.blocks(network.name)
+        leases.exact(network.name)
+
+
+def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
+    """Return the hosts that say they have one underlay address, and a sentence that names them and it."""
+    owners: dict[str, list[str]] = {}
+    for host in hosts:
+        for family in (4, 6):
+            if host.underlay is not None and (address := host.underlay.address(family)) is not None:
+                owners.setdefault(address.address, []).append(host.name)
+    return [
+        (
+            ", ".join(sorted(names)),
+            f"hosts {' and '.join(sorted(names))} have one underlay address, {address}",
+        )
+        for address, names in sorted(owners.items())
+        if len(names) > 1
+    ]
+
+
+def _told(network: str, host: str, why: str) -> Told:
+    return {"network": network, "host": host, "why": why}

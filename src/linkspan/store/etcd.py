@@ -1,0 +1,294 @@
+"""The store in etcd v3, for a cluster of machines, by its JSON gateway.
+
+Every call is a transaction that first compares the cluster's id, a key beside the records: so nothing is ever
+written into, or taken for lost in, another cluster's store. Where the id is gone (an emptied store) it is put
+back by the first who knows it.
+
+A call that failed at one endpoint may have been carried out before another is asked. Puts and deletes can be
+done twice. Where a condition then fails, the records tell whose doing that is: they are exactly what we put.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+
+from linkspan.contracts import Batch, Record
+from linkspan.errors import NotFound, Unavailable
+from linkspan.store.etcd_gateway import Gateway, Lines, Refused
+from linkspan.store.etcd_url import parse
+from linkspan.store.etcd_wire import (
+    Event,
+    Grant,
+    Header,
+    Json,
+    KeyValue,
+    Range,
+    Txn,
+    Watch,
+    WatchLine,
+    decode,
+    has_revision,
+    has_value,
+    prefix_range,
+    puts_and_deletes,
+    range_of,
+)
+from linkspan.store.request import Request
+from linkspan.store.table import refuse_revision
+
+Records = list[Record]  # inside the class, `list` is a method
+
+PAGE = 200
+"""Records of one answer: to read and to decode them holds the loop for about half a millisecond."""
+
+QUIET_SECONDS = 5.0
+"""After so long without a word of a watch its endpoint is asked whether it is still there."""
+
+RETRY_SECONDS = (0.05, 2.0)
+"""The first and the longest pause before a watch is opened anew."""
+
+
+class EtcdStore:
+    """Records by key, such as ``networks/demo``, under a prefix of an etcd cluster."""
+
+    def __init__(self, url: str, cluster: str = "") -> None:
+        """Take the URL; nothing is asked yet. ``cluster`` is the id that a new store gets, and another must have.
+
+        Raises Invalid for a URL that is not understood.
+        """
+        self.url = parse(url)
+        self.cluster = cluster
+        """Empty until etcd has answered once, where it was not given."""
+        self._gateway = Gateway(self.url)
+        self._cluster_key = f"{self.url.prefix}.cluster"
+        self._meeting = asyncio.Lock()
+        self._met = False
+        self._closing = asyncio.Event()
+
+    async def get(self, key: str) -> Record | None:
+        """Return a record, None where there is none."""
+        answer, _ = await self._guarded([], [range_of(self.url.prefix + key)])
+        return next((self._record(each) for each in answer.range(0).kvs), None)
+
+    async def list(self, prefix: str) -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and the revision at which that was so."""
+        while True:
+            try:
+                return await self._pages(prefix)
+            except Refused as error:
+                if not error.compacted:  # between two pages: begin again
+                    raise
+
+    async def _pages(self, prefix: str) -> tuple[Records, int]:
+        keys = prefix_range(self.url.prefix + prefix)
+        answer, _ = await self._guarded([], [{"request_range": {**keys, "limit": PAGE}}])
+        page, revision = answer.range(0), answer.header.revision
+        found = self._records(page)
+        while page.more:
+            begin = {"key": page.kvs[-1].key + b"\0", "revision": revision, "limit": PAGE}
+            page = await self._gateway.ask("/v3/kv/range", {**keys, **begin}, Range)
+            found += self._records(page)
+        return found, revision
+
+    def _records(self, page: Range) -> Records:
+        cluster = self._cluster_key.encode()
+        return [self._record(each) for each in page.kvs if each.key != cluster]
+
+    async def transaction(
+        self,
+        puts: Mapping[str, bytes],
+        deletes: Sequence[str] = (),
+        absent: Sequence[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+    ) -> int:
+        """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold.
+
+        A time to live is at least etcd's own minimum, 2 s with its defaults.
+        """
+        request = Request(puts, deletes, absent, unchanged, ttl)
+        request.check()
+        prefix, lease = self.url.prefix, ""
+        if ttl:
+            lease = (await self._gateway.ask("/v3/lease/grant", {"TTL": str(math.ceil(ttl))}, Grant)).ID
+        operations = puts_and_deletes(
+            {prefix + key: value for key, value in puts.items()}, [prefix + key for key in deletes], lease
+        )
+        conditions = [has_revision(prefix + key, revision) for key, revision in request.conditions.items()]
+        answer, unsure = await self._guarded(conditions, operations)
+        if answer.succeeded or not unsure or not conditions:
+            return answer.header.revision if answer.succeeded else 0
+        return await self._was_ours(puts)
+
+    async def _was_ours(self, puts: Mapping[str, bytes]) -> int:
+        """Return the revision of a transaction, of which no answer came, where all that it put is there; else 0."""
+        if not puts:
+            raise Unavailable(
+                f"store etcd {self._gateway.endpoint}: the connection broke, and whether the deletes were done "
+                "is not known",
+                "list the records and try again",
+            )
+        answer, _ = await self._guarded([], [range_of(self.url.prefix + key) for key in puts])
+        found = [each for number in range(len(puts)) for each in answer.range(number).kvs]
+        same = [each.value for each in found] == [bytes(value) for value in puts.values()]
+        revisions = {each.mod_revision for each in found}
+        return revisions.pop() if same and len(revisions) == 1 else 0
+
+    async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
+        """Yield what changes after ``revision``, each key once in a batch; a lost connection is opened again."""
+        place = Place(self.url.prefix + prefix, revision)
+        shortest, longest = RETRY_SECONDS
+        pause = shortest
+        while not self._closing.is_set():
+            # What is wrong is told to whoever calls; the watch goes on when it is well again.
+            with contextlib.suppress(Unavailable):
+                async with contextlib.aclosing(self._follow(place)) as batches:
+                    async for batch in batches:
+                        pause = shortest
+                        yield batch
+            # Many hosts lose their connections at once, and should not all come back at once.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - it spreads, and hides nothing
+                    await self._closing.wait()
+            pause = min(pause * 2, longest)
+
+    async def _follow(self, place: Place) -> AsyncGenerator[Batch, None]:
+        """Watch until the connection is lost. Raises NotFound where changes were missed."""
+        answer, _ = await self._guarded([], [])
+        place.check(answer.header, self._gateway.endpoint)
+        endpoint = self._gateway.endpoint
+        request = {**prefix_range(place.prefix), "start_revision": place.revision + 1, "progress_notify": True}
+        async with self._gateway.watch(endpoint, {"create_request": request}) as lines:
+            while True:
+                message = await self._message(lines, endpoint)
+                if message.compact_revision:
+                    refuse_revision(f"etcd {endpoint}", place.revision, message.compact_revision, 1 << 63)
+                if message.canceled:
+                    raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
+                batch = self._batch(message.events)
+                if message.events:
+                    place.revision = max(event.kv.mod_revision for event in message.events)
+                    if batch.puts or batch.deletes:
+                        yield batch
+                elif not message.created:  # which tells the present revision, before the past is told
+                    place.progress(message.header)
+
+    async def _message(self, lines: Lines, endpoint: str) -> Watch:
+        """Return the next message of a watch; one that stays away may mean that the endpoint has died."""
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    line = await lines.next()
+            except TimeoutError:
+                body = {"key": self._cluster_key.encode(), "serializable": True}
+                await self._gateway.probe(endpoint, body)
+                continue
+            told = decode(line, WatchLine)
+            if told.result is None:
+                why = told.error.message if told.error else line[:200].decode(errors="replace")
+                raise Unavailable(f"store etcd {endpoint}: watch ended: {why}")
+            return told.result
+
+    def _batch(self, events: Sequence[Event]) -> Batch:
+        """Return the changes, the last of each key, as one batch."""
+        last = {event.kv.key: event for event in events}
+        last.pop(self._cluster_key.encode(), None)
+        changes = sorted(last.values(), key=lambda event: event.kv.mod_revision)
+        return Batch(
+            max((event.kv.mod_revision for event in changes), default=0),
+            tuple(self._record(event.kv) for event in changes if event.type == "PUT"),
+            tuple(self._record(event.kv).key for event in changes if event.type == "DELETE"),
+        )
+
+    def _record(self, found: KeyValue) -> Record:
+        # A key that is no text is nobody's of ours, and is skipped by whoever knows what keys should be.
+        key = found.key.decode(errors="replace").removeprefix(self.url.prefix)
+        return Record(key, found.value, found.mod_revision)
+
+    async def _guarded(self, conditions: Sequence[Json], operations: Sequence[Json]) -> tuple[Txn, bool]:
+        """Carry out a transaction in our cluster only; return also whether a failed try may have done it before.
+
+        Raises Unavailable where the store is another cluster's.
+        """
+        await self._meet()
+        body = {
+            "compare": [has_value(self._cluster_key, self.cluster), *conditions],
+            "success": list(operations),
+            "failure": [range_of(self._cluster_key)],
+        }
+        for _ in range(3):
+            text, unsure = await self._gateway.call("/v3/kv/txn", body)
+            answer = decode(text, Txn)
+            if answer.succeeded:
+                return answer, unsure
+            if found := answer.range(0).kvs:
+                self._refuse_other(found[0])
+                return answer, unsure
+            await self._name(self.cluster)
+        raise Unavailable(f"store etcd {self._gateway.endpoint}: {self._cluster_key} is deleted again and again")
+
+    async def _meet(self) -> None:
+        """Learn the cluster's id, or give it one, the first time that etcd answers."""
+        if self._met:
+            return
+        async with self._meeting:
+            if not self._met:
+                await self._name(self.cluster or uuid.uuid4().hex)
+                found = await self._gateway.ask("/v3/kv/range", {"key": self._cluster_key.encode()}, Range)
+                if not found.kvs:
+                    raise Unavailable(f"store etcd {self._gateway.endpoint}: {self._cluster_key} was deleted")
+                self.cluster = self.cluster or found.kvs[0].value.decode(errors="replace")
+                self._refuse_other(found.kvs[0])
+                self._met = True
+
+    async def _name(self, cluster: str) -> None:
+        """Give the store its id, where it has none."""
+        put = puts_and_deletes({self._cluster_key: cluster.encode()}, [], "")
+        body = {"compare": [has_revision(self._cluster_key, 0)], "success": put}
+        await self._gateway.call("/v3/kv/txn", body)
+
+    def _refuse_other(self, found: KeyValue) -> None:
+        if found.value != self.cluster.encode():
+            raise Unavailable(
+                f"store etcd {self._gateway.endpoint}: {self.url.prefix} is cluster "
+                f"{found.value.decode(errors='replace')}'s, and this host belongs to {self.cluster}",
+                "point `store` at the cluster's own etcd and prefix; nothing was read or written",
+            )
+
+    async def close(self) -> None:
+        """Close all connections; watches end."""
+        self._closing.set()
+        await self._gateway.close()
+
+
+class Place:
+    """Where a watch is: what it has seen, of which etcd cluster and of which term."""
+
+    def __init__(self, prefix: str, revision: int) -> None:
+        self.prefix = prefix
+        self.revision = revision
+        self._etcd = ""
+        self._term = 0
+
+    def check(self, header: Header, endpoint: str) -> None:
+        """Raise NotFound where this etcd is not the one, or not as far as it was, when the watch was there.
+
+        The header must be a linearizable answer's: a member that lags behind may be back for a moment.
+        """
+        refuse_revision(f"etcd {endpoint}", self.revision, 0, header.revision)
+        etcd, self._etcd = self._etcd, header.cluster_id
+        term, self._term = self._term, header.raft_term
+        if (etcd and etcd != header.cluster_id) or header.raft_term < term:
+            raise NotFound(
+                f"store etcd {endpoint}: it is another one now, restored from a backup or set up anew",
+                "list the records anew; what is missing must be put back",
+            )
+
+    def progress(self, header: Header) -> None:
+        """Take note that there was nothing up to a revision."""
+        self.revision = max(self.revision, header.revision)

@@ -1,0 +1,333 @@
+"""Asking etcd over HTTP: one endpoint after the other, as a user, with each failure in words.
+
+A call goes to the endpoint that answered last; where it fails, to the next. Each has SECONDS, so a call takes
+at most that for each endpoint. What etcd itself refuses is not asked again of another member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from linkspan.errors import LinkspanError, Unavailable
+from linkspan.store.etcd_url import EtcdUrl
+from linkspan.store.etcd_wire import Json, Refusal, Token, decode
+
+SECONDS = 3.0
+"""For one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
+
+CONNECTIONS = 8
+"""To one endpoint at once, besides the watches: 200 calls at once then take turns."""
+
+# google.golang.org/grpc/codes
+_UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
+_INVALID, _EXHAUSTED, _DENIED, _NOT_ENABLED = 3, 8, 7, 9
+_SAME_EVERYWHERE = {_INVALID, _EXHAUSTED, _DENIED, _NOT_ENABLED, _OUT_OF_RANGE}
+
+_NO_TLS = "take ca, cert and key out of the store's URL"
+
+T = TypeVar("T")
+
+
+class Refused(Unavailable):
+    """Etcd answered, and the answer was no; ``number`` is gRPC's code."""
+
+    def __init__(self, message: str, hint: str, number: int) -> None:
+        super().__init__(message, hint)
+        self.number = number
+
+    @property
+    def compacted(self) -> bool:
+        """Whether the revision that was asked for is no longer kept."""
+        return self.number == _OUT_OF_RANGE
+
+
+class Failed(Unavailable):
+    """One endpoint did not answer; ``sent``: what was asked may have been done all the same."""
+
+    def __init__(self, message: str, hint: str, sent: bool, dropped: bool = False) -> None:
+        super().__init__(message, hint)
+        self.sent = sent
+        self.dropped = dropped
+
+
+class Gateway:
+    """The endpoints of one etcd cluster."""
+
+    def __init__(self, url: EtcdUrl) -> None:
+        self.url = url
+        self.endpoint = url.endpoints[0]
+        """The one that answered last."""
+        self._calls: aiohttp.ClientSession | None = None
+        self._watches: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
+        self._token = ""
+        self._logging_in = asyncio.Lock()
+        self._streams: set[Lines] = set()
+        self._closed = False
+
+    async def call(self, path: str, body: Json) -> tuple[bytes, bool]:
+        """Return the answer, and whether an earlier try, that failed, may have been carried out too.
+
+        Raises Refused where etcd says no, and Unavailable, which names each endpoint and why, else.
+        """
+        failures: dict[str, Failed] = {}
+        sent = False
+        first = self.url.endpoints.index(self.endpoint)
+        for endpoint in self.url.endpoints[first:] + self.url.endpoints[:first]:
+            for _ in range(2):
+                try:
+                    answer = await self._ask_as_user(endpoint, path, body)
+                except Failed as error:
+                    failures[endpoint] = error
+                    sent |= error.sent
+                    if not error.dropped:
+                        break  # only a connection that was idle, and is gone, is worth another try
+                else:
+                    self.endpoint = endpoint
+                    return answer, sent
+        self._context = None  # certificates may be renewed meanwhile
+        messages = "; ".join(failure.message for failure in failures.values())
+        raise Unavailable(f"store {messages}", next(iter(failures.values())).hint)
+
+    async def ask(self, path: str, body: Json, kind: type[T]) -> T:
+        """Return the answer to what may be asked twice."""
+        return decode((await self.call(path, body))[0], kind)
+
+    async def probe(self, endpoint: str, body: Json) -> None:
+        """Ask one endpoint and no other. Raises Unavailable; the next call then begins with another one."""
+        try:
+            await self._ask_as_user(endpoint, "/v3/kv/range", body)
+        except Failed:
+            if self.endpoint == endpoint:
+                following = self.url.endpoints.index(endpoint) + 1
+                self.endpoint = self.url.endpoints[following % len(self.url.endpoints)]
+            raise
+
+    async def _ask_as_user(self, endpoint: str, path: str, body: Json) -> bytes:
+        token = await self._login(endpoint, stale="") if self.url.user else ""
+        try:
+            return await self._ask(endpoint, path, body, token)
+        except Refused as error:
+            # A token lives for minutes, not longer than its member, and until users change.
+            if not token or not (error.number == _UNAUTHENTICATED or "auth store is old" in error.message):
+                raise
+        return await self._ask(endpoint, path, body, await self._login(endpoint, stale=token))
+
+    async def _login(self, endpoint: str, stale: str) -> str:
+        """Return a token other than the stale one; who asks meanwhile waits, for a login costs etcd 70 ms."""
+        async with self._logging_in:
+            if not self._token or self._token == stale:
+                body = {"name": self.url.user, "password": _read(self.url.password_file, "password-file")}
+                try:
+                    answer = await self._ask(endpoint, "/v3/auth/authenticate", body, "")
+                except Refused as error:
+                    if error.number == _NOT_ENABLED:
+                        return ""  # this etcd lets everyone in
+                    raise
+                self._token = decode(answer, Token).token
+            return self._token
+
+    async def _ask(self, endpoint: str, path: str, body: Json, token: str) -> bytes:
+        self._refuse_closed()
+        if self._calls is None:
+            self._calls = _session(aiohttp.ClientTimeout(total=SECONDS), CONNECTIONS)
+        try:
+            async with self._calls.post(
+                self.url.base(endpoint) + path,
+                data=msgspec.json.encode(body),
+                headers={"Authorization": token} if token else {},
+                ssl=await self._tls(),
+            ) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise self._failure(endpoint, error) from error
+        if response.status != 200:
+            raise self._refusal(endpoint, response.status, answer)
+        return answer
+
+    @asynccontextmanager
+    async def watch(self, endpoint: str, body: Json) -> AsyncIterator[Lines]:
+        """Open a watch at one endpoint. Raises Unavailable, here and where its lines are read."""
+        token = await self._login(endpoint, stale="") if self.url.user else ""
+        self._refuse_closed()
+        if self._watches is None:
+            self._watches = _session(aiohttp.ClientTimeout(total=None, sock_connect=SECONDS), 0)
+        # A member that has lost its leader ends the watch, instead of falling silent.
+        headers = {"Grpc-Metadata-hasleader": "true", **({"Authorization": token} if token else {})}
+        try:
+            async with asyncio.timeout(SECONDS):
+                response = await self._watches.post(
+                    f"{self.url.base(endpoint)}/v3/watch",
+                    data=msgspec.json.encode(body),
+                    headers=headers,
+                    ssl=await self._tls(),
+                )
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise self._failure(endpoint, error) from error
+        try:
+            if response.status != 200:
+                raise self._refusal(endpoint, response.status, await response.read())
+            lines = Lines(response)
+            self._streams.add(lines)
+            try:
+                yield lines
+            finally:
+                self._streams.discard(lines)
+        except (aiohttp.ClientError, ValueError, ConnectionError, ssl.SSLError) as error:
+            raise self._failure(endpoint, error) from error
+        finally:
+            response.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise Unavailable(f"store etcd {self.endpoint} is closed", "the agent is stopping")
+
+    async def _tls(self) -> ssl.SSLContext | bool:
+        """Return how to check the other side; the files are read again after each failure."""
+        if not self.url.tls:
+            return True
+        if self._context is None:
+            self._context = await asyncio.to_thread(_context, self.url)
+        return self._context
+
+    def _failure(self, endpoint: str, error: Exception) -> Failed:
+        where = f"etcd {endpoint}"
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+            hint = "is it the right etcd, and is ca the authority that signed its certificate?"
+            return Failed(f"{where}: its certificate is refused: {why}", hint, False)
+        if tls := next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None):
+            return Failed(*_tls_words(where, tls), False)
+        if isinstance(error, TimeoutError):
+            hint = "does it hang, has it lost its quorum, or is a firewall between? etcdctl endpoint status"
+            return Failed(f"{where}: no answer within {SECONDS:.0f} s", hint, True)
+        hint = f"is etcd running there? curl {self.url.base(endpoint)}/health"
+        if isinstance(error, aiohttp.ClientConnectorError):
+            if self.url.tls and not error.os_error.errno:
+                return Failed(f"{where}: it does not speak TLS: it hung up", _NO_TLS, False)
+            return Failed(f"{where}: cannot be reached: {_why(error.os_error)}", hint, False)
+        dropped = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+        if dropped and not self.url.tls:
+            hint = "where it speaks TLS, ca=FILE is missing in the store's URL"
+        return Failed(f"{where}: the connection broke: {_why(error)}", hint, True, dropped)
+
+    def _refusal(self, endpoint: str, status: int, answer: bytes) -> LinkspanError:
+        where = f"etcd {endpoint}"
+        try:
+            refusal = decode(answer, Refusal)
+        except Unavailable:
+            text = answer.decode(errors="replace").strip()[:200]
+            hint = "ca=FILE is missing" if "HTTPS" in text else "is that etcd v3?"
+            return Failed(f"{where}: answered {status}: {text}", hint, False)
+        why = refusal.message.removeprefix("etcdserver: ")
+        if refusal.code not in _SAME_EVERYWHERE | {_UNAUTHENTICATED}:
+            return Failed(f"{where}: {why}", "etcdctl endpoint status and its log tell more", True)
+        return Refused(f"store {where}: {self._words(why, refusal.code)}", self._hint(why, refusal.code), refusal.code)
+
+    def _words(self, why: str, code: int) -> str:
+        if "invalid user ID or password" in why:
+            return f"user {self.url.user} is refused: wrong name, or wrong password in {self.url.password_file}"
+        if "user name is empty" in why or (code == _UNAUTHENTICATED and not self.url.user):
+            return "it takes only users that it knows"
+        if code == _DENIED:
+            return f"user {self.url.user} may not use {self.url.prefix}: {why}"
+        return why
+
+    def _hint(self, why: str, code: int) -> str:
+        if "space exceeded" in why:
+            return "compact and defragment it, then etcdctl alarm disarm"
+        if code == _DENIED:
+            return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
+        if "user" in why or code == _UNAUTHENTICATED:
+            return "check user and password-file in the store's URL"
+        return "etcdctl endpoint status and its log tell more"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._closed = True
+        for lines in self._streams:
+            lines.end()
+        for session in (self._calls, self._watches):
+            if session:
+                await session.close()
+
+
+class Lines:
+    """The lines of a stream; waiting for one may be given up and tried again."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._buffer = b""
+
+    def end(self) -> None:
+        """Let who waits for a line wait no more."""
+        self._response.content.set_exception(ConnectionResetError("it was closed"))
+
+    async def next(self) -> bytes:
+        """Return the next line. Raises ConnectionError at the end."""
+        while b"\n" not in self._buffer:
+            chunk = await self._response.content.readany()
+            if not chunk:
+                raise ConnectionResetError("it ended")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _session(timeout: aiohttp.ClientTimeout, connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, limit_per_host=connections)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+
+def _why(error: Exception) -> str:
+    """Return the system's own words, without the library's."""
+    number = getattr(error, "errno", None)
+    return (os.strerror(number) if number and number > 0 else str(error) or type(error).__name__).lower()
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unavailable(f"store: {what} {path} cannot be read: {_why(error)}", "check the file") from error
+
+
+def _context(url: EtcdUrl) -> ssl.SSLContext:
+    """Return what TLS needs; each file that is wrong is named."""
+    file = url.ca
+    try:
+        context = ssl.create_default_context(cafile=url.ca or None)
+        if url.cert:
+            file = f"{url.cert} (key {url.key})"
+            context.load_cert_chain(url.cert, url.key)
+    except (OSError, ValueError) as error:
+        why = (getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)).lower()
+        raise Unavailable(f"store: certificate {file} cannot be used: {why}", "check the file") from error
+    return context
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """Return the error and what it came from."""
+    chain: list[BaseException] = []
+    while error and error not in chain:
+        chain.append(error)
+        error = getattr(error, "os_error", None) or error.__cause__ or error.__context__
+    return chain
+
+
+def _tls_words(where: str, error: ssl.SSLError) -> tuple[str, str]:
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    if "certificate" in reason or "unknown ca" in reason:
+        return f"{where}: it refuses our certificate: {reason}", "check cert and key in the store's URL"
+    if "wrong version" in reason or "record layer" in reason:
+        return f"{where}: it does not speak TLS", _NO_TLS
+    return f"{where}: TLS fails: {reason}", "openssl s_client tells more"

@@ -1,0 +1,138 @@
+"""What etcd's JSON gateway says and is told (etcd's api/etcdserverpb/rpc.proto, in JSON).
+
+Bytes are base64, 64-bit numbers are strings, and what has its default is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from linkspan.errors import Unavailable
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+class Header(msgspec.Struct, frozen=True):
+    """In each answer: the store's revision, and of which etcd cluster and term it is."""
+
+    cluster_id: str = ""
+    revision: int = 0
+    raft_term: int = 0
+
+
+class KeyValue(msgspec.Struct, frozen=True):
+    """A record as etcd has it."""
+
+    key: bytes
+    value: bytes = b""
+    mod_revision: int = 0
+
+
+class Range(msgspec.Struct, frozen=True):
+    """The records of a range, or the first of them."""
+
+    header: Header = Header()
+    kvs: tuple[KeyValue, ...] = ()
+    more: bool = False
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What one operation of a transaction has brought."""
+
+    response_range: Range | None = None
+
+
+class Txn(msgspec.Struct, frozen=True):
+    """What a transaction has brought."""
+
+    header: Header = Header()
+    succeeded: bool = False
+    responses: tuple[Done, ...] = ()
+
+    def range(self, number: int) -> Range:
+        """Return what its operation of this number, a range, has found."""
+        return self.responses[number].response_range or Range()
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A lease, to which keys are tied."""
+
+    ID: str
+
+
+class Token(msgspec.Struct, frozen=True):
+    """What proves who we are, for some minutes."""
+
+    token: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An error; ``code`` is gRPC's."""
+
+    code: int = 2
+    message: str = ""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A change."""
+
+    kv: KeyValue
+    type: str = "PUT"
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """One message of a watch."""
+
+    header: Header = Header()
+    created: bool = False
+    canceled: bool = False
+    compact_revision: int = 0
+    cancel_reason: str = ""
+    events: tuple[Event, ...] = ()
+
+
+class WatchLine(msgspec.Struct, frozen=True):
+    """One line of a watch's answer."""
+
+    result: Watch | None = None
+    error: Refusal | None = None
+
+
+def decode(text: bytes, kind: type[T]) -> T:
+    """Return an answer. Raises Unavailable for what is none of etcd's."""
+    try:
+        return msgspec.json.decode(text, type=kind, strict=False)
+    except msgspec.DecodeError as error:
+        raise Unavailable(f"store etcd: an answer is not understood: {error}", "is that etcd v3?") from error
+
+
+def prefix_range(key: str) -> Json:
+    """Return the range of the keys that begin so: its end is the next string of that length."""
+    begin = key.encode()
+    return {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
+
+
+def has_value(key: str, value: str) -> Json:
+    """Return the condition that a key has a value."""
+    return {"key": key.encode(), "target": "VALUE", "result": "EQUAL", "value": value.encode()}
+
+
+def has_revision(key: str, revision: int) -> Json:
+    """Return the condition that a key was last changed then; 0: it does not exist."""
+    return {"key": key.encode(), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+
+
+def range_of(key: str) -> Json:
+    """Return the operation that reads one key."""
+    return {"request_range": {"key": key.encode()}}
+
+
+def puts_and_deletes(puts: Mapping[str, bytes], deletes: Sequence[str], lease: str) -> list[Json]:
+    """Return the operations of a transaction."""
+    tied = {"lease": lease} if lease else {}
+    operations = [{"request_put": {"key": key.encode(), "value": value, **tied}} for key, value in puts.items()]
+    return operations + [{"request_delete_range": {"key": key.encode()}} for key in deletes]

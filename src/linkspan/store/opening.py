@@ -1,0 +1,35 @@
+"""Which store a URL means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from linkspan.contracts import Store
+from linkspan.errors import Invalid
+from linkspan.store.sqlite import SqliteStore
+
+
+def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
+    """Return the store of a URL; an empty one is SQLite in the state folder.
+
+    ``cluster`` is the id of the cluster that this host belongs to, where it knows: another one is refused.
+    Raises Invalid for a URL that is not understood, Unavailable where a folder cannot be used. An etcd that
+    does not answer is no error here: its calls raise Unavailable until it does.
+    """
+    if not url:
+        return SqliteStore(state_dir / "store", cluster=cluster)
+    if url.startswith("sqlite://"):
+        return SqliteStore(sqlite_folder(url), cluster=cluster)
+    if url.startswith("etcd://"):
+        from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
+
+        return EtcdStore(url, cluster)
+    raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
+
+
+def sqlite_folder(url: str) -> Path:
+    """Return the folder of a SQLite URL. Raises Invalid."""
+    folder = url.removeprefix("sqlite://")
+    if not folder.startswith("/") or "?" in folder:
+        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder, with three slashes")
+    return Path(folder)

@@ -1,0 +1,44 @@
+"""What all stores have in common: the words of a request, and which requests none of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from linkspan.errors import Invalid
+
+MOST_KEYS = 120
+"""Keys of one transaction. etcd takes 128 operations (its --max-txn-ops), and we add a few of our own."""
+
+_END = "\U0010ffff"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One transaction: ``Store.transaction`` describes the fields."""
+
+    puts: Mapping[str, bytes]
+    deletes: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    unchanged: Mapping[str, int] | None = None
+    ttl: float = 0
+
+    @property
+    def conditions(self) -> dict[str, int]:
+        """The keys that are looked at, and the revision that each must have; 0: it does not exist."""
+        return {**dict.fromkeys(self.absent, 0), **(self.unchanged or {})}
+
+    def check(self) -> None:
+        """Raise Invalid for what etcd does not take, in every store, so that tests with another one find it."""
+        doubles = self.puts.keys() & set(self.deletes)
+        if doubles or len(set(self.deletes)) < len(self.deletes):
+            names = ", ".join(sorted(doubles)) or "a key"
+            raise Invalid(f"transaction: {names} stands twice among puts and deletes")
+        for keys in (len(self.puts) + len(self.deletes), len(self.conditions)):
+            if keys > MOST_KEYS:
+                raise Invalid(f"transaction: {keys} keys, and {MOST_KEYS} are the most", "write it in parts")
+
+
+def bounds(prefix: str) -> tuple[str, str]:
+    """Return the first key that begins with ``prefix``, and one past the last, in the order of UTF-8."""
+    return prefix, prefix + _END

@@ -1,0 +1,244 @@
+"""The store in one SQLite file: what outlasts a reboot, for the agents of one machine.
+
+Each transaction has reached the disk when it returns (synchronous=FULL). The file records the machine's id:
+on a folder that several machines share, SQLite's locks do not hold, so another machine's store is refused.
+
+All work on the file is done by one thread of the store's own, for a commit waits for the disk and for the
+other agents' commits. After a commit the file ``changed`` beside it is closed, which inotify tells the others
+(0.4 ms; the write-ahead log's own event comes before the commit can be seen). A slow poll is for where
+inotify has no instance left, and for records that expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from linkspan.contracts import Batch, Record
+from linkspan.errors import KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.kernel.folder import FolderWatch
+from linkspan.store.request import Request
+from linkspan.store.table import KEEP, Table
+
+MACHINE_ID = Path("/etc/machine-id")
+
+POLL_SECONDS = 1.0
+"""How late, at most, another agent's change is seen without inotify, and a record goes that has expired."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def machine_id() -> str:
+    """Return this machine's id (machine-id(5)), empty where it has none."""
+    with contextlib.suppress(OSError):
+        return MACHINE_ID.read_text().strip()
+    return ""
+
+
+class SqliteStore:
+    """Records by key, such as ``networks/demo``, in ``FOLDER/store.db``; several processes may open it."""
+
+    def __init__(
+        self, folder: Path, machine: str | None = None, cluster: str = "", keep: int = KEEP
+    ) -> None:
+        """Open or make the store. ``cluster`` is the id that a new one is given, and that another must have.
+
+        Raises Unavailable where it is corrupt, newer than we are, another machine's or another cluster's.
+        """
+        self.path = folder / "store.db"
+        self._machine = machine_id() if machine is None else machine
+        self._keep = keep
+        make_folder(folder)
+        self._table = Table(self.path, self._machine, cluster, keep)
+        self.cluster = self._table.cluster
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._notice = Notice(folder)
+        self._poll: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def get(self, key: str) -> Record | None:
+        """Return a record, None where there is none."""
+        return await self._run(lambda table: table.get(key))
+
+    async def list(self, prefix: str) -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and the revision at which that was so."""
+        return await self._run(lambda table: table.list(prefix))
+
+    async def transaction(
+        self,
+        puts: Mapping[str, bytes],
+        deletes: Sequence[str] = (),
+        absent: Sequence[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+    ) -> int:
+        """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold."""
+        request = Request(puts, deletes, absent, unchanged, ttl)
+        request.check()
+
+        def commit(table: Table) -> int:
+            done = table.commit(request)
+            if done:
+                self._notice.give()
+            return done
+
+        return await self._run(commit)
+
+    async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
+        """Yield what changes after ``revision``: at each time all there is, each key once."""
+        file = 0
+        while not self._closed:
+            seen = self._notice.count
+            try:
+                file, (batch, revision) = await self._run(_changes, file, prefix, revision)
+            except Unavailable:
+                # A disk that fails is told to whoever writes; a watch goes on when it is well again.
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            if batch.puts or batch.deletes:
+                yield batch
+            await self._notice.wait(seen)
+
+    async def prune(self, upto: int) -> None:
+        """Forget the deletes up to a revision; who watches from below them lists anew."""
+        await self._run(lambda table: table.prune(upto))
+
+    async def close(self) -> None:
+        """Let go of the file; watches end."""
+        self._closed = True
+        if self._poll:
+            self._poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poll
+        self._notice.close()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, lambda: self._table.close())
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[..., R], *arguments: object) -> R:
+        """Do something with the table in the store's thread."""
+        if self._closed:
+            raise Unavailable(f"store {self.path} is closed", "the agent is stopping")
+        loop = asyncio.get_running_loop()
+        if self._poll is None:
+            self._notice.listen(loop)
+            self._poll = loop.create_task(self._keep_time())
+
+        def in_thread() -> R:
+            if self._reopened():
+                loop.call_soon_threadsafe(self._notice.listen, loop)  # the folder may be another, too
+            return work(self._table, *arguments)
+
+        return await loop.run_in_executor(self._thread, in_thread)
+
+    def _reopened(self) -> bool:
+        """Open the file that stands there now and return True, where ours was deleted or replaced under us.
+
+        A store that was deleted is made anew, with the cluster's id: agents see its revision go back, and put
+        their records in it again.
+        """
+        if not self._table.replaced():
+            return False
+        make_folder(self.path.parent)
+        table = Table(self.path, self._machine, self.cluster, self._keep)
+        self._table.close()
+        self._table = table
+        return True
+
+    async def _keep_time(self) -> None:
+        """Delete what expires, and see what inotify did not tell."""
+        revision = -1
+        while True:
+            wait = POLL_SECONDS
+            # What is wrong is told to whoever calls next; here it is tried again.
+            with contextlib.suppress(LinkspanError):
+                tick = await self._run(lambda table: table.sweep())
+                if tick.swept:
+                    self._notice.give()
+                if tick.next_expiry is not None:
+                    wait = min(wait, max(tick.next_expiry, 0.01))
+                if tick.revision != revision:
+                    revision = tick.revision
+                    self._notice.ring()
+            await asyncio.sleep(wait)
+
+
+def _changes(table: Table, file: int, prefix: str, after: int) -> tuple[int, tuple[Batch, int]]:
+    """Return which file it is, and what changed in it. Raises NotFound where it was another one before."""
+    if file and file != table.inode:
+        raise NotFound(
+            f"store {table.path}: it is another file now: deleted and made anew, or restored from a backup; "
+            f"its revision went back from {after}",
+            "list the records anew; what is missing must be put back",
+        )
+    return table.inode, table.changes(prefix, after)
+
+
+class Notice:
+    """The bell between agents: a file in the folder that is closed after a commit, and those who wait for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "changed"
+        self._watch: FolderWatch | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rung = asyncio.Event()
+        self._closed = False
+        self.count = 0
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear the others, from now on; where the machine has no inotify instance left, the poll must do."""
+        self._deafen()
+        if self._closed:
+            return
+        with contextlib.suppress(KernelError):
+            self._watch = FolderWatch(self._file.parent)
+            self._loop = loop
+            loop.add_reader(self._watch.fileno(), self._heard)
+
+    def _heard(self) -> None:
+        if self._watch:
+            self._watch.drain()
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake those who wait in this process."""
+        self.count += 1
+        self._rung.set()
+        self._rung = asyncio.Event()
+
+    def give(self) -> None:
+        """Ring in every process. The change itself is committed: that a full disk stops the bell is no error."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    async def wait(self, seen: int) -> None:
+        """Wait until it has rung more than ``seen`` times."""
+        while self.count <= seen:
+            await self._rung.wait()
+
+    def close(self) -> None:
+        """Listen no more, and let those who wait go."""
+        self._closed = True
+        self._deafen()
+        self.ring()
+
+    def _deafen(self) -> None:
+        if self._watch and self._loop:
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch.close()
+            self._watch = None
+
+
+def make_folder(folder: Path) -> None:
+    """Make the store's folder, for root alone. Raises Unavailable."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise Unavailable(f"store folder {folder} cannot be made: {why}", "check its parent") from error

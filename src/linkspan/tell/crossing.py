@@ -1,0 +1,275 @@
+"""A packet's walk where it leaves one host for another, and where it comes in from there.
+
+Out: a device that encapsulates gets its far end from the neighbour table and its FDB (VXLAN), the route's next
+hop (IPIP) or the helper's table; then the outer packet is routed, and who is next on the underlay is asked
+whether it is there. In: the outer packet passes the underlay's link and the input chain, the device unwraps,
+and the inner one goes on as any that the host routes: the guard of its source comes first.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan.addresses import BITS, Prefix, mac_text
+from linkspan.backends.crossing import bound
+from linkspan.state import HOST
+from linkspan.tell import rules
+from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
+from linkspan.tell.questions import IPIP, LOCAL, VXLAN, Device, Outer, Packet, Questions, Tunnel
+from linkspan.tell.rules import Frame
+from linkspan.tell.walk import Walk
+
+_SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
+"""Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Where a packet's walk through a host begins.
+
+    In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
+    in ``outer``) by the link of the underlay address ``at``.
+    """
+
+    packet: Packet
+    netns: int = OUTSIDE
+    device: str = ""
+    at: bytes = b""
+    outer: Outer | None = None
+    translation: Translation = msgspec.field(default_factory=Translation)
+
+
+class Part(msgspec.Struct, frozen=True, tag="part"):
+    """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
+
+    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it.
+    """
+
+    hops: tuple[Hop, ...]
+    mtu: int
+    end: int
+    exit: str
+    translation: Translation
+    packet: Packet
+    to: str = ""
+    at: bytes = b""
+    outer: Outer | None = None
+    broken: str = ""
+    silent: str = ""
+
+
+def part(asked: Questions, known: Map, entry: Entry) -> Part:
+    """Walk through this host."""
+    walk = Crossing(asked, known, entry.translation)
+    broken = ""
+    try:
+        if entry.netns not in (OUTSIDE, HOST):
+            walk.from_container(entry.netns, entry.packet)
+        elif entry.netns == HOST:
+            walk.from_host(entry.packet)
+        elif entry.at:
+            walk.from_peer(entry.at, entry.outer, entry.packet)
+        else:
+            device = entry.device or asked.route(HOST, Packet(b"", entry.packet.source)).device
+            walk.from_outside(device, entry.packet)
+    except Broken as error:
+        broken = error.reason
+    return Part(
+        tuple(walk.hops), walk.mtu, walk.end, walk.exit, entry.translation, walk.last or entry.packet,
+        walk.to, walk.at, walk.left_in, broken, walk.silent,
+    )  # fmt: skip
+
+
+class Crossing(Walk):
+    """The walk of a host that has peers."""
+
+    def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
+        super().__init__(asked, known, translation)
+        self.to = ""
+        self.at = b""
+        self.left_in: Outer | None = None
+        self.last: Packet | None = None
+        self.silent = ""
+
+    # Out.
+
+    def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
+        tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
+        if tunnel is not None:
+            self._wrap(tunnel, device, following, packet)
+            return
+        peer = next((a for a in (following, packet.target) if a in self._known.peers), b"")
+        if not peer and self._asked.route(HOST, Packet(b"", packet.target)).learnt:
+            peer = self._beyond(following, packet.target)
+        if not peer:
+            super()._leave(device, following, packet)
+            return
+        source = self._asked.route(HOST, Packet(b"", peer)).source
+        self._cross(device, source, following, peer, packet)
+
+    def _beyond(self, router: bytes, target: bytes) -> bytes:
+        """Return the underlay address, of the router's family, of the host that has an address; b'' for none.
+
+        Routers that have announced the way there cannot be asked: they are believed.
+        """
+        for other in self._known.others.values():
+            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
+            if held or any(target in own for own in other.addresses.values()):
+                outer = (a for a in other.addresses.get("", ()) if len(a) == len(router))
+                return next((a for a in outer if a in self._known.peers), b"")
+        return b""
+
+    def _wrap(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> None:
+        far, how = self._far_end(tunnel, device, following, packet)
+        wire = Packet(tunnel.local, far, "udp" if tunnel.kind == VXLAN else "ipip", tunnel.port)
+        if tunnel.local:
+            self._require_source(HOST, wire)
+        lookup = self._asked.route(HOST, wire)
+        self._require_route(HOST, "", wire, lookup)
+        if lookup.kind == LOCAL:
+            raise self._broken(HOST, device.name, packet, f"{show(far)} is an address of this host itself")
+        wire = msgspec.structs.replace(wire, source=tunnel.local or lookup.source)
+        mac = self._mac_of_far(tunnel, device, following)
+        self._outer = Outer(
+            tunnel.kind, wire.source, far, tunnel.port, tunnel.vni, device.mac if mac else b"", mac
+        )
+        link = self._usable(HOST, lookup.device, packet)
+        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
+        self._hop(HOST, device.name, "encapsulated", how, packet)
+        found = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
+        self._require_pass(found, link.name, wire)
+        self._cross(link, wire.source, lookup.gateway or far, far, packet)
+
+    def _far_end(
+        self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet
+    ) -> tuple[bytes, str]:
+        """Return the underlay address to which the tunnel sends, and how it is found."""
+        name = device.name
+        if tunnel.kind == VXLAN:
+            mac = self._mac_of_far(tunnel, device, following)
+            if not mac:
+                raise self._broken(HOST, name, packet, f"{name} has no neighbour entry of {show(following)}")
+            far = self._asked.remote(name, mac, b"")
+            if not far:
+                reason = f"{name} has no forwarding entry (FDB) of {mac_text(mac)}, which {show(following)} has"
+                raise self._broken(HOST, name, packet, reason)
+            return far, f"neighbour {show(following)} is {mac_text(mac)}, which is behind {show(far)} (FDB)"
+        if following != packet.target:
+            return following, f"the route's next hop is the far end, {show(following)}"
+        far = self._asked.remote(name, b"", packet.target)
+        if not far:
+            reason = f"the table of {name}'s helper has no row for {show(packet.target)}"
+            raise self._broken(HOST, name, packet, reason)
+        return far, f"{show(packet.target)} is behind {show(far)} (the helper's table)"
+
+    def _mac_of_far(self, tunnel: Tunnel, device: Device, following: bytes) -> bytes:
+        if tunnel.kind != VXLAN:
+            return b""
+        entry = self._asked.neighbour(HOST, device.name, following)
+        return entry.mac if entry is not None and entry.known else b""
+
+    def _cross(
+        self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet
+    ) -> None:
+        """Send it, wrapped or not, over the underlay to the host that has ``target``."""
+        self.exit, self.left_in, self.last = link.name, self._outer, packet
+        self._arrived(packet)
+        self.to, self.at = self._known.peers.get(target, ""), target
+        if not self.to:
+            reason = f"no host of the cluster has the underlay address {show(target)}"
+            raise self._broken(HOST, link.name, packet, reason)
+        where = f"towards {show(target)}"
+        if following == target:
+            self._hop(HOST, link.name, "left", where, packet)
+        answers = self._asked.answers(link.name, source, following)
+        if following != target:
+            told = self._past_router(source, following, target, packet) if answers else ""
+            self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
+        if not answers:
+            self.silent = f"{show(following)} does not answer on {link.name}, the underlay"
+
+    def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
+        """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
+
+        The peer's own address in the packet's network is pinged: by the very way that the packet takes.
+        """
+        sizes = [*(size for size in _SIZES if size < self.mtu), self.mtu]
+        outer = self._asked.passing(source, target, _SIZES[:1])  # first: a router says only so much a second
+        inner = self._own_addresses(packet) or (source, target)
+        passed = self._asked.passing(*inner, sizes)
+        if passed.largest == self.mtu:
+            return ""
+        if passed.largest:
+            said = f" ({passed.said})" if passed.said else ""
+            told = f"; packets of {self.mtu} bytes do not pass it{said}, of {passed.largest} bytes they do"
+            self._narrow(passed.largest)
+            return told
+        what = self._outer.packet().protocol if self._outer else packet.protocol
+        if outer.largest:
+            self.silent = f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+        else:
+            said = f": {outer.said or passed.said}" if outer.said or passed.said else ", and no router says why"
+            self.silent = f"past router {show(router)} {show(target)} does not answer{said}"
+        return ""
+
+    def _own_addresses(self, packet: Packet) -> tuple[bytes, bytes] | None:
+        """Return this host's and the next one's own addresses in the network that the packet is for."""
+        target = Prefix(packet.target, BITS[packet.family])
+        name = next((n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), "")
+        found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
+        peer = next((a for a in found if len(a) == len(packet.target)), b"")
+        mine = self._asked.route(HOST, Packet(b"", peer)).source if peer else b""
+        return (mine, peer) if mine else None
+
+    # In.
+
+    def from_peer(self, at: bytes, outer: Outer | None, packet: Packet) -> None:
+        """Let a packet come in that another host sent to the underlay address ``at``."""
+        self._outer = outer
+        name, at = self._underlay(at, packet)
+        link = self._usable(HOST, name, packet)
+        self._narrow(link.mtu - (outer.overhead if outer else 0))
+        self._hop(HOST, name, "received", f"at {show(at)}", packet)
+        if outer is None:
+            self._route(name, b"", packet)
+            return
+        wire = msgspec.structs.replace(outer, target=at).packet()
+        families = rules.families(wire)
+        found = rules.decide(self._asked, families, ("filter",), "prerouting", Frame(wire, name))
+        self._require_pass(found, name, wire)
+        self._require_route(HOST, name, wire, self._asked.route(HOST, wire, name))
+        found = rules.decide(self._asked, families, ("filter",), "input", Frame(wire, name))
+        self._require_pass(found, name, wire)
+        device = self._unwrapping(outer, at, name, packet)
+        self._outer = None
+        self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
+        self._route(device.name, outer.mac, packet)
+
+    def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
+        """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""
+        here = self._known.underlay
+        mine = self._asked.addresses(HOST)
+        if here is not None and at not in mine and show(at) in here.advertise:
+            at = bound(here, 4 if len(at) == 4 else 6)
+        if at not in mine:
+            device = here.ifname if here is not None else ""
+            if device:
+                self._usable(HOST, device, packet)
+            raise self._broken(HOST, device, packet, f"the host has lost its underlay address {show(at)}")
+        return mine[at], at
+
+    def _unwrapping(self, outer: Outer, at: bytes, link: str, packet: Packet) -> Device:
+        """Return the device that takes what is wrapped so."""
+        fitting = [
+            t
+            for t in self._asked.tunnels()
+            if (t.kind, t.port, t.vni) == (outer.kind, outer.port, outer.vni) and t.local in (b"", at)
+        ]
+        if not fitting:
+            what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else IPIP
+            raise self._broken(HOST, link, packet, f"no device of this host takes {what}")
+        device = self._usable(HOST, fitting[0].device, packet)
+        if outer.kind == VXLAN and outer.to_mac != device.mac:
+            reason = f"the frame is for {mac_text(outer.to_mac)}, and {device.name} is {mac_text(device.mac)}"
+            raise self._broken(HOST, device.name, packet, reason)
+        self._narrow(device.mtu)
+        return device

@@ -1,0 +1,90 @@
+"""What can be seen from this host of a BGP session that is down, gathered for ``sessions.explain``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from linkspan.addresses import prefix
+from linkspan.backends.bgp import PORT
+from linkspan.bgp import Session
+from linkspan.errors import LinkspanError
+from linkspan.kernel import bird, sockets
+from linkspan.kernel.approach import approach, pings
+from linkspan.kernel.bird import Protocol, Said
+from linkspan.state import HOST
+from linkspan.tell.hops import show
+from linkspan.tell.questions import Packet, Questions
+from linkspan.tell.sessions import Evidence
+
+RECENT = 300.0
+"""Seconds of the log that count: BIRD's and FRR's connections are tried again after 120 at most."""
+TAIL = 1 << 16
+"""Bytes of the log that are read."""
+_BUSY = ("OpenSent", "OpenConfirm")
+"""States in which a connection stands: one more would only disturb."""
+
+
+def recent(log: Path) -> tuple[Said, ...]:
+    """Return what the speaker has said lately; nothing where it has no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - TAIL, 0))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    begin = time.time() - RECENT
+    return tuple(line for line in bird.said(text) if line.at >= begin)
+
+
+def gather(
+    session: Session,
+    seen: Protocol | None,
+    asked: Questions,
+    said: tuple[Said, ...] = (),
+    refusals: Mapping[str, int] | None = None,
+) -> Evidence:
+    """Look from this host, in any thread that is in its namespace; takes up to 5 s, and disturbs no session that is up.
+
+    ``refusals`` are the signatures that the kernel refused of late.
+    """
+    if seen is None or seen.established:
+        return Evidence(said=said)
+    target, source = prefix(session.address).packed, prefix(session.source).packed if session.source else b""
+    has_source = not source or source in asked.addresses(HOST)
+    if not has_source:
+        return Evidence(said=said, has_source=False)
+    if seen.bgp_state == "Down":
+        return Evidence(said=said, has_source=True, holder=_holder(session.source))
+    lookup = asked.route(HOST, Packet(source, target))
+    if lookup.error:
+        return Evidence(said=said, has_source=True, route="the kernel has none")
+    found = Evidence(
+        said=said,
+        refusals=refusals or {},
+        has_source=True,
+        device=lookup.device,
+        gateway=show(lookup.gateway) if lookup.gateway else "",
+    )
+    if seen.bgp_state in _BUSY:
+        return found
+    tcp = approach(
+        session.source, session.address, PORT, 255 if session.ttl_security else session.multihop or 1
+    )
+    answers = tcp in ("open", "closed", "refused")
+    return msgspec.structs.replace(
+        found,
+        tcp=tcp,
+        pings=answers or pings(session.address),
+        neighbour=answers or asked.answers(lookup.device, source or lookup.source, lookup.gateway or target),
+    )
+
+
+def _holder(source: str) -> str:
+    try:
+        return sockets.holder("tcp", source, PORT)
+    except LinkspanError:
+        return ""

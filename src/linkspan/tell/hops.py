@@ -1,0 +1,148 @@
+"""What a trace tells: hops, and why one of them was the last."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from linkspan.addresses import SOCKET_FAMILY
+from linkspan.model import Endpoint, Network, Underlay
+from linkspan.state import HOST
+from linkspan.tell.questions import VXLAN, Outer, Packet
+
+OUTSIDE = -1
+"""The ``netns`` of what is beyond this host."""
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One step. ``port`` is the port by which a bridge sends it on.
+
+    ``seen`` is set by a live trace: whether the packet was captured at the port or device. ``mtu`` is the largest
+    packet (the innermost, where it is wrapped) that has passed up to here.
+    """
+
+    host: str
+    namespace: str
+    device: str
+    action: str
+    detail: str
+    headers: tuple[str, ...] = ()
+    port: str = ""
+    seen: bool | None = None
+    mtu: int = 0
+
+
+class Broken(Exception):
+    """The walk ends here, and why."""
+
+    def __init__(self, hop: Hop, reason: str) -> None:
+        super().__init__(reason)
+        self.hop = hop
+        self.reason = reason
+
+
+class Translation(msgspec.Struct):
+    """What connection tracking remembers of the way there, for the way back.
+
+    ``dnat`` is the packet before its target was changed, ``masked`` the source before and after, ``arrived``
+    the packet as it reached its end.
+    """
+
+    arrived: Packet | None = None
+    dnat: Packet | None = None
+    masked: tuple[bytes, bytes] | None = None
+
+
+class Other(msgspec.Struct, frozen=True):
+    """Another host: ``addresses`` are its own, by network, and under '' those of its underlay."""
+
+    name: str
+    addresses: Mapping[str, tuple[bytes, ...]] = {}
+    endpoints: Sequence[Endpoint] = ()
+
+
+class Map(msgspec.Struct, frozen=True):
+    """What linkspan knows of the host: where links lead, and which network is which.
+
+    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids.
+    """
+
+    host: str
+    endpoints: Sequence[Endpoint]
+    networks: Mapping[str, Network]
+    peers: Mapping[bytes, str] = {}
+    underlay: Underlay | None = None
+    id: str = ""
+    others: Mapping[str, Other] = {}
+
+    def name(self, netns: int) -> str:
+        """Return a namespace's name for people: the container's, with the network where two have the same."""
+        if netns == HOST:
+            return "host"
+        found = next((e for e in self.endpoints if e.netns == netns), None)
+        if found is None:
+            return str(netns)
+        name = found.name or found.id[:12]
+        others = any((e.name or e.id[:12]) == name and e.netns != netns for e in self.endpoints)
+        return f"{name}@{found.network}" if others or name == "host" else name
+
+    def at(self, netns: int, ifname: str) -> Endpoint | None:
+        """Return the endpoint whose interface it is."""
+        return next((e for e in self.endpoints if (e.netns, e.ifname) == (netns, ifname)), None)
+
+    def behind(self, host_ifname: str) -> Endpoint | None:
+        """Return the endpoint behind a link of the host."""
+        return next((e for e in self.endpoints if host_ifname and e.host_ifname == host_ifname), None)
+
+    def holding(self, address: bytes) -> Endpoint | None:
+        """Return the endpoint that an address was given to."""
+        return next((e for e in self.endpoints if any(p.packed == address for p in e.prefixes)), None)
+
+
+def show(address: bytes) -> str:
+    """Return an address as text."""
+    return socket.inet_ntop(SOCKET_FAMILY[4 if len(address) == 4 else 6], address)
+
+
+def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
+    """Return a packet's headers from the outside in, as text."""
+    if outer is not None:
+        around = headers(outer.packet())[:2]
+        if outer.kind == VXLAN:
+            return (*around, f"udp {outer.port}", f"vxlan {outer.vni}", *headers(packet))
+        return (*around, *headers(packet)[1:])
+    source = show(packet.source) if packet.source else "?"
+    word = "ip" if packet.family == 4 else "ip6"
+    inner = "icmp" if packet.protocol == "icmp" else f"{packet.protocol} {packet.source_port}>{packet.port}"
+    return ("eth", f"{word} {source}>{show(packet.target)}", inner)
+
+
+def meaning(rule: str, packet: Packet) -> str:
+    """Return for people what a rule of ours that drops is for."""
+    if rule == "drop":  # the end of the chains for what comes from other hosts
+        return f"the guard does not take {show(packet.source)} from there: no peer has it by this way"
+    if rule == "reject":  # the end of the chain for what internal networks ask of the host
+        return "the network is internal, and of the host it may ask for DNS and ICMP only"
+    for mark, meaning in MEANINGS:
+        if mark in rule:
+            return meaning.format(source=show(packet.source), target=show(packet.target))
+    return "a firewall drops it"
+
+
+MEANINGS = (
+    ("@vxlan_peers", "VXLAN is taken from peers only, and {source} is none"),
+    ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
+    ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
+    ("@internal_links", "the network is internal: nothing passes between it and the outside"),
+    ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
+    ("lsp*", "the port is on no bridge"),
+    ("@macs", "the guard does not know this MAC at this port"),
+    ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
+    ("127.0.0.0/8", "loopback addresses are not taken from the wire"),
+    ("policy DROP", "the policy of another's FORWARD chain drops it"),
+    ("saddr != @pools", "linkspan turned forwarding on, and others' traffic stays out"),
+    ("daddr @pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
+    ("saddr vmap @sources", "{source} belongs to a container, and does not come from one"),
+)

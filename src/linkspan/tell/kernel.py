@@ -1,0 +1,299 @@
+"""The answers of this machine's own kernel, by netlink, /proc and nftables."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+import socket
+import struct
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from linkspan.addresses import SOCKET_FAMILY, Prefix
+from linkspan.errors import KernelError, LinkspanError
+from linkspan.kernel import asking, iptables, sockets
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.netlink import (
+    GETADDR,
+    GETLINK,
+    GETROUTE,
+    Message,
+    Sockets,
+    attr,
+    attributes,
+    string,
+    text,
+    u32,
+)
+from linkspan.kernel.nftables import Nft
+from linkspan.kernel.passing import Passed, passing
+from linkspan.kernel.tunnel_table import TunnelTableDriver
+from linkspan.kernel.tunnels import TunnelDriver
+from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan
+from linkspan.tell.learning import Learning
+from linkspan.tell.questions import (
+    BIRD,
+    IPIP,
+    UNREACHABLE,
+    VXLAN,
+    Chain,
+    Device,
+    Lookup,
+    Neighbour,
+    Packet,
+    Tunnel,
+)  # fmt: skip
+
+# linux/rtnetlink.h, neighbour.h, if_link.h
+_GETNEIGH = 30
+_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _VIA = 1, 2, 3, 4, 5, 7, 8, 18
+_MTU_METRIC = 2
+_FIB_MATCH = 0x2000
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_NDMSG = struct.Struct("=BxxxiHBB")
+_NTF_SELF = 0x02
+_NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
+_IFINFO = struct.Struct("=BxHiII")
+_ADDRESS, _MTU, _MASTER, _LINKINFO = 1, 4, 10, 18
+_INFO_KIND, _SLAVE_DATA, _PORT_STATE, _FORWARDING = 1, 5, 1, 3
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_MAPPED = re.compile(r"elements = \{ .* : (\S+(?: (?:\. )?\S+)*) \}")
+
+
+class KernelAnswers:
+    """Asks the kernel of the namespace in which it was made, and of those of its containers.
+
+    For one thread and one trace: what it has read of the firewalls it does not read again.
+    """
+
+    def __init__(
+        self, namespaces: Namespaces, table: Path | None = None, learning: Learning | None = None
+    ) -> None:
+        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker."""
+        self._namespaces = namespaces
+        self._learning = learning
+        self._table = table
+        self._sockets = Sockets(namespaces)
+        self._nft: Nft | None = None
+        self._chains: tuple[Chain, ...] | None = None
+        self._iptables: dict[int, tuple[tuple[tuple[str, ...], ...], ...]] = {}
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._sockets.close()
+        if self._nft is not None:
+            self._nft.close()
+
+    def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
+        """Look the route up as the kernel would for this packet, its checks of the source included."""
+        bits = len(packet.target) * 8
+        family = SOCKET_FAMILY[packet.family]
+        from_bits = bits if packet.source else 0
+        rest = attr(_DST, packet.target) + (attr(_SRC, packet.source) if packet.source else b"")
+        try:
+            if arriving:
+                rest += u32(_IIF, self._sockets.index(netns, arriving))
+            body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, 0) + rest
+            answer = self._sockets.at(netns).get(Message(GETROUTE, 0, body, "look up route"))
+        except KernelError as error:
+            absent = netns == HOST and error.errno == errno.EHOSTUNREACH
+            return Lookup(error=error.errno, learnt=self._absence(packet) if absent else "")
+        found = attributes(answer, 12)
+        metrics = attributes(found.get(_METRICS, b""))
+        mtu = struct.unpack("=I", metrics[_MTU_METRIC])[0] if _MTU_METRIC in metrics else 0
+        device = self._name(netns, struct.unpack("=I", found[_OIF])[0]) if _OIF in found else ""
+        matched, origin = self._matched(netns, family, bits, from_bits, rest)
+        # A next hop of the other family comes as RTA_VIA, its address family before it (struct rtvia).
+        gateway = bytes(found.get(_GATEWAY, b"") or found.get(_VIA, b"")[2:])
+        source = bytes(found.get(_PREFSRC, b""))
+        learnt = ""
+        if netns == HOST and answer[7] == UNREACHABLE:
+            learnt = self._absence(packet)
+        elif origin == BIRD and self._learning:
+            learnt = self._learning.origin(packet.target, gateway)
+        return Lookup(answer[7], device, gateway, source, mtu, matched, learnt=learnt)
+
+    def _absence(self, packet: Packet) -> str:
+        return self._learning.absence(packet.target) if self._learning else ""
+
+    def _matched(
+        self, netns: int, family: int, bits: int, from_bits: int, rest: bytes
+    ) -> tuple[str, int]:
+        """Return the destination of the route that was chosen, for people ('' where unknown), and its origin."""
+        body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, _FIB_MATCH) + rest
+        try:
+            answer = self._sockets.at(netns).get(Message(GETROUTE, 0, body, "look up route"))
+        except KernelError:
+            return "", 0
+        if not answer[1]:
+            return "default", answer[5]
+        return str(Prefix(bytes(attributes(answer, 12)[_DST]), answer[1])), answer[5]
+
+    def _name(self, netns: int, index: int) -> str:
+        body = _IFINFO.pack(0, 0, index, 0, 0)
+        answer = self._sockets.at(netns).get(Message(GETLINK, 0, body, f"find link {index}"))
+        return string(attributes(answer, 16)[3])
+
+    def device(self, netns: int, name: str) -> Device | None:
+        """Return a link by its name."""
+        body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name)
+        try:
+            answer = self._sockets.at(netns).get(Message(GETLINK, 0, body, f"find link {name}"))
+        except KernelError:
+            return None
+        flags = _IFINFO.unpack_from(answer)[3]
+        found = attributes(answer, 16)
+        info = attributes(found.get(_LINKINFO, b""))
+        port = attributes(info.get(_SLAVE_DATA, b""))
+        return Device(
+            name,
+            string(info.get(_INFO_KIND, b"")),
+            bool(flags & _IFF_UP),
+            bool(flags & _IFF_LOWER_UP),
+            struct.unpack("=I", found[_MTU])[0],
+            bytes(found.get(_ADDRESS, b"")),
+            self._name(netns, struct.unpack("=I", found[_MASTER])[0]) if _MASTER in found else "",
+            _PORT_STATE not in port or port[_PORT_STATE][0] == _FORWARDING,
+        )
+
+    def addresses(self, netns: int) -> Mapping[bytes, str]:
+        """Return every address with its device."""
+        names, result = self._sockets.names(netns), {}
+        for payload in self._sockets.at(netns).dump(
+            GETADDR, struct.pack("=BBBBI", 0, 0, 0, 0, 0), "list addresses"
+        ):
+            found = attributes(payload, 8)
+            index = struct.unpack_from("=I", payload, 4)[0]
+            result[bytes(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])] = names.get(index, "?")
+        return result
+
+    def neighbour(self, netns: int, device: str, address: bytes) -> Neighbour | None:
+        """Return the neighbour table's entry."""
+        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+        found = self._neighbour(netns, family, device, attr(_NDA_DST, address))
+        if found is None:
+            return None
+        return Neighbour(bytes(attributes(found, 12).get(_NDA_LLADDR, b"")), _NDMSG.unpack_from(found)[2])
+
+    def bridge_port(self, bridge: str, mac: bytes) -> str:
+        """Return the FDB's port for the MAC."""
+        try:
+            master = u32(_NDA_MASTER, self._sockets.index(HOST, bridge))
+        except LinkspanError:
+            return ""
+        found = self._neighbour(HOST, socket.AF_BRIDGE, "", attr(_NDA_LLADDR, mac) + master)
+        return self._name(HOST, _NDMSG.unpack_from(found)[1]) if found else ""
+
+    def _neighbour(
+        self, netns: int, family: int, device: str, rest: bytes, flags: int = 0
+    ) -> bytes | None:
+        try:
+            index = self._sockets.index(netns, device) if device else 0
+            body = _NDMSG.pack(family, index, 0, flags, 0) + rest
+            return self._sockets.at(netns).get(Message(_GETNEIGH, 0, body, "find neighbour"))
+        except KernelError:
+            return None
+
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """Return our tunnel devices."""
+        found = TunnelDriver(self._sockets).observe(HOST)
+        return tuple(_tunnel(state) for state in found if isinstance(state, (Vxlan, Ipip)))
+
+    def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
+        """Return the FDB entry's address, or that of the helper's row that fits best."""
+        if mac:
+            found = self._neighbour(HOST, socket.AF_BRIDGE, device, attr(_NDA_LLADDR, mac), _NTF_SELF)
+            return bytes(attributes(found, 12).get(_NDA_DST, b"")) if found else b""
+        target = Prefix(address, len(address) * 8)
+        rows = TunnelTableDriver(self._table).observe(HOST) if self._table else ()
+        fitting = [r for r in rows if isinstance(r, TunnelPrefix) and r.prefix.holds(target)]
+        return max(fitting, key=lambda r: r.prefix.length).remote if fitting else b""
+
+    def answers(self, device: str, source: bytes, address: bytes) -> bool:
+        """Ask on the link."""
+        return asking.answers(device, source, address)
+
+    def passing(self, source: bytes, target: bytes, sizes: Iterable[int]) -> Passed:
+        """Send a volley of pings."""
+        return passing(source, target, sizes)
+
+    def setting(self, netns: int, path: str) -> str:
+        """Return what /proc/sys says."""
+        with self._namespaces.entered(netns):
+            try:
+                return Path("/proc/sys", path).read_text().strip()
+            except OSError:
+                return ""
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Return the chains of nftables, read once."""
+        if self._chains is None:
+            self._nft = self._nft or Nft()
+            self._chains = _chains(self._nft.json("list ruleset", terse=True))
+        return self._chains
+
+    def element(self, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Ask a set for one key, which costs the same at any size."""
+        self._nft = self._nft or Nft()
+        key = " . ".join(f'"{p}"' if p.startswith("ls") else p for p in parts)
+        try:
+            told = self._nft.run(f"get element {chain.family} {chain.table} {name} {{ {key} }}")
+        except KernelError:
+            return None
+        # `get` answers in text even where JSON is asked for (nft 1.1.3).
+        found = _MAPPED.search(told)
+        return tuple(found[1].split(" . ")) if found else ()
+
+    def iptables(self, family: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Return the filter tables of both variants, where they exist, read once."""
+        if family not in self._iptables:
+            commands = {place.command for place in iptables.places() if place.family == family}
+            self._iptables[family] = tuple(_listed(command) for command in sorted(commands))
+        return self._iptables[family]
+
+    def listens(self, netns: int, packet: Packet) -> bool:
+        """Tell whether the port is held in the namespace."""
+        if packet.protocol == "icmp" or not packet.port:
+            return True
+        with self._namespaces.entered(netns):
+            return bool(sockets.holder(packet.protocol, "", packet.port))
+
+
+def _tunnel(state: Vxlan | Ipip) -> Tunnel:
+    if isinstance(state, Vxlan):
+        return Tunnel(state.name, VXLAN, state.local, state.port, state.vni)
+    return Tunnel(state.name, IPIP, state.local)
+
+
+def _listed(command: str) -> tuple[tuple[str, ...], ...]:
+    done = subprocess.run([command, "-w", "5", "-S"], capture_output=True, text=True, timeout=30, check=False)
+    return tuple(tuple(shlex.split(line)) for line in done.stdout.splitlines())
+
+
+def _chains(listed: list[dict[str, dict[str, Any]]]) -> tuple[Chain, ...]:
+    rules: dict[tuple[str, str, str], list[tuple[Mapping[str, Any], ...]]] = {}
+    for item in listed:
+        if found := item.get("rule"):
+            rules.setdefault((found["family"], found["table"], found["chain"]), []).append(
+                tuple(found["expr"])
+            )
+    bases = [found for item in listed if (found := item.get("chain")) and "hook" in found]
+    # Only iptables names its base chains in capitals; it is asked by its own command.
+    others = {(c["family"], c["table"]) for c in bases if str(c["name"]).isupper()}
+    chains = []
+    for item in listed:
+        found = item.get("chain")
+        if not found or (found["family"], found["table"]) in others:
+            continue
+        key = found["family"], found["table"], found["name"]
+        base = {
+            k: found[v] for k, v in (("kind", "type"), ("hook", "hook"), ("priority", "prio")) if v in found
+        }
+        chains.append(
+            Chain(*key, **base, policy=found.get("policy", "accept"), rules=tuple(rules.get(key, ())))
+        )
+    return tuple(chains)

@@ -1,0 +1,176 @@
+"""What a trace asks of one host: the seam behind which the host may be this one or another.
+
+Every question is about the kernel as it is now and changes nothing. ``netns`` is a namespace's inode, 0 the
+host's own; addresses and MACs are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from linkspan.kernel.passing import Passed
+
+LOCAL, UNICAST, BLACKHOLE, UNREACHABLE, PROHIBIT = 2, 1, 6, 7, 8
+"""Types of route, RTN_* of linux/rtnetlink.h."""
+
+BIRD = 12
+"""A route's origin, RTPROT_BIRD of linux/rtnetlink.h."""
+
+NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
+"""States of a neighbour in which its MAC is not known, linux/neighbour.h."""
+
+
+class Packet(msgspec.Struct, frozen=True):
+    """What is on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT."""
+
+    source: bytes
+    target: bytes
+    protocol: str = "icmp"
+    port: int = 0
+    source_port: int = 40000
+    established: bool = False
+    translated: bool = False
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 4 if len(self.target) == 4 else 6
+
+
+VXLAN, IPIP = "vxlan", "ipip"
+_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0}
+"""Bytes between the outer IP header and the inner one."""
+
+
+class Tunnel(msgspec.Struct, frozen=True):
+    """A device that encapsulates; ``local`` is the outer source, empty where the route decides."""
+
+    device: str
+    kind: str
+    local: bytes = b""
+    port: int = 0
+    vni: int = 0
+
+
+class Outer(msgspec.Struct, frozen=True):
+    """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN."""
+
+    kind: str
+    source: bytes
+    target: bytes
+    port: int = 0
+    vni: int = 0
+    mac: bytes = b""
+    to_mac: bytes = b""
+
+    def packet(self) -> Packet:
+        """Return the outer packet."""
+        return Packet(self.source, self.target, "udp" if self.kind == VXLAN else "ipip", self.port)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that it adds."""
+        return _OVERHEAD[self.kind] + (20 if len(self.target) == 4 else 40)
+
+
+class Lookup(msgspec.Struct, frozen=True):
+    """The kernel's answer to a route lookup; ``matched`` is the route's destination, ``error`` an errno.
+
+    ``learnt`` is from which BGP peer the route came, or why none was learnt; '' where BGP has no part in it.
+    """
+
+    kind: int = 0
+    device: str = ""
+    gateway: bytes = b""
+    source: bytes = b""
+    mtu: int = 0
+    matched: str = ""
+    error: int = 0
+    learnt: str = ""
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A link; ``carrier`` tells that its other end is up too, ``forwards`` that its bridge port does."""
+
+    name: str
+    kind: str
+    up: bool
+    carrier: bool
+    mtu: int
+    mac: bytes
+    master: str = ""
+    forwards: bool = True
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """An entry of the neighbour table; ``state`` is NUD_*."""
+
+    mac: bytes
+    state: int
+
+    @property
+    def known(self) -> bool:
+        """Whether the kernel has a MAC for it."""
+        return bool(self.mac) and not self.state & (NUD_INCOMPLETE | NUD_FAILED)
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """An nftables chain with its rules' expressions, as nft lists them in JSON; ``hook`` empty: not a base chain."""
+
+    family: str
+    table: str
+    name: str
+    kind: str = ""
+    hook: str = ""
+    priority: int = 0
+    policy: str = "accept"
+    rules: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+
+
+class Questions(Protocol):
+    """One host's kernel, asked."""
+
+    def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
+        """Return where the packet goes next; ``arriving`` is the device by which it came, '' if it starts here."""
+
+    def device(self, netns: int, name: str) -> Device | None:
+        """Return a link, None where there is none of this name."""
+
+    def addresses(self, netns: int) -> Mapping[bytes, str]:
+        """Return every address of the namespace with its device."""
+
+    def neighbour(self, netns: int, device: str, address: bytes) -> Neighbour | None:
+        """Return the entry for the address on the device."""
+
+    def bridge_port(self, bridge: str, mac: bytes) -> str:
+        """Return the port that the host's bridge has learnt for the MAC, '' where it has not."""
+
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """Return the host's devices that encapsulate."""
+
+    def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
+        """Return the underlay address to which a tunnel sends: by a VXLAN's FDB, or a helper's table; b'' without."""
+
+    def answers(self, device: str, source: bytes, address: bytes) -> bool:
+        """Tell whether an address answers on its link now; always where that cannot be told."""
+
+    def passing(self, source: bytes, target: bytes, sizes: Iterable[int]) -> Passed:
+        """Ping from the host with packets of these sizes that may not be fragmented, and tell which passed."""
+
+    def setting(self, netns: int, path: str) -> str:
+        """Return a kernel setting, '' where it does not exist."""
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Return the host's nftables chains, but for those of iptables."""
+
+    def element(self, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return what a set of the chain's table says of a key: a map's data or (); None where it is not in it."""
+
+    def iptables(self, family: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Return, for each iptables filter table of the host, its lines as ``iptables -S`` prints them, split."""
+
+    def listens(self, netns: int, packet: Packet) -> bool:
+        """Tell whether a socket in the namespace listens for the packet; always for what has no ports."""

@@ -1,0 +1,251 @@
+"""``trace``: a packet's walk both ways, hop by hop, and the first hop that stops it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable
+
+import msgspec
+
+from linkspan.addresses import FAMILIES, prefix
+from linkspan.errors import Conflict, Invalid, NotFound
+from linkspan.model import Endpoint
+from linkspan.state import HOST
+from linkspan.tell.crossing import Entry, Part
+from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation
+from linkspan.tell.questions import Packet, Questions
+
+_ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
+_MOST = 8
+"""Hosts on one way: two are enough, but for routes that lead elsewhere than they should."""
+_PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """An end of a trace; ``host`` '' is this one, and ``addresses`` empty means any that the host has."""
+
+    name: str
+    netns: int
+    addresses: tuple[bytes, ...] = ()
+    host: str = ""
+    network: str = ""
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """A host did not tell its part, and why."""
+
+    why: str
+
+
+Asking = Generator[tuple[str, Entry], Part | Unanswered, "Trace"]
+"""A trace under way: it yields (host, where the packet's walk through it begins) and is sent what is found."""
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """What was found; ``path_mtu`` is 0 where the way is broken before its end."""
+
+    reachable: bool
+    path_mtu: int
+    hops: tuple[Hop, ...]
+    reply_hops: tuple[Hop, ...] = ()
+    broken_at: str | None = None
+    reason: str = ""
+
+
+def place(text: str, known: Map, asked: Questions) -> Place:
+    """Find what a user names: an endpoint's name, NAME@NETWORK or id, ``host:NAME``, or an IP address.
+
+    Raises NotFound, or Conflict with the candidates where several endpoints fit.
+    """
+    if text.startswith("host:"):
+        return _host(text.removeprefix("host:"), known)
+    everywhere = [("", e) for e in known.endpoints]
+    everywhere += [(id_, e) for id_, other in known.others.items() for e in other.endpoints]
+    if _ADDRESS.fullmatch(text):
+        return _address(prefix(text).packed, text, everywhere, known, asked)
+    found = [(host, e) for host, e in everywhere if _called(text, e)]
+    if not found:
+        raise NotFound(
+            f"nobody is called {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{_name(e)} ({e.id[:12]} {e.ifname})" for _, e in found)
+        raise Conflict(
+            f"{text} is the name of several endpoints: {names}", "give NAME@NETWORK, or an address"
+        )
+    host, one = found[0]
+    return Place(_name(one), one.netns, tuple(p.packed for p in one.prefixes), host, one.network)
+
+
+def _host(name: str, known: Map) -> Place:
+    if name in ("", known.host, known.id):
+        return Place(f"host:{known.host}", HOST)
+    for id_, other in known.others.items():
+        if name in (id_, other.name):
+            return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
+    names = ", ".join(sorted(other.name for other in known.others.values()))
+    raise NotFound(
+        f"host {name} is not known here", f"this host is {known.host}" + (f", others are {names}" if names else "")
+    )
+
+
+def _address(
+    address: bytes, text: str, everywhere: Iterable[tuple[str, Endpoint]], known: Map, asked: Questions
+) -> Place:
+    for host, one in everywhere:
+        if any(p.packed == address for p in one.prefixes):
+            return Place(_name(one), one.netns, (address,), host, one.network)
+    if address in asked.addresses(HOST):
+        return Place(text, HOST, (address,))
+    for id_, other in known.others.items():
+        if any(address in found for found in other.addresses.values()):
+            return Place(text, HOST, (address,), id_)
+    return Place(text, OUTSIDE, (address,))
+
+
+def port(text: str) -> tuple[int, str]:
+    """Parse ``80/tcp`` or ``80``; '' is ICMP. Raises Invalid."""
+    if not text:
+        return 0, "icmp"
+    match = _PORT.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise Invalid(f"{text!r} is not a port", "write it as 80/tcp")
+    return int(match[1]), match[2] or "tcp"
+
+
+def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
+    """Walk from source to target and back, each host telling its part."""
+    there, back = _Way(known), _Way(known)
+    try:
+        begin = Entry(packet, source.netns, translation=Translation())
+        yield from there.follow(source.host, begin)
+        _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
+    except Broken as broken:
+        return _broken(broken, there.hops, ())
+    back.translations = there.translations
+    begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
+    try:
+        yield from back.follow(there.host, begin)
+        _require_arrival(back, source)
+    except Broken as broken:
+        return _broken(broken, there.hops, back.hops)
+    return Trace(True, min(there.mtu, back.mtu), tuple(there.hops), tuple(back.hops))
+
+
+class _Way:
+    """One way, over as many hosts as it takes; ``host`` is where it ended."""
+
+    def __init__(self, known: Map) -> None:
+        self.hops: list[Hop] = []
+        self.mtu = 65535
+        self.host = ""
+        self.end = OUTSIDE
+        self.exit = ""
+        self.arrived: Packet | None = None
+        self.translations: dict[str, Translation] = {}
+        self._known = known
+
+    def follow(
+        self, host: str, entry: Entry
+    ) -> Generator[tuple[str, Entry], Part | Unanswered, None]:
+        """Go on from host to host. Raises Broken where the packet does, or a host does not tell."""
+        silent = ""
+        for _ in range(_MOST):
+            translation = self.translations.setdefault(host, Translation())
+            found = yield host, msgspec.structs.replace(entry, translation=translation)
+            if isinstance(found, Unanswered):
+                raise self._unanswered(host, found.why, silent)
+            if found.broken or not silent:
+                self.hops += found.hops
+                self.mtu = min(self.mtu, found.mtu)
+            if found.broken:  # where nobody answered on the underlay, this host knows better why
+                raise Broken(self.hops[-1], found.broken)
+            if silent:
+                raise Broken(self.hops[-1], silent)
+            self.translations[host] = found.translation
+            self.arrived = found.translation.arrived or self.arrived
+            self.host, self.end, self.exit, silent = host, found.end, found.exit, found.silent
+            if not found.to:
+                return
+            entry = Entry(found.packet, at=found.at, outer=found.outer)
+            host = "" if found.to == self._known.id else found.to
+        raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
+
+    def _unanswered(self, host: str, why: str, silent: str) -> Broken:
+        name = self._known.others[host].name if host in self._known.others else host or self._known.host
+        reason = f"host {name} did not tell its part of the way: {why}"
+        if silent:
+            return Broken(self.hops[-1], f"{silent}; {reason}")
+        self.hops.append(Hop(name, "host", "", "unknown", reason, mtu=self.mtu))
+        return Broken(self.hops[-1], reason)
+
+
+def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> None:
+    """Refuse a packet that ended elsewhere than it should; one to a published port may end in any container."""
+    last = way.hops[-1]
+    if way.end == OUTSIDE != target.netns:
+        raise Broken(last, f"the packet for {target.name} leaves by {last.device}")
+    if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not translated:
+        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+    if way.end != OUTSIDE == target.netns and not translated:
+        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+
+
+def _reply(packet: Packet, arrived: Packet | None) -> Packet:
+    """Return the answer as its sender sends it: to the source as it arrived, from the address it arrived at."""
+    arrived = arrived or packet
+    return Packet(
+        arrived.target, arrived.source, packet.protocol, arrived.source_port, arrived.port,
+        established=True, translated=arrived.translated,
+    )  # fmt: skip
+
+
+def _broken(broken: Broken, hops: Iterable[Hop], reply: Iterable[Hop]) -> Trace:
+    at = f"{broken.hop.host}/{broken.hop.namespace}" + (f"/{broken.hop.device}" if broken.hop.device else "")
+    return Trace(False, 0, tuple(hops), tuple(reply), at, broken.reason)
+
+
+def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
+    """Choose the packet's addresses: one family for both, IPv4 first; the host's own as the kernel would.
+
+    Raises Invalid where the two have no family in common, or neither is here.
+    """
+    if source.netns == target.netns == OUTSIDE:
+        raise Invalid(
+            f"neither {source.name} nor {target.name} is on a host of linkspan's",
+            "trace from or to a container",
+        )
+    number, protocol = to
+    source, target = _addressed(known, source, target), _addressed(known, target, source)
+    for family in FAMILIES:
+        mine = next((a for a in source.addresses if len(a) == (4 if family == 4 else 16)), b"")
+        theirs = next((a for a in target.addresses if len(a) == (4 if family == 4 else 16)), b"")
+        if (source.addresses and not mine) or (target.addresses and not theirs):
+            continue
+        if not theirs and mine:
+            theirs = asked.route(HOST, Packet(b"", mine)).source
+        if not mine and theirs:
+            mine = asked.route(HOST, Packet(b"", theirs)).source
+        if mine and theirs:
+            return Packet(mine, theirs, protocol, number)
+    raise Invalid(
+        f"{source.name} and {target.name} have no address family in common",
+        "give the address of the one that you mean",
+    )
+
+
+def _name(endpoint: Endpoint) -> str:
+    return f"{endpoint.name or endpoint.id[:12]}@{endpoint.network}"
+
+
+def _addressed(known: Map, one: Place, other: Place) -> Place:
+    """Return another host that is meant by its name with its addresses in the other end's network, if it has any."""
+    if not one.name.startswith("host:") or one.host not in known.others:
+        return one
+    inside = known.others[one.host].addresses.get(other.network)
+    return msgspec.structs.replace(one, addresses=inside) if inside else one
+
+
+def _called(text: str, endpoint: Endpoint) -> bool:
+    name, _, network = text.partition("@")
+    return network in ("", endpoint.network) and name in (endpoint.name, endpoint.id, endpoint.id[:12])

@@ -1,0 +1,84 @@
+"""A trace, from the words that a user gives to what is told: the parts that are done in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.tell import crossing, live
+from linkspan.tell.crossing import Entry, Part
+from linkspan.tell.hops import Map
+from linkspan.tell.kernel import KernelAnswers
+from linkspan.tell.learning import Learning
+from linkspan.tell.live import Heard, Listen
+from linkspan.tell.probe import new_mark
+from linkspan.tell.questions import Packet
+from linkspan.tell.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
+
+
+class Local:
+    """This machine's part of traces.
+
+    May be used in any thread that is in the host's namespace. ``table`` is the user-space IPIP endpoint's,
+    ``learning`` the host's BGP speaker.
+    """
+
+    def __init__(
+        self, namespaces: Namespaces, known: Map, table: Path | None = None, learning: Learning | None = None
+    ) -> None:
+        self._namespaces = namespaces
+        self._known = known
+        self._table = table
+        self._learning = learning
+
+    def begin(self, source: str, target: str, to: str = "") -> tuple[Place, Place, Packet]:
+        """Find the ends and the packet. Raises NotFound, Conflict or Invalid where the words do not say them."""
+        asked = KernelAnswers(self._namespaces, self._table)
+        try:
+            wanted = port(to)
+            first, last = place(source, self._known, asked), place(target, self._known, asked)
+            return first, last, chosen(asked, self._known, first, last, wanted)
+        finally:
+            asked.close()
+
+    def part(self, entry: Entry) -> Part:
+        """Walk through this host."""
+        asked = KernelAnswers(self._namespaces, self._table, self._learning)
+        try:
+            return crossing.part(asked, self._known, entry)
+        finally:
+            asked.close()
+
+    def send(
+        self, source: Place, packet: Packet, found: Trace, mark: bytes, going: Callable[[], bool] = lambda: False
+    ) -> Heard:
+        """Send a real packet (up to 1.5 s), and listen for it."""
+        return live.send(self._namespaces, self._known, source, packet, found, mark, going)
+
+    def hear(self, wanted: Listen) -> Heard:
+        """Listen for another host's packet (up to 2 s)."""
+        return live.hear(self._namespaces, self._known, wanted)
+
+
+def run(
+    namespaces: Namespaces, known: Map, source: str, target: str, to: str = "", *, alive: bool = False
+) -> Trace:
+    """Trace on this host alone, with ``alive`` also by a real packet."""
+    local = Local(namespaces, known)
+    first, last, packet = local.begin(source, target, to)
+    found = _alone(local, trace(known, first, last, packet))
+    if not alive:
+        return found
+    return live.marked(found, {known.host: local.send(first, packet, found, new_mark())})
+
+
+def _alone(local: Local, going: Asking) -> Trace:
+    answer: Part | Unanswered | None = None
+    while True:
+        try:
+            host, entry = going.send(answer) if answer is not None else next(going)
+        except StopIteration as end:
+            found: Trace = end.value
+            return found
+        answer = Unanswered("no other host is asked") if host else local.part(entry)

@@ -1,0 +1,145 @@
+"""Traces over the whole cluster: this host's parts in a thread, the others' parts by asking their agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from linkspan.addresses import prefix
+from linkspan.ask import Ask, Walked
+from linkspan.errors import Unavailable
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.leases import Leases
+from linkspan.model import Endpoint, Host, Lease
+from linkspan.networks import Networks
+from linkspan.published import Published
+from linkspan.tell import live
+from linkspan.tell.crossing import Entry, Part
+from linkspan.tell.hops import Map, Other
+from linkspan.tell.learning import Learning
+from linkspan.tell.live import Heard, Listen
+from linkspan.tell.probe import new_mark
+from linkspan.tell.questions import Packet
+from linkspan.tell.trace import Place, Trace, Unanswered, trace
+from linkspan.tell.tracing import Local
+
+
+def others(
+    hosts: Iterable[Host], leases: Iterable[Lease], endpoints: Iterable[tuple[str, Endpoint]]
+) -> dict[str, Other]:
+    """Return hosts as a trace knows them, by id."""
+    addresses: dict[str, dict[str, tuple[bytes, ...]]] = {}
+    held: dict[str, list[Endpoint]] = {}
+    for lease in leases:
+        own = tuple(prefix(text).packed for text in lease.addresses)
+        addresses.setdefault(lease.host, {})[lease.network] = own
+    for host_id, endpoint in endpoints:
+        held.setdefault(host_id, []).append(endpoint)
+    return {
+        host.id: Other(
+            host.name, {"": _underlay(host), **addresses.get(host.id, {})}, tuple(held.get(host.id, ()))
+        )
+        for host in hosts
+    }
+
+
+def _underlay(host: Host) -> tuple[bytes, ...]:
+    if host.underlay is None:
+        return ()
+    return tuple(prefix(text).packed for text in (*host.underlay.advertise, *host.underlay.addresses))
+
+
+class Tracer:
+    """Traces for this host's users, and parts of traces for the other hosts'."""
+
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        leases: Leases,
+        networks: Networks,
+        endpoints: Mapping[tuple[str, str], Endpoint],
+        published: Published,
+        table: Path,
+        learning: Callable[[], Learning | None],
+        ask: Ask,
+    ) -> None:
+        self._namespaces = namespaces
+        self._leases = leases
+        self._networks = networks
+        self._endpoints = endpoints
+        self._published = published
+        self._table = table
+        self._learning = learning
+        self._ask = ask
+
+    def _known(self) -> Map:
+        own = self._leases.host
+        hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
+        found = others(hosts, self._leases.all(), self._published.others())
+        peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
+        networks = {network.name: network for network in self._networks.all()}
+        return Map(own.name, tuple(self._endpoints.values()), networks, peers, own.underlay, own.id, found)
+
+    def _local(self, known: Map) -> Local:
+        return Local(self._namespaces, known, self._table, self._learning())
+
+    async def answer(self, question: Walked | Listen) -> Part | Heard:
+        """Tell this host's part of a trace that another host makes."""
+        local = self._local(self._known())
+        if isinstance(question, Listen):
+            return await asyncio.to_thread(local.hear, question)
+        return await asyncio.to_thread(local.part, question.entry)
+
+    async def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
+        """Trace between two ends anywhere, with ``alive`` also by a real packet.
+
+        Raises NotFound, Conflict or Invalid where the words do not say what to trace.
+        """
+        known = self._known()
+        local = self._local(known)
+        first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
+        going = trace(known, first, last, packet)
+        answer: Part | Unanswered | None = None
+        while True:
+            try:
+                host, entry = going.send(answer) if answer is not None else next(going)
+            except StopIteration as end:
+                found: Trace = end.value
+                break
+            answer = await self._part(local, host, entry)
+        return await self._live(known, first, packet, found) if alive else found
+
+    async def _live(self, known: Map, source: Place, packet: Packet, found: Trace) -> Trace:
+        """Send an echo request or a TCP SYN that the other hosts listen for too."""
+        mark = new_mark()
+        asked = []
+        for id_, other in known.others.items():
+            wanted = live.listening(found, other.name, mark, packet.protocol)
+            if wanted.there or wanted.back:
+                asked.append(asyncio.create_task(self._heard(id_, other.name, wanted)))
+
+        def going() -> bool:
+            return not all(task.done() for task in asked)
+
+        try:
+            own = await asyncio.to_thread(self._local(known).send, source, packet, found, mark, going)
+            heard = dict(await asyncio.gather(*asked))
+        finally:
+            for task in asked:
+                task.cancel()
+        return live.marked(found, {known.host: own, **heard})
+
+    async def _heard(self, host: str, name: str, wanted: Listen) -> tuple[str, Heard]:
+        try:
+            return name, await self._ask.ask(host, wanted, Heard)
+        except Unavailable:
+            return name, Heard()
+
+    async def _part(self, local: Local, host: str, entry: Entry) -> Part | Unanswered:
+        if not host:
+            return await asyncio.to_thread(local.part, entry)
+        try:
+            return await self._ask.ask(host, Walked(entry), Part)
+        except Unavailable as error:
+            return Unanswered(error.message)

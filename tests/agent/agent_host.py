@@ -1,0 +1,229 @@
+"""Namespaces, a host with a real agent, and words for what tests do with them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from linkspan.cli.client import Client
+from linkspan.kernel.namespaces import open_namespace
+
+_numbers = itertools.count()
+PATIENCE = 20.0
+HEALED_WITHIN = 2.0
+"""Seconds: the promise of healing."""
+
+
+def run(*argv: str, netns: str = "", check: bool = True) -> str:
+    """Run a command, in a named namespace where one is given, and return its output."""
+    inside = ("ip", "netns", "exec", netns) if netns else ()
+    done = subprocess.run((*inside, *argv), capture_output=True, text=True, timeout=60, check=False)
+    assert not check or done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """Poll a condition until it holds; fail, saying what was awaited, when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def pings(netns: str, address: str, *options: str) -> bool:
+    """Tell whether one ping out of three tries is answered."""
+    command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", *options, address]
+    return any(subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3))
+
+
+def pings_not(netns: str, address: str) -> bool:
+    """Tell whether a single ping stays without an answer for a second."""
+    command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", address]
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+class World:
+    """Named network namespaces, removed again with the processes in them."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def namespace(self) -> str:
+        """Make a namespace with lo up and return its name."""
+        name = f"lst{os.getpid()}-{next(_numbers)}"
+        run("ip", "netns", "add", name)
+        self._names.append(name)
+        run("ip", "link", "set", "lo", "up", netns=name)
+        return name
+
+    def delete(self, name: str) -> None:
+        """Remove a namespace during the test, as a runtime does when a container ends."""
+        self._names.remove(name)
+        run("ip", "netns", "delete", name)
+
+    def spawn(self, netns: str, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process in a namespace; it is ended with the test."""
+        process = subprocess.Popen(["nsenter", f"--net=/run/netns/{netns}", *argv], **options)
+        self._processes.append(process)
+        return process
+
+    def remove(self) -> None:
+        """End the processes, and remove the namespaces."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+        for name in self._names:
+            run("ip", "netns", "delete", name, check=False)
+
+
+class Host:
+    """A namespace, and the agent that runs in it."""
+
+    def __init__(self, world: World, cooldown: float = 60.0) -> None:
+        self.world = world
+        self.netns = world.namespace()
+        self.folder = Path(tempfile.mkdtemp(prefix="lst-", dir="/run"))
+        self.state_dir = self.folder / "state"
+        self.socket = self.folder / "run" / "agent.sock"
+        self.config = self.folder / "agent.toml"
+        self.config.write_text(f"cooldown = {cooldown}\n")
+        self.log = self.folder / "agent.log"
+        self.client = Client(str(self.socket))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *argv: str) -> None:
+        """Start the agent (or the command given in its place) and wait until it says ready."""
+        command = argv or (sys.executable, "-m", "linkspan.cli.main")
+        options = (
+            "--config",
+            str(self.config),
+            "--state-dir",
+            str(self.state_dir),
+            "--socket",
+            str(self.socket),
+        )
+        with self.log.open("ab") as log:
+            self.process = self.world.spawn(
+                self.netns, *command, "agent", *options, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line == b"ready\n", f"the agent said {line!r}: {self.log.read_text()[-3000:]}"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the agent by a signal, and wait for its end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE)
+
+    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the agent and start it again."""
+        self.stop(number)
+        self.start()
+
+    def close(self) -> None:
+        """End the agent and remove its folder."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def cli(self, *words: str, code: int = 0) -> str:
+        """Run the command line against this agent, expect an exit code, and return stdout (stderr where it fails)."""
+        environment = os.environ | {"LINKSPAN_SOCKET": str(self.socket)}
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.netns, sys.executable, "-m", "linkspan.cli.main", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout if code in (0, 3) else done.stderr + done.stdout
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        """Run the command line with -o json and return what it prints."""
+        return json.loads(self.cli(*words, "-o", "json", code=code))
+
+    def network(self, name: str = "demo", *pools: str, **more: Any) -> dict[str, Any]:
+        """Create a network by the API."""
+        body = {"name": name, "pools": pools or ("10.201.0.0/16",), **more}
+        return dict(self.client.call("POST", "/v1/networks", body))
+
+    def attach(self, netns: str, network: str = "demo", **more: Any) -> dict[str, Any]:
+        """Attach a namespace by the API."""
+        path = f"/run/netns/{netns}"
+        fd = open_namespace(path)
+        body = {"id": netns, "network": network, "namespace_fd": fd, "namespace_path": path, **more}
+        try:
+            return dict(self.client.call("POST", "/v1/attach", body))
+        finally:
+            os.close(fd)
+
+    def detach(self, identity: str, ifname: str = "") -> int:
+        """Detach a container by the API."""
+        return int(self.client.call("POST", "/v1/detach", {"id": identity, "ifname": ifname})["detached"])
+
+    def check(self) -> dict[str, Any]:
+        """Return what `address check` finds."""
+        return dict(self.client.call("GET", "/v1/address-check"))
+
+    def differences(self) -> list[dict[str, str]]:
+        """Return what `diff` finds."""
+        found = self.client.call("GET", "/v1/diff")
+        return [*found["put"], *found["delete"]]
+
+    def heals(self) -> list[dict[str, Any]]:
+        """Return the last repairs."""
+        return list(self.client.call("GET", "/v1/status")["heals"])
+
+    def links(self) -> set[str]:
+        """Return the names of this host's links, without lo."""
+        return {link["ifname"] for link in json.loads(run("ip", "-j", "link", netns=self.netns))} - {"lo"}
+
+    def outside(self, *addresses: str) -> str:
+        """Join one more namespace to the host by a cable, 198.51.100.1/24 and 2001:db8::1/64 here and .2 there.
+
+        The other side has no route to any pool: what is not masqueraded gets no answer. Returns its name.
+        """
+        there = self.world.namespace()
+        run(
+            "ip",
+            "link",
+            "add",
+            "uplink",
+            "netns",
+            self.netns,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            there,
+        )
+        for netns, device, last in ((self.netns, "uplink", 1), (there, "eth0", 2)):
+            run("ip", "addr", "add", f"198.51.100.{last}/24", "dev", device, netns=netns)
+            run("ip", "addr", "add", f"2001:db8::{last}/64", "dev", device, "nodad", netns=netns)
+            run("ip", "link", "set", device, "up", netns=netns)
+        run("ip", "route", "add", "default", "via", "198.51.100.2", netns=self.netns)
+        run("ip", "route", "add", "default", "via", "2001:db8::2", netns=self.netns)
+        return there
+
+
+def first_ip(endpoint: dict[str, Any], family: int = 4) -> str:
+    """Return an endpoint's address of a family, without its length."""
+    return next(a.partition("/")[0] for a in endpoint["addresses"] if (":" in a) == (family == 6))

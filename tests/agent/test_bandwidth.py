@@ -1,0 +1,117 @@
+"""Bandwidth limits, announcements of addresses that are used anew, and the limit of a bridge's ports."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from agent_host import Host, World, pings, run, until
+from stage import Container, Stage, options, staged
+from traffic import capturing, inside
+
+from linkspan.errors import Exhausted
+from linkspan.kernel.links import BRIDGE_PORTS
+
+MBIT = 1_000_000
+SIZE = 500_000
+"""Bytes of a transfer: half a second at 8 Mbit/s, which is sixteen times the burst."""
+
+
+@pytest.fixture(scope="module", params=["bridged", "routed"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """A host for the measurements."""
+    with staged(request.param) as made:
+        yield made
+
+
+def transfer(sender: str, receiver: str, address: str) -> float:
+    """Send SIZE bytes by TCP and return the seconds until the last has come."""
+    with inside(receiver):
+        server = socket.create_server((address, 0))
+    with inside(sender):
+        client = socket.socket()
+    with server, client:
+        client.settimeout(20)
+        client.connect(server.getsockname())
+        connection, _ = server.accept()
+        connection.settimeout(20)
+        begun = time.monotonic()
+        thread = threading.Thread(target=client.sendall, args=(bytes(SIZE),))
+        thread.start()
+        got = 0
+        with connection:
+            while got < SIZE:
+                got += len(connection.recv(65536))
+        thread.join()
+        return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("limited", ["ingress", "egress"])
+def test_a_limit_holds_in_its_direction_alone(stage: Stage, limited: str) -> None:
+    """What the container receives (ingress) or sends (egress) is held to the rate, and the other direction is free."""
+    container: Container = stage.attach(bandwidth={f"{limited}Rate": 8 * MBIT})
+    host, gateway = stage.host.netns, stage.gateway("demo", 4)
+    ingress = transfer(host, container.netns, container.ip())
+    egress = transfer(container.netns, host, gateway)
+    held, free = (ingress, egress) if limited == "ingress" else (egress, ingress)
+    assert 0.7 < held * MBIT / SIZE < 2.5, "one second for a megabyte"
+    assert free < held / 4
+    assert stage.host.differences() == []
+    stage.host.restart()
+    assert stage.host.differences() == []
+    assert stage.host.detach(container.netns) == 1
+
+
+def test_an_address_used_anew_with_another_mac_is_announced(
+    world: World, container: Callable[[], str]
+) -> None:
+    """Neighbours see a gratuitous ARP and an unsolicited advertisement, and reach the new holder at once."""
+    host = Host(world, cooldown=0)
+    host.start()
+    try:
+        host.network("demo", "10.201.0.0/16", "fd00:201::/64")
+        watcher, first, second = container(), container(), container()
+        host.attach(watcher)
+        ips = ["10.201.0.77", "fd00:201::77"]
+        host.attach(first, ips=ips, mac="02:00:00:00:00:01")
+        assert all(pings(watcher, ip) for ip in ips)
+        assert host.detach(first) == 1
+        with capturing(watcher, "eth0") as arp, capturing(watcher, "eth0") as advertisement:
+            host.attach(second, ips=ips, mac="02:00:00:00:00:02")
+            mac, ip = bytes.fromhex("020000000002"), socket.inet_aton(ips[0])
+            assert arp.sees(mac + ip + bytes(6) + ip)
+            target = socket.inet_pton(socket.AF_INET6, ips[1])
+            assert advertisement.sees(b"\x20\0\0\0" + target + b"\2\1" + mac)
+        for ip in ips:
+            until(
+                lambda ip=ip: "02:00:00:00:00:02" in run("ip", "neigh", "show", ip, netns=watcher), "its MAC"
+            )
+            assert pings(watcher, ip)
+    finally:
+        host.close()
+
+
+def test_a_bridge_that_is_full_is_an_error_that_says_so(host: Host, container: Callable[[], str]) -> None:
+    """With 1,023 ports on the bridge the next attach names the bridge, the limit and the way out."""
+    host.network("demo", "10.201.0.0/16")
+    host.network("flat", "10.202.0.0/16", options=options("routed"))
+    batch = host.folder / "batch"
+    pairs = range(BRIDGE_PORTS // 2 + 1)  # both ends are ports, and stay down
+    made = [f"link add d{n} master ls-demo type veth peer name e{n}" for n in pairs]
+    batch.write_text("\n".join(made + [f"link set e{n} master ls-demo" for n in pairs[1:]]))
+    run("ip", "-batch", str(batch), netns=host.netns)
+    netns = container()
+    with pytest.raises(
+        Exhausted, match=r"bridge ls-demo has no port left \(a bridge takes 1,023\)"
+    ) as refused:
+        host.attach(netns)
+    assert "mode=routed" in refused.value.hint
+    assert "eth0" not in run("ip", "link", netns=netns)
+    assert not [name for name in host.links() if name.startswith("lsp")]
+    assert host.check()["ok"]
+    host.attach(netns, "flat")
+    run("ip", "link", "del", "d0", netns=host.netns)
+    host.attach(container())

@@ -1,0 +1,282 @@
+"""Both forms of the CNI plugin against the real agent: what a runtime does, from ADD to GC, and with no agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_host import Host, pings, run, until
+
+from linkspan.shim import build
+
+VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
+POOLS = ("10.201.0.0/29", "fd00:201::/64")
+
+
+class Runtime:
+    """Calls the plugin as a container runtime does, in the host's namespace."""
+
+    def __init__(self, host: Host, plugin: Path) -> None:
+        self.host = host
+        self._plugin = plugin
+
+    def call(
+        self, command: str, netns: str = "", version: str = "1.1.0", code: int = 0, **conf: Any
+    ) -> dict[str, Any]:
+        """Run the plugin for the container of this namespace, expect an exit code, and return what it prints."""
+        given = {"cniVersion": version, "name": "demo", "type": "linkspan", **conf}
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": netns,
+            "CNI_IFNAME": "eth0" if netns else "",
+            "CNI_NETNS": f"/run/netns/{netns}" if netns else "",
+            "CNI_PATH": "/opt/cni/bin",
+            "LINKSPAN_SOCKET": str(self.host.socket),
+        }
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.host.netns, str(self._plugin)],
+            input=json.dumps(given).encode(),
+            env={"PATH": os.environ["PATH"]} | {k: v for k, v in environment.items() if v},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == code, (command, done.stdout, done.stderr)
+        return dict(json.loads(done.stdout)) if done.stdout else {}
+
+    def attached(self) -> set[str]:
+        """Return the ids of what is attached."""
+        return {e["id"] for e in self.host.client.call("GET", "/v1/endpoints")}
+
+    def clean(self) -> None:
+        """Nothing is attached, and nothing left."""
+        assert self.attached() == set()
+        assert self.host.differences() == []
+        assert self.host.check()["ok"]
+
+
+@pytest.fixture(scope="session", params=["c", "python"])
+def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each form of the plugin."""
+    path = Path(tmp_path_factory.mktemp("plugin") / "linkspan")
+    if request.param == "c":
+        if not build.build(path):
+            pytest.skip("no C compiler: apt-get install gcc libc6-dev")
+    else:
+        path.write_bytes(build.script(sys.executable))
+        path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def runtime(host: Host, plugin: Path) -> Runtime:
+    """A runtime on a host with network demo of five addresses."""
+    host.network("demo", *POOLS)
+    return Runtime(host, plugin)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_container_s_life(runtime: Runtime, container: Callable[[], str], version: str) -> None:
+    """ADD gives a network and a result of the version asked for; CHECK finds it; DEL ends it, and again."""
+    name = container()
+    result = runtime.call("ADD", name, version)
+    assert result["cniVersion"] == version
+    assert {ip["address"] for ip in result["ips"]} == {"10.201.0.2/29", "fd00:201::2/64"}
+    assert {ip.get("version") for ip in result["ips"]} == ({"4", "6"} if version < "1.0.0" else {None})
+    inside = result["interfaces"][result["ips"][0]["interface"]]
+    assert (inside["name"], inside["sandbox"]) == ("eth0", f"/run/netns/{name}")
+    shown = json.loads(run("ip", "-j", "addr", "show", "eth0", netns=name))[0]
+    assert shown["address"] == inside["mac"]
+    assert {r["dst"] for r in result["routes"]} == {"0.0.0.0/0", "::/0"}
+    assert pings(name, "10.201.0.1")
+    assert pings(name, "fd00:201::1")
+    if version >= "0.4.0":
+        assert runtime.call("CHECK", name, version, prevResult=result) == {}
+    failed = runtime.call("ADD", name, version, code=1)
+    assert "attached already" in failed["msg"]
+    assert pings(name, "10.201.0.1")
+    for _ in range(2):
+        assert runtime.call("DEL", name, version, prevResult=result) == {}
+    assert "eth0" not in run("ip", "link", netns=name)
+    runtime.clean()
+
+
+def test_versions_are_told(runtime: Runtime) -> None:
+    """VERSION lists the four; another one, and a command that a version has not, are refused with code 1."""
+    assert runtime.call("VERSION")["supportedVersions"] == VERSIONS
+    assert runtime.call("ADD", runtime.host.netns, "9.9.9", code=1)["code"] == 1
+    assert runtime.call("STATUS", version="1.0.0", code=1)["code"] == 1
+
+
+def test_check_finds_what_was_taken_away(runtime: Runtime, container: Callable[[], str]) -> None:
+    """An address or a route removed by hand, or the interface set down, fails CHECK by name until it is mended."""
+    name = container()
+    result = runtime.call("ADD", name)
+    for change, named in (
+        (("addr", "del", "10.201.0.2/29", "dev", "eth0"), "10.201.0.2"),
+        (("route", "del", "default"), "eth0"),
+        (("link", "set", "eth0", "down"), "eth0"),
+    ):
+        run("ip", *change, netns=name)
+        failed = runtime.call("CHECK", name, prevResult=result, code=1)
+        assert named in failed["msg"] + failed.get("details", ""), failed
+        runtime.host.restart()  # which puts what is missing
+        assert runtime.call("CHECK", name, prevResult=result) == {}
+    assert runtime.call("CHECK", container(), prevResult=result, code=1)["code"] == 3
+
+
+def test_gc_takes_what_is_not_listed(runtime: Runtime, container: Callable[[], str]) -> None:
+    """GC detaches what came by CNI to this network and is not in the list, and nothing else."""
+    runtime.host.network("other", "10.202.0.0/24")
+    keep, gone, by_hand, elsewhere = (container() for _ in range(4))
+    runtime.call("ADD", keep)
+    runtime.call("ADD", gone)
+    runtime.host.attach(by_hand)
+    runtime.call("ADD", elsewhere, name="other")
+    valid = [{"containerID": keep, "ifname": "eth0"}]
+    runtime.call("GC", **{"cni.dev/valid-attachments": valid})
+    assert runtime.attached() == {keep, by_hand, elsewhere}
+    assert "eth0" not in run("ip", "link", netns=gone)
+    assert pings(keep, "10.201.0.1")
+    runtime.call("GC")
+    assert runtime.attached() == {keep, by_hand, elsewhere}
+    runtime.call("GC", **{"cni.dev/valid-attachments": []})
+    assert runtime.attached() == {by_hand, elsewhere}
+
+
+def test_status_tells_of_an_exhausted_pool(runtime: Runtime, container: Callable[[], str]) -> None:
+    """STATUS fails with code 50 while no address is left, and ADD names the holders."""
+    assert runtime.call("STATUS") == {}
+    names = [container() for _ in range(5)]
+    for name in names:
+        runtime.call("ADD", name)
+    assert runtime.call("STATUS", code=1)["code"] == 50
+    failed = runtime.call("ADD", container(), code=1)
+    assert "10.201.0.0/29" in failed["msg"]
+    runtime.call("DEL", names[0])
+    assert runtime.call("STATUS") == {}
+    assert runtime.call("STATUS", code=1, name="nowhere")["code"] == 50
+
+
+def test_runtime_config_is_honoured(runtime: Runtime, container: Callable[[], str]) -> None:
+    """portMappings, ips, mac and bandwidth come to the interface, and CHECK agrees."""
+    name = container()
+    wanted = {
+        "ips": ["10.201.0.5/29"],
+        "mac": "02:00:00:00:00:05",
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {"ingressRate": 8_000_000, "egressRate": 16_000_000}
+        | {"ingressBurst": 800_000, "egressBurst": 800_000},
+    }
+    result = runtime.call("ADD", name, runtimeConfig=wanted)
+    assert "10.201.0.5/29" in {ip["address"] for ip in result["ips"]}
+    shown = json.loads(run("ip", "-j", "addr", "show", "eth0", netns=name))[0]
+    assert shown["address"] == "02:00:00:00:00:05"
+    mapped = run("nft", "list", "map", "inet", "linkspan", "publish4", netns=runtime.host.netns)
+    assert "tcp . 8080 : 10.201.0.5 . 80" in mapped
+    assert "tbf" in run("tc", "qdisc", "show", "dev", "eth0", netns=name)
+    assert "rate 16Mbit" in run("tc", "qdisc", "show", "dev", "eth0", netns=name)
+    (endpoint,) = runtime.host.client.call("GET", "/v1/endpoints")
+    inward = run("tc", "qdisc", "show", "dev", endpoint["host_ifname"], netns=runtime.host.netns)
+    assert "rate 8Mbit" in inward
+    assert runtime.call("CHECK", name, prevResult=result, runtimeConfig=wanted) == {}
+    run("tc", "qdisc", "del", "dev", "eth0", "root", netns=name)
+    assert runtime.call("CHECK", name, prevResult=result, runtimeConfig=wanted, code=1)["msg"]
+    taken = runtime.call("ADD", container(), runtimeConfig={"portMappings": wanted["portMappings"]}, code=1)
+    assert "8080/tcp" in taken["msg"]
+    assert name in taken["msg"]
+    runtime.call("DEL", name, runtimeConfig=wanted)
+    runtime.clean()
+
+
+def test_bad_namespaces(runtime: Runtime, container: Callable[[], str]) -> None:
+    """A namespace that is not there, and the runtime's own, are refused, and DEL succeeds without one."""
+    missing = runtime.call("ADD", "nowhere", code=1)
+    assert "/run/netns/nowhere" in missing["msg"]
+    own = runtime.call("ADD", runtime.host.netns, code=1)
+    assert runtime.host.netns in own["msg"]
+    name = container()
+    runtime.call("ADD", name)
+    runtime.host.world.delete(name)
+    runtime.call("DEL", name)
+    runtime.clean()
+
+
+def queued(host: Host) -> list[Path]:
+    """Return the files of the queue."""
+    return sorted((host.socket.parent / "queue").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_removal_while_no_agent_runs(
+    runtime: Runtime, container: Callable[[], str], number: signal.Signals
+) -> None:
+    """DEL succeeds, is queued, and is done before the next agent says ready; ADD and STATUS ask to try again."""
+    name, stays = container(), container()
+    runtime.call("ADD", name)
+    runtime.call("ADD", stays)
+    runtime.host.stop(number)
+    runtime.call("DEL", name)
+    runtime.call("DEL", name)
+    assert queued(runtime.host)
+    assert runtime.call("ADD", container(), code=1)["code"] == 11
+    assert runtime.call("STATUS", code=1)["code"] == 50
+    runtime.host.start()
+    assert runtime.attached() == {stays}
+    assert queued(runtime.host) == []
+    assert "eth0" not in run("ip", "link", netns=name)
+    assert runtime.host.differences() == []
+    assert runtime.host.check()["ok"]
+
+
+def test_a_removal_of_an_earlier_life_is_not_applied(runtime: Runtime, container: Callable[[], str]) -> None:
+    """A queued DEL that is older than the container's attachment is dropped, at start and while the agent runs."""
+    name = container()
+    runtime.call("ADD", name)
+    runtime.host.stop()
+    runtime.call("DEL", name)
+    (entry,) = queued(runtime.host)
+    old = entry.read_bytes()
+    runtime.host.start()
+    runtime.call("ADD", name)
+    _put(entry, old)
+    until(lambda: not queued(runtime.host), "the old removal is dropped")
+    assert runtime.attached() == {name}
+    runtime.host.stop()
+    _put(entry, old)
+    runtime.host.start()
+    assert queued(runtime.host) == []
+    assert runtime.attached() == {name}
+    assert pings(name, "10.201.0.1")
+    _put(entry, json.dumps(json.loads(old) | {"boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME)}).encode())
+    until(lambda: not runtime.attached(), "the new removal is applied")
+    runtime.clean()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Put a file as the plugin does, by a rename."""
+    new = path.with_suffix(".tmp")
+    new.write_bytes(content)
+    new.rename(path)
+
+
+def test_damaged_entries_are_set_aside(runtime: Runtime, container: Callable[[], str]) -> None:
+    """A file of the queue that cannot be read stops nothing: it is renamed, and the others are done."""
+    name = container()
+    runtime.call("ADD", name)
+    runtime.host.stop()
+    runtime.call("DEL", name)
+    folder = runtime.host.socket.parent / "queue"
+    _put(folder / "0.json", b"{ soup")
+    _put(folder / "1.json", b"\xff" * 100)
+    runtime.host.start()
+    assert [path.name for path in queued(runtime.host)] == ["0.json.bad", "1.json.bad"]
+    runtime.clean()

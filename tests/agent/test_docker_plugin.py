@@ -1,0 +1,130 @@
+"""The Docker plugin's socket, called as the engine calls it at its worst: again, too late, and with an agent killed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_host import Host, World, run, until
+
+ENDPOINT = "e" * 64
+NETWORK = "n" * 64
+POOL = "10.201.0.0/16"
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("docker", timeout=60)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+class Engine:
+    """The calls of an engine to the plugin of a host."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.socket = host.folder / "docker.sock"
+        self.macs: dict[str, str] = {}
+        with host.config.open("a") as config:
+            config.write(f'docker_socket = "{self.socket}"\n')
+
+    def call(self, verb: str, **body: Any) -> dict[str, Any]:
+        """Make a call and return its answer, an error too."""
+        connection = _Connection(self.socket)
+        connection.request("POST", f"/{verb}", json.dumps(body))
+        return dict(json.loads(connection.getresponse().read()))
+
+    def well(self, verb: str, **body: Any) -> dict[str, Any]:
+        """Make a call that must succeed."""
+        answer = self.call(verb, **body)
+        assert not answer.get("Err"), answer
+        assert not answer.get("Error"), answer
+        return answer
+
+    def network(self) -> None:
+        """Make the network that Docker knows."""
+        pool = {"AddressSpace": "linkspan", "Pool": POOL, "Gateway": "10.201.0.1/16"}
+        generic = {"com.docker.network.generic": {"network": "demo"}}
+        self.well("NetworkDriver.CreateNetwork", NetworkID=NETWORK, Options=generic, IPv4Data=[pool], IPv6Data=[])
+
+    def address(self) -> str:
+        """Ask for an address, with its length."""
+        return str(self.well("IpamDriver.RequestAddress", PoolID="demo/4", Address="", Options={})["Address"])
+
+    def endpoint(self, address: str, endpoint: str = ENDPOINT) -> None:
+        """Create an endpoint with an address."""
+        given = {"Address": address, "AddressIPv6": "", "MacAddress": ""}
+        words = {"NetworkID": NETWORK, "EndpointID": endpoint, "Interface": given}
+        self.macs[endpoint] = self.well("NetworkDriver.CreateEndpoint", **words)["Interface"]["MacAddress"]
+
+    def take(self, netns: str, endpoint: str = ENDPOINT, key: str = "") -> None:
+        """Join, and move the container's end into a namespace as the engine does."""
+        words = {"NetworkID": NETWORK, "EndpointID": endpoint, "SandboxKey": key or f"/run/netns/{netns}"}
+        name = self.well("NetworkDriver.Join", **words, Options={})["InterfaceName"]["SrcName"]
+        run("ip", "link", "set", name, "netns", netns, "name", "eth0", netns=self.host.netns)
+        run("ip", "link", "set", "eth0", "address", self.macs[endpoint], "up", netns=netns)
+
+    def remove(self, endpoint: str = ENDPOINT) -> None:
+        """Leave, and delete the endpoint."""
+        self.well("NetworkDriver.Leave", NetworkID=NETWORK, EndpointID=endpoint)
+        self.well("NetworkDriver.DeleteEndpoint", NetworkID=NETWORK, EndpointID=endpoint)
+
+
+@pytest.fixture
+def engine(world: World) -> Iterator[Engine]:
+    """An engine's calls, a host with an agent, and the network demo, which both know."""
+    host = Host(world)
+    made = Engine(host)
+    host.start()
+    try:
+        host.network("demo", POOL)
+        made.network()
+        yield made
+    finally:
+        host.close()
+
+
+def clean(host: Host) -> None:
+    """Nothing leaks and, after a look of the healer's, nothing differs."""
+    assert host.check() == {"ok": True, "leaked": [], "duplicate": [], "orphaned": []}
+    until(lambda: host.differences() == [], "nothing differs")
+
+
+def test_an_agent_that_is_killed_before_a_container_is_found_leaves_it_its_network(
+    engine: Engine, container: Callable[[], str]
+) -> None:
+    """Killed after CreateEndpoint, and again while it looks for the container: the pair of links stands."""
+    host, netns = engine.host, container()
+    engine.endpoint(engine.address())
+    links = host.links()
+    host.restart(signal.SIGKILL)
+    assert host.links() == links
+    engine.take(netns, key="/run/netns/not-there-yet")
+    host.restart(signal.SIGKILL)
+    assert "eth0" in run("ip", "link", netns=netns)
+    clean(host)
+    engine.remove()
+    clean(host)
+    assert host.client.call("GET", "/v1/endpoints") == []
+
+
+def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callable[[], str]) -> None:
+    """Both ends of the pair have it: what the one sends and is too large for the other is dropped."""
+    host, netns = engine.host, container()
+    engine.endpoint(engine.address())
+    engine.take(netns)
+    until(lambda: host.client.call("GET", "/v1/endpoints")[0]["ifname"] == "eth0", "the container is found")
+    host.cli("network", "update", "demo", "--mtu", "1300")
+    assert "mtu 1300" in run("ip", "link", "show", "eth0", netns=netns)
+    engine.remove()
+    clean(host)

@@ -1,0 +1,375 @@
+"""Full disks, damaged records, reboots and lost containers: nothing is lost, and all of it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_host import PATIENCE, Host, World, first_ip, pings, run, until
+
+from linkspan.errors import Unavailable
+
+
+def refused(host: Host, *words: str) -> str:
+    """Start an agent that must not come up, and return the line that it says."""
+    given = ("--config", str(host.config), "--state-dir", str(host.state_dir), "--socket", str(host.socket))
+    done = subprocess.run(
+        ["ip", "netns", "exec", host.netns, sys.executable, "-m", "linkspan.cli.main", "agent", *given, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("linkspan: ")
+    return said[0]
+
+
+def ids(host: Host) -> set[str]:
+    """Return the ids of what is attached."""
+    return {e["id"] for e in host.client.call("GET", "/v1/endpoints")}
+
+
+def clean(host: Host) -> None:
+    """Nothing leaks and nothing differs."""
+    assert host.check() == {"ok": True, "leaked": [], "duplicate": [], "orphaned": []}
+    assert host.differences() == []
+
+
+@pytest.fixture
+def small_disk(world: World) -> Any:
+    """A host whose state folder is a disk of 1 MiB, and the path at which the disk is seen from here."""
+    host = Host(world)
+    folder = host.state_dir
+    script = f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder} && echo up && exec sleep 600"
+    command = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", script)
+    holder = world.spawn(host.netns, *command, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"up\n"
+    host.command = (  # type: ignore[attr-defined]
+        "nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={Path.cwd()}", sys.executable, "-m", "linkspan.cli.main"
+    )  # fmt: skip
+    host.start(*host.command)  # type: ignore[attr-defined]
+    try:
+        yield host, Path(f"/proc/{holder.pid}/root{host.state_dir}")
+    finally:
+        host.close()
+
+
+def fill(folder: Path) -> Path:
+    """Fill the disk to its last byte, and return the file that does."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError:
+            return filler
+
+
+def attaches(host: Host, name: str) -> bool:
+    """Tell whether a container can be attached; it is detached again."""
+    try:
+        host.attach(name)
+    except Unavailable:
+        return False
+    return bool(host.detach(name))
+
+
+def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+    """Attach fails and says so; detach works and is logged; once there is space the journal is right by itself."""
+    host, disk = small_disk
+    host.network("demo", "10.201.0.0/24")
+    stays, goes, comes = container(), container(), container()
+    host.attach(stays)
+    gone = host.attach(goes)
+    filler = fill(disk)
+    until(lambda: not attaches(host, comes), "the last page of the log")
+    with pytest.raises(Unavailable, match=r"attach .* to demo: .*journal\.db: disk full"):
+        host.attach(comes)
+    assert "eth0" not in run("ip", "link", netns=comes)
+    with pytest.raises(Unavailable, match="disk full"):
+        host.network("second", "10.202.0.0/24")
+    assert host.detach(goes) == 1
+    assert gone["host_ifname"] not in host.links()
+    assert "disk full" in host.log.read_text()
+    clean(host)
+    filler.unlink()
+
+    def recorded() -> set[str]:
+        reading = "import sqlite3, sys; print(*(r[0] for r in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])))"
+        words = (str(host.state_dir / "journal.db"), "SELECT id FROM endpoints")
+        return set(run(*host.command[:2], sys.executable, "-c", reading, *words).split())  # type: ignore[attr-defined]
+
+    until(lambda: recorded() == {stays}, "the rows of what is attached")
+    host.stop(signal.SIGKILL)
+    host.start(*host.command)  # type: ignore[attr-defined]
+    clean(host)
+    assert ids(host) == {stays}
+    assert pings(stays, "10.201.0.1")
+    assert host.attach(comes)["addresses"] != host.client.call("GET", f"/v1/endpoints/{stays}")[0]["addresses"]
+    assert pings(comes, "10.201.0.1")
+
+
+def test_an_agent_ends_in_order_on_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+    """SIGTERM ends it with 0, and what was detached meanwhile is gone after the next start."""
+    host, disk = small_disk
+    host.network("demo", "10.201.0.0/24")
+    name = container()
+    host.attach(name)
+    filler = fill(disk)
+    host.detach(name)
+    host.stop()
+    assert host.process is not None
+    assert host.process.returncode == 0
+    filler.unlink()
+    host.start(*host.command)  # type: ignore[attr-defined]
+    clean(host)
+
+
+@pytest.mark.parametrize("file", ["journal.db", "store/store.db", "sysctls.json"])
+def test_a_corrupt_record_is_refused_and_left(host: Host, container: Callable[[], str], file: str) -> None:
+    """The agent does not start on a damaged file: it names it, says what to do, and leaves data path and file."""
+    host.network()
+    name = container()
+    host.attach(name)
+    host.stop()
+    path = host.state_dir / file
+    for beside in path.parent.glob(f"{path.name}-*"):
+        beside.unlink()
+    good = path.read_bytes()
+    for damage in (b"soup" * 1000, good[: len(good) // 2] + bytes(100) + b"\xff" * 100):
+        path.write_bytes(damage)
+        said = refused(host)
+        assert str(path) in said
+        assert "move " in said
+        assert "away" in said
+        assert path.read_bytes() == damage
+        assert pings(name, "10.201.0.1")
+    path.write_bytes(good)
+    host.start()
+    clean(host)
+
+
+@pytest.mark.parametrize("file", ["journal.db", "store/store.db"])
+def test_a_newer_record_is_refused_and_left(host: Host, file: str) -> None:
+    """A file that a newer linkspan wrote is not touched, and the message says to upgrade."""
+    host.network()
+    host.stop()
+    path = host.state_dir / file
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE meta SET value = '999' WHERE name = 'schema'")
+    database.close()
+    said = refused(host)
+    assert str(path) in said
+    assert "999" in said
+    assert "upgrade" in said
+
+
+def test_a_row_that_cannot_be_read_is_refused(host: Host, container: Callable[[], str]) -> None:
+    """A sound file with a broken record is refused as well, by its name."""
+    host.network()
+    host.attach(container())
+    host.stop()
+    path = host.state_dir / "journal.db"
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE endpoints SET record = '{\"id\": 7'")
+    database.close()
+    assert str(path) in refused(host)
+
+
+def test_a_second_agent_names_the_first(host: Host) -> None:
+    """One state folder has one agent; the second is told the pid of the first, which goes on."""
+    assert host.process is not None
+    said = refused(host)
+    assert f"in use by the agent with pid {host.process.pid}" in said
+    assert str(host.state_dir) in said
+    assert host.client.call("GET", "/v1/status")["agent"]["pid"] == host.process.pid
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--state-dir", "/proc/nowhere"), "/proc/nowhere"),
+        (("--socket", "/proc/nowhere/a.sock"), "/proc/nowhere"),
+        (("--store", "mysql://x"), "mysql://x"),
+        (("--config", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_settings_that_cannot_be(world: World, words: tuple[str, ...], named: str) -> None:
+    """A folder, socket, store or file that cannot be is named in one line."""
+    host = Host(world)
+    try:
+        assert named in refused(host, *words)
+    finally:
+        host.close()
+
+
+def test_a_container_that_went_without_a_word(host: Host, world: World) -> None:
+    """A namespace that ended without DEL is leaked (exit code 3), and --fix frees its address."""
+    host.network("demo", "10.201.0.0/24")
+    name, stays = world.namespace(), world.namespace()
+    address = first_ip(host.attach(name))
+    host.attach(stays)
+    world.delete(name)
+    until(lambda: not host.check()["ok"], "the loss is seen")
+    found = host.json("address", "check", code=3)
+    assert [(f["address"], f["holder"]) for f in found["leaked"]] == [(address, name)]
+    assert "gone" in found["leaked"][0]["why"]
+    assert address in host.cli("address", "check", code=3)
+    assert host.json("address", "check", "--fix")["ok"]
+    clean(host)
+    assert ids(host) == {stays}
+
+
+def test_a_container_that_went_is_reaped(world: World) -> None:
+    """Where no DEL comes within the grace period, the agent detaches it by itself, and tells."""
+    host = Host(world)
+    host.config.write_text("reap_after = 0.5\n")
+    host.start()
+    try:
+        for mode in ("bridged", "routed"):
+            host.network(mode, "10.201.0.0/24" if mode == "routed" else "10.202.0.0/24", options={"mode": mode})
+            name, stays = world.namespace(), world.namespace()
+            host.attach(name, mode)
+            host.attach(stays, mode)
+            world.delete(name)
+            until(lambda name=name: name not in ids(host), "it is reaped")
+            clean(host)
+            assert pings(stays, host.client.call("GET", f"/v1/networks/{mode}")["gateways"][0].partition("/")[0])
+            told = [json.loads(line) for line in host.client.lines("/v1/events")]
+            assert [e["about"]["endpoint"] for e in told if e["type"] == "reap"][-1] == name
+            assert host.client.call("GET", "/v1/status")["drift"] == []
+    finally:
+        host.close()
+
+
+def test_a_container_that_went_is_no_drift(host: Host, world: World) -> None:
+    """While its runtime has time to detach it, status says that it is gone, and nothing is to be mended."""
+    host.network("demo", "10.201.0.0/24")
+    name, stays = world.namespace(), world.namespace()
+    host.attach(name)
+    host.attach(stays)
+    world.delete(name)
+
+    def gone() -> list[dict[str, Any]]:
+        return list(host.client.call("GET", "/v1/status")["gone"])
+
+    until(gone, "the agent sees that the container is gone")
+    assert [(one["endpoint"], one["network"]) for one in gone()] == [(name, "demo")]
+    assert 0 < gone()[0]["detached_in"] <= 30
+    assert host.client.call("GET", "/v1/status")["drift"] == []
+    assert "its namespace is gone" in host.cli("status")
+    assert host.differences() == []
+    assert "linkspan_drift 0.0" in host.client.call("GET", "/metrics")
+    host.client.call("POST", "/v1/detach", {"id": name})
+    assert gone() == []
+
+
+def test_events_outlive_the_agent(host: Host, world: World) -> None:
+    """What the last agent saw is told by the next one, also after a kill, and so is that it started."""
+    host.network("demo", "10.201.0.0/24")
+    host.attach(world.namespace())
+    before = host.cli("events").splitlines()
+    host.stop(signal.SIGKILL)
+    with (host.state_dir / "events.jsonl").open("a", encoding="ascii") as file:
+        file.write('{"at": 1, "type": "cut o')
+    host.start()
+    after = host.cli("events").splitlines()
+    assert after[: len(before)] == before
+    assert "the agent started" in after[len(before)]
+    assert "cut o" not in (host.state_dir / "events.jsonl").read_text()
+
+
+def test_a_container_that_went_while_no_agent_ran(host: Host, world: World) -> None:
+    """The next agent frees its address at its start, and tells."""
+    host.network("demo", "10.201.0.0/24")
+    name = world.namespace()
+    host.attach(name)
+    host.stop()
+    world.delete(name)
+    host.start()
+    clean(host)
+    assert ids(host) == set()
+    told = [json.loads(line) for line in host.client.lines("/v1/events")]
+    assert [e["about"]["endpoint"] for e in told if e["type"] == "recover"] == [name]
+
+
+def test_doubles_and_orphans_are_found_and_mended(host: Host, world: World) -> None:
+    """A second container with a held address, and a link of ours that nobody knows, are told and taken away."""
+    host.network("demo", "10.201.0.0/24")
+    one, two = world.namespace(), world.namespace()
+    held = host.attach(one)
+    host.attach(two)
+    run("ip", "addr", "add", held["addresses"][0], "dev", "eth0", netns=two)
+    found = host.json("address", "check", code=3)
+    assert [f["address"] for f in found["duplicate"]] == [first_ip(held)]
+    assert "eth0" in found["duplicate"][0]["why"]
+    assert host.json("address", "check", "--fix")["ok"]
+    assert f"inet {first_ip(held)}/" not in run("ip", "addr", netns=two)
+    assert f"inet {first_ip(held)}/" in run("ip", "addr", netns=one)
+    host.stop(signal.SIGKILL)
+    with sqlite3.connect(host.state_dir / "journal.db") as database:
+        database.execute("DELETE FROM endpoints WHERE id = ?", (two,))
+    database.close()
+    host.start()
+    clean(host)
+    assert "eth0" not in run("ip", "link", netns=two)
+
+
+def test_after_a_reboot_addresses_are_free(host: Host, world: World) -> None:
+    """Rows of another boot hold nothing: their containers ended with it."""
+    host.network("demo", "10.201.0.0/29")
+    names = [world.namespace() for _ in range(5)]
+    given = {first_ip(host.attach(name)) for name in names}
+    host.stop()
+    with sqlite3.connect(host.state_dir / "journal.db") as database:
+        database.execute("UPDATE endpoints SET boot_id = 'another'")
+    database.close()
+    for name in names:
+        world.delete(name)
+    host.start()
+    clean(host)
+    assert ids(host) == set()
+    assert {first_ip(host.attach(world.namespace())) for _ in range(5)} == given
+
+
+def test_cool_down_outlives_the_agent(world: World) -> None:
+    """An address released just before a restart is given again last."""
+    host = Host(world, cooldown=3600)
+    host.start()
+    try:
+        host.network("demo", "10.201.0.0/28")
+        keep, gone = world.namespace(), world.namespace()
+        host.attach(keep)
+        released = first_ip(host.attach(gone))
+        host.detach(gone)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            host.restart(number)
+        rest = [first_ip(host.attach(gone, id=f"c{n}", ifname=f"n{n}")) for n in range(12)]
+        assert rest.index(released) == 11
+        assert len(set(rest)) == 12
+    finally:
+        host.close()
+
+
+def test_a_namespace_number_that_is_used_again(host: Host, world: World) -> None:
+    """The agent holds no namespace open: a container that ends takes its links with it at once."""
+    host.network("demo", "10.201.0.0/24")
+    name = world.namespace()
+    endpoint = host.attach(name)
+    inode = os.stat(f"/run/netns/{name}").st_ino
+    assert endpoint["netns"] == inode
+    world.delete(name)
+    until(lambda: endpoint["host_ifname"] not in host.links(), "the pair went with its namespace")

@@ -1,0 +1,73 @@
+"""What the command line says to somebody who meets it for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from agent_host import Host, World
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A host with an agent."""
+    world = World()
+    made = Host(world)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
+        world.remove()
+
+
+def test_a_new_network_is_told_with_what_was_chosen(host: Host) -> None:
+    """The backend by the name that --backend takes, and how containers are connected."""
+    words = ("network", "create")
+    assert host.cli(*words, "flat", "--pool", "10.201.0.0/24", "--opt", "mode=routed") == (
+        "network flat: backend bridge, mode=routed, pool 10.201.0.0/24, gateway 10.201.0.1\n"
+    )
+    assert host.cli(*words, "own", "--backend", "host") == "network own: backend host\n"
+
+
+def test_a_pool_that_is_none_is_named_once(host: Host) -> None:
+    """With the way to write one."""
+    said = host.cli("network", "create", "bad", "--pool", "banana", code=1)
+    assert said.count("banana") == 1
+    assert "10.244.0.0/16" in said
+
+
+def test_an_update_of_nothing_is_bad_usage(host: Host) -> None:
+    """It says what can be updated; the help has no default that would change something."""
+    said = host.cli("network", "update", "flat", code=2)
+    assert "--add-pool" in said
+    assert "default: 0" not in host.cli("network", "update", "--help")
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_a_runtimes_container_that_is_not_there_is_named(host: Host, runtime: str) -> None:
+    """Whether or not the runtime is installed: which container, why, and what to do."""
+    said = host.cli("attach", f"{runtime}:nobody-has-this", "--network", "flat", code=1)
+    assert f"{runtime} container 'nobody-has-this': " in said
+    assert "; " in said
+
+
+def test_a_port_at_an_address_of_another_host_is_refused(host: Host) -> None:
+    """Nothing is left of the attempt, and the kernel's switch for a later address is named."""
+    container = host.world.namespace()
+    host.cli("network", "create", "demo", "--pool", "10.202.0.0/24")
+    said = host.cli("attach", container, "--network", "demo", "--publish", "203.0.113.9:80:80", code=1)
+    assert "cannot be published at 203.0.113.9: the host has no such address" in said
+    assert "ip_nonlocal_bind" in said
+    assert host.json("endpoint", "list") == []
+
+
+def test_the_version_is_asked_as_everywhere(host: Host) -> None:
+    """--version is the command version, without an agent, too."""
+    assert host.cli("--version") == host.cli("version")
+
+
+def test_completion_is_there_and_does_not_fill_the_help(host: Host) -> None:
+    """Its two options are not listed and work."""
+    assert "completion" not in host.cli("--help")
+    assert "linkspan" in host.cli("--show-completion", "bash")

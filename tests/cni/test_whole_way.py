@@ -1,0 +1,113 @@
+"""The whole way of a call: plugin, HTTP server, handler, and an agent in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+from plugin_runs import CONF, Plugin
+
+from fakes.cni_agent import FakeAgent
+from linkspan.runtimes.cni import Cni
+
+OVERRIDE = {"CNI_NETNS_OVERRIDE": "1"}  # the test's own namespace stands for the container's
+
+
+async def serve(agent: FakeAgent, path: str, started: threading.Event, stop: asyncio.Event) -> None:
+    """Serve POST /cni as the real agent does, until stopped."""
+    cni = Cni(agent)
+
+    async def post(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peer = request.transport.get_extra_info("socket")
+        pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        status, body = await cni.handle(await request.read(), pid)
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    app = web.Application(client_max_size=2 << 20)
+    app.router.add_post("/cni", post)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, path).start()
+    started.set()
+    await stop.wait()
+    await runner.cleanup()
+
+
+@pytest.fixture
+def agent(plugin: Plugin) -> Iterator[FakeAgent]:
+    """An agent that serves the plugin's socket."""
+    fake, started, stop, loop = FakeAgent(), threading.Event(), asyncio.Event(), asyncio.new_event_loop()
+    serving = serve(fake, str(plugin.socket), started, stop)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serving,))
+    thread.start()
+    assert started.wait(10)
+    yield fake
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    assert not thread.is_alive()
+    loop.close()
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+def test_life_of_a_container(plugin: Plugin, agent: FakeAgent, version: str) -> None:
+    """ADD, CHECK, GC, STATUS and DEL twice, in each version that has them."""
+    conf = {**CONF, "cniVersion": version}
+    added = plugin.run("ADD", conf, **OVERRIDE)
+    assert added.code == 0, added
+    result = json.loads(added.stdout)
+    assert result["cniVersion"] == version
+    if version != "0.3.1":
+        assert plugin.run("CHECK", {**conf, "prevResult": result}, **OVERRIDE)[:2] == (0, b"")
+    if version == "1.1.0":
+        valid = [{"containerID": "web", "ifname": "eth0"}]
+        assert plugin.run("GC", {**conf, "cni.dev/valid-attachments": valid})[:2] == (0, b"")
+        assert plugin.run("STATUS", conf)[:2] == (0, b"")
+    assert list(agent.attached) == [("web", "eth0")]
+    assert plugin.run("DEL", {**conf, "prevResult": result})[:2] == (0, b"")
+    assert plugin.run("DEL", conf, CNI_NETNS="")[:2] == (0, b"")
+    assert not agent.attached
+
+
+def test_namespace_of_the_plugin_itself_is_refused(plugin: Plugin, agent: FakeAgent) -> None:
+    """Code 8, found by the inode that the plugin tells of itself."""
+    failed = plugin.run("ADD").error
+    assert (failed["code"], failed["cniVersion"]) == (8, "1.0.0")
+    assert not agent.attached
+
+
+def test_namespace_that_is_not_there_is_refused(plugin: Plugin, agent: FakeAgent) -> None:
+    """Code 8 with the path and the reason of the plugin's open()."""
+    failed = plugin.run("ADD", CNI_NETNS="/run/netns/nowhere-at-all").error
+    assert failed["code"] == 8
+    assert "/run/netns/nowhere-at-all: No such file or directory" in failed["msg"]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [b"[" * 200_000 + b"]" * 200_000, b'"\xff\xfe"', b"nonsense", b'{"a"}'],
+    ids=["deep", "not utf-8", "nonsense", "half a pair"],
+)
+def test_what_the_plugin_lets_pass_is_found_by_the_agent(
+    plugin: Plugin, agent: FakeAgent, inner: bytes
+) -> None:
+    """Code 6 for JSON that is broken inside."""
+    text = b'{"name":"demo","cniVersion":"1.0.0","x":%s}' % inner
+    assert plugin.run("ADD", text, **OVERRIDE).error["code"] == 6
+
+
+def test_the_largest_configuration_passes(plugin: Plugin, agent: FakeAgent) -> None:
+    """1 MiB of configuration is attached; the server takes what the plugin may send."""
+    filler = "y" * ((1 << 20) - len(json.dumps({**CONF, "x": ""})))
+    assert (
+        plugin.run(
+            "ADD", {**CONF, "x": filler}, CNI_ARGS="IgnoreUnknown=1;A=" + "b" * 90_000, **OVERRIDE
+        ).code
+        == 0
+    )

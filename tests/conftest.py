@@ -1,0 +1,71 @@
+"""What all tests share: root where it is needed, and an account of what was skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOTLESS = [Path(__file__).parent / name for name in ("unit", "store")]
+"""What needs root in them skips by itself."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs root where there is none."""
+    if os.geteuid() == 0:
+        return
+    needs_root = pytest.mark.skip(reason="makes network namespaces, which needs root: sudo scripts/test")
+    for item in items:
+        if not any(item.path.is_relative_to(folder) for folder in ROOTLESS):
+            item.add_marker(needs_root)
+
+
+def _expected() -> tuple[set[str], set[str]] | None:
+    """Return the tests that are skipped and those that may be, or None where nobody asks.
+
+    scripts/test asks, for whole runs. A line that begins with ? is of a test that some machines can run, or, where
+    it ends with /, of all tests in that folder.
+    """
+    path = os.environ.get("LINKSPAN_EXPECTED_SKIPS")
+    if not path:
+        return None
+    lines = [line.split("#", 1)[0].strip() for line in Path(path).read_text().splitlines()]
+    certain = {line for line in lines if line and not line.startswith("?")}
+    return certain, {line.removeprefix("?").strip() for line in lines if line.startswith("?")}
+
+
+def _skipped(config: pytest.Config, possible: set[str]) -> set[str]:
+    """Return the tests that were skipped, without those that may be."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+    folders = tuple(line for line in possible if line.endswith("/"))
+    skipped = {report.nodeid for report in reporter.stats.get("skipped", [])}
+    return {test for test in skipped - possible if not test.startswith(folders)}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a whole run in CI where other tests were skipped than the expected ones."""
+    expected = _expected()
+    if expected is None or not os.environ.get("CI") or hasattr(session.config, "workerinput"):
+        return
+    certain, possible = expected
+    if exitstatus == pytest.ExitCode.OK and _skipped(session.config, possible) != certain:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which skips were not expected, and which expected ones did not come."""
+    expected = _expected()
+    if expected is None:
+        return
+    certain, possible = expected
+    skipped = _skipped(config, possible)
+    if skipped == certain:
+        return
+    terminalreporter.section(f"{len(skipped)} skipped, and tests/expected-skips lists {len(certain)}")
+    for nodeid in sorted(skipped - certain):
+        terminalreporter.line(f"skipped, but not listed: {nodeid}")
+    for nodeid in sorted(certain - skipped):
+        terminalreporter.line(f"listed, but not skipped: {nodeid}")

@@ -1,0 +1,85 @@
+"""The lab's command line, as tests and users call it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from linkspan.lab import processes, record
+
+_numbers = itertools.count()
+PATIENCE = 20.0
+HEALED_WITHIN = 2.0
+"""Seconds: the promise of healing."""
+SHARED = 2 if "PYTEST_XDIST_WORKER" in os.environ else 1
+"""Promises are for a host that has a machine; where two tests run at a time on it, each waits twice as long."""
+COMMAND = (sys.executable, "-m", "linkspan.cli.main", "lab")
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """Poll a condition until it holds; fail, saying what was awaited, when it does not in time."""
+    seconds *= SHARED
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+class LabRun:
+    """One lab, by a name of its own."""
+
+    def __init__(self) -> None:
+        self.name = f"lkl{os.getpid()}-{next(_numbers)}"
+        self.folder = record.FOLDER / self.name
+
+    def run(self, verb: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a verb of the lab and expect an exit code (-1: any)."""
+        options, _, command = " ".join(words).partition(" -- ")
+        words = (*options.split(), "--lab", self.name, *(("--", *command.split()) if command else ()))
+        done = subprocess.run(
+            [*COMMAND, verb, *words], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert code in (done.returncode, -1), (
+            f"lab {verb} {words}: {done.returncode}: {done.stdout}{done.stderr}"
+        )
+        return done
+
+    def json(self, verb: str, *words: str, code: int = 0) -> Any:
+        """Run a verb with -o json and return what it prints."""
+        return json.loads(self.run(verb, *words, "-o", "json", code=code).stdout)
+
+    def exec(self, place: str, command: str, code: int = 0) -> str:
+        """Run a command in a host or container and return its output."""
+        return self.run("exec", place, "--", command, code=code).stdout
+
+    def pings(self, place: str, address: str) -> bool:
+        """Tell whether one ping out of three tries is answered."""
+        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
+        return any(
+            subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3)
+        )
+
+    def silent(self, place: str, address: str) -> bool:
+        """Tell whether a single ping stays without an answer for a second."""
+        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
+        return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+    def processes(self) -> list[int]:
+        """Return the processes that bear this lab's mark."""
+        return list(processes.of_lab(self.folder, lambda _role, _environ: True))
+
+    def namespaces(self) -> list[str]:
+        """Return the network namespaces whose names are of this lab."""
+        folder = Path("/run/netns")
+        return sorted(p.name for p in folder.glob(f"{self.name}-*")) if folder.is_dir() else []
+
+    def left(self) -> list[object]:
+        """Return everything of this lab that is there."""
+        return [*self.namespaces(), *self.processes(), *([self.folder] if self.folder.exists() else [])]

@@ -1,0 +1,254 @@
+"""Trace in a real cluster: it agrees with what the packets do, and names the host and the hop where they end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from clusters import ClusterRun
+from lab_runs import HEALED_WITHIN, LabRun, until
+
+VXLAN_OUTER = ["eth", "ip 192.0.2.1>192.0.2.2", "udp 4789"]
+WAYS = [
+    ("vxlan", VXLAN_OUTER, 1450),
+    ("ipip", ["eth", "ip 192.0.2.1>192.0.2.2"], 1480),
+    ("host-gw", ["eth"], 1500),
+]
+
+
+def traced(lab: LabRun, source: str, target: str, at: str = "h1", code: int = 0) -> Any:
+    """Trace on a host."""
+    return json.loads(lab.exec(at, f"linkspan trace {source} {target} -o json", code=code))
+
+
+def addresses(lab: LabRun) -> dict[str, str]:
+    """Return the containers' addresses."""
+    return {c["name"]: c["addresses"][0].partition("/")[0] for c in lab.json("show")["containers"]}
+
+
+@pytest.mark.parametrize(("backend", "outer", "mtu"), WAYS)
+def test_what_the_lab_reaches_trace_reaches_too(lab: LabRun, backend: str, outer: list[str], mtu: int) -> None:
+    """From both hosts, for containers and hosts, by name and address: headers and MTU of the backend."""
+    lab.run("up", f"--backend {backend} --hosts 2")
+    assert lab.json("test")["failed"] == []
+    places = addresses(lab)
+    for source, target in (("c1", "c2"), ("c1", places["c2"]), ("host:h1", "c2"), ("c1@demo", "host:h2")):
+        for at in ("h1", "h2"):
+            found = traced(lab, source, target, at)
+            assert (found["reachable"], found["path_mtu"]) == (True, mtu), (source, target, at, found)
+            (wire,) = [hop["headers"] for hop in found["hops"] if hop["action"] == "left"]
+            assert wire[: len(outer)] == outer
+            assert [hop["host"] for hop in found["hops"] if hop["action"] == "received"] == ["h2"]
+    (wire,) = [hop["headers"] for hop in traced(lab, "c1", "c2")["hops"] if hop["action"] == "left"]
+    assert wire[-2:] == [f"ip {places['c1']}>{places['c2']}", "icmp"]
+
+
+def test_an_address_of_another_host_is_traced_as_it_is(pair: LabRun) -> None:
+    """To its underlay address a container's packets leave masqueraded, by no tunnel."""
+    found = traced(pair, "c1", "192.0.2.2")
+    (wire,) = [hop["headers"] for hop in found["hops"] if hop["action"] == "left"]
+    assert wire[-2:] == ["ip 192.0.2.1>192.0.2.2", "icmp"]
+    assert found["reachable"], found
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[LabRun]:
+    """Give two hosts with VXLAN."""
+    found = LabRun()
+    try:
+        found.run("up", "--backend vxlan --hosts 2")
+        yield found
+    finally:
+        found.run("down")
+
+
+@pytest.fixture
+def vxlan(pair: LabRun) -> Iterator[LabRun]:
+    """Give the shared pair, and mend what a test has left broken."""
+    yield pair
+    for host in pair.json("show")["hosts"]:
+        if host["broken"]:
+            pair.run("mend", host["name"])
+    until(lambda: pair.run("test", code=-1).returncode == 0, "all is well again", HEALED_WITHIN + 5)
+
+
+def test_every_host_lists_the_endpoints_of_all(vxlan: LabRun) -> None:
+    """With --local its own alone; one that comes or goes is seen on the other host."""
+
+    def listed(options: str = "") -> set[tuple[str, str]]:
+        found = json.loads(vxlan.exec("h1", f"linkspan endpoint list {options} -o json"))
+        return {(one["host"], one["name"]) for one in found}
+
+    assert listed() == {("h1", "c1"), ("h2", "c2")}
+    assert listed("--local") == {("h1", "c1")}
+    vxlan.run("attach", "h2", "late")
+    until(lambda: ("h2", "late") in listed(), "h1 hears of the container")
+    assert traced(vxlan, "c1", "late")["reachable"]
+    assert json.loads(vxlan.exec("h1", "linkspan endpoint show late -o json"))[0]["host"] == "h2"
+    vxlan.run("detach", "late")
+    until(lambda: ("h2", "late") not in listed(), "h1 hears of its end")
+
+
+def test_a_network_s_plan_has_its_peers(vxlan: LabRun) -> None:
+    """The route, the neighbour and the forwarding entry of the other host are in it, and said to be for it."""
+    lines = json.loads(vxlan.exec("h1", "linkspan plan --network demo -o json"))
+    kinds = {line["kind"] for line in lines if "to reach host" in line["why"]}
+    assert {"Route", "Neighbour", "FdbEntry", "NftElement"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("host", "failure", "at", "reason"),
+    [
+        ("h2", "link-down", "h2/host/eth0", "link eth0 in host is down"),
+        ("h1", "link-down", "h1/host", "no route to 192.0.2.2"),
+        ("h1", "partition:h2", "h1/host/eth0", "192.0.2.2 does not answer on eth0"),
+    ],
+)
+def test_an_underlay_that_is_broken_is_named(
+    vxlan: LabRun, host: str, failure: str, at: str, reason: str
+) -> None:
+    """Though the store is up and both agents answer, no packet crosses; trace says where and why."""
+    vxlan.run("break", host, failure)
+    assert not vxlan.pings("c1", addresses(vxlan)["c2"])
+    found = traced(vxlan, "c1", "c2", code=3)
+    assert (found["reachable"], found["broken_at"]) == (False, at) or found["broken_at"].startswith(f"{at}/")
+    assert reason in found["reason"]
+
+
+def test_an_agent_that_is_away_is_named_though_the_way_is_well(vxlan: LabRun) -> None:
+    """What this host knows is shown up to the underlay; then comes whose part is missing."""
+    vxlan.run("break", "h2", "agent-kill")
+    assert vxlan.pings("c1", addresses(vxlan)["c2"])
+    found = traced(vxlan, "c1", "c2", code=3)
+    assert found["broken_at"] == "h2/host"
+    assert "host h2 did not tell its part of the way: it is silent" in found["reason"]
+    assert [hop["action"] for hop in found["hops"]] == ["sent", "routed", "encapsulated", "left", "unknown"]
+
+
+@pytest.mark.parametrize("failure", ["routes-flush", "fdb-flush", "rules-flush"])
+def test_what_stays_flushed_because_the_agent_is_away_is_not_called_well(vxlan: LabRun, failure: str) -> None:
+    """Nobody tells what is gone on h2: trace does not claim a way that it did not see, and names h2."""
+    vxlan.run("break", "h2", "agent-kill")
+    vxlan.run("break", "h2", failure)
+    works = vxlan.pings("c1", addresses(vxlan)["c2"])
+    assert works == (failure == "rules-flush")
+    found = traced(vxlan, "c1", "c2", code=3)
+    assert found["broken_at"] == "h2/host"
+    assert "host h2 did not tell" in found["reason"]
+
+
+@pytest.mark.parametrize("failure", ["routes-flush", "fdb-flush", "rules-flush"])
+def test_what_was_flushed_and_healed_is_traced_well(vxlan: LabRun, failure: str) -> None:
+    """With the agent there, trace is well again when the packets are."""
+    vxlan.run("break", "h2", failure)
+    until(lambda: vxlan.run("test", code=-1).returncode == 0, "the packets pass", HEALED_WITHIN + 2)
+    until(lambda: traced(vxlan, "c1", "c2", code=-1)["reachable"], "trace says so", HEALED_WITHIN)
+
+
+def test_a_live_trace_shows_the_packet_on_both_hosts(vxlan: LabRun) -> None:
+    """It is seen at each device, wrapped and not, on the host that sends it and on the other, both ways."""
+    found = json.loads(vxlan.exec("h1", "linkspan trace c1 c2 --live -o json"))
+    assert found["reachable"]
+    for hops in (found["hops"], found["reply_hops"]):
+        assert {hop["host"] for hop in hops} == {"h1", "h2"}
+        assert all(hop["seen"] for hop in hops), hops
+
+
+@pytest.mark.parametrize("port", [8099, 8098])
+def test_a_live_tcp_trace_shows_syn_and_answer_on_both_hosts(vxlan: LabRun, port: int) -> None:
+    """The SYN there, wrapped and not, and SYN-ACK or RST back; where nobody listens, the answer is a refusal."""
+    program = f"import socket as s\nl=s.create_server(('',{8099}))\nprint(flush=True)\nwhile 1: l.accept()"
+    argv = ["ip", "netns", "exec", f"{vxlan.name}-c2", "python3", "-c", program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            found = json.loads(vxlan.exec("h1", f"linkspan trace c1 c2 --port {port}/tcp --live -o json"))
+        finally:
+            server.kill()
+    assert found["reachable"]
+    assert {hop["host"] for hop in found["hops"]} == {"h1", "h2"}
+    assert all(hop["seen"] for hop in (*found["hops"], *found["reply_hops"])), found
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[ClusterRun]:
+    """Give two hosts with a router between them, with IPIP, which does not let packets with DF be fragmented."""
+    found = ClusterRun()
+    try:
+        found.run("up", "--backend ipip --hosts 2 --segments 2")
+        yield found
+    finally:
+        found.run("down")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "reachable", "words"),
+    [
+        ("true", "true", True, ""),
+        ("ip route add unreachable {h2}", "ip route del unreachable {h2}", False, "says: host unreachable"),
+        ("ip route add blackhole {h2}", "ip route del blackhole {h2}", False, "no router says why"),
+        (
+            "nft -f - <<< 'add table inet cut; add chain inet cut f {{ type filter hook forward priority 0; }}; "
+            "add rule inet cut f meta l4proto 4 drop'",
+            "nft delete table inet cut",
+            False,
+            "{h2} answers pings, and nothing comes back by ipip",
+        ),
+        (
+            "ip link set eth2 mtu 1400; nft -f - <<< 'add table inet cut; add chain inet cut o "
+            "{{ type filter hook output priority 0; }}; add rule inet cut o icmp type destination-unreachable drop'",
+            "ip link set eth2 mtu 1500; nft delete table inet cut",
+            True,
+            "packets of 1480 bytes do not pass it, of 1380 bytes they do",
+        ),
+        # Last: what is said once is remembered for ten minutes.
+        ("ip link set eth2 mtu 1400", "ip link set eth2 mtu 1500", True, "says: too large, at most 1380 bytes"),
+    ],
+    ids=["well", "no-route", "blackhole", "protocol-dropped", "narrow-and-silent", "narrow"],
+)
+def test_what_the_router_between_does_is_found_out(
+    routed: ClusterRun, breaks: str, mends: str, reachable: bool, words: str
+) -> None:
+    """Nobody can ask it, so what passes it and comes back tells, and what it says by ICMP."""
+    h2 = routed.host("h2")["underlay"]["addresses"][0].partition("/")[0]
+
+    def router(script: str) -> None:
+        argv = ["ip", "netns", "exec", f"{routed.name}-router", "bash", "-c", script.format(h2=h2)]
+        subprocess.run(argv, check=True)
+
+    def told() -> bool:
+        """Trace; a router that has said much says nothing for a while."""
+        found = routed.call("h1", "GET", "/v1/trace?source=c1&target=c2")
+        assert found["reachable"] == reachable, found
+        if reachable:
+            assert found["path_mtu"] == (1380 if "1400" in breaks else 1480)
+        else:
+            assert found["broken_at"] == "h1/host/eth0"
+        said = found["reason"] + " ".join(hop["detail"] for hop in (*found["hops"], *found["reply_hops"]))
+        assert "by router" in said
+        return words.format(h2=h2) in said
+
+    router(breaks)
+    try:
+        until(told, words, 30)
+    finally:
+        router(mends)
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd: apt install etcd-server")
+def test_a_store_that_one_side_does_not_reach_is_named(lab: LabRun) -> None:
+    """The host that is cut off says that its store is away, the other one that this host is silent; packets pass."""
+    lab.run("up", "--backend vxlan --hosts 2 --store etcd")
+    assert traced(lab, "c1", "c2")["reachable"]
+    lab.run("break", "h2", "store-cut")
+    assert lab.pings("c1", addresses(lab)["c2"])
+    found = traced(lab, "c1", "c2", code=3)
+    assert (found["broken_at"], "it is silent" in found["reason"]) == ("h2/host", True), found
+    found = traced(lab, "c2", "c1", at="h2", code=3)
+    assert found["broken_at"] == "h1/host"
+    assert "the store is away" in found["reason"]

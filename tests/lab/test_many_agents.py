@@ -1,0 +1,35 @@
+"""Forty real agents that start at once on one store."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from lab_runs import LabRun, until
+
+from linkspan.lab import agents, build, record, topology
+
+MANY = 40
+
+
+@pytest.mark.parametrize("store", ["sqlite", "etcd"])
+def test_agents_that_start_at_once_get_blocks_without_a_duplicate(lab: LabRun, store: str) -> None:
+    """Each has one block and no two have the same; each container has an address of its own host's block."""
+    if store == "etcd" and not shutil.which("etcd"):
+        pytest.skip("needs etcd")
+    wishes = topology.Wishes(lab=lab.name, hosts=MANY, store=store, containers_per_host=1)
+    build.up(topology.planned(wishes))  # not by the command line, which would try 3,000 pairs
+    made = record.load(lab.name)
+    asked = agents.client(made, "h40")
+
+    def blocks() -> dict[str, str]:
+        hosts = asked.call("GET", "/v1/hosts")
+        return {block: h["name"] for h in hosts for lease in h["leases"] for block in lease["prefixes"]}
+
+    until(lambda: len(set(blocks().values())) == MANY, "every host has a lease", 60)
+    owners = blocks()
+    assert len(owners) == MANY
+    given = {c.name: (c.host, c.attachments[0].addresses[0]) for c in made.containers}
+    assert len({address for _, address in given.values()}) == MANY
+    for host, address in given.values():
+        assert owners[address.rpartition(".")[0] + ".0/24"] == host

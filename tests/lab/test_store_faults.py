@@ -1,0 +1,205 @@
+"""A store that is away, restored from a backup or silent to one host, under real agents with containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import ClusterRun
+from lab_runs import until
+
+from linkspan.errors import LinkspanError
+from linkspan.lab import agents, commands, record
+
+pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
+
+HOSTS = ("h1", "h2", "h3")
+
+
+@pytest.fixture(scope="module")
+def lab_() -> Iterator[ClusterRun]:
+    """Give three hosts with VXLAN on one segment and an etcd."""
+    found = ClusterRun()
+    try:
+        found.run("up", "--backend vxlan --store etcd")
+        yield found
+    finally:
+        found.run("down")
+
+
+@pytest.fixture
+def cluster(lab_: ClusterRun) -> Iterator[ClusterRun]:
+    """Give the shared lab, and see that a test has left it well."""
+    yield lab_
+    for host in lab_.json("show")["hosts"]:
+        if host["broken"]:
+            lab_.run("mend", host["name"])
+    for host in HOSTS:
+        lab_.call("h1", "PATCH", f"/v1/hosts/{host}", {"drained": ""})
+    for network in lab_.call("h1", "GET", "/v1/networks"):
+        if network["name"] != "demo":
+            lab_.delete(network["name"])
+
+
+def _container(cluster: ClusterRun, name: str) -> str:
+    """Return the path of a container's namespace that the lab does not know of."""
+    commands.run("ip", "netns", "add", f"{cluster.name}-{name}")
+    return f"netns:{cluster.name}-{name}"
+
+
+def _gone(cluster: ClusterRun, name: str) -> None:
+    commands.delete(f"{cluster.name}-{name}")
+
+
+def test_an_identity_s_address_moves_over_hosts(cluster: ClusterRun) -> None:
+    """A container with the label has its address on h1, then on h3, and c2 reaches it at both places."""
+    target = _container(cluster, "db")
+    words = f"linkspan attach {target} --network demo --id db --label linkspan.io/identity=db -o json"
+    try:
+        first = json.loads(cluster.exec("h1", words))["addresses"]
+        address = first[0].partition("/")[0]
+        until(lambda: cluster.pings("c2", address), "c2 reaches it on h1", 5)
+        cluster.exec("h1", "linkspan detach --id db")
+        assert json.loads(cluster.exec("h3", words))["addresses"] == first
+        until(lambda: cluster.pings("c2", address), "c2 reaches it on h3", 5)
+    finally:
+        cluster.exec("h3", "linkspan detach --id db")
+        _gone(cluster, "db")
+
+
+def test_a_store_that_is_away_past_every_timeout_costs_no_ping(cluster: ClusterRun) -> None:
+    """Etcd hangs for longer than liveness lasts: no route goes; what was detached meanwhile is released after."""
+    cluster.create("exact", "10.90.0.0/16", ipam="exact")
+    cluster.run("attach", "h1", "e1", "--network exact --ip 10.90.7.7")
+    until(lambda: cluster.pings("h3", "10.90.7.7"), "h3 reaches it", 5)
+    routes = cluster.ip("h1", "route show")
+    etcd = cluster.etcd()
+    with cluster.no_loss("c1", cluster.address("c2")):
+        os.kill(etcd, signal.SIGSTOP)
+        try:
+            until(lambda: not cluster.status("h1")["store"]["ok"], "h1 says that the store is away", 30)
+            cluster.run("detach", "e1")
+            away = time.monotonic() + 10  # liveness lasts 7 s, and its lease in etcd too
+            until(lambda: time.monotonic() > away, "time has passed")
+            assert cluster.ip("h2", "route show").count("lsx") >= 2
+        finally:
+            os.kill(etcd, signal.SIGCONT)
+        until(lambda: all(cluster.status(h)["store"]["ok"] for h in HOSTS), "all is settled", 30)
+    assert {line for line in routes.splitlines() if "10.244." in line} <= {
+        *cluster.ip("h1", "route show").splitlines()
+    }
+    until(lambda: "silent" not in {cluster.host(h)["state"] for h in HOSTS}, "all are alive")
+    until(
+        lambda: cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7", code=-1).returncode == 0,
+        "the address is free for h2",
+    )
+    cluster.run("detach", "e2")
+
+
+def test_an_agent_that_knows_nothing_waits_for_its_store_and_says_so(cluster: ClusterRun) -> None:
+    """Without a snapshot: log and status name etcd, all else is refused, SIGTERM ends it; then it joins with c2."""
+    lab = record.load(cluster.name)
+    host = lab.host("h2")
+    cluster.run("break", "h2", "agent-kill")
+    cluster.run("break", "h2", "store-cut")
+    (lab.folder / "h2" / "state" / "replica.json").unlink()
+    with cluster.no_loss("c1", cluster.address("c2")):
+        _, log, process = agents._started(lab, host)
+        until(lambda: _waits(cluster), "it says in its status that the store is away", 30)
+        with pytest.raises(LinkspanError, match="the agent waits for the store"):
+            cluster.call("h2", "GET", "/v1/networks")
+        assert "waiting for the store" in log.with_suffix(".log").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        cluster.run("mend", "h2")
+        until(lambda: cluster.status("h2")["store"]["ok"], "it has joined", 30)
+    assert [e["id"] for e in cluster.call("h2", "GET", "/v1/endpoints?local")] == ["c2"]
+
+
+def _waits(cluster: ClusterRun) -> bool:
+    try:
+        store = cluster.status("h2")["store"]
+    except LinkspanError:
+        return False
+    return not store["ok"] and "etcd" in store["problem"]
+
+
+def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun, tmp_path: Path) -> None:
+    """h1 claimed it, a backup from before came back, h2 claimed it too: h1 has it, containers go on, all say so."""
+    lab, backup = record.load(cluster.name), tmp_path / "backup"
+    for host in HOSTS:
+        cluster.call("h1", "PATCH", f"/v1/hosts/{host}", {"drained": "1"})
+    wish = {"name": "one", "pools": ["10.90.0.0/28"], "subnet_len": [28], "backend": "vxlan"}
+    cluster.call("h1", "POST", "/v1/networks", wish)
+    until(lambda: all("is drained" in cluster.not_well(h) for h in HOSTS), "nobody claims")
+    cluster.etcdctl("snapshot", "save", str(backup))
+    cluster.call("h1", "PATCH", "/v1/hosts/h1", {"drained": ""})
+    until(lambda: cluster.blocks("h1", "one", "h2"), "h1 has the block")
+    cluster.run("attach", "h1", "d1", "--network one")
+    for host in HOSTS:
+        cluster.run("break", host, "agent-kill")
+    for host in ("h2", "h3"):  # which never heard of h1's claim
+        (lab.folder / host / "state" / "replica.json").unlink()
+    cluster.restore(backup)
+    for host in ("h2", "h3"):
+        cluster.run("mend", host)
+    cluster.call("h2", "PATCH", "/v1/hosts/h2", {"drained": ""})
+    until(lambda: cluster.blocks("h2", "one", "h2"), "h2 has the block")
+    cluster.run("attach", "h2", "d2", "--network one --ip 10.90.0.9")
+    cluster.run("mend", "h1")
+    cluster.call("h2", "PATCH", "/v1/hosts/h1", {"drained": ""})
+    until(lambda: all(cluster.status(h)["disputes"] for h in HOSTS), "all hosts tell of it", 40)
+    for host in HOSTS:
+        (told,) = cluster.status(host)["disputes"]
+        assert (told["winner"], told["loser"], told["containers"]) == ("h1", "h2", ["d2"])
+    assert "is host h1's, by the earlier claim" in cluster.exec("h3", "linkspan status")
+    assert any(
+        c["check"] == "owners" and c["status"] == "fail" for c in cluster.call("h3", "GET", "/v1/doctor")
+    )
+    said = cluster.run("attach", "h2", "d3", "--network one", code=1).stderr
+    assert "no /28 block is left" in said
+    assert cluster.run("attach", "h1", "d3", "--network one --ip 10.90.0.9", code=1).stderr.count(
+        "held by d2"
+    )
+    until(lambda: cluster.pings("d1", "10.90.0.9"), "d1 reaches d2: both go on", 5)
+    cluster.run("detach", "d2")
+    until(lambda: not any(cluster.status(h)["disputes"] for h in HOSTS), "it is settled")
+    cluster.run("attach", "h1", "d3", "--network one --ip 10.90.0.9")
+    for name in ("d1", "d3"):
+        cluster.run("detach", name)
+
+
+def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun) -> None:
+    """With reclaim_after h2, cut off, stops at half of it and leaves at its end; h1 has its block then; h2 is back."""
+    prefix = cluster.keys("hosts/h2")[0].removesuffix("hosts/h2")
+    for host in ("h1", "h3"):
+        cluster.call("h1", "PATCH", f"/v1/hosts/{host}", {"drained": "1"})
+    wish = {"name": "one", "pools": ["10.90.0.0/28"], "subnet_len": [28], "backend": "vxlan"}
+    cluster.call("h1", "POST", "/v1/networks", wish)
+    until(lambda: cluster.blocks("h2", "one"), "h2 has the only block")
+    with pytest.raises(LinkspanError, match="too short"):
+        cluster.call("h1", "PATCH", "/v1/cluster", {"reclaim_after": 5})
+    cluster.etcdctl("put", f"{prefix}settings/cluster", '{"reclaim_after": 12}')
+    try:
+        hosts = lambda: {h["name"]: h["withdraws"] for h in cluster.call("h1", "GET", "/v1/cluster")["hosts"]}  # noqa: E731
+        until(lambda: set(hosts().values()) == {12.0}, "all promise it")
+        cluster.run("break", "h2", "store-cut")
+        until(lambda: "it gives no address" in cluster.not_well("h2"), "h2 stops at half of it", 30)
+        said = cluster.run("attach", "h2", "late", code=1).stderr
+        assert "gives no address now" in said
+        until(lambda: "it has withdrawn" in cluster.not_well("h2"), "h2 withdraws at its end", 30)
+        until(lambda: "lsx" not in cluster.ip("h2", "route show"), "h2 has no way to its peers")
+        cluster.call("h1", "PATCH", "/v1/hosts/h1", {"drained": ""})
+        until(lambda: cluster.blocks("h1", "one"), "h1 has its block", 40)
+        cluster.run("mend", "h2")
+        until(lambda: cluster.pings("c1", cluster.address("c2")), "h2 is back", 15)
+        until(lambda: not cluster.blocks("h2", "one"), "h2 has let the block go", 15)
+        assert cluster.blocks("h1", "one") == ["10.90.0.0/28"]
+    finally:
+        cluster.etcdctl("put", f"{prefix}settings/cluster", "{}")

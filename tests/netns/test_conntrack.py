@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from machine_fixtures import needs, run
+
+from linkspan.addresses import prefix
+from linkspan.kernel import conntrack
+from linkspan.kernel.conntrack import flush
+
+
+def entry(protocol: str, source: str, to: str, port: int, replier: str = "") -> None:
+    """Put an entry into the table, as if ``source`` had sent to ``to``, which was translated to ``replier``."""
+    state = {
+        "tcp": ["--state", "ESTABLISHED"],
+        "udp": [],
+        "sctp": ["--state", "ESTABLISHED", "--orig-vtag", "1"],
+    }
+    extra = [*state[protocol], *(["--reply-vtag", "2"] if protocol == "sctp" else [])]
+    run(
+        *("conntrack", "-I", "-p", protocol, "-s", source, "-d", to, "--sport", "999", "--dport", str(port)),
+        *("-r", replier or to, "-q", source, "--reply-port-src", str(port), "--reply-port-dst", "999"),
+        *("-t", "300", *extra),
+    )
+
+
+@pytest.fixture(params=["filtered", "whole"], autouse=True)
+def dumps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel filter, or have the whole table dumped: which is cheaper depends on the table's size."""
+    monkeypatch.setattr(conntrack, "ENTRY", 1 << 60 if request.param == "filtered" else 0)
+
+
+def table() -> list[str]:
+    lines = run("conntrack", "-L", "-f", "ipv4") + run("conntrack", "-L", "-f", "ipv6")
+    return sorted(line for line in lines.splitlines() if "999" in line)
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp", "sctp"])
+def test_a_mapping_s_entries_go_and_others_stay(machine: str, protocol: str) -> None:
+    """By protocol and the port first sent to, for IPv4 and IPv6; a second flush finds none."""
+    needs("conntrack")
+    entry(protocol, "192.0.2.1", "192.0.2.9", 53, "10.99.1.2")
+    entry(protocol, "2001:db8::1", "2001:db8::9", 53, "fd99::2")
+    entry(protocol, "192.0.2.1", "192.0.2.9", 54)
+    entry("udp" if protocol == "tcp" else "tcp", "192.0.2.1", "192.0.2.9", 53)
+    assert len(table()) == 4
+    assert flush([(protocol, 53)], []) == 2
+    left = table()
+    assert len(left) == 2
+    assert not any(line.startswith(protocol) and "dport=53 " in line for line in left)
+    assert flush([(protocol, 53)], []) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "third"),
+    [
+        ("10.99.1.2", "192.0.2.1", "192.0.2.9"),
+        ("fd99::2", "2001:db8::1", "2001:db8::9"),
+    ],
+)
+def test_an_address_s_entries_go_in_each_direction(
+    machine: str, address: str, other: str, third: str
+) -> None:
+    """As the sender, as the one sent to, and behind a translation; its neighbours' entries stay."""
+    needs("conntrack")
+    entry("udp", address, other, 1)
+    entry("udp", other, address, 2)
+    entry("udp", other, third, 3, address)
+    entry("udp", other, third, 4)
+    assert len(table()) == 4
+    assert flush([], [prefix(address)]) == 3
+    (left,) = table()
+    assert "dport=4 " in left
+
+
+def test_many_are_flushed_at_once(machine: str) -> None:
+    """Ports and addresses of both families in one call."""
+    needs("conntrack")
+    for number, (source, target) in enumerate(
+        (
+            ("192.0.2.1", "192.0.2.9"),
+            ("10.99.1.2", "192.0.2.9"),
+            ("2001:db8::1", "fd99::2"),
+            ("2001:db8::1", "2001:db8::9"),
+        )
+    ):
+        entry("udp", source, target, 50 + number)
+    assert flush([("udp", 50), ("sctp", 53), ("tcp", 53)], [prefix("10.99.1.2"), prefix("fd99::2")]) == 3
+    (left,) = table()
+    assert "dport=53 " in left

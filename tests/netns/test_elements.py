@@ -1,0 +1,70 @@
+"""Elements of plain sets by nfnetlink: the same as nft's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from machine_fixtures import fresh_namespace, inside, run
+
+from linkspan.firewall import element, skeleton
+from linkspan.kernel.firewall import FirewallDriver
+from linkspan.model import Facts
+from linkspan.state import NftElement
+
+ELEMENTS = (
+    element("macs", "lsp0123456789ab", "02:00:0a:f4:00:02", table="bridge"),
+    element("senders4", "lsp0123456789ab", "02:00:0a:f4:00:02", "10.244.0.2", table="bridge"),
+    element("senders6", "lsp0123456789ab", "02:00:0a:f4:00:02", "fd00::2", table="bridge"),
+    element("internal_links", "ls-demo"),
+    element("publish4", "sctp", "8080", data=("10.244.0.2", "80")),
+    element("publish_at6", "2001:db8::1", "udp", "53", data=("fd00::2", "5353")),
+)
+
+
+@pytest.fixture
+def firewall() -> Iterator[tuple[str, FirewallDriver]]:
+    """A host's namespace with the skeleton in it, and the driver inside."""
+    with fresh_namespace() as netns, inside(netns):
+        driver = FirewallDriver()
+        assert driver.apply(list(skeleton(Facts())), ()) == {}
+        try:
+            yield netns, driver
+        finally:
+            driver.close()
+
+
+@pytest.mark.parametrize("wanted", ELEMENTS, ids=lambda e: e.set)
+def test_an_element_is_observed_as_it_was_put(firewall: tuple[str, FirewallDriver], wanted: NftElement) -> None:
+    """Every type of part is packed so that nft lists the element as the state has it; a second put is no error."""
+    _, driver = firewall
+    assert driver.apply([wanted], ()) == {}
+    assert driver.apply([wanted], ()) == {}
+    assert [s for s in driver.observe(0) if isinstance(s, NftElement)] == [wanted]
+    assert driver.apply((), [wanted]) == {}
+    assert not [s for s in driver.observe(0) if isinstance(s, NftElement)]
+
+
+def test_a_delete_of_what_is_gone_is_done(firewall: tuple[str, FirewallDriver]) -> None:
+    """Two elements of which one is gone already: the other goes, and there is no error."""
+    _, driver = firewall
+    assert driver.apply(ELEMENTS[:1], ()) == {}
+    assert driver.apply((), ELEMENTS[:2]) == {}
+    assert not [s for s in driver.observe(0) if isinstance(s, NftElement)]
+
+
+def test_changed_data_replaces_the_element(firewall: tuple[str, FirewallDriver]) -> None:
+    """A port that leads to another address now is changed, not refused."""
+    _, driver = firewall
+    other = element("publish4", "sctp", "8080", data=("10.244.0.3", "81"))
+    assert driver.apply([ELEMENTS[4]], ()) == {}
+    assert driver.apply([other], ()) == {}
+    assert [s for s in driver.observe(0) if isinstance(s, NftElement)] == [other]
+
+
+def test_an_element_of_a_table_that_is_gone_is_an_error_that_names_it(firewall: tuple[str, FirewallDriver]) -> None:
+    """After `nft flush ruleset` the put fails with the element's name, for the next pass to mend."""
+    netns, driver = firewall
+    run("nft", "flush", "ruleset", netns=netns)
+    (error,) = driver.apply([ELEMENTS[0]], ()).values()
+    assert "lsp0123456789ab" in error.message

@@ -1,0 +1,141 @@
+"""Packets that somebody forged reach no container: by another host, a peer, or a container."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from overlay import Cluster, network
+
+from linkspan.addresses import mac, prefix
+from linkspan.ipip_endpoint import _checksum, drops
+
+PORT = 7777
+HOST_2 = "192.0.2.2"
+
+
+def packet(source: str, target: str, protocol: int, payload: bytes) -> bytes:
+    """Return an IPv4 packet."""
+    addresses = prefix(source).packed + prefix(target).packed
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + addresses
+    return header[:10] + _checksum(header) + header[12:] + payload
+
+
+def datagram(source: str, target: str = "10.77.2.5") -> bytes:
+    """Return an IPv4 packet with the word "forged" for the container on host 2."""
+    return packet(source, target, socket.IPPROTO_UDP, struct.pack("!HHHH", PORT, PORT, 14, 0) + b"forged")
+
+
+def vxlan(source: str, vtep: str, to: str, vni: int = 100) -> bytes:
+    """Return a VXLAN payload (RFC 7348 section 5) with such a packet."""
+    frame = mac(to) + mac(vtep) + b"\x08\x00" + datagram(source)
+    return struct.pack("!II", 0x08000000, vni << 8) + frame
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[Cluster]:
+    """Make three hosts, and a fourth machine on their segment that belongs to nobody."""
+    cluster = Cluster(3, tmp_path, (4,))
+    cluster.world.add("x")
+    cluster.plugged("x", 9)
+    yield cluster
+    cluster.close()
+
+
+class Listener:
+    """A socket of the container on host 2, or on another."""
+
+    def __init__(self, cluster: Cluster, number: int = 2) -> None:
+        with cluster.world.entered(f"c{number}"):
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.bind((f"10.77.{number}.5", PORT))
+        self._socket.settimeout(0.3)
+
+    def heard(self) -> bool:
+        """Tell whether anything came, within 0.3 s: what does arrive takes less than 1 ms."""
+        try:
+            return bool(self._socket.recv(100))
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+def send(cluster: Cluster, netns: str, payload: bytes, *, udp: bool, target: str = HOST_2) -> None:
+    """Send a VXLAN payload (UDP 4789) or an IPIP one (protocol 4) from a namespace."""
+    kind, protocol = (socket.SOCK_DGRAM, 0) if udp else (socket.SOCK_RAW, socket.IPPROTO_IPIP)
+    with cluster.world.entered(netns), socket.socket(socket.AF_INET, kind, protocol) as out:
+        out.sendto(payload, (target, 4789 if udp else 0))
+
+
+def test_forged_vxlan_gets_nothing_through(trio: Cluster) -> None:
+    """It must come from a peer's underlay address, with the peer's own VTEP MAC, VNI and inner source."""
+    demo = network("demo", 77, "vxlan", (4,), vni="100")
+    trio.joined([demo])
+    one, two, three = (host.lease(demo).endpoints["vxlan"].data["mac"] for host in trio.hosts)
+    listener = Listener(trio)
+
+    def passes(netns: str, source: str, vtep: str, target: str = HOST_2, vni: int = 100) -> bool:
+        send(trio, netns, vxlan(source, vtep, two, vni), udp=True, target=target)
+        return listener.heard()
+
+    assert passes("h1", "10.77.1.5", one), "what host 1 says of itself passes"
+    assert not passes("x", "10.77.1.5", one), "a stranger's does not"
+    assert not passes("h1", "10.77.3.5", one), "host 1 does not speak for host 3's containers"
+    assert not passes("h1", "10.77.2.7", one), "nor for host 2's own"
+    assert not passes("h1", "198.51.100.1", one), "nor for the outside"
+    assert not passes("h1", "10.77.1.5", "02:00:00:00:00:99"), "an unknown VTEP is nobody"
+    assert not passes("h1", "10.77.1.5", one, vni=101), "and another VNI is no network"
+    assert not passes("c1", "10.77.1.5", one), "a container does not speak as its host, though masqueraded"
+    assert not passes("c2", "10.77.1.5", one, target="10.77.0.1"), "nor does it by its gateway's address"
+    assert not passes("c2", "10.77.1.5", one), "nor by its own host's"
+    assert passes("h3", "10.77.3.5", three)
+    listener.close()
+
+
+def test_forged_ipip_gets_nothing_through(trio: Cluster) -> None:
+    """The outer source must be a peer's and the inner one that same peer's; what is not is counted."""
+    demo = network("demo", 77, "ipip")
+    trio.joined([demo])
+    table = trio.hosts[1].machine.tunnel_table.path
+    listener = Listener(trio)
+
+    def passes(netns: str, source: str) -> bool:
+        send(trio, netns, datagram(source), udp=False)
+        return listener.heard()
+
+    assert passes("h1", "10.77.1.5"), "what host 1 says of itself passes"
+    assert not passes("x", "10.77.1.5"), "a stranger's does not"
+    assert drops(table)["stranger"] == 0, "the endpoint does not even see it"
+    assert not passes("h1", "10.77.3.5"), "host 1 does not speak for host 3's containers"
+    assert not passes("h1", "198.51.100.1"), "nor for the outside"
+    assert drops(table)["stranger"] == 2
+    assert not passes("c1", "10.77.1.5"), "a container does not speak as its host, though masqueraded"
+    assert not passes("c2", "10.77.1.5"), "nor to its own host"
+    assert passes("h3", "10.77.3.5")
+    listener.close()
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan", "ipip"])
+def test_a_pools_source_from_the_wire_needs_a_route_of_that_kind(trio: Cluster, backend: str) -> None:
+    """Plain packets with a pool's source come in only where the network sends that host's block plainly."""
+    demo = network("demo", 77, backend, (4,), **({"vni": "100"} if backend == "vxlan" else {}))
+    trio.joined([demo])
+    listener = Listener(trio)
+
+    def passes(source: str) -> bool:
+        raw = socket.IPPROTO_RAW
+        trio.world.sh("x", "ip route replace 10.77.0.0/16 via 192.0.2.2")
+        with trio.world.entered("x"), socket.socket(socket.AF_INET, socket.SOCK_RAW, raw) as out:
+            out.sendto(datagram(source), ("10.77.2.5", 0))
+        return listener.heard()
+
+    assert passes("10.77.1.5") == (backend == "host-gw")
+    assert not passes("10.77.9.5"), "the block of nobody"
+    assert not passes("10.77.2.9"), "the block of host 2 itself"
+    listener.close()

@@ -1,0 +1,27 @@
+"""Links are removed without waiting for acknowledgements, but never without an end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+
+from linkspan.kernel.links import Removal
+
+
+def test_a_deletion_that_is_not_answered_ends_in_an_error(machine: str) -> None:
+    """Nobody works here on what is to be deleted: each link is told, by its key and name."""
+    removal = Removal(threads=0, patience=0.05)
+    failed = removal.remove({17: (("Veth", "lsr1"), "lsr1"), 18: (("Veth", "lsr2"), "lsr2")})
+    assert set(failed) == {("Veth", "lsr1"), ("Veth", "lsr2")}
+    assert failed["Veth", "lsr1"].message == "delete link lsr1: no answer of the kernel in 0.05 s"
+    removal.close()
+
+
+def test_what_is_gone_already_is_removed(machine: str) -> None:
+    """A link is removed at its notification, and an index that nobody has is done."""
+    subprocess.run(["ip", "link", "add", "lsr1", "type", "veth", "peer", "name", "x"], check=True)
+    removal = Removal(threads=2)
+    index = socket.if_nametoindex("lsr1")
+    assert removal.remove({index: (("Veth", "lsr1"), "lsr1"), index + 100: (("Veth", "lsr2"), "lsr2")}) == {}
+    assert "lsr1" not in subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    removal.close()

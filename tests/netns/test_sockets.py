@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from machine_fixtures import inside
+
+from linkspan.errors import Invalid
+from linkspan.kernel.sockets import holder
+
+ME = f"process {os.getpid()} ("
+PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+def listener(protocol: str, family: int, address: str, port: int = 0, *, only: bool = True) -> socket.socket:
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    try:
+        found = socket.socket(family, kind, 132 if protocol == "sctp" else 0)
+    except OSError:
+        pytest.skip(f"this kernel has no {protocol}")
+    if family == V6:
+        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+    found.bind((address, port))
+    if protocol != "udp":
+        found.listen()
+    return found
+
+
+@PROTOCOLS
+@pytest.mark.parametrize(
+    ("family", "address", "asked", "held"),
+    [
+        (V4, "127.0.0.1", "", True),
+        (V4, "127.0.0.1", "127.0.0.1", True),
+        (V4, "127.0.0.1", "::1", False),
+        (V4, "0.0.0.0", "192.0.2.7", True),
+        (V6, "::1", "", True),
+        (V6, "::1", "127.0.0.1", False),
+        (V6, "::", "2001:db8::1", True),
+    ],
+)
+def test_a_listener_is_named_where_addresses_meet(
+    machine: str, protocol: str, family: int, address: str, asked: str, held: bool
+) -> None:
+    """Every address meets all of them."""
+    add_addresses()
+    with listener(protocol, family, address) as found:
+        answer = holder(protocol, asked, found.getsockname()[1])
+    assert answer.startswith(ME) if held else answer == ""
+
+
+def add_addresses() -> None:
+    """Give the machine the two addresses that are asked for besides its loopback's."""
+    subprocess.run(["ip", "address", "add", "192.0.2.7/32", "dev", "lo"], check=True)
+    subprocess.run(["ip", "address", "add", "2001:db8::1/128", "dev", "lo", "nodad"], check=True)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(("address", "family"), [("192.0.2.8", 4), ("2001:db8::8", 6)])
+def test_an_address_that_the_host_does_not_have_is_refused_unless_it_may_come_later(
+    machine: str, protocol: str, address: str, family: int
+) -> None:
+    """The kernel's own switch for addresses that come later, ip_nonlocal_bind, is the way to ask for one."""
+    with pytest.raises(Invalid, match=f"at {address}: the host has no such address") as refused:
+        holder(protocol, address, 4711)
+    setting = f"net.ipv{family}.ip_nonlocal_bind"
+    assert f"sysctl -w {setting}=1" in refused.value.hint
+    Path("/proc/sys", setting.replace(".", "/")).write_text("1", encoding="ascii")
+    assert holder(protocol, address, 4711) == ""
+
+
+@PROTOCOLS
+def test_an_ipv6_listener_that_takes_ipv4_holds_both(machine: str, protocol: str) -> None:
+    """Without IPV6_V6ONLY :: is IPv4's every address, too."""
+    with listener(protocol, V6, "::", only=False) as found:
+        port = found.getsockname()[1]
+        for asked in ("", "127.0.0.1", "::1"):
+            assert holder(protocol, asked, port).startswith(ME)
+
+
+@PROTOCOLS
+def test_a_free_port_is_held_by_nobody(machine: str, protocol: str) -> None:
+    """Also right after its holder went, and whatever another protocol has there."""
+    with listener("tcp", V4, "127.0.0.1") as other:
+        port = other.getsockname()[1]
+        if protocol != "tcp":
+            assert holder(protocol, "", port) == ""
+    assert holder(protocol, "", port) == ""
+
+
+def test_time_wait_and_clients_are_not_in_the_way(machine: str) -> None:
+    """A connection's end at the port does not hold it, while it lives or afterwards."""
+    with listener("tcp", V4, "127.0.0.1") as server:
+        client = socket.create_connection(server.getsockname())
+        port = client.getsockname()[1]
+        accepted, _ = server.accept()
+        assert holder("tcp", "", port) == ""
+        client.close()  # first, so that the client's side is the one in TIME_WAIT
+        accepted.close()
+        assert holder("tcp", "", port) == ""
+
+
+def test_the_namespace_is_the_calling_thread_s(machine: str, container: str) -> None:
+    """A listener in a container holds nothing of the host's."""
+    with inside(container):
+        found = listener("tcp", V4, "127.0.0.1")
+        port = found.getsockname()[1]
+        assert holder("tcp", "", port).startswith(ME)
+    with found:
+        assert holder("tcp", "", port) == ""

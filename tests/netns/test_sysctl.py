@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from machine_fixtures import fresh_namespace, inode, run
+
+from linkspan.errors import NotFound, Unavailable
+from linkspan.kernel import sysctl
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.sysctl import SysctlDriver
+from linkspan.state import HOST, LinkSysctl, Sysctl
+
+FORWARD = "net/ipv4/ip_forward"
+
+
+def test_a_setting_is_put_observed_and_given_back(spaces: Namespaces, tmp_path: Path) -> None:
+    """What is put is observed, a second put writes nothing, and delete gives back what was there before."""
+    driver = SysctlDriver(spaces, tmp_path / "sysctl.json")
+    wanted = Sysctl(FORWARD, "1")
+    assert sysctl.read(FORWARD) == "0"
+    assert driver.apply([wanted], []) == {}
+    assert list(driver.observe(HOST)) == [wanted]
+    written = (tmp_path / "sysctl.json").stat().st_mtime_ns
+    assert driver.apply([wanted], []) == {}
+    assert (tmp_path / "sysctl.json").stat().st_mtime_ns == written
+    assert driver.before(FORWARD) == "0"
+    assert driver.apply([], [wanted]) == {}
+    assert sysctl.read(FORWARD) == "0"
+    assert list(driver.observe(HOST)) == []
+
+
+def test_an_agent_with_no_memory_knows_the_value_before_ours(spaces: Namespaces, tmp_path: Path) -> None:
+    """The next agent observes what the last one put, sees drift, and gives back the first value."""
+    wanted = Sysctl(FORWARD, "1")
+    SysctlDriver(spaces, tmp_path / "m").apply([wanted], [])
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    assert list(driver.observe(HOST)) == [wanted]
+    sysctl.write(FORWARD, "0")
+    assert list(driver.observe(HOST)) == [Sysctl(FORWARD, "0")]
+    driver.apply([wanted], [])
+    driver.apply([], [wanted])
+    assert sysctl.read(FORWARD) == "0"
+
+
+def test_a_value_that_someone_else_set_since_is_left(spaces: Namespaces, tmp_path: Path) -> None:
+    """Delete restores only where the value is still ours."""
+    path = "net/ipv4/conf/lo/rp_filter"
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    driver.apply([Sysctl(path, "2")], [])
+    sysctl.write(path, "1")
+    driver.apply([], [Sysctl(path, "2")])
+    assert sysctl.read(path) == "1"
+
+
+def test_deletes_go_in_the_reverse_order_of_puts(spaces: Namespaces, tmp_path: Path) -> None:
+    """Forwarding, put last, is given back first, whatever the order of the batch."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    states = [Sysctl("net/ipv6/conf/lo/accept_ra", "2"), Sysctl("net/ipv6/conf/all/forwarding", "1")]
+    driver.apply(states, [])
+    assert driver._newest_first(states) == states[::-1]
+
+
+def test_memory_of_another_namespace_or_boot_counts_for_nothing(spaces: Namespaces, tmp_path: Path) -> None:
+    """A value remembered elsewhere is never written here."""
+    wanted = Sysctl(FORWARD, "1")
+    SysctlDriver(spaces, tmp_path / "m").apply([wanted], [])
+    text = (tmp_path / "m").read_text().replace(str(spaces.home), "1")
+    (tmp_path / "m").write_text(text)
+    assert list(SysctlDriver(spaces, tmp_path / "m").observe(HOST)) == []
+
+
+def test_without_memory_nothing_is_written(spaces: Namespaces, tmp_path: Path) -> None:
+    """Where the value before cannot be kept (a disk that takes nothing), ours is not set."""
+    (tmp_path / ".m.linkspan-new").mkdir()
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    wanted = Sysctl(FORWARD, "1")
+    assert isinstance(driver.apply([wanted], [])[wanted.key], Unavailable)
+    assert sysctl.read(FORWARD) == "0"
+    assert list(driver.observe(HOST)) == []
+
+
+def test_a_damaged_memory_is_an_error_that_names_the_file(spaces: Namespaces, tmp_path: Path) -> None:
+    """A file cut off is not taken as empty: what it held is what uninstall gives back."""
+    (tmp_path / "m").write_text('{"epoch": "')
+    with pytest.raises(Unavailable, match=str(tmp_path / "m")):
+        list(SysctlDriver(spaces, tmp_path / "m").observe(HOST))
+
+
+def test_a_setting_inside_a_container_leaves_the_machine_alone(
+    spaces: Namespaces, container: str, tmp_path: Path
+) -> None:
+    """It is put, observed and given back in that namespace only, and written nowhere."""
+    number = inode(container)
+    spaces.register(number, f"/run/netns/{container}")
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    wanted = Sysctl(FORWARD, "1", number)
+    assert driver.apply([wanted], []) == {}
+    assert list(driver.observe(number)) == [wanted]
+    assert list(driver.observe(HOST)) == []
+    assert sysctl.read(FORWARD) == "0"
+    assert run("cat", f"/proc/sys/{FORWARD}", netns=container).strip() == "1"
+    assert not (tmp_path / "m").exists()
+    driver.apply([], [wanted])
+    assert run("cat", f"/proc/sys/{FORWARD}", netns=container).strip() == "0"
+
+
+def test_a_namespace_that_went_is_not_found_and_then_forgotten(spaces: Namespaces, tmp_path: Path) -> None:
+    """Observe says NotFound, delete is done with it, and a put is an error."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    with fresh_namespace() as name:
+        wanted = Sysctl(FORWARD, "1", inode(name))
+        spaces.register(wanted.netns, f"/run/netns/{name}")
+        driver.apply([wanted], [])
+    assert driver.apply([], [wanted]) == {}
+    assert isinstance(driver.apply([wanted], [])[wanted.key], NotFound)
+
+
+def test_a_link_s_setting_goes_with_its_link(spaces: Namespaces, tmp_path: Path) -> None:
+    """Drift is found, a link gone (a dotted name, too) is forgotten, and one come back is not like ours."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    run("ip", "link", "add", "lsp.1", "type", "veth", "peer", "name", "x")
+    wanted = LinkSysctl("net/ipv6/conf/lsp.1/accept_ra", "0")
+    assert driver.apply([wanted], []) == {}
+    assert list(driver.observe(HOST)) == [wanted]
+    sysctl.write(wanted.path, "2")
+    assert list(driver.observe(HOST)) == [LinkSysctl(wanted.path, "2")]
+    driver.apply([wanted], [])
+    run("ip", "link", "del", "lsp.1")
+    assert list(driver.observe(HOST)) == []
+    assert isinstance(driver.apply([wanted], [])[wanted.key], NotFound)
+    assert driver.apply([], [wanted]) == {}
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_refused_value_is_an_error_that_says_what_was_set(spaces: Namespaces, tmp_path: Path) -> None:
+    """The other states of the batch are put all the same."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    bad, good = Sysctl("net/ipv4/conf/lo/rp_filter", "many"), Sysctl(FORWARD, "1")
+    errors = driver.apply([bad, good], [])
+    assert list(errors) == [bad.key]
+    assert "set sysctl net/ipv4/conf/lo/rp_filter to many" in errors[bad.key].message
+    assert sysctl.read(FORWARD) == "1"

@@ -1,0 +1,265 @@
+"""The real dockerd with the plugin's socket: containers are on a linkspan network by Docker's own commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from docker_engine import IMAGE, PLUGIN, Docker
+from virtual_host import VirtualHost, wait_until
+
+CREATE = "network create -d linkspan --ipam-driver linkspan"
+POOL = "10.78.0.0/16"
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """A virtual host with an agent, a network and a dockerd."""
+    with tempfile.TemporaryDirectory(prefix="lkd") as folder:
+        host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
+        try:
+            engine = Docker(host)
+            host.start_agent("--config", str(engine.agent_config()))
+            host.linkspan("network", "create", "demo", "--pool", POOL)
+            engine.start()
+            engine.run(f"{CREATE} -o network=demo demo")
+            yield engine
+        finally:
+            host.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    docker: Docker = request.getfixturevalue("docker")
+    docker.remove_all()
+    assert docker.host.linkspan("endpoint", "list") == []
+    assert docker.host.linkspan("address", "check")["ok"]
+
+
+def test_containers_reach_each_other_and_the_gateway(docker: Docker) -> None:
+    """Two containers have addresses of the network's pool, a way to each other, and their default route by it."""
+    docker.container("c1")
+    docker.container("c2")
+    one, other = docker.address("c1"), docker.address("c2")
+    assert one.startswith("10.78.")
+    assert docker.execute("c1", f"ping -c1 -W2 {other}")
+    assert docker.execute("c2", f"ping -c1 -W2 {one}")
+    assert "default via 10.78.0.1" in docker.execute("c1", "ip route")
+
+
+def test_the_agent_learns_where_the_container_is(docker: Docker) -> None:
+    """`endpoint list` shows the name that Docker gave the interface, and `trace` walks out of the container."""
+    docker.container("c1")
+    docker.container("c2")
+    host = docker.host
+    wait_until(lambda: {e["ifname"] for e in host.linkspan("endpoint", "list")} == {"eth0"}, "both are found")
+    assert host.linkspan("trace", docker.address("c1"), docker.address("c2"))["reachable"]
+
+
+def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
+    """What Docker calls them is learnt from the engine, and lists and traces show it."""
+    docker.container("c1", "--network demo --network-alias web")
+    found: list[dict[str, object]] = []
+    wait_until(lambda: found.extend(docker.host.linkspan("endpoint", "list")) or found[-1]["name"], "it is named")
+    assert found[-1]["name"] == "c1"
+    assert found[-1]["labels"] == {"aliases": "web"}
+
+
+def test_a_published_port_leads_to_the_container(docker: Docker) -> None:
+    """`-p` publishes on the host while the container runs, and no longer."""
+    docker.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+    docker.container("c2")
+    host = docker.host
+    wait_until(lambda: host.serves(8080), "it listens")
+    assert host.linkspan("endpoint", "show", _id(docker, "c1"))[0]["ports"][0]["host_port"] == 8080
+    taken = docker.attempt(f"run --rm --name c3 --network demo -p 8080:80 {IMAGE} true")
+    assert "port 8080/tcp is held by endpoint" in taken.stderr
+    docker.run("rm -f c1 c3")
+    assert not host.serves(8080)
+
+
+def test_an_address_and_a_mac_that_the_user_chose(docker: Docker) -> None:
+    """`--ip` and `--mac-address` are kept, on a network that was made with the linkspan network's subnet."""
+    docker.run(f"{CREATE} --subnet {POOL} fixed")
+    try:
+        options = "--network fixed --ip 10.78.5.5 --mac-address 02:42:0a:4e:05:05"
+        docker.container("c1", options)
+        assert docker.address("c1", "fixed") == "10.78.5.5"
+        assert "02:42:0a:4e:05:05" in docker.execute("c1", "ip link show eth0")
+        docker.container("c2")
+        assert docker.execute("c2", "ping -c1 -W2 10.78.5.5")
+        refused = docker.attempt(f"run --rm --network fixed --ip 10.78.5.5 {IMAGE} true")
+        assert "10.78.5.5" in refused.stderr
+        assert "held by" in refused.stderr
+        docker.remove_all()
+    finally:
+        docker.run("network rm fixed")
+
+
+def test_connect_and_disconnect_while_it_runs(docker: Docker) -> None:
+    """A second network comes to a running container and goes again; the first one works all the time."""
+    docker.host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
+    docker.run(f"{CREATE} -o network=second second")
+    docker.container("c1")
+    docker.container("c2", "--network second")
+    try:
+        assert docker.execute("c1", f"ping -c1 -W2 {docker.address('c1')}")
+        docker.run("network connect second c1")
+        assert docker.execute("c1", f"ping -c1 -W2 {docker.address('c2', 'second')}")
+        docker.run("network disconnect second c1")
+        assert "10.79." not in docker.execute("c1", "ip address")
+        assert len(docker.host.linkspan("endpoint", "list", "--network", "second")) == 1
+        docker.remove_all()
+    finally:
+        docker.run("network rm second")
+    docker.host.linkspan("network", "delete", "second")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("network create -d linkspan -o network=demo x", "--ipam-driver linkspan"),
+        (f"{CREATE} x", "-o network=NAME"),
+        (f"{CREATE} -o network=nonsense x", "nonsense"),
+        (f"{CREATE} -o network=demo -o colour=red x", "colour"),
+        (f"{CREATE} --subnet 192.0.2.0/24 x", "192.0.2.0/24"),
+        (f"{CREATE} --subnet 10.78.0.0/16 --ip-range 10.78.3.0/24 -o network=demo x", "address reserve"),
+    ],
+)
+def test_a_wrong_network_is_refused_with_what_to_do(docker: Docker, command: str, words: str) -> None:
+    """The engine shows our own words."""
+    refused = docker.attempt(command)
+    assert refused.returncode != 0
+    assert words in refused.stderr
+
+
+def test_the_agent_restarts_under_running_containers(docker: Docker) -> None:
+    """No ping is lost, and what is stopped while it is away is taken back afterwards."""
+    docker.container("c1")
+    docker.container("c2")
+    other = docker.address("c2")
+    docker.host.stop_agent()
+    assert docker.execute("c1", f"ping -c1 -W2 {other}")
+    docker.host.start_agent("--config", str(docker.agent_config()))
+    assert docker.execute("c1", f"ping -c1 -W2 {other}")
+    docker.container("c3")
+    assert docker.execute("c1", f"ping -c1 -W2 {docker.address('c3')}")
+
+
+def test_dockerd_restarts(docker: Docker) -> None:
+    """Its networks are known afterwards, and a container that is restarted always is back on its network."""
+    docker.container("c1", "--network demo --restart always")
+    docker.stop()
+    docker.start()
+    wait_until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
+    docker.container("c2")
+    assert docker.execute("c2", f"ping -c1 -W2 {docker.address('c1')}")
+
+
+_ACTIVATION = """
+import os, pathlib, socket, sys, time
+path, start, *command = sys.argv[1:]
+pathlib.Path(path).unlink(missing_ok=True)
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen()
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+print("listening", flush=True)
+while not os.path.exists(start):
+    time.sleep(0.02)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "docker"}
+os.execvp(command[0], command)
+"""
+
+
+def test_the_plugin_s_socket_is_there_before_the_agent(docker: Docker) -> None:
+    """With a socket that is handed over, as systemd does, dockerd and the agent may start in any order."""
+    host = docker.host
+    docker.container("c1", "--network demo --restart always")
+    docker.stop()
+    host.stop_agent()
+    start, config = host.folder / "start", host.folder / "handed.toml"
+    config.write_text("")
+    agent = ("linkspan", "agent", "--state-dir", str(host.folder / "state"), "--socket", str(host.socket))
+    command = (sys.executable, "-c", _ACTIVATION, PLUGIN, start, *agent, "--config", config)
+    host.agent = host.start(*command, log="agent.log")
+    assert host.agent.stdout is not None
+    assert host.agent.stdout.readline() == "listening\n"
+    docker.launch()
+    start.touch()
+    assert host.agent.stdout.readline() == "ready\n"
+    docker.wait()
+    wait_until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
+    docker.container("c2")
+    assert docker.execute("c2", f"ping -c1 -W2 {docker.address('c1')}")
+    host.stop_agent()
+    host.start_agent("--config", str(docker.agent_config()))
+
+
+def test_an_exposed_network_is_docker_s_own_while_it_exists(docker: Docker) -> None:
+    """`--expose docker` makes it, with its subnet, so that `--ip` is taken; deleting it removes it there."""
+    words = ("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker,podman,cni")
+    assert docker.host.linkspan(*words)["expose"] == ["docker", "podman", "cni"]
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    docker.container("c1", "--network shown --ip 10.80.7.7")
+    assert docker.address("c1", "shown") == "10.80.7.7"
+    files = ("/etc/cni/net.d/10-linkspan-shown.conflist", "/etc/containers/networks/shown.json")
+    assert docker.host.run("ls", *files).returncode == 0
+    docker.remove_all()
+    docker.host.linkspan("network", "delete", "shown")
+    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    assert docker.host.run("ls", *files, check=False).stdout == ""
+
+
+def test_an_exposed_network_is_made_again_where_it_was_removed_by_hand(docker: Docker) -> None:
+    """Docker's network goes by `docker network rm`, and comes back by itself."""
+    docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    docker.run("network rm shown")
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it again")
+    docker.host.linkspan("network", "delete", "shown")
+    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+
+
+def test_a_network_that_docker_does_not_take_is_named_in_status(docker: Docker) -> None:
+    """Docker has another network of that name: `status` says so until it is gone."""
+    docker.run("network create --subnet 10.251.101.0/24 shown")
+    docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
+    wait_until(lambda: "another network shown" in str(docker.host.linkspan("status")["drift"]), "status says it")
+    docker.run("network rm shown")
+    wait_until(lambda: docker.host.linkspan("status")["drift"] == [], "it is made", 30)
+    docker.host.linkspan("network", "delete", "shown")
+    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+
+
+def test_both_families(docker: Docker) -> None:
+    """A dual-stack network gives an address of each, and they answer."""
+    docker.host.linkspan(
+        "network", "create", "dual", "--pool", "10.81.0.0/16", "--pool", "fd81::/48", "--expose", "docker"
+    )
+    wait_until(lambda: "dual" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    docker.container("c1", "--network dual")
+    docker.container("c2", "--network dual")
+    found = json.loads(docker.run("inspect c1"))[0]["NetworkSettings"]["Networks"]["dual"]
+    assert docker.execute("c2", f"ping6 -c1 -W2 {found['GlobalIPv6Address']}")
+    assert docker.execute("c2", f"ping -c1 -W2 {found['IPAddress']}")
+    docker.remove_all()
+    docker.host.linkspan("network", "delete", "dual")
+
+
+def test_many_containers_at_once_leave_nothing(docker: Docker) -> None:
+    """Eight at a time, each started and removed: no address, rule or link is left (the fixture looks)."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: docker.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(24)))
+
+
+def _id(docker: Docker, name: str) -> str:
+    found = json.loads(docker.run(f"inspect {name}"))[0]["NetworkSettings"]["Networks"]["demo"]
+    return str(found["EndpointID"])

@@ -1,0 +1,127 @@
+"""The real Podman with the installed plugin: containers are on a linkspan network by Podman's own commands."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from podman_engine import IMAGE, Podman
+from virtual_host import VirtualHost, wait_until
+
+CREATE = "network create -d linkspan --ipam-driver none"
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Podman]:
+    """A virtual host with an agent, a network, the plugin, and Podman's network."""
+    with tempfile.TemporaryDirectory(prefix="lkp") as folder:
+        host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
+        try:
+            host.run("mkdir", "-p", "/usr/local/libexec")
+            host.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/libexec")
+            host.start_agent()
+            host.linkspan("network", "create", "demo", "--pool", "10.78.0.0/16")
+            assert host.linkspan("install", "podman")["files"] == ["/usr/local/libexec/netavark/linkspan"]
+            engine = Podman(host)
+            engine.run(f"{CREATE} --opt network=demo demo")
+            yield engine
+        finally:
+            host.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    podman: Podman = request.getfixturevalue("podman")
+    podman.remove_all()
+    assert podman.host.linkspan("endpoint", "list") == []
+    assert podman.host.linkspan("address", "check")["ok"]
+
+
+def test_containers_reach_each_other_and_have_their_names(podman: Podman) -> None:
+    """Two containers have addresses of the pool and a way to each other; linkspan knows their names and aliases."""
+    podman.container("c1", "--network demo:alias=web")
+    podman.container("c2")
+    assert podman.address("c1").startswith("10.78.")
+    assert podman.execute("c2", f"ping -c1 -W2 {podman.address('c1')}")
+    (found,) = podman.host.linkspan("endpoint", "show", "c1")
+    assert found["name"] == "c1"
+    assert "web" in found["labels"]["aliases"].split(",")
+
+
+def test_a_published_port_leads_to_the_container(podman: Podman) -> None:
+    """`-p` publishes on the host while the container runs; Podman itself refuses a second one."""
+    podman.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+    wait_until(lambda: podman.host.serves(8080), "it answers")
+    refused = podman.attempt(f"run --rm --name c2 --network demo -p 8080:80 {IMAGE} true")
+    assert "8080: bind: address already in use" in refused.stderr
+    podman.run("rm -f -t 0 c1")
+    assert not podman.host.serves(8080)
+
+
+def test_an_address_and_a_mac_that_the_user_chose(podman: Podman) -> None:
+    """`--ip` and `--mac-address` are kept, and a taken one names its holder."""
+    podman.container("c1", "--network demo:ip=10.78.5.5,mac=02:42:0a:4e:05:05")
+    assert "02:42:0a:4e:05:05" in podman.execute("c1", "ip link show eth0")
+    assert "10.78.5.5/" in podman.execute("c1", "ip address show eth0")
+    refused = podman.attempt(f"run --rm --name c2 --network demo:ip=10.78.5.5 {IMAGE} true")
+    assert "10.78.5.5" in refused.stderr
+    assert "c1" in refused.stderr
+
+
+def test_several_networks_in_one_container(podman: Podman) -> None:
+    """Each has an interface of its own; a port is published once; one can be left while the container runs."""
+    podman.host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
+    podman.run(f"{CREATE} --opt network=second second")
+    podman.container("c1", "--network demo --network second -p 8081:80")
+    podman.container("c2", "--network second")
+    assert podman.execute("c1", f"ping -c1 -W2 {podman.address('c2', 'second')}")
+    podman.run("network disconnect second c1")
+    assert "10.79." not in podman.execute("c1", "ip address")
+    podman.remove_all()
+    podman.run("network rm second")
+    podman.host.linkspan("network", "delete", "second")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("network create -d linkspan --opt network=demo x", "--ipam-driver none"),
+        (f"{CREATE} --opt network=nonsense x", "nonsense"),
+        (f"{CREATE} --opt network=demo --opt colour=red x", "colour"),
+    ],
+)
+def test_a_wrong_network_is_refused_with_what_to_do(podman: Podman, command: str, words: str) -> None:
+    """Podman shows our own words."""
+    refused = podman.attempt(command)
+    assert refused.returncode != 0
+    assert words in refused.stderr
+
+
+def test_the_agent_is_down_at_start_and_at_stop(podman: Podman) -> None:
+    """A start says which agent is missing; a stop is queued, and done when the agent is back."""
+    podman.container("c1")
+    podman.host.stop_agent()
+    refused = podman.attempt(f"run --rm --network demo {IMAGE} true")
+    assert "is `linkspan agent` running?" in refused.stderr
+    podman.run("rm -f -t 0 c1")
+    podman.host.start_agent()
+    assert podman.host.linkspan("endpoint", "list") == []
+
+
+def test_a_rootless_run_says_so_in_one_line(podman: Podman) -> None:
+    """In a user namespace the plugin does not try: it says what is wrong and what to do."""
+    plugin = "/usr/local/libexec/netavark/linkspan"
+    done = podman.host.run("unshare", "--user", "--map-root-user", plugin, "setup", "/proc/self/ns/net", check=False)
+    assert done.returncode == 1
+    assert "rootless" in json.loads(done.stdout)["error"]
+
+
+def test_many_containers_at_once_leave_nothing(podman: Podman) -> None:
+    """Eight at a time, each started and removed (the fixture looks at what is left)."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: podman.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(16)))

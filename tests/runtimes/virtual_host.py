@@ -1,0 +1,150 @@
+"""A virtual host for real runtimes: network and mount namespaces of its own, kept by one process.
+
+The machine's /etc and /opt are seen through overlays, so that what is installed into them is installed
+in here alone, and goes with the namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_KEEPER = """
+set -e
+mount -t tmpfs tmpfs "$1"
+for folder in etc opt; do
+    mkdir -p "$1/$folder/upper" "$1/$folder/work"
+    mount -t overlay overlay -o "lowerdir=/$folder,upperdir=$1/$folder/upper,workdir=$1/$folder/work" "/$folder"
+done
+mkdir -p /run/containerd  # runc keeps its containers by name there: two hosts must not share it
+mount -t tmpfs tmpfs /run/containerd
+ip link set lo up
+echo ready
+exec sleep infinity
+"""
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Poll until the condition holds; fail, naming it, where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s: not yet {what}"
+        select.select([], [], [], 0.02)
+
+
+def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
+    """End a process that a test started, wait for it, and return its exit code."""
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+    for stream in (process.stdout, process.stderr, process.stdin):
+        if stream is not None:
+            stream.close()
+    return process.returncode
+
+
+class VirtualHost:
+    """Namespaces, an agent where one is started, and commands that run in there."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.socket = folder / "run" / "agent.sock"
+        self.processes: list[subprocess.Popen[str]] = []
+        self.agent: subprocess.Popen[str] | None = None
+        (folder / "run").mkdir()
+        (folder / "state").mkdir()
+        (folder / "overlay").mkdir()
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        keeper = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _KEEPER, "sh", str(folder / "overlay")]
+        self.keeper = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{name}", *keeper],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.keeper.stdout is not None
+        assert self.keeper.stdout.readline() == "ready\n", "the host's namespaces could not be made"
+
+    def inside(self, *argv: str | Path) -> list[str]:
+        """Return the command that runs ``argv`` in the host (`ip netns exec` would hide the cgroups from runc)."""
+        return ["nsenter", f"--target={self.keeper.pid}", "--mount", "--net", *map(str, argv)]
+
+    def _environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return {**os.environ, "LINKSPAN_SOCKET": str(self.socket), **environment}
+
+    def run(
+        self, *argv: str | Path, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the host to its end; fail with its own words where it fails."""
+        done = subprocess.run(
+            self.inside(*argv),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=self._environment(environment),
+        )
+        if check:
+            said = f"{done.stdout}{done.stderr}"
+            assert done.returncode == 0, f"{' '.join(map(str, argv))} ended with {done.returncode}: {said}"
+        return done
+
+    def start(self, *argv: str | Path, log: str) -> subprocess.Popen[str]:
+        """Start a process in the host; what it says on stderr goes to a file in the host's folder."""
+        with (self.folder / log).open("a") as file:
+            process = subprocess.Popen(
+                self.inside(*argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env=self._environment({}),
+            )
+        self.processes.append(process)
+        return process
+
+    def serves(self, port: int) -> bool:
+        """Tell whether a web server answers at a port of the host's 127.0.0.1."""
+        fetch = ("busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://127.0.0.1:{port}/hostname")
+        return self.run(*fetch, check=False).returncode == 0
+
+    def linkspan(self, *argv: str) -> Any:
+        """Run a linkspan command and return its JSON."""
+        return json.loads(self.run("linkspan", *argv, "--output", "json").stdout)
+
+    def start_agent(self, *options: str) -> None:
+        """Start the agent and wait for its word that it is ready."""
+        argv = ["linkspan", "agent", "--state-dir", str(self.folder / "state"), "--socket", str(self.socket)]
+        argv += options
+        self.agent = self.start(*argv, log="agent.log")
+        assert self.agent.stdout is not None
+        line = self.agent.stdout.readline()
+        assert line.strip() == "ready", f"the agent said {line!r}: {(self.folder / 'agent.log').read_text()}"
+
+    def stop_agent(self) -> None:
+        """End the agent as systemd would."""
+        assert self.agent is not None
+        assert stop(self.agent) == 0, (self.folder / "agent.log").read_text()
+
+    def close(self) -> None:
+        """Take everything away; what lived only in the namespaces goes with them."""
+        for process in reversed(self.processes):
+            stop(process)
+        stop(self.keeper)
+        with contextlib.suppress(subprocess.CalledProcessError):
+            subprocess.run(["ip", "netns", "delete", self.name], check=True, capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""Tests that are coroutines, and the engines that all pass the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import Engine, EtcdEngine, MemoryEngine, SqliteEngine
+from etcd_members import Members
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine on a loop of its own, and close there the stores that it opened."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    engines = [value for value in arguments.values() if isinstance(value, Engine)]
+
+    async def steps() -> None:
+        try:
+            await pyfuncitem.obj(**arguments)
+        finally:
+            for engine in engines:
+                await engine.close()
+
+    asyncio.run(steps())
+    return True
+
+
+@pytest.fixture(scope="session")
+def members() -> Iterator[Members]:
+    """Start one etcd, in a network namespace of its own, for all tests of the contract."""
+    with Members.started(1) as started:
+        yield started
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Give each engine in turn, with an empty store."""
+    if request.param == "memory":
+        yield MemoryEngine()
+    elif request.param == "sqlite":
+        yield SqliteEngine(tmp_path / "store")
+    else:
+        members = request.getfixturevalue("members")
+        with members.inside():
+            yield EtcdEngine(members, request.node.name)

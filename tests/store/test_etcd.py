@@ -1,0 +1,384 @@
+"""The etcd store: over failures of members, connections and passwords, and in its own cluster only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from certificates import Authority
+from engines import Watched, until
+from etcd_members import Members, run
+
+from linkspan.errors import NotFound, Unavailable
+from linkspan.store import etcd, etcd_gateway
+from linkspan.store.etcd import EtcdStore
+
+
+@pytest.fixture
+def one() -> Iterator[Members]:
+    """Start a member of the test's own, and be in its namespace."""
+    with Members.started(1) as members, members.inside():
+        yield members
+
+
+@pytest.fixture
+def three() -> Iterator[Members]:
+    """Start three members, and be in their namespace."""
+    with Members.started(3) as members, members.inside():
+        yield members
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for what hangs, so that the tests do."""
+    monkeypatch.setattr(etcd_gateway, "SECONDS", 1.0)
+    monkeypatch.setattr(etcd, "QUIET_SECONDS", 0.5)
+
+
+async def settled(store: EtcdStore, puts: dict[str, bytes], seconds: float = 20) -> None:
+    """Put records as soon as the store takes them."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            assert await store.transaction(puts)
+        except Unavailable:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+async def test_a_member_that_dies_is_passed_over(three: Members) -> None:
+    """Calls and watches go on at the others, whichever it is, and each change is watched."""
+    store, other = EtcdStore(three.url()), EtcdStore(three.url())
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    puts = {}
+    for number, member in enumerate(three.members):
+        member.stop()
+        puts[f"hosts/h{number}"] = b"1"
+        await settled(other, {f"hosts/h{number}": b"1"})
+        await watched.has(puts)
+        member.start()
+        three.ready()
+    assert not watched.deleted
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_member_that_hangs_is_passed_over(three: Members, impatient: None) -> None:
+    """A call takes one member's time more, and a silent watch is opened at another member."""
+    store = EtcdStore(three.url())
+    other = EtcdStore(f"etcd://{three.members[1].client}")
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"a": b"1"})
+    await watched.has({"a": b"1"})
+    three.members[0].hang(True)
+    try:
+        await settled(other, {"a": b"2"})
+        await watched.has({"a": b"2"})
+        await settled(store, {"a": b"3"})
+        await watched.has({"a": b"3"})
+    finally:
+        three.members[0].hang(False)
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_claim_has_one_winner_while_members_die(three: Members) -> None:
+    """Who was told that it won has won, nobody else was, and a claim whose end is not known is an error."""
+    stores = [EtcdStore(three.url()) for _ in range(4)]
+    await asyncio.gather(*(store.list("") for store in stores))
+    claims = [
+        asyncio.create_task(stores[number % 4].transaction({"block": b"%d" % number}, absent=["block"]))
+        for number in range(200)
+    ]
+    await until(lambda: any(store._gateway._calls for store in stores), "a claim under way")
+    await asyncio.sleep(0)
+    three.members[0].stop()
+    told = await asyncio.gather(*claims, return_exceptions=True)
+    three.members[0].start()
+    three.ready()
+    record = await stores[0].get("block")
+    assert record
+    winners = [number for number, answer in enumerate(told) if isinstance(answer, int) and answer]
+    unknown = [number for number, answer in enumerate(told) if isinstance(answer, Unavailable)]
+    assert winners == [int(record.value)] or (not winners and int(record.value) in unknown)
+    assert {type(answer) for answer in told} <= {int, Unavailable}
+    for store in stores:
+        await store.close()
+
+
+async def test_a_member_without_a_quorum_is_said_to_be_of_no_use(three: Members, impatient: None) -> None:
+    """Unavailable names every endpoint and why; nothing is told as written that is not."""
+    store = EtcdStore(three.url())
+    await store.transaction({"a": b"1"})
+    for member in three.members[1:]:
+        member.stop()
+    with pytest.raises(Unavailable) as caught:
+        await store.transaction({"a": b"2"})
+    for member in three.members:
+        assert member.client in str(caught.value)
+    assert "connection refused" in str(caught.value)
+    for member in three.members[1:]:
+        member.start()
+    three.ready()
+    await settled(store, {"a": b"3"})
+    await store.close()
+
+
+async def test_a_watch_goes_on_after_a_restart(one: Members) -> None:
+    """What was changed while this host's connection was down comes, once, when etcd is back."""
+    store = EtcdStore(one.url("/c"))
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"b": b"1"})
+    await watched.has({"b": b"1"})
+    one.members[0].stop(signal.SIGTERM)
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:2379: cannot be reached: .*connection refused"):
+        await store.get("a")
+    one.members[0].start()
+    one.ready()
+    one.control("put", "/c/a", "2")
+    await watched.has({"a": b"2", "b": b"1"})
+    assert [record.key for batch in watched.batches for record in batch.puts] == ["b", "a"]
+    await store.close()
+
+
+async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient: None) -> None:
+    """A call fails in bounded time, and the watch yields what it missed when packets pass again."""
+    store = EtcdStore(one.url("/c"))
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"a": b"2"})
+    await watched.has({"a": b"2"})
+    with cut(one):
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="no answer within 1 s"):
+            await store.transaction({"a": b"never"})
+        assert time.monotonic() - began < 3
+        one.control("put", "/c/a", "3")
+    await watched.has({"a": b"3"})
+    await store.close()
+
+
+async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, impatient: None) -> None:
+    """NotFound comes out of the watch that lost its connection before, for changes were missed."""
+    store = EtcdStore(one.url("/c"))
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"a": b"2"})
+    await watched.has({"a": b"2"})
+    with cut(one):
+        for number in range(3):
+            one.control("put", "/c/a", str(number))
+        last = one.control("get", "/c/a", "-w", "fields").split('"Revision" : ')[1].split()[0]
+        one.control("compact", last)
+        await until(lambda: not store._gateway._streams, "the watch's end")
+    await until(lambda: watched.ended, "the watch's error")
+    assert isinstance(watched.error, NotFound)
+    assert "no longer kept" in str(watched.error)
+    await store.close()
+
+
+@contextlib.contextmanager
+def cut(members: Members) -> Iterator[None]:
+    """Drop every packet between this host and the first member, both ways; etcdctl uses another address."""
+    host, _, port = members.members[0].client.rpartition(":")
+    run("nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }")
+    run("nft", f"add rule inet cut in ip daddr {host} tcp dport {port} drop")
+    run("nft", f"add rule inet cut in ip saddr {host} tcp sport {port} drop")
+    try:
+        yield
+    finally:
+        run("nft", "delete table inet cut")
+
+
+async def test_a_store_restored_from_a_backup_is_told(one: Members) -> None:
+    """The watch says that the revision went back; the cluster is the same, and what was lost can be put again."""
+    store = EtcdStore(one.url())
+    await store.transaction({"a": b"1"})
+    snapshot = one.save()
+    await store.transaction({"b": b"1"})
+    await store.transaction({"c": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    one.restore(snapshot)
+    await until(lambda: watched.ended, "the watch's error")
+    assert isinstance(watched.error, NotFound)
+    assert "went back" in str(watched.error)
+    records, before = await store.list("")
+    assert before < revision
+    assert [record.key for record in records] == ["a"]
+    assert await store.transaction({"b": b"1"})
+    await store.close()
+
+
+async def test_an_emptied_store_stays_the_same_cluster(one: Members) -> None:
+    """Who knows the cluster's id puts it back before anything else, and all go on."""
+    store, other = EtcdStore(one.url("/c")), EtcdStore(one.url("/c"))
+    await store.transaction({"a": b"1"})
+    await other.get("a")
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    one.control("del", "/c/", "--prefix")
+    await until(lambda: watched.deleted == ["a"], "the delete")
+    assert await store.list("") != ([], 0)
+    assert await other.transaction({"a": b"2"})
+    assert one.control("get", "/c/.cluster", "--print-value-only").strip() == store.cluster == other.cluster
+    for each in (store, other):
+        await each.close()
+
+
+async def test_another_clusters_store_is_neither_read_nor_written(one: Members) -> None:
+    """The error names both clusters: for a host that starts, and for one that runs when the store is exchanged."""
+    store = EtcdStore(one.url("/c"), cluster="mine")
+    await store.transaction({"a": b"1"})
+    stranger = EtcdStore(one.url("/c"), cluster="theirs")
+    with pytest.raises(Unavailable, match="is cluster mine's, and this host belongs to theirs"):
+        await stranger.list("")
+    one.control("put", "/c/.cluster", "theirs")
+    for call in (store.get("a"), store.list(""), store.transaction({"a": b"2"})):
+        with pytest.raises(Unavailable, match="is cluster theirs's, and this host belongs to mine"):
+            await call
+    record = await stranger.get("a")
+    assert record
+    assert record.value == b"1"
+    for each in (store, stranger):
+        await each.close()
+
+
+async def test_a_claim_whose_answer_was_lost_is_known_as_won(one: Members) -> None:
+    """A condition that fails only because the first try was carried out does not make a claim lost."""
+    store = EtcdStore(one.url())
+    await store.transaction({"block": b"h1", "by/h1": b""})
+    assert await store._was_ours({"block": b"h1", "by/h1": b""})
+    await store.transaction({"block": b"h2"})
+    assert not await store._was_ours({"block": b"h1", "by/h1": b""})
+    assert not await store._was_ours({"block": b"h2", "by/h1": b""})
+    await store.close()
+
+
+async def test_a_long_listing_comes_in_pages_of_one_revision(
+    one: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is missing or there twice where the records do not fit one answer."""
+    monkeypatch.setattr(etcd, "PAGE", 7)
+    store = EtcdStore(one.url())
+    await store.transaction({f"k{number:03}": b"" for number in range(100)})
+    records, _ = await store.list("")
+    assert [record.key for record in records] == [f"k{number:03}" for number in range(100)]
+    await store.close()
+
+
+async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path) -> None:
+    """With ca, cert and key etcd is spoken to; each wrong file has an error of its own, naming endpoint and cause."""
+    authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "stranger")
+    server, client = authority.certificate("server"), authority.certificate("client")
+    forged = stranger.certificate("client")
+    options = ("--cert-file", server.cert, "--key-file", server.key, "--client-cert-auth")
+    login = ("--cacert", authority.cert, "--cert", client.cert, "--key", client.key)
+    with Members.started(1, (*options, "--trusted-ca-file", authority.cert), login) as members, members.inside():
+        for query, why in [
+            (f"?ca={authority.cert}&cert={client.cert}&key={client.key}", ""),
+            (f"?ca={stranger.cert}&cert={client.cert}&key={client.key}", "its certificate is refused: "),
+            (f"?ca={authority.cert}&cert={forged.cert}&key={forged.key}", "refuses our certificate"),
+            (f"?ca={authority.cert}", "refuses our certificate"),
+            (f"?ca={authority.cert}&cert={client.cert}&key={forged.key}", "cannot be used: .*mismatch"),
+            (f"?ca={tmp_path}/none", "certificate .*/none cannot be used: no such file"),
+            ("", "the connection broke: server disconnected"),
+        ]:
+            store = EtcdStore(members.url("/c", query))
+            if why:
+                with pytest.raises(Unavailable, match=why):
+                    await store.transaction({"a": b"1"})
+            else:
+                await store.transaction({"a": b"1"})
+            await store.close()
+
+
+async def test_an_etcd_without_tls_is_told(one: Members, tmp_path: Path) -> None:
+    """The error says which options to take out."""
+    store = EtcdStore(one.url("/c", f"?ca={Authority(tmp_path).cert}"))
+    with pytest.raises(Unavailable, match="does not speak TLS"):
+        await store.get("a")
+    await store.close()
+
+
+async def test_a_user_logs_in_and_stays_so(one: Members, tmp_path: Path) -> None:
+    """A token that has expired is renewed within the call; watches live on."""
+    store = EtcdStore(one.url("/c", users(one, tmp_path)))
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    token = store._gateway._token
+    assert token
+    for words in (("auth", "disable"), ("auth", "enable")):  # which ends all tokens, as their age does
+        one.control(*words)
+    assert await store.transaction({"a": b"2"})
+    await watched.has({"a": b"2"})
+    assert store._gateway._token != token
+    one.members[0].stop()
+    one.members[0].start()
+    one.ready()
+    assert await store.transaction({"a": b"3"})
+    await watched.has({"a": b"3"})
+    await store.close()
+
+
+async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path: Path) -> None:
+    """A wrong password, no user, a user without the right, and a missing file are four errors."""
+    query = users(one, tmp_path)
+    (tmp_path / "wrong").write_text("wrong\n")
+    for prefix, options, why in [
+        ("/c", f"?user=agent&password-file={tmp_path}/wrong", "user agent is refused: .*wrong password in .*/wrong"),
+        ("/c", "", "takes only users that it knows"),
+        ("/d", query, "user agent may not use /d/: permission denied"),
+        ("/c", f"?user=agent&password-file={tmp_path}/none", "password-file .*/none cannot be read: no such file"),
+    ]:
+        store = EtcdStore(one.url(prefix, options))
+        with pytest.raises(Unavailable, match=why):
+            await store.transaction({"a": b"1"})
+        await store.close()
+
+
+def users(members: Members, folder: Path) -> str:
+    """Let only users in, one of whom may use /c/; return the options of that one's URL."""
+    (folder / "password").write_text("secret of this test\n")
+    for words in (
+        ("user", "add", "root:secret of root"),
+        ("user", "grant-role", "root", "root"),
+        ("user", "add", "agent:secret of this test"),
+        ("role", "add", "agent"),
+        ("role", "grant-permission", "agent", "readwrite", "/c/", "--prefix"),
+        ("user", "grant-role", "agent", "agent"),
+        ("auth", "enable"),
+    ):
+        members.control(*words)
+    members.login = ("--user", "root:secret of root")
+    return f"?user=agent&password-file={folder}/password"
+
+
+async def test_an_etcd_that_is_away_at_first_is_met_later(one: Members) -> None:
+    """Opening needs no etcd; the cluster's id is known from the first answer on."""
+    one.members[0].stop()
+    store = EtcdStore(one.url())
+    assert store.cluster == ""
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await store.list("")
+    one.members[0].start()
+    one.ready()
+    assert await store.transaction({"a": b"1"})
+    assert store.cluster
+    await store.close()
+
+

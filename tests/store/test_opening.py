@@ -1,0 +1,131 @@
+"""Which store a URL opens, and the fake one's switches."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engines import EtcdEngine, Watched, until
+from etcd_members import Members
+
+from linkspan.errors import Invalid, Unavailable
+from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_url import parse
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.opening import open_store
+from linkspan.store.sqlite import SqliteStore
+
+
+async def test_a_url_opens_its_store(tmp_path: Path) -> None:
+    """None is SQLite in the state folder; sqlite:// is a folder; etcd:// asks nothing yet."""
+    for url, folder in (("", tmp_path / "store"), (f"sqlite://{tmp_path}/shared", tmp_path / "shared")):
+        store = open_store(url, tmp_path)
+        assert isinstance(store, SqliteStore)
+        assert store.path == folder / "store.db"
+        await store.close()
+    etcd = open_store("etcd://h1,[2001:db8::1]:1/x/y", tmp_path, cluster="c1")
+    assert isinstance(etcd, EtcdStore)
+    assert etcd.cluster == "c1"
+    await etcd.close()
+
+
+def test_an_etcd_url_has_its_parts() -> None:
+    """Several endpoints, etcd's port and our prefix where none is given, files, and the user."""
+    url = parse("etcd://h1,h2:1234,[2001:db8::1],[2001:db8::2]:1?ca=/a&cert=/b&key=/c&user=me&password-file=/d%20e")
+    assert url.endpoints == ("h1:2379", "h2:1234", "[2001:db8::1]:2379", "[2001:db8::2]:1")
+    assert (url.prefix, url.tls) == ("/linkspan/", True)
+    assert (url.ca, url.cert, url.key, url.user, url.password_file) == ("/a", "/b", "/c", "me", "/d e")
+    assert parse("etcd://h1/a/b/").prefix == "/a/b/"
+    assert not parse("etcd://h1/a").tls
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "consul://h1",
+        "/var/lib/x",
+        "sqlite://relative",
+        "sqlite:///x?y=z",
+        "etcd://",
+        "etcd://h1,,h2",
+        "etcd://h1:port",
+        "etcd://h1:99999",
+        "etcd://[::1",
+        "etcd://h1/x#y",
+        "etcd://h1?ca=relative",
+        "etcd://h1?ca=",
+        "etcd://h1?ca",
+        "etcd://h1?cert=/c",
+        "etcd://h1?user=me",
+        "etcd://h1?password-file=/p",
+        "etcd://h1?colour=red",
+        "etcd://h1?ca=/a&ca=/b",
+    ],
+)
+def test_a_url_that_is_wrong_is_refused(url: str, tmp_path: Path) -> None:
+    """Invalid names the URL and says how one is written."""
+    with pytest.raises(Invalid, match="store") as caught:
+        open_store(url, tmp_path)
+    assert url in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:
+    """It is refused, for URLs stand in logs and process lists, and the error does not show it."""
+    with pytest.raises(Invalid) as caught:
+        open_store("etcd://me:hidden@h1", tmp_path)
+    assert "hidden" not in str(caught.value)
+    assert "password-file" in caught.value.hint
+
+
+async def test_processes_share_an_etcd(members: Members) -> None:
+    """Of the claims of two processes each block goes to one."""
+    with members.inside():
+        engine = EtcdEngine(members, "test_processes_share_an_etcd")
+        claiming = Path(__file__).parent / "claiming.py"
+        children = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, claiming, engine.url, name, "50", stdout=subprocess.PIPE
+            )
+            for name in ("h1", "h2")
+        ]
+        told = [int((await child.communicate())[0]) for child in children]
+        store = engine.open()
+        records, _ = await store.list("by/")
+        await store.close()
+    assert sum(told) == len(records) == 50
+
+
+async def test_a_fake_that_is_cut_fails_and_is_mended() -> None:
+    """Only the host that is cut has errors; its watch yields what it missed when it is mended."""
+    memory = Memory()
+    near, far = MemoryStore(memory), MemoryStore(memory)
+    watched = Watched(near, "", 0)
+    await far.transaction({"a": b"1"})
+    await watched.has({"a": b"1"})
+    near.cut()
+    await far.transaction({"a": b"2"})
+    await far.transaction({"b": b"1"})
+    for call in (near.get("a"), near.list(""), near.transaction({"c": b""})):
+        with pytest.raises(Unavailable, match="cut"):
+            await call
+    assert watched.records == {"a": b"1"}
+    near.mend()
+    await watched.has({"a": b"2", "b": b"1"})
+    await near.close()
+    await until(lambda: watched.ended, "the watch's end")
+
+
+async def test_a_fake_that_is_restored_says_so() -> None:
+    """A watch over a restore gets NotFound, as with the real ones."""
+    memory = Memory()
+    store = MemoryStore(memory)
+    watched = Watched(store, "", 0)
+    await store.transaction({"a": b"1"})
+    await watched.has({"a": b"1"})
+    memory.restore(0, {})
+    await until(lambda: watched.ended, "the watch's error")
+    assert "went back" in str(watched.error)

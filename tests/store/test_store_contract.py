@@ -1,0 +1,227 @@
+"""What every store does, whatever it keeps its records in."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from engines import Engine, Watched, until
+
+from linkspan.errors import Invalid, NotFound
+from linkspan.store.request import MOST_KEYS
+
+
+async def test_what_one_host_puts_another_reads(engine: Engine) -> None:
+    """A record is there for all connections, byte for byte, with the revision of its change."""
+    one, other = engine.connect(), engine.connect()
+    assert await one.transaction({"hosts/h1": b"\x00\xff", "hosts/h2": b""})
+    record = await other.get("hosts/h1")
+    assert record
+    assert record.value == b"\x00\xff"
+    records, revision = await other.list("")
+    assert [(each.key, each.value) for each in records] == [("hosts/h1", b"\x00\xff"), ("hosts/h2", b"")]
+    assert {each.revision for each in records} == {record.revision}
+    assert revision >= record.revision
+    assert await other.get("hosts/h3") is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "keys"),
+    [
+        ("networks/", ["networks/a", "networks/é"]),
+        ("networks", ["networks/a", "networks/é", "networks2/a"]),
+        ("n%", []),
+        ("Networks/", []),
+        ("", ["a*b", "networks/a", "networks/é", "networks2/a"]),
+        ("a*", ["a*b"]),
+    ],
+)
+async def test_a_listing_holds_exactly_the_keys_that_begin_so(
+    engine: Engine, prefix: str, keys: list[str]
+) -> None:
+    """No character is a wildcard, case counts, and the keys come in order."""
+    store = engine.connect()
+    await store.transaction(dict.fromkeys(["networks/a", "networks/é", "networks2/a", "a*b"], b"x"))
+    records, _ = await store.list(prefix)
+    assert [record.key for record in records] == keys
+
+
+async def test_a_condition_that_fails_stops_the_whole_transaction(engine: Engine) -> None:
+    """A key that exists where it must not, or that has changed: neither puts nor deletes happen."""
+    store = engine.connect()
+    await store.transaction({"a": b"1", "b": b"2"})
+    before = await store.get("a")
+    assert before
+    assert not await store.transaction({"c": b"3"}, deletes=["b"], absent=["x", "a"])
+    assert await store.transaction({"a": b"4"}, absent=["x"], unchanged={"a": before.revision})
+    assert not await store.transaction({"c": b"3"}, deletes=["b"], unchanged={"a": before.revision})
+    assert not await store.transaction({"c": b"3"}, unchanged={"never": before.revision})
+    records, _ = await store.list("")
+    assert {record.key: record.value for record in records} == {"a": b"4", "b": b"2"}
+
+
+async def test_the_revision_grows_with_every_change_and_with_nothing_else(engine: Engine) -> None:
+    """One transaction is one revision; a delete of what is not there, and a mere condition, are none."""
+    store = engine.connect()
+    _, first = await store.list("")
+    await store.transaction({"a": b"1", "b": b"1"})
+    _, second = await store.list("")
+    assert second > first
+    assert await store.transaction({}, deletes=["never"])
+    assert await store.transaction({}, absent=["never"])
+    assert (await store.list(""))[1] == second
+    await store.transaction({}, deletes=["a"])
+    assert (await store.list(""))[1] == second + 1
+
+
+@pytest.mark.parametrize("deletes", [["a"], ["b", "b"], [f"k{number}" for number in range(MOST_KEYS)]])
+async def test_what_one_store_cannot_take_none_takes(engine: Engine, deletes: list[str]) -> None:
+    """A key twice in a transaction, or more keys than etcd allows, are Invalid everywhere."""
+    with pytest.raises(Invalid, match="transaction"):
+        await engine.connect().transaction({"a": b"1"}, deletes=deletes)
+
+
+async def test_a_watch_yields_what_another_host_changes(engine: Engine) -> None:
+    """Puts and deletes of its prefix come in order, and nothing else does."""
+    one, other = engine.connect(), engine.connect()
+    await other.transaction({"x/old": b"0"})
+    _, revision = await one.list("x/")
+    watched = Watched(one, "x/", revision)
+    await other.transaction({"x/a": b"1", "y/a": b"1"})
+    await watched.has({"x/a": b"1"})
+    await other.transaction({"y/b": b"1"})
+    await other.transaction({"x/b": b"2"}, deletes=["x/a", "x/old"])
+    await watched.has({"x/b": b"2"})
+    assert sorted(watched.deleted) == ["x/a", "x/old"]
+    revisions = [batch.revision for batch in watched.batches]
+    assert revisions == sorted(set(revisions))
+    assert revisions[0] > revision
+    await watched.stop()
+
+
+async def test_a_watch_from_an_earlier_revision_yields_what_came_since(engine: Engine) -> None:
+    """Nothing between a listing and the watch from its revision is lost."""
+    store = engine.connect()
+    _, revision = await store.list("")
+    await store.transaction({"a": b"1", "b": b"1"})
+    await store.transaction({"a": b"2"}, deletes=["b"])
+    await store.transaction({"b": b"3", "c": b"3"})
+    await store.transaction({}, deletes=["c"])
+    watched = Watched(store, "", revision)
+    await watched.has({"a": b"2", "b": b"3"})
+    _, revision = await store.list("")
+    await until(lambda: watched.batches[-1].revision == revision, "the last change watched")
+    await watched.stop()
+
+
+async def test_the_changes_of_one_transaction_come_together(engine: Engine) -> None:
+    """Who applies batch after batch never has half of a transaction, and no key twice in a batch."""
+    store = engine.connect()
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    for number in range(30):
+        await store.transaction({"a": b"%d" % number, "b": b"%d" % number})
+    await watched.has({"a": b"29", "b": b"29"})
+    for batch in watched.batches:
+        assert sorted(record.key for record in batch.puts) == ["a", "b"]
+        assert len({record.value for record in batch.puts}) == 1
+        assert {record.revision for record in batch.puts} == {batch.revision}
+    await watched.stop()
+
+
+async def test_a_watch_from_before_a_compaction_is_refused(engine: Engine) -> None:
+    """NotFound says to list anew; a watch from the present goes on."""
+    store = engine.connect()
+    await store.transaction({"a": b"1"})
+    _, old = await store.list("")
+    await store.transaction({"b": b"1"})
+    await store.transaction({}, deletes=["b"])
+    _, revision = await store.list("")
+    await engine.compact(revision)
+    with pytest.raises(NotFound, match="no longer kept") as caught:
+        await anext(aiter(store.watch("", old)))
+    assert "list" in caught.value.hint
+    watched = Watched(store, "", revision)
+    await store.transaction({"c": b"1"})
+    await watched.has({"c": b"1"})
+    await watched.stop()
+
+
+async def test_a_watch_from_the_future_is_refused(engine: Engine) -> None:
+    """A revision that the store has not reached was another store's, or this one's before a restore."""
+    store = engine.connect()
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    with pytest.raises(NotFound, match=f"revision went back from {revision + 7} to {revision}"):
+        await anext(aiter(store.watch("", revision + 7)))
+
+
+async def test_a_record_with_a_time_to_live_goes_by_itself(engine: Engine) -> None:
+    """Its end is a delete in every watch; what was put again with it or without it stays."""
+    one, other = engine.connect(), engine.connect()
+    _, revision = await one.list("")
+    watched = Watched(one, "", revision)
+    puts = {"going": b"1", "kept": b"1", "staying": b"1"}
+    assert await other.transaction(puts, ttl=1)
+    await watched.has(puts)
+    await other.transaction({"kept": b"2"})
+    await other.transaction({"staying": b"2"}, ttl=60)
+    await watched.has({"kept": b"2", "staying": b"2"})
+    assert watched.deleted == ["going"]
+    assert await one.transaction({"going": b"2"}, absent=["going"])
+    await watched.stop()
+
+
+async def test_a_key_is_claimed_by_one_host_only(engine: Engine) -> None:
+    """Of 200 claims at once from two connections exactly one wins, and the record is the winner's."""
+    stores = [engine.connect(), engine.connect()]
+    claims = [
+        stores[number % 2].transaction({"block": b"%d" % number, f"by/{number}": b""}, absent=["block"])
+        for number in range(200)
+    ]
+    (winner,) = [number for number, won in enumerate(await asyncio.gather(*claims)) if won]
+    records, _ = await stores[0].list("")
+    assert {record.key: record.value for record in records} == {"block": b"%d" % winner, f"by/{winner}": b""}
+
+
+async def test_no_count_is_lost_between_hosts(engine: Engine) -> None:
+    """Who changes a record only where it is unchanged, and else reads again, undoes nobody's change."""
+    stores = [engine.connect(), engine.connect()]
+    await stores[0].transaction({"count": b"0"})
+
+    async def count(number: int) -> None:
+        for _ in range(5):
+            done = False
+            while not done:
+                record = await stores[number % 2].get("count")
+                assert record
+                value = b"%d" % (int(record.value) + 1)
+                done = await stores[number % 2].transaction(
+                    {"count": value}, unchanged={"count": record.revision}
+                )
+
+    await asyncio.gather(*(count(number) for number in range(6)))
+    record = await stores[0].get("count")
+    assert record
+    assert record.value == b"30"
+
+
+async def test_all_hosts_are_in_one_cluster(engine: Engine) -> None:
+    """The cluster's id is made once and is the same for all, and it is no record."""
+    one, other = engine.connect(), engine.connect()
+    assert (await one.list(""))[0] == (await other.list(""))[0] == []
+    assert one.cluster
+    assert one.cluster == other.cluster
+
+
+async def test_a_watch_ends_with_its_store(engine: Engine) -> None:
+    """Who iterates it gets to the end, not an error."""
+    store = engine.open()
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"a": b"2"})
+    await watched.has({"a": b"2"})
+    await store.close()
+    await until(lambda: watched.ended, "the watch's end")
+    assert watched.error is None

@@ -1,0 +1,120 @@
+"""Hosts that share one store in memory, for tests of what stands on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from linkspan.allocator import Allocator
+from linkspan.disputes import Disputes
+from linkspan.errors import Exhausted
+from linkspan.happenings import Happenings
+from linkspan.holdings import Holdings
+from linkspan.leases import Leases
+from linkspan.model import AttachRequest, Endpoint, Host, Network
+from linkspan.networks import Networks
+from linkspan.published import Published
+from linkspan.replica import Replica
+from linkspan.store.memory import Memory, MemoryStore
+
+
+class Member:
+    """One host's replica and leases."""
+
+    def __init__(self, memory: Memory, folder: Path, name: str) -> None:
+        self.name = name
+        self.store = MemoryStore(memory)
+        self.seen: list[frozenset[str]] = []
+        self.told: Callable[[frozenset[str]], None] = lambda _keys: None
+        self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
+        self.leases = Leases(self.replica, Host(id=name, name=name))
+        self.networks = Networks(self.replica)
+        self.endpoints: dict[tuple[str, str], Endpoint] = {}
+        self.happenings = Happenings(folder / f"{name}.events")
+        self.published = Published(self.replica, name, self.endpoints)
+        self.disputes = Disputes(self.replica, self.leases, self.endpoints, self.published, self.happenings)
+        self.holdings = Holdings(
+            self.replica, self.leases, self.networks, self.endpoints, lambda _identity: False
+        )
+        self.allocator = Allocator(self.networks, self.leases, cooldown=0)
+        self.allocator.elsewhere = self.disputes.elsewhere
+        self.allocator.owed = lambda key: self.holdings.note({key})
+
+    async def _changed(self, keys: frozenset[str]) -> None:
+        self.seen.append(keys)
+        self.published.changed(keys)
+        self.holdings.changed(keys)
+        self.told(keys)
+
+    async def start(self) -> None:
+        """Begin as an agent does."""
+        await self.replica.start()
+        self.networks.refresh()
+        self.published.start()
+        self.holdings.start()
+
+    async def stop(self) -> None:
+        """End as an agent does."""
+        await self.holdings.stop()
+        await self.published.stop()
+        await self.replica.stop()
+
+    async def converge(self, net: Network) -> None:
+        """Do what an agent's cluster does after a change."""
+        self.networks.refresh()
+        self.disputes.look((net,))
+        await self.disputes.settle(net)
+        with contextlib.suppress(Exhausted):
+            await self.leases.claim(net, {})
+        self.disputes.look((net,))
+        self.allocator.refresh()
+
+    async def attach(self, net: Network, id_: str, ip: str = "") -> str:
+        """Attach a container, but for the kernel; returns its address."""
+        request = AttachRequest(id=id_, network=net.name, ifname="eth0", ips=(ip,) if ip else ())
+        (given,) = await self.allocator.allocate(net, request)
+        self.holds(net, id_, str(given.address))
+        return given.address.address
+
+    def holds(self, net: Network, id_: str, address: str) -> None:
+        """Have a container, as after an agent's restart."""
+        endpoint = Endpoint(id=id_, ifname="eth0", name=id_, network=net.name, addresses=(address,))
+        self.endpoints[endpoint.identity] = endpoint
+        self.published.note(endpoint.identity)
+
+    async def detach(self, net: Network, id_: str) -> None:
+        """Take a container away."""
+        endpoint = self.endpoints.pop((id_, "eth0"))
+        self.published.note(endpoint.identity)
+        await self.allocator.release(net.name, endpoint.prefixes)
+
+
+def network(name: str = "demo", pool: str = "10.244.0.0/16", length: int = 24, **more: object) -> Network:
+    """Return a network that crosses hosts."""
+    fields: dict[str, object] = {
+        "name": name,
+        "pools": (pool,),
+        "subnet_len": {"4": length},
+        "backend": "vxlan",
+        "gateways": ("10.244.0.1",),
+        **more,
+    }
+    return msgspec.convert(fields, Network)
+
+
+def together(work: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine."""
+    asyncio.run(work())  # type: ignore[arg-type]
+
+
+async def eventually(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+    """Poll a condition until it holds; fail, saying what was awaited."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not condition():
+        assert loop.time() < end, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,33 @@
+"""Events are kept across agents, and never more than they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from linkspan.happenings import KEPT, Happenings
+
+
+def opened(path: Path) -> Happenings:
+    """Return a log that has read its file."""
+    log = Happenings(path)
+    log.read()
+    return log
+
+
+def test_the_last_ones_are_kept_in_memory_and_file(tmp_path: Path) -> None:
+    """The next agent has exactly the last ones, and the file does not grow without end."""
+    path = tmp_path / "events"
+    log = opened(path)
+    for number in range(3 * KEPT):
+        log.add("attach", str(number))
+        assert number % 500 or len(path.read_bytes().splitlines()) <= 2 * KEPT
+    after = opened(path).kept()
+    assert after == log.kept()
+    assert [h.what for h in after] == [str(n) for n in range(2 * KEPT, 3 * KEPT)]
+
+
+def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
+    """Without its folder the log is one of memory alone."""
+    log = opened(tmp_path / "missing" / "events")
+    log.add("heal", "it goes on", kind="Route")
+    assert [h.what for h in log.kept("heal")] == ["it goes on"]

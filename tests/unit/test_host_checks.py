@@ -1,0 +1,33 @@
+"""Checks of the machine that are read from files, below a folder of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from linkspan.tell import host_checks
+from linkspan.tell.checks import Surroundings
+
+HEAD = "entries  allocs   destroys\n"
+
+
+@pytest.mark.parametrize(
+    ("entries", "status"), [(0, "ok"), (800, "ok"), (900, "warn"), (1024, "fail"), (2600, "fail")]
+)
+def test_a_full_neighbour_table_is_told_with_its_fix(tmp_path: Path, entries: int, status: str) -> None:
+    """The kernel counts in hexadecimal; more than the limit are there while permanent ones count too."""
+    limit, table = tmp_path / "proc/sys/net/ipv4/neigh/default/gc_thresh3", tmp_path / "proc/net/stat/arp_cache"
+    for file, text in ((limit, "1024\n"), (table, f"{HEAD}{entries:08x} 0 0\n{entries:08x} 0 0\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    (found,) = host_checks.neighbours(Surroundings(root=tmp_path))
+    assert found.status == status
+    assert found.detail.startswith(f"{entries} of 1024 entries")
+    assert bool(found.fix) == (status != "ok")
+
+
+def test_a_namespace_that_does_not_see_the_table_is_skipped(tmp_path: Path) -> None:
+    """Only the machine's own namespace has the limit."""
+    (found,) = host_checks.neighbours(Surroundings(root=tmp_path))
+    assert found.status == "skip"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from linkspan import lasting
+
+
+def test_a_task_that_fails_is_told_and_begins_anew(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of linkspan ends no task for good; one that is cancelled ends."""
+    monkeypatch.setattr(lasting, "FIRST", 0.01)
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        if len(caplog.records) < 2:
+            raise KeyError("x")
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        task = lasting.lasting("following the store", work)
+        await asyncio.wait_for(begun.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == [
+        "following the store failed by a fault of linkspan, and is tried again in 0 s"
+    ] * 2
+
+
+def test_a_task_that_is_ended_as_its_event_comes_ends() -> None:
+    """The event does not take the cancellation's place: an agent would wait for that task for ever."""
+
+    async def follow(event: asyncio.Event) -> None:
+        while True:
+            await lasting.woken(event, 5)
+            event.clear()
+
+    async def run() -> None:
+        event = asyncio.Event()
+        task = asyncio.create_task(follow(event))
+        await asyncio.sleep(0)
+        event.set()
+        await asyncio.sleep(0)
+        task.cancel()
+        ended, _ = await asyncio.wait({task}, timeout=5)
+        assert ended
+
+    asyncio.run(run())
+
+
+def test_an_event_that_does_not_come_is_not_waited_for() -> None:
+    """Whoever waits is told which of the two it was."""
+
+    async def run() -> None:
+        event = asyncio.Event()
+        assert not await lasting.woken(event, 0.01)
+        event.set()
+        assert await lasting.woken(event, None)
+
+    asyncio.run(run())

@@ -1,0 +1,138 @@
+"""What all hosts found out about the underlay, as checks; and the packets by which they do."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from peers import network, peer, view
+
+from linkspan.backends import host_gw, ipip, vxlan
+from linkspan.kernel import wire
+from linkspan.needs import Need
+from linkspan.tell.peer_checks import checks
+from linkspan.tell.probing import TOLD, Carried, Gap, Probed, Refusal, Wanted, largest, sizes
+
+NAMES = {"1": "h1", "2": "h2", "3": "h3"}
+WHAT = "UDP port 4789 (VXLAN)"
+TAIL = bytes(range(wire.TAIL))
+VXLAN = network("vxlan", mtu=1450, vni="100", direct="true")
+OFFER = {"mac": "02:00:00:00:00:02", "address": "192.0.2.2"}
+
+
+def gap(peer: str, heard: int = 0, dropped: str = "") -> Gap:
+    """Return what is missed from a peer."""
+    return Gap(peer, WHAT, 1500, heard, "let it pass", dropped)
+
+
+def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
+    """Return what cannot be sent to a peer."""
+    return Refusal(peer, WHAT, "its link is small", "a larger one", sent, spare)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        (Probed(), Probed((gap("1"),)), [("fail", "underlay h1 to h2", "blocked: nothing of what h1 sends")]),
+        (Probed(), Probed((gap("1", 1400),)), [("fail", "underlay h1 to h2", "those of 1400 do")]),
+        (
+            Probed(),
+            Probed((gap("1", 1500, "x drops it"),)),
+            [("fail", "underlay h1 to h2", "arrives at h2, where x")],
+        ),
+        (
+            Probed((), (refusal("2", 1400),)),
+            Probed((gap("1", 1400),)),
+            [("fail", "underlay h1 to h2", "h1 cannot send")],
+        ),
+        (
+            Probed((), (refusal("2", 1400),)),
+            Probed((gap("1", 200),)),
+            [
+                ("fail", "underlay h1 to h2", "h1 cannot send"),
+                ("fail", "underlay h1 to h2", "those of 200 do"),
+            ],
+        ),
+        (
+            Probed((), (refusal("2", spare=True),)),
+            Probed((gap("1"),)),
+            [("warn", "underlay h1 to h2", "not used, the tunnel is")],
+        ),
+        (
+            Probed((), (), (Carried(WHAT, 1500, 1),)),
+            Probed((), (), (Carried(WHAT, 1450, 1),)),
+            [("ok", f"underlay: {WHAT}", "2 directions, in packets of up to 1500")],
+        ),
+        (Probed((gap("2"),)), "it is silent", [("fail", "underlay: host h2", "no part: it is silent")]),
+        (
+            Probed((), (refusal("2"),)),
+            "it is silent",
+            [("fail", "underlay: host h2", "no part: it is silent")],
+        ),
+        (Probed(left_out=7), Probed(), [("fail", "underlay", "7 faults more")]),
+    ],
+)
+def test_each_fault_is_one_check_by_hosts_and_direction(
+    mine: Probed, theirs: Probed | str, expected: list[tuple[str, str, str]]
+) -> None:
+    """What a sender could not send is not missed once more by the receiver; a silent host's pairs are left out."""
+    found = checks({"1": mine, "2": theirs}, NAMES)
+    assert len(found) == len(expected)
+    for one, (status, name, words) in zip(found, expected, strict=True):
+        assert (one.status, one.check.startswith(name), words in one.detail) == (status, True, True), one
+
+
+def test_a_thousand_hosts_that_are_all_cut_off_tell_a_bounded_number_of_faults() -> None:
+    """An answer goes through the store to every host."""
+    assert TOLD * len(msgspec.json.encode(gap("0" * 16))) < 16_000
+
+
+def needs() -> list[Need]:
+    """Return needs of each kind."""
+    plain, wrapped = network("host-gw", (4, 6)), network("ipip", mtu=1480)
+    return [
+        *vxlan.BACKEND.needs(view(VXLAN), VXLAN, peer(VXLAN, OFFER)),
+        *host_gw.BACKEND.needs(view(plain), plain, peer(plain, {})),
+        *ipip.BACKEND.needs(view(wrapped), wrapped, peer(wrapped, {"address": "192.0.2.2"})),
+        Need("TCP port 179", "tcp", bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]), 300, "", 179),
+    ]
+
+
+@pytest.mark.parametrize("need", needs(), ids=lambda need: need.what)
+def test_a_probe_has_exactly_the_size_and_sums_that_add_up(need: Need) -> None:
+    """In every size; what is wanted stands in front, the tail at the end, and a router must not fragment it."""
+    for size in sizes(need):
+        packet = wire.packet(need, size, TAIL)
+        assert len(packet) == size
+        assert packet.endswith(TAIL)
+        family = 4 if len(need.target) == 4 else 6
+        head = 20 if family == 4 else 40
+        if family == 4:
+            assert (int.from_bytes(packet[2:4], "big"), packet[6] & 0x40, packet[9]) == (
+                size, 0x40, wire.NUMBERS[need.protocol],
+            )  # fmt: skip
+            assert wire.checksum(packet[:20]) == 0
+        if need.port:
+            rest = packet[head:]
+            pseudo = (
+                need.source
+                + need.target
+                + len(rest).to_bytes(4, "big")
+                + bytes([0, 0, 0, wire.NUMBERS[need.protocol]])
+            )
+            assert wire.checksum(pseudo + rest) == 0
+            assert int.from_bytes(rest[2:4], "big") == need.port
+
+
+def test_networks_with_the_same_need_are_probed_once_in_the_largest_size() -> None:
+    """Sixteen networks by VXLAN are one probe to a peer."""
+    found = []
+    for number in range(16):
+        one = network("vxlan", mtu=1300 + number, vni=str(number + 1))
+        other = peer(one, OFFER)
+        found += [
+            Wanted(other, need, f"n{number}", one.mtu) for need in vxlan.BACKEND.needs(view(one), one, other)
+        ]
+    (kept,) = largest(found)
+    assert (kept.need.size, kept.network) == (1365, "n15")
+    assert kept.smaller(1280) == "linkspan network update n15 --mtu 1230"
+    assert sizes(kept.need) == (200, 1280, 1365)

@@ -1,0 +1,130 @@
+"""Endpoints in the store: all hosts see them, and their own host keeps them right."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from replicas import Member, eventually, together
+
+from linkspan.model import Endpoint
+from linkspan.published import Published
+from linkspan.store.memory import Memory
+
+
+class Teller:
+    """A host with endpoints."""
+
+    def __init__(self, memory: Memory, folder: Path, name: str) -> None:
+        self.member = Member(memory, folder, name)
+        self.replica = self.member.replica
+        self.endpoints: dict[tuple[str, str], Endpoint] = {}
+        self.published = Published(self.replica, name, self.endpoints)
+        self.member.told = self.published.changed
+        self.name = name
+
+    def attach(self, id_: str) -> Endpoint:
+        """Have an endpoint more."""
+        made = Endpoint(id=id_, ifname="eth0", network="demo", host=self.name, netns=7, netns_path="/proc/1/ns/net")
+        self.endpoints[made.identity] = made
+        self.published.note(made.identity)
+        return made
+
+    def detach(self, id_: str) -> None:
+        """Have one less."""
+        del self.endpoints[id_, "eth0"]
+        self.published.note((id_, "eth0"))
+
+    def seen(self) -> list[tuple[str, str]]:
+        """Return what it knows of others: host and id."""
+        return sorted((host, endpoint.id) for host, endpoint in self.published.others())
+
+    async def start(self) -> None:
+        """Begin."""
+        await self.replica.start()
+        self.published.start()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.published.stop()
+        await self.replica.stop()
+
+
+def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None:
+    """One that was there before the start, and one that comes and goes; no tombstone stays."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        made = one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        ((_, told),) = two.published.others()
+        assert (told.netns, told.netns_path, told.addresses) == (7, "", made.addresses)
+        one.attach("b")
+        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees b")
+        one.detach("a")
+        await eventually(lambda: two.seen() == [("h1", "b")], "a is gone")
+        assert one.seen() == []
+        assert not [key for key in memory.entries if key.startswith("gone/")]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) -> None:
+    """And 300 endpoints that it has are told in as many transactions as it takes."""
+
+    async def work() -> None:
+        memory = Memory()
+        old, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        old.attach("gone")
+        await asyncio.gather(old.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "gone")], "h2 sees the old one")
+        await old.stop()
+        new = Teller(memory, tmp_path, "h1")
+        for number in range(300):
+            new.attach(f"c{number:03}")
+        await new.start()
+        await eventually(lambda: two.seen() == [("h1", f"c{n:03}") for n in range(300)], "h2 sees the new ones")
+        await asyncio.gather(new.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
+    """An emptied store is no loss that stops anything: each host puts its own again."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        memory.restore(0, {})
+        await eventually(lambda: "endpoints/h1/a/eth0" in memory.entries, "h1 puts it again")
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees it again")
+        assert one.replica.settled
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
+    """Whoever removes a host takes them away, and the host does not put them back."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        await two.member.leases.remove_host("h1")
+        assert two.seen() == []
+        await eventually(lambda: "gone/hosts/h1" in one.replica.records, "h1 hears of it")
+        one.attach("b")
+        await eventually(lambda: not one.published.due, "h1 has looked at it")
+        assert two.seen() == []
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)

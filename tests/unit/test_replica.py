@@ -1,0 +1,204 @@
+"""The replica: what a host writes it sees at once and keeps, whatever the watch tells late; garbage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from replicas import Member, eventually, network, together
+
+from linkspan.contracts import Batch, Record
+from linkspan.errors import Unavailable
+from linkspan.model import Host, Lease, Reservation, Underlay
+from linkspan.replica import remembered
+from linkspan.standing import doubled
+from linkspan.store.memory import Memory
+
+
+def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
+    """Puts and deletes older than what this host wrote are passed over, and nobody is told of a change."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"allowances/a": b"old", "allowances/b": b"old"})
+        old = one.replica.records["allowances/a"].revision
+        await one.replica.write({"allowances/a": b"new"})
+        await one.replica.write({}, deletes=["allowances/b"])
+        await eventually(lambda: "gone/allowances/b" in one.replica.records, "the removal is known")
+        one.seen.clear()
+        late = (Record("allowances/a", b"old", old), Record("allowances/b", b"old", old))
+        await one.replica._apply(Batch(old, late, ()))
+        await one.replica._apply(Batch(old, (), ("allowances/a",)))
+        assert one.replica.records["allowances/a"].value == b"new"
+        assert "allowances/b" not in one.replica.records
+        assert one.seen == []
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_what_was_removed_and_made_again_stays(tmp_path: Path) -> None:
+    """The tombstone that the watch tells of late does not lie beside the new record."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"allowances/a": b"1"})
+        await one.replica.write({}, deletes=["allowances/a"])
+        grave = one.replica.records["gone/allowances/a"]
+        await one.replica.write({"allowances/a": b"2"})
+        await one.replica._apply(Batch(grave.revision, (grave,), ("allowances/a",)))
+        assert one.replica.records["allowances/a"].value == b"2"
+        assert "gone/allowances/a" not in one.replica.records
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_restored_store_is_believed_though_its_revisions_are_older(tmp_path: Path) -> None:
+    """After a restore from a backup the records that it lacks are missed, and those that it has are taken."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"hosts/h2": b"99"})
+        revision, backup = memory.revision, dict(memory.entries)
+        for number in range(5):
+            await one.replica.write({"hosts/h2": b"%d" % number})
+        await one.replica.write({"hosts/h3": b"{}"})
+        await eventually(lambda: one.replica.records["hosts/h2"].value == b"4", "the last write")
+        memory.restore(revision, backup)
+        await eventually(lambda: one.replica.lost == {"hosts/h3"}, "h3 is missed")
+        assert one.replica.records["hosts/h2"].value == b"99"
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_write_that_fails_is_told_until_one_succeeds(tmp_path: Path) -> None:
+    """A watch waits in silence while the store is away; the failed write is the problem, and new claims name it."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        one.store.cut()
+        with pytest.raises(Unavailable):
+            await one.replica.write({"alive/h1": b""}, ttl=5)
+        assert not one.replica.settled
+        with pytest.raises(Unavailable, match="claim: store in memory: the connection is cut"):
+            one.replica.require_settled("claim")
+        one.store.mend()
+        await one.replica.write({"alive/h1": b""}, ttl=5)
+        assert one.replica.settled
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_garbage_is_skipped_named_and_not_missed(tmp_path: Path) -> None:
+    """Records of every kind that cannot be read stop nobody; a block with such a record is nobody's to claim."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/23")
+        one = Member(memory, tmp_path, "h1")
+        keys = ["hosts/x", "leases/demo/x", "blocks/demo/10.244.0.0/24", "blocks/demo/x", "addresses/demo/x"]
+        await one.store.transaction(dict.fromkeys(keys, b"\xff{"))
+        await one.replica.start()
+        assert (await one.leases.claim(net, {})).prefixes == ("10.244.1.0/24",)
+        one.leases.hosts(), one.leases.all(), one.leases.exact("demo")
+        assert one.replica.unreadable == set(keys)
+        await one.store.transaction({}, deletes=keys)
+        await eventually(lambda: not one.replica.unreadable, "they are gone")
+        assert one.replica.settled
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_spoilt_record_is_what_it_was_also_after_a_restart(tmp_path: Path) -> None:
+    """The last readable version stays in force and the record is named, until somebody writes or removes it."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.replica.write({"networks/demo": network()})
+        one.networks.refresh()
+        await one.store.transaction({"networks/demo": b"{"})
+        await eventually(lambda: one.replica.records["networks/demo"].value == b"{", "it is spoilt")
+        one.networks.refresh()
+        assert one.networks.get("demo") == network()
+        await one.stop()
+        again = Member(memory, tmp_path, "h1")
+        await again.store.transaction({"networks/demo": b"\xff"})
+        await again.start()
+        assert again.networks.get("demo") == network()
+        assert again.replica.unreadable == {"networks/demo"}
+        await again.replica.write({}, deletes=["networks/demo"])
+        again.networks.refresh()
+        assert again.networks.all() == ()
+        assert again.replica.unreadable == set()
+        await again.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize(
+    ("key", "record"),
+    [
+        ("networks/x", network("x", backend="newer")),
+        ("networks/x", network("x", pool="10.9.0.0/99")),
+        ("networks/x", msgspec.structs.replace(network("x"), gateways=())),
+        ("reservations/demo/x", Reservation("demo", "x")),
+        ("hosts/x", Host(id="x", name="x", underlay=Underlay("eth0", ("x",)))),
+        ("leases/demo/x", Lease(network="demo", host="x", prefixes=("x",))),
+    ],
+)
+def test_a_record_that_means_nothing_here_is_skipped_and_named(
+    tmp_path: Path, key: str, record: msgspec.Struct
+) -> None:
+    """It is well formed, and of a newer linkspan or somebody's hand: whoever reads all of its kind reads the others."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        well = {"networks/demo": network(), "reservations/demo/a": Reservation("demo", "10.244.0.9/32")}
+        puts = {key: record, **well}
+        await one.store.transaction({k: msgspec.json.encode(value) for k, value in puts.items()})
+        await one.start()
+        assert [one.name for one in one.networks.all()] == ["demo"]
+        assert [r.cidr for r in one.networks.reservations] == ["10.244.0.9/32"]
+        assert (one.leases.hosts(), one.leases.all()) == ({}, [])
+        assert one.replica.unreadable == {key}
+        await one.stop()
+
+    together(work)
+
+
+def test_the_snapshot_remembers_the_cluster(tmp_path: Path) -> None:
+    """What the replica wrote at its end tells the store's id at the next start; without one it is empty."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.stop()
+        assert remembered(tmp_path / "h1.json") == memory.cluster
+
+    together(work)
+    assert remembered(tmp_path / "none.json") == ""
+    (tmp_path / "none.json").write_bytes(b"\xff")
+    assert remembered(tmp_path / "none.json") == ""
+
+
+def test_hosts_with_one_underlay_address_are_named_together() -> None:
+    """Both names and the address; hosts with addresses of their own are not mentioned."""
+
+    def host(name: str, address: str) -> Host:
+        return msgspec.structs.replace(Host(id=name, name=name), underlay=Underlay("eth0", (address,)))
+
+    found = doubled([host("a", "192.0.2.1/24"), host("b", "192.0.2.2/24"), host("c", "192.0.2.1/24")])
+    assert found == [("a, c", "hosts a and c have one underlay address, 192.0.2.1")]

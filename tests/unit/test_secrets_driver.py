@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.errors import Denied, Invalid, KernelError, LinkspanError
+from linkspan.kernel.secrets import SecretDriver
+from linkspan.programs import SECRET, Secret
+from linkspan.state import HOST
+
+VALUE = "s3cret word"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "password"
+    path.write_text(f"{VALUE}\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def wanted(tmp_path: Path, source: Path) -> Secret:
+    return Secret(str(tmp_path / "peers/r1.conf"), str(source), f"password {SECRET};\n")
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> SecretDriver:
+    return SecretDriver(tmp_path / "state/secrets.json")
+
+
+def test_a_secret_is_written_for_root_alone_and_taken_away(driver: SecretDriver, wanted: Secret) -> None:
+    """The value stands in the file, quoted, and in nothing else that is kept."""
+    assert driver.apply([wanted], []) == {}
+    path = Path(wanted.path)
+    assert path.read_text() == f'password "{VALUE}";\n'
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(driver.observe(HOST)) == [wanted]
+    memory = path.parent.parent / "state/secrets.json"
+    assert VALUE not in memory.read_text() + repr(wanted)
+    assert driver.apply([], [wanted]) == {}
+    assert not path.exists()
+    assert list(driver.observe(HOST)) == []
+    assert driver.apply([], [wanted]) == {}
+
+
+def test_the_next_agent_knows_it_and_sees_what_has_changed(
+    driver: SecretDriver, wanted: Secret, source: Path, tmp_path: Path
+) -> None:
+    """The file, its mode or the password itself: what differs is put anew."""
+    driver.apply([wanted], [])
+    again = SecretDriver(tmp_path / "state/secrets.json")
+    stale = msgspec.structs.replace(wanted, current=False)
+    for change in (
+        lambda: Path(wanted.path).write_text("by hand"),
+        lambda: Path(wanted.path).chmod(0o644),
+        lambda: source.write_text("another\n"),
+    ):
+        assert list(again.observe(HOST)) == [wanted]
+        change()
+        assert list(again.observe(HOST)) == [stale]
+        assert again.apply([wanted], []) == {}
+    assert Path(wanted.path).read_text() == 'password "another";\n'
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda path: path.chmod(0o640), Denied, "is not root's alone"),
+        (lambda path: os.chown(path, 1, 1), Denied, "is not root's alone"),
+        (lambda path: path.unlink(), KernelError, "read the secret"),
+        (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), KernelError, "read the secret"),
+        (lambda path: (path.unlink(), path.mkdir(0o700)), KernelError, "read the secret"),
+        (lambda path: path.write_text(""), Invalid, "can be no password"),
+        (lambda path: path.write_text("x" * 81), Invalid, "can be no password"),
+        (lambda path: path.write_text('a"; bad'), Invalid, "can be no password"),
+        (lambda path: path.write_text("two\nlines"), Invalid, "can be no password"),
+        (lambda path: path.write_bytes(b"\xff"), Invalid, "can be no password"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: files of others cannot be made")
+def test_what_is_no_secret_is_refused_by_its_file(
+    driver: SecretDriver, wanted: Secret, source: Path, spoil: object, error: type[LinkspanError], words: str
+) -> None:
+    """The error names the file and not what is in it; nothing is written: no session without its password."""
+    spoil(source)  # type: ignore[operator]
+    found = driver.apply([wanted], [])[wanted.key]
+    assert isinstance(found, error)
+    assert words in found.message
+    assert str(source) in found.message
+    assert "bad" not in found.message
+    assert not Path(wanted.path).exists()
