@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "linkspan"
 LAYERS = {
     "nouns": "addresses bgp contracts errors keys model needs programs state",
     "kernel": "kernel",
-    "logic": "backends database desired firewall ipam migration ports reconcile",
+    "logic": "backends database desired firewall ipam migration ports reconcile sealed",
     "store": "store",
     "tell": "tell",
     "agent": (

@@ -13,6 +13,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
+                      sealed    only where networks are encrypted: nothing of theirs leaves in clear (``sealed.py``)
 
 Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
 and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation

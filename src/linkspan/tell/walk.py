@@ -212,6 +212,9 @@ class Walk:
         return f"not understood: {unsure[0]}" if unsure else ""
 
     def _out_of_host(self, device: Device, lookup: Lookup, packet: Packet) -> None:
+        last = Frame(packet, "", device.name)
+        found = rules.decide(self._asked, rules.families(packet), ("filter",), "postrouting", last)
+        self._require_pass(found, device.name, packet)
         following = lookup.gateway or packet.target
         if device.kind == "bridge" and any(n.bridge == device.name for n in self._known.networks.values()):
             mac = self._mac(HOST, device.name, following, device, packet)
