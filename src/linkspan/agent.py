@@ -18,6 +18,7 @@ from linkspan import __version__, locks, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
+from linkspan.associating import Associating
 from linkspan.attach import Attacher
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
@@ -157,6 +158,7 @@ class Agent:
         )
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.associating = Associating(self.worker, self.happenings)
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             self.worker.machine.namespaces,
@@ -233,7 +235,7 @@ class Agent:
         inside = {endpoint.netns for endpoint in self.attacher.endpoints.values() if endpoint.netns}
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
-        for part in (self.healer, self.removals, self.probes, self.peerings):
+        for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
             await part.start()
             parts.push_async_callback(part.stop)
         self.published.start()

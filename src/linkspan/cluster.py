@@ -236,6 +236,7 @@ class Cluster:
             except Unavailable as error:
                 log.warning("host record: %s", error.message)
             await self.converge({"networks/"})
+        await self.speakers.prepare()
         await self.peers.follow(self.peers.known.keys())
         await self.speakers.put()
 
@@ -275,10 +276,12 @@ class Cluster:
             concerned = set(self.peers.concerned(changed, everything))
             known = {network.name for network in self._networks.all()}
             await self.peers.follow(pair for pair in concerned if pair[0] not in known)
-            failed = dict(await self._put_plans())
+            failed = await self.speakers.prepare()
+            failed |= await self._put_plans()
             await self.peers.follow(concerned)
             failed |= await self.speakers.put()
             await self._drop_plans()  # last: what peers had on a device that goes
+            await self.speakers.finish()
             unwell = self._worker.machine.reconciler.unwell
             await self.migrating.advance({n for n in known if not failed and not unwell(("network", n))})
         self._disputes.fresh.clear()

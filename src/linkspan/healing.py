@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.attach import Attacher, Identity, source
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
@@ -195,7 +196,7 @@ class Healer:
 
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
-            self._dirty |= {Process, Ipip}  # whose helper ends when the device goes, and cannot begin without one
+            self._dirty |= {Process, Ipip, IpsecLink, IpsecCredential, IpsecConnection, IpsecChild}  # whose helper ends when the device goes, and cannot begin without one
             self._wake.set()
 
     async def _reap(self) -> None:

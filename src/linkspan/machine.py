@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import threading
@@ -14,12 +15,15 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from linkspan.addresses import Prefix
-from linkspan.backends import bgp
+from linkspan.associations import Strongswan
+from linkspan.backends import bgp, ipsec, strongswan
 from linkspan.kernel.addresses import AddressDriver
+from linkspan.kernel.charon import CharonDriver
 from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.files import FileDriver
 from linkspan.kernel.firewall import FirewallDriver
 from linkspan.kernel.firewalld import FirewalldDriver
+from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import IptablesDriver
 from linkspan.kernel.learnt import LearntDriver
 from linkspan.kernel.links import LinkDriver
@@ -30,7 +34,7 @@ from linkspan.kernel.processes import ProcessDriver
 from linkspan.kernel.routes import RouteDriver, foreign_routes, uplink_mtu
 from linkspan.kernel.secrets import SecretDriver
 from linkspan.kernel.shaper import ShaperDriver
-from linkspan.kernel.sockets import listeners
+from linkspan.kernel.sockets import holder, listeners
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
@@ -40,6 +44,8 @@ from linkspan.reconcile import Reconciler
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
+IPSEC = "ipsec"
+"""The folder of strongSwan's files there."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,6 +66,8 @@ class Machine:
         self.firewall = FirewallDriver()
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
+        self._ipsec_folder = state_dir / IPSEC
+        self.ipsec_links = IpsecLinkDriver(self.sockets, self.processes.pid, self.ike)
         self.reconciler = Reconciler(
             (
                 self.sysctls,
@@ -77,9 +85,16 @@ class Machine:
                 FileDriver(state_dir / "files.json"),
                 SecretDriver(state_dir / "secrets.json"),
                 self.processes,
+                self.ipsec_links,
+                CharonDriver(self.ike, lambda: self.processes.pid(ipsec.PROCESS)),
             ),
             self.sockets.release,
         )
+
+    @property
+    def ike(self) -> Path:
+        """The control socket of strongSwan's daemon."""
+        return self._ipsec_folder / strongswan.CONTROL
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""
@@ -101,7 +116,9 @@ class Machine:
 
     def facts(self) -> Facts:
         """Observe what backends must know."""
-        found = msgspec.structs.replace(observe_facts(self.sysctls), bird=self._bird())
+        found = msgspec.structs.replace(
+            observe_facts(self.sysctls), bird=self._bird(), strongswan=self._strongswan()
+        )
         if self.tunnels.ipip().by == "kernel":
             return found
         return msgspec.structs.replace(found, ipip_helper=self.ipip_helper())
@@ -119,6 +136,18 @@ class Machine:
             return None
         others = () if self.processes.pid(bgp.PROCESS) else tuple(listeners("tcp", bgp.PORT))
         return Bird(speaker, client, str(self._speaker_folder), others)
+
+    def _strongswan(self) -> Strongswan | None:
+        """Return strongSwan's daemon, and who holds IKE's ports while it does not run itself."""
+        daemon = shutil.which("charon-systemd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if daemon is None:
+            return None
+        holders: list[tuple[int, str]] = []
+        if not self.processes.pid(ipsec.PROCESS):
+            found = ((port, holder("udp", "", port)) for port in ipsec.PORTS)
+            holders = [(port, who) for port, who in found if who]
+        plugin = any(Path(folder, ipsec.PLUGIN).exists() for folder in ipsec.PLUGIN_FOLDERS)
+        return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to device."""

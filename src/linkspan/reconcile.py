@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.addresses import Prefix, mac_text
+from linkspan.associations import IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.contracts import Driver
 from linkspan.desired import Change, Desired, Source
 from linkspan.errors import LinkspanError, NotFound
@@ -40,7 +41,7 @@ from linkspan.state import (
 
 PASSES = 3
 
-_TUNNELS = Vxlan | Ipip
+_TUNNELS = Vxlan | Ipip | IpsecLink
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
@@ -114,7 +115,7 @@ class Reconciler:
             failed = self.apply(Change(tuple(put), tuple(delete)))
             if replaced:
                 # Its driver may have replaced the device; what fell with it is other sources' too.
-                fallen = [k for k in (Vxlan, Ipip, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
+                fallen = [k for k in (Vxlan, Ipip, IpsecLink, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
                 failed |= self.resync(fallen, log=False).failed
             if Process in self._by_kind and any(isinstance(state, _READ) for state in (*put, *delete)):
                 failed |= self._read_anew()

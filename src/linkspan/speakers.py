@@ -21,7 +21,7 @@ log = logging.getLogger("linkspan.speakers")
 
 def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
     """Return the view with what backends that learn see more, where a network has one."""
-    names = [n.name for n in view.networks if any(backend(way.backend).learns for way in migration.ways(n))]
+    names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in migration.ways(n))]
     if not names or view.host is None or peers.withdrawn:
         return view
     exact = [
@@ -36,6 +36,11 @@ def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[E
     return msgspec.structs.replace(view, peers=known, exact=tuple(exact), living=tuple(living))
 
 
+def _sees_more(name: str) -> bool:
+    way = backend(name)
+    return way.learns or way.encrypts
+
+
 class Speakers:
     """Puts them anew whenever anything changed that they may follow from; what is the same costs nothing."""
 
@@ -45,16 +50,29 @@ class Speakers:
         self.problems: dict[str, str] = {}
         """By backend: why this host cannot have it."""
 
+    async def prepare(self) -> dict[Key, LinkspanError]:
+        """Put what networks stand on, a daemon with a device of its own; returns what was refused."""
+        return await self._put(learns=False, ending=False)
+
     async def put(self) -> dict[Key, LinkspanError]:
-        """Put them, now that the peers are known; returns what was refused."""
+        """Put those that follow from the peers, now that these are known; returns what was refused."""
+        return await self._put(learns=True, ending=True)
+
+    async def finish(self) -> None:
+        """Take away what networks stood on, where none does any more."""
+        await self._put(learns=False, ending=True)
+
+    async def _put(self, *, learns: bool, ending: bool) -> dict[Key, LinkspanError]:
         failed: dict[Key, LinkspanError] = {}
         view = self._view()
         for way in BACKENDS.values():
-            if not way.learns:
+            if way.learns != learns:
                 continue
             source = ("host", way.name)
             try:
                 states = list(way.host(view))
+                if not states and not ending:
+                    continue
                 failed |= await self._worker.run(self._worker.machine.reconciler.change, source, states)
                 self.problems.pop(way.name, None)
             except LinkspanError as error:

@@ -57,7 +57,10 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+        "unreachable": [
+            *standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+            *agent.associating.told(),
+        ],
         "bgp": _sessions(agent),
     }
 
