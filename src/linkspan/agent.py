@@ -19,6 +19,7 @@ from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
 from linkspan.attach import Attacher
+from linkspan.backends.wireguard import asked
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
 from linkspan.contracts import Store
@@ -254,6 +255,7 @@ class Agent:
         held = () if self.cluster.peers.withdrawn else self.leases.own()
         here = self.leases.whole(self.leases.host)
         seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
 
     async def replan(self) -> None:

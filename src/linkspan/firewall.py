@@ -132,7 +132,7 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lswg"))
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'

@@ -57,7 +57,7 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+        "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), agent.plans.problems),
         "bgp": _sessions(agent),
     }
 
