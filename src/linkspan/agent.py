@@ -167,6 +167,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
+            self.worker.machine.wireguard.table,
             self.ask,
         )
         self.survey = Survey(

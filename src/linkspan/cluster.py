@@ -288,6 +288,12 @@ class Cluster:
         self._disputes.fresh.clear()
         return failed
 
+    async def rotate(self) -> None:
+        """Begin to change this host's key."""
+        async with self._converging:
+            await self.rotating.begin()
+        await self.converge({f"hosts/{self.host.id}"})
+
     async def _rotate(self) -> None:
         try:
             await self.rotating.advance()

@@ -2,8 +2,8 @@
 
 A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there the route
 10.244.2.0/24 dev lswg leads into the device, whose *allowed IPs* say that this prefix is the peer's with host 2's
-public key. The packet is encrypted for it and sent to the address from which the peer was last heard (or where its record
-says it is). On host 2 the key of the sender follows from the packet itself; it is let in only where its inner source
+public key. The packet is encrypted for it and sent to where the peer was last heard (or where its record says that it
+is). On host 2 the key of the sender follows from the packet itself; it is let in only where its inner source
 is an allowed IP of just that key, and the guard asks once more whether a peer has it in this network. Networks are told
 apart by their addresses, as in all routed backends.
 
@@ -206,7 +206,8 @@ def _tools(view: HostView) -> Tools:
     public = view.host.keys.get(WireguardBackend.name, "") if view.host else ""
     if not public or public not in (found.public, found.next):
         raise Unavailable(
-            f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know this host",
+            f"backend wireguard: {found.file} has not the private key that belongs to {key_id(public)}, by which others "
+            "know this host",
             "put it back from a backup, or make another: linkspan host rotate-keys",
         )
     return found

@@ -130,7 +130,8 @@ class WireguardDriver:
         for peer in found.peers.values():
             told = self._told.entries.get(peer.public, _Told(peer.endpoint))
             endpoint = told.endpoint if peer.endpoint or not told.endpoint else ""
-            yield WireguardPeer(DEVICE, peer.public, endpoint, later.get(peer.public, peer.keepalive), self._shared_file(peer, told))
+            keepalive = later.get(peer.public, peer.keepalive)
+            yield WireguardPeer(DEVICE, peer.public, endpoint, keepalive, self._shared_file(peer, told))
             for one in peer.allowed:
                 yield AllowedIp(DEVICE, one, peer.public)
 
