@@ -20,6 +20,7 @@ from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
+from linkspan.backends.wireguard import asked
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
 from linkspan.contracts import Store
@@ -168,6 +169,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
+            self.worker.machine.wireguard.table,
             self.ask,
         )
         self.survey = Survey(
@@ -256,6 +258,7 @@ class Agent:
         held = () if self.cluster.peers.withdrawn else self.leases.own()
         here = self.leases.whole(self.leases.host)
         seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
 
     async def replan(self) -> None:

@@ -39,6 +39,8 @@ class Hosts:
         return [
             web.get("/v1/hosts", self._list),
             web.patch("/v1/hosts", self._set_all),
+            web.get("/v1/keys", self._keys),
+            web.post("/v1/keys", self._rotate),
             web.get("/v1/hosts/{name}", self._show),
             web.patch("/v1/hosts/{name}", self._set),
             web.delete("/v1/hosts/{name}", self._remove),
@@ -103,6 +105,15 @@ class Hosts:
         settings = {k: v for k, v in {**self._agent.leases.common(), **changes}.items() if v}
         await host_settings.put_common(self._agent.replica, self._agent.leases, settings)
         return _json(settings)
+
+    async def _keys(self, request: web.Request) -> web.Response:
+        """Tell how this host's own keys stand."""
+        return _json(self._agent.cluster.rotating.stand())
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        """Begin to change this host's own key; it is in force once all others take it."""
+        await self._agent.cluster.rotate()
+        return _json(self._agent.cluster.rotating.stand())
 
     async def _remove(self, request: web.Request) -> web.Response:
         host = self._find(request.match_info["name"])

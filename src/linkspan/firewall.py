@@ -133,7 +133,7 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lsipsec"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lsipsec", "lswg"))
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'

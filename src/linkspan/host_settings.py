@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan import bgp, ipsec
+from linkspan import bgp, ipsec, wireguard
 from linkspan.errors import Invalid
 from linkspan.leases import COMMON, Common, Leases
 from linkspan.model import Host
@@ -32,3 +32,4 @@ def _check(host: Host) -> None:
     """Refuse, by Invalid, settings that mean nothing."""
     bgp.speaker(host)
     ipsec.settings(host)
+    wireguard.settings(host.settings)

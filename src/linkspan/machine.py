@@ -17,6 +17,7 @@ import msgspec
 from linkspan.addresses import Prefix
 from linkspan.associations import Strongswan
 from linkspan.backends import bgp, ipsec, strongswan
+from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
 from linkspan.kernel.charon import CharonDriver
 from linkspan.kernel.facts import observe_facts
@@ -38,14 +39,19 @@ from linkspan.kernel.sockets import holder, listeners
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
+from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
 from linkspan.programs import Bird
 from linkspan.reconcile import Reconciler
+from linkspan.wireguard import Tools
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
 IPSEC = "ipsec"
 """The folder of strongSwan's files there."""
+
+WIREGUARD = "wireguard"
+"""The folder of this host's keys in the state folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +69,7 @@ class Machine:
         self.addresses = AddressDriver(self.sockets)
         self.neighbours = NeighbourDriver(self.sockets)
         self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
+        self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
         self.firewall = FirewallDriver()
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
@@ -87,6 +94,7 @@ class Machine:
                 self.processes,
                 self.ipsec_links,
                 CharonDriver(self.ike, lambda: self.processes.pid(ipsec.PROCESS)),
+                self.wireguard,
             ),
             self.sockets.release,
         )
@@ -117,7 +125,10 @@ class Machine:
     def facts(self) -> Facts:
         """Observe what backends must know."""
         found = msgspec.structs.replace(
-            observe_facts(self.sysctls), bird=self._bird(), strongswan=self._strongswan()
+            observe_facts(self.sysctls),
+            bird=self._bird(),
+            strongswan=self._strongswan(),
+            wireguard=self._wireguard(),
         )
         if self.tunnels.ipip().by == "kernel":
             return found
@@ -148,6 +159,21 @@ class Machine:
             holders = [(port, who) for port, who in found if who]
         plugin = any(Path(folder, ipsec.PLUGIN).exists() for folder in ipsec.PLUGIN_FOLDERS)
         return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
+
+    def _wireguard(self) -> Tools:
+        """Return what there is for WireGuard; nothing is run where nothing has changed."""
+        kernel = self.tunnels.wireguard()
+        if shutil.which("wg") is None:
+            return Tools(problem="the program wg is not installed", hint="install the package wireguard-tools")
+        if not kernel.by:
+            return Tools(problem=kernel.why_not)
+        if kernel.by == "user space" and shutil.which("wireguard-go") is None:
+            why = "the kernel has no WireGuard, and wireguard-go is not installed"
+            return Tools(problem=why, hint="install the package wireguard-go")
+        self.wireguard.prepare()
+        found = keys.look(self.wireguard.keys)
+        file = str(self.wireguard.keys.folder / keys.PRIVATE)
+        return Tools(found.public, found.next, file, self.wireguard.program(), found.problem, found.hint)
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to device."""

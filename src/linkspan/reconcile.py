@@ -37,11 +37,12 @@ from linkspan.state import (
     Sysctl,
     Veth,
     Vxlan,
+    Wireguard,
 )
 
 PASSES = 3
 
-_TUNNELS = Vxlan | Ipip | IpsecLink
+_TUNNELS = Vxlan | Ipip | IpsecLink | Wireguard
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
@@ -115,7 +116,7 @@ class Reconciler:
             failed = self.apply(Change(tuple(put), tuple(delete)))
             if replaced:
                 # Its driver may have replaced the device; what fell with it is other sources' too.
-                fallen = [k for k in (Vxlan, Ipip, IpsecLink, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
+                fallen = [k for k in (*_TUNNELS.__args__, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
                 failed |= self.resync(fallen, log=False).failed
             if Process in self._by_kind and any(isinstance(state, _READ) for state in (*put, *delete)):
                 failed |= self._read_anew()

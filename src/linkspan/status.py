@@ -58,7 +58,7 @@ def told(agent: Agent) -> dict[str, object]:
         ],
         "heals": heals,
         "unreachable": [
-            *standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+            *standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), agent.plans.problems),
             *agent.associating.told(),
         ],
         "bgp": _sessions(agent),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, vxlan
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, vxlan, wireguard
 from linkspan.contracts import Backend
 from linkspan.errors import Invalid
 
@@ -14,6 +14,7 @@ _ALL: tuple[Backend, ...] = (
     ipip.BACKEND,
     ipsec.BACKEND,
     vxlan.BACKEND,
+    wireguard.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 

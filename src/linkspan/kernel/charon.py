@@ -23,7 +23,7 @@ from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCre
 from linkspan.contracts import Support
 from linkspan.errors import Invalid, LinkspanError, Unavailable, of_errno
 from linkspan.kernel import ike
-from linkspan.kernel.secrets import private
+from linkspan.kernel.secrets import alone
 from linkspan.state import HOST, Key, State
 
 IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")
@@ -242,7 +242,7 @@ def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
 def _content(state: IpsecCredential) -> bytes:
     """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or others may read a secret."""
     if state.kind in PRIVATE:
-        return private(state.path, LARGEST)
+        return alone(state.path)
     try:
         with Path(state.path).open("rb") as file:
             return file.read(LARGEST)

@@ -10,7 +10,7 @@ import msgspec
 from linkspan.addresses import SOCKET_FAMILY
 from linkspan.model import Endpoint, Network, Underlay
 from linkspan.state import HOST
-from linkspan.tell.questions import VXLAN, Outer, Packet
+from linkspan.tell.questions import VXLAN, WIREGUARD, Outer, Packet
 
 OUTSIDE = -1
 """The ``netns`` of what is beyond this host."""
@@ -66,7 +66,8 @@ class Other(msgspec.Struct, frozen=True):
 class Map(msgspec.Struct, frozen=True):
     """What linkspan knows of the host: where links lead, and which network is which.
 
-    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids.
+    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
+    ``keys`` the same by their public keys.
     """
 
     host: str
@@ -76,6 +77,7 @@ class Map(msgspec.Struct, frozen=True):
     underlay: Underlay | None = None
     id: str = ""
     others: Mapping[str, Other] = {}
+    keys: Mapping[str, str] = {}
 
     def name(self, netns: int) -> str:
         """Return a namespace's name for people: the container's, with the network where two have the same."""
@@ -112,6 +114,8 @@ def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
         around = headers(outer.packet())[:2]
         if outer.kind == VXLAN:
             return (*around, f"udp {outer.port}", f"vxlan {outer.vni}", *headers(packet))
+        if outer.kind == WIREGUARD:
+            return (*around, f"udp {outer.port}", WIREGUARD, *headers(packet)[1:])
         return (*around, *headers(packet)[1:])
     source = show(packet.source) if packet.source else "?"
     word = "ip" if packet.family == 4 else "ip6"
