@@ -1,9 +1,9 @@
-"""This host's IPsec connections, watched: what does not stand is begun, and what was begun twice is ended.
+"""This host's IPsec connections, watched: what does not stand is begun, and what stands twice is ended.
 
-The daemon renews keys and notices silent peers by itself. What it does not do is to begin anew where a peer refused, for
-it was not ready yet, or has just begun itself and knows nothing: so each second it is asked what stands. Of two hosts
-one begins at once, the other a little later: where both began at once there would be two associations of which
-either host might end the other's.
+The daemon renews keys and notices silent peers by itself. What it does not do is to begin anew where a peer refused,
+for it was not ready yet, or has just begun itself and knows nothing: so each second it is asked what stands. Of two
+hosts one begins at once, the other a little later: where both began at once there would be two associations, of
+which either host might end the other's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
-from vici.exception import CommandException
 
-from linkspan.associations import PREFIX, IpsecChild, IpsecConnection
+from linkspan.associations import IpsecChild, IpsecConnection
 from linkspan.backends.strongswan import LOG
+from linkspan.desired import Desired
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.kernel import ike
@@ -59,10 +59,11 @@ class Peering(msgspec.Struct, frozen=True):
     reason: Reason | None
 
 
-class _Try(msgspec.Struct):
-    since: float
+class Try(msgspec.Struct):
+    """How often a connection was begun that does not stand, and when it may be begun again (monotonic)."""
+
+    next: float
     count: int = 0
-    next: float = 0.0
 
 
 class Associating:
@@ -71,7 +72,7 @@ class Associating:
     def __init__(self, worker: Worker, happenings: Happenings) -> None:
         self._worker = worker
         self._happenings = happenings
-        self._tries: dict[str, _Try] = {}
+        self._tries: dict[str, Try] = {}
         self._reasons: dict[str, Reason] = {}
         self._known: dict[str, Peering] = {}
         self._read = -1
@@ -95,43 +96,14 @@ class Associating:
 
     async def look(self) -> None:
         """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
-        wanted = await self._worker.run(self._wanted)
+        wanted = await self._worker.run(wanted_of, self._worker.machine.reconciler.desired)
         for gone in self._known.keys() - {one.connection.name for one in wanted}:
             for table in (self._known, self._tries, self._reasons):
                 table.pop(gone, None)
         if wanted:
             control = self._worker.machine.ike
-            found = await asyncio.to_thread(_asked, control, self._steps, wanted)
+            found = await asyncio.to_thread(_stepped, control, wanted, self._tries)
             self._note(wanted, found)
-
-    def _wanted(self) -> list[Wanted]:
-        states = self._worker.machine.reconciler.desired.states((IpsecConnection, IpsecChild)).values()
-        children = [state for state in states if isinstance(state, IpsecChild)]
-        return [
-            Wanted(one, tuple(child for child in children if child.connection == one.name))
-            for one in states
-            if isinstance(one, IpsecConnection)
-        ]
-
-    def _steps(self, asked: ike.Session, wanted: Sequence[Wanted]) -> list[Association]:
-        """Begin and end (in another thread), and return what stands."""
-        found = ike.associations(asked)
-        now = time.monotonic()
-        for one in wanted:
-            name, mine = one.connection.name, [a for a in found if a.connection == one.connection.name]
-            for number in superfluous(one, mine):
-                _tell(asked.terminate, {"ike-id": str(number), "timeout": "-1"})
-            absent = missing(one, mine)
-            if not absent:
-                self._tries.pop(name, None)
-                continue
-            state = self._tries.setdefault(name, _Try(now, next=now if one.connection.first else now + LATER))
-            if now >= state.next and not under_way(mine):
-                state.count += 1
-                state.next = now + min(2.0 ** (state.count - 2), LONGEST)
-                for child in absent:
-                    _tell(asked.initiate, {"ike": name, "child": child, "timeout": "-1"})
-        return found
 
     def _note(self, wanted: Iterable[Wanted], found: Sequence[Association]) -> None:
         """Take down who stands, and tell what has changed."""
@@ -180,6 +152,38 @@ class Associating:
         ]
 
 
+def wanted_of(desired: Desired) -> list[Wanted]:
+    """Return what this host wants to stand."""
+    states = desired.states((IpsecConnection, IpsecChild)).values()
+    children = [state for state in states if isinstance(state, IpsecChild)]
+    return [
+        Wanted(one, tuple(child for child in children if child.connection == one.name))
+        for one in states
+        if isinstance(one, IpsecConnection)
+    ]
+
+
+def stepped(asked: ike.Session, wanted: Iterable[Wanted], tries: dict[str, Try]) -> list[Association]:
+    """Begin what is to be begun now, end what is superfluous, and return what there was before."""
+    found = ike.associations(asked)
+    now = time.monotonic()
+    for one in wanted:
+        name, mine = one.connection.name, [a for a in found if a.connection == one.connection.name]
+        for number in superfluous(one, mine):
+            _tell(asked.terminate, {"ike-id": str(number), "timeout": "-1"})
+        absent = missing(one, mine)
+        if not absent:
+            tries.pop(name, None)
+            continue
+        state = tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
+        if now >= state.next and not under_way(mine):
+            state.count += 1
+            state.next = now + min(2.0 ** (state.count - 2), LONGEST)
+            for child in absent:
+                _tell(asked.initiate, {"ike": name, "child": child, "timeout": "-1"})
+    return found
+
+
 def _because(one: Peering) -> str:
     if one.reason is None:
         return f" yet ({len(one.missing)} of its associations)" if one.missing else ""
@@ -209,11 +213,9 @@ def superfluous(one: Wanted, mine: Sequence[Association]) -> list[int]:
     return [a.number for a in standing[:-1]]
 
 
-def _asked(
-    control: Path, act: Callable[[ike.Session, Sequence[Wanted]], list[Association]], wanted: Sequence[Wanted]
-) -> list[Association]:
+def _stepped(control: Path, wanted: Sequence[Wanted], tries: dict[str, Try]) -> list[Association]:
     with ike.session(control) as asked:
-        return act(asked, wanted)
+        return stepped(asked, wanted, tries)
 
 
 def _tell(act: Callable[[dict[str, str]], object], message: dict[str, str]) -> None:
@@ -222,10 +224,6 @@ def _tell(act: Callable[[dict[str, str]], object], message: dict[str, str]) -> N
         found = act(message)
         for _ in found if hasattr(found, "__iter__") and not isinstance(found, dict) else ():
             pass
-    except CommandException as error:
+    except ike.Refused as error:
         log.debug("%s: %s", message, error)
 
-
-def host_of(connection: str) -> str:
-    """Return the id of the host that a connection is with."""
-    return connection.removeprefix(PREFIX)

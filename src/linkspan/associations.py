@@ -1,4 +1,4 @@
-"""The kinds of state that IPsec is made of: the device, what hosts prove themselves by, connections, and their children.
+"""The kinds of state that IPsec is made of: its device, what hosts prove themselves by, connections, their children.
 
 The daemon's own words: a *connection* is how two hosts come to trust each other (IKE), a *child* is which packets they
 then encrypt for each other (a pair of ESP security associations, renewed from time to time). Both are configuration;
@@ -15,7 +15,7 @@ from linkspan.addresses import Prefix
 from linkspan.state import ALTNAME, Key, State
 
 Kind = Literal["psk", "key", "certificate", "ca", "crl"]
-"""What a file proves or checks: a shared key, a private key, this host's certificate, its authority's, a revocation list."""
+"""What a file proves or checks: a shared or a private key, this host's certificate, its authority's, a revocation list."""
 
 PRIVATE: tuple[Kind, ...] = ("psk", "key")
 """Those that are secrets: their files must be root's alone."""
@@ -35,8 +35,9 @@ class Strongswan(msgspec.Struct, frozen=True):
 
 
 class IpsecLink(State, frozen=True, gc=False):
-    """The device by which packets go to be encrypted and come decrypted: the kernel's XFRM interface, or (``tun``) the
-    TUN that the daemon of this process name makes for itself; ``process`` is empty where it is the kernel's.
+    """The device by which packets go to be encrypted and come decrypted.
+
+    It is the kernel's XFRM interface, or the TUN that the daemon of this name, ``process``, makes for itself.
     """
 
     rank: ClassVar[int] = 72

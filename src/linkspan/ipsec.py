@@ -67,7 +67,7 @@ def settings(host: Host) -> Ipsec:
 def identity(host: Host) -> Ipsec:
     """Return a host's settings where they suffice to prove itself. Raises Unavailable where they do not."""
     found = settings(host)
-    missing = [word for word, kind in _FILES.items() if kind in ("certificate", "key", "ca") and kind not in found.files]
+    missing = [word for word in ("certificate", "key", "ca") if _FILES[word] not in found.files]
     if found.shared or not missing:
         return found
     raise Unavailable(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.addresses import Prefix, mac_text
-from linkspan.associations import IpsecConnection, IpsecCredential, IpsecLink
+from linkspan.associations import IpsecLink
 from linkspan.contracts import Driver
 from linkspan.desired import Change, Desired, Source
 from linkspan.errors import LinkspanError, NotFound

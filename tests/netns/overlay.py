@@ -122,6 +122,8 @@ class OverlayHost:
         """Yield everything that this host should have, by source."""
         view = self.view()
         yield ("host",), list(skeleton(self.facts))
+        for name in dict.fromkeys(one.backend for one in self.networks):
+            yield ("host", name), list(backend(name).host(view))
         for one in self.networks:
             yield ("network", one.name), list(backend(one.backend).network(view, one))
             for peer in self.peers.get(one.name, ()):

@@ -24,8 +24,8 @@ that all hosts share. With certificates a host that was broken into can send fro
 out by a revocation list; with a shared key it can call itself by any name. Secrets are files; paths are in settings and
 states, never what is in them.
 
-The daemon is an instance of our own, with its configuration, control socket and log in the state folder. It outlives the
-agent, renews keys and begins anew with silent peers by itself. Without it nothing leaves: XFRM has no associations, or
+The daemon is an instance of our own, with its configuration, control socket and log in the state folder. It outlives
+the agent, renews keys and begins anew with silent peers by itself. Without it nothing leaves: XFRM has no associations, or
 the TUN is gone with its routes (``sealed`` has the rest).
 
 Overhead: an ESP packet in UDP over IPv4 has 20 (IPv4) + 8 (UDP) + 8 (ESP) + 8 (IV) + 16 (ICV) + at most 5 bytes of
@@ -151,7 +151,7 @@ class IpsecBackend:
         for target in targets:
             if mark:
                 exact = "_exact" if target.length == len(target.packed) * 8 else ""
-                yield element(f"marks{exact}{target.family}", f"{mark:#010x}", target.address)
+                yield element(f"marks{exact}{target.family}", str(mark), target.address)
             else:
                 yield admitted("ways", (device,), target)
             yield Route(target, device, source=own(view, network, target.family), if_id=mark)

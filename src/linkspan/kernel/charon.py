@@ -10,13 +10,12 @@ Whoever is put gets its own words in the daemon's log: the agent tells reasons f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from vici.exception import CommandException
 
 from linkspan.addresses import prefix
 from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
@@ -101,14 +100,14 @@ class CharonDriver:
             return {state.key: error for state in (*put, *delete)}
 
     def load(self, asked: ike.Session, state: IpsecCredential) -> None:
-        """Load a file. Raises LinkspanError, naming it, where it is not there, not root's alone, or not what it should be."""
+        """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is something else."""
         content = _content(state)
         if not self._credentials:
             asked.clear_creds()  # of an earlier agent's, perhaps
         before = self._credentials.get(state.key)
         try:
             self._load(asked, state, content)
-        except CommandException as error:
+        except ike.Refused as error:
             what = {"psk": "shared key", "key": "private key", "ca": "certificate of an authority"}
             raise Invalid(
                 f"{state.path} is no {what.get(state.kind, state.kind)} that strongSwan takes: {error}",
@@ -177,20 +176,21 @@ class _Batch:
         removed = [s for s in delete if isinstance(s, IpsecChild) and s.connection not in gone]
         for state in put:
             if isinstance(state, IpsecCredential):
-                self._try([state], lambda state=state: self._driver.load(self._asked, state))
+                self._try([state], functools.partial(self._driver.load, self._asked, state))
         loaded = ike.connections(self._asked)
         for name in sorted(connections.keys() | {s.connection for s in (*added, *removed)}):
             concerned = [s for s in (*put, *delete) if name in (getattr(s, "connection", ""), getattr(s, "name", ""))]
             there = {child for text in loaded.get(name, ()) if (child := _child(name, text))}
             children = (there | {s for s in added if s.connection == name}) - set(removed)
-            self._try(concerned, lambda: self._driver.connect(self._asked, connections.get(name), name, children))  # noqa: B023
+            connect = functools.partial(self._driver.connect, self._asked, connections.get(name), name, children)
+            self._try(concerned, connect)
         for child in removed:
             _quietly(self._asked.terminate, {"ike": child.connection, "child": child.name, "timeout": "-1"})
         for name in gone:
             self._driver.disconnect(self._asked, name)
         for state in delete:
             if isinstance(state, IpsecCredential):
-                self._try([state], lambda state=state: self._driver.unload(self._asked, state))
+                self._try([state], functools.partial(self._driver.unload, self._asked, state))
         return self._failed
 
     def _try(self, states: Iterable[State], act: Callable[[], None]) -> None:
@@ -198,7 +198,7 @@ class _Batch:
             act()
         except LinkspanError as error:
             self._failed.update((state.key, error) for state in states)
-        except CommandException as error:
+        except ike.Refused as error:
             refused = Unavailable(f"strongSwan refuses: {error}")
             self._failed.update((state.key, refused) for state in states)
 
@@ -240,7 +240,7 @@ def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
 
 
 def _content(state: IpsecCredential) -> bytes:
-    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or others may read a secret."""
+    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or a secret is none."""
     if state.kind in PRIVATE:
         return alone(state.path)
     try:
@@ -269,5 +269,5 @@ def _quietly(act: Callable[[dict[str, str]], Any], message: dict[str, str]) -> N
         found = act(message)
         for _ in found if hasattr(found, "__next__") else ():
             pass
-    except CommandException:
+    except ike.Refused:
         pass

@@ -22,7 +22,10 @@ from linkspan.errors import Unavailable
 SECONDS = 5.0
 """For one answer."""
 
-Session = vici.Session
+Session = Any
+"""A session of the library, which bears no types: each of the daemon's commands is a method of it."""
+Refused: type[Exception] = CommandException
+"""What a session raises where the daemon takes a command for wrong."""
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -70,7 +73,7 @@ def session(path: Path, alive: Callable[[], bool] = lambda: False) -> Iterator[S
                     if not alive() or time.monotonic() > end:
                         raise
                     time.sleep(0.01)
-            yield Session(way)
+            yield vici.Session(way)
         except CommandException as error:
             raise Unavailable(f"strongSwan refuses: {error}") from error
         except (OSError, SessionException) as error:

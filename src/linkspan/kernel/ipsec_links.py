@@ -86,7 +86,7 @@ class IpsecLinkDriver:
     def kernel(self) -> bool:
         """Tell whether the kernel makes XFRM interfaces; asked once, with one that cannot come to be."""
         if self._xfrm is None:
-            # An external one has no if_id (xfrmi_newlink in net/xfrm/xfrm_interface_core.c), so this is refused, if there.
+            # An external one has no if_id (xfrmi_newlink in net/xfrm/xfrm_interface_core.c): this is refused, if there.
             info = text(INFO_KIND, "xfrm")
             info += attr(INFO_DATA | NESTED, u32(_IF_ID, 1) + attr(_EXTERNAL, b""))
             body = ifinfo() + attr(LINKINFO | NESTED, info)
@@ -102,7 +102,7 @@ class IpsecLinkDriver:
         found = (attributes(p, 16) | {-1: p} for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"))
         return [state for one in found if (state := self._state(one)) is not None]
 
-    def _state(self, found: Mapping[int, bytes]) -> IpsecLink | None:
+    def _state(self, found: dict[int, bytes]) -> IpsecLink | None:
         name, kind = string(found[IFNAME]), _kind(found)
         if f"{ALTNAME}{name}" not in altnames(found) or not name.startswith(PREFIXES):
             return None

@@ -55,7 +55,7 @@ _KNOWN: Final = (
      "put a newer one at ipsec.crl"),
     (r"constraint check failed: identity '(?P<a>.*)' required", "{peer}'s certificate is for another host",
      "its subjectAltName has to have DNS:{a}"),
-    (r"no private key found for '(?P<a>.*)'", "this host's certificate is not for {a}, or ipsec.key does not belong to it",
+    (r"no private key found for '(?P<a>.*)'", "this host's certificate is not for {a}, or ipsec.key is not its",
      "its subjectAltName has to have DNS:{a}"),
     (r"no shared key found", "this host has no shared key for {peer}", "set ipsec.psk-file on both, or on none"),
     (r".*MAC mismatched", "{peer} has another shared key", "put one and the same into ipsec.psk-file of all hosts"),
@@ -65,7 +65,8 @@ _KNOWN: Final = (
      "ipsec.key of {peer} has to belong to its ipsec.certificate"),
     (r"peer requested EAP, config unacceptable", "one of the hosts has a shared key, and the other certificates",
      "set ipsec.psk-file for all hosts, or for none"),
-    (r"received AUTHENTICATION_FAILED notify error", "{peer} refuses this host", "`linkspan status` on {peer} tells why"),
+    (r"received AUTHENTICATION_FAILED notify error", "{peer} refuses this host",
+     "`linkspan status` on {peer} tells why"),
     (r"received NO_PROPOSAL_CHOSEN notify error", "{peer} knows nothing of this host (yet)", "is its agent running?"),
     (r"received TS_UNACCEPTABLE notify", "{peer} does not agree on the prefixes (yet)", "is its agent running?"),
     (r"giving up after|retransmit \d+ of request", "{peer} does not answer",
@@ -83,7 +84,7 @@ def reasons(lines: Iterable[Said], before: dict[str, Reason]) -> dict[str, Reaso
                 named = {key: value or "" for key, value in match.groupdict().items()}
                 last = found.get(line.connection)
                 if last is None or rank <= last.rank or line.at - last.at > FRESH:
-                    peer = {"peer": "{peer}"}
-                    found[line.connection] = Reason(line.at, rank, why.format(**named, **peer), fix.format(**named, **peer))
+                    named["peer"] = "{peer}"
+                    found[line.connection] = Reason(line.at, rank, why.format(**named), fix.format(**named))
                 break
     return found
