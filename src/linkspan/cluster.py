@@ -277,8 +277,8 @@ class Cluster:
         self._allocator.refresh()
         if changed:
             concerned = set(self.peers.concerned(changed, everything))
-            known = {network.name for network in self._networks.all()}
-            await self.peers.follow(pair for pair in concerned if pair[0] not in known)
+            networks = {network.name: network for network in self._networks.all()}
+            await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
             failed = await self.speakers.prepare()
             failed |= await self._put_plans()
             await self.peers.follow(concerned)
@@ -287,7 +287,14 @@ class Cluster:
             await self.speakers.finish()
             unwell = self._worker.machine.reconciler.unwell
             await self._rotate()
-            await self.migrating.advance({n for n in known if not failed and not unwell(("network", n))})
+            stand = {
+                name
+                for name, one in networks.items()
+                if not failed
+                and not unwell(("network", name))
+                and not any(unwell(("host", way.backend)) for way in migration.ways(one))
+            }
+            await self.migrating.advance(stand)
         self._disputes.fresh.clear()
         return failed
 

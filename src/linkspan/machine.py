@@ -173,7 +173,9 @@ class Machine:
         self.wireguard.prepare()
         found = keys.look(self.wireguard.keys)
         file = str(self.wireguard.keys.folder / keys.PRIVATE)
-        return Tools(found.public, found.next, file, self.wireguard.program(), found.problem, found.hint)
+        return Tools(
+            found.public, found.next, file, self.wireguard.program(), unusable=found.problem, hint=found.hint
+        )
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to device."""

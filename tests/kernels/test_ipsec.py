@@ -165,12 +165,15 @@ def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) ->
     sent()
     assert listener.heard()
     name = f"ls-id-{other}"
+    before = {a.number for a in _associations(trio, one)}
     with asks(trio, one) as asked:
         asked.rekey({"ike": name})
     sent()
+    until(lambda: _numbers(trio, one, name).isdisjoint(before), "another one stands in its place", 30)
+    sent()
     with asks(trio, one) as asked:
-        asked.terminate({"ike": name, "timeout": "-1"})
-    until(lambda: all(a.connection != name for a in _associations(trio, one)), "it is gone", 30)
+        list(asked.terminate({"ike": name, "timeout": "-1"}))
+    until(lambda: not _numbers(trio, one, name), "it is gone", 30)
     sent()
     until(lambda: name in standing(trio, one), "it stands again", 30)
     sent()
@@ -182,6 +185,10 @@ def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) ->
     assert (socket.IPPROTO_ESP in protocols) == (other in BY_THE_KERNEL and one in BY_THE_KERNEL)
     wire.close()
     listener.close()
+
+
+def _numbers(cluster: Cluster, number: int, connection: str) -> set[int]:
+    return {a.number for a in _associations(cluster, number) if a.connection == connection}
 
 
 def _associations(cluster: Cluster, number: int) -> list[ike.Association]:

@@ -118,7 +118,7 @@ class WireguardBackend:
         """Return this host's own addresses, and the guards."""
         yield from network_states(view, network)
         underlay(view, network)
-        if _lacks(view):
+        if view.facts.wireguard is None or view.facts.wireguard.problem:
             return  # there is no device; ``host`` tells why
         yield from tunnel_sysctls(DEVICE, network)
         yield from own_addresses(view, network, DEVICE)
@@ -188,28 +188,29 @@ def _serves(network: Network) -> bool:
     return WireguardBackend.name in ways
 
 
-def _lacks(view: HostView) -> bool:
-    try:
-        _tools(view)
-    except Unavailable:
-        return True
-    return False
+def lacking(view: HostView) -> dict[str, str]:
+    """Return why this host has no usable key file, by the backend's name; what has the key already goes on."""
+    found = view.facts.wireguard
+    if found is None or found.problem or view.host is None or not any(map(_serves, view.networks)):
+        return {}
+    name = WireguardBackend.name
+    public = view.host.keys.get(name, "")
+    if found.unusable:
+        return {name: f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")}
+    if not public or public not in (found.public, found.next):
+        return {
+            name: f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
+            "this host; put it back from a backup, or make another: linkspan host rotate-keys"
+        }
+    return {}
 
 
 def _tools(view: HostView) -> Tools:
-    """Return what this host has. Raises Unavailable, with the reason, where that is not enough."""
+    """Return what this host has. Raises Unavailable, with the reason, where nothing serves a device."""
     found = view.facts.wireguard
-    if found is None:
-        raise Unavailable("backend wireguard: this host has not been looked at yet")
-    if found.problem:
-        raise Unavailable(f"backend wireguard: {found.problem}", found.hint)
-    public = view.host.keys.get(WireguardBackend.name, "") if view.host else ""
-    if not public or public not in (found.public, found.next):
-        raise Unavailable(
-            f"backend wireguard: {found.file} has not the private key that belongs to {key_id(public)}, by which others "
-            "know this host",
-            "put it back from a backup, or make another: linkspan host rotate-keys",
-        )
+    if found is None or found.problem:
+        why = found.problem if found else "this host has not been looked at yet"
+        raise Unavailable(f"backend wireguard: {why}", found.hint if found else "")
     return found
 
 

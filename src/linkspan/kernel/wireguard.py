@@ -11,7 +11,7 @@ it was last seen when the device begins anew.
 
 A keepalive makes a session at once. Where two devices that learn of each other begin at the same time their first
 messages cross, neither is answered, and both wait 5 s for the next: so the one with the smaller key leaves the other
-the first word, and has the keepalive told with the next look, a second later.
+the first word, and has the keepalive told with a look half a second later.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
 
 READY = 5.0
 """Seconds that wireguard-go may take until it answers: 30 ms where the machine is idle (measured)."""
+FIRST_WORD = 0.5
+"""Seconds that the one with the smaller key leaves the other."""
 _NONE, _OFF = "(none)", "off"
 _APART = 'mkdir -p /run/wireguard && mount --bind "$0" /run/wireguard && exec "$@"'
 _SECRET = re.compile(r"[A-Za-z0-9+/]{42,}=?")
@@ -86,8 +88,8 @@ class WireguardDriver:
         self._support = support
         self._run = folder / "run"
         self._told: Memory[_Told] = Memory(folder / "told.json", _Told, precious=False)
-        self._later: dict[str, int] = {}
-        """The keepalives of new peers that are told with the next look."""
+        self._later: dict[str, tuple[float, int]] = {}
+        """The keepalives of new peers that are told later, and from when on."""
 
     def probe(self) -> Support:
         """The kernel, or wireguard-go."""
@@ -147,12 +149,13 @@ class WireguardDriver:
 
     def _greeted(self, found: Table) -> dict[str, int]:
         """Tell the keepalives that have waited, and return them."""
-        later = {public: seconds for public, seconds in self._later.items() if public in found.peers}
-        self._later.clear()
-        words = [w for public, n in later.items() for w in ("peer", public, "persistent-keepalive", str(n))]
+        later = {public: one for public, one in self._later.items() if public in found.peers}
+        due = [public for public, (since, _) in later.items() if time.monotonic() >= since]
+        words = [w for one in due for w in ("peer", one, "persistent-keepalive", str(later[one][1]))]
         if words:
             self._wg("set", DEVICE, *words)
-        return later
+        self._later = {public: one for public, one in later.items() if public not in due}
+        return {public: seconds for public, (_, seconds) in later.items()}
 
     def _shared_file(self, peer: Seen, told: _Told) -> str:
         if not peer.shared:
@@ -263,7 +266,7 @@ class WireguardDriver:
                 lines.append(f"Endpoint = {endpoint}")
             self._later.pop(peer.public, None)
             if waits and wanted.keepalive:
-                self._later[peer.public] = wanted.keepalive
+                self._later[peer.public] = time.monotonic() + FIRST_WORD, wanted.keepalive
             else:
                 lines.append(f"PersistentKeepalive = {wanted.keepalive or _OFF}")
             self._told.entries[peer.public] = _Told(wanted.endpoint, wanted.shared_file, before.seen)

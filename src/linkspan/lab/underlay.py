@@ -123,7 +123,7 @@ def plug(lab: Lab, host: Host) -> None:
 
 
 def _plug_nat(lab: Lab, host: Host) -> None:
-    """Make the NAT before a host: it has the host's place on the segment, and lets nothing in that was not asked for."""
+    """Make the NAT before a host: it has the host's place on the segment, and lets nothing in by itself."""
     commands.delete(host.nat)
     commands.add(host.nat)
     outer = f"peer name {CABLE} mtu {lab.mtu} netns {host.nat}"

@@ -172,12 +172,21 @@ class Crossing(Walk):
         self._outer = Outer(WIREGUARD, wire.source, found.remote, found.port, key=found.own)
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
-        self._hop(HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}", packet)
+        on = self._goes_on(host, packet.target)
+        self._hop(HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet)
         if found.since < 0:
             self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
         passed = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
         self._require_pass(passed, link.name, wire)
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
+
+    def _goes_on(self, host: str, target: bytes) -> str:
+        """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
+        for id_, other in self._known.others.items():
+            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
+            if id_ != host and (held or any(target in own for own in other.addresses.values())):
+                return f"; there it goes on to {other.name}, for no NAT lets the two meet"
+        return ""
 
     def _far_end(
         self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet

@@ -108,6 +108,12 @@ def show(address: bytes) -> str:
     return socket.inet_ntop(SOCKET_FAMILY[4 if len(address) == 4 else 6], address)
 
 
+def forwarding_off(family: int, device: str) -> str:
+    """Return for people that a setting keeps the host from routing."""
+    setting = f"net.ipv{family}.conf.{device}.forwarding"
+    return f"forwarding is off ({setting}=0): the host does not route what it receives"
+
+
 def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
     """Return a packet's headers from the outside in, as text."""
     if outer is not None:
