@@ -170,6 +170,7 @@ class Agent:
             state_dir / TABLE,
             self.peerings.learning,
             self.worker.machine.wireguard.table,
+            self.worker.machine.ike,
             self.ask,
         )
         self.survey = Survey(

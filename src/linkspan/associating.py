@@ -226,4 +226,3 @@ def _tell(act: Callable[[dict[str, str]], object], message: dict[str, str]) -> N
             pass
     except ike.Refused as error:
         log.debug("%s: %s", message, error)
-

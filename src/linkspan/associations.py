@@ -15,7 +15,7 @@ from linkspan.addresses import Prefix
 from linkspan.state import ALTNAME, Key, State
 
 Kind = Literal["psk", "key", "certificate", "ca", "crl"]
-"""What a file proves or checks: a shared or a private key, this host's certificate, its authority's, a revocation list."""
+"""What a file proves or checks: shared key, private key, this host's certificate, its authority's, revocation list."""
 
 PRIVATE: tuple[Kind, ...] = ("psk", "key")
 """Those that are secrets: their files must be root's alone."""

@@ -38,8 +38,8 @@ _INSIDE = (WireguardKey, WireguardPeer, AllowedIp, IpsecCredential, IpsecConnect
 serves it may be new."""
 
 POLL = 1.0
-"""Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks; a change is
-to be mended within 2."""
+"""Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks. A change
+is to be mended within 2."""
 
 FULL = 60.0
 """Seconds between looks at everything."""

@@ -51,7 +51,9 @@ def settings(host: Host) -> Ipsec:
     """Return what a host's settings say. Raises Invalid, naming the setting; complete they need not be."""
     given = {k.removeprefix(PREFIX): v for k, v in host.settings.items() if k.startswith(PREFIX) and v}
     for word in sorted(given.keys() - set(_KNOWN)):
-        raise Invalid(f"setting {PREFIX}{word} is unknown", f"there are {', '.join(PREFIX + k for k in _KNOWN)}")
+        raise Invalid(
+            f"setting {PREFIX}{word} is unknown", f"there are {', '.join(PREFIX + k for k in _KNOWN)}"
+        )
     files = {kind: _path(word, given[word]) for word, kind in _FILES.items() if word in given}
     if "psk" in files and len(files) > 1:
         other = next(word for word in given if word in _FILES and word != "psk-file")
@@ -60,7 +62,9 @@ def settings(host: Host) -> Ipsec:
             "hosts prove themselves by a shared key or by certificates: unset one (KEY=)",
         )
     return Ipsec(
-        files, _seconds("rekey", given.get("rekey", ""), REKEY, 20), _seconds("probe", given.get("probe", ""), PROBE, 1)
+        files,
+        _seconds("rekey", given.get("rekey", ""), REKEY, 20),
+        _seconds("probe", given.get("probe", ""), PROBE, 1),
     )
 
 
@@ -78,7 +82,9 @@ def identity(host: Host) -> Ipsec:
 
 def _path(word: str, text: str) -> str:
     if not text.startswith("/") or not text.isprintable() or '"' in text:
-        raise Invalid(f"setting {PREFIX}{word}={text} is no path", "give an absolute one, as each host has it")
+        raise Invalid(
+            f"setting {PREFIX}{word}={text} is no path", "give an absolute one, as each host has it"
+        )
     return text
 
 

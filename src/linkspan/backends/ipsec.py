@@ -25,8 +25,8 @@ out by a revocation list; with a shared key it can call itself by any name. Secr
 states, never what is in them.
 
 The daemon is an instance of our own, with its configuration, control socket and log in the state folder. It outlives
-the agent, renews keys and begins anew with silent peers by itself. Without it nothing leaves: XFRM has no associations, or
-the TUN is gone with its routes (``sealed`` has the rest).
+the agent, renews keys and begins anew with silent peers by itself. Without it nothing leaves: XFRM has no associations,
+or the TUN is gone with its routes (``sealed`` has the rest).
 
 Overhead: an ESP packet in UDP over IPv4 has 20 (IPv4) + 8 (UDP) + 8 (ESP) + 8 (IV) + 16 (ICV) + at most 5 bytes of
 padding. 100 are taken off, for the daemon's TUN takes 1400 bytes at most, and all hosts of a network have one MTU.
@@ -128,7 +128,9 @@ class IpsecBackend:
         yield File(conf, text.encode(), 0o600)
         yield Process(PROCESS, ("/usr/bin/env", f"STRONGSWAN_CONF={conf}", found.daemon), files=(conf,))
         mtu = here.mtu - OVERHEAD
-        yield IpsecLink(_device(found), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else PROCESS)
+        yield IpsecLink(
+            _device(found), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else PROCESS
+        )
         yield from (IpsecCredential(kind, path) for kind, path in identity(view.host).credentials())
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
@@ -272,7 +274,9 @@ def _mine(view: HostView, network: Network) -> list[Prefix]:
     lease = view.lease(network.name)
     if lease is None:
         return []
-    found = dict.fromkeys([*lease.blocks, *(address for where, address in view.exact if where == network.name)])
+    found = dict.fromkeys(
+        [*lease.blocks, *(address for where, address in view.exact if where == network.name)]
+    )
     for address in (prefix(text).single() for text in lease.addresses):
         if not any(one.holds(address) for one in found):
             found[address] = None

@@ -100,7 +100,7 @@ class CharonDriver:
             return {state.key: error for state in (*put, *delete)}
 
     def load(self, asked: ike.Session, state: IpsecCredential) -> None:
-        """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is something else."""
+        """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is wrong."""
         content = _content(state)
         if not self._credentials:
             asked.clear_creds()  # of an earlier agent's, perhaps
@@ -145,7 +145,9 @@ class CharonDriver:
             self.load(asked, other)
         self._prove_anew(asked)
 
-    def connect(self, asked: ike.Session, state: IpsecConnection | None, name: str, children: set[IpsecChild]) -> None:
+    def connect(
+        self, asked: ike.Session, state: IpsecConnection | None, name: str, children: set[IpsecChild]
+    ) -> None:
         """Load a connection with its children, which replaces what was loaded by its name."""
         wanted = state or self._connections.get(name)
         if wanted is None:
@@ -179,10 +181,14 @@ class _Batch:
                 self._try([state], functools.partial(self._driver.load, self._asked, state))
         loaded = ike.connections(self._asked)
         for name in sorted(connections.keys() | {s.connection for s in (*added, *removed)}):
-            concerned = [s for s in (*put, *delete) if name in (getattr(s, "connection", ""), getattr(s, "name", ""))]
+            concerned = [
+                s for s in (*put, *delete) if name in (getattr(s, "connection", ""), getattr(s, "name", ""))
+            ]
             there = {child for text in loaded.get(name, ()) if (child := _child(name, text))}
             children = (there | {s for s in added if s.connection == name}) - set(removed)
-            connect = functools.partial(self._driver.connect, self._asked, connections.get(name), name, children)
+            connect = functools.partial(
+                self._driver.connect, self._asked, connections.get(name), name, children
+            )
             self._try(concerned, connect)
         for child in removed:
             _quietly(self._asked.terminate, {"ike": child.connection, "child": child.name, "timeout": "-1"})
@@ -220,7 +226,9 @@ def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dic
         "send_cert": "always",
         "local": {**auth, "id": state.me},
         "remote": {**auth, "id": state.peer, **strict},
-        "children": {child.name: _configured(state, child) for child in sorted(children, key=lambda c: c.name)},
+        "children": {
+            child.name: _configured(state, child) for child in sorted(children, key=lambda c: c.name)
+        },
     }
 
 
@@ -235,7 +243,11 @@ def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
         "start_action": "start" if state.first else "none",
     }
     if state.mark:
-        found |= {"if_id_in": hex(state.mark), "if_id_out": hex(state.mark), "set_mark_in": f"{state.mark:#x}"}
+        found |= {
+            "if_id_in": hex(state.mark),
+            "if_id_out": hex(state.mark),
+            "set_mark_in": f"{state.mark:#x}",
+        }
     return found
 
 

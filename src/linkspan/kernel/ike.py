@@ -16,6 +16,7 @@ import msgspec
 import vici
 from vici.exception import CommandException, SessionException
 
+from linkspan.addresses import Prefix, prefix
 from linkspan.associations import PREFIX
 from linkspan.errors import Unavailable
 
@@ -29,7 +30,10 @@ Refused: type[Exception] = CommandException
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A pair of ESP associations as the daemon has it; SPIs in hexadecimal, ``installed`` tells that they carry."""
+    """A pair of ESP associations as the daemon has it; SPIs in hexadecimal, ``installed`` tells that they carry.
+
+    ``there`` is what they reach.
+    """
 
     name: str
     number: int
@@ -39,6 +43,7 @@ class Child(msgspec.Struct, frozen=True):
     cipher: str = ""
     encapsulated: bool = False
     mark: int = 0
+    there: Prefix | None = None
 
 
 class Association(msgspec.Struct, frozen=True):
@@ -97,7 +102,10 @@ def connections(asked: Session) -> dict[str, tuple[str, ...]]:
 def associations(asked: Session) -> list[Association]:
     """Return the IKE associations of our connections, those under way too."""
     return [
-        _association(name, one) for told in asked.list_sas() for name, one in told.items() if name.startswith(PREFIX)
+        _association(name, one)
+        for told in asked.list_sas()
+        for name, one in told.items()
+        if name.startswith(PREFIX)
     ]
 
 
@@ -124,6 +132,7 @@ def _child(told: dict[str, Any]) -> Child:
         cipher=_text(told, "encr-alg").replace("_", "-") + (f"-{bits}" if bits else ""),
         encapsulated=_text(told, "encap") == "yes",
         mark=int(_text(told, "if-id-out") or "0", 16),
+        there=prefix(told["remote-ts"][0].decode()) if told.get("remote-ts") else None,
     )
 
 

@@ -72,7 +72,9 @@ class IpsecLinkDriver:
 
     kinds: tuple[type[State], ...] = (IpsecLink,)
 
-    def __init__(self, sockets: Sockets, pid: Callable[[str], int], control: Path) -> None:
+    def __init__(
+        self, sockets: Sockets, pid: Callable[[str], int] = lambda _: 0, control: Path = Path()
+    ) -> None:
         """``pid`` tells which process serves a helper's name, 0 for none; ``control`` is where the daemon answers."""
         self._sockets = sockets
         self._pid = pid
@@ -99,7 +101,9 @@ class IpsecLinkDriver:
         """Return our device."""
         if netns != HOST:
             return []
-        found = (attributes(p, 16) | {-1: p} for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"))
+        found = (
+            attributes(p, 16) | {-1: p} for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links")
+        )
         return [state for one in found if (state := self._state(one)) is not None]
 
     def _state(self, found: dict[int, bytes]) -> IpsecLink | None:

@@ -40,12 +40,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A packet at a hook: the devices that it is between, and its MAC."""
+    """A packet at a hook: the devices that it is between, its MAC, and the mark that a tunnel gave it (0: none)."""
 
     packet: Packet
     arriving: str = ""
     leaving: str = ""
     mac: bytes = b""
+    mark: int = 0
 
 
 def decide(
@@ -242,6 +243,8 @@ class _Evaluation:
             "nfproto": f"ipv{family}",
             "protocol": "ip" if family == 4 else "ip6",
         }
+        if frame.mark:
+            known["mark"] = str(frame.mark)
         return (known[key],) if key in known else None
 
     def _conntrack(self, key: str) -> tuple[str, ...] | None:
