@@ -161,7 +161,7 @@ class OverlayHost:
                 )
             for source, states in self.sources():
                 failed = self.machine.reconciler.change(source, states)
-                assert failed == {}, (self.name, source)
+                assert failed == {}, (self.name, source, [e.message for e in failed.values()])
 
     def resync(self) -> Report:
         """Look at everything and mend it."""

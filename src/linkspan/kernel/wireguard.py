@@ -186,7 +186,7 @@ class WireguardDriver:
         removed = [s.public for s in delete if isinstance(s, WireguardPeer) and s.public in table.peers]
         try:
             if sections := [section for public, section in touched.items() if public not in removed]:
-                self._wg("addconf", DEVICE, "/dev/stdin", given="".join(sections))
+                self._wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections))
             if removed:
                 self._wg("set", DEVICE, *(word for one in removed for word in ("peer", one, "remove")))
             for public in removed:
