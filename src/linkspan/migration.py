@@ -125,7 +125,8 @@ def network_states(view: HostView, network: Network) -> Iterable[State]:
     The network is sealed where every way encrypts.
     """
     if all(backend(one.backend).encrypts for one in ways(network)):
-        yield from sealed.sealed(network.prefixes)
+        found = view.facts.strongswan
+        yield from sealed.sealed(network.prefixes, xfrm=found is not None and found.kernel)
     yield from backend(network.backend).network(view, network)
     new = target(network)
     if new is None:

@@ -165,6 +165,7 @@ class Reconciler:
         try:
             for _ in range(PASSES):
                 change, words = self.difference(touched, inside)
+                self._forgive(change, touched, inside)
                 put = tuple(state for state in change.put if state.key not in refused)
                 if not put and not change.delete:
                     break
@@ -184,6 +185,13 @@ class Reconciler:
         finally:
             self._release()
         return report
+
+    def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
+        """Forget of what was looked at that it failed, where it is as it should be by now: others may have mended it."""
+        if self.failing:
+            looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if _netns(s) in inside | {HOST}}
+            for key in self.failing.keys() & looked.keys() - {state.key for state in change.put}:
+                del self.failing[key]
 
     def difference(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = ()

@@ -129,14 +129,16 @@ class IpsecBackend:
         yield Process(PROCESS, ("/usr/bin/env", f"STRONGSWAN_CONF={conf}", found.daemon), files=(conf,))
         mtu = here.mtu - OVERHEAD
         yield IpsecLink(
-            _device(found), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else PROCESS
+            _device(view), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else PROCESS
         )
         yield from (IpsecCredential(kind, path) for kind, path in identity(view.host).credentials())
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return what is on the device: this host's own addresses, settings, and leave to leave by it."""
-        found = _daemon(view, network)
-        device = _device(found)
+        """Return what is on the device: this host's own addresses, settings, and leave to leave by it.
+
+        It is the same where this host cannot have the daemon (now): what is closed stays closed.
+        """
+        device = _device(view)
         yield from network_states(view, network)
         yield from sealed.encrypting(device)
         yield from tunnel_sysctls(device, network)
@@ -145,8 +147,7 @@ class IpsecBackend:
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the connection with its children, the routes, and what lets the peer's packets in."""
         connection = _connection(view, network, peer)
-        found = _daemon(view, network)
-        device, mark = _device(found), connection.mark
+        device, mark = _device(view), connection.mark
         targets = list(reached(peer))
         yield connection
         yield from _children(view, network, peer, connection.name, targets)
@@ -183,8 +184,9 @@ def name(host: str) -> str:
     return f"{PREFIX}{host}"
 
 
-def _device(found: Strongswan) -> str:
-    return KERNEL if found.kernel else USER
+def _device(view: HostView) -> str:
+    found = view.facts.strongswan
+    return KERNEL if found is not None and found.kernel else USER
 
 
 def _daemon(view: HostView, network: Network) -> Strongswan:

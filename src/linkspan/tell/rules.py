@@ -222,6 +222,8 @@ class _Evaluation:
                 return self._meta(str(key))
             case {"ct": {"key": key}}:
                 return self._conntrack(str(key))
+            case {"rt": {"key": "ipsec"}}:  # what is, has left the rules that are looked at by then
+                return ("False",)
             case {"payload": {"base": "nh", "offset": 72, "len": 8}}:  # protocol of an IPv4 header (RFC 791)
                 packet = self._frame.packet
                 number = _NUMBERS.get(packet.protocol)
