@@ -19,9 +19,13 @@ private_key = {folder}/ca.key
 default_md = sha256
 default_days = 30
 default_crl_days = 30
+crl_extensions = list
 policy = any
+unique_subject = no
 [any]
 commonName = supplied
+[list]
+authorityKeyIdentifier = keyid
 """
 
 

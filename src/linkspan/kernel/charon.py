@@ -10,6 +10,7 @@ Whoever is put gets its own words in the daemon's log: the agent tells reasons f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -102,9 +103,12 @@ class CharonDriver:
     def load(self, asked: ike.Session, state: IpsecCredential) -> None:
         """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is wrong."""
         content = _content(state)
-        if not self._credentials:
-            asked.clear_creds()  # of an earlier agent's, perhaps
+        digest = self._digest(content)
         before = self._credentials.get(state.key)
+        if before is not None and before[1] != digest:
+            self.unload(asked, state)  # what was there before would go on to count, beside what comes
+        if not self._credentials:
+            _forget_all(asked)  # what an earlier agent loaded, perhaps
         try:
             self._load(asked, state, content)
         except ike.Refused as error:
@@ -113,9 +117,7 @@ class CharonDriver:
                 f"{state.path} is no {what.get(state.kind, state.kind)} that strongSwan takes: {error}",
                 "PEM or DER, without a passphrase" if state.kind != "psk" else "one line with the key",
             ) from error
-        self._credentials[state.key] = (state, self._digest(content))
-        if before is not None and before[1] != self._digest(content):
-            self._prove_anew(asked)
+        self._credentials[state.key] = (state, digest)
 
     def _load(self, asked: ike.Session, state: IpsecCredential, content: bytes) -> None:
         match state.kind:
@@ -140,9 +142,11 @@ class CharonDriver:
         if self._credentials.pop(state.key, None) is None:
             return
         rest, self._credentials = self._credentials, {}
-        asked.clear_creds()
-        for other, _ in rest.values():
-            self.load(asked, other)
+        _forget_all(asked)
+        for other, digest in rest.values():
+            with contextlib.suppress(LinkspanError):  # one that is no good by now is found so at the next look
+                if self._digest(_content(other)) == digest:
+                    self.load(asked, other)
         self._prove_anew(asked)
 
     def connect(
@@ -273,6 +277,12 @@ def _child(connection: str, name: str) -> IpsecChild | None:
 
 def _unknown(name: str) -> IpsecConnection:
     return IpsecConnection(name, "", "", "", "", False, False, False, 0, 0, False, 0)
+
+
+def _forget_all(asked: ike.Session) -> None:
+    """Let the daemon forget all that was loaded, and what it keeps of others' certificates."""
+    asked.clear_creds()
+    asked.flush_certs()
 
 
 def _quietly(act: Callable[[dict[str, str]], Any], message: dict[str, str]) -> None:
