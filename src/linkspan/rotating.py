@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from linkspan.backends.wireguard import WireguardBackend
-from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.errors import LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.kernel import keys
 from linkspan.kernel.keys import NEXT, PRIVATE
@@ -154,16 +154,3 @@ class Rotating:
 
     def _tell(self, public: str) -> None:
         self._happenings.add("key", f"WireGuard key {key_id(public)} is in force", key=key_id(public))
-
-
-def refuse(found: Rotation) -> None:
-    """Raise where there is no key to change."""
-    if not found.key:
-        raise NotFound("this host has no WireGuard key", "`linkspan status` says why")
-    if found.next and found.waiting:
-        names = ", ".join(found.waiting)
-        raise Conflict(
-            f"key {found.next} is not in force yet: {names} does not take it" if len(found.waiting) == 1 else
-            f"key {found.next} is not in force yet: {names} do not take it",
-            "are their agents running? it comes into force by itself once they do; a host that is gone: host remove",
-        )  # fmt: skip
