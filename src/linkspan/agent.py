@@ -157,6 +157,7 @@ class Agent:
             self._follow_networks,
             self.plans.drop,
         )
+        self.cluster.rotating.changed = self._look
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
@@ -261,6 +262,10 @@ class Agent:
         seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
         seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+
+    async def _look(self) -> None:
+        """Look at the machine's facts, from which nothing new follows."""
+        self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def replan(self) -> None:
         """Look at the machine's facts, and put what follows from them where they have changed."""

@@ -8,9 +8,10 @@ import msgspec
 from aiohttp import web
 
 from linkspan import host_settings
+from linkspan.addresses import HIDDEN
 from linkspan.agent import Agent
 from linkspan.errors import Conflict, NotFound
-from linkspan.model import Host
+from linkspan.model import Host, Underlay
 from linkspan.replica import GONE, Tombstone
 
 
@@ -65,7 +66,7 @@ class Hosts:
             underlay = {
                 "ifname": host.underlay.ifname,
                 "addresses": list(host.underlay.addresses),
-                "advertise": list(host.underlay.advertise),
+                "advertise": _advertised(host.underlay),
             }
         seen = time.time() if alive else None
         return HostTold(host.id, host.name, state, seen, host.version, underlay, held, dict(host.settings), host.reads)
@@ -137,6 +138,13 @@ class Hosts:
             f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
             "make sure that the host is off"
         )
+
+
+def _advertised(here: Underlay) -> list[str]:
+    """Return what the agent was told to advertise."""
+    port = f":{here.advertise_port}" if here.advertise_port else ""
+    found = [f"[{text}]{port}" if port and ":" in text else f"{text}{port}" for text in here.advertise]
+    return [HIDDEN] if here.hidden else found
 
 
 def _json(value: object) -> web.Response:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from linkspan.backends.wireguard import WireguardBackend
-from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.errors import LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.kernel import keys
 from linkspan.kernel.keys import NEXT, PRIVATE
@@ -34,6 +34,10 @@ from linkspan.wireguard import WireguardKey, key_id
 log = logging.getLogger("linkspan.rotating")
 
 NAME = WireguardBackend.name
+
+
+async def _nobody() -> None:
+    """Tell nobody."""
 
 
 class Rotation(msgspec.Struct, frozen=True):
@@ -62,6 +66,8 @@ class Rotating:
         self._view = view
         self._put_plans = put_plans
         self._register = register
+        self.changed: Callable[[], Awaitable[None]] = _nobody
+        """Called where the files have changed."""
 
     async def settle(self) -> None:
         """Make a key where this host never had one, and let its record say what there is."""
@@ -109,6 +115,7 @@ class Rotating:
                 await self._replace()
                 return self.stand()
             coming = await self._worker.run(self._worker.machine.wireguard.keys.make, NEXT)
+            await self.changed()
             self._leases.host = msgspec.structs.replace(host, next_keys={NAME: coming})
             try:
                 await self._register()
@@ -120,6 +127,7 @@ class Rotating:
     async def _replace(self) -> None:
         """Make another key at once, where the one in force is lost: no packet can be sent by it any more."""
         public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
+        await self.changed()
         self._leases.host = msgspec.structs.replace(self._leases.host, keys={NAME: public}, next_keys={})
         await self._register()
         self._tell(public)
@@ -150,20 +158,8 @@ class Rotating:
             await self._put_plans()
             raise Unavailable(f"the next WireGuard key is not in force yet: {error.message}", error.hint) from error
         await self._worker.run(self._worker.machine.wireguard.keys.turn)
+        await self.changed()
         self._tell(public)
 
     def _tell(self, public: str) -> None:
         self._happenings.add("key", f"WireGuard key {key_id(public)} is in force", key=key_id(public))
-
-
-def refuse(found: Rotation) -> None:
-    """Raise where there is no key to change."""
-    if not found.key:
-        raise NotFound("this host has no WireGuard key", "`linkspan status` says why")
-    if found.next and found.waiting:
-        names = ", ".join(found.waiting)
-        raise Conflict(
-            f"key {found.next} is not in force yet: {names} does not take it" if len(found.waiting) == 1 else
-            f"key {found.next} is not in force yet: {names} do not take it",
-            "are their agents running? it comes into force by itself once they do; a host that is gone: host remove",
-        )  # fmt: skip

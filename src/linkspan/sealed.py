@@ -49,12 +49,13 @@ def encrypting(device: str) -> Iterable[State]:
 
 
 def _rules(xfrm: bool) -> Iterable[str]:
-    # To containers (routed or by a bridge) and to the host itself; everything else is a way out of the host.
-    for links in ("lo", "lsr*", "lsp*", "ls-*"):
-        yield f'oifname "{links}" accept'
+    # To containers (routed or by a bridge), encrypted, and to the host itself; everything else is a way out of the host.
+    yield 'oifname "lsr*" accept'
     yield "oifname @sealing accept"
     if xfrm:
         yield "rt ipsec exists accept"
+    for links in ("lo", "lsp*", "ls-*"):
+        yield f'oifname "{links}" accept'
     for family in FAMILIES:
         for end in ("saddr", "daddr"):
             yield f"{_IP[family]} {end} @sealed{family} drop"

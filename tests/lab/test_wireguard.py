@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -17,7 +18,7 @@ from capturing import PATTERN, Capture, Echoes
 from lab_runs import SHARED, until
 from migrating import HOSTS, Flows, MigratingRun
 
-from linkspan.lab import record, sockets
+from linkspan.lab import breaking, record, sockets
 
 BACK_WITHIN = 5.0 * SHARED
 """Seconds: the promise after a crash of wireguard-go, or after the agent's start where that was gone, too."""
@@ -70,10 +71,25 @@ class SecretRun(MigratingRun):
         until(lambda: not self.silent(source, address), f"{source} reaches {target} again")
         assert time.monotonic() - since <= BACK_WITHIN + 1  # a ping that is not answered takes a second
 
+    def fails(self, host: str, failure: str) -> None:
+        """Let a failure happen."""
+        found = record.load(self.name)
+        breaking.do(found, found.host(host), failure)
+
+    def mended(self, host: str) -> None:
+        """Undo a host's failures."""
+        found = record.load(self.name)
+        breaking.mend(found, found.host(host))
+
     def restarted(self, host: str) -> None:
         """Restart a host's agent."""
-        self.run("break", host, "agent-kill")
-        self.run("mend", host)
+        self.fails(host, "agent-kill")
+        self.mended(host)
+
+    def rotated(self, host: str) -> None:
+        """Change a host's key, and wait until the next one is in force."""
+        self.call(host, "POST", "/v1/keys")
+        until(lambda: not self.call(host, "GET", "/v1/keys")["next"], f"{host} has another key")
 
     def told(self, host: str, *words: str) -> None:
         """Wait until a host's status has all of these words."""
@@ -117,11 +133,12 @@ def test_keys_change_while_packets_flow(cluster: SecretRun) -> None:
     before = {host: cluster.key(host) for host in HOSTS}
     with cluster.capture() as capture, cluster.pinged("c1", "c3"), Flows(cluster) as flows:
         said = cluster.exec("h2", "linkspan host rotate-keys")
-        cluster.exec("h3", "linkspan host rotate-keys")
+        cluster.rotated("h3")
         cluster.clean()
     flows.check(MTU)
     _clean(capture)
     after = {host: cluster.key(host) for host in HOSTS}
+    assert not any("backend wireguard" in cluster.not_well(host) for host in HOSTS)
     assert after["h1"] == before["h1"]
     assert after["h2"] in said
     assert len({*before.values(), *after.values()}) == 5
@@ -136,7 +153,7 @@ def test_wireguard_go_is_killed(cluster: SecretRun) -> None:
     """It is started again and is back in time; until then packets go nowhere."""
     with cluster.capture() as capture, cluster.pinged("c1", "c2"), cluster.pinged("c2", "c1"):
         since = time.monotonic()
-        cluster.run("break", "h2", "helper-kill")
+        cluster.fails("h2", "helper-kill")
         cluster.back(since)
     _clean(capture)
     cluster.clean()
@@ -145,10 +162,10 @@ def test_wireguard_go_is_killed(cluster: SecretRun) -> None:
 def test_wireguard_go_and_agent_are_killed(cluster: SecretRun) -> None:
     """Nobody is there to mend, and nothing leaves in clear; the agent's next start brings all back in time."""
     with cluster.capture() as capture, cluster.pinged("c1", "c2"), cluster.pinged("c2", "c1"):
-        cluster.run("break", "h2", "agent-kill")
-        cluster.run("break", "h2", "helper-kill")
+        cluster.fails("h2", "agent-kill")
+        cluster.fails("h2", "helper-kill")
         until(lambda: cluster.silent("c1", cluster.address("c2")), "c2 is cut off")
-        cluster.run("mend", "h2")
+        cluster.mended("h2")
         cluster.back(time.monotonic())
     _clean(capture)
     cluster.clean()
@@ -159,7 +176,7 @@ def test_routes_or_rules_alone_keep_all_in(cluster: SecretRun) -> None:
     out = "route replace default via 192.0.2.1"
     target = cluster.address("c1")
     with cluster.capture() as capture, cluster.pinged("c2", "c1"):
-        cluster.run("break", "h2", "agent-kill")
+        cluster.fails("h2", "agent-kill")
         cluster.ip("h2", out)
         cluster.ip("h2", "link del lswg")
         until(lambda: cluster.silent("c2", target), "c2 is cut off")
@@ -173,7 +190,7 @@ def test_routes_or_rules_alone_keep_all_in(cluster: SecretRun) -> None:
         cluster.inside("h2", "nft flush ruleset")
         until(lambda: cluster.silent("c2", target), "c2 is cut off")
         cluster.ip("h2", "route del default")
-        cluster.run("mend", "h2")
+        cluster.mended("h2")
         cluster.back(time.monotonic(), "c2", "c1")
     _clean(capture)
     cluster.clean()
@@ -191,7 +208,7 @@ def test_forged_sources_wrong_keys_and_replays_get_nothing_through(cluster: Secr
     target, mine, theirs = cluster.address("c1"), cluster.address("c3"), cluster.address("c2")
     until(lambda: cluster.pings("c3", target), "c3 reaches c1")
     try:
-        cluster.run("break", "h3", "agent-kill")
+        cluster.fails("h3", "agent-kill")
         cluster.ip("h3", f"addr add {theirs}/32 dev lswg")
         ping = ["ip", "netns", "exec", f"{cluster.name}-h3", "ping", "-c3", "-i0.1", "-W1", "-I", theirs, target]
         assert subprocess.run(ping, capture_output=True, check=False).returncode != 0
@@ -204,7 +221,7 @@ def test_forged_sources_wrong_keys_and_replays_get_nothing_through(cluster: Secr
         cluster.wg("h3", "set", "lswg", "private-key", str(wrong))
         until(lambda: cluster.silent("c3", target), "c3 is cut off")
         assert echoes.look().count(mine) == seen
-        cluster.run("mend", "h3")  # where the device's key is put right
+        cluster.mended("h3")  # where the device's key is put right
         until(lambda: cluster.pings("c3", target), "c3 reaches c1 again")
 
         with cluster.capture() as capture:
@@ -276,12 +293,12 @@ def test_a_key_file_that_is_no_good_is_named(cluster: SecretRun) -> None:
 def test_two_hosts_with_one_key_are_named_on_both(cluster: SecretRun) -> None:
     """As after a state folder was copied; another key for one of them mends it."""
     one, other = (cluster.folder / host / "state/wireguard/private.key" for host in ("h1", "h3"))
-    cluster.run("break", "h3", "agent-kill")
+    cluster.fails("h3", "agent-kill")
     other.write_text(one.read_text())
-    cluster.run("mend", "h3")
+    cluster.mended("h3")
     for host in HOSTS:
         cluster.told(host, "hosts h1 and h3 have one WireGuard key", "rotate-keys")
-    cluster.exec("h3", "linkspan host rotate-keys")
+    cluster.rotated("h3")
     for host in HOSTS:
         until(lambda host=host: "one WireGuard key" not in cluster.not_well(host), f"{host} is well")  # type: ignore[misc]
     until(lambda: cluster.pings("c3", cluster.address("c1")), "c3 reaches c1")
@@ -294,9 +311,9 @@ def test_a_port_that_another_holds_is_named_with_its_holder(cluster: SecretRun) 
         holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with holder:
         holder.bind(("0.0.0.0", 51999))
-        cluster.exec("h1", "linkspan host set --host h3 wireguard.port=51999")
+        cluster.call("h1", "PATCH", "/v1/hosts/h3", {"wireguard.port": "51999"})
         cluster.told("h3", "UDP port 51999", f"process {os.getpid()}")
-    cluster.exec("h1", "linkspan host set --host h3 wireguard.port=")
+    cluster.call("h1", "PATCH", "/v1/hosts/h3", {"wireguard.port": ""})
     cluster.clean()
     until(lambda: cluster.pings("c3", cluster.address("c1")), "c3 reaches c1")
 
@@ -307,7 +324,7 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     file = tmp_path / "shared.key"
     file.write_text(shared)
     file.chmod(0o600)
-    cluster.exec("h1", f"linkspan host set --all wireguard.preshared-key-file={file}")
+    cluster.call("h1", "PATCH", "/v1/hosts", {"wireguard.preshared-key-file": str(file)})
     for host in HOSTS:
         until(
             lambda host=host: "(none)" not in cluster.wg(host, "show", "lswg", "preshared-keys"),  # type: ignore[misc]
@@ -320,12 +337,12 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     assert "preshared-key ***" in plan
     private = [cluster.folder / host / "state/wireguard/private.key" for host in HOSTS]
     secrets = [shared.strip(), *(file.read_text().strip() for file in private)]
-    public = [plan, cluster.exec("h1", "linkspan status -o json"), *map(cluster.log, HOSTS)]
+    public = [plan, json.dumps(cluster.status("h1")), *map(cluster.log, HOSTS)]
     arguments = [path.read_text(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if _there(path)]
     store = b"".join(path.read_bytes() for path in (cluster.folder / "store").glob("*"))
     public += [*arguments, store.decode(errors="replace")]
     assert not any(secret in text for secret in secrets for text in public)
-    cluster.exec("h1", "linkspan host set --all wireguard.preshared-key-file=")
+    cluster.call("h1", "PATCH", "/v1/hosts", {"wireguard.preshared-key-file": ""})
     cluster.clean()
     until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")
 
