@@ -170,8 +170,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.table,
-            self.worker.machine.ike,
+            self.worker.machine.wireguard.table, self.worker.machine.ike,
             self.ask,
         )
         self.survey = Survey(

@@ -187,7 +187,7 @@ class Reconciler:
         return report
 
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
-        """Forget of what was looked at that it failed, where it is as it should be by now: others may have mended it."""
+        """Forget that what was looked at has failed, where it is as it should be by now: others may have mended it."""
         if self.failing:
             looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if _netns(s) in inside | {HOST}}
             for key in self.failing.keys() & looked.keys() - {state.key for state in change.put}:

@@ -31,8 +31,8 @@ _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 def sealed(pools: Iterable[Prefix], *, xfrm: bool) -> Iterable[State]:
     """Return what seals the pools; the chain and its sets are the same for all networks.
 
-    With ``xfrm`` the host may encrypt by the kernel's XFRM: there a packet passes once more, on its way to be encrypted,
-    and has the underlay's device as its way out already.
+    With ``xfrm`` the host may encrypt by the kernel's XFRM: there a packet passes once more, about to be encrypted, and
+    has the underlay's device as its way out already.
     """
     yield NftSet(INET, TABLE, "sealing", "ifname")
     for family in FAMILIES:
@@ -49,7 +49,7 @@ def encrypting(device: str) -> Iterable[State]:
 
 
 def _rules(xfrm: bool) -> Iterable[str]:
-    # To containers (routed or by a bridge), encrypted, and to the host itself; everything else is a way out of the host.
+    # To containers (routed or by a bridge), encrypted, and to the host itself; all else is a way out of the host.
     yield 'oifname "lsr*" accept'
     yield "oifname @sealing accept"
     if xfrm:
