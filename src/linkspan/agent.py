@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, locks, status
+from linkspan import __version__, locks, migration, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
@@ -170,8 +170,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.table, self.worker.machine.ike,
-            self.ask,
+            self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
@@ -294,6 +293,7 @@ class Agent:
             routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
             here, hosts = self.leases.host.underlay, len(self.leases.hosts())
             network = self.networks.planned(request, routes, here, mtu, hosts)
+            migration.require(self.view(), network)
             await self.networks.create(network)
             try:
                 _raise_first(await self.cluster.converge({"networks/"}))

@@ -239,7 +239,6 @@ class Cluster:
             except Unavailable as error:
                 log.warning("host record: %s", error.message)
             await self.converge({"networks/"})
-        await self.speakers.prepare()
         await self.peers.follow(self.peers.known.keys())
         await self.speakers.put()
 
@@ -279,12 +278,10 @@ class Cluster:
             concerned = set(self.peers.concerned(changed, everything))
             networks = {network.name: network for network in self._networks.all()}
             await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
-            failed = await self.speakers.prepare()
-            failed |= await self._put_plans()
+            failed = dict(await self._put_plans())
             await self.peers.follow(concerned)
             failed |= await self.speakers.put()
             await self._drop_plans()  # last: what peers had on a device that goes
-            await self.speakers.finish()
             unwell = self._worker.machine.reconciler.unwell
             await self._rotate()
             stand = {

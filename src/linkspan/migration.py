@@ -197,6 +197,13 @@ def offer(view: HostView, network: Network, generation: int = 0) -> Offer:
     return Offer(dict(way.announce(view, network) or {}), generation)
 
 
+def require(view: HostView, network: Network) -> None:
+    """Raise LinkspanError where this host cannot have what a new network's way needs of it."""
+    way = backend(network.backend)
+    if way.encrypts:
+        list(way.host(msgspec.structs.replace(view, networks=(*view.networks, network))))
+
+
 def offers(view: HostView, network: Network, mine: Lease | None) -> dict[str, Offer]:
     """Return what this host offers without having looked at its peers: in a migration, what it offered before.
 

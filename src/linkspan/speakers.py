@@ -50,29 +50,16 @@ class Speakers:
         self.problems: dict[str, str] = {}
         """By backend: why this host cannot have it."""
 
-    async def prepare(self) -> dict[Key, LinkspanError]:
-        """Put what networks stand on, a daemon with a device of its own; returns what was refused."""
-        return await self._put(learns=False, ending=False)
-
     async def put(self) -> dict[Key, LinkspanError]:
-        """Put those that follow from the peers, now that these are known; returns what was refused."""
-        return await self._put(learns=True, ending=True)
-
-    async def finish(self) -> None:
-        """Take away what networks stood on, where none does any more."""
-        await self._put(learns=False, ending=True)
-
-    async def _put(self, *, learns: bool, ending: bool) -> dict[Key, LinkspanError]:
+        """Put them, now that the peers are known; returns what was refused."""
         failed: dict[Key, LinkspanError] = {}
         view = self._view()
         for way in BACKENDS.values():
-            if way.learns != learns:
+            if not way.learns:
                 continue
             source = ("host", way.name)
             try:
                 states = list(way.host(view))
-                if not states and not ending:
-                    continue
                 failed |= await self._worker.run(self._worker.machine.reconciler.change, source, states)
                 self.problems.pop(way.name, None)
             except LinkspanError as error:
