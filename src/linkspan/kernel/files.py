@@ -35,6 +35,22 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of files and folders, by path."""
+    return {name: _digest(Path(name)) for name in names}
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' for what is not there."""
+    try:
+        if not path.is_dir():
+            return digest(path.read_bytes())
+        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    except OSError:
+        return ""
+    return digest("\n".join(f"{one.name} {_digest(one)}" for one in files).encode())
+
+
 class FileDriver:
     """Writes files in one step and takes them away again, with the folders made for them."""
 

@@ -123,6 +123,8 @@ def why(source: tuple[str, ...]) -> str:
             return f"container {container[:12]}, interface {ifname}"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
+        case ("names", network):
+            return f"names in network {network}"
         case ("host", *_):
             return "this host, for all networks"
     return " ".join(source)
