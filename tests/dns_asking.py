@@ -89,6 +89,6 @@ if __name__ == "__main__":  # inside a container: SERVER NAME A|AAAA|PTR [tcp]
     server, name, kind, *more = sys.argv[1:]
     try:
         answer = ask(server, name, {"A": A, "AAAA": AAAA, "PTR": PTR}[kind], tcp="tcp" in more)
-        print(answer.code, *answer.data)
+        sys.stdout.write(" ".join([str(answer.code), *answer.data]))
     except OSError as error:
-        print("silent", error)
+        sys.stdout.write(f"silent {error}")

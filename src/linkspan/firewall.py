@@ -233,7 +233,7 @@ def _named() -> Iterable[str]:
 
 
 def _asked() -> Iterable[str]:
-    # A runtime that takes no server from a plugin gives containers the host's resolvers: their network's answers for them.
+    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers.
     for family in FAMILIES:
         ip = _IP[family]
         yield f'iifname "ls*" {ip} daddr @resolvers{family} {_QUESTIONS} dnat {ip} to {ip} saddr map @server_of{family}'

@@ -98,7 +98,7 @@ def domain(network: Network) -> str:
 
 
 def hosts(network: Network, every: Iterable[Named]) -> bytes:
-    """Return a file of addresses and names, in the format of hosts(5), the same for the same endpoints."""
+    """Return a file of addresses and names as /etc/hosts is, the same for the same endpoints."""
     end = domain(network)
     lines = {line for one in every for line in _lines(end, one)}
     return "".join(f"{line}\n" for line in sorted(lines)).encode()

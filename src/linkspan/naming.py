@@ -1,8 +1,8 @@
 """The names of this host's networks, kept as they are: which servers there should be, and what they are told.
 
 Names follow from the endpoints that hosts publish (`published`), and from which hosts live; so nothing is stored for
-them. A host whose agent says nothing for SILENT is taken to be dead, and its containers are named no more: the store's
-own word for that would come too late. Where the store itself tells nothing, nobody is taken to be dead.
+them. A host whose agent says nothing for a while is taken to be dead, and its containers are named no more
+(`elsewhere`): the store's own word for that would come too late. Where the store itself tells nothing, nobody is.
 
 While an agent that has just started has not heard from the store, the other hosts' names stay as they stand in the
 file: it is what the last agent knew.
@@ -18,13 +18,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
-from linkspan import names, records
+from linkspan import names
 from linkspan.addresses import prefix
 from linkspan.config import Config
 from linkspan.desired import Source
-from linkspan.errors import Invalid, LinkspanError
+from linkspan.elsewhere import Elsewhere
+from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.kernel import dnsmasq, sockets
 from linkspan.lasting import lasting, woken
@@ -33,7 +32,7 @@ from linkspan.model import Endpoint, Network
 from linkspan.names import Named, Server
 from linkspan.networks import Networks
 from linkspan.programs import Dnsmasq
-from linkspan.replica import ENDPOINTS, Replica
+from linkspan.replica import Replica
 from linkspan.state import State
 
 log = logging.getLogger("linkspan.naming")
@@ -44,13 +43,9 @@ REST = 0.15
 """Seconds between two works: names are to be there within a second, and attaches are not to wait for them."""
 TICK = 0.5
 """Seconds between looks at what tells nothing by itself: who is silent, resolv.conf, a port that is held."""
-SILENT = 4.2
-"""Seconds: hosts say that they live every 2, and the dead ones' names are to be gone within 5."""
-STUCK = 3.0
-"""Seconds without a word of the store, our own words included, after which others' silence means nothing."""
 LINGER = 10.0
 """Seconds that a server outlasts the last container: another one may come at once."""
-BEAT, HUNG = 2.0, 3
+BEAT, HUNG = 1.0, 3
 """Seconds between two questions to each server, and how many may be missed by one that does nothing at all."""
 AGAIN = 2.0
 """Seconds between two searches for who holds a port."""
@@ -58,12 +53,6 @@ RESOLVED = "/run/systemd/resolve/resolv.conf"
 PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
 """What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
 PORT = 53
-
-
-class _Other(msgspec.Struct, frozen=True):
-    host: str
-    network: str
-    named: Named
 
 
 class Naming:
@@ -82,7 +71,6 @@ class Naming:
         self._worker = worker
         self._networks = networks
         self._replica = replica
-        self._host = host
         self._endpoints = endpoints
         self._resolv_conf = Path(config.resolv_conf)
         self._folder = Path(config.socket).parent / "names"
@@ -91,13 +79,11 @@ class Naming:
         self.problems: dict[str, str] = {}
         """By network: why it has no names on this host."""
         self._served: dict[str, list[State]] = {}
-        self._others: dict[str, _Other] = {}
-        self._due: set[str] = set()
+        self._others = Elsewhere(replica, host)
         self._used: dict[str, float] = {}
-        self._beats: dict[str, tuple[int, float]] = {}
         self._remembered: dict[str, bytes] = {}
         self._told: set[str] = set()
-        self._idle: dict[str, int] = {}
+        self._spent: dict[str, int] = {}
         self._searched = self._asked = float("-inf")
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
@@ -129,16 +115,14 @@ class Naming:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Take note of records that changed."""
-        due = {key for key in keys if key.startswith(ENDPOINTS)}
-        self._due |= due
-        if due or any(key.startswith(("alive/", "networks/")) for key in keys):
+        if self._others.changed(keys) or any(key.startswith("networks/") for key in keys):
             self._wake.set()
 
     # Running
 
     async def take_over(self) -> None:
         """Desire what should be, before anything is made so: servers that run are to go on."""
-        self._due |= self._replica.under(ENDPOINTS).keys()
+        self._others.everything()
         for source, states in (await self._plan()).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
             self._served[source[1]] = states
@@ -179,7 +163,6 @@ class Naming:
 
     async def _plan(self) -> dict[Source, list[State]]:
         """Return the states of each network that has a server here now."""
-        self._read()
         now = time.monotonic()
         there = {network.name: network for network in self._networks.all() if names.served(network)}
         self._used |= dict.fromkeys({e.network for e in self._endpoints.values()}, now)
@@ -193,14 +176,10 @@ class Naming:
         networks = [there[name] for name in sorted(self._used)]
         await self._search(networks, now)
         server = self._server(found)
-        silent = self._silent(now)
         local: dict[str, list[Named]] = {}
         for endpoint in self._endpoints.values():
             local.setdefault(endpoint.network, []).append(names.named(endpoint))
-        remote: dict[str, list[Named]] = {}
-        for other in self._others.values():
-            if other.host not in silent:
-                remote.setdefault(other.network, []).append(other.named)
+        remote = self._others.named()
         return {
             ("names", n.name): list(
                 names.states(n, server, names.hosts(n, local.get(n.name, ())), self._elsewhere(n, remote, found.folder))
@@ -218,34 +197,6 @@ class Naming:
             path = Path(names.elsewhere(folder, network.name))
             self._remembered[network.name] = path.read_bytes() if path.exists() else b""
         return self._remembered[network.name]
-
-    def _read(self) -> None:
-        """Take in the other hosts' endpoints that changed; one that cannot be read is what it was before."""
-        due, self._due = self._due, set()
-        for key in due:
-            host = key.split("/")[1]
-            record = self._replica.records.get(key)
-            if record is None or host == self._host:
-                self._others.pop(key, None)
-                continue
-            try:
-                endpoint = records.decode(record.value, Endpoint)
-                self._others[key] = _Other(host, endpoint.network, names.named(endpoint))
-            except Invalid as error:
-                log.warning("the names of record %s are as before: %s", key, error.message)
-
-    def _silent(self, now: float) -> set[str]:
-        """Return the hosts with endpoints that say nothing any more."""
-        alive = self._replica.under("alive/")
-        stuck = time.clock_gettime(time.CLOCK_BOOTTIME) - self._replica.heard > STUCK
-        before, self._beats = self._beats, {}
-        for host in {other.host for other in self._others.values()}:
-            if (record := alive.get(f"alive/{host}")) is not None:
-                known = before.get(host)
-                again = known is None or stuck or known[0] != record.revision
-                self._beats[host] = (record.revision, now) if known is None or again else known
-        silent = {other.host for other in self._others.values()} - self._beats.keys()
-        return silent | {host for host, (_, at) in self._beats.items() if now - at > SILENT}
 
     # The machine
 
@@ -284,12 +235,13 @@ class Naming:
         self._pulse.beat({n.name: names.served(n)[0][1].address for n in networks})
         missed = {name: count for name, count in self._pulse.missed.items() if count}
         pids = await self._worker.run(self._pids, list(missed)) if missed else {}
-        busy = {name: dnsmasq.spent(pid) for name, pid in pids.items()}
+        spent = {name: dnsmasq.spent(pid) for name, pid in pids.items()}
+        self._spent = {name: self._spent.get(name, ticks) for name, ticks in spent.items()}
         for name, pid in pids.items():
-            if missed[name] >= HUNG and self._idle.get(name) == busy[name]:
-                self._happenings.add("names", f"the names' server of network {name} hung, and is replaced", network=name)
+            if missed[name] >= HUNG and self._spent[name] == spent[name]:
+                what = f"the names' server of network {name} hung, and is replaced"
+                self._happenings.add("names", what, network=name)
                 os.kill(pid, signal.SIGKILL)
-        self._idle = {name: self._idle[name] if missed[name] > 1 and name in self._idle else busy[name] for name in busy}
 
     def _pids(self, networks: list[str]) -> dict[str, int]:
         found = {name: self._worker.machine.processes.pid(names.process(name)) for name in networks}

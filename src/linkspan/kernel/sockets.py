@@ -31,8 +31,9 @@ _ABSENT = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 def holder(protocol: str, host_ip: str, port: int, besides: Collection[bytes] = ()) -> str:
     """Return who listens at the port in the calling thread's namespace, as ``process 12 (nginx)``; '' if nobody.
 
-    ``host_ip`` '' asks for every address; who listens at one of ``besides`` is not in the way. Raises Invalid where the host does not have the address (and does
-    not allow to bind to one that comes later), and KernelError where the kernel answers neither yes nor no.
+    ``host_ip`` '' asks for every address; who listens at one of ``besides`` is not in the way. Raises Invalid where
+    the host does not have the address (and does not allow to bind to one that comes later), and KernelError where
+    the kernel answers neither yes nor no.
     """
     if not _taken(protocol, host_ip, port):
         return ""
