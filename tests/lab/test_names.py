@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from clusters import ClusterRun
-from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, ask, question, reverse
 from lab_runs import SHARED, until
 
+from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, ask, question, reverse
 from linkspan.kernel.namespaces import open_namespace
 from linkspan.lab import record, sockets
 
@@ -209,7 +209,7 @@ def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
         until(lambda: cluster.knows("near", "near", "10.98.0.1"), "its own")
         until(lambda: cluster.knows("far", "far", "10.98.0.1"), "the other's own")
         assert cluster.ask("near", "far", server="10.98.0.1").code == NXDOMAIN
-        with pytest.raises(OSError, match=""):
+        with pytest.raises(OSError, match="No route to host"):
             cluster.ask("near", "c1", server=GATEWAY)  # another network's server
         folder = cluster.folder / "h1"
         assert (folder / "names" / "solo" / "here").exists()
@@ -261,7 +261,7 @@ def test_a_storm_and_garbage_are_survived(cluster: NamesRun) -> None:
         thread = threading.Thread(target=flood)
         thread.start()
         try:
-            for _ in range(20):
+            for _ in range(200):
                 assert cluster.ask("c2", "c1").data
                 assert cluster.status("h1")["drift"] == []
         finally:
