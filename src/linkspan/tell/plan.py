@@ -288,6 +288,8 @@ def _secret(state: Secret) -> str:
 
 
 def _file(state: File) -> str:
+    if not state.content:
+        return f"install -D -m {state.mode:04o} /dev/null {shlex.quote(state.path)}"
     target = f"install -D -m {state.mode:04o} /dev/stdin {shlex.quote(state.path)}"
     try:
         text = state.content.decode()
