@@ -41,6 +41,10 @@ class Elsewhere:
         self._known: dict[str, _Known] = {}
         self._due: set[str] = set()
         self._beats: dict[str, _Beat] = {}
+        self._silenced: set[str] = set()
+        self._named: dict[str, list[Named]] = {}
+        self.number = 0
+        """Of what ``named`` returned last: another one is another answer."""
 
     def everything(self) -> None:
         """Take note that no record has been looked at yet."""
@@ -54,16 +58,17 @@ class Elsewhere:
 
     def named(self) -> dict[str, list[Named]]:
         """Return by network what there is on the other hosts that live."""
-        self._read()
-        silent = self._silent()
-        found: dict[str, list[Named]] = {}
-        for known in self._known.values():
-            if known.host not in silent:
-                found.setdefault(known.network, []).append(known.named)
-        return found
+        read, silent = self._read(), self._silent()
+        if read or silent != self._silenced:
+            self.number += 1
+            self._silenced, self._named = silent, {}
+            for known in self._known.values():
+                if known.host not in silent:
+                    self._named.setdefault(known.network, []).append(known.named)
+        return self._named
 
-    def _read(self) -> None:
-        """Take in what changed; a record that cannot be read is what it was before."""
+    def _read(self) -> bool:
+        """Take in what changed, and tell whether anything did; a record that cannot be read is what it was before."""
         due, self._due = self._due, set()
         for key in due:
             host = key.split("/")[1]
@@ -76,6 +81,7 @@ class Elsewhere:
                 self._known[key] = _Known(host, endpoint.network, names.named(endpoint))
             except Invalid as error:
                 log.warning("the names of record %s are as before: %s", key, error.message)
+        return bool(due)
 
     def _silent(self) -> set[str]:
         """Return the hosts with endpoints that say nothing any more, or have never been heard."""

@@ -153,7 +153,7 @@ def states(network: Network, server: Server, own: bytes, others: bytes) -> Itera
         elsewhere(folder, network.name): others,
         f"{folder}/{network.name}/resolvers": "".join(f"server={one}\n" for one in resolvers).encode(),
     }
-    yield from (File(path, content) for path, content in files.items())
+    yield from (File(path, content, volatile=True) for path, content in files.items())
     argv = tuple(_argv(network, server.dnsmasq, *files))
     yield Process(process(network.name), argv, files=tuple(files), hup=True)
     for pool, gateway in served(network):

@@ -82,6 +82,8 @@ class Naming:
         self._others = Elsewhere(replica, host)
         self._used: dict[str, float] = {}
         self._remembered: dict[str, bytes] = {}
+        self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
+        self._texts: dict[str, tuple[int, bytes]] = {}
         self._told: set[str] = set()
         self._spent: dict[str, int] = {}
         self._searched = self._asked = float("-inf")
@@ -176,10 +178,7 @@ class Naming:
         networks = [there[name] for name in sorted(self._used)]
         await self._search(networks, now)
         server = self._server(found)
-        local: dict[str, list[Named]] = {}
-        for endpoint in self._endpoints.values():
-            local.setdefault(endpoint.network, []).append(names.named(endpoint))
-        remote = self._others.named()
+        local, remote = self._here(), self._others.named()
         return {
             ("names", n.name): list(
                 names.states(n, server, names.hosts(n, local.get(n.name, ())), self._elsewhere(n, remote, found.folder))
@@ -188,11 +187,23 @@ class Naming:
             if n.name not in self.problems
         }
 
+    def _here(self) -> dict[str, list[Named]]:
+        """Return by network what there is on this host; each endpoint is looked at once."""
+        before, self._own = self._own, {}
+        found: dict[str, list[Named]] = {}
+        for identity, endpoint in self._endpoints.items():
+            known = before.get(identity)
+            self._own[identity] = known if known and known[0] is endpoint else (endpoint, names.named(endpoint))
+            found.setdefault(endpoint.network, []).append(self._own[identity][1])
+        return found
+
     def _elsewhere(self, network: Network, remote: Mapping[str, list[Named]], folder: str) -> bytes:
         if not names.crosses(network):
             return b""
         if self._replica.listed:
-            return names.hosts(network, remote.get(network.name, ()))
+            if self._texts.get(network.name, (-1,))[0] != self._others.number:
+                self._texts[network.name] = self._others.number, names.hosts(network, remote.get(network.name, ()))
+            return self._texts[network.name][1]
         if network.name not in self._remembered:
             path = Path(names.elsewhere(folder, network.name))
             self._remembered[network.name] = path.read_bytes() if path.exists() else b""

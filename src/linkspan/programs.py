@@ -30,12 +30,16 @@ class Dnsmasq(msgspec.Struct, frozen=True):
 
 
 class File(State, frozen=True, gc=False):
-    """A file of ours with exactly this content; ``mode`` is its permission bits."""
+    """A file of ours with exactly this content; ``mode`` is its permission bits.
+
+    What is written into a ``volatile`` one is not remembered: it changes often, and nobody else writes there.
+    """
 
     rank: ClassVar[int] = 70
     path: str
     content: bytes
     mode: int = 0o644
+    volatile: bool = False
 
     @property
     def key(self) -> Key:

@@ -24,10 +24,15 @@ from linkspan.kernel.durable import Memory
 from linkspan.programs import File
 from linkspan.state import HOST, Key, State
 
+ANY = "*"
+
 
 class _Entry(msgspec.Struct):
     digests: tuple[str, ...] = ()
-    """Of the content last put and the one before (a kill may leave either); none for a folder of ours."""
+    """Of the content last put and the one before (a kill may leave either); none for a folder of ours.
+
+    ANY alone is of a volatile file.
+    """
 
 
 def digest(content: bytes) -> str:
@@ -68,7 +73,11 @@ class FileDriver:
         if netns != HOST:
             return []
         names = [name for name, entry in self._ours.entries.items() if entry.digests]
-        return [file for name in names if (file := _read(Path(name)))]
+        return [file for name in names if (file := self._observed(Path(name)))]
+
+    def _observed(self, path: Path) -> File | None:
+        there, entry = _read(path), self._ours.entries.get(str(path), _Entry())
+        return msgspec.structs.replace(there, volatile=True) if there and ANY in entry.digests else there
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Write and take away, each on its own."""
@@ -85,14 +94,16 @@ class FileDriver:
     def _write(self, state: File) -> None:
         path = Path(state.path)
         entries = self._ours.entries
-        there = _read(path)
-        if (there is None and _exists(path)) or (
-            there is not None and state.path not in entries and there.content != state.content
-        ):
+        there = self._observed(path)
+        theirs = state.path not in entries and not state.volatile
+        if (there is None and _exists(path)) or (theirs and there is not None and there.content != state.content):
             raise Conflict(f"{path} exists and is not linkspan's", "move it away, or give another path")
         old = entries.get(state.path, _Entry()).digests[:1]
-        new = (digest(state.content),)
+        new = (ANY,) if state.volatile else (digest(state.content),)
         if there == state and old == new:
+            return
+        if old == new == (ANY,) and path.parent.exists():
+            durable.write(path, state.content, state.mode)
             return
         made = [folder for folder in path.parents if not folder.exists()]
         for folder in made:
@@ -109,7 +120,7 @@ class FileDriver:
             return
         path = Path(state.path)
         there = _read(path)
-        if there is not None and digest(there.content) in entry.digests:
+        if there is not None and {ANY, digest(there.content)} & set(entry.digests):
             path.unlink(missing_ok=True)
         durable.temporary(path).unlink(missing_ok=True)
         del self._ours.entries[state.path]

@@ -314,8 +314,8 @@ class ProcessDriver:
     def _hang_up(self, state: Process, running: _Running) -> None:
         files = digests(state.files)
         signal.pidfd_send_signal(running.pidfd, signal.SIGHUP)
+        # Not saved: it happens often, and an agent that does not know it sends one signal too many.
         self._loaded.entries[state.name] = _Loaded(running.started, files)
-        self._loaded.save()
 
     def _reload(self, state: Process, running: _Running) -> None:
         """Reload; a command that takes long is left running, and its end is taken when it is next asked for."""
