@@ -85,7 +85,8 @@ class Naming:
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
         self._told: set[str] = set()
-        self._spent: dict[str, int] = {}
+        self._spent: dict[str, tuple[int, int]] = {}
+        """By network: its server's process, and the time it had used when it first missed a question."""
         self._searched = self._asked = float("-inf")
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
@@ -246,10 +247,12 @@ class Naming:
         self._pulse.beat({n.name: names.served(n)[0][1].address for n in networks})
         missed = {name: count for name, count in self._pulse.missed.items() if count}
         pids = await self._worker.run(self._pids, list(missed)) if missed else {}
-        spent = {name: dnsmasq.spent(pid) for name, pid in pids.items()}
-        self._spent = {name: self._spent.get(name, ticks) for name, ticks in spent.items()}
+        self._spent = {name: self._spent.get(name, (pid, dnsmasq.spent(pid))) for name, pid in pids.items()}
         for name, pid in pids.items():
-            if missed[name] >= HUNG and self._spent[name] == spent[name]:
+            if self._spent[name][0] != pid:  # it died meanwhile, and has a successor
+                self._pulse.forget(name)
+                del self._spent[name]
+            elif missed[name] >= HUNG and self._spent[name] == (pid, dnsmasq.spent(pid)):
                 what = f"the names' server of network {name} hung, and is replaced"
                 self._happenings.add("names", what, network=name)
                 os.kill(pid, signal.SIGKILL)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import pytest
 from clusters import ClusterRun
 from lab_runs import SHARED, until
 
-from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, ask, question, reverse
+from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, A, Answer, ask, question, reverse
 from linkspan.kernel.namespaces import open_namespace
 from linkspan.lab import record, sockets
+
+pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
 GATEWAY, GATEWAY6 = "10.244.0.1", "fd00:244::1"
 NAMED_WITHIN, DEAD_WITHIN = 1.0, 5.0
@@ -48,13 +52,15 @@ class NamesRun(ClusterRun):
         return False
 
     @contextlib.contextmanager
-    def container(self, host: str, name: str, network: str = "demo", aliases: str = "") -> Iterator[dict[str, Any]]:
+    def container(
+        self, host: str, name: str, network: str = "demo", aliases: str = "", ports: Sequence[dict[str, object]] = ()
+    ) -> Iterator[dict[str, Any]]:
         """Attach a container for a while; it is yielded as the agent has it, with when it was there (``at``)."""
         namespace = f"{self.name}-{name}"
         subprocess.run(["ip", "netns", "add", namespace], check=True)
         fd = open_namespace(f"/run/netns/{namespace}")
         body = {"id": name, "name": name, "network": network, "namespace_fd": fd, "labels": {"aliases": aliases}}
-        body["namespace_path"] = f"/run/netns/{namespace}"
+        body |= {"namespace_path": f"/run/netns/{namespace}", "ports": ports}
         try:
             yield self.call(host, "POST", "/v1/attach", body) | {"at": time.monotonic()}
         finally:
@@ -62,9 +68,10 @@ class NamesRun(ClusterRun):
             self.call(host, "POST", "/v1/detach", {"id": name})
             subprocess.run(["ip", "netns", "delete", namespace], check=True)
 
-    def bridged(self, name: str, pool: str) -> None:
+    def bridged(self, name: str, pool: str, internal: bool = False) -> None:
         """Create a network that each host has for itself, and wait until they do."""
-        self.call("h1", "POST", "/v1/networks", {"name": name, "pools": [pool], "backend": "bridge"})
+        wish = {"name": name, "pools": [pool], "backend": "bridge", "internal": internal}
+        self.call("h1", "POST", "/v1/networks", wish)
         device = f"ls-{name}"
         until(lambda: all(device in self.ip(host, "link") for host in ("h1", "h2", "h3")), f"{name} is everywhere")
 
@@ -92,11 +99,15 @@ def cluster() -> Iterator[NamesRun]:
         found.run("down")
 
 
-def within(condition: Callable[[], object], what: str, since: float, promise: float) -> None:
-    """Wait for a condition, and hold how long that took against a promise."""
+def kept(promise: float, measure: Callable[[], float]) -> bool:
+    """Tell whether a promise is kept by one of three tries: it is of the product, not of a machine out of breath."""
+    return any(measure() <= promise * SHARED for _ in range(3))
+
+
+def seconds(since: float, condition: Callable[[], object], what: str) -> float:
+    """Wait for a condition, and return how long that took."""
     until(condition, what)
-    took = time.monotonic() - since
-    assert took <= promise * SHARED, f"{what}: after {took:.2f} s"
+    return time.monotonic() - since
 
 
 def test_names_lead_to_addresses_and_back_on_every_host(cluster: NamesRun) -> None:
@@ -120,17 +131,27 @@ def test_what_is_not_there_is_not_asked_outside(cluster: NamesRun) -> None:
     assert cluster.ask("c1", reverse("10.244.255.9"), PTR).code == NXDOMAIN
 
 
+def test_a_name_is_there_within_a_second_and_gone_within_another(cluster: NamesRun) -> None:
+    """On another host than the container's, from its attach and from its detach."""
+
+    def comes() -> float:
+        with cluster.container("h1", "brief") as made:
+            came = seconds(made["at"], lambda: cluster.knows("c3", "brief"), "the name is there")
+        return max(came, seconds(time.monotonic(), lambda: not cluster.knows("c3", "brief"), "the name is gone"))
+
+    assert kept(NAMED_WITHIN, comes)
+
+
 def test_all_who_share_an_alias_are_answered_in_turn(cluster: NamesRun) -> None:
-    """Two on two hosts, within a second; each is first some time, and one that goes is answered no more."""
+    """Two on two hosts: each is first some time, and one that goes is answered no more."""
     with contextlib.ExitStack() as second, cluster.container("h1", "web1", aliases="api, WWW") as one:
         two = second.enter_context(cluster.container("h2", "web2", aliases="api"))
         both = {text.partition("/")[0] for text in (one["addresses"][0], two["addresses"][0])}
-        within(lambda: set(cluster.ask("c3", "api").data) == both, "both are answered", two["at"], NAMED_WITHIN)
+        until(lambda: set(cluster.ask("c3", "api").data) == both, "both are answered")
         assert {cluster.ask("c3", "api").data[0] for _ in range(8)} == both
         until(lambda: cluster.knows("c2", "www.demo"), "the other alias")
         second.close()
-        left = time.monotonic()
-        within(lambda: len(cluster.ask("c3", "api").data) == 1, "one is gone", left, NAMED_WITHIN)
+        until(lambda: len(cluster.ask("c3", "api").data) == 1, "one is gone")
         assert cluster.ask("c3", "web2").code == NXDOMAIN
 
 
@@ -147,17 +168,22 @@ def test_names_that_are_none_spoil_nothing(cluster: NamesRun) -> None:
 def test_a_dead_host_s_names_go_and_come_back_with_it(cluster: NamesRun) -> None:
     """Within 5 s everywhere else; its own server goes on without the agent, and the other hosts' names stay."""
     before = cluster.server("h3")
-    cluster.run("break", "h3 agent-kill")
-    died = time.monotonic()
-    try:
-        assert cluster.knows("c3", "c1")
-        within(lambda: not cluster.knows("c1", "c3"), "c3 is gone", died, DEAD_WITHIN)
-        assert cluster.knows("c1", "c2")
-        assert cluster.knows("c3", "c3")
-    finally:
-        cluster.run("mend", "h3")
-    until(lambda: cluster.knows("c1", "c3"), "c3 is back")
-    assert cluster.server("h3") == before
+
+    def dies() -> float:
+        cluster.run("break", "h3 agent-kill")
+        died = time.monotonic()
+        try:
+            assert cluster.knows("c3", "c1")
+            took = seconds(died, lambda: not cluster.knows("c1", "c3"), "c3 is gone")
+            assert cluster.knows("c1", "c2")
+            assert cluster.knows("c3", "c3")
+        finally:
+            cluster.run("mend", "h3")
+        until(lambda: cluster.knows("c1", "c3"), "c3 is back")
+        assert cluster.server("h3") == before
+        return took
+
+    assert kept(DEAD_WITHIN, dies)
 
 
 def test_a_new_agent_takes_its_server_over(cluster: NamesRun) -> None:
@@ -183,6 +209,8 @@ def test_a_server_that_hangs_or_dies_is_replaced(cluster: NamesRun) -> None:
     killed = cluster.server("h2")
     os.kill(killed, signal.SIGKILL)
     until(lambda: cluster.server("h2") not in (0, killed) and cluster.knows("c2", "c1"), "and of the killed")
+    said = [json.loads(line) for line in cluster.exec("h2", "linkspan events -o json").splitlines()]
+    assert sum("hung, and is replaced" in one["what"] for one in said) == 1
 
 
 def test_another_process_at_the_port_is_named(cluster: NamesRun) -> None:
@@ -204,7 +232,7 @@ def test_another_process_at_the_port_is_named(cluster: NamesRun) -> None:
 
 def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
     """A network that does not cross hosts has the same addresses on each: another host's container is not there."""
-    cluster.bridged("solo", "10.98.0.0/24")
+    cluster.bridged("solo", "10.98.0.0/24", internal=True)
     with cluster.container("h1", "near", "solo"), cluster.container("h2", "far", "solo"):
         until(lambda: cluster.knows("near", "near", "10.98.0.1"), "its own")
         until(lambda: cluster.knows("far", "far", "10.98.0.1"), "the other's own")
@@ -213,8 +241,9 @@ def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
             cluster.ask("near", "c1", server=GATEWAY)  # another network's server
         folder = cluster.folder / "h1"
         assert (folder / "names" / "solo" / "here").exists()
-        # A question to one of the host's resolvers is answered by the network's own server.
+        # A question to one of the host's resolvers is answered by the network's own server; this one asks nobody.
         assert cluster.knows("near", "near", _resolver())
+        assert cluster.ask("near", "www.example.com", server=_resolver()).code == REFUSED
     cluster.delete("solo")
     until(lambda: not cluster.server("h1", "solo"), "its server is gone")
     until(lambda: not (folder / "names" / "solo").exists(), "its files are gone")
@@ -225,6 +254,26 @@ def _resolver() -> str:
     text = Path("/etc/resolv.conf").read_text(encoding="utf-8")
     found = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver")]
     return next((one for one in found if ":" not in one and not one.startswith("127.")), "8.8.8.8")
+
+
+def test_a_container_that_publishes_the_port_is_not_asked_for_names(cluster: NamesRun) -> None:
+    """The host's port 53 is free for it, and questions to the gateway come to the network's server all the same."""
+    port = {"host_ip": "", "host_port": 53, "port": 53, "protocol": "udp"}
+    with cluster.container("h1", "dns", ports=[port]):
+        until(lambda: cluster.knows("c1", "dns"), "names are answered by the server")
+        with sockets.inside(f"{cluster.name}-dns"):
+            way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with way:
+            way.bind(("0.0.0.0", 53))
+            way.settimeout(5 * SHARED)
+            there = record.load(cluster.name).host("h1").addresses[0].partition("/")[0]
+            with sockets.inside(f"{cluster.name}-router"):
+                other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with other:
+                other.sendto(b"to the container", (there, 53))
+                assert way.recv(512) == b"to the container"
+            assert cluster.knows("c2", "dns")
+            assert cluster.knows("h1", "dns")
 
 
 def test_the_underlay_is_not_answered(cluster: NamesRun) -> None:

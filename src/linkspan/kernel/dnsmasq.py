@@ -96,6 +96,11 @@ class Pulse:
         for way in filter(None, self._ways.values()):
             way.close()
 
+    def forget(self, name: str) -> None:
+        """Begin anew with a server that is another one now."""
+        self._asked.pop(name, None)
+        self.missed.pop(name, None)
+
     def beat(self, servers: Mapping[str, str]) -> None:
         """Take the answers of the last time, and ask anew: each server's address by its name."""
         heard = self._heard()
