@@ -37,7 +37,7 @@ def found(folder: Path) -> Dnsmasq | None:
     program = shutil.which("dnsmasq")
     if program is None:
         return None
-    own = uid() >= 0 and _mapped(uid()) and all(map(_passes, folder.parents))
+    own = uid() >= 0 and _mapped(uid()) and all(map(_passes, (folder, *folder.parents)))
     return Dnsmasq(program, USER if own else "root", str(folder))
 
 
