@@ -1,6 +1,6 @@
 """A virtual host for real runtimes: network and mount namespaces of its own, kept by one process.
 
-The machine's /etc and /opt are seen through overlays, so that what is installed into them is installed
+The machine's /etc, /opt and /usr/lib/cni are seen through overlays, so that what is installed into them is installed
 in here alone, and goes with the namespace.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,28 @@ from typing import Any
 _KEEPER = """
 set -e
 mount -t tmpfs tmpfs "$1"
-for folder in etc opt; do
+for folder in etc opt usr/lib/cni; do
+    [ -d "/$folder" ] || continue
     mkdir -p "$1/$folder/upper" "$1/$folder/work"
     mount -t overlay overlay -o "lowerdir=/$folder,upperdir=$1/$folder/upper,workdir=$1/$folder/work" "/$folder"
 done
-mkdir -p /run/containerd  # runc keeps its containers by name there: two hosts must not share it
-mount -t tmpfs tmpfs /run/containerd
+# runc keeps its containers by name in the one, runtimes their namespaces in the other: two hosts must not share them
+for folder in containerd netns; do
+    mkdir -p "/run/$folder"
+    mount -t tmpfs tmpfs "/run/$folder"
+done
 ip link set lo up
 echo ready
 exec sleep infinity
+"""
+
+
+_LOST = """
+for place in $(awk -v run="$1" \
+    'index($5, run) == 1 || index($5, "/run/netns/") == 1 {print $5}' /proc/self/mountinfo); do
+    umount --lazy "$place" 2>/dev/null
+done
+find /run/netns /run/containerd -mindepth 1 -delete
 """
 
 
@@ -65,6 +79,7 @@ class VirtualHost:
         self.socket = folder / "run" / "agent.sock"
         self.processes: list[subprocess.Popen[str]] = []
         self.agent: subprocess.Popen[str] | None = None
+        self.boot_id = ""
         (folder / "run").mkdir()
         (folder / "state").mkdir()
         (folder / "overlay").mkdir()
@@ -83,7 +98,10 @@ class VirtualHost:
         return ["nsenter", f"--target={self.keeper.pid}", "--mount", "--net", *map(str, argv)]
 
     def _environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        return {**os.environ, "LINKSPAN_SOCKET": str(self.socket), **environment}
+        return {**os.environ, "LINKSPAN_SOCKET": str(self.socket), **self._booted(), **environment}
+
+    def _booted(self) -> dict[str, str]:
+        return {"LINKSPAN_BOOT_ID": self.boot_id} if self.boot_id else {}
 
     def run(
         self, *argv: str | Path, check: bool = True, **environment: str
@@ -139,6 +157,45 @@ class VirtualHost:
         """End the agent as systemd would."""
         assert self.agent is not None
         assert stop(self.agent) == 0, (self.folder / "agent.log").read_text()
+
+    def reboot(self) -> None:
+        """End every process, empty /run, and give the host an empty network; /etc, /opt and the disk stay."""
+        for process in self._inhabitants():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for process in self.processes:
+            stop(process)
+        self.processes.clear()
+        self.run("sh", "-c", _LOST, "sh", f"{self.folder}/run/")
+        shutil.rmtree(self.folder / "run")
+        (self.folder / "run").mkdir()
+        subprocess.run(["ip", "netns", "delete", self.name], check=True)
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        before, inside = self.keeper, f"--mount=/proc/{self.keeper.pid}/ns/mnt"
+        again = ["sh", "-c", "ip link set lo up; echo ready; exec sleep infinity"]
+        self.keeper = subprocess.Popen(
+            ["nsenter", inside, f"--net=/run/netns/{self.name}", *again], stdout=subprocess.PIPE, text=True
+        )
+        assert self.keeper.stdout is not None
+        assert self.keeper.stdout.readline() == "ready\n", "the host's network could not be made anew"
+        stop(before)
+        self.boot_id = str(uuid.uuid4())
+
+    def _inhabitants(self) -> list[int]:
+        """Return the processes that see the host's mounts, but its keeper, and all that these began: containers."""
+        home = os.readlink(f"/proc/{self.keeper.pid}/ns/mnt")
+        parents: dict[int, int] = {}
+        found: set[int] = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if os.readlink(entry / "ns/mnt") == home:
+                        found.add(int(entry.name))
+        found.discard(self.keeper.pid)
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def close(self) -> None:
         """Take everything away; what lived only in the namespaces goes with them."""
