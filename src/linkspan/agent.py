@@ -140,6 +140,7 @@ class Agent:
         silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
         self.leases.overdue = silence.overdue
         self.allocator.elsewhere = self.disputes.elsewhere
+        self.allocator.holder = self.published.holder
         self.allocator.stalled = lambda: silence.stalled(host.id)
         self.allocator.owed = lambda key: self.holdings.note({key})
         self.cluster = Cluster(

@@ -26,13 +26,8 @@ class Docker:
         host.run("mkdir", "-p", "/run/docker")
         host.run("mount", "-t", "tmpfs", "tmpfs", "/run/docker")
         host.run("mkdir", "-p", "/run/docker/plugins")
+        host.settings |= {"docker_socket": PLUGIN, "docker_api": str(self.socket)}
         (self.folder / "none.json").write_text("{}")
-
-    def agent_config(self) -> Path:
-        """Return a config file for the agent, with the plugin's socket in it."""
-        path = self.host.folder / "agent.toml"
-        path.write_text(f'docker_socket = "{PLUGIN}"\ndocker_api = "{self.socket}"\n')
-        return path
 
     def start(self) -> None:
         """Start dockerd, wait until it answers, and load the image."""
@@ -41,7 +36,7 @@ class Docker:
 
     def launch(self) -> None:
         """Start dockerd."""
-        argv = ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec"]
+        argv = ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.host.folder / "run/docker"]
         argv += ["--pidfile", self.folder / "pid", "-H", f"unix://{self.socket}"]
         argv += ["--config-file", self.folder / "none.json", "--bip", "10.251.100.1/24", "--shutdown-timeout", "1"]
         self.process = self.host.start(*argv, log="dockerd.log")
@@ -58,6 +53,16 @@ class Docker:
         """End dockerd as systemd would."""
         assert self.process is not None
         stop(self.process)
+
+    def log(self) -> str:
+        """Return what dockerd has said."""
+        return (self.host.folder / "dockerd.log").read_text()
+
+    def reboot(self) -> None:
+        """Let the host boot anew; neither dockerd nor an agent runs then."""
+        self.host.reboot()
+        self.host.run("sh", "-c", f"find /run/docker -mindepth 1 -delete; rm -f {self.folder}/pid {self.socket}")
+        self.host.run("mkdir", "-p", "/run/docker/plugins")
 
     def answers(self) -> bool:
         """Tell whether it is up."""

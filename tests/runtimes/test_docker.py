@@ -24,7 +24,7 @@ def docker() -> Iterator[Docker]:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
             engine = Docker(host)
-            host.start_agent("--config", str(engine.agent_config()))
+            host.start_agent()
             host.linkspan("network", "create", "demo", "--pool", POOL)
             engine.start()
             engine.run(f"{CREATE} -o network=demo demo")
@@ -146,7 +146,7 @@ def test_the_agent_restarts_under_running_containers(docker: Docker) -> None:
     other = docker.address("c2")
     docker.host.stop_agent()
     assert docker.execute("c1", f"ping -c1 -W2 {other}")
-    docker.host.start_agent("--config", str(docker.agent_config()))
+    docker.host.start_agent()
     assert docker.execute("c1", f"ping -c1 -W2 {other}")
     docker.container("c3")
     assert docker.execute("c1", f"ping -c1 -W2 {docker.address('c3')}")
@@ -185,22 +185,24 @@ def test_the_plugin_s_socket_is_there_before_the_agent(docker: Docker) -> None:
     docker.container("c1", "--network demo --restart always")
     docker.stop()
     host.stop_agent()
-    start, config = host.folder / "start", host.folder / "handed.toml"
-    config.write_text("")
-    agent = ("linkspan", "agent", "--state-dir", str(host.folder / "state"), "--socket", str(host.socket))
-    command = (sys.executable, "-c", _ACTIVATION, PLUGIN, start, *agent, "--config", config)
+    start = host.folder / "start"
+    socket = host.settings.pop("docker_socket")
+    command = (sys.executable, "-c", _ACTIVATION, PLUGIN, start, *host.agent_command())
     host.agent = host.start(*command, log="agent.log")
     assert host.agent.stdout is not None
     assert host.agent.stdout.readline() == "listening\n"
+    before = len(docker.log())
     docker.launch()
     start.touch()
     assert host.agent.stdout.readline() == "ready\n"
     docker.wait()
+    assert "retrying in" not in docker.log()[before:]  # else its start takes 15 s longer
     wait_until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
     docker.container("c2")
     assert docker.execute("c2", f"ping -c1 -W2 {docker.address('c1')}")
     host.stop_agent()
-    host.start_agent("--config", str(docker.agent_config()))
+    host.settings["docker_socket"] = socket
+    host.start_agent()
 
 
 def test_an_exposed_network_is_docker_s_own_while_it_exists(docker: Docker) -> None:

@@ -94,7 +94,7 @@ def test_a_pod_s_annotations_limit_its_bandwidth(containerd: Containerd, cri: Cr
 
 
 def test_an_annotation_gives_a_pod_its_address_and_mac(containerd: Containerd, cri: Cri) -> None:
-    """`linkspan/ip` and `linkspan/mac` are what the pod has; another that asks for the same is told by whom it is held."""
+    """`linkspan/ip` and `linkspan/mac` are what the pod has; another that asks for it is told who holds it."""
     wishes = {"linkspan/ip": "10.77.5.5", "linkspan/mac": "02:42:0a:4d:05:05", "linkspan/tier": "front"}
     pod = cri.run_pod("fixed", annotations=wishes)
     container = cri.run_container(pod, "sleep", "1000000")

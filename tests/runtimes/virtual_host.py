@@ -39,8 +39,9 @@ exec sleep infinity
 
 
 _LOST = """
-for place in $(awk -v run="$1" \
-    'index($5, run) == 1 || index($5, "/run/netns/") == 1 {print $5}' /proc/self/mountinfo); do
+for place in $(awk -v own="$1/" -v disk="$1/overlay" \
+    'index($5, own) == 1 && index($5, disk) != 1 || index($5, "/run/netns/") == 1 {print $5}' /proc/self/mountinfo)
+do
     umount --lazy "$place" 2>/dev/null
 done
 find /run/netns /run/containerd -mindepth 1 -delete
@@ -80,6 +81,8 @@ class VirtualHost:
         self.processes: list[subprocess.Popen[str]] = []
         self.agent: subprocess.Popen[str] | None = None
         self.boot_id = ""
+        self.settings: dict[str, str] = {}
+        """The agent's, besides its folder and socket."""
         (folder / "run").mkdir()
         (folder / "state").mkdir()
         (folder / "overlay").mkdir()
@@ -144,11 +147,16 @@ class VirtualHost:
         """Run a linkspan command and return its JSON."""
         return json.loads(self.run("linkspan", *argv, "--output", "json").stdout)
 
-    def start_agent(self, *options: str) -> None:
+    def agent_command(self) -> list[str]:
+        """Return the command that starts the agent, with its settings in a file."""
+        file = self.folder / "agent.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.settings.items()))
+        options = ("--state-dir", self.folder / "state", "--socket", self.socket, "--config", file)
+        return ["linkspan", "agent", *map(str, options)]
+
+    def start_agent(self) -> None:
         """Start the agent and wait for its word that it is ready."""
-        argv = ["linkspan", "agent", "--state-dir", str(self.folder / "state"), "--socket", str(self.socket)]
-        argv += options
-        self.agent = self.start(*argv, log="agent.log")
+        self.agent = self.start(*self.agent_command(), log="agent.log")
         assert self.agent.stdout is not None
         line = self.agent.stdout.readline()
         assert line.strip() == "ready", f"the agent said {line!r}: {(self.folder / 'agent.log').read_text()}"
@@ -166,7 +174,7 @@ class VirtualHost:
         for process in self.processes:
             stop(process)
         self.processes.clear()
-        self.run("sh", "-c", _LOST, "sh", f"{self.folder}/run/")
+        self.run("sh", "-c", _LOST, "sh", self.folder)
         shutil.rmtree(self.folder / "run")
         (self.folder / "run").mkdir()
         subprocess.run(["ip", "netns", "delete", self.name], check=True)

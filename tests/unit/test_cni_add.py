@@ -149,7 +149,7 @@ def test_bandwidth_is_bits(runtime: Runtime) -> None:
 
 
 def test_a_runtime_may_write_names_as_go_does(runtime: Runtime) -> None:
-    """containerd's CRI writes HostPort and IngressRate; a pod's annotations keep their names."""
+    """The CRI of containerd writes HostPort and IngressRate; a pod's annotations keep their names."""
     given = {
         "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
         "bandwidth": {"IngressRate": 1_000_000, "IngressBurst": 2048, "EgressRate": 8, "EgressBurst": 9},
