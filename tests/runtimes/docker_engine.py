@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from pathlib import Path
 
 from images import layer
 from virtual_host import VirtualHost, stop, wait_until
