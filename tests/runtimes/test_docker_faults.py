@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from docker_engine import IMAGE, Docker
+from docker_engine import IMAGE, PLUGIN, Docker
 from virtual_host import VirtualHost, stop, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver linkspan"
@@ -126,3 +126,31 @@ def test_restart_always_containers_are_back_after_a_reboot(docker: Docker) -> No
         assert docker.address("c1") == "10.78.5.5"
         assert docker.execute("c2", "ping -c1 -W5 10.78.5.5")
         assert docker.execute("c1", f"ping -c1 -W5 {docker.address('c2')}")
+
+
+def test_uninstall_names_networks_that_users_made(docker: Docker) -> None:
+    """An engine could not remove them without linkspan; asked without a terminal it names --yes, and does nothing."""
+    host = docker.host
+    podman = host.folder / "networks"
+    podman.mkdir()
+    host.settings["podman_networks"] = str(podman)
+    (podman / "mine.json").write_text(json.dumps({"name": "mine", "id": "0" * 64, "driver": "linkspan"}))
+    (podman / "other.json").write_text(json.dumps({"name": "other", "id": "1" * 64, "driver": "bridge"}))
+    host.agent_command()
+    uninstall = ("linkspan", "uninstall", "--config", host.folder / "agent.toml")
+    refused = host.run(*uninstall, "--yes", check=False)
+    assert refused.returncode == 1
+    assert "Docker network demo, Podman network mine still use linkspan" in refused.stderr
+    assert "docker network rm demo; podman network rm mine" in refused.stderr
+    docker.run("network rm demo")
+    (podman / "mine.json").unlink()
+    refused = host.run(*uninstall, check=False)
+    assert "give --yes" in refused.stderr
+    assert host.linkspan("network", "list")[0]["name"] == "demo"
+    host.linkspan("network", "create", "shown", "--pool", "10.79.0.0/16", "--expose", "docker")
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
+    gone = host.run(*uninstall, "--yes", "--output", "json", check=False)
+    assert json.loads(gone.stdout)["left"] == []
+    assert "shown" not in docker.run("network ls --format {{.Name}}").split()
+    assert host.run("ls", PLUGIN, check=False).returncode != 0
+    host.start_agent()
