@@ -5,12 +5,38 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 from images import layer
 from virtual_host import VirtualHost, stop, wait_until
 
 IMAGE = "busybox"
 PLUGIN = "/run/docker/plugins/linkspan.sock"
+
+_ACTIVATION = """
+import os, pathlib, socket, sys, time
+path, start, *command = sys.argv[1:]
+pathlib.Path(path).unlink(missing_ok=True)
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen()
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+print("listening", flush=True)
+while not os.path.exists(start):
+    time.sleep(0.02)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "docker"}
+os.execvp(command[0], command)
+"""
+
+
+def handed_over(host: VirtualHost, go: Path) -> list[str]:
+    """Return the command of an agent that is given the plugin's socket, as systemd does.
+
+    It says `listening` once the socket is there; the agent itself begins when there is a file ``go``.
+    """
+    return [sys.executable, "-c", _ACTIVATION, PLUGIN, str(go), *host.agent_command()]
 
 
 class Docker:
@@ -35,7 +61,8 @@ class Docker:
 
     def launch(self) -> None:
         """Start dockerd."""
-        argv = ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.host.folder / "run/docker"]
+        argv: list[str | Path] = ["dockerd", "--data-root", self.folder / "data"]
+        argv += ["--exec-root", self.host.folder / "run/docker"]
         argv += ["--pidfile", self.folder / "pid", "-H", f"unix://{self.socket}"]
         argv += ["--config-file", self.folder / "none.json", "--bip", "10.251.100.1/24", "--shutdown-timeout", "1"]
         self.process = self.host.start(*argv, log="dockerd.log")

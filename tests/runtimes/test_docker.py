@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from docker_engine import IMAGE, PLUGIN, Docker
+from docker_engine import IMAGE, Docker, handed_over
 from virtual_host import VirtualHost, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver linkspan"
@@ -162,23 +161,6 @@ def test_dockerd_restarts(docker: Docker) -> None:
     assert docker.execute("c2", f"ping -c1 -W2 {docker.address('c1')}")
 
 
-_ACTIVATION = """
-import os, pathlib, socket, sys, time
-path, start, *command = sys.argv[1:]
-pathlib.Path(path).unlink(missing_ok=True)
-listening = socket.socket(socket.AF_UNIX)
-listening.bind(path)
-listening.listen()
-os.dup2(listening.fileno(), 3)
-os.set_inheritable(3, True)
-print("listening", flush=True)
-while not os.path.exists(start):
-    time.sleep(0.02)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "docker"}
-os.execvp(command[0], command)
-"""
-
-
 def test_the_plugin_s_socket_is_there_before_the_agent(docker: Docker) -> None:
     """With a socket that is handed over, as systemd does, dockerd and the agent may start in any order."""
     host = docker.host
@@ -187,8 +169,7 @@ def test_the_plugin_s_socket_is_there_before_the_agent(docker: Docker) -> None:
     host.stop_agent()
     start = host.folder / "start"
     socket = host.settings.pop("docker_socket")
-    command = (sys.executable, "-c", _ACTIVATION, PLUGIN, start, *host.agent_command())
-    host.agent = host.start(*command, log="agent.log")
+    host.agent = host.start(*handed_over(host, start), log="agent.log")
     assert host.agent.stdout is not None
     assert host.agent.stdout.readline() == "listening\n"
     before = len(docker.log())

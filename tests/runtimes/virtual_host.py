@@ -168,9 +168,9 @@ class VirtualHost:
 
     def reboot(self) -> None:
         """End every process, empty /run, and give the host an empty network; /etc, /opt and the disk stay."""
-        for process in self._inhabitants():
+        for pid in self._inhabitants():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         for process in self.processes:
             stop(process)
         self.processes.clear()
