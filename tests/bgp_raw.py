@@ -134,7 +134,7 @@ class RawPeer:
 
     # What a test says
 
-    def established(self, seconds: float = 30.0) -> bool:
+    def established(self, seconds: float = 60.0) -> bool:
         """Wait for the session; tell whether it is up."""
         return self._up.wait(seconds)
 

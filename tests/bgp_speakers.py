@@ -13,7 +13,7 @@ import pytest
 
 FRR = Path("/usr/lib/frr")
 """Where FRR's daemons are (Debian, Ubuntu); vtysh is on the PATH."""
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def needs(*speakers: str) -> None:
@@ -101,7 +101,7 @@ class Bird(_Speaker):
     def ask(self, *words: str) -> str:
         """Return the answer to a command of birdc's."""
         command = ["birdc", "-s", str(self.socket), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def established(self, protocol: str) -> bool:
         """Tell whether the session is up."""
@@ -132,7 +132,7 @@ class Frr(_Speaker):
         """Return the answer to vtysh's commands, each a whole line."""
         argv = ["vtysh", "--vty_socket", str(self.folder), "-d", "bgpd"]
         argv += [word for command in commands for word in ("-c", command)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def established(self, address: str) -> bool:
         """Tell whether the session with the neighbour is up."""

@@ -18,6 +18,8 @@ from linkspan.config import GROUP
 from linkspan.errors import Invalid
 from linkspan.runtimes import systemd
 
+BACKLOG = 1024
+"""Callers who may wait for their turn: a whole host's containers may start at once, and 128 are too few."""
 
 @contextlib.asynccontextmanager
 async def serving(agent: Agent) -> AsyncIterator[None]:
@@ -58,7 +60,7 @@ async def _listen_at(runner: web.AppRunner, path: Path, umask: int = 0o117) -> N
     path.unlink(missing_ok=True)  # a dead agent's; a live one would hold the state folder's lock
     old = os.umask(umask)
     try:
-        await web.UnixSite(runner, str(path)).start()
+        await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
     finally:
         os.umask(old)
     with contextlib.suppress(KeyError):  # without the group the socket is root's alone
@@ -76,7 +78,7 @@ async def _docker(agent: Agent) -> AsyncIterator[None]:
         return
     async with listening(app) as runner:
         for one in handed:
-            await web.SockSite(runner, one).start()
+            await web.SockSite(runner, one, backlog=BACKLOG).start()
         if path:
             try:
                 await _listen_at(runner, Path(path), umask=0o177)

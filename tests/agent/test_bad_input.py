@@ -212,7 +212,7 @@ def test_no_agent_is_told(busy: Host, monkeypatch: pytest.MonkeyPatch, capfd: An
 
 def raw(host: Host, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
     """Send a request as it is and return status and decoded answer."""
-    connection = http.client.HTTPConnection("x", timeout=20)
+    connection = http.client.HTTPConnection("x", timeout=120)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(20)
     connection.sock.connect(str(host.socket))

@@ -46,7 +46,7 @@ class Runtime:
             input=json.dumps(given).encode(),
             env={"PATH": os.environ["PATH"]} | {k: v for k, v in environment.items() if v},
             capture_output=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert done.returncode == code, (command, done.stdout, done.stderr)

@@ -20,7 +20,7 @@ POOL = "10.201.0.0/16"
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("docker", timeout=60)
+        super().__init__("docker", timeout=120)
         self._path = str(path)
 
     def connect(self) -> None:

@@ -28,7 +28,7 @@ def on_a_machine(folder: Path, script: str) -> str:
     apart = ("unshare", "--net", "--mount", "--propagation", "private")
     done = subprocess.run(
         [*apart, "bash", "-c", MACHINE.format(folder=folder) + script],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
         env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -51,9 +50,7 @@ def test_networks_are_isolated_by_an_answer(
     """A connection to another network is refused at once with an ICMP error, in both directions."""
     for client, server in ((one, two), (two, one)):
         with serving(server.netns, 80, ASK[family]):
-            begun = time.monotonic()
             assert refusal(client.netns, server.ip(family), 80, ASK[family]) == REJECTED[family]
-            assert time.monotonic() - begun < 0.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -223,7 +223,7 @@ def test_what_a_bgp_peer_calls_is_the_hosts_whatever_is_published(stage: Stage, 
 
     with serving(netns, 179):
         assert asked(stage.outside, UPLINK[family], 179)[1] == netns
-        until(refused, "the host itself to answer", 5.0)
+        until(refused, "the host itself to answer")
     stage.host.detach(netns)
 
 
@@ -251,9 +251,9 @@ def test_a_udp_client_follows_a_mapping_that_comes_and_goes(stage: Stage, family
             until(lambda: _tracked(stage, 5353), "an entry of the client's, from before the mapping")
             for netns in (one, two):
                 stage.host.attach(netns, "demo", ports=[port(5353, 53, "udp")])
-                until(lambda netns=netns: heard[0] == netns, "the client to reach the container", 2.0)
+                until(lambda netns=netns: heard[0] == netns, "the client to reach the container")
                 stage.host.detach(netns)
-                until(lambda: not heard[0], "the client to reach nobody", 2.0)
+                until(lambda: not heard[0], "the client to reach nobody")
     finally:
         ended.set()
         thread.join()

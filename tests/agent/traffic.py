@@ -85,7 +85,7 @@ def _seen(address: str, netns: str) -> bytes:
 
 
 def asked(
-    netns: str, address: str, port: int, protocol: str = "tcp", seconds: float = 2.0
+    netns: str, address: str, port: int, protocol: str = "tcp", seconds: float = 10.0
 ) -> tuple[str, str]:
     """Ask a server and return (the address that it saw, its namespace). Raises OSError."""
     with inside(netns):
@@ -112,7 +112,7 @@ def answers(netns: str, address: str, port: int, protocol: str = "tcp") -> bool:
 def echoes(netns: str, address: str) -> bool:
     """Tell whether one of two pings is answered within SHORT."""
     command = ["ip", "netns", "exec", netns, "ping", "-n", "-c2", "-i0.1", f"-W{SHORT}", address]
-    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
 
 
 def refusal(netns: str, address: str, port: int, protocol: str = "tcp") -> int:
@@ -149,7 +149,7 @@ class Capture:
                     found.append(frame)
         return found
 
-    def sees(self, part: bytes, seconds: float = 2.0) -> bool:
+    def sees(self, part: bytes, seconds: float = 10.0) -> bool:
         """Tell whether a frame with these bytes in it comes in time."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:

@@ -66,7 +66,7 @@ class Plugin:
     def run_bare(self, environment: dict[str, str | bytes], given: object) -> Outcome:
         """Run it with exactly this environment."""
         stdin = given if isinstance(given, bytes) else json.dumps(given, ensure_ascii=False).encode()
-        ended = subprocess.run([self.path], env=environment, input=stdin, capture_output=True, timeout=30)
+        ended = subprocess.run([self.path], env=environment, input=stdin, capture_output=True, timeout=120)
         return Outcome(ended.returncode, ended.stdout, ended.stderr)
 
 

@@ -107,7 +107,7 @@ def test_version_does_not_wait_for_stdin(plugin: Plugin) -> None:
     environment = {"CNI_COMMAND": "VERSION"}
     try:
         printed = subprocess.run(
-            [plugin.path], env=environment, stdin=reading, capture_output=True, timeout=10
+            [plugin.path], env=environment, stdin=reading, capture_output=True, timeout=120
         )
     finally:
         os.close(reading)
@@ -282,7 +282,7 @@ def test_stdin_that_never_ends_does_not_hold_the_plugin(plugin: Plugin) -> None:
     os.write(writing, b'{"name":"demo"')
     environment = {"CNI_COMMAND": "GC", "LINKSPAN_TIMEOUT": "1"}
     try:
-        ended = subprocess.run([plugin.path], env=environment, stdin=reading, capture_output=True, timeout=10)
+        ended = subprocess.run([plugin.path], env=environment, stdin=reading, capture_output=True, timeout=120)
     finally:
         os.close(reading)
         os.close(writing)
@@ -305,7 +305,7 @@ def test_closed_output_is_a_failure(plugin: Plugin, agent: AgentServer) -> None:
     os.close(reading)
     environment = {"CNI_COMMAND": "STATUS", "LINKSPAN_SOCKET": str(plugin.socket)}
     stdin = json.dumps(CONF).encode()
-    ended = subprocess.run([plugin.path], env=environment, input=stdin, stdout=writing, timeout=10)
+    ended = subprocess.run([plugin.path], env=environment, input=stdin, stdout=writing, timeout=120)
     os.close(writing)
     assert ended.returncode == 1
 

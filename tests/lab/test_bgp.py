@@ -81,9 +81,7 @@ def test_routes_that_somebody_flushed_are_back(mesh: BgpRun) -> None:
     """Whether they are the speaker's or ours."""
     before = mesh.learnt("h1").keys()
     mesh.ip("h1", "route flush proto bird")
-    begun = time.monotonic()
     until(lambda: mesh.learnt("h1").keys() == before, "routes are back", HEALED_WITHIN)
-    assert time.monotonic() - begun < HEALED_WITHIN
     assert mesh.pings("c1", container(mesh, "c2", 4))
 
 
@@ -132,11 +130,11 @@ def test_a_drained_host_withdraws_what_nothing_lives_in(mesh: BgpRun) -> None:
 
 def test_a_speaker_that_dies_over_and_over_waits_and_is_told(mesh: BgpRun) -> None:
     """It is not started a hundred times a minute; its routes stay for the restart time, and then they go."""
-    mesh.set("h3", bgp__restart_time="8")
-    until(lambda: "Restart time: 8" in mesh.birdc("h3", "show protocols all mesh_h1"), "the setting is in use")
+    mesh.set("h3", bgp__restart_time="20")  # longer than it takes to kill it that often
+    until(lambda: "Restart time: 20" in mesh.birdc("h3", "show protocols all mesh_h1"), "the setting is in use")
     deaths, begun, last = 0, time.monotonic(), 0
     while "waits" not in mesh.not_well("h3"):
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 120
         if (pid := mesh.bird("h3")) and pid != last:
             os.kill(pid, signal.SIGKILL)
             deaths, last = deaths + 1, pid
@@ -144,10 +142,10 @@ def test_a_speaker_that_dies_over_and_over_waits_and_is_told(mesh: BgpRun) -> No
     assert "bird ended" in mesh.not_well("h3")
     assert deaths < 10
     while mesh.learnt("h3"):
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 120
         if pid := mesh.bird("h3"):
             os.kill(pid, signal.SIGKILL)
-    assert time.monotonic() - begun > 8
+    assert time.monotonic() - begun > 20
     mesh.set("h3", bgp__restart_time="")
     until(lambda: mesh.learnt("h3"), "it is started again in the end", 90)
     mesh.meshed()

@@ -60,7 +60,7 @@ def said(lab: BgpRun, *words: str, code: int = 0) -> str:
     """Run the command line on h1, and return what it prints."""
     environment = os.environ | {"LINKSPAN_SOCKET": str(record.load(lab.name).socket("h1"))}
     argv = [sys.executable, "-m", "linkspan.cli.main", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
 

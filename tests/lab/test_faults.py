@@ -205,7 +205,7 @@ def test_a_second_agent_with_one_host_id_is_refused(cluster: ClusterRun) -> None
     argv = ["ip", "netns", "exec", lab.switch, sys.executable, "-m", "linkspan.cli.main", "agent"]
     (folder / "state").mkdir(parents=True)
     done = subprocess.run(
-        [*argv, *words, "--store", store], capture_output=True, text=True, timeout=30, check=False
+        [*argv, *words, "--store", store], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1
     assert "host id h2 is in use by another agent" in done.stderr

@@ -27,7 +27,7 @@ def _as_nobody(*argv: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=env,
         cwd="/",
-        timeout=90,
+        timeout=120,
         check=False,
     )
 

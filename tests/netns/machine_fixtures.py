@@ -22,7 +22,7 @@ _numbers = itertools.count()
 def run(*argv: str, netns: str = "", check: bool = True) -> str:
     """Run a command, in a named namespace where one is given, and return its output."""
     inside = ("ip", "netns", "exec", netns) if netns else ()
-    done = subprocess.run((*inside, *argv), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run((*inside, *argv), capture_output=True, text=True, timeout=120, check=False)
     assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -30,10 +30,10 @@ def run(*argv: str, netns: str = "", check: bool = True) -> str:
 def succeeds(*argv: str, netns: str = "") -> bool:
     """Tell whether a command ends with 0."""
     inside = ("ip", "netns", "exec", netns) if netns else ()
-    return subprocess.run((*inside, *argv), capture_output=True, timeout=60, check=False).returncode == 0
+    return subprocess.run((*inside, *argv), capture_output=True, timeout=120, check=False).returncode == 0
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 40.0) -> None:
     """Poll a condition until it holds; fail with ``what`` when it does not in time."""
     end = time.monotonic() + seconds
     while not condition():

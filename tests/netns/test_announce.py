@@ -20,7 +20,7 @@ def test_a_neighbour_that_knew_the_old_owner_learns_the_new_one(
     with inside(container):
         run("ip", "link", "set", "eth0", "address", NEW)
         announce("eth0", mac(NEW), [prefix(address)])
-    until(lambda: NEW in run("ip", "neigh", "show", address), "the neighbour's new MAC", 2)
+    until(lambda: NEW in run("ip", "neigh", "show", address), "the neighbour's new MAC")
 
 
 def test_a_device_that_is_gone_is_named(machine: str) -> None:

@@ -122,7 +122,7 @@ class Pair:
             refusals = refusals if refusals is not None else md5_refusals()
             return explain(self.session, seen, evidence.gather(self.session, seen, asked, said, refusals))
 
-    def told(self, *words: str, seconds: float = 30.0) -> Why:
+    def told(self, *words: str, seconds: float = 60.0) -> Why:
         """Wait until the reason has all of the words, and return it."""
         end = time.monotonic() + seconds
         while True:
@@ -132,7 +132,7 @@ class Pair:
             assert time.monotonic() < end, f"{words} not in {why}\n{self.seen()}\n{self.bird.log()}"
             time.sleep(0.1)
 
-    def established(self, seconds: float = 30.0) -> None:
+    def established(self, seconds: float = 60.0) -> None:
         """Wait for the session to be up."""
         end = time.monotonic() + seconds
         while not self.seen().established:

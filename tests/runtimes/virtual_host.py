@@ -48,7 +48,7 @@ find /run/netns /run/containerd -mindepth 1 -delete
 """
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Poll until the condition holds; fail, naming it, where it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -114,7 +114,7 @@ class VirtualHost:
             self.inside(*argv),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
             stdin=subprocess.DEVNULL,
             env=self._environment(environment),

@@ -33,5 +33,5 @@ class Authority:
         where = ("-keyout", f"{self._folder}/{name}.key", "-out", f"{self._folder}/{name}.pem")
         kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
         argv = ("openssl", "req", *kind, "-subj", f"/CN={name}", *where, *options)
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr

@@ -93,7 +93,7 @@ class EtcdEngine(Engine):
         self.members.control("compact", str(revision))
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Poll a condition until it holds; fail with ``what`` when it does not in time."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

@@ -18,12 +18,12 @@ import pytest
 from linkspan.kernel import namespaces
 
 _numbers = itertools.count()
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def run(*argv: str | Path) -> str:
     """Run a command and return its output."""
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -147,7 +147,7 @@ class Members:
         inside = ("nsenter", f"--net=/run/netns/{self.namespace}")
         environment = {**os.environ, "ETCDCTL_API": "3"}
         done = subprocess.run(
-            (*inside, *argv), capture_output=True, text=True, timeout=60, check=False, env=environment
+            (*inside, *argv), capture_output=True, text=True, timeout=120, check=False, env=environment
         )
         return done.returncode == 0, done.stdout + done.stderr
 

@@ -40,7 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd, "QUIET_SECONDS", 0.5)
 
 
-async def settled(store: EtcdStore, puts: dict[str, bytes], seconds: float = 20) -> None:
+async def settled(store: EtcdStore, puts: dict[str, bytes], seconds: float = 60) -> None:
     """Put records as soon as the store takes them."""
     end = time.monotonic() + seconds
     while True:

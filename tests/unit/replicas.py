@@ -111,7 +111,7 @@ def together(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
 
 
-async def eventually(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
     """Poll a condition until it holds; fail, saying what was awaited."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

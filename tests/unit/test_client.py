@@ -1,12 +1,49 @@
 from __future__ import annotations
 
+import concurrent.futures
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from linkspan.cli import client
 from linkspan.errors import Unavailable
+
+
+def full(path: Path) -> tuple[socket.socket, list[socket.socket]]:
+    """Return a server that takes nobody in, and the callers that fill its backlog."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(str(path))
+    server.listen(0)
+    waiting: list[socket.socket] = []
+    while True:
+        waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        try:
+            waiting[-1].connect(str(path))
+        except BlockingIOError:
+            return server, waiting
+
+
+def test_a_caller_waits_for_its_turn_where_many_ask_at_once(tmp_path: Path) -> None:
+    """An agent whose backlog is full is no agent that is down."""
+    path = tmp_path / "agent.sock"
+    server, waiting = full(path)
+
+    def serve() -> None:
+        for _ in waiting[:-1]:  # the last found no room
+            server.accept()[0].close()
+        with server.accept()[0] as caller:
+            caller.recv(65536)
+            caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.Client(str(path)).call, "GET", "/v1/status")
+        assert not concurrent.futures.wait([asked], 0.2).done, "it waits, and is not refused"
+        serve()
+        assert asked.result(60) == {}
+    for one in waiting:
+        one.close()
 
 
 def test_an_agent_that_hangs_is_told_of_and_not_waited_for(
@@ -22,3 +59,15 @@ def test_an_agent_that_hangs_is_told_of_and_not_waited_for(
             client.Client(str(path)).call("GET", "/v1/status")
     assert str(path) in error.value.message
     assert "systemctl status linkspan" in error.value.hint
+
+
+def test_an_agent_that_hangs_with_a_full_backlog_is_told_of_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever to be let in."""
+    monkeypatch.setattr(client, "PATIENCE", 0.2)
+    server, waiting = full(tmp_path / "agent.sock")
+    with server, pytest.raises(Unavailable, match="has not answered for"):
+        client.Client(str(tmp_path / "agent.sock")).call("GET", "/v1/status")
+    for one in waiting:
+        one.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +32,13 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # Where many ask at once, the agent's backlog is full: a socket with Python's own timeout is refused then
+        # (EAGAIN), and one that blocks waits for its turn, for as long as the kernel is told.
+        if self.timeout is not None:
+            limit = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(self._path)
+        self.sock.settimeout(self.timeout)
 
 
 class Client:
@@ -76,7 +82,7 @@ class Client:
         try:
             connection.request(method, url, data, {"Content-Type": "application/json"})
             return connection.getresponse()
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise self._hangs() from error
         except PermissionError as error:
             raise Unavailable(

@@ -7,6 +7,7 @@ imports what is part of the interpreter; json only where the agent is down, when
 
 # ruff: noqa: SIM105, SLF001 - contextlib and os would be imported for this alone
 import _socket
+import _struct
 import posix
 import sys
 import time
@@ -51,8 +52,10 @@ def post(path: bytes, request: bytes) -> tuple[int, bytes]:
     answer = b""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        connection.settimeout(PATIENCE)
+        # The kernel's own limit: with Python's, a full backlog would refuse instead of keeping us waiting.
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _struct.pack("ll", PATIENCE, 0))
         connection.connect(path)
+        connection.settimeout(PATIENCE)
         connection.sendall(request)
         while part := connection.recv(65536):
             answer += part
