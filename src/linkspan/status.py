@@ -50,6 +50,7 @@ def told(agent: Agent) -> dict[str, object]:
         "drift": [
             *dict.fromkeys(error.message for error in drift(agent)),
             *agent.docker.exposed.problems.values(),
+            *agent.naming.problems.values(),
         ],
         "gone": [
             {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}

@@ -14,6 +14,8 @@ from virtual_host import VirtualHost, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver linkspan"
 POOL = "10.78.0.0/16"
+RESOLVER = "192.0.2.53"
+"""The host's: nobody is there, so whatever is answered comes from the network's own server."""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,7 @@ def docker() -> Iterator[Docker]:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
             engine = Docker(host)
+            host.run("sh", "-c", f"echo nameserver {RESOLVER} > /etc/resolv.conf")
             host.start_agent()
             host.linkspan("network", "create", "demo", "--pool", POOL)
             engine.start()
@@ -68,6 +71,24 @@ def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
     wait_until(lambda: found.extend(docker.host.linkspan("endpoint", "list")) or found[-1]["name"], "it is named")
     assert found[-1]["name"] == "c1"
     assert found[-1]["labels"] == {"aliases": "web"}
+
+
+def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker: Docker) -> None:
+    """127.0.0.11 asks the host's resolver, and the network's server answers: with what is anywhere on the network."""
+    docker.container("c1", "--network demo --network-alias web")
+    host = docker.host
+    host.run("ip", "netns", "add", f"{host.name}-x")
+    try:
+        made = host.linkspan("attach", f"netns:{host.name}-x", "--network", "demo", "--name", "elsewhere")
+        address = made["addresses"][0].partition("/")[0]
+        for name in ("elsewhere", "elsewhere.demo"):
+            lookup = f"exec c1 nslookup {name}"
+            wait_until(lambda lookup=lookup: address in docker.attempt(lookup).stdout, f"{name} is known")
+        assert "elsewhere.demo" in docker.execute("c1", f"nslookup {address}")
+        assert docker.address("c1") in docker.execute("c1", "nslookup web.demo")
+    finally:
+        host.linkspan("detach", f"netns:{host.name}-x")
+        host.run("ip", "netns", "delete", f"{host.name}-x")
 
 
 def test_a_published_port_leads_to_the_container(docker: Docker) -> None:

@@ -54,6 +54,17 @@ def test_containers_reach_each_other_and_have_their_names(podman: Podman) -> Non
     assert "web" in found["labels"]["aliases"].split(",")
 
 
+def test_containers_find_each_other_by_name(podman: Podman) -> None:
+    """Podman gives them the network's own server, by the gateway's address."""
+    podman.container("c1", "--network demo:alias=web")
+    podman.container("c2")
+    assert "nameserver 10.78.0.1" in podman.execute("c2", "cat /etc/resolv.conf")
+    address = podman.address("c1")
+    for name in ("c1", "web", "web.demo"):
+        lookup = f"exec c2 nslookup {name}"
+        wait_until(lambda lookup=lookup: address in podman.attempt(lookup).stdout, f"{name} is known")
+
+
 def test_a_published_port_leads_to_the_container(podman: Podman) -> None:
     """`-p` publishes on the host while the container runs; Podman itself refuses a second one."""
     podman.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")

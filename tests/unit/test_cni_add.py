@@ -111,6 +111,14 @@ def test_broken_previous_result_attaches_nothing(runtime: Runtime, previous: Any
     assert not runtime.agent.attached
 
 
+def test_the_network_s_own_server_is_named_unless_somebody_says_another(runtime: Runtime) -> None:
+    """The result leads to the names; what a configuration says counts more."""
+    runtime.agent.servers = ("10.244.0.1", "fd00:244::1")
+    assert runtime.call("ADD", conf())["dns"] == {"nameservers": ["10.244.0.1", "fd00:244::1"]}
+    chosen = runtime.call("ADD", conf(dns={"nameservers": ["192.0.2.1"]}), CNI_IFNAME="eth1")
+    assert chosen["dns"] == {"nameservers": ["192.0.2.1"]}
+
+
 def test_resolver_settings_of_the_runtime_count_most(runtime: Runtime) -> None:
     """The runtime's servers replace the configuration's; what it does not say stays."""
     own = {"nameservers": ["192.0.2.1"], "domain": "two.example", "options": ["ndots:2"]}
