@@ -23,6 +23,8 @@ from segment import Segment
 from virtual_host import VirtualHost, wait_until
 
 POOL = "10.90.0.0/16"
+RESOLVER = "192.0.2.53"
+"""The hosts'; nobody is there, so all answers are the network's own."""
 COMPOSE = """
 services:
   front:
@@ -53,6 +55,7 @@ class Three:
             self.hosts.append(host)
             self.segment.plug(host, self.underlay(n))
             host.settings |= {"store": f"sqlite://{folder}/store", "host_id": f"h{n}"}
+            host.run("sh", "-c", f"echo nameserver {RESOLVER} > /etc/resolv.conf")
             self.dockers.append(Docker(host))
 
     def start(self) -> None:
@@ -150,6 +153,17 @@ def test_all_reach_all_by_address(three: Three, members: list[Member]) -> None:
     for host in three.hosts:
         found = {e["name"]: e["host"] for e in host.linkspan("endpoint", "list")}
         assert found == {"one": "h1", "two": "h2", "three": "h3"}
+
+
+def test_all_reach_all_by_name(members: list[Member]) -> None:
+    """Each container is known to each other one by its name, alone and with the network's, wherever both run."""
+    for source, target in permutations(members, 2):
+        for name in (target.name, f"{target.name}.demo"):
+            wait_until(
+                lambda source=source, name=name: source.pings(name),  # type: ignore[misc]
+                f"{source.name} reaches {name}",
+                PATIENCE,
+            )
 
 
 def test_published_ports_are_reached_from_outside(three: Three, members: list[Member]) -> None:
