@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,13 +77,13 @@ class Containerd:
         self.ctr("run", "--detach", "--cni", IMAGE, name, "sleep", "1000000")
         return self.address_of(name)
 
-    def execute(self, name: str, *argv: str) -> str:
+    def execute(self, name: str, command: str) -> str:
         """Run a command in a container that is up."""
-        return self.ctr("task", "exec", "--exec-id", f"x{os.urandom(4).hex()}", name, *argv)
+        return self.ctr("task", "exec", "--exec-id", f"x{os.urandom(4).hex()}", name, *shlex.split(command))
 
     def address_of(self, name: str) -> str:
         """Return the address that the container itself sees on eth0."""
-        found = re.search(r"inet (\S+)/\d+", self.execute(name, "ip", "-4", "addr", "show", "dev", "eth0"))
+        found = re.search(r"inet (\S+)/\d+", self.execute(name, "ip -4 addr show dev eth0"))
         assert found is not None, f"{name} has no IPv4 address on eth0"
         return found[1]
 

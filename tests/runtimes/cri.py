@@ -6,6 +6,7 @@ so no generated code is needed (protobuf.dev, Encoding: only varints and fields 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -125,18 +126,18 @@ class Cri:
         """Return the address that the runtime tells Kubernetes."""
         return text(inner(inner(self.call("PodSandboxStatus", [(1, pod)]), 1), 5), 1)
 
-    def run_container(self, pod: str, *command: str) -> str:
+    def run_container(self, pod: str, command: str) -> str:
         """Start a container in a pod and return its id."""
-        config: Message = [(1, [(1, "main")]), (2, [(1, self._image)]), *((3, word) for word in command)]
+        config: Message = [(1, [(1, "main")]), (2, [(1, self._image)]), *((3, word) for word in shlex.split(command))]
         container = text(
             self.call("CreateContainer", [(1, pod), (2, config), (3, self._configs[pod])]), 1
         )
         self.call("StartContainer", [(1, container)])
         return container
 
-    def execute(self, container: str, *command: str) -> str:
+    def execute(self, container: str, command: str) -> str:
         """Run a command in a container to its end and return what it printed."""
-        answer = self.call("ExecSync", [(1, container), *((2, word) for word in command), (3, 30)])
+        answer = self.call("ExecSync", [(1, container), *((2, word) for word in shlex.split(command)), (3, 30)])
         assert answer.get(3, [0]) == [0], f"{command} ended with {answer.get(3)}: {text(answer, 1)}{text(answer, 2)}"
         return text(answer, 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from podman_engine import IMAGE, Podman
-from virtual_host import VirtualHost, stop, wait_until
+from virtual_host import VirtualHost, reaches, stop, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver none"
 
@@ -48,7 +48,7 @@ def test_containers_reach_each_other_and_have_their_names(podman: Podman) -> Non
     podman.container("c1", "--network demo:alias=web")
     podman.container("c2")
     assert podman.address("c1").startswith("10.78.")
-    assert podman.execute("c2", f"ping -c1 -W2 {podman.address('c1')}")
+    assert reaches(podman, "c2", podman.address('c1'))
     (found,) = podman.host.linkspan("endpoint", "show", "c1")
     assert found["name"] == "c1"
     assert "web" in found["labels"]["aliases"].split(",")
@@ -91,7 +91,7 @@ def test_several_networks_in_one_container(podman: Podman) -> None:
     podman.run(f"{CREATE} --opt network=second second")
     podman.container("c1", "--network demo --network second -p 8081:80")
     podman.container("c2", "--network second")
-    assert podman.execute("c1", f"ping -c1 -W2 {podman.address('c2', 'second')}")
+    assert reaches(podman, "c1", podman.address('c2', 'second'))
     podman.run("network disconnect second c1")
     assert "10.79." not in podman.execute("c1", "ip address")
     podman.remove_all()
@@ -142,7 +142,7 @@ def test_the_agent_is_killed_while_containers_start(podman: Podman) -> None:
         names = [found for one in running if (found := one.result())]
     assert names
     for name in names[1:]:
-        assert podman.execute(name, f"ping -c1 -W5 {podman.address(names[0])}")
+        assert reaches(podman, name, podman.address(names[0]))
 
 
 def test_a_network_is_deleted_while_podman_knows_it(podman: Podman) -> None:

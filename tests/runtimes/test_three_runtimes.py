@@ -22,6 +22,8 @@ from podman_engine import Podman
 from segment import Segment
 from virtual_host import VirtualHost, wait_until
 
+pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
+
 POOL = "10.90.0.0/16"
 RESOLVER = "192.0.2.53"
 """The hosts'; nobody is there, so all answers are the network's own."""
@@ -132,11 +134,11 @@ def members(three: Three) -> list[Member]:
     kept = "--cap-add NET_RAW --hostname two"
     podman.run(f"run -d --name two {kept} --network demo -p 8080:80 {PODMAN_IMAGE} {serve}")
     pod = cri.run_pod("three", ports=[("tcp", 8080, 80)])
-    container = cri.run_container(pod, *serve.split())
+    container = cri.run_container(pod, serve)
     return [
         Member("one", docker.address("one"), lambda command: docker.execute("one", command)),
         Member("two", podman.address("two"), lambda command: podman.execute("two", command)),
-        Member("three", cri.address(pod), lambda command: cri.execute(container, *command.split())),
+        Member("three", cri.address(pod), lambda command: cri.execute(container, command)),
     ]
 
 

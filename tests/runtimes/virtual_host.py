@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _KEEPER = """
 set -e
@@ -54,6 +54,27 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s: not yet {what}"
         select.select([], [], [], 0.02)
+
+
+class Engine(Protocol):
+    """A runtime that runs commands in its containers."""
+
+    def execute(self, name: str, command: str) -> str:
+        """Run a command in a container; fails with an AssertionError."""
+
+
+def reaches(engine: Engine, container: str, address: str) -> bool:
+    """Wait until a container has an answer from an address; a single lost packet is no fault."""
+    ping = f"{'ping6' if ':' in address else 'ping'} -c1 -W2 {address}"
+
+    def answered() -> bool:
+        with contextlib.suppress(AssertionError):
+            engine.execute(container, ping)
+            return True
+        return False
+
+    wait_until(answered, f"{container} reaches {address}")
+    return True
 
 
 def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
