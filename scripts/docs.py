@@ -69,9 +69,10 @@ class Host:
         return done.returncode, done.stdout.rstrip("\n")
 
     def stop(self) -> None:
-        """End the agent."""
+        """End the agent, and what it would leave running."""
         self.agent.terminate()
         self.agent.wait(30)
+        subprocess.run(["linkspan", "uninstall", "--yes", "--force"], check=False, capture_output=True, timeout=60)
 
 
 def played(host: Host, lines: list[str], wrong: list[str]) -> Iterator[str]:

@@ -86,6 +86,9 @@ class World:
                 process.kill()
             process.wait()
         for name in self._names:
+            for pid in run("ip", "netns", "pids", name, check=False).split():  # what agents left running in there
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             run("ip", "netns", "delete", name, check=False)
 
 

@@ -231,6 +231,10 @@ class VirtualHost:
         for process in reversed(self.processes):
             stop(process)
         stop(self.keeper)
+        left = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        for pid in left.stdout.split():  # what the agent left running in there, as it should
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(["ip", "netns", "delete", self.name], check=True, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
