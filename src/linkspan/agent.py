@@ -142,7 +142,7 @@ class Agent:
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
         silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
         self.leases.overdue = silence.overdue
-        self.allocator.elsewhere = self.disputes.elsewhere
+        self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
         self.allocator.stalled = lambda: silence.stalled(host.id)
         self.allocator.owed = lambda key: self.holdings.note({key})
         self.cluster = Cluster(
