@@ -19,6 +19,7 @@ from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
 from linkspan.attach import Attacher
+from linkspan.backends.wireguard import asked
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
 from linkspan.contracts import Store
@@ -158,6 +159,7 @@ class Agent:
             self._follow_networks,
             self.plans.drop,
         )
+        self.cluster.rotating.changed = self._look
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.ask = Ask(self.replica, host.id, self._answer)
@@ -169,6 +171,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
+            self.worker.machine.wireguard.table,
             self.ask,
         )
         self.survey = Survey(
@@ -260,7 +263,12 @@ class Agent:
         held = () if self.cluster.peers.withdrawn else self.leases.own()
         here = self.leases.whole(self.leases.host)
         seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+
+    async def _look(self) -> None:
+        """Look at the machine's facts, from which nothing new follows."""
+        self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def replan(self) -> None:
         """Look at the machine's facts, and put what follows from them where they have changed."""

@@ -14,6 +14,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
+                      sealed    only where networks are encrypted: nothing of theirs leaves in clear (``sealed.py``)
 
 Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
 and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
@@ -136,7 +137,7 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lswg"))
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'

@@ -15,6 +15,7 @@ import msgspec
 
 from linkspan.addresses import Prefix
 from linkspan.backends import bgp
+from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
 from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.files import FileDriver
@@ -34,12 +35,17 @@ from linkspan.kernel.sockets import listeners
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
+from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
 from linkspan.programs import Bird
 from linkspan.reconcile import Reconciler
+from linkspan.wireguard import Tools
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
+
+WIREGUARD = "wireguard"
+"""The folder of this host's keys in the state folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +63,7 @@ class Machine:
         self.addresses = AddressDriver(self.sockets)
         self.neighbours = NeighbourDriver(self.sockets)
         self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
+        self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
         self.firewall = FirewallDriver()
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
@@ -77,6 +84,7 @@ class Machine:
                 FileDriver(state_dir / "files.json"),
                 SecretDriver(state_dir / "secrets.json"),
                 self.processes,
+                self.wireguard,
             ),
             self.sockets.release,
         )
@@ -101,7 +109,8 @@ class Machine:
 
     def facts(self) -> Facts:
         """Observe what backends must know."""
-        found = msgspec.structs.replace(observe_facts(self.sysctls), bird=self._bird())
+        found = observe_facts(self.sysctls)
+        found = msgspec.structs.replace(found, bird=self._bird(), wireguard=self._wireguard())
         if self.tunnels.ipip().by == "kernel":
             return found
         return msgspec.structs.replace(found, ipip_helper=self.ipip_helper())
@@ -119,6 +128,23 @@ class Machine:
             return None
         others = () if self.processes.pid(bgp.PROCESS) else tuple(listeners("tcp", bgp.PORT))
         return Bird(speaker, client, str(self._speaker_folder), others)
+
+    def _wireguard(self) -> Tools:
+        """Return what there is for WireGuard; nothing is run where nothing has changed."""
+        kernel = self.tunnels.wireguard()
+        if shutil.which("wg") is None:
+            return Tools(problem="the program wg is not installed", hint="install the package wireguard-tools")
+        if not kernel.by:
+            return Tools(problem=kernel.why_not)
+        if kernel.by == "user space" and shutil.which("wireguard-go") is None:
+            why = "the kernel has no WireGuard, and wireguard-go is not installed"
+            return Tools(problem=why, hint="install the package wireguard-go")
+        self.wireguard.prepare()
+        found = keys.look(self.wireguard.keys)
+        file = str(self.wireguard.keys.folder / keys.PRIVATE)
+        return Tools(
+            found.public, found.next, file, self.wireguard.program(), unusable=found.problem, hint=found.hint
+        )
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to device."""

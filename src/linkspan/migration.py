@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from linkspan import sealed
 from linkspan.backends import backend
 from linkspan.backends.crossing import loose_underlay
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
@@ -119,7 +120,12 @@ def check_back(network: Network, options: Mapping[str, str]) -> None:
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return the network's states of every way; the new one is left out while this host cannot have it."""
+    """Return the network's states of every way; the new one is left out while this host cannot have it.
+
+    The network is sealed where every way encrypts.
+    """
+    if all(backend(one.backend).encrypts for one in ways(network)):
+        yield from sealed.sealed(network.prefixes)
     yield from backend(network.backend).network(view, network)
     new = target(network)
     if new is None:

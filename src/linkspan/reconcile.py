@@ -36,11 +36,12 @@ from linkspan.state import (
     Sysctl,
     Veth,
     Vxlan,
+    Wireguard,
 )
 
 PASSES = 3
 
-_TUNNELS = Vxlan | Ipip
+_TUNNELS = Vxlan | Ipip | Wireguard
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
@@ -114,7 +115,7 @@ class Reconciler:
             failed = self.apply(Change(tuple(put), tuple(delete)))
             if replaced:
                 # Its driver may have replaced the device; what fell with it is other sources' too.
-                fallen = [k for k in (Vxlan, Ipip, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
+                fallen = [k for k in (Vxlan, Ipip, Wireguard, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
                 failed |= self.resync(fallen, log=False).failed
             if Process in self._by_kind and any(isinstance(state, _READ) for state in (*put, *delete)):
                 failed |= self._read_anew()

@@ -269,6 +269,25 @@ class Ipip(State, frozen=True, gc=False):
         return f"{ALTNAME}{self.name}"
 
 
+class Wireguard(State, frozen=True, gc=False):
+    """The host's one WireGuard device, up: the kernel's, or a persistent TUN that wireguard-go serves where ``tun``."""
+
+    rank: ClassVar[int] = 43
+    name: str
+    mtu: int
+    tun: bool
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("Wireguard", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the device is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
 class TunnelPrefix(State, frozen=True, gc=False):
     """A row of the user-space IPIP endpoint's table: a prefix, and the packed underlay address it lives behind."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, vxlan
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, vxlan, wireguard
 from linkspan.contracts import Backend
 from linkspan.errors import Invalid
 
@@ -13,6 +13,7 @@ _ALL: tuple[Backend, ...] = (
     host_gw.BACKEND,
     ipip.BACKEND,
     vxlan.BACKEND,
+    wireguard.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 

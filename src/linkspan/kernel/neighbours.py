@@ -38,7 +38,7 @@ PERMANENT, INCOMPLETE, FAILED = 0x80, 0x01, 0x20
 _SELF = 0x02
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
-TUNNELS = ("lsx", "lsipip")
+TUNNELS = ("lsx", "lsipip", "lswg")
 """Names of our tunnel devices begin so."""
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)

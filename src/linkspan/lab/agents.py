@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from linkspan.addresses import HIDDEN
 from linkspan.backends import backend
 from linkspan.cli.client import Client
 from linkspan.errors import LinkspanError, NotFound, Unavailable
@@ -35,6 +36,7 @@ def arguments(lab: Lab, host: Host) -> list[str]:
     words = ["--state-dir", str(folder / "state"), "--socket", lab.socket(host.name)]
     if not lab.alone:
         words += ["--host-id", host.name, "--store", store_url(lab, host), "--underlay", CABLE]
+        words += ["--advertise", HIDDEN] if host.nat else []
     return words
 
 

@@ -15,9 +15,20 @@ from linkspan.backends.crossing import bound
 from linkspan.state import HOST
 from linkspan.tell import rules
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
-from linkspan.tell.questions import IPIP, LOCAL, VXLAN, Device, Outer, Packet, Questions, Tunnel
+from linkspan.tell.questions import (
+    LOCAL,
+    VXLAN,
+    WIREGUARD,
+    Device,
+    Outer,
+    Packet,
+    Questions,
+    Secured,
+    Tunnel,
+)
 from linkspan.tell.rules import Frame
 from linkspan.tell.walk import Walk
+from linkspan.wireguard import key_id
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
 """Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
@@ -94,6 +105,9 @@ class Crossing(Walk):
 
     def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
         tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
+        if tunnel is not None and tunnel.kind == WIREGUARD:
+            self._encrypt(device, packet)
+            return
         if tunnel is not None:
             self._wrap(tunnel, device, following, packet)
             return
@@ -139,6 +153,41 @@ class Crossing(Walk):
         self._require_pass(found, link.name, wire)
         self._cross(link, wire.source, lookup.gateway or far, far, packet)
 
+    def _encrypt(self, device: Device, packet: Packet) -> None:
+        """Wrap it for the peer that has the target; who that is follows from its key, for its address may roam."""
+        found = self._asked.secured(packet.target)
+        if found is None:
+            reason = f"no peer of {device.name} has {show(packet.target)} as an allowed IP"
+            raise self._broken(HOST, device.name, packet, reason)
+        host = self._known.keys.get(found.key, "")
+        name = self._known.others[host].name if host in self._known.others else "a host that nobody knows"
+        key = key_id(found.key)
+        if not found.remote:
+            reason = f"{name}, key {key}, comes by itself, from behind a NAT, and has not come yet"
+            raise self._broken(HOST, device.name, packet, reason)
+        wire = Packet(b"", found.remote, "udp", found.port)
+        lookup = self._asked.route(HOST, wire)
+        self._require_route(HOST, "", wire, lookup)
+        wire = msgspec.structs.replace(wire, source=lookup.source)
+        self._outer = Outer(WIREGUARD, wire.source, found.remote, found.port, key=found.own)
+        link = self._usable(HOST, lookup.device, packet)
+        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
+        on = self._goes_on(host, packet.target)
+        self._hop(HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet)
+        if found.since < 0:
+            self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
+        passed = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
+        self._require_pass(passed, link.name, wire)
+        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
+
+    def _goes_on(self, host: str, target: bytes) -> str:
+        """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
+        for id_, other in self._known.others.items():
+            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
+            if id_ != host and (held or any(target in own for own in other.addresses.values())):
+                return f"; there it goes on to {other.name}, for no NAT lets the two meet"
+        return ""
+
     def _far_end(
         self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet
     ) -> tuple[bytes, str]:
@@ -168,12 +217,15 @@ class Crossing(Walk):
         return entry.mac if entry is not None and entry.known else b""
 
     def _cross(
-        self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet
+        self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet, host: str = ""
     ) -> None:
-        """Send it, wrapped or not, over the underlay to the host that has ``target``."""
+        """Send it, wrapped or not, over the underlay to the host that has ``target``, or is behind it."""
         self.exit, self.left_in, self.last = link.name, self._outer, packet
         self._arrived(packet)
-        self.to, self.at = self._known.peers.get(target, ""), target
+        self.to, self.at = host or self._known.peers.get(target, ""), target
+        if host and self._known.peers.get(target) != host:
+            own = self._known.others[host].addresses.get("", ())
+            self.at = next((a for a in own if len(a) == len(target)), target)
         if not self.to:
             reason = f"no host of the cluster has the underlay address {show(target)}"
             raise self._broken(HOST, link.name, packet, reason)
@@ -185,7 +237,7 @@ class Crossing(Walk):
             told = self._past_router(source, following, target, packet) if answers else ""
             self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
         if not answers:
-            self.silent = f"{show(following)} does not answer on {link.name}, the underlay"
+            self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
 
     def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
         """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
@@ -241,8 +293,20 @@ class Crossing(Walk):
         self._require_pass(found, name, wire)
         device = self._unwrapping(outer, at, name, packet)
         self._outer = None
-        self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
+        if outer.kind == WIREGUARD:
+            self._decrypted(device, outer, packet)
+        else:
+            self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
+
+    def _decrypted(self, device: Device, outer: Outer, packet: Packet) -> None:
+        host = self._known.keys.get(outer.key, "")
+        name = self._known.others[host].name if host in self._known.others else "an unknown host"
+        found = self._asked.secured(packet.source)
+        if found is None or found.key != outer.key:
+            reason = f"{show(packet.source)} is no allowed IP of {name}, key {key_id(outer.key)}"
+            raise self._broken(HOST, device.name, packet, reason)
+        self._hop(HOST, device.name, "decrypted", f"by WireGuard from {name}, key {key_id(outer.key)}", packet)
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
         """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""
@@ -262,10 +326,11 @@ class Crossing(Walk):
         fitting = [
             t
             for t in self._asked.tunnels()
-            if (t.kind, t.port, t.vni) == (outer.kind, outer.port, outer.vni) and t.local in (b"", at)
+            if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at)
+            if t.port == outer.port or t.kind == WIREGUARD  # where a NAT is between the ports differ
         ]
         if not fitting:
-            what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else IPIP
+            what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else outer.kind
             raise self._broken(HOST, link, packet, f"no device of this host takes {what}")
         device = self._usable(HOST, fitting[0].device, packet)
         if outer.kind == VXLAN and outer.to_mac != device.mac:
@@ -273,3 +338,7 @@ class Crossing(Walk):
             raise self._broken(HOST, device.name, packet, reason)
         self._narrow(device.mtu)
         return device
+
+
+def _proof(found: Secured) -> str:
+    return "no handshake yet" if found.since < 0 else f"last handshake {found.since:.0f} s ago"

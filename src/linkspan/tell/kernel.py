@@ -8,11 +8,12 @@ import shlex
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix
+from linkspan.addresses import SOCKET_FAMILY, Prefix, prefix
 from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel import asking, iptables, sockets
 from linkspan.kernel.namespaces import Namespaces
@@ -32,18 +33,21 @@ from linkspan.kernel.nftables import Nft
 from linkspan.kernel.passing import Passed, passing
 from linkspan.kernel.tunnel_table import TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
-from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan
+from linkspan.kernel.wireguard import Table
+from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan, Wireguard
 from linkspan.tell.learning import Learning
 from linkspan.tell.questions import (
     BIRD,
     IPIP,
     UNREACHABLE,
     VXLAN,
+    WIREGUARD,
     Chain,
     Device,
     Lookup,
     Neighbour,
     Packet,
+    Secured,
     Tunnel,
 )  # fmt: skip
 
@@ -71,9 +75,17 @@ class KernelAnswers:
     """
 
     def __init__(
-        self, namespaces: Namespaces, table: Path | None = None, learning: Learning | None = None
+        self,
+        namespaces: Namespaces,
+        table: Path | None = None,
+        learning: Learning | None = None,
+        wireguard: Callable[[], Table | None] = lambda: None,
     ) -> None:
-        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker."""
+        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker.
+
+        ``wireguard`` returns the WireGuard device.
+        """
+        self._wireguard = wireguard
         self._namespaces = namespaces
         self._learning = learning
         self._table = table
@@ -201,7 +213,7 @@ class KernelAnswers:
     def tunnels(self) -> tuple[Tunnel, ...]:
         """Return our tunnel devices."""
         found = TunnelDriver(self._sockets).observe(HOST)
-        return tuple(_tunnel(state) for state in found if isinstance(state, (Vxlan, Ipip)))
+        return tuple(_tunnel(state) for state in found if isinstance(state, (Vxlan, Ipip, Wireguard)))
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the FDB entry's address, or that of the helper's row that fits best."""
@@ -212,6 +224,17 @@ class KernelAnswers:
         rows = TunnelTableDriver(self._table).observe(HOST) if self._table else ()
         fitting = [r for r in rows if isinstance(r, TunnelPrefix) and r.prefix.holds(target)]
         return max(fitting, key=lambda r: r.prefix.length).remote if fitting else b""
+
+    def secured(self, address: bytes) -> Secured | None:
+        """Ask the WireGuard device, of which a host has one."""
+        table = self._wireguard()
+        peer = table.holder(Prefix(address, len(address) * 8)) if table is not None else None
+        if table is None or peer is None:
+            return None
+        host, _, number = peer.endpoint.rpartition(":")
+        remote = prefix(host.strip("[]")).packed if host else b""
+        since = time.time() - peer.handshake if peer.handshake else -1
+        return Secured(table.public, peer.public, remote, int(number or 0), since)
 
     def answers(self, device: str, source: bytes, address: bytes) -> bool:
         """Ask on the link."""
@@ -263,9 +286,11 @@ class KernelAnswers:
             return bool(sockets.holder(packet.protocol, "", packet.port))
 
 
-def _tunnel(state: Vxlan | Ipip) -> Tunnel:
+def _tunnel(state: Vxlan | Ipip | Wireguard) -> Tunnel:
     if isinstance(state, Vxlan):
         return Tunnel(state.name, VXLAN, state.local, state.port, state.vni)
+    if isinstance(state, Wireguard):
+        return Tunnel(state.name, WIREGUARD)
     return Tunnel(state.name, IPIP, state.local)
 
 

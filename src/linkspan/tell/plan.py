@@ -41,7 +41,10 @@ from linkspan.state import (
     TunnelPrefix,
     Veth,
     Vxlan,
+    Wireguard,
 )
+from linkspan.tell import plan_wireguard
+from linkspan.wireguard import AllowedIp, WireguardKey, WireguardPeer
 
 Paths = Callable[[int], str]
 """From a namespace's inode to a path that leads to it."""
@@ -59,7 +62,7 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
             return tuple(f"nft {shlex.quote(text)}" for text in _nft(state))
         case Bridge() | Veth() | Interface():
             return tuple(_link(state, paths))
-        case Vxlan() | Ipip():
+        case Vxlan() | Ipip() | Wireguard():
             return tuple(_tunnel(state))
         case Neighbour() | FdbEntry() | TunnelPrefix():
             return (_entry(state),)
@@ -80,6 +83,8 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
             return (_secret(state),)
         case LearntRoutes():
             return (f": # {_PURPOSES[LearntRoutes]}: they are its own to change",)
+        case WireguardKey() | WireguardPeer() | AllowedIp():
+            return (plan_wireguard.command(state),)
         case Process():
             return (f"setsid --fork {shlex.join(state.argv)} </dev/null",)
     return (f": # no command is known for {type(state).__name__}",)
@@ -149,6 +154,10 @@ _PURPOSES: dict[type[State], str] = {
     Interface: "the container's end of the cable, switched on",
     Vxlan: "a tunnel to all other hosts: frames in UDP",
     Ipip: "a tunnel to all other hosts: packets in packets",
+    Wireguard: "a tunnel to all other hosts: encrypted packets in UDP",
+    WireguardKey: "the private key of this host, and the port at which it receives",
+    WireguardPeer: "another host, by its public key, and where it is sent to first",
+    AllowedIp: "for which host packets to this prefix are encrypted; nobody else may send from it",
     Neighbour: "which MAC another host's end of the tunnel has",
     FdbEntry: "at which address of the underlay that MAC is reached",
     TunnelPrefix: "what the user-space tunnel sends to which host, and takes from it",
@@ -220,16 +229,18 @@ def _link(state: Bridge | Veth | Interface, paths: Paths) -> Iterator[str]:
             yield f"{ip} link set {name} address {mac_text(state.mac)} mtu {state.mtu}{up}"
 
 
-def _tunnel(state: Vxlan | Ipip) -> Iterator[str]:
+def _tunnel(state: Vxlan | Ipip | Wireguard) -> Iterator[str]:
     name = shlex.quote(state.name)
     match state:
         case Vxlan(_, vni, mac, _, port, local):
             what = f"vxlan id {vni} dstport {port} local {_text(local)} nolearning"
             yield f"ip link add {name} address {mac_text(mac)} type {what}"
-        case Ipip(tun=True):
+        case Ipip(tun=True) | Wireguard(tun=True):
             yield f"ip tuntap add dev {name} mode tun"
         case Ipip():
             yield f"ip link add {name} type ipip local {_text(state.local)}"
+        case Wireguard():
+            yield f"ip link add {name} type wireguard"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
     yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
 

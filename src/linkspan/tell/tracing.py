@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.wireguard import Table
 from linkspan.tell import crossing, live
 from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Map
@@ -21,12 +22,18 @@ class Local:
     """This machine's part of traces.
 
     May be used in any thread that is in the host's namespace. ``table`` is the user-space IPIP endpoint's,
-    ``learning`` the host's BGP speaker.
+    ``learning`` the host's BGP speaker, ``wireguard`` returns the WireGuard device.
     """
 
     def __init__(
-        self, namespaces: Namespaces, known: Map, table: Path | None = None, learning: Learning | None = None
+        self,
+        namespaces: Namespaces,
+        known: Map,
+        table: Path | None = None,
+        learning: Learning | None = None,
+        wireguard: Callable[[], Table | None] = lambda: None,
     ) -> None:
+        self._wireguard = wireguard
         self._namespaces = namespaces
         self._known = known
         self._table = table
@@ -44,7 +51,7 @@ class Local:
 
     def part(self, entry: Entry) -> Part:
         """Walk through this host."""
-        asked = KernelAnswers(self._namespaces, self._table, self._learning)
+        asked = KernelAnswers(self._namespaces, self._table, self._learning, self._wireguard)
         try:
             return crossing.part(asked, self._known, entry)
         finally:
