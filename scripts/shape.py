@@ -21,7 +21,7 @@ LAYERS = {
     "tell": "tell",
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
-        "api_tracing api_waiting ask attach blocks caller cautions cluster config daemon disputes elsewhere "
+        "api_tracing api_waiting ask attach beginning blocks caller cautions cluster config daemon disputes elsewhere "
         "endpoints happenings healing holdings host_settings journal leases ledger locks machine metrics "
         "migrating naming networks peerings peers plans probes published readable records recovery removals "
         "replica rotating runtimes segment serving silence speakers standing status survey tracer versions"

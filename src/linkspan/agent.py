@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, locks, status
+from linkspan import __version__, beginning, locks, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
@@ -53,14 +52,8 @@ from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
 
-log = logging.getLogger("linkspan.agent")
-
 SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
-
-STORE_AGAIN = 1.0
-"""Seconds between words that the store is waited for."""
-
 
 Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
@@ -190,21 +183,11 @@ class Agent:
         self.removals = Removals(queue, self.attacher, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
         await self.replica.start()
-        if not self._known():
-            said = ""
-            async with self._waiting(self):
-                while not self._known():
-                    if said != self.replica.problem:
-                        log.warning("waiting for the store: %s", said := self.replica.problem)
-                    await asyncio.sleep(STORE_AGAIN)
+        await beginning.known(self.replica, self._waiting(self))
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
         return self.attacher.busy(identity) or self.docker.waits(identity)
-
-    def _known(self) -> bool:
-        """Tell whether there are records to begin with: without any, all that stands here would be nobody's."""
-        return bool(self.replica.records) or self.replica.listed
 
     def _endpoint_changed(self, identity: tuple[str, str]) -> None:
         self.published.note(identity)
