@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from linkspan import names
 from linkspan.addresses import prefix
@@ -100,6 +101,15 @@ class Naming:
         if not self._wanted or network in self.problems or dnsmasq.found(self._folder) is None:
             return ()
         return tuple(gateway.address for _, gateway in names.served(found))
+
+    def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
+        """Return whether a network has names here: none without a container, or where they are not to be had."""
+        if network in self._served:
+            return "answers"
+        if network in self.problems:
+            return "refused"
+        used = any(endpoint.network == network for endpoint in self._endpoints.values())
+        return "awaited" if used and self.nameservers(network) else "none"
 
     def holder(self, protocol: str, host_ip: str, port: int) -> str:
         """Return who listens at a port of the host; servers of names are not in the way of who publishes port 53."""
