@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, beginning, locks, status
+from linkspan import __version__, beginning, locks, migration, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
+from linkspan.associating import Associating
 from linkspan.attach import Attacher
 from linkspan.backends.wireguard import asked
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
@@ -155,6 +156,7 @@ class Agent:
         self.cluster.rotating.changed = self._look
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.associating = Associating(self.worker, self.happenings)
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             self.worker.machine.namespaces,
@@ -164,8 +166,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.table,
-            self.ask,
+            self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
@@ -228,7 +229,7 @@ class Agent:
         inside = {endpoint.netns for endpoint in self.attacher.endpoints.values() if endpoint.netns}
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
-        for part in (self.healer, self.removals, self.probes, self.peerings):
+        for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
@@ -281,6 +282,7 @@ class Agent:
             routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
             here, hosts = self.leases.host.underlay, len(self.leases.hosts())
             network = self.networks.planned(request, routes, here, mtu, hosts)
+            migration.require(self.view(), network)
             await self.networks.create(network)
             try:
                 _raise_first(await self.cluster.converge({"networks/"}))

@@ -60,9 +60,12 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": standing.unreachable(
-            agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
-        ),
+        "unreachable": [
+            *standing.unreachable(
+                agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
+            ),
+            *agent.associating.told(),
+        ],
         "bgp": _sessions(agent),
     }
 
