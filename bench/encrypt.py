@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from datapath import Way, masquerading, rounds
 from report import Metric, progress, result
 
 from linkspan.addresses import Prefix
+from linkspan.backends import ipsec, strongswan
+from linkspan.kernel import charon, ike
 from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology, underlay
 from linkspan.lab.record import Host, Lab
 from linkspan.machine import Machine
@@ -76,6 +79,68 @@ def wireguard_by_hand(ends: list[Host]) -> Iterator[Way]:
             commands.delete(f"{LAB}-hand-{number}")
 
 
+@contextlib.contextmanager
+def ipsec_by_hand(ends: list[Host]) -> Iterator[Way]:
+    """Set up strongSwan's daemon with kernel-libipsec, one on each host, with a container behind it."""
+    net, room = "10.91", ipsec.TUN_MTU
+    made: list[subprocess.Popen[bytes]] = []
+    folder = Path(tempfile.mkdtemp(prefix=LAB))
+    try:
+        for number, host in enumerate(ends, 1):
+            mine = folder / str(number)
+            mine.mkdir()
+            text = strongswan.main(str(mine), user_space=True, rule=ipsec.RULE, table=ipsec.TABLE)
+            (mine / strongswan.CONF).write_text(text)
+            conf = f"STRONGSWAN_CONF={mine / strongswan.CONF}"
+            argv = ["nsenter", f"--net=/run/netns/{host.namespace}", "env", conf, "/usr/sbin/charon-systemd"]
+            made.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        for number, host in reversed(list(enumerate(ends, 1))):
+            _told(folder / str(number), number, [topology.bare(end.addresses[0]) for end in ends], net)
+            other = 3 - number
+            lines = [
+                "sysctl -qw net.ipv4.ip_forward=1",
+                f"ip link set {ipsec.USER} mtu {room} up",
+                f"ip route add {net}.{other}.0/24 dev {ipsec.USER}",
+                *_container(f"{LAB}-esp-{number}", f"{net}.{number}.2", room),
+                *masquerading("hand2", f"{net}.0.0/16"),
+            ]
+            commands.run("sh", "-e", given="\n".join(lines), netns=host.namespace)
+        yield Way("ipsec by hand", f"{LAB}-esp-1", f"{LAB}-esp-2", f"{net}.2.2")
+    finally:
+        for process in made:
+            process.kill()
+            process.wait()
+        for number in (1, 2):
+            commands.delete(f"{LAB}-esp-{number}")
+        shutil.rmtree(folder)
+
+
+def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
+    """Let a daemon have a key and a connection; the first of the two begins, once the other knows of it."""
+    other = 3 - number
+    auth = {"auth": "psk"}
+    child = {
+        "local_ts": [f"{net}.{number}.0/24"],
+        "remote_ts": [f"{net}.{other}.0/24"],
+        "esp_proposals": list(charon.ESP),
+        "start_action": "start" if number == 1 else "none",
+    }
+    connection = {
+        "version": "2",
+        "encap": "yes",
+        "mobike": "no",
+        "local_addrs": [addresses[number - 1]],
+        "remote_addrs": [addresses[other - 1]],
+        "proposals": list(charon.IKE),
+        "local": {**auth, "id": f"x{number}"},
+        "remote": {**auth, "id": f"x{other}"},
+        "children": {"hand": child},
+    }
+    with ike.session(folder / strongswan.CONTROL, lambda: True) as asked:
+        asked.load_shared({"type": "IKE", "data": "both-ends-have-it"})
+        asked.load_conn({"hand": connection})
+
+
 def _container(name: str, address: str, mtu: int) -> Iterator[str]:
     """Yield the commands that give a host one container: a veth pair, routed."""
     commands.add(name)
@@ -90,13 +155,15 @@ def _container(name: str, address: str, mtu: int) -> Iterator[str]:
 
 
 ByHand = Callable[[list[Host]], contextlib.AbstractContextManager[Way]]
-BACKENDS: dict[str, ByHand] = {"wireguard": wireguard_by_hand}
+BACKENDS: dict[str, ByHand] = {"wireguard": wireguard_by_hand, "ipsec": ipsec_by_hand}
 """What is compared: a backend, and how the same is set up by hand on two hosts of the underlay."""
 
 
 def ours(lab: Lab, backend: str, number: int) -> Way:
     """Attach a container on each of the two hosts to a network of the backend."""
     if backend != lab.backend:
+        if backend == "ipsec":
+            _share_key(lab)
         wish = {"name": backend, "pools": [f"10.{246 + number}.0.0/16"], "backend": backend}
         agents.client(lab, "h1").call("POST", "/v1/networks", wish)
         agents.await_network(lab, lab.hosts[:2], backend)
@@ -105,6 +172,13 @@ def ours(lab: Lab, backend: str, number: int) -> Way:
     ends = [containers.add(lab, f"h{n}", name, network, []) for n, name in enumerate(names, 1)]
     client, server = (lab.container(name).namespace for name in names)
     return Way(f"{backend} by linkspan", client, server, topology.bare(ends[1]["addresses"][0]))
+
+
+def _share_key(lab: Lab) -> None:
+    key = lab.folder / "bench.psk"
+    key.touch(mode=0o600)
+    key.write_text("both hosts of a benchmark have it\n")
+    agents.client(lab, "h1").call("PATCH", "/v1/hosts", {"ipsec.psk-file": str(key)})
 
 
 def results(ways: list[Way]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.attach import Attacher, Identity, source
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
@@ -32,12 +33,13 @@ SETTLE = 0.05
 REST = 0.25
 """Seconds after a look before the next one by events: a burst of attaches is not slowed by looks without end."""
 
-_INSIDE = (WireguardKey, WireguardPeer, AllowedIp)
-"""What is inside the WireGuard device, of whose changes there are no events; the helper that serves it may be new."""
+_INSIDE = (WireguardKey, WireguardPeer, AllowedIp, IpsecCredential, IpsecConnection, IpsecChild)
+"""What is inside the WireGuard device or strongSwan's daemon, of whose changes there are no events; the helper that
+serves it may be new."""
 
 POLL = 1.0
-"""Seconds between looks at what has no events: settings, a dead speaker's routes, WireGuard's peers; a change is to be
-mended within 2."""
+"""Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks. A change
+is to be mended within 2."""
 
 FULL = 60.0
 """Seconds between looks at everything."""
@@ -200,8 +202,8 @@ class Healer:
 
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
-            # A helper ends when its device goes, and cannot begin without one.
-            self._dirty |= {Process, Ipip, Wireguard, *_INSIDE}
+            # A helper ends when its device goes, and cannot begin without one; what it had loaded went with it.
+            self._dirty |= {Process, Ipip, IpsecLink, Wireguard, *_INSIDE}
             self._wake.set()
 
     async def _reap(self) -> None:

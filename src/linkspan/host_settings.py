@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan import bgp, wireguard
+from linkspan import bgp, ipsec, wireguard
 from linkspan.errors import Invalid
 from linkspan.leases import COMMON, Common, Leases
 from linkspan.model import Host
@@ -29,5 +29,7 @@ async def put_common(replica: Replica, leases: Leases, settings: dict[str, str])
 
 
 def _check(host: Host) -> None:
+    """Refuse, by Invalid, settings that mean nothing."""
     bgp.speaker(host)
+    ipsec.settings(host)
     wireguard.settings(host.settings)

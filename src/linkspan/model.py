@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from linkspan.addresses import Prefix, prefix
+from linkspan.associations import Strongswan
 from linkspan.errors import Invalid
 from linkspan.programs import Bird
 from linkspan.wireguard import Tools
@@ -222,7 +223,8 @@ class Facts(msgspec.Struct, frozen=True):
     ``firewalld`` tells whether it runs; ``forwarding`` has the families for which the host forwarded
     before linkspan came; ``ra_links`` are the links that take router advertisements now; ``ipip_helper`` is
     how to start the user-space IPIP endpoint, without its addresses, where the kernel has no IPIP device; ``bird`` is
-    None where BIRD is not installed; ``wireguard`` is what there is for WireGuard.
+    None where BIRD is not installed, ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for
+    WireGuard.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
@@ -231,6 +233,7 @@ class Facts(msgspec.Struct, frozen=True):
     ra_links: frozenset[str] = frozenset()
     ipip_helper: tuple[str, ...] = ()
     bird: Bird | None = None
+    strongswan: Strongswan | None = None
     wireguard: Tools | None = None
 
 

@@ -28,12 +28,16 @@ _HOOK = "type filter hook postrouting priority srcnat + 10; policy accept;"
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
-def sealed(pools: Iterable[Prefix]) -> Iterable[State]:
-    """Return what seals the pools; the chain and its sets are the same for all networks."""
+def sealed(pools: Iterable[Prefix], *, xfrm: bool) -> Iterable[State]:
+    """Return what seals the pools; the chain and its sets are the same for all networks.
+
+    With ``xfrm`` the host may encrypt by the kernel's XFRM: there a packet passes once more, about to be encrypted, and
+    has the underlay's device as its way out already.
+    """
     yield NftSet(INET, TABLE, "sealing", "ifname")
     for family in FAMILIES:
         yield NftSet(INET, TABLE, f"sealed{family}", _TYPE[family], interval=True)
-    yield NftChain(INET, TABLE, CHAIN, _HOOK, tuple(_rules()))
+    yield NftChain(INET, TABLE, CHAIN, _HOOK, tuple(_rules(xfrm)))
     for pool in pools:
         yield element(f"sealed{pool.family}", pool_text(pool))
 
@@ -44,10 +48,12 @@ def encrypting(device: str) -> Iterable[State]:
     yield element("sealing", device)
 
 
-def _rules() -> Iterable[str]:
+def _rules(xfrm: bool) -> Iterable[str]:
     # To containers, encrypted, and to the host itself (ls-* and lsp* are bridges); all else is a way out of the host.
     yield 'oifname "lsr*" accept'
     yield "oifname @sealing accept"
+    if xfrm:
+        yield "rt ipsec exists accept"
     for links in ("lo", "lsp*", "ls-*"):
         yield f'oifname "{links}" accept'
     for family in FAMILIES:

@@ -344,7 +344,7 @@ class Route(State, frozen=True, gc=False):
 
     ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty; with
     ``onlink`` the gateway is taken to be on the link, whatever the routes say. ``mtu`` is the largest packet that
-    is sent by it, 0 what the device takes.
+    is sent by it, 0 what the device takes. ``if_id`` is how an XFRM interface of all peers is told which one is meant.
     """
 
     rank: ClassVar[int] = 60
@@ -356,6 +356,7 @@ class Route(State, frozen=True, gc=False):
     netns: int = HOST
     onlink: bool = False
     mtu: int = 0
+    if_id: int = 0
 
     @property
     def key(self) -> Key:

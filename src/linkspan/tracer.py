@@ -64,6 +64,7 @@ class Tracer:
         table: Path,
         learning: Callable[[], Learning | None],
         wireguard: Callable[[], Table | None],
+        ike: Path,
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
@@ -74,6 +75,7 @@ class Tracer:
         self._table = table
         self._learning = learning
         self._wireguard = wireguard
+        self._ike = ike
         self._ask = ask
 
     def _known(self) -> Map:
@@ -82,12 +84,14 @@ class Tracer:
         found = others(hosts, self._leases.all(), self._published.others())
         peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         networks = {network.name: network for network in self._networks.all()}
-        keys = {public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())}
+        keys = {
+            public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
+        }
         here = tuple(self._endpoints.values())
         return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys)
 
     def _local(self, known: Map) -> Local:
-        return Local(self._namespaces, known, self._table, self._learning(), self._wireguard)
+        return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
         """Tell this host's part of a trace that another host makes."""

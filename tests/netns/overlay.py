@@ -15,6 +15,7 @@ import msgspec
 from machine_fixtures import until
 from world import World
 
+from linkspan import migration
 from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.backends import backend
 from linkspan.firewall import skeleton
@@ -138,7 +139,7 @@ class OverlayHost:
         for name in dict.fromkeys(one.backend for one in self.networks if backend(one.backend).encrypts):
             yield ("host", name), list(backend(name).host(view))
         for one in self.networks:
-            yield ("network", one.name), list(backend(one.backend).network(view, one))
+            yield ("network", one.name), list(migration.network_states(view, one))
             for peer in self.peers.get(one.name, ()):
                 states = list(backend(one.backend).peer(view, one, peer))
                 yield ("peer", one.name, peer.host.name), states

@@ -22,6 +22,7 @@ WORDS = {
     "host-gw": "host-gw: plain routes; the other host is the gateway to its containers",
     "bgp": "BGP: plain routes, which the hosts' speakers (BIRD) tell each other",
     "wireguard": "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)",
+    "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
 }
 HIDDEN = ("nft ", "sysctl ")
 """Rules and settings are counted, not shown: a host without other hosts has such too."""

@@ -14,6 +14,7 @@ import errno
 import os
 import struct
 
+from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
 from linkspan.kernel.links import ifinfo
 from linkspan.kernel.neighbours import AF_BRIDGE, DST, FAILED, INCOMPLETE, LLADDR, NDMSG, TUNNELS, Own
@@ -71,7 +72,7 @@ NFT_KINDS: frozenset[type[State]] = frozenset(
     {NftTable, NftSet, NftChain, NftElement, ForwardAccept, TrustedSource}
 )
 TUNNEL_KINDS: frozenset[type[State]] = frozenset(
-    {Vxlan, Ipip, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl}
+    {Vxlan, Ipip, IpsecLink, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl}
 )
 ALL_KINDS = LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
 

@@ -84,7 +84,7 @@ def alone(source: str) -> bytes:
                     f"{source} is not root's alone, and a secret should be",
                     f"chown root: {source}; chmod 600 {source}",
                 )
-            return file.read(4096).removesuffix(b"\n")
+            return file.read(1 << 14).removesuffix(b"\n")
     except OSError as error:
         raise of_errno(error.errno or 0, f"read the secret in {source}") from error
 

@@ -34,7 +34,6 @@ from linkspan.kernel.links import (
     PROP_LIST,
     ifinfo,
 )
-from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.netlink import (
     DELLINK,
     F_CREATE,
@@ -62,6 +61,7 @@ _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_PROTO = 2, 3, 9  # linux/if_tunnel.h: IFLA_I
 TUNSETIFF, _TUNSETPERSIST, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 TUN = "/dev/net/tun"
 
+_NAMES = ("lsx", "lsipip")
 _TXQLEN = 13  # linux/if_link.h
 QUEUE = 2000
 """Packets that wait in a TUN: 24 ms at 1 Gbit/s. With the kernel's 500, one TCP stream loses 1 % (measured)."""
@@ -232,7 +232,7 @@ def _kind(found: Mapping[int, bytes]) -> str:
 
 
 def _tunnel(name: str, up: bool, found: dict[int, bytes]) -> Tunnel | None:
-    if not name.startswith(TUNNELS) or not any(other.startswith(ALTNAME) for other in altnames(found)):
+    if not name.startswith(_NAMES) or not any(other.startswith(ALTNAME) for other in altnames(found)):
         return None
     data = attributes(attributes(found[LINKINFO]).get(INFO_DATA, b"")) if LINKINFO in found else {}
     mtu = int(struct.unpack("=I", found[MTU])[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -98,7 +99,12 @@ def router_id(router: Router) -> str:
 
 
 def settings(lab: Lab, host: Host) -> dict[str, str]:
-    """Return what a host is told of BGP (`host set`): its own AS, and the speakers on its segment as its peers."""
+    """Return what a host is told (`host set`).
+
+    With ipsec, where the key is that all share; with bgp, its own AS, and the speakers on its segment as its peers.
+    """
+    if lab.backend == "ipsec":
+        return {"ipsec.psk-file": str(shared_key(lab))}
     speakers = lab.routers_of(host.segment)
     if lab.backend != "bgp" or not speakers:
         return {}
@@ -109,6 +115,11 @@ def settings(lab: Lab, host: Host) -> dict[str, str]:
         found[f"bgp.peer.{router.name}.address"] = bare(router.addresses[0])
         found[f"bgp.peer.{router.name}.as"] = str(router.asn)
     return found
+
+
+def shared_key(lab: Lab) -> Path:
+    """Return where the IPsec key of a lab's hosts is."""
+    return lab.folder / "ipsec.psk"
 
 
 def etcd_address(lab: Lab, segment: int) -> str:

@@ -16,6 +16,7 @@ from linkspan.state import HOST
 from linkspan.tell import rules
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
 from linkspan.tell.questions import (
+    ESP,
     LOCAL,
     VXLAN,
     WIREGUARD,
@@ -108,6 +109,9 @@ class Crossing(Walk):
         if tunnel is not None and tunnel.kind == WIREGUARD:
             self._encrypt(device, packet)
             return
+        if tunnel is not None and tunnel.kind == ESP:
+            self._associate(device, packet)
+            return
         if tunnel is not None:
             self._wrap(tunnel, device, following, packet)
             return
@@ -149,7 +153,9 @@ class Crossing(Walk):
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         self._hop(HOST, device.name, "encapsulated", how, packet)
-        found = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
+        found = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
         self._require_pass(found, link.name, wire)
         self._cross(link, wire.source, lookup.gateway or far, far, packet)
 
@@ -173,12 +179,40 @@ class Crossing(Walk):
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         on = self._goes_on(host, packet.target)
-        self._hop(HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet)
+        self._hop(
+            HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet
+        )
         if found.since < 0:
             self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
-        passed = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
+        passed = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
         self._require_pass(passed, link.name, wire)
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
+
+    def _associate(self, device: Device, packet: Packet) -> None:
+        """Wrap it by the ESP association that has its target."""
+        found = self._asked.associated(packet.target)
+        if found is None:
+            reason = f"no IPsec association stands for {show(packet.target)} (`linkspan status` tells why)"
+            raise self._broken(HOST, device.name, packet, reason)
+        wire = Packet(b"", found.remote, "udp" if found.port else ESP, found.port)
+        lookup = self._asked.route(HOST, wire)
+        self._require_route(HOST, "", wire, lookup)
+        self._outer = Outer(ESP, lookup.source, found.remote, found.port, key=found.spi_out)
+        wire = self._outer.packet()
+        link = self._usable(HOST, lookup.device, packet)
+        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
+        how = f"by IPsec for {self._host(found.host)}, {found.cipher}, SPI {found.spi_out}"
+        self._hop(HOST, device.name, "encrypted", how, packet)
+        passed = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
+        self._require_pass(passed, link.name, wire)
+        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, found.host)
+
+    def _host(self, id_: str) -> str:
+        return self._known.others[id_].name if id_ in self._known.others else "a host that nobody knows"
 
     def _goes_on(self, host: str, target: bytes) -> str:
         """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
@@ -188,9 +222,7 @@ class Crossing(Walk):
                 return f"; there it goes on to {other.name}, for no NAT lets the two meet"
         return ""
 
-    def _far_end(
-        self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet
-    ) -> tuple[bytes, str]:
+    def _far_end(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
         """Return the underlay address to which the tunnel sends, and how it is found."""
         name = device.name
         if tunnel.kind == VXLAN:
@@ -199,7 +231,9 @@ class Crossing(Walk):
                 raise self._broken(HOST, name, packet, f"{name} has no neighbour entry of {show(following)}")
             far = self._asked.remote(name, mac, b"")
             if not far:
-                reason = f"{name} has no forwarding entry (FDB) of {mac_text(mac)}, which {show(following)} has"
+                reason = (
+                    f"{name} has no forwarding entry (FDB) of {mac_text(mac)}, which {show(following)} has"
+                )
                 raise self._broken(HOST, name, packet, reason)
             return far, f"neighbour {show(following)} is {mac_text(mac)}, which is behind {show(far)} (FDB)"
         if following != packet.target:
@@ -257,16 +291,22 @@ class Crossing(Walk):
             return told
         what = self._outer.packet().protocol if self._outer else packet.protocol
         if outer.largest:
-            self.silent = f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+            self.silent = (
+                f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+            )
         else:
-            said = f": {outer.said or passed.said}" if outer.said or passed.said else ", and no router says why"
+            said = (
+                f": {outer.said or passed.said}" if outer.said or passed.said else ", and no router says why"
+            )
             self.silent = f"past router {show(router)} {show(target)} does not answer{said}"
         return ""
 
     def _own_addresses(self, packet: Packet) -> tuple[bytes, bytes] | None:
         """Return this host's and the next one's own addresses in the network that the packet is for."""
         target = Prefix(packet.target, BITS[packet.family])
-        name = next((n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), "")
+        name = next(
+            (n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), ""
+        )
         found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
         peer = next((a for a in found if len(a) == len(packet.target)), b"")
         mine = self._asked.route(HOST, Packet(b"", peer)).source if peer else b""
@@ -295,6 +335,8 @@ class Crossing(Walk):
         self._outer = None
         if outer.kind == WIREGUARD:
             self._decrypted(device, outer, packet)
+        elif outer.kind == ESP:
+            self._authenticated(device, outer, packet)
         else:
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
@@ -306,7 +348,19 @@ class Crossing(Walk):
         if found is None or found.key != outer.key:
             reason = f"{show(packet.source)} is no allowed IP of {name}, key {key_id(outer.key)}"
             raise self._broken(HOST, device.name, packet, reason)
-        self._hop(HOST, device.name, "decrypted", f"by WireGuard from {name}, key {key_id(outer.key)}", packet)
+        self._hop(
+            HOST, device.name, "decrypted", f"by WireGuard from {name}, key {key_id(outer.key)}", packet
+        )
+
+    def _authenticated(self, device: Device, outer: Outer, packet: Packet) -> None:
+        found = self._asked.associated(packet.source, outer.key)
+        if found is None:
+            why = "it has begun anew, and the other host not yet"
+            reason = f"no IPsec association of this host has the SPI {outer.key}: {why}"
+            raise self._broken(HOST, device.name, packet, reason)
+        self._mark = found.mark
+        how = f"by IPsec from {self._host(found.host)}, {found.cipher}, SPI {outer.key}"
+        self._hop(HOST, device.name, "decrypted", how, packet)
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
         """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""
@@ -327,7 +381,7 @@ class Crossing(Walk):
             t
             for t in self._asked.tunnels()
             if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at)
-            if t.port == outer.port or t.kind == WIREGUARD  # where a NAT is between the ports differ
+            if t.port == outer.port or t.kind in (WIREGUARD, ESP)  # where a NAT is between the ports differ
         ]
         if not fitting:
             what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else outer.kind

@@ -10,7 +10,7 @@ import msgspec
 from linkspan.addresses import SOCKET_FAMILY
 from linkspan.model import Endpoint, Network, Underlay
 from linkspan.state import HOST
-from linkspan.tell.questions import VXLAN, WIREGUARD, Outer, Packet
+from linkspan.tell.questions import ESP, VXLAN, WIREGUARD, Outer, Packet
 
 OUTSIDE = -1
 """The ``netns`` of what is beyond this host."""
@@ -122,6 +122,8 @@ def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
             return (*around, f"udp {outer.port}", f"vxlan {outer.vni}", *headers(packet))
         if outer.kind == WIREGUARD:
             return (*around, f"udp {outer.port}", WIREGUARD, *headers(packet)[1:])
+        if outer.kind == ESP:
+            return (*around, *([f"udp {outer.port}"] if outer.port else []), f"esp {outer.key}", *headers(packet)[1:])
         return (*around, *headers(packet)[1:])
     source = show(packet.source) if packet.source else "?"
     word = "ip" if packet.family == 4 else "ip6"

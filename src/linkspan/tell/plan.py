@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
 from linkspan.addresses import SOCKET_FAMILY, mac_text
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.kernel.firewall import element_text, set_text
 from linkspan.kernel.iptables import COMMENT
 from linkspan.kernel.tunnel_table import TABLE
@@ -43,7 +44,7 @@ from linkspan.state import (
     Vxlan,
     Wireguard,
 )
-from linkspan.tell import plan_wireguard
+from linkspan.tell import plan_ipsec, plan_wireguard
 from linkspan.wireguard import AllowedIp, WireguardKey, WireguardPeer
 
 Paths = Callable[[int], str]
@@ -85,6 +86,10 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
             return (f": # {_PURPOSES[LearntRoutes]}: they are its own to change",)
         case WireguardKey() | WireguardPeer() | AllowedIp():
             return (plan_wireguard.command(state),)
+        case IpsecLink():
+            return tuple(plan_ipsec.link(state))
+        case IpsecCredential() | IpsecConnection() | IpsecChild():
+            return (plan_ipsec.command(state),)
         case Process():
             return (f"setsid --fork {shlex.join(state.argv)} </dev/null",)
     return (f": # no command is known for {type(state).__name__}",)
@@ -128,6 +133,8 @@ def why(source: tuple[str, ...]) -> str:
             return f"container {container[:12]}, interface {ifname}"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
+        case ("names", network):
+            return f"names in network {network}"
         case ("host", *_):
             return "this host, for all networks"
     return " ".join(source)
@@ -152,6 +159,7 @@ _PURPOSES: dict[type[State], str] = {
     Interface: "the container's end of the cable, switched on",
     Vxlan: "a tunnel to all other hosts: frames in UDP",
     Ipip: "a tunnel to all other hosts: packets in packets",
+    **plan_ipsec.PURPOSES,
     Wireguard: "a tunnel to all other hosts: encrypted packets in UDP",
     WireguardKey: "the private key of this host, and the port at which it receives",
     WireguardPeer: "another host, by its public key, and where it is sent to first",
@@ -269,6 +277,8 @@ def _route(state: Route, paths: Paths) -> str:
         words.append(f"dev {shlex.quote(state.device)}")
     if state.onlink:
         words.append("onlink")
+    if state.if_id:
+        words.append(f"encap xfrm if_id {state.if_id}")
     if state.source:
         words.append(f"src {_text(state.source)}")
     if state.metric:
@@ -297,6 +307,8 @@ def _secret(state: Secret) -> str:
 
 
 def _file(state: File) -> str:
+    if not state.content:
+        return f"install -D -m {state.mode:04o} /dev/null {shlex.quote(state.path)}"
     target = f"install -D -m {state.mode:04o} /dev/stdin {shlex.quote(state.path)}"
     try:
         text = state.content.decode()

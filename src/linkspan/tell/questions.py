@@ -40,8 +40,8 @@ class Packet(msgspec.Struct, frozen=True):
         return 4 if len(self.target) == 4 else 6
 
 
-VXLAN, IPIP, WIREGUARD = "vxlan", "ipip", "wireguard"
-_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32}
+VXLAN, IPIP, WIREGUARD, ESP = "vxlan", "ipip", "wireguard", "esp"
+_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32, ESP: 8 + 8 + 16 + 5}
 """Bytes between the outer IP header and the inner one."""
 
 
@@ -58,7 +58,7 @@ class Tunnel(msgspec.Struct, frozen=True):
 class Outer(msgspec.Struct, frozen=True):
     """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
 
-    ``key`` is the sender's public key, where it is encrypted.
+    ``key`` is the sender's public key, where it is encrypted, and ESP's SPI.
     """
 
     kind: str
@@ -72,7 +72,8 @@ class Outer(msgspec.Struct, frozen=True):
 
     def packet(self) -> Packet:
         """Return the outer packet."""
-        return Packet(self.source, self.target, "ipip" if self.kind == IPIP else "udp", self.port)
+        protocol = self.kind if self.kind == IPIP or (self.kind == ESP and not self.port) else "udp"
+        return Packet(self.source, self.target, protocol, self.port)
 
     @property
     def overhead(self) -> int:
@@ -92,6 +93,21 @@ class Secured(msgspec.Struct, frozen=True):
     remote: bytes = b""
     port: int = 0
     since: float = -1
+
+
+class Associated(msgspec.Struct, frozen=True):
+    """A pair of ESP associations: with which host (its id), to ``remote`` and (in UDP) ``port``, else 0; SPIs in hex.
+
+    ``mark`` is on what comes out of it, 0 where there is none.
+    """
+
+    host: str
+    remote: bytes
+    port: int
+    spi_in: str
+    spi_out: str
+    cipher: str
+    mark: int = 0
 
 
 class Lookup(msgspec.Struct, frozen=True):
@@ -174,6 +190,9 @@ class Questions(Protocol):
 
     def secured(self, address: bytes) -> Secured | None:
         """Return what the host's encrypting device does with an address, None where no peer of it has it."""
+
+    def associated(self, address: bytes, spi: str = "") -> Associated | None:
+        """Return the ESP associations by which an address is reached, or those that take what has this SPI."""
 
     def answers(self, device: str, source: bytes, address: bytes) -> bool:
         """Tell whether an address answers on its link now; always where that cannot be told."""

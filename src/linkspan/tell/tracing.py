@@ -22,7 +22,8 @@ class Local:
     """This machine's part of traces.
 
     May be used in any thread that is in the host's namespace. ``table`` is the user-space IPIP endpoint's,
-    ``learning`` the host's BGP speaker, ``wireguard`` returns the WireGuard device.
+    ``learning`` the host's BGP speaker, ``wireguard`` returns the WireGuard device, ``ike`` is where
+    strongSwan answers.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Local:
         table: Path | None = None,
         learning: Learning | None = None,
         wireguard: Callable[[], Table | None] = lambda: None,
+        ike: Path | None = None,
     ) -> None:
+        self._ike = ike
         self._wireguard = wireguard
         self._namespaces = namespaces
         self._known = known
@@ -51,14 +54,19 @@ class Local:
 
     def part(self, entry: Entry) -> Part:
         """Walk through this host."""
-        asked = KernelAnswers(self._namespaces, self._table, self._learning, self._wireguard)
+        asked = KernelAnswers(self._namespaces, self._table, self._learning, self._wireguard, self._ike)
         try:
             return crossing.part(asked, self._known, entry)
         finally:
             asked.close()
 
     def send(
-        self, source: Place, packet: Packet, found: Trace, mark: bytes, going: Callable[[], bool] = lambda: False
+        self,
+        source: Place,
+        packet: Packet,
+        found: Trace,
+        mark: bytes,
+        going: Callable[[], bool] = lambda: False,
     ) -> Heard:
         """Send a real packet (up to 1.5 s), and listen for it."""
         return live.send(self._namespaces, self._known, source, packet, found, mark, going)

@@ -49,6 +49,7 @@ class Walk:
         self._known = known
         self._translation = translation
         self._outer: Outer | None = None
+        self._mark = 0
 
     # Where a packet starts.
 
@@ -179,7 +180,7 @@ class Walk:
     # The host as a router.
 
     def _route(self, arriving: str, mac: bytes, packet: Packet) -> None:
-        frame = Frame(packet, arriving, mac=mac)
+        frame = Frame(packet, arriving, mac=mac, mark=self._mark)
         kinds = ("filter",) if packet.established else ("filter", "nat")
         found = rules.decide(self._asked, rules.families(packet), kinds, "prerouting", frame)
         self._require_pass(found, arriving, packet)
