@@ -46,6 +46,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of Podman's networks, for those that are exposed to it; empty: none is."""
     cni_networks: str = "/etc/cni/net.d"
     """Folder of CNI's configurations, for networks that are exposed to it; empty: none is."""
+    names: bool = True
+    """Whether containers are found by their names; it needs dnsmasq."""
+    resolv_conf: str = "/etc/resolv.conf"
+    """The file with the host's resolvers, which are asked for all names that are no container's."""
     cooldown: float = COOLDOWN
     """Seconds before an address that was released is given again."""
     reap_after: float = 30.0

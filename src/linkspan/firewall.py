@@ -10,6 +10,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       forward      isolation between networks, internal networks
                       outsiders    only where linkspan turned forwarding on: others' traffic stays out
                       input        tunnel packets are peers' only
+                      named        a network's names are told to its own containers and to the host
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
@@ -48,6 +49,8 @@ _NFPROTO = {4: "ipv4", 6: "ipv6"}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 _REJECT = "reject with icmpx admin-prohibited"
 
+_QUESTIONS = "meta l4proto { tcp, udp } th dport 53"
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -66,13 +69,15 @@ def skeleton(facts: Facts) -> Iterable[State]:
     hook = "type filter hook forward priority filter; policy accept;"
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
+    yield _chain(INET, "named", "", _named())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
         hook = f"type nat hook {name} priority dstnat; policy accept;"
+        asked = _asked() if name == "prerouting" else ()
         # A translated ::1 would not come back: the kernel takes it by lo alone, and has no route_localnet for it.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
-        yield _chain(INET, name, hook, [*loopback, "fib daddr type local jump publish"])
+        yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())
@@ -104,7 +109,10 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
-        yield NftSet(INET, TABLE, f"bgp_peers{family}", type_)
+        for name in ("bgp_peers", "servers", "resolvers"):
+            yield NftSet(INET, TABLE, f"{name}{family}", type_)
+        yield NftSet(INET, TABLE, f"asking{family}", f"{type_} . {type_}", interval=True)
+        yield NftSet(INET, TABLE, f"server_of{family}", type_, type_, interval=True)
         yield NftSet(INET, TABLE, f"allowed{family}", f"{type_} . {type_}", interval=True)
         yield NftSet(
             INET,
@@ -208,19 +216,36 @@ def _input() -> Iterable[str]:
         yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
+    yield f"{_QUESTIONS} jump named"
     yield 'iifname "ls*" iifname @internal_links jump internal'
 
 
 def _internal() -> Iterable[str]:
     yield "ct state established,related accept"
     yield "meta l4proto { icmp, ipv6-icmp } accept"
-    yield "meta l4proto { tcp, udp } th dport 53 accept"
+    yield f"{_QUESTIONS} accept"
     yield _REJECT
+
+
+def _named() -> Iterable[str]:
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has seen to it that the source is true
+        yield f"{ip} daddr @servers{family} {_REJECT}"
+
+
+def _asked() -> Iterable[str]:
+    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers.
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f'iifname "ls*" {ip} daddr @resolvers{family} {_QUESTIONS} dnat {ip} to {ip} saddr map @server_of{family}'
 
 
 def _publish() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
+        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
         # A port that was published before there was a speaker would let a container answer for its host.
         yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
         yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"

@@ -49,7 +49,7 @@ def encrypting(device: str) -> Iterable[State]:
 
 
 def _rules(xfrm: bool) -> Iterable[str]:
-    # To containers (routed or by a bridge), encrypted, and to the host itself; all else is a way out of the host.
+    # To containers, encrypted, and to the host itself (ls-* and lsp* are bridges); all else is a way out of the host.
     yield 'oifname "lsr*" accept'
     yield "oifname @sealing accept"
     if xfrm:

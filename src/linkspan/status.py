@@ -27,6 +27,7 @@ def told(agent: Agent) -> dict[str, object]:
             "backend": n.backend,
             "endpoints": _count(agent, n.name),
             "free": agent.free(n.name),
+            "names": agent.naming.standing(n.name),
             "not_switched": agent.cluster.migrating.not_switched(n),
         }
         for n in agent.networks.all()
@@ -51,6 +52,7 @@ def told(agent: Agent) -> dict[str, object]:
         "drift": [
             *dict.fromkeys(error.message for error in drift(agent)),
             *agent.docker.exposed.problems.values(),
+            *agent.naming.problems.values(),
         ],
         "gone": [
             {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}

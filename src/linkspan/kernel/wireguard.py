@@ -41,7 +41,7 @@ READY = 5.0
 FIRST_WORD = 0.5
 """Seconds that the one with the smaller key leaves the other."""
 _NONE, _OFF = "(none)", "off"
-_APART = 'mkdir -p /run/wireguard && mount --bind "$0" /run/wireguard && exec "$@"'
+_APART = '[ -d /run/wireguard ] || mkdir -p /run/wireguard; mount --bind "$0" /run/wireguard && exec "$@"'
 _SECRET = re.compile(r"[A-Za-z0-9+/]{42,}=?")
 _IN_USE = "Address already in use"
 

@@ -175,6 +175,17 @@ def _knows(lab: Lab, host: Host, network: str) -> bool:
     return network in {lease["network"] for lease in leases}
 
 
+def await_names(lab: Lab) -> None:
+    """Wait a while until containers' names are answered on their hosts; that they are not is no failure of the lab."""
+    for host in lab.hosts:
+        commands.await_(lambda host=host: not _awaits_names(lab, host))  # type: ignore[misc]
+
+
+def _awaits_names(lab: Lab, host: Host) -> bool:
+    networks = client(lab, host.name).call("GET", "/v1/status")["networks"]
+    return any(one["names"] == "awaited" for one in networks)
+
+
 def _found(lab: Lab, host: Host, path: str) -> bool:
     try:
         client(lab, host.name).call("GET", path)

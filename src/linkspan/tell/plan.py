@@ -133,6 +133,8 @@ def why(source: tuple[str, ...]) -> str:
             return f"container {container[:12]}, interface {ifname}"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
+        case ("names", network):
+            return f"names in network {network}"
         case ("host", *_):
             return "this host, for all networks"
     return " ".join(source)
@@ -305,6 +307,8 @@ def _secret(state: Secret) -> str:
 
 
 def _file(state: File) -> str:
+    if not state.content:
+        return f"install -D -m {state.mode:04o} /dev/null {shlex.quote(state.path)}"
     target = f"install -D -m {state.mode:04o} /dev/stdin {shlex.quote(state.path)}"
     try:
         text = state.content.decode()
