@@ -102,7 +102,8 @@ def test_keys_are_renewed_while_packets_flow(cluster: IpsecRun) -> None:
         for host in ("h1", "h2"):
             with cluster.asks(host) as asked:
                 for one in ike.associations(asked):
-                    for wish in [*({"child-id": str(child.number)} for child in one.children), {"ike-id": str(one.number)}]:
+                    children = [{"child-id": str(child.number)} for child in one.children]
+                    for wish in (*children, {"ike-id": str(one.number)}):
                         with contextlib.suppress(ike.Refused):  # the peer may just have done so
                             asked.rekey(wish)
         for host in HOSTS:
