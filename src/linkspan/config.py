@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.addresses import prefix
+from linkspan.addresses import HIDDEN, place
 from linkspan.errors import Invalid
 from linkspan.ipam import COOLDOWN
 from linkspan.model import checked_name
@@ -37,7 +37,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     underlay: str = ""
     """Interface to the other hosts, or can-reach=IP; empty: the default route's."""
     advertise: tuple[str, ...] = ()
-    """Addresses by which other hosts reach this one, where they are not the interface's."""
+    """Addresses by which other hosts reach this one, where they are not the interface's; none: a NAT lets nobody in."""
     docker_socket: str = ""
     """Unix socket of the Docker plugin, where systemd does not hand it over (`install docker`); empty: none."""
     docker_api: str = "/run/docker.sock"
@@ -93,11 +93,15 @@ def _check_told_to_others(config: Config) -> None:
         checked_name(config.host_id, "setting host_id:")
     for text in config.advertise:
         try:
-            prefix(text)
+            if text != HIDDEN:
+                place(text)
         except Invalid as error:
             raise Invalid(
-                f"setting advertise: {text!r} is not an IP address", "write it as 203.0.113.7, for example"
+                f"setting advertise: {text!r} is not an IP address",
+                f"write it as 203.0.113.7 or 203.0.113.7:51820, or {HIDDEN} where a NAT lets nobody in",
             ) from error
+    if HIDDEN in config.advertise and len(config.advertise) > 1:
+        raise Invalid(f"setting advertise: {HIDDEN} stands alone", "leave the addresses out")
 
 
 def as_toml(config: Config) -> str:

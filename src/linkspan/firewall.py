@@ -14,6 +14,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
+                      sealed    only where networks are encrypted: nothing of theirs leaves in clear (``sealed.py``)
 
 Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
 and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
@@ -106,6 +107,7 @@ def _sets() -> Iterable[NftSet]:
         for exact in ("", "_exact"):
             yield NftSet(INET, TABLE, f"vteps{exact}{family}", f"ifname . ether_addr . {type_}")
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
+            yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
         for name in ("bgp_peers", "servers", "resolvers"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
@@ -136,7 +138,7 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lsipsec", "lswg"))
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'
@@ -199,7 +201,11 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     rules = [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
-    rules += [f"iifname . {source} @ways_exact{family} accept", "drop"]
+    rules.append(f"iifname . {source} @ways_exact{family} accept")
+    # One XFRM interface serves all peers, and a packet's mark tells from which one it came.
+    mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
+    rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
+    rules += [f"{mark} . {source} @marks_exact{family} {clear}", "drop"]
     yield _chain(INET, chain, "", rules)
     yield element(f"sources{family}", pool_text(pool), data=(f"jump {chain}",))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from linkspan import __version__, standing
+from linkspan.backends.wireguard import lacking
 from linkspan.errors import LinkspanError
 
 if TYPE_CHECKING:
@@ -59,7 +60,12 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+        "unreachable": [
+            *standing.unreachable(
+                agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
+            ),
+            *agent.associating.told(),
+        ],
         "bgp": _sessions(agent),
     }
 

@@ -67,6 +67,9 @@ def up(
     reflector: Annotated[
         bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
     ] = False,
+    nat: Annotated[
+        list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")
+    ] = [],  # noqa: B006 - typer's way
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
@@ -84,6 +87,7 @@ def up(
         routers=routers_,
         routers_per_segment=routers_per_segment,
         reflector=reflector,
+        nat=tuple(split(nat)),
     )
     made = topology.planned(wishes)
     try:

@@ -38,8 +38,8 @@ PERMANENT, INCOMPLETE, FAILED = 0x80, 0x01, 0x20
 _SELF = 0x02
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
-TUNNELS = ("lsx", "lsipip")
-"""Names of our tunnel devices begin so."""
+TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
+"""Names of our tunnel devices begin so; others' may, too: an alternative name tells."""
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 _REMEMBERED = 1.0

@@ -162,7 +162,7 @@ class Cni:
         name = call.conf.name
         self._network(name, NOT_AVAILABLE)
         if self._agent.free(name) <= 0:
-            hint = f"`linkspan address list {name}` shows who holds them"
+            hint = f"`linkspan address list --network {name}` shows who holds them"
             raise Failure(NOT_AVAILABLE, f"network {name} has no address left", hint)
 
 
