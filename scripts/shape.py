@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses bgp contracts errors keys model needs programs state",
+    "nouns": "addresses bgp contracts errors flows keys model needs programs state",
     "kernel": "kernel",
-    "logic": "backends database desired firewall ipam migration ports reconcile",
+    "logic": "backends database desired fabric firewall ipam migration ports reconcile steering",
     "store": "store",
     "tell": "tell",
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
-        "api_tracing api_waiting ask attach blocks caller cautions cluster config daemon disputes endpoints happenings "
+        "api_tracing api_waiting ask attach blocks caller cautions cluster config controller daemon disputes endpoints happenings "
         "healing holdings host_settings journal lasting leases ledger locks machine metrics migrating networks "
         "peerings peers plans probes published readable records recovery removals replica runtimes segment serving "
         "silence speakers standing status survey tracer"

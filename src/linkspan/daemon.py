@@ -24,7 +24,7 @@ from linkspan.runtimes import systemd
 from linkspan.serving import serving
 
 
-class _Lines(logging.Formatter):
+class Lines(logging.Formatter):
     """One JSON object a line: time, level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,7 +44,7 @@ def main() -> None:
     """Run the agent with the settings in the environment."""
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
+    handler.setFormatter(Lines())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     try:
         asyncio.run(_run(settings))

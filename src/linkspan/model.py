@@ -235,13 +235,15 @@ class Facts(msgspec.Struct, frozen=True):
 class Underlay(msgspec.Struct, frozen=True):
     """A host's way to the other hosts: its interface, addresses with their lengths, and MTU.
 
-    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
+    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty. By ``mac``
+    a controller finds the switch's port that the host is at.
     """
 
     ifname: str
     addresses: tuple[str, ...]
     mtu: int = 1500
     advertise: tuple[str, ...] = ()
+    mac: str = ""
 
     def address(self, family: int) -> Prefix | None:
         """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""

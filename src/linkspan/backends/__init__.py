@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, vxlan
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, sdn, vxlan
 from linkspan.contracts import Backend
 from linkspan.errors import Invalid
 
@@ -12,6 +12,7 @@ _ALL: tuple[Backend, ...] = (
     host.BACKEND,
     host_gw.BACKEND,
     ipip.BACKEND,
+    sdn.BACKEND,
     vxlan.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}

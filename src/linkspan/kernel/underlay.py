@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix, prefix
+from linkspan.addresses import SOCKET_FAMILY, Prefix, mac_text, prefix
 from linkspan.errors import KernelError, LinkspanError, NotFound
 from linkspan.kernel.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.netlink import GETADDR, GETNEIGH, GETROUTE, Message, Sockets, attr, attributes
@@ -60,7 +60,8 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
         mtu = sockets.mtu(HOST, ifname)
     except KernelError as error:
         raise NotFound(f"underlay interface {ifname} does not exist", "`ip link` shows them") from error
-    return Underlay(ifname, tuple(str(a) for a in _addresses(sockets, ifname)), mtu, advertise)
+    addresses = tuple(str(a) for a in _addresses(sockets, ifname))
+    return Underlay(ifname, addresses, mtu, advertise, mac_text(sockets.mac(HOST, ifname)))
 
 
 def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import msgspec
 
+from linkspan import migration
 from linkspan.addresses import BITS, Prefix, mac_text
+from linkspan.backends import sdn
 from linkspan.backends.crossing import bound
+from linkspan.model import Network
 from linkspan.state import HOST
 from linkspan.tell import rules
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
@@ -21,6 +24,10 @@ from linkspan.tell.walk import Walk
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
 """Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
+
+
+CONTROLLER = "(controller)"
+"""Who is asked for the way through an underlay's switches, as if it were a host; no host can have this name."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -93,6 +100,9 @@ class Crossing(Walk):
     # Out.
 
     def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
+        if sdn.gateway_mac(self._ways(), following):
+            self._steer(device, following, packet)
+            return
         tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
         if tunnel is not None:
             self._wrap(tunnel, device, following, packet)
@@ -105,6 +115,15 @@ class Crossing(Walk):
             return
         source = self._asked.route(HOST, Packet(b"", peer)).source
         self._cross(device, source, following, peer, packet)
+
+    def _steer(self, device: Device, gateway: bytes, packet: Packet) -> None:
+        """Send it to the gateway that is an underlay's switches: their controller tells how it goes on."""
+        here = self._known.underlay
+        self.exit, self.last = device.name, packet
+        self._arrived(packet)
+        self._hop(HOST, device.name, "left", f"towards the gateway {show(gateway)}, the switches", packet)
+        self.to = CONTROLLER
+        self.at = bound(here, here.outer) if here is not None else b""
 
     def _beyond(self, router: bytes, target: bytes) -> bytes:
         """Return the underlay address, of the router's family, of the host that has an address; b'' for none.
@@ -230,7 +249,7 @@ class Crossing(Walk):
         self._narrow(link.mtu - (outer.overhead if outer else 0))
         self._hop(HOST, name, "received", f"at {show(at)}", packet)
         if outer is None:
-            self._route(name, b"", packet)
+            self._route(name, self._gateway_of(packet), packet)
             return
         wire = msgspec.structs.replace(outer, target=at).packet()
         families = rules.families(wire)
@@ -243,6 +262,17 @@ class Crossing(Walk):
         self._outer = None
         self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
+
+    def _ways(self) -> list[Network]:
+        return [way for network in self._known.networks.values() for way in migration.ways(network)]
+
+    def _gateway_of(self, packet: Packet) -> bytes:
+        """Return the MAC from which a packet comes that switches have sent; b'' where it came by none."""
+        source = Prefix(packet.source, BITS[packet.family])
+        for network in self._ways():
+            if sdn.gateway(network) and any(pool.holds(source) for pool in network.prefixes):
+                return sdn.gateway_mac([network], sdn.gateway(network)[0].packed)
+        return b""
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
         """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from linkspan.addresses import SOCKET_FAMILY, mac_text
 from linkspan.kernel.firewall import element_text, set_text
 from linkspan.kernel.iptables import COMMENT
+from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.programs import SECRET, File, LearntRoutes, Process, Secret
 from linkspan.state import (
@@ -147,7 +148,7 @@ _PURPOSES: dict[type[State], str] = {
     Interface: "the container's end of the cable, switched on",
     Vxlan: "a tunnel to all other hosts: frames in UDP",
     Ipip: "a tunnel to all other hosts: packets in packets",
-    Neighbour: "which MAC another host's end of the tunnel has",
+    Neighbour: "which MAC the next one has: another host's end of the tunnel, or a gateway",
     FdbEntry: "at which address of the underlay that MAC is reached",
     TunnelPrefix: "what the user-space tunnel sends to which host, and takes from it",
     Address: "an address on a link",
@@ -235,7 +236,9 @@ def _tunnel(state: Vxlan | Ipip) -> Iterator[str]:
 def _entry(state: Neighbour | FdbEntry | TunnelPrefix) -> str:
     match state:
         case Neighbour(device, address, mac):
-            return f"ip neigh replace {_text(address)} lladdr {mac_text(mac)} dev {shlex.quote(device)} nud permanent"
+            ours = "" if device.startswith(TUNNELS) else f" protocol {ROUTE_PROTOCOL}"
+            where = f"lladdr {mac_text(mac)} dev {shlex.quote(device)}"
+            return f"ip neigh replace {_text(address)} {where} nud permanent{ours}"
         case FdbEntry(device, mac, remote):
             where = f"dev {shlex.quote(device)} dst {_text(remote)}"
             return f"bridge fdb replace {mac_text(mac)} {where} self permanent"
