@@ -127,6 +127,7 @@ class Controller:
         wanted = steered(held, self.where)
         self.wanted = wanted
         if not self.election.active:
+            await self._each(seen.keys(), lambda one: asyncio.to_thread(one.stand_by, wanted.get(one.name, [])))
             return False
         found = {host for host, _ in self.where.places}
         keep = {host for host, _ in held.macs} - found and now - self.since < TAKE_OVER
@@ -225,7 +226,9 @@ class Controller:
     def view(self) -> switched.Underlay:
         """Return what a trace through the switches is told by."""
         hosts = {
-            host.id: (host.name, tuple(prefix(text).packed for text in _texts(host))) for host in self.holding.hosts
+            host.id: (host.name, tuple(prefix(text).packed for text in _texts(host)), host.underlay.mtu)
+            for host in self.holding.hosts
+            if host.underlay is not None
         }
 
         def dump(name: str) -> list[Counted]:

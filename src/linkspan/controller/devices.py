@@ -72,9 +72,19 @@ class Device(Generic[D]):
             log.info("%s is as it should be", self.name)
         self.problem = problem
 
+    def want(self, states: Sequence[State]) -> Change:
+        """Take note of what it should have, whether it is ours to put or not; returns what is new of that."""
+        return self.reconciler.desired.replace(_SOURCE, states)
+
+    def stand_by(self, states: Sequence[State]) -> None:
+        """Another controller puts this; here it is known what should be (worker thread)."""
+        self.want(states)
+        self._settled = False
+        self.say("")
+
     def put(self, states: Sequence[State], *, keep: bool) -> None:
         """Make it have these states, and no others; with ``keep`` nothing is taken away yet (worker thread)."""
-        change = self.reconciler.desired.replace(_SOURCE, states)
+        change = self.want(states)
         if keep:
             found, _ = self.reconciler.difference()
             failed = self.reconciler.apply(Change(found.put, ()))

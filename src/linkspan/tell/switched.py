@@ -26,12 +26,12 @@ _PROTOCOLS = {"icmp": {"icmp", "icmp6"}, "tcp": {"tcp", "tcp6"}, "udp": {"udp", 
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """What is known of it: ``hosts`` are (name, underlay addresses) by id, ``away`` why a switch is not reached."""
+    """What is known of it: ``hosts`` are (name, underlay addresses, MTU) by id, ``away`` why a switch is not reached."""
 
     held: Held
     where: Map
     seen: Mapping[str, Seen]
-    hosts: Mapping[str, tuple[str, tuple[bytes, ...]]]
+    hosts: Mapping[str, tuple[str, tuple[bytes, ...], int]]
     away: Mapping[str, str]
     dump: Callable[[str], list[Counted]]
 
@@ -59,7 +59,7 @@ def part(known: Underlay, entry: Entry) -> Part:
     at = next((a for a in known.hosts[target][1]), b"") if target else b""
     same = [a for a in known.hosts[target][1] if len(a) == len(entry.at)] if target else []
     return Part(
-        tuple(walk.hops), 65535, OUTSIDE, "", entry.translation, packet,
+        tuple(walk.hops), walk.mtu, OUTSIDE, "", entry.translation, packet,
         target, same[0] if same else at, None, broken, "",
     )  # fmt: skip
 
@@ -67,14 +67,16 @@ def part(known: Underlay, entry: Entry) -> Part:
 class _Walk:
     def __init__(self, known: Underlay, packet: Packet) -> None:
         self.hops: list[Hop] = []
+        self.mtu = 65535
         self._known = known
         self._packet = packet
 
     def go(self, at: bytes) -> str:
         """Return the id of the host to which it comes."""
         known = self._known
-        sender = next((host for host, (_, own) in known.hosts.items() if at in own), "")
+        sender = next((host for host, (_, own, _) in known.hosts.items() if at in own), "")
         places, macs = dict(known.where.places), dict(known.held.macs)
+        self.mtu = known.hosts[sender][2] if sender else self.mtu
         if sender not in places:
             name = known.hosts[sender][0] if sender else show(at)
             self._hop("", "", "lost", f"from host {name}")
@@ -190,7 +192,7 @@ class _Walk:
 
     def _hop(self, switch: str, device: str, action: str, detail: str, port: str = "") -> None:
         self.hops.append(
-            Hop(switch or "switches", "switch", device, action, detail, headers(self._packet), port, mtu=65535)
+            Hop(switch or "switches", "switch", device, action, detail, headers(self._packet), port, mtu=self.mtu)
         )
 
 

@@ -1,0 +1,216 @@
+"""SDN on real Open vSwitch: a spine and two leaves, two controllers, both families, etcd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+
+import pytest
+from lab_runs import HEALED_WITHIN, until
+from sdn_runs import TAKEN_OVER, SdnRun
+
+from linkspan.cli.client import Client
+from linkspan.lab import agents, record
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("ovs-ofctl") is None, reason="needs Open vSwitch: apt install openvswitch-switch"),
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd: apt install etcd-server"),
+]
+
+
+@pytest.fixture(scope="module")
+def sdn() -> Iterator[SdnRun]:
+    """Give three hosts: h1 and h3 at sw2, h2 at sw3."""
+    found = SdnRun()
+    try:
+        found.run("up", "--backend sdn --switches 3 --controllers 2 --store etcd --underlay dual")
+        until(found.settled, "the switches have all flows")
+        yield found
+    finally:
+        found.run("down")
+
+
+def _reaches(sdn: SdnRun) -> bool:
+    return sdn.pings("c1", sdn.address("c2")) and sdn.pings("c2", sdn.address("c3"))
+
+
+def test_all_pairs_are_well_and_nothing_differs(sdn: SdnRun) -> None:
+    """Ping, TCP and full-sized packets of both families; no drift on hosts and switches; nobody typed in a port."""
+    outcome = sdn.json("test")
+    assert outcome["failed"] == []
+    assert outcome["pairs"] >= 15
+    sdn.clean()
+    until(sdn.settled, "the switches have all flows")
+    found = sdn.controller()
+    assert {(h["host"], h["switch"], h["port"]) for h in found["hosts"]} == {
+        ("h1", "sw2", "h1"), ("h2", "sw3", "h2"), ("h3", "sw2", "h3"),
+    }  # fmt: skip
+    assert {(one["switch"], one["to"], one["state"]) for one in found["links"]} == {
+        (a, b, "up") for a in ("sw1", "sw2", "sw3") for b in ("sw1", "sw2", "sw3") if a != b
+    }
+    assert all(p["sent"]["packets"] and p["received"]["packets"] for p in found["prefixes"])
+
+
+def test_a_host_knows_no_peer(sdn: SdnRun) -> None:
+    """Of other hosts' addresses, MACs and prefixes, a host's plan has none: its state is the same for any number."""
+    texts = [one["command"] for one in sdn.call("h1", "GET", "/v1/plan")]
+    assert any("169.254.76.1" in text for text in texts)
+    others = [host for host in sdn.controller()["hosts"] if host["host"] != "h1"]
+    words = [host["mac"] for host in others]
+    words += [p["prefix"].rpartition(".")[0] or p["prefix"] for p in sdn.controller()["prefixes"] if p["host"] != "h1"]
+    assert not [text for text in texts if any(word in text for word in words)]
+
+
+def test_flows_that_are_deleted_are_back_and_others_are_left_alone(sdn: SdnRun) -> None:
+    """All of ours are there again within two seconds; a flow of somebody else's outlasts that."""
+    before = sdn.ours("sw2")
+    sdn.ofctl("del-flows", "sw2", "cookie=0x4c53000000000000/0xffff000000000000")
+    sdn.ofctl("add-flow", "sw2", "cookie=0x77,table=0,priority=7,tcp,tp_dst=4711,actions=NORMAL")
+    until(lambda: sdn.ours("sw2") == before, "the flows are back", HEALED_WITHIN)
+    until(lambda: sdn.switch("sw2")["healed"] > 0, "the repair is told")
+    until(sdn.settled, "nothing differs")
+    assert "tp_dst=4711" in sdn.ofctl("dump-flows", "sw2")
+    assert _reaches(sdn)
+
+
+def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
+    """A prefix that leads elsewhere, and a flow of ours too many, are mended."""
+    before = sdn.ours("sw3")
+    forward = next(f for f in sdn.controller(path="/flows?switch=sw3") if f["table"] == 102 and f["priority"] > 100)
+    text = f"cookie={forward['cookie']},table=102,priority={forward['priority']},{','.join(forward['match'])}"
+    sdn.ofctl("add-flow", "sw3", f"{text},actions=drop")
+    sdn.ofctl("add-flow", "sw3", "cookie=0x4c53050000000001,table=102,priority=900,ip,actions=drop")
+    until(lambda: sdn.ours("sw3") == before, "the flows are right", HEALED_WITHIN)
+
+
+def test_a_link_that_fails_is_gone_round(sdn: SdnRun) -> None:
+    """The leaves' own link is cut: by the spine within two seconds; and back when it is mended."""
+    target = sdn.address("c2")
+    assert {hop["host"] for hop in sdn.traced("c1", "c2")["hops"] if hop["namespace"] == "switch"} == {"sw2", "sw3"}
+    sdn.run("break", "sw2", "link-down:sw3")
+    until(lambda: sdn.pings("c1", target), "c1 reaches c2 by the spine", HEALED_WITHIN)
+    until(lambda: "sw1" in {hop["host"] for hop in sdn.traced("c1", "c2")["hops"]}, "the trace goes by the spine")
+    sdn.run("mend", "sw2")
+    until(
+        lambda: "sw1" not in {hop["host"] for hop in sdn.traced("c1", "c2")["hops"]}, "the short way is taken again"
+    )
+    assert sdn.pings("c1", target)
+
+
+def test_a_trace_walks_the_switches_and_names_what_drops(sdn: SdnRun) -> None:
+    """Flows with cookie and counter, both ways; and the flow of somebody else's that takes the packet."""
+    found = sdn.traced("c1", "c2")
+    assert found["reachable"]
+    steps = [hop for hop in found["hops"] if hop["namespace"] == "switch"]
+    assert [hop["host"] for hop in steps] == ["sw2", "sw2", "sw2", "sw3", "sw3"]
+    assert all("cookie 0x4c53" in hop["detail"] and "packets" in hop["detail"] for hop in steps)
+    sdn.ofctl("add-flow", "sw3", f"cookie=0x99,priority=50000,ip,nw_dst={sdn.address('c2')},actions=drop")
+    broken = sdn.traced("c1", "c2")
+    sdn.ofctl("del-flows", "sw3", "cookie=0x99/-1")
+    assert not broken["reachable"]
+    assert broken["broken_at"].startswith("sw3/")
+    assert "somebody else" in broken["reason"]
+    nobody = sdn.address("c2").rpartition(".")[0].rpartition(".")[0] + ".3.3"
+    missing = sdn.traced("c1", nobody)
+    assert "nobody holds" in missing["reason"], missing["reason"]
+    assert sdn.traced("c1", "c2")["reachable"]
+
+
+def test_a_host_sends_from_its_own_prefixes_alone(sdn: SdnRun) -> None:
+    """Another's address as a source is dropped and counted; so is a packet that is sent past the gateway."""
+    forged = sdn.address("c2").rpartition(".")[0] + ".77"
+    target = sdn.address("c3")
+    before = sdn.dropped("foreign")
+    sdn.ip("h1", f"addr add {forged}/32 dev lo")
+    argv = f"ping -c2 -i0.2 -W1 -I {forged} {target}"
+    try:
+        sdn.run("exec", "h1", "--", argv, code=1)
+    finally:
+        sdn.ip("h1", f"addr del {forged}/32 dev lo")
+    until(lambda: sdn.dropped("foreign") >= before + 2, "the forged packets are counted")
+    before = sdn.dropped("past")
+    sdn.ip("h1", f"route add {target}/32 via 192.0.2.3")
+    try:
+        sdn.run("exec", "h1", "--", f"ping -c2 -i0.2 -W1 {target}", code=1)
+    finally:
+        sdn.ip("h1", f"route del {target}/32 via 192.0.2.3")
+    until(lambda: sdn.dropped("past") >= before + 2, "what went past the gateway is counted")
+    assert _reaches(sdn)
+
+
+def test_the_gateway_answers_and_hosts_keep_their_own_traffic(sdn: SdnRun) -> None:
+    """ARP and neighbour solicitation for the gateway have answers; hosts reach each other as before."""
+    answer = sdn.inside("h1", "arping -c1 -w5 -I eth0 169.254.76.1")
+    assert "02:4C:53:00:00:01" in answer.upper()
+    sdn.ip("h1", "neigh del fe80::4c:53ff:fe00:1 dev eth0")
+    sdn.run("exec", "h1", "--", "ping -c1 -W1 -I eth0 fe80::4c:53ff:fe00:1", code=-1)
+    until(lambda: "02:4c:53:00:00:01" in sdn.ip("h1", "neigh show fe80::4c:53ff:fe00:1"), "the gateway's MAC is known")
+    assert sdn.pings("h1", "192.0.2.2")
+    assert sdn.pings("h1", "2001:db8:1::3")
+
+
+def test_another_controller_takes_over(sdn: SdnRun) -> None:
+    """The active one is killed: what runs goes on, the other is active within five seconds, new containers come."""
+    until(lambda: sdn.controller()["active"], "one is active")
+    first = sdn.controller()["leader"]
+    other = {"ctl1": "ctl2", "ctl2": "ctl1"}[first]
+    with sdn.no_loss("c1", sdn.address("c2")):
+        sdn.run("break", first, "controller-kill")
+        until(lambda: sdn.controller(other)["active"], f"{other} is active", TAKEN_OVER)
+        until(lambda: sdn.settled(other), "it finds nothing to do")
+        sdn.run("attach", "h2", "c9")
+        until(lambda: sdn.pings("c1", sdn.address("c9")), "the new container is reached")
+    sdn.ofctl("del-flows", "sw2", "table=102,cookie=0x4c53000000000000/0xffff000000000000")
+    until(lambda: sdn.settled(other), "the new one heals")
+    sdn.run("mend", first)
+    until(lambda: sdn.controller(first)["leader"] == other, "the old one stands by")
+    sdn.run("detach", "c9")
+
+
+def test_switches_that_start_anew_get_all_flows(sdn: SdnRun) -> None:
+    """The daemon is killed, and comes back with none."""
+    sdn.run("break", "sw1", "switch-kill")
+    until(lambda: sdn.switch("sw2")["problem"] != "", "the controller says that it does not answer")
+    sdn.run("mend", "sw1")
+    until(lambda: _reaches(sdn), "containers reach each other")
+    until(lambda: sdn.switch("sw1")["problem"] == "", "the problem is over")
+    until(sdn.settled, "nothing differs")
+
+
+def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
+    """It speaks 1.0 alone: that is said, the others are kept; when it speaks 1.3 again, all is well."""
+    sdn.vsctl("set", "bridge", "sw1", "protocols=OpenFlow10")
+    until(lambda: "OpenFlow 1.0" in sdn.switch("sw1")["problem"], "the version is named")
+    assert sdn.switch("sw2")["problem"] == ""
+    sdn.vsctl("clear", "bridge", "sw1", "protocols")
+    until(lambda: sdn.switch("sw1")["problem"] == "", "it is well again")
+
+
+def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
+    """etcd is killed: containers reach each other, and the controllers say what is wrong; it comes back."""
+    with sdn.no_loss("c1", sdn.address("c2")):
+        os.kill(sdn.etcd(), signal.SIGKILL)
+        until(lambda: sdn.controller()["store"]["problem"] != "", "the store is missed")
+        until(lambda: not any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "nobody claims to be active")
+    agents.start_etcd(record.load(sdn.name))
+    until(lambda: any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "one is active again")
+    until(sdn.settled, "nothing differs")
+    assert _reaches(sdn)
+
+
+def test_the_command_line_tells(sdn: SdnRun) -> None:
+    """Status, flows and plan are told, as text and as JSON; the metrics have every prefix."""
+    until(lambda: "active" in sdn.exec("h1", "linkspan controller status", code=-1), "the status is told")
+    told = json.loads(sdn.exec("h1", "linkspan controller flows --switch sw2 -o json"))
+    assert {flow["switch"] for flow in told} == {"sw2"}
+    assert any(not flow["ours"] for flow in told)
+    plan = sdn.exec("h1", "linkspan controller plan --switch sw2")
+    assert plan.count("ovs-ofctl -O OpenFlow13 add-flow") > 20
+    assert "(missing)" not in plan
+    assert "no difference" in sdn.exec("h1", "linkspan controller diff")
+    metrics = Client(f"{sdn.folder}/ctl1/controller.sock").call("GET", "/metrics")
+    for prefix in sdn.controller()["prefixes"]:
+        assert f'prefix="{prefix["prefix"]}"' in metrics
