@@ -85,10 +85,11 @@ apt_install() {
     remove_policy
     for name in "$@"; do
         case $name in
-        bird2 | containerd | firewalld | frr)
+        bird2 | containerd | firewalld | frr | openssh-server | openvswitch-switch)
             # Debian enables them for the next boot; the tests start their own, in namespaces of their own.
             if command -v systemctl >/dev/null; then
-                systemctl --quiet disable "${name/bird2/bird}" 2>/dev/null || true
+                name=${name/bird2/bird}
+                systemctl --quiet disable "${name/openssh-server/ssh}" 2>/dev/null || true
             fi
             ;;
         esac
