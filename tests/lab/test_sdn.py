@@ -190,7 +190,7 @@ def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
 
 
 def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
-    """etcd is killed: containers reach each other, and the controllers say what is wrong; it comes back."""
+    """Etcd is killed: containers reach each other, and the controllers say what is wrong; it comes back."""
     with sdn.no_loss("c1", sdn.address("c2")):
         os.kill(sdn.etcd(), signal.SIGKILL)
         until(lambda: sdn.controller()["store"]["problem"] != "", "the store is missed")
