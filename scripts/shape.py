@@ -21,8 +21,9 @@ LAYERS = {
     "tell": "tell",
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
-        "api_tracing api_waiting ask attach blocks caller cautions cluster config controller daemon disputes endpoints happenings "
-        "healing holdings host_settings journal lasting leases ledger locks machine metrics migrating networks "
+        "api_tracing api_waiting ask attach blocks caller cautions cluster config controller daemon disputes endpoints "
+        "happenings healing holdings host_settings journal lasting leases ledger locks machine metrics migrating "
+        "networks "
         "peerings peers plans probes published readable records recovery removals replica runtimes segment serving "
         "silence speakers standing status survey tracer"
     ),

@@ -2,20 +2,20 @@
 
 A packet for the gateway's MAC meets, at the switch where it comes in:
 
-    table 0    GATE     takes what is for the gateway; all that is nobody's business of ours goes on below, to the
-                        flows that the switch has anyway, for the hosts' own traffic
-    table 101  SOURCES  is it from a host's port and MAC, and from a prefix of that host? One flow for each prefix. Its
-                        network goes into the metadata
+    table 0    GATE     takes what is for the gateway; all else goes on below, to the flows that the switch has
+                        anyway, for the hosts' own traffic
+    table 101  SOURCES  is it from a host's port and MAC, and from a prefix of that host? One flow for each prefix.
+                        Its network goes into the metadata
     table 102  TARGETS  by network and destination: one flow for each prefix. TTL, both MACs, and out: by the host's
                         port, or by the port towards the host's switch
-    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host. What has the gateway's MAC
-                        as its source is taken from other switches' ports only, so it was checked
+    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host. What has the gateway's
+                        MAC as its source is taken from other switches' ports only, so it was checked
 
 Beside these, table 100 holds the switch's notes (``fabric``), and 103 the second half of the answer to neighbour
 solicitation. A prefix costs two flows at its own switch, and one at each other. The longest prefix wins, by priority.
 
-The edge is closed: at each table's end what nothing took is dropped, and counted by the flow that drops it. In table 0 a
-pool's packets that were not sent to the gateway are dropped as well, from all and to all, or a host could go past all
+The edge is closed: at each table's end what nothing took is dropped, and counted by the flow that drops it. In table 0
+a pool's packets that were not sent to the gateway are dropped as well, from all and to all, or a host could go past all
 that by sending to another's MAC; but not while the network migrates (host-gw sends just so), nor where it is not
 masqueraded (it leaves by the real gateway under its own addresses, and its answers come in so).
 
@@ -190,7 +190,7 @@ def _arp(address: Prefix, gateway: str) -> Iterable[Flow]:
 
 
 def _neighbour(address: Prefix, gateway: str) -> Iterable[Flow]:
-    """Yield the answer to a neighbour solicitation (RFC 4861 4.4), in two steps: only an advertisement has its fields."""
+    """Yield the answer to a solicitation (RFC 4861 4.4), in two steps: only an advertisement has all fields."""
     own = address.address
     yield flow("answer", own, 0, _TOP, f"icmp6,icmp_type=135,icmp_code=0,nd_target={own}", ",".join((
         "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[]", f"set_field:{gateway}->eth_src",

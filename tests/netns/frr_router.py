@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from linkspan.lab import router_frr
@@ -66,7 +67,7 @@ class FrrRouter:
         for name, socket in (("mgmtd", "mgmtd_be.sock"), ("zebra", "zserv.api"), ("staticd", "staticd.vty")):
             _, words, _ = router_frr._daemon(self.folder, name, socket)
             self._started(name, words)
-            self._await((self.folder / "run" / socket).exists, name)
+            self.until((self.folder / "run" / socket).exists, name)
 
     def _sshd(self) -> None:
         for name in ("key", "host"):
@@ -81,16 +82,17 @@ class FrrRouter:
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
         enter = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {sshd} -D -e -f {config}"
         self._started("sshd", ["unshare", "--mount", "sh", "-c", enter])
-        self._await(lambda: "listening" in (self.folder / "sshd.log").read_text(), "sshd")
+        self.until(lambda: "listening" in (self.folder / "sshd.log").read_text(), "sshd")
 
     def _started(self, name: str, words: list[str]) -> None:
         argv = ["nsenter", f"--net=/run/netns/{self.name}", *words]
         with (self.folder / f"{name}.log").open("wb") as log:
             self._processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
-    def _await(self, condition: object, name: str) -> None:
+    def until(self, condition: Callable[[], object], name: str = "zebra") -> None:
+        """Poll a condition until it holds; fail with a daemon's last words."""
         deadline = time.monotonic() + PATIENCE
-        while not condition():  # type: ignore[operator]
+        while not condition():
             assert time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()[-500:]
             time.sleep(0.02)
 

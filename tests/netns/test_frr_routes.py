@@ -61,7 +61,7 @@ def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
     engine = _engine(router)
     with inside(router.name):
         assert _put(engine, WANTED) == set(WANTED)
-        frr_router_await(router, lambda: "10.244.1.0/24 " in router.routes() and "fd00:244:0:1::/64" in router.routes(6))
+        router.until(lambda: "10.244.1.0/24 " in router.routes() and "fd00:244:0:1::/64" in router.routes(6))
         assert "via 192.0.2.1" in router.routes()
         moved = [_route("10.244.1.0/24", "192.0.2.2"), *WANTED[1:]]
         assert _put(engine, moved) == set(moved)
@@ -71,11 +71,6 @@ def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
     assert "203.0.113.0/24" in config
     assert "203.0.113.128/25" in config
     assert "10.244" not in config
-
-
-def frr_router_await(router: FrrRouter, condition: object) -> None:
-    """Wait until the kernel has what FRR was told."""
-    router._await(condition, "zebra")
 
 
 def test_what_an_operator_takes_away_is_put_back(router: FrrRouter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from peers import network, peer, view
 
@@ -26,10 +27,8 @@ def test_a_network_is_given_the_virtual_gateway() -> None:
 
 def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:
     """A host has one neighbour for all of them."""
-    import msgspec
-
     first = msgspec.structs.replace(DEMO, name="first")
-    with pytest.raises(Conflict, match="all networks of backend sdn share one gateway|not that of the other"):
+    with pytest.raises(Conflict, match="not that of the other networks"):
         BACKEND.completed(network("sdn", mac="02:00:00:00:00:09"), (first,))
 
 

@@ -12,8 +12,8 @@ element that lets the gateway's packets in. A peer costs this host nothing, and 
 its prefixes (``steering``). Overhead: none.
 
 The gateway is virtual, so nothing of the hosts' own traffic passes by it: their real gateway stays as it is. Its
-addresses (link-local, for they need to be known on the link alone) and its MAC are options in the network's record, which
-the first network is given and all others share.
+addresses (link-local, for they need to be known on the link alone) and its MAC are options in the network's record,
+which the first network is given and all others share.
 
 An underlay of routers needs none of that: with ``gateway`` and ``mac`` of the router that is there, hosts send to it,
 and the controller's driver tells it the routes. Its neighbour entry is then left to the kernel, for the host's

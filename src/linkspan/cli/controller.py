@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +16,7 @@ from linkspan.cli.client import Client
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
 from linkspan.controller import settings
 from linkspan.errors import LinkspanError, Unavailable
+from linkspan.runtimes import systemd
 
 app = typer.Typer(help="SDN: program the underlay's switches and routers, and see what they do.")
 Socket = Annotated[
@@ -162,13 +165,20 @@ def plan(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket 
 
 
 @app.command()
+def unit() -> None:
+    """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
+    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    print(systemd.controller_unit(executable), end="")
+
+
+@app.command()
 def diff(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
     """Show what differs between what devices should have and have; exit 3 where anything does."""
     found = _call(socket, "/v1/controller/diff")
     if output is Format.JSON:
         as_json(found)
     else:
-        rows = [(word, text) for word in ("put", "delete") for text in found[word]]
-        table(("change", "object"), rows, "no difference")
+        rows = [(word, one["device"], one["key"]) for word in ("put", "delete") for one in found[word]]
+        table(("change", "device", "object"), rows, "no difference")
     if found["put"] or found["delete"]:
         raise typer.Exit(NOT_WELL)

@@ -39,7 +39,9 @@ def labs(context: typer.Context) -> None:
 Name = Annotated[str, typer.Option("--lab", envvar=inside.LAB, metavar="NAME", help="Which lab.")]
 HostName = Annotated[str, typer.Argument(metavar="HOST", help="A host: h1.")]
 Place = Annotated[str, typer.Argument(metavar="NAME", help="A host, a container or a router: h1, c1, r1.")]
-Breakable = Annotated[str, typer.Argument(metavar="HOST", help="A host, router, switch or controller: h1, r1, sw1, ctl1.")]
+Breakable = Annotated[
+    str, typer.Argument(metavar="HOST", help="A host, router, switch or controller: h1, r1, sw1, ctl1.")
+]
 DEFAULT = "lab"
 
 

@@ -203,11 +203,11 @@ class Controller:
     async def _routing(self) -> None:
         while self.routers:
             held = self.holding
-            routes = list(_routes(held))
+            wanted = list(_routes(held))
             ready = self.replica.listed and self.election.active
             for one in self.routers if ready else ():
                 if one.due:
-                    one.begin(lambda one=one: self._tell(one, routes))  # type: ignore[misc]
+                    one.begin(lambda one=one, wanted=wanted: self._tell(one, wanted))  # type: ignore[misc]
             await asyncio.sleep(ROUTERS)
 
     async def _tell(self, one: Router, routes: list[RouterRoute]) -> None:

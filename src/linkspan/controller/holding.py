@@ -1,4 +1,4 @@
-"""What the store says of who holds what in networks that switches carry: claims, and those that contradict each other."""
+"""What the store says of who holds what in networks that switches carry, and where it contradicts itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
                     both = " and ".join(sorted(hosts[h].name for h in (holder, lease.host)))
                     problems.append(f"{target} is claimed by {both}: neither has it until one gives it up")
     kept = (Claim(name, target, host) for (name, target), host in claims.items() if (name, target) not in disputed)
-    macs, used = [], {host for host in claims.values()}
+    macs, used = [], set(claims.values())
     for host in sorted(used):
         if (here := hosts[host].underlay) is not None and here.mac:
             macs.append((host, here.mac))

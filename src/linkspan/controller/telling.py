@@ -66,7 +66,7 @@ class Telling:
                 {
                     "device": one.name,
                     "kind": type(state).__name__,
-                    "key": " ".join(map(str, state.key[1:])) if isinstance(state, Flow) else _line(one, state),
+                    "key": _name(state),
                     "command": _line(one, state),
                     "why": MEANINGS[state.kind] if isinstance(state, Flow) else "where a prefix's host is",
                     "present": state in there,
@@ -76,11 +76,13 @@ class Telling:
         return _json(found)
 
     async def _diff(self, request: web.Request) -> web.Response:
-        told: dict[str, list[str]] = {"put": [], "delete": []}
+        told: dict[str, list[dict[str, str]]] = {"put": [], "delete": []}
         for one in self._chosen(""):
             change = await asyncio.to_thread(one.differs)
-            told["put"] += [f"{one.name}: {_name(state)}" for state in change.put]
-            told["delete"] += [f"{one.name}: {_name(state)}" for state in change.delete]
+            for word, states in (("put", change.put), ("delete", change.delete)):
+                told[word] += [
+                    {"device": one.name, "kind": type(s).__name__, "key": _name(s)} for s in states
+                ]
         return _json(told)
 
     async def metrics(self, request: web.Request) -> web.Response:

@@ -11,7 +11,17 @@ from linkspan.cli.client import Client
 from linkspan.cli.output import step
 from linkspan.demo.screen import Screen, console, throughput
 from linkspan.errors import LinkspanError
-from linkspan.lab import agents, breaking, build, controllers, inside, matrix, record, switches, topology
+from linkspan.lab import (
+    agents,
+    breaking,
+    build,
+    controllers,
+    inside,
+    matrix,
+    record,
+    switches,
+    topology,
+)
 from linkspan.lab.record import Lab
 from linkspan.lab.topology import bare
 

@@ -20,7 +20,9 @@ PATIENCE = 3
 """Seconds that a switch has to answer: ovs-ofctl itself gives up then."""
 _NOTES = 100
 _LEADING = re.compile(r"(?P<name>cookie|duration|table|n_packets|n_bytes)=(?P<value>[^,\s]+),?\s*")
-_TIMES = re.compile(r"(?:idle_timeout|hard_timeout|idle_age|hard_age|importance)=\d+,?\s*|(?:send_flow_rem|reset_counts)\s*")
+_TIMES = re.compile(
+    r"(?:idle_timeout|hard_timeout|idle_age|hard_age|importance)=\d+,?\s*|(?:send_flow_rem|reset_counts)\s*"
+)
 _PORT = re.compile(r"^\s*(\d+|LOCAL)\((.+?)\): addr:", re.MULTILINE)
 _OLD = re.compile(r"peer supports versions? ([^)]*)\)")
 

@@ -1,7 +1,7 @@
-"""A packet's walk through an underlay's switches, by their own flows: which took it, at which counter, and where it ends.
+"""A packet's walk through an underlay's switches, by their own flows: which took it, and where it ends.
 
 The flows are read from each switch as the packet comes to it, others' too: a packet meets whatever has the highest
-priority. What a match of others' asks for that is not known of the packet (a VLAN, a port number) is taken not to match.
+priority. What a match of others' asks for that is not known of the packet (a VLAN, a port number) does not match.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROTOCOLS = {"icmp": {"icmp", "icmp6"}, "tcp": {"tcp", "tcp6"}, "udp": {"udp", 
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """What is known of it: ``hosts`` are (name, underlay addresses, MTU) by id, ``away`` why a switch is not reached."""
+    """What is known: ``hosts`` are (name, underlay addresses, MTU) by id, ``away`` why a switch is not reached."""
 
     held: Held
     where: Map
