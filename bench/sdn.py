@@ -2,8 +2,8 @@
 
 Three measurements in one lab with Open vSwitch (data path in user space): 1,000 prefixes into an empty bridge by the
 controller's own engine, beside `ovs-ofctl add-flows` of the same flows, in turn; the time from a new host's lease to
-its first answered ping, as in join.py; and one TCP stream by linkspan's flows, beside two hosts of the same switch whose
-containers have plain routes and flows by hand, in turn.
+its first answered ping, as in join.py; and one TCP stream by linkspan's flows, beside two hosts of the same switch
+whose containers have plain routes and flows by hand, in turn.
 
     sudo bench/sdn.py [--quick]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses bgp contracts errors flows keys model needs programs state",
+    "nouns": "addresses bgp contracts errors flows lasting model needs programs state",
     "kernel": "kernel",
     "logic": "backends database desired fabric firewall ipam migration ports reconcile steering",
     "store": "store",
@@ -22,10 +22,9 @@ LAYERS = {
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask attach blocks caller cautions cluster config controller daemon disputes endpoints "
-        "happenings healing holdings host_settings journal lasting leases ledger locks machine metrics migrating "
-        "networks "
+        "happenings healing holdings host_settings journal leases ledger locks machine metrics migrating networks "
         "peerings peers plans probes published readable records recovery removals replica runtimes segment serving "
-        "silence speakers standing status survey tracer"
+        "silence speakers standing status survey tracer versions"
     ),
     "top": "cli demo installation ipip_endpoint lab shim uninstall",
 }

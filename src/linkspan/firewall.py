@@ -39,7 +39,7 @@ from collections.abc import Iterable
 
 from linkspan.addresses import BITS, FAMILIES, Prefix
 from linkspan.model import Facts
-from linkspan.state import NftChain, NftElement, NftSet, NftTable, State
+from linkspan.state import OTHERS, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
 _IP = {4: "ip", 6: "ip6"}
@@ -50,9 +50,6 @@ _REJECT = "reject with icmpx admin-prohibited"
 
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
-
-OTHERS = ("docker*", "br-*", "podman*", "cni*", "virbr*", "lxc*", "lxd*")
-"""Bridges of other container and VM systems: forwarding for them is theirs to decide."""
 
 
 def skeleton(facts: Facts) -> Iterable[State]:

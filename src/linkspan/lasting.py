@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 log = logging.getLogger("linkspan.lasting")
@@ -20,9 +21,12 @@ def lasting(what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None
 async def _again(what: str, work: Callable[[], Awaitable[None]]) -> None:
     wait = FIRST
     while True:
+        begun = time.monotonic()
         try:
             return await work()
         except Exception:  # whatever it is, the agent goes on, and what it follows with it
+            if time.monotonic() - begun > LONGEST:  # it had done well meanwhile
+                wait = FIRST
             log.exception("%s failed by a fault of linkspan, and is tried again in %.0f s", what, wait)
         await asyncio.sleep(wait)
         wait = min(wait * 2, LONGEST)

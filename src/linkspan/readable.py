@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from linkspan import migration
+from typing import TypeVar
+
+from linkspan import migration, records
 from linkspan.addresses import prefix
 from linkspan.backends import backend
 from linkspan.errors import Invalid
 from linkspan.model import Host, Lease, Network, Reservation
 
+T = TypeVar("T")
 
-def check(value: object) -> None:
+
+def decode(raw: bytes, type_: type[T]) -> T:
+    """Return a record as a value. Raises Invalid where it cannot be read, or means nothing here."""
+    found = records.decode(raw, type_)
+    _check(found)
+    return found
+
+
+def _check(value: object) -> None:
     """Raise Invalid where a record's backends or addresses are none: one such record must stop no other."""
     texts: tuple[str, ...] = ()
     match value:

@@ -62,6 +62,15 @@ def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
     return msgspec.json.encode({"schema": schema, **fields})
 
 
+def well_formed(value: bytes) -> bool:
+    """Tell whether a record is JSON at all."""
+    try:
+        msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def put_back(value: bytes) -> bytes:
     """Return the record with the mark that the store had lost it; garbage as it is."""
     try:

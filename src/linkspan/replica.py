@@ -34,6 +34,7 @@ from linkspan.contracts import Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
+from linkspan.versions import Versions
 
 log = logging.getLogger("linkspan.replica")
 
@@ -95,8 +96,7 @@ class Replica:
         self._kinds: dict[str, dict[str, Record]] = {}
         """The same records by the first word of their keys: most is asked of one kind."""
         self._decoded: dict[str, tuple[bytes, object]] = {}
-        self._before: dict[str, bytes] = {}
-        """What records were before a change that nobody has read yet, or can read."""
+        self._before = Versions()
         self._reading = ""
         self._writing = ""
         self._snapshot = snapshot
@@ -153,7 +153,7 @@ class Replica:
     def _drop(self, key: str) -> None:
         del self.records[key], self._kinds[key.partition("/")[0]][key]
         self._decoded.pop(key, None)
-        self._before.pop(key, None)
+        self._before.forget(key)
 
     def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
         """Return the records under ``prefix`` as values, as ``value`` does."""
@@ -172,14 +172,12 @@ class Replica:
         if known == record.value and isinstance(value, type_):
             return value
         try:
-            found = _decoded(record.value, type_)
+            found = readable.decode(record.value, type_)
         except Invalid as error:
             self.skip(key, error.message)
-            with contextlib.suppress(KeyError, Invalid):
-                return _decoded(self._before[key], type_)
-            return None
+            return self._before.readable(key, lambda raw: readable.decode(raw, type_))
         self.unreadable.discard(key)
-        self._before.pop(key, None)
+        self._before.forget(key)
         self._decoded[key] = record.value, found
         return found
 
@@ -295,8 +293,8 @@ class Replica:
             old = self.records.get(record.key)
             if self._known(record.key) > record.revision:
                 continue
-            if old is not None and old.value != record.value and not record.key.startswith((GONE, *EPHEMERAL)):
-                self._before.setdefault(record.key, old.value)
+            if old is not None and old.value != record.value and not self._passing(old.key):
+                self._before.add(record.key, old.value)
             self._keep(record)
             if old is not None and record.key.startswith(CLAIMS):
                 self._compare(old, record)
@@ -309,13 +307,14 @@ class Replica:
                 continue
             if self.records[key].revision > batch.revision:
                 continue
-            # What nobody could read nobody misses either.
-            if key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records or self._garbage(key):
+            missed = None if key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records else self._sound(key)
+            self.unreadable.discard(key)
+            if missed is None:
                 self._drop(key)
-                self.unreadable.discard(key)
                 self.lost.discard(key)
                 touched.add(key)
             elif key not in self.lost:
+                self._keep(missed)
                 self.lost.add(key)
                 touched.add(key)
         if touched:
@@ -332,15 +331,19 @@ class Replica:
         elif after == self._host:
             self.displaced.pop(new.key, None)
 
-    def _garbage(self, key: str) -> bool:
-        """Tell whether a record says nothing to anybody."""
-        if key in self.unreadable or key.startswith("claims/"):  # whose values are names
-            return key in self.unreadable
-        try:
-            msgspec.json.decode(self.records[key].value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return True
-        return False
+    def _passing(self, key: str) -> bool:
+        """Tell whether what a record was does not matter: a tombstone, one that ends by itself, one known as spoilt."""
+        return key.startswith((GONE, *EPHEMERAL)) or key in self.unreadable
+
+    def _sound(self, key: str) -> Record | None:
+        """Return the last version of a record that says anything; what nobody could ever read nobody misses."""
+        record = self.records[key]
+        if key.startswith("claims/"):  # whose values are names
+            return record
+        before = self._before.last(key)
+        if key not in self.unreadable and records.well_formed(record.value):
+            return record
+        return Record(key, before, record.revision) if before and records.well_formed(before) else None
 
     def _known(self, key: str) -> int:
         """Return the revision of the latest that is known of a record: its value, or that it was removed."""
@@ -389,11 +392,4 @@ class Replica:
         """Return what is to be remembered of a record."""
         if record.key not in self.unreadable:
             return record
-        return Record(record.key, self._before.get(record.key, record.value), record.revision)
-
-
-def _decoded(raw: bytes, type_: type[T]) -> T:
-    """Raises Invalid where it cannot be read, or means nothing here."""
-    found = records.decode(raw, type_)
-    readable.check(found)
-    return found
+        return Record(record.key, self._before.last(record.key) or record.value, record.revision)

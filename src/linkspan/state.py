@@ -30,6 +30,9 @@ LEARNT_METRIC = 1976
 """Of our BGP speaker's routes: it tells them from another BIRD's, whose default is 32, and lets a tunnel's routes win
 while a network migrates (those have 0, for which the kernel takes 1024 in IPv6)."""
 
+OTHERS = ("docker*", "br-*", "podman*", "cni*", "virbr*", "lxc*", "lxd*")
+"""Bridges of other container and VM systems: forwarding for them is theirs to decide."""
+
 ALTNAME = "linkspan:"
 """Every link of ours has an alternative name that begins so; a link without it is not ours."""
 

@@ -53,6 +53,24 @@ def test_a_value_that_someone_else_set_since_is_left(spaces: Namespaces, tmp_pat
     assert sysctl.read(path) == "1"
 
 
+@pytest.mark.parametrize("other", ["a bridge of an engine's", "rules of an engine's"])
+def test_forwarding_stays_on_where_others_have_come_to_need_it(
+    spaces: Namespaces, tmp_path: Path, other: str
+) -> None:
+    """An engine that found forwarding on at its start does not turn it on again."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    wanted = Sysctl(FORWARD, "1")
+    driver.apply([wanted], [])
+    if other.startswith("a bridge"):
+        run("ip", "link", "add", "docker0", "type", "bridge")
+    else:
+        run("iptables", "-N", "DOCKER-USER")
+        run("iptables", "-A", "FORWARD", "-j", "DOCKER-USER")
+    driver.apply([], [wanted])
+    assert sysctl.read(FORWARD) == "1"
+    assert list(driver.observe(HOST)) == [], "and is no more of ours"
+
+
 def test_deletes_go_in_the_reverse_order_of_puts(spaces: Namespaces, tmp_path: Path) -> None:
     """Forwarding, put last, is given back first, whatever the order of the batch."""
     driver = SysctlDriver(spaces, tmp_path / "m")

@@ -35,6 +35,29 @@ def test_a_task_that_fails_is_told_and_begins_anew(
     ] * 2
 
 
+def test_a_fault_after_a_long_time_is_a_first_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait grows with faults in a row alone."""
+    monkeypatch.setattr(lasting, "FIRST", 0.01)
+    monkeypatch.setattr(lasting, "LONGEST", 0.02)
+
+    async def work() -> None:
+        if len(caplog.records) == 4:
+            return
+        if len(caplog.records) == 3:
+            await asyncio.sleep(0.05)
+        raise KeyError("x")
+
+    async def run() -> None:
+        await lasting.lasting("x", work)
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    waits = [record.args[1] for record in caplog.records if isinstance(record.args, tuple)]
+    assert waits == [0.01, 0.02, 0.02, 0.01]
+
+
 def test_a_task_that_is_ended_as_its_event_comes_ends() -> None:
     """The event does not take the cancellation's place: an agent would wait for that task for ever."""
 

@@ -146,6 +146,32 @@ def test_a_spoilt_record_is_what_it_was_also_after_a_restart(tmp_path: Path) -> 
     together(work)
 
 
+def test_the_last_readable_version_is_in_force_and_is_put_back_where_the_spoilt_one_is_deleted(tmp_path: Path) -> None:
+    """Of versions that nobody had read yet too; and a key that somebody deletes by hand is no removal."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.start()
+        await one.replica.write({"networks/demo": network()})
+        one.networks.refresh()
+        later = msgspec.structs.replace(network(), internal=True)
+        await one.store.transaction({"networks/demo": msgspec.json.encode(later)})
+        await one.store.transaction({"networks/demo": b"{"})
+        await eventually(lambda: one.replica.records["networks/demo"].value == b"{", "it is spoilt")
+        one.networks.refresh()
+        assert one.networks.get("demo") == later
+        await one.store.transaction({}, deletes=["networks/demo"])
+        await eventually(lambda: one.replica.settled and not one.replica.unreadable, "it is put back")
+        one.networks.refresh()
+        assert one.networks.get("demo") == later
+        kept = await one.store.get("networks/demo")
+        assert kept is not None
+        assert msgspec.json.decode(kept.value)["internal"] is True
+        await one.stop()
+
+    together(work)
+
+
 @pytest.mark.parametrize(
     ("key", "record"),
     [

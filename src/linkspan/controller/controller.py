@@ -48,6 +48,8 @@ PATIENCE = 1.0
 """Seconds that a round waits for a switch."""
 SETTLE = 0.03
 """Seconds that a host has to answer before the switch is looked at again; a look that was too early is repeated."""
+LINKS = 1.0
+"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none."""
 SEEK = 10.0
 """Seconds after which a host that was found is asked again: it may have moved."""
 
@@ -83,7 +85,7 @@ class Controller:
     async def start(self) -> None:
         """Read the store, and begin."""
         await self.replica.start()
-        self.election.start()
+        await self.election.start()
         self._tasks = [lasting("looking at switches", self._rounds), lasting("telling routers", self._routing)]
 
     async def stop(self) -> None:
@@ -174,6 +176,9 @@ class Controller:
         if not held.networks:
             return False
         gateway = mac(held.networks[0].mac)
+        if len(self.switches) > 1 and not self.where.links and now - self.since < LINKS:
+            await self._announce(names, gateway, [])  # else hosts would be asked by ports that lead to switches
+            return True
         frames: list[bytes] = []
         lost = False
         macs = dict(held.macs)
@@ -184,6 +189,11 @@ class Controller:
             if host.id in macs and now - self._asked.get(host.id, -SEEK) >= every * 0.9:
                 self._asked[host.id] = now
                 frames += [question(gateway, mac(macs[host.id]), a) for a in _addresses(host)[:1]]
+        await self._announce(names, gateway, frames)
+        return lost
+
+    async def _announce(self, names: Iterable[str], gateway: bytes, frames: list[bytes]) -> None:
+        """Ask by the ports at which hosts may be, and say by all others who is here."""
         busy = {spot for _, spot in self.where.places}
 
         async def send(one: Switch) -> None:
@@ -196,7 +206,6 @@ class Controller:
             await asyncio.to_thread(one.driver.send, batch)
 
         await self._each(names, send)
-        return lost
 
     # Routers.
 

@@ -51,8 +51,10 @@ class Election:
         record = self._replica.records.get(KEY)
         return record.value.decode(errors="replace") if record is not None else ""
 
-    def start(self) -> None:
-        """Begin."""
+    async def start(self) -> None:
+        """Try once, where there is a store to try it with, and begin."""
+        if self._replica.listed:
+            await self._stand_once()
         self._task = lasting("standing for election", self._stand)
 
     def changed(self, keys: frozenset[str]) -> None:
@@ -77,12 +79,15 @@ class Election:
     async def _stand(self) -> None:
         while True:
             self._wake.clear()
-            await self._try()
-            if self.active != self._was:
-                self._was = self.active
-                log.info("this controller is %s", "active" if self._was else "standing by")
-                self._turned()
+            await self._stand_once()
             await woken(self._wake, EVERY)
+
+    async def _stand_once(self) -> None:
+        await self._try()
+        if self.active != self._was:
+            self._was = self.active
+            log.info("this controller is %s", "active" if self._was else "standing by")
+            self._turned()
 
     async def _try(self) -> None:
         begun = time.monotonic()

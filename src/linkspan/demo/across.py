@@ -34,7 +34,13 @@ WORDS = {
 }
 HIDDEN = ("nft ", "sysctl ")
 """Rules and settings are counted, not shown: a host without other hosts has such too."""
-FAILURE = {"vxlan": "fdb-flush", "ipip": "routes-flush", "host-gw": "routes-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
+FAILURE = {
+    "vxlan": "fdb-flush",
+    "ipip": "routes-flush",
+    "host-gw": "routes-flush",
+    "bgp": "helper-kill",
+    "sdn": "flows-flush",
+}
 
 
 def run(backend: str, *, keep: bool) -> bool:

@@ -24,6 +24,7 @@ import msgspec
 
 from linkspan.contracts import Support
 from linkspan.errors import LinkspanError, NotFound, of_errno
+from linkspan.kernel import forwarders
 from linkspan.kernel.batch import each
 from linkspan.kernel.durable import Memory, boot_id
 from linkspan.kernel.namespaces import Namespaces
@@ -46,6 +47,8 @@ class _Entry(msgspec.Struct):
     ours: str
     along: dict[str, str] = {}
     """What the kernel set along with ours, as it was before."""
+    others: bool = False
+    """Of forwarding: whether others were there already, and lived without it."""
 
 
 def read(path: str) -> str:
@@ -152,7 +155,7 @@ class SysctlDriver:
         if old:
             entries[state.path] = msgspec.structs.replace(old, ours=state.value)
         else:
-            entries[state.path] = _Entry(read(state.path), state.value, _along(state.path))
+            entries[state.path] = _Entry(read(state.path), state.value, _along(state.path), _others(state.path))
         if state.netns == HOST:
             try:
                 self._kept.save()
@@ -182,7 +185,8 @@ class SysctlDriver:
             return
         try:
             with self._namespaces.entered(state.netns):
-                if read(state.path) == entry.ours:
+                # Engines turn forwarding on when they start, and not again: one that came after us needs ours.
+                if read(state.path) == entry.ours and (entry.others or not _others(state.path)):
                     _give_back(state.path, entry)
         except NotFound:
             pass  # the link or the namespace went first, and its setting with it
@@ -193,6 +197,11 @@ class SysctlDriver:
     def _forget(self, netns: int) -> None:
         self._passing.pop(netns, None)
         self._links.pop(netns, None)
+
+
+def _others(path: str) -> bool:
+    """Tell whether it is forwarding, and others are there that forward."""
+    return path in _FORWARDING and forwarders.present(4 if "ipv4" in path else 6)
 
 
 def _along(path: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from linkspan.contracts import Batch, Record
 from linkspan.errors import NotFound, Unavailable
+from linkspan.lasting import woken
 from linkspan.store.etcd_gateway import Gateway, Lines, Refused
 from linkspan.store.etcd_url import parse
 from linkspan.store.etcd_wire import (
@@ -152,9 +153,7 @@ class EtcdStore:
                         pause = shortest
                         yield batch
             # Many hosts lose their connections at once, and should not all come back at once.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - it spreads, and hides nothing
-                    await self._closing.wait()
+            await woken(self._closing, pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             pause = min(pause * 2, longest)
 
     async def _follow(self, place: Place) -> AsyncGenerator[Batch, None]:
