@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from lab_runs import until
 from migrating import HOSTS, Flows
 from sdn_runs import SdnRun
 
+import frr_router
 from certificates import Authority
+from frr_router import FrrRouter
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.kernel.openflow import OpenFlowDriver
 from linkspan.lab import record
@@ -102,3 +105,34 @@ def test_a_bad_flow_changes_nothing_and_is_an_error_of_all(sdn: SdnRun) -> None:
     failed = driver.apply([fine, bad], ())
     assert set(failed) == {fine.key, bad.key}
     assert fine not in set(driver.observe(0))
+
+
+@pytest.mark.skipif(bool(frr_router.missing()), reason="needs FRR and openssh-server: apt install them")
+def test_an_underlay_of_a_router_carries_containers(tmp_path: Path) -> None:
+    """The controller tells FRR where prefixes are, and packets go by it; the switch has no flow of ours for that."""
+    mac = "02:00:00:00:00:fe"
+    sdn = SdnRun()
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o755)  # FRR's user looks for its sockets there
+    router = FrrRouter(tmp_path, f"{sdn.name}-frr")
+    try:
+        sdn.run("up", f"--backend sdn --hosts 2 --containers-per-host 0 --opt gateway=192.0.2.254 --opt mac={mac}")
+        switch = record.load(sdn.name).switch
+        router.namespace(mac)
+        router.daemons()
+        for words in (f"-n {router.name} link set eth1 netns {switch}", f"-n {switch} link set eth1 up"):
+            subprocess.run(["ip", *words.split()], check=True)
+        sdn.vsctl("add-port", "sw1", "eth1")
+        (sdn.folder / "ctl1" / "controller.toml").write_text(f'[routers]\nr1 = "vtysh:{tmp_path}/run"\n')
+        sdn.run("break", "ctl1", "controller-kill")
+        sdn.run("mend", "ctl1")
+        for host, name in (("h1", "c1"), ("h2", "c2")):
+            sdn.run("attach", host, name)
+        until(lambda: sdn.pings("c1", sdn.address("c2")), "c1 reaches c2 by the router")
+        block = sdn.blocks("h2", "demo")[0]
+        assert f"ip route {block} 192.0.2.2 tag 19539" in router.vtysh("show running-config")
+        assert sdn.ours("sw1") == set()
+        assert sdn.controller()["routers"][0]["state"] == "ok"
+    finally:
+        router.stop()
+        sdn.run("down")

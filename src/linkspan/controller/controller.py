@@ -260,7 +260,7 @@ def _addresses(host: Host) -> list[bytes]:
 def _routes(held: Holding) -> Iterable[RouterRoute]:
     """Yield each prefix by its host, where that has an underlay address of the family."""
     hosts = {host.id: host for host in held.hosts}
-    for claim in held.held.claims:
+    for claim in held.claims:
         here = hosts[claim.host].underlay
         address: Prefix | None = here.address(claim.prefix.family) if here is not None else None
         if address is not None:

@@ -18,9 +18,13 @@ RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowance
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """Who holds what, where each host is asked for, their names, and what is to be said."""
+    """Who holds what, where each host is asked for, their names, and what is to be said.
+
+    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches.
+    """
 
     held: Held = Held()
+    claims: tuple[Claim, ...] = ()
     hosts: tuple[Host, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -39,10 +43,13 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     for network, way in carried:
         allowed = {a.target for a in networks.allowances if a.source == network.name}
         allowed |= {a.source for a in networks.allowances if a.target == network.name}
-        closed = network.migration is None and network.masquerade and sdn.is_virtual(way)
-        gateways = sdn.gateway(way) if sdn.is_virtual(way) else ()
+        if not sdn.is_virtual(way):  # a router's: no flow may touch what is for its MAC
+            continue
+        closed = network.migration is None and network.masquerade
         others = tuple(sorted(allowed & names))
-        served.append(Served(network.name, network.prefixes, gateways, way.options["mac"], closed, others))
+        served.append(
+            Served(network.name, network.prefixes, sdn.gateway(way), way.options["mac"], closed, others)
+        )
     claims: dict[tuple[str, Prefix], str] = {}
     disputed = set()
     for network, _ in carried:
@@ -53,15 +60,17 @@ def holding(networks: Networks, leases: Leases) -> Holding:
                     disputed.add((network.name, target))
                     both = " and ".join(sorted(hosts[h].name for h in (holder, lease.host)))
                     problems.append(f"{target} is claimed by {both}: neither has it until one gives it up")
-    kept = (Claim(name, target, host) for (name, target), host in claims.items() if (name, target) not in disputed)
-    macs, used = [], set(claims.values())
-    for host in sorted(used):
+    kept = sorted(Claim(*key, host) for key, host in claims.items() if key not in disputed)
+    steered = tuple(claim for claim in kept if any(one.name == claim.network for one in served))
+    macs = []
+    for host in sorted({claim.host for claim in steered}):
         if (here := hosts[host].underlay) is not None and here.mac:
             macs.append((host, here.mac))
         else:
             problems.append(f"host {hosts[host].name} does not say its underlay's MAC: is its agent an older one?")
-    held = Held(tuple(served), tuple(sorted(kept)), tuple(macs))
-    return Holding(held, tuple(hosts[host] for host in sorted(used)), tuple(problems))
+    held = Held(tuple(served), steered, tuple(macs))
+    used = sorted(set(claims.values()))
+    return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems))
 
 
 def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix]]]:

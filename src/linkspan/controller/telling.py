@@ -106,7 +106,7 @@ def _devices(one: Controller) -> list[Switch | Router]:
 def status(one: Controller) -> dict[str, Any]:
     """Return the status, as cli.md's JSON has it."""
     where, held = one.where, one.holding
-    places = dict(where.places)
+    places, macs = dict(where.places), dict(held.held.macs)
     return {
         "controller": one.name,
         "active": one.election.active,
@@ -121,12 +121,15 @@ def status(one: Controller) -> dict[str, Any]:
         "hosts": [
             {
                 "host": host.name,
-                "mac": dict(held.held.macs).get(host.id, ""),
+                "mac": macs.get(host.id, ""),
                 "switch": places[host.id][0] if host.id in places else "",
                 "port": _port(one, *places[host.id]) if host.id in places else "",
-                "problem": one.fabric.doubles.get(host.id, "" if host.id in places else "it answers at no port"),
+                "problem": one.fabric.doubles.get(
+                    host.id, "it answers at no port" if host.id in macs.keys() - places.keys() else ""
+                ),
             }
             for host in held.hosts
+            if one.switches
         ],
         "prefixes": _prefixes(one),
         "dropped": [
@@ -172,7 +175,7 @@ def _prefixes(one: Controller) -> list[dict[str, Any]]:
             total[1] += counted.octets
     places = dict(one.where.places)
     told = []
-    for claim in one.holding.held.claims:
+    for claim in one.holding.claims:
         sent, received = (_count(counts, kind, str(claim.prefix)) for kind in ("source", "forward"))
         told.append(
             {

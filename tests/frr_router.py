@@ -40,18 +40,27 @@ class FrrRouter:
 
     def start(self) -> None:
         """Make the namespace with a link, and start the daemons."""
+        self.namespace()
+        self.daemons()
+        self._sshd()
+
+    def namespace(self, mac: str = "02:00:00:00:00:fe") -> None:
+        """Make the namespace, which forwards, with a link whose other end is in it too."""
         for words in (
             f"netns add {self.name}",
             f"-n {self.name} link set lo up",
-            f"-n {self.name} link add eth0 type veth peer name eth1",
+            f"-n {self.name} link add eth0 address {mac} type veth peer name eth1",
             f"-n {self.name} link set eth0 up",
             f"-n {self.name} link set eth1 up",
             f"-n {self.name} addr add 192.0.2.254/24 dev eth0",
             f"-n {self.name} addr add 2001:db8:1::fe/64 dev eth0 nodad",
         ):
             subprocess.run(["ip", *words.split()], check=True)
-        self.daemons()
-        self._sshd()
+        sysctl = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.send_redirects=0"]
+        argv = ["ip", "netns", "exec", self.name, "sysctl", "-qw", *sysctl, "net.ipv4.conf.eth0.send_redirects=0"]
+        subprocess.run(argv, check=True)
+        argv = ["ip", "netns", "exec", self.name, "ethtool", "-K", "eth0", "tx", "off"]
+        subprocess.run(argv, check=True, capture_output=True)
 
     def daemons(self) -> None:
         """Start FRR's daemons, with no route of anybody's."""
