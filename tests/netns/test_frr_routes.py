@@ -45,8 +45,8 @@ WANTED = [
 ]  # fmt: skip
 
 
-def _engine(router: FrrRouter) -> Reconciler:
-    return Reconciler([FrrDriver("r1", router.address, router.ssh)])
+def _engine(router: FrrRouter, address: str = "") -> Reconciler:
+    return Reconciler([FrrDriver("r1", address or router.address, router.ssh)])
 
 
 def _put(engine: Reconciler, states: list[RouterRoute]) -> set[State]:
@@ -74,19 +74,18 @@ def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
 
 
 def test_what_an_operator_takes_away_is_put_back(router: FrrRouter) -> None:
-    """And a router that starts anew, with none, gets all."""
-    engine = _engine(router)
-    with inside(router.name):
-        _put(engine, WANTED)
-        router.vtysh("configure terminal", "no ip route 10.244.1.0/24 192.0.2.1")
-        report = engine.resync()
-        assert [heal.what for heal in report.heals] == ["added"]
-        router.end_daemons()
-        with pytest.raises(Unavailable, match="router r1 at ssh:"):
-            engine.resync()
-        router.daemons()
-        assert len(engine.resync().heals) == len(WANTED)
-        assert _put(engine, []) == set()
+    """And a router that starts anew, with none, gets all; here the controller runs on the router itself."""
+    engine = _engine(router, f"vtysh:{router.folder}/run")
+    _put(engine, WANTED)
+    router.vtysh("configure terminal", "no ip route 10.244.1.0/24 192.0.2.1")
+    report = engine.resync()
+    assert [heal.what for heal in report.heals] == ["added"]
+    router.end_daemons()
+    with pytest.raises(Unavailable, match="router r1 at vtysh:"):
+        engine.resync()
+    router.daemons()
+    assert len(engine.resync().heals) == len(WANTED)
+    assert _put(engine, []) == set()
 
 
 def test_a_router_that_is_not_there_is_named(tmp_path: Path) -> None:
