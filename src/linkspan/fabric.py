@@ -28,6 +28,8 @@ SILENT_COST = 1000
 STEADY = 10.0
 """Seconds after which a fall is forgotten."""
 LONGEST = 30.0
+FORGOTTEN = 60.0
+"""Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -82,6 +84,7 @@ class Fabric:
         """By host: what is to be said of one that is seen at two ports."""
         self.seen: dict[str, Seen] = {}
         self._links: dict[Spot, Spot] = {}
+        self._heard: dict[Spot, float] = {}
         self._falls: dict[Spot, list[float]] = {}
         self._up: dict[Spot, bool] = {}
 
@@ -94,9 +97,10 @@ class Fabric:
         """
         self.seen.update(seen)
         self._locate(macs)
-        for here, there in self._sightings(probes):
-            self._links[here] = there
         fresh = dict(self._sightings(probes))
+        for here, there in fresh.items():
+            self._links[here], self._heard[here] = there, now
+        self._forget(now)
         links = []
         for here, there in sorted(self._links.items()):
             if there[0] not in self.seen or here[0] not in self.seen:
@@ -109,6 +113,14 @@ class Fabric:
             links.append((here, there[0], 1 if heard and self._steady(here, now) else SILENT_COST))
         places = ((host, spot) for host, spot in self.places.items() if spot[0] in self.seen)
         return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links))
+
+    def _forget(self, now: float) -> None:
+        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed."""
+        hosts = set(self.places.values())
+        for here, there in list(self._links.items()):
+            ends = all(name in self.seen and self.seen[name].up(n) for name, n in (here, there))
+            if here in hosts or (ends and now - self._heard[here] > FORGOTTEN):
+                del self._links[here]
 
     def _sightings(self, probes: Mapping[str, Spot]) -> Iterable[tuple[Spot, Spot]]:
         for name, one in self.seen.items():

@@ -76,6 +76,19 @@ def test_flows_that_are_deleted_are_back_and_others_are_left_alone(sdn: SdnRun) 
     assert _reaches(sdn)
 
 
+def test_what_a_host_has_of_it_is_back_too(sdn: SdnRun) -> None:
+    """The gateway's neighbour and the pool's route, deleted by hand."""
+    before = sorted(sdn.ip("h1", "neigh show nud permanent").splitlines() + sdn.ip("h1", "route").splitlines())
+    sdn.ip("h1", "neigh del 169.254.76.1 dev eth0")
+    sdn.ip("h1", "route del 10.244.0.0/16 via 169.254.76.1")
+
+    def mended() -> bool:
+        now = sdn.ip("h1", "neigh show nud permanent").splitlines() + sdn.ip("h1", "route").splitlines()
+        return sorted(now) == before
+
+    until(mended, "both are back", HEALED_WITHIN)
+
+
 def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
     """A prefix that leads elsewhere, and a flow of ours too many, are mended."""
     before = sdn.ours("sw3")

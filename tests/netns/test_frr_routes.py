@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import frr_router
 import pytest
-from frr_router import FrrRouter
 
+import frr_router
+from frr_router import FrrRouter
 from linkspan.addresses import prefix
 from linkspan.errors import Invalid, Unavailable
 from linkspan.flows import RouterRoute

@@ -117,3 +117,14 @@ def test_a_switch_that_does_not_answer_is_as_it_was() -> None:
     whole = _seen({("left", 3): H1, ("right", 3): H2})
     before = _take(fabric, whole)
     assert _take(fabric, {name: one for name, one in whole.items() if name != "right"}) == before
+
+
+def test_a_port_that_led_to_a_switch_and_has_a_host_now_is_no_link() -> None:
+    """Nor one behind which nobody was heard for long: what comes in there is believed to have been checked."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    changed = _seen({("left", 2): H1}, unheard=(("left", 2), ("right", 2)))
+    assert ("left", 2) not in {link[0] for link in _take(fabric, changed).links}
+    silent = _seen({}, unheard=(("left", 1), ("spine", 1)))
+    assert ("left", 1) in {link[0] for link in _take(fabric, silent, 130.0).links}
+    assert ("left", 1) not in {link[0] for link in _take(fabric, silent, 161.0).links}
