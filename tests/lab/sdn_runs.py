@@ -9,7 +9,7 @@ from typing import Any
 from migrating import MigratingRun
 
 from linkspan.cli.client import Client
-from linkspan.lab import controllers, record, switches
+from linkspan.lab import containers, controllers, record, switches
 from linkspan.lab.controllers import KILLED
 
 TAKEN_OVER = 5.0
@@ -36,6 +36,31 @@ class SdnRun(MigratingRun):
         """Return what a controller tells of a switch."""
         found: dict[str, Any] = next(s for s in self.controller(asked)["switches"] if s["name"] == name)
         return found
+
+    def fail(self, name: str, failure: str) -> None:
+        """Make a switch or controller fail, as `lab break` does, without its command line."""
+        lab = record.load(self.name)
+        place = lab.breakable(name)
+        if isinstance(place, record.Switch):
+            switches.do(lab, place, failure)
+        else:
+            assert isinstance(place, record.Controller)
+            controllers.do(lab, place, failure)
+
+    def well(self, name: str) -> None:
+        """Undo that, as `lab mend` does."""
+        lab = record.load(self.name)
+        place = lab.breakable(name)
+        if isinstance(place, record.Switch):
+            switches.mend(lab, place)
+        else:
+            assert isinstance(place, record.Controller)
+            controllers.mend(lab, place)
+
+    def container(self, host: str, name: str) -> None:
+        """Attach a container, as `lab attach` does."""
+        lab = record.load(self.name)
+        containers.add(lab, host, name, lab.network, [])
 
     def ofctl(self, verb: str, switch: str, *words: str) -> str:
         """Run ovs-ofctl on a switch."""

@@ -124,10 +124,10 @@ def test_an_underlay_of_a_router_carries_containers(tmp_path: Path) -> None:
             subprocess.run(["ip", *words.split()], check=True)
         sdn.vsctl("add-port", "sw1", "eth1")
         (sdn.folder / "ctl1" / "controller.toml").write_text(f'[routers]\nr1 = "vtysh:{tmp_path}/run"\n')
-        sdn.run("break", "ctl1", "controller-kill")
-        sdn.run("mend", "ctl1")
+        sdn.fail("ctl1", "controller-kill")
+        sdn.well("ctl1")
         for host, name in (("h1", "c1"), ("h2", "c2")):
-            sdn.run("attach", host, name)
+            sdn.container(host, name)
         until(lambda: sdn.pings("c1", sdn.address("c2")), "c1 reaches c2 by the router")
         block = sdn.blocks("h2", "demo")[0]
         assert f"ip route {block} 192.0.2.2 tag 19539" in router.vtysh("show running-config")
