@@ -85,7 +85,7 @@ class Flows:
                     lost[source, address] = [(a - b) * TICK for a, b in zip(sent["sent"], got, strict=True)]
                     assert sent["sent"][1] > 0
                     assert arrived["bytes"][own] == sent["bytes"] > 0, (source, address)
-                    assert sent["mtu"] == mtu, (source, address)
+                    assert sent["mtu"] == mtu, (source, address, sent["mtu"])
         assert max(max(one) for one in lost.values()) <= LOSS, lost
 
 

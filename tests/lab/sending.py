@@ -20,7 +20,7 @@ import time
 UDP, TCP = 9001, 9009
 TICK = 0.02
 CHUNK = bytes(32 * 1024)
-LINGER = 10.0
+LINGER = 30.0
 _DISCOVER = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
 _MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14, 28), socket.AF_INET6: (socket.IPPROTO_IPV6, 24, 48)}
 """Socket options (linux/in.h, in6.h), and the bytes of the IP and UDP headers."""
@@ -63,6 +63,11 @@ class Peer:
         """Return the largest packet that the kernel would send to the peer."""
         level, option, _ = _MTU[self.family]
         return self.udp.getsockopt(level, option)
+
+    def remembered(self) -> int:
+        """Return the same, by a look of its own: a socket keeps the route that it last sent by."""
+        self.udp.connect((self.address, UDP))
+        return self.mtu()
 
     def send(self) -> None:
         """Send one datagram of each size, and a piece of the stream."""
@@ -150,7 +155,7 @@ def main(own: list[str], addresses: list[str]) -> None:
     while sink.streams and time.monotonic() < deadline:
         sink.take(TICK)
     sink.take(TICK)
-    told = {peer.address: {"sent": peer.sent, "bytes": peer.bytes, "mtu": peer.mtu()} for peer in peers}
+    told = {peer.address: {"sent": peer.sent, "bytes": peer.bytes, "mtu": peer.remembered()} for peer in peers}
     say(json.dumps({"to": told, "from": {"datagrams": sink.datagrams, "bytes": sink.bytes}}))
 
 
