@@ -29,6 +29,8 @@ KINDS = {
     "unknown": 9,
     "foreign": 10,
     "lost": 11,
+    "isolated": 12,
+    "other": 13,
     "seen": 255,
 }
 """Kinds of flows, in the order in which a packet meets them; ``seen`` is what the switch itself has noted down."""
@@ -46,6 +48,8 @@ MEANINGS = {
     "unknown": "drops what is for an address that nobody holds",
     "foreign": "drops what is sent from an address that the host at that port does not hold",
     "lost": "drops what is for a host to which no way leads",
+    "isolated": "drops what goes from one network to another that is not allowed to it",
+    "other": "drops what is sent to the gateway and is no IP",
     "seen": "the switch's note of a host or switch at a port",
 }
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from linkspan import __version__, standing
+from linkspan import __version__, migration, standing
+from linkspan.backends import sdn
 from linkspan.errors import LinkspanError
+from linkspan.tell.crossing import CONTROLLER
 
 if TYPE_CHECKING:
     from linkspan.agent import Agent
@@ -59,6 +61,7 @@ def told(agent: Agent) -> dict[str, object]:
         "heals": heals,
         "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
         "bgp": _sessions(agent),
+        "controller": _controller(agent),
     }
 
 
@@ -75,6 +78,14 @@ def _sessions(agent: Agent) -> dict[str, object]:
         if p.why is not None
     ]
     return {"sessions": len(agent.peerings.all()), "down": down}
+
+
+def _controller(agent: Agent) -> str | None:
+    """Return which controller of switches is active, '' where none is, None where no network needs one."""
+    if not any(sdn.gateway(way) for n in agent.networks.all() for way in migration.ways(n)):
+        return None
+    record = agent.replica.records.get(f"alive/{CONTROLLER}")
+    return record.value.decode(errors="replace") if record is not None else ""
 
 
 def drift(agent: Agent) -> list[LinkspanError]:

@@ -42,6 +42,8 @@ NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
 """Tables; lower numbers are left to others."""
 _TOP = 42000
 """Priority of the first of our flows in table 0; others' flows of more get packets before us."""
+MOST_NOTES = 8192
+"""So that a host which answers under ever new MACs fills no table; who was found stays found."""
 NOTE_LASTS = 30
 """Seconds for which a switch remembers at which port a host was seen."""
 LINK_LASTS = 3
@@ -156,7 +158,7 @@ def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
     for family in (4, 6):
         match = f"{_IP[family]},dl_dst={gateway}"
         yield flow("gateway", "from a host", 0, _TOP - 40, match, f"goto_table:{SOURCES}")
-    yield flow("foreign", gateway, 0, _TOP - 50, f"dl_dst={gateway}", "drop")
+    yield flow("other", gateway, 0, _TOP - 50, f"dl_dst={gateway}", "drop")
     for network in held.networks:
         for pool in network.pools if network.closed else ():
             for side in (_SRC, _DST):
@@ -170,7 +172,7 @@ def _notes(gateway: str) -> Iterable[Flow]:
     def learn(seconds: int) -> str:
         seen = flow("seen", "", NOTES, 1, "", "").cookie
         what = "NXM_OF_IN_PORT[],NXM_OF_ETH_SRC[]"
-        return f"learn(table={NOTES},hard_timeout={seconds},priority=1,cookie={seen:#x},{what})"
+        return f"learn(table={NOTES},hard_timeout={seconds},priority=1,cookie={seen:#x},limit={MOST_NOTES},{what})"
 
     for match, seconds in (
         (f"arp,arp_op=2,dl_dst={gateway}", NOTE_LASTS),
@@ -208,7 +210,7 @@ def _ends(held: Held) -> Iterable[Flow]:
         for pool in network.pools:
             match = f"{_IP[pool.family]},metadata={number(network.name):#x},{_DST[pool.family]}={text(pool)}"
             yield flow("unknown", f"{pool}", TARGETS, 10, match, "drop")
-    yield flow("past", "", TARGETS, 0, "", "drop")
+    yield flow("isolated", "", TARGETS, 0, "", "drop")
     yield flow("lost", "", TRANSIT, 0, "", "drop")
 
 

@@ -172,6 +172,7 @@ def test_another_controller_takes_over(sdn: SdnRun) -> None:
     with sdn.no_loss("c1", sdn.address("c2")):
         sdn.fail(first, "controller-kill")
         until(lambda: sdn.controller(other)["active"], f"{other} is active", TAKEN_OVER)
+        until(lambda: sdn.status("h1")["controller"] == other, "the agents know")
         until(lambda: sdn.settled(other), "it finds nothing to do")
         sdn.container("h2", "c9")
         until(lambda: sdn.pings("c1", sdn.address("c9")), "the new container is reached")

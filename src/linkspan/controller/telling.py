@@ -20,7 +20,7 @@ from linkspan.kernel.openflow import added
 from linkspan.metrics import exposition
 from linkspan.state import State
 
-DROPS = ("forged", "past", "unknown", "foreign", "lost")
+DROPS = ("forged", "past", "unknown", "foreign", "isolated", "lost", "other")
 
 
 class Telling:

@@ -155,7 +155,7 @@ class _Walk:
             return f"drops it: the host at that port does not hold {show(packet.source)}"
         if kind == "unknown":
             return f"drops it: nobody holds {show(packet.target)}, or its host is not found"
-        if kind == "past":
+        if kind == "isolated":
             return f"drops it: the networks of {show(packet.source)} and {show(packet.target)} are isolated"
         return MEANINGS[kind]
 
