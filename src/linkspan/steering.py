@@ -46,8 +46,9 @@ MOST_NOTES = 8192
 """So that a host which answers under ever new MACs fills no table; who was found stays found."""
 NOTE_LASTS = 30
 """Seconds for which a switch remembers at which port a host was seen."""
-LINK_LASTS = 3
-"""The same of another switch: a link that is silently dead is one after so long."""
+LINK_LASTS = 5
+"""The same of another switch, which says who it is in each round: a link that is silently dead is one after so long,
+and one between busy machines is not taken for dead. One whose port is down needs no waiting."""
 LLDP = 0x88CC
 """IEEE 802.1AB."""
 _IP = {4: "ip", 6: "ipv6"}

@@ -16,7 +16,7 @@ from linkspan.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.flows import OWN_COOKIE, OWNER, Counted, Flow, Port
 from linkspan.state import HOST, Key, State
 
-PATIENCE = 3
+PATIENCE = 5
 """Seconds that a switch has to answer: ovs-ofctl itself gives up then."""
 _NOTES = 100
 _LEADING = re.compile(r"(?P<name>cookie|duration|table|n_packets|n_bytes)=(?P<value>[^,\s]+),?\s*")
