@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from aiohttp import web
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings
 from linkspan.controller.telling import Telling
-from linkspan.daemon import Lines
-from linkspan.errors import Invalid, LinkspanError
+from linkspan.daemon import served
+from linkspan.errors import Invalid
 from linkspan.runtimes import systemd
 from linkspan.serving import listening, on_socket
 
@@ -27,14 +25,7 @@ from linkspan.serving import listening, on_socket
 def main() -> None:
     """Run the controller with the settings in the environment."""
     settings = msgspec.json.decode(os.environ.pop(ENVIRONMENT), type=Settings)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    try:
-        asyncio.run(_run(settings))
-    except LinkspanError as error:
-        print(f"linkspan: {error.message}{f'; {error.hint}' if error.hint else ''}", file=sys.stderr)
-        sys.exit(1)
+    served(_run(settings), settings.log_level)
 
 
 async def _run(settings: Settings) -> None:

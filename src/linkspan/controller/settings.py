@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from linkspan.config import read
 from linkspan.errors import Invalid
 from linkspan.model import checked_name
 
@@ -48,21 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load(path: str, overrides: Mapping[str, object]) -> Settings:
     """Read the file (the default one may be missing) and lay the command line's values over it. Raises Invalid."""
-    values: dict[str, object] = {}
-    file = Path(path or FILE)
-    if path or file.exists():
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise Invalid(f"config file {file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise Invalid(f"config file {file}: {error}") from error
-    values.update({key: value for key, value in overrides.items() if value})
-    try:
-        found = msgspec.convert(values, Settings)
-    except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$.")
-        raise Invalid(f"setting {key.rstrip('`') or file}: {what[:1].lower()}{what[1:]}") from error
+    found = read(path, FILE, overrides, Settings, "linkspan controller")
     _check(found)
     return found
 
