@@ -233,7 +233,7 @@ def test_the_command_line_tells(sdn: SdnRun) -> None:
     until(lambda: "active" in sdn.exec("h1", "linkspan controller status", code=-1), "the status is told")
     plan = sdn.exec("h1", "linkspan controller plan --switch sw2")
     assert plan.count("ovs-ofctl -O OpenFlow13 add-flow") > 20
-    assert "(missing)" not in plan
+    until(lambda: all(one["present"] for one in sdn.controller(path="/plan")), "all that is planned is there")
     told = sdn.controller(path="/flows?switch=sw2")
     assert {flow["switch"] for flow in told} == {"sw2"}
     assert any(not flow["ours"] for flow in told)
