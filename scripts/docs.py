@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = """
 set -e
 mount -t tmpfs tmpfs "$1"
-for folder in etc opt var usr/local; do
+for folder in etc opt var usr/local usr/lib/cni; do
+    [ -d "/$folder" ] || continue
     mkdir -p "$1/$folder/upper" "$1/$folder/work"
     mount -t overlay overlay -o "lowerdir=/$folder,upperdir=$1/$folder/upper,workdir=$1/$folder/work" "/$folder"
 done
@@ -68,9 +69,10 @@ class Host:
         return done.returncode, done.stdout.rstrip("\n")
 
     def stop(self) -> None:
-        """End the agent."""
+        """End the agent, and what it would leave running."""
         self.agent.terminate()
         self.agent.wait(30)
+        subprocess.run(["linkspan", "uninstall", "--yes", "--force"], check=False, capture_output=True, timeout=60)
 
 
 def played(host: Host, lines: list[str], wrong: list[str]) -> Iterator[str]:

@@ -65,6 +65,16 @@ remove_policy() {
     POLICY_IS_OURS=
 }
 
+# service_of PACKAGE: what Debian calls the service that a package enables.
+service_of() {
+    case $1 in
+    bird2) echo bird ;;
+    charon-systemd) echo strongswan ;;
+    openssh-server) echo ssh ;;
+    *) echo "$1" ;;
+    esac
+}
+
 # apt_install NAME..: without starting, or enabling for the next boot, what it brings.
 apt_install() {
     local log name
@@ -85,11 +95,10 @@ apt_install() {
     remove_policy
     for name in "$@"; do
         case $name in
-        bird2 | containerd | firewalld | frr | openssh-server | openvswitch-switch)
+        bird2 | charon-systemd | containerd | firewalld | frr | openssh-server | openvswitch-switch)
             # Debian enables them for the next boot; the tests start their own, in namespaces of their own.
             if command -v systemctl >/dev/null; then
-                name=${name/bird2/bird}
-                systemctl --quiet disable "${name/openssh-server/ssh}" 2>/dev/null || true
+                systemctl --quiet disable "$(service_of "$name")" 2>/dev/null || true
             fi
             ;;
         esac

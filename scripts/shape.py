@@ -14,17 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses bgp contracts errors flows lasting model needs programs state",
+    "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
     "kernel": "kernel",
-    "logic": "backends database desired fabric firewall ipam migration ports reconcile steering",
+    "logic": "backends database desired fabric firewall ipam migration names ports reconcile sealed steering",
     "store": "store",
     "tell": "tell",
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
-        "api_tracing api_waiting ask attach blocks caller cautions cluster config controller daemon disputes endpoints "
-        "happenings healing holdings host_settings journal leases ledger locks machine metrics migrating networks "
-        "peerings peers plans probes published readable records recovery removals replica runtimes segment serving "
-        "silence speakers standing status survey tracer versions"
+        "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
+        "controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal leases "
+        "ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
+        "records recovery removals replica rotating runtimes segment serving silence speakers standing status "
+        "survey tracer versions"
     ),
     "top": "cli demo installation ipip_endpoint lab shim uninstall",
 }

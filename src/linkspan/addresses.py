@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import re
 import socket
 
 import msgspec
@@ -13,6 +14,9 @@ from linkspan.errors import Invalid
 
 FAMILIES = (4, 6)
 BITS = {4: 32, 6: 128}
+HIDDEN = "none"
+"""Stands for an address where nobody can reach a host first."""
+_PLACE = re.compile(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})")
 SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -97,6 +101,18 @@ def prefix(text: str) -> Prefix:
     if "%" in text:
         raise Invalid(f"{text!r} has a zone", "give the address without %ZONE")
     return Prefix(parsed.packed, parsed.network.prefixlen)
+
+
+def place(text: str) -> tuple[Prefix, int]:
+    """Parse an address with or without a port: ``203.0.113.7:51820``, ``[2001:db8::7]:51820``; port 0 without one.
+
+    Raises Invalid.
+    """
+    match = _PLACE.fullmatch(text)
+    address, port = (match[1] or match[2], int(match[3])) if match else (text, 0)
+    if port > 65535 or (match and not port):
+        raise Invalid(f"{text!r} has no port from 1 to 65535")
+    return prefix(address).single(), port
 
 
 def pool(text: str) -> Prefix:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, locks, status
+from linkspan import __version__, beginning, locks, migration, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
 from linkspan.ask import Ask, Question, Told
+from linkspan.associating import Associating
 from linkspan.attach import Attacher
+from linkspan.backends.wireguard import asked
 from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
 from linkspan.contracts import Store
@@ -28,12 +29,12 @@ from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
 from linkspan.journal import Journal
-from linkspan.kernel import sockets
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.leases import Leases
 from linkspan.machine import Worker
 from linkspan.metrics import Metrics
 from linkspan.model import Allowance, AttachRequest, Endpoint, Facts, Host, HostView, Network, Reservation
+from linkspan.naming import Naming
 from linkspan.networks import NetworkRequest, Networks
 from linkspan.peerings import Peerings
 from linkspan.plans import Plans
@@ -52,14 +53,8 @@ from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
 
-log = logging.getLogger("linkspan.agent")
-
 SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
-
-STORE_AGAIN = 1.0
-"""Seconds between words that the store is waited for."""
-
 
 Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
@@ -113,7 +108,7 @@ class Agent:
         self.leases = Leases(self.replica, host)
         self.networks = Networks(self.replica)
         self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
-        self.ports = PortTable(sockets.holder)
+        self.ports = PortTable(lambda *port: self.naming.holder(*port))
         self.attacher = Attacher(
             self.worker,
             self.journal,
@@ -134,12 +129,15 @@ class Agent:
         )
         endpoints = self.attacher.endpoints
         self.published = Published(self.replica, host.id, endpoints)
-        self.attacher.changed = self.published.note
+        self.naming = Naming(
+            self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
+        )
+        self.attacher.changed = self._endpoint_changed
         self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
         silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
         self.leases.overdue = silence.overdue
-        self.allocator.elsewhere = self.disputes.elsewhere
+        self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
         self.allocator.stalled = lambda: silence.stalled(host.id)
         self.allocator.owed = lambda key: self.holdings.note({key})
         self.cluster = Cluster(
@@ -155,8 +153,10 @@ class Agent:
             self._follow_networks,
             self.plans.drop,
         )
+        self.cluster.rotating.changed = self._look
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.associating = Associating(self.worker, self.happenings)
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             self.worker.machine.namespaces,
@@ -166,7 +166,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.ask,
+            self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
@@ -184,24 +184,19 @@ class Agent:
         self.removals = Removals(queue, self.attacher, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
         await self.replica.start()
-        if not self._known():
-            said = ""
-            async with self._waiting(self):
-                while not self._known():
-                    if said != self.replica.problem:
-                        log.warning("waiting for the store: %s", said := self.replica.problem)
-                    await asyncio.sleep(STORE_AGAIN)
+        await beginning.known(self.replica, self._waiting(self))
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
         return self.attacher.busy(identity) or self.docker.waits(identity)
 
-    def _known(self) -> bool:
-        """Tell whether there are records to begin with: without any, all that stands here would be nobody's."""
-        return bool(self.replica.records) or self.replica.listed
+    def _endpoint_changed(self, identity: tuple[str, str]) -> None:
+        self.published.note(identity)
+        self.naming.note(identity)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
         await self.cluster.changed(keys)
@@ -230,19 +225,17 @@ class Agent:
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
+        await self.naming.take_over()
         inside = {endpoint.netns for endpoint in self.attacher.endpoints.values() if endpoint.netns}
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
-        for part in (self.healer, self.removals, self.probes, self.peerings):
+        for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
             await part.start()
             parts.push_async_callback(part.stop)
-        self.published.start()
-        parts.push_async_callback(self.published.stop)
-        self.holdings.start()
-        parts.push_async_callback(self.holdings.stop)
         parts.push_async_callback(self.ask.stop)
-        self.docker.start()
-        parts.push_async_callback(self.docker.stop)
+        for follower in (self.published, self.holdings, self.naming, self.docker):
+            follower.start()
+            parts.push_async_callback(follower.stop)
 
     def _instance(self) -> str:
         """Return what tells this agent, over restarts, from another one with the same host id."""
@@ -254,7 +247,12 @@ class Agent:
         held = () if self.cluster.peers.withdrawn else self.leases.own()
         here = self.leases.whole(self.leases.host)
         seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+
+    async def _look(self) -> None:
+        """Look at the machine's facts, from which nothing new follows."""
+        self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def replan(self) -> None:
         """Look at the machine's facts, and put what follows from them where they have changed."""
@@ -284,6 +282,7 @@ class Agent:
             routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
             here, hosts = self.leases.host.underlay, len(self.leases.hosts())
             network = self.networks.planned(request, routes, here, mtu, hosts)
+            migration.require(self.view(), network)
             await self.networks.create(network)
             try:
                 _raise_first(await self.cluster.converge({"networks/"}))
@@ -375,6 +374,10 @@ class Agent:
     def network(self, name: str) -> Network:
         """Return a network. Raises NotFound."""
         return self.networks.get(name)
+
+    def nameservers(self, network: str) -> tuple[str, ...]:
+        """Return the addresses of a network's DNS server."""
+        return self.naming.nameservers(network)
 
     def free(self, network: str) -> int:
         """Return how many addresses a network has left."""

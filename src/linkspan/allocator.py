@@ -40,6 +40,8 @@ class Allocator:
         self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
         self.elsewhere: Callable[[str, Prefix], dict[Prefix, str]] = lambda _network, _block: {}
         """Tells which addresses of a network's block containers of other hosts have, and whose they are."""
+        self.holder: Callable[[str, Prefix], str] = lambda _network, _address: ""
+        """Tells whose an address is, on any host, by the container's name."""
         self.stalled: Callable[[], str] = lambda: ""
         """Tells why no address may be given now."""
         self.owed: Callable[[str], None] = lambda _key: None
@@ -129,6 +131,17 @@ class Allocator:
         )
 
     async def _exactly(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:
+        try:
+            return await self._claimed(network, address, request)
+        except Conflict as error:  # a claim bears what its runtime called it at first, which may be no name
+            if whose := self.holder(network.name, address):
+                raise Conflict(
+                    f"address {address.address} is held by {whose}",
+                    "choose another, or detach that one first",
+                ) from error
+            raise
+
+    async def _claimed(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:
         holder = request.name or request.id
         if not any(pool.holds(address) for pool in network.prefixes):
             raise Invalid(

@@ -8,9 +8,10 @@ import msgspec
 from aiohttp import web
 
 from linkspan import host_settings
+from linkspan.addresses import HIDDEN
 from linkspan.agent import Agent
 from linkspan.errors import Conflict, NotFound
-from linkspan.model import Host
+from linkspan.model import Host, Underlay
 from linkspan.replica import GONE, Tombstone
 
 
@@ -39,6 +40,8 @@ class Hosts:
         return [
             web.get("/v1/hosts", self._list),
             web.patch("/v1/hosts", self._set_all),
+            web.get("/v1/keys", self._keys),
+            web.post("/v1/keys", self._rotate),
             web.get("/v1/hosts/{name}", self._show),
             web.patch("/v1/hosts/{name}", self._set),
             web.delete("/v1/hosts/{name}", self._remove),
@@ -63,7 +66,7 @@ class Hosts:
             underlay = {
                 "ifname": host.underlay.ifname,
                 "addresses": list(host.underlay.addresses),
-                "advertise": list(host.underlay.advertise),
+                "advertise": _advertised(host.underlay),
             }
         seen = time.time() if alive else None
         return HostTold(host.id, host.name, state, seen, host.version, underlay, held, dict(host.settings), host.reads)
@@ -104,6 +107,15 @@ class Hosts:
         await host_settings.put_common(self._agent.replica, self._agent.leases, settings)
         return _json(settings)
 
+    async def _keys(self, request: web.Request) -> web.Response:
+        """Tell how this host's own keys stand."""
+        return _json(self._agent.cluster.rotating.stand())
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        """Begin to change this host's own key; it is in force once all others take it."""
+        await self._agent.cluster.rotate()
+        return _json(self._agent.cluster.rotating.stand())
+
     async def _remove(self, request: web.Request) -> web.Response:
         host = self._find(request.match_info["name"])
         leases = self._agent.leases
@@ -126,6 +138,13 @@ class Hosts:
             f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
             "make sure that the host is off"
         )
+
+
+def _advertised(here: Underlay) -> list[str]:
+    """Return what the agent was told to advertise."""
+    port = f":{here.advertise_port}" if here.advertise_port else ""
+    found = [f"[{text}]{port}" if port and ":" in text else f"{text}{port}" for text in here.advertise]
+    return [HIDDEN] if here.hidden else found
 
 
 def _json(value: object) -> web.Response:

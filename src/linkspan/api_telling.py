@@ -113,7 +113,7 @@ class Telling:
         return [
             s
             for s in every
-            if s[0] == "host" or s[:2] in (("network", network), ("peer", network)) or s in mine
+            if s[0] == "host" or s[:2] in (("network", network), ("peer", network), ("names", network)) or s in mine
         ]
 
     async def _addresses(self, request: web.Request) -> web.Response:

@@ -49,7 +49,8 @@ class Tracing:
 
     def _checked(self) -> list[Check]:
         agent = self._agent
-        around = Surroundings(agent.networks.all(), Path(agent.config.state_dir))
+        here = agent.leases.host.underlay
+        around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
         return doctor.examine(agent.worker.machine.namespaces, around)
 
     def _owners(self) -> list[Check]:

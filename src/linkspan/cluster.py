@@ -29,6 +29,7 @@ from linkspan.model import Host, HostView, Network
 from linkspan.networks import Networks, now
 from linkspan.peers import Peers
 from linkspan.replica import EPHEMERAL, Replica
+from linkspan.rotating import Rotating
 from linkspan.silence import Silence
 from linkspan.speakers import Speakers
 from linkspan.state import Key
@@ -101,6 +102,7 @@ class Cluster:
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.speakers = Speakers(worker, view)
+        self.rotating = Rotating(worker, leases, happenings, view, put_plans, self._register)
 
     @property
     def host(self) -> Host:
@@ -121,6 +123,7 @@ class Cluster:
         self._choice, self._advertise, self._instance = choice, advertise, instance
         self._refuse_second()
         await self._observe_underlay()
+        await self.rotating.settle()
         if not self._replica.problem:
             await self._say()
         self.peers.withdrawn = self._silence.withdrawn(self.host.id)
@@ -273,16 +276,36 @@ class Cluster:
         self._allocator.refresh()
         if changed:
             concerned = set(self.peers.concerned(changed, everything))
-            known = {network.name for network in self._networks.all()}
-            await self.peers.follow(pair for pair in concerned if pair[0] not in known)
+            networks = {network.name: network for network in self._networks.all()}
+            await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
             failed = dict(await self._put_plans())
             await self.peers.follow(concerned)
             failed |= await self.speakers.put()
             await self._drop_plans()  # last: what peers had on a device that goes
             unwell = self._worker.machine.reconciler.unwell
-            await self.migrating.advance({n for n in known if not failed and not unwell(("network", n))})
+            await self._rotate()
+            stand = {
+                name
+                for name, one in networks.items()
+                if not failed
+                and not unwell(("network", name))
+                and not any(unwell(("host", way.backend)) for way in migration.ways(one))
+            }
+            await self.migrating.advance(stand)
         self._disputes.fresh.clear()
         return failed
+
+    async def rotate(self) -> None:
+        """Begin to change this host's key."""
+        async with self._converging:
+            await self.rotating.begin()
+        await self.converge({f"hosts/{self.host.id}"})
+
+    async def _rotate(self) -> None:
+        try:
+            await self.rotating.advance()
+        except LinkspanError as error:
+            log.warning("%s", error.message)
 
     async def caught_up(self) -> None:
         """Wait until this host has followed all records that it knows of, but not for a store that is away."""
@@ -291,7 +314,8 @@ class Cluster:
     def _unfinished(self) -> bool:
         networks = self._networks.all()
         drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
-        if drained or self.unclaimed or any(network.migration for network in networks):
+        changing = self.host.next_keys
+        if drained or changing or self.unclaimed or any(network.migration for network in networks):
             return True
         return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
 

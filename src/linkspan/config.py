@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from linkspan.addresses import prefix
+from linkspan.addresses import HIDDEN, place
 from linkspan.errors import Invalid
 from linkspan.ipam import COOLDOWN
 from linkspan.model import checked_name
@@ -39,7 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     underlay: str = ""
     """Interface to the other hosts, or can-reach=IP; empty: the default route's."""
     advertise: tuple[str, ...] = ()
-    """Addresses by which other hosts reach this one, where they are not the interface's."""
+    """Addresses by which other hosts reach this one, where they are not the interface's; none: a NAT lets nobody in."""
     docker_socket: str = ""
     """Unix socket of the Docker plugin, where systemd does not hand it over (`install docker`); empty: none."""
     docker_api: str = "/run/docker.sock"
@@ -48,6 +48,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of Podman's networks, for those that are exposed to it; empty: none is."""
     cni_networks: str = "/etc/cni/net.d"
     """Folder of CNI's configurations, for networks that are exposed to it; empty: none is."""
+    names: bool = True
+    """Whether containers are found by their names; it needs dnsmasq."""
+    resolv_conf: str = "/etc/resolv.conf"
+    """The file with the host's resolvers, which are asked for all names that are no container's."""
     cooldown: float = COOLDOWN
     """Seconds before an address that was released is given again."""
     reap_after: float = 30.0
@@ -96,11 +100,15 @@ def _check_told_to_others(config: Config) -> None:
         checked_name(config.host_id, "setting host_id:")
     for text in config.advertise:
         try:
-            prefix(text)
+            if text != HIDDEN:
+                place(text)
         except Invalid as error:
             raise Invalid(
-                f"setting advertise: {text!r} is not an IP address", "write it as 203.0.113.7, for example"
+                f"setting advertise: {text!r} is not an IP address",
+                f"write it as 203.0.113.7 or 203.0.113.7:51820, or {HIDDEN} where a NAT lets nobody in",
             ) from error
+    if HIDDEN in config.advertise and len(config.advertise) > 1:
+        raise Invalid(f"setting advertise: {HIDDEN} stands alone", "leave the addresses out")
 
 
 def as_toml(config: Config) -> str:

@@ -30,6 +30,8 @@ class Backend(Protocol):
     """Bytes off the underlay's MTU, by the family of the outer header; 0 where nothing is wrapped."""
     learns: bool
     """Whether the routes to peers come from a speaker, and not from ``peer``'s states."""
+    encrypts: bool
+    """Whether all that crosses hosts is encrypted and authenticated: its networks are ``sealed``."""
 
     def check(self, network: Network) -> None:
         """Refuse, by Invalid, options that this backend does not know or pools that it cannot serve."""

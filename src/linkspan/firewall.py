@@ -10,9 +10,11 @@ One more container is one more element and no new rule, so a packet's cost does 
                       forward      isolation between networks, internal networks
                       outsiders    only where linkspan turned forwarding on: others' traffic stays out
                       input        tunnel packets are peers' only
+                      named        a network's names are told to its own containers and to the host
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
+                      sealed    only where networks are encrypted: nothing of theirs leaves in clear (``sealed.py``)
 
 Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
 and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
@@ -48,6 +50,8 @@ _NFPROTO = {4: "ipv4", 6: "ipv6"}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 _REJECT = "reject with icmpx admin-prohibited"
 
+_QUESTIONS = "meta l4proto { tcp, udp } th dport 53"
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -66,13 +70,15 @@ def skeleton(facts: Facts) -> Iterable[State]:
     hook = "type filter hook forward priority filter; policy accept;"
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
+    yield _chain(INET, "named", "", _named())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
         hook = f"type nat hook {name} priority dstnat; policy accept;"
+        asked = _asked() if name == "prerouting" else ()
         # A translated ::1 would not come back: the kernel takes it by lo alone, and has no route_localnet for it.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
-        yield _chain(INET, name, hook, [*loopback, "fib daddr type local jump publish"])
+        yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())
@@ -103,8 +109,12 @@ def _sets() -> Iterable[NftSet]:
         for exact in ("", "_exact"):
             yield NftSet(INET, TABLE, f"vteps{exact}{family}", f"ifname . ether_addr . {type_}")
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
+            yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
-        yield NftSet(INET, TABLE, f"bgp_peers{family}", type_)
+        for name in ("bgp_peers", "servers", "resolvers"):
+            yield NftSet(INET, TABLE, f"{name}{family}", type_)
+        yield NftSet(INET, TABLE, f"asking{family}", f"{type_} . {type_}", interval=True)
+        yield NftSet(INET, TABLE, f"server_of{family}", type_, type_, interval=True)
         yield NftSet(INET, TABLE, f"allowed{family}", f"{type_} . {type_}", interval=True)
         yield NftSet(
             INET,
@@ -130,7 +140,7 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lsipsec", "lswg"))
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'
@@ -193,7 +203,11 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     rules = [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
-    rules += [f"iifname . {source} @ways_exact{family} accept"]
+    rules.append(f"iifname . {source} @ways_exact{family} accept")
+    # One XFRM interface serves all peers, and a packet's mark tells from which one it came.
+    mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
+    rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
+    rules += [f"{mark} . {source} @marks_exact{family} {clear}"]
     rules += ["iifname . ether saddr @gateways accept", "drop"]
     yield _chain(INET, chain, "", rules)
     yield element(f"sources{family}", pool_text(pool), data=(f"jump {chain}",))
@@ -205,19 +219,36 @@ def _input() -> Iterable[str]:
         yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
+    yield f"{_QUESTIONS} jump named"
     yield 'iifname "ls*" iifname @internal_links jump internal'
 
 
 def _internal() -> Iterable[str]:
     yield "ct state established,related accept"
     yield "meta l4proto { icmp, ipv6-icmp } accept"
-    yield "meta l4proto { tcp, udp } th dport 53 accept"
+    yield f"{_QUESTIONS} accept"
     yield _REJECT
+
+
+def _named() -> Iterable[str]:
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has seen to it that the source is true
+        yield f"{ip} daddr @servers{family} {_REJECT}"
+
+
+def _asked() -> Iterable[str]:
+    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers.
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f'iifname "ls*" {ip} daddr @resolvers{family} {_QUESTIONS} dnat {ip} to {ip} saddr map @server_of{family}'
 
 
 def _publish() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
+        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
         # A port that was published before there was a speaker would let a container answer for its host.
         yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
         yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"

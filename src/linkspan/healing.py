@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.attach import Attacher, Identity, source
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
@@ -21,7 +22,8 @@ from linkspan.machine import Worker
 from linkspan.metrics import Metrics
 from linkspan.programs import LearntRoutes, Process
 from linkspan.reconcile import Report
-from linkspan.state import Address, Ipip, Key, LinkSysctl, State, Sysctl, Veth
+from linkspan.state import Address, Ipip, Key, LinkSysctl, State, Sysctl, Veth, Wireguard
+from linkspan.wireguard import AllowedIp, WireguardKey, WireguardPeer
 
 log = logging.getLogger("linkspan.healing")
 
@@ -31,8 +33,13 @@ SETTLE = 0.05
 REST = 0.25
 """Seconds after a look before the next one by events: a burst of attaches is not slowed by looks without end."""
 
+_INSIDE = (WireguardKey, WireguardPeer, AllowedIp, IpsecCredential, IpsecConnection, IpsecChild)
+"""What is inside the WireGuard device or strongSwan's daemon, of whose changes there are no events; the helper that
+serves it may be new."""
+
 POLL = 1.0
-"""Seconds between looks at the settings (and at a dead speaker's routes); a change is to be mended within 2."""
+"""Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks. A change
+is to be mended within 2."""
 
 FULL = 60.0
 """Seconds between looks at everything."""
@@ -175,7 +182,7 @@ class Healer:
 
     async def _settings(self) -> None:
         self._attacher.retry_forgetting()
-        await self._resync((Sysctl, LinkSysctl, LearntRoutes))
+        await self._resync((Sysctl, LinkSysctl, LearntRoutes, *_INSIDE))
 
     async def _everything(self) -> None:
         await asyncio.to_thread(self._attacher.checkpoint)
@@ -195,7 +202,8 @@ class Healer:
 
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
-            self._dirty |= {Process, Ipip}  # whose helper ends when the device goes, and cannot begin without one
+            # A helper ends when its device goes, and cannot begin without one; what it had loaded went with it.
+            self._dirty |= {Process, Ipip, IpsecLink, Wireguard, *_INSIDE}
             self._wake.set()
 
     async def _reap(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan import bgp
+from linkspan import bgp, ipsec, wireguard
 from linkspan.errors import Invalid
 from linkspan.leases import COMMON, Common, Leases
 from linkspan.model import Host
@@ -13,16 +13,23 @@ from linkspan.replica import Replica
 
 async def put(replica: Replica, leases: Leases, host: Host) -> None:
     """Record a host's settings, which that host takes over when it sees them. Raises Invalid, naming one."""
-    bgp.speaker(leases.whole(host))
+    _check(leases.whole(host))
     await replica.write({f"hosts/{host.id}": host})
 
 
 async def put_common(replica: Replica, leases: Leases, settings: dict[str, str]) -> None:
     """Record the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
-    bgp.speaker(Host(id="", name="", settings=settings))
+    _check(Host(id="", name="", settings=settings))
     for host in leases.hosts().values():
         try:
-            bgp.speaker(msgspec.structs.replace(host, settings={**settings, **host.settings}))
+            _check(msgspec.structs.replace(host, settings={**settings, **host.settings}))
         except Invalid as error:
             raise error.within(f"with the settings of host {host.name}") from error
     await replica.write({COMMON: Common(settings)})
+
+
+def _check(host: Host) -> None:
+    """Refuse, by Invalid, settings that mean nothing."""
+    bgp.speaker(host)
+    ipsec.settings(host)
+    wireguard.settings(host.settings)

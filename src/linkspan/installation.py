@@ -24,6 +24,8 @@ from linkspan.state import ROUTE_PROTOCOL
 RECORD = "installed.json"
 CNI_CONF = "etc/cni/net.d/10-linkspan-{network}.conflist"
 CNI_PLUGIN = "opt/cni/bin/linkspan"
+CNI_DEBIAN = "usr/lib/cni"
+"""Where Debian's containerd looks for pods' plugins, and only there; `ctr` and all others look in /opt/cni/bin."""
 UNIT = f"etc/systemd/system/{systemd.UNIT_NAME}"
 PODMAN_PLUGIN = "usr/local/libexec/netavark/linkspan"
 """The first of netavark_plugin_dirs (containers.conf(5))."""
@@ -33,11 +35,14 @@ PROTOCOLS = "etc/iproute2/rt_protos.d/linkspan.conf"
 
 
 def cni(network: str, socket: str, root: Path) -> Iterable[File]:
-    """Return the plugin and, after it, the conflist that names it."""
+    """Return the plugin, where runtimes look for it, and, after it, the conflist that names it."""
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "plugin"
         build.install(plugin)
-        yield File(str(root / CNI_PLUGIN), plugin.read_bytes(), 0o755)
+        content = plugin.read_bytes()
+    yield File(str(root / CNI_PLUGIN), content, 0o755)
+    if (root / CNI_DEBIAN).is_dir():
+        yield File(str(root / CNI_DEBIAN / "linkspan"), content, 0o755)
     yield File(str(root / CNI_CONF.format(network=network)), exposed.conflist(network, socket))
 
 

@@ -69,6 +69,13 @@ class Leases:
         """Return a host's lease in a network, None without one."""
         return self._replica.value(lease_key(network, host), Lease)
 
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Return the networks in which each host has a lease, by the host's id."""
+        found: dict[str, list[str]] = {}
+        for lease in self.all():
+            found.setdefault(lease.host, []).append(lease.network)
+        return {host: tuple(names) for host, names in found.items()}
+
     def own(self) -> tuple[Lease, ...]:
         """Return this host's leases."""
         keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{self.host.id}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import threading
@@ -14,12 +15,16 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from linkspan.addresses import Prefix
-from linkspan.backends import bgp
+from linkspan.associations import Strongswan
+from linkspan.backends import bgp, ipsec, strongswan
+from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
+from linkspan.kernel.charon import CharonDriver
 from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.files import FileDriver
 from linkspan.kernel.firewall import FirewallDriver
 from linkspan.kernel.firewalld import FirewalldDriver
+from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import IptablesDriver
 from linkspan.kernel.learnt import LearntDriver
 from linkspan.kernel.links import LinkDriver
@@ -30,16 +35,23 @@ from linkspan.kernel.processes import ProcessDriver
 from linkspan.kernel.routes import RouteDriver, foreign_routes, uplink_mtu
 from linkspan.kernel.secrets import SecretDriver
 from linkspan.kernel.shaper import ShaperDriver
-from linkspan.kernel.sockets import listeners
+from linkspan.kernel.sockets import holder, listeners
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
+from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
 from linkspan.programs import Bird
 from linkspan.reconcile import Reconciler
+from linkspan.wireguard import Tools
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
+IPSEC = "ipsec"
+"""The folder of strongSwan's files there."""
+
+WIREGUARD = "wireguard"
+"""The folder of this host's keys in the state folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +69,12 @@ class Machine:
         self.addresses = AddressDriver(self.sockets)
         self.neighbours = NeighbourDriver(self.sockets)
         self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
+        self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
         self.firewall = FirewallDriver()
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
+        self._ipsec_folder = state_dir / IPSEC
+        self.ipsec_links = IpsecLinkDriver(self.sockets, self.processes.pid, self.ike)
         self.reconciler = Reconciler(
             (
                 self.sysctls,
@@ -77,9 +92,17 @@ class Machine:
                 FileDriver(state_dir / "files.json"),
                 SecretDriver(state_dir / "secrets.json"),
                 self.processes,
+                self.ipsec_links,
+                CharonDriver(self.ike, lambda: self.processes.pid(ipsec.PROCESS)),
+                self.wireguard,
             ),
             self.sockets.release,
         )
+
+    @property
+    def ike(self) -> Path:
+        """The control socket of strongSwan's daemon."""
+        return self._ipsec_folder / strongswan.CONTROL
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""
@@ -101,7 +124,12 @@ class Machine:
 
     def facts(self) -> Facts:
         """Observe what backends must know."""
-        found = msgspec.structs.replace(observe_facts(self.sysctls), bird=self._bird())
+        found = msgspec.structs.replace(
+            observe_facts(self.sysctls),
+            bird=self._bird(),
+            strongswan=self._strongswan(),
+            wireguard=self._wireguard(),
+        )
         if self.tunnels.ipip().by == "kernel":
             return found
         return msgspec.structs.replace(found, ipip_helper=self.ipip_helper())
@@ -119,6 +147,35 @@ class Machine:
             return None
         others = () if self.processes.pid(bgp.PROCESS) else tuple(listeners("tcp", bgp.PORT))
         return Bird(speaker, client, str(self._speaker_folder), others)
+
+    def _strongswan(self) -> Strongswan | None:
+        """Return strongSwan's daemon, and who holds IKE's ports while it does not run itself."""
+        daemon = shutil.which("charon-systemd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if daemon is None:
+            return None
+        holders: list[tuple[int, str]] = []
+        if not self.processes.pid(ipsec.PROCESS):
+            found = ((port, holder("udp", "", port)) for port in ipsec.PORTS)
+            holders = [(port, who) for port, who in found if who]
+        plugin = any(Path(folder, ipsec.PLUGIN).exists() for folder in ipsec.PLUGIN_FOLDERS)
+        return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
+
+    def _wireguard(self) -> Tools:
+        """Return what there is for WireGuard; nothing is run where nothing has changed."""
+        kernel = self.tunnels.wireguard()
+        if shutil.which("wg") is None:
+            return Tools(problem="the program wg is not installed", hint="install the package wireguard-tools")
+        if not kernel.by:
+            return Tools(problem=kernel.why_not)
+        if kernel.by == "user space" and shutil.which("wireguard-go") is None:
+            why = "the kernel has no WireGuard, and wireguard-go is not installed"
+            return Tools(problem=why, hint="install the package wireguard-go")
+        self.wireguard.prepare()
+        found = keys.look(self.wireguard.keys)
+        file = str(self.wireguard.keys.folder / keys.PRIVATE)
+        return Tools(
+            found.public, found.next, file, self.wireguard.program(), unusable=found.problem, hint=found.hint
+        )
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to device."""

@@ -9,6 +9,7 @@ import msgspec
 
 from linkspan import migration
 from linkspan.backends import backend
+from linkspan.backends.wireguard import asked
 from linkspan.errors import Conflict, LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.leases import Leases
@@ -59,10 +60,12 @@ class Migrating:
         changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
         new = migration.target(changed)
         if new is not None:
-            list(backend(new.backend).network(view, new))
-            list(backend(new.backend).host(msgspec.structs.replace(view, networks=(changed,))))
+            hosts = map(self._leases.whole, self._leases.hosts().values())
+            seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks())
+            list(backend(new.backend).network(seen, new))
+            list(backend(new.backend).host(seen))
             for pair in self._others(name) & self._peers.known.keys():
-                list(backend(new.backend).peer(view, new, migration.expected(new, self._peers.known[pair])))
+                list(backend(new.backend).peer(seen, new, migration.expected(new, self._peers.known[pair])))
         if not await self._networks.turn(network, changed):
             raise Conflict(
                 f"network {name}, or what it needs for itself, was changed by another host at this moment",

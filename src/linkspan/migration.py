@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from linkspan import sealed
 from linkspan.backends import backend
 from linkspan.backends.crossing import loose_underlay
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
@@ -119,7 +120,13 @@ def check_back(network: Network, options: Mapping[str, str]) -> None:
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return the network's states of every way; the new one is left out while this host cannot have it."""
+    """Return the network's states of every way; the new one is left out while this host cannot have it.
+
+    The network is sealed where every way encrypts.
+    """
+    if all(backend(one.backend).encrypts for one in ways(network)):
+        found = view.facts.strongswan
+        yield from sealed.sealed(network.prefixes, xfrm=found is not None and found.kernel)
     yield from backend(network.backend).network(view, network)
     new = target(network)
     if new is None:
@@ -188,6 +195,13 @@ def offer(view: HostView, network: Network, generation: int = 0) -> Offer:
     list(way.network(view, network))
     list(way.host(view))
     return Offer(dict(way.announce(view, network) or {}), generation)
+
+
+def require(view: HostView, network: Network) -> None:
+    """Raise LinkspanError where this host cannot have what a new network's way needs of it."""
+    way = backend(network.backend)
+    if way.encrypts:
+        list(way.host(msgspec.structs.replace(view, networks=(*view.networks, network))))
 
 
 def offers(view: HostView, network: Network, mine: Lease | None) -> dict[str, Offer]:

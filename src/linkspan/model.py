@@ -9,8 +9,10 @@ from typing import Literal
 import msgspec
 
 from linkspan.addresses import Prefix, prefix
+from linkspan.associations import Strongswan
 from linkspan.errors import Invalid
 from linkspan.programs import Bird
+from linkspan.wireguard import Tools
 
 Protocol = Literal["tcp", "udp", "sctp"]
 Runtime = Literal["docker", "podman", "cni"]
@@ -221,7 +223,8 @@ class Facts(msgspec.Struct, frozen=True):
     ``firewalld`` tells whether it runs; ``forwarding`` has the families for which the host forwarded
     before linkspan came; ``ra_links`` are the links that take router advertisements now; ``ipip_helper`` is
     how to start the user-space IPIP endpoint, without its addresses, where the kernel has no IPIP device; ``bird`` is
-    None where BIRD is not installed.
+    None where BIRD is not installed, ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for
+    WireGuard.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
@@ -230,19 +233,25 @@ class Facts(msgspec.Struct, frozen=True):
     ra_links: frozenset[str] = frozenset()
     ipip_helper: tuple[str, ...] = ()
     bird: Bird | None = None
+    strongswan: Strongswan | None = None
+    wireguard: Tools | None = None
 
 
 class Underlay(msgspec.Struct, frozen=True):
     """A host's way to the other hosts: its interface, addresses with their lengths, and MTU.
 
-    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty. By ``mac``
-    a controller finds the switch's port that the host is at.
+    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
+    ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
+    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By
+    ``mac`` a controller finds the switch's port that the host is at.
     """
 
     ifname: str
     addresses: tuple[str, ...]
     mtu: int = 1500
     advertise: tuple[str, ...] = ()
+    advertise_port: int = 0
+    hidden: bool = False
     mac: str = ""
 
     def address(self, family: int) -> Prefix | None:
@@ -263,6 +272,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
     ``reads`` is the newest schema of records that its agent writes where the cluster does. ``withdraws`` is its
     promise to give up its addresses after so many seconds without the store, 0: it holds them for ever.
+    ``keys`` are its public keys by backend, ``next_keys`` those that it is about to change to, and ``takes`` the next
+    keys of other hosts, by their ids, from which it takes packets.
     """
 
     id: str
@@ -272,6 +283,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = {}
     reads: int = 1
     withdraws: float = 0
+    keys: dict[str, str] = {}
+    next_keys: dict[str, str] = {}
+    takes: dict[str, str] = {}
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -331,8 +345,17 @@ class Peer(msgspec.Struct, frozen=True):
         return (*self.lease.blocks, *self.exact)
 
 
+class Other(msgspec.Struct, frozen=True):
+    """Another host that has keys, with the networks of an encrypting backend in which it has a lease."""
+
+    host: Host
+    networks: tuple[str, ...] = ()
+
+
 class HostView(msgspec.Struct, frozen=True):
     """All that a backend sees: ``host`` is this one (None until a cluster is joined), ``leases`` its own.
+
+    Backends that encrypt see ``others``, who have keys.
 
     Backends that learn see more, where a network has one: ``peers`` of all networks, and (network, address) of this
     host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
@@ -343,6 +366,7 @@ class HostView(msgspec.Struct, frozen=True):
     facts: Facts = Facts()
     host: Host | None = None
     leases: tuple[Lease, ...] = ()
+    others: tuple[Other, ...] = ()
     peers: tuple[Peer, ...] = ()
     exact: tuple[tuple[str, Prefix], ...] = ()
     living: tuple[tuple[str, Prefix], ...] = ()

@@ -79,9 +79,20 @@ class Peers:
         hosts = {w[1] for w in words if w[0] in ("hosts", "endpoints")}
         exact = {w[1] for w in words if w[0] == "addresses"}
         own = {w[1] for w in words if w[0] == "leases" and w[-1] == here}
+        hidden = self._hidden() if named or hosts else set()  # the host by which they are reached may be another now
         return {
-            p for p in others if p in named | self._disputes.fresh or p[1] in hosts or p[0] in exact | own
+            p
+            for p in others
+            if p in named | self._disputes.fresh | hidden or p[1] in hosts or p[0] in exact | own
         }
+
+    def _hidden(self) -> set[Pair]:
+        """Return the pairs that are behind a NAT each, as this host is."""
+        here = self._leases.host.underlay
+        if here is None or not here.hidden:
+            return set()
+        found = ((pair, peer.host.underlay) for pair, peer in self.known.items())
+        return {pair for pair, there in found if there is not None and there.hidden}
 
     async def follow(self, pairs: Iterable[Pair]) -> None:
         """Put what these pairs need now; nothing where this host has ``withdrawn``."""

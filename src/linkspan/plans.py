@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 from linkspan import firewall, migration
+from linkspan.backends import BACKENDS
 from linkspan.config import Config
+from linkspan.contracts import Backend
 from linkspan.desired import Source
 from linkspan.errors import LinkspanError
 from linkspan.machine import Worker
@@ -30,15 +32,32 @@ class Plans:
         self._view = view
         self._plans: dict[Source, list[State]] = {}
         self._too_much: set[Source] = set()
+        self.problems: dict[str, str] = {}
+        """By encrypting backend: why this host cannot have it. What it had stays."""
 
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
         used = any(network.backend != "host" for network in view.networks)
         yield ("host", "firewall"), list(firewall.skeleton(view.facts)) if used else []
+        for way in BACKENDS.values():
+            if way.encrypts:  # one device for all networks: before what they put on it
+                yield ("host", way.name), self._of_host(way, view)
         for network in view.networks:
             yield ("network", network.name), list(migration.network_states(view, network))
             if network.expose:
                 yield ("expose", network.name), list(exposed.files(network, self._config))
+
+    def _of_host(self, way: Backend, view: HostView) -> list[State]:
+        try:
+            states = list(way.host(view))
+        except LinkspanError as error:
+            why = f"{error.message}; {error.hint}" if error.hint else error.message
+            if self.problems.get(way.name) != why:
+                log.warning("%s", why)
+            self.problems[way.name] = why
+            return self._plans.get(("host", way.name), [])
+        self.problems.pop(way.name, None)
+        return states
 
     async def put(self) -> dict[Key, LinkspanError]:
         """Put what every network needs, beside what it needed; one that is at odds with another is an error of its own.

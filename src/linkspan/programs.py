@@ -21,13 +21,25 @@ class Bird(msgspec.Struct, frozen=True):
     listeners: tuple[tuple[str, str], ...] = ()
 
 
+class Dnsmasq(msgspec.Struct, frozen=True):
+    """The names' server: its program, the user whom it becomes, and the folder of its files."""
+
+    program: str
+    user: str
+    folder: str
+
+
 class File(State, frozen=True, gc=False):
-    """A file of ours with exactly this content; ``mode`` is its permission bits."""
+    """A file of ours with exactly this content; ``mode`` is its permission bits.
+
+    What is written into a ``volatile`` one is not remembered: it changes often, and nobody else writes there.
+    """
 
     rank: ClassVar[int] = 70
     path: str
     content: bytes
     mode: int = 0o644
+    volatile: bool = False
 
     @property
     def key(self) -> Key:
@@ -72,8 +84,8 @@ class Process(State, frozen=True, gc=False):
     """A helper program that runs, in a session of its own and outliving the agent.
 
     ``files`` are the paths that it reads, of files or of whole folders: where one changed, ``reload`` is run once a
-    batch (an argv; empty: the process is restarted). Another ``argv`` is a restart. ``again`` is appended to it at
-    every start after the first one of a boot.
+    batch (an argv; empty: the process is restarted), or with ``hup`` SIGHUP is sent. Another ``argv`` is a restart.
+    ``again`` is appended to it at every start after the first one of a boot.
     """
 
     rank: ClassVar[int] = 71
@@ -82,6 +94,7 @@ class Process(State, frozen=True, gc=False):
     reload: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
+    hup: bool = False
 
     @property
     def key(self) -> Key:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from linkspan import records
+from linkspan.addresses import Prefix
 from linkspan.errors import Invalid, LinkspanError, NotFound
 from linkspan.lasting import lasting
 from linkspan.model import Endpoint
@@ -89,6 +90,14 @@ class Published:
     def everywhere(self) -> list[Endpoint]:
         """Return the endpoints of all hosts, this one's first."""
         return [*self._endpoints.values(), *(endpoint for _, endpoint in self.others())]
+
+    def holder(self, network: str, address: Prefix) -> str:
+        """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it."""
+        for endpoint in self.everywhere():
+            if endpoint.network == network and address in (one.single() for one in endpoint.prefixes):
+                here = self._endpoints.get(endpoint.identity) is endpoint
+                return f"{endpoint.name or endpoint.id}{'' if here else f' on host {endpoint.host}'}"
+        return ""
 
     def find(self, word: str) -> list[Endpoint]:
         """Return the cluster's endpoints with this container id, name, or NAME@NETWORK. Raises NotFound."""

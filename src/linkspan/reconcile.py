@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.addresses import Prefix, mac_text
+from linkspan.associations import IpsecLink
 from linkspan.contracts import Driver
 from linkspan.desired import Change, Desired, Source
 from linkspan.errors import LinkspanError, NotFound
@@ -36,11 +37,12 @@ from linkspan.state import (
     Sysctl,
     Veth,
     Vxlan,
+    Wireguard,
 )
 
 PASSES = 3
 
-_TUNNELS = Vxlan | Ipip
+_TUNNELS = Vxlan | Ipip | IpsecLink | Wireguard
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
@@ -114,7 +116,7 @@ class Reconciler:
             failed = self.apply(Change(tuple(put), tuple(delete)))
             if replaced:
                 # Its driver may have replaced the device; what fell with it is other sources' too.
-                fallen = [k for k in (Vxlan, Ipip, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
+                fallen = [k for k in (*_TUNNELS.__args__, LinkSysctl, *_ON_LINKS.__args__) if k in self._by_kind]
                 failed |= self.resync(fallen, log=False).failed
             if Process in self._by_kind and any(isinstance(state, _READ) for state in (*put, *delete)):
                 failed |= self._read_anew()
@@ -163,6 +165,7 @@ class Reconciler:
         try:
             for _ in range(PASSES):
                 change, words = self.difference(touched, inside)
+                self._forgive(change, touched, inside)
                 put = tuple(state for state in change.put if state.key not in refused)
                 if not put and not change.delete:
                     break
@@ -182,6 +185,13 @@ class Reconciler:
         finally:
             self._release()
         return report
+
+    def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
+        """Forget that what was looked at has failed, where it is as it should be by now: others may have mended it."""
+        if self.failing:
+            looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if _netns(s) in inside | {HOST}}
+            for key in self.failing.keys() & looked.keys() - {state.key for state in change.put}:
+                del self.failing[key]
 
     def difference(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = ()

@@ -21,7 +21,7 @@ log = logging.getLogger("linkspan.speakers")
 
 def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
     """Return the view with what backends that learn see more, where a network has one."""
-    names = [n.name for n in view.networks if any(backend(way.backend).learns for way in migration.ways(n))]
+    names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in migration.ways(n))]
     if not names or view.host is None or peers.withdrawn:
         return view
     exact = [
@@ -34,6 +34,11 @@ def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[E
     living = [(e.network, p.single()) for e in here for p in e.prefixes]
     known = tuple(peers.known.values())
     return msgspec.structs.replace(view, peers=known, exact=tuple(exact), living=tuple(living))
+
+
+def _sees_more(name: str) -> bool:
+    way = backend(name)
+    return way.learns or way.encrypts
 
 
 class Speakers:

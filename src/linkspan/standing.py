@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from linkspan.backends import wireguard
 from linkspan.cluster import Cluster
 from linkspan.leases import Leases
 from linkspan.model import Host, Network
+from linkspan.wireguard import key_id
 
 Told = dict[str, str]
 
 
-def unreachable(cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str]) -> list[Told]:
-    """Return the peers that cannot be reached or say nothing, and what this host itself lacks."""
+def unreachable(
+    cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Mapping[str, str]
+) -> list[Told]:
+    """Return the peers that cannot be reached or say nothing, and what this host itself ``lacks`` for a backend."""
     hosts = leases.hosts()
     found: list[Told] = []
     for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
@@ -21,7 +25,7 @@ def unreachable(cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str
     for id_, host in sorted(hosts.items()):
         if id_ not in alive:
             found.append(_told("", host.name, "its agent has said nothing for a while"))
-    found += [_told("", names, why) for names, why in doubled(hosts.values())]
+    found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
     if leases.removed():
         why = "this host was removed from the cluster, and does not come back by itself; give it a new --host-id"
         found.append(_told("", leases.host.name, why))
@@ -30,7 +34,7 @@ def unreachable(cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str
         found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
     if cluster.second:
         found.append(_told("", leases.host.name, cluster.second))
-    found += [_told("", leases.host.name, why) for why in cluster.speakers.problems.values()]
+    found += [_told("", leases.host.name, why) for why in (*cluster.speakers.problems.values(), *lacks.values())]
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 
@@ -58,6 +62,12 @@ def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
         for address, names in sorted(owners.items())
         if len(names) > 1
     ]
+
+
+def _one_key(hosts: Iterable[Host]) -> Iterable[tuple[str, str]]:
+    for public, names in wireguard.doubled(hosts):
+        said = f"hosts {' and '.join(names)} have one WireGuard key, {key_id(public)}: none of them is sent to by it"
+        yield ", ".join(names), f"{said} (on one of them: linkspan host rotate-keys)"
 
 
 def _told(network: str, host: str, why: str) -> Told:

@@ -269,6 +269,25 @@ class Ipip(State, frozen=True, gc=False):
         return f"{ALTNAME}{self.name}"
 
 
+class Wireguard(State, frozen=True, gc=False):
+    """The host's one WireGuard device, up: the kernel's, or a persistent TUN that wireguard-go serves where ``tun``."""
+
+    rank: ClassVar[int] = 43
+    name: str
+    mtu: int
+    tun: bool
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("Wireguard", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the device is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
 class TunnelPrefix(State, frozen=True, gc=False):
     """A row of the user-space IPIP endpoint's table: a prefix, and the packed underlay address it lives behind."""
 
@@ -325,7 +344,7 @@ class Route(State, frozen=True, gc=False):
 
     ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty; with
     ``onlink`` the gateway is taken to be on the link, whatever the routes say. ``mtu`` is the largest packet that
-    is sent by it, 0 what the device takes.
+    is sent by it, 0 what the device takes. ``if_id`` is how an XFRM interface of all peers is told which one is meant.
     """
 
     rank: ClassVar[int] = 60
@@ -337,6 +356,7 @@ class Route(State, frozen=True, gc=False):
     netns: int = HOST
     onlink: bool = False
     mtu: int = 0
+    if_id: int = 0
 
     @property
     def key(self) -> Key:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from linkspan import __version__, migration, standing
 from linkspan.backends import sdn
+from linkspan.backends.wireguard import lacking
 from linkspan.errors import LinkspanError
-from linkspan.tell.crossing import CONTROLLER
+from linkspan.tell.parts import CONTROLLER
 
 if TYPE_CHECKING:
     from linkspan.agent import Agent
@@ -28,6 +29,7 @@ def told(agent: Agent) -> dict[str, object]:
             "backend": n.backend,
             "endpoints": _count(agent, n.name),
             "free": agent.free(n.name),
+            "names": agent.naming.standing(n.name),
             "not_switched": agent.cluster.migrating.not_switched(n),
         }
         for n in agent.networks.all()
@@ -52,6 +54,7 @@ def told(agent: Agent) -> dict[str, object]:
         "drift": [
             *dict.fromkeys(error.message for error in drift(agent)),
             *agent.docker.exposed.problems.values(),
+            *agent.naming.problems.values(),
         ],
         "gone": [
             {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
@@ -59,7 +62,12 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": standing.unreachable(agent.cluster, agent.leases, agent.probes.silent()),
+        "unreachable": [
+            *standing.unreachable(
+                agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
+            ),
+            *agent.associating.told(),
+        ],
         "bgp": _sessions(agent),
         "controller": _controller(agent),
     }

@@ -10,15 +10,16 @@ from linkspan.addresses import prefix
 from linkspan.ask import Ask, Walked
 from linkspan.errors import Unavailable
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.wireguard import Table
 from linkspan.leases import Leases
 from linkspan.model import Endpoint, Host, Lease
 from linkspan.networks import Networks
 from linkspan.published import Published
 from linkspan.tell import live
-from linkspan.tell.crossing import CONTROLLER, Entry, Part
 from linkspan.tell.hops import Map, Other
 from linkspan.tell.learning import Learning
 from linkspan.tell.live import Heard, Listen
+from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
 from linkspan.tell.trace import Place, Trace, Unanswered, trace
@@ -62,6 +63,8 @@ class Tracer:
         published: Published,
         table: Path,
         learning: Callable[[], Learning | None],
+        wireguard: Callable[[], Table | None],
+        ike: Path,
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
@@ -71,6 +74,8 @@ class Tracer:
         self._published = published
         self._table = table
         self._learning = learning
+        self._wireguard = wireguard
+        self._ike = ike
         self._ask = ask
 
     def _known(self) -> Map:
@@ -79,10 +84,14 @@ class Tracer:
         found = others(hosts, self._leases.all(), self._published.others())
         peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         networks = {network.name: network for network in self._networks.all()}
-        return Map(own.name, tuple(self._endpoints.values()), networks, peers, own.underlay, own.id, found)
+        keys = {
+            public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
+        }
+        here = tuple(self._endpoints.values())
+        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys)
 
     def _local(self, known: Map) -> Local:
-        return Local(self._namespaces, known, self._table, self._learning())
+        return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
         """Tell this host's part of a trace that another host makes."""

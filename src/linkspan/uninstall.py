@@ -26,7 +26,9 @@ from linkspan.machine import Machine
 from linkspan.model import Endpoint
 from linkspan.reconcile import describe
 from linkspan.runtimes.docker_engine import Engine
-from linkspan.runtimes.docker_networks import remove_exposed
+from linkspan.runtimes.docker_networks import remove_exposed, users_own
+from linkspan.runtimes.exposed import podman_id
+from linkspan.runtimes.systemd import DOCKER_PLUGIN
 from linkspan.state import State
 
 PATIENCE = 15.0
@@ -53,6 +55,40 @@ def living(config: Config) -> list[Endpoint]:
         return [row.endpoint for row in journal.rows() if row.boot_id == journal.boot_id]
 
 
+def used(config: Config) -> list[tuple[str, str]]:
+    """Return users' own networks of driver linkspan, each with the command that removes it.
+
+    Without linkspan no engine could remove them any more.
+    """
+    found = [(f"Docker network {name}", f"docker network rm {name}") for name in _docker_networks(config)]
+    return found + [(f"Podman network {name}", f"podman network rm {name}") for name in _podman_networks(config)]
+
+
+def _docker_networks(config: Config) -> list[str]:
+    if not config.docker_api or not Path(config.docker_api).exists():
+        return []
+    try:
+        return asyncio.run(users_own(Engine(config.docker_api)))
+    except LinkspanError:  # an engine that is down tells nothing
+        return []
+
+
+def _podman_networks(config: Config) -> list[str]:
+    found = []
+    for path in sorted(Path(config.podman_networks).glob("*.json")) if config.podman_networks else ():
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            made = msgspec.json.decode(path.read_bytes(), type=_PodmanFile)
+            if made.driver == "linkspan" and made.id != podman_id(made.name):  # else it was exposed, and goes
+                found.append(made.name)
+    return found
+
+
+class _PodmanFile(msgspec.Struct):
+    name: str = ""
+    id: str = ""
+    driver: str = ""
+
+
 def preview(config: Config) -> Outcome:
     """Return what would be removed, without touching anything."""
     state_dir = Path(config.state_dir)
@@ -60,7 +96,7 @@ def preview(config: Config) -> Outcome:
         change, _ = machine.reconciler.difference()
         found = [_told(state) for state in change.delete]
     found += _installed(state_dir)
-    return Outcome(found + _folders(config), [])
+    return Outcome(found + _folders(config) + [str(path) for path in _plugin_sockets(config)], [])
 
 
 def _installed(state_dir: Path) -> list[str]:
@@ -70,7 +106,8 @@ def _installed(state_dir: Path) -> list[str]:
 
 def carry_out(config: Config) -> Outcome:
     """Stop the agent, remove everything, and look again. Raises Unavailable where the agent does not end."""
-    state_dir = Path(config.state_dir)
+    state_dir, sockets = Path(config.state_dir), _plugin_sockets(config)
+    owners = [f"{network}, without its driver: {fix}" for network, fix in used(config)]
     networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent answers the engine
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,10 +119,12 @@ def carry_out(config: Config) -> Outcome:
         left += [_told(state) for state in change.delete]
     files = _installed(state_dir)
     left += [error.message for error in installation.remove(state_dir)]
-    folders = _folders(config)
+    folders = _folders(config) + [str(path) for path in sockets]
+    for path in sockets:
+        path.unlink(missing_ok=True)
     if not left:  # what is left is known by its record
         left += _remove_folders(config)
-    return Outcome(networks + removed + files + folders, kept + left)
+    return Outcome(networks + removed + files + folders, owners + kept + left)
 
 
 @contextlib.contextmanager
@@ -133,6 +172,14 @@ def _stop_unit(state_dir: Path) -> None:
 def _folders(config: Config) -> list[str]:
     paths = (Path(config.state_dir), Path(config.socket), Path(config.socket).parent / "queue")
     return [str(path) for path in paths if path.exists()]
+
+
+def _plugin_sockets(config: Config) -> list[Path]:
+    """Return the Docker plugin's sockets that exist: systemd's outlasts its unit, the agent's a kill."""
+    units = {file.path for file in installation.installed(Path(config.state_dir))}
+    handed = [DOCKER_PLUGIN] if f"/{installation.DOCKER_UNIT}" in units else []
+    every = dict.fromkeys([*filter(None, [config.docker_socket]), *handed])
+    return [Path(path) for path in every if Path(path).exists()]
 
 
 def _remove_folders(config: Config) -> list[str]:

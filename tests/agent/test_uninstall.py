@@ -93,7 +93,7 @@ def before(world: World, root: Path) -> dict[str, Any]:
 @pytest.fixture
 def used(world: World, root: Path, container: Callable[[], str], before: dict[str, Any]) -> Any:
     """A host that is in full use; ``before`` is what it was like."""
-    host = Host(world)
+    host = Host(world, names=True)
     furnish(host)
     before.update(seen(host.netns, root))
     host.start()

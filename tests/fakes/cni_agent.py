@@ -30,6 +30,7 @@ class FakeAgent:
         self.fails: dict[str, LinkspanError] = {}
         self.differs: list[str] = []
         self.left = 250
+        self.servers: tuple[str, ...] = ()
 
     def _may_fail(self, method: str) -> None:
         if error := self.fails.get(method):
@@ -88,6 +89,10 @@ class FakeAgent:
         if name not in self.networks:
             raise NotFound(f"network {name} does not exist", f"linkspan network create {name}")
         return self.networks[name]
+
+    def nameservers(self, network: str) -> tuple[str, ...]:
+        """Return those that the test has set."""
+        return self.servers
 
     async def check(self, endpoint: Endpoint) -> list[str]:
         """Return the differences that the test has set."""

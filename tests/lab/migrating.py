@@ -24,7 +24,7 @@ from linkspan.lab import processes, record
 LOSS = 1.0
 """Seconds: the most that any pair may lose in a migration."""
 PATIENCE = 60.0
-OVERHEAD = {"vxlan": 50, "ipip": 20, "host-gw": 0, "bgp": 0}
+OVERHEAD = {"vxlan": 50, "ipip": 20, "host-gw": 0, "bgp": 0, "wireguard": 60, "ipsec": 100}
 HOSTS = ("h1", "h2", "h3")
 
 

@@ -185,10 +185,9 @@ def test_a_reboot_makes_kernel_and_containers_anew_and_keeps_the_disk(hosts: Lab
 
 
 def test_failures_that_cannot_be_say_why(hosts: LabRun) -> None:
-    """No FDB, no helper, no network store, no such failure, no such host: each names what there is instead."""
+    """No FDB, no network store, no such failure, no such host: each names what there is instead."""
     for failure, words in (
         ("fdb-flush", "no FDB entry"),
-        ("helper-kill", "no helper program"),
         ("store-cut", "--store etcd"),
         ("earthquake", "agent-kill"),
         ("partition:h9", "no host h9"),

@@ -15,12 +15,25 @@ import msgspec
 from machine_fixtures import until
 from world import World
 
+from linkspan import migration
 from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.backends import backend
 from linkspan.firewall import skeleton
 from linkspan.ipam import gateway
 from linkspan.machine import Machine
-from linkspan.model import Endpoint, Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay, host_ifname
+from linkspan.model import (
+    Endpoint,
+    Facts,
+    Host,
+    HostView,
+    Lease,
+    Network,
+    Offer,
+    Other,
+    Peer,
+    Underlay,
+    host_ifname,
+)
 from linkspan.reconcile import Report
 from linkspan.state import State
 
@@ -64,6 +77,7 @@ class OverlayHost:
         self.networks: list[Network] = []
         self.peers: dict[str, list[Peer]] = {}
         self.attached: set[str] = set()
+        self.others: tuple[Other, ...] = ()
         with world.entered(self.name):
             self.machine = Machine(self.folder)
             helper = self.machine.facts().ipip_helper
@@ -80,7 +94,7 @@ class OverlayHost:
     def view(self) -> HostView:
         """Return what a backend sees."""
         leases = tuple(self.lease(one) for one in self.networks)
-        return HostView(tuple(self.networks), facts=self.facts, host=self.host, leases=leases)
+        return HostView(tuple(self.networks), facts=self.facts, host=self.host, leases=leases, others=self.others)
 
     def lease(self, network: Network) -> Lease:
         """Return this host's lease in a network, with its offer."""
@@ -122,8 +136,10 @@ class OverlayHost:
         """Yield everything that this host should have, by source."""
         view = self.view()
         yield ("host",), list(skeleton(self.facts))
+        for name in dict.fromkeys(one.backend for one in self.networks if backend(one.backend).encrypts):
+            yield ("host", name), list(backend(name).host(view))
         for one in self.networks:
-            yield ("network", one.name), list(backend(one.backend).network(view, one))
+            yield ("network", one.name), list(migration.network_states(view, one))
             for peer in self.peers.get(one.name, ()):
                 states = list(backend(one.backend).peer(view, one, peer))
                 yield ("peer", one.name, peer.host.name), states
@@ -144,7 +160,8 @@ class OverlayHost:
                     self.world.inode(f"c{self.number}"), self.world.path(f"c{self.number}")
                 )
             for source, states in self.sources():
-                assert self.machine.reconciler.change(source, states) == {}, source
+                failed = self.machine.reconciler.change(source, states)
+                assert failed == {}, (self.name, source, [e.message for e in failed.values()])
 
     def resync(self) -> Report:
         """Look at everything and mend it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from images import layer
@@ -12,6 +13,30 @@ from virtual_host import VirtualHost, stop, wait_until
 
 IMAGE = "busybox"
 PLUGIN = "/run/docker/plugins/linkspan.sock"
+
+_ACTIVATION = """
+import os, pathlib, socket, sys, time
+path, start, *command = sys.argv[1:]
+pathlib.Path(path).unlink(missing_ok=True)
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen()
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+print("listening", flush=True)
+while not os.path.exists(start):
+    time.sleep(0.02)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "docker"}
+os.execvp(command[0], command)
+"""
+
+
+def handed_over(host: VirtualHost, go: Path) -> list[str]:
+    """Return the command of an agent that is given the plugin's socket, as systemd does.
+
+    It says `listening` once the socket is there; the agent itself begins when there is a file ``go``.
+    """
+    return [sys.executable, "-c", _ACTIVATION, PLUGIN, str(go), *host.agent_command()]
 
 
 class Docker:
@@ -26,13 +51,8 @@ class Docker:
         host.run("mkdir", "-p", "/run/docker")
         host.run("mount", "-t", "tmpfs", "tmpfs", "/run/docker")
         host.run("mkdir", "-p", "/run/docker/plugins")
+        host.settings |= {"docker_socket": PLUGIN, "docker_api": str(self.socket)}
         (self.folder / "none.json").write_text("{}")
-
-    def agent_config(self) -> Path:
-        """Return a config file for the agent, with the plugin's socket in it."""
-        path = self.host.folder / "agent.toml"
-        path.write_text(f'docker_socket = "{PLUGIN}"\ndocker_api = "{self.socket}"\n')
-        return path
 
     def start(self) -> None:
         """Start dockerd, wait until it answers, and load the image."""
@@ -41,7 +61,8 @@ class Docker:
 
     def launch(self) -> None:
         """Start dockerd."""
-        argv = ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec"]
+        argv: list[str | Path] = ["dockerd", "--data-root", self.folder / "data"]
+        argv += ["--exec-root", self.host.folder / "run/docker"]
         argv += ["--pidfile", self.folder / "pid", "-H", f"unix://{self.socket}"]
         argv += ["--config-file", self.folder / "none.json", "--bip", "10.251.100.1/24", "--shutdown-timeout", "1"]
         self.process = self.host.start(*argv, log="dockerd.log")
@@ -58,6 +79,16 @@ class Docker:
         """End dockerd as systemd would."""
         assert self.process is not None
         stop(self.process)
+
+    def log(self) -> str:
+        """Return what dockerd has said."""
+        return (self.host.folder / "dockerd.log").read_text()
+
+    def reboot(self) -> None:
+        """Let the host boot anew; neither dockerd nor an agent runs then."""
+        self.host.reboot()
+        self.host.run("sh", "-c", f"find /run/docker -mindepth 1 -delete; rm -f {self.folder}/pid {self.socket}")
+        self.host.run("mkdir", "-p", "/run/docker/plugins")
 
     def answers(self) -> bool:
         """Tell whether it is up."""

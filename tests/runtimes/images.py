@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-APPLETS = ("cat", "httpd", "ip", "nc", "ping", "ping6", "sh", "sleep", "true", "udhcpc", "wget")
+APPLETS = ("cat", "httpd", "ip", "nc", "nslookup", "ping", "ping6", "sh", "sleep", "true", "udhcpc", "wget")
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
 
 

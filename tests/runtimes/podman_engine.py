@@ -42,6 +42,7 @@ class Podman:
         self.host = host
         self.folder = host.folder / "podman"
         self.folder.mkdir()
+        host.settings["podman_networks"] = str(self.folder / "networks")
         (self.folder / "containers.conf").write_text(CONTAINERS.format(folder=self.folder))
         (self.folder / "storage.conf").write_text(STORAGE.format(folder=self.folder))
         host.run("mkdir", "-p", "/run/containers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from podman_engine import IMAGE, Podman
-from virtual_host import VirtualHost, wait_until
+from virtual_host import VirtualHost, reaches, stop, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver none"
 
@@ -47,10 +48,21 @@ def test_containers_reach_each_other_and_have_their_names(podman: Podman) -> Non
     podman.container("c1", "--network demo:alias=web")
     podman.container("c2")
     assert podman.address("c1").startswith("10.78.")
-    assert podman.execute("c2", f"ping -c1 -W2 {podman.address('c1')}")
+    assert reaches(podman, "c2", podman.address('c1'))
     (found,) = podman.host.linkspan("endpoint", "show", "c1")
     assert found["name"] == "c1"
     assert "web" in found["labels"]["aliases"].split(",")
+
+
+def test_containers_find_each_other_by_name(podman: Podman) -> None:
+    """Podman gives them the network's own server, by the gateway's address."""
+    podman.container("c1", "--network demo:alias=web")
+    podman.container("c2")
+    assert "nameserver 10.78.0.1" in podman.execute("c2", "cat /etc/resolv.conf")
+    address = podman.address("c1")
+    for name in ("c1", "web", "web.demo"):
+        lookup = f"exec c2 nslookup {name}"
+        wait_until(lambda lookup=lookup: address in podman.attempt(lookup).stdout, f"{name} is known")
 
 
 def test_a_published_port_leads_to_the_container(podman: Podman) -> None:
@@ -79,7 +91,7 @@ def test_several_networks_in_one_container(podman: Podman) -> None:
     podman.run(f"{CREATE} --opt network=second second")
     podman.container("c1", "--network demo --network second -p 8081:80")
     podman.container("c2", "--network second")
-    assert podman.execute("c1", f"ping -c1 -W2 {podman.address('c2', 'second')}")
+    assert reaches(podman, "c1", podman.address('c2', 'second'))
     podman.run("network disconnect second c1")
     assert "10.79." not in podman.execute("c1", "ip address")
     podman.remove_all()
@@ -111,6 +123,45 @@ def test_the_agent_is_down_at_start_and_at_stop(podman: Podman) -> None:
     podman.run("rm -f -t 0 c1")
     podman.host.start_agent()
     assert podman.host.linkspan("endpoint", "list") == []
+
+
+def test_the_agent_is_killed_while_containers_start(podman: Podman) -> None:
+    """Each container runs or is refused; those that run reach each other (the fixture looks at what is left)."""
+    host = podman.host
+
+    def tried(n: int) -> str:
+        options = f"--stop-timeout 1 --cap-add NET_RAW --name k{n} --network demo"
+        return f"k{n}" if podman.attempt(f"run -d {options} {IMAGE} sleep 1000000").returncode == 0 else ""
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(tried, n) for n in range(8)]
+        wait_until(lambda: any(f.done() for f in running), "the first container runs", 60)
+        assert host.agent is not None
+        stop(host.agent, signal.SIGKILL)
+        host.start_agent()
+        names = [found for one in running if (found := one.result())]
+    assert names
+    for name in names[1:]:
+        assert reaches(podman, name, podman.address(names[0]))
+
+
+def test_a_network_is_deleted_while_podman_knows_it(podman: Podman) -> None:
+    """A container of it is refused with the network's name, and Podman can remove its own."""
+    podman.host.linkspan("network", "create", "gone", "--pool", "10.79.0.0/16")
+    podman.run(f"{CREATE} --opt network=gone gone")
+    podman.host.linkspan("network", "delete", "gone")
+    refused = podman.attempt(f"run --rm --network gone {IMAGE} true")
+    assert "gone" in refused.stderr
+    assert "does not exist" in refused.stderr
+    podman.run("network rm gone")
+
+
+def test_an_option_of_a_container_that_linkspan_does_not_know_is_named(podman: Podman) -> None:
+    """It is refused, and nothing is left of the container."""
+    refused = podman.attempt(f"run --rm --network demo:colour=red {IMAGE} true")
+    assert refused.returncode != 0
+    assert "colour" in refused.stderr
+    assert "linkspan" in refused.stderr
 
 
 def test_a_rootless_run_says_so_in_one_line(podman: Podman) -> None:

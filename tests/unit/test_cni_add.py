@@ -111,6 +111,14 @@ def test_broken_previous_result_attaches_nothing(runtime: Runtime, previous: Any
     assert not runtime.agent.attached
 
 
+def test_the_network_s_own_server_is_named_unless_somebody_says_another(runtime: Runtime) -> None:
+    """The result leads to the names; what a configuration says counts more."""
+    runtime.agent.servers = ("10.244.0.1", "fd00:244::1")
+    assert runtime.call("ADD", conf())["dns"] == {"nameservers": ["10.244.0.1", "fd00:244::1"]}
+    chosen = runtime.call("ADD", conf(dns={"nameservers": ["192.0.2.1"]}), CNI_IFNAME="eth1")
+    assert chosen["dns"] == {"nameservers": ["192.0.2.1"]}
+
+
 def test_resolver_settings_of_the_runtime_count_most(runtime: Runtime) -> None:
     """The runtime's servers replace the configuration's; what it does not say stays."""
     own = {"nameservers": ["192.0.2.1"], "domain": "two.example", "options": ["ndots:2"]}
@@ -146,6 +154,31 @@ def test_bandwidth_is_bits(runtime: Runtime) -> None:
     assert request.bandwidth == Bandwidth(1_000_000, 2048, 8, 9)
     nothing = dict.fromkeys(given, 0)
     assert asked(runtime, conf(runtimeConfig={"bandwidth": nothing}), CNI_IFNAME="eth1").bandwidth is None
+
+
+def test_a_runtime_may_write_names_as_go_does(runtime: Runtime) -> None:
+    """The CRI of containerd writes HostPort and IngressRate; a pod's annotations keep their names."""
+    given = {
+        "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
+        "bandwidth": {"IngressRate": 1_000_000, "IngressBurst": 2048, "EgressRate": 8, "EgressBurst": 9},
+        "io.kubernetes.cri.pod-annotations": {"linkspan/Tier": "back"},
+    }
+    request = asked(runtime, conf(runtimeConfig=given))
+    assert request.ports == (Port("192.0.2.1", 8080, 80, "tcp"),)
+    assert request.bandwidth == Bandwidth(1_000_000, 2048, 8, 9)
+    assert request.labels["Tier"] == "back"
+
+
+def test_a_pod_s_annotations_ask_for_its_addresses_and_mac(runtime: Runtime) -> None:
+    """They count after the runtime's own wishes and before all else, and are no labels."""
+    noted = {"linkspan/ip": "10.244.0.8, fd00:244::8", "linkspan/mac": "02:00:00:00:00:0d"}
+    pod = {"io.kubernetes.cri.pod-annotations": noted}
+    request = asked(runtime, conf(runtimeConfig=pod, args={"cni": {"ips": ["10.244.0.9"]}}))
+    assert request.ips == ("10.244.0.8", "fd00:244::8")
+    assert request.mac == "02:00:00:00:00:0d"
+    assert request.labels == {"linkspan.runtime": "cni"}
+    chosen = conf(runtimeConfig=pod | {"ips": ["10.244.0.7"]})
+    assert asked(runtime, chosen, CNI_IFNAME="eth1").ips == ("10.244.0.7",)
 
 
 def test_address_is_taken_from_the_nearest_source(runtime: Runtime) -> None:
@@ -214,6 +247,7 @@ def test_unknown_arguments_are_refused(runtime: Runtime, args: str, part: str) -
         ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.9.0.0/16"}]]}}, 2, '[[{"subnet":"10.9.0.0/16"}]]'),
         ({"runtimeConfig": {"ips": ["10.244.0.300"]}}, 7, "10.244.0.300"),
         ({"runtimeConfig": {"ips": [7]}}, 7, "runtimeConfig.ips"),
+        ({"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"linkspan/ip": "10.300"}}}, 7, "10.300"),
         ({"runtimeConfig": {"mac": "01:00:00:00:00:01"}}, 7, "unicast"),
         ({"runtimeConfig": {"bandwidth": {"ingressRate": -1}}}, 7, "-1"),
         ({"runtimeConfig": {"bandwidth": {"ingressRate": "1M"}}}, 7, "ingressRate"),

@@ -49,6 +49,31 @@ def test_the_next_agent_knows_the_files_of_the_last(driver: FileDriver, tmp_path
     assert list(again.observe(HOST)) == [wanted]
 
 
+def test_what_is_in_a_volatile_file_is_not_remembered(driver: FileDriver, tmp_path: Path) -> None:
+    """The record of files is written once; the next agent knows the file as ours, whatever is in it by then."""
+    memory, path = tmp_path / "state" / "files.json", tmp_path / "new" / "names"
+    driver.apply([File(str(path), b"one\n", volatile=True)], [])
+    before = memory.stat().st_mtime_ns
+    wanted = File(str(path), b"two\n", volatile=True)
+    assert driver.apply([wanted], []) == {}
+    assert list(driver.observe(HOST)) == [wanted]
+    assert memory.stat().st_mtime_ns == before
+    again = FileDriver(memory)
+    assert list(again.observe(HOST)) == [wanted]
+    path.write_bytes(b"three\n")
+    assert list(again.observe(HOST)) == [File(str(path), b"three\n", volatile=True)]
+    assert again.apply([], [wanted]) == {}
+    assert not path.parent.exists()
+
+
+def test_a_volatile_file_of_a_lost_state_folder_is_taken_again(driver: FileDriver, tmp_path: Path) -> None:
+    """Nobody else writes there."""
+    path = tmp_path / "names"
+    path.write_bytes(b"of before\n")
+    assert driver.apply([File(str(path), b"now\n", volatile=True)], []) == {}
+    assert path.read_bytes() == b"now\n"
+
+
 def test_another_s_file_is_never_overwritten(driver: FileDriver, tmp_path: Path) -> None:
     """A file with other content, or a link, is a conflict that names it, and stays as it is."""
     theirs, link = tmp_path / "theirs.conf", tmp_path / "link.conf"

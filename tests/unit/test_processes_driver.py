@@ -151,6 +151,37 @@ def test_without_a_reload_command_a_changed_file_is_a_restart(driver: ProcessDri
     assert list(driver.observe(HOST)) == [wanted]
 
 
+def test_a_helper_that_rereads_is_sent_sighup_once_for_a_change(driver: ProcessDriver, tmp_path: Path) -> None:
+    """It stays the same process, and the state is as it should be at once."""
+    file, heard = tmp_path / "file", tmp_path / "heard"
+    file.write_text("1")
+    script = (
+        "import pathlib, signal, sys, time; heard = pathlib.Path(sys.argv[1]);"
+        "signal.signal(signal.SIGHUP, lambda *_: heard.write_text(heard.read_text() + 'x'));"
+        "heard.write_text('')\nwhile True: time.sleep(0.01)"
+    )
+    wanted = Process("a", ("nohup", sys.executable, "-c", script, str(heard)), files=(str(file),), hup=True)
+    assert driver.apply([wanted], []) == {}
+    until(heard.exists, "it is ready")
+    first = pid(driver)
+    file.write_text("2")
+    assert list(driver.observe(HOST)) != [wanted]
+    assert driver.apply([wanted], []) == {}
+    assert list(driver.observe(HOST)) == [wanted]
+    assert driver.apply([wanted], []) == {}
+    until(lambda: heard.read_text() == "x", "it was told, once")
+    assert pid(driver) == first
+
+
+def test_a_helper_that_is_not_wanted_any_more_leaves_no_log(driver: ProcessDriver) -> None:
+    """What it said is of no use to anybody then."""
+    wanted = Process("a", ("sh", "-c", "echo hello; exec sleep 1000"))
+    assert driver.apply([wanted], []) == {}
+    until(lambda: driver.log("a").read_text() == "hello\n", "it said something")
+    assert driver.apply([], [wanted]) == {}
+    assert not driver.log("a").exists()
+
+
 def test_a_failed_reload_says_what_the_helper_said(driver: ProcessDriver, tmp_path: Path) -> None:
     """The file stays unloaded, so the next pass tries again."""
     file = tmp_path / "1"

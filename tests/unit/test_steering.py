@@ -8,7 +8,7 @@ from linkspan.fabric import Map, Seen
 from linkspan.flows import Counted, Port
 from linkspan.kernel.openflow import added, parsed
 from linkspan.steering import Claim, Held, Served, switches
-from linkspan.tell.crossing import Entry, Part
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.questions import Packet
 from linkspan.tell.switched import Underlay, part
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, sdn, vxlan
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, sdn, vxlan, wireguard
 from linkspan.contracts import Backend
 from linkspan.errors import Invalid
 
@@ -12,8 +12,10 @@ _ALL: tuple[Backend, ...] = (
     host.BACKEND,
     host_gw.BACKEND,
     ipip.BACKEND,
+    ipsec.BACKEND,
     sdn.BACKEND,
     vxlan.BACKEND,
+    wireguard.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 

@@ -73,6 +73,7 @@ class BgpBackend:
     name = "bgp"
     crosses_hosts = True
     learns = True
+    encrypts = False
     overhead: Mapping[int, int] = {4: 0, 6: 0}
 
     def check(self, network: Network) -> None:

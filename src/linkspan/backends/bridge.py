@@ -62,6 +62,7 @@ class BridgeBackend:
     crosses_hosts = False
     overhead: Mapping[int, int] = {4: 0, 6: 0}
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and pools too small."""

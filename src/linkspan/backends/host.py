@@ -22,6 +22,7 @@ class HostBackend:
     crosses_hosts = False
     overhead: Mapping[int, int] = {4: 0, 6: 0}
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """Pools and options have no meaning here."""

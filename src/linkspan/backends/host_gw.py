@@ -50,6 +50,7 @@ class HostGwBackend:
     crosses_hosts = True
     overhead: Mapping[int, int] = {4: 0, 6: 0}
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """There is nothing to choose."""

@@ -68,6 +68,7 @@ class IpipBackend:
     crosses_hosts = True
     overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``network``
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""

@@ -55,6 +55,7 @@ class SdnBackend:
     crosses_hosts = True
     overhead: Mapping[int, int] = {4: 0, 6: 0}
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and a gateway that is none."""

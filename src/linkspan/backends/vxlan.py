@@ -86,6 +86,7 @@ class VxlanBackend:
     crosses_hosts = True
     overhead: Mapping[int, int] = {4: 50, 6: 70}
     learns = False
+    encrypts = False
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and numbers out of range."""

@@ -32,7 +32,10 @@ def agent(
         str, typer.Option(metavar="IFNAME|can-reach=IP", help="The way to the other hosts.")
     ] = "",
     advertise: Annotated[
-        list[str], typer.Option(metavar="ADDR", help="An address by which other hosts reach this one.")
+        list[str],
+        typer.Option(
+            metavar="ADDR[:PORT]", help="An address by which other hosts reach this one; none: a NAT lets nobody in."
+        ),
     ] = [],  # noqa: B006 - typer's way
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "",
     print_config: Annotated[

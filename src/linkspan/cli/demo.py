@@ -17,7 +17,10 @@ ONE_HOST = "bridge"
 def demo(
     backend: Annotated[
         list[str],
-        typer.Option(metavar="B", help="bridge: one host; vxlan, ipip, host-gw, bgp, sdn: three; all: each in turn."),
+        typer.Option(
+            metavar="B",
+            help="bridge: one host; vxlan, ipip, host-gw, bgp, wireguard, ipsec, sdn: three; all: each in turn.",
+        ),
     ] = [ONE_HOST],  # noqa: B006 - typer's way
     keep: Annotated[bool, typer.Option("--keep", help="Leave it standing, with hints what to try.")] = False,
     down: Annotated[bool, typer.Option("--down", help="Only take away what a tour left standing.")] = False,

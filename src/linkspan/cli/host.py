@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, pairs, table
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
+_PATIENCE = 20.0
+"""Seconds that a change of keys is waited for: the others take the next one within a second."""
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name or id.")]
 
 
@@ -83,6 +87,30 @@ def drain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SO
 def undrain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Take a drain back."""
     _change(name, {"drained": ""}, output, socket, f"host {name} takes containers again")
+
+
+@app.command("rotate-keys")
+def rotate_keys(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Change this host's own keys of encrypted networks; packets flow meanwhile."""
+    client = Client(socket)
+    before = client.call("GET", "/v1/keys")["key"]
+    found = client.call("POST", "/v1/keys")
+    deadline = time.monotonic() + _PATIENCE
+    while found["next"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = client.call("GET", "/v1/keys")
+    as_json(found) if output is Format.JSON else print(_rotated(before, found))
+    if found["next"]:
+        raise typer.Exit(NOT_WELL)
+
+
+def _rotated(before: str, found: dict[str, Any]) -> str:
+    if found["next"]:
+        return (
+            f"key {found['next']} is announced, and comes into force by itself once these take it: "
+            f"{joined(found['waiting'])} (are their agents running? one that is gone: linkspan host remove)"
+        )
+    return f"key {found['key']} is in force; {before} is not taken any more"
 
 
 @app.command()

@@ -16,7 +16,7 @@ from linkspan import config, installation
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
-from linkspan.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.runtimes import systemd
 
 app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
@@ -173,6 +173,14 @@ def uninstall(
             rows = [(e.name or e.id, e.ifname, e.network, joined(e.addresses)) for e in endpoints]
             table(("container", "interface", "network", "addresses"), rows, "")
         raise work.refusal(endpoints)
+    if (users := work.used(settings)) and not force:
+        names = ", ".join(name for name, _ in users)
+        raise Conflict(
+            f"{names} still use{'s'[: len(users) == 1]} linkspan",
+            f"remove by: {'; '.join(fix for _, fix in users)} (--force leaves them without a driver)",
+        )
+    if not yes and not sys.stdin.isatty():
+        raise Invalid("uninstall asks before it removes anything, and here is no terminal", "give --yes")
     if not yes:
         typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
     outcome = work.carry_out(settings)

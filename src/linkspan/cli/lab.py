@@ -77,6 +77,9 @@ def up(
     controllers_: Annotated[
         int, typer.Option("--controllers", metavar="N", help="Of --backend sdn: one is active.")
     ] = 1,
+    nat: Annotated[
+        list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")
+    ] = [],  # noqa: B006 - typer's way
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
@@ -96,6 +99,7 @@ def up(
         reflector=reflector,
         switches=switches_,
         controllers=controllers_,
+        nat=tuple(split(nat)),
     )
     made = topology.planned(wishes)
     try:

@@ -42,7 +42,7 @@ def create(
     pool: Pools = [],  # noqa: B006 - typer's way
     subnet_len: Annotated[str, typer.Option(metavar="N", help="Block length for each family: 24,64.")] = "",
     backend: Annotated[
-        str, typer.Option(metavar="B", help="auto, bridge, host, vxlan, ipip, host-gw, bgp.")
+        str, typer.Option(metavar="B", help="auto, bridge, host, vxlan, ipip, host-gw, bgp, wireguard.")
     ] = "auto",
     opt: Options = [],  # noqa: B006 - typer's way
     mtu: Annotated[
@@ -174,7 +174,7 @@ def _mtu(network: dict[str, Any]) -> str:
 @app.command()
 def migrate(
     name: Name,
-    backend: Annotated[str, typer.Option(metavar="B", help="vxlan, ipip, host-gw or bgp.")],
+    backend: Annotated[str, typer.Option(metavar="B", help="vxlan, ipip, host-gw, bgp or wireguard.")],
     opt: Options = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,

@@ -35,7 +35,7 @@ from linkspan.replica import Replica
 from linkspan.steering import switches as steered
 from linkspan.store.opening import open_store
 from linkspan.tell import switched
-from linkspan.tell.crossing import CONTROLLER
+from linkspan.tell.parts import CONTROLLER
 
 log = logging.getLogger("linkspan.controller")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from linkspan.errors import LinkspanError
 from linkspan.lasting import lasting, woken
 from linkspan.replica import Replica
-from linkspan.tell.crossing import CONTROLLER
+from linkspan.tell.parts import CONTROLLER
 
 log = logging.getLogger("linkspan.controller")
 

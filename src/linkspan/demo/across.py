@@ -7,8 +7,10 @@ import sys
 import time
 from typing import Any
 
+from linkspan.backends import BACKENDS
 from linkspan.cli.client import Client
 from linkspan.cli.output import step
+from linkspan.demo import eavesdropping
 from linkspan.demo.screen import Screen, console, throughput
 from linkspan.errors import LinkspanError
 from linkspan.lab import (
@@ -31,16 +33,13 @@ WORDS = {
     "host-gw": "host-gw: plain routes; the other host is the gateway to its containers",
     "bgp": "BGP: plain routes, which the hosts' speakers (BIRD) tell each other",
     "sdn": "SDN: the underlay's switch (Open vSwitch) is the router; a controller programs it",
+    "wireguard": "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)",
+    "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
 }
 HIDDEN = ("nft ", "sysctl ")
 """Rules and settings are counted, not shown: a host without other hosts has such too."""
-FAILURE = {
-    "vxlan": "fdb-flush",
-    "ipip": "routes-flush",
-    "host-gw": "routes-flush",
-    "bgp": "helper-kill",
-    "sdn": "flows-flush",
-}
+FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
+"""Elsewhere the routes are flushed."""
 
 
 def run(backend: str, *, keep: bool) -> bool:
@@ -56,7 +55,9 @@ def run(backend: str, *, keep: bool) -> bool:
         _matrix(screen, lab)
         _path(screen, lab)
         _throughput(screen, lab)
-        _mended(screen, lab, FAILURE[backend])
+        _mended(screen, lab, FAILURE.get(backend, "routes-flush"))
+        if BACKENDS[backend].encrypts:
+            eavesdropping.show(screen, lab)
         done = True
     finally:
         if not (keep and done):

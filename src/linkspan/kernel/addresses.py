@@ -29,7 +29,7 @@ from linkspan.state import HOST, Address, Key, State
 _ADDRESS, _LOCAL, _FLAGS = 1, 2, 8
 _NODAD, _PERMANENT = 0x02, 0x80
 _IFADDR = struct.Struct("=BBBBI")
-OURS = ("ls-", "lsr", "lsp", "lsx", "lsipip")
+OURS = ("ls-", "lsr", "lsp", "lsx", "lsipip", "lsipsec", "lswg", "ipsec")
 """Our links' names begin so; whether a link of such a name is ours, its alternative name tells."""
 
 

@@ -34,6 +34,7 @@ _PACKERS: dict[str, Callable[[str], bytes]] = {
     "ipv6_addr": lambda part: socket.inet_pton(socket.AF_INET6, part),
     "inet_proto": lambda part: bytes([_PROTOCOLS[part]]),
     "inet_service": lambda part: struct.pack(">H", int(part)),
+    "mark": lambda part: struct.pack("=I", int(part)),
 }
 
 

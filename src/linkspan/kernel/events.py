@@ -14,6 +14,7 @@ import errno
 import os
 import struct
 
+from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
 from linkspan.kernel.links import ifinfo
 from linkspan.kernel.neighbours import (
@@ -62,7 +63,9 @@ from linkspan.state import (
     TrustedSource,
     Veth,
     Vxlan,
+    Wireguard,
 )
+from linkspan.wireguard import WireguardKey
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 _ROUTE_GROUPS = (1, 3, 5, 7, 9, 11)
@@ -78,7 +81,9 @@ ADDRESS_KINDS: frozenset[type[State]] = frozenset({Address, Route})
 NFT_KINDS: frozenset[type[State]] = frozenset(
     {NftTable, NftSet, NftChain, NftElement, ForwardAccept, TrustedSource}
 )
-TUNNEL_KINDS: frozenset[type[State]] = frozenset({Vxlan, Ipip, Neighbour, FdbEntry, LinkSysctl})
+TUNNEL_KINDS: frozenset[type[State]] = frozenset(
+    {Vxlan, Ipip, IpsecLink, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl}
+)
 ALL_KINDS = LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
 
 

@@ -24,15 +24,36 @@ from linkspan.kernel.durable import Memory
 from linkspan.programs import File
 from linkspan.state import HOST, Key, State
 
+ANY = "*"
+
 
 class _Entry(msgspec.Struct):
     digests: tuple[str, ...] = ()
-    """Of the content last put and the one before (a kill may leave either); none for a folder of ours."""
+    """Of the content last put and the one before (a kill may leave either); none for a folder of ours.
+
+    ANY alone is of a volatile file.
+    """
 
 
 def digest(content: bytes) -> str:
     """Return a short digest of a file's content."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of files and folders, by path."""
+    return {name: _digest(Path(name)) for name in names}
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' for what is not there."""
+    try:
+        if not path.is_dir():
+            return digest(path.read_bytes())
+        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    except OSError:
+        return ""
+    return digest("\n".join(f"{one.name} {_digest(one)}" for one in files).encode())
 
 
 class FileDriver:
@@ -52,7 +73,11 @@ class FileDriver:
         if netns != HOST:
             return []
         names = [name for name, entry in self._ours.entries.items() if entry.digests]
-        return [file for name in names if (file := _read(Path(name)))]
+        return [file for name in names if (file := self._observed(Path(name)))]
+
+    def _observed(self, path: Path) -> File | None:
+        there, entry = _read(path), self._ours.entries.get(str(path), _Entry())
+        return msgspec.structs.replace(there, volatile=True) if there and ANY in entry.digests else there
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Write and take away, each on its own."""
@@ -69,14 +94,16 @@ class FileDriver:
     def _write(self, state: File) -> None:
         path = Path(state.path)
         entries = self._ours.entries
-        there = _read(path)
-        if (there is None and _exists(path)) or (
-            there is not None and state.path not in entries and there.content != state.content
-        ):
+        there = self._observed(path)
+        theirs = state.path not in entries and not state.volatile
+        if (there is None and _exists(path)) or (theirs and there is not None and there.content != state.content):
             raise Conflict(f"{path} exists and is not linkspan's", "move it away, or give another path")
         old = entries.get(state.path, _Entry()).digests[:1]
-        new = (digest(state.content),)
+        new = (ANY,) if state.volatile else (digest(state.content),)
         if there == state and old == new:
+            return
+        if old == new == (ANY,) and path.parent.exists():
+            durable.write(path, state.content, state.mode)
             return
         made = [folder for folder in path.parents if not folder.exists()]
         for folder in made:
@@ -93,7 +120,7 @@ class FileDriver:
             return
         path = Path(state.path)
         there = _read(path)
-        if there is not None and digest(there.content) in entry.digests:
+        if there is not None and {ANY, digest(there.content)} & set(entry.digests):
             path.unlink(missing_ok=True)
         durable.temporary(path).unlink(missing_ok=True)
         del self._ours.entries[state.path]

@@ -40,8 +40,8 @@ PERMANENT, INCOMPLETE, FAILED = 0x80, 0x01, 0x20
 _SELF = 0x02
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
-TUNNELS = ("lsx", "lsipip")
-"""Names of our tunnel devices begin so."""
+TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
+"""Names of our tunnel devices begin so; others' may, too: an alternative name tells."""
 
 _OURS = bytes([ROUTE_PROTOCOL])
 

@@ -33,8 +33,9 @@ import msgspec
 
 from linkspan.contracts import Support
 from linkspan.errors import KernelError, LinkspanError, NotFound, Unavailable, of_errno
+from linkspan.kernel import dnsmasq
 from linkspan.kernel.durable import Memory, boot_id
-from linkspan.kernel.files import digest
+from linkspan.kernel.files import digests
 from linkspan.programs import Process
 from linkspan.state import HOST, Key, State
 
@@ -231,7 +232,7 @@ class ProcessDriver:
         loaded = self._loaded.entries.get(state.name)
         if not state.files or loaded is None or loaded.started != running.started:
             return msgspec.structs.replace(state, files=())
-        now = _digests(state.files)
+        now = digests(state.files)
         same = tuple(f for f in state.files if loaded.digests.get(f) == now[f])
         return msgspec.structs.replace(state, files=same)
 
@@ -245,6 +246,9 @@ class ProcessDriver:
                 return
             if state.reload:
                 self._reload(state, running)
+                return
+            if state.hup:
+                self._hang_up(state, running)
                 return
         if running is not None:
             self._stop(running)
@@ -267,11 +271,12 @@ class ProcessDriver:
         if running := self._living().get(state.name):
             self._stop(running)
         self._falls.pop(state.name, None)
+        self.log(state.name).unlink(missing_ok=True)
         if self._loaded.entries.pop(state.name, None):
             self._loaded.save()
 
     def _start(self, state: Process) -> None:
-        files = _digests(state.files)  # before it reads them: a file that changes now is found changed later
+        files = digests(state.files)  # before it reads them: a file that changes now is found changed later
         environment = {
             **os.environ,
             OWNER: f"{self._dir}:{state.name}",
@@ -306,13 +311,19 @@ class ProcessDriver:
         self._loaded.entries[state.name] = _Loaded(running.started, files)
         self._loaded.save()
 
+    def _hang_up(self, state: Process, running: _Running) -> None:
+        files = digests(state.files)
+        signal.pidfd_send_signal(running.pidfd, signal.SIGHUP)
+        # Not saved: it happens often, and an agent that does not know it sends one signal too many.
+        self._loaded.entries[state.name] = _Loaded(running.started, files)
+
     def _reload(self, state: Process, running: _Running) -> None:
         """Reload; a command that takes long is left running, and its end is taken when it is next asked for."""
         if begun := self._reloads.get(state.name):
             self._reloaded(state, running, begun, 0)
             if self._observed(running) == state:
                 return
-        files = _digests(state.files)
+        files = digests(state.files)
         try:
             with self.log(state.name).open("ab") as output:
                 command = subprocess.Popen(
@@ -361,9 +372,9 @@ class ProcessDriver:
 
 
 def _at_home(folder: Path) -> bool:
-    """Tell whether a process is of our user and network namespace: anybody may bear a mark, users and containers."""
+    """Tell whether a process is of our users and network namespace: anybody may bear a mark, users and containers."""
     here = Path("/proc/thread-self/ns/net")
-    return folder.stat().st_uid == os.geteuid() and (folder / "ns/net").samefile(here)
+    return folder.stat().st_uid in (os.geteuid(), dnsmasq.uid()) and (folder / "ns/net").samefile(here)
 
 
 def _start_time(pid: int) -> int:
@@ -374,24 +385,6 @@ def _start_time(pid: int) -> int:
 
 def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _digests(files: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for name in files:
-        found[name] = _digest(Path(name))
-    return found
-
-
-def _digest(path: Path) -> str:
-    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' for what is not there."""
-    try:
-        if not path.is_dir():
-            return digest(path.read_bytes())
-        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    except OSError:
-        return ""
-    return digest("\n".join(f"{one.name} {_digest(one)}" for one in files).encode())
 
 
 def _tail(log: Path) -> str:

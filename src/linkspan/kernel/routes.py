@@ -14,6 +14,7 @@ from linkspan.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.contracts import Support
 from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel import batch
+from linkspan.kernel.links import NESTED
 from linkspan.kernel.netlink import (
     DELROUTE,
     F_CREATE,
@@ -31,6 +32,8 @@ from linkspan.state import HOST, LEARNT_METRIC, ROUTE_PROTOCOL, UNREACHABLE_METR
 # linux/rtnetlink.h
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
 _MTU = 2  # RTAX_MTU
+_ENCAP_TYPE, _ENCAP = 21, 22
+_XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
 _TABLE_MAIN, _UNICAST, _UNREACHABLE, _SCOPE_LINK = 254, 1, 7, 253
 _ONLINK = 4  # RTNH_F_ONLINK
@@ -111,6 +114,8 @@ def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL
     body += attr(_PREFSRC, state.source) if state.source and kind == NEWROUTE else b""
     body += u32(_PRIORITY, state.metric) if state.metric else b""
     body += attr(_METRICS, u32(_MTU, state.mtu)) if state.mtu and kind == NEWROUTE else b""
+    if state.if_id and kind == NEWROUTE:
+        body += attr(_ENCAP_TYPE, struct.pack("=H", _XFRM)) + attr(_ENCAP | NESTED, u32(_IF_ID, state.if_id))
     how = F_CREATE | F_REPLACE if kind == NEWROUTE else 0
     return Message(kind, how, body, functools.partial(_what, state, kind))
 
@@ -145,7 +150,15 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
     onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
     metrics = attributes(found.get(_METRICS, b""))
     mtu = struct.unpack("=I", metrics[_MTU])[0] if _MTU in metrics else 0
-    return Route(destination, device, gateway, source, metric & UNREACHABLE_METRIC, netns, onlink, mtu)
+    metric &= UNREACHABLE_METRIC
+    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found))
+
+
+def if_id(found: Mapping[int, bytes]) -> int:
+    """Return which way an XFRM interface takes for a route of these attributes, 0 where it is none."""
+    if _ENCAP not in found or found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
+        return 0
+    return int(struct.unpack("=I", attributes(found[_ENCAP])[_IF_ID])[0])
 
 
 def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:

@@ -73,25 +73,25 @@ class SecretDriver:
             self._ours.save()
 
 
-def rendered(state: Secret) -> bytes:
-    """Return the file's content. Raises Denied, naming the secret's file, where others may read it, or it is not there.
-
-    Raises Invalid where what is in it can be no secret.
-    """
+def alone(source: str) -> bytes:
+    """Return what is in a secret's file. Raises Denied, naming it, where others may read it, or it is not there."""
     try:
-        fd = os.open(state.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise Denied(
-                    f"{state.source} is not root's alone, and a secret should be",
-                    f"chown root: {state.source}; chmod 600 {state.source}",
+                    f"{source} is not root's alone, and a secret should be",
+                    f"chown root: {source}; chmod 600 {source}",
                 )
-            secret = file.read(4096).removesuffix(b"\n")
+            return file.read(1 << 14).removesuffix(b"\n")
     except OSError as error:
-        what = f"read the secret in {state.source}"
-        raise of_errno(error.errno or 0, what) from error
-    text = secret.decode("ascii", errors="replace")
+        raise of_errno(error.errno or 0, f"read the secret in {source}") from error
+
+
+def rendered(state: Secret) -> bytes:
+    """Return the file's content. Raises what ``alone`` does, and Invalid where what is in it can be no secret."""
+    text = alone(state.source).decode("ascii", errors="replace")
     if not 1 <= len(text) <= LONGEST or not text.isascii() or not text.isprintable() or '"' in text:
         raise Invalid(
             f"what is in {state.source} can be no password",

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from linkspan.addresses import Prefix, prefix
@@ -28,15 +28,16 @@ _LISTEN, _CLOSE = "0A", "07"
 _ABSENT = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
 
-def holder(protocol: str, host_ip: str, port: int) -> str:
+def holder(protocol: str, host_ip: str, port: int, besides: Collection[bytes] = ()) -> str:
     """Return who listens at the port in the calling thread's namespace, as ``process 12 (nginx)``; '' if nobody.
 
-    ``host_ip`` '' asks for every address. Raises Invalid where the host does not have the address (and does
-    not allow to bind to one that comes later), and KernelError where the kernel answers neither yes nor no.
+    ``host_ip`` '' asks for every address; who listens at one of ``besides`` is not in the way. Raises Invalid where
+    the host does not have the address (and does not allow to bind to one that comes later), and KernelError where
+    the kernel answers neither yes nor no.
     """
     if not _taken(protocol, host_ip, port):
         return ""
-    inodes, clients = _inodes(protocol, host_ip, port)
+    inodes, clients = _inodes(protocol, host_ip, port, besides)
     for inode in inodes:
         return _process(inode)
     return "" if clients else "a process of another container or the kernel"
@@ -97,14 +98,16 @@ def _absent(protocol: str, host_ip: str, port: int) -> Invalid:
     )
 
 
-def _inodes(protocol: str, host_ip: str, port: int) -> tuple[list[str], bool]:
-    """Return the inodes of the sockets that hold the port, and whether clients' connections use it."""
+def _inodes(
+    protocol: str, host_ip: str, port: int, besides: Collection[bytes] = ()
+) -> tuple[list[str], bool]:
+    """Return the inodes of the sockets that hold the port, and whether others use it: clients' connections."""
     packed = prefix(host_ip).packed if host_ip else b""
     found, clients = [], False
     for address, number, state, inode in _table(protocol):
         if number != port or not _meet(address, packed):
             continue
-        if state in (_LISTEN, _CLOSE):
+        if state in (_LISTEN, _CLOSE) and address not in besides:
             found.append(inode)
         else:
             clients = True

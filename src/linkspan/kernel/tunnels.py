@@ -1,11 +1,11 @@
-"""Tunnel devices: VXLAN, and IPIP as the kernel's device or as a persistent TUN.
+"""Tunnel devices: VXLAN, and IPIP and WireGuard as the kernel's devices or as persistent TUNs.
 
 A device is born with its MAC (a network manager would rewrite one that is given later), its alternative name
 and up, by one send. VNI, port and local address cannot be changed in place: such a device is replaced, and
 what fell with it (addresses, entries, routes) is found missing afterwards. A VXLAN that was made to learn,
 or to flood to somebody, is not what we make; it is observed with VNI 0, and so replaced.
 
-A kernel without the ipip module has a TUN in its stead, which the user-space endpoint serves. It is
+A kernel without the ipip module (or wireguard's) has a TUN in its stead, which a helper in user space serves. It is
 persistent: the endpoint's end takes neither the device nor its routes along, and packets wait in its queue.
 """
 
@@ -34,7 +34,6 @@ from linkspan.kernel.links import (
     PROP_LIST,
     ifinfo,
 )
-from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.netlink import (
     DELLINK,
     F_CREATE,
@@ -44,6 +43,7 @@ from linkspan.kernel.netlink import (
     NEWLINKPROP,
     SETLINK,
     Message,
+    Socket,
     Sockets,
     altnames,
     attr,
@@ -52,7 +52,7 @@ from linkspan.kernel.netlink import (
     text,
     u32,
 )
-from linkspan.state import ALTNAME, HOST, Ipip, Key, State, Vxlan
+from linkspan.state import ALTNAME, HOST, Ipip, Key, State, Vxlan, Wireguard
 
 # linux/if_link.h: IFLA_VXLAN_*
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT, _GROUP6, _LOCAL6, _COLLECT = 1, 2, 4, 7, 15, 16, 17, 25
@@ -61,23 +61,30 @@ _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_PROTO = 2, 3, 9  # linux/if_tunnel.h: IFLA_I
 TUNSETIFF, _TUNSETPERSIST, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 TUN = "/dev/net/tun"
 
+_NAMES = ("lsx", "lsipip")
 _TXQLEN = 13  # linux/if_link.h
 QUEUE = 2000
 """Packets that wait in a TUN: 24 ms at 1 Gbit/s. With the kernel's 500, one TCP stream loses 1 % (measured)."""
 
+GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_NAME = 16, 16, 3, 2  # linux/netlink.h, linux/genetlink.h
+
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENODEV)
 
-Tunnel = Vxlan | Ipip
+WIREGUARD = "lswg"
+"""The name of our WireGuard device begins so."""
+
+Tunnel = Vxlan | Ipip | Wireguard
 
 
 class TunnelDriver:
-    """Vxlan and Ipip."""
+    """Vxlan, Ipip and Wireguard."""
 
-    kinds: tuple[type[State], ...] = (Vxlan, Ipip)
+    kinds: tuple[type[State], ...] = (Vxlan, Ipip, Wireguard)
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._ipip: Support | None = None
+        self._wireguard: Support | None = None
 
     def probe(self) -> Support:
         """VXLAN is in every kernel that runs containers; see ``ipip`` for the other."""
@@ -101,6 +108,26 @@ class TunnelDriver:
             return Support("", f"the kernel has neither ipip devices nor {TUN}")
         return Support("user space")
 
+    def wireguard(self) -> Support:
+        """Tell whether the kernel makes WireGuard devices; asked once, for the family by which they are told things."""
+        if self._wireguard is None:
+            self._wireguard = self._ask_for_wireguard()
+        return self._wireguard
+
+    def _ask_for_wireguard(self) -> Support:
+        socket = Socket(GENERIC)
+        try:
+            body = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0) + text(_CTRL_NAME, "wireguard")
+            socket.get(Message(_CTRL, 0, body, "ask for WireGuard"))  # which loads the module
+            return Support("kernel")
+        except KernelError:
+            pass
+        finally:
+            socket.close()
+        if not os.path.exists(TUN):  # noqa: PTH110
+            return Support("", f"the kernel has neither WireGuard nor {TUN}")
+        return Support("user space")
+
     def observe(self, netns: int) -> Iterable[State]:
         """Return our tunnel devices."""
         if netns != HOST:
@@ -118,7 +145,7 @@ class TunnelDriver:
             name, up, found = there
             ours = [other for other in altnames(found) if other.startswith(ALTNAME)]
             # A TUN comes to be before it has its alternative name: an agent killed in between left it without.
-            if not ours and not (isinstance(state, Ipip) and _kind(found) == "tun"):
+            if not ours and not (isinstance(state, Ipip | Wireguard) and _kind(found) == "tun"):
                 hint = f"remove or rename it: ip link del {state.name}"
                 raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
             if not _same(_tunnel(name, up, found), state):
@@ -136,10 +163,12 @@ class TunnelDriver:
 
     def _birth(self, state: Tunnel) -> list[Message]:
         body = ifinfo() + text(IFNAME, state.name)
-        if isinstance(state, Ipip):
-            if state.tun:
-                _make_tun(state.name)
-                return []
+        if not isinstance(state, Vxlan) and state.tun:
+            _make_tun(state.name)
+            return []
+        if isinstance(state, Wireguard):
+            kind, data = "wireguard", b""
+        elif isinstance(state, Ipip):
             kind, data = "ipip", attr(_IPTUN_LOCAL, state.local)
         else:
             body += attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
@@ -172,7 +201,7 @@ def _finish(state: Tunnel) -> list[Message]:
     name = text(IFNAME, state.name)
     prop = ifinfo() + name + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
     mac = attr(ADDRESS, state.mac) if isinstance(state, Vxlan) else b""
-    queue = u32(_TXQLEN, QUEUE) if isinstance(state, Ipip) and state.tun else b""
+    queue = u32(_TXQLEN, QUEUE) if not isinstance(state, Vxlan) and state.tun else b""
     up = ifinfo(up=True) + name + mac + u32(MTU, state.mtu) + queue
     return [
         Message(NEWLINKPROP, F_CREATE | F_EXCL, prop, f"name link {state.name} {state.altname}"),
@@ -203,11 +232,15 @@ def _kind(found: Mapping[int, bytes]) -> str:
 
 
 def _tunnel(name: str, up: bool, found: dict[int, bytes]) -> Tunnel | None:
-    if not name.startswith(TUNNELS) or not any(other.startswith(ALTNAME) for other in altnames(found)):
+    if not name.startswith(_NAMES) or not any(other.startswith(ALTNAME) for other in altnames(found)):
         return None
     data = attributes(attributes(found[LINKINFO]).get(INFO_DATA, b"")) if LINKINFO in found else {}
     mtu = int(struct.unpack("=I", found[MTU])[0])
     match _kind(found):
+        case "tun" if name.startswith(WIREGUARD):
+            return Wireguard(name, mtu, tun=True, up=up)
+        case "wireguard":
+            return Wireguard(name, mtu, tun=False, up=up)
         case "tun":
             return Ipip(name, mtu, b"", tun=True, up=up)
         case "ipip":
@@ -232,4 +265,6 @@ def _same(there: Tunnel | None, wanted: Tunnel) -> bool:
             return (there.vni, there.port, there.local) == (wanted.vni, wanted.port, wanted.local)
         case Ipip(), Ipip():
             return (there.tun, there.local) == (wanted.tun, wanted.local)
+        case Wireguard(), Wireguard():
+            return there.tun == wanted.tun
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix, mac_text, prefix
+from linkspan.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, place, prefix
 from linkspan.errors import KernelError, LinkspanError, NotFound
 from linkspan.kernel.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.netlink import GETADDR, GETNEIGH, GETROUTE, Message, Sockets, attr, attributes
@@ -47,7 +47,8 @@ def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
 def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> Underlay | None:
     """Return the underlay that ``choice`` names: an interface, ``can-reach=IP``, or '' for the default route's.
 
-    None for a host without any. Raises NotFound where the interface named does not exist.
+    None for a host without any. ``advertise`` are the addresses by which others reach it, which may have a port, or
+    HIDDEN. Raises NotFound where the interface named does not exist.
     """
     ifname = choice
     if choice.startswith(CAN_REACH):
@@ -60,8 +61,16 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
         mtu = sockets.mtu(HOST, ifname)
     except KernelError as error:
         raise NotFound(f"underlay interface {ifname} does not exist", "`ip link` shows them") from error
-    addresses = tuple(str(a) for a in _addresses(sockets, ifname))
-    return Underlay(ifname, addresses, mtu, advertise, mac_text(sockets.mac(HOST, ifname)))
+    places = [place(text) for text in advertise if text != HIDDEN]
+    return Underlay(
+        ifname,
+        tuple(str(a) for a in _addresses(sockets, ifname)),
+        mtu,
+        tuple(address.address for address, _ in places),
+        advertise_port=next((port for _, port in places if port), 0),
+        hidden=HIDDEN in advertise,
+        mac=mac_text(sockets.mac(HOST, ifname)),
+    )
 
 
 def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,13 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from linkspan.addresses import HIDDEN
 from linkspan.backends import backend
 from linkspan.cli.client import Client
 from linkspan.errors import LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import BOOT_ID
 from linkspan.lab import commands, processes, sockets
 from linkspan.lab.record import Host, Lab
-from linkspan.lab.topology import settings, store_url
+from linkspan.lab.topology import settings, shared_key, store_url
 from linkspan.lab.underlay import CABLE, ETCD_PORT
 
 Started = tuple[Host, Path, "subprocess.Popen[bytes]"]
@@ -35,6 +38,7 @@ def arguments(lab: Lab, host: Host) -> list[str]:
     words = ["--state-dir", str(folder / "state"), "--socket", lab.socket(host.name)]
     if not lab.alone:
         words += ["--host-id", host.name, "--store", store_url(lab, host), "--underlay", CABLE]
+        words += ["--advertise", HIDDEN] if host.nat else []
     return words
 
 
@@ -120,6 +124,8 @@ def set_hosts(lab: Lab) -> None:
 
     An agent that is ready may not have joined its cluster yet. Raises Unavailable where one does not.
     """
+    if lab.backend == "ipsec":
+        _make_key(shared_key(lab))
     for host in lab.hosts:
         path = f"/v1/hosts/{quote(host.name)}"
         if wish := settings(lab, host):
@@ -127,6 +133,13 @@ def set_hosts(lab: Lab) -> None:
                 log = lab.folder / host.name / "agent.log"
                 raise Unavailable(f"host {host.name} does not join the cluster", f"see {log}")
             client(lab, host.name).call("PATCH", path, wish)
+
+
+def _make_key(path: Path) -> None:
+    """Make the key that all hosts share; a lab's hosts have one machine, and so one file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(f"{secrets.token_urlsafe(32)}\n")
 
 
 def create_network(lab: Lab) -> list[dict[str, Any]]:
@@ -160,6 +173,17 @@ def _knows(lab: Lab, host: Host, network: str) -> bool:
     except NotFound:
         return False
     return network in {lease["network"] for lease in leases}
+
+
+def await_names(lab: Lab) -> None:
+    """Wait a while until containers' names are answered on their hosts; that they are not is no failure of the lab."""
+    for host in lab.hosts:
+        commands.await_(lambda host=host: not _awaits_names(lab, host))  # type: ignore[misc]
+
+
+def _awaits_names(lab: Lab, host: Host) -> bool:
+    networks = client(lab, host.name).call("GET", "/v1/status")["networks"]
+    return any(one["names"] == "awaited" for one in networks)
 
 
 def _found(lab: Lab, host: Host, path: str) -> bool:

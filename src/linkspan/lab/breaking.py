@@ -100,7 +100,7 @@ def _helper_kill(lab: Lab, host: Host) -> str:
     if not pids:
         raise NotFound(
             f"no helper program runs on host {host.name}",
-            "backend bgp has one, and ipip where the kernel has no ipip",
+            "backend bgp has one, and ipip and wireguard where the kernel has none of these",
         )
     remaining = set(pids)
     count = processes.kill(

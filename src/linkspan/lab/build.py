@@ -89,6 +89,7 @@ def _make(lab: Lab, step: Step) -> None:
         agents.create_network(lab)
     with step(_counted(len(lab.containers), "container")):
         containers.make(lab, lab.containers)
+        agents.await_names(lab)
 
 
 def _counted(number: int, what: str) -> str:

@@ -48,7 +48,10 @@ class Container(msgspec.Struct):
 
 
 class Host(msgspec.Struct):
-    """A virtual host. ``broken`` are the failures made by `lab break` that stay until it is mended."""
+    """A virtual host. ``broken`` are the failures made by `lab break` that stay until it is mended.
+
+    Behind a NAT it has ``outside`` addresses on the segment, which are the NAT's, and its own are behind that.
+    """
 
     name: str
     namespace: str
@@ -56,6 +59,12 @@ class Host(msgspec.Struct):
     addresses: list[str]
     boot_id: str = ""
     broken: list[str] = []
+    outside: list[str] = []
+
+    @property
+    def nat(self) -> str:
+        """The namespace of the NAT that it is behind, '' where it is behind none."""
+        return f"{self.namespace}-nat" if self.outside else ""
 
 
 class Router(msgspec.Struct, kw_only=True):
@@ -137,7 +146,8 @@ class Lab(msgspec.Struct, kw_only=True):
     def namespaces(self) -> list[str]:
         """Every namespace that may have been made, the containers' first."""
         named: list[Place] = [*self.places, *self.routers]
-        return [*(one.namespace for one in named), *filter(None, (self.router, self.switch))]
+        nats = [host.nat for host in self.hosts]
+        return [*(one.namespace for one in named), *filter(None, (*nats, self.router, self.switch))]
 
     @property
     def places(self) -> list[Host | Container]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -19,6 +20,8 @@ MAX_HOSTS, MAX_SEGMENTS, MAX_ROUTERS = 250, 250, 2
 KERNEL, BGP_ROUTERS = "kernel", ("bird", "frr")
 CORE = 256
 """The number that stands for the link between routers, as if it were a segment."""
+_BEHIND = "192.168"
+"""Of the ranges for private use (RFC 1918), in which each NAT has a network of its own."""
 RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
 """Of the ranges for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all one."""
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
@@ -51,6 +54,7 @@ class Wishes(msgspec.Struct, kw_only=True):
     reflector: bool = False
     switches: int = 1
     controllers: int = 1
+    nat: tuple[str, ...] = ()
 
 
 def address(segment: int, family: int, last: str) -> str:
@@ -83,6 +87,11 @@ def _routers(segment: int, family: int, count: int) -> list[str]:
     return [address(segment, family, last) for last in ROUTERS[family][:count]]
 
 
+def behind(host: Host) -> str:
+    """Return the address of a host's NAT on the host's side, with its length."""
+    return host.addresses[0].replace(".2/", ".1/")
+
+
 def rack(router: Router, family: int) -> str:
     """Return the prefix of a router's segment."""
     return next(str(prefix(text).network()) for text in router.addresses if prefix(text).family == family)
@@ -94,7 +103,12 @@ def router_id(router: Router) -> str:
 
 
 def settings(lab: Lab, host: Host) -> dict[str, str]:
-    """Return what a host is told of BGP (`host set`): its own AS, and the speakers on its segment as its peers."""
+    """Return what a host is told (`host set`).
+
+    With ipsec, where the key is that all share; with bgp, its own AS, and the speakers on its segment as its peers.
+    """
+    if lab.backend == "ipsec":
+        return {"ipsec.psk-file": str(shared_key(lab))}
     speakers = lab.routers_of(host.segment)
     if lab.backend != "bgp" or not speakers:
         return {}
@@ -105,6 +119,11 @@ def settings(lab: Lab, host: Host) -> dict[str, str]:
         found[f"bgp.peer.{router.name}.address"] = bare(router.addresses[0])
         found[f"bgp.peer.{router.name}.as"] = str(router.asn)
     return found
+
+
+def shared_key(lab: Lab) -> Path:
+    """Return where the IPsec key of a lab's hosts is."""
+    return lab.folder / "ipsec.psk"
 
 
 def etcd_address(lab: Lab, segment: int) -> str:
@@ -131,7 +150,10 @@ def planned(wishes: Wishes) -> Lab:
     for number in range(1, wishes.hosts + 1):
         segment = (number - 1) % wishes.segments + 1
         addresses = [address(segment, family, str(number)) for family in outer]
-        hosts.append(Host(f"h{number}", f"{name}-h{number}", segment, addresses))
+        host = Host(f"h{number}", f"{name}-h{number}", segment, addresses)
+        if host.name in wishes.nat:
+            host.addresses, host.outside = [f"{_BEHIND}.{number}.2/24"], addresses
+        hosts.append(host)
     containers = [
         Container(f"c{number + 1}", hosts[number % wishes.hosts].name, f"{name}-c{number + 1}")
         for number in range(wishes.hosts * wishes.containers_per_host)
@@ -216,6 +238,7 @@ def _check(wishes: Wishes) -> None:
             raise Invalid(f"{option} {word!r} is unknown", f"give {' or '.join(known)}")
     if wishes.backend in IPV4_ONLY and wishes.underlay == "v6":
         raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
+    _check_nat(wishes)
     _check_routers(wishes)
     _check_switches(wishes)
 
@@ -229,6 +252,15 @@ def _check_switches(wishes: Wishes) -> None:
         raise Invalid("--switches and --controllers are for SDN", "give --backend sdn too")
     if wishes.backend == SDN and (wishes.segments > 1 or wishes.routers != KERNEL or wishes.reflector):
         raise Invalid("--backend sdn has switches, and neither segments nor routers", "give --switches 3 instead")
+
+
+def _check_nat(wishes: Wishes) -> None:
+    known = [f"h{number}" for number in range(1, wishes.hosts + 1)]
+    for name in wishes.nat:
+        if name not in known:
+            raise Invalid(f"--nat {name}: there is no such host", f"there are {', '.join(known)}")
+    if wishes.nat and wishes.underlay != "v4":
+        raise Invalid("--nat is for IPv4: nobody translates IPv6 like that", "give --underlay v4")
 
 
 def _check_routers(wishes: Wishes) -> None:

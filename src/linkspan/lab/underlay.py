@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from linkspan.addresses import derived_mac, mac_text
 from linkspan.lab import commands, switches
 from linkspan.lab.record import Host, Lab, Router
-from linkspan.lab.topology import bare, etcd_address, families, gateways
+from linkspan.lab.topology import bare, behind, etcd_address, families, gateways
 
 CABLE = "eth0"
 CORE, CORE_CABLE = "core", "eth1"
@@ -119,6 +119,10 @@ def plug(lab: Lab, host: Host) -> None:
     if 6 in families(lab):
         key = "net.ipv6.conf.{}.disable_ipv6=0"
         commands.run("sysctl", "-qw", *(key.format(x) for x in ("all", "default")), netns=host.namespace)
+    if host.nat:
+        _plug_nat(lab, host)
+        connect(lab, host)
+        return
     mac = mac_text(derived_mac(lab.name, host.name))  # the same after a reboot: its neighbours remember it
     peer = f"peer name {CABLE} address {mac} mtu {lab.mtu} netns {host.namespace}"
     master = "" if lab.switches else f" master {segment(host.segment)}"
@@ -131,10 +135,40 @@ def plug(lab: Lab, host: Host) -> None:
     connect(lab, host)
 
 
+def _plug_nat(lab: Lab, host: Host) -> None:
+    """Make the NAT before a host: it has the host's place on the segment, and lets nothing in by itself."""
+    commands.delete(host.nat)
+    commands.add(host.nat)
+    outer = f"peer name {CABLE} mtu {lab.mtu} netns {host.nat}"
+    inner = f"peer name {CABLE} mtu {lab.mtu} netns {host.namespace}"
+    port = (
+        f"link add {host.name} mtu {lab.mtu} type veth {outer}",
+        f"link set {host.name} master {segment(host.segment)} up",
+    )
+    commands.ip(lab.switch, port)
+    ways = [f"via {bare(text)}" for texts in gateways(lab, host.segment) for text in texts[:1]]
+    lines = [
+        f"link add {CORE_CABLE} mtu {lab.mtu} type veth {inner}",
+        *(_address(text, CABLE) for text in host.outside),
+        _address(behind(host), CORE_CABLE),
+        f"link set {CABLE} up",
+        f"link set {CORE_CABLE} up",
+        *(f"route replace default {way}" for way in ways),
+    ]
+    commands.ip(host.nat, lines)
+    _forward(host.nat)
+    masquerade = f'type nat hook postrouting priority srcnat; oifname "{CABLE}" masquerade fully-random'
+    closed = f'type filter hook forward priority filter; iifname "{CABLE}" ct state new drop'
+    chains = f"chain out {{ {masquerade}; }}\nchain in {{ {closed}; }}"
+    commands.run("nft", "-f", "-", given=f"table ip {TABLE} {{\n{chains}\n}}\n", netns=host.nat)
+
+
 def connect(lab: Lab, host: Host) -> None:
     """Bring up a host's cable, its addresses and its route to the other segments."""
     lines = [f"link set {CABLE} up", *(_address(text, CABLE) for text in host.addresses)]
-    for texts in gateways(lab, host.segment):
+    if host.nat:
+        lines.append(f"route replace default via {bare(behind(host))}")
+    for texts in gateways(lab, host.segment) if not host.nat else ():
         ways = [f"via {bare(text)}" for text in texts]
         lines.append(
             f"route replace default {ways[0] if len(ways) == 1 else ' '.join(f'nexthop {w}' for w in ways)}"

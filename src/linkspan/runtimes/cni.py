@@ -43,6 +43,9 @@ class CniAgent(Protocol):
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return the endpoints by (id, ifname)."""
 
+    def nameservers(self, network: str) -> tuple[str, ...]:
+        """Return the addresses of a network's DNS server, none where it has none."""
+
     def network(self, name: str) -> Network:
         """Return a network; raises NotFound."""
 
@@ -104,7 +107,9 @@ class Cni:
         with _namespace(environment, pid) as fd:
             endpoint = await self._agent.attach(request, fd, environment.namespace)
         try:
-            return cni_result.result(conf, endpoint, network, environment.namespace)
+            return cni_result.result(
+                conf, endpoint, network, environment.namespace, self._agent.nameservers(network.name)
+            )
         except BaseException:
             # The runtime learns of no container here, so nobody would take the attachment back.
             await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
@@ -157,7 +162,7 @@ class Cni:
         name = call.conf.name
         self._network(name, NOT_AVAILABLE)
         if self._agent.free(name) <= 0:
-            hint = f"`linkspan address list {name}` shows who holds them"
+            hint = f"`linkspan address list --network {name}` shows who holds them"
             raise Failure(NOT_AVAILABLE, f"network {name} has no address left", hint)
 
 

@@ -16,6 +16,7 @@ from linkspan.addresses import mac, mac_text, prefix
 from linkspan.errors import Invalid
 from linkspan.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
 from linkspan.runtimes.cni_types import (
+    ANNOTATIONS,
     CONFIGURATION,
     DECODE,
     ENVIRONMENT,
@@ -34,7 +35,9 @@ LIMIT = 1 << 20
 LABEL = "linkspan.runtime"
 """Endpoints that came by CNI have this label with value ``cni``: GC looks at no others."""
 ANNOTATION = "linkspan/"
-"""A pod's annotations that begin with this become labels of its endpoint."""
+"""A pod's annotations that begin with this become labels of its endpoint, but for those two."""
+ASKED = (f"{ANNOTATION}ip", f"{ANNOTATION}mac")
+"""Exact addresses, separated by commas, and a MAC: Kubernetes has no other way to ask for them."""
 
 _NEEDS = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -151,12 +154,28 @@ def configuration(command: str, stdin: bytes) -> Conf:
     if command in ("DEL", "STATUS"):  # the rest may be what an ADD was refused for, and its DEL follows
         return Conf(version, name)
     try:
-        conf = msgspec.convert(raw, Conf)
+        conf = msgspec.convert(raw | {"runtimeConfig": _go_names(raw.get("runtimeConfig"))}, Conf)
     except (msgspec.ValidationError, RecursionError) as error:
         raise Failure(CONFIGURATION, f"configuration of network {name}: {error}") from error
     if conf.prev_result:
         _check_previous(conf.prev_result, conf.name)
     return conf
+
+
+def _go_names(runtime_config: object) -> object:
+    """Return a runtimeConfig with each capability's keys as the convention writes them.
+
+    containerd's go-cni writes HostPort and IngressRate, since Go's JSON does not mind; annotations are the user's.
+    """
+    if not isinstance(runtime_config, dict):
+        return runtime_config
+
+    def small(value: object) -> object:
+        if isinstance(value, list):
+            return [small(item) for item in value]
+        return {k[:1].lower() + k[1:]: v for k, v in value.items()} if isinstance(value, dict) else value
+
+    return {k: v if k == ANNOTATIONS else small(v) for k, v in runtime_config.items()}
 
 
 def _check_previous(result: Result, name: str) -> None:
@@ -203,8 +222,9 @@ def request(made: Call) -> AttachRequest:
         value = msgspec.json.encode(runtime.ip_ranges).decode()[:200]
         hint = "linkspan gives addresses from the network's own pools; drop the ipRanges capability"
         raise Failure(UNSUPPORTED, f"runtimeConfig.ipRanges {value} is not supported", hint)
-    ips = runtime.ips or inner.ips or tuple(filter(None, args.get("IP", "").split(",")))
-    wanted_mac = runtime.mac or inner.mac or args.get("MAC", "")
+    noted_ip, noted_mac = (runtime.annotated(key) for key in ASKED)
+    ips = runtime.ips or _listed(noted_ip) or inner.ips or _listed(args.get("IP", ""))
+    wanted_mac = runtime.mac or noted_mac or inner.mac or args.get("MAC", "")
     try:
         return AttachRequest(
             id=made.environment.id,
@@ -219,6 +239,10 @@ def request(made: Call) -> AttachRequest:
         )
     except Invalid as error:
         raise Failure(CONFIGURATION, f"network {made.conf.name}: {error.message}", error.hint) from error
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _pod_name(args: dict[str, str]) -> str:
@@ -253,7 +277,7 @@ def _bandwidth(asked: Bandwidth | None) -> Bandwidth | None:
 def _labels(runtime: RuntimeConfig, inner: CniArgs, args: dict[str, str]) -> dict[str, str]:
     labels = {label.key: label.value for label in inner.labels or ()}
     for key, value in (runtime.annotations or {}).items():
-        if key.startswith(ANNOTATION) and key != ANNOTATION:
+        if key.startswith(ANNOTATION) and key not in (ANNOTATION, *ASKED):
             labels[key.removeprefix(ANNOTATION)] = value
     for key, label in (("NAMESPACE", "namespace"), ("NAME", "pod"), ("UID", "uid")):
         if given := args.get(f"K8S_POD_{key}"):

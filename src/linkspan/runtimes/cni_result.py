@@ -73,7 +73,9 @@ def error_object(failed: Failure, spoken: str) -> bytes:
         )
 
 
-def result(conf: Conf, endpoint: Endpoint, network: Network, sandbox: str) -> bytes:
+def result(
+    conf: Conf, endpoint: Endpoint, network: Network, sandbox: str, nameservers: tuple[str, ...] = ()
+) -> bytes:
     """Return the result of an ADD: what prevResult had, and after it what was attached now."""
     previous = conf.prev_result or Result()
     interfaces = list(previous.interfaces or ())
@@ -94,7 +96,7 @@ def result(conf: Conf, endpoint: Endpoint, network: Network, sandbox: str) -> by
         tuple(interfaces),
         (*(previous.ips or ()), *ips),
         (*(previous.routes or ()), *map(Route, defaults, defaults.values())),
-        dns(previous.dns, conf.dns, runtime),
+        dns(Dns(nameservers=nameservers), previous.dns, conf.dns, runtime),
     )
     return msgspec.json.encode(in_version(added, conf.cni_version))
 

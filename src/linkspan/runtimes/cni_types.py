@@ -43,6 +43,9 @@ class RuntimeDns(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
 
 
+ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+
+
 class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What the runtime fills in for the capabilities that the configuration declares."""
 
@@ -53,7 +56,11 @@ class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
     dns: RuntimeDns | None = None
     aliases: tuple[str, ...] | None = None
     ip_ranges: tuple[Any, ...] | None = None
-    annotations: dict[str, str] | None = msgspec.field(default=None, name="io.kubernetes.cri.pod-annotations")
+    annotations: dict[str, str] | None = msgspec.field(default=None, name=ANNOTATIONS)
+
+    def annotated(self, key: str) -> str:
+        """Return one of the pod's annotations, "" without it."""
+        return (self.annotations or {}).get(key, "")
 
 
 class Label(msgspec.Struct, frozen=True):

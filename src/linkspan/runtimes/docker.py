@@ -222,6 +222,9 @@ class Docker:
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
+        unknown = sorted(key for key in call.options or {} if not key.startswith("com.docker."))
+        if unknown:
+            raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
         end = delivered(call.endpoint_id)
         known = self._attacher.endpoints.get((call.endpoint_id, end))
         if known is None:
@@ -310,6 +313,8 @@ class Docker:
         if self._engine.socket:
             name, aliases = await self._engine.names(network_id, identity[0])
             await alterations.named(self._attacher, identity, name, aliases)
+            if endpoint := self._attacher.endpoints.get(identity):
+                self._ports.restore(endpoint)  # by its name from now on
 
 
 def delivered(endpoint_id: str) -> str:

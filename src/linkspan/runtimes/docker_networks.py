@@ -88,6 +88,11 @@ class DockerNetworks:
         log.info("network %s: Docker's own is %s", name, {"make": "made", "remove": "removed"}[verb])
 
 
+async def users_own(engine: Engine) -> list[str]:
+    """Return the networks of driver linkspan that a user made by hand. Raises Unavailable."""
+    return [known.name for known in await engine.networks() if known.driver == "linkspan" and not known.exposed]
+
+
 async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
     """Remove all exposed networks from the engine; return their names, and what it did not remove with why.
 

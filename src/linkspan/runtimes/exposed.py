@@ -37,12 +37,17 @@ def conflist(network: str, socket: str) -> bytes:
     return _text({"cniVersion": CNI_VERSION, "name": network, "plugins": [conf]})
 
 
+def podman_id(network: str) -> str:
+    """Return the id of an exposed network, by which it is told from one that a user made."""
+    return hashlib.sha256(f"linkspan {network}".encode()).hexdigest()
+
+
 def podman(network: Network) -> bytes:
     """Return Podman's record of a network; its id is 64 hex digits, as `podman network create` would give one."""
     return _text(
         {
             "name": network.name,
-            "id": hashlib.sha256(f"linkspan {network.name}".encode()).hexdigest(),
+            "id": podman_id(network.name),
             "driver": "linkspan",
             "created": CREATED,
             "ipv6_enabled": any(pool.family == 6 for pool in network.prefixes),

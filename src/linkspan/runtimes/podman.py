@@ -132,7 +132,7 @@ class Podman:
             endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
         finally:
             os.close(fd)
-        return _result(endpoint)
+        return _result(endpoint, self._agent.nameservers(endpoint.network))
 
     def _request(self, call: Call) -> AttachRequest:
         wish = call.network_options
@@ -183,11 +183,11 @@ def _decoded(stdin: bytes, kind: type[T]) -> T:
         raise Invalid(f"Podman's call cannot be read: {error}", "is its netavark of another version?") from error
 
 
-def _result(endpoint: Endpoint) -> dict[str, object]:
+def _result(endpoint: Endpoint, nameservers: tuple[str, ...]) -> dict[str, object]:
     """Return the status block of an interface (netavark's StatusBlock)."""
     gateways = {prefix(text).family: prefix(text).address for text in endpoint.gateways}
     subnets = [
         {"ipnet": str(address), "gateway": gateways.get(address.family, "")} for address in endpoint.prefixes
     ]
     interface = {"mac_address": endpoint.mac, "subnets": subnets}
-    return {"dns_search_domains": [], "dns_server_ips": [], "interfaces": {endpoint.ifname: interface}}
+    return {"dns_search_domains": [], "dns_server_ips": nameservers, "interfaces": {endpoint.ifname: interface}}

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.model import Network
+from linkspan.model import Network, Underlay
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -28,6 +28,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     networks: Sequence[Network] = ()
     state_dir: Path = Path("/var/lib/linkspan")
     root: Path = Path("/")
+    underlay: Underlay | None = None
 
     def file(self, path: str) -> Path:
         """Return a path below the root."""

@@ -17,51 +17,26 @@ from linkspan.backends.crossing import bound
 from linkspan.model import Network
 from linkspan.state import HOST
 from linkspan.tell import rules
-from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
-from linkspan.tell.questions import IPIP, LOCAL, VXLAN, Device, Outer, Packet, Questions, Tunnel
+from linkspan.tell.hops import OUTSIDE, Broken, Map, Translation, show
+from linkspan.tell.parts import CONTROLLER, Entry, Part
+from linkspan.tell.questions import (
+    ESP,
+    LOCAL,
+    VXLAN,
+    WIREGUARD,
+    Device,
+    Outer,
+    Packet,
+    Questions,
+    Secured,
+    Tunnel,
+)
 from linkspan.tell.rules import Frame
 from linkspan.tell.walk import Walk
+from linkspan.wireguard import key_id
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
 """Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
-
-
-CONTROLLER = "(controller)"
-"""Who is asked for the way through an underlay's switches, as if it were a host; no host can have this name."""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """Where a packet's walk through a host begins.
-
-    In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
-    in ``outer``) by the link of the underlay address ``at``.
-    """
-
-    packet: Packet
-    netns: int = OUTSIDE
-    device: str = ""
-    at: bytes = b""
-    outer: Outer | None = None
-    translation: Translation = msgspec.field(default_factory=Translation)
-
-
-class Part(msgspec.Struct, frozen=True, tag="part"):
-    """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
-
-    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it.
-    """
-
-    hops: tuple[Hop, ...]
-    mtu: int
-    end: int
-    exit: str
-    translation: Translation
-    packet: Packet
-    to: str = ""
-    at: bytes = b""
-    outer: Outer | None = None
-    broken: str = ""
-    silent: str = ""
 
 
 def part(asked: Questions, known: Map, entry: Entry) -> Part:
@@ -104,6 +79,12 @@ class Crossing(Walk):
             self._steer(device, following, packet)
             return
         tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
+        if tunnel is not None and tunnel.kind == WIREGUARD:
+            self._encrypt(device, packet)
+            return
+        if tunnel is not None and tunnel.kind == ESP:
+            self._associate(device, packet)
+            return
         if tunnel is not None:
             self._wrap(tunnel, device, following, packet)
             return
@@ -154,13 +135,76 @@ class Crossing(Walk):
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         self._hop(HOST, device.name, "encapsulated", how, packet)
-        found = rules.decide(self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name))
+        found = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
         self._require_pass(found, link.name, wire)
         self._cross(link, wire.source, lookup.gateway or far, far, packet)
 
-    def _far_end(
-        self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet
-    ) -> tuple[bytes, str]:
+    def _encrypt(self, device: Device, packet: Packet) -> None:
+        """Wrap it for the peer that has the target; who that is follows from its key, for its address may roam."""
+        found = self._asked.secured(packet.target)
+        if found is None:
+            reason = f"no peer of {device.name} has {show(packet.target)} as an allowed IP"
+            raise self._broken(HOST, device.name, packet, reason)
+        host = self._known.keys.get(found.key, "")
+        name = self._known.others[host].name if host in self._known.others else "a host that nobody knows"
+        key = key_id(found.key)
+        if not found.remote:
+            reason = f"{name}, key {key}, comes by itself, from behind a NAT, and has not come yet"
+            raise self._broken(HOST, device.name, packet, reason)
+        wire = Packet(b"", found.remote, "udp", found.port)
+        lookup = self._asked.route(HOST, wire)
+        self._require_route(HOST, "", wire, lookup)
+        wire = msgspec.structs.replace(wire, source=lookup.source)
+        self._outer = Outer(WIREGUARD, wire.source, found.remote, found.port, key=found.own)
+        link = self._usable(HOST, lookup.device, packet)
+        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
+        on = self._goes_on(host, packet.target)
+        self._hop(
+            HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet
+        )
+        if found.since < 0:
+            self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
+        passed = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
+        self._require_pass(passed, link.name, wire)
+        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
+
+    def _associate(self, device: Device, packet: Packet) -> None:
+        """Wrap it by the ESP association that has its target."""
+        found = self._asked.associated(packet.target)
+        if found is None:
+            reason = f"no IPsec association stands for {show(packet.target)} (`linkspan status` tells why)"
+            raise self._broken(HOST, device.name, packet, reason)
+        wire = Packet(b"", found.remote, "udp" if found.port else ESP, found.port)
+        lookup = self._asked.route(HOST, wire)
+        self._require_route(HOST, "", wire, lookup)
+        self._outer = Outer(ESP, lookup.source, found.remote, found.port, key=found.spi_out)
+        wire = self._outer.packet()
+        link = self._usable(HOST, lookup.device, packet)
+        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
+        how = f"by IPsec for {self._host(found.host)}, {found.cipher}, SPI {found.spi_out}"
+        self._hop(HOST, device.name, "encrypted", how, packet)
+        passed = rules.decide(
+            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
+        )
+        self._require_pass(passed, link.name, wire)
+        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, found.host)
+
+    def _host(self, id_: str) -> str:
+        return self._known.others[id_].name if id_ in self._known.others else "a host that nobody knows"
+
+    def _goes_on(self, host: str, target: bytes) -> str:
+        """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
+        for id_, other in self._known.others.items():
+            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
+            if id_ != host and (held or any(target in own for own in other.addresses.values())):
+                return f"; there it goes on to {other.name}, for no NAT lets the two meet"
+        return ""
+
+    def _far_end(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
         """Return the underlay address to which the tunnel sends, and how it is found."""
         name = device.name
         if tunnel.kind == VXLAN:
@@ -169,7 +213,9 @@ class Crossing(Walk):
                 raise self._broken(HOST, name, packet, f"{name} has no neighbour entry of {show(following)}")
             far = self._asked.remote(name, mac, b"")
             if not far:
-                reason = f"{name} has no forwarding entry (FDB) of {mac_text(mac)}, which {show(following)} has"
+                reason = (
+                    f"{name} has no forwarding entry (FDB) of {mac_text(mac)}, which {show(following)} has"
+                )
                 raise self._broken(HOST, name, packet, reason)
             return far, f"neighbour {show(following)} is {mac_text(mac)}, which is behind {show(far)} (FDB)"
         if following != packet.target:
@@ -187,12 +233,15 @@ class Crossing(Walk):
         return entry.mac if entry is not None and entry.known else b""
 
     def _cross(
-        self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet
+        self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet, host: str = ""
     ) -> None:
-        """Send it, wrapped or not, over the underlay to the host that has ``target``."""
+        """Send it, wrapped or not, over the underlay to the host that has ``target``, or is behind it."""
         self.exit, self.left_in, self.last = link.name, self._outer, packet
         self._arrived(packet)
-        self.to, self.at = self._known.peers.get(target, ""), target
+        self.to, self.at = host or self._known.peers.get(target, ""), target
+        if host and self._known.peers.get(target) != host:
+            own = self._known.others[host].addresses.get("", ())
+            self.at = next((a for a in own if len(a) == len(target)), target)
         if not self.to:
             reason = f"no host of the cluster has the underlay address {show(target)}"
             raise self._broken(HOST, link.name, packet, reason)
@@ -204,7 +253,7 @@ class Crossing(Walk):
             told = self._past_router(source, following, target, packet) if answers else ""
             self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
         if not answers:
-            self.silent = f"{show(following)} does not answer on {link.name}, the underlay"
+            self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
 
     def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
         """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
@@ -224,16 +273,22 @@ class Crossing(Walk):
             return told
         what = self._outer.packet().protocol if self._outer else packet.protocol
         if outer.largest:
-            self.silent = f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+            self.silent = (
+                f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+            )
         else:
-            said = f": {outer.said or passed.said}" if outer.said or passed.said else ", and no router says why"
+            said = (
+                f": {outer.said or passed.said}" if outer.said or passed.said else ", and no router says why"
+            )
             self.silent = f"past router {show(router)} {show(target)} does not answer{said}"
         return ""
 
     def _own_addresses(self, packet: Packet) -> tuple[bytes, bytes] | None:
         """Return this host's and the next one's own addresses in the network that the packet is for."""
         target = Prefix(packet.target, BITS[packet.family])
-        name = next((n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), "")
+        name = next(
+            (n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), ""
+        )
         found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
         peer = next((a for a in found if len(a) == len(packet.target)), b"")
         mine = self._asked.route(HOST, Packet(b"", peer)).source if peer else b""
@@ -260,7 +315,12 @@ class Crossing(Walk):
         self._require_pass(found, name, wire)
         device = self._unwrapping(outer, at, name, packet)
         self._outer = None
-        self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
+        if outer.kind == WIREGUARD:
+            self._decrypted(device, outer, packet)
+        elif outer.kind == ESP:
+            self._authenticated(device, outer, packet)
+        else:
+            self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
 
     def _ways(self) -> list[Network]:
@@ -273,6 +333,27 @@ class Crossing(Walk):
             if sdn.gateway(network) and any(pool.holds(source) for pool in network.prefixes):
                 return sdn.gateway_mac([network], sdn.gateway(network)[0].packed)
         return b""
+
+    def _decrypted(self, device: Device, outer: Outer, packet: Packet) -> None:
+        host = self._known.keys.get(outer.key, "")
+        name = self._known.others[host].name if host in self._known.others else "an unknown host"
+        found = self._asked.secured(packet.source)
+        if found is None or found.key != outer.key:
+            reason = f"{show(packet.source)} is no allowed IP of {name}, key {key_id(outer.key)}"
+            raise self._broken(HOST, device.name, packet, reason)
+        self._hop(
+            HOST, device.name, "decrypted", f"by WireGuard from {name}, key {key_id(outer.key)}", packet
+        )
+
+    def _authenticated(self, device: Device, outer: Outer, packet: Packet) -> None:
+        found = self._asked.associated(packet.source, outer.key)
+        if found is None:
+            why = "it has begun anew, and the other host not yet"
+            reason = f"no IPsec association of this host has the SPI {outer.key}: {why}"
+            raise self._broken(HOST, device.name, packet, reason)
+        self._mark = found.mark
+        how = f"by IPsec from {self._host(found.host)}, {found.cipher}, SPI {outer.key}"
+        self._hop(HOST, device.name, "decrypted", how, packet)
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
         """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""
@@ -292,10 +373,11 @@ class Crossing(Walk):
         fitting = [
             t
             for t in self._asked.tunnels()
-            if (t.kind, t.port, t.vni) == (outer.kind, outer.port, outer.vni) and t.local in (b"", at)
+            if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at)
+            if t.port == outer.port or t.kind in (WIREGUARD, ESP)  # where a NAT is between the ports differ
         ]
         if not fitting:
-            what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else IPIP
+            what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else outer.kind
             raise self._broken(HOST, link, packet, f"no device of this host takes {what}")
         device = self._usable(HOST, fitting[0].device, packet)
         if outer.kind == VXLAN and outer.to_mac != device.mac:
@@ -303,3 +385,7 @@ class Crossing(Walk):
             raise self._broken(HOST, device.name, packet, reason)
         self._narrow(device.mtu)
         return device
+
+
+def _proof(found: Secured) -> str:
+    return "no handshake yet" if found.since < 0 else f"last handshake {found.since:.0f} s ago"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from linkspan.errors import LinkspanError
 from linkspan.kernel.namespaces import Namespaces
-from linkspan.tell import features, host_checks, runtime_checks
+from linkspan.tell import engine_checks, features, host_checks, name_checks, runtime_checks
 from linkspan.tell.checks import Check, Status, Surroundings
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.questions import Questions
@@ -57,7 +57,12 @@ def _checks(asked: Questions, around: Surroundings) -> tuple[tuple[str, Iterator
         ("bridge ports", host_checks.bridge_ports(around)),
         ("nft", runtime_checks.nft_version()),
         ("systemd-networkd", runtime_checks.networkd(around)),
+        ("MTU", host_checks.mtus(around)),
         ("CNI configuration", runtime_checks.cni(around)),
+        ("containerd", engine_checks.containerd(around)),
+        ("Docker", engine_checks.docker(around)),
+        ("Podman", engine_checks.podman(around)),
+        ("names", name_checks.server(around)),
         ("disk", runtime_checks.disk(around)),
         ("clock", runtime_checks.clock()),
     )

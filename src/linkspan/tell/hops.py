@@ -10,7 +10,7 @@ import msgspec
 from linkspan.addresses import SOCKET_FAMILY
 from linkspan.model import Endpoint, Network, Underlay
 from linkspan.state import HOST
-from linkspan.tell.questions import VXLAN, Outer, Packet
+from linkspan.tell.questions import ESP, VXLAN, WIREGUARD, Outer, Packet
 
 OUTSIDE = -1
 """The ``netns`` of what is beyond this host."""
@@ -66,7 +66,8 @@ class Other(msgspec.Struct, frozen=True):
 class Map(msgspec.Struct, frozen=True):
     """What linkspan knows of the host: where links lead, and which network is which.
 
-    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids.
+    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
+    ``keys`` the same by their public keys.
     """
 
     host: str
@@ -76,6 +77,7 @@ class Map(msgspec.Struct, frozen=True):
     underlay: Underlay | None = None
     id: str = ""
     others: Mapping[str, Other] = {}
+    keys: Mapping[str, str] = {}
 
     def name(self, netns: int) -> str:
         """Return a namespace's name for people: the container's, with the network where two have the same."""
@@ -106,12 +108,22 @@ def show(address: bytes) -> str:
     return socket.inet_ntop(SOCKET_FAMILY[4 if len(address) == 4 else 6], address)
 
 
+def forwarding_off(family: int, device: str) -> str:
+    """Return for people that a setting keeps the host from routing."""
+    setting = f"net.ipv{family}.conf.{device}.forwarding"
+    return f"forwarding is off ({setting}=0): the host does not route what it receives"
+
+
 def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
     """Return a packet's headers from the outside in, as text."""
     if outer is not None:
         around = headers(outer.packet())[:2]
         if outer.kind == VXLAN:
             return (*around, f"udp {outer.port}", f"vxlan {outer.vni}", *headers(packet))
+        if outer.kind == WIREGUARD:
+            return (*around, f"udp {outer.port}", WIREGUARD, *headers(packet)[1:])
+        if outer.kind == ESP:
+            return (*around, *([f"udp {outer.port}"] if outer.port else []), f"esp {outer.key}", *headers(packet)[1:])
         return (*around, *headers(packet)[1:])
     source = show(packet.source) if packet.source else "?"
     word = "ip" if packet.family == 4 else "ip6"
@@ -138,6 +150,7 @@ MEANINGS = (
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
     ("lsp*", "the port is on no bridge"),
+    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear"),
     ("@macs", "the guard does not know this MAC at this port"),
     ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
     ("127.0.0.0/8", "loopback addresses are not taken from the wire"),

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from linkspan.addresses import Prefix, prefix
+from linkspan.backends import backend
 from linkspan.kernel import firewalld
 from linkspan.kernel.links import BRIDGE_PORTS
 from linkspan.kernel.netlink import GETLINK, Socket, attributes, string
@@ -136,6 +137,22 @@ def firewalld_zone(around: Surroundings) -> Iterator[Check]:
         pools = ", ".join(p for n in around.networks for p in n.pools)
         detail = "runs; the agent keeps each pool in its zone trusted, again after every reload"
         yield Check("firewalld", "ok", detail + (f" ({pools})" if pools else ""))
+
+
+def mtus(around: Surroundings) -> Iterator[Check]:
+    """What a network's tunnel makes of its largest packet must fit the way to the other hosts."""
+    here = around.underlay
+    for network in around.networks if here else ():
+        way = backend(network.backend)
+        if here is None or not way.crosses_hosts:
+            continue
+        most = here.mtu - way.overhead[here.outer]
+        name, detail = f"MTU {network.name}", f"{network.mtu} of {most} that {here.ifname} carries"
+        if network.mtu > most:
+            fix = f"linkspan network update {network.name} --mtu {most}, or raise the MTU of {here.ifname}"
+            yield Check(name, "fail", f"{detail}: larger packets do not arrive", fix)
+        else:
+            yield Check(name, "ok", detail)
 
 
 def conntrack(asked: Questions) -> Iterator[Check]:

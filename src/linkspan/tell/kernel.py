@@ -8,13 +8,17 @@ import shlex
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix
+from linkspan.addresses import SOCKET_FAMILY, Prefix, prefix
+from linkspan.associations import PREFIX, IpsecLink
+from linkspan.backends.ipsec import NAT
 from linkspan.errors import KernelError, LinkspanError
-from linkspan.kernel import asking, iptables, sockets
+from linkspan.kernel import asking, ike, iptables, sockets
+from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import (
     GETADDR,
@@ -30,20 +34,26 @@ from linkspan.kernel.netlink import (
 )
 from linkspan.kernel.nftables import Nft
 from linkspan.kernel.passing import Passed, passing
+from linkspan.kernel.routes import if_id
 from linkspan.kernel.tunnel_table import TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
-from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan
+from linkspan.kernel.wireguard import Table
+from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan, Wireguard
 from linkspan.tell.learning import Learning
 from linkspan.tell.questions import (
     BIRD,
+    ESP,
     IPIP,
     UNREACHABLE,
     VXLAN,
+    WIREGUARD,
+    Associated,
     Chain,
     Device,
     Lookup,
     Neighbour,
     Packet,
+    Secured,
     Tunnel,
 )  # fmt: skip
 
@@ -71,9 +81,19 @@ class KernelAnswers:
     """
 
     def __init__(
-        self, namespaces: Namespaces, table: Path | None = None, learning: Learning | None = None
+        self,
+        namespaces: Namespaces,
+        table: Path | None = None,
+        learning: Learning | None = None,
+        wireguard: Callable[[], Table | None] = lambda: None,
+        ike: Path | None = None,
     ) -> None:
-        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker."""
+        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker.
+
+        ``wireguard`` returns the WireGuard device, ``ike`` is where strongSwan's daemon answers.
+        """
+        self._ike = ike
+        self._wireguard = wireguard
         self._namespaces = namespaces
         self._learning = learning
         self._table = table
@@ -120,9 +140,7 @@ class KernelAnswers:
     def _absence(self, packet: Packet) -> str:
         return self._learning.absence(packet.target) if self._learning else ""
 
-    def _matched(
-        self, netns: int, family: int, bits: int, from_bits: int, rest: bytes
-    ) -> tuple[str, int]:
+    def _matched(self, netns: int, family: int, bits: int, from_bits: int, rest: bytes) -> tuple[str, int]:
         """Return the destination of the route that was chosen, for people ('' where unknown), and its origin."""
         body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, _FIB_MATCH) + rest
         try:
@@ -188,9 +206,7 @@ class KernelAnswers:
         found = self._neighbour(HOST, socket.AF_BRIDGE, "", attr(_NDA_LLADDR, mac) + master)
         return self._name(HOST, _NDMSG.unpack_from(found)[1]) if found else ""
 
-    def _neighbour(
-        self, netns: int, family: int, device: str, rest: bytes, flags: int = 0
-    ) -> bytes | None:
+    def _neighbour(self, netns: int, family: int, device: str, rest: bytes, flags: int = 0) -> bytes | None:
         try:
             index = self._sockets.index(netns, device) if device else 0
             body = _NDMSG.pack(family, index, 0, flags, 0) + rest
@@ -201,7 +217,9 @@ class KernelAnswers:
     def tunnels(self) -> tuple[Tunnel, ...]:
         """Return our tunnel devices."""
         found = TunnelDriver(self._sockets).observe(HOST)
-        return tuple(_tunnel(state) for state in found if isinstance(state, (Vxlan, Ipip)))
+        links = IpsecLinkDriver(self._sockets).observe(HOST)
+        secured = [Tunnel(state.name, ESP) for state in links if isinstance(state, IpsecLink)]
+        return (*(_tunnel(s) for s in found if isinstance(s, (Vxlan, Ipip, Wireguard))), *secured)
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the FDB entry's address, or that of the helper's row that fits best."""
@@ -212,6 +230,47 @@ class KernelAnswers:
         rows = TunnelTableDriver(self._table).observe(HOST) if self._table else ()
         fitting = [r for r in rows if isinstance(r, TunnelPrefix) and r.prefix.holds(target)]
         return max(fitting, key=lambda r: r.prefix.length).remote if fitting else b""
+
+    def secured(self, address: bytes) -> Secured | None:
+        """Ask the WireGuard device, of which a host has one."""
+        table = self._wireguard()
+        peer = table.holder(Prefix(address, len(address) * 8)) if table is not None else None
+        if table is None or peer is None:
+            return None
+        host, _, number = peer.endpoint.rpartition(":")
+        remote = prefix(host.strip("[]")).packed if host else b""
+        since = time.time() - peer.handshake if peer.handshake else -1
+        return Secured(table.public, peer.public, remote, int(number or 0), since)
+
+    def associated(self, address: bytes, spi: str = "") -> Associated | None:
+        """Ask strongSwan's daemon: by SPI, or by its policies' addresses, and in the kernel by the route's if_id."""
+        if self._ike is None:
+            return None
+        try:
+            with ike.session(self._ike) as asked:
+                standing = [one for one in ike.associations(asked) if one.stands]
+        except LinkspanError:
+            return None
+        pairs = [(one, child) for one in standing for child in one.children if child.installed]
+        if spi:
+            return next((_associated(one, child) for one, child in pairs if child.spi_in == spi), None)
+        target, way = Prefix(address, len(address) * 8), self._if_id(address)
+        fitting = [
+            (child.there.length, one.number, child.number, _associated(one, child))
+            for one, child in pairs
+            if child.there is not None and child.there.holds(target) and child.mark == way
+        ]
+        return max(fitting, key=lambda found: found[:3])[3] if fitting else None
+
+    def _if_id(self, address: bytes) -> int:
+        """Return which way an XFRM interface takes to an address, 0 where it is none."""
+        family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
+        body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, _FIB_MATCH) + attr(_DST, address)
+        try:
+            answer = self._sockets.at(HOST).get(Message(GETROUTE, 0, body, "look up route"))
+        except KernelError:
+            return 0
+        return if_id(attributes(answer, 12))
 
     def answers(self, device: str, source: bytes, address: bytes) -> bool:
         """Ask on the link."""
@@ -263,10 +322,19 @@ class KernelAnswers:
             return bool(sockets.holder(packet.protocol, "", packet.port))
 
 
-def _tunnel(state: Vxlan | Ipip) -> Tunnel:
+def _tunnel(state: Vxlan | Ipip | Wireguard) -> Tunnel:
     if isinstance(state, Vxlan):
         return Tunnel(state.name, VXLAN, state.local, state.port, state.vni)
+    if isinstance(state, Wireguard):
+        return Tunnel(state.name, WIREGUARD)
     return Tunnel(state.name, IPIP, state.local)
+
+
+def _associated(one: ike.Association, child: ike.Child) -> Associated:
+    port = NAT if child.encapsulated else 0
+    host = one.connection.removeprefix(PREFIX)
+    remote = prefix(one.remote).packed
+    return Associated(host, remote, port, child.spi_in, child.spi_out, child.cipher, child.mark)
 
 
 def _listed(command: str) -> tuple[tuple[str, ...], ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
 from linkspan.addresses import SOCKET_FAMILY, mac_text
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.kernel.firewall import element_text, set_text
 from linkspan.kernel.iptables import COMMENT
 from linkspan.kernel.neighbours import TUNNELS
@@ -42,7 +43,10 @@ from linkspan.state import (
     TunnelPrefix,
     Veth,
     Vxlan,
+    Wireguard,
 )
+from linkspan.tell import plan_ipsec, plan_wireguard
+from linkspan.wireguard import AllowedIp, WireguardKey, WireguardPeer
 
 Paths = Callable[[int], str]
 """From a namespace's inode to a path that leads to it."""
@@ -60,7 +64,7 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
             return tuple(f"nft {shlex.quote(text)}" for text in _nft(state))
         case Bridge() | Veth() | Interface():
             return tuple(_link(state, paths))
-        case Vxlan() | Ipip():
+        case Vxlan() | Ipip() | Wireguard():
             return tuple(_tunnel(state))
         case Neighbour() | FdbEntry() | TunnelPrefix():
             return (_entry(state),)
@@ -81,6 +85,12 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
             return (_secret(state),)
         case LearntRoutes():
             return (f": # {_PURPOSES[LearntRoutes]}: they are its own to change",)
+        case WireguardKey() | WireguardPeer() | AllowedIp():
+            return (plan_wireguard.command(state),)
+        case IpsecLink():
+            return tuple(plan_ipsec.link(state))
+        case IpsecCredential() | IpsecConnection() | IpsecChild():
+            return (plan_ipsec.command(state),)
         case Process():
             return (f"setsid --fork {shlex.join(state.argv)} </dev/null",)
     return (f": # no command is known for {type(state).__name__}",)
@@ -124,6 +134,8 @@ def why(source: tuple[str, ...]) -> str:
             return f"container {container[:12]}, interface {ifname}"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
+        case ("names", network):
+            return f"names in network {network}"
         case ("host", *_):
             return "this host, for all networks"
     return " ".join(source)
@@ -148,6 +160,11 @@ _PURPOSES: dict[type[State], str] = {
     Interface: "the container's end of the cable, switched on",
     Vxlan: "a tunnel to all other hosts: frames in UDP",
     Ipip: "a tunnel to all other hosts: packets in packets",
+    **plan_ipsec.PURPOSES,
+    Wireguard: "a tunnel to all other hosts: encrypted packets in UDP",
+    WireguardKey: "the private key of this host, and the port at which it receives",
+    WireguardPeer: "another host, by its public key, and where it is sent to first",
+    AllowedIp: "for which host packets to this prefix are encrypted; nobody else may send from it",
     Neighbour: "which MAC the next one has: another host's end of the tunnel, or a gateway",
     FdbEntry: "at which address of the underlay that MAC is reached",
     TunnelPrefix: "what the user-space tunnel sends to which host, and takes from it",
@@ -219,16 +236,18 @@ def _link(state: Bridge | Veth | Interface, paths: Paths) -> Iterator[str]:
             yield f"{ip} link set {name} address {mac_text(state.mac)} mtu {state.mtu}{up}"
 
 
-def _tunnel(state: Vxlan | Ipip) -> Iterator[str]:
+def _tunnel(state: Vxlan | Ipip | Wireguard) -> Iterator[str]:
     name = shlex.quote(state.name)
     match state:
         case Vxlan(_, vni, mac, _, port, local):
             what = f"vxlan id {vni} dstport {port} local {_text(local)} nolearning"
             yield f"ip link add {name} address {mac_text(mac)} type {what}"
-        case Ipip(tun=True):
+        case Ipip(tun=True) | Wireguard(tun=True):
             yield f"ip tuntap add dev {name} mode tun"
         case Ipip():
             yield f"ip link add {name} type ipip local {_text(state.local)}"
+        case Wireguard():
+            yield f"ip link add {name} type wireguard"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
     yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
 
@@ -261,6 +280,8 @@ def _route(state: Route, paths: Paths) -> str:
         words.append(f"dev {shlex.quote(state.device)}")
     if state.onlink:
         words.append("onlink")
+    if state.if_id:
+        words.append(f"encap xfrm if_id {state.if_id}")
     if state.source:
         words.append(f"src {_text(state.source)}")
     if state.metric:
@@ -289,6 +310,8 @@ def _secret(state: Secret) -> str:
 
 
 def _file(state: File) -> str:
+    if not state.content:
+        return f"install -D -m {state.mode:04o} /dev/null {shlex.quote(state.path)}"
     target = f"install -D -m {state.mode:04o} /dev/stdin {shlex.quote(state.path)}"
     try:
         text = state.content.decode()

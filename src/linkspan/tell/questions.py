@@ -40,8 +40,8 @@ class Packet(msgspec.Struct, frozen=True):
         return 4 if len(self.target) == 4 else 6
 
 
-VXLAN, IPIP = "vxlan", "ipip"
-_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0}
+VXLAN, IPIP, WIREGUARD, ESP = "vxlan", "ipip", "wireguard", "esp"
+_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32, ESP: 8 + 8 + 16 + 5}
 """Bytes between the outer IP header and the inner one."""
 
 
@@ -56,7 +56,10 @@ class Tunnel(msgspec.Struct, frozen=True):
 
 
 class Outer(msgspec.Struct, frozen=True):
-    """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN."""
+    """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
+
+    ``key`` is the sender's public key, where it is encrypted, and ESP's SPI.
+    """
 
     kind: str
     source: bytes
@@ -65,15 +68,46 @@ class Outer(msgspec.Struct, frozen=True):
     vni: int = 0
     mac: bytes = b""
     to_mac: bytes = b""
+    key: str = ""
 
     def packet(self) -> Packet:
         """Return the outer packet."""
-        return Packet(self.source, self.target, "udp" if self.kind == VXLAN else "ipip", self.port)
+        protocol = self.kind if self.kind == IPIP or (self.kind == ESP and not self.port) else "udp"
+        return Packet(self.source, self.target, protocol, self.port)
 
     @property
     def overhead(self) -> int:
         """Bytes that it adds."""
         return _OVERHEAD[self.kind] + (20 if len(self.target) == 4 else 40)
+
+
+class Secured(msgspec.Struct, frozen=True):
+    """What an encrypting device does with an address: it is the peer's with ``key``, and goes to ``remote``, ``port``.
+
+    ``own`` is the device's own public key. ``since`` is how many seconds ago the peer proved that it has its key, -1:
+    never.
+    """
+
+    own: str
+    key: str
+    remote: bytes = b""
+    port: int = 0
+    since: float = -1
+
+
+class Associated(msgspec.Struct, frozen=True):
+    """A pair of ESP associations: with which host (its id), to ``remote`` and (in UDP) ``port``, else 0; SPIs in hex.
+
+    ``mark`` is on what comes out of it, 0 where there is none.
+    """
+
+    host: str
+    remote: bytes
+    port: int
+    spi_in: str
+    spi_out: str
+    cipher: str
+    mark: int = 0
 
 
 class Lookup(msgspec.Struct, frozen=True):
@@ -153,6 +187,12 @@ class Questions(Protocol):
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the underlay address to which a tunnel sends: by a VXLAN's FDB, or a helper's table; b'' without."""
+
+    def secured(self, address: bytes) -> Secured | None:
+        """Return what the host's encrypting device does with an address, None where no peer of it has it."""
+
+    def associated(self, address: bytes, spi: str = "") -> Associated | None:
+        """Return the ESP associations by which an address is reached, or those that take what has this SPI."""
 
     def answers(self, device: str, source: bytes, address: bytes) -> bool:
         """Tell whether an address answers on its link now; always where that cannot be told."""

@@ -40,12 +40,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A packet at a hook: the devices that it is between, and its MAC."""
+    """A packet at a hook: the devices that it is between, its MAC, and the mark that a tunnel gave it (0: none)."""
 
     packet: Packet
     arriving: str = ""
     leaving: str = ""
     mac: bytes = b""
+    mark: int = 0
 
 
 def decide(
@@ -221,6 +222,8 @@ class _Evaluation:
                 return self._meta(str(key))
             case {"ct": {"key": key}}:
                 return self._conntrack(str(key))
+            case {"rt": {"key": "ipsec"}}:  # what is, has left the rules that are looked at by then
+                return ("False",)
             case {"payload": {"base": "nh", "offset": 72, "len": 8}}:  # protocol of an IPv4 header (RFC 791)
                 packet = self._frame.packet
                 number = _NUMBERS.get(packet.protocol)
@@ -242,6 +245,8 @@ class _Evaluation:
             "nfproto": f"ipv{family}",
             "protocol": "ip" if family == 4 else "ip6",
         }
+        if frame.mark:
+            known["mark"] = str(frame.mark)
         return (known[key],) if key in known else None
 
     def _conntrack(self, key: str) -> tuple[str, ...] | None:

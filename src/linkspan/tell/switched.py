@@ -15,8 +15,8 @@ from linkspan.errors import Invalid
 from linkspan.fabric import Map, Seen
 from linkspan.flows import MEANINGS, Counted
 from linkspan.steering import Held
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import OUTSIDE, Hop, headers, show
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.questions import Packet
 
 _MOST = 12

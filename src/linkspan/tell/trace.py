@@ -11,8 +11,8 @@ from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.model import Endpoint
 from linkspan.state import HOST
-from linkspan.tell.crossing import CONTROLLER, Entry, Part
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation
+from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.questions import Packet, Questions
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")

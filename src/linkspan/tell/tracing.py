@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.wireguard import Table
 from linkspan.tell import crossing, live
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Map
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.learning import Learning
 from linkspan.tell.live import Heard, Listen
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
 from linkspan.tell.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
@@ -21,12 +22,21 @@ class Local:
     """This machine's part of traces.
 
     May be used in any thread that is in the host's namespace. ``table`` is the user-space IPIP endpoint's,
-    ``learning`` the host's BGP speaker.
+    ``learning`` the host's BGP speaker, ``wireguard`` returns the WireGuard device, ``ike`` is where
+    strongSwan answers.
     """
 
     def __init__(
-        self, namespaces: Namespaces, known: Map, table: Path | None = None, learning: Learning | None = None
+        self,
+        namespaces: Namespaces,
+        known: Map,
+        table: Path | None = None,
+        learning: Learning | None = None,
+        wireguard: Callable[[], Table | None] = lambda: None,
+        ike: Path | None = None,
     ) -> None:
+        self._ike = ike
+        self._wireguard = wireguard
         self._namespaces = namespaces
         self._known = known
         self._table = table
@@ -44,14 +54,19 @@ class Local:
 
     def part(self, entry: Entry) -> Part:
         """Walk through this host."""
-        asked = KernelAnswers(self._namespaces, self._table, self._learning)
+        asked = KernelAnswers(self._namespaces, self._table, self._learning, self._wireguard, self._ike)
         try:
             return crossing.part(asked, self._known, entry)
         finally:
             asked.close()
 
     def send(
-        self, source: Place, packet: Packet, found: Trace, mark: bytes, going: Callable[[], bool] = lambda: False
+        self,
+        source: Place,
+        packet: Packet,
+        found: Trace,
+        mark: bytes,
+        going: Callable[[], bool] = lambda: False,
     ) -> Heard:
         """Send a real packet (up to 1.5 s), and listen for it."""
         return live.send(self._namespaces, self._known, source, packet, found, mark, going)

@@ -17,7 +17,7 @@ from linkspan.addresses import SOCKET_FAMILY, mac_text
 from linkspan.model import Endpoint, Network
 from linkspan.state import HOST
 from linkspan.tell import iptables, rules
-from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, headers, meaning, show
+from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, forwarding_off, headers, meaning, show
 from linkspan.tell.questions import (
     BLACKHOLE,
     LOCAL,
@@ -49,6 +49,7 @@ class Walk:
         self._known = known
         self._translation = translation
         self._outer: Outer | None = None
+        self._mark = 0
 
     # Where a packet starts.
 
@@ -179,7 +180,7 @@ class Walk:
     # The host as a router.
 
     def _route(self, arriving: str, mac: bytes, packet: Packet) -> None:
-        frame = Frame(packet, arriving, mac=mac)
+        frame = Frame(packet, arriving, mac=mac, mark=self._mark)
         kinds = ("filter",) if packet.established else ("filter", "nat")
         found = rules.decide(self._asked, rules.families(packet), kinds, "prerouting", frame)
         self._require_pass(found, arriving, packet)
@@ -194,7 +195,7 @@ class Walk:
             self._delivered(HOST, arriving, self._unpublished(packet, arriving))
             return
         if packet.family == 6 and self._asked.setting(HOST, "net/ipv6/conf/all/forwarding") == "0":
-            raise self._broken(HOST, arriving, packet, _forwarding_off(6, "all"))
+            raise self._broken(HOST, arriving, packet, forwarding_off(6, "all"))
         device = self._usable(HOST, lookup.device, packet)
         self._narrow(device.mtu, lookup.mtu)
         frame = Frame(packet, arriving, device.name, mac)
@@ -212,6 +213,9 @@ class Walk:
         return f"not understood: {unsure[0]}" if unsure else ""
 
     def _out_of_host(self, device: Device, lookup: Lookup, packet: Packet) -> None:
+        last = Frame(packet, "", device.name)
+        found = rules.decide(self._asked, rules.families(packet), ("filter",), "postrouting", last)
+        self._require_pass(found, device.name, packet)
         following = lookup.gateway or packet.target
         if device.kind == "bridge" and any(n.bridge == device.name for n in self._known.networks.values()):
             mac = self._mac(HOST, device.name, following, device, packet)
@@ -342,7 +346,7 @@ class Walk:
         if lookup.error == errno.EHOSTUNREACH:
             local = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
             if not local.error and self._asked.setting(netns, f"net/ipv4/conf/{arriving}/forwarding") == "0":
-                raise self._broken(netns, arriving, packet, _forwarding_off(4, arriving))
+                raise self._broken(netns, arriving, packet, forwarding_off(4, arriving))
         if lookup.error in (errno.EINVAL, errno.EXDEV):
             back = self._asked.route(netns, Packet(b"", packet.source))
             levels = [self._asked.setting(netns, f"net/ipv4/conf/{n}/rp_filter") for n in ("all", arriving)]
@@ -393,8 +397,3 @@ class Walk:
 def _way(lookup: Lookup) -> str:
     via = f" via {show(lookup.gateway)}" if lookup.gateway else ""
     return f"route {lookup.matched or '?'}{via} dev {lookup.device}" + (f", {lookup.learnt}" if lookup.learnt else "")
-
-
-def _forwarding_off(family: int, device: str) -> str:
-    setting = f"net.ipv{family}.conf.{device}.forwarding"
-    return f"forwarding is off ({setting}=0): the host does not route what it receives"

@@ -1,0 +1,99 @@
+"""The other hosts' names: what their endpoints are called, and which of those hosts live."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from linkspan import names, records
+from linkspan.errors import Invalid
+from linkspan.model import Endpoint
+from linkspan.names import Named
+from linkspan.networks import now
+from linkspan.replica import ENDPOINTS, Replica
+
+log = logging.getLogger("linkspan.elsewhere")
+
+SILENT = 4.2
+"""Seconds: hosts say that they live every 2, and the dead ones' names are to be gone within 5."""
+STUCK = 3.0
+"""Seconds without a word of the store, our own words included, after which others' silence means nothing."""
+
+
+class _Known(msgspec.Struct, frozen=True):
+    host: str
+    network: str
+    named: Named
+
+
+class _Beat(msgspec.Struct, frozen=True):
+    revision: int
+    at: float
+
+
+class Elsewhere:
+    """Follows the records of the others' endpoints, which are decoded once each."""
+
+    def __init__(self, replica: Replica, host: str) -> None:
+        self._replica = replica
+        self._host = host
+        self._known: dict[str, _Known] = {}
+        self._due: set[str] = set()
+        self._beats: dict[str, _Beat] = {}
+        self._silenced: set[str] = set()
+        self._named: dict[str, list[Named]] = {}
+        self.number = 0
+        """Of what ``named`` returned last: another one is another answer."""
+
+    def everything(self) -> None:
+        """Take note that no record has been looked at yet."""
+        self._due |= self._replica.under(ENDPOINTS).keys()
+
+    def changed(self, keys: frozenset[str]) -> bool:
+        """Take note of records that changed; tell whether any of them counts."""
+        due = {key for key in keys if key.startswith(ENDPOINTS) and key.split("/")[1] != self._host}
+        self._due |= due
+        return bool(due) or any(key.startswith("alive/") for key in keys)
+
+    def named(self) -> dict[str, list[Named]]:
+        """Return by network what there is on the other hosts that live."""
+        read, silent = self._read(), self._silent()
+        if read or silent != self._silenced:
+            self.number += 1
+            self._silenced, self._named = silent, {}
+            for known in self._known.values():
+                if known.host not in silent:
+                    self._named.setdefault(known.network, []).append(known.named)
+        return self._named
+
+    def _read(self) -> bool:
+        """Take in what changed, and tell whether anything did; a record that cannot be read is what it was before."""
+        due, self._due = self._due, set()
+        for key in due:
+            host = key.split("/")[1]
+            record = self._replica.records.get(key)
+            if record is None or host == self._host:
+                self._known.pop(key, None)
+                continue
+            try:
+                endpoint = records.decode(record.value, Endpoint)
+                self._known[key] = _Known(host, endpoint.network, names.named(endpoint))
+            except Invalid as error:
+                log.warning("the names of record %s are as before: %s", key, error.message)
+        return bool(due)
+
+    def _silent(self) -> set[str]:
+        """Return the hosts with endpoints that say nothing any more, or have never been heard."""
+        hosts = {known.host for known in self._known.values()}
+        stuck = now() - self._replica.heard > STUCK
+        before, self._beats = self._beats, {}
+        for host in hosts:
+            if (record := self._replica.records.get(f"alive/{host}")) is None:
+                continue
+            beat = before.get(host)
+            if beat is None or stuck or beat.revision != record.revision:
+                beat = _Beat(record.revision, now())
+            self._beats[host] = beat
+        late = now() - SILENT
+        return {host for host in hosts if host not in self._beats or self._beats[host].at < late}

@@ -1,0 +1,136 @@
+"""The kernel's WireGuard device: the drivers, hosts of both kinds in one network, healing, a port that is taken."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from machine_fixtures import machine, run, until
+from overlay import MTU, Cluster, OverlayHost, network
+
+from linkspan.contracts import Support
+from linkspan.errors import Conflict
+from linkspan.kernel.keys import PRIVATE
+from linkspan.machine import Machine
+from linkspan.model import Other
+from linkspan.programs import Process
+from linkspan.state import Wireguard
+from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+
+__all__ = ["machine"]
+
+DEMO = network("demo", 78, "wireguard")
+ROOM = MTU - 60
+BY_THE_HELPER = 2
+"""The host of ``trio`` that has no WireGuard in its kernel."""
+KERNELS, TUN = (Wireguard(DEVICE, size, tun=False) for size in (1440, 1400)), Wireguard(DEVICE, 1440, tun=True)
+
+
+@pytest.fixture
+def host(machine: str, tmp_path: Path) -> Iterator[Machine]:
+    """Make a machine in a namespace that is this process's own for the test."""
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+    made.processes.close()
+
+
+def keyed(host: OverlayHost, *, helper: bool) -> None:
+    """Give a host its key; with ``helper`` as on a kernel without WireGuard."""
+    with host.world.entered(host.name):
+        if helper:
+            host.machine.tunnels._wireguard = Support("user space")
+        public = host.machine.wireguard.keys.make(PRIVATE)
+        host.facts = msgspec.structs.replace(host.facts, wireguard=host.machine.facts().wireguard)
+    host.host = msgspec.structs.replace(host.host, keys={"wireguard": public})
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Make three hosts, the second with wireguard-go."""
+    cluster = Cluster(3, tmp_path_factory.mktemp("wgtrio"), (4,))
+    try:
+        for host in cluster.hosts:
+            keyed(host, helper=host.number == BY_THE_HELPER)
+        for host in cluster.hosts:
+            host.others = tuple(Other(one.host, (DEMO.name,)) for one in cluster.hosts if one is not host)
+        cluster.joined([DEMO])
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def test_the_kernel_is_found_to_have_wireguard(host: Machine) -> None:
+    """The question loads the module, makes no device, and no program is to be started."""
+    assert host.tunnels.wireguard() == Support("kernel")
+    found = host.facts().wireguard
+    assert found is not None
+    assert (found.program, found.problem) == ((), "")
+    assert list(host.tunnels.observe(0)) == []
+
+
+def test_a_device_is_made_changed_and_removed(host: Machine) -> None:
+    """Each is done twice; a TUN and the kernel's device take each other's place."""
+    for wanted in (*KERNELS, TUN, Wireguard(DEVICE, 1440, tun=False)):
+        for _ in range(2):
+            assert host.tunnels.apply([wanted], []) == {}
+            assert list(host.tunnels.observe(0)) == [wanted]
+    for _ in range(2):
+        assert host.tunnels.apply([], [wanted]) == {}
+        assert list(host.tunnels.observe(0)) == []
+
+
+def test_a_port_that_another_holds_is_named_with_its_holder(host: Machine) -> None:
+    """The kernel says no more than that it is in use."""
+    public = host.wireguard.keys.make(PRIVATE)
+    assert host.tunnels.apply([Wireguard(DEVICE, 1440, tun=False)], []) == {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.bind(("0.0.0.0", 51820))
+        (error,) = host.wireguard.apply([WireguardKey(DEVICE, public, 51820, 1440)], []).values()
+    assert isinstance(error, Conflict)
+    assert f"process {os.getpid()}" in error.message
+    assert host.tunnels.apply([], [Wireguard(DEVICE, 1440, tun=False)]) == {}
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (2, 1), (1, 3), (3, 2)])
+def test_hosts_of_both_kinds_reach_each_other(trio: Cluster, one: int, other: int) -> None:
+    """By packets of all sizes up to the network's."""
+    until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other}", 30)
+    assert trio.pings(one, other, DEMO, ROOM - 28)
+
+
+def test_the_kernel_has_what_should_be(trio: Cluster) -> None:
+    """One host has a program, the others none; nobody would change anything."""
+    for host in trio.hosts:
+        programs = [state for state in host.states() if isinstance(state, Process)]
+        assert len(programs) == (host.number == BY_THE_HELPER)
+        assert host.differs() == []
+
+
+def test_what_was_changed_by_hand_is_mended_and_who_roamed_is_let_be(trio: Cluster) -> None:
+    """A prefix that was given to another peer, a peer that is gone, the whole device; an endpoint is left as it is."""
+    host = trio.hosts[0]
+    two, three = (f"'{trio.hosts[n].host.keys['wireguard']}'" for n in (1, 2))
+    steal, gone = f"wg set {DEVICE} peer {three} allowed-ips 10.78.2.0/24", f"wg set {DEVICE} peer {two} remove"
+    for change, kinds in (
+        (steal, {AllowedIp}),
+        (gone, {WireguardPeer, AllowedIp}),
+        (f"ip link del {DEVICE}", {Wireguard, WireguardKey, WireguardPeer, AllowedIp}),
+    ):
+        host.world.sh("h1", change)
+        assert {type(state) for state in host.differs()} >= kinds, change
+        assert host.resync().failed == {}
+        assert host.differs() == []
+    until(lambda: trio.pings(1, 2, DEMO), "c1 reaches c2 again", 30)
+    host.world.sh("h1", f"wg set {DEVICE} peer {two} endpoint 192.0.2.99:51820")
+    assert host.differs() == []
+
+
+def test_nothing_is_left(trio: Cluster) -> None:
+    """With its states the device goes."""
+    trio.hosts[2].close()
+    assert "lswg" not in run("ip", "-n", trio.world.named("h3"), "-br", "link")

@@ -1,0 +1,367 @@
+"""IPsec in the lab: nothing in clear whatever breaks, keys that are renewed on the way, and nobody else gets in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from authority import Authority
+from capturing import Capture, Echoes
+from lab_runs import until
+from migrating import HOSTS, Flows
+from test_wireguard import SecretRun
+
+from linkspan.kernel import ike
+from linkspan.lab import record, sockets
+
+MTU = 1400
+NAT = 4500
+
+
+class IpsecRun(SecretRun):
+    """A lab whose hosts encrypt by IPsec."""
+
+    def asks(self, host: str) -> Any:
+        """Return the way to a host's daemon."""
+        return ike.session(self.folder / host / "state/ipsec/charon.vici")
+
+    def spis(self, host: str) -> set[str]:
+        """Return the SPIs by which a host receives."""
+        with self.asks(host) as asked:
+            return {child.spi_in for one in ike.associations(asked) for child in one.children if child.installed}
+
+    def set(self, host: str, **settings: str) -> None:
+        """Change a host's settings of IPsec."""
+        wish = {f"ipsec.{word.replace('_', '-')}": value for word, value in settings.items()}
+        self.call("h1", "PATCH", f"/v1/hosts/{host}", wish)
+
+    def cut_off(self, source: str, target: str) -> None:
+        """Wait until a container does not reach another."""
+        until(lambda: self.silent(source, self.address(target)), f"{source} does not reach {target}")
+
+    def reaches(self, source: str, target: str) -> None:
+        """Wait until a container reaches another."""
+        until(lambda: not self.silent(source, self.address(target)), f"{source} reaches {target}", 40)
+
+    def peers_tell(self, reason: str) -> None:
+        """Wait until a peer of h3 has a reason in its status."""
+        until(lambda: reason in self.not_well("h1") + self.not_well("h2"), reason, 40)
+
+    def well(self) -> None:
+        """Wait until no host misses anything."""
+        for host in HOSTS:
+            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is well", 40)  # type: ignore[misc]
+        self.clean()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[IpsecRun]:
+    """Give three hosts with IPsec in user space, and one key for all."""
+    found = IpsecRun()
+    try:
+        found.run("up", "--backend ipsec")
+        yield found
+    finally:
+        found.run("down")
+
+
+def _clean(capture: Capture) -> None:
+    capture.stop()
+    assert capture.count > 0
+    assert capture.clear == []
+
+
+def test_nothing_is_in_clear_from_the_first_packet_on(cluster: IpsecRun) -> None:
+    """A network comes to be while its first containers ping, by TCP, UDP and ping, of all sizes; then it is deleted."""
+    with cluster.capture() as capture:
+        cluster.create("fresh", "10.247.0.0/16", backend="ipsec")
+        cluster.run("attach", "h1", "f1", "--network fresh")
+        cluster.run("attach", "h2", "f2", "--network fresh")
+        with cluster.pinged("f1", "f2"), Flows(cluster, "f1", "f2"):
+            cluster.reaches("f1", "f2")
+    _clean(capture)
+    for name in ("f1", "f2"):
+        cluster.run("detach", name)
+    cluster.delete("fresh")
+    cluster.well()
+    with cluster.asks("h1") as asked:
+        assert not [child for found in ike.connections(asked).values() for child in found if "10.247." in child]
+
+
+def test_keys_are_renewed_while_packets_flow(cluster: IpsecRun) -> None:
+    """Both kinds of associations: no pair loses more than a second, the old keys go, and nothing is in clear."""
+    before = {host: cluster.spis(host) for host in HOSTS}
+    with cluster.capture() as capture, cluster.pinged("c1", "c3"), Flows(cluster) as flows:
+        for host in ("h1", "h2"):
+            with cluster.asks(host) as asked:
+                for one in ike.associations(asked):
+                    for child in one.children:
+                        asked.rekey({"child-id": str(child.number)})
+                    asked.rekey({"ike-id": str(one.number)})
+        for host in HOSTS:
+            until(lambda host=host: not before[host] & cluster.spis(host), f"{host} has other keys")  # type: ignore[misc]
+    flows.check(MTU)
+    _clean(capture)
+    cluster.well()
+
+
+def test_the_daemon_is_killed(cluster: IpsecRun) -> None:
+    """On whichever side: it is started again and is back in time; until then packets go nowhere."""
+    for host, one, other in (("h1", "c1", "c2"), ("h3", "c1", "c3")):
+        with cluster.capture() as capture, cluster.pinged(one, other), cluster.pinged(other, one):
+            since = time.monotonic()
+            cluster.run("break", host, "helper-kill")
+            cluster.back(since, one, other)
+        _clean(capture)
+        cluster.well()
+
+
+def test_daemon_and_agent_are_killed(cluster: IpsecRun) -> None:
+    """Nobody is there to mend, and nothing leaves in clear; the agent's next start brings all back in time."""
+    with cluster.capture() as capture, cluster.pinged("c1", "c2"), cluster.pinged("c2", "c1"):
+        cluster.run("break", "h2", "agent-kill")
+        cluster.run("break", "h2", "helper-kill")
+        cluster.cut_off("c1", "c2")
+        cluster.run("mend", "h2")
+        cluster.back(time.monotonic())
+    _clean(capture)
+    cluster.well()
+
+
+def test_an_agent_s_restart_is_not_noticed(cluster: IpsecRun) -> None:
+    """The same associations serve before, meanwhile, and afterwards; nothing is healed that was not broken."""
+    before = cluster.spis("h2")
+    with cluster.capture() as capture, Flows(cluster) as flows:
+        cluster.restarted("h2")
+        cluster.well()
+    flows.check(MTU)
+    _clean(capture)
+    assert cluster.spis("h2") == before
+
+
+def test_what_somebody_broke_is_mended(cluster: IpsecRun) -> None:
+    """A connection that was unloaded is loaded again, and a device that was removed comes back with a new daemon."""
+    with cluster.asks("h1") as asked:
+        asked.unload_conn({"name": "ls-h3"})
+    until(lambda: "ls-h3" in _connections(cluster, "h1"), "the connection is back")
+    cluster.ip("h1", "link del ipsec0")
+    cluster.reaches("c1", "c3")
+    cluster.well()
+
+
+def _connections(cluster: IpsecRun, host: str) -> set[str]:
+    with cluster.asks(host) as asked:
+        return set(ike.connections(asked))
+
+
+def test_forged_sources_and_replays_get_nothing_through(cluster: IpsecRun) -> None:
+    """A host that sends as another's container, and who sends again what it has heard."""
+    echoes = Echoes(f"{cluster.name}-c1")
+    target, theirs = cluster.address("c1"), cluster.address("c2")
+    cluster.reaches("c3", "c1")
+    try:
+        cluster.run("break", "h3", "agent-kill")
+        cluster.ip("h3", f"addr add {theirs}/32 dev ipsec0")
+        ping = ["ip", "netns", "exec", f"{cluster.name}-h3", "ping", "-c3", "-i0.1", "-W1", "-I", theirs, target]
+        assert subprocess.run(ping, capture_output=True, check=False).returncode != 0
+        assert theirs not in echoes.look()
+        cluster.ip("h3", f"addr del {theirs}/32 dev ipsec0")
+        cluster.run("mend", "h3")
+
+        with cluster.capture() as capture:
+            cluster.reaches("c2", "c1")
+        counted = echoes.look().count(theirs)
+        data = {f for f in capture.frames if _is_data(f) and f[26:30] == b"\xc0\0\2\2"}
+        assert data
+        with sockets.inside(record.load(cluster.name).switch):
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with wire:
+            wire.bind(("h1", 0))
+            for frame in data:
+                for _ in range(3):
+                    wire.send(frame)
+        cluster.reaches("c3", "c1")  # what came before has been worked off
+        assert echoes.look().count(theirs) == counted
+    finally:
+        echoes.close()
+    cluster.well()
+
+
+def _is_data(frame: bytes) -> bool:
+    """Tell whether a frame is ESP in UDP: IKE has four zero bytes there (RFC 3948 section 2.2)."""
+    return frame[23:24] == b"\x11" and frame[36:38] == NAT.to_bytes(2, "big") and frame[42:46] not in (b"", bytes(4))
+
+
+def test_another_key_gets_nothing_through(cluster: IpsecRun, tmp_path: Path) -> None:
+    """A host with another shared key is cut off and told so, as are its peers; the right one brings it back."""
+    other, right = tmp_path / "other.psk", cluster.folder / "ipsec.psk"
+    other.touch(mode=0o600)
+    other.write_text("another key than all others have\n")
+    cluster.set("h3", psk_file=str(other))
+    cluster.cut_off("c1", "c3")
+    cluster.told("h1", "IPsec does not stand", "h3")
+    cluster.peers_tell("h3 has another shared key")
+    cluster.reaches("c1", "c2")
+    cluster.set("h3", psk_file=str(right))
+    cluster.reaches("c1", "c3")
+    cluster.well()
+
+
+def test_a_key_file_that_is_no_good_is_named(cluster: IpsecRun, tmp_path: Path) -> None:
+    """Others may read it, it is another's, or it is not there: what stands goes on, and is named with what to do."""
+    file = tmp_path / "h3.psk"
+    file.touch(mode=0o600)
+    file.write_text((cluster.folder / "ipsec.psk").read_text())
+    cluster.set("h3", psk_file=str(file))
+    cluster.reaches("c3", "c1")
+    file.chmod(0o640)
+    cluster.told("h3", f"{file} is not root's alone")
+    file.chmod(0o600)
+    os.chown(file, 65534, -1)
+    cluster.told("h3", f"{file} is not root's alone")
+    os.chown(file, 0, -1)
+    kept = file.rename(tmp_path / "kept")
+    cluster.told("h3", f"read the secret in {file}: no such file")
+    cluster.reaches("c3", "c1")
+    kept.rename(file)
+    until(lambda: str(file) not in cluster.not_well("h3"), "h3 is well")
+    cluster.set("h3", psk_file=str(cluster.folder / "ipsec.psk"))
+    cluster.reaches("c3", "c1")
+    cluster.well()
+
+
+def test_what_is_secret_is_told_nowhere(cluster: IpsecRun) -> None:
+    """No plan, status, log, command line or record has the key, and the plan shows where it would be."""
+    secret = (cluster.folder / "ipsec.psk").read_text().strip()
+    plan = cluster.exec("h1", "linkspan plan -o commands")
+    assert "secret = ***" in plan
+    logs = [path.read_text(errors="replace") for path in cluster.folder.glob("h*/state/**/*.log")]
+    records = [path.read_bytes().decode(errors="replace") for path in (cluster.folder / "store").glob("*")]
+    public = [plan, cluster.exec("h1", "linkspan status -o json"), *map(cluster.log, HOSTS), *logs, *records]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            public.append(path.read_text(errors="replace"))
+        except OSError:
+            continue
+    assert not any(secret in text for text in public)
+
+
+def test_a_trace_tells_by_what_it_is_encrypted(cluster: IpsecRun) -> None:
+    """With the association's SPI, which both hosts have; and where none stands, that is the reason."""
+    cluster.reaches("c1", "c2")
+    found = cluster.call("h1", "GET", "/v1/trace?source=c1&target=c2")
+    assert found["reachable"]
+    assert found["path_mtu"] == MTU
+    by_action = {hop["action"]: hop for hop in found["hops"]}
+    spi = by_action["encrypted"]["detail"].rpartition(" ")[2]
+    assert by_action["encrypted"]["detail"] == f"by IPsec for h2, AES-GCM-16-128, SPI {spi}"
+    assert by_action["decrypted"]["detail"] == f"by IPsec from h1, AES-GCM-16-128, SPI {spi}"
+    assert spi in cluster.spis("h2")
+    assert by_action["left"]["headers"][1:4] == ["ip 192.0.2.1>192.0.2.2", f"udp {NAT}", f"esp {spi}"]
+
+
+def test_a_port_that_another_holds_is_named_with_its_holder(cluster: IpsecRun) -> None:
+    """Who came first keeps it; the host is told, and is back when it is free."""
+    cluster.run("break", "h3", "agent-kill")
+    cluster.run("break", "h3", "helper-kill")
+    with sockets.inside(f"{cluster.name}-h3"):
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with holder:
+        until(lambda: _bound(holder), "the port is free")
+        cluster.run("mend", "h3")
+        cluster.told("h3", f"UDP port {NAT}, which IKE needs, is held by process {os.getpid()}")
+    cluster.inside("h3", "nft add table inet other")  # which lets the agent look around
+    cluster.inside("h3", "nft delete table inet other")
+    cluster.reaches("c3", "c1")
+    cluster.well()
+
+
+def _bound(holder: socket.socket) -> bool:
+    try:
+        holder.bind(("0.0.0.0", NAT))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def certified(cluster: IpsecRun, tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Let all hosts prove themselves by certificates, with a list of those that are revoked."""
+    authority = Authority(tmp_path_factory.mktemp("pki") / "authority")
+    crl = authority.revoked()
+    for host in HOSTS:
+        _given(cluster, host, {"ipsec.psk-file": "", **authority.signed(host), "ipsec.crl": crl})
+    for one, other in (("c1", "c2"), ("c1", "c3"), ("c3", "c2")):
+        cluster.reaches(one, other)
+    cluster.well()
+    return authority
+
+
+def _given(cluster: IpsecRun, host: str, settings: dict[str, str]) -> None:
+    """Give a host another certificate, and let it take that up."""
+    cluster.call("h1", "PATCH", f"/v1/hosts/{host}", settings)
+
+
+FAULTS = [
+    ("expired", "", (-30, -1), "h3's certificate is valid from"),
+    ("for another host", "h9", (-1, 30), "this host's certificate is not for h3"),
+    ("of tomorrow, as with a clock that is a day off", "", (1, 30), "by this host's clock that is not now"),
+]
+
+
+@pytest.mark.parametrize(("what", "name", "days", "reason"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_a_certificate_that_is_no_good_is_named(
+    cluster: IpsecRun, certified: Authority, what: str, name: str, days: tuple[int, int], reason: str
+) -> None:
+    """With the peer, the reason and what to do; nothing gets through until there is a good one."""
+    _given(cluster, "h3", certified.signed("h3", name, days))
+    cluster.cut_off("c1", "c3")
+    until(lambda: reason in "".join(map(cluster.not_well, HOSTS)), f"{what}: {reason}", 40)
+    cluster.reaches("c1", "c2")
+    _given(cluster, "h3", certified.signed("h3"))
+    cluster.reaches("c1", "c3")
+    cluster.well()
+
+
+def test_a_certificate_of_another_authority_is_named(
+    cluster: IpsecRun, certified: Authority, tmp_path: Path
+) -> None:
+    """Its own authority does not help a host that others do not trust."""
+    stranger = Authority(tmp_path / "stranger")
+    _given(cluster, "h3", stranger.signed("h3") | {"ipsec.crl": stranger.revoked()})
+    cluster.cut_off("c1", "c3")
+    cluster.peers_tell("is signed by another authority")
+    _given(cluster, "h3", certified.signed("h3") | {"ipsec.crl": certified.revoked()})
+    cluster.reaches("c1", "c3")
+    cluster.well()
+
+
+def test_a_revoked_certificate_gets_nothing_through(cluster: IpsecRun, certified: Authority) -> None:
+    """At once, for what stood by it ends with the new list; the others go on."""
+    certified.revoked("h3")
+    cluster.cut_off("c1", "c3")
+    cluster.cut_off("c2", "c3")
+    cluster.peers_tell("h3's certificate was revoked")
+    cluster.reaches("c1", "c2")
+    _given(cluster, "h3", certified.signed("h3"))
+    cluster.reaches("c1", "c3")
+    cluster.well()
+
+
+def test_a_network_migrates_to_ipsec_and_back(cluster: IpsecRun) -> None:
+    """While packets flow between all pairs; the daemon goes with its last network and comes with its first."""
+    for way, size in (("vxlan", 1450), ("ipsec", MTU)):
+        with Flows(cluster) as flows:
+            cluster.moved(way)
+        flows.check(size)
+        cluster.clean()
+        for host in HOSTS:
+            there = "ipsec0" in cluster.inside(host, "ip -br link")
+            assert there == (way == "ipsec")
+    cluster.well()

@@ -1,0 +1,320 @@
+"""Containers' names in a cluster: on every host, both ways, for as long as they live, and for nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import ClusterRun
+from lab_runs import SHARED, until
+
+from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, A, Answer, ask, question, reverse
+from linkspan.kernel.namespaces import open_namespace
+from linkspan.lab import record, sockets
+
+pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
+
+GATEWAY, GATEWAY6 = "10.244.0.1", "fd00:244::1"
+NAMED_WITHIN, DEAD_WITHIN = 1.0, 5.0
+"""Seconds: the promises of names."""
+
+
+class NamesRun(ClusterRun):
+    """A cluster, and what its containers ask."""
+
+    def ask(self, place: str, name: str, kind: int = A, server: str = GATEWAY, tcp: bool = False) -> Answer:
+        """Ask from a host or container; a server that answers too late is asked once more."""
+        for last in (False, True):
+            with sockets.inside(f"{self.name}-{place}"):
+                try:
+                    return ask(server, name, kind, tcp=tcp)
+                except TimeoutError:
+                    if last:
+                        raise
+        raise AssertionError
+
+    def knows(self, place: str, name: str, server: str = GATEWAY) -> bool:
+        """Tell whether a name has an address."""
+        with contextlib.suppress(OSError):
+            return bool(self.ask(place, name, server=server).data)
+        return False
+
+    @contextlib.contextmanager
+    def container(
+        self, host: str, name: str, network: str = "demo", aliases: str = "", ports: Sequence[dict[str, object]] = ()
+    ) -> Iterator[dict[str, Any]]:
+        """Attach a container for a while; it is yielded as the agent has it, with when it was there (``at``)."""
+        namespace = f"{self.name}-{name}"
+        subprocess.run(["ip", "netns", "add", namespace], check=True)
+        fd = open_namespace(f"/run/netns/{namespace}")
+        body = {"id": name, "name": name, "network": network, "namespace_fd": fd, "labels": {"aliases": aliases}}
+        body |= {"namespace_path": f"/run/netns/{namespace}", "ports": ports}
+        try:
+            yield self.call(host, "POST", "/v1/attach", body) | {"at": time.monotonic()}
+        finally:
+            os.close(fd)
+            self.call(host, "POST", "/v1/detach", {"id": name})
+            subprocess.run(["ip", "netns", "delete", namespace], check=True)
+
+    def bridged(self, name: str, pool: str, internal: bool = False) -> None:
+        """Create a network that each host has for itself, and wait until they do."""
+        wish = {"name": name, "pools": [pool], "backend": "bridge", "internal": internal}
+        self.call("h1", "POST", "/v1/networks", wish)
+        device = f"ls-{name}"
+        until(lambda: all(device in self.ip(host, "link") for host in ("h1", "h2", "h3")), f"{name} is everywhere")
+
+    def server(self, host: str, network: str = "demo") -> int:
+        """Return the process of a network's server on a host, 0 where there is none."""
+        mark = f"LINKSPAN_PROCESS={self.folder}/{host}/state:names-{network}".encode()
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
+                    return int(process.name)
+        return 0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NamesRun]:
+    """Give three hosts with VXLAN, two stacks and a container each, whose names are known everywhere."""
+    found = NamesRun()
+    try:
+        found.run("up", "--backend vxlan --underlay dual --segments 2")
+        for place in ("c1", "c2", "c3"):
+            for name in ("c1", "c2", "c3"):
+                until(lambda place=place, name=name: found.knows(place, name), f"{place} knows {name}")
+        yield found
+    finally:
+        found.run("down")
+
+
+def kept(promise: float, measure: Callable[[], float]) -> bool:
+    """Tell whether a promise is kept by one of three tries: it is of the product, not of a machine out of breath."""
+    return any(measure() <= promise * SHARED for _ in range(3))
+
+
+def seconds(since: float, condition: Callable[[], object], what: str) -> float:
+    """Wait for a condition, and return how long that took."""
+    until(condition, what)
+    return time.monotonic() - since
+
+
+def test_names_lead_to_addresses_and_back_on_every_host(cluster: NamesRun) -> None:
+    """From containers and hosts: bare and whole, in any case, A and AAAA, by UDP and TCP, at both gateways."""
+    containers = {c.name: c.attachments[0].addresses for c in record.load(cluster.name).containers}
+    for place in ("c1", "c2", "c3", "h1", "h2", "h3"):
+        for name, addresses in containers.items():
+            four, six = (text.partition("/")[0] for text in addresses)
+            assert cluster.ask(place, name) == Answer(NOERROR, [four])
+            assert cluster.ask(place, f"{name}.demo", AAAA, GATEWAY6) == Answer(NOERROR, [six])
+            assert cluster.ask(place, reverse(four), PTR, GATEWAY6) == Answer(NOERROR, [f"{name}.demo"])
+            assert cluster.ask(place, reverse(six), PTR) == Answer(NOERROR, [f"{name}.demo"])
+    assert cluster.ask("c1", "C2.Demo", tcp=True).data == [containers["c2"][0].partition("/")[0]]
+
+
+def test_what_is_not_there_is_not_asked_outside(cluster: NamesRun) -> None:
+    """Bare names, the network's domain and its pools' addresses are known here or nowhere."""
+    for name in ("nobody", "nobody.demo", "demo"):
+        assert not cluster.ask("c1", name).data
+    assert cluster.ask("c1", "nobody.demo").code == NXDOMAIN
+    assert cluster.ask("c1", reverse("10.244.255.9"), PTR).code == NXDOMAIN
+
+
+def test_a_name_is_there_within_a_second_and_gone_within_another(cluster: NamesRun) -> None:
+    """On another host than the container's, from its attach and from its detach."""
+
+    def comes() -> float:
+        with cluster.container("h1", "brief") as made:
+            came = seconds(made["at"], lambda: cluster.knows("c3", "brief"), "the name is there")
+        return max(came, seconds(time.monotonic(), lambda: not cluster.knows("c3", "brief"), "the name is gone"))
+
+    assert kept(NAMED_WITHIN, comes)
+
+
+def test_all_who_share_an_alias_are_answered_in_turn(cluster: NamesRun) -> None:
+    """Two on two hosts: each is first some time, and one that goes is answered no more."""
+    with contextlib.ExitStack() as second, cluster.container("h1", "web1", aliases="api, WWW") as one:
+        two = second.enter_context(cluster.container("h2", "web2", aliases="api"))
+        both = {text.partition("/")[0] for text in (one["addresses"][0], two["addresses"][0])}
+        until(lambda: set(cluster.ask("c3", "api").data) == both, "both are answered")
+        assert {cluster.ask("c3", "api").data[0] for _ in range(8)} == both
+        until(lambda: cluster.knows("c2", "www.demo"), "the other alias")
+        second.close()
+        until(lambda: len(cluster.ask("c3", "api").data) == 1, "one is gone")
+        assert cluster.ask("c3", "web2").code == NXDOMAIN
+
+
+def test_names_that_are_none_spoil_nothing(cluster: NamesRun) -> None:
+    """They are left out with a caution; what else the container is called counts."""
+    with cluster.container("h1", "odd", aliases="a b,..,example.com,fine,10.0.0.1 evil,ü"):
+        until(lambda: cluster.knows("c3", "fine"), "the good alias")
+        assert cluster.knows("c3", "example.com.demo")
+        assert not cluster.ask("c3", "evil").data
+        said = Path(record.load(cluster.name).folder / "h1" / "agent.log").read_text(encoding="utf-8")
+        assert "'a b' of container odd is no name for DNS" in said
+
+
+def test_a_dead_host_s_names_go_and_come_back_with_it(cluster: NamesRun) -> None:
+    """Within 5 s everywhere else; its own server goes on without the agent, and the other hosts' names stay."""
+    before = cluster.server("h3")
+
+    def dies() -> float:
+        cluster.run("break", "h3 agent-kill")
+        died = time.monotonic()
+        try:
+            assert cluster.knows("c3", "c1")
+            took = seconds(died, lambda: not cluster.knows("c1", "c3"), "c3 is gone")
+            assert cluster.knows("c1", "c2")
+            assert cluster.knows("c3", "c3")
+        finally:
+            cluster.run("mend", "h3")
+        until(lambda: cluster.knows("c1", "c3"), "c3 is back")
+        assert cluster.server("h3") == before
+        return took
+
+    assert kept(DEAD_WITHIN, dies)
+
+
+def test_a_new_agent_takes_its_server_over(cluster: NamesRun) -> None:
+    """It is the same process, and learns what came meanwhile."""
+    before = cluster.server("h1")
+    cluster.run("break", "h1 agent-kill")
+    try:
+        with cluster.container("h2", "late"):
+            assert cluster.knows("c1", "c2")
+            cluster.run("mend", "h1")
+            until(lambda: cluster.knows("c1", "late"), "the one that came meanwhile")
+    finally:
+        cluster.run("mend", "h1")
+    assert cluster.server("h1") == before
+    until(lambda: not cluster.knows("c1", "late"), "the one that went")
+
+
+def test_a_server_that_hangs_or_dies_is_replaced(cluster: NamesRun) -> None:
+    """A stopped one is seen by its silence, a killed one at once."""
+    hung = cluster.server("h2")
+    os.kill(hung, signal.SIGSTOP)
+    until(lambda: cluster.server("h2") not in (0, hung) and cluster.knows("c2", "c1"), "a new one instead of the hung")
+    killed = cluster.server("h2")
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: cluster.server("h2") not in (0, killed) and cluster.knows("c2", "c1"), "and of the killed")
+    said = [json.loads(line) for line in cluster.exec("h2", "linkspan events -o json").splitlines()]
+    assert sum("hung, and is replaced" in one["what"] for one in said) == 1
+
+
+def test_another_process_at_the_port_is_named(cluster: NamesRun) -> None:
+    """At once, in status; the container works without names, and has them once the port is free."""
+    cluster.bridged("held", "10.99.0.0/24")
+    with contextlib.ExitStack() as stack:
+        with sockets.inside(f"{cluster.name}-h1"):
+            other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            other.bind(("10.99.0.1", 53))
+        stack.enter_context(cluster.container("h1", "held1", "held"))
+        until(lambda: f"held by process {os.getpid()}" in cluster.not_well("h1"), "status names it")
+        assert "network held has no names: port 53/udp of its gateway 10.99.0.1" in cluster.not_well("h1")
+        assert not cluster.server("h1", "held")
+        other.close()
+        until(lambda: cluster.knows("held1", "held1", "10.99.0.1"), "names")
+        until(lambda: "held" not in cluster.not_well("h1"), "status is well")
+    cluster.delete("held")
+
+
+def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
+    """A network that does not cross hosts has the same addresses on each: another host's container is not there."""
+    cluster.bridged("solo", "10.98.0.0/24", internal=True)
+    with cluster.container("h1", "near", "solo"), cluster.container("h2", "far", "solo"):
+        until(lambda: cluster.knows("near", "near", "10.98.0.1"), "its own")
+        until(lambda: cluster.knows("far", "far", "10.98.0.1"), "the other's own")
+        assert cluster.ask("near", "far", server="10.98.0.1").code == NXDOMAIN
+        with pytest.raises(OSError, match="No route to host"):
+            cluster.ask("near", "c1", server=GATEWAY)  # another network's server
+        folder = cluster.folder / "h1"
+        assert (folder / "names" / "solo" / "here").exists()
+        # A question to one of the host's resolvers is answered by the network's own server; this one asks nobody.
+        assert cluster.knows("near", "near", _resolver())
+        assert cluster.ask("near", "www.example.com", server=_resolver()).code == REFUSED
+    cluster.delete("solo")
+    until(lambda: not cluster.server("h1", "solo"), "its server is gone")
+    until(lambda: not (folder / "names" / "solo").exists(), "its files are gone")
+    assert not (folder / "state" / "names-solo.log").exists()
+
+
+def _resolver() -> str:
+    text = Path("/etc/resolv.conf").read_text(encoding="utf-8")
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver")]
+    return next((one for one in found if ":" not in one and not one.startswith("127.")), "8.8.8.8")
+
+
+def test_a_container_that_publishes_the_port_is_not_asked_for_names(cluster: NamesRun) -> None:
+    """The host's port 53 is free for it, and questions to the gateway come to the network's server all the same."""
+    port = {"host_ip": "", "host_port": 53, "port": 53, "protocol": "udp"}
+    with cluster.container("h1", "dns", ports=[port]):
+        until(lambda: cluster.knows("c1", "dns"), "names are answered by the server")
+        with sockets.inside(f"{cluster.name}-dns"):
+            way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with way:
+            way.bind(("0.0.0.0", 53))
+            way.settimeout(5 * SHARED)
+            there = record.load(cluster.name).host("h1").addresses[0].partition("/")[0]
+            with sockets.inside(f"{cluster.name}-router"):
+                other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with other:
+                other.sendto(b"to the container", (there, 53))
+                assert way.recv(512) == b"to the container"
+            assert cluster.knows("c2", "dns")
+            assert cluster.knows("h1", "dns")
+
+
+def test_the_underlay_is_not_answered(cluster: NamesRun) -> None:
+    """A machine of the underlay that sends a question to the gateway is refused: names are not for the outside."""
+    there = record.load(cluster.name).host("h1").addresses[0].partition("/")[0]
+    cluster.inside("router", f"ip route add {GATEWAY}/32 via {there}")
+    with sockets.inside(f"{cluster.name}-router"):
+        way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with way:
+        way.settimeout(5 * SHARED)
+        way.connect((GATEWAY, 53))
+        way.send(question("c1", A))
+        with pytest.raises(OSError, match="No route to host"):  # what it is told by ICMP
+            way.recv(512)
+
+
+def test_a_storm_and_garbage_are_survived(cluster: NamesRun) -> None:
+    """One container floods its server; other hosts and the agent go on, and the server is well afterwards."""
+    before, over = cluster.server("h1"), threading.Event()
+    with sockets.inside(f"{cluster.name}-c1"):
+        way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    way.connect((GATEWAY, 53))
+
+    def flood() -> None:
+        dice = random.Random(53)  # noqa: S311 - the same garbage each time
+        good = question("c2", A)
+        while not over.is_set():
+            cut = good[: dice.randrange(len(good))]
+            for data in (good, cut, cut + dice.randbytes(20), dice.randbytes(300), question("x.example", A)):
+                with contextlib.suppress(OSError):
+                    way.send(data)
+
+    with way:
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            for _ in range(200):
+                assert cluster.ask("c2", "c1").data
+                assert cluster.status("h1")["drift"] == []
+        finally:
+            over.set()
+            thread.join()
+    until(lambda: cluster.knows("c1", "c2"), "the flooded server answers")
+    assert cluster.server("h1") == before

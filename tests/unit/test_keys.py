@@ -1,0 +1,190 @@
+"""A host's own keys: how they are made and refused, and what becomes of a change that cannot be written down."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from linkspan.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
+from linkspan.happenings import Happenings
+from linkspan.kernel.keys import NEXT, PRIVATE, KeyFolder
+from linkspan.leases import Leases
+from linkspan.machine import Worker
+from linkspan.model import Host, HostView, Other
+from linkspan.rotating import Rotating
+
+pytestmark = pytest.mark.skipif(shutil.which("wg") is None, reason="needs wg: apt install wireguard-tools")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KeyFolder:
+    """Give a folder with a key in use."""
+    found = KeyFolder(tmp_path / "wireguard")
+    found.make(PRIVATE)
+    return found
+
+
+def test_a_key_is_made_for_root_alone_and_known_by_its_public_one(folder: KeyFolder) -> None:
+    """Another one is made beside it, and then takes its place."""
+    file = folder.folder / PRIVATE
+    assert file.stat().st_mode & 0o777 == 0o600
+    one, other = folder.public(PRIVATE), folder.make(NEXT)
+    assert one != other
+    assert folder.holding(one) == file
+    assert folder.holding(other) == folder.folder / NEXT
+    folder.turn()
+    assert (folder.public(PRIVATE), folder.public(NEXT)) == (other, "")
+    assert folder.holding(one) is None
+
+
+def _wide(file: Path) -> None:
+    file.chmod(0o604)
+
+
+def _short(file: Path) -> None:
+    file.write_text("c2hvcnQ=\n")
+
+
+def _no_text(file: Path) -> None:
+    file.write_bytes(bytes(range(200, 245)))
+
+
+def _a_link(file: Path) -> None:
+    file.rename(file.with_name("other"))
+    file.symlink_to("other")
+
+
+def _a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir(0o700)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [(_wide, Denied), (_short, Invalid), (_no_text, Invalid), (_a_link, KernelError), (_a_folder, KernelError)],
+)
+def test_a_file_that_is_no_good_is_refused_by_name(
+    folder: KeyFolder, spoil: Callable[[Path], None], error: type[LinkspanError]
+) -> None:
+    """Also where it was good before, and what is in it is not told."""
+    file = folder.folder / PRIVATE
+    text = file.read_text().strip()
+    spoil(file)
+    with pytest.raises(error) as refusal:
+        folder.public(PRIVATE)
+    assert str(file) in refusal.value.message
+    assert text not in refusal.value.message
+
+
+class _Stage:
+    """A host whose one peer takes its next key, and a store that may be away."""
+
+    def __init__(self, folder: KeyFolder) -> None:
+        self.folder, self.puts, self.away = folder, list[str](), False
+        self.other = Host(id="id2", name="h2")
+        self.leases = SimpleNamespace(host=Host(id="id1", name="h1"), record=lambda _id: None)
+        reconciler = SimpleNamespace(unwell=lambda _source: None)
+        machine = SimpleNamespace(wireguard=SimpleNamespace(keys=folder), reconciler=reconciler)
+        worker = SimpleNamespace(machine=machine, run=self._run)
+        happenings = SimpleNamespace(add=lambda *_, **__: None)
+        self.rotating = Rotating(
+            cast("Worker", worker),
+            cast("Leases", self.leases),
+            cast("Happenings", happenings),
+            self._view,
+            self._put,
+            self._register,
+        )
+
+    async def _run(self, function: Callable[..., Any], *words: Any) -> Any:
+        return function(*words)
+
+    def _view(self) -> HostView:
+        return HostView((), others=(Other(self.other, ("demo",)),))
+
+    async def _put(self) -> dict[Any, LinkspanError]:
+        self.puts.append(self.leases.host.keys["wireguard"])
+        return {}
+
+    async def _register(self) -> None:
+        if self.away:
+            raise Unavailable("the store does not answer")
+
+
+def test_a_change_waits_for_the_others_and_then_takes_place(folder: KeyFolder) -> None:
+    """The device has the new key before the record says so; the old file is gone."""
+
+    async def change() -> None:
+        stage = _Stage(folder)
+        await stage.rotating.settle()
+        before = folder.public(PRIVATE)
+        assert stage.leases.host.keys == {"wireguard": before}
+        told = await stage.rotating.begin()
+        coming = folder.public(NEXT)
+        assert (told.key, told.next, told.waiting) == (before[:10], coming[:10], ["h2"])
+        await stage.rotating.advance()
+        assert stage.puts == []
+        stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
+        await stage.rotating.advance()
+        assert stage.puts == [coming]
+        assert (stage.leases.host.keys, stage.leases.host.next_keys) == ({"wireguard": coming}, {})
+        assert (folder.public(PRIVATE), folder.public(NEXT)) == (coming, "")
+
+    asyncio.run(change())
+
+
+def test_where_the_store_is_away_the_device_gets_its_old_key_back(folder: KeyFolder) -> None:
+    """And the change takes place once it is back."""
+
+    async def change() -> None:
+        stage = _Stage(folder)
+        await stage.rotating.settle()
+        before = folder.public(PRIVATE)
+        await stage.rotating.begin()
+        coming = folder.public(NEXT)
+        stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
+        stage.away = True
+        with pytest.raises(Unavailable, match="not in force yet: the store does not answer"):
+            await stage.rotating.advance()
+        assert stage.puts == [coming, before]
+        assert stage.leases.host.keys == {"wireguard": before}
+        assert folder.public(PRIVATE) == before
+        stage.away = False
+        await stage.rotating.advance()
+        assert folder.public(PRIVATE) == coming
+
+    asyncio.run(change())
+
+
+def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder) -> None:
+    """Where that has the next key already, its file takes the place of the old one."""
+
+    async def settle(recorded: str) -> Host:
+        stage = _Stage(folder)
+        stage.leases.record = lambda _id: Host(id="id1", name="h1", keys={"wireguard": recorded})
+        await stage.rotating.settle()
+        return stage.leases.host
+
+    before, coming = folder.public(PRIVATE), folder.make(NEXT)
+    assert asyncio.run(settle(before)).next_keys == {"wireguard": coming}
+    host = asyncio.run(settle(coming))
+    assert (host.keys, host.next_keys) == ({"wireguard": coming}, {})
+    assert folder.public(PRIVATE) == coming
+
+
+def test_a_key_that_was_lost_is_not_made_anew_in_silence(folder: KeyFolder) -> None:
+    """The record keeps the one that others know."""
+    public = folder.public(PRIVATE)
+    (folder.folder / PRIVATE).unlink()
+    stage = _Stage(folder)
+    stage.leases.record = lambda _id: Host(id="id1", name="h1", keys={"wireguard": public})
+    asyncio.run(stage.rotating.settle())
+    assert stage.leases.host.keys == {"wireguard": public}
+    assert not (folder.folder / PRIVATE).exists()

@@ -1,0 +1,119 @@
+"""What servers are told of containers, as text and as states."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from linkspan import names
+from linkspan.kernel.dnsmasq import upstream
+from linkspan.model import Endpoint, Network
+from linkspan.names import Server
+from linkspan.programs import Dnsmasq, File, Process
+from linkspan.state import NftElement
+
+DEMO = Network(
+    name="demo",
+    pools=("10.244.0.0/16", "fd00:244::/48"),
+    gateways=("10.244.0.1", "fd00:244::1"),
+    subnet_len={"4": 24, "6": 64},
+    backend="vxlan",
+)
+PROGRAM = Dnsmasq("/usr/sbin/dnsmasq", "dnsmasq", "/run/linkspan/names")
+LONG_ID = "0123456789abcdef" * 4
+
+
+def endpoint(
+    name: str = "", id_: str = "c1", aliases: str = "", addresses: tuple[str, ...] = ("10.244.1.2/32",)
+) -> Endpoint:
+    """Return an endpoint of network demo."""
+    labels = {"aliases": aliases} if aliases else {}
+    return Endpoint(id=id_, ifname="eth0", network="demo", host="h1", name=name, addresses=addresses, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        (endpoint("web", LONG_ID), ("web", LONG_ID[:12])),
+        (endpoint("", LONG_ID), (LONG_ID[:12],)),
+        (endpoint("", "default-web"), ("web", "default-web")),
+        (endpoint("shop_web_1", LONG_ID, "web, www,web"), ("shop_web_1", "web", "www", LONG_ID[:12])),
+        (endpoint("Web"), ("web", "c1")),
+        (endpoint("my web", aliases="ünter,-x,a..b,.,localhost,x.localhost,ok"), ("ok", "c1")),
+        (endpoint("x" * 64), ("c1",)),
+        (endpoint("x" * 63), ("x" * 63, "c1")),
+        (endpoint("web\n10.0.0.1 evil", aliases="a b,c\td,e#f"), ("c1",)),
+    ],
+    ids=["name", "id", "ctr", "aliases", "capitals", "no-names", "too-long", "long", "injection"],
+)
+def test_an_endpoint_has_these_names(made: Endpoint, given: tuple[str, ...]) -> None:
+    """Container, aliases and short id, in small letters; what DNS could not say is left out."""
+    assert names.named(made).names == given
+
+
+def test_what_cannot_be_said_is_told() -> None:
+    """For a caution, as it was given."""
+    assert names.unspeakable(endpoint("my web", aliases="ok,a..b")) == ("my web", "a..b")
+
+
+def test_a_file_has_each_address_with_its_names() -> None:
+    """The first name is the whole one, which the address leads back to; the order is always the same."""
+    two = endpoint("web", aliases="api", addresses=("10.244.1.2/32", "fd00:244::2/128"))
+    every = [names.named(two), names.named(endpoint("db", "c2", addresses=("10.244.1.3/32",)))]
+    assert names.hosts(DEMO, every).decode().splitlines() == [
+        "10.244.1.2 web.demo web api.demo api c1.demo c1",
+        "10.244.1.3 db.demo db c2.demo c2",
+        "fd00:244::2 web.demo web api.demo api c1.demo c1",
+    ]
+    assert names.hosts(DEMO, reversed(every)) == names.hosts(DEMO, every)
+
+
+def test_a_name_with_a_dot_is_said_in_the_network_s_domain_alone() -> None:
+    """No container of the network can be example.com for the others."""
+    (line,) = names.hosts(DEMO, [names.named(endpoint("example.com"))]).decode().splitlines()
+    assert line == "10.244.1.2 example.com.demo c1.demo c1"
+
+
+def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
+    """Its file is no broken one."""
+    odd = msgspec.structs.replace(DEMO, name="x" * 70)
+    assert names.hosts(odd, [names.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
+    (server,) = [s for s in names.states(odd, Server(PROGRAM), b"", b"") if isinstance(s, Process)]
+    assert not any(word.startswith("--local=") for word in server.argv)
+
+
+def test_states_of_a_server() -> None:
+    """Three files, one process that reads them at SIGHUP, and who may ask it."""
+    found = list(names.states(DEMO, Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",)), b"own\n", b"others\n"))
+    files = {s.path.rpartition("/")[2]: s.content for s in found if isinstance(s, File)}
+    assert files == {"here": b"own\n", "elsewhere": b"others\n", "resolvers": b"server=192.0.2.53\n"}
+    (server,) = [s for s in found if isinstance(s, Process)]
+    assert server.hup
+    assert {s.path for s in found if isinstance(s, File)} == set(server.files)
+    assert {"--listen-address=10.244.0.1", "--listen-address=fd00:244::1", "--local=/demo/"} <= set(server.argv)
+    assert "--rev-server=10.244.0.0/16" in server.argv
+    elements = {(s.set, *s.parts, *s.data) for s in found if isinstance(s, NftElement)}
+    assert ("asking4", "10.244.0.0/16", "10.244.0.1") in elements
+    assert ("server_of6", "fd00:244::/48", "fd00:244::1") in elements
+    assert ("resolvers4", "192.0.2.53") in elements
+
+
+def test_an_internal_network_asks_nobody() -> None:
+    """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
+    inner = msgspec.structs.replace(DEMO, internal=True)
+    found = list(names.states(inner, Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",)), b"", b""))
+    assert [s.content for s in found if isinstance(s, File)] == [b"", b"", b""]
+    assert any(isinstance(s, NftElement) and s.set == "resolvers4" for s in found)
+
+
+def test_a_gateway_that_all_networks_share_has_no_server() -> None:
+    """Two networks' servers could not both listen there."""
+    small = msgspec.structs.replace(DEMO, pools=("192.0.2.4/31",), gateways=("169.254.1.1",))
+    assert names.served(small) == ()
+
+
+def test_resolvers_of_the_host() -> None:
+    """In order, each once, with no address of ours (it would ask itself), and no word that is no address."""
+    text = "# x\nnameserver 192.0.2.53\nNAMESERVER 1.1.1.1\nnameserver 10.244.0.1\nnameserver 192.0.2.53\nsearch a\n"
+    text += "nameserver fe80::53%eth0\nnameserver 2001:db8::53\nnameserver bad\nnameserver\nnameserver x%/../y\n"
+    assert upstream(text, {"10.244.0.1"}) == ("192.0.2.53", "fe80::53%eth0", "2001:db8::53")
