@@ -97,7 +97,8 @@ class Reconciler:
             for source, states in sources.items():
                 before = self.desired.sources().get(source, {})
                 change = self.desired.replace(source, states)
-                replaced |= any(isinstance(s, _TUNNELS) and s.key in before for s in change.put)
+                # One that is new may be what others have waited for.
+                replaced |= any(isinstance(s, _TUNNELS) and (s.key in before or self.failing) for s in change.put)
                 put += change.put
                 delete += change.delete
         finally:

@@ -138,8 +138,12 @@ class CharonDriver:
             _quietly(asked.terminate, {"ike-id": str(one.number), "timeout": "-1", "force": "yes"})
 
     def unload(self, asked: ike.Session, state: IpsecCredential) -> None:
-        """Forget a file: the daemon has words for that only of all together."""
+        """Forget a file: the daemon has words for that of single shared keys, and else of all together."""
         if self._credentials.pop(state.key, None) is None:
+            return
+        if state.kind == "psk":
+            asked.unload_shared({"id": state.path})
+            self._prove_anew(asked)
             return
         rest, self._credentials = self._credentials, {}
         _forget_all(asked)

@@ -61,7 +61,7 @@ _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_PROTO = 2, 3, 9  # linux/if_tunnel.h: IFLA_I
 TUNSETIFF, _TUNSETPERSIST, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 TUN = "/dev/net/tun"
 
-_NAMES = ("lsx", "lsipip")
+_NAMES = ("lsx", "lsipip", "lswg")
 _TXQLEN = 13  # linux/if_link.h
 QUEUE = 2000
 """Packets that wait in a TUN: 24 ms at 1 Gbit/s. With the kernel's 500, one TCP stream loses 1 % (measured)."""

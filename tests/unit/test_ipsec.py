@@ -1,0 +1,178 @@
+"""IPsec's pure parts: settings, what a peer costs, what is begun and ended, and reasons for people."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from linkspan.addresses import prefix
+from linkspan.associating import Wanted, missing, superfluous, under_way
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
+from linkspan.backends.ipsec import BACKEND
+from linkspan.errors import Invalid, Unavailable
+from linkspan.ipsec import identity, settings
+from linkspan.kernel.ike import Association, Child
+from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.programs import Process
+from linkspan.state import NftElement, Route
+from linkspan.tell.associations import reasons, said
+from linkspan.tell.plan import commands
+
+KERNEL = Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True)
+USER = msgspec.structs.replace(KERNEL, kernel=False)
+DEMO = Network(
+    name="demo", pools=("10.77.0.0/16", "fd77::/48"), subnet_len={"4": 24, "6": 64}, backend="ipsec",
+    mtu=1400, gateways=("10.77.0.1/32", "fd77::1/128"),
+)  # fmt: skip
+PSK = {"ipsec.psk-file": "/etc/psk"}
+
+
+def host(number: int, **more: str) -> Host:
+    """Return a host with these settings."""
+    return Host(id=f"h{number}", name=f"h{number}", underlay=Underlay("eth0", (f"192.0.2.{number}/24",)), settings=more)
+
+
+def lease(number: int, by: str = "kernel") -> Lease:
+    """Return a host's lease, with what it offers."""
+    return Lease(
+        network="demo", host=f"h{number}", prefixes=(f"10.77.{number}.0/24", f"fd77:0:0:{number}::/64"),
+        addresses=(f"10.77.{number}.1", f"fd77:0:0:{number}::1"),
+        endpoints={"ipsec": Offer({"address": f"192.0.2.{number}", "by": by})},
+    )  # fmt: skip
+
+
+def view(found: Strongswan | None = KERNEL, **more: str) -> HostView:
+    """Return what host 1 sees."""
+    return HostView((DEMO,), facts=Facts(strongswan=found), host=host(1, **(more or PSK)), leases=(lease(1),))
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"ipsec.pks-file": "/x"}, "ipsec.pks-file is unknown"),
+        ({"ipsec.psk-file": "x"}, "is no path"),
+        ({"ipsec.psk-file": "/x", "ipsec.ca": "/y"}, "exclude each other"),
+        ({"ipsec.rekey": "5"}, "out of range"),
+        ({"ipsec.probe": "soon"}, "out of range"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(given: dict[str, str], word: str) -> None:
+    """With what is allowed."""
+    with pytest.raises(Invalid) as refusal:
+        settings(host(1, **given))
+    assert word in refusal.value.message
+    assert refusal.value.hint
+
+
+def test_a_host_has_to_prove_itself() -> None:
+    """By a shared key, or a whole set of certificates; what is missing is named."""
+    assert identity(host(1, **PSK)).shared
+    files = {f"ipsec.{word}": f"/{word}" for word in ("certificate", "key", "ca", "crl")}
+    assert list(identity(host(1, **files)).files) == ["certificate", "key", "ca", "crl"]
+    del files["ipsec.key"]
+    for given in ({}, files):
+        with pytest.raises(Unavailable, match=r"ipsec\.(certificate|key) is not set"):
+            identity(host(1, **given))
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(KERNEL, "kernel"), (KERNEL, "user"), (USER, "kernel"), (USER, "user")])
+def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs: str) -> None:
+    """Everything is one child a family between kernels; else one for each pair of prefixes, and marks by ours alone."""
+    states = list(BACKEND.peer(view(mine), DEMO, Peer(host(2), lease(2, theirs), "eth0", True)))
+    (connection,) = (s for s in states if isinstance(s, IpsecConnection))
+    children = {s.name for s in states if isinstance(s, IpsecChild)}
+    if mine.kernel and theirs == "kernel":
+        assert children == {"0.0.0.0/0=0.0.0.0/0", "::/0=::/0"}
+    else:
+        assert children == {"10.77.1.0/24=10.77.2.0/24", "fd77:0:0:1::/64=fd77:0:0:2::/64"}
+    routes = [s for s in states if isinstance(s, Route)]
+    sets = {s.set for s in states if isinstance(s, NftElement)}
+    assert {r.if_id for r in routes} == {connection.mark}
+    assert bool(connection.mark) == mine.kernel
+    assert sets == ({"marks4", "marks6"} if mine.kernel else {"ways4", "ways6"})
+    assert {r.device for r in routes} == ({"lsipsec"} if mine.kernel else {"ipsec0"})
+    assert (connection.me, connection.peer, connection.first, connection.shared) == ("h1", "h2", True, True)
+
+
+def test_too_many_pairs_in_user_space_are_refused_with_their_number() -> None:
+    """Each is agreed on its own; kernels have no such limit."""
+    many = msgspec.structs.replace(lease(2, "user"), prefixes=tuple(f"10.77.{n}.0/24" for n in range(2, 67)))
+    with pytest.raises(Unavailable, match="66 pairs of prefixes"):
+        list(BACKEND.peer(view(USER), DEMO, Peer(host(2), many, "eth0", True)))
+    by_kernels = msgspec.structs.replace(many, endpoints=lease(2).endpoints)
+    assert list(BACKEND.peer(view(), DEMO, Peer(host(2), by_kernels, "eth0", True)))
+
+
+def test_a_host_needs_a_daemon_ports_and_a_way_to_encrypt() -> None:
+    """What is missing is named with what to do; a network's own states stay closed whatever is missing."""
+    held = msgspec.structs.replace(USER, holders=((500, "process 12 (pluto)"),))
+    bare = msgspec.structs.replace(USER, plugin=False)
+    for found, word in ((None, "needs strongSwan"), (bare, "kernel-libipsec"), (held, "process 12 (pluto)")):
+        with pytest.raises(Unavailable) as refusal:
+            list(BACKEND.host(view(found)))
+        assert word in refusal.value.message
+        assert refusal.value.hint
+        assert list(BACKEND.network(view(found), DEMO))
+
+
+def test_what_serves_all_networks_has_no_secret_in_it() -> None:
+    """Paths only, and the plan shows what is in them as ***."""
+    states = list(BACKEND.host(view(USER)))
+    assert {type(s) for s in states} >= {Process, IpsecLink, IpsecCredential}
+    (credential,) = (s for s in states if isinstance(s, IpsecCredential))
+    assert (credential.kind, credential.path) == ("psk", "/etc/psk")
+    (line,) = commands(credential, str)
+    assert "secret = ***" in line
+
+
+CONNECTION = IpsecConnection("ls-h2", "a", "b", "h1", "h2", True, False, True, 3600, 5, False, 7)
+CHILD = IpsecChild("ls-h2", prefix("10.77.1.0/24"), prefix("10.77.2.0/24"))
+WANTED = Wanted(CONNECTION, (CHILD,))
+
+
+def association(number: int, state: str = "ESTABLISHED", age: int | None = 9, carries: bool = True) -> Association:
+    """Return an association of the peer's."""
+    children = (Child(CHILD.name, number, carries),)
+    return Association("ls-h2", number, state, "192.0.2.2", True, age, children)
+
+
+def test_what_does_not_stand_is_missing() -> None:
+    """Whether the hosts have not met, or have, and the child was refused; what is being made is not begun again."""
+    assert missing(WANTED, []) == (CHILD.name,)
+    assert missing(WANTED, [association(1)]) == ()
+    assert missing(WANTED, [association(1, carries=False)]) == (CHILD.name,)
+    assert missing(WANTED, [association(1, "CONNECTING", None)]) == (CHILD.name,)
+    assert under_way([association(1, "CONNECTING", None)])
+    assert under_way([association(1, carries=False)])
+    assert not under_way([association(1)])
+
+
+def test_the_first_of_two_hosts_ends_what_stands_twice() -> None:
+    """Once the newest serves and has stood for a while; the other host ends nothing."""
+    both = [association(4), association(6)]
+    assert superfluous(WANTED, both) == [4]
+    assert superfluous(WANTED, both[:1]) == []
+    assert superfluous(WANTED, [association(4), association(6, age=1)]) == []
+    assert superfluous(WANTED, [association(4), association(6, carries=False)]) == []
+    second = msgspec.structs.replace(CONNECTION, first=False)
+    assert superfluous(Wanted(second, (CHILD,)), both) == []
+
+
+LOG = """1795546600 05[IKE] <ls-h2|11> received cert request for "CN=pki"
+1795546823 12[CFG] <19> looking for peer configs matching 192.0.2.1[h1]...192.0.2.2[h2]
+1795546823 12[CFG] <ls-h2|19> certificate was revoked on Nov 24 19:00:14 UTC 2026, reason: unspecified
+1795546823 12[IKE] <ls-h2|19> no trusted ECDSA public key found for 'h2'
+1795546824 12[IKE] <ls-h2|20> received AUTHENTICATION_FAILED notify error
+1795546824 12[IKE] <ls-h3|21> received AUTHENTICATION_FAILED notify error
+1795546825 12[IKE] <theirs|22> no trusted ECDSA public key found for 'x'
+"""
+
+
+def test_the_reason_that_says_most_is_told() -> None:
+    """Who refuses knows why; a better one replaces it, and a fresh one an old one."""
+    found = reasons(said(LOG), {})
+    assert found.keys() == {"ls-h2", "ls-h3"}
+    assert found["ls-h2"].why == "{peer}'s certificate was revoked on Nov 24 19:00:14 UTC 2026"
+    assert found["ls-h3"].why == "{peer} refuses this host"
+    later = "1795546900 01[IKE] <ls-h2|23> tried 1 shared key for 'h1' - 'h2', but MAC mismatched\n"
+    assert reasons(said(later), found)["ls-h2"].why == "{peer} has another shared key"
