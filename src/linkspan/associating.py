@@ -31,14 +31,16 @@ from linkspan.tell.associations import Reason, reasons, said
 
 log = logging.getLogger("linkspan.associating")
 
-EVERY = 1.0
-"""Seconds between two looks."""
-LATER = 1.0
+EVERY, SOON = 1.0, 0.3
+"""Seconds between two looks, and where something does not stand."""
+LATER = 0.5
 """Seconds that the second of two hosts leaves to the first."""
 LONGEST = 15.0
 """Seconds between two tries with a peer that refuses."""
 SETTLED = 3
 """Seconds after which a second association with a peer is one too many."""
+GRACE = 2.0
+"""Seconds after which one that does not stand is told of, though nobody knows why."""
 LOG_LIMIT = 1 << 20
 """Bytes of the daemon's log; past it, it is begun anew."""
 
@@ -92,7 +94,7 @@ class Associating:
         while True:
             with contextlib.suppress(LinkspanError):  # a daemon that is gone: healing tells
                 await self.look()
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(SOON if any(one.missing for one in self._known.values()) else EVERY)
 
     async def look(self) -> None:
         """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
@@ -148,7 +150,7 @@ class Associating:
         return [
             {"network": "", "host": one.connection.peer, "why": f"IPsec does not stand{_because(one)}"}
             for one in self.all()
-            if one.missing and (one.reason is not None or time.monotonic() - one.since > LATER * 2)
+            if one.missing and (one.reason is not None or time.monotonic() - one.since > GRACE)
         ]
 
 

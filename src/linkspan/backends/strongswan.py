@@ -17,7 +17,8 @@ def main(folder: str, *, user_space: bool, rule: int, table: int) -> str:
     """Return the daemon's main file.
 
     ``make_before_break`` renews without a gap. Lost messages are sent again after 1, 1.4, 2 s and so on: a peer that is
-    gone is known for that within 10 s. In user space the daemon insists on routes of its own, which it puts into
+    gone is known for that within 10 s. Certificates that a peer once had are not kept: they would go on to count.
+    In user space the daemon insists on routes of its own, which it puts into
     ``table`` behind ``rule``.
     """
     lines = [
@@ -32,6 +33,7 @@ def main(folder: str, *, user_space: bool, rule: int, table: int) -> str:
         "  retransmit_base = 1.4",
         "  retransmit_tries = 5",
         "  close_ike_on_child_failure = no",
+        "  cert_cache = no",
         "  plugins {",
         "    vici {",
         f"      socket = unix://{folder}/{CONTROL}",
