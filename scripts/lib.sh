@@ -70,6 +70,7 @@ service_of() {
     case $1 in
     bird2) echo bird ;;
     charon-systemd) echo strongswan ;;
+    openssh-server) echo ssh ;;
     *) echo "$1" ;;
     esac
 }
@@ -94,7 +95,7 @@ apt_install() {
     remove_policy
     for name in "$@"; do
         case $name in
-        bird2 | charon-systemd | containerd | firewalld | frr)
+        bird2 | charon-systemd | containerd | firewalld | frr | openssh-server | openvswitch-switch)
             # Debian enables them for the next boot; the tests start their own, in namespaces of their own.
             if command -v systemctl >/dev/null; then
                 systemctl --quiet disable "$(service_of "$name")" 2>/dev/null || true

@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses associations bgp contracts errors ipsec lasting model needs programs state wireguard",
+    "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
     "kernel": "kernel",
-    "logic": "backends database desired firewall ipam migration names ports reconcile sealed",
+    "logic": "backends database desired fabric firewall ipam migration names ports reconcile sealed steering",
     "store": "store",
     "tell": "tell",
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
-        "daemon disputes elsewhere endpoints happenings healing holdings host_settings journal leases ledger "
-        "locks machine metrics migrating naming networks peerings peers plans probes published readable "
+        "controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal leases "
+        "ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
         "records recovery removals replica rotating runtimes segment serving silence speakers standing status "
         "survey tracer versions"
     ),

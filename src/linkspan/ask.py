@@ -19,8 +19,8 @@ import msgspec
 
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.replica import Replica
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.live import Heard, Listen
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.probing import Probe, Probed
 
 log = logging.getLogger("linkspan.ask")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ from linkspan.addresses import HIDDEN, place
 from linkspan.errors import Invalid
 from linkspan.ipam import COOLDOWN
 from linkspan.model import checked_name
+
+T = TypeVar("T")
 
 SOCKET = "/run/linkspan/agent.sock"
 GROUP = "linkspan"
@@ -65,8 +67,15 @@ def load(path: str, overrides: Mapping[str, object]) -> Config:
 
     Raises Invalid, naming the file and the key.
     """
+    config = read(path, CONFIG_FILE, overrides, Config, "linkspan agent")
+    _check_told_to_others(config)
+    return config
+
+
+def read(path: str, default: str, overrides: Mapping[str, object], kind: type[T], command: str) -> T:
+    """Return the settings of a kind from a file and from a command line, whose values win. Raises as ``load``."""
     values: dict[str, object] = {}
-    file = Path(path or CONFIG_FILE)
+    file = Path(path or default)
     if path or file.exists():
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -76,15 +85,13 @@ def load(path: str, overrides: Mapping[str, object]) -> Config:
             raise Invalid(f"config file {file}: {error}") from error
     values.update({key: value for key, value in overrides.items() if value})
     try:
-        config = msgspec.convert(values, Config)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$.")
         raise Invalid(
             f"setting {key.rstrip('`') or file}: {what[:1].lower()}{what[1:]}",
-            "`linkspan agent --print-config` shows every key",
+            f"`{command} --print-config` shows every key",
         ) from error
-    _check_told_to_others(config)
-    return config
 
 
 def _check_told_to_others(config: Config) -> None:

@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
@@ -43,11 +45,16 @@ class _Lines(logging.Formatter):
 def main() -> None:
     """Run the agent with the settings in the environment."""
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
+    served(_run(settings), settings.log_level)
+
+
+def served(work: Coroutine[Any, Any, None], level: str) -> None:
+    """Do a daemon's work, with a log of JSON lines; an error that ends it is one line, and exit code 1."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(work)
     except LinkspanError as error:
         print(f"linkspan: {error.message}{f'; {error.hint}' if error.hint else ''}", file=sys.stderr)
         sys.exit(1)

@@ -55,3 +55,26 @@ class _Gauges(Collector):
             for one, value in values.items():
                 gauge.add_metric([one] if label else [], value)
             yield gauge
+
+
+Table = tuple[str, str, tuple[str, ...], dict[tuple[str, ...], float]]
+"""A gauge with any number of labels: its name, help, the labels' names, and values by the labels'."""
+
+
+class _Tables(Collector):
+    def __init__(self, tables: Iterable[Table]) -> None:
+        self._tables = list(tables)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        for name, help_, labels, values in self._tables:
+            gauge = GaugeMetricFamily(name, help_, labels=labels)
+            for one, value in values.items():
+                gauge.add_metric(one, value)
+            yield gauge
+
+
+def exposition(tables: Iterable[Table]) -> bytes:
+    """Return gauges in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Tables(tables))
+    return generate_latest(registry)

@@ -242,7 +242,8 @@ class Underlay(msgspec.Struct, frozen=True):
 
     ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
     ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
-    is behind a NAT that lets nobody in: encrypted networks wait until it comes.
+    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By
+    ``mac`` a controller finds the switch's port that the host is at.
     """
 
     ifname: str
@@ -251,6 +252,7 @@ class Underlay(msgspec.Struct, frozen=True):
     advertise: tuple[str, ...] = ()
     advertise_port: int = 0
     hidden: bool = False
+    mac: str = ""
 
     def address(self, family: int) -> Prefix | None:
         """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""

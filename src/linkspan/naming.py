@@ -27,6 +27,7 @@ from linkspan.elsewhere import Elsewhere
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.kernel import dnsmasq, sockets
+from linkspan.kernel.dnsmasq import PORT
 from linkspan.lasting import lasting, woken
 from linkspan.machine import Worker
 from linkspan.model import Endpoint, Network
@@ -53,7 +54,6 @@ AGAIN = 2.0
 RESOLVED = "/run/systemd/resolve/resolv.conf"
 PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
 """What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
-PORT = 53
 
 
 class Naming:
@@ -258,14 +258,19 @@ class Naming:
         missed = {name: count for name, count in self._pulse.missed.items() if count}
         pids = await self._worker.run(self._pids, list(missed)) if missed else {}
         self._spent = {name: self._spent.get(name, (pid, dnsmasq.spent(pid))) for name, pid in pids.items()}
-        for name, pid in pids.items():
-            if self._spent[name][0] != pid:  # it died meanwhile, and has a successor
-                self._pulse.forget(name)
-                del self._spent[name]
+        for name in missed:
+            pid = pids.get(name, 0)
+            if not pid or self._spent[name][0] != pid:  # it is dead, or has a successor: nothing is known of that yet
+                self._forget(name)
             elif missed[name] >= HUNG and self._spent[name] == (pid, dnsmasq.spent(pid)):
                 what = f"the names' server of network {name} hung, and is replaced"
                 self._happenings.add("names", what, network=name)
                 os.kill(pid, signal.SIGKILL)
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._pulse.forget(name)
+        self._spent.pop(name, None)
 
     def _pids(self, networks: list[str]) -> dict[str, int]:
         found = {name: self._worker.machine.processes.pid(names.process(name)) for name in networks}

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from linkspan import __version__, standing
+from linkspan import __version__, migration, standing
+from linkspan.backends import sdn
 from linkspan.backends.wireguard import lacking
 from linkspan.errors import LinkspanError
+from linkspan.tell.parts import CONTROLLER
 
 if TYPE_CHECKING:
     from linkspan.agent import Agent
@@ -67,6 +69,7 @@ def told(agent: Agent) -> dict[str, object]:
             *agent.associating.told(),
         ],
         "bgp": _sessions(agent),
+        "controller": _controller(agent),
     }
 
 
@@ -83,6 +86,14 @@ def _sessions(agent: Agent) -> dict[str, object]:
         if p.why is not None
     ]
     return {"sessions": len(agent.peerings.all()), "down": down}
+
+
+def _controller(agent: Agent) -> str | None:
+    """Return which controller of switches is active, '' where none is, None where no network needs one."""
+    if not any(sdn.gateway(way) for n in agent.networks.all() for way in migration.ways(n)):
+        return None
+    record = agent.replica.records.get(f"alive/{CONTROLLER}")
+    return record.value.decode(errors="replace") if record is not None else ""
 
 
 def drift(agent: Agent) -> list[LinkspanError]:

@@ -16,10 +16,10 @@ from linkspan.model import Endpoint, Host, Lease
 from linkspan.networks import Networks
 from linkspan.published import Published
 from linkspan.tell import live
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Map, Other
 from linkspan.tell.learning import Learning
 from linkspan.tell.live import Heard, Listen
+from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
 from linkspan.tell.trace import Place, Trace, Unanswered, trace
@@ -148,6 +148,8 @@ class Tracer:
     async def _part(self, local: Local, host: str, entry: Entry) -> Part | Unanswered:
         if not host:
             return await asyncio.to_thread(local.part, entry)
+        if host == CONTROLLER and host not in self._leases.alive():
+            return Unanswered("no controller is active, and the switches are known to it alone")
         try:
             return await self._ask.ask(host, Walked(entry), Part)
         except Unavailable as error:

@@ -7,8 +7,8 @@ from overlay import Cluster, OverlayHost
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.model import Network
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Map
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.trace import Trace, Unanswered, trace
 from linkspan.tell.tracing import Local
 from linkspan.tracer import others

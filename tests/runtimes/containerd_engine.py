@@ -83,9 +83,14 @@ class Containerd:
 
     def address_of(self, name: str) -> str:
         """Return the address that the container itself sees on eth0."""
-        found = re.search(r"inet (\S+)/\d+", self.execute(name, "ip -4 addr show dev eth0"))
-        assert found is not None, f"{name} has no IPv4 address on eth0"
-        return found[1]
+        found: list[str] = []
+
+        def seen() -> bool:  # `ctr task exec` may end before it has copied all that was printed
+            found[:] = re.findall(r"inet (\S+)/\d+", self.execute(name, "ip -4 addr show dev eth0"))
+            return bool(found)
+
+        wait_until(seen, f"{name} has an IPv4 address on eth0")
+        return found[0]
 
     def end(self, name: str) -> None:
         """End a container as an operator does; ctr calls the plugin's DEL here."""

@@ -104,8 +104,12 @@ class Cri:
         return method(message, timeout=60, wait_for_ready=True)  # type: ignore[no-any-return]
 
     def network_is_ready(self) -> bool:
-        """Tell whether the runtime has found a network for pods."""
-        conditions = [decoded(c) for c in inner(self.call("Status", []), 1).get(1, []) if isinstance(c, bytes)]
+        """Tell whether the runtime is up and has found a network for pods."""
+        try:
+            status = inner(self.call("Status", []), 1)
+        except grpc.RpcError:  # it answers so before it is initialized
+            return False
+        conditions = [decoded(c) for c in status.get(1, []) if isinstance(c, bytes)]
         return any(text(one, 1) == "NetworkReady" and one.get(2) == [1] for one in conditions)
 
     def run_pod(

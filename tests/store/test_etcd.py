@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import Authority
 from engines import Watched, until
 from etcd_members import Members, run
 
+from certificates import Authority
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store import etcd, etcd_gateway
 from linkspan.store.etcd import EtcdStore

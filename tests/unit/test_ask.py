@@ -12,8 +12,8 @@ from replicas import Member, eventually, together
 from linkspan.ask import ANSWER, ASK, Answer, Ask, Question, Walked
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store.memory import Memory
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Hop, Translation
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.questions import VXLAN, Outer, Packet
 
 PACKET = Packet(bytes([10, 244, 1, 2]), bytes([10, 244, 2, 2]), "tcp", 80)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, vxlan, wireguard
+from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, sdn, vxlan, wireguard
 from linkspan.contracts import Backend
 from linkspan.errors import Invalid
 
@@ -13,6 +13,7 @@ _ALL: tuple[Backend, ...] = (
     host_gw.BACKEND,
     ipip.BACKEND,
     ipsec.BACKEND,
+    sdn.BACKEND,
     vxlan.BACKEND,
     wireguard.BACKEND,
 )

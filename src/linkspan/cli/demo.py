@@ -18,7 +18,8 @@ def demo(
     backend: Annotated[
         list[str],
         typer.Option(
-            metavar="B", help="bridge: one host; vxlan, ipip, host-gw, bgp, wireguard: three; all: each in turn."
+            metavar="B",
+            help="bridge: one host; vxlan, ipip, host-gw, bgp, wireguard, ipsec, sdn: three; all: each in turn.",
         ),
     ] = [ONE_HOST],  # noqa: B006 - typer's way
     keep: Annotated[bool, typer.Option("--keep", help="Leave it standing, with hints what to try.")] = False,

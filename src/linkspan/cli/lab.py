@@ -14,14 +14,16 @@ from linkspan.lab import (
     breaking,
     build,
     containers,
+    controllers,
     inside,
     matrix,
     record,
     rootless,
     routers,
+    switches,
     topology,
 )
-from linkspan.lab.record import Host, Lab
+from linkspan.lab.record import Controller, Host, Lab, Router, Switch
 from linkspan.lab.underlay import CABLE
 
 app = typer.Typer(no_args_is_help=True)
@@ -37,7 +39,9 @@ def labs(context: typer.Context) -> None:
 Name = Annotated[str, typer.Option("--lab", envvar=inside.LAB, metavar="NAME", help="Which lab.")]
 HostName = Annotated[str, typer.Argument(metavar="HOST", help="A host: h1.")]
 Place = Annotated[str, typer.Argument(metavar="NAME", help="A host, a container or a router: h1, c1, r1.")]
-Breakable = Annotated[str, typer.Argument(metavar="HOST", help="A host or a router: h1, r1.")]
+Breakable = Annotated[
+    str, typer.Argument(metavar="HOST", help="A host, router, switch or controller: h1, r1, sw1, ctl1.")
+]
 DEFAULT = "lab"
 
 
@@ -67,6 +71,12 @@ def up(
     reflector: Annotated[
         bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
     ] = False,
+    switches_: Annotated[
+        int, typer.Option("--switches", metavar="1|3", help="OpenFlow switches of --backend sdn.")
+    ] = 1,
+    controllers_: Annotated[
+        int, typer.Option("--controllers", metavar="N", help="Of --backend sdn: one is active.")
+    ] = 1,
     nat: Annotated[
         list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")
     ] = [],  # noqa: B006 - typer's way
@@ -87,6 +97,8 @@ def up(
         routers=routers_,
         routers_per_segment=routers_per_segment,
         reflector=reflector,
+        switches=switches_,
+        controllers=controllers_,
         nat=tuple(split(nat)),
     )
     made = topology.planned(wishes)
@@ -182,6 +194,18 @@ def _described(lab: Lab) -> dict[str, Any]:
         "lab": lab.name,
         "hosts": hosts,
         "routers": speakers,
+        "switches": [
+            {"name": one.name, "address": switches.address(lab, one), "broken": one.broken} for one in lab.switches
+        ],
+        "controllers": [
+            {
+                "name": one.name,
+                "socket": controllers.socket(lab, one),
+                "alive": bool(controllers.pids(lab, one)),
+                "broken": one.broken,
+            }
+            for one in lab.controllers
+        ],
         "containers": places,
         "network": network,
         "store": lab.store,
@@ -232,6 +256,15 @@ def _show(lab: Lab, output: Format) -> None:
             for one in found["routers"]
         ]
         table(("router", "namespace", "underlay", "as", "software", "broken"), speakers, "")
+    if found["switches"]:
+        print()
+        rows = [(one["name"], one["address"], joined(one["broken"])) for one in found["switches"]]
+        table(("switch", "address", "broken"), rows, "")
+        print()
+        lives = [
+            (one["name"], "alive" if one["alive"] else "dead", one["socket"]) for one in found["controllers"]
+        ]
+        table(("controller", "process", "socket"), lives, "")
     print()
     places = [(c["name"], c["host"], c["namespace"], joined(c["addresses"])) for c in found["containers"]]
     table(("container", "host", "namespace", "addresses"), places, "no container: linkspan lab attach h1 c1")
@@ -316,27 +349,44 @@ def break_(
         str,
         typer.Argument(
             metavar="FAILURE",
-            help=f"{', '.join(breaking.FAILURES)} or partition:HOST; of a router {' or '.join(routers.FAILURES)}.",
+            help=f"{', '.join(breaking.FAILURES)} or partition:HOST; of a router {' or '.join(routers.FAILURES)}; "
+            f"of a switch {' or '.join(switches.FAILURES)}; of a controller {' or '.join(controllers.FAILURES)}.",
         ),
     ],
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make something fail on a host or router."""
+    """Make something fail on a host, router, switch or controller."""
     with record.locked(lab):
         found = record.load(lab)
         place = found.breakable(host)
-        done = (breaking if isinstance(place, Host) else routers).do(found, place, failure)
+        match place:
+            case Host():
+                done = breaking.do(found, place, failure)
+            case Router():
+                done = routers.do(found, place, failure)
+            case Switch():
+                done = switches.do(found, place, failure)
+            case Controller():
+                done = controllers.do(found, place, failure)
     _told(host, found, [done], output)
 
 
 @app.command()
 def mend(host: Breakable, lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
-    """Undo what was broken on a host or router."""
+    """Undo what was broken there."""
     with record.locked(lab):
         found = record.load(lab)
         place = found.breakable(host)
-        done = (breaking if isinstance(place, Host) else routers).mend(found, place)
+        match place:
+            case Host():
+                done = breaking.mend(found, place)
+            case Router():
+                done = routers.mend(found, place)
+            case Switch():
+                done = switches.mend(found, place)
+            case Controller():
+                done = controllers.mend(found, place)
     _told(host, found, done or [f"nothing of {host} was broken"], output)
 
 

@@ -15,6 +15,7 @@ from linkspan.cli import (
     agent,
     bgp,
     cluster,
+    controller,
     demo,
     endpoint,
     host,
@@ -40,6 +41,7 @@ app.add_typer(address.app, name="ip", hidden=True)
 app.add_typer(host.app, name="host")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(bgp.app, name="bgp")
+app.add_typer(controller.app, name="controller")
 app.add_typer(install.app, name="install")
 app.add_typer(lab.app, name="lab")
 for command in (

@@ -78,6 +78,8 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
         table(("BGP session down: peer", "state", "why"), downs, "")
+    if found.get("controller") == "":  # an agent that still runs may be older
+        print("\nno controller is active: what runs goes on, and the switches learn of nothing new (docs/sdn.md)")
     if found["heals"]:
         print()
         table(

@@ -8,11 +8,22 @@ import time
 from typing import Any
 
 from linkspan.backends import BACKENDS
+from linkspan.cli.client import Client
 from linkspan.cli.output import step
 from linkspan.demo import eavesdropping
 from linkspan.demo.screen import Screen, console, throughput
 from linkspan.errors import LinkspanError
-from linkspan.lab import agents, breaking, build, inside, matrix, record, topology
+from linkspan.lab import (
+    agents,
+    breaking,
+    build,
+    controllers,
+    inside,
+    matrix,
+    record,
+    switches,
+    topology,
+)
 from linkspan.lab.record import Lab
 from linkspan.lab.topology import bare
 
@@ -21,12 +32,13 @@ WORDS = {
     "ipip": "IPIP: a container's packet goes to the other host in IP (protocol 4)",
     "host-gw": "host-gw: plain routes; the other host is the gateway to its containers",
     "bgp": "BGP: plain routes, which the hosts' speakers (BIRD) tell each other",
+    "sdn": "SDN: the underlay's switch (Open vSwitch) is the router; a controller programs it",
     "wireguard": "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)",
     "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
 }
 HIDDEN = ("nft ", "sysctl ")
 """Rules and settings are counted, not shown: a host without other hosts has such too."""
-FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill"}
+FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
 """Elsewhere the routes are flushed."""
 
 
@@ -97,6 +109,9 @@ def _commands(screen: Screen, lab: Lab) -> None:
     if lab.backend == "bgp":  # whose routes are in no plan: the hosts tell each other
         for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
             screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+    if lab.switches:  # the hosts have next to nothing: what carries packets is there
+        for words in (["linkspan", "controller", "status"], ["linkspan", "controller", "flows"]):
+            screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
 
 
 def _matrix(screen: Screen, lab: Lab) -> None:
@@ -141,11 +156,16 @@ def _throughput(screen: Screen, lab: Lab) -> None:
 
 def _mended(screen: Screen, lab: Lab, failure: str) -> None:
     screen.title("6. Somebody breaks it; it is mended within two seconds")
-    screen.say(f"  [cyan]$[/cyan] linkspan lab break h1 {failure} --lab {lab.name}")
-    screen.output([breaking.do(lab, lab.host("h1"), failure)])
+    client, url = agents.client(lab, "h1"), "/v1/diff"
+    if lab.switches:
+        screen.say(f"  [cyan]$[/cyan] linkspan lab break sw1 {failure} --lab {lab.name}")
+        screen.output([switches.do(lab, lab.switches[0], failure)])
+        client, url = Client(controllers.socket(lab, lab.controllers[0])), "/v1/controller/diff"
+    else:
+        screen.say(f"  [cyan]$[/cyan] linkspan lab break h1 {failure} --lab {lab.name}")
+        screen.output([breaking.do(lab, lab.host("h1"), failure)])
     begun = time.monotonic()
-    client = agents.client(lab, "h1")
-    while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", "/v1/diff").values()):
+    while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", url).values()):
         time.sleep(0.02)
     screen.expect(gone < 2, f"all is as it should be again, {gone:.2f} s later")
     screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")

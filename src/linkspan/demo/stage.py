@@ -24,7 +24,7 @@ from linkspan.lab import commands
 
 FOLDER = Path("/run/linkspan-demo")
 HOST, OUTSIDE = "linkspan-demo", "linkspan-demo-outside"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Stage(Screen):

@@ -16,6 +16,7 @@ from linkspan.programs import Dnsmasq
 
 USER = "dnsmasq"
 """Debian's package makes this user for it."""
+PORT = 53
 _QUESTION = struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
 """TXT version.bind of class CHAOS: every state of its data answers that, and nobody else is asked."""
 
@@ -112,7 +113,7 @@ class Pulse:
         for name, address in servers.items():
             way = self._ways[socket.AF_INET6 if ":" in address else socket.AF_INET]
             with contextlib.suppress(OSError):  # the address went with the last container
-                if way is not None and way.sendto(struct.pack("!H", self._number) + _QUESTION, (address, 53)):
+                if way is not None and way.sendto(struct.pack("!H", self._number) + _QUESTION, (address, PORT)):
                     self._asked[name] = (address, self._number)
 
     def _heard(self) -> set[tuple[str, int]]:

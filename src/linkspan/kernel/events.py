@@ -17,7 +17,17 @@ import struct
 from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
 from linkspan.kernel.links import ifinfo
-from linkspan.kernel.neighbours import AF_BRIDGE, DST, FAILED, INCOMPLETE, LLADDR, NDMSG, TUNNELS, Own
+from linkspan.kernel.neighbours import (
+    AF_BRIDGE,
+    DST,
+    FAILED,
+    INCOMPLETE,
+    LLADDR,
+    NDMSG,
+    PROTOCOL,
+    TUNNELS,
+    Own,
+)
 from linkspan.kernel.netlink import (
     DELADDR,
     DELLINK,
@@ -132,8 +142,9 @@ class RouteEvents:
 
     def _neighbours(self, kind: int, body: bytes) -> frozenset[type[State]]:
         family, index, state, _, _ = NDMSG.unpack_from(body)
-        if index not in self._tunnels:
-            return frozenset()
+        if index not in self._tunnels:  # there an entry of ours bears our number, a gateway's on the underlay
+            ours = family != AF_BRIDGE and attributes(body, 12).get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
+            return frozenset({Neighbour}) if ours else frozenset()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
             ours = self.own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)

@@ -1,9 +1,10 @@
-"""Neighbours and forwarding entries: permanent ones, on tunnel devices of ours.
+"""Neighbours and forwarding entries: permanent ones, on tunnel devices of ours or with our protocol number.
 
 ARP and ND entries and a VXLAN device's FDB are one message with two families, and easily confused. A packet
 to 10.244.2.9 behind a VXLAN: its *route* names the peer's address in the network (10.244.2.0) as the next
 hop; the *neighbour* entry of that address gives the peer's VTEP MAC; the *forwarding entry* of that MAC
-gives the underlay address to which the frame is sent. What is permanent on a device of ours is ours.
+gives the underlay address to which the frame is sent. What is permanent on a device of ours is ours; on another's
+(a gateway's entry on the underlay) what bears our protocol number, which such an entry is given.
 
 Notifications of a VXLAN's FDB do not tell who changed it (the sender's port is 0, vxlan_fdb_notify in
 drivers/net/vxlan), so the driver notes in ``own`` what it is about to change, and events look there.
@@ -28,18 +29,21 @@ from linkspan.kernel.netlink import (
     NEWNEIGH,
     Message,
     Sockets,
+    attr,
     attributes,
 )
-from linkspan.state import HOST, FdbEntry, Key, Neighbour, State
+from linkspan.state import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 
 # linux/neighbour.h
-DST, LLADDR = 1, 2
+DST, LLADDR, PROTOCOL = 1, 2, 12
 PERMANENT, INCOMPLETE, FAILED = 0x80, 0x01, 0x20
 _SELF = 0x02
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
 TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
 """Names of our tunnel devices begin so; others' may, too: an alternative name tells."""
+
+_OURS = bytes([ROUTE_PROTOCOL])
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 _REMEMBERED = 1.0
@@ -74,17 +78,20 @@ class NeighbourDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what is permanent on our tunnel devices."""
+        """Return what is permanent on our tunnel devices, and elsewhere what bears our protocol number."""
         if netns != HOST:
             return []
-        ours = {index: name for index, name in self._sockets.names(HOST).items() if name.startswith(TUNNELS)}
-        return [*self._neighbours(ours), *self._entries(ours)] if ours else []
+        names = self._sockets.names(HOST)
+        ours = {index: name for index, name in names.items() if name.startswith(TUNNELS)}
+        return [*self._neighbours(names), *(self._entries(ours) if ours else ())]
 
-    def _neighbours(self, ours: Mapping[int, str]) -> Iterable[Neighbour]:
+    def _neighbours(self, names: Mapping[int, str]) -> Iterable[Neighbour]:
         for payload in self._sockets.at(HOST).dump(GETNEIGH, bytes(12), "list neighbours"):
             _, index, state, _, _ = NDMSG.unpack_from(payload)
-            if state == PERMANENT and index in ours:
-                yield Neighbour(ours[index], *_address_and_mac(payload))
+            if state != PERMANENT or index not in names:
+                continue
+            if names[index].startswith(TUNNELS) or attributes(payload, 12).get(PROTOCOL) == _OURS:
+                yield Neighbour(names[index], *_address_and_mac(payload))
 
     def _entries(self, ours: Mapping[int, str]) -> Iterable[FdbEntry]:
         # A MAC has one entry: the kernel appends destinations to all-zero and multicast ones only (vxlan_fdb_update).
@@ -164,6 +171,8 @@ def _message(state: Neighbour | FdbEntry, index: int, kind: int) -> Message:
         body = _BY_MAC.pack(*head, *mac)
     else:
         body = _ENTRY[len(address)].pack(*head, 4 + len(address), DST, address, *mac)
+        if not state.device.startswith(TUNNELS):
+            body += attr(PROTOCOL, _OURS)
     return Message(kind, flags, body, functools.partial(_what, state, kind))
 
 

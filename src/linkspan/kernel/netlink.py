@@ -251,9 +251,17 @@ class Sockets:
 
     def mtu(self, netns: int, device: str) -> int:
         """Return a link's MTU; raises KernelError (ENODEV), naming it."""
+        return int(struct.unpack("=I", self._link(netns, device)[4])[0])
+
+    def mac(self, netns: int, device: str) -> bytes:
+        """Return a link's MAC, b'' where it has none; raises KernelError (ENODEV), naming it."""
+        found = bytes(self._link(netns, device).get(1, b""))
+        return found if len(found) == 6 else b""
+
+    def _link(self, netns: int, device: str) -> dict[int, bytes]:
         body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device)
         answer = self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
-        return int(struct.unpack("=I", attributes(answer, 16)[4])[0])
+        return attributes(answer, 16)
 
     def names(self, netns: int) -> dict[int, str]:
         """Return every link's name by its index."""

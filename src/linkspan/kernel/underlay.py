@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from linkspan.addresses import HIDDEN, SOCKET_FAMILY, Prefix, place, prefix
+from linkspan.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, place, prefix
 from linkspan.errors import KernelError, LinkspanError, NotFound
 from linkspan.kernel.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.netlink import GETADDR, GETNEIGH, GETROUTE, Message, Sockets, attr, attributes
@@ -69,6 +69,7 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
         tuple(address.address for address, _ in places),
         advertise_port=next((port for _, port in places if port), 0),
         hidden=HIDDEN in advertise,
+        mac=mac_text(sockets.mac(HOST, ifname)),
     )
 
 

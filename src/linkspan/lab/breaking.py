@@ -135,6 +135,11 @@ def _reboot(lab: Lab, host: Host) -> str:
 
 
 def _partition(lab: Lab, host: Host, other: str) -> str:
+    if lab.switches:
+        raise Invalid(
+            "hosts of a lab with OpenFlow switches cannot be parted from each other",
+            f"cut a link: linkspan lab break {host.name} link-down, or break sw2 link-down:sw3",
+        )
     if lab.host(other) is host:
         raise Invalid(
             f"host {host.name} cannot be parted from itself", f"give {PARTITION}HOST of another one"

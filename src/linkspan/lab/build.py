@@ -6,7 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from linkspan.errors import Conflict, LinkspanError
-from linkspan.lab import agents, commands, containers, processes, record, rootless, routers, underlay
+from linkspan.lab import (
+    agents,
+    commands,
+    containers,
+    controllers,
+    processes,
+    record,
+    rootless,
+    routers,
+    switches,
+    underlay,
+)
 from linkspan.lab.record import Attachment, Lab
 
 Step = Callable[[str], contextlib.AbstractContextManager[None]]
@@ -26,6 +37,7 @@ def up(lab: Lab, step: Step = silently) -> None:
         state = "is up already" if found.complete else "was left half made"
         raise Conflict(f"lab {lab.name} {state}", f"linkspan lab down --lab {lab.name}, or use another --lab")
     routers.require(lab)
+    switches.require(lab)
     for namespace in lab.namespaces:
         if commands.there(namespace):
             raise Conflict(
@@ -53,7 +65,10 @@ def up(lab: Lab, step: Step = silently) -> None:
 
 def _make(lab: Lab, step: Step) -> None:
     names = f"{lab.hosts[0].name}..{lab.hosts[-1].name}" if len(lab.hosts) > 1 else lab.hosts[0].name
-    with step(f"underlay: {_counted(lab.segments, 'segment')}, hosts {names}"):
+    what = _counted(lab.segments, "segment")
+    if lab.switches:
+        what = f"Open vSwitch with {', '.join(switch.name for switch in lab.switches)}"
+    with step(f"underlay: {what}, hosts {names}"):
         underlay.make(lab)
         for host in lab.hosts:
             underlay.plug(lab, host)
@@ -64,6 +79,9 @@ def _make(lab: Lab, step: Step) -> None:
     if lab.store == "etcd" and not lab.alone:
         with step("etcd"):
             agents.start_etcd(lab)
+    if lab.controllers:
+        with step(_counted(len(lab.controllers), "controller")):
+            controllers.start(lab, lab.controllers)
     with step(_counted(len(lab.hosts), "agent")):
         agents.start(lab, lab.hosts)
         agents.set_hosts(lab)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
 
-PATIENCE = 20.0
+PATIENCE = 60.0
+"""Seconds: a machine that is busy with a hundred hosts is slow, and not broken."""
 STEP = 0.02
 """Seconds between two looks at a condition that is awaited."""
 PACKAGES = "apt install iproute2 iputils-ping nftables procps util-linux"

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from linkspan.errors import NotFound
 from linkspan.kernel.durable import BOOT_ID
-from linkspan.lab import processes, routers
+from linkspan.lab import controllers, processes, routers
 from linkspan.lab.commands import entering
 from linkspan.lab.record import Host, Lab, Router
 
@@ -28,6 +28,12 @@ def environment(lab: Lab, name: str) -> dict[str, str]:
         return found | {"PATH": f"{routers.folder(lab, place) / 'bin'}:{found['PATH']}"}
     host = lab.host(place.name if isinstance(place, Host) else place.host)
     more = {LAB: lab.name, "LINKSPAN_SOCKET": lab.socket(host.name)}
+    if lab.controllers:  # so that `ovs-ofctl dump-flows sw1` finds the lab's switch, and the first controller is asked
+        first = next((one for one in lab.controllers if controllers.pids(lab, one)), lab.controllers[0])
+        more |= {
+            "LINKSPAN_CONTROLLER_SOCKET": controllers.socket(lab, first),
+            "OVS_RUNDIR": str(lab.folder / "ovs"),
+        }
     if host.boot_id:
         more[BOOT_ID] = host.boot_id
     return processes.environment(lab.folder, f"exec/{name}", **more)

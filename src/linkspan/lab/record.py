@@ -90,6 +90,20 @@ class Router(msgspec.Struct, kw_only=True):
         return not self.core
 
 
+class Switch(msgspec.Struct, kw_only=True):
+    """An OpenFlow switch, in the namespace that all of them have."""
+
+    name: str
+    broken: list[str] = []
+
+
+class Controller(msgspec.Struct, kw_only=True):
+    """A controller of the switches, in their namespace."""
+
+    name: str
+    broken: list[str] = []
+
+
 class Lab(msgspec.Struct, kw_only=True):
     """A lab. Until ``complete`` it is being made, or was left half made."""
 
@@ -103,6 +117,8 @@ class Lab(msgspec.Struct, kw_only=True):
     pools: list[str] = []
     hosts: list[Host] = []
     routers: list[Router] = []
+    switches: list[Switch] = []
+    controllers: list[Controller] = []
     containers: list[Container] = []
     complete: bool = False
 
@@ -171,9 +187,10 @@ class Lab(msgspec.Struct, kw_only=True):
         names = ", ".join(one.name for one in found)
         raise NotFound(f"lab {self.name} has no host or container {name}", f"it has {names}")
 
-    def breakable(self, name: str) -> Host | Router:
-        """Return a host or router by its name. Raises NotFound."""
-        return next((router for router in self.routers if router.name == name), None) or self.host(name)
+    def breakable(self, name: str) -> Breakable:
+        """Return a host, router, switch or controller by its name. Raises NotFound."""
+        others: list[Breakable] = [*self.routers, *self.switches, *self.controllers]
+        return next((one for one in others if one.name == name), None) or self.host(name)
 
     def save(self) -> None:
         """Write the record; whoever reads it has the old one or the new one."""
@@ -184,6 +201,7 @@ class Lab(msgspec.Struct, kw_only=True):
 
 
 Place = Host | Container | Router
+Breakable = Host | Router | Switch | Controller
 
 
 def checked(name: str) -> str:

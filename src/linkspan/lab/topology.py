@@ -9,7 +9,7 @@ import msgspec
 
 from linkspan.addresses import prefix
 from linkspan.errors import Invalid
-from linkspan.lab.record import Container, Host, Lab, Router, checked
+from linkspan.lab.record import Container, Controller, Host, Lab, Router, Switch, checked
 
 UNDERLAYS = {"v4": (4,), "v6": (6,), "dual": (4, 6)}
 STORES = ("sqlite", "etcd")
@@ -25,6 +25,8 @@ _BEHIND = "192.168"
 RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
 """Of the ranges for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all one."""
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
+SDN = "sdn"
+SWITCHES, MAX_CONTROLLERS = (1, 3), 3
 IPV4_ONLY = frozenset({"ipip"})
 
 CONTAINERS = {4: "10.240.0.0/12", 6: "fd00::/8"}
@@ -50,6 +52,8 @@ class Wishes(msgspec.Struct, kw_only=True):
     routers: str = KERNEL
     routers_per_segment: int = 1
     reflector: bool = False
+    switches: int = 1
+    controllers: int = 1
     nat: tuple[str, ...] = ()
 
 
@@ -155,6 +159,7 @@ def planned(wishes: Wishes) -> Lab:
         for number in range(wishes.hosts * wishes.containers_per_host)
     ]
     routers = [*_speakers(wishes)]
+    sdn = wishes.backend == SDN
     return Lab(
         name=name,
         backend=wishes.backend,
@@ -165,6 +170,8 @@ def planned(wishes: Wishes) -> Lab:
         pools=_pools(wishes.backend, outer, bool(routers)),
         hosts=hosts,
         routers=routers,
+        switches=[Switch(name=f"sw{n + 1}") for n in range(wishes.switches if sdn else 0)],
+        controllers=[Controller(name=f"ctl{n + 1}") for n in range(wishes.controllers if sdn else 0)],
         containers=containers,
     )
 
@@ -233,6 +240,18 @@ def _check(wishes: Wishes) -> None:
         raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
     _check_nat(wishes)
     _check_routers(wishes)
+    _check_switches(wishes)
+
+
+def _check_switches(wishes: Wishes) -> None:
+    if wishes.switches not in SWITCHES:
+        raise Invalid(f"--switches {wishes.switches} is out of range", "give 1, or 3: a spine and two leaves")
+    if not 1 <= wishes.controllers <= MAX_CONTROLLERS:
+        raise Invalid(f"--controllers {wishes.controllers} is out of range", f"give 1 to {MAX_CONTROLLERS}")
+    if wishes.backend != SDN and (wishes.switches, wishes.controllers) != (1, 1):
+        raise Invalid("--switches and --controllers are for SDN", "give --backend sdn too")
+    if wishes.backend == SDN and (wishes.segments > 1 or wishes.routers != KERNEL or wishes.reflector):
+        raise Invalid("--backend sdn has switches, and neither segments nor routers", "give --switches 3 instead")
 
 
 def _check_nat(wishes: Wishes) -> None:

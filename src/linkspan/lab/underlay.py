@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from linkspan.addresses import derived_mac, mac_text
-from linkspan.lab import commands
+from linkspan.lab import commands, switches
 from linkspan.lab.record import Host, Lab, Router
 from linkspan.lab.topology import bare, behind, etcd_address, families, gateways
 
@@ -37,6 +37,10 @@ def make(lab: Lab) -> None:
     quiet = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done"
     commands.run("sh", "-c", quiet, netns=lab.switch)
     numbers = range(1, lab.segments + 1)
+    if lab.switches:
+        switches.start(lab)
+        commands.ip(lab.switch, _management(lab))
+        return
     commands.ip(lab.switch, (line for number in numbers for line in _bridge(lab, number)))
     if lab.router:
         commands.add(lab.router)
@@ -47,6 +51,13 @@ def make(lab: Lab) -> None:
         commands.ip(lab.switch, (f"link add {CORE} mtu {lab.mtu} type bridge", f"link set {CORE} up"))
     for router in lab.routers:
         _plug_router(lab, router)
+
+
+def _management(lab: Lab) -> Iterator[str]:
+    """Yield what gives etcd its place at the first switch."""
+    if lab.store == "etcd":
+        yield _address(etcd_address(lab, 1), switches.SPINE)
+        yield f"link set {switches.SPINE} up"
 
 
 def _bridge(lab: Lab, number: int) -> Iterator[str]:
@@ -114,11 +125,13 @@ def plug(lab: Lab, host: Host) -> None:
         return
     mac = mac_text(derived_mac(lab.name, host.name))  # the same after a reboot: its neighbours remember it
     peer = f"peer name {CABLE} address {mac} mtu {lab.mtu} netns {host.namespace}"
-    cable = (
-        f"link add {host.name} mtu {lab.mtu} type veth {peer}",
-        f"link set {host.name} master {segment(host.segment)} up",
+    master = "" if lab.switches else f" master {segment(host.segment)}"
+    commands.ip(
+        lab.switch,
+        (f"link add {host.name} mtu {lab.mtu} type veth {peer}", f"link set {host.name}{master} up"),
     )
-    commands.ip(lab.switch, cable)
+    if lab.switches:
+        switches.plug(lab, host)
     connect(lab, host)
 
 
@@ -166,6 +179,8 @@ def connect(lab: Lab, host: Host) -> None:
 def unplug(lab: Lab, host: Host) -> None:
     """Take a host's cable out of the switch; one that is gone already is no error."""
     if commands.there(lab.switch):
+        if lab.switches:
+            switches.unplug(lab, host)
         commands.run("sh", "-c", f"ip link delete {host.name} 2>/dev/null || true", netns=lab.switch)
 
 

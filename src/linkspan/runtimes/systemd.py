@@ -49,6 +49,31 @@ WantedBy=multi-user.target
 """
 
 
+_CONTROLLER_UNIT = """\
+[Unit]
+Description=linkspan controller: programs the underlay's switches and routers
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command} controller
+Restart=always
+RestartSec=1
+RestartPreventExitStatus=2
+# What it has put into switches stays when it ends.
+RuntimeDirectory=linkspan
+RuntimeDirectoryMode=0755
+RuntimeDirectoryPreserve=yes
+StateDirectory=linkspan-controller
+StateDirectoryMode=0700
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 _DOCKER_UNIT = f"""\
 [Unit]
 Description=linkspan's socket for Docker's engine
@@ -86,6 +111,12 @@ def unit(executable: str) -> str:
             f"executable {executable!r} is not an absolute path", "give the output of `which linkspan`"
         )
     return _UNIT.format(command=_quoted(executable))
+
+
+def controller_unit(executable: str) -> str:
+    """Return the text of the controller's unit; ``executable`` as for ``unit``."""
+    unit(executable)  # refuses a path that is none
+    return _CONTROLLER_UNIT.format(command=_quoted(executable))
 
 
 def notify(message: str) -> bool:

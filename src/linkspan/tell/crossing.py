@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import msgspec
 
+from linkspan import migration
 from linkspan.addresses import BITS, Prefix, mac_text
+from linkspan.backends import sdn
 from linkspan.backends.crossing import bound
+from linkspan.model import Network
 from linkspan.state import HOST
 from linkspan.tell import rules
-from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, show
+from linkspan.tell.hops import OUTSIDE, Broken, Map, Translation, show
+from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.questions import (
     ESP,
     LOCAL,
@@ -33,40 +37,6 @@ from linkspan.wireguard import key_id
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
 """Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """Where a packet's walk through a host begins.
-
-    In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
-    in ``outer``) by the link of the underlay address ``at``.
-    """
-
-    packet: Packet
-    netns: int = OUTSIDE
-    device: str = ""
-    at: bytes = b""
-    outer: Outer | None = None
-    translation: Translation = msgspec.field(default_factory=Translation)
-
-
-class Part(msgspec.Struct, frozen=True, tag="part"):
-    """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
-
-    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it.
-    """
-
-    hops: tuple[Hop, ...]
-    mtu: int
-    end: int
-    exit: str
-    translation: Translation
-    packet: Packet
-    to: str = ""
-    at: bytes = b""
-    outer: Outer | None = None
-    broken: str = ""
-    silent: str = ""
 
 
 def part(asked: Questions, known: Map, entry: Entry) -> Part:
@@ -105,6 +75,9 @@ class Crossing(Walk):
     # Out.
 
     def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
+        if sdn.gateway_mac(self._ways(), following):
+            self._steer(device, following, packet)
+            return
         tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
         if tunnel is not None and tunnel.kind == WIREGUARD:
             self._encrypt(device, packet)
@@ -123,6 +96,15 @@ class Crossing(Walk):
             return
         source = self._asked.route(HOST, Packet(b"", peer)).source
         self._cross(device, source, following, peer, packet)
+
+    def _steer(self, device: Device, gateway: bytes, packet: Packet) -> None:
+        """Send it to the gateway that is an underlay's switches: their controller tells how it goes on."""
+        here = self._known.underlay
+        self.exit, self.last = device.name, packet
+        self._arrived(packet)
+        self._hop(HOST, device.name, "left", f"towards the gateway {show(gateway)}, the switches", packet)
+        self.to = CONTROLLER
+        self.at = bound(here, here.outer) if here is not None else b""
 
     def _beyond(self, router: bytes, target: bytes) -> bytes:
         """Return the underlay address, of the router's family, of the host that has an address; b'' for none.
@@ -322,7 +304,7 @@ class Crossing(Walk):
         self._narrow(link.mtu - (outer.overhead if outer else 0))
         self._hop(HOST, name, "received", f"at {show(at)}", packet)
         if outer is None:
-            self._route(name, b"", packet)
+            self._route(name, self._gateway_of(packet), packet)
             return
         wire = msgspec.structs.replace(outer, target=at).packet()
         families = rules.families(wire)
@@ -340,6 +322,17 @@ class Crossing(Walk):
         else:
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
+
+    def _ways(self) -> list[Network]:
+        return [way for network in self._known.networks.values() for way in migration.ways(network)]
+
+    def _gateway_of(self, packet: Packet) -> bytes:
+        """Return the MAC from which a packet comes that switches have sent; b'' where it came by none."""
+        source = Prefix(packet.source, BITS[packet.family])
+        for network in self._ways():
+            if sdn.gateway(network) and any(pool.holds(source) for pool in network.prefixes):
+                return sdn.gateway_mac([network], sdn.gateway(network)[0].packed)
+        return b""
 
     def _decrypted(self, device: Device, outer: Outer, packet: Packet) -> None:
         host = self._known.keys.get(outer.key, "")

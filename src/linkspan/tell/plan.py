@@ -17,6 +17,7 @@ from linkspan.addresses import SOCKET_FAMILY, mac_text
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.kernel.firewall import element_text, set_text
 from linkspan.kernel.iptables import COMMENT
+from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.programs import SECRET, File, LearntRoutes, Process, Secret
 from linkspan.state import (
@@ -164,7 +165,7 @@ _PURPOSES: dict[type[State], str] = {
     WireguardKey: "the private key of this host, and the port at which it receives",
     WireguardPeer: "another host, by its public key, and where it is sent to first",
     AllowedIp: "for which host packets to this prefix are encrypted; nobody else may send from it",
-    Neighbour: "which MAC another host's end of the tunnel has",
+    Neighbour: "which MAC the next one has: another host's end of the tunnel, or a gateway",
     FdbEntry: "at which address of the underlay that MAC is reached",
     TunnelPrefix: "what the user-space tunnel sends to which host, and takes from it",
     Address: "an address on a link",
@@ -254,7 +255,9 @@ def _tunnel(state: Vxlan | Ipip | Wireguard) -> Iterator[str]:
 def _entry(state: Neighbour | FdbEntry | TunnelPrefix) -> str:
     match state:
         case Neighbour(device, address, mac):
-            return f"ip neigh replace {_text(address)} lladdr {mac_text(mac)} dev {shlex.quote(device)} nud permanent"
+            ours = "" if device.startswith(TUNNELS) else f" protocol {ROUTE_PROTOCOL}"
+            where = f"lladdr {mac_text(mac)} dev {shlex.quote(device)}"
+            return f"ip neigh replace {_text(address)} {where} nud permanent{ours}"
         case FdbEntry(device, mac, remote):
             where = f"dev {shlex.quote(device)} dst {_text(remote)}"
             return f"bridge fdb replace {mac_text(mac)} {where} self permanent"

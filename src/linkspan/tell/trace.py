@@ -11,8 +11,8 @@ from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.model import Endpoint
 from linkspan.state import HOST
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation
+from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.questions import Packet, Questions
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
@@ -173,7 +173,8 @@ class _Way:
 
     def _unanswered(self, host: str, why: str, silent: str) -> Broken:
         name = self._known.others[host].name if host in self._known.others else host or self._known.host
-        reason = f"host {name} did not tell its part of the way: {why}"
+        who = "the controller of the switches" if host == CONTROLLER else f"host {name}"
+        reason = f"{who} did not tell its part of the way: {why}"
         if silent:
             return Broken(self.hops[-1], f"{silent}; {reason}")
         self.hops.append(Hop(name, "host", "", "unknown", reason, mtu=self.mtu))

@@ -8,11 +8,11 @@ from pathlib import Path
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.wireguard import Table
 from linkspan.tell import crossing, live
-from linkspan.tell.crossing import Entry, Part
 from linkspan.tell.hops import Map
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.learning import Learning
 from linkspan.tell.live import Heard, Listen
+from linkspan.tell.parts import Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
 from linkspan.tell.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace

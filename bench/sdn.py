@@ -1,0 +1,158 @@
+"""SDN: how fast flows get into a switch, how soon a new host is reached, and what the switch then forwards.
+
+Three measurements in one lab with Open vSwitch (data path in user space): 1,000 prefixes into an empty bridge by the
+controller's own engine, beside `ovs-ofctl add-flows` of the same flows, in turn; the time from a new host's lease to
+its first answered ping, as in join.py; and one TCP stream by linkspan's flows, beside two hosts of the same switch
+whose containers have plain routes and flows by hand, in turn.
+
+    sudo bench/sdn.py [--quick]
+
+Needs openvswitch-switch, ethtool and iperf3. The whole program runs in network and mount namespaces of its own, so that
+nothing of it can stay on the machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import datapath
+import join
+import report
+from report import Metric, p, progress, result
+
+from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.backends.sdn import GATEWAY, MAC
+from linkspan.controller.devices import Switch
+from linkspan.fabric import Map
+from linkspan.flows import Flow
+from linkspan.kernel.openflow import OpenFlowDriver, added
+from linkspan.lab import build, commands, matrix, switches, topology, underlay
+from linkspan.lab.record import Host, Lab
+from linkspan.steering import Claim, Held, Served
+from linkspan.steering import switches as steered
+
+LAB = join.LAB
+PREFIXES, HOSTS = 1000, 100
+BRIDGE = "bench"
+FLOWS_TARGET, HOST_TARGET, SPEED_TARGET = "<= 5", "<= 300", ">= 0.95"
+
+
+def held() -> tuple[Held, Map]:
+    """Return 1,000 prefixes of 100 hosts at one switch."""
+    pool = prefix("10.128.0.0/9")
+    hosts = [f"x{number}" for number in range(HOSTS)]
+    blocks = (Prefix((pool.first + (n << 8)).to_bytes(4, "big"), 24) for n in range(PREFIXES))
+    claims = tuple(Claim("demo", block, hosts[n % HOSTS]) for n, block in enumerate(blocks))
+    macs = tuple((host, mac_text(derived_mac("bench", host))) for host in hosts)
+    served = Served("demo", (pool,), (prefix(GATEWAY),), MAC, closed=True)
+    places = tuple(sorted((host, (BRIDGE, n + 1)) for n, host in enumerate(hosts)))
+    return Held((served,), claims, macs), Map((BRIDGE,), places)
+
+
+def flows(lab: Lab, quick: bool) -> dict[str, Metric]:
+    """Put 1,000 prefixes, by the engine and by hand, into a bridge without any."""
+    database = f"--db=unix:{lab.folder / 'ovs' / 'db.sock'}"
+    commands.run("ovs-vsctl", database, "add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev")
+    address = f"unix:{lab.folder / 'ovs' / BRIDGE}.mgmt"
+    claims, where = held()
+    text = "\n".join(added(flow) for flow in steered(claims, where)[BRIDGE]) + "\n"
+    mine, hand, steady = [], [], []
+    for number in range(3 if quick else 10):
+        commands.run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", address)
+        started = time.perf_counter()
+        commands.run("ovs-ofctl", "-O", "OpenFlow13", "add-flows", address, "-", given=text)
+        hand.append((time.perf_counter() - started) * 1e3)
+        commands.run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", address)
+        switch = Switch(BRIDGE, address, OpenFlowDriver(BRIDGE, address, {}))
+        started = time.perf_counter()
+        wanted: list[Flow] = steered(claims, where)[BRIDGE]
+        switch.want(wanted)
+        change = switch.differs()
+        assert not switch.reconciler.apply(change)
+        mine.append((time.perf_counter() - started) * 1e3)
+        started = time.perf_counter()
+        assert not switch.differs().put
+        steady.append((time.perf_counter() - started) * 1e3)
+        progress(f"flows: {number}")
+    progress("")
+    commands.run("ovs-vsctl", database, "del-br", BRIDGE)
+    a, b = statistics.median(mine), statistics.median(hand)
+    return {
+        f"{PREFIXES} prefixes by ovs-ofctl add-flows": result(b, "ms"),
+        f"{PREFIXES} prefixes by the controller: worked out, compared, put": result(a, "ms"),
+        "controller / ovs-ofctl add-flows": result(a / b, "ratio", FLOWS_TARGET),
+        f"a look at {PREFIXES} prefixes with nothing to do": result(statistics.median(steady), "ms"),
+    }
+
+
+def joins(lab: Lab, quick: bool) -> dict[str, Metric]:
+    """Let hosts join, one after the other; the first warms up."""
+    times = [join.joined(lab, number) for number in range(4 if quick else 13)][1:]
+    return {
+        "a new host: lease to first answered ping: p50": result(p(times, 50), "ms", HOST_TARGET),
+        "a new host: p95": result(p(times, 95), "ms"),
+    }
+
+
+def _by_hand(lab: Lab) -> datapath.Way:
+    """Make two hosts without agents at the same switch, with flows by hand that lead from one to the other."""
+    bare = [Host(f"x{n}", f"{LAB}-x{n}", 1, [topology.address(1, 4, str(200 + n))]) for n in (1, 2)]
+    for host in bare:
+        lab.hosts.append(host)
+        underlay.plug(lab, host)
+    way = datapath.made_by_hand("host-gw", bare)
+    address = switches.address(lab, lab.switches[0])
+    for number, host in enumerate(bare, 1):
+        mac = mac_text(derived_mac(lab.name, host.name))
+        match = f"priority=43000,ip,nw_dst={datapath.HAND['host-gw']}.{number}.0/24"
+        flow = f"{match},actions=dec_ttl,set_field:{MAC}->eth_src,set_field:{mac}->eth_dst,output:{host.name}"
+        commands.run("ovs-ofctl", "-O", "OpenFlow13", "add-flow", address, flow)
+    for _ in bare:
+        lab.hosts.pop()
+    return way
+
+
+def speed(lab: Lab, quick: bool) -> dict[str, Metric]:
+    """Measure one stream by both, in turn."""
+    hand = _by_hand(lab)
+    one, two = lab.containers[:2]
+    mine = datapath.Way("sdn by linkspan", one.namespace, two.namespace, topology.bare(two.addresses[0]))
+    count, seconds = (2, 1) if quick else (7, 2)
+    for number in range(count + 1):
+        for way in (mine, hand) if number % 2 else (hand, mine):
+            value = datapath.tcp(way, 1, seconds)
+            if number:
+                way.add("TCP", value)
+        progress(f"throughput: {number} of {count}")
+    progress("")
+    ratio = mine.median("TCP") / hand.median("TCP")
+    return {
+        "one TCP stream by flows by hand": result(hand.median("TCP"), "Gbit/s"),
+        "one TCP stream by linkspan's": result(mine.median("TCP"), "Gbit/s"),
+        "throughput, linkspan / by hand": result(ratio, "ratio", SPEED_TARGET),
+    }
+
+
+def measure(_folder: Path, quick: bool) -> dict[str, Metric]:
+    """Run everything; returns the metrics."""
+    lab = topology.planned(topology.Wishes(lab=LAB, hosts=2, backend="sdn"))
+    build.up(lab)
+    try:
+        if silent := matrix.awaited(lab):
+            raise matrix.sentence(silent)
+        found = flows(lab, quick) | joins(lab, quick) | speed(lab, quick)
+    finally:
+        build.down(LAB)
+    report.table("what", found)
+    return found
+
+
+if __name__ == "__main__":
+    for program in ("ovs-ofctl", "iperf3", "ethtool"):
+        if shutil.which(program) is None:
+            sys.exit(f"error: {program} is not installed")
+    report.run(measure, "SDN: flows, a new host, throughput", "fewer rounds: about 25 s")

@@ -1,0 +1,184 @@
+"""`linkspan controller`: programs an underlay's switches and routers, and tells what it sees of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
+from linkspan.controller import settings
+from linkspan.errors import LinkspanError, Unavailable
+from linkspan.runtimes import systemd
+
+app = typer.Typer(help="SDN: program the underlay's switches and routers, and see what they do.")
+Socket = Annotated[
+    str,
+    typer.Option("--socket", envvar="LINKSPAN_CONTROLLER_SOCKET", help="The controller's unix socket."),
+]
+SwitchName = Annotated[str, typer.Option("--switch", metavar="NAME", help="Of this switch only.")]
+
+
+@app.callback(invoke_without_command=True)
+def controller(
+    context: typer.Context,
+    config_file: Annotated[
+        str, typer.Option("--config", metavar="FILE", help="A TOML file with any of the keys.")
+    ] = "",
+    store: Annotated[str, typer.Option(metavar="URL", help="The store that the agents have.")] = "",
+    switch: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=ADDRESS", help="tcp:IP:PORT, ssl:IP:PORT or unix:/PATH; repeatable."),
+    ] = [],  # noqa: B006 - typer's way
+    router: Annotated[
+        list[str], typer.Option(metavar="NAME=ADDRESS", help="ssh:USER@HOST[:PORT] or vtysh: of FRR.")
+    ] = [],  # noqa: B006 - typer's way
+    name: Annotated[str, typer.Option(metavar="NAME", help="This controller's name among several.")] = "",
+    state_dir: Annotated[str, typer.Option(metavar="DIR", help="Where it keeps its snapshot.")] = "",
+    socket: Annotated[str, typer.Option(help="The unix socket on which it tells its status.")] = "",
+    metrics: Annotated[str, typer.Option(metavar="ADDRESS:PORT", help="For Prometheus.")] = "",
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "",
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show every key with its value, and end.")
+    ] = False,
+) -> None:
+    """Run a controller in the foreground; several may run, and one of them is active."""
+    if context.invoked_subcommand is not None:
+        return
+    overrides = {"store": store, "name": name, "state_dir": state_dir, "socket": socket, "metrics": metrics,
+        "log_level": log_level, "switches": pairs(split(switch), "--switch"),
+        "routers": pairs(split(router), "--router")}
+    found = settings.load(config_file, overrides)
+    if print_config:
+        print(settings.as_toml(found), end="")
+        return
+    environment = os.environ | {settings.ENVIRONMENT: msgspec.json.encode(found).decode()}
+    # In this process's place, as the agent: it needs neither typer nor rich.
+    os.execve(sys.executable, [sys.executable, "-m", "linkspan.controller.daemon"], environment)  # noqa: S606
+
+
+def _call(socket: str, url: str) -> Any:
+    try:
+        return Client(socket).call("GET", url)
+    except Unavailable as error:
+        raise LinkspanError(
+            error.message.replace("agent", "controller"),
+            "start one: `sudo linkspan controller`, or `sudo systemctl start linkspan-controller`",
+        ) from error
+
+
+@app.command()
+def status(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
+    """Show who is active, the switches, the links, where hosts are, and what is not well; exit 3 where anything is."""
+    found = _call(socket, "/v1/controller")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        _show(found)
+    if not _well(found):
+        raise typer.Exit(NOT_WELL)
+
+
+def _well(found: dict[str, Any]) -> bool:
+    told = [*found["switches"], *found["routers"], *found["hosts"]]
+    quiet = not any(one["problem"] for one in told) and not found["problems"]
+    return quiet and bool(found["leader"]) and not found["store"]["problem"]
+
+
+def _show(found: dict[str, Any]) -> None:
+    place = "active" if found["active"] else f"standing by; {found['leader'] or 'nobody'} is active"
+    store = found["store"]
+    details([("controller", f"{found['controller']}, {place}"), ("store", store["problem"] or store["url"])])
+    print()
+    rows: list[tuple[object, ...]] = [
+        (s["name"], s["address"], s["state"], f"{s['ports_up']} of {s['ports']}", s["flows"], s["healed"])
+        for s in found["switches"]
+    ]
+    table(("switch", "address", "state", "ports up", "flows", "healed"), rows, "no switch")
+    if found["routers"]:
+        print()
+        rows = [(r["name"], r["address"], r["state"], r["healed"]) for r in found["routers"]]
+        table(("router", "address", "state", "healed"), rows, "")
+    if found["links"]:
+        print()
+        table(("link", "port", "to", "state"), [tuple(one.values()) for one in found["links"]], "")
+    print()
+    rows = [(h["host"], h["mac"] or "-", h["switch"] or "-", h["port"] or "-") for h in found["hosts"]]
+    table(("host", "mac", "switch", "port"), rows, "no host has a network of backend sdn")
+    if found["prefixes"]:
+        print()
+        rows = [
+            (p["prefix"], p["network"], p["host"], p["sent"]["packets"], p["received"]["packets"])
+            for p in found["prefixes"]
+        ]
+        table(("prefix", "network", "host", "packets sent", "received"), rows, "")
+    if dropped := [one for one in found["dropped"] if one["packets"]]:
+        print()
+        rows = [(one["packets"], one["switch"], one["kind"], one["what"]) for one in dropped]
+        table(("dropped", "switch", "kind", "what the flow does"), rows, "")
+    _say(found)
+
+
+def _say(found: dict[str, Any]) -> None:
+    lines = [one["problem"] for one in (*found["switches"], *found["routers"]) if one["problem"]]
+    lines += [f"host {h['host']}: {h['problem']}" for h in found["hosts"] if h["problem"]]
+    lines += [text for text in found["problems"] if not any(text in line for line in lines)]
+    for line in lines:
+        print(f"\nnot well: {line}")
+    if heals := found["heals"][-3:]:
+        print()
+        rows = [(f"{ago(h['at'])} ago", h["device"], h["what"], h["key"]) for h in heals]
+        table(("healed", "device", "what", "object"), rows, "")
+
+
+@app.command()
+def flows(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
+    """List the switches' flows as they are, others' too, in the order in which packets meet them."""
+    found = _call(socket, f"/v1/controller/flows?switch={switch}")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [
+        (f["switch"], f["table"], f["priority"], joined(f["match"]).replace(", ", ","), f["packets"],
+         f["what"] or "somebody else's: " + f["actions"])
+        for f in found
+    ]  # fmt: skip
+    table(("switch", "table", "priority", "match", "packets", "what it does"), rows, "no flow")
+
+
+@app.command()
+def plan(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
+    """Show every flow and route that the devices should have, as the command that a person would type."""
+    found = _call(socket, f"/v1/controller/plan?switch={switch}")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    for one in found:
+        print(f"{one['command']}  # {one['device']}: {one['why']}{'' if one['present'] else ' (missing)'}")
+
+
+@app.command()
+def unit() -> None:
+    """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
+    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    print(systemd.controller_unit(executable), end="")
+
+
+@app.command()
+def diff(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
+    """Show what differs between what devices should have and have; exit 3 where anything does."""
+    found = _call(socket, "/v1/controller/diff")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        rows = [(word, one["device"], one["key"]) for word in ("put", "delete") for one in found[word]]
+        table(("change", "device", "object"), rows, "no difference")
+    if found["put"] or found["delete"]:
+        raise typer.Exit(NOT_WELL)

@@ -1,0 +1,103 @@
+"""Which of several controllers is the active one: who holds a record of the store that ends unless it is put again.
+
+Taking it is one transaction, on condition that it is not there; keeping it, that it is still one's own. A controller
+counts itself out before its record can end: by its own clock, from before the last word that the store took was sent.
+So there are never two, whatever the clocks of the machines say, and a store that is away leaves none: flows stay as
+they are then, and nobody mends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from linkspan.errors import LinkspanError
+from linkspan.lasting import lasting, woken
+from linkspan.replica import Replica
+from linkspan.tell.parts import CONTROLLER
+
+log = logging.getLogger("linkspan.controller")
+
+KEY = f"alive/{CONTROLLER}"
+TTL = 3.0
+"""Seconds after which the record ends: a takeover takes these, and EVERY at most."""
+EVERY = 0.8
+_MARGIN = 0.5
+
+
+class Election:
+    """Stands for election as long as it runs; ``turned`` is called when this one begins or ceases to be active."""
+
+    def __init__(self, replica: Replica, name: str, turned: Callable[[], None]) -> None:
+        self._replica = replica
+        self._name = name.encode()
+        self._turned = turned
+        self._until = 0.0
+        self._was = False
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether this one is active now."""
+        return time.monotonic() < self._until
+
+    @property
+    def leader(self) -> str:
+        """The active one's name, '' without one."""
+        record = self._replica.records.get(KEY)
+        return record.value.decode(errors="replace") if record is not None else ""
+
+    async def start(self) -> None:
+        """Try once, where there is a store to try it with, and begin."""
+        if self._replica.listed:
+            await self._stand_once()
+        self._task = lasting("standing for election", self._stand)
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Look at once where the record went."""
+        if KEY in keys and KEY not in self._replica.records:
+            self._wake.set()
+
+    async def stop(self) -> None:
+        """Give it up, so that another need not wait."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.active:
+            self._until = 0.0
+            with contextlib.suppress(LinkspanError):
+                await self._replica.write({}, deletes=[KEY], unchanged=self._mine())
+
+    def _mine(self) -> dict[str, int]:
+        record = self._replica.records.get(KEY)
+        return {KEY: record.revision} if record is not None and record.value == self._name else {}
+
+    async def _stand(self) -> None:
+        while True:
+            self._wake.clear()
+            await self._stand_once()
+            await woken(self._wake, EVERY)
+
+    async def _stand_once(self) -> None:
+        await self._try()
+        if self.active != self._was:
+            self._was = self.active
+            log.info("this controller is %s", "active" if self._was else "standing by")
+            self._turned()
+
+    async def _try(self) -> None:
+        begun = time.monotonic()
+        there = KEY in self._replica.records
+        mine = self._mine()
+        if there and not mine:
+            self._until = 0.0
+            return
+        with contextlib.suppress(LinkspanError):  # a store that is away; the replica tells of it
+            taken = await self._replica.write(
+                {KEY: self._name}, absent=() if mine else [KEY], unchanged=mine or None, ttl=TTL
+            )
+            self._until = begun + TTL - _MARGIN if taken else 0.0

@@ -1,0 +1,91 @@
+"""What the store says of who holds what in networks that switches carry, and where it contradicts itself."""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan import migration
+from linkspan.addresses import Prefix, prefix
+from linkspan.backends import sdn
+from linkspan.backends.crossing import reached
+from linkspan.leases import Leases
+from linkspan.model import Host, Lease, Network, Peer
+from linkspan.networks import Networks
+from linkspan.steering import Claim, Held, Served
+
+RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
+"""What it follows from."""
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """Who holds what, where each host is asked for, their names, and what is to be said.
+
+    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches.
+    """
+
+    held: Held = Held()
+    claims: tuple[Claim, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def name(self, host: str) -> str:
+        """Return a host's name."""
+        return next((one.name for one in self.hosts if one.id == host), host)
+
+
+def holding(networks: Networks, leases: Leases) -> Holding:
+    """Return what holds now."""
+    hosts = leases.hosts()
+    problems: list[str] = []
+    carried = [(n, w) for n in networks.all() for w in migration.ways(n) if w.backend == sdn.BACKEND.name]
+    names = {network.name for network, _ in carried}
+    served = []
+    for network, way in carried:
+        allowed = {a.target for a in networks.allowances if a.source == network.name}
+        allowed |= {a.source for a in networks.allowances if a.target == network.name}
+        if not sdn.is_virtual(way):  # a router's: no flow may touch what is for its MAC
+            continue
+        closed = network.migration is None and network.masquerade
+        others = tuple(sorted(allowed & names))
+        served.append(
+            Served(network.name, network.prefixes, sdn.gateway(way), way.options["mac"], closed, others)
+        )
+    claims: dict[tuple[str, Prefix], str] = {}
+    disputed = set()
+    for network, _ in carried:
+        for lease, found in _leased(network, leases, hosts):
+            for target in found:
+                holder = claims.setdefault((network.name, target), lease.host)
+                if holder != lease.host:
+                    disputed.add((network.name, target))
+                    both = " and ".join(sorted(hosts[h].name for h in (holder, lease.host)))
+                    problems.append(f"{target} is claimed by {both}: neither has it until one gives it up")
+    kept = sorted(Claim(*key, host) for key, host in claims.items() if key not in disputed)
+    steered = tuple(claim for claim in kept if any(one.name == claim.network for one in served))
+    macs = []
+    for host in sorted({claim.host for claim in steered}):
+        if (here := hosts[host].underlay) is not None and here.mac:
+            macs.append((host, here.mac))
+        else:
+            problems.append(f"host {hosts[host].name} does not say its underlay's MAC: is its agent an older one?")
+    held = Held(tuple(served), steered, tuple(macs))
+    used = sorted(set(claims.values()))
+    return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems))
+
+
+def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix]]]:
+    lost = leases.lost(network.name)
+    exact: dict[str, list[Prefix]] = {}
+    for address, record in leases.exact(network.name).items():
+        if record.host:
+            exact.setdefault(record.host, []).append(address)
+    found = []
+    for lease in leases.all(network.name):
+        if lease.host in hosts and sdn.BACKEND.name in lease.endpoints:
+            left = tuple(text for text in lease.prefixes if (lease.host, text) not in lost)
+            gone = [prefix(text) for text in lease.prefixes if text not in left]
+            own = tuple(a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in gone))
+            kept = msgspec.structs.replace(lease, prefixes=left, addresses=own)
+            peer = Peer(hosts[lease.host], kept, exact=tuple(exact.get(lease.host, ())))
+            found.append((lease, list(reached(peer))))
+    return found

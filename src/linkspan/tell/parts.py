@@ -1,0 +1,45 @@
+"""What is told of a packet's walk from host to host: where it begins on one, and what that host found."""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan.tell.hops import OUTSIDE, Hop, Translation
+from linkspan.tell.questions import Outer, Packet
+
+CONTROLLER = "(controller)"
+"""Who is asked for the way through an underlay's switches, as if it were a host; no host can have this name."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Where a packet's walk through a host begins.
+
+    In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
+    in ``outer``) by the link of the underlay address ``at``.
+    """
+
+    packet: Packet
+    netns: int = OUTSIDE
+    device: str = ""
+    at: bytes = b""
+    outer: Outer | None = None
+    translation: Translation = msgspec.field(default_factory=Translation)
+
+
+class Part(msgspec.Struct, frozen=True, tag="part"):
+    """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
+
+    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it.
+    """
+
+    hops: tuple[Hop, ...]
+    mtu: int
+    end: int
+    exit: str
+    translation: Translation
+    packet: Packet
+    to: str = ""
+    at: bytes = b""
+    outer: Outer | None = None
+    broken: str = ""
+    silent: str = ""

@@ -1,0 +1,130 @@
+"""Where hosts and links are believed to be, from what switches have seen."""
+
+from __future__ import annotations
+
+from linkspan.fabric import SILENT_COST, Fabric, Map, Seen, Spot
+from linkspan.flows import Port
+
+H1, H2 = "06:00:00:00:00:01", "06:00:00:00:00:02"
+NAMES = ("spine", "left", "right")
+
+
+def _probe(spot: Spot) -> str:
+    return f"0e:00:00:00:0{NAMES.index(spot[0])}:0{spot[1]}"
+
+
+LINKS = {
+    ("spine", 1): ("left", 1), ("spine", 2): ("right", 1), ("left", 2): ("right", 2),
+}  # fmt: skip
+BOTH: dict[Spot, Spot] = {**LINKS, **{b: a for a, b in LINKS.items()}}
+PROBES = {_probe((name, number)): (name, number) for name in NAMES for number in range(1, 5)}
+
+
+def _seen(
+    hosts: dict[Spot, str], down: tuple[Spot, ...] = (), unheard: tuple[Spot, ...] = ()
+) -> dict[str, Seen]:
+    """Return a triangle of switches, hosts at ports 3 and 4, some ports down and some links not heard."""
+    found = {}
+    for name in NAMES:
+        ports = tuple(Port(n, f"p{n}", (name, n) not in down) for n in range(1, 5))
+        notes = [(n, _probe(there)) for (here, n), there in BOTH.items() if here == name and (here, n) not in unheard]
+        notes += [(n, mac) for (here, n), mac in hosts.items() if here == name]
+        found[name] = Seen(ports, tuple(notes))
+    return found
+
+
+def _take(fabric: Fabric, seen: dict[str, Seen], now: float = 100.0, macs: dict[str, str] | None = None) -> Map:
+    return fabric.take(seen, macs or {"h1": H1, "h2": H2}, PROBES, now)
+
+
+def test_hosts_are_found_and_the_short_way_is_taken() -> None:
+    """Left to right goes by their own link."""
+    where = _take(Fabric(), _seen({("left", 3): H1, ("right", 3): H2}))
+    assert where.places == (("h1", ("left", 3)), ("h2", ("right", 3)))
+    assert where.ways("right") == {"left": 2, "spine": 2}
+    assert where.trunks("left") == (1, 2)
+
+
+def test_a_link_that_is_down_is_gone_round() -> None:
+    """By the spine, and nothing is sent into the dead port."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    where = _take(fabric, _seen({}, down=(("left", 2),)))
+    assert where.ways("right") == {"left": 1, "spine": 2}
+
+
+def test_a_link_that_is_silent_is_used_where_no_other_is_left() -> None:
+    """Its ports are up, and nobody hears: the last choice, but one."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    where = _take(fabric, _seen({}, unheard=(("left", 2),)))
+    assert where.ways("right")["left"] == 1
+    where = _take(fabric, _seen({}, unheard=(("left", 2),), down=(("left", 1),)))
+    assert where.ways("right")["left"] == 2
+
+
+def test_a_link_that_flaps_is_taken_up_later_each_time() -> None:
+    """After its first fall at once; after the third, in four seconds."""
+    fabric, now = Fabric(), 100.0
+    costs = []
+    for _ in range(3):
+        _take(fabric, _seen({}), now)
+        _take(fabric, _seen({}, down=(("left", 2),)), now + 0.5)
+        now += 1
+        costs.append({link[0]: link[2] for link in _take(fabric, _seen({}), now).links}["left", 2])
+    assert costs == [1, SILENT_COST, SILENT_COST]
+    later = {link[0]: link[2] for link in _take(fabric, _seen({}), now + 4).links}
+    assert later["left", 2] == 1
+
+
+def test_a_host_stays_where_it_was_while_its_port_is_down_or_the_switch_forgot_it() -> None:
+    """A port that flaps changes no flow."""
+    fabric = Fabric()
+    _take(fabric, _seen({("left", 3): H1}))
+    assert _take(fabric, _seen({}, down=(("left", 3),))).places == (("h1", ("left", 3)),)
+    assert _take(fabric, _seen({})).places == (("h1", ("left", 3)),)
+
+
+def test_a_host_that_moved_is_followed() -> None:
+    """It is seen elsewhere, and no more at the old port."""
+    fabric = Fabric()
+    _take(fabric, _seen({("left", 3): H1}))
+    assert _take(fabric, _seen({("right", 4): H1})).places == (("h1", ("right", 4)),)
+    assert fabric.doubles == {}
+
+
+def test_a_mac_at_two_ports_stays_at_the_first_and_is_named() -> None:
+    """Whoever claims it later gets nothing by that."""
+    fabric = Fabric()
+    _take(fabric, _seen({("left", 3): H1}))
+    where = _take(fabric, _seen({("left", 3): H1, ("right", 4): H1}))
+    assert where.places == (("h1", ("left", 3)),)
+    assert fabric.doubles["h1"] == f"its MAC {H1} is seen at left port 3 and at right port 4"
+
+
+def test_two_hosts_with_one_mac_are_named_and_the_second_gets_no_port() -> None:
+    """The one that was there first goes on."""
+    fabric = Fabric()
+    _take(fabric, _seen({("left", 3): H1}), macs={"h1": H1})
+    where = _take(fabric, _seen({("left", 3): H1}), macs={"h1": H1, "h9": H1})
+    assert where.places == (("h1", ("left", 3)),)
+    assert "also that of host h1" in fabric.doubles["h9"]
+
+
+def test_a_switch_that_does_not_answer_is_as_it_was() -> None:
+    """Nothing changes for the others."""
+    fabric = Fabric()
+    whole = _seen({("left", 3): H1, ("right", 3): H2})
+    before = _take(fabric, whole)
+    assert _take(fabric, {name: one for name, one in whole.items() if name != "right"}) == before
+
+
+def test_a_port_that_led_to_a_switch_and_has_a_host_now_is_no_link() -> None:
+    """Nor one behind which nobody was heard for long: what comes in there is believed to have been checked."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    changed = _seen({("left", 2): H1}, unheard=(("left", 2), ("right", 2)))
+    assert ("left", 2) not in {link[0] for link in _take(fabric, changed).links}
+    silent = _seen({}, unheard=(("left", 1), ("spine", 1)))
+    assert ("left", 1) in {link[0] for link in _take(fabric, silent, 130.0).links}
+    assert ("left", 1) not in {link[0] for link in _take(fabric, silent, 161.0).links}

@@ -1,0 +1,69 @@
+"""Whether servers of names live: each is asked by one packet, and what it has missed is counted."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from linkspan.kernel import dnsmasq
+from linkspan.kernel.dnsmasq import Pulse
+
+HERE = "127.0.0.1"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A socket in a server's place."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.bind((HERE, 0))
+        way.settimeout(10)
+        monkeypatch.setattr(dnsmasq, "PORT", way.getsockname()[1])
+        yield way
+
+
+@pytest.fixture
+def pulse() -> Iterator[Pulse]:
+    """It begins."""
+    made = Pulse()
+    yield made
+    made.close()
+
+
+def _answered(pulse: Pulse, server: socket.socket) -> None:
+    data, where = server.recvfrom(512)
+    server.sendto(data, where)
+    way = pulse._ways[socket.AF_INET]
+    assert way is not None
+    assert select.select([way], [], [], 10)[0]
+
+
+def test_an_answer_is_a_beat(pulse: Pulse, server: socket.socket) -> None:
+    """It is taken at the next question; what came late, for an earlier one, is none."""
+    pulse.beat({"demo": HERE})
+    _answered(pulse, server)
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {"demo": 0}
+    server.recv(512)
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {"demo": 1}
+    server.recv(512)
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {"demo": 2}
+    _answered(pulse, server)
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {"demo": 0}
+
+
+def test_a_server_that_is_another_one_begins_anew(pulse: Pulse, server: socket.socket) -> None:
+    """What its forerunner was asked last is not counted; nor is one that is not wanted any more."""
+    pulse.beat({"demo": HERE})
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {"demo": 1}
+    pulse.forget("demo")
+    pulse.beat({"demo": HERE})
+    assert pulse.missed == {}
+    pulse.beat({})
+    assert pulse.missed == {}

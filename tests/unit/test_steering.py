@@ -1,0 +1,135 @@
+"""What switches do with packets, by the flows that they are given: walked as a trace walks them."""
+
+from __future__ import annotations
+
+from linkspan.addresses import prefix
+from linkspan.backends.sdn import GATEWAY, MAC
+from linkspan.fabric import Map, Seen
+from linkspan.flows import Counted, Port
+from linkspan.kernel.openflow import added, parsed
+from linkspan.steering import Claim, Held, Served, switches
+from linkspan.tell.parts import Entry, Part
+from linkspan.tell.questions import Packet
+from linkspan.tell.switched import Underlay, part
+
+MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}
+OUTER = {"h1": "192.0.2.1", "h2": "192.0.2.2"}
+WHERE = Map(
+    ("left", "right"),
+    (("h1", ("left", 3)), ("h2", ("right", 4))),
+    ((("left", 1), "right", 1), (("right", 2), "left", 1)),
+)
+
+
+def _served(name: str, pool: str, *, closed: bool = True, allowed: tuple[str, ...] = ()) -> Served:
+    return Served(name, (prefix(pool),), (prefix(GATEWAY),), MAC, closed, allowed)
+
+
+def _held(*networks: Served, claims: tuple[tuple[str, str, str], ...]) -> Held:
+    found = (Claim(name, prefix(text), host) for name, text, host in claims)
+    return Held(networks, tuple(sorted(found)), tuple(MACS.items()))
+
+
+DEMO = _served("demo", "10.1.0.0/16")
+CLAIMS = (("demo", "10.1.1.0/24", "h1"), ("demo", "10.1.2.0/24", "h2"))
+HELD = _held(DEMO, claims=CLAIMS)
+
+
+def _walk(held: Held, source: str, target: str, *, sender: str = "h1", where: Map = WHERE) -> Part:
+    flows = switches(held, where)
+    ports = tuple(Port(n, f"p{n}", up=True) for n in range(1, 5))
+    known = Underlay(
+        held, where, {name: Seen(ports) for name in where.switches},
+        {host: (host, (prefix(text).packed,), 1500) for host, text in OUTER.items()}, {},
+        lambda name: [Counted(one, 0, 0, ours=True) for one in flows[name]],
+    )  # fmt: skip
+    packet = Packet(prefix(source).packed, prefix(target).packed)
+    return part(known, Entry(packet, at=prefix(OUTER[sender]).packed))
+
+
+def test_a_packet_goes_from_switch_to_switch_to_its_host() -> None:
+    """In by the sender's port, over the link, out by the target's."""
+    found = _walk(HELD, "10.1.1.9", "10.1.2.9")
+    assert (found.broken, found.to) == ("", "h2")
+    assert [(hop.host, hop.action) for hop in found.hops] == [
+        ("left", "matched"), ("left", "matched"), ("left", "switched"), ("right", "matched"), ("right", "switched"),
+    ]  # fmt: skip
+
+
+def test_what_a_host_does_not_hold_it_cannot_send() -> None:
+    """Another's prefix, or an address of no pool, is dropped where it comes in."""
+    for source in ("10.1.2.7", "203.0.113.5"):
+        found = _walk(HELD, source, "10.1.2.9")
+        assert f"left drops it: the host at that port does not hold {source}" in found.broken.replace("switch ", "")
+
+
+def test_an_address_that_nobody_holds_is_dropped() -> None:
+    """And named as such."""
+    assert "nobody holds 10.1.9.9" in _walk(HELD, "10.1.1.9", "10.1.9.9").broken
+
+
+def test_networks_are_isolated_unless_they_are_allowed() -> None:
+    """Both ways, for which of the two may begin is the hosts' to hold."""
+    claims = (*CLAIMS, ("web", "10.9.2.0/24", "h2"))
+    apart = _held(DEMO, _served("web", "10.9.0.0/16"), claims=claims)
+    assert "isolated" in _walk(apart, "10.1.1.9", "10.9.2.9").broken
+    names = (_served("demo", "10.1.0.0/16", allowed=("web",)), _served("web", "10.9.0.0/16", allowed=("demo",)))
+    open_ = _held(*names, claims=claims)
+    assert _walk(open_, "10.1.1.9", "10.9.2.9").to == "h2"
+    assert _walk(open_, "10.9.2.9", "10.1.1.9", sender="h2").to == "h1"
+
+
+def test_an_exact_address_wins_over_the_block_that_it_is_in() -> None:
+    """The longest prefix does, wherever it lives."""
+    held = _held(DEMO, claims=(*CLAIMS, ("demo", "10.1.1.77/32", "h2")))
+    assert _walk(held, "10.1.1.9", "10.1.1.77").to == "h2"
+    assert _walk(held, "10.1.1.77", "10.1.1.9", sender="h2").to == "h1"
+
+
+def test_a_host_without_a_way_is_not_sent_to() -> None:
+    """Its switch is cut off: what is for it ends at the first switch, and counts as unknown there."""
+    alone = Map(WHERE.switches, WHERE.places, ())
+    assert "or its host is not found" in _walk(HELD, "10.1.1.9", "10.1.2.9", where=alone).broken
+
+
+def test_a_prefix_costs_two_flows_at_its_own_switch() -> None:
+    """And one at any other."""
+    one = _held(DEMO, claims=CLAIMS[:1])
+    fewer, more = switches(one, WHERE), switches(HELD, WHERE)
+    assert len(more["right"]) - len(fewer["right"]) == 2
+    assert len(more["left"]) - len(fewer["left"]) == 1
+
+
+def test_the_edge_is_open_while_a_network_migrates() -> None:
+    """A tunnel's or host-gw's own packets are not dropped, for peers still send so."""
+    closed = {flow.kind for flow in switches(HELD, WHERE)["left"] if flow.table == 0}
+    open_ = _held(_served("demo", "10.1.0.0/16", closed=False), claims=CLAIMS)
+    assert "past" in closed
+    assert "past" not in {flow.kind for flow in switches(open_, WHERE)["left"] if flow.table == 0}
+
+
+def test_without_a_network_a_switch_has_no_flow_of_ours() -> None:
+    """All of them go with the last network."""
+    assert switches(Held(), WHERE) == {"left": [], "right": []}
+
+
+def test_every_kind_of_flow_is_told_by_its_cookie() -> None:
+    """Kind and subject; equal subjects of two kinds differ."""
+    flows = switches(HELD, WHERE)["left"]
+    assert {flow.kind for flow in flows} >= {"sighting", "answer", "gateway", "source", "forward", "transit", "forged"}
+    assert len({flow.key for flow in flows}) == len(flows)
+
+
+def test_a_flow_is_the_same_when_it_is_read_back() -> None:
+    """As dump-flows prints it, in its own order of the match and with counters."""
+    line = (
+        " cookie=0x4c530304d2aabbcc, duration=25.633s, table=101, n_packets=7, n_bytes=98, hard_timeout=30, "
+        "idle_age=25, priority=124,ip,in_port=1,dl_src=06:00:00:00:00:01,nw_src=10.1.1.0/24 "
+        "actions=write_metadata:0x5,goto_table:102"
+    )
+    found = parsed(line)
+    assert (found.packets, found.octets, found.ours, found.flow.table) == (7, 98, True, 101)
+    assert found.flow.match == ("dl_src=06:00:00:00:00:01", "in_port=1", "ip", "nw_src=10.1.1.0/24")
+    assert parsed(f" n_packets=0, n_bytes=0, {added(found.flow)}".replace(",table", ", table")).flow == found.flow
+    plain = parsed(" cookie=0x0, duration=1s, table=0, n_packets=1, n_bytes=2, priority=0 actions=NORMAL")
+    assert (plain.flow.match, plain.flow.actions, plain.ours) == ((), "NORMAL", False)
