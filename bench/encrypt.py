@@ -101,7 +101,7 @@ def ipsec_by_hand(ends: list[Host]) -> Iterator[Way]:
                 "sysctl -qw net.ipv4.ip_forward=1",
                 f"ip link set {ipsec.USER} mtu {room} up",
                 f"ip route add {net}.{other}.0/24 dev {ipsec.USER}",
-                *_container(f"{LAB}-esp-{number}", f"{net}.{number}.2", room),
+                *_container(f"{LAB}-esp-{number}", f"{net}.{number}.2", room, "vesp"),
                 *masquerading("hand2", f"{net}.0.0/16"),
             ]
             commands.run("sh", "-e", given="\n".join(lines), netns=host.namespace)
@@ -141,13 +141,13 @@ def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
         asked.load_conn({"hand": connection})
 
 
-def _container(name: str, address: str, mtu: int) -> Iterator[str]:
+def _container(name: str, address: str, mtu: int, link: str = "vhand") -> Iterator[str]:
     """Yield the commands that give a host one container: a veth pair, routed."""
     commands.add(name)
-    yield f"ip link add vhand mtu {mtu} type veth peer name eth0 mtu {mtu} netns {name}"
-    yield "ip link set vhand up"
-    yield "ip addr add 169.254.1.1/32 dev vhand"
-    yield f"ip route add {address}/32 dev vhand"
+    yield f"ip link add {link} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {name}"
+    yield f"ip link set {link} up"
+    yield f"ip addr add 169.254.1.1/32 dev {link}"
+    yield f"ip route add {address}/32 dev {link}"
     yield f"ip -n {name} link set eth0 up"
     yield f"ip -n {name} addr add {address}/32 dev eth0"
     yield f"ip -n {name} route add 169.254.1.1 dev eth0"
