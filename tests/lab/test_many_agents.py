@@ -1,4 +1,4 @@
-"""Forty real agents that start at once on one store."""
+"""Two dozen real agents that start at once on one store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from lab_runs import LabRun, until
 
 from linkspan.lab import agents, build, record, topology
 
-MANY = 40
+MANY = 24
+"""With more than 32 the kernel's one table of neighbours is full (1,024), for what other tests do meanwhile too."""
 
 
 @pytest.mark.parametrize("store", ["sqlite", "etcd"])
@@ -18,9 +19,9 @@ def test_agents_that_start_at_once_get_blocks_without_a_duplicate(lab: LabRun, s
     if store == "etcd" and not shutil.which("etcd"):
         pytest.skip("needs etcd")
     wishes = topology.Wishes(lab=lab.name, hosts=MANY, store=store, containers_per_host=1)
-    build.up(topology.planned(wishes))  # not by the command line, which would try 3,000 pairs
+    build.up(topology.planned(wishes))  # not by the command line, which would try a thousand pairs
     made = record.load(lab.name)
-    asked = agents.client(made, "h40")
+    asked = agents.client(made, f"h{MANY}")
 
     def blocks() -> dict[str, str]:
         hosts = asked.call("GET", "/v1/hosts")
