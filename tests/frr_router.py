@@ -13,6 +13,7 @@ from pathlib import Path
 from linkspan.lab import router_frr
 
 PORT = 2222
+PROBE = "198.51.100.99/32 192.0.2.9"
 PATIENCE = 60.0
 NEEDS = ("vtysh", "sshd", "ssh", "ssh-keygen")
 
@@ -77,6 +78,9 @@ class FrrRouter:
             _, words, _ = router_frr._daemon(self.folder, name, socket)
             self._started(name, words)
             self.until((self.folder / "run" / socket).exists, name)
+        # Their sockets are there before the three know each other, and until then a route is refused.
+        for word in ("ip route", "no ip route"):
+            self.until(lambda word=word: self._typed("configure terminal", f"{word} {PROBE}").returncode == 0, "mgmtd")
 
     def _sshd(self) -> None:
         for name in ("key", "host"):
@@ -107,9 +111,14 @@ class FrrRouter:
 
     def vtysh(self, *commands: str) -> str:
         """Type into the router's own vtysh."""
+        done = self._typed(*commands)
+        assert done.returncode == 0, f"{commands}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _typed(self, *commands: str) -> subprocess.CompletedProcess[str]:
         words = [part for command in commands for part in ("-c", command)]
         argv = [str(self.folder / "bin" / "vtysh"), *words]
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(argv, check=False, capture_output=True, text=True)
 
     def routes(self, family: int = 4) -> str:
         """Return the kernel's routes."""
