@@ -13,6 +13,8 @@ import pytest
 from lab_runs import until
 from migrating import Flows, MigratingRun
 
+from linkspan.lab import processes
+
 LIVING = ("h1", "h2")
 
 
@@ -112,7 +114,12 @@ def test_a_container_that_comes_meanwhile_reaches_all(cluster: MigratingRun, flo
 
 
 def test_a_network_that_is_made_meanwhile_is_whole(cluster: MigratingRun, flows: Flows) -> None:
-    """It does not wait for the stopped host, and goes without a trace."""
+    """It does not wait for the stopped host, and goes without a trace: its names' server too, a moment later."""
+
+    def helpers() -> list[int]:
+        return [len(processes.helpers(cluster.folder, host)) for host in LIVING]
+
+    before = helpers()
     cluster.call("h1", "POST", "/v1/networks", {"name": "late", "pools": ["10.245.0.0/16"], "backend": "vxlan"})
     cluster.joined("late", LIVING)
     cluster.run("attach", "h1", "d1", "--network late")
@@ -121,6 +128,7 @@ def test_a_network_that_is_made_meanwhile_is_whole(cluster: MigratingRun, flows:
     for name in ("d1", "d2"):
         cluster.run("detach", name)
     cluster.delete("late")
+    until(lambda: helpers() == before, "the servers of its names have ended")
     cluster.clean(LIVING)
 
 
