@@ -182,7 +182,11 @@ def test_no_lie_reaches_another_container(stage: Stage, forger: Container, victi
 
 
 def test_no_lie_changes_what_the_host_knows(stage: Stage, forger: Container, victim: Container) -> None:
-    """After all of them the host has no default route, neighbour or address of the forger's making."""
+    """After all of them the host has no default route, neighbour or address of the forger's making.
+
+    But for the neighbour that the forger itself is, where its link is the host's own and not a bridge's: who says there
+    that its own address has another MAC is heard, where an older entry is, and hurts nobody but itself.
+    """
     host = stage.host.netns
 
     def known() -> list[str]:
@@ -197,7 +201,9 @@ def test_no_lie_changes_what_the_host_knows(stage: Stage, forger: Container, vic
         assert asked(host, victim.ip(4), 80)[1] == victim.netns
         assert asked(host, victim.ip(6), 80)[1] == victim.netns
     assert known() == before
-    assert FORGED.hex(":") not in run("ip", "neigh", netns=host)
+    own = f"{forger.ip(4)} dev {forger.port} " if stage.mode == "routed" else "-"
+    neighbours = run("ip", "neigh", netns=host).splitlines()
+    assert [line for line in neighbours if FORGED.hex(":") in line and not line.startswith(own)] == []
 
 
 def test_no_lie_goes_out(stage: Stage, forger: Container) -> None:
