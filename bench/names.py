@@ -1,9 +1,9 @@
 """How fast names are answered, and how soon a container has its name on another host.
 
 A lab of two hosts (VXLAN) in whose store 1,000 containers stand beside those that are there. The server of the first
-host is held on one core, and asked by a client on another: from the host as many questions as it answers with 32 of them
-under way (a container may ask 10,000 a second), then from the container 5,000 a second, each timed. Then containers come on the second host, and the first one's server
-is asked until it knows them.
+host is held on one core, and asked by a client on another: from the host as many questions as it answers with 32 under
+way (a container may ask 10,000 a second), then from the container 5,000 a second, each timed. Then containers come on
+the second host, and the first one's server is asked until it knows them.
 
     sudo bench/names.py [--quick]
 
