@@ -11,7 +11,8 @@ One more container is one more element and no new rule, so a packet's cost does 
                       outsiders    only where linkspan turned forwarding on: others' traffic stays out
                       input        tunnel packets are peers' only
                       asked        what containers ask of the host's resolvers is led to their network's names
-                      named        names are told to the network's own containers and to the host, so many to each
+                      named        a network's names are told to its own containers and to the host
+                      counted      so many to each container; by itself, for a kernel may know no ``ct count``
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
@@ -81,6 +82,7 @@ def skeleton(facts: Facts) -> Iterable[State]:
     yield _chain(INET, "named", "", _named())
     yield _chain(INET, "asked", "", _asked())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
+    yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
         hook = f"type nat hook {name} priority dstnat; policy accept;"
@@ -247,12 +249,18 @@ def _named() -> Iterable[str]:
     yield 'iifname "lo" accept'
     for family in FAMILIES:
         ip = _IP[family]
+        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has seen to it that the source is true
+        yield f"{ip} daddr @servers{family} {_REJECT}"
+
+
+def _counted() -> Iterable[str]:
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
         server, many = f"{ip} daddr @servers{family}", f"{_RATE}/second burst {_BURST} packets"
-        # The guard has seen to it that the source is true.
-        yield f"{server} {ip} saddr . {ip} daddr != @asking{family} {_REJECT}"
         open_ = f"add @asking_tcp{family} {{ {ip} saddr ct count over {_AT_ONCE} }}"
-        yield f"{server} tcp dport 53 ct state new {open_} reject with tcp reset"
-        yield f"{server} udp dport 53 update @asking_udp{family} {{ {ip} saddr limit rate over {many} }} drop"
+        yield f"tcp dport 53 {server} ct state new {open_} reject with tcp reset"
+        yield f"udp dport 53 {server} update @asking_udp{family} {{ {ip} saddr limit rate over {many} }} drop"
 
 
 def _asked() -> Iterable[str]:

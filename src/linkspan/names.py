@@ -63,14 +63,14 @@ class Server(msgspec.Struct, frozen=True):
     """What a network's server needs beside names: its program, and the host's resolvers.
 
     ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of containers that may
-    be asked by one, and ``networks`` the whole domains of all.
+    be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
     """
 
     dnsmasq: Dnsmasq
     resolvers: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     forwarders: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
+    nowhere: str = ""
 
 
 def given(endpoint: Endpoint) -> tuple[str, ...]:
@@ -112,6 +112,11 @@ def domains(network: Network) -> tuple[str, ...]:
     """Return the domains of a network's names, the whole one last; none where its name is no domain's."""
     name = normal(network.name)
     return (name, f"{name}.{WHOLE}") if name else ()
+
+
+def nowhere(networks: Iterable[Network]) -> str:
+    """Return the lines by which no network's names are asked outside, where another network's server may be known."""
+    return "".join(sorted(f"server=/{end}/\n" for network in networks for end in domains(network)[1:]))
 
 
 def hosts(network: Network, every: Iterable[Named]) -> bytes:
@@ -163,13 +168,11 @@ def elsewhere(folder: str, network: str) -> str:
 def states(network: Network, server: Server, own: bytes, others: bytes) -> Iterator[State]:
     """Return what the network's server is made of, for these files of names."""
     folder = server.dnsmasq.folder
-    # Whom the host asks may have been told to ask another network's server: an empty address is nobody's.
-    foreign = [f"server=/{end}/\n" for end in server.networks if end not in domains(network)]
-    resolvers = [] if network.internal else [*(f"server={one}\n" for one in server.resolvers), *foreign]
+    asked = "".join(f"server={one}\n" for one in server.resolvers) + server.nowhere
     files = {
         here(folder, network.name): own,
         elsewhere(folder, network.name): others,
-        f"{folder}/{network.name}/resolvers": "".join(resolvers).encode(),
+        f"{folder}/{network.name}/resolvers": b"" if network.internal else asked.encode(),
     }
     yield from (File(path, content, volatile=True) for path, content in files.items())
     argv = tuple(_argv(network, server.dnsmasq, *files))

@@ -229,8 +229,8 @@ class Naming:
         resolvers = dnsmasq.upstream(_text(self._resolv_conf), ours)
         given = dict.fromkeys((*resolvers, *dnsmasq.upstream(_text(Path(RESOLVED)), ours)))
         asked = tuple(one for one in given if "%" not in one and not _is_loopback(one))
-        whole = sorted(end for n in self._networks.all() for end in names.domains(n)[-1:])
-        return Server(found, resolvers, asked or PUBLIC, names.forwarders(self._endpoints.values()), tuple(whole))
+        forwarders = names.forwarders(self._endpoints.values())
+        return Server(found, resolvers, asked or PUBLIC, forwarders, names.nowhere(self._networks.all()))
 
     async def _search(self, networks: list[Network], now: float) -> None:
         """Look whether another process has the port of a server that does not run."""

@@ -114,9 +114,10 @@ def test_states_of_a_server() -> None:
 
 def test_names_of_another_network_are_asked_nowhere() -> None:
     """The host's resolver may have been told to ask that network's server, and it takes the host for the asker."""
-    server = Server(PROGRAM, ("192.0.2.53",), networks=("demo.internal", "other.internal"))
+    other, odd = (msgspec.structs.replace(DEMO, name=name) for name in ("Other", "x" * 70))
+    server = Server(PROGRAM, ("192.0.2.53",), nowhere=names.nowhere([other, odd, DEMO]))
     contents = [s.content for s in names.states(DEMO, server, b"", b"") if isinstance(s, File)]
-    assert contents[2] == b"server=192.0.2.53\nserver=/other.internal/\n"
+    assert contents[2] == b"server=192.0.2.53\nserver=/demo.internal/\nserver=/other.internal/\n"
 
 
 def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
@@ -135,7 +136,7 @@ def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
 def test_an_internal_network_asks_nobody() -> None:
     """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
     inner = msgspec.structs.replace(DEMO, internal=True)
-    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), networks=("other.internal",))
+    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO]))
     found = list(names.states(inner, server, b"", b""))
     assert [s.content for s in found if isinstance(s, File)] == [b"", b"", b""]
     assert any(isinstance(s, NftElement) and s.set == "resolvers4" for s in found)
