@@ -195,6 +195,7 @@ def _argv(network: Network, dnsmasq: Dnsmasq, own: str, others: str, resolvers: 
     yield from ("--no-hosts", f"--addn-hosts={own}", f"--addn-hosts={others}")
     yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
     yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")
-    yield "--local=//"  # bare names, of whatever type
+    # Bare names: the first says so where nobody is asked (else it is a refusal), the second of whatever type.
+    yield from ("--domain-needed", "--local=//")
     yield from (f"--local=/{end}/" for end in domains(network))
     yield from (f"--rev-server={pool}" for pool, _ in served(network))
