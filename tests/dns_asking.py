@@ -54,9 +54,9 @@ def parsed(data: bytes, kind: int) -> Answer:
     _, flags, questions, answers, *_ = struct.unpack_from("!6H", data)
     at, found = 12, []
     for _ in range(questions):
-        at = _name(data, at)[1] + 4
+        at = read_name(data, at)[1] + 4
     for _ in range(answers):
-        _, at = _name(data, at)
+        _, at = read_name(data, at)
         one, _, _, size = struct.unpack_from("!2HIH", data, at)
         at += 10
         if one == kind:
@@ -67,13 +67,14 @@ def parsed(data: bytes, kind: int) -> Answer:
 
 def _text(data: bytes, at: int, size: int, kind: int) -> str:
     if kind == PTR:
-        return _name(data, at)[0]
+        return read_name(data, at)[0]
     if kind == TXT:
         return data[at + 1 : at + size].decode()
     return str(ipaddress.ip_address(data[at : at + size]))
 
 
-def _name(data: bytes, at: int) -> tuple[str, int]:
+def read_name(data: bytes, at: int) -> tuple[str, int]:
+    """Return the name that stands there, and where it ends."""
     labels, end = [], 0
     while size := data[at]:
         if size >= 0xC0:  # a pointer (RFC 1035 section 4.1.4)

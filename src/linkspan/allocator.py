@@ -285,7 +285,7 @@ class Allocator:
         for address in endpoint.prefixes:
             block = self._block_holding(endpoint.network, address)
             if block is not None:
-                block.restore(address.single(), endpoint.name or endpoint.id)
+                block.restore(address.single(), endpoint.called)
 
     def cool(self, name: str, address: Prefix, since: float) -> None:
         """Put back an address that was released before the agent's restart."""

@@ -42,6 +42,11 @@ class AddressRecord(msgspec.Struct, frozen=True):
     back: bool = False
     over: str = ""
 
+    @property
+    def called(self) -> str:
+        """The container by its id, and whose it is where it is Docker's (whose interfaces begin so: `docker`)."""
+        return f"Docker's endpoint {self.container[:12]}" if self.ifname.startswith("lsd") else self.container
+
 
 class _Claim(msgspec.Struct):
     owner: str = ""

@@ -130,13 +130,11 @@ class Disputes:
         here, found = self._leases.host.id, {}
         for address, held in self._leases.exact(network).items():
             if held.host not in ("", here) and block.holds(address):
-                found[address] = f"{held.container} on host {self._leases.name(held.host)}"
+                found[address] = f"{held.called} on host {self._leases.name(held.host)}"
         for host, endpoint in self._published.others():
             for address in endpoint.prefixes if endpoint.network == network else ():
                 if block.holds(address.single()):
-                    found[address.single()] = (
-                        f"{endpoint.name or endpoint.id} on host {self._leases.name(host)}"
-                    )
+                    found[address.single()] = f"{endpoint.called} on host {self._leases.name(host)}"
         return found
 
     async def settle(self, network: Network) -> None:

@@ -10,7 +10,9 @@ One more container is one more element and no new rule, so a packet's cost does 
                       forward      isolation between networks, internal networks
                       outsiders    only where linkspan turned forwarding on: others' traffic stays out
                       input        tunnel packets are peers' only
+                      asked        what containers ask of the host's resolvers is led to their network's names
                       named        a network's names are told to its own containers and to the host
+                      counted      so many to each container; by itself, for a kernel may know no ``ct count``
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
@@ -52,6 +54,13 @@ _REJECT = "reject with icmpx admin-prohibited"
 
 _QUESTIONS = "meta l4proto { tcp, udp } th dport 53"
 
+_AT_ONCE = 8
+"""Questions by TCP that a container may have open: a server takes 20 (MAX_PROCS in dnsmasq's config.h), for all."""
+_RATE, _BURST = 10000, 5000
+"""Questions by UDP, a second and at once, to a container; one server answers 14,000 (bench/names.py)."""
+_REMEMBERED = 60
+"""Seconds for which a container's rate is remembered."""
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -71,11 +80,15 @@ def skeleton(facts: Facts) -> Iterable[State]:
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
     yield _chain(INET, "named", "", _named())
+    yield _chain(INET, "asked", "", _asked())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
+    yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
         hook = f"type nat hook {name} priority dstnat; policy accept;"
-        asked = _asked() if name == "prerouting" else ()
+        # What comes by a tunnel was another host's to lead: of its own containers, or asked by its server.
+        links = ("ls-*", "lsr*") if name == "prerouting" else ()
+        asked = [f'iifname "{link}" {_QUESTIONS} jump asked' for link in links]
         # A translated ::1 would not come back: the kernel takes it by lo alone, and has no route_localnet for it.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
         yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
@@ -111,8 +124,10 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
-        for name in ("bgp_peers", "servers", "resolvers"):
+        for name in ("bgp_peers", "servers", "resolvers", "forwarders"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
+        yield NftSet(INET, TABLE, f"asking_tcp{family}", type_, dynamic=True)
+        yield NftSet(INET, TABLE, f"asking_udp{family}", type_, dynamic=True, timeout=_REMEMBERED)
         yield NftSet(INET, TABLE, f"asking{family}", f"{type_} . {type_}", interval=True)
         yield NftSet(INET, TABLE, f"server_of{family}", type_, type_, interval=True)
         yield NftSet(INET, TABLE, f"allowed{family}", f"{type_} . {type_}", interval=True)
@@ -238,11 +253,23 @@ def _named() -> Iterable[str]:
         yield f"{ip} daddr @servers{family} {_REJECT}"
 
 
-def _asked() -> Iterable[str]:
-    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers.
+def _counted() -> Iterable[str]:
+    yield 'iifname "lo" accept'
     for family in FAMILIES:
         ip = _IP[family]
-        yield f'iifname "ls*" {ip} daddr @resolvers{family} {_QUESTIONS} dnat {ip} to {ip} saddr map @server_of{family}'
+        server, many = f"{ip} daddr @servers{family}", f"{_RATE}/second burst {_BURST} packets"
+        open_ = f"add @asking_tcp{family} {{ {ip} saddr ct count over {_AT_ONCE} }}"
+        yield f"tcp dport 53 {server} ct state new {open_} reject with tcp reset"
+        yield f"udp dport 53 {server} update @asking_udp{family} {{ {ip} saddr limit rate over {many} }} drop"
+
+
+def _asked() -> Iterable[str]:
+    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers. Not those whom
+    # the server itself asks, at whatever length: a question would go round.
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield from (f"{ip} saddr @{who}{family} return" for who in ("resolvers", "forwarders"))
+        yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
 
 
 def _publish() -> Iterable[str]:

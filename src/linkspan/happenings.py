@@ -28,6 +28,22 @@ class Happening(msgspec.Struct, frozen=True):
     about: dict[str, str]
 
 
+class Once:
+    """Remembers the last KEPT things that were told, so that each is told once."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, None] = {}
+
+    def first(self, what: str) -> bool:
+        """Tell whether this is new, and remember it."""
+        if what in self._told:
+            return False
+        self._told[what] = None
+        if len(self._told) > KEPT:
+            del self._told[next(iter(self._told))]
+        return True
+
+
 class Happenings:
     """The log: the last KEPT events, in memory and (between KEPT and twice as many) in a file."""
 

@@ -287,7 +287,7 @@ class Leases:
             if held.host and (held.host, held.container, held.ifname) != (self.host.id, container, ifname):
                 if held.host == self.host.id or not self.overdue(held.host):
                     raise Conflict(
-                        f"address {address.address} is held by {held.container} on host {self.name(held.host)}",
+                        f"address {address.address} is held by {held.called} on host {self.name(held.host)}",
                         "choose another, or detach that one first",
                     )
                 over = held.host

@@ -109,12 +109,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bridge(self) -> str:
         """The bridge's name: ``ls-NAME``, or a hash where that is longer than an interface name may be."""
-        name = f"ls-{self.name}"
-        return (
-            name
-            if len(name) <= 15
-            else "ls-" + hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
-        )
+        digest = hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
+        return f"ls-{self.name if len(self.name) <= 12 else digest}"
 
 
 class Port(msgspec.Struct, frozen=True, order=True):
@@ -185,6 +181,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     def identity(self) -> tuple[str, str]:
         """(id, ifname), or (id, delivered) where the container's end is handed to its runtime."""
         return self.id, self.delivered or self.ifname
+
+    @property
+    def called(self) -> str:
+        """Its container's name, for people; where only an id is known, that, and whose it is where it is Docker's."""
+        return self.name or (f"Docker's endpoint {self.id[:12]}" if self.delivered else self.id)
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:

@@ -5,13 +5,16 @@ which reads two files of addresses and names: this host's, and the other hosts' 
 told by SIGHUP and reads both: it watches nothing itself, for a user has 128 inotify instances in all. It goes on
 without the agent.
 
-    NAME, NAME.NETWORK        answered from the files, or not at all
-    addresses of the pools    likewise
-    everything else           asked of the host's own resolvers, unless the network is internal
+    NAME, NAME.NETWORK, NAME.NETWORK.internal    answered from the files, or not at all
+    addresses of the pools                       likewise
+    another network's NAME.NETWORK.internal      not at all
+    everything else                              asked of the host's own resolvers, unless the network is internal
 
 Whoever is no container of the network and not the host itself is refused (`firewall`). What a container asks of the
 host's own resolvers comes to its network's server instead: so names are there also for runtimes that take no server
-from a plugin (Docker's 127.0.0.11 asks those, and so does a pod).
+from a plugin (Docker's 127.0.0.11 asks those, and so does a pod). What the host's resolver itself asks does not, where
+it is a container (`forwarders`, `firewall`): its question would come back to it. Another way round is found by the
+server: it asks itself by each resolver, and leaves out one by which that question comes back.
 
 Rejected: dnsmasq's ``--hostsdir`` (inotify, and what is gone from a file stays known), one server for all networks
 (one container's storm would be everybody's), ``--bind-dynamic`` (a look at every address of the host for each
@@ -41,6 +44,10 @@ SHORT = 12
 """Digits of a container's id that Docker and Podman show, and give as its host name."""
 NAMESPACE = "default-"
 """``ctr run --cni`` calls its container ID default-ID, by containerd's namespace."""
+WHOLE = "internal"
+"""The top of whole names: a domain for private use, which the outside has not got and never will."""
+AT_ONCE = 1000
+"""Questions of the outside under way, for all of a network; one whose own server is slow lasts 10 s."""
 LOCALHOST = "localhost"
 """RFC 6761 section 6.3: what it means is known without asking, and must not be another."""
 
@@ -55,12 +62,15 @@ class Named(msgspec.Struct, frozen=True):
 class Server(msgspec.Struct, frozen=True):
     """What a network's server needs beside names: its program, and the host's resolvers.
 
-    ``asked`` are those that runtimes give containers by themselves.
+    ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of containers that may
+    be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
     """
 
     dnsmasq: Dnsmasq
     resolvers: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    forwarders: tuple[str, ...] = ()
+    nowhere: str = ""
 
 
 def given(endpoint: Endpoint) -> tuple[str, ...]:
@@ -92,23 +102,34 @@ def unspeakable(endpoint: Endpoint) -> tuple[str, ...]:
     return tuple(name for name in given(endpoint) if not normal(name))
 
 
-def domain(network: Network) -> str:
-    """Return the domain of a network's names, '' where its name is no domain's."""
-    return normal(network.name)
+def forwarders(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """Return the addresses of containers that are servers of names for the outside, and so perhaps for the host."""
+    found = {p.address for e in endpoints if any(port.host_port == 53 for port in e.ports) for p in e.prefixes}
+    return tuple(sorted(found))
+
+
+def domains(network: Network) -> tuple[str, ...]:
+    """Return the domains of a network's names, the whole one last; none where its name is no domain's."""
+    name = normal(network.name)
+    return (name, f"{name}.{WHOLE}") if name else ()
+
+
+def nowhere(networks: Iterable[Network]) -> str:
+    """Return the lines by which no network's names are asked outside, where another network's server may be known."""
+    return "".join(sorted(f"server=/{end}/\n" for network in networks for end in domains(network)[1:]))
 
 
 def hosts(network: Network, every: Iterable[Named]) -> bytes:
     """Return a file of addresses and names as /etc/hosts is, the same for the same endpoints."""
-    end = domain(network)
-    lines = {line for one in every for line in _lines(end, one)}
+    ends = domains(network)
+    lines = {line for one in every for line in _lines(ends, one)}
     return "".join(f"{line}\n" for line in sorted(lines)).encode()
 
 
-def _lines(end: str, one: Named) -> Iterator[str]:
+def _lines(ends: tuple[str, ...], one: Named) -> Iterator[str]:
     words: list[str] = []
     for name in one.names:
-        if end and len(name) + 1 + len(end) <= LONGEST:
-            words.append(f"{name}.{end}")
+        words += [f"{name}.{end}" for end in ends if len(name) + 1 + len(end) <= LONGEST]
         if "." not in name:  # a name with a dot could be one of the outside's
             words.append(name)
     if words:
@@ -147,11 +168,11 @@ def elsewhere(folder: str, network: str) -> str:
 def states(network: Network, server: Server, own: bytes, others: bytes) -> Iterator[State]:
     """Return what the network's server is made of, for these files of names."""
     folder = server.dnsmasq.folder
-    resolvers = () if network.internal else server.resolvers
+    asked = "".join(f"server={one}\n" for one in server.resolvers) + server.nowhere
     files = {
         here(folder, network.name): own,
         elsewhere(folder, network.name): others,
-        f"{folder}/{network.name}/resolvers": "".join(f"server={one}\n" for one in resolvers).encode(),
+        f"{folder}/{network.name}/resolvers": b"" if network.internal else asked.encode(),
     }
     yield from (File(path, content, volatile=True) for path, content in files.items())
     argv = tuple(_argv(network, server.dnsmasq, *files))
@@ -161,8 +182,8 @@ def states(network: Network, server: Server, own: bytes, others: bytes) -> Itera
         yield element(f"servers{family}", gateway.address)
         yield element(f"asking{family}", text, gateway.address)
         yield element(f"server_of{family}", text, data=(gateway.address,))
-    for found in map(prefix, server.asked):
-        yield element(f"resolvers{found.family}", found.address)
+    for name, addresses in (("resolvers", server.asked), ("forwarders", server.forwarders)):
+        yield from (element(f"{name}{found.family}", found.address) for found in map(prefix, addresses))
 
 
 def _argv(network: Network, dnsmasq: Dnsmasq, own: str, others: str, resolvers: str) -> Iterator[str]:
@@ -172,7 +193,9 @@ def _argv(network: Network, dnsmasq: Dnsmasq, own: str, others: str, resolvers: 
     yield "--bind-interfaces"
     yield from (f"--listen-address={gateway.address}" for _, gateway in served(network))
     yield from ("--no-hosts", f"--addn-hosts={own}", f"--addn-hosts={others}")
-    yield from ("--no-resolv", f"--servers-file={resolvers}", "--domain-needed", "--cache-size=1000")
-    if end := domain(network):
-        yield f"--local=/{end}/"
+    yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
+    yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")
+    # Bare names: the first says so where nobody is asked (else it is a refusal), the second of whatever type.
+    yield from ("--domain-needed", "--local=//")
+    yield from (f"--local=/{end}/" for end in domains(network))
     yield from (f"--rev-server={pool}" for pool, _ in served(network))

@@ -25,7 +25,7 @@ from linkspan.config import Config
 from linkspan.desired import Source
 from linkspan.elsewhere import Elsewhere
 from linkspan.errors import LinkspanError
-from linkspan.happenings import Happenings
+from linkspan.happenings import Happenings, Once
 from linkspan.kernel import dnsmasq, sockets
 from linkspan.kernel.dnsmasq import PORT
 from linkspan.lasting import lasting, woken
@@ -85,7 +85,7 @@ class Naming:
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
-        self._told: set[str] = set()
+        self._told = Once()
         self._spent: dict[str, tuple[int, int]] = {}
         """By network: its server's process, and the time it had used when it first missed a question."""
         self._searched = self._asked = float("-inf")
@@ -180,6 +180,8 @@ class Naming:
         there = {network.name: network for network in self._networks.all() if names.served(network)}
         self._used |= dict.fromkeys({e.network for e in self._endpoints.values()}, now)
         self._used = {n: at for n, at in self._used.items() if n in there and now - at < LINGER}
+        self._texts = {n: text for n, text in self._texts.items() if n in there}
+        self._remembered = {n: text for n, text in self._remembered.items() if n in there}
         found = dnsmasq.found(self._folder) if self._wanted and self._used else None
         if found is None:
             self.problems.clear()
@@ -227,7 +229,8 @@ class Naming:
         resolvers = dnsmasq.upstream(_text(self._resolv_conf), ours)
         given = dict.fromkeys((*resolvers, *dnsmasq.upstream(_text(Path(RESOLVED)), ours)))
         asked = tuple(one for one in given if "%" not in one and not _is_loopback(one))
-        return Server(found, resolvers, asked or PUBLIC)
+        forwarders = names.forwarders(self._endpoints.values())
+        return Server(found, resolvers, asked or PUBLIC, forwarders, names.nowhere(self._networks.all()))
 
     async def _search(self, networks: list[Network], now: float) -> None:
         """Look whether another process has the port of a server that does not run."""
@@ -283,8 +286,7 @@ class Naming:
 
     def _tell(self, what: str, **about: str) -> None:
         """Tell of it, once."""
-        if what not in self._told:
-            self._told.add(what)
+        if self._told.first(what):
             log.warning("%s", what)
             self._happenings.add("names", what, **about)
 

@@ -101,7 +101,7 @@ class PortTable:
     def _endpoint(self, port: Port) -> str:
         for host_ip, endpoint in self._held.get((port.protocol, port.host_port), {}).items():
             if _clash(host_ip, port.host_ip):
-                return f"endpoint {endpoint.name or endpoint.id} of network {endpoint.network}"
+                return f"endpoint {endpoint.called} of network {endpoint.network}"
         return ""
 
     def _free(self, wish: PortRange, endpoint: Endpoint) -> Port:

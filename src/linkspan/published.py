@@ -92,11 +92,14 @@ class Published:
         return [*self._endpoints.values(), *(endpoint for _, endpoint in self.others())]
 
     def holder(self, network: str, address: Prefix) -> str:
-        """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it."""
+        """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it.
+
+        Of one on this host the name is enough, where it has one.
+        """
         for endpoint in self.everywhere():
             if endpoint.network == network and address in (one.single() for one in endpoint.prefixes):
-                here = self._endpoints.get(endpoint.identity) is endpoint
-                return f"{endpoint.name or endpoint.id}{'' if here else f' on host {endpoint.host}'}"
+                here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
+                return f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
         return ""
 
     def find(self, word: str) -> list[Endpoint]:

@@ -88,7 +88,11 @@ class NftTable(State, frozen=True, gc=False):
 
 
 class NftSet(State, frozen=True, gc=False):
-    """A set, or a map where ``data`` is given; ``type`` and ``data`` in nft's own words (``ifname . ether_addr``)."""
+    """A set, or a map where ``data`` is given; ``type`` and ``data`` in nft's own words (``ifname . ether_addr``).
+
+    A ``dynamic`` one is filled by rules, packet by packet: what is in it is the kernel's, and no state. Its elements go
+    ``timeout`` seconds after the last packet; without that, when what they count is gone.
+    """
 
     rank: ClassVar[int] = 21
     family: str
@@ -97,6 +101,8 @@ class NftSet(State, frozen=True, gc=False):
     type: str
     data: str = ""
     interval: bool = False
+    dynamic: bool = False
+    timeout: int = 0
 
     @property
     def key(self) -> Key:

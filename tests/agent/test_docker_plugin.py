@@ -118,6 +118,19 @@ def test_an_agent_that_is_killed_before_a_container_is_found_leaves_it_its_netwo
     assert host.client.call("GET", "/v1/endpoints") == []
 
 
+def test_who_holds_an_address_is_told_before_docker_has_told_his_name(engine: Engine) -> None:
+    """Of one that is being started only that is known; then it is an endpoint of Docker's on this host."""
+    address = engine.address()
+    taken = {"PoolID": "demo/4", "Address": address.partition("/")[0], "Options": {}}
+    said = engine.call("IpamDriver.RequestAddress", **taken)
+    assert "is held by a container that Docker starts on this host" in str(said)
+    engine.endpoint(address)
+    said = engine.call("IpamDriver.RequestAddress", **taken)
+    assert f"is held by Docker's endpoint {ENDPOINT[:12]} on host" in str(said)
+    engine.well("NetworkDriver.DeleteEndpoint", NetworkID=NETWORK, EndpointID=ENDPOINT)
+    clean(engine.host)
+
+
 def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callable[[], str]) -> None:
     """Both ends of the pair have it: what the one sends and is too large for the other is dropped."""
     host, netns = engine.host, container()

@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from clusters import ClusterRun
 from lab_runs import SHARED, until
+from names_runs import GATEWAY, GATEWAY6, NamesRun
 
-from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, A, Answer, ask, question, reverse
-from linkspan.kernel.namespaces import open_namespace
+from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
 from linkspan.lab import record, sockets
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
-GATEWAY, GATEWAY6 = "10.244.0.1", "fd00:244::1"
 NAMED_WITHIN, DEAD_WITHIN = 1.0, 5.0
 """Seconds: the promises of names."""
-
-
-class NamesRun(ClusterRun):
-    """A cluster, and what its containers ask."""
-
-    def ask(self, place: str, name: str, kind: int = A, server: str = GATEWAY, tcp: bool = False) -> Answer:
-        """Ask from a host or container; a server that answers too late is asked once more."""
-        for last in (False, True):
-            with sockets.inside(f"{self.name}-{place}"):
-                try:
-                    return ask(server, name, kind, tcp=tcp)
-                except TimeoutError:
-                    if last:
-                        raise
-        raise AssertionError
-
-    def knows(self, place: str, name: str, server: str = GATEWAY) -> bool:
-        """Tell whether a name has an address."""
-        with contextlib.suppress(OSError):
-            return bool(self.ask(place, name, server=server).data)
-        return False
-
-    @contextlib.contextmanager
-    def container(
-        self, host: str, name: str, network: str = "demo", aliases: str = "", ports: Sequence[dict[str, object]] = ()
-    ) -> Iterator[dict[str, Any]]:
-        """Attach a container for a while; it is yielded as the agent has it, with when it was there (``at``)."""
-        namespace = f"{self.name}-{name}"
-        subprocess.run(["ip", "netns", "add", namespace], check=True)
-        fd = open_namespace(f"/run/netns/{namespace}")
-        body = {"id": name, "name": name, "network": network, "namespace_fd": fd, "labels": {"aliases": aliases}}
-        body |= {"namespace_path": f"/run/netns/{namespace}", "ports": ports}
-        try:
-            yield self.call(host, "POST", "/v1/attach", body) | {"at": time.monotonic()}
-        finally:
-            os.close(fd)
-            self.call(host, "POST", "/v1/detach", {"id": name})
-            subprocess.run(["ip", "netns", "delete", namespace], check=True)
-
-    def bridged(self, name: str, pool: str, internal: bool = False) -> None:
-        """Create a network that each host has for itself, and wait until they do."""
-        wish = {"name": name, "pools": [pool], "backend": "bridge", "internal": internal}
-        self.call("h1", "POST", "/v1/networks", wish)
-        device = f"ls-{name}"
-        until(lambda: all(device in self.ip(host, "link") for host in ("h1", "h2", "h3")), f"{name} is everywhere")
-
-    def server(self, host: str, network: str = "demo") -> int:
-        """Return the process of a network's server on a host, 0 where there is none."""
-        mark = f"LINKSPAN_PROCESS={self.folder}/{host}/state:names-{network}".encode()
-        for process in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
-                    return int(process.name)
-        return 0
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +61,18 @@ def test_names_lead_to_addresses_and_back_on_every_host(cluster: NamesRun) -> No
             four, six = (text.partition("/")[0] for text in addresses)
             assert cluster.ask(place, name) == Answer(NOERROR, [four])
             assert cluster.ask(place, f"{name}.demo", AAAA, GATEWAY6) == Answer(NOERROR, [six])
+            assert cluster.ask(place, f"{name}.demo.internal") == Answer(NOERROR, [four])
             assert cluster.ask(place, reverse(four), PTR, GATEWAY6) == Answer(NOERROR, [f"{name}.demo"])
             assert cluster.ask(place, reverse(six), PTR) == Answer(NOERROR, [f"{name}.demo"])
-    assert cluster.ask("c1", "C2.Demo", tcp=True).data == [containers["c2"][0].partition("/")[0]]
+    assert cluster.ask("c1", "C2.Demo.Internal", tcp=True).data == [containers["c2"][0].partition("/")[0]]
 
 
 def test_what_is_not_there_is_not_asked_outside(cluster: NamesRun) -> None:
     """Bare names, the network's domain and its pools' addresses are known here or nowhere."""
-    for name in ("nobody", "nobody.demo", "demo"):
+    for name, kind in itertools.product(("nobody", "nobody.demo", "nobody.demo.internal"), (A, TXT)):
+        assert cluster.ask("c1", name, kind).code == NXDOMAIN
+    for name in ("demo", "demo.internal"):
         assert not cluster.ask("c1", name).data
-    assert cluster.ask("c1", "nobody.demo").code == NXDOMAIN
     assert cluster.ask("c1", reverse("10.244.255.9"), PTR).code == NXDOMAIN
 
 

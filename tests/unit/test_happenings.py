@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linkspan.happenings import KEPT, Happenings
+from linkspan.happenings import KEPT, Happenings, Once
 
 
 def opened(path: Path) -> Happenings:
@@ -31,3 +31,12 @@ def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> Non
     log = opened(tmp_path / "missing" / "events")
     log.add("heal", "it goes on", kind="Route")
     assert [h.what for h in log.kept("heal")] == ["it goes on"]
+
+
+def test_what_was_told_is_told_once_and_not_remembered_for_ever() -> None:
+    """Whoever makes containers with ever new names costs no memory; the oldest is told anew."""
+    once = Once()
+    assert [once.first(str(n % KEPT)) for n in range(2 * KEPT)] == [True] * KEPT + [False] * KEPT
+    assert once.first("one more")
+    assert once.first("0")
+    assert not once.first("one more")

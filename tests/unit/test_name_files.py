@@ -7,7 +7,7 @@ import pytest
 
 from linkspan import names
 from linkspan.kernel.dnsmasq import upstream
-from linkspan.model import Endpoint, Network
+from linkspan.model import Endpoint, Network, Port
 from linkspan.names import Server
 from linkspan.programs import Dnsmasq, File, Process
 from linkspan.state import NftElement
@@ -29,6 +29,11 @@ def endpoint(
     """Return an endpoint of network demo."""
     labels = {"aliases": aliases} if aliases else {}
     return Endpoint(id=id_, ifname="eth0", network="demo", host="h1", name=name, addresses=addresses, labels=labels)
+
+
+def said(name: str) -> str:
+    """Return all that a name is answered as on network demo, what addresses lead back to first."""
+    return f"{name}.demo {name}.demo.internal {name}"
 
 
 @pytest.mark.parametrize(
@@ -61,9 +66,9 @@ def test_a_file_has_each_address_with_its_names() -> None:
     two = endpoint("web", aliases="api", addresses=("10.244.1.2/32", "fd00:244::2/128"))
     every = [names.named(two), names.named(endpoint("db", "c2", addresses=("10.244.1.3/32",)))]
     assert names.hosts(DEMO, every).decode().splitlines() == [
-        "10.244.1.2 web.demo web api.demo api c1.demo c1",
-        "10.244.1.3 db.demo db c2.demo c2",
-        "fd00:244::2 web.demo web api.demo api c1.demo c1",
+        f"10.244.1.2 {said('web')} {said('api')} {said('c1')}",
+        f"10.244.1.3 {said('db')} {said('c2')}",
+        f"fd00:244::2 {said('web')} {said('api')} {said('c1')}",
     ]
     assert names.hosts(DEMO, reversed(every)) == names.hosts(DEMO, every)
 
@@ -71,7 +76,14 @@ def test_a_file_has_each_address_with_its_names() -> None:
 def test_a_name_with_a_dot_is_said_in_the_network_s_domain_alone() -> None:
     """No container of the network can be example.com for the others."""
     (line,) = names.hosts(DEMO, [names.named(endpoint("example.com"))]).decode().splitlines()
-    assert line == "10.244.1.2 example.com.demo c1.demo c1"
+    assert line == f"10.244.1.2 example.com.demo example.com.demo.internal {said('c1')}"
+
+
+def test_a_name_too_long_for_a_domain_is_said_without_it() -> None:
+    """As long as DNS has it."""
+    long = ".".join(["x" * 60] * 4) + "y"
+    (line,) = names.hosts(DEMO, [names.named(endpoint(long))]).decode().splitlines()
+    assert line == f"10.244.1.2 {long}.demo {said('c1')}"
 
 
 def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
@@ -79,7 +91,7 @@ def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
     odd = msgspec.structs.replace(DEMO, name="x" * 70)
     assert names.hosts(odd, [names.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
     (server,) = [s for s in names.states(odd, Server(PROGRAM), b"", b"") if isinstance(s, Process)]
-    assert not any(word.startswith("--local=") for word in server.argv)
+    assert [word for word in server.argv if word.startswith("--local=")] == ["--local=//"]
 
 
 def test_states_of_a_server() -> None:
@@ -90,18 +102,42 @@ def test_states_of_a_server() -> None:
     (server,) = [s for s in found if isinstance(s, Process)]
     assert server.hup
     assert {s.path for s in found if isinstance(s, File)} == set(server.files)
-    assert {"--listen-address=10.244.0.1", "--listen-address=fd00:244::1", "--local=/demo/"} <= set(server.argv)
+    assert {"--listen-address=10.244.0.1", "--listen-address=fd00:244::1"} <= set(server.argv)
+    assert {"--local=//", "--local=/demo/", "--local=/demo.internal/"} <= set(server.argv)
     assert "--rev-server=10.244.0.0/16" in server.argv
+    assert "--dns-loop-detect" in server.argv
     elements = {(s.set, *s.parts, *s.data) for s in found if isinstance(s, NftElement)}
     assert ("asking4", "10.244.0.0/16", "10.244.0.1") in elements
     assert ("server_of6", "fd00:244::/48", "fd00:244::1") in elements
     assert ("resolvers4", "192.0.2.53") in elements
 
 
+def test_names_of_another_network_are_asked_nowhere() -> None:
+    """The host's resolver may have been told to ask that network's server, and it takes the host for the asker."""
+    other, odd = (msgspec.structs.replace(DEMO, name=name) for name in ("Other", "x" * 70))
+    server = Server(PROGRAM, ("192.0.2.53",), nowhere=names.nowhere([other, odd, DEMO]))
+    contents = [s.content for s in names.states(DEMO, server, b"", b"") if isinstance(s, File)]
+    assert contents[2] == b"server=192.0.2.53\nserver=/demo.internal/\nserver=/other.internal/\n"
+
+
+def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
+    """A container that publishes port 53 may be the host's resolver: what it asks would come back to it."""
+    ports = (Port("192.0.2.1", 53, 5353, "udp"),)
+    dns, web = (
+        msgspec.structs.replace(endpoint("dns"), ports=ports),
+        msgspec.structs.replace(endpoint("web"), ports=(Port("", 80, 53, "tcp"),)),
+    )
+    assert names.forwarders([dns, web]) == ("10.244.1.2",)
+    found = names.states(DEMO, Server(PROGRAM, forwarders=("10.244.1.2", "fd00:244::2")), b"", b"")
+    elements = {(s.set, *s.parts) for s in found if isinstance(s, NftElement)}
+    assert {("forwarders4", "10.244.1.2"), ("forwarders6", "fd00:244::2")} <= elements
+
+
 def test_an_internal_network_asks_nobody() -> None:
     """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
     inner = msgspec.structs.replace(DEMO, internal=True)
-    found = list(names.states(inner, Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",)), b"", b""))
+    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO]))
+    found = list(names.states(inner, server, b"", b""))
     assert [s.content for s in found if isinstance(s, File)] == [b"", b"", b""]
     assert any(isinstance(s, NftElement) and s.set == "resolvers4" for s in found)
 
@@ -117,3 +153,9 @@ def test_resolvers_of_the_host() -> None:
     text = "# x\nnameserver 192.0.2.53\nNAMESERVER 1.1.1.1\nnameserver 10.244.0.1\nnameserver 192.0.2.53\nsearch a\n"
     text += "nameserver fe80::53%eth0\nnameserver 2001:db8::53\nnameserver bad\nnameserver\nnameserver x%/../y\n"
     assert upstream(text, {"10.244.0.1"}) == ("192.0.2.53", "fe80::53%eth0", "2001:db8::53")
+
+
+@pytest.mark.parametrize("written", ["10.244.0.1", "::ffff:10.244.0.1", "FD00:0244:0:0::1", "fd00:244:0:0:0:0:0:1"])
+def test_our_gateway_is_no_resolver_however_it_is_written(written: str) -> None:
+    """The server would ask itself."""
+    assert upstream(f"nameserver {written}\n", {"10.244.0.1", "fd00:244::1"}) == ()

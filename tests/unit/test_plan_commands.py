@@ -57,6 +57,10 @@ def typed(state: State) -> tuple[str, ...]:
             "nft 'add set inet t s { type ipv4_addr; flags interval; }'",
         ),
         (
+            NftSet("inet", "t", "d", "ipv4_addr", dynamic=True, timeout=60),
+            "nft 'add set inet t d { type ipv4_addr; size 65535; flags dynamic; timeout 60s; }'",
+        ),
+        (
             NftElement("inet", "t", "m", ("tcp", "80"), ("10.0.0.2", "8080")),
             "nft 'add element inet t m { tcp . 80 : 10.0.0.2 . 8080 }'",
         ),

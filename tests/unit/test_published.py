@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 from replicas import Member, eventually, together
 
+from linkspan.addresses import prefix
 from linkspan.model import Endpoint
 from linkspan.published import Published
 from linkspan.store.memory import Memory
@@ -128,3 +130,19 @@ def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
+
+
+def test_whose_an_address_is_says_what_is_known(tmp_path: Path) -> None:
+    """The name where there is one; else the id, with the host and, where it is Docker's, with that."""
+    one = Teller(Memory(), tmp_path, "h1")
+
+    def whose(name: str, delivered: str = "") -> str:
+        made = Endpoint(id="5fa4" * 16, ifname="eth0", network="demo", host="h1", name=name, delivered=delivered)
+        one.endpoints.clear()
+        one.endpoints[made.identity] = msgspec.structs.replace(made, addresses=("10.244.0.9/16",))
+        return one.published.holder("demo", prefix("10.244.0.9"))
+
+    assert whose("web", "lsd1") == "web"
+    assert whose("", "lsd1") == "Docker's endpoint 5fa45fa45fa4 on host h1"
+    assert whose("") == f"{'5fa4' * 16} on host h1"
+    assert one.published.holder("demo", prefix("10.244.0.8")) == ""

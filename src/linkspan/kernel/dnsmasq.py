@@ -59,18 +59,19 @@ def _mapped(number: int) -> bool:
 def upstream(text: str, without: Iterable[str]) -> tuple[str, ...]:
     """Return the resolvers of a resolv.conf, in order, but for those addresses (ours: a question would go round)."""
     words = (line.split() for line in text.splitlines())
-    named = (line[1].lower() for line in words if len(line) > 1 and line[0] == "nameserver")
-    return tuple(dict.fromkeys(one for one in named if _is_address(one) and one not in set(without)))
+    named = (_address(line[1]) for line in words if len(line) > 1 and line[0] == "nameserver")
+    return tuple(dict.fromkeys(one for one in named if one and one not in set(without)))
 
 
-def _is_address(text: str) -> bool:
-    address, _, zone = text.partition("%")
+def _address(text: str) -> str:
+    """Return an address as we write it, however it was written; '' for what is none."""
+    address, mark, zone = text.lower().partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        socket.inet_pton(family, address)
+        found = socket.inet_ntop(family, socket.inet_pton(family, address)).removeprefix("::ffff:")
     except OSError:
-        return False
-    return zone.isalnum() or not zone
+        return ""
+    return f"{found}{mark}{zone}" if zone.isalnum() or not mark else ""
 
 
 class Pulse:

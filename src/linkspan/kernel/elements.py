@@ -49,7 +49,7 @@ def layout(state: NftSet) -> Layout | None:
     """Return a set's layout, None for one that only libnftables can serve: intervals, other types."""
     key = tuple(state.type.split(" . "))
     data = tuple(state.data.split(" . ")) if state.data else ()
-    known = not state.interval and all(part in _PACKERS for part in (*key, *data))
+    known = not (state.interval or state.dynamic) and all(part in _PACKERS for part in (*key, *data))
     return Layout(key, data) if known else None
 
 

@@ -19,6 +19,9 @@ from linkspan.state import HOST, Key, NftChain, NftElement, NftSet, NftTable, St
 FEW = 64
 """Elements that go by the short way; more are as quick by libnftables, and fit no netlink attribute (64 KiB)."""
 
+MOST = 65535
+"""Elements of a set that rules fill; past that they add none."""
+
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
 """All tables of ours, by (family, name)."""
 
@@ -159,8 +162,12 @@ def element_text(state: NftElement) -> str:
 
 def set_text(state: NftSet) -> str:
     """Return a set's or map's declaration body."""
-    flags = " flags interval;" if state.interval else ""
-    return f"{{ type {state.type}{f' : {state.data}' if state.data else ''};{flags} }}"
+    more = " flags interval;" if state.interval else ""
+    if state.dynamic:
+        more += f" size {MOST}; flags dynamic;"
+    if state.timeout:
+        more += f" timeout {state.timeout}s;"
+    return f"{{ type {state.type}{f' : {state.data}' if state.data else ''};{more} }}"
 
 
 def _put(states: Sequence[State]) -> Iterator[str]:
@@ -213,11 +220,12 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
         for found in (item[word] for word in ("set", "map") if word in item):
             family, table, name = str(found["family"]), str(found["table"]), str(found["name"])
             type_, data = _types(found["type"]), _types(found.get("map", ""))
-            flags = found.get("flags", [])
-            yield NftSet(
-                family, table, name, type_, data, "interval" in (flags if isinstance(flags, list) else [])
-            )
-            elements = found.get("elem", [])
+            flags, timeout = found.get("flags", []), found.get("timeout", 0)
+            assert isinstance(flags, list)
+            assert isinstance(timeout, int)
+            dynamic = "dynamic" in flags
+            yield NftSet(family, table, name, type_, data, "interval" in flags, dynamic, timeout)
+            elements = [] if dynamic else found.get("elem", [])
             assert isinstance(elements, list)
             for element in elements:
                 if data:

@@ -46,6 +46,7 @@ log = logging.getLogger("linkspan.docker")
 
 HOLDER = ("docker", "pending")
 """The identity by which an address is held until then."""
+STARTING = "a container that Docker starts on this host"
 HELD = 60.0
 """Seconds for which an address is kept between RequestAddress and CreateEndpoint, which follow at once."""
 TAKEN = (0.05, 600)
@@ -188,9 +189,8 @@ class Docker:
             )
         name, family = self._pools.network_of(call.pool_id)
         network = self._ours.get(name)
-        wish = AttachRequest(
-            id=HOLDER[0], ifname=HOLDER[1], network=name, ips=(call.address,) if call.address else ()
-        )
+        ips = (call.address,) if call.address else ()
+        wish = AttachRequest(id=HOLDER[0], ifname=HOLDER[1], name=STARTING, network=name, ips=ips)
         given = await self._allocator.allocate(network, wish, families=(family,))
         address = given[0].address
         self._held[name, address.address] = asyncio.get_running_loop().call_later(
