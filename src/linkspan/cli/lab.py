@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from linkspan.backends import CROSSING
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import Format, Output, as_json, details, joined, pairs, split, step, table
 from linkspan.lab import (
@@ -49,7 +50,8 @@ DEFAULT = "lab"
 def up(
     hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 3,
     backend: Annotated[
-        str, typer.Option(metavar="B", help="Of network demo. bridge: hosts that share nothing.")
+        str,
+        typer.Option(metavar="B", help=f"Of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing."),
     ] = "vxlan",
     segments: Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")] = 1,
     opt: Annotated[
