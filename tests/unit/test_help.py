@@ -12,6 +12,8 @@ import typer.main
 from linkspan.backends import BACKENDS, CROSSING
 from linkspan.cli.main import app
 from linkspan.demo import across
+from linkspan.errors import Invalid
+from linkspan.lab import breaking, controllers, routers, switches, topology
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,3 +61,30 @@ def test_a_table_of_options_names_every_backend(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     (row,) = (line for line in text.splitlines() if line.startswith("| `--backend B`"))
     assert set(CROSSING) <= set(re.findall(r"[a-z][a-z-]+", row))
+
+
+def test_the_labs_page_has_every_failure() -> None:
+    """Of hosts, routers, switches and controllers, in its tables."""
+    rows = [line for line in (ROOT / "docs" / "lab.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    told = set(re.findall(r"`([a-z]+(?:-[a-z]+)?(?::[A-Z]+)?)`", "\n".join(rows)))
+    hosts = {*breaking.FAILURES, "partition:HOST"}
+    assert hosts | {*routers.FAILURES, *switches.FAILURES, *controllers.FAILURES} <= told
+
+
+@pytest.mark.parametrize(
+    ("backend", "failure", "said"),
+    [
+        ("vxlan", "flows-flush", "it is a switch's, and this lab has none: linkspan lab up --backend sdn"),
+        ("sdn", "flows-flush", "it is a switch's: linkspan lab break sw1 flows-flush"),
+        ("sdn", "controller-kill", "it is a controller's: linkspan lab break ctl1 controller-kill"),
+        ("bgp", "router-kill", "it is a router's, and this lab has none: linkspan lab up --routers bird"),
+        ("sdn", "link-down:sw2", "it is a switch's: linkspan lab break sw1 link-down:sw2"),
+        ("bgp", "fire", "there are agent-kill, link-down"),
+    ],
+)
+def test_a_failure_that_hosts_have_not_is_refused_with_whose_it_is(backend: str, failure: str, said: str) -> None:
+    """And where there is one of these, with its name."""
+    lab = topology.planned(topology.Wishes(backend=backend))
+    with pytest.raises(Invalid, match=f"a host has no failure '{failure}'") as refused:
+        breaking.do(lab, lab.host("h1"), failure)
+    assert said in refused.value.hint
