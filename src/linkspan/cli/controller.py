@@ -135,8 +135,10 @@ def _say(found: dict[str, Any]) -> None:
     lines = [one["problem"] for one in (*found["switches"], *found["routers"]) if one["problem"]]
     lines += [f"host {h['host']}: {h['problem']}" for h in found["hosts"] if h["problem"]]
     lines += [text for text in found["problems"] if not any(text in line for line in lines)]
+    if lines:
+        print()
     for line in lines:
-        print(f"\nnot well: {line}")
+        print(f"not well: {line}")
     if heals := found["heals"][-3:]:
         print()
         rows = [(f"{ago(h['at'])} ago", h["device"], h["what"], h["key"]) for h in heals]

@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
         from rich.console import Console
         from rich.table import Table
 
-        drawn = Table(*columns, box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        drawn = Table(*columns, box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
         for row in cells:
             drawn.add_row(*row)
         Console(highlight=False).print(drawn)

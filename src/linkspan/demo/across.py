@@ -11,7 +11,7 @@ from linkspan.backends import BACKENDS
 from linkspan.cli.client import Client
 from linkspan.cli.output import step
 from linkspan.demo import eavesdropping
-from linkspan.demo.screen import Screen, console, throughput
+from linkspan.demo.screen import Screen, headline, throughput
 from linkspan.errors import LinkspanError
 from linkspan.lab import (
     agents,
@@ -48,7 +48,7 @@ def run(backend: str, *, keep: bool) -> bool:
     build.down(name)  # of a tour that was kept, or cut off
     screen = Screen()
     done = False
-    console.rule(f"[bold]{WORDS[backend]}[/bold]")
+    headline(WORDS[backend])
     try:
         lab = _made(screen, name, backend)
         _commands(screen, lab)
@@ -171,8 +171,18 @@ def _mended(screen: Screen, lab: Lab, failure: str) -> None:
     screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")
 
 
+_LOOKS = {
+    "bgp": ("bgp peers", "bgp routes"),
+    "sdn": ("controller status", "controller flows", "controller plan --switch sw1", "controller diff"),
+    "wireguard": ("host rotate-keys",),
+}
+"""What `linkspan` on h1 shows of a backend besides."""
+
+
 def _hints(lab: Lab) -> None:
-    console.rule("[bold]It stands. What to try[/bold]")
+    headline("It stands. What to try")
+    failure = "break sw1 flows-flush" if lab.switches else "break h1 partition:h2"
+    mended = "mend sw1" if lab.switches else "mend h1"
     for line in (
         f"export {inside.LAB}={lab.name}",
         "linkspan lab show",
@@ -180,7 +190,8 @@ def _hints(lab: Lab) -> None:
         f"linkspan lab exec c1 -- ping {bare(lab.container('c2').addresses[0])}",
         "linkspan lab exec h1 -- linkspan plan",
         "linkspan lab exec h1 -- linkspan trace c1 c3",
-        "linkspan lab break h1 partition:h2; linkspan lab test; linkspan lab mend h1",
+        *(f"linkspan lab exec h1 -- linkspan {words}" for words in _LOOKS.get(lab.backend, ())),
+        f"linkspan lab {failure}; linkspan lab test; linkspan lab {mended}",
         "linkspan lab down",
     ):
         print(f"  {line}")
