@@ -201,7 +201,9 @@ def update(
     mtu: Annotated[
         int, typer.Option(metavar="N", help="The new MTU, of running containers too.", show_default=False)
     ] = 0,
-    opt: Options = [],  # noqa: B006 - typer's way
+    opt: Annotated[
+        list[str], typer.Option("--opt", metavar="KEY=VALUE", help="As it is already: only a migration changes them.")
+    ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
