@@ -37,7 +37,7 @@ WORDS = {
     "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
 }
 HIDDEN = ("nft ", "sysctl ")
-"""Rules and settings are counted, not shown: a host without other hosts has such too."""
+"""Rules and settings are counted, not shown, as names are: a host without other hosts has such too."""
 FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
 """Elsewhere the routes are flushed."""
 
@@ -96,15 +96,19 @@ def _commands(screen: Screen, lab: Lab) -> None:
     screen.say("  [cyan]$[/cyan] linkspan plan")
     lines: list[dict[str, Any]] = agents.client(lab, "h1").call("GET", "/v1/plan?network=")
     shown = [
-        line for line in lines if not line["command"].startswith(HIDDEN) and "container" not in line["why"]
+        line
+        for line in lines
+        if not line["command"].startswith(HIDDEN)
+        and "container" not in line["why"]
+        and "for names in" not in line["why"]
     ]
     why = ""
     for line in shown:
         if line["why"] != why:
             why = line["why"]
             screen.output([f"# {why}"])
-        screen.output([line["command"]])
-    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings and its own container)")
+        screen.output(line["command"].splitlines())
+    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings, names and its own container)")
     screen.expect(all(line["present"] for line in lines), f"all {len(lines)} objects are in the kernel")
     if lab.backend == "bgp":  # whose routes are in no plan: the hosts tell each other
         for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
