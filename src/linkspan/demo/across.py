@@ -185,8 +185,7 @@ _LOOKS = {
 
 def _hints(lab: Lab) -> None:
     headline("It stands. What to try")
-    failure = "break sw1 flows-flush" if lab.switches else "break h1 partition:h2"
-    mended = "mend sw1" if lab.switches else "mend h1"
+    failure = "link-down" if lab.switches else "partition:h2"
     for line in (
         f"export {inside.LAB}={lab.name}",
         "linkspan lab show",
@@ -195,7 +194,7 @@ def _hints(lab: Lab) -> None:
         "linkspan lab exec h1 -- linkspan plan",
         "linkspan lab exec h1 -- linkspan trace c1 c3",
         *(f"linkspan lab exec h1 -- linkspan {words}" for words in _LOOKS.get(lab.backend, ())),
-        f"linkspan lab {failure}; linkspan lab test; linkspan lab {mended}",
+        f"linkspan lab break h1 {failure}; linkspan lab test; linkspan lab mend h1",
         "linkspan lab down",
     ):
         print(f"  {line}")
