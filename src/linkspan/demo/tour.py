@@ -176,7 +176,7 @@ def _hints(stage: Stage) -> None:
         f"ip netns exec {a} ping {CONTAINERS[b]}",
         f"linkspan trace {a} {b}",
         f"ip -n {HOST} link set ls-demo down; linkspan events",
-        f"ip netns exec {a} tcpdump -ni eth0",
+        f"linkspan trace {a} {b} --live",
         "linkspan demo --down     # takes everything away again",
     ):
         print(f"  {line}")
