@@ -153,6 +153,22 @@ def forbidden(path: Path, text: str) -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}:{number}: a path of this machine"
 
 
+def unnamed(page: str, source: Path) -> Iterator[str]:
+    """Yield the modules that the page's table of all modules does not name, and those in it that there are not."""
+    table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
+    packages = {path.parent.name for path in source.glob("*/__init__.py")}
+    named: dict[str, set[str]] = {}
+    for where, what in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE):
+        own = re.match(r"`(\w+)/`", where)
+        named.setdefault(own[1] if own else "", set()).update(re.findall(r"`(\w+)`", what))
+    for folder in sorted({"", *named, *packages}):
+        there = {path.stem for path in (source / folder).glob("*.py")} - {"__init__"}
+        told = named.get(folder, set()) - (set() if folder else packages)
+        for name in sorted(there ^ told):
+            how = "is missing in" if name in there else "is none, and in"
+            yield f"ARCHITECTURE.md: {Path(folder, name)} {how} the table of modules"
+
+
 def complaints() -> Iterator[str]:
     """Yield everything that is not as it should be."""
     for path in files():
@@ -168,7 +184,7 @@ def complaints() -> Iterator[str]:
 
 def main() -> int:
     """Print the complaints; 1 where there are any."""
-    found = list(complaints())
+    found = [*complaints(), *unnamed((ROOT / "ARCHITECTURE.md").read_text(), SOURCE)]
     for complaint in found:
         print(complaint)
     return 1 if found else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from linkspan.errors import Invalid
 from linkspan.ipam import COOLDOWN
 from linkspan.model import checked_name
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 SOCKET = "/run/linkspan/agent.sock"
 GROUP = "linkspan"
@@ -67,13 +68,18 @@ def load(path: str, overrides: Mapping[str, object]) -> Config:
 
     Raises Invalid, naming the file and the key.
     """
-    config = read(path, CONFIG_FILE, overrides, Config, "linkspan agent")
+    return checked(given(path, CONFIG_FILE, overrides))
+
+
+def checked(values: Mapping[str, object]) -> Config:
+    """Return what was ``given`` as settings. Raises Invalid, naming the key."""
+    config = typed(values, Config, "linkspan agent")
     _check_told_to_others(config)
     return config
 
 
-def read(path: str, default: str, overrides: Mapping[str, object], kind: type[T], command: str) -> T:
-    """Return the settings of a kind from a file and from a command line, whose values win. Raises as ``load``."""
+def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return what a file and a command line say, which wins, be it right or wrong. Raises Invalid, naming the file."""
     values: dict[str, object] = {}
     file = Path(path or default)
     if path or file.exists():
@@ -84,14 +90,24 @@ def read(path: str, default: str, overrides: Mapping[str, object], kind: type[T]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"config file {file}: {error}") from error
     values.update({key: value for key, value in overrides.items() if value})
+    return values
+
+
+def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
+    """Return what was ``given`` as settings of a kind. Raises Invalid, naming the key."""
+    hint = f"`{command} --print-config` shows every key"
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise Invalid(f"setting {key}: there is no such key", hint)
+        for name, text in value.items() if isinstance(value, dict) and known[key] == dict[str, str] else ():
+            if not isinstance(text, str):
+                raise Invalid(f"setting {key}.{name}: expected text, got {text!r}", "write it in quotes")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$.")
-        raise Invalid(
-            f"setting {key.rstrip('`') or file}: {what[:1].lower()}{what[1:]}",
-            f"`{command} --print-config` shows every key",
-        ) from error
+        raise Invalid(f"setting {key.rstrip('`')}: {what[:1].lower()}{what[1:]}", hint) from error
 
 
 def _check_told_to_others(config: Config) -> None:
@@ -111,9 +127,20 @@ def _check_told_to_others(config: Config) -> None:
         raise Invalid(f"setting advertise: {HIDDEN} stands alone", "leave the addresses out")
 
 
-def as_toml(config: Config) -> str:
-    """Return the settings as a file that ``load`` reads."""
-    lines = []
-    for key, value in msgspec.structs.asdict(config).items():
-        lines.append(f"{key} = {msgspec.json.encode(value).decode()}")
+def as_toml(values: Mapping[str, object]) -> str:
+    """Return settings as a file, what is no table first; ``load`` reads it where they are right."""
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [_line(key, value) for key, value in values.items() if key not in tables]
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *(_line(*item) for item in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: object) -> str:
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", key)
+    return f"{key if bare else msgspec.json.encode(key).decode()} = {msgspec.json.encode(value).decode()}"
+
+
+def shown(kind: type[msgspec.Struct], values: Mapping[str, object]) -> dict[str, object]:
+    """Return every key of a kind of settings with its value, and what was ``given`` of others."""
+    return {**msgspec.structs.asdict(kind()), **values}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from linkspan import config
+from linkspan.cli.main import app
 from linkspan.errors import Invalid
 
 
@@ -27,3 +31,33 @@ def test_what_is_right_is_taken() -> None:
     """Both families, and a name with dots."""
     loaded = config.load("", {"host_id": "h1.example.org", "advertise": ["203.0.113.7", "2001:db8::7"]})
     assert (loaded.host_id, loaded.advertise) == ("h1.example.org", ("203.0.113.7", "2001:db8::7"))
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "said"),
+    [
+        ("agent", 'colour = "red"', "setting colour: there is no such key"),
+        ("agent", 'advertise = ["gate"]', "setting advertise: 'gate' is not an IP address"),
+        ("agent", 'names = "no"', "setting names: expected `bool`, got `str`"),
+        ("controller", 'colour = "red"', "setting colour: there is no such key"),
+        ("controller", '[switches]\nsw1 = "gate"', "switch sw1: address 'gate' is not understood"),
+    ],
+)
+def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str, line: str, said: str) -> None:
+    """So that a user sees what was read; all other keys are printed, too."""
+    file = tmp_path / "settings.toml"
+    file.write_text(line)
+    done = CliRunner().invoke(app, [command, "--config", str(file), "--print-config"])
+    assert line in done.stdout
+    assert 'log_level = "info"' in done.stdout
+    assert isinstance(done.exception, Invalid)
+    assert done.exception.message.startswith(said)
+
+
+def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
+    """What is missing is not wrong: there is nothing to complain of yet."""
+    file = tmp_path / "empty.toml"
+    file.write_text("")
+    done = CliRunner().invoke(app, ["controller", "--config", str(file), "--print-config"])
+    assert done.exit_code == 0
+    assert "[tls]" in done.stdout

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from replicas import Member, eventually, network, together
 
+from linkspan import config
 from linkspan.addresses import prefix
 from linkspan.backends.sdn import BACKEND
 from linkspan.blocks import BlockRecord, block_key, lease_key
@@ -141,6 +142,12 @@ def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) 
         ({"store": "sqlite:///x"}, "nothing to control"),
         ({"store": "sqlite:///x", "switches": {"sw1": "192.0.2.1"}}, "address '192.0.2.1' is not understood"),
         ({"store": "sqlite:///x", "switches": {"sw1": "unix:/x", "s w": "unix:/x"}}, "is not a name"),
+        ({"colour": "red"}, "setting colour: there is no such key"),
+        ({"tls": {"ca_cert": "/ca"}}, "setting tls.ca_cert: there is no such key"),
+        ({"ssh": {"Identity File": "/key"}}, "setting ssh.Identity File: there is no such key"),
+        ({"ssh": {"Port": 22}}, "setting ssh.Port: expected text, got 22"),
+        ({"switches": {"sw1": "ssl:192.0.2.1"}, "tls": {"ca-cert": "/ca"}},
+         r"switch sw1: .* needs private-key, certificate, ca-cert in \[tls\]; private-key, certificate are missing"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
@@ -156,8 +163,9 @@ def test_printed_settings_are_read_again(tmp_path: Path) -> None:
     empty, file = tmp_path / "empty.toml", tmp_path / "controller.toml"
     empty.write_text("")
     switches = {"a": "tcp:192.0.2.1:6653", "b": "ssl:[2001:db8::1]:6653", "c": "unix:/run/c.mgmt"}
-    found = settings.load(str(empty), {"store": "sqlite:///x", "switches": switches, "tls": {"ca-cert": "/ca"}})
-    file.write_text(settings.as_toml(found))
+    tls = {"private-key": "/key", "certificate": "/cert", "ca-cert": "/ca"}
+    found = settings.load(str(empty), {"store": "sqlite:///x", "switches": switches, "tls": tls})
+    file.write_text(config.as_toml(config.shown(settings.Settings, msgspec.structs.asdict(found))))
     assert settings.load(str(file), {}) == found
 
 

@@ -86,3 +86,16 @@ def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], t
     """A path into the folder in which the checkout lies, or into somebody's home, is found by its line."""
     found = complaints("README.md", f"\nsee {tmp_path.parent}/other\nand /home/" + "jo/x\n")
     assert [complaint.split(":")[:2] for complaint in found] == [["README.md", "2"], ["README.md", "3"]]
+
+
+def test_finds_a_module_that_the_page_does_not_name_and_one_that_is_gone(shape: ModuleType, tmp_path: Path) -> None:
+    """In packages and beside them; a package may stand in a row of the others."""
+    for name in ("agent.py", "fresh.py", "lab/__init__.py", "lab/build.py", "lab/late.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    table = "| top | `agent`, `lab`; `old` |\n| `lab/` | `build`, `gone` |\n"
+    page = f"\n## Every module\n{table}\n## More\n| x | `fresh` |\n"
+    assert [line.split()[1:3] for line in shape.unnamed(page, tmp_path)] == [
+        ["fresh", "is"], ["old", "is"], ["lab/gone", "is"], ["lab/late", "is"],
+    ]  # fmt: skip

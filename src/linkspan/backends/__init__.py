@@ -18,6 +18,8 @@ _ALL: tuple[Backend, ...] = (
     wireguard.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
+CROSSING = tuple(name for name, backend in BACKENDS.items() if backend.crosses_hosts)
+"""Those by which a network crosses hosts; it can migrate between all of them."""
 
 
 def backend(name: str) -> Backend:

@@ -10,12 +10,13 @@ import msgspec
 import typer
 
 from linkspan import config
-from linkspan.cli.output import Format, Output
+from linkspan.cli.output import Format, Output, as_json
 
 
 def agent(
     config_file: Annotated[
-        str, typer.Option("--config", metavar="FILE", help="A TOML file with any of the keys.")
+        str,
+        typer.Option("--config", metavar="FILE", help=f"A TOML file of settings; by default {config.CONFIG_FILE}."),
     ] = "",
     state_dir: Annotated[
         str, typer.Option(metavar="DIR", help="Where the agent keeps what it must remember.")
@@ -46,10 +47,13 @@ def agent(
     """Run the node agent in the foreground, in this network namespace."""
     overrides = {"state_dir": state_dir, "socket": socket, "store": store, "log_level": log_level,
         "host_id": host_id, "underlay": underlay, "advertise": list(advertise)}
-    settings = config.load(config_file, overrides)
+    given = config.given(config_file, config.CONFIG_FILE, overrides)
+    if print_config and output is Format.TABLE:  # first, so that what is refused is seen
+        print(config.as_toml(config.shown(config.Config, given)), end="", flush=True)
+    settings = config.checked(given)
     if print_config:
-        text = config.as_toml(settings)
-        print(msgspec.json.encode(settings).decode() if output is Format.JSON else text, end="")
+        if output is Format.JSON:
+            as_json(settings)
         return
     environment = os.environ | {
         config.SETTINGS: msgspec.json.encode(settings).decode(),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from linkspan import config
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
@@ -30,7 +31,8 @@ SwitchName = Annotated[str, typer.Option("--switch", metavar="NAME", help="Of th
 def controller(
     context: typer.Context,
     config_file: Annotated[
-        str, typer.Option("--config", metavar="FILE", help="A TOML file with any of the keys.")
+        str,
+        typer.Option("--config", metavar="FILE", help=f"A TOML file of settings; by default {settings.FILE}."),
     ] = "",
     store: Annotated[str, typer.Option(metavar="URL", help="The store that the agents have.")] = "",
     switch: Annotated[
@@ -55,10 +57,13 @@ def controller(
     overrides = {"store": store, "name": name, "state_dir": state_dir, "socket": socket, "metrics": metrics,
         "log_level": log_level, "switches": pairs(split(switch), "--switch"),
         "routers": pairs(split(router), "--router")}
-    found = settings.load(config_file, overrides)
+    given = config.given(config_file, settings.FILE, overrides)
+    if print_config:  # first, so that what is refused is seen
+        print(config.as_toml(config.shown(settings.Settings, given)), end="", flush=True)
+    found = settings.checked(given)
     if print_config:
-        print(settings.as_toml(found), end="")
         return
+    settings.complete(found)
     environment = os.environ | {settings.ENVIRONMENT: msgspec.json.encode(found).decode()}
     # In this process's place, as the agent: it needs neither typer nor rich.
     os.execve(sys.executable, [sys.executable, "-m", "linkspan.controller.daemon"], environment)  # noqa: S606
@@ -130,8 +135,10 @@ def _say(found: dict[str, Any]) -> None:
     lines = [one["problem"] for one in (*found["switches"], *found["routers"]) if one["problem"]]
     lines += [f"host {h['host']}: {h['problem']}" for h in found["hosts"] if h["problem"]]
     lines += [text for text in found["problems"] if not any(text in line for line in lines)]
+    if lines:
+        print()
     for line in lines:
-        print(f"\nnot well: {line}")
+        print(f"not well: {line}")
     if heals := found["heals"][-3:]:
         print()
         rows = [(f"{ago(h['at'])} ago", h["device"], h["what"], h["key"]) for h in heals]

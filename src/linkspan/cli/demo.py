@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from linkspan.backends import CROSSING
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import split
 from linkspan.errors import Denied, Invalid
@@ -19,7 +20,7 @@ def demo(
         list[str],
         typer.Option(
             metavar="B",
-            help="bridge: one host; vxlan, ipip, host-gw, bgp, wireguard, ipsec, sdn: three; all: each in turn.",
+            help=f"bridge: one host; {', '.join(CROSSING)}: three; all: each in turn.",
         ),
     ] = [ONE_HOST],  # noqa: B006 - typer's way
     keep: Annotated[bool, typer.Option("--keep", help="Leave it standing, with hints what to try.")] = False,

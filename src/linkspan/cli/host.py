@@ -60,7 +60,13 @@ def _change(name: str, settings: dict[str, str], output: Format, socket: str, sa
 
 @app.command("set")
 def set_(
-    settings: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="An empty value takes it back.")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="bgp.as=64513, wireguard.port=51821, .. (docs/settings.md); an empty value takes it back.",
+        ),
+    ],
     host: Annotated[str, typer.Option(metavar="NAME", help="Which host.")] = "",
     all_: Annotated[bool, typer.Option("--all", help="All hosts, also later ones; a host's own come first.")] = False,
     output: Output = Format.TABLE,

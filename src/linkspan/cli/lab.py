@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from linkspan.backends import CROSSING
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import Format, Output, as_json, details, joined, pairs, split, step, table
 from linkspan.lab import (
@@ -49,7 +50,8 @@ DEFAULT = "lab"
 def up(
     hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 3,
     backend: Annotated[
-        str, typer.Option(metavar="B", help="Of network demo. bridge: hosts that share nothing.")
+        str,
+        typer.Option(metavar="B", help=f"Of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing."),
     ] = "vxlan",
     segments: Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")] = 1,
     opt: Annotated[
@@ -72,10 +74,10 @@ def up(
         bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
     ] = False,
     switches_: Annotated[
-        int, typer.Option("--switches", metavar="1|3", help="OpenFlow switches of --backend sdn.")
+        int, typer.Option("--switches", metavar="1|3", help="Of --backend sdn: one, or a spine and two leaves.")
     ] = 1,
     controllers_: Annotated[
-        int, typer.Option("--controllers", metavar="N", help="Of --backend sdn: one is active.")
+        int, typer.Option("--controllers", metavar="N", help="1 to 3 of --backend sdn: one is active.")
     ] = 1,
     nat: Annotated[
         list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from linkspan.backends import BACKENDS, CROSSING
 from linkspan.cli.client import Client
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
@@ -32,7 +33,7 @@ Pools = Annotated[
 ]
 Options = Annotated[
     list[str],
-    typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: mode=routed, direct=true."),
+    typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: mode=routed, direct=true (docs/settings.md)."),
 ]
 
 
@@ -42,7 +43,7 @@ def create(
     pool: Pools = [],  # noqa: B006 - typer's way
     subnet_len: Annotated[str, typer.Option(metavar="N", help="Block length for each family: 24,64.")] = "",
     backend: Annotated[
-        str, typer.Option(metavar="B", help="auto, bridge, host, vxlan, ipip, host-gw, bgp, wireguard.")
+        str, typer.Option(metavar="B", help=f"auto, {', '.join(BACKENDS)}.")
     ] = "auto",
     opt: Options = [],  # noqa: B006 - typer's way
     mtu: Annotated[
@@ -174,7 +175,7 @@ def _mtu(network: dict[str, Any]) -> str:
 @app.command()
 def migrate(
     name: Name,
-    backend: Annotated[str, typer.Option(metavar="B", help="vxlan, ipip, host-gw, bgp or wireguard.")],
+    backend: Annotated[str, typer.Option(metavar="B", help=f"{', '.join(CROSSING)}.")],
     opt: Options = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
@@ -200,7 +201,9 @@ def update(
     mtu: Annotated[
         int, typer.Option(metavar="N", help="The new MTU, of running containers too.", show_default=False)
     ] = 0,
-    opt: Options = [],  # noqa: B006 - typer's way
+    opt: Annotated[
+        list[str], typer.Option("--opt", metavar="KEY=VALUE", help="As it is already: only a migration changes them.")
+    ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:

@@ -42,7 +42,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
         from rich.console import Console
         from rich.table import Table
 
-        drawn = Table(*columns, box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+        for column in columns:
+            drawn.add_column(column, overflow="fold")  # an address that does not fit is told to its end
         for row in cells:
             drawn.add_row(*row)
         Console(highlight=False).print(drawn)

@@ -103,7 +103,7 @@ def events(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show what happened: attach, detach, network, names, heal, reap, bgp. The last 1,000 events outlive the agent."""
+    """Show the last 1,000 events: attach, detach, agent, network, lease, peer, heal, reap, names, key, bgp, ipsec."""
     for line in Client(socket).lines(f"/v1/events{'?follow' if follow else ''}"):
         if output is Format.JSON:
             print(line.decode().rstrip(), flush=True)

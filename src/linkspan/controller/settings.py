@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.config import read
+from linkspan.config import given, typed
 from linkspan.errors import Invalid
 from linkspan.model import checked_name
 
@@ -18,6 +18,9 @@ STATE_DIR = "/var/lib/linkspan-controller"
 ENVIRONMENT = "LINKSPAN_CONTROLLER_SETTINGS"
 """The environment variable by which the command line hands the settings to the controller's process."""
 _SWITCH = re.compile(r"unix:/.+|(?:tcp|ssl):(?:\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::\d{1,5})?")
+_SSH = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+TLS = ("private-key", "certificate", "ca-cert")
+"""What ovs-ofctl needs for ssl: switches (ovs-ofctl(8)), all three."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     routers: dict[str, str] = {}
     """Addresses of routers with FRR by name: ssh:USER@HOST[:PORT], or vtysh: on this machine."""
     tls: dict[str, str] = {}
-    """For ssl: switches, as ovs-ofctl has them: private-key, certificate, ca-cert, each a path."""
+    """For ssl: switches, as ovs-ofctl has them: private-key, certificate and ca-cert, each a path."""
     ssh: dict[str, str] = {}
     """Options for ssh: routers, as ssh_config(5) has them: IdentityFile, UserKnownHostsFile."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -47,16 +50,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load(path: str, overrides: Mapping[str, object]) -> Settings:
     """Read the file (the default one may be missing) and lay the command line's values over it. Raises Invalid."""
-    found = read(path, FILE, overrides, Settings, "linkspan controller")
-    _check(found)
-    return found
+    return complete(checked(given(path, FILE, overrides)))
 
 
-def _check(found: Settings) -> None:
-    if not found.store:
-        raise Invalid("a controller needs the store that the agents have", "give --store etcd://HOST:2379/PREFIX")
-    if not found.switches and not found.routers:
-        raise Invalid("there is nothing to control", "give --switch sw1=tcp:192.0.2.250:6653")
+def checked(values: Mapping[str, object]) -> Settings:
+    """Return what was ``given`` as settings. Raises Invalid, naming the key of what is wrong."""
+    found = typed(values, Settings, "linkspan controller")
     for name, address in found.switches.items():
         checked_name(name, "switch")
         if not _SWITCH.fullmatch(address):
@@ -66,13 +65,32 @@ def _check(found: Settings) -> None:
             )
     for name in found.routers:
         checked_name(name, "router")
+    for key in found.tls:
+        if key not in TLS:
+            raise Invalid(f"setting tls.{key}: there is no such key", f"[tls] has {', '.join(TLS)}")
+    for key in found.ssh:
+        if not _SSH.fullmatch(key):
+            raise Invalid(f"setting ssh.{key}: there is no such key", "ssh_config(5) has them: IdentityFile")
+    _check_encrypted(found)
+    return found
 
 
-def as_toml(found: Settings) -> str:
-    """Return the settings as a file that ``load`` reads: what is no table first."""
-    values = msgspec.structs.asdict(found)
-    lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in values.items() if not isinstance(v, dict)]
-    for key, table in values.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {msgspec.json.encode(v).decode()}" for k, v in table.items())]
-    return "\n".join(lines) + "\n"
+def _check_encrypted(found: Settings) -> None:
+    """Refuse what ovs-ofctl would refuse: it needs all three files."""
+    switch = next((name for name, address in found.switches.items() if address.startswith("ssl:")), "")
+    missing = [key for key in TLS if not found.tls.get(key)]
+    if switch and missing:
+        raise Invalid(
+            f"switch {switch}: {found.switches[switch]} needs {', '.join(TLS)} in [tls]; "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            "give the controller's own key and certificate, and that of the switches' authority, each a path",
+        )
+
+
+def complete(found: Settings) -> Settings:
+    """Return the settings; raises Invalid where a controller could not begin with so few."""
+    if not found.store:
+        raise Invalid("a controller needs the store that the agents have", "give --store etcd://HOST:2379/PREFIX")
+    if not found.switches and not found.routers:
+        raise Invalid("there is nothing to control", "give --switch sw1=tcp:192.0.2.250:6653")
+    return found

@@ -11,7 +11,7 @@ from linkspan.backends import BACKENDS
 from linkspan.cli.client import Client
 from linkspan.cli.output import step
 from linkspan.demo import eavesdropping
-from linkspan.demo.screen import Screen, console, throughput
+from linkspan.demo.screen import Screen, headline, throughput
 from linkspan.errors import LinkspanError
 from linkspan.lab import (
     agents,
@@ -37,7 +37,7 @@ WORDS = {
     "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
 }
 HIDDEN = ("nft ", "sysctl ")
-"""Rules and settings are counted, not shown: a host without other hosts has such too."""
+"""Rules and settings are counted, not shown, as names are: a host without other hosts has such too."""
 FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
 """Elsewhere the routes are flushed."""
 
@@ -48,7 +48,7 @@ def run(backend: str, *, keep: bool) -> bool:
     build.down(name)  # of a tour that was kept, or cut off
     screen = Screen()
     done = False
-    console.rule(f"[bold]{WORDS[backend]}[/bold]")
+    headline(WORDS[backend])
     try:
         lab = _made(screen, name, backend)
         _commands(screen, lab)
@@ -96,15 +96,19 @@ def _commands(screen: Screen, lab: Lab) -> None:
     screen.say("  [cyan]$[/cyan] linkspan plan")
     lines: list[dict[str, Any]] = agents.client(lab, "h1").call("GET", "/v1/plan?network=")
     shown = [
-        line for line in lines if not line["command"].startswith(HIDDEN) and "container" not in line["why"]
+        line
+        for line in lines
+        if not line["command"].startswith(HIDDEN)
+        and "container" not in line["why"]
+        and "for names in" not in line["why"]
     ]
     why = ""
     for line in shown:
         if line["why"] != why:
             why = line["why"]
             screen.output([f"# {why}"])
-        screen.output([line["command"]])
-    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings and its own container)")
+        screen.output(line["command"].splitlines())
+    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings, names and its own container)")
     screen.expect(all(line["present"] for line in lines), f"all {len(lines)} objects are in the kernel")
     if lab.backend == "bgp":  # whose routes are in no plan: the hosts tell each other
         for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
@@ -171,8 +175,17 @@ def _mended(screen: Screen, lab: Lab, failure: str) -> None:
     screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")
 
 
+_LOOKS = {
+    "bgp": ("bgp peers", "bgp routes"),
+    "sdn": ("controller status", "controller flows", "controller plan --switch sw1", "controller diff"),
+    "wireguard": ("host rotate-keys",),
+}
+"""What `linkspan` on h1 shows of a backend besides."""
+
+
 def _hints(lab: Lab) -> None:
-    console.rule("[bold]It stands. What to try[/bold]")
+    headline("It stands. What to try")
+    failure = "link-down" if lab.switches else "partition:h2"
     for line in (
         f"export {inside.LAB}={lab.name}",
         "linkspan lab show",
@@ -180,7 +193,8 @@ def _hints(lab: Lab) -> None:
         f"linkspan lab exec c1 -- ping {bare(lab.container('c2').addresses[0])}",
         "linkspan lab exec h1 -- linkspan plan",
         "linkspan lab exec h1 -- linkspan trace c1 c3",
-        "linkspan lab break h1 partition:h2; linkspan lab test; linkspan lab mend h1",
+        *(f"linkspan lab exec h1 -- linkspan {words}" for words in _LOOKS.get(lab.backend, ())),
+        f"linkspan lab break h1 {failure}; linkspan lab test; linkspan lab mend h1",
         "linkspan lab down",
     ):
         print(f"  {line}")

@@ -16,6 +16,15 @@ from linkspan.lab import commands
 console = Console(highlight=False, soft_wrap=True)
 
 
+def headline(text: str) -> None:
+    """Show what a tour, or an act of it, is about; the title of a rule would be cut where the terminal is narrow."""
+    if len(text) + 4 <= console.width:
+        console.rule(f"[bold]{escape(text)}[/bold]")
+    else:
+        console.rule()
+        console.print(f"[bold]{escape(text)}[/bold]")
+
+
 class Screen:
     """``failed`` collects what was not as it should be; the tour goes on."""
 
@@ -43,7 +52,7 @@ class Screen:
     def output(self, lines: Sequence[str]) -> None:
         """Show what a command printed."""
         for line in lines:
-            console.print(f"    [dim]{escape(line)}[/dim]")
+            console.print(f"    [dim]{escape(line)}[/dim]" if line else "")
 
     def expect(self, condition: bool, text: str) -> None:
         """Show something that should hold; the tour fails where it does not."""

@@ -69,7 +69,8 @@ class Stage(Screen):
 
     def ping(self, netns: str, address: str, *, works: bool, why: str = "") -> None:
         """Ping, and show whether it is answered; the tour fails where that is not as it should be."""
-        command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", address]
+        # A neighbour that did not answer a moment ago is asked again after a second only.
+        command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W3" if works else "-W1", address]
         console.print(f"  [cyan]$[/cyan] {escape(' '.join(command))}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         answered = done.returncode == 0

@@ -8,7 +8,7 @@ import time
 
 from linkspan.cli.client import Client
 from linkspan.demo.by_hand import BEYOND, CONTAINERS, ByHand
-from linkspan.demo.screen import console, retried, serving, throughput
+from linkspan.demo.screen import headline, retried, serving, throughput
 from linkspan.demo.stage import FOLDER, HOST, OUTSIDE, Stage
 from linkspan.errors import NotFound
 
@@ -28,12 +28,12 @@ def run(*, keep: bool) -> bool:
     done = False
     try:
         _world(stage)
-        console.rule("[bold]A container network by hand[/bold]")
+        headline("A container network by hand")
         by_hand = ByHand(stage)
         by_hand.show()
         stage.title("7. All away again")
         by_hand.take_away()
-        console.rule("[bold]The same by linkspan[/bold]")
+        headline("The same by linkspan")
         _by_linkspan(stage)
         done = True
     finally:
@@ -150,7 +150,7 @@ def _mended(stage: Stage) -> None:
 def _away(stage: Stage, done: bool) -> None:
     """Take everything away, and show that nothing is left."""
     if done:
-        console.rule("[bold]Away[/bold]")
+        headline("Away")
         stage.typed(["linkspan uninstall --yes --force --state-dir " + str(FOLDER / "state") + " | tail -1"])
         links = stage.quietly("ip", "-n", HOST, "-br", "link").split()
         rules = stage.quietly("nsenter", f"--net=/run/netns/{HOST}", "nft", "list", "ruleset")
@@ -167,7 +167,7 @@ def _away(stage: Stage, done: bool) -> None:
 
 def _hints(stage: Stage) -> None:
     a, b = CONTAINERS
-    console.rule("[bold]It stands. What to try[/bold]")
+    headline("It stands. What to try")
     for line in (
         f"export LINKSPAN_SOCKET={stage.socket}",
         "linkspan status",
@@ -176,7 +176,7 @@ def _hints(stage: Stage) -> None:
         f"ip netns exec {a} ping {CONTAINERS[b]}",
         f"linkspan trace {a} {b}",
         f"ip -n {HOST} link set ls-demo down; linkspan events",
-        f"ip netns exec {a} tcpdump -ni eth0",
+        f"linkspan trace {a} {b} --live",
         "linkspan demo --down     # takes everything away again",
     ):
         print(f"  {line}")

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 
 from linkspan.errors import Invalid, LinkspanError, NotFound
-from linkspan.lab import agents, commands, containers, processes, underlay
+from linkspan.lab import agents, commands, containers, controllers, processes, routers, switches, underlay
 from linkspan.lab.record import Host, Lab
 from linkspan.lab.underlay import CABLE, PARTITION, STORE_CUT
 from linkspan.state import LEARNT_METRIC, ROUTE_PROTOCOL
@@ -24,10 +24,22 @@ def do(lab: Lab, host: Host, failure: str) -> str:
     if failure.startswith(PARTITION):
         return _partition(lab, host, failure.removeprefix(PARTITION))
     if failure not in FAILURES:
-        raise Invalid(
-            f"there is no failure {failure!r}", f"there are {', '.join(FAILURES)} and {PARTITION}HOST"
-        )
+        raise Invalid(f"a host has no failure {failure!r}", _whose(lab, failure))
     return FAILURES[failure](lab, host)
+
+
+def _whose(lab: Lab, failure: str) -> str:
+    """Return what to do about a failure that hosts have not: whose it is, or which they have."""
+    for kind, known, there, options in (
+        ("router", routers.FAILURES, lab.routers, "--routers bird"),
+        ("switch", switches.FAILURES, lab.switches, "--backend sdn"),
+        ("controller", controllers.FAILURES, lab.controllers, "--backend sdn"),
+    ):
+        if any(re.fullmatch(word.replace("SWITCH", ".*"), failure) for word in known):
+            if there:
+                return f"it is a {kind}'s: linkspan lab break {there[0].name} {failure}"
+            return f"it is a {kind}'s, and this lab has none: linkspan lab up {options}"
+    return f"there are {', '.join(FAILURES)} and {PARTITION}HOST"
 
 
 def _note(lab: Lab, host: Host, failure: str) -> None:
@@ -100,7 +112,7 @@ def _helper_kill(lab: Lab, host: Host) -> str:
     if not pids:
         raise NotFound(
             f"no helper program runs on host {host.name}",
-            "backend bgp has one, and ipip and wireguard where the kernel has none of these",
+            "names have one, and backends bgp, ipsec, and ipip and wireguard where the kernel has none of these",
         )
     remaining = set(pids)
     count = processes.kill(

@@ -189,8 +189,12 @@ class Lab(msgspec.Struct, kw_only=True):
 
     def breakable(self, name: str) -> Breakable:
         """Return a host, router, switch or controller by its name. Raises NotFound."""
-        others: list[Breakable] = [*self.routers, *self.switches, *self.controllers]
-        return next((one for one in others if one.name == name), None) or self.host(name)
+        every: list[Breakable] = [*self.hosts, *self.routers, *self.switches, *self.controllers]
+        for one in every:
+            if one.name == name:
+                return one
+        names = ", ".join(one.name for one in every)
+        raise NotFound(f"lab {self.name} has no host, router, switch or controller {name}", f"it has {names}")
 
     def save(self) -> None:
         """Write the record; whoever reads it has the old one or the new one."""

@@ -8,11 +8,14 @@ from pathlib import Path
 import msgspec
 
 from linkspan.addresses import prefix
+from linkspan.backends import CROSSING
 from linkspan.errors import Invalid
 from linkspan.lab.record import Container, Controller, Host, Lab, Router, Switch, checked
 
 UNDERLAYS = {"v4": (4,), "v6": (6,), "dual": (4, 6)}
 STORES = ("sqlite", "etcd")
+ALONE = "bridge"
+"""The backend of a lab whose hosts share nothing."""
 DOCUMENTATION = ("192.0.2", "198.51.100", "203.0.113")
 """RFC 5737; segments past the third are in the range for benchmarks (RFC 2544)."""
 ROUTERS, SWITCH = {4: ("254", "252"), 6: ("fe", "fc")}, {4: "253", 6: "fd"}
@@ -230,12 +233,13 @@ def _check(wishes: Wishes) -> None:
         if not low <= value <= high:
             raise Invalid(f"{option} {value} is out of range", f"give {low} to {high}")
     for option, word, known in (
+        ("--backend", wishes.backend, (ALONE, *CROSSING)),
         ("--underlay", wishes.underlay, tuple(UNDERLAYS)),
         ("--store", wishes.store, STORES),
         ("--routers", wishes.routers, (KERNEL, *BGP_ROUTERS)),
     ):
         if word not in known:
-            raise Invalid(f"{option} {word!r} is unknown", f"give {' or '.join(known)}")
+            raise Invalid(f"{option} {word!r} is unknown", f"give {', '.join(known[:-1])} or {known[-1]}")
     if wishes.backend in IPV4_ONLY and wishes.underlay == "v6":
         raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
     _check_nat(wishes)
@@ -261,6 +265,8 @@ def _check_nat(wishes: Wishes) -> None:
             raise Invalid(f"--nat {name}: there is no such host", f"there are {', '.join(known)}")
     if wishes.nat and wishes.underlay != "v4":
         raise Invalid("--nat is for IPv4: nobody translates IPv6 like that", "give --underlay v4")
+    if wishes.nat and wishes.backend == SDN:
+        raise Invalid("--backend sdn has each host at a port of a switch, and no NAT between", "leave out --nat")
 
 
 def _check_routers(wishes: Wishes) -> None:
