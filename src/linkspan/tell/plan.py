@@ -21,6 +21,7 @@ from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.programs import SECRET, File, LearntRoutes, Process, Secret
 from linkspan.state import (
+    GROUP,
     HOST,
     ROUTE_PROTOCOL,
     Address,
@@ -249,7 +250,8 @@ def _tunnel(state: Vxlan | Ipip | Wireguard) -> Iterator[str]:
         case Wireguard():
             yield f"ip link add {name} type wireguard"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
-    yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
+    group = f" group {GROUP}" if isinstance(state, Wireguard) else ""
+    yield f"ip link set {name} mtu {state.mtu}{group}{' up' if state.up else ''}"
 
 
 def _entry(state: Neighbour | FdbEntry | TunnelPrefix) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from linkspan.addresses import whole
 from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.kernel.charon import configuration
+from linkspan.state import GROUP
 
 HIDDEN = "***"
 FOLDER = '"${STATE_DIR:-/var/lib/linkspan}/ipsec"'
@@ -33,7 +34,7 @@ def link(state: IpsecLink) -> Iterator[str]:
     else:
         yield f"ip link add {name} type xfrm external"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
-    yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
+    yield f"ip link set {name} mtu {state.mtu} group {GROUP}{' up' if state.up else ''}"
 
 
 def command(state: IpsecCredential | IpsecConnection | IpsecChild) -> str:
