@@ -217,7 +217,7 @@ class Reconciler:
         put = [state for key, state in desired.items() if observed.get(key) != state]
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
         words.update((state.key, "removed") for state in extra)
-        put.sort(key=_behind_links(put))
+        put.sort(key=behind_links(put))
         extra.sort(key=lambda state: state.rank, reverse=True)
         return Change(tuple(put), tuple(extra)), words
 
@@ -235,7 +235,7 @@ class Reconciler:
         return [state for state in change.put if state.key in wanted]
 
 
-def _behind_links(put: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
+def behind_links(put: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
     """Return an order in which nothing comes before its link, or it might get to another's of that name.
 
     A link that a helper makes comes late.

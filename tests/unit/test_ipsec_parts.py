@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import subprocess
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -15,6 +19,7 @@ from linkspan.kernel.ike import Association, Child
 from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 from linkspan.programs import Process
 from linkspan.state import NftElement, Route
+from linkspan.tell import plan_ipsec
 from linkspan.tell.associations import reasons, said
 from linkspan.tell.plan import commands
 
@@ -123,6 +128,27 @@ def test_what_serves_all_networks_has_no_secret_in_it() -> None:
     assert (credential.kind, credential.path) == ("psk", "/etc/psk")
     (line,) = commands(credential, str)
     assert "secret = ***" in line
+
+
+def test_a_plan_for_swanctl_can_be_typed(tmp_path: Path) -> None:
+    """In the real state folder; children have what their connection has, and the last command loads everything."""
+    psk, folder = tmp_path / "psk", tmp_path / "ipsec"
+    psk.write_text('a "b&|\\c $x\n')
+    folder.mkdir()
+    states = [IpsecCredential("psk", str(psk)), CONNECTION, CHILD]
+    for state in states:
+        for line in commands(state, str, str(tmp_path)):
+            subprocess.run(["sh", "-ec", line], check=True)
+    lines = (folder / "swanctl.conf").read_text().splitlines()
+    assert (folder / "swanctl.conf").stat().st_mode & 0o777 == 0o600
+    (secret,) = (line.removeprefix("secret = 0s") for line in lines if line.startswith("secret = "))
+    assert base64.b64decode(secret) == psk.read_bytes()[:-1]
+    at = lines.index("10-77-1-0-24-10-77-2-0-24 : of-ls-h2 {")
+    assert lines[at + 1 : at + 3] == ["local_ts = 10.77.1.0/24", "remote_ts = 10.77.2.0/24"]
+    assert lines.count("of-ls-h2 {") == lines.count("if_id_in = 0x7") == 1
+    last = plan_ipsec.ending(states, str(tmp_path))
+    assert last.endswith(f"SWANCTL_DIR={folder} swanctl --load-all --noprompt --uri unix://{folder}/charon.vici")
+    assert plan_ipsec.ending([], str(tmp_path)) == ""
 
 
 CONNECTION = IpsecConnection("ls-h2", "a", "b", "h1", "h2", True, False, True, 3600, 5, False, 7)
