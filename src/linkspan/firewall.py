@@ -224,7 +224,8 @@ def _input() -> Iterable[str]:
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"
-    yield 'iifname "ls*" iifname @internal_links jump internal'
+    for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):
+        yield f"{ours} iifname @internal_links jump internal"
 
 
 def _internal() -> Iterable[str]:

@@ -14,6 +14,7 @@ from linkspan.associating import Wanted, missing, superfluous, under_way
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
 from linkspan.backends.ipsec import BACKEND
 from linkspan.errors import Invalid, Unavailable
+from linkspan.firewall import element
 from linkspan.ipsec import identity, settings
 from linkspan.kernel.ike import Association, Child
 from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
@@ -118,6 +119,14 @@ def test_a_host_needs_a_daemon_ports_and_a_way_to_encrypt() -> None:
         assert word in refusal.value.message
         assert refusal.value.hint
         assert list(BACKEND.network(view(found), DEMO))
+
+
+def test_an_internal_network_s_device_is_known_as_one() -> None:
+    """In user space, too, where its name does not begin as all our others' do."""
+    internal = msgspec.structs.replace(DEMO, internal=True)
+    for found, device in ((KERNEL, "lsipsec"), (USER, "ipsec0")):
+        assert element("internal_links", device) in list(BACKEND.network(view(found), internal))
+        assert element("internal_links", device) not in list(BACKEND.network(view(found), DEMO))
 
 
 def test_what_serves_all_networks_has_no_secret_in_it() -> None:
