@@ -133,7 +133,7 @@ def test_another_s_device_with_our_name_gets_nothing(pair: Cluster) -> None:
 
 def test_what_stands_on_another_s_device_waits_until_that_is_gone(machine: str, tmp_path: Path) -> None:
     """The device is named with what to do, stays as it is, and outlives what we wanted of its name."""
-    run("ip", "link", "add", "lswg", "type", "dummy")
+    run("ip", "link", "add", "lswg", "type", "bridge")
     run("ip", "link", "set", "lswg", "up")
     target = prefix("10.77.2.0/24")
     wanted: list[State] = [
