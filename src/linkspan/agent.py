@@ -178,6 +178,7 @@ class Agent:
             self.metrics,
             self.replan,
             self.cluster.look_around,
+            self._look_at_keys,
             self.config.reap_after,
         )
         queue = Path(self.config.socket).parent / "queue"
@@ -253,6 +254,11 @@ class Agent:
     async def _look(self) -> None:
         """Look at the machine's facts, from which nothing new follows."""
         self._facts = await self.worker.run(self.worker.machine.facts)
+
+    async def _look_at_keys(self) -> None:
+        """Follow a change of the key's file, of which there is no event: its mode, perhaps."""
+        if await self.worker.run(self.worker.machine.tools) != self._facts.wireguard:
+            await self.replan()
 
     async def replan(self) -> None:
         """Look at the machine's facts, and put what follows from them where they have changed."""

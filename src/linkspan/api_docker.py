@@ -25,8 +25,7 @@ def plugin(docker: Docker) -> web.Application:
         try:
             found = await docker.answer(verb, decoded(await request.read(), peer(request)[0]))
         except LinkspanError as error:
-            said = f"{error.message}; {error.hint}" if error.hint else error.message
-            found = _failure(verb, f"linkspan: {said}")
+            found = _failure(verb, f"linkspan: {error.told}")
         except Exception:  # the engine repeats a call that was not answered for half a minute
             log.exception("Docker's %s failed by a fault of linkspan", verb)
             found = _failure(verb, "linkspan: the agent failed, its log says more")

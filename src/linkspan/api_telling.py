@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 from aiohttp import web
 
 from linkspan import ledger, status
 from linkspan.addresses import prefix
 from linkspan.agent import Agent
+from linkspan.associations import IpsecConnection
 from linkspan.desired import Change
 from linkspan.errors import NotFound
 from linkspan.reconcile import describe
 from linkspan.state import Address, Key, State, Veth
-from linkspan.tell import plan
+from linkspan.tell import plan, plan_ipsec
 
 
 class Telling:
@@ -87,12 +90,13 @@ class Telling:
         names = self._sources(wanted)
         states = {k: s for name in names for k, s in reconciler.desired.sources().get(name, {}).items()}
         meanwhile = self._agent.cluster.migrating.reasons()
+        state_dir = shlex.quote(self._agent.config.state_dir)
         lines = []
         for state in plan.ordered(states.values()):
             owners = [plan.why(owner) for owner in reconciler.desired.owners(state.key) if owner in names]
             why = f"{plan.purpose(state)}, for {' and '.join(owners)}"
             why += f" ({meanwhile[state.key]})" if state.key in meanwhile else ""
-            for command in plan.commands(state, self._worker.machine.namespaces.path):
+            for command in plan.commands(state, self._worker.machine.namespaces.path, state_dir):
                 lines.append(
                     {
                         "kind": type(state).__name__,
@@ -102,6 +106,12 @@ class Telling:
                         "present": state.key not in absent,
                     }
                 )
+        if command := plan_ipsec.ending(states.values(), state_dir):
+            present = not any(key[0] == IpsecConnection.__name__ for key in absent)
+            why = "the daemon reads all that it is told above"
+            lines.append(
+                {"kind": IpsecConnection.__name__, "key": "all", "command": command, "why": why, "present": present}
+            )
         return _json(lines)
 
     def _sources(self, network: str) -> list[tuple[str, ...]]:

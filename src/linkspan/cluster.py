@@ -18,7 +18,7 @@ from linkspan import SCHEMA, __version__, migration
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
 from linkspan.disputes import Disputes
-from linkspan.errors import Conflict, LinkspanError, Unavailable
+from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.kernel import underlay
 from linkspan.lasting import lasting, woken
@@ -99,6 +99,8 @@ class Cluster:
         self.peers = Peers(worker, leases, networks, disputes, happenings, view)
         self.second = ""
         """What is to be said of another agent that lives by this host's id."""
+        self.astray = ""
+        """Why the underlay interface that was chosen cannot be looked at."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.speakers = Speakers(worker, view)
@@ -223,9 +225,15 @@ class Cluster:
         )
 
     async def _observe_underlay(self) -> bool:
-        """Look at the underlay interface, and return whether it changed."""
+        """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
         machine = self._worker.machine
-        found = await self._worker.run(underlay.observe, machine.sockets, self._choice, self._advertise)
+        before, self.astray = self.astray, ""
+        try:
+            found = await self._worker.run(underlay.observe, machine.sockets, self._choice, self._advertise)
+        except NotFound as error:
+            found, self.astray = None, error.told
+            if self.astray != before:
+                log.warning("%s", self.astray)
         if found == self.host.underlay:
             return False
         self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
@@ -334,10 +342,9 @@ class Cluster:
                 await self._leases.claim(network, migration.offers(self._view(), network, mine))
                 self.unclaimed.pop(network.name, None)
             except LinkspanError as error:
-                why = f"{error.message}; {error.hint}" if error.hint else error.message
-                if self.unclaimed.get(network.name) != why:
-                    log.warning("network %s: %s", network.name, why)
-                self.unclaimed[network.name] = why
+                if self.unclaimed.get(network.name) != error.told:
+                    log.warning("network %s: %s", network.name, error.told)
+                self.unclaimed[network.name] = error.told
         for name in self.unclaimed.keys() - {network.name for network in self._networks.all()}:
             del self.unclaimed[name]
 

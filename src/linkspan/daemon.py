@@ -56,7 +56,7 @@ def served(work: Coroutine[Any, Any, None], level: str) -> None:
     try:
         asyncio.run(work)
     except LinkspanError as error:
-        print(f"linkspan: {error.message}{f'; {error.hint}' if error.hint else ''}", file=sys.stderr)
+        print(f"linkspan: {error.told}", file=sys.stderr)
         sys.exit(1)
 
 

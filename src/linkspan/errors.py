@@ -29,6 +29,11 @@ class LinkspanError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def told(self) -> str:
+        """Message and hint in one line."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
     def within(self, what: str) -> LinkspanError:
         """Return the same error, prefixed by the operation in which it happened."""
         outer = type(self).__new__(type(self))

@@ -16,7 +16,8 @@ One more container is one more element and no new rule, so a packet's cost does 
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
                       postrouting  masquerade
-                      sealed    only where networks are encrypted: nothing of theirs leaves in clear (``sealed.py``)
+                      sealed, sealed_in   only where networks are encrypted: nothing of theirs leaves in clear, or is
+                                   taken so (``sealed.py``)
 
 Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
 and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
@@ -43,7 +44,7 @@ from collections.abc import Iterable
 
 from linkspan.addresses import BITS, FAMILIES, Prefix
 from linkspan.model import Facts
-from linkspan.state import OTHERS, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.state import GROUP, OTHERS, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
 _IP = {4: "ip", 6: "ip6"}
@@ -145,6 +146,7 @@ def _sets() -> Iterable[NftSet]:
 
 def _guard() -> Iterable[str]:
     yield 'iifname "ls*" jump ours'
+    yield f"iifgroup {GROUP} goto tunnels"
     yield 'iifname "lo" accept'
     yield from _by_source()
 
@@ -155,7 +157,8 @@ def _by_source() -> Iterable[str]:
 
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip", "lsipsec", "lswg"))
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    yield from (f'iifname "{link}" iifgroup != {GROUP} drop' for link in ("lsipsec", "lswg"))  # another's
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'
@@ -217,6 +220,7 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     vtep = 'iifname "lsx*" iifname . ether saddr'
     rules = [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
+    rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another's: many IPsec daemons call theirs so
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
     rules.append(f"iifname . {source} @ways_exact{family} accept")
     # One XFRM interface serves all peers, and a packet's mark tells from which one it came.
@@ -235,7 +239,8 @@ def _input() -> Iterable[str]:
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"
-    yield 'iifname "ls*" iifname @internal_links jump internal'
+    for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):
+        yield f"{ours} iifname @internal_links jump internal"
 
 
 def _internal() -> Iterable[str]:

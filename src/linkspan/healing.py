@@ -48,7 +48,8 @@ FULL = 60.0
 class Healer:
     """Watches, and sends the worker to mend.
 
-    ``replan`` is called where facts of the machine may have changed, ``look_around`` where its addresses have.
+    ``replan`` is called where facts of the machine may have changed, ``look_around`` where its addresses have, and
+    ``look_at_keys`` again and again.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Healer:
         metrics: Metrics,
         replan: Callable[[], Awaitable[None]],
         look_around: Callable[[], Awaitable[None]],
+        look_at_keys: Callable[[], Awaitable[None]],
         reap_after: float,
     ) -> None:
         self._worker = worker
@@ -67,6 +69,7 @@ class Healer:
         self._metrics = metrics
         self._replan = replan
         self._look_around = look_around
+        self._look_at_keys = look_at_keys
         self._reap_after = reap_after
         self._dirty: set[type[State]] = set()
         self._wake = asyncio.Event()
@@ -183,6 +186,7 @@ class Healer:
     async def _settings(self) -> None:
         self._attacher.retry_forgetting()
         await self._resync((Sysctl, LinkSysctl, LearntRoutes, *_INSIDE))
+        await self._look_at_keys()
 
     async def _everything(self) -> None:
         await asyncio.to_thread(self._attacher.checkpoint)

@@ -17,6 +17,7 @@ import msgspec
 from linkspan.addresses import Prefix
 from linkspan.associations import Strongswan
 from linkspan.backends import bgp, ipsec, strongswan
+from linkspan.errors import LinkspanError
 from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
 from linkspan.kernel.charon import CharonDriver
@@ -128,7 +129,7 @@ class Machine:
             observe_facts(self.sysctls),
             bird=self._bird(),
             strongswan=self._strongswan(),
-            wireguard=self._wireguard(),
+            wireguard=self.tools(),
         )
         if self.tunnels.ipip().by == "kernel":
             return found
@@ -160,7 +161,7 @@ class Machine:
         plugin = any(Path(folder, ipsec.PLUGIN).exists() for folder in ipsec.PLUGIN_FOLDERS)
         return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
 
-    def _wireguard(self) -> Tools:
+    def tools(self) -> Tools:
         """Return what there is for WireGuard; nothing is run where nothing has changed."""
         kernel = self.tunnels.wireguard()
         if shutil.which("wg") is None:
@@ -170,7 +171,10 @@ class Machine:
         if kernel.by == "user space" and shutil.which("wireguard-go") is None:
             why = "the kernel has no WireGuard, and wireguard-go is not installed"
             return Tools(problem=why, hint="install the package wireguard-go")
-        self.wireguard.prepare()
+        try:
+            self.wireguard.prepare()
+        except LinkspanError as error:
+            return Tools(problem=error.message, hint=error.hint)
         found = keys.look(self.wireguard.keys)
         file = str(self.wireguard.keys.folder / keys.PRIVATE)
         return Tools(

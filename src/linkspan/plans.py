@@ -7,12 +7,11 @@ what is no longer needed is dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from linkspan import firewall, migration
 from linkspan.backends import BACKENDS
 from linkspan.config import Config
-from linkspan.contracts import Backend
 from linkspan.desired import Source
 from linkspan.errors import LinkspanError
 from linkspan.machine import Worker
@@ -32,8 +31,12 @@ class Plans:
         self._view = view
         self._plans: dict[Source, list[State]] = {}
         self._too_much: set[Source] = set()
-        self.problems: dict[str, str] = {}
-        """By encrypting backend: why this host cannot have it. What it had stays."""
+        self._refused: dict[Source, LinkspanError] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this host cannot have what networks want; what it had stays."""
+        return list(dict.fromkeys(error.told for error in self._refused.values()))
 
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
@@ -41,22 +44,28 @@ class Plans:
         yield ("host", "firewall"), list(firewall.skeleton(view.facts)) if used else []
         for way in BACKENDS.values():
             if way.encrypts:  # one device for all networks: before what they put on it
-                yield ("host", way.name), self._of_host(way, view)
+                yield ("host", way.name), self._possible(("host", way.name), way.host(view))
         for network in view.networks:
-            yield ("network", network.name), list(migration.network_states(view, network))
+            source = ("network", network.name)
+            yield source, self._possible(source, migration.network_states(view, network))
             if network.expose:
                 yield ("expose", network.name), list(exposed.files(network, self._config))
 
-    def _of_host(self, way: Backend, view: HostView) -> list[State]:
+    def _possible(self, source: Source, wanted: Iterable[State]) -> list[State]:
+        """Return what a source wants; where this host cannot have it (now), what it had, and what comes before that.
+
+        So what keeps a network closed stands in any case.
+        """
+        states: list[State] = []
         try:
-            states = list(way.host(view))
+            states.extend(wanted)  # one that raises leaves what it has yielded
         except LinkspanError as error:
-            why = f"{error.message}; {error.hint}" if error.hint else error.message
-            if self.problems.get(way.name) != why:
-                log.warning("%s", why)
-            self.problems[way.name] = why
-            return self._plans.get(("host", way.name), [])
-        self.problems.pop(way.name, None)
+            if source not in self._refused or self._refused[source].told != error.told:
+                log.warning("%s", error.told)
+            self._refused[source] = error
+            had = {state.key: state for state in self._plans.get(source, [])}
+            return list((had | {state.key: state for state in states}).values())
+        self._refused.pop(source, None)
         return states
 
     async def put(self) -> dict[Key, LinkspanError]:
@@ -67,8 +76,10 @@ class Plans:
         failed: dict[Key, LinkspanError] = {}
         plans = dict(self._wanted())
         for gone in self._plans.keys() - plans.keys():  # a network that another host deleted
+            self._refused.pop(gone, None)
             failed.update(await self._worker.run(self._worker.machine.reconciler.change, gone, ()))
         self._plans = plans
+        failed.update((source, error) for source, error in self._refused.items() if source[0] == "network")
         for source, states in plans.items():
             try:
                 failed.update(await self._worker.run(self._put, source, states))

@@ -39,6 +39,7 @@ from linkspan.state import (
     Vxlan,
     Wireguard,
 )
+from linkspan.wireguard import AllowedIp, WireguardKey, WireguardPeer
 
 PASSES = 3
 
@@ -46,7 +47,7 @@ _TUNNELS = Vxlan | Ipip | IpsecLink | Wireguard
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
-
+_IN_DEVICE = WireguardKey | WireguardPeer | AllowedIp
 
 _READ = File | Secret
 """What helper programs read."""
@@ -141,7 +142,7 @@ class Reconciler:
         """Put in the order given, then delete in the order given; go on past errors and return them."""
         failed: dict[Key, LinkspanError] = {}
         for driver, states in self._grouped(change.put):
-            waiting = _without_link(states, failed)
+            waiting = _without_link(states, self.failing | failed)
             failed.update(waiting)
             failed.update(driver.apply([state for state in states if state.key not in waiting], ()))
         for driver, states in self._grouped(_not_falling(change.delete)):
@@ -216,7 +217,7 @@ class Reconciler:
         put = [state for key, state in desired.items() if observed.get(key) != state]
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
         words.update((state.key, "removed") for state in extra)
-        put.sort(key=lambda state: state.rank)
+        put.sort(key=behind_links(put))
         extra.sort(key=lambda state: state.rank, reverse=True)
         return Change(tuple(put), tuple(extra)), words
 
@@ -234,25 +235,43 @@ class Reconciler:
         return [state for state in change.put if state.key in wanted]
 
 
+def behind_links(put: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
+    """Return an order in which nothing comes before its link, or it might get to another's of that name.
+
+    A link that a helper makes comes late.
+    """
+    late = {state.name: state.rank for state in put if isinstance(state, IpsecLink)}
+
+    def place(state: State) -> tuple[int, bool, int]:
+        after = max((rank for name, rank in late.items() if name in _stands_on(state, late)), default=0)
+        return max(after, state.rank), bool(after), state.rank
+
+    return place
+
+
 def _without_link(states: Sequence[State], failed: dict[Key, LinkspanError]) -> dict[Key, LinkspanError]:
     """Return what cannot stand, for its link could not be made, with the link's error.
 
     A link of that name may be another's, who keeps it as it is.
     """
-    links = {str(key[1]): error for key, error in failed.items() if key[0] in (Bridge.__name__, Veth.__name__)}
+    kinds = {kind.__name__ for kind in _LINKS.__args__}
+    links = {str(key[1]): error for key, error in failed.items() if key[0] in kinds}
     if not links:
         return {}
     found: dict[Key, LinkspanError] = {}
     for state in states:
-        if isinstance(state, LinkSysctl):
-            names = [name for name in links if f"/{name}/" in state.path]
-        elif isinstance(state, Address | Route):
-            names = [state.device]
-        else:
-            names = [state.master] if isinstance(state, Veth) else []
         if _netns(state) == HOST:
-            found.update((state.key, links[name]) for name in names if name in links)
+            found.update((state.key, links[name]) for name in _stands_on(state, links) if name in links)
     return found
+
+
+def _stands_on(state: State, links: Iterable[str]) -> list[str]:
+    """Return the names of the links, of these, that a state needs."""
+    if isinstance(state, LinkSysctl):
+        return [name for name in links if f"/{name}/" in state.path]
+    if isinstance(state, _ON_LINKS | _IN_DEVICE):
+        return [state.device]
+    return [state.master] if isinstance(state, Veth) else []
 
 
 def _not_falling(delete: Sequence[State]) -> list[State]:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from linkspan.backends.wireguard import WireguardBackend
+from linkspan.backends.wireguard import WireguardBackend, serves
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.kernel import keys
@@ -41,11 +41,15 @@ async def _nobody() -> None:
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """How a host's keys stand: their short names, and the hosts that do not take the next one yet."""
+    """How a host's keys stand: their short names, and the hosts that do not take the next one yet.
+
+    ``used`` tells whether a network encrypts by them.
+    """
 
     key: str
     next: str = ""
     waiting: list[str] = []
+    used: bool = True
 
 
 class Rotating:
@@ -96,7 +100,8 @@ class Rotating:
         """Return how this host's keys stand."""
         host = self._leases.host
         coming = host.next_keys.get(NAME, "")
-        return Rotation(key_id(host.keys.get(NAME, "")), key_id(coming), self._waiting() if coming else [])
+        used = any(map(serves, self._view().networks))
+        return Rotation(key_id(host.keys.get(NAME, "")), key_id(coming), self._waiting() if coming else [], used)
 
     def _waiting(self) -> list[str]:
         host = self._leases.host

@@ -9,10 +9,15 @@ network, without any daemon, and neither needs the other:
   pool's address there, as source or target, may leave to containers, by lo, and by devices that encrypt (the set
   ``sealing``), and is dropped for every other. A neighbour is asked for only afterwards: not even ARP tells an address.
 
-What was masqueraded bears the host's address by then, and a published port's answers do too: both pass. A network
-that is not masqueraded has no way out at all, for its packets would leave with their own addresses.
+Nor is anything taken in clear: a second chain, before all translation, lets what bears such an address come by the same
+devices only. So somebody on the underlay reaches no container with a packet of their own, plain or wrapped.
 
-A backend that encrypts says so (``encrypts``), and its device stands in ``sealing`` (``encrypting``).
+What was masqueraded bears the host's address behind translation, and so do its answers before; a published port is
+the host's as well: all these pass. A network that is not masqueraded has no way out at all, for its packets would
+leave with their own addresses.
+
+A backend that encrypts says so (``encrypts``), and its device stands in ``sealing`` (``encrypting``). Another's device
+with such a name gets nothing, and nothing is taken from it: ours are in a device group (``GROUP``).
 """
 
 from __future__ import annotations
@@ -21,10 +26,13 @@ from collections.abc import Iterable
 
 from linkspan.addresses import FAMILIES, Prefix
 from linkspan.firewall import INET, TABLE, element, pool_text
-from linkspan.state import NftChain, NftSet, State
+from linkspan.state import GROUP, NftChain, NftSet, State
 
-CHAIN = "sealed"
-_HOOK = "type filter hook postrouting priority srcnat + 10; policy accept;"
+OUT, IN = "sealed", "sealed_in"
+_HOOKS = {
+    OUT: "type filter hook postrouting priority srcnat + 10; policy accept;",
+    IN: "type filter hook prerouting priority raw + 10; policy accept;",
+}
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
@@ -37,7 +45,8 @@ def sealed(pools: Iterable[Prefix], *, xfrm: bool) -> Iterable[State]:
     yield NftSet(INET, TABLE, "sealing", "ifname")
     for family in FAMILIES:
         yield NftSet(INET, TABLE, f"sealed{family}", _TYPE[family], interval=True)
-    yield NftChain(INET, TABLE, CHAIN, _HOOK, tuple(_rules(xfrm)))
+    yield NftChain(INET, TABLE, OUT, _HOOKS[OUT], tuple(_rules("o", xfrm=xfrm)))
+    yield NftChain(INET, TABLE, IN, _HOOKS[IN], tuple(_rules("i", xfrm=False)))
     for pool in pools:
         yield element(f"sealed{pool.family}", pool_text(pool))
 
@@ -48,14 +57,15 @@ def encrypting(device: str) -> Iterable[State]:
     yield element("sealing", device)
 
 
-def _rules(xfrm: bool) -> Iterable[str]:
-    # To containers, encrypted, and to the host itself (ls-* and lsp* are bridges); all else is a way out of the host.
-    yield 'oifname "lsr*" accept'
-    yield "oifname @sealing accept"
+def _rules(way: str, *, xfrm: bool) -> Iterable[str]:
+    # Containers, encrypted, and the host itself (ls-* and lsp* are bridges); all else leads out of the host, with
+    # ``way`` "o", or into it, "i".
+    yield f'{way}ifname "lsr*" accept'
+    yield f"{way}ifname @sealing {way}ifgroup {GROUP} accept"
     if xfrm:
         yield "rt ipsec exists accept"
     for links in ("lo", "lsp*", "ls-*"):
-        yield f'oifname "{links}" accept'
+        yield f'{way}ifname "{links}" accept'
     for family in FAMILIES:
         for end in ("saddr", "daddr"):
             yield f"{_IP[family]} {end} @sealed{family} drop"

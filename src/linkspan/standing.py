@@ -14,9 +14,9 @@ Told = dict[str, str]
 
 
 def unreachable(
-    cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Mapping[str, str]
+    cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
 ) -> list[Told]:
-    """Return the peers that cannot be reached or say nothing, and what this host itself ``lacks`` for a backend."""
+    """Return the peers that cannot be reached or say nothing, and what this host itself ``lacks`` for a network."""
     hosts = leases.hosts()
     found: list[Told] = []
     for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
@@ -32,9 +32,11 @@ def unreachable(
     if cluster.stalled:
         what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
         found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
+    if cluster.astray:
+        found.append(_told("", leases.host.name, cluster.astray))
     if cluster.second:
         found.append(_told("", leases.host.name, cluster.second))
-    found += [_told("", leases.host.name, why) for why in (*cluster.speakers.problems.values(), *lacks.values())]
+    found += [_told("", leases.host.name, why) for why in (*cluster.speakers.problems.values(), *lacks)]
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 

@@ -36,6 +36,10 @@ OTHERS = ("docker*", "br-*", "podman*", "cni*", "virbr*", "lxc*", "lxd*")
 ALTNAME = "linkspan:"
 """Every link of ours has an alternative name that begins so; a link without it is not ours."""
 
+GROUP = 76
+"""The device group of our devices that encrypt: rules cannot ask for an alternative name, and a name alone may be that
+of another's device, which has group 0."""
+
 
 class State(msgspec.Struct, frozen=True, gc=False):
     """One object that should be on this machine."""

@@ -52,7 +52,7 @@ def told(agent: Agent) -> dict[str, object]:
         "networks": networks,
         "disputes": disputes(agent),
         "drift": [
-            *dict.fromkeys(error.message for error in drift(agent)),
+            *dict.fromkeys(error.told for error in drift(agent)),
             *agent.docker.exposed.problems.values(),
             *agent.naming.problems.values(),
         ],
@@ -64,7 +64,10 @@ def told(agent: Agent) -> dict[str, object]:
         "heals": heals,
         "unreachable": [
             *standing.unreachable(
-                agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
+                agent.cluster,
+                agent.leases,
+                agent.probes.silent(),
+                [*agent.plans.problems, *lacking(agent.view()).values()],
             ),
             *agent.associating.told(),
         ],

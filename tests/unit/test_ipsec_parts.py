@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import subprocess
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -10,11 +14,13 @@ from linkspan.associating import Wanted, missing, superfluous, under_way
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
 from linkspan.backends.ipsec import BACKEND
 from linkspan.errors import Invalid, Unavailable
+from linkspan.firewall import element
 from linkspan.ipsec import identity, settings
 from linkspan.kernel.ike import Association, Child
 from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 from linkspan.programs import Process
 from linkspan.state import NftElement, Route
+from linkspan.tell import plan_ipsec
 from linkspan.tell.associations import reasons, said
 from linkspan.tell.plan import commands
 
@@ -115,6 +121,14 @@ def test_a_host_needs_a_daemon_ports_and_a_way_to_encrypt() -> None:
         assert list(BACKEND.network(view(found), DEMO))
 
 
+def test_an_internal_network_s_device_is_known_as_one() -> None:
+    """In user space, too, where its name does not begin as all our others' do."""
+    internal = msgspec.structs.replace(DEMO, internal=True)
+    for found, device in ((KERNEL, "lsipsec"), (USER, "ipsec0")):
+        assert element("internal_links", device) in list(BACKEND.network(view(found), internal))
+        assert element("internal_links", device) not in list(BACKEND.network(view(found), DEMO))
+
+
 def test_what_serves_all_networks_has_no_secret_in_it() -> None:
     """Paths only, and the plan shows what is in them as ***."""
     states = list(BACKEND.host(view(USER)))
@@ -123,6 +137,27 @@ def test_what_serves_all_networks_has_no_secret_in_it() -> None:
     assert (credential.kind, credential.path) == ("psk", "/etc/psk")
     (line,) = commands(credential, str)
     assert "secret = ***" in line
+
+
+def test_a_plan_for_swanctl_can_be_typed(tmp_path: Path) -> None:
+    """In the real state folder; children have what their connection has, and the last command loads everything."""
+    psk, folder = tmp_path / "psk", tmp_path / "ipsec"
+    psk.write_text('a "b&|\\c $x\n')
+    folder.mkdir()
+    states = [IpsecCredential("psk", str(psk)), CONNECTION, CHILD]
+    for state in states:
+        for line in commands(state, str, str(tmp_path)):
+            subprocess.run(["sh", "-ec", line], check=True)
+    lines = (folder / "swanctl.conf").read_text().splitlines()
+    assert (folder / "swanctl.conf").stat().st_mode & 0o777 == 0o600
+    (secret,) = (line.removeprefix("secret = 0s") for line in lines if line.startswith("secret = "))
+    assert base64.b64decode(secret) == psk.read_bytes()[:-1]
+    at = lines.index("10-77-1-0-24-10-77-2-0-24 : of-ls-h2 {")
+    assert lines[at + 1 : at + 3] == ["local_ts = 10.77.1.0/24", "remote_ts = 10.77.2.0/24"]
+    assert lines.count("of-ls-h2 {") == lines.count("if_id_in = 0x7") == 1
+    last = plan_ipsec.ending(states, str(tmp_path))
+    assert last.endswith(f"SWANCTL_DIR={folder} swanctl --load-all --noprompt --uri unix://{folder}/charon.vici")
+    assert plan_ipsec.ending([], str(tmp_path)) == ""
 
 
 CONNECTION = IpsecConnection("ls-h2", "a", "b", "h1", "h2", True, False, True, 3600, 5, False, 7)

@@ -78,7 +78,7 @@ def typed(state: State) -> tuple[str, ...]:
         ),
         (
             TunnelPrefix(prefix("10.2.0.0/24"), GATEWAY),
-            """echo '10.2.0.0/24 10.0.0.1' >> "${STATE_DIR:-/var/lib/linkspan}/ipip/table\"""",
+            """echo '10.2.0.0/24 10.0.0.1' >>"${STATE_DIR:-/var/lib/linkspan}"/ipip/table""",
         ),
         (Address("ls-demo", prefix("10.0.0.1/24")), "ip addr replace 10.0.0.1/24 dev ls-demo brd +"),
         (Address("eth0", prefix("10.0.0.2/32"), 7), "ip -n web addr replace 10.0.0.2/32 dev eth0"),

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from linkspan.errors import Denied, Invalid, KernelError, LinkspanError
-from linkspan.kernel.secrets import SecretDriver
+from linkspan.kernel.secrets import SecretDriver, apart, trusted
 from linkspan.programs import SECRET, Secret
 from linkspan.state import HOST
 
@@ -94,3 +94,36 @@ def test_what_is_no_secret_is_refused_by_its_file(
     assert str(source) in found.message
     assert "bad" not in found.message
     assert not Path(wanted.path).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: files of others cannot be made")
+def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
+    """Everybody may read a certificate, and a link may lead to it; others may neither own nor change it."""
+    source.chmod(0o644)
+    (tmp_path / "link").symlink_to(source)
+    assert trusted(str(tmp_path / "link"), "ca") == source.read_bytes()
+    for spoil in (
+        lambda: source.chmod(0o664),
+        lambda: source.chmod(0o646),
+        lambda: (source.chmod(0o644), os.chown(source, 1, -1)),
+    ):
+        spoil()
+        with pytest.raises(Denied) as refusal:
+            trusted(str(source), "ca")
+        assert f"{source} (ca) can be changed by others than root" in refusal.value.message
+        assert f"chown root {source}" in refusal.value.hint
+    with pytest.raises(KernelError, match="nothing"):
+        trusted(str(tmp_path / "nothing"), "ca")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: folders of others cannot be made")
+def test_a_folder_of_secrets_is_root_s_alone_whatever_it_was(tmp_path: Path) -> None:
+    """One that is made, one that others could look into, and another's; a link is not followed."""
+    folder = tmp_path / "keys"
+    for spoil in (lambda: None, lambda: folder.chmod(0o755), lambda: os.chown(folder, 1, 1)):
+        spoil()
+        apart(folder)
+        assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, 0)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(KernelError, match="root's alone"):
+        apart(tmp_path / "link")

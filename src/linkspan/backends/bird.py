@@ -128,7 +128,7 @@ def _general(speaker: Speaker, folder: str) -> Iterator[str]:
     yield "ipv6 table igp6;"
     yield "protocol device { scan time 10; }"
     # Not linkspan's own links: a next hop is on the underlay.
-    yield 'protocol direct { ipv4 { table igp4; }; ipv6 { table igp6; }; interface -"ls*", "*"; }'
+    yield 'protocol direct { ipv4 { table igp4; }; ipv6 { table igp6; }; interface -"ls*", -"ipsec0", "*"; }'
 
 
 def _tables(speaker: Speaker, serving: Serving, family: int) -> Iterator[str]:

@@ -143,6 +143,8 @@ class IpsecBackend:
         yield from sealed.encrypting(device)
         yield from tunnel_sysctls(device, network)
         yield from own_addresses(view, network, device)
+        if network.internal:
+            yield element("internal_links", device)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the connection with its children, the routes, and what lets the peer's packets in."""

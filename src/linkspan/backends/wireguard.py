@@ -93,7 +93,7 @@ class WireguardBackend:
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
-        served = [network for network in view.networks if _serves(network)]
+        served = [network for network in view.networks if serves(network)]
         if not served:
             return
         here, tools = underlay(view, served[0]), _tools(view)
@@ -183,7 +183,8 @@ def doubled(hosts: Iterable[Host]) -> list[tuple[str, list[str]]]:
     return [(public, sorted(names)) for public, names in owners.items() if len(names) > 1]
 
 
-def _serves(network: Network) -> bool:
+def serves(network: Network) -> bool:
+    """Tell whether the network uses the device, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return WireguardBackend.name in ways
 
@@ -191,7 +192,7 @@ def _serves(network: Network) -> bool:
 def lacking(view: HostView) -> dict[str, str]:
     """Return why this host has no usable key file, by the backend's name; what has the key already goes on."""
     found = view.facts.wireguard
-    if found is None or found.problem or view.host is None or not any(map(_serves, view.networks)):
+    if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
         return {}
     name = WireguardBackend.name
     public = view.host.keys.get(name, "")
@@ -265,9 +266,9 @@ def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> st
 
 def asked(view: HostView, hosts: Iterable[Host], networks: Mapping[str, tuple[str, ...]]) -> HostView:
     """Return the view with the other hosts that have keys, each with the networks in which it has a lease."""
-    if view.host is None or not any(_serves(network) for network in view.networks):
+    if view.host is None or not any(serves(network) for network in view.networks):
         return view
-    served = {network.name for network in view.networks if _serves(network)}
+    served = {network.name for network in view.networks if serves(network)}
     others = [
         Other(host, tuple(sorted(served & set(networks.get(host.id, ())))))
         for host in sorted(hosts, key=lambda one: one.id)

@@ -97,7 +97,7 @@ def undrain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_
 
 @app.command("rotate-keys")
 def rotate_keys(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Change this host's own keys of encrypted networks; packets flow meanwhile."""
+    """Change this host's own WireGuard key; packets flow meanwhile."""
     client = Client(socket)
     before = client.call("GET", "/v1/keys")["key"]
     found = client.call("POST", "/v1/keys")
@@ -116,7 +116,13 @@ def _rotated(before: str, found: dict[str, Any]) -> str:
             f"key {found['next']} is announced, and comes into force by itself once these take it: "
             f"{joined(found['waiting'])} (are their agents running? one that is gone: linkspan host remove)"
         )
-    return f"key {found['key']} is in force; {before} is not taken any more"
+    done = f"key {found['key']} is in force; {before} is not taken any more"
+    if found.get("used", True):
+        return done
+    return (
+        f"{done}\nno network has backend wireguard, so nothing was encrypted by either "
+        "(what a host proves itself by in IPsec are files: write new ones)"
+    )
 
 
 @app.command()

@@ -21,9 +21,9 @@ from typing import Any
 from linkspan.addresses import prefix
 from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
 from linkspan.contracts import Support
-from linkspan.errors import Invalid, LinkspanError, Unavailable, of_errno
+from linkspan.errors import Invalid, LinkspanError, Unavailable
 from linkspan.kernel import ike
-from linkspan.kernel.secrets import alone
+from linkspan.kernel.secrets import alone, trusted
 from linkspan.state import HOST, Key, State
 
 IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")
@@ -31,8 +31,6 @@ ESP = ("aes128gcm16-x25519", "aes256gcm16-ecp384")
 """AES-GCM alone (RFC 4106, RFC 5282), with a key exchange of its own for each renewal."""
 RENEWED = 4
 """Lifetimes of an ESP association after which the IKE association is renewed as well."""
-LARGEST = 1 << 20
-"""Bytes of a file with certificates or a revocation list."""
 
 
 class CharonDriver:
@@ -241,9 +239,12 @@ def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dic
 
 
 def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
+    return {"local_ts": [str(child.here)], "remote_ts": [str(child.there)], **of_children(state)}
+
+
+def of_children(state: IpsecConnection) -> dict[str, Any]:
+    """Return what all children of a connection have in common."""
     found: dict[str, Any] = {
-        "local_ts": [str(child.here)],
-        "remote_ts": [str(child.there)],
         "mode": "tunnel",
         "esp_proposals": list(ESP),
         "rekey_time": f"{state.rekey}s",
@@ -260,14 +261,10 @@ def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
 
 
 def _content(state: IpsecCredential) -> bytes:
-    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or a secret is none."""
+    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or others have a hand in."""
     if state.kind in PRIVATE:
         return alone(state.path)
-    try:
-        with Path(state.path).open("rb") as file:
-            return file.read(LARGEST)
-    except OSError as error:
-        raise of_errno(error.errno or 0, f"read {state.path} ({state.kind} for IPsec)") from error
+    return trusted(state.path, f"{state.kind} for IPsec")
 
 
 def _child(connection: str, name: str) -> IpsecChild | None:

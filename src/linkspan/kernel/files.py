@@ -110,6 +110,8 @@ class FileDriver:
             entries[str(folder)] = _Entry()
         entries[state.path] = _Entry(new if old == new else new + old)
         self._ours.save()  # first: a kill in between leaves a name in the memory, never a stray file
+        if not state.mode & 0o077:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is root's alone is kept so
         path.parent.mkdir(parents=True, exist_ok=True)
         if there != state:
             durable.write(path, state.content, state.mode)

@@ -26,6 +26,7 @@ from linkspan.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.kernel.batch import each
 from linkspan.kernel.links import (
     ALT_IFNAME,
+    DEVGROUP,
     IFF_UP,
     IFINFO,
     IFNAME,
@@ -54,7 +55,8 @@ from linkspan.kernel.netlink import (
     text,
     u32,
 )
-from linkspan.state import ALTNAME, HOST, Key, State
+from linkspan.kernel.tunnels import in_group
+from linkspan.state import ALTNAME, GROUP, HOST, Key, State
 
 _IF_ID, _EXTERNAL = 2, 3  # linux/if_link.h: IFLA_XFRM_IF_ID, IFLA_XFRM_COLLECT_METADATA
 _DELRULE, _PRIORITY, _TABLE = 33, 6, 15  # linux/rtnetlink.h, linux/fib_rules.h: FRA_PRIORITY, FRA_TABLE
@@ -108,12 +110,11 @@ class IpsecLinkDriver:
 
     def _state(self, found: dict[int, bytes]) -> IpsecLink | None:
         name, kind = string(found[IFNAME]), _kind(found)
-        if f"{ALTNAME}{name}" not in altnames(found) or not name.startswith(PREFIXES):
+        if f"{ALTNAME}{name}" not in altnames(found) or kind != KINDS.get(name.rstrip("0123456789")):
             return None
-        up = bool(IFINFO.unpack_from(found[-1])[3] & IFF_UP)
+        up = bool(IFINFO.unpack_from(found[-1])[3] & IFF_UP) and in_group(found)
         mtu = int(struct.unpack("=I", found[MTU])[0])
         return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up)
-
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make the kernel's, find the daemon's, and set it up; take away the kernel's."""
         return each(put, self._put) | each(delete, self._delete)
@@ -125,7 +126,7 @@ class IpsecLinkDriver:
         else:
             births = self._births(state)
         prop = ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
-        up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu)
+        up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu) + u32(DEVGROUP, GROUP)
         results = self._sockets.at(HOST).batch(
             [
                 *births,
@@ -160,11 +161,14 @@ class IpsecLinkDriver:
                     f"{state.process} has no device {state.name}", "charon.log in the state folder says why"
                 )
             time.sleep(0.01)
-        if state.name not in names:
-            raise Conflict(
-                f"link {state.name} is another's, so strongSwan's device is called {', '.join(names)}",
-                f"stop whoever made {state.name} (another IPsec daemon with kernel-libipsec?)",
-            )
+        if state.name in names:
+            return
+        if self._look(state.name) is None:  # whose it was has gone: only a new daemon takes the name
+            os.kill(pid, signal.SIGTERM)
+        raise Conflict(
+            f"link {state.name} is another's, so strongSwan's device is called {', '.join(names)}",
+            f"remove or rename it (ip link del {state.name}), or stop whoever made it (another IPsec daemon?)",
+        )
 
     def _serves(self) -> bool:
         """Tell whether the daemon has begun: it has its device by then."""
@@ -180,6 +184,9 @@ class IpsecLinkDriver:
                         Message(_DELRULE, 0, bytes([family]) + body[1:], "remove strongSwan's rule")
                     )
             return
+        there = self._look(state.name)
+        if there is None or self._state(there) is None:
+            return  # another's, which was in our way
         try:
             body = ifinfo() + text(IFNAME, state.name)
             self._sockets.at(HOST).request(Message(DELLINK, 0, body, f"delete link {state.name}"))
@@ -199,7 +206,7 @@ class IpsecLinkDriver:
         return attributes(payload, 16) | {-1: payload}
 
 
-PREFIXES = ("lsipsec", "ipsec")
+KINDS = {"lsipsec": "xfrm", "ipsec": "tun"}
 PROCESS = "charon"
 """The daemon's name as a Process."""
 

@@ -16,7 +16,7 @@ import msgspec
 
 from linkspan.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel import durable
-from linkspan.kernel.secrets import alone
+from linkspan.kernel.secrets import alone, apart
 
 PRIVATE, NEXT = "private.key", "next.key"
 BYTES = 32
@@ -58,7 +58,7 @@ class KeyFolder:
 
     def make(self, name: str) -> str:
         """Make a key, and return the public one. Raises LinkspanError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        apart(self.folder)
         durable.write(self.folder / name, f"{_wg('genkey')}\n".encode(), 0o600)
         return self.public(name)
 

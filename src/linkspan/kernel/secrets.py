@@ -23,6 +23,8 @@ from linkspan.state import HOST, Key, State
 MODE = 0o600
 LONGEST = 80
 """Bytes: TCP_MD5SIG_MAXKEYLEN in linux/tcp.h."""
+LARGEST = 1 << 20
+"""Bytes of a file that is read."""
 
 
 class SecretDriver:
@@ -64,7 +66,7 @@ class SecretDriver:
             self._ours.entries[state.path] = state
             self._ours.save()
         path = Path(state.path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        apart(path.parent)
         durable.write(path, content, MODE)
 
     def _delete(self, state: Secret) -> None:
@@ -75,18 +77,49 @@ class SecretDriver:
 
 def alone(source: str) -> bytes:
     """Return what is in a secret's file. Raises Denied, naming it, where others may read it, or it is not there."""
+    hint = f"chown root: {source}; chmod 600 {source}"
+    denied = Denied(f"{source} is not root's alone, and a secret should be", hint)
+    content = _read(source, f"read the secret in {source}", os.O_NOFOLLOW, 0o077, denied)
+    return content[: 1 << 14].removesuffix(b"\n")
+
+
+def trusted(source: str, what: str) -> bytes:
+    """Return what is in a file that says whom to trust. Raises Denied, naming it, where others may write it."""
+    denied = Denied(
+        f"{source} ({what}) can be changed by others than root, and says whom this host trusts",
+        f"chown root {source}; chmod go-w {source}",
+    )
+    return _read(source, f"read {source} ({what})", 0, 0o022, denied)
+
+
+def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> bytes:
+    """Return a file's content. Raises ``denied`` where it is not root's, or has one of these modes for others."""
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
         with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise Denied(
-                    f"{source} is not root's alone, and a secret should be",
-                    f"chown root: {source}; chmod 600 {source}",
-                )
-            return file.read(1 << 14).removesuffix(b"\n")
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & others:
+                raise denied
+            return file.read(LARGEST)
     except OSError as error:
-        raise of_errno(error.errno or 0, f"read the secret in {source}") from error
+        raise of_errno(error.errno or 0, doing) from error
+
+
+def apart(folder: Path) -> None:
+    """Make a folder root's alone, also where it is there already. Raises LinkspanError, naming it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid():
+                os.fchown(fd, os.geteuid(), os.getegid())
+            if stat.S_IMODE(found.st_mode) != 0o700:
+                os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"make {folder} root's alone") from error
 
 
 def rendered(state: Secret) -> bytes:

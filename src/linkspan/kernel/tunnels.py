@@ -23,6 +23,7 @@ from linkspan.kernel.batch import each
 from linkspan.kernel.links import (
     ADDRESS,
     ALT_IFNAME,
+    DEVGROUP,
     IFF_UP,
     IFINFO,
     IFNAME,
@@ -52,7 +53,7 @@ from linkspan.kernel.netlink import (
     text,
     u32,
 )
-from linkspan.state import ALTNAME, HOST, Ipip, Key, State, Vxlan, Wireguard
+from linkspan.state import ALTNAME, GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 
 # linux/if_link.h: IFLA_VXLAN_*
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT, _GROUP6, _LOCAL6, _COLLECT = 1, 2, 4, 7, 15, 16, 17, 25
@@ -136,8 +137,13 @@ class TunnelDriver:
         return [state for name, up, found in links if (state := _tunnel(name, up, found))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Make, mend, replace and remove devices; one of another's with the same name is a Conflict."""
-        return each(put, self._put) | each(delete, self._delete)
+        """Make, mend, replace and remove devices; one of another's with the same name is a Conflict, and stays."""
+        return each(put, self._put) | each(delete, self._remove)
+
+    def _remove(self, state: Tunnel) -> None:
+        there = self._look(state.name)
+        if there is not None and any(other.startswith(ALTNAME) for other in altnames(there[2])):
+            self._delete(state)
 
     def _put(self, state: Tunnel) -> None:
         there = self._look(state.name)
@@ -178,8 +184,7 @@ class TunnelDriver:
         info = attr(LINKINFO | NESTED, text(INFO_KIND, kind) + attr(INFO_DATA | NESTED, data))
         return [Message(NEWLINK, F_CREATE | F_EXCL, body + info, f"add {kind} device {state.name}")]
 
-    def _delete(self, state: State) -> None:
-        assert isinstance(state, Tunnel)
+    def _delete(self, state: Tunnel) -> None:
         body = ifinfo() + text(IFNAME, state.name)
         try:
             self._sockets.at(HOST).request(Message(DELLINK, 0, body, f"delete link {state.name}"))
@@ -202,7 +207,8 @@ def _finish(state: Tunnel) -> list[Message]:
     prop = ifinfo() + name + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
     mac = attr(ADDRESS, state.mac) if isinstance(state, Vxlan) else b""
     queue = u32(_TXQLEN, QUEUE) if not isinstance(state, Vxlan) and state.tun else b""
-    up = ifinfo(up=True) + name + mac + u32(MTU, state.mtu) + queue
+    group = u32(DEVGROUP, GROUP) if isinstance(state, Wireguard) else b""
+    up = ifinfo(up=True) + name + mac + u32(MTU, state.mtu) + queue + group
     return [
         Message(NEWLINKPROP, F_CREATE | F_EXCL, prop, f"name link {state.name} {state.altname}"),
         Message(SETLINK, 0, up, f"set link {state.name} up"),
@@ -222,6 +228,11 @@ def _make_tun(name: str) -> None:
         raise of_errno(error.errno or 0, f"add TUN {name}") from error
 
 
+def in_group(found: Mapping[int, bytes]) -> bool:
+    """Tell whether a device is in the group of ours that encrypt; where not, rules drop all, as if it were down."""
+    return found.get(DEVGROUP) == struct.pack("=I", GROUP)
+
+
 def _link(payload: bytes) -> tuple[str, bool, dict[int, bytes]]:
     found = attributes(payload, 16)
     return string(found[IFNAME]), bool(IFINFO.unpack_from(payload)[3] & IFF_UP), found
@@ -238,9 +249,9 @@ def _tunnel(name: str, up: bool, found: dict[int, bytes]) -> Tunnel | None:
     mtu = int(struct.unpack("=I", found[MTU])[0])
     match _kind(found):
         case "tun" if name.startswith(WIREGUARD):
-            return Wireguard(name, mtu, tun=True, up=up)
+            return Wireguard(name, mtu, tun=True, up=up and in_group(found))
         case "wireguard":
-            return Wireguard(name, mtu, tun=False, up=up)
+            return Wireguard(name, mtu, tun=False, up=up and in_group(found))
         case "tun":
             return Ipip(name, mtu, b"", tun=True, up=up)
         case "ipip":

@@ -33,6 +33,7 @@ from linkspan.kernel.durable import Memory
 from linkspan.kernel.keys import KeyFolder
 from linkspan.kernel.links import IFNAME, MTU, ifinfo
 from linkspan.kernel.netlink import SETLINK, Message, Sockets, text, u32
+from linkspan.kernel.secrets import apart
 from linkspan.state import HOST, Key, State
 from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
 
@@ -107,9 +108,10 @@ class WireguardDriver:
         return (*inside, "wireguard-go", "-f", DEVICE) if inside else ()
 
     def prepare(self) -> None:
-        """Make the folder that wireguard-go has its socket in."""
+        """Make the folder of the keys root's alone, and the one that wireguard-go has its socket in."""
+        apart(self.keys.folder)
         if self._support().by == "user space":
-            self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
+            apart(self._run)
 
     def table(self) -> Table | None:
         """Return the device as it is, None where there is none that answers."""

@@ -150,7 +150,7 @@ MEANINGS = (
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
     ("lsp*", "the port is on no bridge"),
-    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear"),
+    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear or is taken so"),
     ("@macs", "the guard does not know this MAC at this port"),
     ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
     ("127.0.0.0/8", "loopback addresses are not taken from the wire"),

@@ -19,6 +19,7 @@ from linkspan.backends.ipsec import NAT
 from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel import asking, ike, iptables, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver
+from linkspan.kernel.links import DEVGROUP
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import (
     GETADDR,
@@ -176,6 +177,7 @@ class KernelAnswers:
             bytes(found.get(_ADDRESS, b"")),
             self._name(netns, struct.unpack("=I", found[_MASTER])[0]) if _MASTER in found else "",
             _PORT_STATE not in port or port[_PORT_STATE][0] == _FORWARDING,
+            struct.unpack("=I", found[DEVGROUP])[0],
         )
 
     def addresses(self, netns: int) -> Mapping[bytes, str]:

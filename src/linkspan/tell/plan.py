@@ -20,7 +20,9 @@ from linkspan.kernel.iptables import COMMENT
 from linkspan.kernel.neighbours import TUNNELS
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.programs import SECRET, File, LearntRoutes, Process, Secret
+from linkspan.reconcile import behind_links
 from linkspan.state import (
+    GROUP,
     HOST,
     ROUTE_PROTOCOL,
     Address,
@@ -54,9 +56,15 @@ Paths = Callable[[int], str]
 _NAMED = PurePosixPath("/run/netns")
 _JUMP = re.compile(r"\b(?:jump|goto) ([^\s;,}]+)")
 
+STATE_DIR = '"${STATE_DIR:-/var/lib/linkspan}"'
+"""The state folder for a reader who has none yet."""
 
-def commands(state: State, paths: Paths) -> tuple[str, ...]:
-    """Return the command lines that make the state, in order; ``paths`` finds a container's namespace."""
+
+def commands(state: State, paths: Paths, state_dir: str = STATE_DIR) -> tuple[str, ...]:
+    """Return the command lines that make the state, in order.
+
+    ``paths`` finds a container's namespace, and ``state_dir`` is the state folder as the shell reads it.
+    """
     match state:
         case Sysctl() | LinkSysctl():
             return (_inside(state.netns, paths) + f"sysctl -w {shlex.quote(f'{state.path}={state.value}')}",)
@@ -67,7 +75,7 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
         case Vxlan() | Ipip() | Wireguard():
             return tuple(_tunnel(state))
         case Neighbour() | FdbEntry() | TunnelPrefix():
-            return (_entry(state),)
+            return (_entry(state, state_dir),)
         case Address():
             nodad = " nodad" if state.prefix.family == 6 else " brd +" if state.prefix.length < 31 else ""
             ip = _ip(state.netns, paths)
@@ -90,7 +98,7 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
         case IpsecLink():
             return tuple(plan_ipsec.link(state))
         case IpsecCredential() | IpsecConnection() | IpsecChild():
-            return (plan_ipsec.command(state),)
+            return (plan_ipsec.command(state, state_dir),)
         case Process():
             return (f"setsid --fork {shlex.join(state.argv)} </dev/null",)
     return (f": # no command is known for {type(state).__name__}",)
@@ -99,10 +107,12 @@ def commands(state: State, paths: Paths) -> tuple[str, ...]:
 def ordered(states: Iterable[State]) -> list[State]:
     """Return the states in an order in which they can be typed.
 
-    By rank; of chains, one comes after those it jumps to; of routes, one by a gateway after the direct ones,
-    among which is the way to the gateway.
+    By rank, and what is on a link after that; of chains, one comes after those it jumps to; of routes, one by a
+    gateway after the direct ones, among which is the way to the gateway.
     """
-    ranked = sorted(states, key=lambda s: (s.rank, isinstance(s, Route) and bool(s.gateway)))
+    every = list(states)
+    place = behind_links(every)
+    ranked = sorted(every, key=lambda s: (place(s), isinstance(s, Route) and bool(s.gateway)))
     chains = {s.key: s for s in ranked if isinstance(s, NftChain)}
     done: dict[State, None] = {}
     met: set[State] = set()
@@ -249,10 +259,11 @@ def _tunnel(state: Vxlan | Ipip | Wireguard) -> Iterator[str]:
         case Wireguard():
             yield f"ip link add {name} type wireguard"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
-    yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
+    group = f" group {GROUP}" if isinstance(state, Wireguard) else ""
+    yield f"ip link set {name} mtu {state.mtu}{group}{' up' if state.up else ''}"
 
 
-def _entry(state: Neighbour | FdbEntry | TunnelPrefix) -> str:
+def _entry(state: Neighbour | FdbEntry | TunnelPrefix, state_dir: str) -> str:
     match state:
         case Neighbour(device, address, mac):
             ours = "" if device.startswith(TUNNELS) else f" protocol {ROUTE_PROTOCOL}"
@@ -262,7 +273,7 @@ def _entry(state: Neighbour | FdbEntry | TunnelPrefix) -> str:
             where = f"dev {shlex.quote(device)} dst {_text(remote)}"
             return f"bridge fdb replace {mac_text(mac)} {where} self permanent"
         case TunnelPrefix(prefix, remote):
-            return f"echo '{prefix} {_text(remote)}' >> \"${{STATE_DIR:-/var/lib/linkspan}}/{TABLE}\""
+            return f"echo '{prefix} {_text(remote)}' >>{state_dir}/{TABLE}"
 
 
 def _text(packed: bytes) -> str:

@@ -1,21 +1,26 @@
 """IPsec's states as commands: what swanctl would be given, with secrets shown as ``***``.
 
 A connection's configuration is written as a file below the state folder, in which swanctl finds it; a child is one
-section more of it.
+section more of it. Each says the state folder's path as the shell reads it.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from linkspan.addresses import whole
 from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
-from linkspan.kernel.charon import configuration
+from linkspan.backends.strongswan import CONTROL
+from linkspan.kernel.charon import configuration, of_children
+from linkspan.state import GROUP, State
 
 HIDDEN = "***"
-FOLDER = '"${STATE_DIR:-/var/lib/linkspan}/ipsec"'
+FOLDER, CONF = "ipsec", "swanctl.conf"
+_ODD = re.compile(r"[^0-9a-z]+")
+"""What no section's name may have, in a file."""
 _PLACES = {"key": "private", "certificate": "x509", "ca": "x509ca", "crl": "x509crl"}
 PURPOSES: dict[type, str] = {
     IpsecLink: "a device by which packets go to be encrypted by IPsec",
@@ -33,39 +38,50 @@ def link(state: IpsecLink) -> Iterator[str]:
     else:
         yield f"ip link add {name} type xfrm external"
     yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
-    yield f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}"
+    yield f"ip link set {name} mtu {state.mtu} group {GROUP}{' up' if state.up else ''}"
 
 
-def command(state: IpsecCredential | IpsecConnection | IpsecChild) -> str:
-    """Return the command that makes the state; ``swanctl --load-all`` after the last one loads them."""
+def command(state: IpsecCredential | IpsecConnection | IpsecChild, state_dir: str) -> str:
+    """Return the command that makes the state; what ``ending`` returns loads it."""
+    folder = f"{state_dir}/{FOLDER}"
     match state:
         case IpsecCredential("psk", path):
-            text = f"secrets {{ ike-linkspan {{ secret = {HIDDEN} }} }}"
-            return f"echo {shlex.quote(text)} >>{FOLDER}/swanctl.conf  # what is in {path}"
+            # The key goes from file to file, in base64 (swanctl.conf(5)), and nobody sees it.
+            text = " ".join(map(shlex.quote, ("secrets { ike-linkspan {", f"secret = {HIDDEN}", "} }")))
+            key = f"0s$(tr -d '\\n' <{shlex.quote(path)} | base64 -w0)"
+            return f"(umask 077; printf '%s\\n' {text} | sed \"s|[*]*[*]|{key}|\" >>{folder}/{CONF})"
         case IpsecCredential(kind, path):
             note = f"  # {HIDDEN}" if kind in PRIVATE else ""
-            return f"install -D -m 0600 {shlex.quote(path)} -t {FOLDER}/{_PLACES[kind]}{note}"
+            return f"install -D -m 0600 {shlex.quote(path)} -t {folder}/{_PLACES[kind]}{note}"
         case IpsecConnection():
-            words = configuration(state, ())
-            return _appended(state.name, {key: value for key, value in words.items() if key != "children"})
+            own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
+            sections = {f"of-{state.name}": of_children(state), "connections": {state.name: own}}
+            return _appended(sections, folder)
         case IpsecChild(connection, here, there):
             ways = "everything" if here == there == whole(here.family) else f"{here} === {there}"
-            section = {"children": {state.name: {"local_ts": [str(here)], "remote_ts": [str(there)]}}}
-            return f"{_appended(connection, section)}  # {ways}"
+            own = {"local_ts": [str(here)], "remote_ts": [str(there)]}
+            name = f"{_ODD.sub('-', state.name)} : of-{connection}"
+            return f"{_appended({'connections': {connection: {'children': {name: own}}}}, folder)}  # {ways}"
 
 
-def _appended(connection: str, section: Mapping[str, Any]) -> str:
-    text = f"connections {{ {_quoted(connection)} {{ {' '.join(_lines(section))} }} }}"
-    return f"echo {shlex.quote(text)} >>{FOLDER}/swanctl.conf"
+def ending(states: Iterable[State], state_dir: str) -> str:
+    """Return the command by which all is loaded in the end, '' where there is nothing of IPsec's."""
+    if not any(isinstance(state, IpsecConnection | IpsecCredential) for state in states):
+        return ""
+    folder = f"{state_dir}/{FOLDER}"
+    waits = f"until [ -S {folder}/{CONTROL} ]; do sleep 0.1; done"
+    return f"{waits}; SWANCTL_DIR={folder} swanctl --load-all --noprompt --uri unix://{folder}/{CONTROL}"
+
+
+def _appended(sections: Mapping[str, Any], folder: str) -> str:
+    return f"printf '%s\\n' {' '.join(map(shlex.quote, _lines(sections)))} >>{folder}/{CONF}"
 
 
 def _lines(section: Mapping[str, Any]) -> Iterable[str]:
     for key, value in section.items():
         if isinstance(value, Mapping):
-            yield f"{_quoted(key)} {{ {' '.join(_lines(value))} }}"
+            yield f"{key} {{"
+            yield from _lines(value)
+            yield "}"
         else:
-            yield f"{key} = {','.join(value) if isinstance(value, list) else value};"
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if set("/=.: ") & set(name) else name
+            yield f"{key} = {','.join(value) if isinstance(value, list) else value}"

@@ -127,7 +127,10 @@ class Lookup(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A link; ``carrier`` tells that its other end is up too, ``forwards`` that its bridge port does."""
+    """A link; ``carrier`` tells that its other end is up too, ``forwards`` that its bridge port does.
+
+    ``group`` is its device group.
+    """
 
     name: str
     kind: str
@@ -137,6 +140,7 @@ class Device(msgspec.Struct, frozen=True):
     mac: bytes
     master: str = ""
     forwards: bool = True
+    group: int = 0
 
 
 class Neighbour(msgspec.Struct, frozen=True):

@@ -82,7 +82,7 @@ def _word(value: Any) -> str:
             sign = {"==": "", "in": ""}.get(op, f"{op} ")
             return f"{_word(left)} {sign}{_word(right)}"
         case {"meta": {"key": key}}:
-            return str(key) if key in ("iifname", "oifname") else f"meta {key}"
+            return str(key) if key in ("iifname", "oifname", "iifgroup", "oifgroup") else f"meta {key}"
         case {"payload": {"protocol": protocol, "field": field}}:
             return f"{protocol} {field}"
         case {"ct": {"key": key}}:
@@ -245,6 +245,9 @@ class _Evaluation:
             "nfproto": f"ipv{family}",
             "protocol": "ip" if family == 4 else "ip6",
         }
+        if key in ("iifgroup", "oifgroup"):
+            link = self._asked.device(HOST, known[f"{key[0]}ifname"])
+            return (str(link.group),) if link is not None else ()
         if frame.mark:
             known["mark"] = str(frame.mark)
         return (known[key],) if key in known else None
