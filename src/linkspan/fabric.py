@@ -5,10 +5,13 @@ other LLDP frames; both come back to a flow of ours, which notes port and sender
 So a controller that starts knows at once what the one before it had found out.
 
 A host stays where it was seen last: its port may be down, the note may have ended with the switch. Another place is
-believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A
-link between switches is "up" while it is seen both ways and both ports are up; "silent" where only the ports
-are up, and then it is used where no other way is left, for a link that is believed dead may carry, and none never
-does. One that fell often lately is taken up again ever later.
+believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A MAC that
+two hosts say is theirs moves neither, for nobody knows which of them was seen.
+
+A link between switches begins when both ends have heard each other: what comes in by it counts as checked, and a host
+that says after a switch what it has heard makes no link of its own port. It is "up" while that is so and both ports are
+up; "silent" where only the ports are up, and then it is used where no other way is left, for a link that is believed
+dead may carry, and none never does. One that fell often lately is taken up again ever later.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ STEADY = 10.0
 LONGEST = 30.0
 FORGOTTEN = 60.0
 """Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
+AWAY = 5.0
+"""Seconds after which a switch that was not looked at counts as one that does not answer."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -84,6 +89,9 @@ class Fabric:
         """By host: what is to be said of one that is seen at two ports."""
         self.seen: dict[str, Seen] = {}
         self._links: dict[Spot, Spot] = {}
+        """Both ends of each, by each of them."""
+        self._answered: dict[str, float] = {}
+        """When each switch was looked at last."""
         self._heard: dict[Spot, float] = {}
         self._falls: dict[Spot, list[float]] = {}
         self._up: dict[Spot, bool] = {}
@@ -96,15 +104,15 @@ class Fabric:
         A switch that was not reached is not in ``seen``, and is as it was.
         """
         self.seen.update(seen)
+        self._answered.update(dict.fromkeys(seen, now))
         self._locate(macs)
         fresh = dict(self._sightings(probes))
         for here, there in fresh.items():
-            self._links[here], self._heard[here] = there, now
+            if fresh.get(there) == here:
+                self._links[here], self._heard[here] = there, now
         self._forget(now)
         links = []
         for here, there in sorted(self._links.items()):
-            if there[0] not in self.seen or here[0] not in self.seen:
-                continue
             if not (self.seen[here[0]].up(here[1]) and self.seen[there[0]].up(there[1])):
                 self._note(here, up=False, now=now)
                 continue
@@ -115,11 +123,17 @@ class Fabric:
         return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links))
 
     def _forget(self, now: float) -> None:
-        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed."""
+        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.
+
+        A switch that does not answer cannot be told to say who it is, so its silence means nothing.
+        """
         hosts = set(self.places.values())
         for here, there in list(self._links.items()):
-            ends = all(name in self.seen and self.seen[name].up(n) for name, n in (here, there))
-            if here in hosts or (ends and now - self._heard[here] > FORGOTTEN):
+            if any(now - self._answered[name] > AWAY for name, _ in (here, there)):
+                self._heard[here] = now
+            ends = all(self.seen[name].up(number) for name, number in (here, there))
+            silent = ends and now - self._heard[here] > FORGOTTEN
+            if silent or hosts & {here, there} or self._links.get(there) != here:
                 del self._links[here]
 
     def _sightings(self, probes: Mapping[str, Spot]) -> Iterable[tuple[Spot, Spot]]:
@@ -141,10 +155,7 @@ class Fabric:
         for host, address in macs.items():
             spots, old = at.get(address, []), self.places.get(host)
             if len(owners[address]) > 1:
-                others = ", ".join(sorted(set(owners[address]) - {host}))
-                self.doubles[host] = f"its MAC {address} is also that of host {others}"
-                if old is None:
-                    continue
+                continue
             if spots and old not in spots:
                 self.places[host] = spots[0]
             if len(spots) > 1:
