@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
-from linkspan.ask import Ask, Question, Told, Walked
+from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
@@ -223,12 +223,26 @@ class Controller:
     # What others ask.
 
     async def _answer(self, asked: Question) -> Told:
+        if isinstance(asked, Well):
+            return Standing(tuple(self.problems()))
         if not isinstance(asked, Walked):
-            raise Invalid("a controller knows the way through switches, and nothing else")
+            raise Invalid("a controller knows the way through switches and how they are, and nothing else")
         entry = asked.entry
         if not self.switches:
             raise Unavailable("the controller has no switch, and routers cannot be asked")
         return await asyncio.to_thread(switched.part, self.view(), entry)
+
+    def problems(self) -> list[str]:
+        """Return what is not well, a sentence each: devices, hosts, prefixes."""
+        lines = [one.problem for one in self.devices if one.problem]
+        lines += [f"host {self.holding.name(host)}: {why}" for host, why in self.misplaced().items()]
+        return [*lines, *self.holding.problems]
+
+    def misplaced(self) -> dict[str, str]:
+        """Return what is wrong with where hosts are, by their ids."""
+        places = dict(self.where.places)
+        missing = [host for host, _ in self.holding.held.macs if host not in places and self.switches]
+        return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holding.twins}
 
     def view(self) -> switched.Underlay:
         """Return what a trace through the switches is told by."""

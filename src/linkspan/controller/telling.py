@@ -116,7 +116,7 @@ def status(one: Controller) -> dict[str, Any]:
     """Return the status, as cli.md's JSON has it."""
     where, held = one.where, one.holding
     places, macs = dict(where.places), dict(held.held.macs)
-    wrong = {**one.fabric.doubles, **held.twins}
+    wrong = one.misplaced()
     return {
         "controller": one.name,
         "active": one.election.active,
@@ -134,9 +134,7 @@ def status(one: Controller) -> dict[str, Any]:
                 "mac": macs.get(host.id, ""),
                 "switch": places[host.id][0] if host.id in places else "",
                 "port": _port(one, *places[host.id]) if host.id in places else "",
-                "problem": wrong.get(
-                    host.id, "it answers at no port" if host.id in macs.keys() - places.keys() else ""
-                ),
+                "problem": wrong.get(host.id, ""),
             }
             for host in held.hosts
             if one.switches
@@ -146,7 +144,7 @@ def status(one: Controller) -> dict[str, Any]:
             {"switch": switch, "kind": kind, "what": MEANINGS[kind], "packets": packets}
             for (switch, kind), packets in sorted(_dropped(one).items())
         ],
-        "problems": [*held.problems, *(f"{held.name(h)}: {why}" for h, why in wrong.items())],
+        "problems": [*held.problems, *(f"host {held.name(h)}: {why}" for h, why in wrong.items())],
         "heals": [
             {"at": heal.at, "device": device.name, "kind": heal.kind, "key": heal.key, "what": heal.what}
             for device in one.devices
