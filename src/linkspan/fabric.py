@@ -56,6 +56,8 @@ class Map(msgspec.Struct, frozen=True):
     """(host, where it is), sorted."""
     links: tuple[tuple[Spot, str, int], ...] = ()
     """(port, switch behind it, cost), sorted."""
+    ports: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The numbers of each switch's ports, whether they are up or not."""
 
     def trunks(self, switch: str) -> tuple[int, ...]:
         """Return the ports of a switch that lead to others."""
@@ -120,7 +122,8 @@ class Fabric:
             self._note(here, up=heard, now=now)
             links.append((here, there[0], 1 if heard and self._steady(here, now) else SILENT_COST))
         places = ((host, spot) for host, spot in self.places.items() if spot[0] in self.seen)
-        return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links))
+        ports = ((name, tuple(port.number for port in one.ports)) for name, one in self.seen.items())
+        return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
 
     def _forget(self, now: float) -> None:
         """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.

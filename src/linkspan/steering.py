@@ -43,8 +43,9 @@ NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
 """Tables; lower numbers are left to others."""
 _TOP = 42000
 """Priority of the first of our flows in table 0; others' flows of more get packets before us."""
-MOST_NOTES = 8192
-"""So that a host which answers under ever new MACs fills no table; who was found stays found."""
+MOST_NOTES = 256
+"""Of one port: a host that answers under ever new MACs fills neither the table nor the place of other ports' notes.
+Who was found stays found."""
 NOTE_LASTS = 30
 """Seconds for which a switch remembers at which port a host was seen."""
 LINK_LASTS = 5
@@ -201,7 +202,8 @@ def text(prefix: Prefix) -> str:
 
 def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
     """Yield table 0."""
-    yield from _notes(gateway)
+    for port in dict(where.ports).get(switch, ()):
+        yield from _notes(gateway, port)
     for one in sorted({g for network in held.networks for g in network.gateways}):
         yield from (_arp(one, gateway) if one.family == 4 else _neighbour(one, gateway))
     for port in where.trunks(switch):
@@ -220,18 +222,18 @@ def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
                 yield flow("past", network.name, 0, _TOP - 60, match, "drop")
 
 
-def _notes(gateway: str) -> Iterable[Flow]:
-    """Yield what notes down who answers the controller's questions, at which port."""
+def _notes(gateway: str, port: int) -> Iterable[Flow]:
+    """Yield what notes down who answers the controller's questions at a port: a learnt flow's limit goes by cookie."""
 
     def learn(seconds: int) -> str:
-        seen = flow("seen", "", NOTES, 1, "", "").cookie
+        seen = cookie("seen", f"port {port}")
         what = "NXM_OF_IN_PORT[],NXM_OF_ETH_SRC[]"
         return f"learn(table={NOTES},hard_timeout={seconds},priority=1,cookie={seen:#x},limit={MOST_NOTES},{what})"
 
     for match, seconds in (
-        (f"arp,arp_op=2,dl_dst={gateway}", NOTE_LASTS),
-        (f"icmp6,icmp_type=136,dl_dst={gateway}", NOTE_LASTS),
-        (f"dl_type={LLDP:#x},dl_dst={gateway}", LINK_LASTS),
+        (f"arp,arp_op=2,dl_dst={gateway},in_port={port}", NOTE_LASTS),
+        (f"icmp6,icmp_type=136,dl_dst={gateway},in_port={port}", NOTE_LASTS),
+        (f"dl_type={LLDP:#x},dl_dst={gateway},in_port={port}", LINK_LASTS),
     ):
         yield flow("sighting", match, 0, _TOP, match, learn(seconds))
 

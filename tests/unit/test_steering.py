@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from linkspan.addresses import prefix
@@ -20,6 +22,7 @@ WHERE = Map(
     ("left", "right"),
     (("h1", ("left", 3)), ("h2", ("right", 4))),
     ((("left", 1), "right", 1), (("right", 2), "left", 1)),
+    (("left", (1, 3)), ("right", (2, 4))),
 )
 
 
@@ -110,7 +113,7 @@ def _kept(held: Held, where: Map, switch: str, *, whole: bool, before: Map = WHE
 
 def test_what_another_controller_put_stays_while_a_switch_was_never_seen() -> None:
     """Right does not answer: left keeps h2's flows and the port towards right; once all is seen, they go."""
-    where = Map(("left",), (("h1", ("left", 3)),), ())
+    where = Map(("left",), (("h1", ("left", 3)),), (), WHERE.ports)
     kept = _kept(HELD, where, "left", whole=False)
     assert sorted(one.kind for one in kept) == ["forward", "gateway", "gateway", "transit", "transit"]
     assert {part for one in kept for part in one.match if part.startswith("nw_dst")} == {"nw_dst=10.1.2.0/24"}
@@ -120,7 +123,7 @@ def test_what_another_controller_put_stays_while_a_switch_was_never_seen() -> No
 
 def test_a_host_that_is_not_found_yet_keeps_its_own_flows() -> None:
     """At the port where it was, until the picture is whole; but not where its prefix or its MAC is another's now."""
-    nobody = Map(WHERE.switches, (), WHERE.links)
+    nobody = Map(WHERE.switches, (), WHERE.links, WHERE.ports)
     kept = _kept(HELD, nobody, "left", whole=False)
     assert {*kept, *switches(HELD, nobody)["left"]} == set(switches(HELD, WHERE)["left"])
     gone = _held(DEMO, claims=CLAIMS[1:])
@@ -160,6 +163,16 @@ def test_the_edge_is_open_while_a_network_migrates() -> None:
 def test_without_a_network_a_switch_has_no_flow_of_ours() -> None:
     """All of them go with the last network."""
     assert switches(Held(), WHERE) == {"left": [], "right": []}
+
+
+def test_what_is_noted_of_one_port_takes_no_room_of_another() -> None:
+    """A host that answers under ever new MACs meets the limit of its own port: it is counted by the notes' cookie."""
+    notes = [flow for flow in switches(HELD, WHERE)["left"] if flow.kind == "sighting"]
+    assert {part for flow in notes for part in flow.match if part.startswith("in_port")} == {"in_port=1", "in_port=3"}
+    cookies = {(flow.match[-1], *re.findall("cookie=0x[0-9a-f]+", flow.actions)) for flow in notes}
+    assert [port for port, _ in sorted(cookies)] == ["in_port=1", "in_port=3"]
+    assert len({cookie for _, cookie in cookies}) == 2
+    assert all("limit=256" in flow.actions for flow in notes)
 
 
 def test_every_kind_of_flow_is_told_by_its_cookie() -> None:
