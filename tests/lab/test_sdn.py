@@ -183,6 +183,16 @@ def test_the_gateway_answers_and_hosts_keep_their_own_traffic(sdn: SdnRun) -> No
     assert sdn.pings("h1", "2001:db8:1::3")
 
 
+def test_a_host_with_another_mac_is_followed(sdn: SdnRun) -> None:
+    """Its agent hears of it, and the switches let it in by the new one, long before anything is looked at anew."""
+    before = next(h["mac"] for h in sdn.controller()["hosts"] if h["host"] == "h3")
+    for mac in ("06:00:00:00:00:33", before):
+        sdn.ip("h3", f"link set eth0 address {mac}")
+        until(lambda mac=mac: any(f"dl_src={mac}" in flow for flow in sdn.ours("sw2")), "the switch knows it", 10)  # type: ignore[misc]
+        until(lambda: sdn.pings("c3", sdn.address("c2")), "c3 reaches c2")
+    until(sdn.settled, "nothing differs")
+
+
 def test_another_controller_takes_over(sdn: SdnRun) -> None:
     """The active one is killed: what runs goes on, the other is active within five seconds, new containers come."""
     until(lambda: sdn.controller()["active"], "one is active")
