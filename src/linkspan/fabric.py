@@ -17,7 +17,7 @@ dead may carry, and none never does. One that fell often lately is taken up agai
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -107,20 +107,20 @@ class Fabric:
         """
         self.seen.update(seen)
         self._answered.update(dict.fromkeys(seen, now))
-        self._locate(macs)
-        fresh = dict(self._sightings(probes))
-        for here, there in fresh.items():
-            if fresh.get(there) == here:
-                self._links[here], self._heard[here] = there, now
+        heard = self._sightings(probes)
+        self._locate(macs, heard.keys())
+        fresh = dict(self._mutual(heard))
+        self._links |= fresh
+        self._heard |= dict.fromkeys(fresh, now)
         self._forget(now)
         links = []
         for here, there in sorted(self._links.items()):
             if not (self.seen[here[0]].up(here[1]) and self.seen[there[0]].up(there[1])):
                 self._note(here, up=False, now=now)
                 continue
-            heard = fresh.get(here) == there and fresh.get(there) == here
-            self._note(here, up=heard, now=now)
-            links.append((here, there[0], 1 if heard and self._steady(here, now) else SILENT_COST))
+            up = fresh.get(here) == there
+            self._note(here, up=up, now=now)
+            links.append((here, there[0], 1 if up and self._steady(here, now) else SILENT_COST))
         places = ((host, spot) for host, spot in self.places.items() if spot[0] in self.seen)
         ports = ((name, tuple(port.number for port in one.ports)) for name, one in self.seen.items())
         return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
@@ -139,17 +139,28 @@ class Fabric:
             if silent or hosts & {here, there} or self._links.get(there) != here:
                 del self._links[here]
 
-    def _sightings(self, probes: Mapping[str, Spot]) -> Iterable[tuple[Spot, Spot]]:
+    def _sightings(self, probes: Mapping[str, Spot]) -> dict[Spot, set[Spot]]:
+        """Return who is heard at which port: several where a switch that has no flows yet sends on what comes."""
+        found: dict[Spot, set[Spot]] = {}
         for name, one in self.seen.items():
             for number, address in one.notes:
                 if (sender := probes.get(address)) is not None and sender[0] != name:
-                    yield (name, number), sender
+                    found.setdefault((name, number), set()).add(sender)
+        return found
 
-    def _locate(self, macs: Mapping[str, str]) -> None:
+    def _mutual(self, heard: Mapping[Spot, set[Spot]]) -> Iterable[tuple[Spot, Spot]]:
+        """Yield which ports have heard each other; where one has with several, that is so only of the link before."""
+        for here, senders in heard.items():
+            both = {there for there in senders if here in heard.get(there, ())}
+            if len(both) == 1 or self._links.get(here) in both:
+                yield here, both.pop() if len(both) == 1 else self._links[here]
+
+    def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:
+        """Find hosts; what is seen where a switch is heard has come by that one, which had no flows yet."""
         at: dict[str, list[Spot]] = {}
         for name, one in sorted(self.seen.items()):
             for number, address in one.notes:
-                if one.up(number):
+                if one.up(number) and (name, number) not in heard:
                     at.setdefault(address, []).append((name, number))
         owners: dict[str, list[str]] = {}
         for host, address in macs.items():

@@ -124,6 +124,20 @@ def test_what_one_end_alone_has_heard_is_no_link() -> None:
     assert {(here, there) for here, there, _ in where.links} == {(a, b[0]) for a, b in BOTH.items()}
 
 
+def test_what_comes_by_a_switch_without_flows_misleads_nobody() -> None:
+    """It sends on what it should note: a host, and switches, are heard at a port that leads to it."""
+    fabric = Fabric()
+    seen = _seen({("right", 3): H2, ("left", 2): H2})
+    seen["left"] = Seen(seen["left"].ports, (*seen["left"].notes, (2, _probe(("spine", 2)))))
+    seen["spine"] = Seen(seen["spine"].ports, (*seen["spine"].notes, (2, _probe(("left", 2)))))
+    where = _take(fabric, seen)
+    assert where.places == (("h2", ("right", 3)),)
+    assert fabric.doubles == {}
+    assert {link[0] for link in where.links} == {("left", 1), ("spine", 1)}
+    known = _take(fabric, _seen({}))
+    assert _take(fabric, seen).links == known.links
+
+
 def test_links_of_a_switch_that_does_not_answer_are_not_forgotten() -> None:
     """It cannot be told to say who it is, and carries packets all the same."""
     fabric = Fabric()

@@ -51,8 +51,10 @@ TAKE_OVER = 3.0
 """Seconds that hosts and links have to be found, after a takeover and after the first answer of a switch."""
 SETTLE = 0.03
 """Seconds that a host has to answer before the switch is looked at again; a look that was too early is repeated."""
-LINKS = 1.0
-"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none."""
+PATIENCE = 1.0
+"""Seconds that one switch waits for the others to have flows before it asks for hosts and says who it is."""
+LINKS = 0.5
+"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none of them."""
 SEEK = 10.0
 """Seconds after which a host that was found is asked again: it may have moved."""
 
@@ -84,6 +86,10 @@ class Controller:
         """When a switch was seen for the first time, last, by the same clock."""
         self._senders: dict[str, Spot] = {}
         """Whose LLDP frames bear which MAC: nobody can know it who does not know the cluster."""
+        self._waiting = 0.0
+        """Since when a switch that answers has no flows, 0 where all have."""
+        self._begun = 0.0
+        """When switches began to say who they are."""
         self._stale = True
         self._asked: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,7 +129,7 @@ class Controller:
             self._wake()
 
     def _turned(self) -> None:
-        self.since = time.monotonic()
+        self.since, self._begun = time.monotonic(), 0.0
         self._wake()
 
     def _wake(self) -> None:
@@ -180,12 +186,14 @@ class Controller:
         """Ask for hosts by a switch, and have it say who it is; tell whether it was asked for one the first time."""
         held, now = self.holding.held, time.monotonic()
         if not held.networks:
+            self._begun = 0.0
             return False
+        if self._waits(now):
+            return True
         gateway, macs = mac(held.networks[0].mac), dict(held.macs)
         found = {host for host, _ in self.where.places}
         frames: list[bytes] = []
-        # Before the first link is found hosts would be asked by ports that lead to switches.
-        lost = early = len(self.switches) > 1 and not self.where.links and now - self.since < LINKS
+        lost = early = len(self.switches) > 1 and now - self._begun < LINKS
         for host in () if early else self.holding.hosts:
             asked = self._asked.get((one.name, host.id))
             every = SEEK if host.id in found else ROUND
@@ -196,6 +204,17 @@ class Controller:
         batch = self._batch(one.name, seen, gateway, frames)
         await one.call(lambda: one.driver.send(batch))
         return lost
+
+    def _waits(self, now: float) -> bool:
+        """Tell whether a switch that answers has no flows yet: it would send on what only it should note."""
+        if all(one.ready or one.away for one in self.switches):
+            self._waiting = 0.0
+        else:
+            self._waiting = self._waiting or now
+        if self._waiting and now - self._waiting < PATIENCE:
+            return True
+        self._begun = self._begun or now
+        return False
 
     def _batch(self, name: str, seen: Seen, gateway: bytes, frames: list[bytes]) -> list[tuple[bytes, list[int]]]:
         """Return what is sent by the ports at which hosts may be, and by all others to say who is here."""

@@ -47,11 +47,13 @@ class Device(Generic[D]):
         self.healed = 0
         self.since = 0.0
         """When it was last found to answer, in seconds since the epoch."""
-        self.away = True
+        self.away = False
         """Whether it did not answer when it was asked last."""
         self.wake = asyncio.Event()
         self.reconciler = Reconciler([driver])
         self._hand = ThreadPoolExecutor(1, f"device {name}")
+        self.ready = False
+        """Whether it has anything of ours, and all of it."""
         self._settled = False
         """Whether all that it should have was put once: what is put after that, unasked, was undone by somebody."""
 
@@ -66,7 +68,7 @@ class Device(Generic[D]):
             try:
                 pause = await turn()
             except LinkspanError as error:
-                self.away = True
+                self.away, self.ready = True, False
                 self.say(f"{error.message}{f'; {error.hint}' if error.hint else ''}")
                 await asyncio.sleep(min(AGAIN * 2**failed, LATEST))
                 failed += 1
@@ -113,6 +115,7 @@ class Device(Generic[D]):
             self.heals.extend(report.heals)
             self.healed += len(report.heals)
         self._settled = not report.failed
+        self.ready = self._settled and bool(states)
         first = next(iter(report.failed.values()), None)
         self.say("" if first is None else first.message)
 

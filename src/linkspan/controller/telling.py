@@ -104,7 +104,7 @@ async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str
 
 async def _differs(one: Switch | Router) -> Change | str:
     """Return what differs, or why that is not known."""
-    if one.away:
+    if one.away or not one.since:
         return one.problem
     try:
         return await one.call(one.differs)
