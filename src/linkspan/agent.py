@@ -13,10 +13,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, beginning, locks, migration, status
+from linkspan import __version__, beginning, controlled, locks, migration, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus
-from linkspan.ask import Ask, Question, Told
+from linkspan.ask import Ask, Question, Told, Well
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
 from linkspan.backends.wireguard import asked
@@ -24,7 +24,7 @@ from linkspan.cluster import ALIVE_TTL, Cluster, host_id
 from linkspan.config import Config
 from linkspan.contracts import Store
 from linkspan.disputes import Disputes
-from linkspan.errors import Conflict, LinkspanError, Unavailable
+from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
@@ -205,6 +205,8 @@ class Agent:
     async def _answer(self, question: Question) -> Told:
         if isinstance(question, Probe):
             return await self.survey.answer(question)
+        if isinstance(question, Well):
+            raise Invalid("an agent knows no switches: the controller does")
         return await self.tracer.answer(question)
 
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
@@ -289,6 +291,7 @@ class Agent:
             here, hosts = self.leases.host.underlay, len(self.leases.hosts())
             network = self.networks.planned(request, routes, here, mtu, hosts)
             migration.require(self.view(), network)
+            controlled.require(self.replica, network, "create network")
             await self.networks.create(network)
             try:
                 _raise_first(await self.cluster.converge({"networks/"}))

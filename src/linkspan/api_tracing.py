@@ -12,10 +12,12 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from linkspan import status
+from linkspan import controlled, status
 from linkspan.agent import Agent
 from linkspan.tell import doctor
 from linkspan.tell.checks import Check, Surroundings
+
+_HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
 
 
 class Tracing:
@@ -40,7 +42,9 @@ class Tracing:
 
     async def _doctor(self, request: web.Request) -> web.Response:
         found = await asyncio.to_thread(self._checked)
-        found = [*found, *self._owners(), *await self._agent.peerings.checks()]
+        agent = self._agent
+        found = [*found, *self._owners(), *self._hosts(), *await agent.peerings.checks()]
+        found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _peers(self, request: web.Request) -> web.Response:
@@ -59,3 +63,10 @@ class Tracing:
         if not found:
             return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
         return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in found]
+
+    def _hosts(self) -> list[Check]:
+        """Tell what `status` says is not well between hosts."""
+        return [
+            Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
+            for one in status.unreachable(self._agent)
+        ]

@@ -39,9 +39,19 @@ class Walked(msgspec.Struct, frozen=True, tag="walk"):
     entry: Entry
 
 
-Question = Walked | Listen | Probe
-Told = Part | Heard | Probed
-T = TypeVar("T", Part, Heard, Probed)
+class Well(msgspec.Struct, frozen=True, tag="well"):
+    """Asks the controller of the underlay's switches and routers what is not well."""
+
+
+class Standing(msgspec.Struct, frozen=True, tag="standing"):
+    """What is not well, a sentence each."""
+
+    problems: tuple[str, ...] = ()
+
+
+Question = Walked | Listen | Probe | Well
+Told = Part | Heard | Probed | Standing
+T = TypeVar("T", Part, Heard, Probed, Standing)
 
 
 class Answer(msgspec.Struct, frozen=True):

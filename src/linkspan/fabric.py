@@ -5,16 +5,19 @@ other LLDP frames; both come back to a flow of ours, which notes port and sender
 So a controller that starts knows at once what the one before it had found out.
 
 A host stays where it was seen last: its port may be down, the note may have ended with the switch. Another place is
-believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A
-link between switches is "up" while it is seen both ways and both ports are up; "silent" where only the ports
-are up, and then it is used where no other way is left, for a link that is believed dead may carry, and none never
-does. One that fell often lately is taken up again ever later.
+believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A MAC that
+two hosts say is theirs moves neither, for nobody knows which of them was seen.
+
+A link between switches begins when both ends have heard each other: what comes in by it counts as checked, and a host
+that says after a switch what it has heard makes no link of its own port. It is "up" while that is so and both ports are
+up; "silent" where only the ports are up, and then it is used where no other way is left, for a link that is believed
+dead may carry, and none never does. One that fell often lately is taken up again ever later.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -30,6 +33,8 @@ STEADY = 10.0
 LONGEST = 30.0
 FORGOTTEN = 60.0
 """Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
+AWAY = 5.0
+"""Seconds after which a switch that was not looked at counts as one that does not answer."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -51,6 +56,8 @@ class Map(msgspec.Struct, frozen=True):
     """(host, where it is), sorted."""
     links: tuple[tuple[Spot, str, int], ...] = ()
     """(port, switch behind it, cost), sorted."""
+    ports: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The numbers of each switch's ports, whether they are up or not."""
 
     def trunks(self, switch: str) -> tuple[int, ...]:
         """Return the ports of a switch that lead to others."""
@@ -84,6 +91,9 @@ class Fabric:
         """By host: what is to be said of one that is seen at two ports."""
         self.seen: dict[str, Seen] = {}
         self._links: dict[Spot, Spot] = {}
+        """Both ends of each, by each of them."""
+        self._answered: dict[str, float] = {}
+        """When each switch was looked at last."""
         self._heard: dict[Spot, float] = {}
         self._falls: dict[Spot, list[float]] = {}
         self._up: dict[Spot, bool] = {}
@@ -96,43 +106,61 @@ class Fabric:
         A switch that was not reached is not in ``seen``, and is as it was.
         """
         self.seen.update(seen)
-        self._locate(macs)
-        fresh = dict(self._sightings(probes))
-        for here, there in fresh.items():
-            self._links[here], self._heard[here] = there, now
+        self._answered.update(dict.fromkeys(seen, now))
+        heard = self._sightings(probes)
+        self._locate(macs, heard.keys())
+        fresh = dict(self._mutual(heard))
+        self._links |= fresh
+        self._heard |= dict.fromkeys(fresh, now)
         self._forget(now)
         links = []
         for here, there in sorted(self._links.items()):
-            if there[0] not in self.seen or here[0] not in self.seen:
-                continue
             if not (self.seen[here[0]].up(here[1]) and self.seen[there[0]].up(there[1])):
                 self._note(here, up=False, now=now)
                 continue
-            heard = fresh.get(here) == there and fresh.get(there) == here
-            self._note(here, up=heard, now=now)
-            links.append((here, there[0], 1 if heard and self._steady(here, now) else SILENT_COST))
+            up = fresh.get(here) == there
+            self._note(here, up=up, now=now)
+            links.append((here, there[0], 1 if up and self._steady(here, now) else SILENT_COST))
         places = ((host, spot) for host, spot in self.places.items() if spot[0] in self.seen)
-        return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links))
+        ports = ((name, tuple(port.number for port in one.ports)) for name, one in self.seen.items())
+        return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
 
     def _forget(self, now: float) -> None:
-        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed."""
+        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.
+
+        A switch that does not answer cannot be told to say who it is, so its silence means nothing.
+        """
         hosts = set(self.places.values())
         for here, there in list(self._links.items()):
-            ends = all(name in self.seen and self.seen[name].up(n) for name, n in (here, there))
-            if here in hosts or (ends and now - self._heard[here] > FORGOTTEN):
+            if any(now - self._answered[name] > AWAY for name, _ in (here, there)):
+                self._heard[here] = now
+            ends = all(self.seen[name].up(number) for name, number in (here, there))
+            silent = ends and now - self._heard[here] > FORGOTTEN
+            if silent or hosts & {here, there} or self._links.get(there) != here:
                 del self._links[here]
 
-    def _sightings(self, probes: Mapping[str, Spot]) -> Iterable[tuple[Spot, Spot]]:
+    def _sightings(self, probes: Mapping[str, Spot]) -> dict[Spot, set[Spot]]:
+        """Return who is heard at which port: several where a switch that has no flows yet sends on what comes."""
+        found: dict[Spot, set[Spot]] = {}
         for name, one in self.seen.items():
             for number, address in one.notes:
                 if (sender := probes.get(address)) is not None and sender[0] != name:
-                    yield (name, number), sender
+                    found.setdefault((name, number), set()).add(sender)
+        return found
 
-    def _locate(self, macs: Mapping[str, str]) -> None:
+    def _mutual(self, heard: Mapping[Spot, set[Spot]]) -> Iterable[tuple[Spot, Spot]]:
+        """Yield which ports have heard each other; where one has with several, that is so only of the link before."""
+        for here, senders in heard.items():
+            both = {there for there in senders if here in heard.get(there, ())}
+            if len(both) == 1 or self._links.get(here) in both:
+                yield here, both.pop() if len(both) == 1 else self._links[here]
+
+    def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:
+        """Find hosts; what is seen where a switch is heard has come by that one, which had no flows yet."""
         at: dict[str, list[Spot]] = {}
         for name, one in sorted(self.seen.items()):
             for number, address in one.notes:
-                if one.up(number):
+                if one.up(number) and (name, number) not in heard:
                     at.setdefault(address, []).append((name, number))
         owners: dict[str, list[str]] = {}
         for host, address in macs.items():
@@ -141,10 +169,7 @@ class Fabric:
         for host, address in macs.items():
             spots, old = at.get(address, []), self.places.get(host)
             if len(owners[address]) > 1:
-                others = ", ".join(sorted(set(owners[address]) - {host}))
-                self.doubles[host] = f"its MAC {address} is also that of host {others}"
-                if old is None:
-                    continue
+                continue
             if spots and old not in spots:
                 self.places[host] = spots[0]
             if len(spots) > 1:

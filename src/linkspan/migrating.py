@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from linkspan import migration
+from linkspan import controlled, migration
 from linkspan.backends import backend
 from linkspan.backends.wireguard import asked
 from linkspan.errors import Conflict, LinkspanError, Unavailable
@@ -60,6 +60,7 @@ class Migrating:
         changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
         new = migration.target(changed)
         if new is not None:
+            controlled.require(self._replica, new, "migrate network")
             hosts = map(self._leases.whole, self._leases.hosts().values())
             seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks())
             list(backend(new.backend).network(seen, new))

@@ -6,11 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from linkspan import __version__, migration, standing
-from linkspan.backends import sdn
+from linkspan import __version__, controlled, standing
 from linkspan.backends.wireguard import lacking
 from linkspan.errors import LinkspanError
-from linkspan.tell.parts import CONTROLLER
 
 if TYPE_CHECKING:
     from linkspan.agent import Agent
@@ -62,18 +60,17 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": [
-            *standing.unreachable(
-                agent.cluster,
-                agent.leases,
-                agent.probes.silent(),
-                [*agent.plans.problems, *lacking(agent.view()).values()],
-            ),
-            *agent.associating.told(),
-        ],
+        "unreachable": unreachable(agent),
         "bgp": _sessions(agent),
-        "controller": _controller(agent),
+        "controller": controlled.active(agent.replica) if controlled.needed(agent.networks.all()) else None,
     }
+
+
+def unreachable(agent: Agent) -> list[dict[str, str]]:
+    """Return the peers that are not reached, and what else is not well between hosts."""
+    lacks = [*agent.plans.problems, *lacking(agent.view()).values()]
+    found = standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
+    return [*found, *agent.associating.told()]
 
 
 def disputes(agent: Agent) -> list[dict[str, object]]:
@@ -89,14 +86,6 @@ def _sessions(agent: Agent) -> dict[str, object]:
         if p.why is not None
     ]
     return {"sessions": len(agent.peerings.all()), "down": down}
-
-
-def _controller(agent: Agent) -> str | None:
-    """Return which controller of switches is active, '' where none is, None where no network needs one."""
-    if not any(sdn.gateway(way) for n in agent.networks.all() for way in migration.ways(n)):
-        return None
-    record = agent.replica.records.get(f"alive/{CONTROLLER}")
-    return record.value.decode(errors="replace") if record is not None else ""
 
 
 def drift(agent: Agent) -> list[LinkspanError]:

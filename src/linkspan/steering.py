@@ -30,20 +30,22 @@ underlay have the MTU that the hosts' have. No packet of a container's goes to t
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from linkspan.addresses import Prefix, link_local, mac
 from linkspan.fabric import Map, Spot
-from linkspan.flows import Flow, flow
+from linkspan.flows import Flow, cookie, flow
 
 NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
 """Tables; lower numbers are left to others."""
 _TOP = 42000
 """Priority of the first of our flows in table 0; others' flows of more get packets before us."""
-MOST_NOTES = 8192
-"""So that a host which answers under ever new MACs fills no table; who was found stays found."""
+MOST_NOTES = 256
+"""Of one port: a host that answers under ever new MACs fills neither the table nor the place of other ports' notes.
+Who was found stays found."""
 NOTE_LASTS = 30
 """Seconds for which a switch remembers at which port a host was seen."""
 LINK_LASTS = 5
@@ -51,6 +53,8 @@ LINK_LASTS = 5
 and one between busy machines is not taken for dead. One whose port is down needs no waiting."""
 LLDP = 0x88CC
 """IEEE 802.1AB."""
+FROM_SWITCH = "from a switch"
+"""What the flows are about that take what other switches have checked."""
 _IP = {4: "ip", 6: "ipv6"}
 _SRC = {4: "nw_src", 6: "ipv6_src"}
 _DST = {4: "nw_dst", 6: "ipv6_dst"}
@@ -114,15 +118,60 @@ def _flows(held: Held, where: Map, switch: str, ways: Mapping[str, Mapping[str, 
         if trunks and host in macs:
             match = f"dl_dst={macs[host]}"
             found.append(flow("transit", host, TRANSIT, 100, match, f"output:{port}"))
-    allowed = {one.name: (one.name, *one.allowed) for one in held.networks}
+    allowed = {one.name: one.allowed for one in held.networks}
     for claim in held.claims:
         spot: Spot | None = places.get(claim.host)
         if spot is not None and spot[0] == switch and claim.host in macs:
             found.append(_source(claim, spot, macs[claim.host]))
         if claim.host in out and claim.host in macs:
-            for name in allowed.get(claim.network, ()):
-                found.append(_target(claim, name, gateway, macs[claim.host], out[claim.host]))
+            for about, name in _abouts(claim, allowed).items():
+                found.append(_target(claim, about, name, gateway, macs[claim.host], out[claim.host]))
     return found
+
+
+def spared(
+    held: Held, where: Map, switch: str, there: Iterable[Flow], wanted: Iterable[Flow], *, whole: bool
+) -> list[Flow]:
+    """Return which of the flows in a switch stay beside the wanted ones, for it is not known that they are wrong.
+
+    Where the picture is not ``whole`` (a switch does not answer, or was not looked at for long enough) it may only be
+    this controller that does not know where a host is, or what leads to it. What somebody has put for that host's
+    prefixes stays then, but for what names another MAC than it has now. So do the ports stay trusted by which other
+    switches send, unless a host is found there, and what takes packets from these to hosts that are found. Of hosts
+    with one MAC nobody knows who was seen, so theirs always stay.
+    """
+    counts = Counter(address for _, address in held.macs)
+    unsure = [(host, address) for host, address in held.macs if not whole or counts[address] > 1]
+    if not unsure:
+        return []
+    gateway, places = held.networks[0].mac, dict(where.places)
+    reach = {spot[0]: {*where.ways(spot[0]), spot[0]} for spot in places.values()}
+    lost = {
+        host: address
+        for host, address in unsure
+        if host not in places or switch not in reach[places[host][0]]
+    }
+    allowed = {one.name: one.allowed for one in held.networks}
+    macs = {cookie("transit", host): address for host, address in lost.items()}
+    for claim in held.claims:
+        if claim.host in lost:
+            macs.update((cookie("forward", about), lost[claim.host]) for about in _abouts(claim, allowed))
+            if claim.host not in places:
+                macs[cookie("source", str(claim.prefix))] = lost[claim.host]
+    keys = {one.key for one in wanted}
+    here = {host: spot[1] for host, spot in places.items() if spot[0] == switch}
+    hosts = {f"in_port={port}" for port in here.values()}
+    out = {cookie("transit", host): f"output:{port}" for host, port in here.items()}
+
+    def stays(one: Flow) -> bool:
+        if one.cookie == cookie("gateway", FROM_SWITCH):
+            return not whole and f"dl_src={gateway}" in one.match and hosts.isdisjoint(one.match)
+        if one.cookie in out:
+            return not whole and one.actions == out[one.cookie]
+        address = macs.get(one.cookie, "")
+        return bool(address) and (address in one.actions or any(part.endswith(address) for part in one.match))
+
+    return [one for one in there if one.key not in keys and stays(one)]
 
 
 def _source(claim: Claim, spot: Spot, address: str) -> Flow:
@@ -132,11 +181,16 @@ def _source(claim: Claim, spot: Spot, address: str) -> Flow:
     return flow("source", str(claim.prefix), SOURCES, 100 + claim.prefix.length, match, actions)
 
 
-def _target(claim: Claim, source: str, gateway: str, address: str, port: int) -> Flow:
+def _abouts(claim: Claim, allowed: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the networks from which a prefix may be reached, by what the flow for each is about."""
+    others = allowed.get(claim.network, ())
+    return {str(claim.prefix): claim.network} | {f"{claim.prefix} from {name}": name for name in others}
+
+
+def _target(claim: Claim, about: str, source: str, gateway: str, address: str, port: int) -> Flow:
     family = claim.prefix.family
     match = f"{_IP[family]},metadata={number(source):#x},{_DST[family]}={text(claim.prefix)}"
     actions = f"dec_ttl,set_field:{gateway}->eth_src,set_field:{address}->eth_dst,output:{port}"
-    about = f"{claim.prefix}" if source == claim.network else f"{claim.prefix} from {source}"
     return flow("forward", about, TARGETS, 100 + claim.prefix.length, match, actions)
 
 
@@ -148,13 +202,14 @@ def text(prefix: Prefix) -> str:
 
 def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
     """Yield table 0."""
-    yield from _notes(gateway)
+    for port in dict(where.ports).get(switch, ()):
+        yield from _notes(gateway, port)
     for one in sorted({g for network in held.networks for g in network.gateways}):
         yield from (_arp(one, gateway) if one.family == 4 else _neighbour(one, gateway))
     for port in where.trunks(switch):
         for family in (4, 6):
             match = f"{_IP[family]},in_port={port},dl_src={gateway}"
-            yield flow("gateway", "from a switch", 0, _TOP - 20, match, f"goto_table:{TRANSIT}")
+            yield flow("gateway", FROM_SWITCH, 0, _TOP - 20, match, f"goto_table:{TRANSIT}")
     yield flow("forged", gateway, 0, _TOP - 30, f"dl_src={gateway}", "drop")
     for family in (4, 6):
         match = f"{_IP[family]},dl_dst={gateway}"
@@ -167,18 +222,18 @@ def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
                 yield flow("past", network.name, 0, _TOP - 60, match, "drop")
 
 
-def _notes(gateway: str) -> Iterable[Flow]:
-    """Yield what notes down who answers the controller's questions, at which port."""
+def _notes(gateway: str, port: int) -> Iterable[Flow]:
+    """Yield what notes down who answers the controller's questions at a port: a learnt flow's limit goes by cookie."""
 
     def learn(seconds: int) -> str:
-        seen = flow("seen", "", NOTES, 1, "", "").cookie
+        seen = cookie("seen", f"port {port}")
         what = "NXM_OF_IN_PORT[],NXM_OF_ETH_SRC[]"
         return f"learn(table={NOTES},hard_timeout={seconds},priority=1,cookie={seen:#x},limit={MOST_NOTES},{what})"
 
     for match, seconds in (
-        (f"arp,arp_op=2,dl_dst={gateway}", NOTE_LASTS),
-        (f"icmp6,icmp_type=136,dl_dst={gateway}", NOTE_LASTS),
-        (f"dl_type={LLDP:#x},dl_dst={gateway}", LINK_LASTS),
+        (f"arp,arp_op=2,dl_dst={gateway},in_port={port}", NOTE_LASTS),
+        (f"icmp6,icmp_type=136,dl_dst={gateway},in_port={port}", NOTE_LASTS),
+        (f"dl_type={LLDP:#x},dl_dst={gateway},in_port={port}", LINK_LASTS),
     ):
         yield flow("sighting", match, 0, _TOP, match, learn(seconds))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from linkspan import migration
 from linkspan.ask import Ask
+from linkspan.backends import sdn
 from linkspan.errors import LinkspanError
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.leases import Leases
@@ -50,7 +51,14 @@ class Survey:
         patience = PATIENCE + probing.lasts(self._wanted()[0])
         answers = await asyncio.gather(*(self._told(host, probe, patience) for host in names))
         found = peer_checks.checks(dict(zip(names, answers, strict=True)), names)
-        return found or [Check("underlay", "skip", "no network crosses hosts")]
+        return found or [Check("underlay", "skip", self._nothing())]
+
+    def _nothing(self) -> str:
+        """Return why there is nothing to try."""
+        names = [network.name for network in self._view().networks if sdn.gateway(network)]
+        if not names:
+            return "no network crosses hosts"
+        return f"network {', '.join(names)}: hosts send all to the gateway; `linkspan doctor` tells of its controller"
 
     async def _told(self, host: str, probe: Probe, patience: float) -> Probed | str:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from migrating import MigratingRun
@@ -30,7 +33,7 @@ class SdnRun(MigratingRun):
 
     def settled(self, name: str = "") -> bool:
         """Tell whether all switches are as a controller wants them."""
-        return bool(self.controller(name, "/diff") == {"put": [], "delete": []})
+        return not any(self.controller(name, "/diff").values())
 
     def switch(self, name: str, asked: str = "") -> dict[str, Any]:
         """Return what a controller tells of a switch."""
@@ -56,6 +59,19 @@ class SdnRun(MigratingRun):
         else:
             assert isinstance(place, record.Controller)
             controllers.mend(lab, place)
+
+    @contextlib.contextmanager
+    def unreachable(self, switch: str) -> Iterator[None]:
+        """Keep a switch from being programmed, while it carries packets as before."""
+        lab = record.load(self.name)
+        one = next(s for s in lab.switches if s.name == switch)
+        path = Path(switches.address(lab, one).removeprefix("unix:"))
+        away = path.with_suffix(".away")
+        path.rename(away)
+        try:
+            yield
+        finally:
+            away.rename(path)
 
     def container(self, host: str, name: str) -> None:
         """Attach a container, as `lab attach` does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from lab_runs import HEALED_WITHIN, until
 from sdn_runs import TAKEN_OVER, SdnRun
 
 from linkspan.cli.client import Client
+from linkspan.controller.controller import TAKE_OVER
+from linkspan.errors import Unavailable
 from linkspan.lab import agents, record
 
 pytestmark = [
@@ -180,6 +183,16 @@ def test_the_gateway_answers_and_hosts_keep_their_own_traffic(sdn: SdnRun) -> No
     assert sdn.pings("h1", "2001:db8:1::3")
 
 
+def test_a_host_with_another_mac_is_followed(sdn: SdnRun) -> None:
+    """Its agent hears of it, and the switches let it in by the new one, long before anything is looked at anew."""
+    before = next(h["mac"] for h in sdn.controller()["hosts"] if h["host"] == "h3")
+    for mac in ("06:00:00:00:00:33", before):
+        sdn.ip("h3", f"link set eth0 address {mac}")
+        until(lambda mac=mac: any(f"dl_src={mac}" in flow for flow in sdn.ours("sw2")), "the switch knows it", 10)  # type: ignore[misc]
+        until(lambda: sdn.pings("c3", sdn.address("c2")), "c3 reaches c2")
+    until(sdn.settled, "nothing differs")
+
+
 def test_another_controller_takes_over(sdn: SdnRun) -> None:
     """The active one is killed: what runs goes on, the other is active within five seconds, new containers come."""
     until(lambda: sdn.controller()["active"], "one is active")
@@ -196,6 +209,34 @@ def test_another_controller_takes_over(sdn: SdnRun) -> None:
     until(lambda: sdn.settled(other), "the new one heals")
     sdn.well(first)
     until(lambda: sdn.controller(first)["leader"] == other, "the old one stands by")
+
+
+def test_a_controller_that_starts_without_a_switch_leaves_the_others_as_they_are(sdn: SdnRun) -> None:
+    """Sw3 is not reached, and carries packets: the ways to its hosts stay, and doctor and diff name it.
+
+    Before one is active again, no network is made.
+    """
+    until(sdn.settled, "nothing differs")
+    before = {name: sdn.ours(name) for name in ("sw1", "sw2")}
+    with sdn.no_loss("c1", sdn.address("c2")), sdn.unreachable("sw3"):
+        for name in ("ctl1", "ctl2"):
+            sdn.fail(name, "controller-kill")
+        until(lambda: sdn.status("h1")["controller"] == "", "none is active")
+        with pytest.raises(Unavailable, match="no controller is active"):
+            sdn.call("h1", "POST", "/v1/networks", {"name": "more", "pools": ["10.9.0.0/16"], "backend": "sdn"})
+        sdn.well("ctl1")
+        until(lambda: sdn.controller("ctl1")["active"], "it is active")
+        until(lambda: "sw3" in sdn.switch("sw3", "ctl1")["problem"], "it says that sw3 does not answer")
+        begun = time.monotonic()
+        while time.monotonic() < begun + TAKE_OVER + 1:  # for as long as it may think that all hosts could be found
+            assert {name: sdn.ours(name) for name in before} == before
+        (unknown,) = sdn.controller("ctl1", "/diff")["unknown"]
+        assert unknown["device"] == "sw3"
+        checks = [one for one in sdn.call("h1", "GET", "/v1/doctor") if one["check"] == "controller"]
+        assert any(one["status"] == "fail" and "sw3" in one["detail"] for one in checks)
+    until(sdn.settled, "sw3 answers, and nothing differs")
+    until(lambda: {name: sdn.ours(name) for name in before} == before, "all is as it was")
+    sdn.well("ctl2")
 
 
 def test_switches_that_start_anew_get_all_flows(sdn: SdnRun) -> None:

@@ -20,7 +20,7 @@ from linkspan.ipip_endpoint import drops
 from linkspan.kernel.events import RouteEvents
 from linkspan.machine import Machine
 from linkspan.programs import Process
-from linkspan.state import FdbEntry, Ipip, Neighbour, Route, State, Sysctl, TunnelPrefix, Vxlan
+from linkspan.state import Address, FdbEntry, Ipip, Neighbour, Route, State, Sysctl, TunnelPrefix, Vxlan
 from linkspan.tell.plan import commands, ordered
 
 MAC, OTHER = mac("02:00:00:00:00:01"), mac("02:00:00:00:00:02")
@@ -175,6 +175,20 @@ def test_neighbours_of_other_links_are_no_events_of_ours(host: Machine) -> None:
     )
     run("bridge", "fdb", "add", "02:00:00:00:00:09", "dev", "br9", "self", "permanent")
     assert events.dirty() & {Neighbour, FdbEntry} == frozenset()
+    events.socket.close()
+
+
+def test_a_new_mac_of_a_link_that_is_not_ours_is_an_event(host: Machine) -> None:
+    """It may be the underlay's: other hosts, and switches, are told. That a link comes, or is up, is none."""
+    run("ip", "link", "add", "br8", "type", "bridge")
+    events = RouteEvents()
+    run("ip", "link", "add", "br9", "type", "bridge")
+    run("ip", "link", "set", "br8", "mtu", "1400")
+    assert Address not in events.dirty()
+    run("ip", "link", "set", "br8", "address", "02:00:00:00:00:08")
+    assert Address in events.dirty()
+    run("ip", "link", "set", "br9", "address", "02:00:00:00:00:09")
+    assert Address in events.dirty()
     events.socket.close()
 
 

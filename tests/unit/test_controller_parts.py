@@ -105,6 +105,25 @@ def test_a_host_that_does_not_say_its_mac_is_named(tmp_path: Path) -> None:
     together(work)
 
 
+def test_hosts_with_one_mac_name_each_other(tmp_path: Path) -> None:
+    """Each is told, by names and not by ids."""
+
+    async def work() -> None:
+        member = Member(Memory(), tmp_path, "ctl")
+        await _written(
+            member,
+            *((f"hosts/id{n}", _host(n, mac="06:00:00:00:00:09" if n < 3 else None)) for n in (1, 2, 3)),
+            *((lease_key("demo", f"id{n}"), _lease(n, f"10.244.{n}.0/24")) for n in (1, 2, 3)),
+        )
+        found = holding(member.networks, member.leases)
+        assert set(found.twins) == {"id1", "id2"}
+        assert "06:00:00:00:00:09 is also that of host h2" in found.twins["id1"]
+        assert "06:00:00:00:00:09 is also that of host h1" in found.twins["id2"]
+        await member.replica.stop()
+
+    together(work)
+
+
 def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) -> None:
     """At once where the first one ends in order."""
 

@@ -102,13 +102,51 @@ def test_a_mac_at_two_ports_stays_at_the_first_and_is_named() -> None:
     assert fabric.doubles["h1"] == f"its MAC {H1} is seen at left port 3 and at right port 4"
 
 
-def test_two_hosts_with_one_mac_are_named_and_the_second_gets_no_port() -> None:
-    """The one that was there first goes on."""
+def test_a_mac_that_two_hosts_have_moves_neither() -> None:
+    """The one that was there first goes on at its port, wherever the MAC is seen; the second gets none."""
     fabric = Fabric()
     _take(fabric, _seen({("left", 3): H1}), macs={"h1": H1})
-    where = _take(fabric, _seen({("left", 3): H1}), macs={"h1": H1, "h9": H1})
+    where = _take(fabric, _seen({("right", 4): H1}), macs={"h1": H1, "h9": H1})
     assert where.places == (("h1", ("left", 3)),)
-    assert "also that of host h1" in fabric.doubles["h9"]
+    assert _take(fabric, _seen({("right", 4): H1}), macs={"h1": H1}).places == (("h1", ("right", 4)),)
+
+
+def test_what_one_end_alone_has_heard_is_no_link() -> None:
+    """A host that sends on what a switch says of itself does not make its own port a trusted one."""
+    fabric = Fabric()
+    seen = _seen({}, unheard=(("left", 2), ("left", 1), ("spine", 1)))
+    links = {link[0] for link in _take(fabric, seen).links}
+    assert links == {("spine", 2), ("right", 1)}
+    forged = _seen({})
+    forged["right"] = Seen(forged["right"].ports, (*forged["right"].notes, (4, _probe(("spine", 1)))))
+    where = _take(fabric, forged)
+    assert ("right", 4) not in {link[0] for link in where.links}
+    assert {(here, there) for here, there, _ in where.links} == {(a, b[0]) for a, b in BOTH.items()}
+
+
+def test_what_comes_by_a_switch_without_flows_misleads_nobody() -> None:
+    """It sends on what it should note: a host, and switches, are heard at a port that leads to it."""
+    fabric = Fabric()
+    seen = _seen({("right", 3): H2, ("left", 2): H2})
+    seen["left"] = Seen(seen["left"].ports, (*seen["left"].notes, (2, _probe(("spine", 2)))))
+    seen["spine"] = Seen(seen["spine"].ports, (*seen["spine"].notes, (2, _probe(("left", 2)))))
+    where = _take(fabric, seen)
+    assert where.places == (("h2", ("right", 3)),)
+    assert fabric.doubles == {}
+    assert {link[0] for link in where.links} == {("left", 1), ("spine", 1)}
+    known = _take(fabric, _seen({}))
+    assert _take(fabric, seen).links == known.links
+
+
+def test_links_of_a_switch_that_does_not_answer_are_not_forgotten() -> None:
+    """It cannot be told to say who it is, and carries packets all the same."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    rest = {name: one for name, one in _seen({}, unheard=(("left", 2), ("spine", 2))).items() if name != "right"}
+    for later in range(10, 200, 10):
+        where = _take(fabric, rest, 100.0 + later)
+    assert {(here, there) for here, there, _ in where.links} == {(a, b[0]) for a, b in BOTH.items()}
+    assert {cost for here, there, cost in where.links if "right" in (here[0], there)} == {SILENT_COST}
 
 
 def test_a_switch_that_does_not_answer_is_as_it_was() -> None:

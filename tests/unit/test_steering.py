@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
+
 from linkspan.addresses import prefix
 from linkspan.backends.sdn import GATEWAY, MAC
 from linkspan.fabric import Map, Seen
-from linkspan.flows import Counted, Port
+from linkspan.flows import Counted, Flow, Port
 from linkspan.kernel.openflow import added, parsed
-from linkspan.steering import Claim, Held, Served, switches
+from linkspan.steering import Claim, Held, Served, spared, switches
 from linkspan.tell.parts import Entry, Part
 from linkspan.tell.questions import Packet
 from linkspan.tell.switched import Underlay, part
@@ -18,6 +22,7 @@ WHERE = Map(
     ("left", "right"),
     (("h1", ("left", 3)), ("h2", ("right", 4))),
     ((("left", 1), "right", 1), (("right", 2), "left", 1)),
+    (("left", (1, 3)), ("right", (2, 4))),
 )
 
 
@@ -100,6 +105,53 @@ def test_a_prefix_costs_two_flows_at_its_own_switch() -> None:
     assert len(more["left"]) - len(fewer["left"]) == 1
 
 
+def _kept(held: Held, where: Map, switch: str, *, whole: bool, before: Map = WHERE) -> list[Flow]:
+    """Return what stays in a switch of the flows for what was known before, beside those for what is known now."""
+    there = switches(HELD, before)[switch]
+    return spared(held, where, switch, there, switches(held, where).get(switch, []), whole=whole)
+
+
+def test_what_another_controller_put_stays_while_a_switch_was_never_seen() -> None:
+    """Right does not answer: left keeps h2's flows and the port towards right; once all is seen, they go."""
+    where = Map(("left",), (("h1", ("left", 3)),), (), WHERE.ports)
+    kept = _kept(HELD, where, "left", whole=False)
+    assert sorted(one.kind for one in kept) == ["forward", "gateway", "gateway", "transit", "transit"]
+    assert {part for one in kept for part in one.match if part.startswith("nw_dst")} == {"nw_dst=10.1.2.0/24"}
+    assert {*kept, *switches(HELD, where)["left"]} == set(switches(HELD, WHERE)["left"])
+    assert _kept(HELD, where, "left", whole=True) == []
+
+
+def test_a_host_that_is_not_found_yet_keeps_its_own_flows() -> None:
+    """At the port where it was, until the picture is whole; but not where its prefix or its MAC is another's now."""
+    nobody = Map(WHERE.switches, (), WHERE.links, WHERE.ports)
+    kept = _kept(HELD, nobody, "left", whole=False)
+    assert {*kept, *switches(HELD, nobody)["left"]} == set(switches(HELD, WHERE)["left"])
+    gone = _held(DEMO, claims=CLAIMS[1:])
+    assert "source" not in {one.kind for one in _kept(gone, nobody, "left", whole=False)}
+    changed = msgspec.structs.replace(HELD, macs=(("h1", "06:00:00:00:00:07"), ("h2", MACS["h2"])))
+    assert "source" not in {one.kind for one in _kept(changed, nobody, "left", whole=False)}
+
+
+def test_a_host_that_was_found_keeps_no_old_flow() -> None:
+    """It is at another port, or switch: what led in and out at the old one goes at once."""
+    moved = Map(WHERE.switches, (("h1", ("right", 3)), ("h2", ("right", 4))), WHERE.links)
+    assert _kept(HELD, moved, "left", whole=False) == []
+
+
+def test_a_port_with_a_host_is_no_more_trusted() -> None:
+    """A host sits where a switch was: nothing that comes from there has been checked."""
+    where = Map(("left",), (("h1", ("left", 1)),), ())
+    assert "gateway" not in {one.kind for one in _kept(HELD, where, "left", whole=False)}
+
+
+def test_hosts_with_one_mac_keep_the_flows_that_are_there() -> None:
+    """A controller that starts does not know which of them was seen; it moves nobody."""
+    twins = msgspec.structs.replace(HELD, macs=(("h1", MACS["h1"]), ("h2", MACS["h2"]), ("h9", MACS["h1"])))
+    where = Map(WHERE.switches, (("h2", ("right", 4)),), WHERE.links)
+    kinds = sorted(one.kind for one in _kept(twins, where, "left", whole=True))
+    assert kinds == ["forward", "source", "transit"]
+
+
 def test_the_edge_is_open_while_a_network_migrates() -> None:
     """A tunnel's or host-gw's own packets are not dropped, for peers still send so."""
     closed = {flow.kind for flow in switches(HELD, WHERE)["left"] if flow.table == 0}
@@ -111,6 +163,16 @@ def test_the_edge_is_open_while_a_network_migrates() -> None:
 def test_without_a_network_a_switch_has_no_flow_of_ours() -> None:
     """All of them go with the last network."""
     assert switches(Held(), WHERE) == {"left": [], "right": []}
+
+
+def test_what_is_noted_of_one_port_takes_no_room_of_another() -> None:
+    """A host that answers under ever new MACs meets the limit of its own port: it is counted by the notes' cookie."""
+    notes = [flow for flow in switches(HELD, WHERE)["left"] if flow.kind == "sighting"]
+    assert {part for flow in notes for part in flow.match if part.startswith("in_port")} == {"in_port=1", "in_port=3"}
+    cookies = {(flow.match[-1], *re.findall("cookie=0x[0-9a-f]+", flow.actions)) for flow in notes}
+    assert [port for port, _ in sorted(cookies)] == ["in_port=1", "in_port=3"]
+    assert len({cookie for _, cookie in cookies}) == 2
+    assert all("limit=256" in flow.actions for flow in notes)
 
 
 def test_every_kind_of_flow_is_told_by_its_cookie() -> None:

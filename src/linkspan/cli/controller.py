@@ -180,12 +180,14 @@ def unit() -> None:
 
 @app.command()
 def diff(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """Show what differs between what devices should have and have; exit 3 where anything does."""
+    """Show what differs between what devices should have and have; exit 3 where anything does, or is not known."""
     found = _call(socket, "/v1/controller/diff")
     if output is Format.JSON:
         as_json(found)
     else:
         rows = [(word, one["device"], one["key"]) for word in ("put", "delete") for one in found[word]]
-        table(("change", "device", "object"), rows, "no difference")
-    if found["put"] or found["delete"]:
+        table(("change", "device", "object"), rows, f"no difference{' elsewhere' if found['unknown'] else ''}")
+        for one in found["unknown"]:
+            print(f"not known: {one['device']}: {one['problem']}")
+    if any(found.values()):
         raise typer.Exit(NOT_WELL)

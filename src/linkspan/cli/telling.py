@@ -78,8 +78,10 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
         table(("BGP session down: peer", "state", "why"), downs, "")
-    if found.get("controller") == "":  # an agent that still runs may be older
-        print("\nno controller is active: what runs goes on, and the switches learn of nothing new (docs/sdn.md)")
+    if (active := found.get("controller")) is not None:  # an agent that still runs may be older, and not know it
+        what = f"{active} is active; `linkspan controller status`, where it runs, shows the switches"
+        none = "none is active: what runs goes on, and switches learn of nothing new; `linkspan controller` starts one"
+        print(f"\ncontroller: {what if active else none}")
     if found["heals"]:
         print()
         table(

@@ -1,12 +1,12 @@
 """The controller: follows the store, looks at the devices, and keeps them as they should be while it is the active one.
 
-A round looks at all switches at once (ports, flows with counters, notes), takes that into the fabric, works out every
-switch's flows, mends what differs, and asks for hosts that were not found or not lately. Rounds follow each other every
-ROUND, and a change in the store begins one at once. A switch that does not answer keeps nobody waiting: it is
-left out until it does. One that stands by looks as well, and changes nothing.
+Each switch has turns of its own, every ROUND: it is looked at (ports, flows with counters, notes), which is taken into
+the fabric; what differs from the flows that follow for it is mended, and it asks for hosts that were not found or not
+lately. A change in the store, or in what another switch has seen, begins a turn at once where it changes flows. One
+that does not answer keeps no other waiting. A controller that stands by looks as well, and changes nothing.
 
-Who becomes active does not take flows away until it has found all hosts, or had TAKE_OVER to do so: what another
-controller has put is right, and it is this one that does not know why yet.
+Who becomes active takes no flow away of which it may only not know yet why it is there (``steering.spared``): for
+TAKE_OVER, and for as long as a switch was never seen.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
-from linkspan.ask import Ask, Question, Told, Walked
-from linkspan.controller.devices import Router, Switch, devices
+from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
+from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
 from linkspan.controller.settings import Settings
@@ -27,11 +28,12 @@ from linkspan.errors import Invalid, Unavailable
 from linkspan.fabric import Fabric, Map, Seen, Spot
 from linkspan.flows import Counted, Flow, RouterRoute
 from linkspan.kernel.frames import announcement, question
-from linkspan.lasting import lasting, woken
+from linkspan.lasting import lasting
 from linkspan.leases import Leases
 from linkspan.model import Host
 from linkspan.networks import Networks
 from linkspan.replica import Replica
+from linkspan.steering import spared
 from linkspan.steering import switches as steered
 from linkspan.store.opening import open_store
 from linkspan.tell import switched
@@ -39,17 +41,20 @@ from linkspan.tell.parts import CONTROLLER
 
 log = logging.getLogger("linkspan.controller")
 
+D = TypeVar("D", bound=Device[Any])
+
 ROUND = 0.6
-"""Seconds between two looks: healing has two."""
+"""Seconds between two looks at a switch: healing has two."""
 ROUTERS = 1.0
 """The same of routers, whose answer by ssh takes a fifth of a second."""
 TAKE_OVER = 3.0
-PATIENCE = 1.0
-"""Seconds that a round waits for a switch."""
+"""Seconds that hosts and links have to be found, after a takeover and after the first answer of a switch."""
 SETTLE = 0.03
 """Seconds that a host has to answer before the switch is looked at again; a look that was too early is repeated."""
-LINKS = 1.0
-"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none."""
+PATIENCE = 1.0
+"""Seconds that one switch waits for the others to have flows before it asks for hosts and says who it is."""
+LINKS = 0.5
+"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none of them."""
 SEEK = 10.0
 """Seconds after which a host that was found is asked again: it may have moved."""
 
@@ -77,22 +82,40 @@ class Controller:
         self.since = 0.0
         """When this one became active, by the monotonic clock."""
         self._ask = Ask(self.replica, CONTROLLER, self._answer)
-        self._wake = asyncio.Event()
+        self._newest = 0.0
+        """When a switch was seen for the first time, last, by the same clock."""
+        self._senders: dict[str, Spot] = {}
+        """Whose LLDP frames bear which MAC: nobody can know it who does not know the cluster."""
+        self._waiting = 0.0
+        """Since when a switch that answers has no flows, 0 where all have."""
+        self._begun = 0.0
+        """When switches began to say who they are."""
         self._stale = True
-        self._asked: dict[str, float] = {}
+        self._asked: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def devices(self) -> list[Switch | Router]:
+        """All that it programs."""
+        return [*self.switches, *self.routers]
 
     async def start(self) -> None:
         """Read the store, and begin."""
         await self.replica.start()
         await self.election.start()
-        self._tasks = [lasting("looking at switches", self._rounds), lasting("telling routers", self._routing)]
+        self._tasks = [self._serve(one, self.turn) for one in self.switches]
+        self._tasks += [self._serve(one, self._tell) for one in self.routers]
+
+    def _serve(self, one: D, turn: Callable[[D], Awaitable[float]]) -> asyncio.Task[None]:
+        return lasting(f"serving {one.name}", lambda: one.serve(lambda: turn(one)))
 
     async def stop(self) -> None:
         """End it; flows and routes stay."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for one in self.devices:
+            one.close()
         await self._ask.stop()
         await self.election.stop()
         await self.replica.stop()
@@ -103,134 +126,142 @@ class Controller:
             self._ask.changed(keys)
         if any(key.startswith(RECORDS) for key in keys):
             self._stale = True
-            self._wake.set()
+            self._wake()
 
     def _turned(self) -> None:
-        self.since = time.monotonic()
-        self._wake.set()
+        self.since, self._begun = time.monotonic(), 0.0
+        self._wake()
 
-    # Rounds.
+    def _wake(self) -> None:
+        for one in self.devices:
+            one.wake.set()
 
-    async def _rounds(self) -> None:
-        while True:
-            self._wake.clear()
-            lost = await self.round()
-            await woken(self._wake, SETTLE if lost else ROUND)
-
-    async def round(self) -> bool:
-        """Look, put and ask once; tell whether a host was asked for that was not found before."""
+    def _read(self) -> None:
+        """Take over what the store says now."""
         if self._stale:
             self._stale = False
             self.networks.refresh()
             self.holding = holding(self.networks, self.leases)
-        seen = await self._look()
-        held, now = self.holding.held, time.monotonic()
-        self.where = self.fabric.take(seen, dict(held.macs), self._senders(), now)
-        wanted = steered(held, self.where)
-        self.wanted = wanted
+            self.wanted = steered(self.holding.held, self.where)
+
+    # Switches.
+
+    async def turn(self, one: Switch) -> float:
+        """Look at a switch, give it its flows, and ask for hosts by it; returns the seconds until the next time."""
+        self._read()
+        seen = await one.call(one.look)
+        self._saw(one.name, seen)
+        wanted = self.wanted.get(one.name, [])
         if not self.election.active:
-            await self._each(seen.keys(), lambda one: asyncio.to_thread(one.stand_by, wanted.get(one.name, [])))
-            return False
-        found = {host for host, _ in self.where.places}
-        keep = {host for host, _ in held.macs} - found and now - self.since < TAKE_OVER
-        await self._each(seen.keys(), lambda one: self._put(one, wanted.get(one.name, []), keep=bool(keep)))
-        return await self._seek(seen.keys(), found, now)
+            await one.call(lambda: one.stand_by(wanted))
+            return ROUND
+        there = [counted.flow for counted in one.driver.counted.values()] + one.flows
+        kept = spared(self.holding.held, self.where, one.name, there, wanted, whole=self._whole())
+        await one.call(lambda: one.put([*wanted, *kept]))
+        return SETTLE if await self._seek(one, seen) else ROUND
 
-    async def _look(self) -> dict[str, Seen]:
-        found: dict[str, Seen] = {}
+    def _saw(self, name: str, seen: Seen) -> None:
+        """Take a switch as it was seen; what changes by that for others is put there at once."""
+        now = time.monotonic()
+        if name not in self.fabric.seen:
+            self._newest = now
+        self._senders.update((mac_text(self._sender(name, port.number)), (name, port.number)) for port in seen.ports)
+        held, before = self.holding.held, self.wanted
+        where = self.fabric.take({name: seen}, dict(held.macs), self._senders, now)
+        if where != self.where:
+            self.where, self.wanted = where, steered(held, where)
+            for one in self.switches:
+                if one.name != name and before.get(one.name) != self.wanted.get(one.name):
+                    one.wake.set()
 
-        async def look(one: Switch) -> None:
-            found[one.name] = await asyncio.to_thread(one.look)
-
-        await self._each([one.name for one in self.switches if one.due], look)
-        return found
-
-    async def _put(self, one: Switch, flows: list[Flow], *, keep: bool) -> None:
-        await asyncio.to_thread(one.put, flows, keep=keep)
-
-    async def _each(self, names: Iterable[str], work: Callable[[Switch], Awaitable[None]]) -> None:
-        """Do the same with several switches at once; who takes too long goes on by itself."""
-        chosen = set(names)
-        tasks = [
-            one.begin(lambda one=one: work(one))  # type: ignore[misc]
-            for one in self.switches
-            if one.name in chosen and one.due
-        ]
-        if tasks:
-            await asyncio.wait(tasks, timeout=PATIENCE)
-
-    def _senders(self) -> dict[str, Spot]:
-        """Return whose LLDP frames bear which MAC: nobody can know it who does not know the cluster."""
-        return {
-            mac_text(self._sender(name, port.number)): (name, port.number)
-            for name, one in self.fabric.seen.items()
-            for port in one.ports
-        }
+    def _whole(self) -> bool:
+        """Tell whether all that can be seen of hosts and links has been: by each switch, and for long enough."""
+        seen = all(one.name in self.fabric.seen for one in self.switches)
+        return seen and time.monotonic() - max(self.since, self._newest) >= TAKE_OVER
 
     def _sender(self, switch: str, port: int) -> bytes:
         return derived_mac("link", self.replica.store.cluster, switch, str(port))
 
-    async def _seek(self, names: Iterable[str], found: set[str], now: float) -> bool:
-        """Ask for hosts, and have the switches tell each other who they are; tell whether any host is not found."""
-        held = self.holding.held
+    async def _seek(self, one: Switch, seen: Seen) -> bool:
+        """Ask for hosts by a switch, and have it say who it is; tell whether it was asked for one the first time."""
+        held, now = self.holding.held, time.monotonic()
         if not held.networks:
+            self._begun = 0.0
             return False
-        gateway = mac(held.networks[0].mac)
-        if len(self.switches) > 1 and not self.where.links and now - self.since < LINKS:
-            await self._announce(names, gateway, [])  # else hosts would be asked by ports that lead to switches
+        if self._waits(now):
             return True
+        gateway, macs = mac(held.networks[0].mac), dict(held.macs)
+        found = {host for host, _ in self.where.places}
         frames: list[bytes] = []
-        lost = False
-        macs = dict(held.macs)
-        for host in self.holding.hosts:
-            fresh = host.id not in self._asked
-            lost |= host.id in macs and fresh
+        lost = early = len(self.switches) > 1 and now - self._begun < LINKS
+        for host in () if early else self.holding.hosts:
+            asked = self._asked.get((one.name, host.id))
             every = SEEK if host.id in found else ROUND
-            if host.id in macs and now - self._asked.get(host.id, -SEEK) >= every * 0.9:
-                self._asked[host.id] = now
+            if host.id in macs and (asked is None or now - asked >= every * 0.9):
+                self._asked[one.name, host.id] = now
+                lost |= asked is None
                 frames += [question(gateway, mac(macs[host.id]), a) for a in _addresses(host)[:1]]
-        await self._announce(names, gateway, frames)
+        batch = self._batch(one.name, seen, gateway, frames)
+        await one.call(lambda: one.driver.send(batch))
         return lost
 
-    async def _announce(self, names: Iterable[str], gateway: bytes, frames: list[bytes]) -> None:
-        """Ask by the ports at which hosts may be, and say by all others who is here."""
-        busy = {spot for _, spot in self.where.places}
+    def _waits(self, now: float) -> bool:
+        """Tell whether a switch that answers has no flows yet: it would send on what only it should note."""
+        if all(one.ready or one.away for one in self.switches):
+            self._waiting = 0.0
+        else:
+            self._waiting = self._waiting or now
+        if self._waiting and now - self._waiting < PATIENCE:
+            return True
+        self._begun = self._begun or now
+        return False
 
-        async def send(one: Switch) -> None:
-            trunks = self.where.trunks(one.name)
-            up = [port.number for port in self.fabric.seen[one.name].ports if port.up]
-            batch: list[tuple[bytes, list[int]]] = [(frame, [n for n in up if n not in trunks]) for frame in frames]
-            if len(self.switches) > 1:
-                links = [n for n in up if (one.name, n) not in busy]
-                batch += [(announcement(gateway, self._sender(one.name, n), one.name, n), [n]) for n in links]
-            await asyncio.to_thread(one.driver.send, batch)
-
-        await self._each(names, send)
+    def _batch(self, name: str, seen: Seen, gateway: bytes, frames: list[bytes]) -> list[tuple[bytes, list[int]]]:
+        """Return what is sent by the ports at which hosts may be, and by all others to say who is here."""
+        trunks, busy = self.where.trunks(name), {spot for _, spot in self.where.places}
+        up = [port.number for port in seen.ports if port.up]
+        batch = [(frame, [n for n in up if n not in trunks]) for frame in frames]
+        if len(self.switches) > 1:
+            links = [n for n in up if (name, n) not in busy]
+            batch += [(announcement(gateway, self._sender(name, n), name, n), [n]) for n in links]
+        return batch
 
     # Routers.
 
-    async def _routing(self) -> None:
-        while self.routers:
-            held = self.holding
-            wanted = list(_routes(held))
-            ready = self.replica.listed and self.election.active
-            for one in self.routers if ready else ():
-                if one.due:
-                    one.begin(lambda one=one, wanted=wanted: self._tell(one, wanted))  # type: ignore[misc]
-            await asyncio.sleep(ROUTERS)
-
-    async def _tell(self, one: Router, routes: list[RouterRoute]) -> None:
-        await asyncio.to_thread(one.put, routes, keep=False)
+    async def _tell(self, one: Router) -> float:
+        """Give a router its routes; returns the seconds until the next time."""
+        self._read()
+        routes = list(_routes(self.holding))
+        if self.election.active:
+            await one.call(lambda: one.put(routes))
+        else:
+            await one.call(one.differs)  # whether it answers
+            one.stand_by(routes)
+        return ROUTERS
 
     # What others ask.
 
     async def _answer(self, asked: Question) -> Told:
+        if isinstance(asked, Well):
+            return Standing(tuple(self.problems()))
         if not isinstance(asked, Walked):
-            raise Invalid("a controller knows the way through switches, and nothing else")
+            raise Invalid("a controller knows the way through switches and how they are, and nothing else")
         entry = asked.entry
         if not self.switches:
             raise Unavailable("the controller has no switch, and routers cannot be asked")
         return await asyncio.to_thread(switched.part, self.view(), entry)
+
+    def problems(self) -> list[str]:
+        """Return what is not well, a sentence each: devices, hosts, prefixes."""
+        lines = [one.problem for one in self.devices if one.problem]
+        lines += [f"host {self.holding.name(host)}: {why}" for host, why in self.misplaced().items()]
+        return [*lines, *self.holding.problems]
+
+    def misplaced(self) -> dict[str, str]:
+        """Return what is wrong with where hosts are, by their ids."""
+        places = dict(self.where.places)
+        missing = [host for host, _ in self.holding.held.macs if host not in places and self.switches]
+        return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holding.twins}
 
     def view(self) -> switched.Underlay:
         """Return what a trace through the switches is told by."""
@@ -244,7 +275,7 @@ class Controller:
             device = next(one for one in self.switches if one.name == name)
             return list(device.driver.dump())
 
-        away = {one.name: one.problem for one in self.switches if one.problem}
+        away = {one.name: one.problem for one in self.switches if one.away}
         return switched.Underlay(self.holding.held, self.where, dict(self.fabric.seen), hosts, away, dump)
 
 

@@ -1,4 +1,7 @@
-"""The devices that a controller programs: each has a driver and a reconciler of its own, and may be away by itself."""
+"""The devices that a controller programs: each has a driver, a reconciler, a thread and a pace of its own.
+
+So one that hangs, or is away, keeps no other waiting.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from linkspan.contracts import Driver
 from linkspan.desired import Change
 from linkspan.errors import LinkspanError
 from linkspan.fabric import Seen
+from linkspan.flows import Flow
 from linkspan.kernel.frr import FrrDriver
 from linkspan.kernel.openflow import OpenFlowDriver
+from linkspan.lasting import woken
 from linkspan.reconcile import Heal, Reconciler
 from linkspan.state import State
 
 log = logging.getLogger("linkspan.controller")
 
-AGAIN = 2.0
-"""Seconds until a device that did not answer is tried again."""
+AGAIN, LATEST = 0.5, 4.0
+"""Seconds until a device that did not answer is tried again: each time twice as many, up to these. A switch that
+starts anew has no flows, and carries nothing until it is found to answer."""
 HEALS = 20
 _SOURCE = ("controller",)
 D = TypeVar("D", bound=Driver)
+T = TypeVar("T")
 
 
 class Device(Generic[D]):
@@ -39,30 +47,43 @@ class Device(Generic[D]):
         self.healed = 0
         self.since = 0.0
         """When it was last found to answer, in seconds since the epoch."""
+        self.away = False
+        """Whether it did not answer when it was asked last."""
+        self.wake = asyncio.Event()
         self.reconciler = Reconciler([driver])
-        self._busy: asyncio.Task[None] | None = None
-        self._again = 0.0
+        self._hand = ThreadPoolExecutor(1, f"device {name}")
+        self.ready = False
+        """Whether it has anything of ours, and all of it."""
         self._settled = False
         """Whether all that it should have was put once: what is put after that, unasked, was undone by somebody."""
 
-    @property
-    def due(self) -> bool:
-        """Whether it may be asked now: it is not being asked, and has not just failed to answer."""
-        return (self._busy is None or self._busy.done()) and time.monotonic() >= self._again
+    async def serve(self, turn: Callable[[], Awaitable[float]]) -> None:
+        """Take turns with it for as long as the controller runs: each returns the seconds until the next one.
 
-    def begin(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Do work with it; an error becomes its problem."""
-        self._busy = asyncio.create_task(self._do(work))
-        return self._busy
+        A turn that failed is taken again ever later; ``wake`` cuts the time short only where it did not.
+        """
+        failed = 0
+        while True:
+            self.wake.clear()
+            try:
+                pause = await turn()
+            except LinkspanError as error:
+                self.away, self.ready = True, False
+                self.say(f"{error.message}{f'; {error.hint}' if error.hint else ''}")
+                await asyncio.sleep(min(AGAIN * 2**failed, LATEST))
+                failed += 1
+            else:
+                self.away, failed = False, 0
+                self.since = time.time()
+                await woken(self.wake, pause)
 
-    async def _do(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except LinkspanError as error:
-            self.say(f"{error.message}{f'; {error.hint}' if error.hint else ''}")
-            self._again = time.monotonic() + AGAIN
-        else:
-            self.since = time.time()
+    async def call(self, work: Callable[[], T]) -> T:
+        """Do what waits for the device in a thread of its own: one that hangs takes none from the others."""
+        return await asyncio.get_running_loop().run_in_executor(self._hand, work)
+
+    def close(self) -> None:
+        """Let go of its thread; what it does now is not waited for."""
+        self._hand.shutdown(wait=False, cancel_futures=True)
 
     def say(self, problem: str) -> None:
         """Take note of what is wrong, '' where nothing is."""
@@ -77,33 +98,29 @@ class Device(Generic[D]):
         return self.reconciler.desired.replace(_SOURCE, states)
 
     def stand_by(self, states: Sequence[State]) -> None:
-        """Another controller puts this; here it is known what should be (worker thread)."""
+        """Another controller puts this; here it is known what should be (its thread)."""
         self.want(states)
         self._settled = False
         self.say("")
 
-    def put(self, states: Sequence[State], *, keep: bool) -> None:
-        """Make it have these states, and no others; with ``keep`` nothing is taken away yet (worker thread)."""
+    def put(self, states: Sequence[State]) -> None:
+        """Make it have these states, and no others (its thread)."""
         change = self.want(states)
-        if keep:
-            found, _ = self.reconciler.difference()
-            failed = self.reconciler.apply(Change(found.put, ()))
-        else:
-            # Once it had all, what differs beyond the change was undone by somebody. Before that nothing is put that
-            # is there already: its counters would begin anew.
-            if self._settled and (change.put or change.delete):
-                self.reconciler.apply(change)
-            report = self.reconciler.resync()
-            failed = report.failed
-            if self._settled:
-                self.heals.extend(report.heals)
-                self.healed += len(report.heals)
-            self._settled = not failed
-        first = next(iter(failed.values()), None)
+        # Once it had all, what differs beyond the change was undone by somebody. Before that nothing is put that is
+        # there already: its counters would begin anew.
+        if self._settled and (change.put or change.delete):
+            self.reconciler.apply(change)
+        report = self.reconciler.resync()
+        if self._settled:
+            self.heals.extend(report.heals)
+            self.healed += len(report.heals)
+        self._settled = not report.failed
+        self.ready = self._settled and bool(states)
+        first = next(iter(report.failed.values()), None)
         self.say("" if first is None else first.message)
 
     def differs(self) -> Change:
-        """Return what it would have to be given and rid of (worker thread)."""
+        """Return what it would have to be given and rid of (its thread)."""
         change, _ = self.reconciler.difference()
         return change
 
@@ -111,8 +128,13 @@ class Device(Generic[D]):
 class Switch(Device[OpenFlowDriver]):
     """An OpenFlow switch."""
 
+    @property
+    def flows(self) -> list[Flow]:
+        """Which flows it should have, as far as it was told."""
+        return [state for state in self.reconciler.desired.states().values() if isinstance(state, Flow)]
+
     def look(self) -> Seen:
-        """Return its ports and notes (worker thread)."""
+        """Return its ports and notes (its thread)."""
         ports = self.driver.ports()
         self.driver.look()
         return Seen(ports, self.driver.notes)

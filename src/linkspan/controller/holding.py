@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import msgspec
 
 from linkspan import migration
@@ -20,13 +22,15 @@ RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowance
 class Holding(msgspec.Struct, frozen=True):
     """Who holds what, where each host is asked for, their names, and what is to be said.
 
-    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches.
+    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches. ``twins`` says of
+    hosts, by id, with whom they share their MAC.
     """
 
     held: Held = Held()
     claims: tuple[Claim, ...] = ()
     hosts: tuple[Host, ...] = ()
     problems: tuple[str, ...] = ()
+    twins: Mapping[str, str] = {}
 
     def name(self, host: str) -> str:
         """Return a host's name."""
@@ -70,7 +74,19 @@ def holding(networks: Networks, leases: Leases) -> Holding:
             problems.append(f"host {hosts[host].name} does not say its underlay's MAC: is its agent an older one?")
     held = Held(tuple(served), steered, tuple(macs))
     used = sorted(set(claims.values()))
-    return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems))
+    twins = dict(_twins(macs, hosts))
+    return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems), twins)
+
+
+def _twins(macs: list[tuple[str, str]], hosts: Mapping[str, Host]) -> Iterable[tuple[str, str]]:
+    """Yield who has a MAC that others have as well."""
+    owners: dict[str, list[str]] = {}
+    for host, address in macs:
+        owners.setdefault(address, []).append(host)
+    for address, found in owners.items():
+        for host in found if len(found) > 1 else ():
+            others = ", ".join(sorted(hosts[other].name for other in found if other != host))
+            yield host, f"its MAC {address} is also that of host {others}: none of them is followed to another port"
 
 
 def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from aiohttp import web
 from linkspan.api_json import error_body
 from linkspan.controller.controller import Controller
 from linkspan.controller.devices import Device, Router, Switch
+from linkspan.desired import Change
 from linkspan.errors import Invalid, LinkspanError, NotFound
 from linkspan.flows import MEANINGS, Counted, Flow, RouterRoute, cookie
 from linkspan.kernel.frr import route as frr_route
@@ -50,18 +51,15 @@ class Telling:
         found = []
         for one in self._chosen(request.query.get("switch", "")):
             if isinstance(one, Switch):
-                dump = await asyncio.to_thread(lambda one=one: list(one.driver.dump()))  # type: ignore[misc]
+                dump = await one.call(lambda one=one: list(one.driver.dump()))  # type: ignore[misc]
                 found += [_flow(one.name, counted) for counted in sorted(dump, key=_order)]
         return _json(found)
 
     async def _plan(self, request: web.Request) -> web.Response:
         found = []
         for one in self._chosen(request.query.get("switch", "")):
-            there = set(await asyncio.to_thread(lambda one=one: list(one.driver.observe(0))))  # type: ignore[misc]
-            states = one.reconciler.desired.states().values()
-            wanted: Iterable[State] = (
-                self._controller.wanted.get(one.name, []) if isinstance(one, Switch) else states
-            )
+            there = set(await one.call(lambda one=one: list(one.driver.observe(0))))  # type: ignore[misc]
+            wanted = list(one.reconciler.desired.states().values())
             found += [
                 {
                     "device": one.name,
@@ -76,14 +74,7 @@ class Telling:
         return _json(found)
 
     async def _diff(self, request: web.Request) -> web.Response:
-        told: dict[str, list[dict[str, str]]] = {"put": [], "delete": []}
-        for one in self._chosen(""):
-            change = await asyncio.to_thread(one.differs)
-            for word, states in (("put", change.put), ("delete", change.delete)):
-                told[word] += [
-                    {"device": one.name, "kind": type(s).__name__, "key": _name(s)} for s in states
-                ]
-        return _json(told)
+        return _json(await diff(self._controller.devices))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Tell Prometheus."""
@@ -91,7 +82,7 @@ class Telling:
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     def _chosen(self, name: str) -> list[Switch | Router]:
-        there = _devices(self._controller)
+        there = self._controller.devices
         found = [one for one in there if name in ("", one.name)]
         if not found:
             names = ", ".join(one.name for one in there)
@@ -99,14 +90,33 @@ class Telling:
         return found
 
 
-def _devices(one: Controller) -> list[Switch | Router]:
-    return [*one.switches, *one.routers]
+async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str]]]:
+    """Return what differs between what devices should have and have, and of which that is not known."""
+    told: dict[str, list[dict[str, str]]] = {"put": [], "delete": [], "unknown": []}
+    for one, change in zip(there, await asyncio.gather(*map(_differs, there)), strict=True):
+        if isinstance(change, str):
+            told["unknown"].append({"device": one.name, "problem": change})
+            continue
+        for word, states in (("put", change.put), ("delete", change.delete)):
+            told[word] += [{"device": one.name, "kind": type(s).__name__, "key": _name(s)} for s in states]
+    return told
+
+
+async def _differs(one: Switch | Router) -> Change | str:
+    """Return what differs, or why that is not known."""
+    if one.away or not one.since:
+        return one.problem
+    try:
+        return await one.call(one.differs)
+    except LinkspanError as error:
+        return error.message
 
 
 def status(one: Controller) -> dict[str, Any]:
     """Return the status, as cli.md's JSON has it."""
     where, held = one.where, one.holding
     places, macs = dict(where.places), dict(held.held.macs)
+    wrong = one.misplaced()
     return {
         "controller": one.name,
         "active": one.election.active,
@@ -124,9 +134,7 @@ def status(one: Controller) -> dict[str, Any]:
                 "mac": macs.get(host.id, ""),
                 "switch": places[host.id][0] if host.id in places else "",
                 "port": _port(one, *places[host.id]) if host.id in places else "",
-                "problem": one.fabric.doubles.get(
-                    host.id, "it answers at no port" if host.id in macs.keys() - places.keys() else ""
-                ),
+                "problem": wrong.get(host.id, ""),
             }
             for host in held.hosts
             if one.switches
@@ -136,10 +144,10 @@ def status(one: Controller) -> dict[str, Any]:
             {"switch": switch, "kind": kind, "what": MEANINGS[kind], "packets": packets}
             for (switch, kind), packets in sorted(_dropped(one).items())
         ],
-        "problems": [*held.problems, *(f"{held.name(h)}: {why}" for h, why in one.fabric.doubles.items())],
+        "problems": [*held.problems, *(f"host {held.name(h)}: {why}" for h, why in wrong.items())],
         "heals": [
             {"at": heal.at, "device": device.name, "kind": heal.kind, "key": heal.key, "what": heal.what}
-            for device in _devices(one)
+            for device in one.devices
             for heal in list(device.heals)
         ],
     }

@@ -4,6 +4,8 @@ Our own changes are told apart and left out: rtnetlink notifications bear the po
 for the change (those of forwarding entries do not: kernel/neighbours.py notes them), and nftables'
 transactions end with a message that names the process (NFT_MSG_NEWGEN).
 
+Of links that are not ours a new MAC alone counts: it may be the underlay's, which other hosts are told.
+
 Of neighbours, a busy host has many events every second that are not ours to look at: only those on tunnel
 devices of ours count, whose indexes are learnt from a dump and from the links' own events.
 """
@@ -16,7 +18,7 @@ import struct
 
 from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
-from linkspan.kernel.links import ifinfo
+from linkspan.kernel.links import ADDRESS, ifinfo
 from linkspan.kernel.neighbours import (
     AF_BRIDGE,
     DST,
@@ -96,8 +98,10 @@ class RouteEvents:
         self.own_entries: Own = {}
         links = Socket()
         try:
-            found = ((_index(body), _name(body)) for body in links.dump(GETLINK, ifinfo(), "list links"))
-            self._tunnels = {index for index, name in found if name.startswith(TUNNELS)}
+            found = list(links.dump(GETLINK, ifinfo(), "list links"))
+            self._tunnels = {_index(body) for body in found if _name(body).startswith(TUNNELS)}
+            self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(OURS)}
+            """Of links that are not ours, by index."""
         finally:
             links.close()
 
@@ -125,7 +129,7 @@ class RouteEvents:
                 # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
                 return TUNNEL_KINDS | ADDRESS_KINDS
             if not name.startswith(OURS):
-                return frozenset()
+                return frozenset({Address}) if self._has_new_mac(kind, body) else frozenset()
             return LINK_KINDS | ADDRESS_KINDS if kind == DELLINK else LINK_KINDS
         if kind in (NEWADDR, DELADDR):
             # A new address is of interest only where it is put on a link of ours, which the label does not tell.
@@ -139,6 +143,15 @@ class RouteEvents:
         if kind in (NEWNEIGH, DELNEIGH):
             return self._neighbours(kind, body)
         return frozenset()
+
+    def _has_new_mac(self, kind: int, body: bytes) -> bool:
+        """Tell whether a link that was known before has another MAC now."""
+        if body[0] == AF_BRIDGE:  # of a bridge's port, without its MAC
+            return False
+        before = self._macs.pop(_index(body), None)
+        if kind == NEWLINK:
+            self._macs[_index(body)] = _mac(body)
+        return kind == NEWLINK and before not in (None, _mac(body))
 
     def _neighbours(self, kind: int, body: bytes) -> frozenset[type[State]]:
         family, index, state, _, _ = NDMSG.unpack_from(body)
@@ -164,6 +177,10 @@ def _is_hosts(body: bytes) -> bool:
 
 def _index(body: bytes) -> int:
     return int(struct.unpack_from("=i", body, 4)[0])
+
+
+def _mac(body: bytes) -> bytes:
+    return attributes(body, 16).get(ADDRESS, b"")
 
 
 def _name(body: bytes) -> str:

@@ -54,18 +54,22 @@ class FrrDriver:
         return Support("FRR")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return our routes of its running configuration."""
-        if netns != HOST:
-            return []
-        said = self._vtysh("show running-config")
-        return [RouterRoute(prefix(to), prefix(via).packed) for to, via in _ROUTE.findall(said)]
+        """Return our routes of its running configuration; a prefix that has two of them has none as it should be."""
+        found = {} if netns != HOST else self._there()
+        return [routes[0] if len(routes) == 1 else RouterRoute(routes[0].destination, b"") for routes in found.values()]
+
+    def _there(self) -> dict[Key, list[RouterRoute]]:
+        found: dict[Key, list[RouterRoute]] = {}
+        for to, via in _ROUTE.findall(self._vtysh("show running-config")):
+            one = RouterRoute(prefix(to), prefix(via).packed)
+            found.setdefault(one.key, []).append(one)
+        return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put routes and take routes away; a route with another gateway is replaced, for FRR would have both."""
         try:
-            there = {state.key: state for state in self.observe(HOST)}
-            lines = [_line(there[s.key], "no ") for s in (*delete, *put) if s.key in there and s not in put]
-            lines += [_line(there[s.key], "no ") for s in put if s.key in there and there[s.key] != s]
+            there, kept = self._there(), set(put)
+            lines = [_line(one, "no ") for s in (*delete, *put) for one in there.get(s.key, ()) if one not in kept]
             lines += [_line(state) for state in put]
             for start in range(0, len(lines), _BATCH):
                 self._vtysh("configure terminal", *lines[start : start + _BATCH])

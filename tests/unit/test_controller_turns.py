@@ -1,0 +1,210 @@
+"""A controller beside switches that are here: what each of them gets while another hangs or does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from replicas import eventually, network, together
+
+from linkspan.backends.sdn import BACKEND
+from linkspan.blocks import lease_key
+from linkspan.contracts import Support
+from linkspan.controller import controller as module
+from linkspan.controller import devices
+from linkspan.controller.controller import Controller
+from linkspan.controller.settings import Settings
+from linkspan.controller.telling import diff, status
+from linkspan.errors import LinkspanError, Unavailable
+from linkspan.flows import Counted, Flow, Port
+from linkspan.kernel.openflow import OpenFlowDriver
+from linkspan.model import Host, Lease, Offer, Underlay
+from linkspan.reconcile import Reconciler
+from linkspan.state import Key, State
+
+MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}
+TRUNK, HOST = 1, 3
+OTHER = {"left": "right", "right": "left"}
+
+
+class HereSwitch(OpenFlowDriver):
+    """A switch with one port to the other and one with a host, each noted for as long as ``heard``."""
+
+    def __init__(self, name: str, host: str) -> None:
+        super().__init__(name, "unix:/nowhere", {})
+        self.flows: dict[Key, Flow] = {}
+        self.looks = 0
+        self.away = False
+        self.heard: list[tuple[int, str]] = [(HOST, MACS[host])]
+        self.free = threading.Event()
+        self.free.set()
+
+    def probe(self) -> Support:
+        """It speaks."""
+        return Support("memory")
+
+    def ports(self) -> tuple[Port, ...]:
+        """Return both ports, late where it hangs, never where it is away."""
+        self.free.wait(30)
+        if self.away:
+            raise Unavailable(f"switch {self.name} does not answer")
+        return Port(TRUNK, "trunk", up=True), Port(HOST, "host", up=True)
+
+    def look(self) -> None:
+        """Read the flows."""
+        self.ports()
+        self.looks += 1
+        self.notes = tuple(self.heard)
+        self.counted = {key: Counted(one, 0, 0, ours=True) for key, one in self.flows.items()}
+
+    def dump(self, match: str = "") -> Iterator[Counted]:
+        """Yield what there is."""
+        yield from self.counted.values()
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return the flows."""
+        self.look()
+        return list(self.flows.values())
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Put and delete."""
+        for state in delete:
+            self.flows.pop(state.key, None)
+        self.flows |= {state.key: state for state in put if isinstance(state, Flow)}
+        return {}
+
+    def send(self, frames: Iterable[tuple[bytes, Sequence[int]]]) -> None:
+        """Nobody is asked: what there is is heard."""
+
+
+@pytest.fixture
+def switches() -> dict[str, HereSwitch]:
+    """Give two switches with a host each."""
+    return {"left": HereSwitch("left", "h1"), "right": HereSwitch("right", "h2")}
+
+
+@contextlib.asynccontextmanager
+async def _running(folder: Path, name: str, drivers: Mapping[str, HereSwitch]) -> AsyncIterator[Controller]:
+    """Run a controller of these switches, which know of each other as soon as it knows the cluster."""
+    store = folder / "store"
+    store.mkdir(exist_ok=True)
+    settings = Settings(
+        store=f"sqlite://{store}", state_dir=str(folder / name), switches=dict.fromkeys(drivers, "unix:/nowhere")
+    )
+    controller = Controller(settings, name)
+    for one in controller.switches:
+        one.driver = drivers[one.name]
+        one.reconciler = Reconciler([one.driver])
+    await controller.start()
+    for one in drivers.values():
+        sender = module.mac_text(controller._sender(OTHER[one.name], TRUNK))
+        one.heard = [*one.heard[:1], (TRUNK, sender)]
+    try:
+        yield controller
+    finally:
+        for one in drivers.values():
+            one.free.set()
+        await controller.stop()
+
+
+async def _filled(controller: Controller) -> None:
+    """Write a network that both hosts have a prefix of."""
+    records: dict[str, msgspec.Struct] = {"networks/demo": BACKEND.completed(network(backend="sdn"), ())}
+    for number, (host, mac) in enumerate(MACS.items(), 1):
+        underlay = Underlay("eth0", (f"192.0.2.{number}/24",), mac=mac)
+        records[f"hosts/{host}"] = Host(id=host, name=host, underlay=underlay)
+        prefixes = (f"10.244.{number}.0/24",)
+        records[lease_key("demo", host)] = Lease(
+            network="demo", host=host, prefixes=prefixes, endpoints={"sdn": Offer()}
+        )
+    await controller.replica.write(dict(records))
+
+
+def _kinds(one: HereSwitch) -> set[str]:
+    return {flow.kind for flow in one.flows.values()}
+
+
+def _whole(one: HereSwitch) -> bool:
+    """Tell whether it has the flows of both hosts, and of the link."""
+    forward = [flow for flow in one.flows.values() if flow.kind == "forward"]
+    return len(forward) == 2 and {"source", "transit"} <= _kinds(one)
+
+
+def test_a_switch_that_hangs_holds_up_no_other(tmp_path: Path, switches: dict[str, HereSwitch]) -> None:
+    """It answers nothing, not even that it is away; the other one gets its flows, and what is deleted is put back."""
+    switches["right"].free.clear()
+    left = switches["left"]
+
+    async def work() -> None:
+        async with _running(tmp_path, "a", switches) as controller:
+            await _filled(controller)
+            await eventually(lambda: "source" in _kinds(left), "left has flows")
+            looks, begun = left.looks, time.monotonic()
+            left.flows.clear()
+            await eventually(lambda: "source" in _kinds(left), "left has them again")
+            await eventually(lambda: left.looks > looks + 5, "left is looked at again and again")
+            assert switches["right"].looks == 0
+            assert time.monotonic() - begun < 20  # nobody waited for the other one's 30
+            switches["right"].free.set()
+            await eventually(lambda: all(map(_whole, switches.values())), "both have all flows")
+
+    together(work)
+
+
+def test_a_controller_that_starts_without_a_switch_leaves_the_others_as_they_are(
+    tmp_path: Path, switches: dict[str, HereSwitch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right does not answer: left keeps the way to its host, and says that it does not know right."""
+    monkeypatch.setattr(module, "TAKE_OVER", 0.0)  # what is spared is so for the switch that is away alone
+    left, right = switches["left"], switches["right"]
+
+    async def work() -> None:
+        async with _running(tmp_path, "a", switches) as controller:
+            await _filled(controller)
+            await eventually(lambda: all(map(_whole, switches.values())), "both have all flows")
+            before = dict(left.flows)
+        right.away = True
+        async with _running(tmp_path, "b", switches) as controller:
+            await eventually(lambda: controller.election.active, "the next one is active")
+            looks = left.looks
+            await eventually(lambda: left.looks > looks + 4, "left is looked at again and again")
+            assert left.flows == before
+            assert {one["name"]: one["state"] for one in status(controller)["switches"]}["left"] == "ok"
+            found = await diff(controller.devices)
+            assert (found["put"], found["delete"]) == ([], [])
+            assert found["unknown"] == [{"device": "right", "problem": "switch right does not answer"}]
+            right.away = False
+            await eventually(lambda: len(controller.where.places) == 2, "right is found again")
+            await eventually(lambda: left.flows == before and _whole(right), "all is as it was")
+
+    together(work)
+
+
+def test_a_device_that_fails_is_tried_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake does not make it sooner; once it answers it is asked at its usual pace."""
+    monkeypatch.setattr(devices, "AGAIN", 0.02)
+    one = devices.Switch("left", "unix:/nowhere", HereSwitch("left", "h1"))
+    at: list[float] = []
+
+    async def turn() -> float:
+        at.append(time.monotonic())
+        if len(at) < 5:
+            one.wake.set()
+            raise Unavailable("it does not answer")
+        return 60.0
+
+    async def work() -> None:
+        task = module.lasting("serving", lambda: one.serve(turn))
+        await eventually(lambda: len(at) == 5 and not one.away, "it answers")
+        task.cancel()
+        one.close()
+
+    together(work)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
+    assert all(gap >= 0.019 * 2**number for number, gap in enumerate(gaps[:4]))
