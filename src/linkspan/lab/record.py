@@ -193,8 +193,9 @@ class Lab(msgspec.Struct, kw_only=True):
         for one in every:
             if one.name == name:
                 return one
+        kinds = " or ".join(dict.fromkeys(type(one).__name__.lower() for one in every))
         names = ", ".join(one.name for one in every)
-        raise NotFound(f"lab {self.name} has no host, router, switch or controller {name}", f"it has {names}")
+        raise NotFound(f"lab {self.name} has no {kinds} {name}", f"it has {names}")
 
     def save(self) -> None:
         """Write the record; whoever reads it has the old one or the new one."""
