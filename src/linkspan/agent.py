@@ -215,15 +215,8 @@ class Agent:
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
-        await Recovery(
-            self.worker,
-            self.journal,
-            self.networks,
-            self.allocator,
-            self.ports,
-            self.happenings,
-            self.attacher.admit,
-        ).run()
+        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
+        await Recovery(*here, self.attacher.admit).run()
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
