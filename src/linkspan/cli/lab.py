@@ -74,10 +74,11 @@ def up(
         bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
     ] = False,
     switches_: Annotated[
-        int, typer.Option("--switches", metavar="1|3", help="Of --backend sdn: one, or a spine and two leaves.")
+        int,
+        typer.Option("--switches", metavar="1|3", help="OpenFlow, of --backend sdn: one, or a spine and two leaves."),
     ] = 1,
     controllers_: Annotated[
-        int, typer.Option("--controllers", metavar="N", help="1 to 3 of --backend sdn: one is active.")
+        int, typer.Option("--controllers", metavar="N", help="Of --backend sdn, 1 to 3: one is active.")
     ] = 1,
     nat: Annotated[
         list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")

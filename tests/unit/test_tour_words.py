@@ -1,0 +1,28 @@
+"""What a tour says stands there in full, however narrow the terminal is."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from linkspan.demo import across, screen
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("backend", across.WORDS)
+def test_a_headline_is_not_cut(monkeypatch: pytest.MonkeyPatch, backend: str, width: int) -> None:
+    """In the rule where it fits, under it where it does not."""
+    printed = io.StringIO()
+    monkeypatch.setattr(screen, "console", Console(file=printed, width=width, soft_wrap=True))
+    screen.headline(across.WORDS[backend])
+    assert across.WORDS[backend] in printed.getvalue()
+
+
+def test_output_has_no_blanks_where_it_has_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty line of a command's is one."""
+    printed = io.StringIO()
+    monkeypatch.setattr(screen, "console", Console(file=printed, width=80, soft_wrap=True))
+    screen.Screen().output(["one", "", "two"])
+    assert printed.getvalue() == "    one\n\n    two\n"
