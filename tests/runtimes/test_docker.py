@@ -81,7 +81,7 @@ def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker
     try:
         made = host.linkspan("attach", f"netns:{host.name}-x", "--network", "demo", "--name", "elsewhere")
         address = made["addresses"][0].partition("/")[0]
-        for name in ("elsewhere", "elsewhere.demo"):
+        for name in ("elsewhere", "elsewhere.demo", "elsewhere.demo.internal"):
             lookup = f"exec c1 nslookup {name}"
             wait_until(lambda lookup=lookup: address in docker.attempt(lookup).stdout, f"{name} is known")
         assert "elsewhere.demo" in docker.execute("c1", f"nslookup {address}")

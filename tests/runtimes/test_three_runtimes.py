@@ -160,7 +160,7 @@ def test_all_reach_all_by_address(three: Three, members: list[Member]) -> None:
 def test_all_reach_all_by_name(members: list[Member]) -> None:
     """Each container is known to each other one by its name, alone and with the network's, wherever both run."""
     for source, target in permutations(members, 2):
-        for name in (target.name, f"{target.name}.demo"):
+        for name in (target.name, f"{target.name}.demo", f"{target.name}.demo.internal"):
             wait_until(
                 lambda source=source, name=name: source.pings(name),  # type: ignore[misc]
                 f"{source.name} reaches {name}",

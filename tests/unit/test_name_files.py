@@ -151,8 +151,9 @@ def test_a_gateway_that_all_networks_share_has_no_server() -> None:
 def test_resolvers_of_the_host() -> None:
     """In order, each once, with no address of ours (it would ask itself), and no word that is no address."""
     text = "# x\nnameserver 192.0.2.53\nNAMESERVER 1.1.1.1\nnameserver 10.244.0.1\nnameserver 192.0.2.53\nsearch a\n"
-    text += "nameserver fe80::53%eth0\nnameserver 2001:db8::53\nnameserver bad\nnameserver\nnameserver x%/../y\n"
+    text += "nameserver fe80::53%eth0\nnameserver 2001:DB8:0::53\nnameserver bad\nnameserver\nnameserver x%/../y\n"
     assert upstream(text, {"10.244.0.1"}) == ("192.0.2.53", "fe80::53%eth0", "2001:db8::53")
+    assert upstream("nameserver ::FFFF:0:192.0.2.1\n", ()) == ("::ffff:0:c000:201",), "translated, and not mapped"
 
 
 @pytest.mark.parametrize("written", ["10.244.0.1", "::ffff:10.244.0.1", "FD00:0244:0:0::1", "fd00:244:0:0:0:0:0:1"])

@@ -17,6 +17,8 @@ from linkspan.programs import Dnsmasq
 USER = "dnsmasq"
 """Debian's package makes this user for it."""
 PORT = 53
+_MAPPED = bytes(10) + b"\xff\xff"
+"""RFC 4291 section 2.5.5.2: before an IPv4 address that is written as one of IPv6."""
 _QUESTION = struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
 """TXT version.bind of class CHAOS: every state of its data answers that, and nobody else is asked."""
 
@@ -68,9 +70,12 @@ def _address(text: str) -> str:
     address, mark, zone = text.lower().partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        found = socket.inet_ntop(family, socket.inet_pton(family, address)).removeprefix("::ffff:")
+        packed = socket.inet_pton(family, address)
     except OSError:
         return ""
+    if packed.startswith(_MAPPED):
+        family, packed = socket.AF_INET, packed.removeprefix(_MAPPED)
+    found = socket.inet_ntop(family, packed)
     return f"{found}{mark}{zone}" if zone.isalnum() or not mark else ""
 
 
