@@ -162,12 +162,8 @@ def spared(
     if not unsure:
         return []
     gateway, places = held.networks[0].mac, dict(where.places)
-    reach = {spot[0]: {*where.ways(spot[0]), spot[0]} for spot in places.values()}
-    lost = {
-        host: address
-        for host, address in unsure
-        if host not in places or switch not in reach[places[host][0]]
-    }
+    near = where.reached(switch)
+    lost = {host: address for host, address in unsure if host not in places or places[host][0] not in near}
     allowed = {one.name: one.allowed for one in held.networks}
     macs = {cookie("transit", host): address for host, address in lost.items()}
     for claim in held.claims:
