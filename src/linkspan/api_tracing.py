@@ -66,7 +66,9 @@ class Tracing:
 
     def _hosts(self) -> list[Check]:
         """Tell what `status` says is not well between hosts."""
+        told = status.told(self._agent)["unreachable"]
+        assert isinstance(told, list)
         return [
             Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
-            for one in status.unreachable(self._agent)
+            for one in told
         ]

@@ -60,17 +60,15 @@ def told(agent: Agent) -> dict[str, object]:
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
         "heals": heals,
-        "unreachable": unreachable(agent),
+        "unreachable": [
+            *standing.unreachable(
+                agent.cluster, agent.leases, agent.probes.silent(), {**agent.plans.problems, **lacking(agent.view())}
+            ),
+            *agent.associating.told(),
+        ],
         "bgp": _sessions(agent),
         "controller": controlled.active(agent.replica) if controlled.needed(agent.networks.all()) else None,
     }
-
-
-def unreachable(agent: Agent) -> list[dict[str, str]]:
-    """Return the peers that are not reached, and what else is not well between hosts."""
-    lacks = {**agent.plans.problems, **lacking(agent.view())}
-    found = standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
-    return [*found, *agent.associating.told()]
 
 
 def disputes(agent: Agent) -> list[dict[str, object]]:
