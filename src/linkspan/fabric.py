@@ -63,6 +63,16 @@ class Map(msgspec.Struct, frozen=True):
         """Return the ports of a switch that lead to others."""
         return tuple(sorted({number for (here, number), _, _ in self.links if here == switch}))
 
+    def reached(self, switch: str) -> set[str]:
+        """Return the switches to which any way leads from one, itself too."""
+        found, queue = {switch}, [switch]
+        while queue:
+            here = queue.pop()
+            new = {there for (name, _), there, _ in self.links if name == here} - found
+            found |= new
+            queue += new
+        return found
+
     def ways(self, target: str) -> dict[str, int]:
         """Return by which port each switch sends what is for another one; those that have no way are left out."""
         into: dict[str, list[tuple[str, int, int]]] = {}

@@ -8,8 +8,9 @@ A packet for the gateway's MAC meets, at the switch where it comes in:
                         Its network goes into the metadata
     table 102  TARGETS  by network and destination: one flow for each prefix. TTL, both MACs, and out: by the host's
                         port, or by the port towards the host's switch
-    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host. What has the gateway's
-                        MAC as its source is taken from other switches' ports only, so it was checked
+    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host (and by prefix where
+                        several have that MAC). What has the gateway's MAC as its source is taken from other
+                        switches' ports only, so it was checked
 
 Beside these, table 100 holds the switch's notes (``fabric``), and 103 the second half of the answer to neighbour
 solicitation. A prefix costs two flows at its own switch, and one at each other. The longest prefix wins, by priority.
@@ -113,11 +114,8 @@ def _flows(held: Held, where: Map, switch: str, ways: Mapping[str, Mapping[str, 
             out[host] = number_
         elif (port := ways[there].get(switch)) is not None:
             out[host] = port
-    trunks = bool(where.trunks(switch))
-    for host, port in sorted(out.items()):
-        if trunks and host in macs:
-            match = f"dl_dst={macs[host]}"
-            found.append(flow("transit", host, TRANSIT, 100, match, f"output:{port}"))
+    if where.trunks(switch):
+        found += _transits(held, out)
     allowed = {one.name: one.allowed for one in held.networks}
     for claim in held.claims:
         spot: Spot | None = places.get(claim.host)
@@ -127,6 +125,25 @@ def _flows(held: Held, where: Map, switch: str, ways: Mapping[str, Mapping[str, 
             for about, name in _abouts(claim, allowed).items():
                 found.append(_target(claim, about, name, gateway, macs[claim.host], out[claim.host]))
     return found
+
+
+def _transits(held: Held, out: Mapping[str, int]) -> Iterable[Flow]:
+    """Yield what takes checked packets to hosts: by MAC, and by prefix as well where several have that MAC."""
+    counts = Counter(address for _, address in held.macs)
+    macs = dict(held.macs)
+    for host, port in sorted(out.items()):
+        if counts[macs.get(host, "")] == 1:
+            yield flow("transit", host, TRANSIT, 100, f"dl_dst={macs[host]}", f"output:{port}")
+    for claim in held.claims:
+        if claim.host in out and counts[macs.get(claim.host, "")] > 1:
+            family = claim.prefix.family
+            match = f"{_IP[family]},dl_dst={macs[claim.host]},{_DST[family]}={text(claim.prefix)}"
+            about, priority = _shared(claim), 100 + claim.prefix.length
+            yield flow("transit", about, TRANSIT, priority, match, f"output:{out[claim.host]}")
+
+
+def _shared(claim: Claim) -> str:
+    return f"{claim.host} {claim.prefix}"
 
 
 def spared(
@@ -145,17 +162,14 @@ def spared(
     if not unsure:
         return []
     gateway, places = held.networks[0].mac, dict(where.places)
-    reach = {spot[0]: {*where.ways(spot[0]), spot[0]} for spot in places.values()}
-    lost = {
-        host: address
-        for host, address in unsure
-        if host not in places or switch not in reach[places[host][0]]
-    }
+    near = where.reached(switch)
+    lost = {host: address for host, address in unsure if host not in places or places[host][0] not in near}
     allowed = {one.name: one.allowed for one in held.networks}
     macs = {cookie("transit", host): address for host, address in lost.items()}
     for claim in held.claims:
         if claim.host in lost:
             macs.update((cookie("forward", about), lost[claim.host]) for about in _abouts(claim, allowed))
+            macs[cookie("transit", _shared(claim))] = lost[claim.host]
             if claim.host not in places:
                 macs[cookie("source", str(claim.prefix))] = lost[claim.host]
     keys = {one.key for one in wanted}

@@ -207,7 +207,7 @@ def test_endpoints_of_all_hosts_are_listed_on_each(vxlan: LabRun) -> None:
 
 
 def test_a_partition_parts_two_hosts_only(vxlan: LabRun) -> None:
-    """h1 and h2 lose each other, h3 loses nobody; status names the peer; afterwards all is well."""
+    """h1 and h2 lose each other, h3 loses nobody; status and doctor name the peer; afterwards all is well."""
     vxlan.run("break", "h1", "partition:h2")
     apart = vxlan.json("test", code=3)["failed"]
     assert {frozenset((one["from"][1:], one["to"][1:])) for one in apart} == {frozenset("12")}
@@ -216,6 +216,8 @@ def test_a_partition_parts_two_hosts_only(vxlan: LabRun) -> None:
         "status names the peer that does not answer",
         10.0,
     )
+    checks = json.loads(vxlan.exec("h1", "linkspan doctor -o json", code=-1))
+    assert any((one["check"], one["status"]) == ("hosts", "fail") and "h2" in one["detail"] for one in checks)
     vxlan.run("mend", "h2")
     assert vxlan.json("test")["failed"] == []
 

@@ -193,6 +193,23 @@ def test_a_host_with_another_mac_is_followed(sdn: SdnRun) -> None:
     until(sdn.settled, "nothing differs")
 
 
+def test_two_hosts_with_one_mac_keep_their_prefixes_where_they_are(sdn: SdnRun) -> None:
+    """H3 is given the MAC of h1: both are named, neither's place changes, and both are reached from another switch."""
+    places = {h["host"]: (h["switch"], h["port"]) for h in sdn.controller()["hosts"]}
+    macs = {h["host"]: h["mac"] for h in sdn.controller()["hosts"]}
+    sdn.ip("h3", f"link set eth0 address {macs['h1']}")
+    try:
+        until(lambda: "host h1: its MAC" in str(sdn.controller()["problems"]), "h1 is named")
+        assert f"host h3: its MAC {macs['h1']} is also that of host h1" in str(sdn.controller()["problems"])
+        for name in ("c1", "c3"):
+            until(lambda name=name: sdn.pings("c2", sdn.address(name)), f"c2 reaches {name}")  # type: ignore[misc]
+        assert {h["host"]: (h["switch"], h["port"]) for h in sdn.controller()["hosts"]} == places
+    finally:
+        sdn.ip("h3", f"link set eth0 address {macs['h3']}")
+    until(lambda: not sdn.controller()["problems"], "nobody is named any more")
+    until(sdn.settled, "nothing differs")
+
+
 def test_another_controller_takes_over(sdn: SdnRun) -> None:
     """The active one is killed: what runs goes on, the other is active within five seconds, new containers come."""
     until(lambda: sdn.controller()["active"], "one is active")

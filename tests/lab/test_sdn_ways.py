@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from lab_runs import until
+from lab_runs import HEALED_WITHIN, until
 from migrating import HOSTS, Flows
 from sdn_runs import SdnRun
 
@@ -18,7 +19,7 @@ from certificates import Authority
 from frr_router import FrrRouter
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.kernel.openflow import OpenFlowDriver
-from linkspan.lab import record
+from linkspan.lab import record, switches
 from linkspan.lab.sockets import inside
 
 pytestmark = pytest.mark.skipif(
@@ -93,6 +94,33 @@ def test_a_switch_that_is_not_there_is_named(sdn: SdnRun) -> None:
     nobody = OpenFlowDriver("sw9", f"unix:{sdn.folder}/ovs/sw9.mgmt", {})
     with pytest.raises(Unavailable, match=r"switch sw9 at unix:.*No such file"):
         nobody.ports()
+
+
+def test_a_switch_that_hangs_holds_up_no_other(sdn: SdnRun) -> None:
+    """It takes the connection and says nothing: that is told, and what is deleted elsewhere is back in time."""
+    lab = record.load(sdn.name)
+    mute = record.Switch(name="sw9")
+    lab.switches.append(mute)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(switches.address(lab, mute).removeprefix("unix:"))
+        listening.listen(16)
+        lab.save()
+        try:
+            sdn.fail("ctl1", "controller-kill")
+            sdn.well("ctl1")
+            until(lambda: "sw9" in sdn.switch("sw9")["problem"], "sw9 is named")
+            until(lambda: [one["device"] for one in sdn.controller(path="/diff")["unknown"]] == ["sw9"], "no other is")
+            before = sdn.ours("sw1")
+            for _ in range(3):
+                sdn.ofctl("del-flows", "sw1", "cookie=0x4c53000000000000/0xffff000000000000")
+                until(lambda: sdn.ours("sw1") == before, "the flows are back", HEALED_WITHIN)
+        finally:
+            sdn.fail("ctl1", "controller-kill")
+            lab = record.load(sdn.name)
+            lab.switches = [one for one in lab.switches if one.name != "sw9"]
+            lab.save()
+            sdn.well("ctl1")
+    until(sdn.settled, "the switch has all flows")
 
 
 def test_a_bad_flow_changes_nothing_and_is_an_error_of_all(sdn: SdnRun) -> None:

@@ -17,7 +17,7 @@ from linkspan.tell.questions import Packet
 from linkspan.tell.switched import Underlay, part
 
 MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}
-OUTER = {"h1": "192.0.2.1", "h2": "192.0.2.2"}
+OUTER = {"h1": "192.0.2.1", "h2": "192.0.2.2", "h3": "192.0.2.3"}
 WHERE = Map(
     ("left", "right"),
     (("h1", ("left", 3)), ("h2", ("right", 4))),
@@ -63,9 +63,9 @@ def test_a_packet_goes_from_switch_to_switch_to_its_host() -> None:
 
 def test_what_a_host_does_not_hold_it_cannot_send() -> None:
     """Another's prefix, or an address of no pool, is dropped where it comes in."""
-    for source in ("10.1.2.7", "203.0.113.5"):
+    for source, holder in (("10.1.2.7", "host h2"), ("203.0.113.5", "nobody")):
         found = _walk(HELD, source, "10.1.2.9")
-        assert f"left drops it: the host at that port does not hold {source}" in found.broken.replace("switch ", "")
+        assert f"switch left drops it: the host at that port does not hold {source}, {holder} does" in found.broken
 
 
 def test_an_address_that_nobody_holds_is_dropped() -> None:
@@ -150,6 +150,21 @@ def test_hosts_with_one_mac_keep_the_flows_that_are_there() -> None:
     where = Map(WHERE.switches, (("h2", ("right", 4)),), WHERE.links)
     kinds = sorted(one.kind for one in _kept(twins, where, "left", whole=True))
     assert kinds == ["forward", "source", "transit"]
+
+
+def test_hosts_with_one_mac_are_told_apart_by_their_prefixes() -> None:
+    """At any switch on the way: what is for the one does not come to the other's port."""
+    claims = (*CLAIMS, ("demo", "10.1.3.0/24", "h3"))
+    twins = msgspec.structs.replace(
+        _held(DEMO, claims=claims), macs=(("h1", MACS["h1"]), ("h2", MACS["h2"]), ("h3", MACS["h1"]))
+    )
+    places = (("h1", ("left", 3)), ("h2", ("right", 4)), ("h3", ("left", 4)))
+    where = msgspec.structs.replace(WHERE, places=places)
+    for target, host in (("10.1.1.9", "h1"), ("10.1.3.9", "h3")):
+        found = _walk(twins, "10.1.2.9", target, sender="h2", where=where)
+        assert (found.broken, found.to) == ("", host)
+    flows = switches(twins, where)["left"]
+    assert len({flow.key for flow in flows}) == len(flows)
 
 
 def test_the_edge_is_open_while_a_network_migrates() -> None:

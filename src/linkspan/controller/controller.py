@@ -152,11 +152,11 @@ class Controller:
         seen = await one.call(one.look)
         self._saw(one.name, seen)
         wanted = self.wanted.get(one.name, [])
-        if not self.election.active:
-            await one.call(lambda: one.stand_by(wanted))
-            return ROUND
         there = [counted.flow for counted in one.driver.counted.values()] + one.flows
         kept = spared(self.holding.held, self.where, one.name, there, wanted, whole=self._whole())
+        if not self.election.active:
+            await one.call(lambda: one.stand_by([*wanted, *kept]))
+            return ROUND
         await one.call(lambda: one.put([*wanted, *kept]))
         return SETTLE if await self._seek(one, seen) else ROUND
 

@@ -70,6 +70,7 @@ class _Walk:
         self.mtu = 65535
         self._known = known
         self._packet = packet
+        self._sender = ""
 
     def go(self, at: bytes) -> str:
         """Return the id of the host to which it comes."""
@@ -77,6 +78,7 @@ class _Walk:
         sender = next((host for host, (_, own, _) in known.hosts.items() if at in own), "")
         places, macs = dict(known.where.places), dict(known.held.macs)
         self.mtu = known.hosts[sender][2] if sender else self.mtu
+        self._sender = sender
         if sender not in places:
             name = known.hosts[sender][0] if sender else show(at)
             self._hop("", "", "lost", f"from host {name}")
@@ -152,12 +154,22 @@ class _Walk:
     def _reason(self, kind: str) -> str:
         packet = self._packet
         if kind == "foreign":
-            return f"drops it: the host at that port does not hold {show(packet.source)}"
+            return f"drops it: {self._foreign(show(packet.source))}"
         if kind == "unknown":
             return f"drops it: nobody holds {show(packet.target)}, or its host is not found"
         if kind == "isolated":
             return f"drops it: the networks of {show(packet.source)} and {show(packet.target)} are isolated"
         return MEANINGS[kind]
+
+    def _foreign(self, source: str) -> str:
+        """Return why a source is not let in: by who holds it, as the store has it."""
+        single = Prefix(self._packet.source, len(self._packet.source) * 8)
+        claims = [claim for claim in self._known.held.claims if claim.prefix.holds(single)]
+        holder = max(claims, key=lambda claim: claim.prefix.length).host if claims else ""
+        if holder and holder == self._sender:
+            return f"the host at that port holds {source}, and the switch has no flow that says so (yet)"
+        name = f"host {self._known.hosts[holder][0]}" if holder in self._known.hosts else "nobody"
+        return f"the host at that port does not hold {source}, {name} does"
 
     def _match(self, found: list[Counted], table: int, frame: _Frame) -> Counted | None:
         there = [one for one in found if one.flow.table == table and self._fits(one.flow.match, frame)]
