@@ -55,7 +55,9 @@ def command(state: IpsecCredential | IpsecConnection | IpsecChild, state_dir: st
             return f"install -D -m 0600 {shlex.quote(path)} -t {folder}/{_PLACES[kind]}{note}"
         case IpsecConnection():
             own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
-            sections = {f"of-{state.name}": of_children(state), "connections": {state.name: own}}
+            # Both hosts begin: the later one succeeds, where no agent begins anew for the earlier one.
+            children = of_children(state) | {"start_action": "start"}
+            sections = {f"of-{state.name}": children, "connections": {state.name: own}}
             return _appended(sections, folder)
         case IpsecChild(connection, here, there):
             ways = "everything" if here == there == whole(here.family) else f"{here} === {there}"
