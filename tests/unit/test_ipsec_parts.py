@@ -11,7 +11,14 @@ import pytest
 
 from linkspan.addresses import prefix
 from linkspan.associating import Wanted, missing, superfluous, under_way
-from linkspan.associations import ANYWHERE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
+from linkspan.associations import (
+    ANYWHERE,
+    IpsecChild,
+    IpsecConnection,
+    IpsecCredential,
+    IpsecLink,
+    Strongswan,
+)
 from linkspan.backends.ipsec import BACKEND
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import element
