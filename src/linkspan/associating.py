@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.associations import IpsecChild, IpsecConnection
+from linkspan.associations import ANYWHERE, IpsecChild, IpsecConnection
 from linkspan.backends.strongswan import LOG
 from linkspan.desired import Desired
 from linkspan.errors import LinkspanError
@@ -178,7 +178,7 @@ def stepped(asked: ike.Session, wanted: Iterable[Wanted], tries: dict[str, Try])
             tries.pop(name, None)
             continue
         state = tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
-        if now >= state.next and not under_way(mine):
+        if now >= state.next and not under_way(mine) and one.connection.remote != ANYWHERE:
             state.count += 1
             state.next = now + min(2.0 ** (state.count - 2), LONGEST)
             for child in absent:

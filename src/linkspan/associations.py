@@ -77,8 +77,9 @@ class IpsecCredential(State, frozen=True, gc=False):
 class IpsecConnection(State, frozen=True, gc=False):
     """How this host and a peer prove themselves to each other; ``name`` is the daemon's word for it.
 
-    ``local`` and ``remote`` are underlay addresses, and ``me`` and ``peer`` the identities. ``shared`` tells a shared
-    key from certificates, and ``strict`` that one counts only where a revocation list says that it may. Of two hosts
+    ``local`` and ``remote`` are underlay addresses, ``remote`` ANYWHERE for a peer behind a NAT, which begins by
+    itself, and ``me`` and ``peer`` the identities. ``shared`` tells a shared key from certificates, and ``strict`` that
+    one counts only where a revocation list says that it may. Of two hosts
     one begins, ``first``. Seconds: ``rekey`` of an ESP association, ``probe`` of silence after which the peer is asked
     whether it lives. ``encapsulated`` is ESP in UDP, whether a NAT is on the way or not; ``mark`` is on packets that
     came from the peer and names the way to it (XFRM's if_id), 0 in user space.
@@ -121,6 +122,9 @@ class IpsecChild(State, frozen=True, gc=False):
         """The daemon's word for it."""
         return f"{self.here}={self.there}"
 
+
+ANYWHERE = "%any"
+"""The daemon's word for a peer that may come from any address."""
 
 PREFIX = "ls-"
 """Of our connections' names: ``ls-HOSTID``."""

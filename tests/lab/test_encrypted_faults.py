@@ -15,6 +15,7 @@ from test_ipsec import IpsecRun
 
 from linkspan.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum
+from linkspan.kernel import ike
 from linkspan.lab import agents, record, sockets
 
 DEVICES = {"wireguard": "lswg", "ipsec": "ipsec0"}
@@ -125,6 +126,26 @@ def test_an_underlay_that_is_gone_is_named_and_waited_for(cluster: IpsecRun) -> 
     cluster.well()
 
 
+def test_a_removed_host_is_nobody_s_peer(cluster: IpsecRun) -> None:
+    """Its key or connection goes with its record, though its helper runs on and sends."""
+    cluster.reaches("c3", "c1")
+    cluster.run("break", "h3", "agent-kill")
+    cluster.exec("h1", "linkspan host remove h3 --force")
+    cluster.cut_off("c3", "c1")
+    for host in ("h1", "h2"):
+        until(lambda host=host: len(_peers(cluster, host)) == 1, f"{host} has one peer")  # type: ignore[misc]
+    cluster.reaches("c1", "c2")
+
+
+def _peers(cluster: IpsecRun, host: str) -> list[str]:
+    """Return what a host's device or daemon has of others."""
+    if _device(cluster) == "lswg":
+        return cluster.wg(host, "show", "lswg", "peers").split()
+    with cluster.asks(host) as asked:
+        gone = [one.connection for one in ike.associations(asked) if one.remote == "192.0.2.3"]
+        return [*ike.connections(asked), *gone]
+
+
 def test_nothing_is_left_after_an_uninstall(cluster: IpsecRun) -> None:
     """No process, device, rule, association or file; it is the last that h3 does."""
     device, folder = _device(cluster), cluster.folder / "h3/state"
@@ -137,11 +158,12 @@ def test_nothing_is_left_after_an_uninstall(cluster: IpsecRun) -> None:
     assert "proto 76" not in routes
     assert "table 76" not in routes
     assert not folder.exists()
-    assert not {"charon-systemd", "wireguard-go"} & {_name(pid) for pid in helpers}
+    assert not {"charon-systemd", "wireguard-go"} & set(map(_program, helpers))
 
 
-def _name(pid: int) -> str:
+def _program(pid: int) -> str:
+    """Return what a process runs, '' where it has ended, whoever was to take note of that."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0].rpartition("/")[2]
     except OSError:
         return ""

@@ -11,7 +11,14 @@ import pytest
 
 from linkspan.addresses import prefix
 from linkspan.associating import Wanted, missing, superfluous, under_way
-from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
+from linkspan.associations import (
+    ANYWHERE,
+    IpsecChild,
+    IpsecConnection,
+    IpsecCredential,
+    IpsecLink,
+    Strongswan,
+)
 from linkspan.backends.ipsec import BACKEND
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import element
@@ -98,6 +105,28 @@ def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs:
     assert sets == ({"marks4", "marks6"} if mine.kernel else {"ways4", "ways6"})
     assert {r.device for r in routes} == ({"lsipsec"} if mine.kernel else {"ipsec0"})
     assert (connection.me, connection.peer, connection.first, connection.shared) == ("h1", "h2", True, True)
+
+
+def test_a_host_behind_a_nat_begins_and_is_waited_for() -> None:
+    """Whatever the hosts' ids; two of them never meet, and are told what to do."""
+
+    def behind(found: Host) -> Host:
+        assert found.underlay is not None
+        return msgspec.structs.replace(found, underlay=msgspec.structs.replace(found.underlay, hidden=True))
+
+    def connection(seen: HostView, there: Host) -> IpsecConnection:
+        states = list(BACKEND.peer(seen, DEMO, Peer(there, lease(2), "eth0", True)))
+        return next(s for s in states if isinstance(s, IpsecConnection))
+
+    here = view()
+    assert here.host is not None
+    hidden = msgspec.structs.replace(here, host=behind(here.host))
+    waits, begins = connection(here, behind(host(2))), connection(hidden, host(2))
+    assert (waits.remote, waits.first) == (ANYWHERE, False)
+    assert (begins.remote, begins.first) == ("192.0.2.2", True)
+    assert list(BACKEND.needs(here, DEMO, Peer(behind(host(2)), lease(2), "eth0", True))) == []
+    with pytest.raises(Unavailable, match="both behind a NAT"):
+        connection(hidden, behind(host(2)))
 
 
 def test_too_many_pairs_in_user_space_are_refused_with_their_number() -> None:

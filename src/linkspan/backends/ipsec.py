@@ -43,7 +43,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan import sealed
 from linkspan.addresses import FAMILIES, Prefix, prefix, whole
-from linkspan.associations import PREFIX, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink, Strongswan
+from linkspan.associations import (
+    ANYWHERE,
+    PREFIX,
+    IpsecChild,
+    IpsecConnection,
+    IpsecCredential,
+    IpsecLink,
+    Strongswan,
+)
 from linkspan.backends import strongswan
 from linkspan.backends.bridge import published, routed_endpoint, shaped
 from linkspan.backends.crossing import (
@@ -162,8 +170,10 @@ class IpsecBackend:
             yield Route(target, device, source=own(view, network, target.family), if_id=mark)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that IKE's ports get to the peer."""
+        """Return that IKE's ports get to the peer; a NAT between lets nobody in, or is told by the associations."""
         address = _far(view, network, peer)
+        if _hidden(view, peer) != (False, False):
+            return
         source = bound(underlay(view, network), address.family)
         fix = "let UDP ports 500 and 4500 and IP protocol 50 pass between the hosts (firewalls, security groups)"
         for port in PORTS:
@@ -228,20 +238,32 @@ def _connection(view: HostView, network: Network, peer: Peer) -> IpsecConnection
     assert view.host is not None
     far, mine = _far(view, network, peer), identity(view.host)
     kernel = _daemon(view, network).kernel
+    here_hidden, there_hidden = _hidden(view, peer)
+    if here_hidden and there_hidden:
+        raise Unavailable(
+            f"host {peer.host.name} and this one are both behind a NAT, and IPsec goes by no third host",
+            "let one of them in (--advertise ADDR, UDP ports 500 and 4500), or use backend wireguard",
+        )
     return IpsecConnection(
         name=name(peer.host.id),
         local=Prefix(bound(underlay(view, network), far.family), len(far.packed) * 8).address,
-        remote=far.address,
+        remote=ANYWHERE if there_hidden else far.address,
         me=view.host.name,
         peer=peer.host.name,
         shared=mine.shared,
         strict="crl" in mine.files,
-        first=view.host.id < peer.host.id,
+        first=here_hidden or (not there_hidden and view.host.id < peer.host.id),
         rekey=mine.rekey,
         probe=mine.probe,
         encapsulated=not kernel,
         mark=_mark(peer.host.id) if kernel else 0,
     )
+
+
+def _hidden(view: HostView, peer: Peer) -> tuple[bool, bool]:
+    """Tell whether this host is behind a NAT that lets nobody in, and whether the peer is."""
+    mine, theirs = view.host.underlay if view.host is not None else None, peer.host.underlay
+    return mine is not None and mine.hidden, theirs is not None and theirs.hidden
 
 
 def _mark(host: str) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from linkspan.addresses import prefix
-from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
+from linkspan.associations import ANYWHERE, PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
 from linkspan.contracts import Support
 from linkspan.errors import Invalid, LinkspanError, Unavailable
 from linkspan.kernel import ike
@@ -248,7 +248,7 @@ def of_children(state: IpsecConnection) -> dict[str, Any]:
         "mode": "tunnel",
         "esp_proposals": list(ESP),
         "rekey_time": f"{state.rekey}s",
-        "dpd_action": "start",
+        "dpd_action": "clear" if state.remote == ANYWHERE else "start",
         "start_action": "start" if state.first else "none",
     }
     if state.mark:

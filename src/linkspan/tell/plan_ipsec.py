@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from linkspan.addresses import whole
-from linkspan.associations import PRIVATE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
+from linkspan.associations import ANYWHERE, PRIVATE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.backends.strongswan import CONTROL
 from linkspan.kernel.charon import configuration, of_children
 from linkspan.state import GROUP, State
@@ -56,7 +56,8 @@ def command(state: IpsecCredential | IpsecConnection | IpsecChild, state_dir: st
         case IpsecConnection():
             own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
             # Both hosts begin: the later one succeeds, where no agent begins anew for the earlier one.
-            children = of_children(state) | {"start_action": "start"}
+            begins = {"start_action": "start"} if state.remote != ANYWHERE else {}
+            children = of_children(state) | begins
             sections = {f"of-{state.name}": children, "connections": {state.name: own}}
             return _appended(sections, folder)
         case IpsecChild(connection, here, there):

@@ -1,0 +1,57 @@
+"""IPsec where the way between hosts is another: an underlay of IPv6, and a host behind a NAT."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from lab_runs import until
+from migrating import HOSTS
+from test_ipsec import IpsecRun
+
+from linkspan.errors import LinkspanError
+
+AGAIN = 60.0
+"""Seconds: a host behind a NAT asks after 5 s of silence, and six times, before it begins anew."""
+
+
+@pytest.mark.parametrize("wishes", ["--underlay v6", "--nat h3"])
+def test_all_pairs_reach_each_other(wishes: str) -> None:
+    """With packets of the network's MTU, and nobody misses anything; also after a daemon was killed on either side."""
+    cluster = IpsecRun()
+    try:
+        cluster.run("up", f"--backend ipsec {wishes}")
+        assert cluster.json("test")["failed"] == []
+        assert "mtu 1400" in cluster.inside("c1", "ip link show eth0")
+        for host in ("h3", "h1"):
+            before = cluster.spis(host)
+            cluster.run("break", host, "helper-kill")
+            until(partial(_other, cluster, host, before), f"{host} has other associations", AGAIN)
+            cluster.reaches("c3", "c1")
+            cluster.reaches("c1", "c3")
+        cluster.well()
+        assert not any("IPsec" in cluster.not_well(host) for host in HOSTS)
+    finally:
+        cluster.run("down")
+
+
+def _other(cluster: IpsecRun, host: str, before: set[str]) -> bool:
+    """Tell whether a host's new daemon has associations, and none of before."""
+    try:
+        now = cluster.spis(host)
+    except LinkspanError:  # it has not begun yet
+        return False
+    return len(now) == len(before) and not now & before
+
+
+def test_two_hosts_behind_nats_are_told_that_they_cannot_meet() -> None:
+    """And what they can do; the third one is reached by both."""
+    cluster = IpsecRun()
+    try:
+        cluster.run("up", "--backend ipsec --nat h2,h3", code=-1)
+        for host, other in (("h2", "h3"), ("h3", "h2")):
+            cluster.told(host, f"host {other} and this one are both behind a NAT")
+        for one, target in (("c2", "c1"), ("c3", "c1")):
+            cluster.reaches(one, target)
+    finally:
+        cluster.run("down")
