@@ -34,7 +34,7 @@ from linkspan.kernel.keys import KeyFolder
 from linkspan.kernel.links import IFNAME, MTU, ifinfo
 from linkspan.kernel.netlink import SETLINK, Message, Sockets, text, u32
 from linkspan.kernel.secrets import apart
-from linkspan.state import HOST, Key, State
+from linkspan.state import ALTNAME, HOST, Key, State
 from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
 
 READY = 5.0
@@ -114,9 +114,10 @@ class WireguardDriver:
             apart(self._run)
 
     def table(self) -> Table | None:
-        """Return the device as it is, None where there is none that answers."""
+        """Return the device as it is, None where there is none that answers, or it is another's."""
         try:
-            socket.if_nametoindex(DEVICE)
+            if socket.if_nametoindex(DEVICE) != socket.if_nametoindex(f"{ALTNAME}{DEVICE}"):
+                return None
             return _table(self._wg("show", DEVICE, "dump"))
         except (OSError, LinkspanError):
             return None
