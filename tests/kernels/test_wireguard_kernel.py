@@ -27,7 +27,7 @@ DEMO = network("demo", 78, "wireguard")
 ROOM = MTU - 60
 BY_THE_HELPER = 2
 """The host of ``trio`` that has no WireGuard in its kernel."""
-KERNELS, TUN = (Wireguard(DEVICE, size, tun=False) for size in (1440, 1400)), Wireguard(DEVICE, 1440, tun=True)
+KERNELS, TUN = tuple(Wireguard(DEVICE, size, tun=False) for size in (1440, 1400)), Wireguard(DEVICE, 1440, tun=True)
 
 
 @pytest.fixture
@@ -128,6 +128,22 @@ def test_what_was_changed_by_hand_is_mended_and_who_roamed_is_let_be(trio: Clust
     until(lambda: trio.pings(1, 2, DEMO), "c1 reaches c2 again", 30)
     host.world.sh("h1", f"wg set {DEVICE} peer {two} endpoint 192.0.2.99:51820")
     assert host.differs() == []
+
+
+def test_another_s_device_keeps_its_peers(host: Machine) -> None:
+    """One of our name that somebody else made is named, and neither told anything nor taken away."""
+    theirs = "A" * 42 + "8="
+    run("ip", "link", "add", DEVICE, "type", "wireguard")
+    run("wg", "set", DEVICE, "peer", theirs, "allowed-ips", "10.9.0.0/16")
+    public = host.wireguard.keys.make(PRIVATE)
+    wanted = [KERNELS[0], WireguardKey(DEVICE, public, 51820, 1440), WireguardPeer(DEVICE, public)]
+    failed = host.reconciler.change(("host",), wanted)
+    assert failed.keys() == {state.key for state in wanted}
+    assert all(isinstance(error, Conflict) for error in host.reconciler.resync().failed.values())
+    for _ in range(2):
+        assert run("wg", "show", DEVICE, "allowed-ips") == f"{theirs}\t10.9.0.0/16\n"
+        host.reconciler.change(("host",), ())
+        host.reconciler.resync()
 
 
 def test_nothing_is_left(trio: Cluster) -> None:

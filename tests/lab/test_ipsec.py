@@ -358,6 +358,18 @@ def test_a_revoked_certificate_gets_nothing_through(cluster: IpsecRun, certified
     cluster.well()
 
 
+def test_files_that_others_may_change_are_named(cluster: IpsecRun, certified: Authority) -> None:
+    """Who may write the list of those that are revoked says whom hosts trust. What stands goes on."""
+    crl = Path(certified.revoked())
+    for mode in (0o664, 0o646):
+        crl.chmod(mode)
+        cluster.told("h1", f"{crl} (crl for IPsec) can be changed by others than root", f"chmod go-w {crl}")
+        cluster.reaches("c1", "c2")
+        crl.chmod(0o644)
+        cluster.reaches("c1", "c3")
+        cluster.well()
+
+
 def test_a_network_migrates_to_ipsec_and_back(cluster: IpsecRun) -> None:
     """While packets flow between all pairs; the daemon goes with its last network and comes with its first."""
     for way, size in (("vxlan", 1450), ("ipsec", MTU)):

@@ -17,7 +17,6 @@ the first word, and has the keepalive told with a look half a second later.
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,9 +31,19 @@ from linkspan.kernel import keys, sockets
 from linkspan.kernel.durable import Memory
 from linkspan.kernel.keys import KeyFolder
 from linkspan.kernel.links import IFNAME, MTU, ifinfo
-from linkspan.kernel.netlink import SETLINK, Message, Sockets, text, u32
+from linkspan.kernel.netlink import (
+    GETLINK,
+    SETLINK,
+    Message,
+    Socket,
+    Sockets,
+    altnames,
+    attributes,
+    text,
+    u32,
+)
 from linkspan.kernel.secrets import apart
-from linkspan.state import HOST, Key, State
+from linkspan.state import ALTNAME, HOST, Key, State
 from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
 
 READY = 5.0
@@ -114,10 +123,9 @@ class WireguardDriver:
             apart(self._run)
 
     def table(self) -> Table | None:
-        """Return the device as it is, None where there is none that answers."""
+        """Return the device as it is, None where there is none that answers, or it is another's."""
         try:
-            socket.if_nametoindex(DEVICE)
-            return _table(self._wg("show", DEVICE, "dump"))
+            return _table(self._wg("show", DEVICE, "dump")) if _is_ours() else None
         except (OSError, LinkspanError):
             return None
 
@@ -298,6 +306,16 @@ class WireguardDriver:
             said = _SECRET.sub("***", "; ".join(done.stderr.split("\n")[:3]).strip("; "))
             raise KernelError(f"wg {words[0]} {DEVICE}: {said or 'it says nothing'}")
         return done.stdout
+
+
+def _is_ours() -> bool:
+    """Tell whether there is a device of our name, and it is ours; asked by a socket of the calling thread's own."""
+    route = Socket()
+    try:
+        message = Message(GETLINK, 0, ifinfo() + text(IFNAME, DEVICE), f"find link {DEVICE}")
+        return f"{ALTNAME}{DEVICE}" in altnames(attributes(route.get(message), 16))
+    finally:
+        route.close()
 
 
 def _table(dump: str) -> Table:
