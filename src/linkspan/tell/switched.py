@@ -140,7 +140,7 @@ class _Walk:
                 frame.target = action[len("set_field:") : -len("->eth_dst")]
         if out:
             name = self._name(switch, out)
-            self._hop(switch, name, "switched", told, ingress)
+            self._hop(switch, ingress, "switched", told, name)
             if not self._known.seen[switch].up(out):
                 raise _Stopped(f"port {name} of switch {switch}, by which it should leave, is down")
             return -out
