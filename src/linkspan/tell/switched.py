@@ -123,7 +123,7 @@ class _Walk:
     def _step(self, switch: str, ingress: str, one: Counted, frame: _Frame) -> int:
         """Return the next table, or the negative number of the port by which it goes."""
         flow = one.flow
-        whose = MEANINGS[flow.kind] if one.ours else "a flow of somebody else's"
+        whose = flow.meaning if one.ours else "a flow of somebody else's"
         told = f"{whose}: {flow.text} (cookie {flow.cookie:#x}, {one.packets} packets)"
         table, out = 0, 0
         for action in flow.actions.split(","):
