@@ -41,7 +41,8 @@ def _show(holdings: list[dict[str, Any]], output: Format) -> None:
     if output is Format.JSON:
         as_json(holdings)
         return
-    across = len({h["host"] for h in holdings if h["host"]}) > 1 or len(holdings) == 1
+    hosts = {h["host"] for h in holdings if h["host"]}
+    across = len(hosts) > 1 or (len(holdings) == 1 and hosts)
     rows = [
         (
             h["address"],
