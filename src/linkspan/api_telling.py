@@ -133,8 +133,9 @@ class Telling:
         return _json([h for h in self._holdings() if network in ("", h.network)])
 
     def _holdings(self) -> list[ledger.Holding]:
-        networks = self._agent.networks
-        return ledger.holdings(networks.all(), self._agent.endpoints().values(), networks.reservations)
+        networks, leases = self._agent.networks, self._agent.leases
+        hosts = [(leases.name(lease.host), lease) for lease in leases.all()]
+        return ledger.holdings(networks.all(), self._agent.published.everywhere(), networks.reservations, hosts)
 
     async def _address(self, request: web.Request) -> web.Response:
         wanted = prefix(request.match_info["address"])

@@ -187,7 +187,7 @@ class Attacher:
         path: str,
         delivered: bool,
     ) -> Endpoint:
-        self._refuse_known(request)
+        self._refuse_known(request, number)
         token = self._networks.token(network.name)
         allocations = await self._allocator.allocate(network, request)
         ports: Endpoint | None = None
@@ -224,17 +224,20 @@ class Attacher:
         )
         return endpoint
 
-    def _refuse_known(self, request: AttachRequest) -> None:
+    def _refuse_known(self, request: AttachRequest, number: int) -> None:
         if (request.id, request.ifname) in self.endpoints:
             raise Conflict(
                 f"interface {request.ifname} of container {request.id} is attached already",
                 f"linkspan detach --id {request.id} --ifname {request.ifname}",
             )
-        if not request.mac:
-            return
-        wanted = mac_text(mac(request.mac))
+        wanted = mac_text(mac(request.mac)) if request.mac else ""
         for other in self.endpoints.values():
-            if other.network == request.network and other.mac == wanted:
+            if number and (other.netns, other.ifname) == (number, request.ifname):
+                raise Conflict(
+                    f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",
+                    "choose another --ifname, or leave it out",
+                )
+            if wanted and other.network == request.network and other.mac == wanted:
                 raise Conflict(
                     f"MAC {wanted} is used by {other.name or other.id}", "choose another, or leave it out"
                 )

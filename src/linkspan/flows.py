@@ -74,6 +74,12 @@ class Flow(State, frozen=True, gc=False):
         return _NAMES.get(self.cookie >> 40 & 0xFF, "unknown")
 
     @property
+    def meaning(self) -> str:
+        """What one of ours does; a "gateway" one by the sender takes what came over a link from another switch."""
+        passed_on = self.kind == "gateway" and any(part.startswith("dl_src=") for part in self.match)
+        return "takes what another switch has checked" if passed_on else MEANINGS[self.kind]
+
+    @property
     def text(self) -> str:
         """What names it: table, priority and match, as ovs-ofctl takes them."""
         return ",".join((f"table={self.table}", f"priority={self.priority}", *self.match))

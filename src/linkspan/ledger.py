@@ -7,18 +7,19 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from linkspan.addresses import Prefix, prefix
-from linkspan.model import Endpoint, Network, Reservation
+from linkspan.model import Endpoint, Lease, Network, Reservation
 from linkspan.state import Address, Veth
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """One line of `address list`: ``state`` is held, gateway or reserved."""
+    """One line of `address list`: ``state`` is held, host (a host's own in the network), gateway or reserved."""
 
     address: str
     network: str
     state: str
     holder: str
     ifname: str = ""
+    host: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -47,9 +48,12 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 def holdings(
-    networks: Iterable[Network], endpoints: Iterable[Endpoint], reservations: Iterable[Reservation]
+    networks: Iterable[Network],
+    endpoints: Iterable[Endpoint],
+    reservations: Iterable[Reservation],
+    hosts: Iterable[tuple[str, Lease]],
 ) -> list[Holding]:
-    """Return every address that is not free, in the order of the addresses."""
+    """Return every address that is not free, in the order of the addresses; ``hosts`` are names, with a lease each."""
     found = [
         Holding(
             gateway.address,
@@ -62,7 +66,12 @@ def holdings(
     ]
     found += [Holding(r.cidr, r.network, "reserved", "") for r in reservations]
     found += [
-        Holding(address.address, e.network, "held", e.name or e.id, e.ifname)
+        Holding(prefix(text).address, lease.network, "host", name, "", name)
+        for name, lease in hosts
+        for text in lease.addresses
+    ]
+    found += [
+        Holding(address.address, e.network, "held", e.name or e.id, e.ifname, e.host)
         for e in endpoints
         for address in e.prefixes
     ]

@@ -88,7 +88,11 @@ def test_every_host_lists_the_endpoints_of_all(vxlan: LabRun) -> None:
     vxlan.run("attach", "h2", "late")
     until(lambda: ("h2", "late") in listed(), "h1 hears of the container")
     assert traced(vxlan, "c1", "late")["reachable"]
-    assert json.loads(vxlan.exec("h1", "linkspan endpoint show late -o json"))[0]["host"] == "h2"
+    (late,) = json.loads(vxlan.exec("h1", "linkspan endpoint show late -o json"))
+    assert late["host"] == "h2"
+    address = late["addresses"][0].partition("/")[0]
+    (held,) = json.loads(vxlan.exec("h1", f"linkspan address show {address} -o json"))
+    assert (held["state"], held["holder"], held["host"]) == ("held", "late", "h2")
     vxlan.run("detach", "late")
     until(lambda: ("h2", "late") not in listed(), "h1 hears of its end")
 

@@ -41,10 +41,21 @@ def _show(holdings: list[dict[str, Any]], output: Format) -> None:
     if output is Format.JSON:
         as_json(holdings)
         return
+    hosts = {h["host"] for h in holdings if h["host"]}
+    across = len(hosts) > 1 or (len(holdings) == 1 and hosts)
     rows = [
-        (h["address"], h["network"], h["state"], h["holder"] or "-", h["ifname"] or "-") for h in holdings
+        (
+            h["address"],
+            h["network"],
+            h["state"],
+            h["holder"] or "-",
+            *([h["host"] or "-"] if across else []),
+            h["ifname"] or "-",
+        )
+        for h in holdings
     ]
-    table(("address", "network", "state", "holder", "interface"), rows, "no address is held")
+    columns = ("address", "network", "state", "holder", *(["host"] if across else []), "interface")
+    table(columns, rows, "no address is held")
 
 
 @app.command()

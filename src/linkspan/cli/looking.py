@@ -14,17 +14,14 @@ from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
 from linkspan.errors import Unavailable
 
-Where = Annotated[
-    str,
-    typer.Argument(
-        help="An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
-    ),
-]
+_WHO = "An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
+Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
+Target = Annotated[str, typer.Argument(metavar="DST", help=_WHO)]
 
 
 def trace(
-    source: Where,
-    target: Where,
+    source: Source,
+    target: Target,
     port: Annotated[str, typer.Option(metavar="N/tcp", help="A connection to this port; else a ping.")] = "",
     live: Annotated[
         bool, typer.Option("--live", help="Send one packet, and show where it was seen.")

@@ -66,7 +66,7 @@ class Telling:
                     "kind": type(state).__name__,
                     "key": _name(state),
                     "command": _line(one, state),
-                    "why": MEANINGS[state.kind] if isinstance(state, Flow) else "where a prefix's host is",
+                    "why": state.meaning if isinstance(state, Flow) else "where a prefix's host is",
                     "present": state in there,
                 }
                 for state in wanted
@@ -226,7 +226,7 @@ def _flow(switch: str, one: Counted) -> dict[str, Any]:
         "actions": flow.actions,
         "cookie": f"{flow.cookie:#x}",
         "ours": one.ours,
-        "what": MEANINGS[flow.kind] if one.ours else "",
+        "what": flow.meaning if one.ours else "",
         "packets": one.packets,
         "bytes": one.octets,
     }

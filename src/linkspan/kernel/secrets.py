@@ -6,6 +6,7 @@ secret's file must be root's alone, or the secret would be everybody's already.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.contracts import Support
-from linkspan.errors import Denied, Invalid, LinkspanError, of_errno
+from linkspan.errors import Denied, Invalid, KernelError, LinkspanError, of_errno
 from linkspan.kernel import durable
 from linkspan.kernel.durable import Memory
 from linkspan.programs import SECRET, Secret
@@ -101,6 +102,8 @@ def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> b
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & others:
                 raise denied
             return file.read(LARGEST)
+    except FileNotFoundError as error:
+        raise KernelError(f"{doing}: no such file", errno.ENOENT, "write it, or set another") from error
     except OSError as error:
         raise of_errno(error.errno or 0, doing) from error
 

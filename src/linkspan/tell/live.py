@@ -18,7 +18,7 @@ from linkspan.errors import Invalid, LinkspanError
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.tell.hops import OUTSIDE, Hop, Map
 from linkspan.tell.probe import MARK, Probe, way
-from linkspan.tell.questions import Packet
+from linkspan.tell.questions import ESP, WIREGUARD, Packet
 from linkspan.tell.trace import Place, Trace
 
 PATIENCE = 1.5
@@ -173,4 +173,10 @@ def _with_seen(
     for hop in hops:
         seen, ears = heard.get(hop.host, ((), ()))
         device = _device(hop)
-        yield msgspec.structs.replace(hop, seen=device in seen if device in ears else None)
+        told = device in seen or (None if _encrypted(hop) else False)
+        yield msgspec.structs.replace(hop, seen=told if device in ears else None)
+
+
+def _encrypted(hop: Hop) -> bool:
+    """Tell whether the packet is so in this hop that nobody who listens can know it again."""
+    return any(header.split()[0] in (WIREGUARD, ESP) for header in hop.headers)

@@ -123,7 +123,7 @@ class _Walk:
     def _step(self, switch: str, ingress: str, one: Counted, frame: _Frame) -> int:
         """Return the next table, or the negative number of the port by which it goes."""
         flow = one.flow
-        whose = MEANINGS[flow.kind] if one.ours else "a flow of somebody else's"
+        whose = flow.meaning if one.ours else "a flow of somebody else's"
         told = f"{whose}: {flow.text} (cookie {flow.cookie:#x}, {one.packets} packets)"
         table, out = 0, 0
         for action in flow.actions.split(","):
@@ -140,7 +140,7 @@ class _Walk:
                 frame.target = action[len("set_field:") : -len("->eth_dst")]
         if out:
             name = self._name(switch, out)
-            self._hop(switch, name, "switched", told, ingress)
+            self._hop(switch, ingress, "switched", told, name)
             if not self._known.seen[switch].up(out):
                 raise _Stopped(f"port {name} of switch {switch}, by which it should leave, is down")
             return -out

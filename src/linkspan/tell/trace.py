@@ -156,7 +156,7 @@ class _Way:
             if isinstance(found, Unanswered):
                 raise self._unanswered(host, found.why, silent)
             if found.broken or not silent:
-                self.hops += found.hops
+                self.hops += [msgspec.structs.replace(hop, mtu=min(hop.mtu, self.mtu)) for hop in found.hops]
                 self.mtu = min(self.mtu, found.mtu)
             if found.broken:  # where nobody answered on the underlay, this host knows better why
                 raise Broken(self.hops[-1], found.broken)
