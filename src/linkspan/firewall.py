@@ -146,7 +146,7 @@ def _sets() -> Iterable[NftSet]:
 
 def _guard() -> Iterable[str]:
     yield 'iifname "ls*" jump ours'
-    yield f"iifgroup {GROUP} goto tunnels"
+    yield f'iifname "ipsec0" iifgroup {GROUP} goto tunnels'  # by name as well: others may use the group
     yield 'iifname "lo" accept'
     yield from _by_source()
 
@@ -158,7 +158,9 @@ def _by_source() -> Iterable[str]:
 def _ours() -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
     yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
-    yield from (f'iifname "{link}" iifgroup != {GROUP} drop' for link in ("lsipsec", "lswg"))  # another's
+    for link in ("lsipsec", "lswg"):
+        yield f'iifname "{link}" iifgroup {GROUP} goto tunnels'
+        yield f'iifname "{link}" drop'  # another's
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'

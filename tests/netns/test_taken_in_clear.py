@@ -131,6 +131,22 @@ def test_another_s_device_with_our_name_gets_nothing(pair: Cluster) -> None:
         outside.close()
 
 
+def test_another_s_device_in_our_group_is_as_any(pair: Cluster) -> None:
+    """The number is anybody's: an underlay that an operator has put there goes on, and encrypts nothing."""
+    world = pair.world
+    seal(pair, 2)
+    world.sh("h2", f"ip link set eth0 group {GROUP}")
+    world.sh("x", "ip route replace 10.77.0.0/16 via 192.0.2.2")
+    ear = Ear(world, "c2")
+    try:
+        assert world.reaches("x", "192.0.2.2")
+        assert world.reaches("c2", "192.0.2.9")
+        send(world, "x", INSIDE[4])
+        assert not ear.heard()
+    finally:
+        ear.close()
+
+
 def test_what_stands_on_another_s_device_waits_until_that_is_gone(machine: str, tmp_path: Path) -> None:
     """The device is named with what to do, stays as it is, and outlives what we wanted of its name."""
     run("ip", "link", "add", "lswg", "type", "bridge")

@@ -18,7 +18,7 @@ import struct
 
 from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
-from linkspan.kernel.links import ADDRESS, ifinfo
+from linkspan.kernel.links import ADDRESS, ifinfo, is_ours
 from linkspan.kernel.neighbours import (
     AF_BRIDGE,
     DST,
@@ -43,6 +43,7 @@ from linkspan.kernel.netlink import (
     NEWROUTE,
     ROUTE,
     Socket,
+    altnames,
     attributes,
     string,
 )
@@ -129,6 +130,8 @@ class RouteEvents:
                 # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
                 return TUNNEL_KINDS | ADDRESS_KINDS
             if not name.startswith(OURS):
+                if is_ours(altnames(attributes(body, 16))):  # somebody has renamed it
+                    return LINK_KINDS | TUNNEL_KINDS | ADDRESS_KINDS
                 return frozenset({Address}) if self._has_new_mac(kind, body) else frozenset()
             return LINK_KINDS | ADDRESS_KINDS if kind == DELLINK else LINK_KINDS
         if kind in (NEWADDR, DELADDR):

@@ -115,6 +115,7 @@ class IpsecLinkDriver:
         up = bool(IFINFO.unpack_from(found[-1])[3] & IFF_UP) and in_group(found)
         mtu = int(struct.unpack("=I", found[MTU])[0])
         return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up)
+
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make the kernel's, find the daemon's, and set it up; take away the kernel's."""
         return each(put, self._put) | each(delete, self._delete)

@@ -118,13 +118,13 @@ class LinkDriver:
             except KernelError as error:
                 failed[key] = error
             else:
-                if there and _is_ours(there[1]):
+                if there and is_ours(there[1]):
                     found[there[0]] = (key, name)
         return failed | (self._removal.remove(found) if found else {})
 
-    def _find(self, name: str) -> tuple[int, list[str]] | None:
+    def _find(self, name: str, by: int = IFNAME) -> tuple[int, list[str]] | None:
         """Return the index and the alternative names of a host's link, None where there is no such link."""
-        message = Message(GETLINK, 0, ifinfo() + text(IFNAME, name), f"find link {name}")
+        message = Message(GETLINK, 0, ifinfo() + text(by, name), f"find link {name}")
         try:
             answer = self._sockets.at(HOST).get(message)
         except KernelError as error:
@@ -180,13 +180,15 @@ class LinkDriver:
                 batch = finish
             else:
                 self._remove_stale(state.name, there[1])
+        elif renamed := self._find(state.altname, ALT_IFNAME):  # it has the container's end, or the bridge's ports
+            self._removal.remove({renamed[0]: (state.key, state.name)})
         for error in self._sockets.at(HOST).batch(batch):
             if error is not None:
                 raise error
 
     def _remove_stale(self, name: str, names: list[str]) -> None:
         """Remove a link of ours that has the name but leads elsewhere; a link of another's is a Conflict."""
-        if not _is_ours(names):
+        if not is_ours(names):
             raise Conflict(
                 f"link {name} exists and is not linkspan's", f"remove or rename it: ip link del {name}"
             )
@@ -220,7 +222,8 @@ class LinkDriver:
                 raise error
 
 
-def _is_ours(names: Iterable[str]) -> bool:
+def is_ours(names: Iterable[str]) -> bool:
+    """Tell whether a link with these alternative names is ours, however it is called."""
     return any(name.startswith(ALTNAME) for name in names)
 
 

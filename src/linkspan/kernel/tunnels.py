@@ -17,6 +17,8 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from linkspan.contracts import Support
 from linkspan.errors import Conflict, KernelError, LinkspanError, of_errno
 from linkspan.kernel.batch import each
@@ -157,6 +159,8 @@ class TunnelDriver:
             if not _same(_tunnel(name, up, found), state):
                 self._delete(state)
                 there = None
+        elif (renamed := self._look(state.altname, ALT_IFNAME)) is not None:  # it has the port, or the helper
+            self._delete(msgspec.structs.replace(state, name=renamed[0]))
         births = [] if there is not None else self._birth(state)
         results = self._sockets.at(HOST).batch([*births, *_finish(state)])
         if (
@@ -192,8 +196,8 @@ class TunnelDriver:
             if error.errno != errno.ENODEV:
                 raise
 
-    def _look(self, name: str) -> tuple[str, bool, dict[int, bytes]] | None:
-        body = ifinfo() + text(IFNAME, name)
+    def _look(self, name: str, by: int = IFNAME) -> tuple[str, bool, dict[int, bytes]] | None:
+        body = ifinfo() + text(by, name)
         try:
             return _link(self._sockets.at(HOST).get(Message(GETLINK, 0, body, f"find link {name}")))
         except KernelError as error:
