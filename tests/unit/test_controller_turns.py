@@ -42,6 +42,9 @@ class HereSwitch(OpenFlowDriver):
         self.looks = 0
         self.away = False
         self.heard: list[tuple[int, str]] = [(HOST, MACS[host])]
+        self.up = True
+        """Whether the host's port is."""
+        self.asked: list[bytes] = []
         self.free = threading.Event()
         self.free.set()
 
@@ -54,7 +57,7 @@ class HereSwitch(OpenFlowDriver):
         self.free.wait(30)
         if self.away:
             raise Unavailable(f"switch {self.name} does not answer")
-        return Port(TRUNK, "trunk", up=True), Port(HOST, "host", up=True)
+        return Port(TRUNK, "trunk", up=True), Port(HOST, "host", up=self.up)
 
     def look(self) -> None:
         """Read the flows."""
@@ -80,7 +83,8 @@ class HereSwitch(OpenFlowDriver):
         return {}
 
     def send(self, frames: Iterable[tuple[bytes, Sequence[int]]]) -> None:
-        """Nobody is asked: what there is is heard."""
+        """Nobody answers: what there is is heard."""
+        self.asked += [frame for frame, _ in frames]
 
 
 @pytest.fixture
@@ -208,3 +212,23 @@ def test_a_device_that_fails_is_tried_ever_later(monkeypatch: pytest.MonkeyPatch
     together(work)
     gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert all(gap >= 0.019 * 2**number for number, gap in enumerate(gaps[:4]))
+
+
+def test_a_host_whose_port_is_down_is_asked_for_at_once(
+    tmp_path: Path, switches: dict[str, HereSwitch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be at another port; one that is up is asked ever later, and by then it would be cut off for long."""
+    monkeypatch.setattr(module, "SEEK", 1000.0)
+    left, right = switches["left"], switches["right"]
+
+    def asked(host: str) -> int:
+        return sum(frame.startswith(bytes.fromhex(MACS[host].replace(":", ""))) for frame in right.asked)
+
+    async def work() -> None:
+        async with _running(tmp_path, "a", switches) as controller:
+            await _filled(controller)
+            await eventually(lambda: all(map(_whole, switches.values())), "both have all flows")
+            left.up, left.heard, before = False, left.heard[1:], asked("h1")
+            await eventually(lambda: asked("h1") > before + 2, "the other switch asks for it")
+
+    together(work)

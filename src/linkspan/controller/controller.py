@@ -191,7 +191,8 @@ class Controller:
         if self._waits(now):
             return True
         gateway, macs = mac(held.networks[0].mac), dict(held.macs)
-        found = {host for host, _ in self.where.places}
+        # Whose port is down may be at another one by now.
+        found = {host for host, (name, port) in self.where.places if self.fabric.seen[name].up(port)}
         frames: list[bytes] = []
         lost = early = len(self.switches) > 1 and now - self._begun < LINKS
         for host in () if early else self.holding.hosts:
