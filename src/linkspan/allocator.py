@@ -196,7 +196,7 @@ class Allocator:
         if not crosses(network):
             assert full is not None
             raise full
-        await self._leases.grow(network, family)
+        await self._leases.grow(network, family, {block.pool for block in self.blocks(network.name, family)})
         self.refresh()
         return self.blocks(network.name, family)[-1].allocate(now(), request.name or request.id)
 

@@ -177,17 +177,18 @@ class Disputes:
 
     async def _let_go(self, name: str, block: Prefix, keep: bool) -> None:
         """Take a block out of this host's lease unless containers ``keep`` it, and the host's own address in it."""
-        lease = self._leases.mine(name)
-        if lease is None:
-            return
-        key = lease_key(name, lease.host)
-        left = msgspec.structs.replace(
-            lease,
-            prefixes=tuple(text for text in lease.prefixes if keep or prefix(text) != block),
-            addresses=tuple(text for text in lease.addresses if not block.holds(prefix(text).single())),
-        )
-        if left != lease:
-            await self._replica.write({key: left}, unchanged={key: await self._replica.revision(key)})
+        async with self._leases.changing:
+            lease = self._leases.mine(name)
+            if lease is None:
+                return
+            key = lease_key(name, lease.host)
+            left = msgspec.structs.replace(
+                lease,
+                prefixes=tuple(text for text in lease.prefixes if keep or prefix(text) != block),
+                addresses=tuple(text for text in lease.addresses if not block.holds(prefix(text).single())),
+            )
+            if left != lease:
+                await self._replica.write({key: left}, unchanged={key: await self._replica.revision(key)})
 
     def open(self) -> list[Dispute]:
         """Return every dispute about a block, with the loser's containers in it."""

@@ -10,9 +10,10 @@ has ``reclaim_after``, until the host has been silent for that long (``silence``
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -59,6 +60,8 @@ class Leases:
         self.host = host
         self.overdue: Callable[[str], bool] = lambda _host: False
         """Tells whether a host has been silent for so long that others may have what it holds."""
+        self.changing = asyncio.Lock()
+        """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
 
     def all(self, network: str = "") -> list[Lease]:
         """Return the leases of one network, or of all."""
@@ -129,26 +132,23 @@ class Leases:
         Offers stay as they are where a record of ``unchanged`` has another revision than that. Raises Exhausted where
         no block is left, Unavailable where the store does not answer or has lost records.
         """
-        lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
-        if network.ipam == "block":
-            have = {block.family for block in lease.blocks if block not in self.frozen(network.name)}
-            for family in sorted({pool.family for pool in network.prefixes} - have):
-                lease = await self._claim_block(network, lease, family)
-        else:
-            held = self.exact(network.name)
-            mine = [
-                a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self.host.id
-            ]
-            have = {prefix(text).family for text in mine}
-            own = [
-                await self._own_exact(network, f) for f in sorted({p.family for p in network.prefixes} - have)
-            ]
-            lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
-        if lease.endpoints != offers or lease != self.mine(network.name):
-            lease = msgspec.structs.replace(lease, endpoints=offers)
-            conditions = await self._standing(network) | dict(unchanged or {})
-            await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=conditions)
-        return lease
+        async with self.changing:
+            lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
+            if network.ipam == "block":
+                have = {block.family for block in lease.blocks if block not in self.frozen(network.name)}
+                for family in sorted({pool.family for pool in network.prefixes} - have):
+                    lease = await self._claim_block(network, lease, family)
+            else:
+                held = self.exact(network.name)
+                mine = [a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self.host.id]
+                lacking = {p.family for p in network.prefixes} - {prefix(text).family for text in mine}
+                own = [await self._own_exact(network, family) for family in sorted(lacking)]
+                lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
+            if lease.endpoints != offers or lease != self.mine(network.name):
+                lease = msgspec.structs.replace(lease, endpoints=offers)
+                conditions = await self._standing(network) | dict(unchanged or {})
+                await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=conditions)
+            return lease
 
     async def _standing(self, network: Network) -> dict[str, int]:
         """Return the condition that the network is still there. Raises NotFound where it is not.
@@ -191,12 +191,15 @@ class Leases:
             "add a pool (network update --add-pool)",
         )
 
-    async def grow(self, network: Network, family: int) -> Lease:
-        """Claim one block more. Raises as ``claim``, and NotFound without a lease."""
-        lease = self.mine(network.name)
-        if lease is None:
-            raise NotFound(f"host {self.host.name} has no lease in network {network.name}")
-        return await self._claim_block(network, lease, family)
+    async def grow(self, network: Network, family: int, known: Collection[Prefix]) -> None:
+        """See to one block more than those ``known``. Raises as ``claim``, and NotFound without a lease."""
+        async with self.changing:
+            lease = self.mine(network.name)
+            if lease is None:
+                raise NotFound(f"host {self.host.name} has no lease in network {network.name}")
+            mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
+            if mine <= set(known):  # else somebody else was given one meanwhile, from which both may take
+                await self._claim_block(network, lease, family)
 
     async def _claim_block(self, network: Network, lease: Lease, family: int) -> Lease:
         self._replica.require_settled(f"claim a block of network {network.name}")
@@ -225,9 +228,7 @@ class Leases:
             puts = {at: BlockRecord(self.host.id, now, over=owner), key: claimed}
             same = {**await self._standing(network), at: await self._replica.revision(at)}
             if await self._replica.write(puts, absent=[f"alive/{owner}"], unchanged=same):
-                log.warning(
-                    "block %s of network %s is reclaimed from host %s", block, network.name, self.name(owner)
-                )
+                log.warning("block %s of network %s is reclaimed from host %s", block, network.name, self.name(owner))
                 return claimed
         owned = len([b for b in self.blocks(network.name) if b.family == family])
         raise Exhausted(

@@ -31,6 +31,26 @@ def test_hosts_that_start_at_once_get_blocks_without_a_duplicate(tmp_path: Path)
     together(work)
 
 
+def test_a_lease_lists_every_block_that_was_claimed_at_once(tmp_path: Path) -> None:
+    """Containers that come together ask for one block more, while the host offers a way: nothing is overwritten."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        first = set((await one.leases.claim(net, {})).blocks)
+        grown = [one.leases.grow(net, 4, first) for _ in range(3)]
+        await asyncio.gather(*grown, one.leases.claim(net, {"vxlan": Offer()}), one.leases.grow(net, 4, first))
+        lease = one.leases.mine("demo")
+        assert lease is not None
+        assert set(lease.blocks) == one.leases.blocks("demo").keys()
+        assert len(lease.blocks) == 2, "one is enough for all"
+        assert lease.endpoints == {"vxlan": Offer()}
+        await one.replica.stop()
+
+    together(work)
+
+
 def test_a_pool_too_small_is_an_error_on_the_host_that_got_none(tmp_path: Path) -> None:
     """With two blocks for three hosts, one is told so, and the others keep theirs."""
 
