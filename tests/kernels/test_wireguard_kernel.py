@@ -9,9 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from eavesdropping import Wire, raw
 from machine_fixtures import machine, run, until
 from overlay import MTU, Cluster, OverlayHost, network
+from test_forged import Listener, datagram
+from traced_across import address
 
+from linkspan.addresses import prefix
 from linkspan.contracts import Support
 from linkspan.errors import Conflict
 from linkspan.kernel.keys import PRIVATE
@@ -128,6 +132,53 @@ def test_what_was_changed_by_hand_is_mended_and_who_roamed_is_let_be(trio: Clust
     until(lambda: trio.pings(1, 2, DEMO), "c1 reaches c2 again", 30)
     host.world.sh("h1", f"wg set {DEVICE} peer {two} endpoint 192.0.2.99:51820")
     assert host.differs() == []
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 3), (3, 1)])
+def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) -> None:
+    """No payload and no inner address: while all stands, while the device is gone, and while it begins anew."""
+    trio.hosts[0].resync()
+    until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other}", 30)
+    wire, listener = Wire(trio), Listener(trio, other)
+    known = b"forged"  # what ``datagram`` carries, and a listener waits for
+
+    def sent() -> None:
+        with trio.world.entered(f"c{one}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for _ in range(5):
+                out.sendto(known * 8, (address(trio, other, DEMO), 7777))
+
+    sent()
+    assert listener.heard()
+    trio.world.sh(f"h{one}", f"ip link del {DEVICE}")
+    sent()
+    assert trio.hosts[one - 1].resync().failed == {}
+    sent()
+    until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other} again", 30)
+    frames = wire.frames()
+    inner = [prefix(address(trio, number, DEMO)).packed for number in (one, other)]
+    assert any(frame[23] == socket.IPPROTO_UDP for frame in frames if frame[12:14] == b"\x08\x00")
+    assert not [frame for frame in frames if known in frame or any(address in frame for address in inner)]
+    wire.close()
+    listener.close()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_key_sends_from_its_host_s_blocks_only(trio: Cluster, number: int) -> None:
+    """Whatever a host that was broken into encrypts: a source that is not its own is dropped."""
+    listener = Listener(trio, 1)
+    trio.world.sh(f"h{number}", "nft delete chain inet linkspan sealed")
+
+    def passes(source: str) -> bool:
+        raw(trio, number, datagram(source, address(trio, 1, DEMO)))
+        return listener.heard()
+
+    assert passes(f"10.78.{number}.5"), "its own passes"
+    assert not passes(f"10.78.{5 - number}.5"), "the other peer's does not"
+    assert not passes("10.78.1.9"), "nor this host's own"
+    assert not passes("198.51.100.1"), "nor the outside's"
+    assert passes(f"10.78.{number}.5")
+    listener.close()
+    trio.hosts[number - 1].resync()
 
 
 def test_another_s_device_keeps_its_peers(host: Machine) -> None:

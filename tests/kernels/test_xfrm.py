@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from eavesdropping import Wire, raw
 from machine_fixtures import until
 from overlay import MTU, Cluster, network
 from test_forged import Listener, datagram
@@ -129,28 +130,6 @@ def test_a_connection_that_somebody_unloaded_is_loaded_again(trio: Cluster) -> N
     assert trio.pings(1, 3, DEMO)
 
 
-class Wire:
-    """What passes the switch, as an eavesdropper has it."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        with cluster.world.entered("sw"):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
-        self._socket.settimeout(0.5)
-
-    def frames(self) -> list[bytes]:
-        """Return what has passed, when nothing more does."""
-        found = []
-        try:
-            while True:
-                found.append(self._socket.recv(65535))
-        except TimeoutError:
-            return found
-
-    def close(self) -> None:
-        """Close it."""
-        self._socket.close()
-
-
 @pytest.mark.parametrize(("one", "other"), [(1, 3), (1, 2), (2, 1)])
 def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) -> None:
     """No payload and no inner address, while keys are renewed and while nothing stands; the packets are ESP."""
@@ -194,14 +173,6 @@ def _numbers(cluster: Cluster, number: int, connection: str) -> set[int]:
 def _associations(cluster: Cluster, number: int) -> list[ike.Association]:
     with asks(cluster, number) as asked:
         return ike.associations(asked)
-
-
-def raw(cluster: Cluster, number: int, packet: bytes) -> None:
-    """Send a packet as it is from a host, which routes it."""
-    with cluster.world.entered(f"h{number}"):
-        out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    with out:
-        out.sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
 
 
 def test_a_peer_sends_from_its_own_blocks_only(trio: Cluster) -> None:

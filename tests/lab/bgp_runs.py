@@ -6,8 +6,9 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clusters import ClusterRun
 from lab_runs import until
@@ -16,6 +17,18 @@ from linkspan.lab import commands
 from linkspan.state import LEARNT_METRIC
 
 LEARNT = f"proto bird metric {LEARNT_METRIC}"
+
+
+class Standing(NamedTuple):
+    """A host's speaker, and since when one of its sessions has which state."""
+
+    pid: int
+    session: str
+    since: float
+
+    def same(self, other: Standing) -> bool:
+        """Tell whether nothing began anew; BIRD works out each time it is asked when that was, to a millisecond."""
+        return self[:2] == other[:2] and abs(self.since - other.since) < 0.1
 
 
 class BgpRun(ClusterRun):
@@ -39,6 +52,13 @@ class BgpRun(ClusterRun):
                 if process.name.isdigit() and wanted in (process / "cmdline").read_bytes().split(b"\0"):
                     return int(process.name)
         return 0
+
+    def standing(self, host: str, session: str) -> Standing:
+        """Return what stays the same while a host's speaker and its session are well."""
+        row = self.birdc(host, f"show protocols {session}").splitlines()[-1]
+        name, kind, table, state, day, hour, *more = row.split()
+        since = datetime.fromisoformat(f"{day} {hour}").timestamp()
+        return Standing(self.bird(host), " ".join((name, kind, table, state, *more)), since)
 
     def learnt(self, host: str, family: int = 4) -> dict[str, dict[str, Any]]:
         """Return the routes that a host's speaker put into the kernel, by destination."""

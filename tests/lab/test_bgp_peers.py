@@ -60,14 +60,9 @@ def _up(lab: BgpRun) -> bool:
     return "Established" in lab.birdc("h1", "show protocols peer_r1")
 
 
-def unchanged(lab: BgpRun) -> tuple[int, str]:
-    """Return what stays the same while a host's speaker and its session in the mesh are well."""
-    return lab.bird("h1"), lab.birdc("h1", "show protocols mesh_h2").splitlines()[-1]
-
-
 def test_what_a_peer_may_not_give_is_filtered(mesh: BgpRun, router: Speaker) -> None:
     """10,000 foreign prefixes, a default, the host's networks, its own blocks, a pool: only free blocks come."""
-    before = unchanged(mesh)
+    before = mesh.standing("h1", "mesh_h2")
     foreign = [f"172.{16 + n // 256 % 16}.{n % 256}.{n // 4096 * 64}/26" for n in range(10_000)]
     more = ["0.0.0.0/0", "::/0", "192.0.2.0/24", "192.0.2.1/32", block(mesh, "h1"), block(mesh, "h1", 6)]
     more += [block(mesh, "h1").replace(".0/24", ".2/32"), "10.244.0.0/16", "10.0.0.0/8", FREE, FREE6]
@@ -77,7 +72,7 @@ def test_what_a_peer_may_not_give_is_filtered(mesh: BgpRun, router: Speaker) -> 
     until(lambda: FREE in mesh.learnt("h1") and FREE6 in mesh.learnt("h1", 6), "what may come is in the kernel")
     assert set(mesh.learnt("h1")) == {FREE, block(mesh, "h2")}
     assert set(mesh.learnt("h1", 6)) == {FREE6, block(mesh, "h2", 6)}
-    assert unchanged(mesh) == before
+    assert mesh.standing("h1", "mesh_h2").same(before)
     router.stop()
     until(lambda: FREE not in mesh.learnt("h1"), "what was withdrawn is gone", 2)
 
@@ -220,7 +215,7 @@ MALFORMED = {
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_message_ends_its_own_session_only(mesh: BgpRun, router: Speaker, what: str) -> None:
     """The speaker and its other sessions go on, and no route changes."""
-    before, routes = unchanged(mesh), mesh.learnt("h1")
+    before, routes = mesh.standing("h1", "mesh_h2"), mesh.learnt("h1")
     program = f"""
 import socket as s
 c = s.socket(); c.bind(('192.0.2.101', 0)); c.settimeout(10); c.connect(('192.0.2.1', 179))
@@ -233,7 +228,7 @@ print(data.rpartition(b'\\xff' * 16)[2][2])
     until(lambda: "peer_r1" in mesh.birdc("h1", "show protocols"), "h1 waits for its peer")
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stdout == "3\n", done.stdout + done.stderr  # NOTIFICATION, RFC 4271 section 4.1
-    assert unchanged(mesh) == before
+    assert mesh.standing("h1", "mesh_h2").same(before)
     assert mesh.learnt("h1") == routes
 
 
