@@ -139,7 +139,7 @@ def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) 
     """No payload and no inner address: while all stands, while the device is gone, and while it begins anew."""
     trio.hosts[0].resync()
     until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other}", 30)
-    wire, listener = Wire(trio), Listener(trio, other)
+    wire, listener = Wire(trio), Listener(trio, other, net=78)
     known = b"forged"  # what ``datagram`` carries, and a listener waits for
 
     def sent() -> None:
@@ -165,7 +165,7 @@ def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) 
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_key_sends_from_its_host_s_blocks_only(trio: Cluster, number: int) -> None:
     """Whatever a host that was broken into encrypts: a source that is not its own is dropped."""
-    listener = Listener(trio, 1)
+    listener = Listener(trio, 1, net=78)
     trio.world.sh(f"h{number}", "nft delete chain inet linkspan sealed")
 
     def passes(source: str) -> bool:

@@ -48,10 +48,10 @@ def trio(tmp_path: Path) -> Iterator[Cluster]:
 class Listener:
     """A socket of the container on host 2, or on another."""
 
-    def __init__(self, cluster: Cluster, number: int = 2) -> None:
+    def __init__(self, cluster: Cluster, number: int = 2, net: int = 77) -> None:
         with cluster.world.entered(f"c{number}"):
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._socket.bind((f"10.77.{number}.5", PORT))
+            self._socket.bind((f"10.{net}.{number}.5", PORT))
         self._socket.settimeout(0.3)
 
     def heard(self) -> bool:
