@@ -58,7 +58,7 @@ _QUESTIONS = "meta l4proto { tcp, udp } th dport 53"
 _AT_ONCE = 8
 """Questions by TCP that a container may have open: a server takes 20 (MAX_PROCS in dnsmasq's config.h), for all."""
 _RATE, _BURST = 10000, 5000
-"""Questions by UDP, a second and at once, to a container; one server answers 100,000 at rest, 14,000 on a busy machine."""
+"""Questions by UDP, a second and at once, to a container; one server answers 14,000 even where the machine is busy."""
 _REMEMBERED = 60
 """Seconds for which a container's rate is remembered."""
 
