@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from linkspan.errors import Conflict, LinkspanError
 from linkspan.lab import (
@@ -104,13 +105,13 @@ def down(name: str) -> bool:
         return False
     lab = record.load(name)
     failed: list[str] = []
-    try:
-        processes.kill(lab.folder, lambda: list(processes.of_lab(lab.folder, _any)), f"lab {name}")
-    except LinkspanError as error:
-        failed.append(error.message)
-    for namespace in lab.namespaces:
+    kill = partial(processes.kill, lab.folder, lambda: list(processes.of_lab(lab.folder, _any)), f"lab {name}")
+    deletes = [partial(commands.delete, namespace) for namespace in lab.namespaces]
+    # Killed once more at the end: what an agent was about to start when it was killed, and bore no mark yet.
+    steps: list[Callable[[], object]] = [kill, *deletes, kill]
+    for step in steps:
         try:
-            commands.delete(namespace)
+            step()
         except LinkspanError as error:
             failed.append(error.message)
     if failed:
