@@ -5,6 +5,10 @@ from __future__ import annotations
 import socket
 
 from overlay import Cluster
+from test_forged import Listener, datagram
+from traced_across import address
+
+from linkspan.model import Network
 
 
 class Wire:
@@ -35,3 +39,17 @@ def raw(cluster: Cluster, number: int, packet: bytes) -> None:
         out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with out:
         out.sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
+
+
+def sends_its_own_only(cluster: Cluster, number: int, demo: Network, net: int, listener: Listener) -> None:
+    """Hold that of what a host encrypts for the first one's container only its own block's sources get there."""
+
+    def passes(source: str) -> bool:
+        raw(cluster, number, datagram(source, address(cluster, 1, demo)))
+        return listener.heard()
+
+    assert passes(f"10.{net}.{number}.5"), "its own passes"
+    assert not passes(f"10.{net}.{5 - number}.5"), "the other peer's does not"
+    assert not passes(f"10.{net}.1.9"), "nor this host's own"
+    assert not passes("198.51.100.1"), "nor the outside's"
+    assert passes(f"10.{net}.{number}.5")

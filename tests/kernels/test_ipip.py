@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_fixtures import machine, run, succeeds, until
+from machine_fixtures import host, machine, run, succeeds, until
 from overlay import MTU, Cluster, OverlayHost, network
 from test_forged import Listener, datagram, send
 from traced_across import address, traced
@@ -22,7 +22,7 @@ from linkspan.programs import Process
 from linkspan.state import Ipip, LinkSysctl, Route, State, Sysctl
 from linkspan.tell.plan import commands, ordered
 
-__all__ = ["machine"]
+__all__ = ["host", "machine"]
 
 LOCAL, OTHER = prefix("192.0.2.1").packed, prefix("192.0.2.2").packed
 DEVICE = Ipip("lsipip", 1480, LOCAL, tun=False)
@@ -31,15 +31,6 @@ DEMO = network("demo", 77, "ipip")
 ROOM = MTU - 20
 BY_THE_KERNEL, BY_THE_HELPER = (1, 3), (2,)
 """The hosts of ``trio``."""
-
-
-@pytest.fixture
-def host(machine: str, tmp_path: Path) -> Iterator[Machine]:
-    """Make a machine in a namespace that is this process's own for the test."""
-    made = Machine(tmp_path)
-    yield made
-    made.close()
-    made.processes.close()
 
 
 def test_the_kernel_is_found_to_have_ipip_and_no_helper_is_used(host: Machine) -> None:
@@ -118,10 +109,10 @@ def test_containers_reach_each_other_whatever_their_hosts_have(trio: Cluster, on
 
 def test_a_second_pass_changes_nothing(trio: Cluster) -> None:
     """What the kernel tells of its device is what was put; only the host with the helper has a process."""
-    for host in trio.hosts:
-        assert host.differs() == []
-        helped = [state for state in host.states() if isinstance(state, Process)]
-        assert bool(helped) == (host.number in BY_THE_HELPER)
+    for each in trio.hosts:
+        assert each.differs() == []
+        helped = [state for state in each.states() if isinstance(state, Process)]
+        assert bool(helped) == (each.number in BY_THE_HELPER)
 
 
 @pytest.mark.parametrize("one", [1, 2])

@@ -15,6 +15,7 @@ import pytest
 
 from linkspan.kernel import namespaces
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.machine import Machine
 
 _numbers = itertools.count()
 
@@ -87,6 +88,15 @@ def machine() -> Iterator[str]:
     """Make a namespace and enter it: for the test, it is the machine's own."""
     with fresh_namespace() as name, inside(name):
         yield name
+
+
+@pytest.fixture
+def host(machine: str, tmp_path: Path) -> Iterator[Machine]:
+    """Make a machine in a namespace that is this process's own for the test."""
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+    made.processes.close()
 
 
 @pytest.fixture

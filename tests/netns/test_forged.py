@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hearing import PORT, Ear
 from overlay import Cluster, network
 
 from linkspan.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum, drops
 
-PORT = 7777
 HOST_2 = "192.0.2.2"
 
 
@@ -45,25 +45,11 @@ def trio(tmp_path: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-class Listener:
+class Listener(Ear):
     """A socket of the container on host 2, or on another."""
 
     def __init__(self, cluster: Cluster, number: int = 2, net: int = 77) -> None:
-        with cluster.world.entered(f"c{number}"):
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._socket.bind((f"10.{net}.{number}.5", PORT))
-        self._socket.settimeout(0.3)
-
-    def heard(self) -> bool:
-        """Tell whether anything came, within 0.3 s: what does arrive takes less than 1 ms."""
-        try:
-            return bool(self._socket.recv(100))
-        except TimeoutError:
-            return False
-
-    def close(self) -> None:
-        """Close it."""
-        self._socket.close()
+        super().__init__(cluster.world, f"c{number}", f"10.{net}.{number}.5")
 
 
 def send(cluster: Cluster, netns: str, payload: bytes, *, udp: bool, target: str = HOST_2) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from machine_fixtures import run
 
@@ -15,15 +12,6 @@ from linkspan.state import Bridge, Ipip, State, Vxlan
 
 MAC = mac("02:00:00:00:00:01")
 LOCAL = prefix("192.0.2.1").packed
-
-
-@pytest.fixture
-def host(machine: str, tmp_path: Path) -> Iterator[Machine]:
-    """Make a machine in a namespace that is this process's own for the test."""
-    made = Machine(tmp_path)
-    yield made
-    made.close()
-    made.processes.close()
 
 
 @pytest.mark.parametrize(

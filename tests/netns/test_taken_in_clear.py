@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hearing import PORT, Ear
 from machine_fixtures import run
 from overlay import Cluster, network
 from traced import OUTSIDE, Host
@@ -21,31 +22,8 @@ from linkspan.state import GROUP, Address, LinkSysctl, Route, State, Wireguard
 from linkspan.tell.plan import commands, ordered
 from linkspan.wireguard import AllowedIp
 
-PORT = 7777
 POOLS = (prefix("10.77.0.0/16"), prefix("fd77::/48"))
 INSIDE = {4: "10.77.2.5", 6: "fd77:0:0:2::5"}
-
-
-class Ear:
-    """A socket that hears datagrams, of either family."""
-
-    def __init__(self, world: World, netns: str) -> None:
-        with world.entered(netns):
-            self._socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            self._socket.bind(("::", PORT))
-        self._socket.settimeout(0.3)
-
-    def heard(self) -> bool:
-        """Tell whether anything came, within 0.3 s: what does arrive takes less than 1 ms."""
-        try:
-            return bool(self._socket.recv(100))
-        except TimeoutError:
-            return False
-
-    def close(self) -> None:
-        """Close it."""
-        self._socket.close()
 
 
 def send(world: World, netns: str, target: str, source: str = "") -> None:

@@ -87,7 +87,7 @@ def main() -> None:
     except LinkspanError as error:
         if _wants_json(sys.argv[1:]):
             as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        print(f"linkspan: {error.message}{f'; {error.hint}' if error.hint else ''}", file=sys.stderr)
+        print(f"linkspan: {error.told}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

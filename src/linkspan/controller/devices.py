@@ -69,7 +69,7 @@ class Device(Generic[D]):
                 pause = await turn()
             except LinkspanError as error:
                 self.away, self.ready = True, False
-                self.say(f"{error.message}{f'; {error.hint}' if error.hint else ''}")
+                self.say(error.told)
                 await asyncio.sleep(min(AGAIN * 2**failed, LATEST))
                 failed += 1
             else:

@@ -51,14 +51,13 @@ class Telling:
         found = []
         for one in self._chosen(request.query.get("switch", "")):
             if isinstance(one, Switch):
-                dump = await one.call(lambda one=one: list(one.driver.dump()))  # type: ignore[misc]
-                found += [_flow(one.name, counted) for counted in sorted(dump, key=_order)]
+                found += [_flow(one.name, counted) for counted in sorted(await _dump(one), key=_order)]
         return _json(found)
 
     async def _plan(self, request: web.Request) -> web.Response:
         found = []
         for one in self._chosen(request.query.get("switch", "")):
-            there = set(await one.call(lambda one=one: list(one.driver.observe(0))))  # type: ignore[misc]
+            there = await _there(one)
             wanted = list(one.reconciler.desired.states().values())
             found += [
                 {
@@ -210,6 +209,14 @@ def _dropped(one: Controller) -> dict[tuple[str, str], int]:
                 key = switch.name, counted.flow.kind
                 found[key] = found.get(key, 0) + counted.packets
     return found
+
+
+async def _dump(switch: Switch) -> list[Counted]:
+    return await switch.call(lambda: list(switch.driver.dump()))
+
+
+async def _there(device: Switch | Router) -> set[State]:
+    return await device.call(lambda: set(device.driver.observe(0)))
 
 
 def _order(one: Counted) -> tuple[int, int, tuple[str, ...]]:

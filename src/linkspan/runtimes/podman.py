@@ -84,7 +84,7 @@ class Podman:
                 raise Denied(f"user {uid} may not change networks", "run podman as root")
             return 200, await self._answer(_pairs(block), stdin, pid)
         except LinkspanError as error:
-            said = f"{error.message}; {error.hint}" if error.hint else error.message
+            said = error.told
         except Exception as error:  # the edge: Podman gets an error whatever happened
             log.exception("a call of Podman failed by a fault of linkspan")
             said = f"a fault of linkspan, the agent's log has its trace: {error}"
