@@ -39,8 +39,8 @@ log = logging.getLogger("linkspan.cluster")
 ALIVE_TTL = 7.0
 """Seconds after which a host that says nothing counts as silent: `status` tells within these."""
 ALIVE_EVERY = 2.0
-CLAIM_AGAIN = 5.0
-"""Seconds until a claim that failed (no block left, store away) is tried again."""
+AGAIN = 5.0
+"""Seconds until what is not finished is tried again: a claim that failed (no block left, store away), a fault."""
 CATCH_UP = 1.0
 """Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
 LOOK_EVERY = 1.0
@@ -166,7 +166,9 @@ class Cluster:
 
     async def _follow(self) -> None:
         while True:
-            if not await woken(self._wake, CLAIM_AGAIN if self._unfinished() else None):
+            if not await woken(self._wake, AGAIN):
+                if not self._unfinished():
+                    continue
                 self._keys.add("networks/")
             try:
                 await self.converge()
@@ -258,11 +260,8 @@ class Cluster:
             changed, self._keys = self._keys | (keys or set()), set()
             try:
                 return await self._converged(changed)
-            except LinkspanError:
-                raise
-            except Exception:  # a fault of ours, raised on: what it was about is followed again, not forgotten
+            except Exception:  # raised on; what it was about is followed again, not forgotten
                 self._keys |= changed
-                self._wake.set()
                 raise
             finally:
                 if not self._keys:
@@ -278,7 +277,8 @@ class Cluster:
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
             self._disputes.look(self._networks.all())
-        if everything or self._disputes.fresh or any(k.startswith(OWN) for k in changed):
+        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another.
+        if everything or self._disputes.fresh or any(k.startswith(OWN) or self._is_own_lease(k) for k in changed):
             await self._claim()
             self._disputes.look(self._networks.all())
         self._allocator.refresh()
@@ -319,11 +319,14 @@ class Cluster:
         """Wait until this host has followed all records that it knows of, but not for a store that is away."""
         await woken(self._followed, CATCH_UP)
 
+    def _is_own_lease(self, key: str) -> bool:
+        return key.startswith("leases/") and key.endswith(f"/{self.host.id}")
+
     def _unfinished(self) -> bool:
         networks = self._networks.all()
         drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
         changing = self.host.next_keys
-        if drained or changing or self.unclaimed or any(network.migration for network in networks):
+        if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):
             return True
         return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
 

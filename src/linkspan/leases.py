@@ -129,8 +129,8 @@ class Leases:
     ) -> Lease:
         """Make sure that this host has a block of each family, and its offers are published; returns the lease.
 
-        Offers stay as they are where a record of ``unchanged`` has another revision than that. Raises Exhausted where
-        no block is left, Unavailable where the store does not answer or has lost records.
+        Raises Exhausted where no block is left, Unavailable where the store does not answer or has lost records, and
+        Conflict, with the offers as they are, where the network's record, or one of ``unchanged``, has been changed.
         """
         async with self.changing:
             lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
@@ -146,8 +146,9 @@ class Leases:
                 lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
             if lease.endpoints != offers or lease != self.mine(network.name):
                 lease = msgspec.structs.replace(lease, endpoints=offers)
-                conditions = await self._standing(network) | dict(unchanged or {})
-                await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=conditions)
+                same, key = await self._standing(network) | dict(unchanged or {}), lease_key(network.name, self.host.id)
+                if not await self._replica.write({key: lease}, unchanged=same):
+                    raise Conflict(f"network {network.name} was changed at this moment", "it is tried again soon")
             return lease
 
     async def _standing(self, network: Network) -> dict[str, int]:

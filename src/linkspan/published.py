@@ -68,11 +68,10 @@ class Published:
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look at records that changed: what the store lost of ours is put again, what is too much goes."""
+        """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
         mine = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
-        wrong = {key for key in mine if (key in self._replica.records) != (_identity(key) in self._endpoints)}
-        if wrong:
-            self.due |= wrong
+        if mine:
+            self.due |= mine
             self._wake.set()
 
     def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:

@@ -34,6 +34,7 @@ from linkspan.contracts import Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
+from linkspan.store.fence import fenced
 from linkspan.versions import Versions
 
 log = logging.getLogger("linkspan.replica")
@@ -217,17 +218,21 @@ class Replica:
     ) -> bool:
         """Write to the store, with tombstones for what is deleted, and see it here at once where it was taken.
 
-        Raises Unavailable where the store does not answer.
+        Returns whether the conditions ``absent`` and ``unchanged`` hold. Raises as ``fenced``.
         """
         puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
         tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
         graves = {GONE + key: tombstone for key in deletes if not key.startswith((GONE, *EPHEMERAL))}
         raised = [GONE + key for key in puts if GONE + key in self.records]
         deletes = [*deletes, *raised]
+        asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
+        keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
+        as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
         try:
-            revision = await self.store.transaction(
-                {**puts, **graves}, deletes=deletes, absent=list(absent), unchanged=unchanged, ttl=ttl
-            )
+            if ttl:  # what ends by itself is put again and again, and may come late
+                revision = await self.store.transaction(written, deletes, unchanged=asked, ttl=ttl)
+            else:
+                revision = await fenced(self.store, written, deletes, as_was, asked)
         except Unavailable as error:
             if self._writing != error.message:
                 log.warning("store: %s", error.message)
@@ -235,8 +240,8 @@ class Replica:
             raise
         self._writing = ""
         if revision:
-            seen = tuple(Record(key, value, revision) for key, value in {**puts, **graves}.items())
-            await self._apply(Batch(revision, seen, tuple(deletes)))
+            seen = (Record(key, value, revision) for key, value in written.items())
+            await self._apply(Batch(revision, tuple(seen), tuple(deletes)))
             if any(key.startswith("blocks/") for key in puts):  # a kill now, and a restore, must not forget it
                 await self._save_soon()
         return bool(revision)

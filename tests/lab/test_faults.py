@@ -186,6 +186,18 @@ def test_a_host_s_new_underlay_address_is_followed(cluster: ClusterRun) -> None:
     until(lambda: cluster.pings("c1", cluster.address("c3")), "c1 reaches c3 again")
 
 
+def test_a_lease_that_somebody_overwrote_is_put_right(cluster: ClusterRun) -> None:
+    """Its host sees that it is not what it announces: else its peers would send elsewhere until the next change."""
+    (key,) = cluster.keys("leases/demo/h3")
+    right = cluster.etcdctl("get", key, "--print-value-only").strip()
+    address = cluster.host("h3")["underlay"]["addresses"][0].partition("/")[0]
+    assert right.count(f'"{address}"') == 1
+    cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.1"'))
+    until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right", 2)
+    until(lambda: address in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2)
+    assert cluster.pings("c1", cluster.address("c3"))
+
+
 def test_two_hosts_with_one_underlay_address_are_named(cluster: ClusterRun) -> None:
     """A record that claims h2's address for another host is told in every status."""
     record_ = json.loads(cluster.etcdctl("get", cluster.keys("hosts/h2")[0], "--print-value-only"))

@@ -170,6 +170,23 @@ async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient:
     await store.close()
 
 
+async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, impatient: None) -> None:
+    """Nothing tells of that, for the member answers all the while: so it is when an address of the host's went."""
+    store = EtcdStore(one.url("/c"))
+    await store.transaction({"a": b"1"})
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    await store.transaction({"a": b"2"})
+    await watched.has({"a": b"2"})
+    (lines,) = store._gateway._streams
+    assert lines._response.connection is not None
+    _, port = lines._response.connection.transport.get_extra_info("sockname")
+    with dropped(f"tcp sport {port}", f"tcp dport {port}"):
+        await store.transaction({"a": b"3"})
+        await watched.has({"a": b"3"})
+    await store.close()
+
+
 async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, impatient: None) -> None:
     """NotFound comes out of the watch that lost its connection before, for changes were missed."""
     store = EtcdStore(one.url("/c"))
@@ -190,13 +207,18 @@ async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, 
     await store.close()
 
 
-@contextlib.contextmanager
-def cut(members: Members) -> Iterator[None]:
+def cut(members: Members) -> contextlib.AbstractContextManager[None]:
     """Drop every packet between this host and the first member, both ways; etcdctl uses another address."""
     host, _, port = members.members[0].client.rpartition(":")
+    return dropped(f"ip daddr {host} tcp dport {port}", f"ip saddr {host} tcp sport {port}")
+
+
+@contextlib.contextmanager
+def dropped(*packets: str) -> Iterator[None]:
+    """Drop the packets that these match."""
     run("nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }")
-    run("nft", f"add rule inet cut in ip daddr {host} tcp dport {port} drop")
-    run("nft", f"add rule inet cut in ip saddr {host} tcp sport {port} drop")
+    for one_ in packets:
+        run("nft", f"add rule inet cut in {one_} drop")
     try:
         yield
     finally:

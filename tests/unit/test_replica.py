@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +15,7 @@ from linkspan.errors import Unavailable
 from linkspan.model import Host, Lease, Reservation, Underlay
 from linkspan.replica import remembered
 from linkspan.standing import doubled
-from linkspan.store.memory import Memory
+from linkspan.store.memory import Memory, MemoryStore
 
 
 def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
@@ -34,6 +36,86 @@ def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
         assert one.replica.records["allowances/a"].value == b"new"
         assert "allowances/b" not in one.replica.records
         assert one.seen == []
+        await one.replica.stop()
+
+    together(work)
+
+
+class Slow:
+    """A store whose next transaction is given up before it gets there; ``deliver`` brings it, late."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._transaction = store.transaction
+        self._late: dict[str, Any] = {}
+        store.transaction = self._kept  # type: ignore[method-assign]
+
+    async def _kept(self, puts: Mapping[str, bytes], deletes: Sequence[str] = (), **more: Any) -> int:
+        if not self._late:
+            self._late = {"puts": puts, "deletes": deletes, **more}
+            raise Unavailable("store in memory: no answer")
+        return await self._transaction(puts, deletes, **more)
+
+    async def deliver(self) -> None:
+        """Carry out what was given up."""
+        await self._transaction(**self._late)
+
+
+@pytest.mark.parametrize("then", [b"new", None])
+def test_a_write_that_comes_late_undoes_no_newer_one(tmp_path: Path, then: bytes | None) -> None:
+    """Given up, and followed by another write or a removal, it changes nothing when it gets there after all."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"allowances/a": b"old"})
+        slow = Slow(one.store)
+        with pytest.raises(Unavailable):
+            await one.replica.write({"allowances/a": b"late"})
+        await one.replica.write({"allowances/a": then} if then else {}, deletes=[] if then else ["allowances/a"])
+        await slow.deliver()
+        there = await one.store.get("allowances/a")
+        assert (there.value if there else None) == then
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
+    """What was removed in a second try, and made again, stays when the first try gets there."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"allowances/a": b"old"})
+        slow = Slow(one.store)
+        with pytest.raises(Unavailable):
+            await one.replica.write({}, deletes=["allowances/a"])
+        await one.replica.write({}, deletes=["allowances/a"])
+        await one.replica.write({"allowances/a": b"new"})
+        await slow.deliver()
+        there = await one.store.get("allowances/a")
+        assert there is not None
+        assert there.value == b"new"
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_of_two_writers_the_last_one_has_its_way(tmp_path: Path) -> None:
+    """Also one that does not know yet what the other wrote; a condition of its own is still one."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.replica.start()
+        await one.replica.write({"allowances/a": b"1"})
+        known = one.replica.records["allowances/a"].revision
+        await two.store.transaction({"allowances/a": b"2", "allowances/b": b"2"})
+        assert await one.replica.write({"allowances/a": b"3", "allowances/b": b"3"})
+        assert memory.entries["allowances/a"][0] == memory.entries["allowances/b"][0] == b"3"
+        assert not await one.replica.write({"allowances/b": b"4"}, unchanged={"allowances/a": known})
+        assert not await one.replica.write({"allowances/b": b"4"}, absent=["allowances/a"])
+        assert memory.entries["allowances/b"][0] == b"3"
         await one.replica.stop()
 
     together(work)

@@ -48,7 +48,8 @@ PAGE = 200
 """Records of one answer: to read and to decode them holds the loop for about half a millisecond."""
 
 QUIET_SECONDS = 5.0
-"""After so long without a word of a watch its endpoint is asked whether it is still there."""
+"""After so long without a word a watch is opened anew: agents say every two seconds that they live. A connection from
+an address that the host has no more is silent, and never ends."""
 
 RETRY_SECONDS = (0.05, 2.0)
 """The first and the longest pause before a watch is opened anew."""
@@ -152,19 +153,19 @@ class EtcdStore:
                     async for batch in batches:
                         pause = shortest
                         yield batch
+                continue  # it was silent
             # Many hosts lose their connections at once, and should not all come back at once.
             await woken(self._closing, pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             pause = min(pause * 2, longest)
 
     async def _follow(self, place: Place) -> AsyncGenerator[Batch, None]:
-        """Watch until the connection is lost. Raises NotFound where changes were missed."""
+        """Watch until the connection is lost, or silent. Raises NotFound where changes were missed."""
         answer, _ = await self._guarded([], [])
         place.check(answer.header, self._gateway.endpoint)
         endpoint = self._gateway.endpoint
         request = {**prefix_range(place.prefix), "start_revision": place.revision + 1, "progress_notify": True}
         async with self._gateway.watch(endpoint, {"create_request": request}) as lines:
-            while True:
-                message = await self._message(lines, endpoint)
+            while (message := await self._message(lines, endpoint)) is not None:
                 if message.compact_revision:
                     refuse_revision(f"etcd {endpoint}", place.revision, message.compact_revision, 1 << 63)
                 if message.canceled:
@@ -177,21 +178,18 @@ class EtcdStore:
                 elif not message.created:  # which tells the present revision, before the past is told
                     place.progress(message.header)
 
-    async def _message(self, lines: Lines, endpoint: str) -> Watch:
-        """Return the next message of a watch; one that stays away may mean that the endpoint has died."""
-        while True:
-            try:
-                async with asyncio.timeout(QUIET_SECONDS):
-                    line = await lines.next()
-            except TimeoutError:
-                body = {"key": self._cluster_key.encode(), "serializable": True}
-                await self._gateway.probe(endpoint, body)
-                continue
-            told = decode(line, WatchLine)
-            if told.result is None:
-                why = told.error.message if told.error else line[:200].decode(errors="replace")
-                raise Unavailable(f"store etcd {endpoint}: watch ended: {why}")
-            return told.result
+    async def _message(self, lines: Lines, endpoint: str) -> Watch | None:
+        """Return the next message of a watch, None after QUIET_SECONDS without."""
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                line = await lines.next()
+        except TimeoutError:
+            return None
+        told = decode(line, WatchLine)
+        if told.result is None:
+            why = told.error.message if told.error else line[:200].decode(errors="replace")
+            raise Unavailable(f"store etcd {endpoint}: watch ended: {why}")
+        return told.result
 
     def _batch(self, events: Sequence[Event]) -> Batch:
         """Return the changes, the last of each key, as one batch."""

@@ -102,16 +102,6 @@ class Gateway:
         """Return the answer to what may be asked twice."""
         return decode((await self.call(path, body))[0], kind)
 
-    async def probe(self, endpoint: str, body: Json) -> None:
-        """Ask one endpoint and no other. Raises Unavailable; the next call then begins with another one."""
-        try:
-            await self._ask_as_user(endpoint, "/v3/kv/range", body)
-        except Failed:
-            if self.endpoint == endpoint:
-                following = self.url.endpoints.index(endpoint) + 1
-                self.endpoint = self.url.endpoints[following % len(self.url.endpoints)]
-            raise
-
     async def _ask_as_user(self, endpoint: str, path: str, body: Json) -> bytes:
         token = await self._login(endpoint, stale="") if self.url.user else ""
         try:

@@ -1,0 +1,41 @@
+"""Writes that change nothing which was written after them, however late they come.
+
+A host whose underlay address went cannot tell whether what it has just sent arrives: the kernel sends it once the
+address is back, perhaps minutes later, and by then the host has long written something else. So a write requires its
+records to be as they were when it was sent. Where that does not hold because others have changed them, the same is
+written over what they wrote, now; so of two writers the last one has its way, as without a fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from linkspan.contracts import Store
+from linkspan.errors import Conflict
+
+TRIES = 5
+"""Of a write whose records others change at the same time."""
+
+
+async def fenced(
+    store: Store,
+    puts: Mapping[str, bytes],
+    deletes: Sequence[str],
+    as_was: Mapping[str, int],
+    unchanged: Mapping[str, int],
+) -> int:
+    """Return the revision of the transaction, or 0 where a condition of ``unchanged`` does not hold.
+
+    ``as_was`` has the revisions, as far as they are known here, of records that may be other ones by now; a revision 0:
+    there is no record. Raises what the store raises, and Conflict where others do not cease to change the records.
+    """
+    for _ in range(TRIES):
+        conditions = {**as_was, **unchanged}
+        if revision := await store.transaction(puts, deletes=deletes, unchanged=conditions):
+            return revision
+        found = {key: await store.get(key) for key in as_was}
+        now = {key: record.revision if record else 0 for key, record in found.items()}
+        if now == as_was:
+            return 0
+        as_was = now
+    raise Conflict(f"store: {', '.join(as_was)}: others change it all the while", "try again")
