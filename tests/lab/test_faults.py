@@ -192,7 +192,7 @@ def test_a_lease_that_somebody_overwrote_is_put_right(cluster: ClusterRun) -> No
     right = cluster.etcdctl("get", key, "--print-value-only").strip()
     address = cluster.host("h3")["underlay"]["addresses"][0].partition("/")[0]
     assert right.count(f'"{address}"') == 1
-    cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.1"'))
+    cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.99"'))
     until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right", 2)
     until(lambda: address in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2)
     assert cluster.pings("c1", cluster.address("c3"))

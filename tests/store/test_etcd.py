@@ -152,14 +152,20 @@ async def test_a_watch_goes_on_after_a_restart(one: Members) -> None:
     await store.close()
 
 
-async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient: None) -> None:
-    """A call fails in bounded time, and the watch yields what it missed when packets pass again."""
-    store = EtcdStore(one.url("/c"))
+async def watching(members: Members) -> tuple[EtcdStore, Watched]:
+    """Return a store, and a watch that has told of a change."""
+    store = EtcdStore(members.url("/c"))
     await store.transaction({"a": b"1"})
     _, revision = await store.list("")
     watched = Watched(store, "", revision)
     await store.transaction({"a": b"2"})
     await watched.has({"a": b"2"})
+    return store, watched
+
+
+async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient: None) -> None:
+    """A call fails in bounded time, and the watch yields what it missed when packets pass again."""
+    store, watched = await watching(one)
     with cut(one):
         began = time.monotonic()
         with pytest.raises(Unavailable, match="no answer within 1 s"):
@@ -172,12 +178,7 @@ async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient:
 
 async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, impatient: None) -> None:
     """Nothing tells of that, for the member answers all the while: so it is when an address of the host's went."""
-    store = EtcdStore(one.url("/c"))
-    await store.transaction({"a": b"1"})
-    _, revision = await store.list("")
-    watched = Watched(store, "", revision)
-    await store.transaction({"a": b"2"})
-    await watched.has({"a": b"2"})
+    store, watched = await watching(one)
     (lines,) = store._gateway._streams
     assert lines._response.connection is not None
     _, port = lines._response.connection.transport.get_extra_info("sockname")
@@ -189,12 +190,7 @@ async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, im
 
 async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, impatient: None) -> None:
     """NotFound comes out of the watch that lost its connection before, for changes were missed."""
-    store = EtcdStore(one.url("/c"))
-    await store.transaction({"a": b"1"})
-    _, revision = await store.list("")
-    watched = Watched(store, "", revision)
-    await store.transaction({"a": b"2"})
-    await watched.has({"a": b"2"})
+    store, watched = await watching(one)
     with cut(one):
         for number in range(3):
             one.control("put", "/c/a", str(number))
