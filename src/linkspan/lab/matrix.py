@@ -14,6 +14,8 @@ from linkspan.lab.record import Container, Host, Lab
 from linkspan.lab.topology import bare
 
 WORKERS = 16
+PLAIN = "host-gw"
+"""The backend whose routes cannot lead through a router: from one segment to another nothing ever comes."""
 
 
 class Failure(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
@@ -90,21 +92,26 @@ def _tried(
 
 
 def awaited(lab: Lab, seconds: float = commands.PATIENCE) -> list[Failure]:
-    """Wait until every container reaches its gateways and one container of each host; return what stays silent."""
+    """Wait until every container reaches its gateways and one container of each host; return what stays silent.
+
+    Nobody waits for what cannot come.
+    """
     waiting = _first_pings(lab)
     with ThreadPoolExecutor(WORKERS) as pool:
-        answers = pool.map(lambda one: sockets.ping(one[2], one[3], seconds=seconds), waiting)
+        answers = pool.map(
+            lambda one: sockets.ping(one[2], one[3], seconds=seconds if one[4] else sockets.ANSWER), waiting
+        )
         return [
             Failure(source, target, f"ping {address}: {why}")
-            for (source, target, _, address), why in zip(waiting, answers, strict=True)
+            for (source, target, _, address, _), why in zip(waiting, answers, strict=True)
             if why
         ]
 
 
-def _first_pings(lab: Lab) -> list[tuple[str, str, str, str]]:
-    """Return (from, to, namespace, address) of the pings that tell whether a lab has come up."""
+def _first_pings(lab: Lab) -> list[tuple[str, str, str, str, bool]]:
+    """Return (from, to, namespace, address, hope) of the pings that tell whether a lab has come up."""
     found = [
-        (c.name, "its gateway", c.namespace, bare(gateway))
+        (c.name, "its gateway", c.namespace, bare(gateway), True)
         for c in lab.containers
         for one in c.attachments
         for gateway in one.gateways
@@ -112,7 +119,8 @@ def _first_pings(lab: Lab) -> list[tuple[str, str, str, str]]:
     firsts = {c.host: c for c in reversed(lab.containers)}
     for source, target in pairs(lab):
         if firsts.get(target.host) is target and isinstance(source, Container):
-            found += [(source.name, target.name, source.namespace, bare(a)) for a in _shared(source, target)]
+            hope = lab.backend != PLAIN or lab.host(source.host).segment == lab.host(target.host).segment
+            found += [(source.name, target.name, source.namespace, bare(a), hope) for a in _shared(source, target)]
     return found
 
 
