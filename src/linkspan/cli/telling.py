@@ -89,6 +89,8 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
             [(f"{ago(h['at'])} ago", h["kind"], h["key"], h["what"]) for h in found["heals"][-10:]],
             "",
         )
+        if len(found["heals"]) > 10:
+            print("and earlier ones: `linkspan events`")
 
 
 def _of_store(store: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from linkspan.errors import LinkspanError
 from linkspan.kernel.namespaces import Namespaces
-from linkspan.tell import engine_checks, features, host_checks, name_checks, runtime_checks
+from linkspan.tell import engine_checks, features, host_checks, name_checks, program_checks, runtime_checks
 from linkspan.tell.checks import Check, Status, Surroundings
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.questions import Questions
@@ -63,6 +63,7 @@ def _checks(asked: Questions, around: Surroundings) -> tuple[tuple[str, Iterator
         ("Docker", engine_checks.docker(around)),
         ("Podman", engine_checks.podman(around)),
         ("names", name_checks.server(around)),
+        ("programs", program_checks.installed(around)),
         ("disk", runtime_checks.disk(around)),
         ("clock", runtime_checks.clock()),
     )

@@ -1,0 +1,47 @@
+"""What `doctor` says of the programs that backends run, on a machine whose PATH is a folder of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.model import Migration, Network
+from linkspan.tell import program_checks
+from linkspan.tell.checks import Check, Surroundings
+
+NET = Network(name="demo", pools=("10.77.0.0/16",), subnet_len={"4": 24}, backend="wireguard", mtu=1420)
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a machine without any program, as the folder of those that come."""
+    monkeypatch.setattr(program_checks.shutil, "which", lambda name, path: (tmp_path / name).exists() and path)
+    return tmp_path
+
+
+def found(*networks: Network) -> list[Check]:
+    """Return the findings of a host with these networks."""
+    return list(program_checks.installed(Surroundings(networks)))
+
+
+def test_a_program_is_missed_where_a_network_needs_it(bare: Path) -> None:
+    """It is named with the network and the package; installed, that is said; and of other backends nothing."""
+    (check,) = found(NET)
+    assert (check.check, check.status) == ("wireguard", "fail")
+    assert "network demo needs wg" in check.detail
+    assert check.fix == "apt install wireguard-tools"
+    (bare / "wg").touch()
+    assert [(c.check, c.status, c.fix) for c in found(NET)] == [("wireguard", "ok", "")]
+    assert found(msgspec.structs.replace(NET, backend="vxlan")) == []
+
+
+def test_a_migration_needs_what_both_ways_need(bare: Path) -> None:
+    """The target's program is missed before the host is to switch."""
+    move = Migration(backend="bgp", options={}, mtu=1500, number=1)
+    missed = found(msgspec.structs.replace(NET, migration=move))
+    assert [(c.check, c.fix) for c in missed] == [
+        ("bgp", "apt install bird2"),
+        ("wireguard", "apt install wireguard-tools"),
+    ]
