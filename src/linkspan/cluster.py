@@ -244,6 +244,7 @@ class Cluster:
     async def look_around(self) -> None:
         """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
         if await self._observe_underlay():
+            self._replica.store.renew()
             try:
                 await self._register()
             except Unavailable as error:

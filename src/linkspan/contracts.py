@@ -145,5 +145,8 @@ class Store(Protocol):
         was restored): the caller lists anew.
         """
 
+    def renew(self) -> None:
+        """Use no connection that there is now: the address that it is from may be gone."""
+
     async def close(self) -> None:
         """Let go of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -183,6 +184,20 @@ async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, im
     assert lines._response.connection is not None
     _, port = lines._response.connection.transport.get_extra_info("sockname")
     with dropped(f"tcp sport {port}", f"tcp dport {port}"):
+        await store.transaction({"a": b"3"})
+        await watched.has({"a": b"3"})
+    await store.close()
+
+
+async def test_what_was_connected_from_an_address_that_went_is_left(one: Members) -> None:
+    """Told of that, calls and watches go on at once by connections of their own; none waits for an answer."""
+    store, watched = await watching(one)
+    lines = run("ss", "-Htnp", "state", "established", "dport = :2379").splitlines()
+    ours = [line.split() for line in lines if f",pid={os.getpid()}," in line]
+    ports = [words[2].rpartition(":")[2] for words in ours]
+    assert len(ports) > 1
+    with dropped(*(f"tcp {side} {port}" for port in ports for side in ("sport", "dport"))):
+        store.renew()
         await store.transaction({"a": b"3"})
         await watched.has({"a": b"3"})
     await store.close()

@@ -257,6 +257,10 @@ class EtcdStore:
                 "point `store` at the cluster's own etcd and prefix; nothing was read or written",
             )
 
+    def renew(self) -> None:
+        """Make connections anew, and watches on them; what is under way ends by its own timeout."""
+        self._gateway.renew()
+
     async def close(self) -> None:
         """Close all connections; watches end."""
         self._closing.set()

@@ -72,6 +72,7 @@ class Gateway:
         self._token = ""
         self._logging_in = asyncio.Lock()
         self._streams: set[Lines] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def call(self, path: str, body: Json) -> tuple[bytes, bool]:
@@ -241,11 +242,24 @@ class Gateway:
             return "check user and password-file in the store's URL"
         return "etcdctl endpoint status and its log tell more"
 
+    def renew(self) -> None:
+        """Leave the connections that there are."""
+        for lines in self._streams:
+            lines.end()
+        if self._calls:
+            leaving = asyncio.create_task(_left(self._calls))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            self._calls = None
+
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
         for lines in self._streams:
             lines.end()
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         for session in (self._calls, self._watches):
             if session:
                 await session.close()
@@ -271,6 +285,14 @@ class Lines:
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+
+async def _left(session: aiohttp.ClientSession) -> None:
+    """Close a session that nobody begins a call on any more, once all that are under way have ended."""
+    try:
+        await asyncio.sleep(SECONDS)
+    finally:
+        await session.close()
 
 
 def _session(timeout: aiohttp.ClientTimeout, connections: int) -> aiohttp.ClientSession:

@@ -152,6 +152,9 @@ class MemoryStore:
                     continue  # more may have come while the caller had it
             await self._memory.changed()
 
+    def renew(self) -> None:
+        """There is no connection from any address."""
+
     async def close(self) -> None:
         """Let go of it; watches end."""
         self._closed = True

@@ -109,6 +109,9 @@ class SqliteStore:
         """Forget the deletes up to a revision; who watches from below them lists anew."""
         await self._run(lambda table: table.prune(upto))
 
+    def renew(self) -> None:
+        """There is no connection from any address."""
+
     async def close(self) -> None:
         """Let go of the file; watches end."""
         self._closed = True
