@@ -11,7 +11,7 @@ import pytest
 from replicas import Member, eventually, network, together
 
 from linkspan.contracts import Batch, Record
-from linkspan.errors import Unavailable
+from linkspan.errors import Conflict, Unavailable
 from linkspan.model import Host, Lease, Reservation, Underlay
 from linkspan.replica import remembered
 from linkspan.standing import doubled
@@ -115,6 +115,29 @@ def test_of_two_writers_the_last_one_has_its_way(tmp_path: Path) -> None:
         assert not await one.replica.write({"allowances/b": b"4"}, unchanged={"allowances/a": known})
         assert not await one.replica.write({"allowances/b": b"4"}, absent=["allowances/a"])
         assert memory.entries["allowances/b"][0] == b"3"
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_record_that_others_change_all_the_while_is_named(tmp_path: Path) -> None:
+    """A write gives up, rather than to wait for ever."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Member(memory, tmp_path, "h1"), MemoryStore(memory)
+        await one.replica.start()
+        write = one.store.transaction
+
+        async def raced(*args: Any, **more: Any) -> int:
+            await two.transaction({"allowances/a": b"theirs"})
+            return await write(*args, **more)
+
+        one.store.transaction = raced  # type: ignore[method-assign]
+        with pytest.raises(Conflict, match=r"others change allowances/a and 1 more all the while"):
+            await one.replica.write({"allowances/a": b"ours", "allowances/b": b"ours"})
+        assert memory.entries["allowances/a"][0] == b"theirs"
+        assert "allowances/b" not in memory.entries
         await one.replica.stop()
 
     together(work)

@@ -38,4 +38,5 @@ async def fenced(
         if now == as_was:
             return 0
         as_was = now
-    raise Conflict(f"store: {', '.join(as_was)}: others change it all the while", "try again")
+    some = f"{next(iter(as_was))}{f' and {len(as_was) - 1} more' if len(as_was) > 1 else ''}"
+    raise Conflict(f"store: others change {some} all the while", "try again")
