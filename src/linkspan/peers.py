@@ -172,5 +172,6 @@ class Peers:
             except LinkspanError as error:
                 self.met.pop((name, other), None)
                 machine.reconciler.change(source, ())
-                told[name, other] = f"network {name}: {error.message}"
+                named = f"network {name}" in error.message
+                told[name, other] = error.message if named else f"network {name}: {error.message}"
         return told
