@@ -135,6 +135,16 @@ def test_a_bad_flow_changes_nothing_and_is_an_error_of_all(sdn: SdnRun) -> None:
     assert fine not in set(driver.observe(0))
 
 
+def test_a_flow_that_the_switch_refuses_is_named(sdn: SdnRun) -> None:
+    """With the switch's own reason: all of a batch fails for it."""
+    driver = OpenFlowDriver("sw1", f"unix:{sdn.folder}/ovs/sw1.mgmt", {})
+    good = next(iter(driver.observe(0)))
+    bad = msgspec.structs.replace(good, table=103, priority=3, actions="group:77")
+    (error,) = driver.apply([bad], ()).values()
+    assert "switch sw1" in error.message
+    assert "refuses a flow (OFPBAC_BAD_OUT_GROUP): table=103 priority=3" in error.message
+
+
 @pytest.mark.skipif(bool(frr_router.missing()), reason="needs FRR and openssh-server: apt install them")
 def test_an_underlay_of_a_router_carries_containers(tmp_path: Path) -> None:
     """The controller tells FRR where prefixes are, and packets go by it; the switch has no flow of ours for that."""
