@@ -110,6 +110,10 @@ def test_a_switch_that_hangs_holds_up_no_other(sdn: SdnRun) -> None:
             sdn.well("ctl1")
             until(lambda: "sw9" in sdn.switch("sw9")["problem"], "sw9 is named")
             until(lambda: [one["device"] for one in sdn.controller(path="/diff")["unknown"]] == ["sw9"], "no other is")
+            for path, rows in (("/flows", "flows"), ("/plan", "plan")):
+                found = sdn.controller(path=path)
+                assert [one["device"] for one in found["unknown"]] == ["sw9"]
+                assert {one.get("switch", one.get("device")) for one in found[rows]} == {"sw1"}
             before = sdn.ours("sw1")
             for _ in range(3):
                 sdn.ofctl("del-flows", "sw1", "cookie=0x4c53000000000000/0xffff000000000000")
