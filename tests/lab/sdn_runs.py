@@ -106,8 +106,10 @@ class SdnRun(MigratingRun):
 
     def flows(self, switch: str) -> list[dict[str, Any]]:
         """Return a switch's flows, others' too, as a controller tells them."""
-        found: list[dict[str, Any]] = self.controller(path=f"/flows?switch={switch}")["flows"]
-        return found
+        found = self.controller(path=f"/flows?switch={switch}")
+        assert found["unknown"] == []
+        flows: list[dict[str, Any]] = found["flows"]
+        return flows
 
     def traced(self, source: str, target: str) -> dict[str, Any]:
         """Return a trace that h1's agent makes."""

@@ -75,7 +75,7 @@ class Telling:
 
 async def flows(there: Sequence[Switch]) -> dict[str, list[dict[str, Any]]]:
     """Return what stands in switches, and of which that is not known."""
-    answers, unknown = await _asked(there, lambda one: list(one.driver.dump()))
+    answers, unknown = await _asked(there, lambda one: list(one.driver.dump()), first=True)
     found = [_flow(one.name, counted) for one, dump in answers for counted in sorted(dump, key=_order)]
     return {"flows": found, "unknown": unknown}
 
@@ -108,11 +108,16 @@ async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str
     return told
 
 
-async def _asked(there: Sequence[D], work: Callable[[D], T]) -> tuple[list[tuple[D, T]], list[dict[str, str]]]:
-    """Ask all devices at once; return what each answers, and of those that do not, why."""
+async def _asked(
+    there: Sequence[D], work: Callable[[D], T], *, first: bool = False
+) -> tuple[list[tuple[D, T]], list[dict[str, str]]]:
+    """Ask all devices at once; return what each answers, and of those that do not, why.
+
+    Without ``first`` one that had no turn yet is not asked: nobody knows what it should have.
+    """
 
     async def answer(one: D) -> T:
-        if one.away or not one.since:
+        if one.away or not (one.since or first):
             raise Unavailable(one.problem)
         return await one.call(lambda: work(one))
 
