@@ -16,6 +16,8 @@ FAMILIES = (4, 6)
 BITS = {4: 32, 6: 128}
 HIDDEN = "none"
 """Stands for an address where nobody can reach a host first."""
+GATEWAY_MAC = "02:4c:53:00:00:01"
+"""Of the switches' virtual gateway (SDN) where none is given: locally administered (RFC 7042 2.1), of no device."""
 _PLACE = re.compile(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})")
 SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 

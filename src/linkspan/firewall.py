@@ -42,7 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan.addresses import BITS, FAMILIES, Prefix
+from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix
 from linkspan.model import Facts
 from linkspan.state import GROUP, OTHERS, NftChain, NftElement, NftSet, NftTable, State
 
@@ -219,8 +219,10 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     source = f"{_IP[family]} saddr"
     mask = Prefix(b"\xff" * len(pool.packed), length).network().address
     block = () if length == BITS[family] else (f"{source} & {mask}",)
-    vtep = 'iifname "lsx*" iifname . ether saddr'
-    rules = [f"{vtep} . {part} @vteps{family} accept" for part in block]
+    gated, vtep = "iifname . ether saddr @gateways accept", 'iifname "lsx*" iifname . ether saddr'
+    # The usual gateway's MAC is told apart first, which costs others next to nothing; any other gateway's comes last.
+    rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
+    rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
     rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another's: many IPsec daemons call theirs so
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
@@ -229,7 +231,7 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
     rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
     rules += [f"{mark} . {source} @marks_exact{family} {clear}"]
-    rules += ["iifname . ether saddr @gateways accept", "drop"]
+    rules += [gated, "drop"]
     yield _chain(INET, chain, "", rules)
     yield element(f"sources{family}", pool_text(pool), data=(f"jump {chain}",))
 

@@ -269,7 +269,12 @@ def _neighbour(address: Prefix, gateway: str) -> Iterable[Flow]:
         "move:NXM_NX_IPV6_SRC[]->NXM_NX_IPV6_DST[]", f"set_field:{own}->ipv6_src",
         "set_field:136->icmpv6_type", f"goto_table:{ADVERTS}",
     )))  # fmt: skip
-    advert = f"set_field:{_OVERRIDE}->nd_reserved,set_field:2->nd_options_type,set_field:{gateway}->nd_tll,IN_PORT"
+    # By the stack: with the kernel's data path a switch refuses set_field for these two, with all of a bundle.
+    advert = ",".join((
+        f"set_field:{_OVERRIDE:#x}->reg0", "push:NXM_NX_REG0[]", "pop:ERICOXM_OF_ICMPV6_ND_RESERVED[]",
+        "set_field:0x2->reg0", "push:NXM_NX_REG0[0..7]", "pop:ERICOXM_OF_ICMPV6_ND_OPTIONS_TYPE[]",
+        f"set_field:{gateway}->nd_tll", "IN_PORT",
+    ))  # fmt: skip
     yield flow("answer", own, ADVERTS, 100, f"icmp6,icmp_type=136,icmp_code=0,nd_target={own}", advert)
 
 

@@ -100,9 +100,16 @@ class SdnRun(MigratingRun):
 
     def ours(self, switch: str) -> set[str]:
         """Return a switch's flows of linkspan's as text, but for its notes."""
-        dump = self.controller(path=f"/flows?switch={switch}")
+        dump = self.flows(switch)
         return {json.dumps([f["table"], f["priority"], f["match"], f["actions"]]) for f in dump
                 if f["ours"] and f["table"] != 100}  # fmt: skip
+
+    def flows(self, switch: str) -> list[dict[str, Any]]:
+        """Return a switch's flows, others' too, as a controller tells them."""
+        found = self.controller(path=f"/flows?switch={switch}")
+        assert found["unknown"] == []
+        flows: list[dict[str, Any]] = found["flows"]
+        return flows
 
     def traced(self, source: str, target: str) -> dict[str, Any]:
         """Return a trace that h1's agent makes."""

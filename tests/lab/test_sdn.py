@@ -107,7 +107,7 @@ def test_what_a_host_has_of_it_is_back_too(sdn: SdnRun) -> None:
 def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
     """A prefix that leads elsewhere, and a flow of ours too many, are mended."""
     before = sdn.ours("sw3")
-    forward = next(f for f in sdn.controller(path="/flows?switch=sw3") if f["table"] == 102 and f["priority"] > 100)
+    forward = next(f for f in sdn.flows("sw3") if f["table"] == 102 and f["priority"] > 100)
     text = f"cookie={forward['cookie']},table=102,priority={forward['priority']},{','.join(forward['match'])}"
     sdn.ofctl("add-flow", "sw3", f"{text},actions=drop")
     sdn.ofctl("add-flow", "sw3", "cookie=0x4c53050000000001,table=102,priority=900,ip,actions=drop")
@@ -292,8 +292,8 @@ def test_the_command_line_tells(sdn: SdnRun) -> None:
     until(lambda: "active" in sdn.exec("h1", "linkspan controller status", code=-1), "the status is told")
     plan = sdn.exec("h1", "linkspan controller plan --switch sw2")
     assert plan.count("ovs-ofctl -O OpenFlow13 add-flow") > 20
-    until(lambda: all(one["present"] for one in sdn.controller(path="/plan")), "all that is planned is there")
-    told = sdn.controller(path="/flows?switch=sw2")
+    until(lambda: all(one["present"] for one in sdn.controller(path="/plan")["plan"]), "all that is planned is there")
+    told = sdn.flows("sw2")
     assert {flow["switch"] for flow in told} == {"sw2"}
     assert any(not flow["ours"] for flow in told)
     metrics = Client(f"{sdn.folder}/ctl1/controller.sock").call("GET", "/metrics")

@@ -110,6 +110,10 @@ def test_a_switch_that_hangs_holds_up_no_other(sdn: SdnRun) -> None:
             sdn.well("ctl1")
             until(lambda: "sw9" in sdn.switch("sw9")["problem"], "sw9 is named")
             until(lambda: [one["device"] for one in sdn.controller(path="/diff")["unknown"]] == ["sw9"], "no other is")
+            for path, rows in (("/flows", "flows"), ("/plan", "plan")):
+                found = sdn.controller(path=path)
+                assert [one["device"] for one in found["unknown"]] == ["sw9"]
+                assert {one.get("switch", one.get("device")) for one in found[rows]} == {"sw1"}
             before = sdn.ours("sw1")
             for _ in range(3):
                 sdn.ofctl("del-flows", "sw1", "cookie=0x4c53000000000000/0xffff000000000000")
@@ -133,6 +137,16 @@ def test_a_bad_flow_changes_nothing_and_is_an_error_of_all(sdn: SdnRun) -> None:
     failed = driver.apply([fine, bad], ())
     assert set(failed) == {fine.key, bad.key}
     assert fine not in set(driver.observe(0))
+
+
+def test_a_flow_that_the_switch_refuses_is_named(sdn: SdnRun) -> None:
+    """With the switch's own reason: all of a batch fails for it."""
+    driver = OpenFlowDriver("sw1", f"unix:{sdn.folder}/ovs/sw1.mgmt", {})
+    good = next(iter(driver.observe(0)))
+    bad = msgspec.structs.replace(good, table=103, priority=3, actions="group:77")
+    (error,) = driver.apply([bad], ()).values()
+    assert "switch sw1" in error.message
+    assert "refuses a flow (OFPBAC_BAD_OUT_GROUP): table=103 priority=3" in error.message
 
 
 @pytest.mark.skipif(bool(frr_router.missing()), reason="needs FRR and openssh-server: apt install them")

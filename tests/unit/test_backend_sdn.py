@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from peers import network, peer, view
 
-from linkspan.addresses import mac, prefix
-from linkspan.backends.sdn import BACKEND, GATEWAY, MAC, gateway, gateway_mac, is_virtual
+from linkspan.addresses import GATEWAY_MAC, mac, prefix
+from linkspan.backends.sdn import BACKEND, GATEWAY, gateway, gateway_mac, is_virtual
 from linkspan.errors import Conflict, Invalid, Unavailable
 from linkspan.firewall import element
 from linkspan.state import Neighbour, Route
@@ -17,11 +17,11 @@ DEMO = BACKEND.completed(network("sdn", (4, 6)), ())
 
 def test_a_network_is_given_the_virtual_gateway() -> None:
     """Its addresses and MAC stand in the record, and all networks have the same."""
-    assert DEMO.options == {"gateway": f"{GATEWAY},fe80::4c:53ff:fe00:1", "mac": MAC}
+    assert DEMO.options == {"gateway": f"{GATEWAY},fe80::4c:53ff:fe00:1", "mac": GATEWAY_MAC}
     other = network("sdn")
     assert BACKEND.completed(other, (DEMO,)).options == DEMO.options
     assert is_virtual(DEMO)
-    assert gateway_mac((DEMO,), prefix(GATEWAY).packed) == mac(MAC)
+    assert gateway_mac((DEMO,), prefix(GATEWAY).packed) == mac(GATEWAY_MAC)
     assert gateway_mac((network("vxlan"),), prefix(GATEWAY).packed) == b""
 
 
@@ -37,8 +37,8 @@ def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:
     [
         ({"gateway": "192.0.2.254"}, "has no MAC"),
         ({"mac": "01:00:00:00:00:01"}, "not a unicast MAC"),
-        ({"gateway": "10.77.0.254", "mac": MAC}, "in its own pool"),
-        ({"gateway": "x", "mac": MAC}, "not an IP address"),
+        ({"gateway": "10.77.0.254", "mac": GATEWAY_MAC}, "in its own pool"),
+        ({"gateway": "x", "mac": GATEWAY_MAC}, "not an IP address"),
         ({"vni": "7"}, "unknown to backend sdn"),
     ],
 )
@@ -57,9 +57,9 @@ def test_a_host_needs_a_route_for_each_pool_and_a_neighbour_for_each_family() ->
         "10.77.0.0/16": (four.packed, True), "fd77::/48": (six.packed, True),
     }  # fmt: skip
     assert [s for s in states if isinstance(s, Neighbour)] == [
-        Neighbour("eth0", four.packed, mac(MAC)), Neighbour("eth0", six.packed, mac(MAC)),
+        Neighbour("eth0", four.packed, mac(GATEWAY_MAC)), Neighbour("eth0", six.packed, mac(GATEWAY_MAC)),
     ]  # fmt: skip
-    assert element("gateways", "eth0", MAC) in states
+    assert element("gateways", "eth0", GATEWAY_MAC) in states
 
 
 def test_a_peer_costs_a_host_nothing() -> None:

@@ -20,7 +20,7 @@ from linkspan.controller import controller as module
 from linkspan.controller import devices
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings
-from linkspan.controller.telling import diff, status
+from linkspan.controller.telling import diff, flows, plan, status
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.flows import Counted, Flow, Port
 from linkspan.kernel.openflow import OpenFlowDriver
@@ -182,7 +182,13 @@ def test_a_controller_that_starts_without_a_switch_leaves_the_others_as_they_are
             assert {one["name"]: one["state"] for one in status(controller)["switches"]}["left"] == "ok"
             found = await diff(controller.devices)
             assert (found["put"], found["delete"]) == ([], [])
-            assert found["unknown"] == [{"device": "right", "problem": "switch right does not answer"}]
+            unknown = [{"device": "right", "problem": "switch right does not answer"}]
+            assert found["unknown"] == unknown
+            there, planned = await flows(controller.switches), await plan(controller.devices)
+            assert (there["unknown"], planned["unknown"]) == (unknown, unknown)
+            assert {one["switch"] for one in there["flows"]} == {one["device"] for one in planned["plan"]} == {"left"}
+            assert len(there["flows"]) == len(before)
+            assert all(one["present"] for one in planned["plan"])
             right.away = False
             await eventually(lambda: len(controller.where.places) == 2, "right is found again")
             await eventually(lambda: left.flows == before and _whole(right), "all is as it was")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from linkspan.cli import controller
 
@@ -50,3 +51,28 @@ def test_columns_stand_under_their_heads(capsys: pytest.CaptureFixture[str]) -> 
         for row in rows:
             assert all(n == 0 or row[n - 1] == " " for n in starts), part
             assert all(row[n] != " " for n in starts), part
+
+
+FLOW = {
+    "switch": "sw1", "table": 0, "priority": 7, "match": ["ip"], "actions": "drop", "packets": 3, "ours": True,
+    "what": "drops it",
+}  # fmt: skip
+PLANNED = {"device": "sw1", "command": "ovs-ofctl add-flow", "why": "drops it", "present": True}
+
+
+@pytest.mark.parametrize("command", ["flows", "plan"])
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_switch_that_does_not_answer_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, command: str, output: str
+) -> None:
+    """The others' are told, it is named with the reason on stderr, and the command exits 3."""
+    found: dict[str, list[dict[str, Any]]] = {command: [{"flows": FLOW, "plan": PLANNED}[command]], "unknown": []}
+    monkeypatch.setattr(controller, "_call", lambda socket, url: found)
+    words = [command, "--output", output]
+    well = CliRunner().invoke(controller.app, words)
+    assert (well.exit_code, well.stderr) == (0, "")
+    found["unknown"] = [{"device": "sw2", "problem": "switch sw2 at unix:/x does not answer"}]
+    told = CliRunner().invoke(controller.app, words)
+    assert (told.exit_code, told.stdout) == (3, well.stdout)
+    assert told.stderr == "not known: sw2: switch sw2 at unix:/x does not answer\n"
+    assert "sw1" in told.stdout

@@ -6,8 +6,8 @@ import re
 
 import msgspec
 
-from linkspan.addresses import prefix
-from linkspan.backends.sdn import GATEWAY, MAC
+from linkspan.addresses import GATEWAY_MAC, prefix
+from linkspan.backends.sdn import GATEWAY
 from linkspan.fabric import Map, Seen
 from linkspan.flows import Counted, Flow, Port
 from linkspan.kernel.openflow import added, parsed
@@ -27,7 +27,7 @@ WHERE = Map(
 
 
 def _served(name: str, pool: str, *, closed: bool = True, allowed: tuple[str, ...] = ()) -> Served:
-    return Served(name, (prefix(pool),), (prefix(GATEWAY),), MAC, closed, allowed)
+    return Served(name, (prefix(pool),), (prefix(GATEWAY),), GATEWAY_MAC, closed, allowed)
 
 
 def _held(*networks: Served, claims: tuple[tuple[str, str, str], ...]) -> Held:

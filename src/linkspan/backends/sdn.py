@@ -32,7 +32,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.addresses import Prefix, link_local, mac, prefix
+from linkspan.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
 from linkspan.backends.bridge import published, routed_endpoint, shaped
 from linkspan.backends.crossing import check_options, offered, own, underlay
 from linkspan.backends.host_gw import plain_states
@@ -42,8 +42,6 @@ from linkspan.model import Endpoint, HostView, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Neighbour, Route, State
 
-MAC = "02:4c:53:00:00:01"
-"""Locally administered (RFC 7042 2.1), and of no device."""
 GATEWAY = "169.254.76.1"
 """Of the link-local range (RFC 3927): no router leads there, and no pool may overlap with it."""
 
@@ -76,7 +74,7 @@ class SdnBackend:
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Give the network the gateway that the others of this backend have: there is one for all."""
         shared = next((o.options for o in others if o.backend == self.name and o.name != network.name), {})
-        default = {"gateway": f"{GATEWAY},{link_local(mac(MAC)).address}", "mac": MAC}
+        default = {"gateway": f"{GATEWAY},{link_local(mac(GATEWAY_MAC)).address}", "mac": GATEWAY_MAC}
         if "mac" in network.options and "gateway" not in network.options:
             text = network.options["mac"]
             default = {"gateway": f"{GATEWAY},{link_local(mac(text)).address}", "mac": text}

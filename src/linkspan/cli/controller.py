@@ -147,28 +147,38 @@ def _say(found: dict[str, Any]) -> None:
 
 @app.command()
 def flows(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """List the switches' flows as they are, others' too, in the order in which packets meet them."""
+    """List the switches' flows, others' too, in the order in which packets meet them; exit 3 where one is silent."""
     found = _call(socket, f"/v1/controller/flows?switch={switch}")
     if output is Format.JSON:
-        as_json(found)
-        return
-    rows = [
-        (f["switch"], f["table"], f["priority"], joined(f["match"]).replace(", ", ","), f["packets"],
-         f["what"] or "somebody else's: " + f["actions"])
-        for f in found
-    ]  # fmt: skip
-    table(("switch", "table", "priority", "match", "packets", "what it does"), rows, "no flow")
+        as_json(found["flows"])
+    elif found["flows"] or not found["unknown"]:
+        rows = [
+            (f["switch"], f["table"], f["priority"], joined(f["match"]).replace(", ", ","), f["packets"],
+             f["what"] or "somebody else's: " + f["actions"])
+            for f in found["flows"]
+        ]  # fmt: skip
+        table(("switch", "table", "priority", "match", "packets", "what it does"), rows, "no flow")
+    _name_silent(found)
 
 
 @app.command()
 def plan(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """Show every flow and route that the devices should have, as the command that a person would type."""
+    """Show every flow and route that devices should have, as commands; exit 3 where one is silent."""
     found = _call(socket, f"/v1/controller/plan?switch={switch}")
     if output is Format.JSON:
-        as_json(found)
-        return
-    for one in found:
-        print(f"{one['command']}  # {one['device']}: {one['why']}{'' if one['present'] else ' (missing)'}")
+        as_json(found["plan"])
+    else:
+        for one in found["plan"]:
+            print(f"{one['command']}  # {one['device']}: {one['why']}{'' if one['present'] else ' (missing)'}")
+    _name_silent(found)
+
+
+def _name_silent(found: dict[str, Any]) -> None:
+    """Say on stderr which devices do not answer, for what is on stdout is of the others; exit 3 where any."""
+    for one in found["unknown"]:
+        print(f"not known: {one['device']}: {one['problem']}", file=sys.stderr)
+    if found["unknown"]:
+        raise typer.Exit(NOT_WELL)
 
 
 @app.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -13,13 +13,15 @@ from aiohttp import web
 from linkspan.api_json import error_body
 from linkspan.controller.controller import Controller
 from linkspan.controller.devices import Device, Router, Switch
-from linkspan.desired import Change
-from linkspan.errors import Invalid, LinkspanError, NotFound
+from linkspan.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.flows import MEANINGS, Counted, Flow, RouterRoute, cookie
 from linkspan.kernel.frr import route as frr_route
 from linkspan.kernel.openflow import added
 from linkspan.metrics import exposition
 from linkspan.state import State
+
+D = TypeVar("D", bound=Device[Any])
+T = TypeVar("T")
 
 DROPS = ("forged", "past", "unknown", "foreign", "isolated", "lost", "other")
 
@@ -48,29 +50,11 @@ class Telling:
         return _json(status(self._controller))
 
     async def _flows(self, request: web.Request) -> web.Response:
-        found = []
-        for one in self._chosen(request.query.get("switch", "")):
-            if isinstance(one, Switch):
-                found += [_flow(one.name, counted) for counted in sorted(await _dump(one), key=_order)]
-        return _json(found)
+        chosen = self._chosen(request.query.get("switch", ""))
+        return _json(await flows([one for one in chosen if isinstance(one, Switch)]))
 
     async def _plan(self, request: web.Request) -> web.Response:
-        found = []
-        for one in self._chosen(request.query.get("switch", "")):
-            there = await _there(one)
-            wanted = list(one.reconciler.desired.states().values())
-            found += [
-                {
-                    "device": one.name,
-                    "kind": type(state).__name__,
-                    "key": _name(state),
-                    "command": _line(one, state),
-                    "why": state.meaning if isinstance(state, Flow) else "where a prefix's host is",
-                    "present": state in there,
-                }
-                for state in wanted
-            ]
-        return _json(found)
+        return _json(await plan(self._chosen(request.query.get("switch", ""))))
 
     async def _diff(self, request: web.Request) -> web.Response:
         return _json(await diff(self._controller.devices))
@@ -89,26 +73,63 @@ class Telling:
         return found
 
 
+async def flows(there: Sequence[Switch]) -> dict[str, list[dict[str, Any]]]:
+    """Return what stands in switches, and of which that is not known."""
+    answers, unknown = await _asked(there, lambda one: list(one.driver.dump()), first=True)
+    found = [_flow(one.name, counted) for one, dump in answers for counted in sorted(dump, key=_order)]
+    return {"flows": found, "unknown": unknown}
+
+
+async def plan(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, Any]]]:
+    """Return what devices should have, as commands, and of which it is not known whether it is there."""
+    answers, unknown = await _asked(there, lambda one: set(one.driver.observe(0)))
+    found = [
+        {
+            "device": one.name,
+            "kind": type(state).__name__,
+            "key": _name(state),
+            "command": _line(one, state),
+            "why": state.meaning if isinstance(state, Flow) else "where a prefix's host is",
+            "present": state in present,
+        }
+        for one, present in answers
+        for state in one.reconciler.desired.states().values()
+    ]
+    return {"plan": found, "unknown": unknown}
+
+
 async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str]]]:
     """Return what differs between what devices should have and have, and of which that is not known."""
-    told: dict[str, list[dict[str, str]]] = {"put": [], "delete": [], "unknown": []}
-    for one, change in zip(there, await asyncio.gather(*map(_differs, there)), strict=True):
-        if isinstance(change, str):
-            told["unknown"].append({"device": one.name, "problem": change})
-            continue
+    answers, unknown = await _asked(there, lambda one: one.differs())
+    told: dict[str, list[dict[str, str]]] = {"put": [], "delete": [], "unknown": unknown}
+    for one, change in answers:
         for word, states in (("put", change.put), ("delete", change.delete)):
             told[word] += [{"device": one.name, "kind": type(s).__name__, "key": _name(s)} for s in states]
     return told
 
 
-async def _differs(one: Switch | Router) -> Change | str:
-    """Return what differs, or why that is not known."""
-    if one.away or not one.since:
-        return one.problem
-    try:
-        return await one.call(one.differs)
-    except LinkspanError as error:
-        return error.message
+async def _asked(
+    there: Sequence[D], work: Callable[[D], T], *, first: bool = False
+) -> tuple[list[tuple[D, T]], list[dict[str, str]]]:
+    """Ask all devices at once; return what each answers, and of those that do not, why.
+
+    Without ``first`` one that had no turn yet is not asked: nobody knows what it should have.
+    """
+
+    async def answer(one: D) -> T:
+        if one.away or not (one.since or first):
+            raise Unavailable(one.problem)
+        return await one.call(lambda: work(one))
+
+    answers, unknown = [], []
+    for one, found in zip(there, await asyncio.gather(*map(answer, there), return_exceptions=True), strict=True):
+        if isinstance(found, LinkspanError):
+            unknown.append({"device": one.name, "problem": found.message})
+        elif isinstance(found, BaseException):
+            raise found
+        else:
+            answers.append((one, found))
+    return answers, unknown
 
 
 def status(one: Controller) -> dict[str, Any]:
@@ -209,14 +230,6 @@ def _dropped(one: Controller) -> dict[tuple[str, str], int]:
                 key = switch.name, counted.flow.kind
                 found[key] = found.get(key, 0) + counted.packets
     return found
-
-
-async def _dump(switch: Switch) -> list[Counted]:
-    return await switch.call(lambda: list(switch.driver.dump()))
-
-
-async def _there(device: Switch | Router) -> set[State]:
-    return await device.call(lambda: set(device.driver.observe(0)))
 
 
 def _order(one: Counted) -> tuple[int, int, tuple[str, ...]]:

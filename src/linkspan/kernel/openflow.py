@@ -24,6 +24,7 @@ _TIMES = re.compile(
     r"(?:idle_timeout|hard_timeout|idle_age|hard_age|importance)=\d+,?\s*|(?:send_flow_rem|reset_counts)\s*"
 )
 _PORT = re.compile(r"^\s*(\d+|LOCAL)\((.+?)\): addr:", re.MULTILINE)
+_REFUSED = re.compile(r"Error (\w+) for: OFPT_FLOW_MOD [^:]*: \w+ (?:table:)?(.*)")
 _OLD = re.compile(r"peer supports versions? ([^)]*)\)")
 
 
@@ -127,6 +128,9 @@ class OpenFlowDriver:
         if old := _OLD.search(said):
             fix = "let it speak that: ovs-vsctl set bridge BRIDGE protocols=OpenFlow13"
             return Invalid(f"{what} speaks OpenFlow {_version(old[1])}, and 1.3 is needed", fix)
+        if refused := _REFUSED.search(said):
+            fix = "its own log says more; is it Open vSwitch, and not too old a one?"
+            return LinkspanError(f"{what} refuses a flow ({refused[1]}): table={refused[2]}", fix)
         why = said.splitlines()[-1].removeprefix("ovs-ofctl: ")
         if "connect" in why or "Alarm clock" in said or "timeout" in why.lower() or "closed" in why:
             fix = "does it run, and may this machine reach its management address?"
