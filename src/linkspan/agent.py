@@ -44,6 +44,7 @@ from linkspan.published import Published
 from linkspan.recovery import Recovery
 from linkspan.removals import Removals
 from linkspan.replica import Replica, remembered
+from linkspan.revising import revised
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
@@ -300,8 +301,12 @@ class Agent:
         """Add pools or change the MTU, of running containers too; one that cannot be changed stops no other."""
         async with self._changing:
             routes = await self.worker.run(self.worker.machine.routes)
-            network = self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
-            await self.networks.put(network)
+
+            def enlarged() -> Network:
+                self.networks.refresh()
+                return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
+
+            network = await revised(self.replica, f"networks/{name}", enlarged)
             failed = await self.cluster.converge({"networks/"})
         self.happenings.add("network", f"network {name} was changed", network=name)
         _raise_first(failed)

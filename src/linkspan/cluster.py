@@ -18,7 +18,7 @@ from linkspan import SCHEMA, __version__, migration
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
 from linkspan.disputes import Disputes
-from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.kernel import underlay
 from linkspan.lasting import lasting, woken
@@ -29,6 +29,7 @@ from linkspan.model import Host, HostView, Network
 from linkspan.networks import Networks, now
 from linkspan.peers import Peers
 from linkspan.replica import EPHEMERAL, Replica
+from linkspan.revising import revised
 from linkspan.rotating import Rotating
 from linkspan.silence import Silence
 from linkspan.speakers import Speakers
@@ -212,12 +213,11 @@ class Cluster:
     async def _register(self) -> None:
         """Put this host's record where it is not what it should be; one that was removed stays away."""
         self._adopt_settings()
-        key = f"hosts/{self.host.id}"
         if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
-            await self._replica.write({key: self.host})
+            await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
 
-    def _adopt_settings(self) -> None:
-        """Take over settings that were set from another host, and what holds for all."""
+    def _adopt_settings(self) -> Host:
+        """Take over settings that were set from another host, and what holds for all; return this host's record."""
         known = self._leases.record(self.host.id)
         self._leases.host = msgspec.structs.replace(
             self.host,
@@ -225,6 +225,7 @@ class Cluster:
             reads=SCHEMA,
             withdraws=self._replica.settings.reclaim_after if self._shared else 0,
         )
+        return self.host
 
     async def _observe_underlay(self) -> bool:
         """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
@@ -247,7 +248,7 @@ class Cluster:
             self._replica.store.renew()
             try:
                 await self._register()
-            except Unavailable as error:
+            except LinkspanError as error:
                 log.warning("host record: %s", error.message)
             await self.converge({"networks/"})
         await self.peers.follow(self.peers.known.keys())

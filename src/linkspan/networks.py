@@ -203,11 +203,6 @@ class Networks:
             )
         self.refresh()
 
-    async def put(self, network: Network) -> None:
-        """Record a network that was enlarged."""
-        await self._replica.write({f"networks/{network.name}": network})
-        self.refresh()
-
     def revision(self, network: Network) -> dict[str, int]:
         """Return the condition of a write that the network's record is still the one that is known here."""
         key = f"networks/{network.name}"
