@@ -364,6 +364,13 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     store = b"".join(path.read_bytes() for path in (cluster.folder / "store").glob("*"))
     public += [*arguments, store.decode(errors="replace")]
     assert not any(secret in text for secret in secrets for text in public)
+    for mode, owner in ((0o640, 0), (0o600, 65534)):  # while the agent runs, as with a host's own key
+        file.chmod(mode)
+        os.chown(file, owner, -1)
+        cluster.told("h1", f"{file} is not root's alone", f"chmod 600 {file}")
+        file.chmod(0o600)
+        os.chown(file, 0, -1)
+        until(lambda: str(file) not in cluster.not_well("h1"), "the file is root's alone again")
     cluster.call("h1", "PATCH", "/v1/hosts", {"wireguard.preshared-key-file": ""})
     cluster.clean()
     until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")
