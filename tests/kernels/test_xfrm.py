@@ -16,7 +16,7 @@ from test_forged import Listener
 from traced_across import address
 
 from linkspan.addresses import prefix
-from linkspan.associating import Try, missing, stepped, wanted_of
+from linkspan.associating import Memory, missing, stepped, wanted_of
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecLink, Strongswan
 from linkspan.kernel import ike
 from linkspan.machine import Machine
@@ -37,14 +37,14 @@ def asks(cluster: Cluster, number: int) -> ike.Session:
     return ike.session(machine.ike, lambda: bool(machine.processes.pid("charon")))
 
 
-TRIES: dict[int, dict[str, Try]] = {1: {}, 2: {}, 3: {}}
+MEMORIES = {number: Memory() for number in (1, 2, 3)}
 
 
 def standing(cluster: Cluster, number: int) -> list[str]:
     """Return the connections of a host that carry all they should; the others are begun, as the agent would."""
     wanted = wanted_of(cluster.hosts[number - 1].machine.reconciler.desired)
     with asks(cluster, number) as asked:
-        found = stepped(asked, wanted, TRIES[number])
+        found = stepped(asked, wanted, MEMORIES[number])
     names = [one.connection.name for one in wanted]
     return [
         name
