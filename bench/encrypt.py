@@ -144,8 +144,8 @@ def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
 def _begun(host: Host, *argv: str) -> subprocess.Popen[bytes]:
     """Start a daemon as a service manager would: in a session of its own.
 
-    The scheduler shares the cores out by sessions (sched(7), autogroup): a charon in that of iperf3 carries twice as
-    much (measured), whoever set it up, and no service is in its users' session.
+    The scheduler shares the cores out by sessions (sched(7), autogroup): a charon in that of iperf3 carries up to twice
+    as much (measured), whoever set it up, and no service is in its users' session.
     """
     argv = ("nsenter", f"--net=/run/netns/{host.namespace}", *argv)
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
