@@ -185,7 +185,9 @@ class Cluster:
         """Say that this host lives, and who it is."""
         if self._leases.removed():
             return
-        self.second = self._other_agent()
+        before, self.second = self.second, self._other_agent()
+        if before and not self.second:  # it may have been the last to write this host's leases
+            await self.changed(frozenset({"networks/"}))
         at = now()
         try:
             if self._shared:
@@ -279,8 +281,10 @@ class Cluster:
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
             self._disputes.look(self._networks.all())
-        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another.
-        if everything or self._disputes.fresh or any(k.startswith(OWN) or self._is_own_lease(k) for k in changed):
+        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another. But a
+        # second agent that lives by this id would put it right as often: neither would ever cease.
+        mine = not self.second and any(self._is_own_lease(k) for k in changed)
+        if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
             self._disputes.look(self._networks.all())
         self._allocator.refresh()

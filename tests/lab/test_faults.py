@@ -198,6 +198,28 @@ def test_a_lease_that_somebody_overwrote_is_put_right(cluster: ClusterRun) -> No
     assert cluster.pings("c1", cluster.address("c3"))
 
 
+def test_two_agents_that_live_by_one_id_do_not_overwrite_each_other_for_ever(cluster: ClusterRun) -> None:
+    """Machines that were copied begin at the same moment: neither answers each change of the lease while both live."""
+    (key,) = cluster.keys("leases/demo/h3")
+    right = cluster.etcdctl("get", key, "--print-value-only").strip()
+    alive, address = cluster.keys("alive/h3")[0], cluster.host("h3")["underlay"]["addresses"][0].partition("/")[0]
+
+    def other(times: int) -> int:
+        for _ in range(times):
+            cluster.etcdctl("put", alive, "copy:1")
+            cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.99"'))
+        return int(json.loads(cluster.etcdctl("get", key, "-w", "json"))["kvs"][0]["version"])
+
+    def told() -> bool:
+        cluster.etcdctl("put", alive, "copy:1")
+        return "h3 is in use by another agent that lives, on copy" in json.dumps(cluster.status("h3"))
+
+    until(told, "h3 names the other one")
+    before = other(1)
+    assert other(20) - before < 30
+    until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right once it went")
+
+
 def test_two_hosts_with_one_underlay_address_are_named(cluster: ClusterRun) -> None:
     """A record that claims h2's address for another host is told in every status."""
     record_ = json.loads(cluster.etcdctl("get", cluster.keys("hosts/h2")[0], "--print-value-only"))
