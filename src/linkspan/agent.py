@@ -268,8 +268,7 @@ class Agent:
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow what networks are now, whichever host changed them."""
         self.docker.exposed.look()
-        there = {network.name for network in self.networks.all()}
-        for endpoint in [e for e in self.attacher.endpoints.values() if e.network not in there]:
+        for endpoint in [e for e in self.attacher.endpoints.values() if not self.networks.has(e)]:
             await self.attacher.detach(*endpoint.identity)  # deleted by force, on another host
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         return failed | await self.plans.put()
