@@ -55,8 +55,8 @@ def controller(
     if context.invoked_subcommand is not None:
         return
     overrides = {"store": store, "name": name, "state_dir": state_dir, "socket": socket, "metrics": metrics,
-        "log_level": log_level, "switches": pairs(split(switch), "--switch"),
-        "routers": pairs(split(router), "--router")}
+        "log_level": log_level, "switches": pairs(split(switch), "--switch", "NAME=ADDRESS"),
+        "routers": pairs(split(router), "--router", "NAME=ADDRESS")}
     given = config.given(config_file, settings.FILE, overrides)
     if print_config:  # first, so that what is refused is seen
         print(config.as_toml(config.shown(settings.Settings, given)), end="", flush=True)
