@@ -1,8 +1,10 @@
 """How fast packets go encrypted: the bare underlay, the same tools set up by hand, and linkspan's.
 
 Virtual hosts on one switch: two with agents, and two where the tools are set up by hand, each with a container of its
-own and a table that masquerades. Everything is measured in turn, round after round, in one run, as in
-bench/datapath.py, whose rounds these are. And: how long it takes to let a device know 100 peers.
+own and a table that masquerades. By hand there is no rule besides: nothing guards sources there, nor keeps packets
+from leaving in clear. Daemons are those that linkspan starts, with its settings, each in a session of its own.
+Everything is measured in turn, round after round, in one run, as in bench/datapath.py, whose rounds these are. And:
+how long it takes to let a device know 100 peers.
 
     sudo bench/encrypt.py [--quick]
 
@@ -52,8 +54,7 @@ def wireguard_by_hand(ends: list[Host]) -> Iterator[Way]:
     try:
         for number, host in enumerate(ends, 1):
             device, other = f"hand{number}", 3 - number
-            argv = ["nsenter", f"--net=/run/netns/{host.namespace}", "wireguard-go", "-f", device]
-            made.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            made.append(_begun(host, "wireguard-go", "-f", device))
             if not commands.await_(lambda device=device: Path(f"/run/wireguard/{device}.sock").exists()):  # type: ignore[misc]
                 sys.exit("error: wireguard-go does not begin")
             there = topology.bare(ends[other - 1].addresses[0])
@@ -92,8 +93,7 @@ def ipsec_by_hand(ends: list[Host]) -> Iterator[Way]:
             text = strongswan.main(str(mine), user_space=True, rule=ipsec.RULE, table=ipsec.TABLE)
             (mine / strongswan.CONF).write_text(text)
             conf = f"STRONGSWAN_CONF={mine / strongswan.CONF}"
-            argv = ["nsenter", f"--net=/run/netns/{host.namespace}", "env", conf, "/usr/sbin/charon-systemd"]
-            made.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            made.append(_begun(host, "env", conf, "/usr/sbin/charon-systemd"))
         for number, host in reversed(list(enumerate(ends, 1))):
             _told(folder / str(number), number, [topology.bare(end.addresses[0]) for end in ends], net)
             other = 3 - number
@@ -139,6 +139,16 @@ def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
     with ike.session(folder / strongswan.CONTROL, lambda: True) as asked:
         asked.load_shared({"type": "IKE", "data": "both-ends-have-it"})
         asked.load_conn({"hand": connection})
+
+
+def _begun(host: Host, *argv: str) -> subprocess.Popen[bytes]:
+    """Start a daemon as a service manager would: in a session of its own.
+
+    The scheduler shares the cores out by sessions (sched(7), autogroup): a charon in that of iperf3 carries up to twice
+    as much (measured), whoever set it up, and no service is in its users' session.
+    """
+    argv = ("nsenter", f"--net=/run/netns/{host.namespace}", *argv)
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _container(name: str, address: str, mtu: int, link: str = "vhand") -> Iterator[str]:

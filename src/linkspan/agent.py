@@ -251,7 +251,7 @@ class Agent:
         self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def _look_at_keys(self) -> None:
-        """Follow a change of the key's file, of which there is no event: its mode, perhaps."""
+        """Follow a change of the keys' files, of which there is no event: of a mode, perhaps."""
         if await self.worker.run(self.worker.machine.tools) != self._facts.wireguard:
             await self.replan()
 

@@ -4,6 +4,10 @@ The daemon renews keys and notices silent peers by itself. What it does not do i
 for it was not ready yet, or has just begun itself and knows nothing: so each second it is asked what stands. Of two
 hosts one begins at once, the other a little later: where both began at once there would be two associations, of
 which either host might end the other's.
+
+A peer behind a NAT begins by itself, for nobody knows where it is; but where it was seen last is remembered, and it is
+looked for there once when its association is gone. A new daemon here would else wait until the peer has noticed the
+silence, which takes it 22 s.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,6 +29,7 @@ from linkspan.desired import Desired
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.kernel import ike
+from linkspan.kernel.charon import begun_at
 from linkspan.kernel.ike import Association
 from linkspan.lasting import lasting
 from linkspan.machine import Worker
@@ -68,13 +74,20 @@ class Try(msgspec.Struct):
     count: int = 0
 
 
+class Memory(msgspec.Struct):
+    """What is known of connections from earlier looks, by name: tries, and where peers behind a NAT were seen."""
+
+    tries: dict[str, Try] = msgspec.field(default_factory=dict)
+    places: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
+
+
 class Associating:
     """Watches the connections that this host wants."""
 
     def __init__(self, worker: Worker, happenings: Happenings) -> None:
         self._worker = worker
         self._happenings = happenings
-        self._tries: dict[str, Try] = {}
+        self._memory = Memory()
         self._reasons: dict[str, Reason] = {}
         self._known: dict[str, Peering] = {}
         self._read = -1
@@ -100,11 +113,11 @@ class Associating:
         """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
         wanted = await self._worker.run(wanted_of, self._worker.machine.reconciler.desired)
         for gone in self._known.keys() - {one.connection.name for one in wanted}:
-            for table in (self._known, self._tries, self._reasons):
+            for table in (self._known, self._memory.tries, self._memory.places, self._reasons):
                 table.pop(gone, None)
         if wanted:
             control = self._worker.machine.ike
-            found = await asyncio.to_thread(_stepped, control, wanted, self._tries)
+            found = await asyncio.to_thread(_stepped, control, wanted, self._memory)
             self._note(wanted, found)
 
     def _note(self, wanted: Iterable[Wanted], found: Sequence[Association]) -> None:
@@ -165,7 +178,7 @@ def wanted_of(desired: Desired) -> list[Wanted]:
     ]
 
 
-def stepped(asked: ike.Session, wanted: Iterable[Wanted], tries: dict[str, Try]) -> list[Association]:
+def stepped(asked: ike.Session, wanted: Iterable[Wanted], memory: Memory) -> list[Association]:
     """Begin what is to be begun now, end what is superfluous, and return what there was before."""
     found = ike.associations(asked)
     now = time.monotonic()
@@ -174,13 +187,18 @@ def stepped(asked: ike.Session, wanted: Iterable[Wanted], tries: dict[str, Try])
         for number in superfluous(one, mine):
             _tell(asked.terminate, {"ike-id": str(number), "timeout": "-1"})
         absent = missing(one, mine)
+        seen = [(a.remote, a.port) for a in mine if a.stands]
+        if seen and one.connection.remote == ANYWHERE:
+            memory.places[name] = seen[-1]
         if not absent:
-            tries.pop(name, None)
+            memory.tries.pop(name, None)
             continue
-        state = tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
-        if now >= state.next and not under_way(mine) and one.connection.remote != ANYWHERE:
+        state = memory.tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
+        if now >= state.next and not under_way(mine) and (one.connection.remote != ANYWHERE or name in memory.places):
             state.count += 1
             state.next = now + min(2.0 ** (state.count - 2), LONGEST)
+            if place := memory.places.pop(name, None):
+                _tell(asked.load_conn, {name: begun_at(one.connection, one.children, *place)})
             for child in absent:
                 _tell(asked.initiate, {"ike": name, "child": child, "timeout": "-1"})
     return found
@@ -215,12 +233,12 @@ def superfluous(one: Wanted, mine: Sequence[Association]) -> list[int]:
     return [a.number for a in standing[:-1]]
 
 
-def _stepped(control: Path, wanted: Sequence[Wanted], tries: dict[str, Try]) -> list[Association]:
+def _stepped(control: Path, wanted: Sequence[Wanted], memory: Memory) -> list[Association]:
     with ike.session(control) as asked:
-        return stepped(asked, wanted, tries)
+        return stepped(asked, wanted, memory)
 
 
-def _tell(act: Callable[[dict[str, str]], object], message: dict[str, str]) -> None:
+def _tell(act: Callable[[dict[str, str]], object], message: dict[str, Any]) -> None:
     """Tell the daemon, which may see it otherwise by now."""
     try:
         found = act(message)

@@ -44,7 +44,7 @@ from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
 from linkspan.programs import Bird
 from linkspan.reconcile import Reconciler
-from linkspan.wireguard import Tools
+from linkspan.wireguard import Tools, WireguardPeer
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
@@ -177,8 +177,15 @@ class Machine:
             return Tools(problem=error.message, hint=error.hint)
         found = keys.look(self.wireguard.keys)
         file = str(self.wireguard.keys.folder / keys.PRIVATE)
+        peers = self.reconciler.desired.states((WireguardPeer,)).values()
         return Tools(
-            found.public, found.next, file, self.wireguard.program(), unusable=found.problem, hint=found.hint
+            found.public,
+            found.next,
+            file,
+            self.wireguard.program(),
+            unusable=found.problem,
+            unshared=keys.amiss({s.shared_file for s in peers if isinstance(s, WireguardPeer)}),
+            hint=found.hint,
         )
 
     def routes(self) -> dict[Prefix, str]:

@@ -61,7 +61,9 @@ def _rules(way: str, *, xfrm: bool) -> Iterable[str]:
     # Containers, encrypted, and the host itself (ls-* and lsp* are bridges); all else leads out of the host, with
     # ``way`` "o", or into it, "i".
     yield f'{way}ifname "lsr*" accept'
-    yield f"{way}ifname @sealing {way}ifgroup {GROUP} accept"
+    yield f"{way}ifgroup {GROUP} {way}ifname @sealing accept"
+    # Half of what passes here is encrypted already and bears no sealed address: it goes on after two lookups.
+    yield from (f"{_IP[f]} saddr != @sealed{f} {_IP[f]} daddr != @sealed{f} accept" for f in FAMILIES)
     if xfrm:
         yield "rt ipsec exists accept"
     for links in ("lo", "lsp*", "ls-*"):

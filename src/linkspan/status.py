@@ -68,7 +68,7 @@ def told(agent: Agent) -> dict[str, object]:
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
     """Return the peers that are not reached, and what else is not well between hosts."""
-    lacks = [*agent.plans.problems, *lacking(agent.view()).values()]
+    lacks = [*agent.plans.problems, *lacking(agent.view())]
     found = standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
     return [*found, *agent.associating.told()]
 

@@ -30,8 +30,8 @@ class Tools(msgspec.Struct, frozen=True):
     """What a host has for WireGuard: its ``public`` key and, while it changes, the ``next`` one.
 
     ``file`` has the private key. ``program`` is how to start the device in user space, () where the kernel has it.
-    ``problem`` says why there is none, ``unusable`` why the key's file is no good: a device that has the key already
-    goes on.
+    ``problem`` says why there is none, ``unusable`` why the key's file is no good, ``unshared`` why that of the key
+    that all hosts share: a device that has the key already goes on.
     """
 
     public: str = ""
@@ -40,6 +40,7 @@ class Tools(msgspec.Struct, frozen=True):
     program: tuple[str, ...] = ()
     problem: str = ""
     unusable: str = ""
+    unshared: str = ""
     hint: str = ""
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
+from hearing import PORT
 from overlay import Cluster
 from test_forged import Listener, datagram
 from traced_across import address
 
+from linkspan.addresses import prefix
 from linkspan.model import Network
+from replaying import replay
 
 
 class Wire:
@@ -53,3 +57,37 @@ def sends_its_own_only(cluster: Cluster, number: int, demo: Network, net: int, l
     assert not passes(f"10.{net}.1.9"), "nor this host's own"
     assert not passes("198.51.100.1"), "nor the outside's"
     assert passes(f"10.{net}.{number}.5")
+
+
+def is_taken_once(
+    cluster: Cluster, number: int, demo: Network, listener: Listener, encrypted: Callable[[bytes], bool]
+) -> None:
+    """Hold that what a host sends the first one's container gets there once, whoever sends it again.
+
+    What was held back shows that a stranger's packets do come to the host.
+    """
+    wire, source = Wire(cluster), prefix(f"192.0.2.{number}").packed
+
+    def sent(times: int) -> list[bytes]:
+        with cluster.world.entered(f"c{number}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for _ in range(times):
+                out.sendto(b"once", (address(cluster, 1, demo), PORT))
+        return [frame for frame in wire.frames() if frame[26:30] == source and encrypted(frame)]
+
+    def delivered(frames: list[bytes]) -> bool:
+        with cluster.world.entered("sw"):
+            stranger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with stranger:
+            stranger.bind(("p1", 0))
+            replay(stranger, frames)
+        return listener.heard()
+
+    wire.frames()
+    came = sent(3)
+    assert len(came) >= 3
+    assert [listener.heard() for _ in range(4)] == [True, True, True, False]
+    cluster.world.sh("sw", "ip link set p1 down")
+    held = sent(1)
+    cluster.world.sh("sw", "ip link set p1 up")
+    assert [delivered(frames) for frames in (came, held, held, came)] == [False, True, False, False]
+    wire.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import Wire, sends_its_own_only
+from eavesdropping import Wire, is_taken_once, sends_its_own_only
 from machine_fixtures import host, machine, run, until
 from overlay import MTU, Cluster, OverlayHost, network
 from test_forged import Listener
@@ -30,6 +30,8 @@ DEMO = network("demo", 78, "wireguard")
 ROOM = MTU - 60
 BY_THE_HELPER = 2
 """The host of ``trio`` that has no WireGuard in its kernel."""
+DATA = b"\x04\0\0\0"
+"""How a message with a packet in it begins (section 5.4.6 of WireGuard's paper)."""
 KERNELS, TUN = tuple(Wireguard(DEVICE, size, tun=False) for size in (1440, 1400)), Wireguard(DEVICE, 1440, tun=True)
 
 
@@ -160,6 +162,15 @@ def test_a_key_sends_from_its_host_s_blocks_only(trio: Cluster, number: int) -> 
     sends_its_own_only(trio, number, DEMO, 78, listener)
     listener.close()
     trio.hosts[number - 1].resync()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_replayed_packets_are_dropped_by_the_kernel(trio: Cluster, number: int) -> None:
+    """What was on the wire is put there once more and is not delivered; what was held back is, the first time."""
+    until(lambda: trio.pings(number, 1, DEMO), f"c{number} reaches c1", 30)
+    listener = Listener(trio, 1, net=78)
+    is_taken_once(trio, number, DEMO, listener, lambda frame: frame[42:46] == DATA)
+    listener.close()
 
 
 def test_another_s_device_keeps_its_peers(host: Machine) -> None:

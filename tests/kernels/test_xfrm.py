@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import Wire, sends_its_own_only
+from eavesdropping import Wire, is_taken_once, sends_its_own_only
 from machine_fixtures import until
 from overlay import MTU, Cluster, network
 from test_forged import Listener
 from traced_across import address
 
 from linkspan.addresses import prefix
-from linkspan.associating import Try, missing, stepped, wanted_of
+from linkspan.associating import Memory, missing, stepped, wanted_of
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecLink, Strongswan
 from linkspan.kernel import ike
 from linkspan.machine import Machine
@@ -37,14 +37,14 @@ def asks(cluster: Cluster, number: int) -> ike.Session:
     return ike.session(machine.ike, lambda: bool(machine.processes.pid("charon")))
 
 
-TRIES: dict[int, dict[str, Try]] = {1: {}, 2: {}, 3: {}}
+MEMORIES = {number: Memory() for number in (1, 2, 3)}
 
 
 def standing(cluster: Cluster, number: int) -> list[str]:
     """Return the connections of a host that carry all they should; the others are begun, as the agent would."""
     wanted = wanted_of(cluster.hosts[number - 1].machine.reconciler.desired)
     with asks(cluster, number) as asked:
-        found = stepped(asked, wanted, TRIES[number])
+        found = stepped(asked, wanted, MEMORIES[number])
     names = [one.connection.name for one in wanted]
     return [
         name
@@ -188,24 +188,10 @@ def test_a_peer_sends_from_its_own_blocks_only(trio: Cluster) -> None:
 
 @pytest.mark.parametrize("one", [3, 2])
 def test_replayed_packets_are_dropped(trio: Cluster, one: int) -> None:
-    """What was on the wire is put there once more, by a stranger as by the host itself, and is not delivered."""
-    wire, listener = Wire(trio), Listener(trio, 1)
+    """What was on the wire is put there once more and is not delivered; what was held back is, the first time."""
     until(lambda: len(standing(trio, 1)) == 2, "both peers stand", 30)
-    wire.frames()
-    with trio.world.entered(f"c{one}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-        for _ in range(3):
-            out.sendto(b"once", (address(trio, 1, DEMO), 7777))
-    assert [listener.heard() for _ in range(4)] == [True, True, True, False]
-    esp = [f for f in wire.frames() if _is_esp(f) and f[26:30] == prefix(f"192.0.2.{one}").packed]
-    assert len(esp) >= 3
-    with trio.world.entered("sw"):
-        replaying = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        replaying.bind(("p1", 0))
-    for frame in esp:
-        replaying.send(frame)
-    assert not listener.heard()
-    replaying.close()
-    wire.close()
+    listener = Listener(trio, 1)
+    is_taken_once(trio, one, DEMO, listener, _is_esp)
     listener.close()
 
 

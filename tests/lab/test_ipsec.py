@@ -19,7 +19,7 @@ from migrating import HOSTS, Flows
 from test_wireguard import SecretRun
 
 from linkspan.kernel import ike
-from linkspan.lab import record, sockets
+from linkspan.lab import sockets
 
 MTU = 1400
 NAT = 4500
@@ -176,20 +176,9 @@ def test_forged_sources_and_replays_get_nothing_through(cluster: IpsecRun) -> No
         cluster.ip("h3", f"addr del {theirs}/32 dev ipsec0")
         cluster.run("mend", "h3")
 
-        with cluster.capture() as capture:
-            cluster.reaches("c2", "c1")
-        counted = echoes.look().count(theirs)
-        data = {f for f in capture.frames if _is_data(f) and f[26:30] == b"\xc0\0\2\2"}
-        assert data
-        with sockets.inside(record.load(cluster.name).switch):
-            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        with wire:
-            wire.bind(("h1", 0))
-            for frame in data:
-                for _ in range(3):
-                    wire.send(frame)
-        cluster.reaches("c3", "c1")  # what came before has been worked off
-        assert echoes.look().count(theirs) == counted
+        cluster.reaches("c2", "c1")
+        cluster.reaches("c3", "c1")
+        cluster.takes_once(echoes, _is_data)
     finally:
         echoes.close()
     cluster.well()

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from capturing import PATTERN, Capture, Echoes
 from lab_runs import SHARED, until
 from migrating import HOSTS, Flows, MigratingRun
 
-from linkspan.lab import breaking, record, sockets
+from linkspan.lab import breaking, commands, record, sockets
+from replaying import replay
 
 BACK_WITHIN = 5.0 * SHARED
 """Seconds: the promise after a crash of wireguard-go, or after the agent's start where that was gone, too."""
@@ -26,6 +27,15 @@ MTU = 1440
 PORT = 51820
 _DATA = b"\4\0\0\0"
 """The first bytes of a packet with data (section 5.4.6 of WireGuard's paper)."""
+
+_HELD_BACK = """
+table bridge held {
+  chain forward {
+    type filter hook forward priority 0;
+    oifname "h1" ip protocol udp drop
+  }
+}
+"""
 
 
 class SecretRun(MigratingRun):
@@ -70,6 +80,33 @@ class SecretRun(MigratingRun):
         address = self.address(target)
         until(lambda: not self.silent(source, address), f"{source} reaches {target} again")
         assert time.monotonic() - since <= BACK_WITHIN + 1  # a ping that is not answered takes a second
+
+    def takes_once(self, echoes: Echoes, encrypted: Callable[[bytes], bool]) -> None:
+        """Hold that what h2 sends for c1 gets there once, whoever sends it again.
+
+        It is held back at first, which shows that a stranger's packets do come to the host.
+        """
+        target, source = self.address("c1"), self.address("c2")
+        switch = record.load(self.name).switch
+        until(lambda: self.pings("c2", target), "c2 reaches c1")
+        commands.run("nft", "-f", "-", given=_HELD_BACK, netns=switch)
+        try:
+            with self.capture() as capture:
+                assert self.silent("c2", target)
+        finally:
+            commands.run("nft", "delete", "table", "bridge", "held", netns=switch)
+        held = {f for f in capture.frames if encrypted(f) and f[26:30] == b"\xc0\0\2\2"}
+        counted = echoes.look().count(source)
+        with sockets.inside(switch):
+            stranger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with stranger:
+            stranger.bind(("h1", 0))
+            replay(stranger, held)
+            until(lambda: echoes.look().count(source) == counted + 1, "what was held back comes, the first time")
+            for _ in range(3):
+                replay(stranger, held)
+        assert self.pings("c3", target)  # what came before has been worked off
+        assert echoes.look().count(source) == counted + 1
 
     def fails(self, host: str, failure: str) -> None:
         """Let a failure happen."""
@@ -205,7 +242,7 @@ def _link(cluster: SecretRun, host: str) -> str:
 def test_forged_sources_wrong_keys_and_replays_get_nothing_through(cluster: SecretRun) -> None:
     """A host that sends as another's container, one whose key nobody knows, and who sends again what it has heard."""
     echoes = Echoes(f"{cluster.name}-c1")
-    target, mine, theirs = cluster.address("c1"), cluster.address("c3"), cluster.address("c2")
+    target, mine, theirs = (cluster.address(name) for name in ("c1", "c3", "c2"))
     until(lambda: cluster.pings("c3", target), "c3 reaches c1")
     try:
         cluster.fails("h3", "agent-kill")
@@ -224,20 +261,7 @@ def test_forged_sources_wrong_keys_and_replays_get_nothing_through(cluster: Secr
         cluster.mended("h3")  # where the device's key is put right
         until(lambda: cluster.pings("c3", target), "c3 reaches c1 again")
 
-        with cluster.capture() as capture:
-            until(lambda: cluster.pings("c2", target), "c2 reaches c1")
-        counted = echoes.look().count(theirs)
-        data = {f for f in capture.frames if f[23:24] == b"\x11" and f[42:46] == _DATA and f[26:30] == b"\xc0\0\2\2"}
-        assert data
-        with sockets.inside(record.load(cluster.name).switch):
-            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        with wire:
-            wire.bind(("h1", 0))
-            for frame in data:
-                for _ in range(3):
-                    wire.send(frame)
-        assert cluster.pings("c3", target)  # what came before has been worked off
-        assert echoes.look().count(theirs) == counted
+        cluster.takes_once(echoes, lambda frame: frame[23:24] == b"\x11" and frame[42:46] == _DATA)
     finally:
         echoes.close()
     cluster.clean()
@@ -340,6 +364,13 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     store = b"".join(path.read_bytes() for path in (cluster.folder / "store").glob("*"))
     public += [*arguments, store.decode(errors="replace")]
     assert not any(secret in text for secret in secrets for text in public)
+    for mode, owner in ((0o640, 0), (0o600, 65534)):  # while the agent runs, as with a host's own key
+        file.chmod(mode)
+        os.chown(file, owner, -1)
+        cluster.told("h1", f"{file} is not root's alone", f"chmod 600 {file}")
+        file.chmod(0o600)
+        os.chown(file, 0, -1)
+        until(lambda: str(file) not in cluster.not_well("h1"), "the file is root's alone again")
     cluster.call("h1", "PATCH", "/v1/hosts", {"wireguard.preshared-key-file": ""})
     cluster.clean()
     until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")

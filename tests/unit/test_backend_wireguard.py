@@ -126,13 +126,15 @@ def test_two_hosts_with_one_key_are_refused_by_name() -> None:
         (Tools(public=MINE), ""),
         (Tools(public=THEIRS, file="/state/private.key"), "/state/private.key has not the private key of AAAAAAAAAA"),
         (Tools(unusable="it is too short", hint="make another"), "it is too short; make another"),
+        (Tools(public=MINE, unshared="the shared one is not root's alone"), "the shared one is not root's alone"),
+        (Tools(unusable="it is too short", unshared="the shared one, too"), "the shared one, too"),
     ],
 )
 def test_a_key_file_that_is_no_good_is_told_and_takes_nothing_down(tools: Tools, words: str) -> None:
     """What has the key already goes on."""
-    told = wireguard.lacking(seen(other(2, THEIRS), tools=tools))
-    assert bool(told) == bool(words)
-    assert words in told.get("wireguard", "")
+    told = list(wireguard.lacking(seen(other(2, THEIRS), tools=tools)))
+    assert len(told) == bool(words) + bool(tools.unusable and tools.unshared)
+    assert words in " ".join(told)
     assert WireguardKey(DEVICE, MINE, 51820, 1440) in list(wireguard.BACKEND.host(seen(tools=tools)))
 
 

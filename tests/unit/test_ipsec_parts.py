@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from linkspan.addresses import prefix
-from linkspan.associating import Wanted, missing, superfluous, under_way
+from linkspan.associating import Memory, Try, Wanted, missing, stepped, superfluous, under_way
 from linkspan.associations import (
     ANYWHERE,
     IpsecChild,
@@ -240,3 +242,40 @@ def test_the_reason_that_says_most_is_told() -> None:
     assert found["ls-h3"].why == "{peer} refuses this host"
     later = "1795546900 01[IKE] <ls-h2|23> tried 1 shared key for 'h1' - 'h2', but MAC mismatched\n"
     assert reasons(said(later), found)["ls-h2"].why == "{peer} has another shared key"
+
+
+class Daemon:
+    """What a daemon has, and what it is told."""
+
+    def __init__(self) -> None:
+        self.there: list[dict[str, Any]] = []
+        self.told: list[tuple[str, Any]] = []
+
+    def list_sas(self) -> list[dict[str, Any]]:
+        """Return what stands."""
+        return self.there
+
+    def __getattr__(self, word: str) -> Callable[[Any], None]:
+        return lambda message: self.told.append((word, message))
+
+
+def test_a_peer_behind_a_nat_is_looked_for_once_where_it_was_seen() -> None:
+    """When its association is gone; one that was never seen is waited for."""
+    hidden = Wanted(msgspec.structs.replace(CONNECTION, remote=ANYWHERE, first=False), (CHILD,))
+    daemon, memory = Daemon(), Memory()
+    memory.tries["ls-h2"] = Try(next=0)
+    stepped(daemon, [hidden], memory)
+    assert daemon.told == []
+    child = {"name": CHILD.name.encode(), "uniqueid": b"1", "state": b"INSTALLED"}
+    seen = {"uniqueid": b"1", "state": b"ESTABLISHED", "established": b"9", "child-sas": {"1": child}}
+    daemon.there = [{"ls-h2": seen | {"remote-host": b"198.51.100.9", "remote-port": b"1025"}}]
+    stepped(daemon, [hidden], memory)
+    assert daemon.told == []
+    daemon.there = []
+    for _ in range(2):
+        memory.tries["ls-h2"] = Try(next=0)
+        stepped(daemon, [hidden], memory)
+    (_, loaded), (word, begun) = daemon.told
+    assert (word, begun["child"]) == ("initiate", CHILD.name)
+    assert loaded["ls-h2"]["remote_addrs"] == ["198.51.100.9", ANYWHERE]
+    assert loaded["ls-h2"].items() >= {"remote_port": "1025", "local_port": "4500", "keyingtries": "1"}.items()

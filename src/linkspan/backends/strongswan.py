@@ -17,9 +17,8 @@ def main(folder: str, *, user_space: bool, rule: int, table: int) -> str:
     """Return the daemon's main file.
 
     ``make_before_break`` renews without a gap. Lost messages are sent again after 1, 1.4, 2 s and so on: a peer that is
-    gone is known for that within 10 s. Certificates that a peer once had are not kept: they would go on to count.
-    In user space the daemon insists on routes of its own, which it puts into
-    ``table`` behind ``rule``.
+    gone is known for that 16 s after it was asked. Certificates that a peer once had are not kept: they would go on to
+    count. In user space the daemon insists on routes of its own, which it puts into ``table`` behind ``rule``.
     """
     lines = [
         "charon {",

@@ -26,7 +26,7 @@ leases (a host has one key, whatever its networks).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -189,21 +189,21 @@ def serves(network: Network) -> bool:
     return WireguardBackend.name in ways
 
 
-def lacking(view: HostView) -> dict[str, str]:
-    """Return why this host has no usable key file, by the backend's name; what has the key already goes on."""
+def lacking(view: HostView) -> Iterator[str]:
+    """Yield what is wrong with this host's key files; what has a key already goes on."""
     found = view.facts.wireguard
     if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
-        return {}
-    name = WireguardBackend.name
-    public = view.host.keys.get(name, "")
+        return
+    public = view.host.keys.get(WireguardBackend.name, "")
     if found.unusable:
-        return {name: f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")}
-    if not public or public not in (found.public, found.next):
-        return {
-            name: f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
+        yield f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")
+    elif not public or public not in (found.public, found.next):
+        yield (
+            f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
             "this host; put it back from a backup, or make another: linkspan host rotate-keys"
-        }
-    return {}
+        )
+    if found.unshared:
+        yield f"backend wireguard: {found.unshared}"
 
 
 def _tools(view: HostView) -> Tools:

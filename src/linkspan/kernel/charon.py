@@ -29,6 +29,8 @@ from linkspan.state import HOST, Key, State
 IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")
 ESP = ("aes128gcm16-x25519", "aes256gcm16-ecp384")
 """AES-GCM alone (RFC 4106, RFC 5282), with a key exchange of its own for each renewal."""
+IKE_PORT, NAT = 500, 4500
+"""UDP: RFC 7296 section 2, RFC 3948."""
 RENEWED = 4
 """Lifetimes of an ESP association after which the IKE association is renewed as well."""
 
@@ -213,6 +215,19 @@ class _Batch:
         except ike.Refused as error:
             refused = Unavailable(f"strongSwan refuses: {error}")
             self._failed.update((state.key, refused) for state in states)
+
+
+def begun_at(
+    state: IpsecConnection, children: Iterable[IpsecChild], address: str, port: int
+) -> dict[str, Any]:
+    """Return the connection with a peer behind a NAT, so that it can be begun at where the peer was seen last.
+
+    The way back through the NAT leads from the port to which the peer has sent. There is one try, for the NAT may have
+    forgotten: the peer begins, too, and is taken from anywhere.
+    """
+    there = {"remote_addrs": [address, state.remote], "remote_port": str(port), "keyingtries": "1"}
+    here = {"local_port": str(NAT)} if port != IKE_PORT else {}
+    return configuration(state, children) | there | here
 
 
 def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dict[str, Any]:

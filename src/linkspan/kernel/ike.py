@@ -47,7 +47,10 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class Association(msgspec.Struct, frozen=True):
-    """An IKE association: ``number`` is the daemon's own, ``age`` in seconds since it stood, None where it does not."""
+    """An IKE association: ``number`` is the daemon's own, ``age`` in seconds since it stood, None where it does not.
+
+    ``remote`` and ``port`` are where the peer is seen.
+    """
 
     connection: str
     number: int
@@ -56,6 +59,7 @@ class Association(msgspec.Struct, frozen=True):
     initiator: bool = False
     age: int | None = None
     children: tuple[Child, ...] = ()
+    port: int = 0
 
     @property
     def stands(self) -> bool:
@@ -118,6 +122,7 @@ def _association(name: str, told: dict[str, Any]) -> Association:
         initiator=_text(told, "initiator") == "yes",
         age=int(told["established"]) if "established" in told else None,
         children=tuple(_child(one) for one in told.get("child-sas", {}).values()),
+        port=int(_text(told, "remote-port") or "0"),
     )
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -81,6 +82,16 @@ def key(path: Path) -> str:
             "a key is 32 bytes in base64, as `wg genkey` prints it",
         )
     return text
+
+
+def amiss(files: Iterable[str]) -> str:
+    """Return what is wrong with the first of these files with keys, '' where nothing is, or a path is ''."""
+    for file in sorted(filter(None, files)):
+        try:
+            key(Path(file))
+        except LinkspanError as error:
+            return error.told
+    return ""
 
 
 def _wg(verb: str, given: str = "") -> str:
