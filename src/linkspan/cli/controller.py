@@ -13,7 +13,7 @@ import typer
 
 from linkspan import config
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
+from linkspan.cli.client import Client, started
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
 from linkspan.controller import settings
 from linkspan.errors import LinkspanError, Unavailable
@@ -75,7 +75,7 @@ def _call(socket: str, url: str) -> Any:
     except Unavailable as error:
         raise LinkspanError(
             error.message.replace("agent", "controller"),
-            "start one: `sudo linkspan controller`, or `sudo systemctl start linkspan-controller`",
+            started(socket, "controller", "linkspan-controller"),
         ) from error
 
 
