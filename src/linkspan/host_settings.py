@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from linkspan import bgp, ipsec, wireguard
@@ -9,6 +11,20 @@ from linkspan.errors import Invalid
 from linkspan.leases import COMMON, Common, Leases
 from linkspan.model import Host
 from linkspan.replica import Replica
+
+_KINDS = ("bgp.", "ipsec.", "wireguard.")
+
+
+def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
+    """Refuse, by Invalid, what nothing reads. Of what is given only: records may have what newer hosts know."""
+    for key, value in changes.items():
+        if key == "drained" and of_all:
+            raise Invalid("setting drained is one host's, not all hosts'", "linkspan host drain HOST")
+        if key == "drained" and value not in ("", "1"):
+            raise Invalid(f"setting drained={value} is neither 1 nor empty", "linkspan host drain HOST, or undrain")
+        if value and key != "drained" and not key.startswith(_KINDS):
+            there = ", ".join(f"{kind}.." for kind in _KINDS)
+            raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
 
 
 async def put(replica: Replica, leases: Leases, host: Host) -> None:
