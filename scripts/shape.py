@@ -24,7 +24,7 @@ LAYERS = {
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
         "controlled controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal "
         "leases ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
-        "records recovery removals replica rotating runtimes segment serving silence speakers standing status "
+        "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer versions"
     ),
     "top": "cli demo installation ipip_endpoint lab shim uninstall",

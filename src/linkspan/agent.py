@@ -44,6 +44,7 @@ from linkspan.published import Published
 from linkspan.recovery import Recovery
 from linkspan.removals import Removals
 from linkspan.replica import Replica, remembered
+from linkspan.revising import revised
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
@@ -267,8 +268,7 @@ class Agent:
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow what networks are now, whichever host changed them."""
         self.docker.exposed.look()
-        there = {network.name for network in self.networks.all()}
-        for endpoint in [e for e in self.attacher.endpoints.values() if e.network not in there]:
+        for endpoint in [e for e in self.attacher.endpoints.values() if not self.networks.has(e)]:
             await self.attacher.detach(*endpoint.identity)  # deleted by force, on another host
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         return failed | await self.plans.put()
@@ -300,8 +300,12 @@ class Agent:
         """Add pools or change the MTU, of running containers too; one that cannot be changed stops no other."""
         async with self._changing:
             routes = await self.worker.run(self.worker.machine.routes)
-            network = self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
-            await self.networks.put(network)
+
+            def enlarged() -> Network:
+                self.networks.refresh()
+                return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
+
+            network = await revised(self.replica, f"networks/{name}", enlarged)
             failed = await self.cluster.converge({"networks/"})
         self.happenings.add("network", f"network {name} was changed", network=name)
         _raise_first(failed)

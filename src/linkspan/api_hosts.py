@@ -95,19 +95,13 @@ class Hosts:
         """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
         host = self._find(request.match_info["name"])
         changes = msgspec.json.decode(await request.read(), type=dict[str, str])
-        host_settings.require_known(changes, of_all=False)
-        settings = {k: v for k, v in {**host.settings, **changes}.items() if v}
-        changed = msgspec.structs.replace(host, settings=settings)
-        await host_settings.put(self._agent.replica, self._agent.leases, changed)
+        changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
         return _json(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that every host has which has not its own."""
         changes = msgspec.json.decode(await request.read(), type=dict[str, str])
-        host_settings.require_known(changes, of_all=True)
-        settings = {k: v for k, v in {**self._agent.leases.common(), **changes}.items() if v}
-        await host_settings.put_common(self._agent.replica, self._agent.leases, settings)
-        return _json(settings)
+        return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Tell how this host's own keys stand."""

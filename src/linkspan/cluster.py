@@ -18,7 +18,7 @@ from linkspan import SCHEMA, __version__, migration
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
 from linkspan.disputes import Disputes
-from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.kernel import underlay
 from linkspan.lasting import lasting, woken
@@ -29,6 +29,7 @@ from linkspan.model import Host, HostView, Network
 from linkspan.networks import Networks, now
 from linkspan.peers import Peers
 from linkspan.replica import EPHEMERAL, Replica
+from linkspan.revising import revised
 from linkspan.rotating import Rotating
 from linkspan.silence import Silence
 from linkspan.speakers import Speakers
@@ -184,7 +185,9 @@ class Cluster:
         """Say that this host lives, and who it is."""
         if self._leases.removed():
             return
-        self.second = self._other_agent()
+        before, self.second = self.second, self._other_agent()
+        if before and not self.second:  # it may have been the last to write this host's leases
+            await self.changed(frozenset({"networks/"}))
         at = now()
         try:
             if self._shared:
@@ -212,12 +215,11 @@ class Cluster:
     async def _register(self) -> None:
         """Put this host's record where it is not what it should be; one that was removed stays away."""
         self._adopt_settings()
-        key = f"hosts/{self.host.id}"
         if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
-            await self._replica.write({key: self.host})
+            await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
 
-    def _adopt_settings(self) -> None:
-        """Take over settings that were set from another host, and what holds for all."""
+    def _adopt_settings(self) -> Host:
+        """Take over settings that were set from another host, and what holds for all; return this host's record."""
         known = self._leases.record(self.host.id)
         self._leases.host = msgspec.structs.replace(
             self.host,
@@ -225,6 +227,7 @@ class Cluster:
             reads=SCHEMA,
             withdraws=self._replica.settings.reclaim_after if self._shared else 0,
         )
+        return self.host
 
     async def _observe_underlay(self) -> bool:
         """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
@@ -247,7 +250,7 @@ class Cluster:
             self._replica.store.renew()
             try:
                 await self._register()
-            except Unavailable as error:
+            except LinkspanError as error:
                 log.warning("host record: %s", error.message)
             await self.converge({"networks/"})
         await self.peers.follow(self.peers.known.keys())
@@ -278,8 +281,10 @@ class Cluster:
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
             self._disputes.look(self._networks.all())
-        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another.
-        if everything or self._disputes.fresh or any(k.startswith(OWN) or self._is_own_lease(k) for k in changed):
+        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another. But a
+        # second agent that lives by this id would put it right as often: neither would ever cease.
+        mine = not self.second and any(self._is_own_lease(k) for k in changed)
+        if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
             self._disputes.look(self._networks.all())
         self._allocator.refresh()

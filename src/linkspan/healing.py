@@ -76,6 +76,8 @@ class Healer:
         self._tasks: list[asyncio.Task[None]] = []
         self._reading: list[asyncio.TimerHandle] = []
         self._dead_since: dict[Identity, float] = {}
+        self._told: set[str] = set()
+        """Why what fails still could not be mended: each is logged once, however often it is tried."""
 
     async def start(self) -> None:
         """Subscribe to events, and begin."""
@@ -180,8 +182,11 @@ class Healer:
             self._metrics.heals.labels(heal.kind).inc()
             what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by somebody else, mended"
             self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what)
-        for error in report.failed.values():
-            log.warning("cannot heal: %s", error.message)
+        why = {error.message for error in report.failed.values()}
+        for message in sorted(why - self._told):
+            log.warning("cannot heal: %s", message)
+        failing = list(self._worker.machine.reconciler.failing.values())
+        self._told = why | (self._told & {error.message for error in failing})
 
     async def _settings(self) -> None:
         self._attacher.retry_forgetting()

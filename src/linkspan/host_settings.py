@@ -11,6 +11,7 @@ from linkspan.errors import Invalid
 from linkspan.leases import COMMON, Common, Leases
 from linkspan.model import Host
 from linkspan.replica import Replica
+from linkspan.revising import revised
 
 _KINDS = ("bgp.", "ipsec.", "wireguard.")
 
@@ -27,21 +28,41 @@ def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
             raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
 
 
-async def put(replica: Replica, leases: Leases, host: Host) -> None:
-    """Record a host's settings, which that host takes over when it sees them. Raises Invalid, naming one."""
-    _check(leases.whole(host))
-    await replica.write({f"hosts/{host.id}": host})
+async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[str, str]) -> Host:
+    """Change (or, by an empty value, unset) a host's settings, which it takes over when it sees them.
+
+    Raises Invalid, naming one.
+    """
+    require_known(changes, of_all=False)
+
+    def changed() -> Host:
+        known = leases.record(host.id) or host
+        found = msgspec.structs.replace(known, settings=_merged(known.settings, changes))
+        _check(leases.whole(found))
+        return found
+
+    return await revised(replica, f"hosts/{host.id}", changed)
 
 
-async def put_common(replica: Replica, leases: Leases, settings: dict[str, str]) -> None:
-    """Record the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
-    _check(Host(id="", name="", settings=settings))
-    for host in leases.hosts().values():
-        try:
-            _check(msgspec.structs.replace(host, settings={**settings, **host.settings}))
-        except Invalid as error:
-            raise error.within(f"with the settings of host {host.name}") from error
-    await replica.write({COMMON: Common(settings)})
+async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, str]) -> dict[str, str]:
+    """Change the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
+    require_known(changes, of_all=True)
+
+    def changed() -> Common:
+        settings = _merged(leases.common(), changes)
+        _check(Host(id="", name="", settings=settings))
+        for host in leases.hosts().values():
+            try:
+                _check(msgspec.structs.replace(host, settings={**settings, **host.settings}))
+            except Invalid as error:
+                raise error.within(f"with the settings of host {host.name}") from error
+        return Common(settings)
+
+    return (await revised(replica, COMMON, changed)).settings
+
+
+def _merged(settings: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in {**settings, **changes}.items() if value}
 
 
 def _check(host: Host) -> None:

@@ -152,18 +152,20 @@ class Leases:
             return lease
 
     async def _standing(self, network: Network) -> dict[str, int]:
-        """Return the condition that the network is still there. Raises NotFound where it is not.
+        """Return the condition that network and host are still there. Raises NotFound, or Conflict, where they are not.
 
         A network that is not in the store at all (in tests of this alone) is nobody's to delete.
         """
-        key = f"networks/{network.name}"
+        key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
+        if self.removed():
+            raise Conflict(f"host {self.host.name} was removed", "give it another id (--host-id)")
         gone = NotFound(f"network {network.name} was deleted", "create it again")
         if key not in self._replica.records:
             if GONE + key in self._replica.records:
                 raise gone
-            return {}
+            return {grave: 0}
         try:
-            return {key: await self._replica.revision(key)}
+            return {key: await self._replica.revision(key), grave: 0}
         except NotFound:
             raise gone from None
 
@@ -255,9 +257,7 @@ class Leases:
             lease, prefixes=(*lease.prefixes, str(block)), addresses=tuple(addresses)
         )
 
-    async def take(
-        self, network: Network, address: Prefix, container: str, ifname: str, identity: str = ""
-    ) -> None:
+    async def take(self, network: Network, address: Prefix, container: str, ifname: str, identity: str = "") -> None:
         """Hold one exact address of a shared block (which becomes shared by that, where nobody owns it).
 
         Raises Conflict, naming the host that owns the block or the holder of the address.

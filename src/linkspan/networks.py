@@ -14,7 +14,7 @@ from linkspan.addresses import BITS, Prefix, pool, prefix
 from linkspan.backends import backend
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.ipam import gateway
-from linkspan.model import Allowance, Lease, Network, Reservation, Runtime, Underlay, checked_name
+from linkspan.model import Allowance, Endpoint, Lease, Network, Reservation, Runtime, Underlay, checked_name
 from linkspan.replica import Replica
 from linkspan.store.request import MOST_KEYS
 
@@ -88,6 +88,14 @@ class Networks:
                 f"network {name!r} does not exist (there are: {known})",
                 "`linkspan network list` shows them; a new one: linkspan network create NAME --pool 10.244.0.0/16",
             ) from None
+
+    def has(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint's network is still there: one with its name may be another, made since."""
+        network = self._networks.get(endpoint.network)
+        if network is None:
+            return False
+        pools = network.prefixes
+        return not pools or all(any(pool.holds(a.single()) for pool in pools) for a in endpoint.prefixes)
 
     def planned(
         self,
@@ -201,11 +209,6 @@ class Networks:
                 f"network {network.name}, or what it needs for itself, was made by another host at this moment",
                 "look at `linkspan network list`, and try again",
             )
-        self.refresh()
-
-    async def put(self, network: Network) -> None:
-        """Record a network that was enlarged."""
-        await self._replica.write({f"networks/{network.name}": network})
         self.refresh()
 
     def revision(self, network: Network) -> dict[str, int]:

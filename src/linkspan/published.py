@@ -145,5 +145,5 @@ class Published:
 
 
 def _identity(key: str) -> Identity:
-    _, _, id_, ifname = key.split("/", 3)
+    id_, _, ifname = key.split("/", 2)[2].partition("/")  # of any key: somebody may have made one
     return id_, ifname

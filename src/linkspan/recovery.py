@@ -12,7 +12,7 @@ from collections.abc import Callable
 from linkspan.allocator import Allocator
 from linkspan.attach import source
 from linkspan.backends import backend
-from linkspan.errors import LinkspanError, NotFound
+from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.journal import Journal, Row
 from linkspan.machine import Worker
@@ -78,9 +78,7 @@ class Recovery:
     async def _why_gone(self, row: Row) -> str:
         """Return why a row's endpoint is not to stand any more, "" where it is."""
         endpoint = row.endpoint
-        try:
-            self._networks.get(endpoint.network)
-        except NotFound:
+        if not self._networks.has(endpoint):
             return "its network was deleted"
         if row.boot_id != self._journal.boot_id:
             return "the machine was restarted"

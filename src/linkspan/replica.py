@@ -247,10 +247,10 @@ class Replica:
         return bool(revision)
 
     async def revision(self, key: str) -> int:
-        """Return a record's revision as the store has it, for a condition. Raises NotFound without the record."""
-        record = await self.store.get(key)
-        if record is None:
+        """Take a record in as the store has it, and return its revision, for a condition. Raises NotFound without."""
+        if (record := await self.store.get(key)) is None:
             raise NotFound(f"record {key} is not in the store")
+        await self._apply(Batch(record.revision, (record,), ()))
         return record.revision
 
     async def _follow(self) -> None:

@@ -198,6 +198,28 @@ def test_a_lease_that_somebody_overwrote_is_put_right(cluster: ClusterRun) -> No
     assert cluster.pings("c1", cluster.address("c3"))
 
 
+def test_two_agents_that_live_by_one_id_do_not_overwrite_each_other_for_ever(cluster: ClusterRun) -> None:
+    """Machines that were copied begin at the same moment: neither answers each change of the lease while both live."""
+    (key,) = cluster.keys("leases/demo/h3")
+    right = cluster.etcdctl("get", key, "--print-value-only").strip()
+    alive, address = cluster.keys("alive/h3")[0], cluster.host("h3")["underlay"]["addresses"][0].partition("/")[0]
+
+    def other(times: int) -> int:
+        for _ in range(times):
+            cluster.etcdctl("put", alive, "copy:1")
+            cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.99"'))
+        return int(json.loads(cluster.etcdctl("get", key, "-w", "json"))["kvs"][0]["version"])
+
+    def told() -> bool:
+        cluster.etcdctl("put", alive, "copy:1")
+        return "h3 is in use by another agent that lives, on copy" in json.dumps(cluster.status("h3"))
+
+    until(told, "h3 names the other one")
+    before = other(1)
+    assert other(20) - before < 30
+    until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right once it went")
+
+
 def test_two_hosts_with_one_underlay_address_are_named(cluster: ClusterRun) -> None:
     """A record that claims h2's address for another host is told in every status."""
     record_ = json.loads(cluster.etcdctl("get", cluster.keys("hosts/h2")[0], "--print-value-only"))
@@ -348,3 +370,21 @@ def test_a_network_in_use_elsewhere_is_deleted_by_force_only(cluster: ClusterRun
     cluster.exec("h1", "linkspan network delete spare --force")
     until(lambda: "guest" not in cluster.exec("h2", "linkspan endpoint list"), "the container is detached")
     cluster.run("detach", "guest")
+
+
+@pytest.mark.parametrize("missed", ["store-cut", "agent-kill"])
+def test_a_network_that_was_made_anew_with_other_pools_is_another(cluster: ClusterRun, missed: str) -> None:
+    """A host that missed that detaches the first one's container, and follows the new one, as all others do."""
+    cluster.create("anew", "10.91.0.0/16")
+    cluster.run("attach", "h2", "old", "--network anew")
+    cluster.run("break", "h2", missed)
+    cluster.call("h1", "DELETE", "/v1/networks/anew?force=1")
+    other = {"name": "anew", "pools": ["10.92.0.0/16"], "backend": "ipip"}
+    cluster.call("h1", "POST", "/v1/networks", other)
+    cluster.run("mend", "h2")
+    cluster.joined("anew")
+    until(lambda: all(e["id"] != "old" for e in cluster.call("h2", "GET", "/v1/endpoints")), "old is detached")
+    until(lambda: "anew" not in cluster.not_well("h2"), "h2 is well")
+    cluster.run("attach", "h1", "one", "--network anew")
+    cluster.run("attach", "h2", "two", "--network anew")
+    until(lambda: cluster.pings("one", cluster.address("two")), "they reach each other")

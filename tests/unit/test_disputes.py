@@ -116,7 +116,7 @@ def test_a_dispute_ends_with_the_loser_s_last_container(tmp_path: Path) -> None:
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/23")
         one, two = await _two_owners(memory, tmp_path, network(pool="10.244.0.0/24"))
-        await two.networks.put(net)
+        await two.replica.write({"networks/demo": net})
         await _both(one, two, net, "h1")
         lease = two.leases.mine("demo")
         assert lease is not None

@@ -112,6 +112,24 @@ def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
     together(work)
 
 
+def test_a_key_that_somebody_made_by_hand_stops_nothing(tmp_path: Path) -> None:
+    """It is no endpoint's, and goes; what is spoilt is put again, and what comes is told."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        await two.member.store.transaction({"endpoints/h1/x": b"{}", "endpoints/h1/": b"", "endpoints/h1/a/eth0": b"{"})
+        one.attach("b")
+        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees both")
+        await eventually(lambda: len(two.replica.under("endpoints/")) == 2, "the others are gone")
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
 def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
     """Whoever removes a host takes them away, and the host does not put them back."""
 
