@@ -42,6 +42,7 @@ class ClusterRoutes:
             "id": agent.replica.store.cluster,
             "schema": {"reads": SCHEMA, "writes": settings.writes},
             "reclaim_after": settings.reclaim_after,
+            "settings": agent.leases.common(),
             "hosts": [
                 {"name": h.name, "version": h.version, "reads": h.reads, "withdraws": h.withdraws}
                 for h in sorted(hosts, key=lambda host: host.name)

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 
@@ -107,7 +107,10 @@ def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$.")
-        raise Invalid(f"setting {key.rstrip('`')}: {what[:1].lower()}{what[1:]}", hint) from error
+        key = key.rstrip("`")
+        if words := [word for word in get_args(known.get(key)) if isinstance(word, str)]:
+            raise Invalid(f"setting {key}: {values[key]!r} is unknown", f"give one of {', '.join(words)}") from error
+        raise Invalid(f"setting {key}: {what[:1].lower()}{what[1:]}", hint) from error
 
 
 def _check_told_to_others(config: Config) -> None:

@@ -13,12 +13,27 @@ from linkspan.model import Host
 from linkspan.replica import Replica
 from linkspan.revising import revised
 
+_KINDS = ("bgp.", "ipsec.", "wireguard.")
+
+
+def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
+    """Refuse, by Invalid, what nothing reads. Of what is given only: records may have what newer hosts know."""
+    for key, value in changes.items():
+        if key == "drained" and of_all:
+            raise Invalid("setting drained is one host's, not all hosts'", "linkspan host drain HOST")
+        if key == "drained" and value not in ("", "1"):
+            raise Invalid(f"setting drained={value} is neither 1 nor empty", "linkspan host drain HOST, or undrain")
+        if value and key != "drained" and not key.startswith(_KINDS):
+            there = ", ".join(f"{kind}.." for kind in _KINDS)
+            raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
+
 
 async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[str, str]) -> Host:
     """Change (or, by an empty value, unset) a host's settings, which it takes over when it sees them.
 
     Raises Invalid, naming one.
     """
+    require_known(changes, of_all=False)
 
     def changed() -> Host:
         known = leases.record(host.id) or host
@@ -31,6 +46,7 @@ async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[
 
 async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, str]) -> dict[str, str]:
     """Change the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
+    require_known(changes, of_all=True)
 
     def changed() -> Common:
         settings = _merged(leases.common(), changes)

@@ -20,7 +20,7 @@ NAMESPACE_LOCK = "\0linkspan-agent"
 
 
 @contextlib.contextmanager
-def state_folder(folder: Path) -> Iterator[None]:
+def state_folder(folder: Path, what: str = "agent") -> Iterator[None]:
     """Hold the state folder. Raises Conflict, naming the holder, or Invalid where the folder cannot be made."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def state_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise Conflict(
-                f"state folder {folder} is in use by the agent with pid {file.read().strip() or '?'}",
+                f"state folder {folder} is in use by the {what} with pid {file.read().strip() or '?'}",
                 "stop that one first",
             ) from None
         file.truncate(0)

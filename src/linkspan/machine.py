@@ -165,7 +165,8 @@ class Machine:
         """Return what there is for WireGuard; nothing is run where nothing has changed."""
         kernel = self.tunnels.wireguard()
         if shutil.which("wg") is None:
-            return Tools(problem="the program wg is not installed", hint="install the package wireguard-tools")
+            why = "the program wg is not installed on this host"
+            return Tools(problem=why, hint="install the package wireguard-tools")
         if not kernel.by:
             return Tools(problem=kernel.why_not)
         if kernel.by == "user space" and shutil.which("wireguard-go") is None:

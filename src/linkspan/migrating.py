@@ -55,7 +55,10 @@ class Migrating:
         network, view = self._networks.get(name), self._view()
         here = self._leases.host.underlay
         if here is None:
-            raise Unavailable(f"this host has no underlay, by which network {name} could cross hosts")
+            raise Unavailable(
+                f"this host has no underlay, by which network {name} could cross hosts",
+                "give one: linkspan agent --underlay IFNAME",
+            )
         self._replica.require_settled(f"migrate network {name}")
         changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
         new = migration.target(changed)

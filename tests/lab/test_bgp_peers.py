@@ -285,6 +285,7 @@ def test_settings_of_all_hosts_come_after_a_hosts_own(mesh: BgpRun) -> None:
     mesh.exec("h1", "linkspan host set --all bgp.hold=33")
     mesh.in_use("h1", "mesh_h2", "hold time 33;")
     mesh.in_use("h2", "mesh_h1", "hold time 20;")
+    assert ["bgp.hold", "33"] in [line.split() for line in mesh.exec("h2", "linkspan cluster show").splitlines()]
     mesh.exec("h1", "linkspan host set --all bgp.hold=")
     mesh.in_use("h1", "mesh_h2", "hold time 90;")
     mesh.set("h2", bgp__hold="")

@@ -36,7 +36,7 @@ def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:
     ("options", "said"),
     [
         ({"gateway": "192.0.2.254"}, "has no MAC"),
-        ({"mac": "01:00:00:00:00:01"}, "not a unicast MAC"),
+        ({"mac": "01:00:00:00:00:01"}, "network demo: --opt mac: 01:00:00:00:00:01 is not a unicast MAC"),
         ({"gateway": "10.77.0.254", "mac": GATEWAY_MAC}, "in its own pool"),
         ({"gateway": "x", "mac": GATEWAY_MAC}, "not an IP address"),
         ({"vni": "7"}, "unknown to backend sdn"),

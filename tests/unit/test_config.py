@@ -54,6 +54,13 @@ def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str,
     assert done.exception.message.startswith(said)
 
 
+def test_of_a_few_words_those_that_there_are_are_named() -> None:
+    """The log's levels."""
+    with pytest.raises(Invalid, match="log_level: 'loud' is unknown") as refused:
+        config.load("", {"log_level": "loud"})
+    assert refused.value.hint == "give one of debug, info, warning, error"
+
+
 def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
     """What is missing is not wrong: there is nothing to complain of yet."""
     file = tmp_path / "empty.toml"

@@ -59,7 +59,10 @@ class SdnBackend:
         """Refuse unknown options, and a gateway that is none."""
         check_options(network, {"gateway": "IPV4[,IPV6]", "mac": "MAC"})
         if "mac" in network.options:
-            mac(network.options["mac"])
+            try:
+                mac(network.options["mac"])
+            except Invalid as error:
+                raise error.within(f"network {network.name}: --opt mac") from error
         elif "gateway" in network.options:
             raise Invalid(
                 f"network {network.name}: gateway={network.options['gateway']} has no MAC",

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -91,10 +92,15 @@ class Client:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             why = (getattr(error, "strerror", None) or str(error)).lower()
-            raise Unavailable(
-                f"no agent answers at {self.path}: {why}",
-                "start one: `sudo linkspan agent`, or `sudo systemctl start linkspan`",
-            ) from error
+            raise Unavailable(f"no agent answers at {self.path}: {why}", started(self.path)) from error
+
+
+def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
+    """Return how that is started which should answer at a socket: in a lab by the lab, not on the machine."""
+    lab = os.environ.get("LINKSPAN_LAB", "")
+    if lab and path in (os.environ.get("LINKSPAN_SOCKET"), os.environ.get("LINKSPAN_CONTROLLER_SOCKET")):
+        return f"`linkspan lab mend {Path(path).parent.name} --lab {lab}` starts it"
+    return f"start one: `sudo linkspan {what}`, or `sudo systemctl start {unit}`"
 
 
 def _error(data: bytes, status: int) -> LinkspanError:

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="What holds for all hosts: schema, 
 
 @app.command()
 def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show the cluster's id and settings, and what two hosts claim."""
+    """Show the cluster's id, the settings of all hosts, and what two hosts claim."""
     found = Client(socket).call("GET", "/v1/cluster")
     if output is Format.JSON:
         as_json(found)
@@ -30,6 +30,9 @@ def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
     print()
     rows = [(host["name"], host["version"] or "-", host["reads"]) for host in found["hosts"]]
     table(("host", "version", "schema it knows"), rows, "no host")
+    if found["settings"]:
+        print()
+        table(("setting of all hosts", "value"), sorted(found["settings"].items()), "")
     disputes(found["disputes"])
 
 

@@ -13,7 +13,7 @@ import typer
 
 from linkspan import config
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
+from linkspan.cli.client import Client, started
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
 from linkspan.controller import settings
 from linkspan.errors import LinkspanError, Unavailable
@@ -55,8 +55,8 @@ def controller(
     if context.invoked_subcommand is not None:
         return
     overrides = {"store": store, "name": name, "state_dir": state_dir, "socket": socket, "metrics": metrics,
-        "log_level": log_level, "switches": pairs(split(switch), "--switch"),
-        "routers": pairs(split(router), "--router")}
+        "log_level": log_level, "switches": pairs(split(switch), "--switch", "NAME=ADDRESS"),
+        "routers": pairs(split(router), "--router", "NAME=ADDRESS")}
     given = config.given(config_file, settings.FILE, overrides)
     if print_config:  # first, so that what is refused is seen
         print(config.as_toml(config.shown(settings.Settings, given)), end="", flush=True)
@@ -75,7 +75,7 @@ def _call(socket: str, url: str) -> Any:
     except Unavailable as error:
         raise LinkspanError(
             error.message.replace("agent", "controller"),
-            "start one: `sudo linkspan controller`, or `sudo systemctl start linkspan-controller`",
+            started(socket, "controller", "linkspan-controller"),
         ) from error
 
 

@@ -29,7 +29,7 @@ def trace(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show a packet's way, hop by hop and back, and the first hop that stops it; exit 3 where one does."""
+    """Show a packet's way, hop by hop and back, and the first hop that stops it; exit 3 unless it arrives."""
     query = urlencode({"source": source, "target": target, "port": port})
     found = Client(socket).call("POST" if live else "GET", f"/v1/trace?{query}")
     if output is Format.JSON:
@@ -43,6 +43,9 @@ def trace(
         print()
         if found["reachable"]:
             print(f"reachable, with packets of up to {found['path_mtu']} bytes")
+        elif (found["reply_hops"] or found["hops"])[-1]["action"] == "unknown":
+            at, why = found["broken_at"], found["reason"]
+            print(f"not known from {at} on, and packets may pass all the same: {why}")
         else:
             print(f"broken at {found['broken_at']}: {found['reason']}")
     if not found["reachable"]:

@@ -81,13 +81,13 @@ def split(values: Sequence[str] | None) -> list[str]:
     return [part for value in values or () for part in value.split(",") if part]
 
 
-def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
+def pairs(values: Sequence[str] | None, option: str, form: str = "KEY=VALUE") -> dict[str, str]:
     """Return KEY=VALUE options as a dictionary; a usage error where one has no ``=``."""
     found = {}
     for value in values or ():
         key, sign, word = value.partition("=")
         if not sign or not key:
-            raise typer.BadParameter(f"{value!r} is not KEY=VALUE", param_hint=option)
+            raise typer.BadParameter(f"{value!r} is not {form}", param_hint=option)
         found[key] = word
     return found
 

@@ -18,6 +18,7 @@ from linkspan.controller.settings import ENVIRONMENT, Settings
 from linkspan.controller.telling import Telling
 from linkspan.daemon import served
 from linkspan.errors import Invalid
+from linkspan.locks import state_folder
 from linkspan.runtimes import systemd
 from linkspan.serving import listening, on_socket
 
@@ -33,7 +34,11 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     name = settings.name or f"{socket.gethostname()}:{os.getpid()}"
-    controller = Controller(settings, name)
+    with state_folder(Path(settings.state_dir), "controller"):
+        await _serve(Controller(settings, name), settings, stop)
+
+
+async def _serve(controller: Controller, settings: Settings, stop: asyncio.Event) -> None:
     await controller.start()
     path = Path(settings.socket)
     try:

@@ -40,6 +40,7 @@ class Stage(Screen):
     def clear(self) -> None:
         """End the agent and remove the namespaces of this tour, or of one that was cut off or kept."""
         self._end_agent()
+        self._end_helpers()
         if self._made.exists():
             for name in self._made.read_text(encoding="utf-8").split():
                 with contextlib.suppress(LinkspanError):
@@ -117,6 +118,16 @@ class Stage(Screen):
             if self._agent is not None and self._agent.poll() is not None:
                 break
             time.sleep(0.05)
+
+    def _end_helpers(self) -> None:
+        """End the servers of names: they outlive their agent, by design, and would outlive their namespace too."""
+        found: list[str] = []
+        with contextlib.suppress(LinkspanError):  # there is no such namespace
+            found = self.quietly("ip", "netns", "pids", HOST).split()
+        for pid in found:
+            with contextlib.suppress(OSError):
+                if os.fsencode(FOLDER) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGTERM)
 
 
 def _refusal(output: str) -> str:

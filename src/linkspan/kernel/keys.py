@@ -100,7 +100,7 @@ def _wg(verb: str, given: str = "") -> str:
             ["wg", verb], input=given, capture_output=True, text=True, check=False, timeout=10, env=os.environ
         )
     except FileNotFoundError as error:
-        raise NotFound("the program wg is not installed", "install the package wireguard-tools") from error
+        raise NotFound("the program wg is not installed on this host", "install the package wireguard-tools") from error
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"wg {verb} does not end") from error
     if done.returncode:

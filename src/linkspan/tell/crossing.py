@@ -164,7 +164,7 @@ class Crossing(Walk):
         self._hop(
             HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet
         )
-        if found.since < 0:
+        if not found.proven:
             self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
         passed = rules.decide(
             self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)

@@ -242,7 +242,7 @@ class KernelAnswers:
         host, _, number = peer.endpoint.rpartition(":")
         remote = prefix(host.strip("[]")).packed if host else b""
         since = time.time() - peer.handshake if peer.handshake else -1
-        return Secured(table.public, peer.public, remote, int(number or 0), since)
+        return Secured(table.public, peer.public, remote, int(number or 0), since, peer.keepalive)
 
     def associated(self, address: bytes, spi: str = "") -> Associated | None:
         """Ask strongSwan's daemon: by SPI, or by its policies' addresses, and in the kernel by the route's if_id."""

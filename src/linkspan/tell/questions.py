@@ -81,11 +81,15 @@ class Outer(msgspec.Struct, frozen=True):
         return _OVERHEAD[self.kind] + (20 if len(self.target) == 4 else 40)
 
 
+REJECT_AFTER = 180
+"""Seconds after which WireGuard ends a session; a new one is asked for after 120 (its paper, 6.1)."""
+
+
 class Secured(msgspec.Struct, frozen=True):
     """What an encrypting device does with an address: it is the peer's with ``key``, and goes to ``remote``, ``port``.
 
     ``own`` is the device's own public key. ``since`` is how many seconds ago the peer proved that it has its key, -1:
-    never.
+    never. ``keepalive`` is after how many seconds of silence something is sent to it, 0: never.
     """
 
     own: str
@@ -93,6 +97,12 @@ class Secured(msgspec.Struct, frozen=True):
     remote: bytes = b""
     port: int = 0
     since: float = -1
+    keepalive: int = 0
+
+    @property
+    def proven(self) -> bool:
+        """Whether somebody there has the key still: with keepalives there would else be another session."""
+        return self.since >= 0 and (not self.keepalive or self.since <= REJECT_AFTER + self.keepalive)
 
 
 class Associated(msgspec.Struct, frozen=True):
