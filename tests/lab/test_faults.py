@@ -375,14 +375,15 @@ def test_a_network_in_use_elsewhere_is_deleted_by_force_only(cluster: ClusterRun
 @pytest.mark.parametrize("missed", ["store-cut", "agent-kill"])
 def test_a_network_that_was_made_anew_with_other_pools_is_another(cluster: ClusterRun, missed: str) -> None:
     """A host that missed that detaches the first one's container, and follows the new one, as all others do."""
-    cluster.create("anew", "10.91.0.0/16")
+    wish = {"name": "anew", "pools": ["10.91.0.0/16"], "backend": "vxlan"}
+    cluster.call("h1", "POST", "/v1/networks", wish)
+    cluster.joined("anew", ("h1", "h2"))
     cluster.run("attach", "h2", "old", "--network anew")
     cluster.run("break", "h2", missed)
     cluster.call("h1", "DELETE", "/v1/networks/anew?force=1")
-    other = {"name": "anew", "pools": ["10.92.0.0/16"], "backend": "ipip"}
-    cluster.call("h1", "POST", "/v1/networks", other)
+    cluster.call("h1", "POST", "/v1/networks", wish | {"pools": ["10.92.0.0/16"], "backend": "ipip"})
     cluster.run("mend", "h2")
-    cluster.joined("anew")
+    cluster.joined("anew", ("h1", "h2"))
     until(lambda: all(e["id"] != "old" for e in cluster.call("h2", "GET", "/v1/endpoints")), "old is detached")
     until(lambda: "anew" not in cluster.not_well("h2"), "h2 is well")
     cluster.run("attach", "h1", "one", "--network anew")
