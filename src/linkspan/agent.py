@@ -15,7 +15,7 @@ from pathlib import Path
 
 from linkspan import __version__, beginning, controlled, locks, migration, status
 from linkspan.allocator import Allocator
-from linkspan.alterations import follow_mtus
+from linkspan.alterations import follow_mtus, stranded
 from linkspan.ask import Ask, Question, Told, Well
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
@@ -268,8 +268,8 @@ class Agent:
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow what networks are now, whichever host changed them."""
         self.docker.exposed.look()
-        for endpoint in [e for e in self.attacher.endpoints.values() if not self.networks.has(e)]:
-            await self.attacher.detach(*endpoint.identity)  # deleted by force, on another host
+        for identity in stranded(self.attacher, self.networks, self.leases):
+            await self.attacher.detach(*identity)
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         return failed | await self.plans.put()
 
@@ -381,9 +381,9 @@ class Agent:
         """Return a network. Raises NotFound."""
         return self.networks.get(name)
 
-    def nameservers(self, network: str) -> tuple[str, ...]:
-        """Return the addresses of a network's DNS server."""
-        return self.naming.nameservers(network)
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the addresses of its network's DNS server for a container."""
+        return self.naming.nameservers(endpoint)
 
     def free(self, network: str) -> int:
         """Return how many addresses a network has left."""

@@ -15,6 +15,7 @@ from linkspan.attach import Attacher, Identity
 from linkspan.endpoints import check_ports, resized
 from linkspan.errors import LinkspanError, NotFound
 from linkspan.kernel import conntrack, namespaces
+from linkspan.leases import Leases
 from linkspan.machine import Worker
 from linkspan.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.networks import Networks
@@ -22,6 +23,24 @@ from linkspan.ports import PortTable
 from linkspan.state import Interface, Key
 
 log = logging.getLogger("linkspan.alterations")
+
+
+def stranded(attacher: Attacher, networks: Networks, leases: Leases) -> list[Identity]:
+    """Return the endpoints whose network is gone: it was deleted by force on another host, and perhaps made anew.
+
+    One whose address is of a block that this host has is not: a store that was restored from a backup does not know of
+    a pool that was added since, and containers go on.
+    """
+    found = []
+    for endpoint in attacher.endpoints.values():
+        if networks.has(endpoint):
+            continue
+        there = any(network.name == endpoint.network for network in networks.all())
+        blocks = leases.blocks(endpoint.network) if there else {}
+        mine = [block for block, owner in blocks.items() if owner == leases.host.id]
+        if not any(block.holds(address.single()) for block in mine for address in endpoint.prefixes):
+            found.append(endpoint.identity)
+    return found
 
 
 async def follow_mtus(attacher: Attacher, networks: Networks) -> dict[Key, LinkspanError]:

@@ -24,7 +24,7 @@ container that comes).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -146,6 +146,12 @@ def served(network: Network) -> tuple[tuple[Prefix, Prefix], ...]:
     return tuple((pool, gateway.single()) for pool, gateway in network.pairs if not _shared(gateway))
 
 
+def served_for(network: Network, endpoint: Endpoint) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return those of its own pools: a gateway's address is on a host while a container has an address of its pool."""
+    own = [address.single() for address in endpoint.prefixes]
+    return tuple((pool, gateway) for pool, gateway in served(network) if any(pool.holds(one) for one in own))
+
+
 def _shared(gateway: Prefix) -> bool:
     return any(prefix(text).holds(gateway.single()) for text in ("169.254.0.0/16", "fe80::/10"))
 
@@ -165,8 +171,10 @@ def elsewhere(folder: str, network: str) -> str:
     return f"{folder}/{network}/elsewhere"
 
 
-def states(network: Network, server: Server, own: bytes, others: bytes) -> Iterator[State]:
-    """Return what the network's server is made of, for these files of names."""
+def states(
+    network: Network, server: Server, own: bytes, others: bytes, used: Collection[Prefix]
+) -> Iterator[State]:
+    """Return what the network's server is made of, for these files of names; ``used`` are its pools on this host."""
     folder = server.dnsmasq.folder
     asked = "".join(f"server={one}\n" for one in server.resolvers) + server.nowhere
     files = {
@@ -175,9 +183,10 @@ def states(network: Network, server: Server, own: bytes, others: bytes) -> Itera
         f"{folder}/{network.name}/resolvers": b"" if network.internal else asked.encode(),
     }
     yield from (File(path, content, volatile=True) for path, content in files.items())
-    argv = tuple(_argv(network, server.dnsmasq, *files))
+    at = [(pool, gateway) for pool, gateway in served(network) if pool in used]
+    argv = tuple(_argv(network, server.dnsmasq, *files, at=[gateway.address for _, gateway in at]))
     yield Process(process(network.name), argv, files=tuple(files), hup=True)
-    for pool, gateway in served(network):
+    for pool, gateway in at:
         family, text = pool.family, pool_text(pool)
         yield element(f"servers{family}", gateway.address)
         yield element(f"asking{family}", text, gateway.address)
@@ -186,12 +195,14 @@ def states(network: Network, server: Server, own: bytes, others: bytes) -> Itera
         yield from (element(f"{name}{found.family}", found.address) for found in map(prefix, addresses))
 
 
-def _argv(network: Network, dnsmasq: Dnsmasq, own: str, others: str, resolvers: str) -> Iterator[str]:
+def _argv(
+    network: Network, dnsmasq: Dnsmasq, own: str, others: str, resolvers: str, *, at: Iterable[str]
+) -> Iterator[str]:
     # nohup: SIGHUP that comes before the server knows what it means would end it.
     yield from ("nohup", dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
     yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last words go to stderr all the same
     yield "--bind-interfaces"
-    yield from (f"--listen-address={gateway.address}" for _, gateway in served(network))
+    yield from (f"--listen-address={address}" for address in at)
     yield from ("--no-hosts", f"--addn-hosts={own}", f"--addn-hosts={others}")
     yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
     yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")

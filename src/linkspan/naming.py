@@ -15,12 +15,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from linkspan import names
-from linkspan.addresses import prefix
+from linkspan.addresses import Prefix, prefix
 from linkspan.config import Config
 from linkspan.desired import Source
 from linkspan.elsewhere import Elsewhere
@@ -81,7 +81,7 @@ class Naming:
         """By network: why it has no names on this host."""
         self._served: dict[str, list[State]] = {}
         self._others = Elsewhere(replica, host)
-        self._used: dict[str, float] = {}
+        self._used: dict[str, dict[Prefix, float]] = {}
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
@@ -95,12 +95,12 @@ class Naming:
 
     # What others ask
 
-    def nameservers(self, network: str) -> tuple[str, ...]:
-        """Return the addresses of a network's server for its containers, none where it has none here."""
-        found = self._networks.get(network)
-        if not self._wanted or network in self.problems or dnsmasq.found(self._folder) is None:
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the addresses of its network's server for a container, none where there is none here."""
+        found = self._networks.get(endpoint.network)
+        if not self._wanted or endpoint.network in self.problems or dnsmasq.found(self._folder) is None:
             return ()
-        return tuple(gateway.address for _, gateway in names.served(found))
+        return tuple(gateway.address for _, gateway in names.served_for(found, endpoint))
 
     def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
         """Return whether a network has names here: none without a container, or where they are not to be had."""
@@ -108,8 +108,8 @@ class Naming:
             return "answers"
         if network in self.problems:
             return "refused"
-        used = any(endpoint.network == network for endpoint in self._endpoints.values())
-        return "awaited" if used and self.nameservers(network) else "none"
+        used = (endpoint for endpoint in self._endpoints.values() if endpoint.network == network)
+        return "awaited" if any(map(self.nameservers, used)) else "none"
 
     def holder(self, protocol: str, host_ip: str, port: int) -> str:
         """Return who listens at a port of the host; servers of names are not in the way of who publishes port 53."""
@@ -118,7 +118,12 @@ class Naming:
 
     def _addresses(self) -> frozenset[bytes]:
         networks = [n for n in self._networks.all() if n.name in self._served]
-        return frozenset(gateway.packed for n in networks for _, gateway in names.served(n))
+        return frozenset(gateway.packed for n in networks for gateway in self._gateways(n))
+
+    def _gateways(self, network: Network) -> list[Prefix]:
+        """Return where a network's server is to listen: at the gateways of the pools that are used here."""
+        used = self._used.get(network.name, {})
+        return [gateway for pool, gateway in names.served(network) if pool in used]
 
     def note(self, identity: tuple[str, str]) -> None:
         """Take note that an endpoint of this host came, changed or went."""
@@ -178,8 +183,15 @@ class Naming:
         """Return the states of each network that has a server here now."""
         now = time.monotonic()
         there = {network.name: network for network in self._networks.all() if names.served(network)}
-        self._used |= dict.fromkeys({e.network for e in self._endpoints.values()}, now)
-        self._used = {n: at for n, at in self._used.items() if n in there and now - at < LINGER}
+        for endpoint in self._endpoints.values():
+            if (network := there.get(endpoint.network)) is not None:
+                used = self._used.setdefault(network.name, {})
+                used |= dict.fromkeys((pool for pool, _ in names.served_for(network, endpoint)), now)
+        for name, used in list(self._used.items()):
+            pools = there[name].prefixes if name in there else ()
+            self._used[name] = {pool: at for pool, at in used.items() if pool in pools and now - at < LINGER}
+            if not self._used[name]:
+                del self._used[name]
         self._texts = {n: text for n, text in self._texts.items() if n in there}
         self._remembered = {n: text for n, text in self._remembered.items() if n in there}
         found = dnsmasq.found(self._folder) if self._wanted and self._used else None
@@ -194,7 +206,13 @@ class Naming:
         local, remote = self._here(), self._others.named()
         return {
             ("names", n.name): list(
-                names.states(n, server, names.hosts(n, local.get(n.name, ())), self._elsewhere(n, remote, found.folder))
+                names.states(
+                    n,
+                    server,
+                    names.hosts(n, local.get(n.name, ())),
+                    self._elsewhere(n, remote, found.folder),
+                    self._used[n.name],
+                )
             )
             for n in networks
             if n.name not in self.problems
@@ -248,7 +266,8 @@ class Naming:
 
     def _held(self, networks: list[Network]) -> dict[str, str]:
         """Return for each network who has its port, '' for nobody (worker thread)."""
-        return {n.name: "" if self._worker.machine.processes.pid(names.process(n.name)) else _held(n) for n in networks}
+        running = self._worker.machine.processes.pid
+        return {n.name: "" if running(names.process(n.name)) else _held(n, self._gateways(n)) for n in networks}
 
     async def _revive(self) -> None:
         """Replace a server that does not answer and does nothing: healing starts one that has died."""
@@ -257,7 +276,7 @@ class Naming:
             return
         self._asked = now
         networks = [n for n in self._networks.all() if n.name in self._served]
-        self._pulse.beat({n.name: names.served(n)[0][1].address for n in networks})
+        self._pulse.beat({n.name: gateways[0].address for n in networks if (gateways := self._gateways(n))})
         missed = {name: count for name, count in self._pulse.missed.items() if count}
         pids = await self._worker.run(self._pids, list(missed)) if missed else {}
         self._spent = {name: self._spent.get(name, (pid, dnsmasq.spent(pid))) for name, pid in pids.items()}
@@ -303,8 +322,8 @@ def _is_loopback(address: str) -> bool:
     return any(prefix(one).holds(found.single()) for one in ("127.0.0.0/8", "::1/128"))
 
 
-def _held(network: Network) -> str:
-    for _, gateway in names.served(network):
+def _held(network: Network, gateways: Iterable[Prefix]) -> str:
+    for gateway in gateways:
         for protocol in ("udp", "tcp"):
             try:
                 holder = sockets.holder(protocol, gateway.address, PORT)

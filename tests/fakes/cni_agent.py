@@ -90,7 +90,7 @@ class FakeAgent:
             raise NotFound(f"network {name} does not exist", f"linkspan network create {name}")
         return self.networks[name]
 
-    def nameservers(self, network: str) -> tuple[str, ...]:
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return those that the test has set."""
         return self.servers
 

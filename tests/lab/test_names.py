@@ -24,6 +24,7 @@ from linkspan.lab import record, sockets
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
+HOSTS = ("h1", "h2", "h3")
 NAMED_WITHIN, DEAD_WITHIN = 1.0, 5.0
 """Seconds: the promises of names."""
 
@@ -263,3 +264,25 @@ def test_a_storm_and_garbage_are_survived(cluster: NamesRun) -> None:
     until(lambda: cluster.knows("c1", "c2"), "the flooded server answers")
     until(lambda: cluster.status("h1")["drift"] == [], "all is well")
     assert cluster.server("h1") == before
+
+
+def test_a_pool_that_is_added_costs_no_names(cluster: NamesRun) -> None:
+    """Each host's server is at the gateways that are there: those of the pools that its containers have."""
+    wish = {"name": "wide", "pools": ["10.90.0.0/29"], "subnet_len": [29], "backend": "vxlan"}
+    cluster.call("h1", "POST", "/v1/networks", wish)
+    until(lambda: any(cluster.blocks(h, "wide") for h in HOSTS), "a host has the only block")
+    first = next(h for h in HOSTS if cluster.blocks(h, "wide"))
+    second = next(h for h in HOSTS if h != first)
+    with contextlib.ExitStack() as containers:
+        containers.enter_context(cluster.container(first, "w1", network="wide"))
+        until(lambda: cluster.knows("w1", "w1", "10.90.0.1"), "the network's server answers")
+        cluster.call("h1", "PATCH", "/v1/networks/wide", {"add_pools": ["10.91.0.0/26"]})
+        until(lambda: cluster.blocks(second, "wide"), "another host has a block of the pool added")
+        containers.enter_context(cluster.container(second, "w2", network="wide"))
+        for place, gateway in (("w1", "10.90.0.1"), ("w2", "10.91.0.1")):
+            until(lambda p=place, g=gateway: cluster.knows(p, "w1", g) and cluster.knows(p, "w2", g), f"{place} knows")
+        assert not any(cluster.status(host)["drift"] for host in HOSTS)
+        (found,) = cluster.call(second, "GET", "/v1/endpoints/w2")
+        address = found["addresses"][0].partition("/")[0]
+        assert cluster.ask("w1", reverse(address), PTR, "10.90.0.1").data == ["w2.wide"]
+    cluster.delete("wide")

@@ -203,3 +203,24 @@ def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun)
         assert cluster.blocks("h1", "one") == ["10.90.0.0/28"]
     finally:
         cluster.etcdctl("put", f"{prefix}settings/cluster", "{}")
+
+
+def test_a_restore_that_forgets_a_pool_takes_no_container_of_it(cluster: ClusterRun, tmp_path: Path) -> None:
+    """The network is as it was in the backup; what has an address of the pool added since goes on, and is said."""
+    backup, more = tmp_path / "backup", {"add_pools": ["10.91.0.0/26"]}
+    wish = {"name": "grown", "pools": ["10.90.0.0/29"], "subnet_len": [29], "backend": "vxlan"}
+    cluster.call("h1", "POST", "/v1/networks", wish)
+    until(lambda: any(cluster.blocks(h, "grown") for h in HOSTS), "a host has the only block")
+    cluster.etcdctl("snapshot", "save", str(backup))
+    cluster.call("h1", "PATCH", "/v1/networks/grown", more)
+    until(lambda: all(cluster.blocks(h, "grown") for h in HOSTS), "all have one")
+    host = next(h for h in HOSTS if cluster.blocks(h, "grown")[0].startswith("10.91."))
+    cluster.run("attach", host, "g1", "--network grown")
+    cluster.restore(backup)
+    until(lambda: cluster.status(host)["store"]["ok"], f"{host} has the restored store")
+    until(lambda: cluster.call(host, "GET", "/v1/networks/grown")["pools"] == wish["pools"], f"{host} has the backup's")
+    assert any(e["id"] == "g1" for e in cluster.call(host, "GET", "/v1/endpoints"))
+    assert cluster.pings(host, cluster.address("g1"))
+    cluster.call("h1", "PATCH", "/v1/networks/grown", more)
+    until(lambda: "grown" not in cluster.not_well(host), "all is well with the pool")
+    cluster.run("detach", "g1")

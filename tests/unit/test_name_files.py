@@ -90,13 +90,14 @@ def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
     """Its file is no broken one."""
     odd = msgspec.structs.replace(DEMO, name="x" * 70)
     assert names.hosts(odd, [names.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
-    (server,) = [s for s in names.states(odd, Server(PROGRAM), b"", b"") if isinstance(s, Process)]
+    (server,) = [s for s in names.states(odd, Server(PROGRAM), b"", b"", odd.prefixes) if isinstance(s, Process)]
     assert [word for word in server.argv if word.startswith("--local=")] == ["--local=//"]
 
 
 def test_states_of_a_server() -> None:
     """Three files, one process that reads them at SIGHUP, and who may ask it."""
-    found = list(names.states(DEMO, Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",)), b"own\n", b"others\n"))
+    server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",))
+    found = list(names.states(DEMO, server_, b"own\n", b"others\n", DEMO.prefixes))
     files = {s.path.rpartition("/")[2]: s.content for s in found if isinstance(s, File)}
     assert files == {"here": b"own\n", "elsewhere": b"others\n", "resolvers": b"server=192.0.2.53\n"}
     (server,) = [s for s in found if isinstance(s, Process)]
@@ -116,7 +117,7 @@ def test_names_of_another_network_are_asked_nowhere() -> None:
     """The host's resolver may have been told to ask that network's server, and it takes the host for the asker."""
     other, odd = (msgspec.structs.replace(DEMO, name=name) for name in ("Other", "x" * 70))
     server = Server(PROGRAM, ("192.0.2.53",), nowhere=names.nowhere([other, odd, DEMO]))
-    contents = [s.content for s in names.states(DEMO, server, b"", b"") if isinstance(s, File)]
+    contents = [s.content for s in names.states(DEMO, server, b"", b"", DEMO.prefixes) if isinstance(s, File)]
     assert contents[2] == b"server=192.0.2.53\nserver=/demo.internal/\nserver=/other.internal/\n"
 
 
@@ -128,7 +129,7 @@ def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
         msgspec.structs.replace(endpoint("web"), ports=(Port("", 80, 53, "tcp"),)),
     )
     assert names.forwarders([dns, web]) == ("10.244.1.2",)
-    found = names.states(DEMO, Server(PROGRAM, forwarders=("10.244.1.2", "fd00:244::2")), b"", b"")
+    found = names.states(DEMO, Server(PROGRAM, forwarders=("10.244.1.2", "fd00:244::2")), b"", b"", DEMO.prefixes)
     elements = {(s.set, *s.parts) for s in found if isinstance(s, NftElement)}
     assert {("forwarders4", "10.244.1.2"), ("forwarders6", "fd00:244::2")} <= elements
 
@@ -137,7 +138,7 @@ def test_an_internal_network_asks_nobody() -> None:
     """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
     inner = msgspec.structs.replace(DEMO, internal=True)
     server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO]))
-    found = list(names.states(inner, server, b"", b""))
+    found = list(names.states(inner, server, b"", b"", inner.prefixes))
     assert [s.content for s in found if isinstance(s, File)] == [b"", b"", b""]
     assert any(isinstance(s, NftElement) and s.set == "resolvers4" for s in found)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.addresses import Prefix, derived_mac, link_local, mac, prefix, whole
-from linkspan.errors import Invalid
+from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import BRIDGE, INET, element, pool_text
 from linkspan.ipam import ROUTED_GATEWAY
 from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer, Port
@@ -268,9 +268,15 @@ def _solicits(link: str, prefixes: Iterable[Prefix]) -> Iterable[Address]:
 
 
 def _paired(network: Network, endpoint: Endpoint) -> Iterable[tuple[Prefix, Prefix]]:
-    """Yield each address (alone) with its pool's gateway."""
+    """Yield each address (alone) with its pool's gateway. Raises Unavailable where no pool has it (any more)."""
     for address in endpoint.prefixes:
-        yield address.single(), next(g for pool, g in network.pairs if pool.holds(address.single()))
+        gateway = next((g for pool, g in network.pairs if pool.holds(address.single())), None)
+        if gateway is None:
+            raise Unavailable(
+                f"address {address.address} of {endpoint.called} is of no pool of network {network.name}",
+                f"add the pool that it was of: linkspan network update {network.name} --add-pool",
+            )
+        yield address.single(), gateway
 
 
 def published(endpoint: Endpoint) -> Iterable[State]:

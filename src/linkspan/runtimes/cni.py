@@ -43,8 +43,8 @@ class CniAgent(Protocol):
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return the endpoints by (id, ifname)."""
 
-    def nameservers(self, network: str) -> tuple[str, ...]:
-        """Return the addresses of a network's DNS server, none where it has none."""
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the addresses of its network's DNS server for a container, none where there is none."""
 
     def network(self, name: str) -> Network:
         """Return a network; raises NotFound."""
@@ -108,7 +108,7 @@ class Cni:
             endpoint = await self._agent.attach(request, fd, environment.namespace)
         try:
             return cni_result.result(
-                conf, endpoint, network, environment.namespace, self._agent.nameservers(network.name)
+                conf, endpoint, network, environment.namespace, self._agent.nameservers(endpoint)
             )
         except BaseException:
             # The runtime learns of no container here, so nobody would take the attachment back.

@@ -132,7 +132,7 @@ class Podman:
             endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
         finally:
             os.close(fd)
-        return _result(endpoint, self._agent.nameservers(endpoint.network))
+        return _result(endpoint, self._agent.nameservers(endpoint))
 
     def _request(self, call: Call) -> AttachRequest:
         wish = call.network_options
