@@ -146,10 +146,13 @@ def served(network: Network) -> tuple[tuple[Prefix, Prefix], ...]:
     return tuple((pool, gateway.single()) for pool, gateway in network.pairs if not _shared(gateway))
 
 
-def served_for(network: Network, endpoint: Endpoint) -> tuple[tuple[Prefix, Prefix], ...]:
-    """Return those of its own pools: a gateway's address is on a host while a container has an address of its pool."""
-    own = [address.single() for address in endpoint.prefixes]
-    return tuple((pool, gateway) for pool, gateway in served(network) if any(pool.holds(one) for one in own))
+def own(pools: Iterable[tuple[Prefix, Prefix]], endpoint: Endpoint) -> list[tuple[Prefix, Prefix]]:
+    """Return a container's own ones of these pools and gateways.
+
+    A gateway's address is on a host while a container there has an address of its pool.
+    """
+    addresses = endpoint.prefixes
+    return [(pool, gateway) for pool, gateway in pools if any(pool.holds(one) for one in addresses)]
 
 
 def _shared(gateway: Prefix) -> bool:

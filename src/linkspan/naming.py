@@ -100,7 +100,7 @@ class Naming:
         found = self._networks.get(endpoint.network)
         if not self._wanted or endpoint.network in self.problems or dnsmasq.found(self._folder) is None:
             return ()
-        return tuple(gateway.address for _, gateway in names.served_for(found, endpoint))
+        return tuple(gateway.address for _, gateway in names.own(names.served(found), endpoint))
 
     def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
         """Return whether a network has names here: none without a container, or where they are not to be had."""
@@ -183,13 +183,13 @@ class Naming:
         """Return the states of each network that has a server here now."""
         now = time.monotonic()
         there = {network.name: network for network in self._networks.all() if names.served(network)}
+        served = {name: names.served(network) for name, network in there.items()}
         for endpoint in self._endpoints.values():
-            if (network := there.get(endpoint.network)) is not None:
-                used = self._used.setdefault(network.name, {})
-                used |= dict.fromkeys((pool for pool, _ in names.served_for(network, endpoint)), now)
+            if pools := names.own(served.get(endpoint.network, ()), endpoint):
+                self._used.setdefault(endpoint.network, {}).update((pool, now) for pool, _ in pools)
         for name, used in list(self._used.items()):
-            pools = there[name].prefixes if name in there else ()
-            self._used[name] = {pool: at for pool, at in used.items() if pool in pools and now - at < LINGER}
+            known = dict(served.get(name, ()))
+            self._used[name] = {pool: at for pool, at in used.items() if pool in known and now - at < LINGER}
             if not self._used[name]:
                 del self._used[name]
         self._texts = {n: text for n, text in self._texts.items() if n in there}
