@@ -81,7 +81,8 @@ class Naming:
         """By network: why it has no names on this host."""
         self._served: dict[str, list[State]] = {}
         self._others = Elsewhere(replica, host)
-        self._used: dict[str, dict[Prefix, float]] = {}
+        self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
+        """By network: when it had a container here last, and of which pools."""
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
@@ -122,7 +123,7 @@ class Naming:
 
     def _gateways(self, network: Network) -> list[Prefix]:
         """Return where a network's server is to listen: at the gateways of the pools that are used here."""
-        used = self._used.get(network.name, {})
+        _, used = self._used.get(network.name, (0, frozenset()))
         return [gateway for pool, gateway in names.served(network) if pool in used]
 
     def note(self, identity: tuple[str, str]) -> None:
@@ -183,15 +184,7 @@ class Naming:
         """Return the states of each network that has a server here now."""
         now = time.monotonic()
         there = {network.name: network for network in self._networks.all() if names.served(network)}
-        served = {name: names.served(network) for name, network in there.items()}
-        for endpoint in self._endpoints.values():
-            if pools := names.own(served.get(endpoint.network, ()), endpoint):
-                self._used.setdefault(endpoint.network, {}).update((pool, now) for pool, _ in pools)
-        for name, used in list(self._used.items()):
-            known = dict(served.get(name, ()))
-            self._used[name] = {pool: at for pool, at in used.items() if pool in known and now - at < LINGER}
-            if not self._used[name]:
-                del self._used[name]
+        self._note_used(there, now)
         self._texts = {n: text for n, text in self._texts.items() if n in there}
         self._remembered = {n: text for n, text in self._remembered.items() if n in there}
         found = dnsmasq.found(self._folder) if self._wanted and self._used else None
@@ -211,12 +204,22 @@ class Naming:
                     server,
                     names.hosts(n, local.get(n.name, ())),
                     self._elsewhere(n, remote, found.folder),
-                    self._used[n.name],
+                    self._used[n.name][1],
                 )
             )
             for n in networks
             if n.name not in self.problems
         }
+
+    def _note_used(self, there: Mapping[str, Network], now: float) -> None:
+        """Take note of which networks have containers here, with addresses of which pools."""
+        served = {name: names.served(network) for name, network in there.items()}
+        used: dict[str, set[Prefix]] = {}
+        for endpoint in self._endpoints.values():
+            if pools := names.own(served.get(endpoint.network, ()), endpoint):
+                used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
+        self._used |= {name: (now, frozenset(pools)) for name, pools in used.items()}
+        self._used = {n: (at, pools) for n, (at, pools) in self._used.items() if n in there and now - at < LINGER}
 
     def _here(self) -> dict[str, list[Named]]:
         """Return by network what there is on this host; each endpoint is looked at once."""

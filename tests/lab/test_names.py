@@ -285,4 +285,9 @@ def test_a_pool_that_is_added_costs_no_names(cluster: NamesRun) -> None:
         (found,) = cluster.call(second, "GET", "/v1/endpoints/w2")
         address = found["addresses"][0].partition("/")[0]
         assert cluster.ask("w1", reverse(address), PTR, "10.90.0.1").data == ["w2.wide"]
+    owned = {block for host in HOSTS for block in cluster.blocks(host, "wide")}
+    free = next(n for n in range(0, 64, 8) if f"10.91.0.{n}/29" not in owned) + 3
+    cluster.run("attach", first, "w3", f"--network wide --ip 10.91.0.{free}")  # its host has no other gateway any more
+    until(lambda: cluster.knows("w3", "w3", "10.91.0.1"), "the server has gone along")
+    cluster.run("detach", "w3")
     cluster.delete("wide")
