@@ -25,7 +25,7 @@ def documented() -> dict[str, tuple[bool, set[str]]]:
         fields = set(re.findall(r"`(\w+)`", of))
         if reference := re.search(r"as `([\w ]+)`", of):
             fields = (fields | found[reference[1]][1]) - {reference[1]}
-        first, *others = re.findall(r"`([\w ]+)`", commands)
+        first, *others = re.findall(r"`([\w -]+)`", commands)
         group = first.partition(" ")[0]
         for command in (first, *(o if " " in o else f"{group} {o}" for o in others)):
             found[command] = (what == "a list", fields)
