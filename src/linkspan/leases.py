@@ -146,8 +146,8 @@ class Leases:
                 lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
             if lease.endpoints != offers or lease != self.mine(network.name):
                 lease = msgspec.structs.replace(lease, endpoints=offers)
-                same, key = await self._standing(network) | dict(unchanged or {}), lease_key(network.name, self.host.id)
-                if not await self._replica.write({key: lease}, unchanged=same):
+                same = await self._standing(network) | dict(unchanged or {})
+                if not await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=same):
                     raise Conflict(f"network {network.name} was changed at this moment", "it is tried again soon")
             return lease
 
@@ -253,9 +253,7 @@ class Leases:
         addresses = [a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in lost)]
         if not any(prefix(text).family == block.family for text in addresses):
             addresses.append(str(own_address(pool, block)))
-        return msgspec.structs.replace(
-            lease, prefixes=(*lease.prefixes, str(block)), addresses=tuple(addresses)
-        )
+        return msgspec.structs.replace(lease, prefixes=(*lease.prefixes, str(block)), addresses=tuple(addresses))
 
     async def take(self, network: Network, address: Prefix, container: str, ifname: str, identity: str = "") -> None:
         """Hold one exact address of a shared block (which becomes shared by that, where nobody owns it).

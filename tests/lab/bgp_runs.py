@@ -34,6 +34,18 @@ class Standing(NamedTuple):
 class BgpRun(ClusterRun):
     """A lab whose hosts speak BGP."""
 
+    @classmethod
+    @contextlib.contextmanager
+    def mesh(cls, words: str, hosts: tuple[str, ...] = ("h1", "h2", "h3")) -> Iterator[BgpRun]:
+        """Give a lab with these hosts, each of which has the others' blocks."""
+        found = cls()
+        try:
+            found.run("up", f"--backend bgp {words}")
+            found.meshed(hosts=hosts)
+            yield found
+        finally:
+            found.run("down")
+
     def state(self, host: str) -> Path:
         """Return the state folder of a host."""
         return self.folder / host / "state"

@@ -17,13 +17,8 @@ HOSTS = ("h1", "h2", "h3")
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[BgpRun]:
     """Give three hosts on one segment, with two stacks."""
-    found = BgpRun()
-    try:
-        found.run("up", "--backend bgp --underlay dual")
-        found.meshed()
+    with BgpRun.mesh("--underlay dual") as found:
         yield found
-    finally:
-        found.run("down")
 
 
 def container(lab: BgpRun, name: str, family: int) -> str:

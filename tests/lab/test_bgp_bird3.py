@@ -37,15 +37,10 @@ def programs() -> Path:
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[BgpRun]:
     """Give three hosts with two stacks on one segment."""
-    found = BgpRun()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{programs()}:{os.environ['PATH']}")
-        try:
-            found.run("up", "--backend bgp --underlay dual")
-            found.meshed()
+        with BgpRun.mesh("--underlay dual") as found:
             yield found
-        finally:
-            found.run("down")
 
 
 def test_all_reach_all_by_bird_3(mesh: BgpRun) -> None:

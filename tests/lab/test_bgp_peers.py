@@ -25,13 +25,8 @@ FREE, FREE6 = "10.244.250.0/24", "fd00:244:0:fa::/64"
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[BgpRun]:
     """Give two hosts on one segment, with two stacks."""
-    found = BgpRun()
-    try:
-        found.run("up", "--backend bgp --underlay dual --hosts 2")
-        found.meshed(hosts=HOSTS)
+    with BgpRun.mesh("--underlay dual --hosts 2", HOSTS) as found:
         yield found
-    finally:
-        found.run("down")
 
 
 @pytest.fixture

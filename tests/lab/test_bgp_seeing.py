@@ -27,13 +27,8 @@ FREE = "10.244.250.0/24"
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[BgpRun]:
     """Give two hosts on one segment."""
-    found = BgpRun()
-    try:
-        found.run("up", "--backend bgp --hosts 2")
-        found.meshed(hosts=HOSTS)
+    with BgpRun.mesh("--hosts 2", HOSTS) as found:
         yield found
-    finally:
-        found.run("down")
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from replicas import Member, eventually, network, together
+from replicas import Member, Raced, eventually, network, together
 
 from linkspan.contracts import Batch, Record
 from linkspan.errors import Conflict, Unavailable
@@ -41,23 +41,23 @@ def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
     together(work)
 
 
-class Slow:
-    """A store whose next transaction is given up before it gets there; ``deliver`` brings it, late."""
+class Slow(MemoryStore):
+    """A connection on which a transaction is given up before it gets there; ``deliver`` brings it, late."""
 
-    def __init__(self, store: MemoryStore) -> None:
-        self._transaction = store.transaction
-        self._late: dict[str, Any] = {}
-        store.transaction = self._kept  # type: ignore[method-assign]
+    slow = False
+    """Whether the next one is."""
 
-    async def _kept(self, puts: Mapping[str, bytes], deletes: Sequence[str] = (), **more: Any) -> int:
-        if not self._late:
-            self._late = {"puts": puts, "deletes": deletes, **more}
+    async def transaction(self, puts: Mapping[str, bytes], *args: Any, **more: Any) -> int:
+        """Carry it out, or keep it."""
+        if self.slow:
+            self.slow, self._late = False, (puts, args, more)
             raise Unavailable("store in memory: no answer")
-        return await self._transaction(puts, deletes, **more)
+        return await super().transaction(puts, *args, **more)
 
     async def deliver(self) -> None:
         """Carry out what was given up."""
-        await self._transaction(**self._late)
+        puts, args, more = self._late
+        await super().transaction(puts, *args, **more)
 
 
 @pytest.mark.parametrize("then", [b"new", None])
@@ -66,10 +66,11 @@ def test_a_write_that_comes_late_undoes_no_newer_one(tmp_path: Path, then: bytes
 
     async def work() -> None:
         memory = Memory()
-        one = Member(memory, tmp_path, "h1")
+        slow = Slow(memory)
+        one = Member(memory, tmp_path, "h1", slow)
         await one.replica.start()
         await one.replica.write({"allowances/a": b"old"})
-        slow = Slow(one.store)
+        slow.slow = True
         with pytest.raises(Unavailable):
             await one.replica.write({"allowances/a": b"late"})
         await one.replica.write({"allowances/a": then} if then else {}, deletes=[] if then else ["allowances/a"])
@@ -85,10 +86,11 @@ def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
 
     async def work() -> None:
         memory = Memory()
-        one = Member(memory, tmp_path, "h1")
+        slow = Slow(memory)
+        one = Member(memory, tmp_path, "h1", slow)
         await one.replica.start()
         await one.replica.write({"allowances/a": b"old"})
-        slow = Slow(one.store)
+        slow.slow = True
         with pytest.raises(Unavailable):
             await one.replica.write({}, deletes=["allowances/a"])
         await one.replica.write({}, deletes=["allowances/a"])
@@ -125,15 +127,8 @@ def test_a_record_that_others_change_all_the_while_is_named(tmp_path: Path) -> N
 
     async def work() -> None:
         memory = Memory()
-        one, two = Member(memory, tmp_path, "h1"), MemoryStore(memory)
+        one = Member(memory, tmp_path, "h1", Raced(memory, {"allowances/a": b"theirs"}))
         await one.replica.start()
-        write = one.store.transaction
-
-        async def raced(*args: Any, **more: Any) -> int:
-            await two.transaction({"allowances/a": b"theirs"})
-            return await write(*args, **more)
-
-        one.store.transaction = raced  # type: ignore[method-assign]
         with pytest.raises(Conflict, match=r"others change allowances/a and 1 more all the while"):
             await one.replica.write({"allowances/a": b"ours", "allowances/b": b"ours"})
         assert memory.entries["allowances/a"][0] == b"theirs"

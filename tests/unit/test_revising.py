@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
-from replicas import Member, network, together
+from replicas import Member, Raced, network, together
 
 from linkspan import host_settings
 from linkspan.errors import Conflict, LinkspanError, NotFound
-from linkspan.model import Host
+from linkspan.model import Host, Offer
 from linkspan.revising import revised
-from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.memory import Memory
 
 
 async def _two(memory: Memory, folder: Path) -> tuple[Member, Member]:
@@ -64,7 +63,7 @@ def test_what_another_host_has_removed_does_not_come_back(tmp_path: Path) -> Non
         with pytest.raises(NotFound, match="hosts/h1"):
             await _set(one, bgp_as="65001")
         with pytest.raises(LinkspanError):
-            await one.leases.claim(net, {"vxlan": {"address": "192.0.2.77"}})  # type: ignore[dict-item]
+            await one.leases.claim(net, {"vxlan": Offer({"address": "192.0.2.77"})})
         left = {key for key, (value, *_) in memory.entries.items() if value is not None}
         assert not left & {"hosts/h1", "leases/demo/h1"}
         await asyncio.gather(one.replica.stop(), two.replica.stop())
@@ -77,15 +76,8 @@ def test_a_record_that_others_change_all_the_while_stays_theirs(tmp_path: Path) 
 
     async def work() -> None:
         memory = Memory()
-        one, other = Member(memory, tmp_path, "h1"), MemoryStore(memory)
+        one = Member(memory, tmp_path, "h1", Raced(memory, {"hosts/h1": b'{"id":"h1","name":"theirs"}'}))
         await one.replica.start()
-        write = one.store.transaction
-
-        async def raced(*args: Any, **more: Any) -> int:
-            await other.transaction({"hosts/h1": b'{"id":"h1","name":"theirs"}'})
-            return await write(*args, **more)
-
-        one.store.transaction = raced  # type: ignore[method-assign]
         with pytest.raises(Conflict, match="others change hosts/h1 all the while"):
             await revised(one.replica, "hosts/h1", lambda: Host(id="h1", name="ours"))
         record = one.leases.record("h1")
