@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 import threading
@@ -42,7 +41,7 @@ from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
 from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
-from linkspan.programs import Bird
+from linkspan.programs import Bird, located
 from linkspan.reconcile import Reconciler
 from linkspan.wireguard import Tools, WireguardPeer
 
@@ -151,7 +150,7 @@ class Machine:
 
     def _strongswan(self) -> Strongswan | None:
         """Return strongSwan's daemon, and who holds IKE's ports while it does not run itself."""
-        daemon = shutil.which("charon-systemd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        daemon = located("charon-systemd")
         if daemon is None:
             return None
         holders: list[tuple[int, str]] = []

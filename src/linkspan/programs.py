@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import ClassVar
 
 import msgspec
@@ -10,6 +12,11 @@ from linkspan.state import Key, State
 
 SECRET = "{secret}"  # noqa: S105 - it is where one goes
 """Where in a Secret's text the secret stands, in quotes."""
+
+
+def located(name: str) -> str | None:
+    """Return where a program is, None where it is not installed: a user's PATH may lack the folder of daemons."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 class Bird(msgspec.Struct, frozen=True):

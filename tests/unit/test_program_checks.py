@@ -17,7 +17,7 @@ NET = Network(name="demo", pools=("10.77.0.0/16",), subnet_len={"4": 24}, backen
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a machine without any program, as the folder of those that come."""
-    monkeypatch.setattr(program_checks.shutil, "which", lambda name, path: (tmp_path / name).exists() and path)
+    monkeypatch.setattr(program_checks, "located", lambda name: (tmp_path / name).exists())
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from linkspan.errors import Denied, Invalid, LinkspanError, NotFound
 from linkspan.lab import commands, processes, rootless, router_bird, router_frr
 from linkspan.lab.record import Lab, Router
 from linkspan.lab.underlay import CABLE
+from linkspan.programs import located
 
 SOFTWARE: dict[str, ModuleType] = {"bird": router_bird, "frr": router_frr}
 KILLED, DOWN = "router-kill", "link-down"
@@ -36,7 +36,7 @@ def require(lab: Lab) -> None:
 def _missing(software: str) -> bool:
     if software == "frr":
         return not any(Path(path, "bgpd").exists() for path in router_frr.FOLDERS)
-    return shutil.which("bird", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None
+    return located("bird") is None
 
 
 def folder(lab: Lab, router: Router) -> Path:
@@ -66,8 +66,8 @@ def _prepare(lab: Lab, router: Router) -> None:
         config.write_text(software.config(lab, router), encoding="utf-8")
         for name, words in software.tools(here).items():
             script = here / "bin" / name
-            path = shutil.which(words[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin") or words[0]
-            script.write_text(f'#!/bin/sh\nexec {" ".join([path, *words[1:]])} "$@"\n', encoding="utf-8")
+            program = located(words[0]) or words[0]
+            script.write_text(f'#!/bin/sh\nexec {" ".join([program, *words[1:]])} "$@"\n', encoding="utf-8")
             script.chmod(0o755)
     for path in (*here.glob("*.ctl"), *(here / "run").glob("*")):
         path.unlink()  # of daemons that were killed

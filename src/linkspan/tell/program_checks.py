@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 from linkspan import migration
+from linkspan.programs import located
 from linkspan.tell.checks import Check, Surroundings
 
 PROGRAMS = {
@@ -23,9 +22,8 @@ def installed(around: Surroundings) -> Iterator[Check]:
     for network in around.networks:
         for way in migration.ways(network):
             users.setdefault(way.backend, []).append(network.name)
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     for backend in sorted(users.keys() & PROGRAMS.keys()):
-        missing = {name: package for name, package in PROGRAMS[backend] if not shutil.which(name, path=path)}
+        missing = {name: package for name, package in PROGRAMS[backend] if not located(name)}
         names = ", ".join(missing or dict(PROGRAMS[backend]))
         if not missing:
             yield Check(backend, "ok", f"{names}: installed")
