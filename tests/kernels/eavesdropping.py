@@ -37,6 +37,17 @@ class Wire:
         self._socket.close()
 
 
+KNOWN = b"forged"
+"""What is looked for on the wire: ``datagram`` carries it, and a listener waits for it."""
+
+
+def known_sent(cluster: Cluster, one: int, other: int, demo: Network) -> None:
+    """Let a container send what is known to another one, with its own address, some times."""
+    with cluster.world.entered(f"c{one}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        for _ in range(5):
+            out.sendto(KNOWN * 8, (address(cluster, other, demo), 7777))
+
+
 def raw(cluster: Cluster, number: int, packet: bytes) -> None:
     """Send a packet as it is from a host, which routes it."""
     with cluster.world.entered(f"h{number}"):

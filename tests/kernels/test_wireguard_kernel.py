@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import Wire, is_taken_once, sends_its_own_only
+from eavesdropping import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from machine_fixtures import host, machine, run, until
 from overlay import MTU, Cluster, OverlayHost, network
 from test_forged import Listener
@@ -132,12 +132,9 @@ def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) 
     trio.hosts[0].resync()
     until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other}", 30)
     wire, listener = Wire(trio), Listener(trio, other, net=78)
-    known = b"forged"  # what ``datagram`` carries, and a listener waits for
 
     def sent() -> None:
-        with trio.world.entered(f"c{one}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-            for _ in range(5):
-                out.sendto(known * 8, (address(trio, other, DEMO), 7777))
+        known_sent(trio, one, other, DEMO)
 
     sent()
     assert listener.heard()
@@ -149,7 +146,7 @@ def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) 
     frames = wire.frames()
     inner = [prefix(address(trio, number, DEMO)).packed for number in (one, other)]
     assert any(frame[23] == socket.IPPROTO_UDP for frame in frames if frame[12:14] == b"\x08\x00")
-    assert not [frame for frame in frames if known in frame or any(address in frame for address in inner)]
+    assert not [frame for frame in frames if KNOWN in frame or any(address in frame for address in inner)]
     wire.close()
     listener.close()
 

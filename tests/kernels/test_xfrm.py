@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import Wire, is_taken_once, sends_its_own_only
+from eavesdropping import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from machine_fixtures import until
 from overlay import MTU, Cluster, network
 from test_forged import Listener
@@ -134,12 +134,9 @@ def test_a_connection_that_somebody_unloaded_is_loaded_again(trio: Cluster) -> N
 def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) -> None:
     """No payload and no inner address, while keys are renewed and while nothing stands; the packets are ESP."""
     wire, listener = Wire(trio), Listener(trio, other)
-    known = b"forged"  # what ``datagram`` carries; a container may send it with its own address
 
     def sent() -> None:
-        with trio.world.entered(f"c{one}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-            for _ in range(5):
-                out.sendto(known * 8, (address(trio, other, DEMO), 7777))
+        known_sent(trio, one, other, DEMO)
 
     sent()
     assert listener.heard()
@@ -159,7 +156,7 @@ def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) ->
     frames = wire.frames()
     inner = [prefix(address(trio, number, DEMO)).packed for number in (one, other)]
     assert len(frames) > 10
-    assert not [frame for frame in frames if known in frame or any(address in frame for address in inner)]
+    assert not [frame for frame in frames if KNOWN in frame or any(address in frame for address in inner)]
     protocols = {frame[23] for frame in frames if frame[12:14] == b"\x08\x00"}
     assert (socket.IPPROTO_ESP in protocols) == (other in BY_THE_KERNEL and one in BY_THE_KERNEL)
     wire.close()
