@@ -17,12 +17,12 @@ SUITE = "import pytest\ndef test_runs(): pass\ndef test_skips(): pytest.skip('no
 @pytest.mark.parametrize(
     ("expected", "code"),
     [
-        ("# nothing\n", 1),
+        ("# nothing\n", 10),
         ("unit/test_it.py::test_skips  # the kernel lacks it\n", 0),
-        ("unit/test_it.py::test_skips\nunit/test_it.py::test_runs\n", 1),
+        ("unit/test_it.py::test_skips\nunit/test_it.py::test_runs\n", 10),
         ("? unit/test_it.py::test_skips\n? unit/test_it.py::test_runs  # where the machine can\n", 0),
         ("? unit/  # all of the folder\n", 0),
-        ("? other/\n", 1),
+        ("? other/\n", 10),
     ],
 )
 def test_a_whole_run_in_ci_fails_where_other_tests_are_skipped(tmp_path: Path, expected: str, code: int) -> None:
@@ -42,3 +42,19 @@ def test_a_whole_run_in_ci_fails_where_other_tests_are_skipped(tmp_path: Path, e
     assert done.returncode == code, done.stdout
     assert ("listed" in done.stdout) is bool(code)
     assert "1 passed, 1 skipped" in done.stdout.splitlines()[-1]
+
+
+def test_unexpected_skips_count_in_a_run_with_failures(tmp_path: Path) -> None:
+    """A test that fails as well does not hide them: its second try alone would not notice them."""
+    shutil.copy(CONFTEST, tmp_path)
+    (tmp_path / "test_it.py").write_text(SUITE + "def test_fails(): assert False\n")
+    (tmp_path / "expected").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        env={**os.environ, "CI": "true", "LINKSPAN_EXPECTED_SKIPS": str(tmp_path / "expected")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 10, done.stdout
