@@ -73,13 +73,15 @@ def test_lets_pass_what_goes_downwards(complaints: Callable[[str, str], list[str
     assert complaints(f"src/linkspan/{name}", line) == []
 
 
-@pytest.mark.parametrize(("suffix", "limit"), [("py", 400), ("c", 250)])
-def test_finds_files_that_are_too_long(
-    complaints: Callable[[str, str], list[str]], suffix: str, limit: int
+@pytest.mark.parametrize("suffix", ["py", "c"])
+def test_finds_a_file_that_is_too_long(
+    complaints: Callable[[str, str], list[str]], shape: ModuleType, suffix: str
 ) -> None:
-    """One line past the limit is a complaint that names the limit."""
-    (complaint,) = complaints(f"bench/long.{suffix}", "\n" * (limit + 1))
-    assert f"{limit + 1} lines, and {limit} is the limit" in complaint
+    """A file of 700 lines passes; one line more is a complaint that names the file and the limit."""
+    assert complaints(f"bench/long.{suffix}", "\n" * 700) == []
+    (complaint,) = complaints(f"bench/long.{suffix}", "\n" * 701)
+    assert complaint == f"bench/long.{suffix}: 701 lines, more than 700: split it along a noun"
+    assert shape.lengths() == [(701, shape.ROOT / "bench" / f"long.{suffix}")]
 
 
 def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], tmp_path: Path) -> None:
