@@ -128,8 +128,9 @@ def test_an_agent_that_is_away_is_named_though_the_way_is_well(vxlan: LabRun) ->
     vxlan.run("break", "h2", "agent-kill")
     assert vxlan.pings("c1", addresses(vxlan)["c2"])
     found = traced(vxlan, "c1", "c2", code=3)
-    assert found["broken_at"] == "h2/host"
-    assert "host h2 did not tell its part of the way: it is silent" in found["reason"]
+    (unknown,) = found["unknown"]
+    assert (found["verdict"], unknown["at"]) == ("unknown", "h2/host")
+    assert "host h2 did not tell its part of the way: it is silent" in unknown["why"]
     assert [hop["action"] for hop in found["hops"]] == ["sent", "routed", "encapsulated", "left", "unknown"]
 
 
@@ -141,8 +142,8 @@ def test_what_stays_flushed_because_the_agent_is_away_is_not_called_well(vxlan: 
     works = vxlan.pings("c1", addresses(vxlan)["c2"])
     assert works == (failure == "rules-flush")
     found = traced(vxlan, "c1", "c2", code=3)
-    assert found["broken_at"] == "h2/host"
-    assert "host h2 did not tell" in found["reason"]
+    assert (found["verdict"], found["unknown"][0]["at"]) == ("unknown", "h2/host")
+    assert "host h2 did not tell" in found["unknown"][0]["why"]
 
 
 @pytest.mark.parametrize("failure", ["routes-flush", "fdb-flush", "rules-flush"])
@@ -262,7 +263,7 @@ def test_a_store_that_one_side_does_not_reach_is_named(lab: LabRun) -> None:
     lab.run("break", "h2", "store-cut")
     assert lab.pings("c1", addresses(lab)["c2"])
     found = traced(lab, "c1", "c2", code=3)
-    assert (found["broken_at"], "it is silent" in found["reason"]) == ("h2/host", True), found
+    assert (found["unknown"][0]["at"], "it is silent" in found["reason"]) == ("h2/host", True), found
     found = traced(lab, "c2", "c1", at="h2", code=3)
-    assert found["broken_at"] == "h1/host"
+    assert found["unknown"][0]["at"] == "h1/host"
     assert "the store is away" in found["reason"]

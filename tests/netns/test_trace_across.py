@@ -12,6 +12,7 @@ from traced_across import address, traced
 
 from linkspan import migration
 from linkspan.model import Migration, Network, Offer, Peer
+from linkspan.tell.hops import Unknown
 
 VXLAN = network("demo", 77, "vxlan", (4, 6), vni="100")
 IPIP = network("demo", 77, "ipip")
@@ -179,11 +180,12 @@ def test_a_host_that_does_not_tell_is_named_and_what_is_known_is_shown(
     """The hops up to the underlay stand there, and the reason tells whose part is missing."""
     pair = joined(pairs, tmp_path, VXLAN)
     found = traced(pair, "10.77.1.5", "10.77.2.5", silent=(2,))
-    assert (found.reachable, found.broken_at) == (False, "h2/host")
-    assert found.reason == "host h2 did not tell its part of the way: it is silent"
+    why = "host h2 did not tell its part of the way: it is silent"
+    assert (found.reachable, found.verdict, found.broken_at) == (False, "unknown", None)
+    assert (found.unknown, found.reason) == ((Unknown("h2/host", why),), why)
     assert [hop.action for hop in found.hops] == ["sent", "routed", "encapsulated", "left", "unknown"]
     pair.world.sh("sw", "ip link set p2 nomaster")
     found = traced(pair, "10.77.1.5", "10.77.2.5", silent=(2,))
-    assert found.broken_at == "h1/host/eth0"
+    assert (found.verdict, found.broken_at) == ("broken", "h1/host/eth0")
     assert "does not answer on eth0" in found.reason
     assert "h2 did not tell" in found.reason

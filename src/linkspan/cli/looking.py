@@ -29,7 +29,10 @@ def trace(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show a packet's way, hop by hop and back, and the first hop that stops it; exit 3 unless it arrives."""
+    """Show a packet's way, hop by hop and back: reachable, broken at a hop, or not known because.
+
+    Exit 3 unless it is reachable.
+    """
     query = urlencode({"source": source, "target": target, "port": port})
     found = Client(socket).call("POST" if live else "GET", f"/v1/trace?{query}")
     if output is Format.JSON:
@@ -43,11 +46,12 @@ def trace(
         print()
         if found["reachable"]:
             print(f"reachable, with packets of up to {found['path_mtu']} bytes")
-        elif (found["reply_hops"] or found["hops"])[-1]["action"] == "unknown":
-            at, why = found["broken_at"], found["reason"]
-            print(f"not known from {at} on, and packets may pass all the same: {why}")
-        else:
+        elif found["verdict"] == "broken":
             print(f"broken at {found['broken_at']}: {found['reason']}")
+        else:
+            print("not known whether it is reachable, and packets may pass all the same:")
+            for one in found["unknown"]:
+                print(f"  at {one['at']}: {one['why']}")
     if not found["reachable"]:
         raise typer.Exit(NOT_WELL)
 

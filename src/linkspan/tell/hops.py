@@ -34,6 +34,13 @@ class Hop(msgspec.Struct, frozen=True):
     mtu: int = 0
 
 
+class Unknown(msgspec.Struct, frozen=True):
+    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why."""
+
+    at: str
+    why: str
+
+
 class Broken(Exception):
     """The walk ends here, and why."""
 
@@ -101,6 +108,11 @@ class Map(msgspec.Struct, frozen=True):
     def holding(self, address: bytes) -> Endpoint | None:
         """Return the endpoint that an address was given to."""
         return next((e for e in self.endpoints if any(p.packed == address for p in e.prefixes)), None)
+
+
+def where(hop: Hop) -> str:
+    """Return a hop's place as HOST/NAMESPACE/DEVICE, without the device where the hop has none."""
+    return f"{hop.host}/{hop.namespace}" + (f"/{hop.device}" if hop.device else "")
 
 
 def show(address: bytes) -> str:

@@ -19,7 +19,7 @@ from linkspan.kernel.namespaces import Namespaces
 from linkspan.tell.hops import OUTSIDE, Hop, Map
 from linkspan.tell.probe import MARK, Probe, way
 from linkspan.tell.questions import ESP, WIREGUARD, Packet
-from linkspan.tell.trace import Place, Trace
+from linkspan.tell.trace import BROKEN, Place, Trace
 
 PATIENCE = 1.5
 """Seconds to wait for the answer: a neighbour that must be asked for first is asked again after one."""
@@ -164,7 +164,9 @@ def marked(found: Trace, heard: Mapping[str, Heard]) -> Trace:
     last = next((h for h in reversed((*hops, *reply_hops)) if h.seen), None)
     at = f"{last.host}/{last.namespace}/{last.port or last.device}" if last else None
     reason = f"every hop looks well, but no answer came; last seen at {at or 'no device'}"
-    return msgspec.structs.replace(told, reachable=False, path_mtu=0, broken_at=at, reason=reason)
+    return msgspec.structs.replace(
+        told, reachable=False, path_mtu=0, broken_at=at, reason=reason, verdict=BROKEN
+    )
 
 
 def _with_seen(

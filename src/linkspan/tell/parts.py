@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.tell.hops import OUTSIDE, Hop, Translation
+from linkspan.tell.hops import OUTSIDE, Hop, Translation, Unknown
 from linkspan.tell.questions import Outer, Packet
 
 CONTROLLER = "(controller)"
@@ -29,7 +29,8 @@ class Entry(msgspec.Struct, frozen=True):
 class Part(msgspec.Struct, frozen=True, tag="part"):
     """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
 
-    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it.
+    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it. ``unknown``
+    are the places at which this host cannot tell whether the packet passes.
     """
 
     hops: tuple[Hop, ...]
@@ -43,3 +44,4 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
     outer: Outer | None = None
     broken: str = ""
     silent: str = ""
+    unknown: tuple[Unknown, ...] = ()

@@ -11,7 +11,7 @@ from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.model import Endpoint
 from linkspan.state import HOST
-from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation
+from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
 from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.questions import Packet, Questions
 
@@ -41,8 +41,16 @@ Asking = Generator[tuple[str, Entry], Part | Unanswered, "Trace"]
 """A trace under way: it yields (host, where the packet's walk through it begins) and is sent what is found."""
 
 
+REACHABLE, BROKEN, UNKNOWN = "reachable", "broken", "unknown"
+"""Verdicts."""
+
+
 class Trace(msgspec.Struct, frozen=True):
-    """What was found; ``path_mtu`` is 0 where the way is broken before its end."""
+    """What was found; ``path_mtu`` is 0 where the way is broken or lost before its end.
+
+    ``verdict`` is BROKEN where a hop certainly stops the packet, REACHABLE where every hop certainly lets it pass,
+    else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE.
+    """
 
     reachable: bool
     path_mtu: int
@@ -50,6 +58,12 @@ class Trace(msgspec.Struct, frozen=True):
     reply_hops: tuple[Hop, ...] = ()
     broken_at: str | None = None
     reason: str = ""
+    verdict: str = REACHABLE
+    unknown: tuple[Unknown, ...] = ()
+
+
+class _Lost(Exception):
+    """Nobody tells how the packet goes on."""
 
 
 def place(text: str, known: Map, asked: Questions) -> Place:
@@ -120,16 +134,27 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
         begin = Entry(packet, source.netns, translation=Translation())
         yield from there.follow(source.host, begin)
         _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
-    except Broken as broken:
-        return _broken(broken, there.hops, ())
-    back.translations = there.translations
-    begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
-    try:
+        back.translations = there.translations
+        begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
         yield from back.follow(there.host, begin)
         _require_arrival(back, source)
     except Broken as broken:
-        return _broken(broken, there.hops, back.hops)
-    return Trace(True, min(there.mtu, back.mtu), tuple(there.hops), tuple(back.hops))
+        return _judged(there, back, broken=broken)
+    except _Lost:
+        return _judged(there, back, lost=True)
+    return _judged(there, back)
+
+
+def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:
+    """Return what both ways come to: what certainly stops the packet outweighs what is not known."""
+    unknown = tuple(dict.fromkeys((*there.unknown, *back.unknown)))
+    hops, reply = tuple(there.hops), tuple(back.hops)
+    if broken is not None:
+        return Trace(False, 0, hops, reply, where(broken.hop), broken.reason, BROKEN, unknown)
+    mtu = 0 if lost else min(there.mtu, back.mtu)
+    if unknown:
+        return Trace(False, mtu, hops, reply, None, unknown[0].why, UNKNOWN, unknown)
+    return Trace(True, mtu, hops, reply)
 
 
 class _Way:
@@ -143,18 +168,20 @@ class _Way:
         self.exit = ""
         self.arrived: Packet | None = None
         self.translations: dict[str, Translation] = {}
+        self.unknown: list[Unknown] = []
         self._known = known
 
     def follow(
         self, host: str, entry: Entry
     ) -> Generator[tuple[str, Entry], Part | Unanswered, None]:
-        """Go on from host to host. Raises Broken where the packet does, or a host does not tell."""
+        """Go on from host to host. Raises Broken where the packet is stopped, _Lost where a host does not tell."""
         silent = ""
         for _ in range(_MOST):
             translation = self.translations.setdefault(host, Translation())
             found = yield host, msgspec.structs.replace(entry, translation=translation)
             if isinstance(found, Unanswered):
                 raise self._unanswered(host, found.why, silent)
+            self.unknown += found.unknown
             if found.broken or not silent:
                 self.hops += [msgspec.structs.replace(hop, mtu=min(hop.mtu, self.mtu)) for hop in found.hops]
                 self.mtu = min(self.mtu, found.mtu)
@@ -171,14 +198,15 @@ class _Way:
             host = "" if found.to == self._known.id else found.to
         raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
 
-    def _unanswered(self, host: str, why: str, silent: str) -> Broken:
+    def _unanswered(self, host: str, why: str, silent: str) -> Exception:
         name = self._known.others[host].name if host in self._known.others else host or self._known.host
         who = "the controller of the switches" if host == CONTROLLER else f"host {name}"
         reason = f"{who} did not tell its part of the way: {why}"
         if silent:
             return Broken(self.hops[-1], f"{silent}; {reason}")
         self.hops.append(Hop(name, "host", "", "unknown", reason, mtu=self.mtu))
-        return Broken(self.hops[-1], reason)
+        self.unknown.append(Unknown(where(self.hops[-1]), reason))
+        return _Lost()
 
 
 def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> None:
@@ -199,11 +227,6 @@ def _reply(packet: Packet, arrived: Packet | None) -> Packet:
         arrived.target, arrived.source, packet.protocol, arrived.source_port, arrived.port,
         established=True, translated=arrived.translated,
     )  # fmt: skip
-
-
-def _broken(broken: Broken, hops: Iterable[Hop], reply: Iterable[Hop]) -> Trace:
-    at = f"{broken.hop.host}/{broken.hop.namespace}" + (f"/{broken.hop.device}" if broken.hop.device else "")
-    return Trace(False, 0, tuple(hops), tuple(reply), at, broken.reason)
 
 
 def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
