@@ -18,6 +18,7 @@ from linkspan.cli.output import (
     as_json,
     details,
     joined,
+    say,
     table,
 )  # fmt: skip
 
@@ -50,7 +51,7 @@ def peers(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> Non
     table(columns, rows, "no BGP session: no network of this host uses the backend bgp, or it has no peer")
     for peer in found:
         if peer["why"]:
-            print(f"{peer['peer']}: {peer['why']}")
+            say(f"{peer['peer']}: {peer['why']}")
 
 
 def _filtered(peer: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from linkspan.cli.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, table
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, say, table
 
 app = typer.Typer(no_args_is_help=True, help="What holds for all hosts: schema, reclaiming, disputes.")
 
@@ -39,7 +39,7 @@ def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
 def disputes(found: list[dict[str, Any]]) -> None:
     """Print what two hosts claim, with what to do."""
     for dispute in found:
-        print(f"two hosts claim one: {dispute['why']}; {dispute['fix']}")
+        say(f"two hosts claim one: {dispute['why']}; {dispute['fix']}")
 
 
 @app.command("set")

@@ -11,7 +11,7 @@ import typer
 
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
 from linkspan.errors import Unavailable
 
 _WHO = "An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
@@ -45,13 +45,13 @@ def trace(
             _show_way("back", found["reply_hops"], live, across)
         print()
         if found["reachable"]:
-            print(f"reachable, with packets of up to {found['path_mtu']} bytes")
+            say(f"reachable, with packets of up to {found['path_mtu']} bytes")
         elif found["verdict"] == "broken":
-            print(f"broken at {found['broken_at']}: {found['reason']}")
+            say(f"broken at {found['broken_at']}: {found['reason']}")
         else:
-            print("not known whether it is reachable, and packets may pass all the same:")
+            say("not known whether it is reachable, and packets may pass all the same:")
             for one in found["unknown"]:
-                print(f"  at {one['at']}: {one['why']}")
+                say(f"  at {one['at']}: {one['why']}")
     if not found["reachable"]:
         raise typer.Exit(NOT_WELL)
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import enum
+import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import msgspec
 import typer
 
+from linkspan.cli import layout
 from linkspan.config import SOCKET
 
 
@@ -22,8 +27,13 @@ class Format(enum.StrEnum):
     JSON = "json"
 
 
-Output = Annotated[Format, typer.Option("--output", "-o", help="A table for people, or JSON for scripts.")]
-Socket = Annotated[str, typer.Option("--socket", envvar="LINKSPAN_SOCKET", help="The agent's unix socket.")]
+Output = Annotated[
+    Format,
+    typer.Option("--output", "-o", metavar="table|json", help="A table for people, or JSON for scripts."),
+]
+Socket = Annotated[
+    str, typer.Option("--socket", metavar="PATH", envvar="LINKSPAN_SOCKET", help="The agent's unix socket.")
+]
 DEFAULT_SOCKET = SOCKET
 
 
@@ -32,22 +42,21 @@ def as_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def width(stream: TextIO | None = None) -> int:
+    """Return how many cells a line of a terminal has (stdout's, or another stream's), 0 where it is none."""
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else 0
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print rows as a table: rich's on a terminal, else plain columns; ``empty`` is said where there is none."""
+    """Print rows as a table that fits the terminal, else in plain columns; ``empty`` is said where there is none."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
-        print(empty)
-    elif sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
-        for column in columns:
-            drawn.add_column(column, overflow="fold")  # an address that does not fit is told to its end
-        for row in cells:
-            drawn.add_row(*row)
-        Console(highlight=False).print(drawn)
+        say(empty)
+    elif room := width():
+        header, *lines = layout.laid_out(columns, cells, room)
+        bold = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        print(f"\033[1m{header}\033[0m" if bold else header)
+        print("\n".join(lines))
     else:
         widths = [max(len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
         for row in [[c.upper() for c in columns], *cells]:
@@ -55,11 +64,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
 
 
 def details(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one a line, in two columns."""
+    """Print names and values, one a line, in two columns; on a terminal values wrap between words."""
     shown = [(name, str(value)) for name, value in pairs if value not in ("", None)]
-    width = max((len(name) for name, _ in shown), default=0)
+    longest = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        print(f"{name.ljust(width)}  {value}")
+        start = f"{name.ljust(longest)}  "
+        lines = layout.wrapped(value, room, start, " " * len(start)) if (room := width()) else [f"{start}{value}"]
+        print("\n".join(lines))
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a sentence; on a terminal it wraps between words."""
+    room = width(stream)
+    print(layout.filled(text, room) if room else text, file=stream)
 
 
 def ago(at: float) -> str:
@@ -69,6 +86,27 @@ def ago(at: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
+
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str, option: str) -> float:
+    """Return the time (seconds since the epoch) that an option names: 90s, 10m, 2h, 3d ago, or a date and time.
+
+    A time alone is today's; without a zone it is this machine's.
+    """
+    if ago_ := re.fullmatch(r"(\d+) ?(s|m|min|h|d)(?: ago)?", text.strip()):
+        return time.time() - int(ago_[1]) * _UNITS[ago_[2]]
+    now = datetime.datetime.now().astimezone()
+    try:
+        if re.fullmatch(r"\d\d:\d\d(:\d\d)?", text.strip()):
+            text = f"{now.date().isoformat()} {text.strip()}"
+        found = datetime.datetime.fromisoformat(text.strip())
+        return (found if found.tzinfo else found.astimezone()).timestamp()
+    except (ValueError, OverflowError) as error:
+        form = "write 10m, 2h, 3d, 20:15 or 2026-01-31 20:15"
+        raise typer.BadParameter(f"{text!r} is no time; {form}", param_hint=option) from error
 
 
 def joined(values: Iterable[Any]) -> str:

@@ -1,0 +1,106 @@
+"""Tables that stay readable on a narrow terminal: pure, from cells to lines.
+
+Three ways, the first that fits: every cell on one line; long cells wrapped between words, in columns that keep a width
+that can be read; or wide columns taken out of the table, the last first, and written below each row with their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+GAP = 2
+READABLE = 24
+"""Cells: a column of sentences that is narrower cannot be read."""
+NARROW = 9
+"""Cells: to take a column out that is narrower gains little."""
+INDENT = "    "
+_BREAKS = "/,>-.:"
+"""After one of these a word is broken that is longer than its column, rather than anywhere."""
+
+
+def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return the table's lines, the header first, none longer than ``width`` cells where that can be."""
+    kept = list(range(len(columns)))
+    cells = [list(columns), *rows]
+    natural = [max(len(row[n]) for row in cells) for n in range(len(columns))]
+    least = [min(natural[n], max(READABLE, _longest_word(row[n] for row in cells))) for n in range(len(columns))]
+    while len(kept) > 1 and _sum(least, kept) > width:
+        kept.remove(max(kept[1:], key=lambda n: (least[n] > NARROW, n)))  # never the first, which names the row
+    widths = _shared(natural, least, kept, width)
+    lines = _row(columns, kept, widths)
+    below = [n for n in range(len(columns)) if n not in kept]
+    names = max((len(columns[n]) for n in below), default=0)
+    for row in rows:
+        lines += _row(row, kept, widths)
+        for n in below:
+            if row[n] not in ("", "-"):
+                start = f"{INDENT}{columns[n].ljust(names)}{' ' * GAP}"
+                lines += wrapped(row[n], width, start, " " * len(start))
+    return lines
+
+
+def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
+    """Return a text as lines that break between words, each with its start; a word breaks where it must."""
+    room = max(width - max(len(first), len(later)), 1)
+    parts = [part for word in text.split(" ") for part in _parts(word, room)]
+    lines, line = [], ""
+    for part, glued in parts:
+        joined = f"{line}{part}" if glued or not line else f"{line} {part}"
+        if line and len(joined) > room:
+            lines.append(line)
+            line = part
+        else:
+            line = joined
+    lines.append(line)
+    return [f"{later if number else first}{text}".rstrip() for number, text in enumerate(lines)]
+
+
+def _parts(word: str, room: int) -> list[tuple[str, bool]]:
+    """Return a word, in parts of at most ``room`` cells; each with whether it continues the one before."""
+    found: list[tuple[str, bool]] = []
+    while len(word) > room:
+        cut = max((word.rfind(mark, 0, room) for mark in _BREAKS), default=-1) + 1
+        cut = cut if cut > room // 2 else room
+        found.append((word[:cut], bool(found)))
+        word = word[cut:]
+    return [*found, (word, bool(found))]
+
+
+def _longest_word(cells: Iterable[str]) -> int:
+    return max((len(word) for cell in cells for word in cell.split()), default=0)
+
+
+def _sum(widths: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(widths[n] for n in kept) + GAP * (len(kept) - 1)
+
+
+def _shared(natural: Sequence[int], least: Sequence[int], kept: Sequence[int], width: int) -> dict[int, int]:
+    """Return each column's width: what is over goes to those that are narrower than they would like to be."""
+    found = {n: least[n] for n in kept}
+    over = width - _sum(least, kept)
+    for n in sorted(kept, key=lambda n: natural[n] - least[n]):
+        wanting = [m for m in kept if found[m] < natural[m]]
+        if not wanting or over <= 0:
+            break
+        if n in wanting:
+            more = min(natural[n] - found[n], over // len(wanting))
+            found[n] += more
+            over -= more
+    return found
+
+
+def _row(row: Sequence[str], kept: Sequence[int], widths: dict[int, int]) -> list[str]:
+    columns = [wrapped(row[n], widths[n]) for n in kept]
+    lines = []
+    for number in range(max(map(len, columns))):
+        cells = [
+            (cell[number] if number < len(cell) else "").ljust(widths[n]) for n, cell in zip(kept, columns, strict=True)
+        ]
+        lines.append((" " * GAP).join(cells).rstrip())
+    return lines
+
+
+def filled(text: str, width: int) -> str:
+    """Return a sentence wrapped between words; later lines are indented as the first is, and two cells more."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return "\n".join(wrapped(text.strip(), width, indent, f"{indent}  "))
