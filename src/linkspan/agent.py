@@ -20,8 +20,9 @@ from linkspan.ask import Ask, Question, Told, Well
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
 from linkspan.backends.wireguard import asked
-from linkspan.cluster import ALIVE_TTL, Cluster, host_id
+from linkspan.cluster import Cluster, host_id
 from linkspan.config import Config
+from linkspan.contact import ALIVE_TTL
 from linkspan.contracts import Store
 from linkspan.disputes import Disputes
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
@@ -70,6 +71,8 @@ class Agent:
         self.started = time.time()
         self.happenings = Happenings(Path(config.state_dir) / EVENTS)
         self.metrics = Metrics(lambda: status.gauges(self))
+        self.handshakes: dict[str, float] = {}
+        """Seconds since WireGuard's last handshake with each peer, as of the last look for the metrics."""
         self.worker = Worker()
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
@@ -106,7 +109,7 @@ class Agent:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
         state_dir = Path(self.config.state_dir)
         self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed)
-        self.leases = Leases(self.replica, host)
+        self.leases = Leases(self.replica, host, shared=bool(self.config.store))
         self.networks = Networks(self.replica)
         self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
         self.ports = PortTable(lambda *port: self.naming.holder(*port))

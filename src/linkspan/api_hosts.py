@@ -16,7 +16,10 @@ from linkspan.replica import GONE, Tombstone
 
 
 class HostTold(msgspec.Struct):
-    """A host as cli.md has it."""
+    """A host as cli.md has it; ``alive`` is None where nobody can tell, ``last_seen`` None where it was not heard.
+
+    A host that was removed has ``removed_at`` besides.
+    """
 
     id: str
     name: str
@@ -27,6 +30,8 @@ class HostTold(msgspec.Struct):
     leases: list[dict[str, object]]
     settings: dict[str, str]
     schema: int = 1
+    alive: bool | None = None
+    removed_at: float | None = None
 
 
 class Hosts:
@@ -49,8 +54,9 @@ class Hosts:
 
     def _told(self, host: Host) -> HostTold:
         leases = self._agent.leases
-        alive = host.id in leases.alive() or host.id == leases.host.id
-        state = "drained" if host.settings.get("drained") else "alive" if alive else "silent"
+        alive = leases.lives(host.id)
+        word = {True: "alive", False: "silent", None: "unknown"}[alive]
+        state = "drained" if host.settings.get("drained") else word
         held = [
             {
                 "network": lease.network,
@@ -68,8 +74,13 @@ class Hosts:
                 "addresses": list(host.underlay.addresses),
                 "advertise": _advertised(host.underlay),
             }
-        seen = time.time() if alive else None
-        return HostTold(host.id, host.name, state, seen, host.version, underlay, held, dict(host.settings), host.reads)
+        seen = time.time() if host.id == leases.host.id else self._agent.replica.contact.seen(host.id)
+        settings = dict(host.settings)
+        return HostTold(host.id, host.name, state, seen, host.version, underlay, held, settings, host.reads, alive)
+
+    def _told_removed(self, id_: str, at: float) -> HostTold:
+        seen = self._agent.replica.contact.seen(id_)
+        return HostTold(id_, "", "removed", seen, "", None, [], {}, alive=False, removed_at=at)
 
     def _find(self, name: str) -> Host:
         hosts = self._agent.leases.hosts()
@@ -82,7 +93,7 @@ class Hosts:
     async def _list(self, request: web.Request) -> web.Response:
         hosts = [self._told(host) for host in self._agent.leases.hosts().values()]
         hosts += [
-            HostTold(key.removeprefix(f"{GONE}hosts/"), "", "removed", tombstone.at, "", None, [], {})
+            self._told_removed(key.removeprefix(f"{GONE}hosts/"), tombstone.at)
             for key in self._agent.replica.under(f"{GONE}hosts/")
             if (tombstone := self._agent.replica.value(key, Tombstone)) is not None
         ]
@@ -115,9 +126,10 @@ class Hosts:
     async def _remove(self, request: web.Request) -> web.Response:
         host = self._find(request.match_info["name"])
         leases = self._agent.leases
-        if host.id in leases.alive() and "force" not in request.query:
+        if leases.lives(host.id) is not False and "force" not in request.query:
+            now = "is alive" if leases.lives(host.id) else "may be alive (the store tells nothing of it now)"
             raise Conflict(
-                f"host {host.name} is alive: its containers would lose their network",
+                f"host {host.name} {now}: its containers would lose their network",
                 "drain it and stop its agent first, or use --force",
             )
         risk = self._risk(host)

@@ -12,7 +12,8 @@ from linkspan.addresses import prefix
 from linkspan.agent import Agent
 from linkspan.associations import IpsecConnection
 from linkspan.desired import Change
-from linkspan.errors import NotFound
+from linkspan.errors import Invalid, NotFound
+from linkspan.happenings import KEPT
 from linkspan.reconcile import describe
 from linkspan.state import Address, Key, State, Veth
 from linkspan.tell import plan, plan_ipsec
@@ -44,17 +45,23 @@ class Telling:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
-        await self._agent.peerings.look()
+        await status.look(self._agent)
         return web.Response(body=self._agent.metrics.text(), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """A line of JSON each; with ?follow the answer does not end."""
+        """A line of JSON each, of the ``last`` ones ``since`` a time; with ?follow the answer does not end."""
+        try:
+            last, since = int(request.query.get("last", KEPT)), float(request.query.get("since", 0))
+        except ValueError as error:
+            raise Invalid("events: last must be a number, and since seconds since 1970") from error
+        if last < 0:
+            raise Invalid(f"events: last is {last}", "give 0 or more")
         if "follow" not in request.query:
-            lines = [msgspec.json.encode(h) + b"\n" for h in self._agent.happenings.kept()]
+            lines = [msgspec.json.encode(h) + b"\n" for h in self._agent.happenings.kept(last=last, since=since)]
             return web.Response(body=b"".join(lines), content_type="application/x-ndjson")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for happening in self._agent.happenings.follow():
+        async for happening in self._agent.happenings.follow(last, since):
             try:
                 await response.write(msgspec.json.encode(happening) + b"\n")
             except ConnectionError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from linkspan import controlled, status
+from linkspan import controlled, status, store_health
 from linkspan.agent import Agent
 from linkspan.tell import doctor
 from linkspan.tell.checks import Check, Surroundings
@@ -43,7 +43,8 @@ class Tracing:
     async def _doctor(self, request: web.Request) -> web.Response:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
-        found = [*found, *self._owners(), *self._hosts(), *await agent.peerings.checks()]
+        found = [*found, *await store_health.checks(agent), *self._owners(), *self._hosts()]
+        found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 

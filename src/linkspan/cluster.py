@@ -17,6 +17,7 @@ import msgspec
 from linkspan import SCHEMA, __version__, migration
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
+from linkspan.contact import ALIVE_TTL
 from linkspan.disputes import Disputes
 from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
@@ -37,8 +38,6 @@ from linkspan.state import Key
 
 log = logging.getLogger("linkspan.cluster")
 
-ALIVE_TTL = 7.0
-"""Seconds after which a host that says nothing counts as silent: `status` tells within these."""
 ALIVE_EVERY = 2.0
 AGAIN = 5.0
 """Seconds until what is not finished is tried again: a claim that failed (no block left, store away), a fault."""
@@ -190,7 +189,7 @@ class Cluster:
             await self.changed(frozenset({"networks/"}))
         at = now()
         try:
-            if self._shared:
+            if self._shared or self._replica.problem:  # what failed may be well again, and nobody else writes
                 await self._replica.write({f"alive/{self.host.id}": self._instance.encode()}, ttl=ALIVE_TTL)
                 self._silence.spoke(self.host.id, at)
                 self._silence.heard(set(self._leases.hosts()), self._leases.alive(), self._replica.heard)

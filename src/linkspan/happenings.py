@@ -97,16 +97,17 @@ class Happenings:
             self._lines = len(self._kept)
             self._out = self._file.open("ab", buffering=0)
 
-    def kept(self, type_: str = "", last: int = KEPT) -> list[Happening]:
-        """Return the last events, oldest first, all or of one type."""
-        return [h for h in self._kept if type_ in ("", h.type)][-last:]
+    def kept(self, type_: str = "", last: int = KEPT, since: float = 0) -> list[Happening]:
+        """Return the last events since a time (seconds since the epoch), oldest first, all or of one type."""
+        found = [h for h in self._kept if type_ in ("", h.type) and h.at >= since]
+        return found[len(found) - min(last, len(found)) :]
 
-    async def follow(self) -> AsyncIterator[Happening]:
-        """Yield what is kept, then what comes, for as long as it is iterated."""
+    async def follow(self, last: int = KEPT, since: float = 0) -> AsyncIterator[Happening]:
+        """Yield what is kept (the last of it, since a time), then what comes, for as long as it is iterated."""
         queue: asyncio.Queue[Happening] = asyncio.Queue(KEPT)
         self._followers.add(queue)
         try:
-            for happening in list(self._kept):
+            for happening in self.kept(last=last, since=since):
                 yield happening
             while True:
                 yield await queue.get()

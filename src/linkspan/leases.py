@@ -30,6 +30,7 @@ from linkspan.blocks import (
     lease_key,
     own_address,
 )
+from linkspan.contact import ALIVE_TTL
 from linkspan.errors import Conflict, Exhausted, Invalid, NotFound
 from linkspan.ipam import usable
 from linkspan.model import Host, Lease, Network, Offer
@@ -55,8 +56,10 @@ class Common(msgspec.Struct, frozen=True):
 class Leases:
     """What this host holds, and what it sees of the others'."""
 
-    def __init__(self, replica: Replica, host: Host) -> None:
+    def __init__(self, replica: Replica, host: Host, *, shared: bool = True) -> None:
+        """In a store that is not ``shared`` with other hosts nobody says that it lives."""
         self._replica = replica
+        self.shared = shared
         self.host = host
         self.overdue: Callable[[str], bool] = lambda _host: False
         """Tells whether a host has been silent for so long that others may have what it holds."""
@@ -352,6 +355,14 @@ class Leases:
     def alive(self) -> set[str]:
         """Return the ids of the hosts that said lately that they live."""
         return {key.removeprefix("alive/") for key in self._replica.under("alive/")}
+
+    def lives(self, host: str) -> bool | None:
+        """Tell whether a host said lately that it lives; None where the store tells nothing now, so nobody can know."""
+        if host == self.host.id:
+            return True
+        if self.shared and self._replica.contact.silence() > ALIVE_TTL:
+            return None
+        return host in self.alive()
 
     def held(self, host: str) -> list[str]:
         """Return the keys of all that a host holds: leases, blocks, exact addresses."""

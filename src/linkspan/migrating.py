@@ -22,10 +22,13 @@ from linkspan.state import Key
 log = logging.getLogger("linkspan.migrating")
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a host is; ``sends`` is the way by which *this* host sends to it now, '' for itself or without one."""
+    """How far a host is; ``sends`` is the way by which *this* host sends to it now, '' for itself or without one.
+
+    ``alive`` is None where nobody can tell: the store is away.
+    """
 
     host: str
-    alive: bool
+    alive: bool | None
     receives: list[str]
     sends: str
     switched: bool
@@ -126,11 +129,10 @@ class Migrating:
             return []
         leases = self._leases.all(network.name)
         behind = migration.waiting(network, leases)
-        alive = self._leases.alive() | {self._leases.host.id}
         found = [
             Progress(
                 host=self._leases.name(lease.host),
-                alive=lease.host in alive,
+                alive=self._leases.lives(lease.host),
                 receives=sorted(lease.endpoints),
                 sends=self._peers.met.get((network.name, lease.host), (0, ""))[1],
                 switched=lease.host not in behind,

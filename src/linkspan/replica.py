@@ -30,6 +30,7 @@ import msgspec
 
 from linkspan import readable, records
 from linkspan.blocks import SHARED, claimant
+from linkspan.contact import Contact
 from linkspan.contracts import Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
@@ -88,10 +89,13 @@ class Replica:
         self.records: dict[str, Record] = {}
         self.displaced: dict[str, bytes] = {}
         """Claims of this host as it knew them, by key, in whose place the store has another host's."""
+        self.contact = Contact()
         self.heard = 0.0
         """When the watch last told anything, by CLOCK_BOOTTIME."""
         self.listed = False
         """Whether the store has told what it has, since the start."""
+        self.fix = ""
+        """What to do about the last ``problem``."""
         self.lost: set[str] = set()
         self.unreadable: set[str] = set()
         self._kinds: dict[str, dict[str, Record]] = {}
@@ -228,6 +232,7 @@ class Replica:
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
         as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
+        begun = time.monotonic()
         try:
             if ttl:  # what ends by itself is put again and again, and may come late
                 revision = await self.store.transaction(written, deletes, unchanged=asked, ttl=ttl)
@@ -236,9 +241,10 @@ class Replica:
         except Unavailable as error:
             if self._writing != error.message:
                 log.warning("store: %s", error.message)
-            self._writing = error.message
+            self._writing, self.fix = error.message, error.hint
             raise
         self._writing = ""
+        self.contact.wrote(time.monotonic() - begun)
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._apply(Batch(revision, tuple(seen), tuple(deletes)))
@@ -262,13 +268,14 @@ class Replica:
                 tries = 0
                 async for batch in self.store.watch("", revision):
                     self.heard = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    self.contact.told(batch.puts)
                     await self._apply(batch)
             except NotFound as error:  # compacted, or restored from a backup
                 log.info("store: %s", error.message)
             except LinkspanError as error:
                 if self._reading != error.message:
                     log.warning("store: %s", error.message)
-                self._reading = error.message
+                self._reading, self.fix = error.message, error.hint
                 self._first.set()
                 await asyncio.sleep(RETRIES[min(tries, len(RETRIES) - 1)])
                 tries += 1
@@ -284,6 +291,7 @@ class Replica:
             )
         self._cluster = self.store.cluster
         self._reading = ""
+        self.contact.told(found)
         there = {record.key for record in found}
         missing = tuple(key for key in self.records if key not in there)
         await self._apply(Batch(revision, tuple(found), missing))

@@ -21,9 +21,8 @@ def unreachable(
     found: list[Told] = []
     for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
         found.append(_told(network, leases.name(peer), why))
-    alive = leases.alive() | {leases.host.id}
     for id_, host in sorted(hosts.items()):
-        if id_ not in alive:
+        if leases.lives(id_) is False:
             found.append(_told("", host.name, "its agent has said nothing for a while"))
     found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
     if leases.removed():

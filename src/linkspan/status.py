@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from linkspan import __version__, controlled, standing
-from linkspan.backends.wireguard import lacking
+from linkspan import __version__, controlled, standing, store_health
+from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
+from linkspan.wireguard import key_id
 
 if TYPE_CHECKING:
     from linkspan.agent import Agent
 
 
-def told(agent: Agent) -> dict[str, object]:
+def told(agent: Agent) -> dict[str, Any]:
     """Return the agent's status as cli.md has it."""
     standing.read_all(agent.leases, agent.networks.all())
     heals = [
@@ -38,15 +41,9 @@ def told(agent: Agent) -> dict[str, object]:
         "started": agent.started,
         "socket": agent.config.socket,
     }
-    return {
+    found: dict[str, Any] = {
         "agent": process | {"state_dir": agent.config.state_dir},
-        "store": {
-            "url": agent.config.store or f"sqlite://{agent.config.state_dir}/store",
-            "ok": agent.replica.settled,
-            "problem": agent.replica.problem,
-            "lost": sorted(agent.replica.lost),
-            "unreadable": sorted(agent.replica.unreadable),
-        },
+        "store": store_health.told(agent),
         "networks": networks,
         "disputes": disputes(agent),
         "drift": [
@@ -64,11 +61,21 @@ def told(agent: Agent) -> dict[str, object]:
         "bgp": _sessions(agent),
         "controller": controlled.active(agent.replica) if controlled.needed(agent.networks.all()) else None,
     }
+    return {"ok": _well(found, agent.leases.host.name), **found}
+
+
+def _well(found: dict[str, Any], here: str) -> bool:
+    """Tell whether all that the status tells is well, as far as it concerns this host.
+
+    A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
+    """
+    cut = [one for one in found["unreachable"] if one["network"] or one["host"] == here]
+    return bool(found["store"]["ok"]) and not (found["disputes"] or found["drift"] or cut or found["bgp"]["down"])
 
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
     """Return the peers that are not reached, and what else is not well between hosts."""
-    lacks = [*agent.plans.problems, *lacking(agent.view())]
+    lacks = [*agent.plans.problems, *wireguard.lacking(agent.view())]
     found = standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
     return [*found, *agent.associating.told()]
 
@@ -98,8 +105,27 @@ def _count(agent: Agent, network: str) -> int:
     return sum(e.network == network for e in agent.attacher.endpoints.values())
 
 
+async def look(agent: Agent) -> None:
+    """Look at what gauges are read from and has no event: BGP's counters, and WireGuard's handshakes."""
+    await agent.peerings.look()
+    agent.handshakes = {}
+    if any(map(wireguard.serves, agent.networks.all())):
+        table = await asyncio.to_thread(agent.worker.machine.wireguard.table)
+        names = {host.keys.get(wireguard.BACKEND.name): host.name for host in agent.leases.hosts().values()}
+        for peer in table.peers.values() if table is not None else ():
+            name = names.get(peer.public, key_id(peer.public))
+            agent.handshakes[name] = time.time() - peer.handshake if peer.handshake else float("inf")
+
+
 def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
-    """Yield the gauges of networks, of what could not be mended, and of BGP sessions."""
+    """Yield the gauges: agent, store, hosts, networks, what could not be mended, and sessions."""
+    yield "linkspan_info", "The version that runs", "version", {__version__: 1.0}
+    well = float(told(agent)["ok"])
+    yield "linkspan_ok", "Whether all is well that `linkspan status` tells of this host", "", {"": well}
+    yield from _of_store(agent)
+    yield from _of_hosts(agent)
+    age = "Seconds since WireGuard's last handshake with a peer, +Inf where there was none"
+    yield "linkspan_wireguard_handshake_age_seconds", age, "peer", agent.handshakes
     names = [network.name for network in agent.networks.all()]
     counts = {n: float(_count(agent, n)) for n in names}
     yield "linkspan_endpoints", "Endpoints attached", "network", counts
@@ -117,3 +143,30 @@ def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     for what in ("sent", "received", "accepted", "filtered"):
         numbers = {p.session.name: float(p.seen.count(what)) for p in peerings if p.seen is not None}
         yield f"linkspan_bgp_prefixes_{what}", f"Prefixes {what} in a BGP session", "peer", numbers
+
+
+def _of_store(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    up, contact = float(store_health.state(agent)[0] in store_health.WELL), agent.replica.contact
+    yield "linkspan_store_up", "Whether the store answers and has all records", "", {"": up}
+    took = {} if contact.seconds is None else {"": contact.seconds}
+    yield "linkspan_store_answer_seconds", "Time that the store's last answer to a write took", "", took
+    last = {} if contact.answered is None else {"": contact.answered}
+    yield "linkspan_store_last_answer_timestamp_seconds", "When the store last answered", "", last
+    lost = float(len(agent.replica.lost))
+    yield "linkspan_store_records_lost", "Records that the store lost and that are not put back", "", {"": lost}
+
+
+def _of_hosts(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    hosts = agent.leases.hosts()
+    words = {True: "alive", False: "silent", None: "unknown"}
+    states = [words[agent.leases.lives(id_)] for id_ in hosts]
+    counts = {word: float(states.count(word)) for word in words.values()}
+    yield "linkspan_hosts", "Hosts of the cluster, as this one sees them; unknown: the store is away", "state", counts
+    # One line for each silent host, and none for the others: a cluster of many hosts has that many agents, too.
+    silent = {host.name: 1.0 for id_, host in hosts.items() if agent.leases.lives(id_) is False}
+    yield "linkspan_host_silent", "1 for each host whose agent has said nothing for a while", "host", silent
+    cut: dict[str, float] = {}
+    for one in unreachable(agent):
+        if one["network"]:
+            cut[one["host"]] = cut.get(one["host"], 0) + 1
+    yield "linkspan_peer_unreachable", "Networks in which a peer is not reached from this host", "host", cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,3 +77,14 @@ def test_completion_is_there_and_does_not_fill_the_help(host: Host) -> None:
     done = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
+
+
+def test_the_last_events_are_asked_for_as_of_a_log(host: Host) -> None:
+    """By number and by age, as lines for people and for scripts."""
+    every = host.cli("events").splitlines()
+    assert len(every) > 2
+    assert host.cli("events", "-n", "2").splitlines() == every[-2:]
+    assert host.cli("events", "--since", "1h").splitlines() == every
+    assert host.cli("events", "--last", "0") == ""
+    assert host.cli("events", "--since", "2200-01-01") == ""
+    assert json.loads(host.cli("events", "-n", "1", "-o", "json"))["what"] in every[-1]

@@ -150,7 +150,7 @@ def test_session_that_is_down(mesh: BgpRun, router: Speaker) -> None:
     assert "TCP connection to port 179: refused" in told
     (down,) = mesh.status("h1")["bgp"]["down"]
     assert (down["peer"], "TCP refused" in down["why"]) == ("tor", True)
-    assert "BGP SESSION DOWN" in said(mesh, "status")
+    assert "BGP SESSION DOWN" in said(mesh, "status", code=3)
     checks = {c["check"]: c for c in mesh.call("h1", "GET", "/v1/doctor")}
     assert checks["BGP session tor"]["status"] == "fail"
     assert "TCP refused" in checks["BGP session tor"]["detail"]

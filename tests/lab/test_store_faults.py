@@ -94,12 +94,42 @@ def test_a_store_that_is_away_past_every_timeout_costs_no_ping(cluster: ClusterR
     assert {line for line in routes.splitlines() if "10.244." in line} <= {
         *cluster.ip("h1", "route show").splitlines()
     }
-    until(lambda: "silent" not in {cluster.host(h)["state"] for h in HOSTS}, "all are alive")
+    until(lambda: {cluster.host(h)["state"] for h in HOSTS} == {"alive"}, "all are alive")
     until(
         lambda: cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7", code=-1).returncode == 0,
         "the address is free for h2",
     )
     cluster.run("detach", "e2")
+
+
+def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: ClusterRun) -> None:
+    """Status and doctor end with 3 and name etcd, the other hosts are unknown with the time they were last seen."""
+    until(lambda: cluster.host("h2")["state"] == "alive", "h2 is alive")
+    cluster.exec("h1", "linkspan status")
+    cut = time.time()
+    cluster.run("break", "h1", "store-cut")
+    checks = json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))  # before anything has failed
+    (store,) = [one for one in checks if one["check"] == "store"]
+    assert (store["status"], "etcd" in store["detail"], bool(store["fix"])) == ("fail", True, True)
+    until(lambda: cluster.status("h1")["store"]["state"] == "away", "h1 says that the store is away", 15)
+    said = cluster.exec("h1", "linkspan status", code=3)
+    assert ", away, last answer " in said
+    assert "no answer within 3 s" in said
+    until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15)
+    hosts = {one["name"]: one for one in json.loads(cluster.exec("h1", "linkspan host list -o json"))}
+    assert [hosts[h]["alive"] for h in HOSTS] == [True, None, None]
+    assert cut - 10 < hosts["h2"]["last_seen"] < cut + 10
+    assert "unknown, last seen" in cluster.exec("h1", "linkspan host list")
+    told = json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))
+    assert any(one["check"] == "hosts" and "h2, h3 live is not known" in one["detail"] for one in told)
+    until(lambda: cluster.host("h1", "h2")["state"] == "silent", "the others miss h1")
+    seen = cluster.host("h1", "h2")["last_seen"]
+    assert cut - 10 < seen < cut + 10
+    assert cluster.pings("c1", cluster.address("c2"))
+    cluster.run("mend", "h1")
+    until(lambda: cluster.host("h2")["state"] == "alive", "h1 hears of h2 again", 30)
+    until(lambda: cluster.status("h1")["ok"], "all is well", 30)
+    assert "store" not in [c["check"] for c in cluster.call("h1", "GET", "/v1/doctor") if c["status"] == "fail"]
 
 
 def test_an_agent_that_knows_nothing_waits_for_its_store_and_says_so(cluster: ClusterRun) -> None:
@@ -158,7 +188,7 @@ def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun,
     for host in HOSTS:
         (told,) = cluster.status(host)["disputes"]
         assert (told["winner"], told["loser"], told["containers"]) == ("h1", "h2", ["d2"])
-    assert "is host h1's, by the earlier claim" in cluster.exec("h3", "linkspan status")
+    assert "is host h1's, by the earlier claim" in cluster.exec("h3", "linkspan status", code=3)
     assert any(
         c["check"] == "owners" and c["status"] == "fail" for c in cluster.call("h3", "GET", "/v1/doctor")
     )

@@ -165,6 +165,15 @@ def test_nothing_is_in_clear_from_the_first_packet_on(cluster: SecretRun) -> Non
     cluster.clean()
 
 
+def test_the_metrics_have_the_age_of_each_peer_s_handshake(cluster: SecretRun) -> None:
+    """By the host's name; peers are pinged all the while, so no age is above the time between two handshakes."""
+    found = re.findall(
+        r'^linkspan_wireguard_handshake_age_seconds\{peer="(\w+)"\} (\S+)$', cluster.call("h1", "GET", "/metrics"), re.M
+    )
+    assert {name for name, _ in found} == {"h2", "h3"}
+    assert all(-1 < float(age) < 180 for _, age in found)
+
+
 def test_keys_change_while_packets_flow(cluster: SecretRun) -> None:
     """Two hosts change their keys: no pair loses more than a second, the old keys are gone, and nothing is in clear."""
     before = {host: cluster.key(host) for host in HOSTS}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from linkspan.happenings import KEPT, Happenings, Once
 
@@ -24,6 +27,30 @@ def test_the_last_ones_are_kept_in_memory_and_file(tmp_path: Path) -> None:
     after = opened(path).kept()
     assert after == log.kept()
     assert [h.what for h in after] == [str(n) for n in range(2 * KEPT, 3 * KEPT)]
+
+
+def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both limits hold together, for a list and before what is followed; 0 is none of what was."""
+    log = opened(tmp_path / "events")
+    for at in range(5):
+        monkeypatch.setattr("linkspan.happenings.time.time", lambda at=at: float(at))
+        log.add("heal", str(at))
+
+    def told(**limits: float) -> list[str]:
+        return [h.what for h in log.kept(**limits)]  # type: ignore[arg-type]
+
+    assert told(last=2) == ["3", "4"]
+    assert told(since=2) == ["2", "3", "4"]
+    assert told(last=2, since=2) == ["3", "4"]
+    assert told(last=9, since=4) == ["4"]
+    assert told(last=0) == []
+
+    async def followed() -> str:
+        async for happening in log.follow(last=1):
+            return happening.what
+        return ""
+
+    assert asyncio.run(followed()) == "4"
 
 
 def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:

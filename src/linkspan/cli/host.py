@@ -11,7 +11,18 @@ import typer
 
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, pairs, table
+from linkspan.cli.output import (
+    DEFAULT_SOCKET,
+    Format,
+    Output,
+    Socket,
+    ago,
+    as_json,
+    joined,
+    pairs,
+    say,
+    table,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
 _PATIENCE = 20.0
@@ -47,10 +58,20 @@ def _show(hosts: list[dict[str, Any]], output: Format) -> None:
         underlay = host["underlay"]
         way = f"{underlay['ifname']} {joined(underlay['addresses'])}" if underlay else "-"
         leases = joined(f"{lease['network']} {' '.join(lease['prefixes'])}" for lease in host["leases"])
-        silent = host["state"] == "drained" and host["last_seen"] is None
-        state = "drained, silent" if silent else host["state"]
-        rows.append((host["name"] or host["id"], state, way, leases, host["version"] or "-"))
+        rows.append((host["name"] or host["id"], _state(host), way, leases, host["version"] or "-"))
     table(("host", "state", "underlay", "leases", "version"), rows, "no host")
+    if any(host["alive"] is None for host in hosts):
+        say("unknown: the store tells nothing of these hosts now, `linkspan status` says why; packets flow on")
+
+
+def _state(host: dict[str, Any]) -> str:
+    """Return a host's state in words, with when it was last heard where it is not alive."""
+    words = [host["state"]]
+    if host["state"] == "drained" and not host["alive"]:
+        words.append("unknown" if host["alive"] is None else "silent")
+    if words[-1] in ("silent", "unknown") and host["last_seen"] is not None:
+        words.append(f"last seen {ago(host['last_seen'])} ago")
+    return ", ".join(words)
 
 
 def _change(name: str, settings: dict[str, str], output: Format, socket: str, said: str) -> None:
@@ -105,7 +126,7 @@ def rotate_keys(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) 
     while found["next"] and time.monotonic() < deadline:
         time.sleep(0.1)
         found = client.call("GET", "/v1/keys")
-    as_json(found) if output is Format.JSON else print(_rotated(before, found))
+    as_json(found) if output is Format.JSON else say(_rotated(before, found))
     if found["next"]:
         raise typer.Exit(NOT_WELL)
 
@@ -136,4 +157,4 @@ def remove(
     gone = Client(socket).call("DELETE", f"/v1/hosts/{quote(name)}{'?force' if force else ''}")
     as_json(gone) if output is Format.JSON else print(f"host {name} is removed, and its blocks are free")
     if gone["risk"]:
-        print(f"careful: {gone['risk']}", file=sys.stderr)
+        say(f"careful: {gone['risk']}", sys.stderr)

@@ -19,6 +19,7 @@ from linkspan.cli.output import (
     details,
     joined,
     pairs,
+    say,
     split,
     table,
 )
@@ -82,13 +83,13 @@ def create(
     words += [f"{key}={value}" for key, value in network["options"].items() if key in ("mode", "direct")]
     words += [f"pool {joined(network['pools'])}"] if network["pools"] else []
     words += [f"gateway {joined(network['gateways'])}"] if network["gateways"] else []
-    print(", ".join(words))
+    say(", ".join(words))
     _warn(network)
 
 
 def _warn(network: dict[str, Any]) -> None:
     for words in network["warnings"]:
-        print(f"warning: network {network['name']}: {words}", file=sys.stderr)
+        say(f"warning: network {network['name']}: {words}", sys.stderr)
 
 
 def _length(text: str) -> int:
@@ -158,7 +159,8 @@ def _migration(network: dict[str, Any]) -> list[tuple[str, str]]:
         words = [f"receives by {' and '.join(one['receives']) or 'nothing'}"]
         words += [f"this host sends to it by {one['sends']}"] if one["sends"] else []
         words += ["switched" if one["switched"] else "not switched"]
-        words += [] if one["alive"] else ["its agent is silent"]
+        if not one["alive"]:
+            words.append("its agent is silent" if one["alive"] is False else "whether its agent lives is not known")
         found.append((f"host {one['host']}", "; ".join(words)))
     return found
 
@@ -188,7 +190,7 @@ def migrate(
     elif network["migration"] is None:
         print(f"network {name}: backend {network['backend']}")
     else:
-        print(
+        say(
             f"network {name} migrates from {network['backend']} to {backend}, and can go back until it is done; "
             f"`linkspan network show {name}` tells which hosts have not switched"
         )

@@ -6,7 +6,7 @@ import enum
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 import typer
@@ -24,6 +24,8 @@ from linkspan.cli.output import (
     as_json,
     details,
     joined,
+    moment,
+    say,
     table,
 )  # fmt: skip
 
@@ -37,27 +39,33 @@ class PlanFormat(enum.StrEnum):
 
 
 def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show the agent, the store, networks, what could not be mended, peers not reached, and the last repairs."""
+    """Show agent, store, networks, drift, peers that are not reached, and the last repairs; exit 3 unless all is well.
+
+    Another host whose agent is silent is shown, and is no fault of this host: it alone does not make it 3.
+    """
     found = Client(socket).call("GET", "/v1/status")
-    if output is Format.JSON:
-        as_json(found)
-        return
+    as_json(found) if output is Format.JSON else _show_status(found)
+    if not found.get("ok", True):  # an agent that still runs may be older
+        raise typer.Exit(NOT_WELL)
+
+
+def _show_status(found: dict[str, Any]) -> None:
     agent, store = found["agent"], found["store"]
     details(
         [
             ("agent", f"version {agent['version']}, pid {agent['pid']}, up {ago(agent['started'])}"),
             ("socket", agent["socket"]),
             ("state", agent["state_dir"]),
-            ("store", f"{store['url']}{'' if store['ok'] else ', not well'}"),
+            ("store", _store(store)),
             ("drift", "none" if not found["drift"] else ""),
         ]
     )
     for words in found["drift"]:
-        print(f"  cannot mend: {words}")
+        say(f"  cannot mend: {words}")
     for words in _of_store(store):
-        print(f"  store: {words}")
+        say(f"  store: {words}")
     for one in found.get("gone", ()):  # an agent that still runs may be older
-        print(
+        say(
             f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "
             f"it is detached in {one['detached_in']:.0f} s, if its runtime does not do so"
         )
@@ -66,7 +74,7 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
     table(("network", "backend", "endpoints", "addresses free"), rows, "no network yet")
     for network in found["networks"]:
         if network["not_switched"]:
-            print(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
+            say(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
     if found["disputes"]:
         print()
         disputes(found["disputes"])
@@ -81,7 +89,8 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
     if (active := found.get("controller")) is not None:  # an agent that still runs may be older, and not know it
         what = f"{active} is active; `linkspan controller status`, where it runs, shows the switches"
         none = "none is active: what runs goes on, and switches learn of nothing new; `linkspan controller` starts one"
-        print(f"\ncontroller: {what if active else none}")
+        print()
+        say(f"controller: {what if active else none}")
     if found["heals"]:
         print()
         table(
@@ -93,22 +102,41 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
             print("and earlier ones: `linkspan events`")
 
 
+def _store(store: dict[str, Any]) -> str:
+    """Return where the store is and how it is, with when it last answered where it does not now."""
+    words = [store["url"]]
+    if not store["ok"]:
+        words.append(store.get("state", "not well"))
+    if store.get("state") == "away":
+        answered = store["answered"]
+        words.append("no answer since the agent started" if answered is None else f"last answer {ago(answered)} ago")
+    return ", ".join(words)
+
+
 def _of_store(store: dict[str, Any]) -> Iterator[str]:
     if store["problem"]:
-        yield store["problem"]
-    if store["lost"]:
-        yield f"it lost {len(store['lost'])} records: {', '.join(store['lost'][:5])}"
+        fix = store.get("fix", "")
+        yield store["problem"].removeprefix("store ") + (f"; {fix}" if fix else "")
     if store["unreadable"]:
         yield f"{len(store['unreadable'])} records cannot be read: {', '.join(store['unreadable'][:5])}"
 
 
 def events(
+    last: Annotated[int | None, typer.Option("--last", "-n", metavar="N", help="Only the last N.")] = None,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Only since 90s, 10m, 2h or 3d ago, 20:15 or 2026-01-31 20:15.")
+    ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Show the last 1,000 events: attach, detach, agent, network, lease, peer, heal, reap, names, key, bgp, ipsec."""
-    for line in Client(socket).lines(f"/v1/events{'?follow' if follow else ''}"):
+    if last is not None and last < 0:
+        raise typer.BadParameter(f"{last} is less than 0", param_hint="--last")
+    query: dict[str, object] = {"follow": ""} if follow else {}
+    query |= {} if last is None else {"last": last}
+    query |= {"since": moment(since, "--since")} if since else {}
+    for line in Client(socket).lines(f"/v1/events?{urlencode(query)}"):
         if output is Format.JSON:
             print(line.decode().rstrip(), flush=True)
         else:
@@ -120,7 +148,8 @@ def events(
 def plan(
     network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
     output: Annotated[
-        PlanFormat, typer.Option("--output", "-o", help="Commands to type, a table, or JSON.")
+        PlanFormat,
+        typer.Option("--output", "-o", metavar="commands|table|json", help="Commands to type, a table, or JSON."),
     ] = PlanFormat.COMMANDS,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
