@@ -21,7 +21,9 @@ def agent(
     state_dir: Annotated[
         str, typer.Option(metavar="DIR", help="Where the agent keeps what it must remember.")
     ] = "",
-    socket: Annotated[str, typer.Option(envvar="LINKSPAN_SOCKET", help="The API's unix socket.")] = "",
+    socket: Annotated[
+        str, typer.Option(metavar="PATH", envvar="LINKSPAN_SOCKET", help="The API's unix socket.")
+    ] = "",
     store: Annotated[
         str,
         typer.Option(

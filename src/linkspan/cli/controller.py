@@ -22,7 +22,9 @@ from linkspan.runtimes import systemd
 app = typer.Typer(help="SDN: program the underlay's switches and routers, and see what they do.")
 Socket = Annotated[
     str,
-    typer.Option("--socket", envvar="LINKSPAN_CONTROLLER_SOCKET", help="The controller's unix socket."),
+    typer.Option(
+        "--socket", metavar="PATH", envvar="LINKSPAN_CONTROLLER_SOCKET", help="The controller's unix socket."
+    ),
 ]
 SwitchName = Annotated[str, typer.Option("--switch", metavar="NAME", help="Of this switch only.")]
 
@@ -44,7 +46,7 @@ def controller(
     ] = [],  # noqa: B006 - typer's way
     name: Annotated[str, typer.Option(metavar="NAME", help="This controller's name among several.")] = "",
     state_dir: Annotated[str, typer.Option(metavar="DIR", help="Where it keeps its snapshot.")] = "",
-    socket: Annotated[str, typer.Option(help="The unix socket on which it tells its status.")] = "",
+    socket: Annotated[str, typer.Option(metavar="PATH", help="The unix socket on which it tells its status.")] = "",
     metrics: Annotated[str, typer.Option(metavar="ADDRESS:PORT", help="For Prometheus.")] = "",
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "",
     print_config: Annotated[

@@ -14,7 +14,18 @@ import typer
 
 from linkspan import ports
 from linkspan.cli.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, pairs, split, table
+from linkspan.cli.output import (
+    DEFAULT_SOCKET,
+    Format,
+    Output,
+    Socket,
+    as_json,
+    joined,
+    pairs,
+    say,
+    split,
+    table,
+)
 from linkspan.errors import Invalid, NotFound, Unavailable
 from linkspan.kernel.namespaces import open_namespace
 
@@ -93,7 +104,8 @@ def attach(
     publish: Annotated[
         list[str],
         typer.Option(
-            metavar="[HOSTIP:]PORT[-END]:PORT[-END][/tcp|udp|sctp]", help="Publish a port of the host."
+            metavar="[IP:]PORT:PORT[/PROTO]",
+            help="Publish a port of the host: 8080:80, 192.0.2.1:53:53/udp, 8000-8010:8000-8010.",
         ),
     ] = [],  # noqa: B006 - typer's way
     label: Annotated[list[str], typer.Option(metavar="K=V", help="A label.")] = [],  # noqa: B006 - typer's way
@@ -132,7 +144,7 @@ def attach(
     words += [f"address {joined(endpoint['addresses'])}"] if endpoint["addresses"] else []
     words += [f"gateway {joined(endpoint['gateways'])}"] if endpoint["gateways"] else []
     words += [f"ports {joined(map(_port, endpoint['ports']))}"] if endpoint["ports"] else []
-    print(", ".join(words))
+    say(", ".join(words))
 
 
 def detach(

@@ -24,26 +24,31 @@ from linkspan.cli import (
     looking,
     network,
     telling,
+    usage,
 )
-from linkspan.cli.output import as_json
+from linkspan.cli.output import as_json, say
 from linkspan.errors import LinkspanError
 
 app = typer.Typer(
+    cls=usage.Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One network for containers on Linux, that can always show why a packet goes where it goes.",
 )
-app.add_typer(network.app, name="network")
-app.add_typer(endpoint.app, name="endpoint")
-app.add_typer(address.app, name="address")
-app.add_typer(address.app, name="ip", hidden=True)
-app.add_typer(host.app, name="host")
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(bgp.app, name="bgp")
-app.add_typer(controller.app, name="controller")
-app.add_typer(install.app, name="install")
-app.add_typer(lab.app, name="lab")
+for name, group in (
+    ("network", network.app),
+    ("endpoint", endpoint.app),
+    ("address", address.app),
+    ("ip", address.app),
+    ("host", host.app),
+    ("cluster", cluster.app),
+    ("bgp", bgp.app),
+    ("controller", controller.app),
+    ("install", install.app),
+    ("lab", lab.app),
+):
+    app.add_typer(group, name=name, cls=usage.Commands, hidden=name == "ip")  # ip: the other name of address
 for command in (
     agent.agent,
     endpoint.attach,
@@ -82,12 +87,20 @@ def main() -> None:
     for option in command.params:
         if isinstance(option, TyperOption) and option.name in ("install_completion", "show_completion"):
             option.hidden = True  # used once in a life, and two fifths of the help otherwise
+    usage.tidy(command)
+    words = sys.argv[1:]
     try:
-        command(prog_name="linkspan")
+        sys.exit(command(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:
-        if _wants_json(sys.argv[1:]):
-            as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        print(f"linkspan: {error.told}", file=sys.stderr)
+        sys.exit(_failed(error, words))
+    except usage.SHOWN_ERROR as error:
+        if isinstance(error, usage.USAGE_ERROR) and type(error).__name__ == "NoArgsIsHelpError":
+            print(error, end="")  # its message is the help, where that is not printed yet
+            sys.exit(2)
+        wrong = isinstance(error, usage.USAGE_ERROR)
+        sys.exit(_failed(usage.fault(error, words) if wrong else LinkspanError(str(error)), words))
+    except typer.Abort:
+        print("linkspan: nothing was done: it was not confirmed", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
@@ -96,9 +109,18 @@ def main() -> None:
         sys.exit(130)
 
 
+def _failed(error: LinkspanError, words: list[str]) -> int:
+    """Print an error, and return the exit code."""
+    if _wants_json(words):
+        as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+    say(f"linkspan: {error.told}", sys.stderr)
+    return 2 if isinstance(error, usage.UsageFault) else 1
+
+
 def _wants_json(words: list[str]) -> bool:
-    return any(w in ("-ojson", "--output=json") for w in words) or any(
-        a in ("-o", "--output") and b == "json" for a, b in itertools.pairwise(words)
+    own = words[: words.index("--")] if "--" in words else words  # what follows is another program's
+    return any(w in ("-ojson", "-o=json", "--output=json") for w in own) or any(
+        a in ("-o", "--output") and b == "json" for a, b in itertools.pairwise(own)
     )
 
 
