@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from linkspan.addresses import prefix
@@ -109,6 +109,7 @@ class Tracer:
         local = self._local(known)
         first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
         going = trace(known, first, last, packet)
+        silent = set()
         answer: Part | Unanswered | None = None
         while True:
             try:
@@ -117,14 +118,20 @@ class Tracer:
                 found: Trace = end.value
                 break
             answer = await self._part(local, host, entry)
-        return await self._live(known, first, packet, found) if alive else found
+            if isinstance(answer, Unanswered):
+                silent.add(host)
+        return await self._live(known, first, last, packet, found, silent) if alive else found
 
-    async def _live(self, known: Map, source: Place, packet: Packet, found: Trace) -> Trace:
-        """Send an echo request or a TCP SYN that the other hosts listen for too."""
-        mark = new_mark()
+    async def _live(
+        self, known: Map, source: Place, target: Place, packet: Packet, found: Trace, silent: Container[str]
+    ) -> Trace:
+        """Send an echo request or a TCP SYN that the other hosts listen for too, without those that are ``silent``."""
+        mark, goal = new_mark(), live.goal(known, target)
         asked = []
         for id_, other in known.others.items():
-            wanted = live.listening(found, other.name, mark, packet.protocol)
+            if id_ in silent:
+                continue
+            wanted = live.listening(found, goal, other.name, mark, packet.protocol)
             if wanted.there or wanted.back:
                 asked.append(asyncio.create_task(self._heard(id_, other.name, wanted)))
 
@@ -132,12 +139,13 @@ class Tracer:
             return not all(task.done() for task in asked)
 
         try:
-            own = await asyncio.to_thread(self._local(known).send, source, packet, found, mark, going)
+            here = live.listening(found, goal, known.host, mark, packet.protocol)
+            own = await asyncio.to_thread(self._local(known).send, source, packet, here, live.end(found), going)
             heard = dict(await asyncio.gather(*asked))
         finally:
             for task in asked:
                 task.cancel()
-        return live.marked(found, {known.host: own, **heard})
+        return live.marked(found, {known.host: own, **heard}, known.host, goal)
 
     async def _heard(self, host: str, name: str, wanted: Listen) -> tuple[str, Heard]:
         try:

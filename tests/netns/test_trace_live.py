@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +12,8 @@ from traced import OUTSIDE, Host
 from world import World
 
 from linkspan.errors import Invalid
+from linkspan.kernel.nftables import Nft
+from linkspan.kernel.nftrace import TABLE
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
@@ -17,6 +22,16 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     world = World("h", "a", "b", "c", "d", "o")
     try:
         yield Host(world, routed=request.param)
+    finally:
+        world.close()
+
+
+@pytest.fixture
+def bridged() -> Iterator[Host]:
+    """Make the host with bridged networks alone."""
+    world = World("h", "a", "b", "c", "d", "o")
+    try:
+        yield Host(world, routed=False)
     finally:
         world.close()
 
@@ -45,16 +60,85 @@ def test_a_live_packet_that_is_dropped_is_seen_up_to_there(host: Host) -> None:
     assert found.hops[-1].seen is False
 
 
-def test_a_fault_that_no_hop_shows_is_found_by_a_live_packet(host: Host) -> None:
-    """What drops inside the target's namespace is its own affair to a trace, and no answer to a live one."""
-    host.sh(
-        "nft 'add table inet x; add chain inet x i { type filter hook input priority 0; policy drop; }'", "b"
-    )
-    assert host.trace("a", "b").reachable
+DROPS = [
+    ("b", "nft add table inet x; nft 'add chain inet x i { type filter hook input priority 0; policy drop; }'",
+     "h1/b/eth0", "the packet was dropped by the policy of chain i of table inet x"),
+    ("b", "nft add table netdev x; nft 'add chain netdev x i { type filter hook ingress device eth0 priority 0; }';"
+     " nft add rule netdev x i icmp type echo-request drop",
+     "h1/b/eth0", "the packet was dropped by rule `icmp type echo-request drop` in chain i of table netdev x"),
+    ("b", "iptables -t raw -A PREROUTING -p icmp -j DROP",
+     "h1/b/eth0", "the packet was dropped by rule `ip protocol icmp counter drop` in chain PREROUTING of table ip raw"),
+    ("b", "iptables -A OUTPUT -p icmp -j DROP",
+     "h1/b/eth0", "the answer was dropped by rule `ip protocol icmp counter drop` in chain OUTPUT of table ip filter"),
+    ("a", "iptables -A INPUT -p icmp -j DROP",
+     "h1/a/eth0", "the answer was dropped by rule `ip protocol icmp counter drop` in chain INPUT of table ip filter"),
+    ("a", "iptables -A OUTPUT -p icmp -j REJECT",
+     "h1/a", "the packet was dropped by rule `ip protocol icmp counter reject` in chain OUTPUT of table ip filter"),
+    ("a", "iptables-legacy -A OUTPUT -p icmp -j DROP",
+     "h1/a/eth0", "the rules in a do not let it send the packet (EPERM)"),
+    ("a", "iptables-legacy -A INPUT -p icmp -j DROP",
+     "h1/a/eth0", "the answer came to eth0, and a itself drops it there"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "fault", "at", "reason"), DROPS)
+def test_a_live_trace_names_the_rule_that_drops_the_packet(
+    bridged: Host, where: str, fault: str, at: str, reason: str
+) -> None:
+    """Wherever it is: the kernel's own trace tells table, chain and rule, and legacy rules show by their effect."""
+    bridged.sh(fault, where)
+    found = bridged.trace("a", "b", alive=True)
+    assert not found.reachable
+    assert found.reason == reason
+    assert found.broken_at == at
+
+
+def test_a_live_trace_of_a_syn_names_the_rule(bridged: Host) -> None:
+    """A SYN that a reset refuses is no answer of the target's."""
+    bridged.sh("iptables -A INPUT -p tcp --dport 81 -j REJECT --reject-with tcp-reset", "b")
+    found = bridged.trace("a", "b", "81/tcp", alive=True)
+    assert not found.reachable
+    assert "reject with tcp reset` in chain INPUT of table ip filter" in found.reason
+
+
+def test_a_translation_that_comes_after_a_live_trace_is_seen(host: Host) -> None:
+    """Each probe has an id of its own, so connection tracking does not take it the way of the one before."""
+    assert host.trace("a", "b", alive=True).reachable
+    host.sh("iptables -t nat -A PREROUTING -d 10.77.0.3 -p icmp -j DNAT --to 192.0.2.2")
     found = host.trace("a", "b", alive=True)
     assert not found.reachable
-    assert "no answer came; last seen at h1/b/eth0" in found.reason
-    assert found.broken_at == "h1/b/eth0"
+
+
+def traces_left(host: Host, where: str) -> str:
+    """Return the tables of live traces in a namespace."""
+    with host.world.entered(where):
+        nft = Nft()
+        listed = [line for line in nft.run("list tables").splitlines() if TABLE in line]
+        nft.close()
+    return "\n".join(listed)
+
+
+def test_a_live_trace_leaves_no_table(bridged: Host) -> None:
+    """Nothing of it stays in the namespaces of the walk."""
+    bridged.trace("a", "b", alive=True)
+    assert [traces_left(bridged, where) for where in "hab"] == ["", "", ""]
+
+
+def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:
+    """The kernel removes the tables of a process that is killed while it traces."""
+    script = (
+        "import sys, time; from linkspan.kernel.nftrace import RuleTrace;"
+        " RuleTrace('x', {'there': ['meta l4proto icmp']}, ['eth0']); print('traces', flush=True); time.sleep(60)"
+    )
+    command = ["ip", "netns", "exec", bridged.world.named("b"), sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "traces\n"
+        assert traces_left(bridged, "b").count(TABLE) == 3
+        process.kill()
+    deadline = time.monotonic() + 5
+    while traces_left(bridged, "b"):
+        assert time.monotonic() < deadline
 
 
 def test_a_live_trace_starts_on_this_host_only(host: Host) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from linkspan.tell.hops import Hop
-from linkspan.tell.live import Heard, marked
-from linkspan.tell.trace import Trace
+from linkspan.tell.hops import Hop, Unknown
+from linkspan.tell.live import Dropped, Goal, Heard, marked
+from linkspan.tell.trace import BROKEN, REACHABLE, UNKNOWN, Trace
 
 PLAIN = ("eth", "ip 10.244.1.2>10.244.2.2", "icmp")
 
@@ -24,5 +25,50 @@ def test_an_encrypted_packet_is_not_called_unseen(around: tuple[str, ...], seen:
     there = Hop("h1", "host", "lswg", "encrypted", "", (*around, *PLAIN))
     left = Hop("h1", "host", "eth0", "left", "", (*around, *PLAIN))
     heard = Heard(there=(("host", "lswg"),), ears=(("host", "lswg"), ("host", "eth0")))
-    found = marked(Trace(False, 0, (there, left), ()), {"h1": heard})
+    found = marked(Trace(False, 0, (there, left), ()), {"h1": heard}, "h1")
     assert [hop.seen for hop in found.hops] == [True, seen]
+
+
+A, B = ("a", "eth0"), ("b", "eth0")
+THERE_HOP, BACK_HOP = Hop("h1", "a", "eth0", "sent", "", PLAIN), Hop("h1", "b", "eth0", "sent", "", PLAIN)
+GOAL = Goal("h1", B)
+WELL = Trace(True, 1500, (THERE_HOP, msgspec.structs.replace(BACK_HOP, action="delivered")), (BACK_HOP, THERE_HOP))
+DOUBT = Trace(False, 1500, *(WELL.hops, WELL.reply_hops), None, "", UNKNOWN, (Unknown("h1/host", "a program decides"),))
+STOP = Trace(False, 0, WELL.hops[:1], (), "h1/host/up0", "a rule drops it", BROKEN)
+EARS = {"ears": (A, B)}
+ANSWERED = Heard(there=(A, B), back=(B, A), **EARS, answered=True)
+RULE, ANSWER_RULE = Dropped("b", "there", "rule `drop`"), Dropped("a", "back", "rule `drop`")
+LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
+
+
+@pytest.mark.parametrize(
+    ("found", "heard", "verdict", "at", "reason"),
+    [
+        (WELL, ANSWERED, REACHABLE, None, ""),
+        (DOUBT, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host looks otherwise"),
+        (STOP, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host/up0 looks otherwise"),
+        (WELL, Heard((A,), (A,), **EARS, answered=True), BROKEN, "h1/a/eth0", "somebody else answered"),
+        (STOP, Heard((A,), (A,), **EARS, answered=True), BROKEN, "h1/host/up0", "a rule drops it"),
+        (WELL, Heard((A, B), (A,), **EARS, answered=True, reset=True, drops=(RULE,)),
+         BROKEN, "h1/b", "the packet was dropped by rule `drop`"),
+        (WELL, Heard((A, B), (B, A), **EARS, answered=True, reset=True), REACHABLE, None, ""),
+        (WELL, Heard((A, B), **EARS, drops=(RULE,)), BROKEN, "h1/b/eth0", "the packet was dropped by rule `drop`"),
+        (WELL, Heard((A, B), (B,), **EARS, drops=(RULE, ANSWER_RULE)),
+         BROKEN, "h1/a", "the answer was dropped by rule `drop`"),
+        (WELL, Heard((), (), **EARS, refused=True), BROKEN, "h1/a/eth0", "the rules in a do not let it send"),
+        (WELL, Heard((A, B), (B, A), **EARS), BROKEN, "h1/a/eth0", "the answer came to eth0, and a itself drops it"),
+        (WELL, Heard((A,), **EARS), BROKEN, "h1/a/eth0", "every hop looks well, but no answer came"),
+        (WELL, Heard((A,), **EARS, lost=(LOST,)), BROKEN, "h1/a/eth0",
+         "every hop looks well, but no answer came; last seen at h1/a/eth0; the kernel's reason: IP_RPFILTER"),
+        (DOUBT, Heard((A,), **EARS), BROKEN, "h1/a/eth0",
+         "no answer came; last seen at h1/a/eth0; not known is at h1/host: a program decides"),
+        (STOP, Heard((A,), **EARS), BROKEN, "h1/host/up0", "a rule drops it"),
+    ],
+)  # fmt: skip
+def test_the_packet_decides(found: Trace, heard: Heard, verdict: str, at: str | None, reason: str) -> None:
+    """Over what the walk says, in both directions; a rule that dropped the packet is the best reason."""
+    told = marked(found, {"h1": heard}, "h1", GOAL)
+    assert (told.verdict, told.broken_at) == (verdict, at)
+    assert told.reachable is (verdict == REACHABLE)
+    assert told.reason.startswith(reason)
+    assert bool(told.reason) is bool(reason)

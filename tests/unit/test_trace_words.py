@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import typer
 
 from linkspan.cli import looking
 from linkspan.cli.output import Format
+from linkspan.errors import Invalid
 
 
 def _hop(action: str) -> dict[str, Any]:
@@ -34,8 +36,57 @@ def test_a_way_of_which_nobody_tells_is_not_called_broken(
 ) -> None:
     """The data path needs neither agents nor a controller, so their silence is no answer; the exit code is 3."""
     found = found | {"reachable": False, "hops": [_hop("left")], "reply_hops": []}
+    monkeypatch.setattr(looking.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(looking.Client, "call", lambda *words: found)
     with pytest.raises(typer.Exit) as ended:
         looking.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert ended.value.exit_code == 3
     assert capsys.readouterr().out.endswith(said)
+
+
+UNKNOWN = {"verdict": "unknown", "unknown": [{"at": "h1/host", "why": "a program decides"}], "broken_at": None,
+           "reachable": False, "path_mtu": 1500, "reason": "a program decides", "hops": [_hop("left")],
+           "reply_hops": []}  # fmt: skip
+PROVED = UNKNOWN | {"verdict": "reachable", "unknown": [], "reachable": True, "reason": "a real packet was answered"}
+
+
+@pytest.mark.parametrize(
+    ("user", "asked", "said"),
+    [
+        (0, ["GET", "POST"], "reachable, with packets of up to 1500 bytes\nnote: a real packet was answered\n"),
+        (1000, ["GET"], "  at h1/host: a program decides\n"),
+    ],
+)
+def test_where_the_walk_does_not_tell_root_sends_a_packet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, user: int, asked: list[str], said: str
+) -> None:
+    """Others may only look."""
+    methods = []
+
+    def call(_client: object, method: str, _url: str) -> dict[str, Any]:
+        methods.append(method)
+        return UNKNOWN if method == "GET" else PROVED
+
+    monkeypatch.setattr(looking.os, "geteuid", lambda: user)
+    monkeypatch.setattr(looking.Client, "call", call)
+    with contextlib.suppress(typer.Exit):
+        looking.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
+    assert methods == asked
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_a_walk_that_no_packet_can_decide_stays_unknown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet that cannot be sent changes nothing of what the walk told."""
+
+    def call(_client: object, method: str, _url: str) -> dict[str, Any]:
+        if method == "POST":
+            raise Invalid("192.0.2.2 is not on this host")
+        return UNKNOWN
+
+    monkeypatch.setattr(looking.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(looking.Client, "call", call)
+    with pytest.raises(typer.Exit):
+        looking.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
+    assert "not known whether it is reachable" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import typer
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
-from linkspan.errors import Unavailable
+from linkspan.errors import Invalid, Unavailable
 
 _WHO = "An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
@@ -31,10 +31,10 @@ def trace(
 ) -> None:
     """Show a packet's way, hop by hop and back: reachable, broken at a hop, or not known because.
 
-    Exit 3 unless it is reachable.
+    Where the walk alone does not tell, root's trace sends a packet too, as with --live. Exit 3 unless it is reachable.
     """
     query = urlencode({"source": source, "target": target, "port": port})
-    found = Client(socket).call("POST" if live else "GET", f"/v1/trace?{query}")
+    found, live = _traced(Client(socket), f"/v1/trace?{query}", live)
     if output is Format.JSON:
         as_json(found)
     else:
@@ -45,7 +45,10 @@ def trace(
             _show_way("back", found["reply_hops"], live, across)
         print()
         if found["reachable"]:
-            say(f"reachable, with packets of up to {found['path_mtu']} bytes")
+            limit = f", with packets of up to {found['path_mtu']} bytes" if found["path_mtu"] else ""
+            say(f"reachable{limit}")
+            if found["reason"]:
+                say(f"note: {found['reason']}")
         elif found["verdict"] == "broken":
             say(f"broken at {found['broken_at']}: {found['reason']}")
         else:
@@ -54,6 +57,20 @@ def trace(
                 say(f"  at {one['at']}: {one['why']}")
     if not found["reachable"]:
         raise typer.Exit(NOT_WELL)
+
+
+def _traced(client: Client, url: str, live: bool) -> tuple[dict[str, Any], bool]:
+    """Return the trace, and whether a packet was sent for it: asked for by ``live``, or because the walk needs it."""
+    if live:
+        return client.call("POST", url), True
+    found = client.call("GET", url)
+    if found["verdict"] != "unknown" or os.geteuid():
+        return found, False
+    try:
+        with step("the walk alone does not tell: one packet is sent"):
+            return client.call("POST", url), True
+    except Invalid:  # from there, or by this protocol, none can be sent
+        return found, False
 
 
 def _show_way(way: str, hops: list[dict[str, Any]], live: bool, across: bool) -> None:

@@ -113,9 +113,13 @@ class Socket:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
         self._socket.bind((0, 0))
         for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
+            self.join(group)
         self.port = int(self._socket.getsockname()[0])
         self._sequence = 0
+
+    def join(self, group: int) -> None:
+        """Receive this group's messages from now on."""
+        self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
 
     def close(self) -> None:
         """Close the socket."""

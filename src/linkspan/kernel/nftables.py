@@ -10,7 +10,8 @@ import msgspec
 from linkspan.errors import KernelError, Unavailable
 from linkspan.kernel.netlink import NETFILTER, Message, Socket, text
 
-_STATELESS, _JSON, _TERSE = 1 << 2, 1 << 4, 1 << 11  # NFT_CTX_OUTPUT_* in nftables/libnftables.h
+# NFT_CTX_OUTPUT_* in nftables/libnftables.h
+_STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 _GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 
@@ -54,9 +55,10 @@ class Nft:
             raise KernelError(f"nftables: {said[0].removeprefix('Error: ')}")
         return str(output.decode(errors="replace"))
 
-    def text(self, command: str) -> str:
-        """List as text, without counters and without sets' elements."""
-        self._library.nft_ctx_output_set_flags(self._context, _STATELESS | _TERSE)
+    def text(self, command: str, *, handles: bool = False) -> str:
+        """List as text, without counters and without sets' elements; ``handles`` adds those of chains and rules."""
+        flags = _STATELESS | _TERSE | (_HANDLES if handles else 0)
+        self._library.nft_ctx_output_set_flags(self._context, flags)
         try:
             return self.run(command)
         finally:

@@ -1,7 +1,11 @@
-"""``trace --live``: one real packet, and at which devices of the walk it was seen.
+"""``trace --live``: one real packet, at which devices of the walk it was seen, and which rule dropped it.
 
-A packet socket listens at each device, on this host and, where their agents are asked to, on the others. The packet
-and the answer to it are known again by a mark (``probe``), whatever is around them or translates them.
+A packet socket listens at each device, on this host and, where their agents are asked to, on the others. In each
+namespace of the walk nftables traces the packet (``kernel/nftrace``). The packet and the answer to it are known
+again by a mark (``probe``), whatever is around them or translates them.
+
+The packet decides: an answer that reaches the sender proves both ways, whatever the walk could not read, and a
+packet without an answer has not arrived, however well every hop looks.
 """
 
 from __future__ import annotations
@@ -10,16 +14,19 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from linkspan.errors import Invalid, LinkspanError
+from linkspan.errors import Invalid, LinkspanError, Unavailable
+from linkspan.kernel.drop_monitor import DropMonitor
 from linkspan.kernel.namespaces import Namespaces
-from linkspan.tell.hops import OUTSIDE, Hop, Map
-from linkspan.tell.probe import MARK, Probe, way
+from linkspan.kernel.nftrace import RuleTrace
+from linkspan.state import HOST
+from linkspan.tell.hops import OUTSIDE, Hop, Map, where
+from linkspan.tell.probe import BACK, MARK, THERE, Probe, matches, way
 from linkspan.tell.questions import ESP, WIREGUARD, Packet
-from linkspan.tell.trace import BROKEN, Place, Trace
+from linkspan.tell.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
 
 PATIENCE = 1.5
 """Seconds to wait for the answer: a neighbour that must be asked for first is asked again after one."""
@@ -33,8 +40,30 @@ Device = tuple[str, str]
 """A namespace's name and a device in it."""
 
 
+class Goal(msgspec.Struct, frozen=True):
+    """The device at which a packet for a container arrives, whatever way it takes, and that device's host."""
+
+    host: str
+    device: Device
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """What dropped the packet (``way`` THERE) or its answer (BACK).
+
+    ``by`` is a rule of the namespace, or the kernel's reason where ``namespace`` is ''.
+    """
+
+    namespace: str
+    way: str
+    by: str
+
+
 class Listen(msgspec.Struct, frozen=True, tag="listen"):
-    """Asks at which devices the packet with this mark is seen, and at which the answer to it."""
+    """Asks at which devices the packet with this mark is seen, at which the answer to it, and what drops them.
+
+    A host that answers makes sockets and, in the namespaces of these devices, nftables' traces for the time that
+    it listens; both end with it.
+    """
 
     mark: bytes
     there: tuple[Device, ...] = ()
@@ -43,18 +72,52 @@ class Listen(msgspec.Struct, frozen=True, tag="listen"):
 
 
 class Heard(msgspec.Struct, frozen=True, tag="heard"):
-    """Where the packet and its answer were seen; ``ears`` is where somebody listened."""
+    """Where the packet and its answer were seen; ``ears`` is where somebody listened.
+
+    ``drops`` are by rules of nftables, ``lost`` by any other part of a kernel that has a drop monitor.
+
+    Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST, which
+    a rule may have sent in the target's name) and ``refused`` (the sender's own rules did not let the packet leave).
+    """
 
     there: tuple[Device, ...] = ()
     back: tuple[Device, ...] = ()
     ears: tuple[Device, ...] = ()
+    drops: tuple[Dropped, ...] = ()
+    lost: tuple[Dropped, ...] = ()
+    answered: bool = False
+    reset: bool = False
+    refused: bool = False
 
 
-def listening(found: Trace, host: str, mark: bytes = b"", protocol: str = "icmp") -> Listen:
+def goal(known: Map, target: Place) -> Goal | None:
+    """Return where a packet for this end of a trace arrives; None for what is no container."""
+    if target.netns in (HOST, OUTSIDE):
+        return None
+    there = known
+    if target.host:
+        other = known.others[target.host]
+        there = Map(other.name, other.endpoints, known.networks)
+    for one in there.endpoints:
+        if one.netns == target.netns and any(p.packed in target.addresses for p in one.prefixes):
+            return Goal(there.host, (there.name(one.netns), one.ifname))
+    return None
+
+
+def listening(found: Trace, goal: Goal | None, host: str, mark: bytes = b"", protocol: str = "icmp") -> Listen:
     """Return what a host is to listen for."""
     ways = ([_device(h) for h in hops if h.device and h.host == host] for hops in (found.hops, found.reply_hops))
     there, back = (tuple(dict.fromkeys(devices)) for devices in ways)
+    if goal is not None and goal.host == host:
+        there = tuple(dict.fromkeys((*there, goal.device)))
+    if found.hops and found.hops[0].device and found.hops[0].host == host:  # the sender's, where the answer comes to
+        back = tuple(dict.fromkeys((*back, _device(found.hops[0]))))
     return Listen(mark, there, back, protocol)
+
+
+def end(found: Trace) -> Device | None:
+    """Return the device at which the answer's walk ends."""
+    return _device(found.reply_hops[-1]) if found.reply_hops else None
 
 
 def send(
@@ -62,26 +125,34 @@ def send(
     known: Map,
     source: Place,
     packet: Packet,
-    found: Trace,
-    mark: bytes,
+    wanted: Listen,
+    end: Device | None = None,
     going: Callable[[], bool] = lambda: False,
 ) -> Heard:
     """Send the packet (again, as long as others are ``going`` to listen), and tell where it is seen on this host.
 
-    Raises Invalid where the source is outside this host, or the protocol is one that no answer is known of.
+    ``end`` is where the answer's walk ends. Raises Invalid where the source is outside this host, or the protocol
+    is one that no answer is known of.
     """
     if source.netns == OUTSIDE or source.host:
         raise Invalid(f"{source.name} is not on this host", "a live trace starts at a container or the host")
     if packet.protocol not in ("icmp", "tcp"):
         raise Invalid(f"a live trace cannot send {packet.protocol}", "leave --port out, or give a tcp port")
     with contextlib.ExitStack() as stack:
-        ears = _ears(stack, namespaces, known, listening(found, known.host))
-        probe = Probe(packet, mark, lambda: namespaces.entered(source.netns))
+        ears = _ears(stack, namespaces, known, wanted)
+        rules = _rules(stack, namespaces, known, wanted, source.netns)
+        monitor = _monitor(stack)
+        probe = Probe(packet, wanted.mark, lambda: namespaces.entered(source.netns))
         stack.callback(probe.close)
         probe.send()
-        end = _device(found.reply_hops[-1]) if found.reply_hops else None
         there, back = _listened(ears, probe, end, going)
-    return Heard(tuple(there), tuple(back), tuple(ears.values()))
+        # A connection is refused by a RST, which is heard, or by an ICMP error, which is no answer of the target's.
+        answered = probe.answered() and bool(back)
+        return Heard(
+            there=tuple(there), back=tuple(back), ears=tuple(ears.values()),
+            drops=_drops(rules), lost=_lost(monitor, wanted), answered=answered,
+            reset=probe.reset, refused=probe.refused,
+        )  # fmt: skip
 
 
 def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
@@ -92,6 +163,8 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
         raise Invalid(f"a mark has {MARK} bytes, and not {len(wanted.mark)}")
     with contextlib.ExitStack() as stack:
         ears = _ears(stack, namespaces, known, wanted)
+        rules = _rules(stack, namespaces, known, wanted)
+        monitor = _monitor(stack)
         while (left := deadline - time.monotonic()) > 0:
             if seen[0].issuperset(wanted.there) and seen[1].issuperset(wanted.back):
                 break
@@ -99,13 +172,20 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
                 which = way(wanted.protocol, wanted.mark, ear.recv(65535))
                 if which is not None:
                     seen[which].add(ears[ear])
-    return Heard(tuple(seen[0]), tuple(seen[1]), tuple(ears.values()))
+        return Heard(
+            tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted)
+        )
+
+
+def _by_name(known: Map) -> dict[str, int]:
+    """Return the namespaces of this host by the names that hops give them."""
+    return {known.name(e.netns): e.netns for e in known.endpoints} | {"host": HOST}
 
 
 def _ears(
     stack: contextlib.ExitStack, namespaces: Namespaces, known: Map, wanted: Listen
 ) -> dict[socket.socket, Device]:
-    by_name = {known.name(e.netns): e.netns for e in known.endpoints} | {"host": 0}
+    by_name = _by_name(known)
     ears = {}
     for name, device in dict.fromkeys((*wanted.there, *wanted.back)):
         if name not in by_name:
@@ -113,6 +193,54 @@ def _ears(
         with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
             ears[stack.enter_context(_ear(device))] = (name, device)
     return ears
+
+
+def _rules(
+    stack: contextlib.ExitStack, namespaces: Namespaces, known: Map, wanted: Listen, *more: int
+) -> dict[str, RuleTrace]:
+    """Begin nftables' traces in the host's namespace, in those of the devices, and in ``more``."""
+    by_name = _by_name(known)
+    devices: dict[str, list[str]] = {known.name(netns): [] for netns in (HOST, *more)}
+    for name, device in dict.fromkeys((*wanted.there, *wanted.back)):
+        devices.setdefault(name, []).append(device)
+    found = {}
+    for name, listed in devices.items():
+        if name not in by_name:
+            continue
+        # Without nftables, or without the right to use it, the devices alone tell how far the packet comes.
+        with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
+            there = [device for device in listed if device in {name for _, name in socket.if_nameindex()}]
+            found[name] = RuleTrace(wanted.mark[:4].hex(), matches(wanted.protocol, wanted.mark), there)
+            stack.callback(found[name].close)
+    return found
+
+
+def _drops(rules: Mapping[str, RuleTrace]) -> tuple[Dropped, ...]:
+    found = []
+    for namespace, trace in rules.items():
+        trace.read()
+        found += [Dropped(namespace, drop.name, drop.described()) for drop in trace.drops()]
+    return tuple(found)
+
+
+def _monitor(stack: contextlib.ExitStack) -> DropMonitor | None:
+    try:
+        found = DropMonitor()
+    except Unavailable:
+        return None
+    stack.callback(found.close)
+    return found
+
+
+def _lost(monitor: DropMonitor | None, wanted: Listen) -> tuple[Dropped, ...]:
+    """Return the kernel's reasons for dropping the packet or its answer."""
+    found: dict[Dropped, None] = {}
+    for lost in monitor.read() if monitor else ():
+        which = way(wanted.protocol, wanted.mark, lost.packet)
+        if which is not None:
+            came = f", received by {lost.came_by}" if lost.came_by else ""
+            found[Dropped("", (THERE, BACK)[which], f"{lost.reason} (in {lost.function}{came})")] = None
+    return tuple(found)
 
 
 def _device(hop: Hop) -> Device:
@@ -137,36 +265,92 @@ def _listened(
     now = time.monotonic()
     deadline, again = now + PATIENCE, now + AGAIN
     while (now := time.monotonic()) < deadline:
-        # Once the answer is at its end, what the other devices saw before waits to be read.
+        # Once the answer has come, what the other devices saw before waits to be read.
         waiting = going()
-        done = end is not None and end in seen[1] and not waiting
+        done = (end is None or end in seen[1] or end not in ears.values()) and not waiting and probe.answered()
         if waiting and now >= again:
             probe.send()
             again = now + AGAIN
-        left = (min(again, deadline) if waiting else deadline) - now
-        ready, _, _ = select.select(list(ears), [], [], 0 if done else max(left, 0))
-        for ear in ready:
+        left = (min(again, deadline) if waiting else min(deadline, now + AGAIN)) - now
+        ready, _, _ = select.select([*ears, *probe.sockets], [], [], 0 if done else max(left, 0))
+        heard = [ear for ear in ready if ear in ears]
+        for ear in heard:
             which = probe.way(ear.recv(65535))
             if which is not None:
                 seen[which].add(ears[ear])
-        if done and not ready:
+        if done and not heard:
             break
     return seen
 
 
-def marked(found: Trace, heard: Mapping[str, Heard]) -> Trace:
-    """Return the trace with each hop's ``seen`` set, by what was heard on each host."""
+def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | None = None) -> Trace:
+    """Return the trace as the packet decides it, with each hop's ``seen`` set, by what was heard on each host.
+
+    ``sender`` is the host that sent the packet.
+    """
     hops = tuple(_with_seen(found.hops, {host: (h.there, h.ears) for host, h in heard.items()}))
     reply_hops = tuple(_with_seen(found.reply_hops, {host: (h.back, h.ears) for host, h in heard.items()}))
     told = msgspec.structs.replace(found, hops=hops, reply_hops=reply_hops)
-    if not found.reachable or reply_hops[-1].seen:
-        return told
+    arrived = _arrived(heard, goal, hops, found)
+    own = heard[sender]
+    rejected = own.reset and any(drop.way == THERE for h in heard.values() for drop in h.drops)
+    if own.answered and arrived is not False and not rejected:
+        return _proved(told)
     last = next((h for h in reversed((*hops, *reply_hops)) if h.seen), None)
-    at = f"{last.host}/{last.namespace}/{last.port or last.device}" if last else None
-    reason = f"every hop looks well, but no answer came; last seen at {at or 'no device'}"
+    at, reason = _end(told, heard, last, arrived=arrived, sender=sender)
     return msgspec.structs.replace(
         told, reachable=False, path_mtu=0, broken_at=at, reason=reason, verdict=BROKEN
     )
+
+
+def _arrived(heard: Mapping[str, Heard], goal: Goal | None, hops: Sequence[Hop], found: Trace) -> bool | None:
+    """Tell whether the packet came to its end; None where nobody could listen there."""
+    if goal is None:
+        return hops[-1].seen if found.verdict != BROKEN and hops else None
+    there = heard.get(goal.host, Heard())
+    return goal.device in there.there if goal.device in there.ears else None
+
+
+def _proved(told: Trace) -> Trace:
+    """Return the trace of a packet that was answered; what the walk said against it is no longer in force."""
+    if told.verdict == REACHABLE:
+        return told
+    doubt = f"a real packet was answered, though {told.broken_at or told.unknown[0].at} looks otherwise: {told.reason}"
+    return msgspec.structs.replace(
+        told, reachable=True, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
+    )
+
+
+def _end(
+    told: Trace, heard: Mapping[str, Heard], last: Hop | None, *, arrived: bool | None, sender: str
+) -> tuple[str | None, str]:
+    """Return where the packet or its answer ended, and why, from what is certain to what is not."""
+    own = heard[sender]
+    source = told.hops[0] if told.hops else None
+    seen = where(last) if last else None
+    order = (BACK, THERE) if arrived else (THERE, BACK)
+    drops = [(host, drop) for host, h in heard.items() for drop in h.drops]
+    for host, drop in sorted((d for d in drops if d[1].way in order), key=lambda d: order.index(d[1].way)):
+        place = f"{host}/{drop.namespace}"
+        what = "the packet" if drop.way == THERE else "the answer"
+        device = next((at for at in (told.broken_at, seen) if at and at.startswith(f"{place}/")), place)
+        return device, f"{what} was dropped by {drop.by}"
+    if own.refused and source:
+        return where(source), f"the rules in {source.namespace} do not let it send the packet (EPERM)"
+    if own.answered and told.verdict != BROKEN:
+        return seen, f"somebody else answered: the packet never came to its end; last seen at {seen or 'no device'}"
+    if told.reply_hops and told.reply_hops[-1].seen:
+        end = told.reply_hops[-1]
+        return where(end), f"the answer came to {end.device}, and {end.namespace} itself drops it there"
+    reasons = [drop for h in heard.values() for drop in h.lost if drop.way in order]
+    kernel = f"; the kernel's reason: {reasons[0].by}" if reasons else ""
+    if told.verdict == BROKEN:
+        return told.broken_at, told.reason + kernel
+    after = f"no answer came; last seen at {seen or 'no device'}{kernel}"
+    if told.verdict == UNKNOWN:
+        why = "; ".join(f"at {one.at}: {one.why}" for one in told.unknown)
+        return seen, f"{after}; not known is {why}"
+    return seen, f"every hop looks well, but {after}"
 
 
 def _with_seen(

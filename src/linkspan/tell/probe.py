@@ -1,17 +1,18 @@
 """The packet that a live trace sends, and how it and its answer are known again wherever they are captured.
 
-The packet bears a mark: an echo request as its payload, a TCP SYN as its sequence number. The reply has the same
-payload, the SYN-ACK or RST acknowledges that number, and neither is changed by address translation. So whoever is
-told the mark before can listen for the packet on another host.
+The packet has a mark: an echo request as its payload, a TCP SYN as its sequence number. The reply has the same
+payload, the SYN-ACK or RST acknowledges that number, and address translation changes neither. So whoever knows
+the mark before can listen for the packet on another host, or have nftables follow it (``matches``).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from linkspan.addresses import SOCKET_FAMILY
@@ -85,8 +86,47 @@ def _segment(frame: bytes) -> bytes | None:
     return None
 
 
+THERE, BACK = "there", "back"
+"""The packet and the answer to it, as ``matches`` names them."""
+
+_Field = tuple[int, int, str]
+"""Bytes from the transport header, bits, and the value there as nft writes it."""
+
+
+def matches(protocol: str, mark: bytes) -> dict[str, tuple[str, ...]]:
+    """Return nft's expressions that the packet and its answer fit, bare or in a tunnel that does not encrypt.
+
+    They look at nothing that address translation changes.
+    """
+    if protocol == "icmp":
+        bare, payload = "{ icmp, ipv6-icmp }", (8, 8 * MARK, f"0x{mark.hex()}")
+        kinds = (", ".join(str(kinds[way]) for kinds in _ECHO.values()) for way in (0, 1))
+        ways: list[tuple[_Field, ...]] = [((0, 8, f"{{ {kind} }}"), payload) for kind in kinds]
+    else:
+        bare, number = "tcp", _sequence(mark)
+        ways = [((4, 32, f"{number}"),), ((8, 32, f"{(number + 1) % 2**32}"),)]
+    return {name: tuple(_placed(bare, fields)) for name, fields in zip((THERE, BACK), ways, strict=True)}
+
+
+def _placed(bare: str, fields: tuple[_Field, ...]) -> Iterator[str]:
+    """Yield the match of the packet itself, and behind each header that a tunnel may put before it."""
+    yield _match(bare, 0, fields)
+    for header in (20, 40):  # an IP header without options
+        yield _match(f"{{ {_IPIP}, {_IPV6_IN} }}", header, fields)
+        yield _match("udp", _TO_INNER + header, fields)
+
+
+def _match(protocol: str, shift: int, fields: tuple[_Field, ...]) -> str:
+    raw = " ".join(f"@th,{8 * (shift + at)},{bits} {value}" for at, bits, value in fields)
+    return f"meta l4proto {protocol} {raw}"
+
+
 class Probe:
-    """The packet to send from a namespace that ``entered`` enters; it may be sent again."""
+    """The packet to send from a namespace that ``entered`` enters; it may be sent again.
+
+    ``sockets`` are those that it was sent by; ``refused`` becomes true where the source's own rules do not let it
+    leave (EPERM), ``reset`` where the answer is that nothing listens.
+    """
 
     def __init__(
         self, packet: Packet, mark: bytes, entered: Callable[[], AbstractContextManager[object]]
@@ -94,11 +134,15 @@ class Probe:
         self._packet = packet
         self._mark = mark
         self._entered = entered
-        self._sockets: list[socket.socket] = []
+        self.sockets: list[socket.socket] = []
+        self.refused = False
+        self.reset = False
+        self._answered = False
+        self._connecting: list[socket.socket] = []
 
     def close(self) -> None:
         """Close the sockets, whatever has become of the connections."""
-        for one in self._sockets:
+        for one in self.sockets:
             one.close()
 
     def send(self) -> None:
@@ -109,25 +153,43 @@ class Probe:
                     self._ask()
                 else:
                     self._connect()
-            except BlockingIOError:
-                return
             except OSError as error:
-                if error.errno not in _NO_WAY:  # where the kernel has no way for it, the hops say so
+                if error.errno == errno.EPERM:
+                    self.refused = True
+                elif error.errno not in _NO_WAY:  # where the kernel has no way for it, the hops say so
                     raise of_errno(error.errno or 0, f"send a packet to {show(self._packet.target)}") from error
 
     def way(self, frame: bytes) -> int | None:
         """Return 0 for the packet, 1 for the answer, None for anything else."""
         return way(self._packet.protocol, self._mark, frame)
 
+    def answered(self) -> bool:
+        """Tell whether an answer has reached the sender, past all rules of its namespace.
+
+        A refused connection counts, because a target without a listener answers so.
+        """
+        if self._packet.protocol == "tcp":
+            _, connected, _ = select.select([], self._connecting, [], 0)
+            for one in connected:
+                code = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                self.reset |= code == errno.ECONNREFUSED
+                self._answered |= self.reset or code == 0
+        else:
+            ready, _, _ = select.select(self.sockets, [], [], 0)
+            for one in ready:
+                self._answered |= self.way(one.recv(65535)) == 1
+        return self._answered
+
     def _opened(self, kind: int, protocol: int = 0) -> socket.socket:
         found = socket.socket(SOCKET_FAMILY[self._packet.family], kind, protocol)
-        self._sockets.append(found)
+        self.sockets.append(found)
         found.setblocking(False)
         return found
 
     def _ask(self) -> None:
         kind = _ECHO[self._packet.family][0]
-        body = struct.pack("!BBHHH", kind, 0, 0, os.getpid() & 0xFFFF, 1) + self._mark
+        # An id of its own: with another probe's, connection tracking would take this one the other's way.
+        body = struct.pack("!BBH2sH", kind, 0, 0, self._mark[:2], 1) + self._mark
         body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]  # of IPv6 the kernel does it anew
         raw = self._opened(socket.SOCK_RAW, _ICMP[self._packet.family])
         raw.bind((show(self._packet.source), 0))
@@ -141,7 +203,11 @@ class Probe:
         stream.setsockopt(socket.IPPROTO_TCP, _QUEUE_SEQ, struct.pack("=I", _sequence(self._mark)))
         stream.setsockopt(socket.IPPROTO_TCP, _REPAIR, 0)
         stream.bind((show(self._packet.source), 0))
-        stream.connect((show(self._packet.target), self._packet.port))
+        error = stream.connect_ex((show(self._packet.target), self._packet.port))
+        if error in (0, errno.EINPROGRESS):
+            self._connecting.append(stream)
+        elif error:
+            raise OSError(error, "connect")
 
 
 _NO_WAY = frozenset(

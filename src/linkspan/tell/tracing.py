@@ -11,7 +11,7 @@ from linkspan.tell import crossing, live
 from linkspan.tell.hops import Map
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.learning import Learning
-from linkspan.tell.live import Heard, Listen
+from linkspan.tell.live import Device, Heard, Listen
 from linkspan.tell.parts import Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
@@ -64,12 +64,12 @@ class Local:
         self,
         source: Place,
         packet: Packet,
-        found: Trace,
-        mark: bytes,
+        wanted: Listen,
+        end: Device | None,
         going: Callable[[], bool] = lambda: False,
     ) -> Heard:
         """Send a real packet (up to 1.5 s), and listen for it."""
-        return live.send(self._namespaces, self._known, source, packet, found, mark, going)
+        return live.send(self._namespaces, self._known, source, packet, wanted, end, going)
 
     def hear(self, wanted: Listen) -> Heard:
         """Listen for another host's packet (up to 2 s)."""
@@ -85,7 +85,10 @@ def run(
     found = _alone(local, trace(known, first, last, packet))
     if not alive:
         return found
-    return live.marked(found, {known.host: local.send(first, packet, found, new_mark())})
+    goal = live.goal(known, last)
+    wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
+    own = local.send(first, packet, wanted, live.end(found))
+    return live.marked(found, {known.host: own}, known.host, goal)
 
 
 def _alone(local: Local, going: Asking) -> Trace:
