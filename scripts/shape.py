@@ -25,7 +25,7 @@ LAYERS = {
         "controlled controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal "
         "leases ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
-        "survey tracer versions "
+        "survey tracer tuning versions "
         "contact store_health"
     ),
     "top": "cli demo installation ipip_endpoint lab shim uninstall",

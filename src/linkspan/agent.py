@@ -46,6 +46,7 @@ from linkspan.recovery import Recovery
 from linkspan.removals import Removals
 from linkspan.replica import Replica, remembered
 from linkspan.revising import revised
+from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
@@ -54,6 +55,7 @@ from linkspan.store.opening import open_store
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
+from linkspan.tuning import Tuning
 
 SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
@@ -122,6 +124,8 @@ class Agent:
             self.happenings,
             host.name,
         )
+        self.tuning = Tuning(self.worker, self.attacher, self.happenings)
+        parts.push_async_callback(self.tuning.stop)
         self.docker = Docker(
             self.worker,
             self.attacher,
@@ -197,6 +201,7 @@ class Agent:
 
     def _endpoint_changed(self, identity: tuple[str, str]) -> None:
         self.published.note(identity)
+        self.tuning.note(identity)
         self.naming.note(identity)
 
     async def _changed(self, keys: frozenset[str]) -> None:
@@ -392,9 +397,14 @@ class Agent:
         """Return how many addresses a network has left."""
         return self.allocator.free(network)
 
-    async def check(self, endpoint: Endpoint) -> list[str]:
-        """Return what of an endpoint is not as it should be."""
-        return await self.attacher.check(endpoint)
+    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
+        """Return what of an endpoint is not as its runtime knows it."""
+        endpoint = await self.tuning.told(endpoint, namespace_fd, shown.mac, shown.mtu)
+        return await self.attacher.check(endpoint, namespace_fd, shown.mac, shown.mtu)
+
+    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
+        """Let an endpoint follow what later plugins of its chain change."""
+        self.tuning.follow(endpoint, namespace_fd)
 
 
 def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:

@@ -45,17 +45,17 @@ def stranded(attacher: Attacher, networks: Networks, leases: Leases) -> list[Ide
 
 async def follow_mtus(attacher: Attacher, networks: Networks) -> dict[Key, LinkspanError]:
     """Give running containers the MTUs that their networks have now; returns the errors of those that failed."""
-    mtus = {network.name: network.mtus for network in networks.all()}
+    there = {network.name: network for network in networks.all()}
     failed: dict[Key, LinkspanError] = {}
     for endpoint in list(attacher.endpoints.values()):
-        wanted = mtus.get(endpoint.network)
-        if endpoint.host_ifname and wanted and (endpoint.mtu, endpoint.path_mtu) != wanted:
+        network = there.get(endpoint.network)
+        if endpoint.host_ifname and network and resized(network, endpoint) != endpoint:
             try:
                 await attacher.alter(endpoint.identity, resized)
             except NotFound:
                 continue
             except LinkspanError as error:
-                what = error.within(f"set MTU {wanted[0]} of {endpoint.name or endpoint.id}")
+                what = error.within(f"set MTU {resized(network, endpoint).mtu} of {endpoint.name or endpoint.id}")
                 log.warning("%s", what.message)
                 failed["mtu", *endpoint.identity] = what
     return failed

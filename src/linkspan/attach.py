@@ -29,6 +29,7 @@ from linkspan.model import AttachRequest, Endpoint, Network, checked_ifname, che
 from linkspan.networks import Networks, now
 from linkspan.ports import PortTable
 from linkspan.reconcile import describe
+from linkspan.state import Interface, State
 
 log = logging.getLogger("linkspan.attach")
 
@@ -194,7 +195,8 @@ class Attacher:
         try:
             addresses = [allocation.address for allocation in allocations]
             handed = request.ifname if delivered else ""
-            endpoint = described(request, network, addresses, number, path, cookie, self._host, handed)
+            tuned = {other.mac for other in self.endpoints.values() if other.born_mac}
+            endpoint = described(request, network, addresses, number, path, cookie, self._host, handed, tuned)
             held = self._ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
             ports = endpoint = msgspec.structs.replace(endpoint, ports=held)
             check_ports(network, endpoint)
@@ -363,9 +365,15 @@ class Attacher:
         self.attached_ns[endpoint.identity] = at
         self.changed(endpoint.identity)
 
-    async def alter(self, identity: Identity, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
+    async def alter(
+        self,
+        identity: Identity,
+        altered: Callable[[Network, Endpoint], Endpoint],
+        there: tuple[type[State], ...] = (),
+    ) -> Endpoint:
         """Change an endpoint that stands, from what it and its network are now; returns what it is then.
 
+        States of the kinds ``there`` are so in the kernel already: the endpoint follows what somebody else did.
         Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
         was wanted stays desired.
         """
@@ -384,16 +392,31 @@ class Attacher:
                 machine.leave(endpoint, list(self.endpoints.values()))
                 machine.enter(changed)
             states = backend(network.backend).endpoint(network, changed)
-            failed = await self._worker.run_brief(machine.reconciler.change, source(changed), states)
+            failed = await self._worker.run_brief(machine.reconciler.change, source(changed), states, there)
             self._journal.attached(changed)
             self.admit(changed, self.attached_ns[identity])
             for error in failed.values():
                 raise error
             return changed
 
-    async def check(self, endpoint: Endpoint) -> list[str]:
-        """Return what of an endpoint is not as it should be, in words; empty where all is well."""
+    async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
+        """Return what of an endpoint is not as it should be, in words; empty where all is well.
+
+        Its interface is compared with what the caller knows of it, a MAC and an MTU; "" and 0 are not known.
+        """
         network = self._networks.get(endpoint.network)
-        states = list(backend(network.backend).endpoint(network, endpoint))
-        missing = await self._worker.run(self._worker.machine.reconciler.missing, states, endpoint.netns)
+        missing = await self._worker.run(self._missing, network, endpoint, namespace_fd, hardware, mtu)
         return [f"{type(state).__name__} {describe(state)} is not as it should be" for state in missing]
+
+    def _missing(self, network: Network, endpoint: Endpoint, fd: int, hardware: str, mtu: int) -> list[State]:
+        """Compare (worker thread), by the caller's descriptor: the path may lead nowhere in our mount namespace."""
+        machine = self._worker.machine
+        with machine.namespaces.holding(fd) as number:
+            states = []
+            for state in backend(network.backend).endpoint(network, endpoint):
+                if isinstance(state, Interface):
+                    found = machine.links.interface(number, state.name)
+                    known = mac(hardware) if hardware else state.mac
+                    state = msgspec.structs.replace(state, mac=known, mtu=mtu or (found or state).mtu)
+                states.append(state)
+            return machine.reconciler.missing(states, number)

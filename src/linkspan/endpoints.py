@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -56,18 +56,17 @@ def described(
     cookie: int,
     host: str,
     delivered: str = "",
+    taken: Container[str] = (),
 ) -> Endpoint:
     """Return the endpoint of a request with the addresses that it was given; ``netns`` 0 is the host's own.
 
-    ``delivered`` as in Endpoint.
+    ``delivered`` as in Endpoint; ``taken`` are MACs that containers have which no address led to.
     """
     hardware = name = ""
     gateways: tuple[str, ...] = ()
     mtu, path_mtu = network.mtus if netns or delivered else (0, 0)
     if netns or delivered:
-        hardware = mac_text(
-            mac(request.mac) if request.mac else derived_mac(network.name, addresses[0].address)
-        )
+        hardware = mac_text(mac(request.mac)) if request.mac else _derived(network, addresses[0], taken)
         name = host_ifname(network.routed, request.id, delivered or request.ifname)
         gateways = tuple(next(g.address for pool, g in network.pairs if pool.holds(a)) for a in addresses)
     return Endpoint(
@@ -92,10 +91,35 @@ def described(
     )
 
 
+def _derived(network: Network, address: Prefix, taken: Container[str]) -> str:
+    """Return the MAC that follows from an address; another one where a container has given itself just that."""
+    seed: tuple[str, ...] = (network.name, address.address)
+    while (found := mac_text(derived_mac(*seed))) in taken:
+        seed = (*seed, "taken")
+    return found
+
+
 def resized(network: Network, endpoint: Endpoint) -> Endpoint:
-    """Return an endpoint with the MTU that its network has now."""
+    """Return an endpoint with the MTU that its network has now, or the lesser one that a later plugin gave it."""
     mtu, path_mtu = network.mtus
-    return msgspec.structs.replace(endpoint, mtu=mtu, path_mtu=path_mtu)
+    mtu = min(mtu, endpoint.tuned_mtu or mtu)
+    return msgspec.structs.replace(endpoint, mtu=mtu, path_mtu=path_mtu if path_mtu < mtu else 0)
+
+
+def tuned(network: Network, endpoint: Endpoint, hardware: str, mtu: int) -> Endpoint:
+    """Return an endpoint whose interface a later plugin of its chain has given this MAC and MTU.
+
+    An MTU above the network's is not taken over: its bridge or tunnel would drop what is so large.
+    """
+    return resized(
+        network,
+        msgspec.structs.replace(
+            endpoint,
+            mac=hardware,
+            born_mac=endpoint.born_mac or (endpoint.mac if hardware != endpoint.mac else ""),
+            tuned_mtu=mtu if mtu < network.mtus[0] else 0,
+        ),
+    )
 
 
 def _on_interface(network: Network, address: Prefix) -> Prefix:

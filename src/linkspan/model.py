@@ -155,6 +155,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     Docker takes the container's end from the host's namespace and sets it up itself: ``delivered`` is the name
     under which it is put there, which is then its identity, for by which name Docker calls it is learnt later.
+
+    A later plugin of a CNI chain may change MAC and MTU. ``mac`` and ``mtu`` are then those that it has set;
+    ``born_mac`` is the MAC at the attachment, from which its link-local address is made, and ``tuned_mtu`` the MTU
+    that it is to keep however large its network's is. Both are empty where nobody has changed anything.
     """
 
     id: str
@@ -176,6 +180,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth: Bandwidth | None = None
     metric: int = 0
     delivered: str = ""
+    born_mac: str = ""
+    tuned_mtu: int = 0
 
     @property
     def identity(self) -> tuple[str, str]:

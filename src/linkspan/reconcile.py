@@ -11,6 +11,7 @@ What was refused is left to the next resync: a helper that ends at once would ha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,14 +80,19 @@ class Reconciler:
         self._release = release
         self._by_kind = {kind: driver for driver in drivers for kind in driver.kinds}
 
-    def change(self, source: Source, states: Iterable[State]) -> dict[Key, LinkspanError]:
+    def change(
+        self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
         """Replace a source's states and apply the difference; returns errors by key.
 
+        States of the kinds ``there`` are in the kernel as they are given: somebody else made them so.
         Raises Conflict where another source disagrees.
         """
-        return self.changes({source: states})
+        return self.changes({source: states}, there)
 
-    def changes(self, sources: Mapping[Source, Iterable[State]]) -> dict[Key, LinkspanError]:
+    def changes(
+        self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
         """Replace several sources' states and apply the differences in one batch; returns errors by key.
 
         Raises Conflict where sources disagree; those before the one it names are replaced, and are applied.
@@ -100,7 +106,7 @@ class Reconciler:
                 change = self.desired.replace(source, states)
                 # One that is new may be what others have waited for.
                 replaced |= any(isinstance(s, _TUNNELS) and (s.key in before or self.failing) for s in change.put)
-                put += change.put
+                put += (state for state in change.put if not isinstance(state, there))
                 delete += change.delete
         finally:
             failed = self._applied(put, delete, replaced, len(sources) > 1)
@@ -225,14 +231,21 @@ class Reconciler:
         return list(dict.fromkeys(self._by_kind[kind] for kind in kinds))
 
     def missing(self, states: Iterable[State], netns: int) -> list[State]:
-        """Return those of the states that are not there as they should be (CNI's CHECK)."""
+        """Return those of the states that are not in the kernel as they are given (CNI's CHECK).
+
+        In a namespace that cannot be entered there are none.
+        """
         wanted = {state.key: state for state in states}
-        kinds = {type(state) for state in wanted.values()}
+        drivers = self._drivers({type(state) for state in wanted.values()})
+        observed: dict[Key, State] = {}
         try:
-            change, _ = self.difference(kinds, {netns} if netns else ())
+            for place in dict.fromkeys((HOST, netns)):
+                with contextlib.suppress(NotFound):
+                    for driver in drivers:
+                        observed.update((state.key, state) for state in driver.observe(place) if state.key in wanted)
         finally:
             self._release()
-        return [state for state in change.put if state.key in wanted]
+        return [state for key, state in wanted.items() if observed.get(key) != state]
 
 
 def behind_links(put: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:

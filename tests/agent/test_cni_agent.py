@@ -21,28 +21,48 @@ VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 POOLS = ("10.201.0.0/29", "fd00:201::/64")
 
 
+TUNING = Path("/usr/lib/cni/tuning")
+"""The reference plugins' (Debian's package containernetworking-plugins)."""
+
+
 class Runtime:
     """Calls the plugin as a container runtime does, in the host's namespace."""
 
     def __init__(self, host: Host, plugin: Path) -> None:
         self.host = host
-        self._plugin = plugin
+        self.plugin = plugin
+        self.entered: tuple[str, ...] = ()
+        """A command's beginning by which the runtime is in another mount namespace than the agent."""
 
     def call(
         self, command: str, netns: str = "", version: str = "1.1.0", code: int = 0, **conf: Any
     ) -> dict[str, Any]:
         """Run the plugin for the container of this namespace, expect an exit code, and return what it prints."""
+        path = f"/run/netns/{netns}" if netns else ""
         given = {"cniVersion": version, "name": "demo", "type": "linkspan", **conf}
+        return self.run(self.plugin, command, netns, path, code, given)
+
+    def tune(self, netns: str, previous: dict[str, Any], **conf: Any) -> dict[str, Any]:
+        """Run the reference plugin tuning as the next one in the chain, and return the chain's result."""
+        if not TUNING.exists():
+            pytest.skip("tuning is not installed: apt-get install containernetworking-plugins")
+        given = {"cniVersion": "1.0.0", "name": "demo", "type": "tuning", "prevResult": previous, **conf}
+        return self.run(TUNING, "ADD", netns, f"/run/netns/{netns}", 0, given)
+
+    def run(
+        self, plugin: Path, command: str, container: str, path: str, code: int, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Run any plugin for a container whose namespace has this path."""
         environment = {
             "CNI_COMMAND": command,
-            "CNI_CONTAINERID": netns,
-            "CNI_IFNAME": "eth0" if netns else "",
-            "CNI_NETNS": f"/run/netns/{netns}" if netns else "",
+            "CNI_CONTAINERID": container,
+            "CNI_IFNAME": "eth0" if container else "",
+            "CNI_NETNS": path,
             "CNI_PATH": "/opt/cni/bin",
             "LINKSPAN_SOCKET": str(self.host.socket),
         }
         done = subprocess.run(
-            ["ip", "netns", "exec", self.host.netns, str(self._plugin)],
+            ["ip", "netns", "exec", self.host.netns, *self.entered, str(plugin)],
             input=json.dumps(given).encode(),
             env={"PATH": os.environ["PATH"]} | {k: v for k, v in environment.items() if v},
             capture_output=True,
@@ -194,6 +214,99 @@ def test_runtime_config_is_honoured(runtime: Runtime, container: Callable[[], st
     assert "8080/tcp" in taken["msg"]
     assert name in taken["msg"]
     runtime.call("DEL", name, runtimeConfig=wanted)
+    runtime.clean()
+
+
+def test_check_goes_by_the_callers_result(runtime: Runtime, container: Callable[[], str]) -> None:
+    """An MTU that the chain's result shows is right, another one is not; a result without one says nothing of it."""
+    name = container()
+    result = runtime.call("ADD", name)
+    run("ip", "link", "set", "eth0", "mtu", "1400", netns=name)
+    assert "eth0" in runtime.call("CHECK", name, prevResult=result, code=1)["msg"]
+    assert runtime.call("CHECK", name, "1.0.0", code=1, prevResult=result)["code"] == 105
+    (inside,) = (one for one in result["interfaces"] if one["name"] == "eth0")
+    del inside["mtu"]
+    assert runtime.call("CHECK", name, "1.0.0", prevResult=result | {"cniVersion": "1.0.0"}) == {}
+    inside["mtu"] = 1400
+    assert runtime.call("CHECK", name, prevResult=result) == {}
+    runtime.host.restart()
+    assert "mtu 1400" in run("ip", "link", "show", "eth0", netns=name)
+    assert runtime.call("CHECK", name, prevResult=result) == {}
+    inside["mtu"] = 1300
+    assert runtime.call("CHECK", name, prevResult=result, code=1)["code"] == 105
+
+
+@pytest.mark.parametrize("mode", ["bridged", "routed"])
+def test_a_chain_with_tuning_works(runtime: Runtime, container: Callable[[], str], mode: str) -> None:
+    """A later plugin's MAC and MTU are the container's: it talks at once, CHECK agrees, and a restart keeps them."""
+    pools = ("10.205.0.0/24", "fd00:205::/64")
+    runtime.host.network("tuned", *pools, options={"mode": mode} if mode == "routed" else {})
+    name, other = container(), container()
+    runtime.call("ADD", other, name="tuned")
+    added = runtime.call("ADD", name, "1.0.0", name="tuned")
+    first, second = (ip["address"].partition("/")[0] for ip in added["ips"])
+    result = runtime.tune(name, added, mac="02:11:22:33:44:55", mtu=1400)
+    for netns in (name, other):
+        for address in ("10.205.0.1", "fd00:205::1") if netns == name else (first, second):
+            assert pings(netns, address), f"{address} from {netns}"
+    assert runtime.call("CHECK", name, "1.0.0", name="tuned", prevResult=result) == {}
+    runtime.host.restart()
+    shown = run("ip", "link", "show", "eth0", netns=name)
+    assert "02:11:22:33:44:55" in shown
+    assert "mtu 1400" in shown
+    assert pings(name, "10.205.0.1")
+    assert pings(name, "fd00:205::1")
+    assert runtime.call("CHECK", name, "1.0.0", name="tuned", prevResult=result) == {}
+    for one in (name, other):
+        runtime.call("DEL", one, name="tuned")
+    runtime.clean()
+
+
+def test_a_mac_of_another_container_is_not_taken_over(runtime: Runtime, container: Callable[[], str]) -> None:
+    """What is sent from it is still dropped, the event log says whose it is, and a CHECK fails with that."""
+    name, other = container(), container()
+    victim = runtime.call("ADD", other)["interfaces"][1]["mac"]
+    result = runtime.call("ADD", name)
+    run("ip", "link", "set", "eth0", "address", victim, netns=name)
+
+    def told() -> bool:
+        return f"MAC {victim}, which belongs to {other}" in runtime.host.cli("events")
+
+    until(told, "the event log says whose it is")
+    assert not pings(name, "10.201.0.1")
+    assert pings(other, "10.201.0.1")
+    result["interfaces"][1]["mac"] = victim
+    assert other in runtime.call("CHECK", name, prevResult=result, code=1)["msg"]
+
+
+def test_a_mac_is_taken_over_only_while_a_chain_runs(runtime: Runtime, container: Callable[[], str]) -> None:
+    """Of an endpoint that came by hand, or of one whose chain has ended, another MAC stays outside the guard."""
+    name = container()
+    runtime.host.attach(name)
+    assert pings(name, "10.201.0.1")
+    run("ip", "link", "set", "eth0", "address", "02:11:22:33:44:66", netns=name)
+    assert not pings(name, "10.201.0.1")
+
+
+def test_check_looks_into_a_namespace_that_the_agent_finds_nowhere(runtime: Runtime) -> None:
+    """Where the runtime has mounts of its own and no process lives in the container yet, its descriptor counts."""
+    script = """
+    mount -t tmpfs tmpfs /mnt; touch /mnt/box; unshare --net mount --bind /proc/self/ns/net /mnt/box
+    echo up; exec sleep 600
+    """
+    apart = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+    keeper = runtime.host.world.spawn(runtime.host.netns, *apart, stdout=subprocess.PIPE)
+    assert keeper.stdout is not None
+    assert keeper.stdout.readline() == b"up\n"
+    runtime.entered = ("nsenter", f"--mount=/proc/{keeper.pid}/ns/mnt", "--")
+    conf = {"cniVersion": "1.1.0", "name": "demo", "type": "linkspan"}
+    plugin = runtime.plugin
+    result = runtime.run(plugin, "ADD", "box", "/mnt/box", 0, conf)
+    conf |= {"prevResult": result}
+    assert runtime.run(plugin, "CHECK", "box", "/mnt/box", 0, conf) == {}
+    run(*runtime.entered, "nsenter", "--net=/mnt/box", "ip", "address", "flush", "dev", "eth0")
+    assert runtime.run(plugin, "CHECK", "box", "/mnt/box", 1, conf)["code"] == 105
+    runtime.run(plugin, "DEL", "box", "/mnt/box", 0, conf)
     runtime.clean()
 
 

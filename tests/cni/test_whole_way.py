@@ -14,6 +14,8 @@ from aiohttp import web
 from plugin_runs import CONF, Plugin
 
 from fakes.cni_agent import FakeAgent
+from fakes.cni_calls import conf
+from fakes.cni_whole import WHOLE, needed, nulled, places
 from linkspan.runtimes.cni import Cni
 
 OVERRIDE = {"CNI_NETNS_OVERRIDE": "1"}  # the test's own namespace stands for the container's
@@ -102,12 +104,19 @@ def test_what_the_plugin_lets_pass_is_found_by_the_agent(
     assert plugin.run("ADD", text, **OVERRIDE).error["code"] == 6
 
 
+def test_null_is_absent_on_the_whole_way(plugin: Plugin, agent: FakeAgent) -> None:
+    """A null passes the plugin wherever it stands: what may be missing may be null."""
+    for number, place in enumerate(one for one in places(conf(**WHOLE)) if not needed(one)):
+        added = plugin.run("ADD", nulled(place, "1.0.0"), CNI_CONTAINERID=f"web{number}", **OVERRIDE)
+        assert added.code == 0, (place, added)
+
+
 def test_the_largest_configuration_passes(plugin: Plugin, agent: FakeAgent) -> None:
     """1 MiB of configuration is attached; the server takes what the plugin may send."""
-    filler = "y" * ((1 << 20) - len(json.dumps({**CONF, "x": ""})))
+    filler = "y" * ((1 << 20) - len(json.dumps({**CONF, "args": {"x": ""}})))
     assert (
         plugin.run(
-            "ADD", {**CONF, "x": filler}, CNI_ARGS="IgnoreUnknown=1;A=" + "b" * 90_000, **OVERRIDE
+            "ADD", {**CONF, "args": {"x": filler}}, CNI_ARGS="IgnoreUnknown=1;A=" + "b" * 90_000, **OVERRIDE
         ).code
         == 0
     )

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from linkspan.errors import Conflict, Exhausted, LinkspanError, NotFound
 from linkspan.model import AttachRequest, Endpoint, Network
+from linkspan.runtimes.cni_types import Interface
 
 DEMO = Network(
     name="demo",
@@ -26,7 +27,8 @@ class FakeAgent:
         self.networks = {network.name: network for network in networks or (DEMO,)}
         self.attached: dict[tuple[str, str], Endpoint] = {}
         self.requests: list[AttachRequest] = []
-        self.checked: list[Endpoint] = []
+        self.checked: list[tuple[Endpoint, Interface]] = []
+        self.followed: list[Endpoint] = []
         self.fails: dict[str, LinkspanError] = {}
         self.differs: list[str] = []
         self.left = 250
@@ -94,11 +96,17 @@ class FakeAgent:
         """Return those that the test has set."""
         return self.servers
 
-    async def check(self, endpoint: Endpoint) -> list[str]:
+    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
         """Return the differences that the test has set."""
         self._may_fail("check")
-        self.checked.append(endpoint)
+        os.fstat(namespace_fd)
+        self.checked.append((endpoint, shown))
         return self.differs
+
+    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
+        """Note what is followed."""
+        os.fstat(namespace_fd)
+        self.followed.append(endpoint)
 
     def free(self, network: str) -> int:
         """Return how many addresses are left."""

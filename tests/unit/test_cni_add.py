@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from msgspec.structs import replace
 
 from fakes.cni_agent import DEMO, FakeAgent
 from fakes.cni_calls import PATH, VERSIONS, Runtime, conf
+from linkspan.addresses import mac_text
+from linkspan.backends.bridge import host_mac
 from linkspan.errors import Conflict, Exhausted, Invalid, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.model import AttachRequest, Bandwidth, Port
 
@@ -37,7 +40,7 @@ def test_result_has_the_confs_version_and_its_fields(runtime: Runtime, version: 
     """Each version gets the fields that it has, and no others."""
     result = runtime.call("ADD", conf(version))
     container = {"name": "eth0", "mac": "02:00:0a:f4:00:02", "sandbox": PATH}
-    host: dict[str, Any] = {"name": "lsp0123456789ab"}
+    host: dict[str, Any] = {"name": "lsp0123456789ab", "mac": mac_text(host_mac(DEMO, "lsp0123456789ab"))}
     ips = [
         {"address": "10.244.0.2/24", "gateway": "10.244.0.1", "interface": 1},
         {"address": "fd00:244::2/64", "gateway": "fd00:244::1", "interface": 1},
@@ -53,6 +56,17 @@ def test_result_has_the_confs_version_and_its_fields(runtime: Runtime, version: 
         "routes": [{"dst": "0.0.0.0/0", "gw": "10.244.0.1"}, {"dst": "::/0", "gw": "fd00:244::1"}],
         "dns": {},
     }
+
+
+def test_the_hosts_end_has_its_mac_in_the_result() -> None:
+    """It is the port's own on a bridge, and the gateway's on a routed network."""
+    found = set()
+    for options in ({}, {"mode": "routed"}):
+        network = replace(DEMO, options=options)
+        (host, _) = Runtime(FakeAgent(network)).call("ADD", conf())["interfaces"]
+        assert host["mac"] == mac_text(host_mac(network, host["name"]))
+        found.add(host["mac"])
+    assert len(found) == 2
 
 
 def test_interface_index_zero_is_printed() -> None:
@@ -280,16 +294,54 @@ def test_wrong_configuration_is_named(runtime: Runtime, more: dict[str, Any], co
     assert not runtime.agent.attached
 
 
-def test_what_others_put_into_the_configuration_is_no_matter(runtime: Runtime) -> None:
-    """Keys of other plugins, and args that are not CNI's, are none of ours."""
+def test_what_the_network_is_anyway_may_be_said(runtime: Runtime) -> None:
+    """A copied configuration of the reference bridge is taken, as far as the network is like that; args are free."""
     more: dict[str, Any] = {
-        "ipam": {"type": "host-local"},
+        "ipam": {},
         "isGateway": True,
+        "isDefaultGateway": True,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "mtu": 1500,
+        "vlan": 0,
+        "promiscMode": None,
+        "bridge": "ls-demo",
         "capabilities": {"portMappings": True},
+        "cni.dev/later": {"x": 1},
         "args": {"x": 1},
     }
     runtime.call("ADD", conf(**more))
     assert runtime.agent.attached
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("ipam", {"type": "host-local", "subnet": "10.9.0.0/16"}, "from the network's pools"),
+        ("mtu", 1400, "linkspan network update demo --mtu"),
+        ("ipMasq", False, "--no-masquerade"),
+        ("vlan", 100, "no VLANs"),
+        ("bridge", "cni0", "itself"),
+        ("isGateway", False, "always has a gateway"),
+        ("isDefaultGateway", False, "not internal"),
+        ("hairpinMode", False, "published ports"),
+        ("macspoofchk", False, "always checks"),
+        ("promiscMode", True, "hairpin"),
+        ("forceAddress", True, "gateway's address"),
+        ("scoket", "/run/x.sock", "socket"),
+        ("foreign", {}, "leave foreign out"),
+        ("runtimeConfig", {"deviceID": "0000:00:1f.6"}, "leave the capability out"),
+    ],
+)
+def test_what_the_network_is_not_is_refused(runtime: Runtime, key: str, value: Any, hint: str) -> None:
+    """A key that would have no effect is refused with its value and the reason; a DEL with it succeeds."""
+    failed = runtime.fail("ADD", conf(**{key: value}))
+    assert failed["code"] == 2
+    said = next(iter(value)) if key == "runtimeConfig" else key
+    assert f"{said} {json.dumps(value if said == key else value[said], separators=(',', ':'))}" in failed["msg"]
+    assert hint in failed["details"]
+    assert not runtime.agent.attached
+    runtime.call("DEL", conf(**{key: value}))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def test_removal_that_the_kernel_refuses_is_an_error(runtime: Runtime) -> None:
 def test_check_passes_on_what_was_added(runtime: Runtime, added: dict[str, Any]) -> None:
     """CHECK right after ADD prints nothing."""
     assert runtime.call("CHECK", conf("1.1.0", prevResult=added)) is None
-    assert runtime.agent.checked == [runtime.agent.attached["web", "eth0"]]
+    ((endpoint, shown),) = runtime.agent.checked
+    assert endpoint == runtime.agent.attached["web", "eth0"]
+    assert (shown.mac, shown.mtu) == (endpoint.mac, endpoint.mtu)
 
 
 def test_check_says_what_differs(runtime: Runtime, added: dict[str, Any]) -> None:
@@ -78,14 +80,14 @@ def test_check_says_what_differs(runtime: Runtime, added: dict[str, Any]) -> Non
 
 
 def test_check_tolerates_what_later_plugins_change(runtime: Runtime, added: dict[str, Any]) -> None:
-    """More interfaces, addresses and routes, another MAC and MTU: the agent compares with those."""
+    """More interfaces, addresses and routes, another MAC and MTU: the agent is told those to compare with."""
     added["interfaces"].append({"name": "ifb0"})
     added["interfaces"][1].update(mac="02:00:00:00:00:0F", mtu=1300)
     added["ips"].append({"address": "192.0.2.9/24"})
     added["routes"] = [{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}]
     runtime.call("CHECK", conf("1.1.0", prevResult=added))
-    checked = runtime.agent.checked[0]
-    assert (checked.mac, checked.mtu) == ("02:00:00:00:00:0f", 1300)
+    shown = runtime.agent.checked[0][1]
+    assert (shown.mac, shown.mtu) == ("02:00:00:00:00:0F", 1300)
 
 
 def test_check_misses_our_address_in_the_chains_result(runtime: Runtime, added: dict[str, Any]) -> None:
@@ -151,13 +153,13 @@ def test_collection_keeps_what_is_valid_or_not_from_cni(runtime: Runtime) -> Non
     assert set(runtime.agent.attached) == {("web", "eth0"), ("web", "eth2")}
 
 
-@pytest.mark.parametrize("more", [{}, {"cni.dev/valid-attachments": None}])
-def test_collection_without_a_list_deletes_nothing(runtime: Runtime, more: dict[str, Any]) -> None:
-    """A missing list is not an empty one."""
+@pytest.mark.parametrize("none", [[], None], ids=["empty", "null"])
+def test_collection_needs_a_list(runtime: Runtime, none: object) -> None:
+    """A missing list deletes nothing; an empty one, which Go may write as null, deletes all."""
     runtime.call("ADD", conf())
-    runtime.call("GC", conf("1.1.0", **more))
+    runtime.call("GC", conf("1.1.0"))
     assert runtime.agent.attached
-    runtime.call("GC", conf("1.1.0", **{"cni.dev/valid-attachments": []}))
+    runtime.call("GC", conf("1.1.0", **{"cni.dev/valid-attachments": none}))
     assert not runtime.agent.attached
 
 

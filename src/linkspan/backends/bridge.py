@@ -204,7 +204,8 @@ def _guarded(endpoint: Endpoint, table: str) -> Iterable[State]:
     for address in endpoint.prefixes:
         yield element(f"senders{address.family}", *port, address.address, table=table)
     if any(p.family == 6 for p in endpoint.prefixes):
-        yield element("senders6", *port, link_local(mac(endpoint.mac)).address, table=table)
+        for hardware in dict.fromkeys((endpoint.mac, endpoint.born_mac or endpoint.mac)):
+            yield element("senders6", *port, link_local(mac(hardware)).address, table=table)
 
 
 def _pair(endpoint: Endpoint, host_mac: bytes, master: str) -> Iterable[State]:
@@ -219,8 +220,13 @@ def _pair(endpoint: Endpoint, host_mac: bytes, master: str) -> Iterable[State]:
     yield from _container_sysctls(endpoint)
 
 
+def host_mac(network: Network, host_ifname: str) -> bytes:
+    """Return the MAC of a pair's end on the host: a port's own, and the gateway's where routed."""
+    return derived_mac("gateway", network.name) if network.routed else derived_mac("port", host_ifname)
+
+
 def _bridged_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
-    yield from _pair(endpoint, derived_mac("port", endpoint.host_ifname), network.bridge)
+    yield from _pair(endpoint, host_mac(network, endpoint.host_ifname), network.bridge)
     for address, gateway in _paired(network, endpoint):
         if not endpoint.delivered:
             yield Address(endpoint.ifname, Prefix(address.packed, gateway.length), endpoint.netns)
@@ -242,7 +248,7 @@ def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
 def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
     """Return a routed endpoint: /32 and /128, the shared gateway address at the host end, a host route."""
     link, netns = endpoint.host_ifname, endpoint.netns
-    yield from _pair(endpoint, derived_mac("gateway", network.name), "")
+    yield from _pair(endpoint, host_mac(network, link), "")
     yield from link_sysctls(link, network, loopback=bool(endpoint.ports))
     if network.internal:
         yield element("internal_links", link)

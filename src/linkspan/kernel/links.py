@@ -86,6 +86,11 @@ class LinkDriver:
         names = {index: string(found[IFNAME]) for index, _, found in links}
         return [state for state in (_host_link(link, names) for link in links) if state]
 
+    def interface(self, netns: int, name: str) -> Interface | None:
+        """Return a container's end by its name, None where there is none."""
+        found = (s for s in self.observe(netns) if isinstance(s, Interface) and s.name == name)
+        return next(found, None)
+
     def _dump(self, netns: int) -> Iterator[tuple[int, int, dict[int, bytes]]]:
         for payload in self._sockets.at(netns).dump(GETLINK, ifinfo(), "list links"):
             _, _, index, flags, _ = IFINFO.unpack_from(payload)
@@ -244,6 +249,13 @@ def _host_link(link: tuple[int, int, dict[int, bytes]], names: dict[int, str]) -
     master = names.get(struct.unpack("=I", found[MASTER])[0], "?") if MASTER in found else ""
     port = attributes(info.get(INFO_SLAVE_DATA, b""))
     return Veth(name, mac, mtu, master, int(inode), peer, port.get(BRPORT_HAIRPIN) == b"\1", up)
+
+
+def shown(body: bytes) -> tuple[str, bytes, int]:
+    """Return the name, the MAC and the MTU in a link message's body."""
+    found = attributes(body, 16)
+    mtu = struct.unpack("=I", found[MTU])[0] if MTU in found else 0
+    return string(found.get(IFNAME, b"")), bytes(found.get(ADDRESS, b"")), mtu
 
 
 def _interface(netns: int, link: tuple[int, int, dict[int, bytes]]) -> Interface | None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from linkspan.errors import Denied, LinkspanError, NotFound
 from linkspan.kernel.namespaces import CLONE_NEWNET, NS_GET_NSTYPE
 from linkspan.model import AttachRequest, Endpoint, Network
-from linkspan.runtimes import cni_conf, cni_result
+from linkspan.runtimes import cni_conf, cni_foreign, cni_result
 from linkspan.runtimes.cni_conf import LABEL, Call, Environment
 from linkspan.runtimes.cni_types import (
     CONFIGURATION,
@@ -26,6 +26,7 @@ from linkspan.runtimes.cni_types import (
     NOT_AVAILABLE,
     UNKNOWN_CONTAINER,
     Failure,
+    Interface,
 )
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,14 @@ class CniAgent(Protocol):
     def network(self, name: str) -> Network:
         """Return a network; raises NotFound."""
 
-    async def check(self, endpoint: Endpoint) -> list[str]:
-        """Compare the machine with the endpoint as given, and return what differs, a sentence each.
+    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
+        """Compare the machine with the endpoint, and return what differs, a sentence each.
 
-        Its MAC and MTU may be others than at the attachment: those that a later plugin in the chain set.
+        ``shown`` is its interface in the caller's result, whose MAC and MTU a later plugin in the chain may have set.
         """
+
+    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
+        """Let the endpoint follow what later plugins in the chain change; the descriptor stays the caller's."""
 
     def free(self, network: str) -> int:
         """Return how many containers the network has addresses left for."""
@@ -104,16 +108,18 @@ class Cni:
         environment, conf = call.environment, call.conf
         request = cni_conf.request(call)
         network = self._network(conf.name, CONFIGURATION)
+        cni_foreign.refuse(conf, network)
         with _namespace(environment, pid) as fd:
             endpoint = await self._agent.attach(request, fd, environment.namespace)
-        try:
-            return cni_result.result(
-                conf, endpoint, network, environment.namespace, self._agent.nameservers(endpoint)
-            )
-        except BaseException:
-            # The runtime learns of no container here, so nobody would take the attachment back.
-            await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
-            raise
+            try:
+                servers = self._agent.nameservers(endpoint)
+                result = cni_result.result(conf, endpoint, network, environment.namespace, servers)
+                self._agent.follow(endpoint, fd)
+            except BaseException:
+                # The runtime learns of no container here, so nobody would take the attachment back.
+                await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
+                raise
+        return result
 
     def _network(self, name: str, code: int) -> Network:
         try:
@@ -135,14 +141,18 @@ class Cni:
             if endpoint.netns and os.fstat(fd).st_ino != endpoint.netns:
                 what = f"{environment.ifname} of {environment.id} is not in {environment.namespace}"
                 raise Failure(NAMESPACE, what, "it was attached to another namespace; DEL and ADD it")
-        found = cni_result.differences(conf.prev_result, endpoint)
-        found += await self._agent.check(cni_result.as_changed(conf.prev_result, endpoint))
+            found = cni_result.differences(conf.prev_result, endpoint)
+            shown = cni_result.shown(conf.prev_result, endpoint)
+            found += await self._agent.check(endpoint, fd, shown)
         if found:
             what = f"{environment.ifname} of {environment.id} is not as it was attached: {'; '.join(found)}"
             raise Failure(DIFFERS, what, "`linkspan diff` shows it; what is on the host heals by itself")
 
     async def _collect(self, call: Call) -> None:
-        """Detach what came by CNI and the runtime does not know any more; a missing list collects nothing."""
+        """Detach what came by CNI and the runtime does not know any more; a missing list collects nothing.
+
+        A list that is null is Go's empty one, and is one here.
+        """
         if call.conf.attachments is None:
             return
         valid = {(one.container_id, one.ifname) for one in call.conf.attachments}

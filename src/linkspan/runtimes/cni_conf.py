@@ -15,8 +15,10 @@ import msgspec
 from linkspan.addresses import mac, mac_text, prefix
 from linkspan.errors import Invalid
 from linkspan.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
+from linkspan.runtimes.cni_foreign import foreign
 from linkspan.runtimes.cni_types import (
     ANNOTATIONS,
+    ATTACHMENTS,
     CONFIGURATION,
     DECODE,
     ENVIRONMENT,
@@ -30,6 +32,7 @@ from linkspan.runtimes.cni_types import (
     Result,
     RuntimeConfig,
 )
+from linkspan.runtimes.go_json import without_null
 
 LIMIT = 1 << 20
 LABEL = "linkspan.runtime"
@@ -134,7 +137,7 @@ def configuration(command: str, stdin: bytes) -> Conf:
     if len(stdin) > LIMIT:
         raise Failure(DECODE, f"the network configuration has {len(stdin)} bytes", "at most 1 MiB is read")
     try:
-        raw = msgspec.json.decode(stdin)
+        raw = _read(msgspec.json.decode(stdin))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Failure(DECODE, f"the network configuration is not JSON: {error}") from error
     except RecursionError as error:
@@ -154,12 +157,34 @@ def configuration(command: str, stdin: bytes) -> Conf:
     if command in ("DEL", "STATUS"):  # the rest may be what an ADD was refused for, and its DEL follows
         return Conf(version, name)
     try:
-        conf = msgspec.convert(raw | {"runtimeConfig": _go_names(raw.get("runtimeConfig"))}, Conf)
+        conf = msgspec.convert(
+            raw | {"runtimeConfig": _go_names(raw.get("runtimeConfig")), "foreign": foreign(raw)}, Conf
+        )
     except (msgspec.ValidationError, RecursionError) as error:
         raise Failure(CONFIGURATION, f"configuration of network {name}: {error}") from error
     if conf.prev_result:
         _check_previous(conf.prev_result, conf.name)
     return conf
+
+
+def _read(raw: object) -> object:
+    """Return a decoded configuration without what is null; GC's list is Go's empty list where it is null."""
+    if isinstance(raw, dict):
+        if ATTACHMENTS in raw and raw[ATTACHMENTS] is None:
+            raw[ATTACHMENTS] = []
+        _renumber(raw.get("prevResult"))
+    return without_null(raw)
+
+
+def _renumber(previous: object) -> None:
+    """Let the addresses of a prevResult count its interfaces without those that are null."""
+    interfaces, ips = (previous.get(key) for key in ("interfaces", "ips")) if isinstance(previous, dict) else (0, 0)
+    if not isinstance(interfaces, list) or not isinstance(ips, list) or None not in interfaces:
+        return
+    there = [place for place, one in enumerate(interfaces) if one is not None]
+    for ip in ips:
+        if isinstance(ip, dict) and ip.get("interface") in range(len(interfaces)):
+            ip["interface"] = there.index(ip["interface"]) if ip["interface"] in there else None
 
 
 def _go_names(runtime_config: object) -> object:

@@ -7,7 +7,8 @@ from itertools import zip_longest
 import msgspec
 from msgspec.structs import replace
 
-from linkspan.addresses import prefix
+from linkspan.addresses import mac_text, prefix
+from linkspan.backends.bridge import host_mac
 from linkspan.errors import (
     Conflict,
     Denied,
@@ -80,7 +81,9 @@ def result(
     previous = conf.prev_result or Result()
     interfaces = list(previous.interfaces or ())
     if endpoint.host_ifname:
-        interfaces.append(Interface(endpoint.host_ifname, mtu=endpoint.mtu))
+        interfaces.append(
+            Interface(endpoint.host_ifname, mac_text(host_mac(network, endpoint.host_ifname)), endpoint.mtu)
+        )
     interfaces.append(Interface(endpoint.ifname, endpoint.mac, endpoint.mtu, sandbox))
     index = len(interfaces) - 1
     ips: list[Ip] = []
@@ -146,10 +149,7 @@ def interface_index(found: Result, ifname: str) -> int | None:
     return None
 
 
-def as_changed(previous: Result, endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint with the MAC and MTU that a later plugin (tuning, for example) has set."""
+def shown(previous: Result, endpoint: Endpoint) -> Interface:
+    """Return how a result shows the container's interface; without a MAC or MTU where it says none."""
     index = interface_index(previous, endpoint.ifname)
-    if index is None:
-        return endpoint
-    shown = (previous.interfaces or ())[index]
-    return replace(endpoint, mac=shown.mac.lower() or endpoint.mac, mtu=shown.mtu or endpoint.mtu)
+    return Interface(endpoint.ifname) if index is None else (previous.interfaces or ())[index]

@@ -142,8 +142,15 @@ class Attachment(msgspec.Struct, frozen=True):
     ifname: str
 
 
+ATTACHMENTS = "cni.dev/valid-attachments"
+
+
 class Conf(msgspec.Struct, frozen=True, rename="camel"):
-    """The network configuration, as far as linkspan knows it."""
+    """The network configuration, as far as linkspan knows it.
+
+    ``foreign`` has what the configuration says besides: keys that linkspan does not know, and what the runtime filled
+    in for capabilities that linkspan does not have, as ``runtimeConfig.NAME``.
+    """
 
     cni_version: str
     name: str
@@ -151,4 +158,5 @@ class Conf(msgspec.Struct, frozen=True, rename="camel"):
     args: Args | None = None
     dns: Dns | None = None
     prev_result: Result | None = None
-    attachments: tuple[Attachment, ...] | None = msgspec.field(default=None, name="cni.dev/valid-attachments")
+    attachments: tuple[Attachment, ...] | None = msgspec.field(default=None, name=ATTACHMENTS)
+    foreign: dict[str, Any] = {}
