@@ -48,7 +48,7 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
             ("agent", f"version {agent['version']}, pid {agent['pid']}, up {ago(agent['started'])}"),
             ("socket", agent["socket"]),
             ("state", agent["state_dir"]),
-            ("store", f"{store['url']}{'' if store['ok'] else ', not well'}"),
+            ("store", f"{store['url'].partition('?')[0]}{'' if store['ok'] else ', not well'}"),
             ("drift", "none" if not found["drift"] else ""),
         ]
     )
