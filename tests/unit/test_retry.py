@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,13 @@ def test_fails_at_first(number):
 
 
 def whole_run(folder: Path, suite: str) -> subprocess.CompletedProcess[str]:
-    """Run the suite as scripts/test does, where it fails, and return the second try."""
+    """Run a suite that fails, with two workers as scripts/test does, and return the second try."""
     (folder / "test_it.py").write_text(suite)
-    command = [sys.executable, "-m", "pytest", "-n", "2", "--cache-clear", "-q", "test_it.py"]
-    first = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    few = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the plugins' imports take longer than the tests
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", "--cache-clear", "-q", "test_it.py"]
+    first = subprocess.run(command, cwd=folder, env=few, capture_output=True, text=True, check=False)
     assert first.returncode == 1, first.stdout
-    return subprocess.run([sys.executable, SCRIPT], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, SCRIPT], cwd=folder, env=few, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("count", [1, 3])
