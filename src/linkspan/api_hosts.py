@@ -10,6 +10,7 @@ from aiohttp import web
 from linkspan import host_settings
 from linkspan.addresses import HIDDEN
 from linkspan.agent import Agent
+from linkspan.api_json import body
 from linkspan.errors import Conflict, NotFound
 from linkspan.model import Host, Underlay
 from linkspan.replica import GONE, Tombstone
@@ -105,13 +106,13 @@ class Hosts:
     async def _set(self, request: web.Request) -> web.Response:
         """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
         host = self._find(request.match_info["name"])
-        changes = msgspec.json.decode(await request.read(), type=dict[str, str])
+        changes = await body(request, dict[str, str])
         changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
         return _json(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that every host has which has not its own."""
-        changes = msgspec.json.decode(await request.read(), type=dict[str, str])
+        changes = await body(request, dict[str, str])
         return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:

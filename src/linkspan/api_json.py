@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from linkspan.errors import Invalid, LinkspanError
+from linkspan.errors import Invalid, LinkspanError, of_validation
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ async def body(request: web.Request, type_: type[T]) -> T:
     """Parse a request's JSON. Raises Invalid, which says where it is wrong."""
     try:
         return msgspec.json.decode(await request.read(), type=type_)
+    except msgspec.ValidationError as error:
+        raise of_validation(error, type_, hint="see --help for what may be given") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what, _, where = str(error).partition(" - at `$.")
-        field = f"{where.rstrip('`')}: " if where else ""
-        raise Invalid(f"{field}{what[:1].lower()}{what[1:]}", "see --help for what may be given") from error
+        raise Invalid(f"the request is no JSON: {error}", "is the caller of another version?") from error

@@ -6,12 +6,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import msgspec
 
 from linkspan.addresses import HIDDEN, place
-from linkspan.errors import Invalid
+from linkspan.errors import Invalid, of_validation
 from linkspan.ipam import COOLDOWN
 from linkspan.model import checked_name
 
@@ -106,11 +106,7 @@ def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$.")
-        key = key.rstrip("`")
-        if words := [word for word in get_args(known.get(key)) if isinstance(word, str)]:
-            raise Invalid(f"setting {key}: {values[key]!r} is unknown", f"give one of {', '.join(words)}") from error
-        raise Invalid(f"setting {key}: {what[:1].lower()}{what[1:]}", hint) from error
+        raise of_validation(error, kind, "setting ", hint) from error
 
 
 def _check_told_to_others(config: Config) -> None:

@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class LinkspanError(Exception):
@@ -106,3 +109,45 @@ def of_errno(number: int, what: str, detail: str = "") -> KernelError:
     """
     words = _WORDS.get(number) or os.strerror(number).lower()
     return KernelError(f"{what}: {words}{f' ({detail})' if detail else ''}", number)
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+"""The decoder's words for kinds of values (msgspec's), and ours."""
+
+
+def of_validation(error: Exception, kind: object, prefix: str = "", hint: str = "") -> Invalid:
+    """Turn a decoder's refusal of values for a type into an error that names the field and what it takes.
+
+    ``prefix`` stands before the field's name, ``hint`` is for what has no better one.
+    """
+    what, _, where = str(error).partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    words = re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), what)
+    if value := re.fullmatch(r"Invalid enum value (.+)", what):
+        words, hint = f"{value[1]} is unknown", f"give one of {', '.join(_choices(kind, path))}"
+    elif missing := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        words = f"{missing[1]} is missing"
+    field = f"{prefix}{path}: " if path else ""
+    return Invalid(f"{field}{words[:1].lower()}{words[1:]}", hint)
+
+
+def _choices(kind: Any, path: str) -> Iterable[str]:
+    """Return the words that the field at a path may have."""
+    for name in re.sub(r"\[.*?\]", "", path).split("."):
+        kind = get_type_hints(_element(kind)).get(name)
+    return map(str, get_args(_element(kind)))
+
+
+def _element(kind: Any) -> Any:
+    """Return the type of what is in a list, or of a dictionary's values; any other type as it is."""
+    while (origin := get_origin(kind)) is not None and origin is not Literal:
+        kind = [one for one in get_args(kind) if one is not Ellipsis][-1]
+    return kind

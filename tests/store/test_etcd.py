@@ -328,7 +328,7 @@ async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path) -> 
             (f"?ca={authority.cert}", "refuses our certificate"),
             (f"?ca={authority.cert}&cert={client.cert}&key={forged.key}", "cannot be used: .*mismatch"),
             (f"?ca={tmp_path}/none", "certificate .*/none cannot be used: no such file"),
-            ("", "the connection broke: server disconnected"),
+            ("", "it speaks TLS, and the store's URL names no authority"),
         ]:
             store = EtcdStore(members.url("/c", query))
             if why:
@@ -345,6 +345,16 @@ async def test_an_etcd_without_tls_is_told(one: Members, tmp_path: Path) -> None
     with pytest.raises(Unavailable, match="does not speak TLS"):
         await store.get("a")
     await store.close()
+
+
+async def test_a_name_that_is_not_known_is_told_as_such(one: Members) -> None:
+    """Neither a resolver that says no nor one that says nothing looks like an etcd that does not answer."""
+    for host in ("no-such-host.invalid", "other.no-such-host.invalid"):
+        store = EtcdStore(f"etcd://{host}:2379/c")
+        with pytest.raises(Unavailable, match=f"(the name {host} is not known|no resolver says which address)") as said:
+            await store.get("a")
+        assert "/etc/resolv.conf" in said.value.hint
+        await store.close()
 
 
 async def test_a_user_logs_in_and_stays_so(one: Members, tmp_path: Path) -> None:
@@ -369,12 +379,15 @@ async def test_a_user_logs_in_and_stays_so(one: Members, tmp_path: Path) -> None
 
 
 async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path: Path) -> None:
-    """A wrong password, no user, a user without the right, and a missing file are four errors."""
+    """A wrong password, no user, a user without the right, and a file that is missing or open are five errors."""
     query = users(one, tmp_path)
-    (tmp_path / "wrong").write_text("wrong\n")
+    for name, mode in (("wrong", 0o600), ("open", 0o644)):
+        (tmp_path / name).write_text("wrong\n")
+        (tmp_path / name).chmod(mode)
     for prefix, options, why in [
         ("/c", f"?user=agent&password-file={tmp_path}/wrong", "user agent is refused: .*wrong password in .*/wrong"),
-        ("/c", "", "takes only users that it knows"),
+        ("/c", "", "lets only users in that it knows, and the store's URL names none"),
+        ("/c", f"?user=agent&password-file={tmp_path}/open", "password-file .*/open is not root's alone"),
         ("/d", query, "user agent may not use /d/: permission denied"),
         ("/c", f"?user=agent&password-file={tmp_path}/none", "password-file .*/none cannot be read: no such file"),
     ]:
@@ -387,6 +400,7 @@ async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path:
 def users(members: Members, folder: Path) -> str:
     """Let only users in, one of whom may use /c/; return the options of that one's URL."""
     (folder / "password").write_text("secret of this test\n")
+    (folder / "password").chmod(0o600)
     for words in (
         ("user", "add", "root:secret of root"),
         ("user", "grant-role", "root", "root"),

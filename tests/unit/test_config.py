@@ -38,7 +38,7 @@ def test_what_is_right_is_taken() -> None:
     [
         ("agent", 'colour = "red"', "setting colour: there is no such key"),
         ("agent", 'advertise = ["gate"]', "setting advertise: 'gate' is not an IP address"),
-        ("agent", 'names = "no"', "setting names: expected `bool`, got `str`"),
+        ("agent", 'names = "no"', "setting names: expected true or false, got text"),
         ("controller", 'colour = "red"', "setting colour: there is no such key"),
         ("controller", '[switches]\nsw1 = "gate"', "switch sw1: address 'gate' is not understood"),
     ],

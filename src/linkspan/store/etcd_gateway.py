@@ -11,18 +11,21 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from linkspan.errors import LinkspanError, Unavailable
+from linkspan.errors import Denied, LinkspanError, Unavailable
+from linkspan.kernel.secrets import alone
 from linkspan.store.etcd_url import EtcdUrl
 from linkspan.store.etcd_wire import Json, Refusal, Token, decode
 
 SECONDS = 3.0
 """For one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
+
+LOOK = 1.0
+"""For a look at why an endpoint does not answer."""
 
 CONNECTIONS = 8
 """To one endpoint at once, besides the watches: 200 calls at once then take turns."""
@@ -51,12 +54,18 @@ class Refused(Unavailable):
 
 
 class Failed(Unavailable):
-    """One endpoint did not answer; ``sent``: what was asked may have been done all the same."""
+    """One endpoint did not answer; ``sent``: what was asked may have been done all the same.
 
-    def __init__(self, message: str, hint: str, sent: bool, dropped: bool = False) -> None:
+    ``dropped``: it closed the connection; ``unanswered``: nothing came, perhaps not even an address for its name.
+    """
+
+    def __init__(
+        self, message: str, hint: str, sent: bool, dropped: bool = False, unanswered: bool = False
+    ) -> None:
         super().__init__(message, hint)
         self.sent = sent
         self.dropped = dropped
+        self.unanswered = unanswered
 
 
 class Gateway:
@@ -96,8 +105,21 @@ class Gateway:
                     self.endpoint = endpoint
                     return answer, sent
         self._context = None  # certificates may be renewed meanwhile
+        failures = {endpoint: await self._explained(endpoint, error) for endpoint, error in failures.items()}
         messages = "; ".join(failure.message for failure in failures.values())
         raise Unavailable(f"store {messages}", next(iter(failures.values())).hint)
+
+    async def _explained(self, endpoint: str, error: Failed) -> Failed:
+        """Return a failure with what a look at name and TLS says of it: the call's own error does not tell."""
+        host, _, port = endpoint.rpartition(":")
+        if error.unanswered and (why := await _unresolved(host.strip("[]"))):
+            hint = "correct the name in the store's URL, or look at /etc/hosts and /etc/resolv.conf"
+            return Failed(f"etcd {endpoint}: {why}", hint, sent=False)
+        if error.dropped and not self.url.tls and await _speaks_tls(host.strip("[]"), int(port)):
+            what = "it speaks TLS, and the store's URL names no authority for its certificate"
+            hint = "add ca=FILE (and cert and key, or user) to the store's URL"
+            return Failed(f"etcd {endpoint}: {what}", hint, sent=False)
+        return error
 
     async def ask(self, path: str, body: Json, kind: type[T]) -> T:
         """Return the answer to what may be asked twice."""
@@ -117,7 +139,7 @@ class Gateway:
         """Return a token other than the stale one; who asks meanwhile waits, for a login costs etcd 70 ms."""
         async with self._logging_in:
             if not self._token or self._token == stale:
-                body = {"name": self.url.user, "password": _read(self.url.password_file, "password-file")}
+                body = {"name": self.url.user, "password": _password(self.url.password_file)}
                 try:
                     answer = await self._ask(endpoint, "/v3/auth/authenticate", body, "")
                 except Refused as error:
@@ -200,15 +222,13 @@ class Gateway:
             return Failed(*_tls_words(where, tls), False)
         if isinstance(error, TimeoutError):
             hint = "does it hang, has it lost its quorum, or is a firewall between? etcdctl endpoint status"
-            return Failed(f"{where}: no answer within {SECONDS:.0f} s", hint, True)
+            return Failed(f"{where}: no answer within {SECONDS:.0f} s", hint, True, unanswered=True)
         hint = f"is etcd running there? curl {self.url.base(endpoint)}/health"
         if isinstance(error, aiohttp.ClientConnectorError):
             if self.url.tls and not error.os_error.errno:
                 return Failed(f"{where}: it does not speak TLS: it hung up", _NO_TLS, False)
-            return Failed(f"{where}: cannot be reached: {_why(error.os_error)}", hint, False)
+            return Failed(f"{where}: cannot be reached: {_why(error.os_error)}", hint, False, unanswered=True)
         dropped = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
-        if dropped and not self.url.tls:
-            hint = "where it speaks TLS, ca=FILE is missing in the store's URL"
         return Failed(f"{where}: the connection broke: {_why(error)}", hint, True, dropped)
 
     def _refusal(self, endpoint: str, status: int, answer: bytes) -> LinkspanError:
@@ -228,7 +248,7 @@ class Gateway:
         if "invalid user ID or password" in why:
             return f"user {self.url.user} is refused: wrong name, or wrong password in {self.url.password_file}"
         if "user name is empty" in why or (code == _UNAUTHENTICATED and not self.url.user):
-            return "it takes only users that it knows"
+            return "it lets only users in that it knows, and the store's URL names none"
         if code == _DENIED:
             return f"user {self.url.user} may not use {self.url.prefix}: {why}"
         return why
@@ -238,6 +258,8 @@ class Gateway:
             return "compact and defragment it, then etcdctl alarm disarm"
         if code == _DENIED:
             return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
+        if not self.url.user and ("user name is empty" in why or code == _UNAUTHENTICATED):
+            return "add user=NAME&password-file=FILE to the store's URL"
         if "user" in why or code == _UNAUTHENTICATED:
             return "check user and password-file in the store's URL"
         return "etcdctl endpoint status and its log tell more"
@@ -306,11 +328,41 @@ def _why(error: Exception) -> str:
     return (os.strerror(number) if number and number > 0 else str(error) or type(error).__name__).lower()
 
 
-def _read(path: str, what: str) -> str:
+def _password(path: str) -> str:
+    """Return the password in a file, which must be root's alone, as every secret. Raises Unavailable, naming it."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unavailable(f"store: {what} {path} cannot be read: {_why(error)}", "check the file") from error
+        return alone(path).decode("utf-8").rstrip("\r\n")
+    except Denied as error:
+        raise Unavailable(f"store: password-file {error.message}", error.hint) from error
+    except (LinkspanError, UnicodeDecodeError) as error:
+        why = str(error).rpartition(": ")[2]
+        raise Unavailable(f"store: password-file {path} cannot be read: {why}", "check the file") from error
+
+
+async def _unresolved(host: str) -> str:
+    """Return why a name has no address, '' where it has one or is one."""
+    try:
+        async with asyncio.timeout(LOOK):
+            await asyncio.get_running_loop().getaddrinfo(host, None)
+    except TimeoutError:
+        return f"no resolver says which address {host} has"
+    except OSError:  # socket.gaierror
+        return f"the name {host} is not known"
+    return ""
+
+
+async def _speaks_tls(host: str, port: int) -> bool:
+    """Tell whether a server shakes hands by TLS; who it is does not matter here, and nothing is sent to it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(LOOK):
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except (TimeoutError, OSError) as error:
+        # One that asks for our certificate first is a server of TLS, too.
+        return isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or "")
+    writer.close()
+    return True
 
 
 def _context(url: EtcdUrl) -> ssl.SSLContext:

@@ -1,0 +1,44 @@
+"""What a decoder refuses is told by the field's name, with what it takes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from linkspan.api import AttachBody
+from linkspan.errors import of_validation
+from linkspan.model import AttachRequest
+from linkspan.networks import NetworkRequest
+
+REFUSED = [
+    (NetworkRequest, {"name": "x", "ipam": "blocks"}, "ipam: 'blocks' is unknown; give one of block, exact"),
+    (
+        NetworkRequest,
+        {"name": "x", "expose": ["docker", "lxc"]},
+        "expose[1]: 'lxc' is unknown; give one of docker, podman, cni",
+    ),
+    (NetworkRequest, {"name": "x", "mtu": "1400"}, "mtu: expected a whole number, got text; look"),
+    (NetworkRequest, {"name": "x", "mtu": 1400.5}, "mtu: expected a whole number, got a number; look"),
+    (NetworkRequest, {"name": "x", "options": {"a": 1}}, "options[...]: expected text, got a whole number; look"),
+    (NetworkRequest, {"name": "x", "pools": "10.0.0.0/8"}, "pools: expected a list, got text; look"),
+    (NetworkRequest, {}, "name is missing; look"),
+    (NetworkRequest, [], "expected an object, got a list; look"),
+    (
+        AttachRequest,
+        {"id": "x", "network": "n", "ports": [{"host_ip": "", "host_port": 1, "port": 1, "protocol": "icmp"}]},
+        "ports[0].protocol: 'icmp' is unknown; give one of tcp, udp, sctp",
+    ),
+    (
+        AttachBody,
+        {"id": "x", "network": "n", "namespace_fd": None},
+        "namespace_fd: expected a whole number, got null; look",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "told"), REFUSED, ids=lambda one: str(one)[:40])
+def test_a_field_is_named_with_what_it_takes(kind: type, given: object, told: str) -> None:
+    """No word of the decoder's own types; words that a field may have are listed."""
+    with pytest.raises(msgspec.ValidationError) as refused:
+        msgspec.json.decode(msgspec.json.encode(given), type=kind)
+    assert of_validation(refused.value, kind, hint="look").told == told
