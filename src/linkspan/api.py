@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+from linkspan import migration
 from linkspan.agent import Agent
 from linkspan.api_bgp import Bgp
 from linkspan.api_cluster import ClusterRoutes
@@ -17,7 +18,7 @@ from linkspan.api_json import answer, body, error_body
 from linkspan.api_telling import Telling
 from linkspan.api_tracing import Tracing
 from linkspan.caller import peer
-from linkspan.cautions import cautions
+from linkspan.cautions import KERNEL, cautions, data_path, dropped
 from linkspan.errors import Denied, LinkspanError
 from linkspan.kernel.namespaces import open_namespace
 from linkspan.model import Allowance, AttachRequest, Endpoint, Network
@@ -51,9 +52,13 @@ class AttachBody(AttachRequest, frozen=True, kw_only=True):
 
 
 class DetachBody(msgspec.Struct, frozen=True):
-    """Which endpoint goes: one interface, those of one network, or all of a container."""
+    """Which endpoint goes: one interface, those of one network, or all of a container.
+
+    Where it is ``named``, ``id`` may also be a container's name, or NAME@NETWORK.
+    """
 
     id: str
+    named: bool = False
     ifname: str = ""
     network: str = ""
 
@@ -168,6 +173,7 @@ class Api:
             "allowances": msgspec.to_builtins(allowed),
             "not_switched": self._agent.cluster.migrating.not_switched(network),
             "progress": msgspec.to_builtins(self._agent.cluster.migrating.progress(network)),
+            "data_path": data_path(network, self._agent.view().facts),
         }
         return answer(msgspec.to_builtins(network) | more)
 
@@ -177,8 +183,10 @@ class Api:
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
         leases = self._agent.leases
-        found = cautions(network, len(leases.hosts()), leases.host.underlay)
-        return {**msgspec.to_builtins(network), "warnings": list(found)}
+        found = list(cautions(network, len(leases.hosts()), leases.host.underlay))
+        if (by := data_path(network, self._agent.view().facts)) != KERNEL:
+            found.append(f"packets between hosts go through a program, {by}: many times slower")
+        return {**msgspec.to_builtins(network), "warnings": found}
 
     async def _update_network(self, request: web.Request) -> web.Response:
         change = await body(request, UpdateBody)
@@ -189,7 +197,11 @@ class Api:
     async def _migrate_network(self, request: web.Request) -> web.Response:
         wanted = await body(request, MigrationBody)
         name = request.match_info["name"]
-        return answer(await self._agent.cluster.migrate(name, wanted.backend, wanted.options))
+        old = self._agent.network(name)
+        after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
+        new = migration.target(after) or after
+        lost = dropped(old, new)
+        return answer({**msgspec.to_builtins(after), "warnings": list(lost)})
 
     async def _delete_network(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -213,7 +225,10 @@ class Api:
 
     async def _detach(self, request: web.Request) -> web.Response:
         wanted = await body(request, DetachBody)
-        return answer({"detached": await self._agent.detach(wanted.id, wanted.ifname, wanted.network)})
+        id_, network = self._agent.published.here(wanted.id) if wanted.named else (wanted.id, "")
+        count = await self._agent.detach(id_, wanted.ifname, wanted.network or network)
+        why = "" if count else self._agent.published.missing(wanted.id, self._agent.happenings)
+        return answer({"detached": count, "id": id_, "why": why})
 
     async def _list_endpoints(self, request: web.Request) -> web.Response:
         network = request.query.get("network", "")

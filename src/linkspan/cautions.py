@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linkspan.backends import backend
-from linkspan.model import Network, Underlay
+from linkspan.backends import backend, bridge, ipip, ipsec, wireguard
+from linkspan.model import Facts, Network, Underlay
+
+BRIDGE = bridge.BACKEND.name
+ASSIGNED = ("vni", "gateway", "mac")
+"""Options that a backend chooses where none is given: nobody misses them."""
+KERNEL = "kernel"
+"""The data path of a network whose packets no program touches."""
 
 
 def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[str]:
     """Yield a sentence for each, for a cluster of so many hosts, as this one sees it."""
     way = backend(network.backend)
     if not way.crosses_hosts:
+        if network.backend == BRIDGE and hosts > 1:
+            yield (
+                f"backend bridge stays on each of the {hosts} hosts: containers on different hosts do not reach each "
+                "other, and each host gives the pool's addresses by itself (--backend vxlan crosses hosts)"
+            )
         return
     for pool in network.prefixes if network.ipam == "block" else ():
         length = network.subnet_len[str(pool.family)]
@@ -26,3 +37,26 @@ def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[st
             f"MTU {network.mtu} is more than this host's underlay carries, {most}: larger packets will not arrive "
             f"(linkspan network update {network.name} --mtu {most})"
         )
+
+
+def data_path(network: Network, facts: Facts) -> str:
+    """Return what carries a network's packets on a machine: "kernel", or a program and why, which is slower by far."""
+    lacks = ""
+    match network.backend:
+        case ipip.BACKEND.name if facts.ipip_helper:
+            lacks = "ipip"
+        case wireguard.BACKEND.name if facts.wireguard is not None and facts.wireguard.program:
+            lacks = "wireguard"
+        case ipsec.BACKEND.name if facts.strongswan is not None and not facts.strongswan.kernel:
+            lacks = "ESP"
+    return f"in user space: this kernel has no {lacks}" if lacks else KERNEL
+
+
+def dropped(old: Network, new: Network) -> Iterator[str]:
+    """Yield the options that a migration drops, because the new backend has none of that name."""
+    for key, value in old.options.items():
+        if key not in new.options and key not in ASSIGNED:
+            yield (
+                f"backend {new.backend} has no option {key}, so {key}={value} is dropped; "
+                f"a later migration to a backend that has it needs --opt {key}={value} again"
+            )

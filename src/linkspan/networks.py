@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ import msgspec
 from linkspan import migration, records
 from linkspan.addresses import BITS, Prefix, pool, prefix
 from linkspan.backends import backend
-from linkspan.errors import Conflict, Invalid, NotFound
+from linkspan.contracts import Backend
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.ipam import gateway
 from linkspan.model import Allowance, Endpoint, Lease, Network, Reservation, Runtime, Underlay, checked_name
 from linkspan.replica import Replica
@@ -47,6 +49,16 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     internal: bool = False
     ipam: Literal["block", "exact"] = "block"
     expose: tuple[Runtime, ...] = ()
+
+
+def _taken(way: Backend, network: Network) -> dict[str, str]:
+    """Return those of a network's options that another backend has, too: a migration keeps them."""
+    found = {}
+    for key, value in network.options.items():
+        with contextlib.suppress(LinkspanError):
+            way.check(msgspec.structs.replace(network, backend=way.name, options={key: value}))
+            found[key] = value
+    return found
 
 
 class Networks:
@@ -229,8 +241,8 @@ class Networks:
             migration.check_back(network, options)
             return migration.turned(network, leases)
         migration.check(network, name)
-        new = msgspec.structs.replace(network, backend=name, options=dict(options))
         way = backend(name)
+        new = msgspec.structs.replace(network, backend=name, options={**_taken(way, network), **options})
         way.check(new)
         others = [one for one in self._every_way() if one.name != network.name]
         changed = migration.started(network, way.completed(new, others), here, leases)

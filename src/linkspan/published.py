@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from linkspan import records
 from linkspan.addresses import Prefix
-from linkspan.errors import Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.happenings import Happenings
 from linkspan.lasting import lasting
 from linkspan.model import Endpoint
 from linkspan.replica import ENDPOINTS, GONE, Replica
@@ -109,6 +111,37 @@ class Published:
         if not found:
             raise NotFound(f"endpoint {word!r} does not exist", "`linkspan endpoint list` shows them")
         return found
+
+    def here(self, word: str) -> tuple[str, str]:
+        """Return the id of this host's container with an id or name, and the network where it is NAME@NETWORK.
+
+        What is not known here is returned as it is. Raises Conflict, with the ids, where several have the name.
+        """
+        name, _, network = word.partition("@")
+        local = list(self._endpoints.values())
+        if any(e.id == word for e in local):
+            return word, ""
+        found = {e.id for e in local if name in (e.id, e.name) and network in ("", e.network)}
+        if len(found) > 1:
+            raise Conflict(
+                f"{len(found)} containers on this host have the name {name}: {', '.join(sorted(found))}",
+                "name one by --id ID",
+            )
+        return (found.pop(), network) if found else (word, network)
+
+    def missing(self, word: str, happenings: Happenings) -> str:
+        """Return why a word names nothing on this host that could be detached."""
+        name = word.partition("@")[0]
+        if mine := [e for e in self._endpoints.values() if name in (e.id, e.name)]:
+            have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
+            return f"it has {have}, and no other interface here"
+        if hosts := sorted({e.host for _, e in self.others() if name in (e.id, e.name)}):
+            return f"it is on host {' and '.join(hosts)}, where the command can detach it"
+        gone = [h for h in happenings.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
+        if gone:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))
+            return f"it was detached already, at {at}"
+        return "no container on this host has this id or name (`linkspan endpoint list` shows those of all hosts)"
 
     async def _follow(self) -> None:
         while True:

@@ -79,6 +79,28 @@ def test_completion_is_there_and_does_not_fill_the_help(host: Host) -> None:
     assert "complete" in done.stdout
 
 
+def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
+    """Its name or id; what is gone already, or was never there, succeeds and is told apart."""
+    container = host.world.namespace()
+    host.cli("network", "create", "named", "--pool", "10.205.0.0/24")
+    host.attach(container, "named", name="k1")
+    assert "k1 " in host.cli("endpoint", "list")
+    assert host.cli("detach", "k1", "--network", "flat").startswith(
+        "k1: 0 interfaces detached: it has eth0 of network named"
+    )
+    assert host.cli("detach", "k1") == "k1: 1 interface detached\n"
+    assert host.cli("detach", "k1").startswith("k1: 0 interfaces detached: it was detached already, at ")
+    assert host.json("detach", "nobody")["detached"] == 0
+    assert "no container on this host has this id or name" in host.cli("detach", "nobody")
+    assert host.json("endpoint", "list") == []
+
+
+def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) -> None:
+    """Also where the agent finds it, not the command line."""
+    said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--ipam", "blocks", code=1)
+    assert said.startswith("linkspan: ipam: 'blocks' is unknown; give one of block, exact")
+
+
 def test_the_last_events_are_asked_for_as_of_a_log(host: Host) -> None:
     """By number and by age, as lines for people and for scripts."""
     every = host.cli("events").splitlines()

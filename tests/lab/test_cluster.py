@@ -206,6 +206,17 @@ def test_endpoints_of_all_hosts_are_listed_on_each(vxlan: LabRun) -> None:
     until(lambda: "c2" in vxlan.exec("h1", "linkspan endpoint list"), "h1 knows c2")
 
 
+@ETCD
+def test_lists_of_one_host_s_containers_say_which_host_it_is(vxlan: LabRun) -> None:
+    """In a cluster the column is always there; detach says where a container is that is not here."""
+    until(lambda: "c2" in vxlan.exec("h1", "linkspan endpoint list"), "h1 knows c2")
+    for words in ("endpoint show c2", "endpoint list --local"):
+        header, row, *_ = vxlan.exec("h1", f"linkspan {words}").splitlines()
+        assert header.split()[1] == "HOST", words
+        assert row.split()[1] == ("h2" if "show" in words else "h1")
+    assert "c2: 0 interfaces detached: it is on host h2" in vxlan.exec("h1", "linkspan detach c2")
+
+
 def test_a_partition_parts_two_hosts_only(vxlan: LabRun) -> None:
     """h1 and h2 lose each other, h3 loses nobody; status and doctor name the peer; afterwards all is well."""
     vxlan.run("break", "h1", "partition:h2")

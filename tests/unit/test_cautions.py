@@ -4,8 +4,10 @@ import msgspec
 import pytest
 from replicas import network
 
-from linkspan.cautions import cautions
-from linkspan.model import Underlay
+from linkspan.associations import Strongswan
+from linkspan.cautions import KERNEL, cautions, data_path, dropped
+from linkspan.model import Facts, Underlay
+from linkspan.wireguard import Tools
 
 HERE = Underlay("eth0", ("192.0.2.1/24",), mtu=1500)
 
@@ -31,3 +33,39 @@ def test_a_network_of_exact_addresses_has_no_blocks_to_run_out_of() -> None:
     """One address is enough for a host."""
     made = msgspec.structs.replace(network(pool="10.244.0.0/24"), mtu=1450, ipam="exact")
     assert list(cautions(made, 9, HERE)) == []
+
+
+def test_a_bridge_in_a_cluster_is_said_to_stay_on_each_host() -> None:
+    """Alone it is what one wants."""
+    made = network(backend="bridge")
+    assert list(cautions(made, 1, HERE)) == []
+    (said,) = cautions(made, 3, HERE)
+    assert "stays on each of the 3 hosts" in said
+    assert "--backend vxlan" in said
+
+
+@pytest.mark.parametrize(
+    ("backend", "facts", "lacks"),
+    [
+        ("vxlan", Facts(ipip_helper=("helper",)), ""),
+        ("ipip", Facts(), ""),
+        ("ipip", Facts(ipip_helper=("helper",)), "ipip"),
+        ("wireguard", Facts(wireguard=Tools("key")), ""),
+        ("wireguard", Facts(wireguard=Tools("key", program=("wireguard-go",))), "wireguard"),
+        ("ipsec", Facts(strongswan=Strongswan("charon", "/", kernel=True, plugin=True)), ""),
+        ("ipsec", Facts(strongswan=Strongswan("charon", "/", kernel=False, plugin=True)), "ESP"),
+    ],
+)
+def test_a_data_path_in_user_space_is_told_with_what_the_kernel_lacks(backend: str, facts: Facts, lacks: str) -> None:
+    """It works, and is many times slower."""
+    said = data_path(network(backend=backend), facts)
+    assert said == (f"in user space: this kernel has no {lacks}" if lacks else KERNEL)
+
+
+def test_an_option_that_a_migration_drops_is_told() -> None:
+    """What the backend had chosen by itself is not."""
+    old = network(options={"direct": "true", "vni": "7"})
+    assert list(dropped(old, network(backend="ipip", options={"direct": "true"}))) == []
+    (said,) = dropped(old, network(backend="wireguard"))
+    assert "backend wireguard has no option direct, so direct=true is dropped" in said
+    assert "--opt direct=true" in said

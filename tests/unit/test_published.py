@@ -6,9 +6,12 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 from replicas import Member, eventually, together
 
 from linkspan.addresses import prefix
+from linkspan.errors import Conflict
+from linkspan.happenings import Happenings
 from linkspan.model import Endpoint
 from linkspan.published import Published
 from linkspan.store.memory import Memory
@@ -164,3 +167,51 @@ def test_whose_an_address_is_says_what_is_known(tmp_path: Path) -> None:
     assert whose("", "lsd1") == "Docker's endpoint 5fa45fa45fa4 on host h1"
     assert whose("") == f"{'5fa4' * 16} on host h1"
     assert one.published.holder("demo", prefix("10.244.0.8")) == ""
+
+
+def _named(teller: Teller, id_: str, name: str, network: str = "demo") -> None:
+    made = Endpoint(id=id_, ifname="eth0", name=name, network=network, host=teller.name)
+    teller.endpoints[made.identity] = made
+    teller.published.note(made.identity)
+
+
+def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
+    """By id or name, or NAME@NETWORK; an id comes before a name, and a name of several is refused with their ids."""
+    one = Teller(Memory(), tmp_path, "h1")
+    _named(one, "4f1c", "web")
+    _named(one, "77aa", "db", "front")
+    _named(one, "88bb", "db", "back")
+    _named(one, "db1", "cache")
+    _named(one, "99cc", "db1")
+    assert one.published.here("4f1c") == ("4f1c", "")
+    assert one.published.here("web") == ("4f1c", "")
+    assert one.published.here("db@back") == ("88bb", "back")
+    assert one.published.here("db1") == ("db1", "")
+    assert one.published.here("nobody") == ("nobody", "")
+    with pytest.raises(Conflict, match="2 containers on this host have the name db: 77aa, 88bb") as refused:
+        one.published.here("db")
+    assert "--id" in refused.value.hint
+
+
+def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
+    """Another interface, another host, gone already and never known are four things."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        log = Happenings(tmp_path / "events")
+        log.add("detach", "web left network demo", endpoint="4f1c", ifname="eth0", network="demo")
+        await one.start()
+        await two.start()
+        _named(one, "77aa", "db", "front")
+        _named(two, "88bb", "k1")
+        await eventually(lambda: one.seen() == [("h2", "88bb")], "h1 sees what h2 has")
+        assert "eth0 of network front" in one.published.missing("db", log)
+        assert "on host h2" in one.published.missing("k1", log)
+        for word in ("web", "4f1c"):
+            assert "was detached already, at 20" in one.published.missing(word, log)
+        assert "no container on this host" in one.published.missing("nobody", log)
+        await one.stop()
+        await two.stop()
+
+    together(work)

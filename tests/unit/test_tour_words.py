@@ -26,3 +26,17 @@ def test_output_has_no_blanks_where_it_has_no_words(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(screen, "console", Console(file=printed, width=80, soft_wrap=True))
     screen.Screen().output(["one", "", "two"])
     assert printed.getvalue() == "    one\n\n    two\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "switched", "said"),
+    [
+        ("kernel", False, ""),
+        ("in user space: this kernel has no ipip", False, "in user space: this kernel has no ipip; "),
+        ("kernel", True, "in user space: the lab's switches"),
+    ],
+)
+def test_a_figure_that_a_program_makes_small_is_explained(path: str, switched: bool, said: str) -> None:
+    """Nobody takes three per cent of the underlay for what a backend costs."""
+    assert across.slower(path, switched=switched).startswith(said)
+    assert bool(across.slower(path, switched=switched)) == bool(said)

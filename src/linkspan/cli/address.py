@@ -24,7 +24,8 @@ def list_(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """List the addresses that are not free."""
-    _show(Client(socket).call("GET", f"/v1/addresses?network={quote(network)}"), output)
+    client = Client(socket)
+    _show(client, client.call("GET", f"/v1/addresses?network={quote(network)}"), output)
 
 
 @app.command()
@@ -34,15 +35,15 @@ def show(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Show who holds one address."""
-    _show(Client(socket).call("GET", f"/v1/addresses/{quote(ip)}"), output)
+    client = Client(socket)
+    _show(client, client.call("GET", f"/v1/addresses/{quote(ip)}"), output)
 
 
-def _show(holdings: list[dict[str, Any]], output: Format) -> None:
+def _show(client: Client, holdings: list[dict[str, Any]], output: Format) -> None:
     if output is Format.JSON:
         as_json(holdings)
         return
-    hosts = {h["host"] for h in holdings if h["host"]}
-    across = len(hosts) > 1 or (len(holdings) == 1 and hosts)
+    across = client.clustered({h["host"] for h in holdings if h["host"]})
     rows = [
         (
             h["address"],

@@ -6,7 +6,7 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Client:
         if response.status >= 400:
             raise _error(data, response.status)
         return data.decode() if url == "/metrics" else msgspec.json.decode(data)
+
+    def clustered(self, hosts: Collection[str]) -> bool:
+        """Tell whether the cluster has several hosts, of which those of a list, ``hosts``, are known already."""
+        return len(hosts) > 1 or len(self.call("GET", "/v1/cluster")["hosts"]) > 1
 
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the lines of an answer as they come."""

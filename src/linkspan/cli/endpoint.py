@@ -149,7 +149,8 @@ def attach(
 
 def detach(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="As for attach; not needed with --id.")
+        str,
+        typer.Argument(metavar="TARGET", help="A container's name or id as listed, NAME@NETWORK, or as for attach."),
     ] = "",
     id_: Annotated[str, typer.Option("--id", metavar="ID", help="The container's id.")] = "",
     ifname: Annotated[str, typer.Option(metavar="NAME", help="Only this interface.")] = "",
@@ -157,15 +158,17 @@ def detach(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Detach a container; succeeds when it is gone already."""
+    """Detach a container; succeeds when it is gone already, and says so."""
     if not id_ and not target:
         raise typer.BadParameter("give TARGET or --id ID")
     identity = id_ or _known_id(target)
-    gone = Client(socket).call("POST", "/v1/detach", {"id": identity, "ifname": ifname, "network": network})
+    wanted = {"id": identity, "named": not id_, "ifname": ifname, "network": network}
+    gone = Client(socket).call("POST", "/v1/detach", wanted)
     if output is Format.JSON:
         as_json(gone)
     else:
-        print(f"{identity}: {gone['detached']} interface{'' if gone['detached'] == 1 else 's'} detached")
+        why = f": {gone['why']}" if gone.get("why") else ""  # an agent that still runs may be older
+        say(f"{identity}: {gone['detached']} interface{'' if gone['detached'] == 1 else 's'} detached{why}")
 
 
 def _known_id(target: str) -> str:
@@ -192,7 +195,8 @@ def list_(
 ) -> None:
     """List the cluster's endpoints."""
     query = f"network={quote(network)}" + ("&local=1" if local else "")
-    _show(Client(socket).call("GET", f"/v1/endpoints?{query}"), output)
+    client = Client(socket)
+    _show(client, client.call("GET", f"/v1/endpoints?{query}"), output)
 
 
 @app.command()
@@ -202,14 +206,15 @@ def show(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Show the endpoints of one container."""
-    _show(Client(socket).call("GET", f"/v1/endpoints/{quote(word)}"), output)
+    client = Client(socket)
+    _show(client, client.call("GET", f"/v1/endpoints/{quote(word)}"), output)
 
 
-def _show(endpoints: list[dict[str, Any]], output: Format) -> None:
+def _show(client: Client, endpoints: list[dict[str, Any]], output: Format) -> None:
     if output is Format.JSON:
         as_json(endpoints)
         return
-    across = len({e["host"] for e in endpoints}) > 1
+    across = client.clustered({e["host"] for e in endpoints})
     rows = [
         (
             e["name"] or e["id"][:24],

@@ -170,7 +170,7 @@ def _described(lab: Lab) -> dict[str, Any]:
             "namespace": host.namespace,
             "underlay": {"ifname": CABLE, "addresses": host.addresses, "segment": host.segment},
             "socket": lab.socket(host.name),
-            "agent": "alive" if agents.alive(lab, host) else "dead",
+            "agent": _life(lab, agents.alive(lab, host)),
             "broken": host.broken,
         }
         for host in lab.hosts
@@ -187,7 +187,7 @@ def _described(lab: Lab) -> dict[str, Any]:
             "as": router.asn,
             "segment": router.segment,
             "addresses": router.addresses,
-            "alive": routers.alive(lab, router),
+            "alive": None if lab.hidden else routers.alive(lab, router),
             "broken": router.broken,
         }
         for router in lab.routers
@@ -204,7 +204,7 @@ def _described(lab: Lab) -> dict[str, Any]:
             {
                 "name": one.name,
                 "socket": controllers.socket(lab, one),
-                "alive": bool(controllers.pids(lab, one)),
+                "alive": None if lab.hidden else bool(controllers.pids(lab, one)),
                 "broken": one.broken,
             }
             for one in lab.controllers
@@ -217,6 +217,11 @@ def _described(lab: Lab) -> dict[str, Any]:
         "folder": str(lab.folder),
         "complete": lab.complete,
     }
+
+
+def _life(lab: Lab, alive: bool | None) -> str:
+    """Return whether a process lives, in a word; not known to a user who may not look."""
+    return "unknown: permission denied" if lab.hidden or alive is None else "alive" if alive else "dead"
 
 
 def _show(lab: Lab, output: Format) -> None:
@@ -253,7 +258,7 @@ def _show(lab: Lab, output: Format) -> None:
                 one["namespace"],
                 f"{CABLE} {joined(one['addresses'])}",
                 one["as"],
-                f"{one['software']} {'alive' if one['alive'] else 'dead'}",
+                f"{one['software']} {_life(lab, one['alive'])}",
                 joined(one["broken"]),
             )
             for one in found["routers"]
@@ -265,7 +270,7 @@ def _show(lab: Lab, output: Format) -> None:
         table(("switch", "address", "broken"), rows, "")
         print()
         lives = [
-            (one["name"], "alive" if one["alive"] else "dead", one["socket"]) for one in found["controllers"]
+            (one["name"], _life(lab, one["alive"]), one["socket"]) for one in found["controllers"]
         ]
         table(("controller", "process", "socket"), lives, "")
     print()
@@ -284,13 +289,17 @@ def exec_(
     lab: Name = DEFAULT,
 ) -> None:
     """Run a command in a host, container or router; in a host, `linkspan` talks to its agent."""
-    inside.become(record.load(lab), name, command)
+    found = record.load(lab)
+    found.require_own(f"run a command in {name}")
+    inside.become(found, name, command)
 
 
 @app.command()
 def shell(name: Place, lab: Name = DEFAULT) -> None:
     """Open a shell in a host, container or router."""
-    inside.shell(record.load(lab), name)
+    found = record.load(lab)
+    found.require_own(f"open a shell in {name}")
+    inside.shell(found, name)
 
 
 @app.command()
@@ -332,7 +341,9 @@ def detach(
 @app.command("test")
 def try_(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
     """Try from every container and host to every container: ping, TCP, and the largest packet with DF."""
-    outcome = matrix.test(record.load(lab))
+    found = record.load(lab)
+    found.require_own("test")
+    outcome = matrix.test(found)
     if output is Format.JSON:
         as_json(outcome)
     else:

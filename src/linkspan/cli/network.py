@@ -88,7 +88,7 @@ def create(
 
 
 def _warn(network: dict[str, Any]) -> None:
-    for words in network["warnings"]:
+    for words in network.get("warnings", ()):  # an agent that still runs may be older
         say(f"warning: network {network['name']}: {words}", sys.stderr)
 
 
@@ -141,6 +141,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
             *_migration(network),
             ("pools", joined(network["pools"])),
             ("gateways", joined(network["gateways"])),
+            ("data path", network.get("data_path", "")),  # an agent that still runs may be older
             ("mtu", _mtu(network)),
             ("masquerade", "yes" if network["masquerade"] else "no"),
             ("internal", "yes" if network["internal"] else "no"),
@@ -187,7 +188,9 @@ def migrate(
     network = Client(socket).call("POST", f"/v1/networks/{quote(name)}/migration", body)
     if output is Format.JSON:
         as_json(network)
-    elif network["migration"] is None:
+        return
+    _warn(network)
+    if network["migration"] is None:
         print(f"network {name}: backend {network['backend']}")
     else:
         say(

@@ -128,6 +128,17 @@ class Lab(msgspec.Struct, kw_only=True):
         return FOLDER / self.name
 
     @property
+    def hidden(self) -> bool:
+        """Whether it is another user's, so that this one cannot look at its processes or enter its namespaces."""
+        return os.geteuid() not in (0, self.folder.stat().st_uid)
+
+    def require_own(self, what: str) -> None:
+        """Raise Denied, naming what is refused, where the lab is another user's."""
+        if self.hidden:
+            owner = self.folder.owner() if self.folder.stat().st_uid else "root"
+            raise Denied(f"{what}: lab {self.name} is {owner}'s", f"run the command as {owner} (sudo)")
+
+    @property
     def switch(self) -> str:
         """The namespace of the underlay's bridges, and of etcd."""
         return f"{self.name}-switch"
