@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -183,10 +183,13 @@ class Api:
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
         leases = self._agent.leases
-        found = list(cautions(network, len(leases.hosts()), leases.host.underlay))
-        if (by := data_path(network, self._agent.view().facts)) != KERNEL:
-            found.append(f"packets between hosts go through a program, {by}: many times slower")
-        return {**msgspec.to_builtins(network), "warnings": found}
+        found = cautions(network, len(leases.hosts()), leases.host.underlay)
+        return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
+
+    def _slow(self, network: Network) -> Iterator[str]:
+        by = data_path(network, self._agent.view().facts)
+        if by != KERNEL:
+            yield f"packets between hosts go through a program, which is many times slower: {by}"
 
     async def _update_network(self, request: web.Request) -> web.Response:
         change = await body(request, UpdateBody)
@@ -200,8 +203,7 @@ class Api:
         old = self._agent.network(name)
         after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
         new = migration.target(after) or after
-        lost = dropped(old, new)
-        return answer({**msgspec.to_builtins(after), "warnings": list(lost)})
+        return answer({**msgspec.to_builtins(after), "warnings": [*dropped(old, new), *self._slow(new)]})
 
     async def _delete_network(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 GAP = 2
-READABLE = 24
+READABLE = 32
 """Cells: a column of sentences that is narrower cannot be read."""
 NARROW = 9
 """Cells: to take a column out that is narrower gains little."""
