@@ -16,7 +16,9 @@ SOURCE = ROOT / "src" / "linkspan"
 LAYERS = {
     "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
     "kernel": "kernel",
-    "logic": "backends database desired fabric firewall ipam migration names ports reconcile sealed steering",
+    "logic": (
+        "backends database desired fabric firewall ipam migration multihoming names ports reconcile sealed steering"
+    ),
     "store": "store",
     "tell": "tell",
     "agent": (

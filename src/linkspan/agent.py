@@ -15,7 +15,7 @@ from pathlib import Path
 
 from linkspan import __version__, beginning, controlled, locks, migration, status
 from linkspan.allocator import Allocator
-from linkspan.alterations import follow_mtus, stranded
+from linkspan.alterations import follow_mtus, follow_pools, stranded
 from linkspan.ask import Ask, Question, Told, Well
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
@@ -233,14 +233,13 @@ class Agent:
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        await Recovery(*here, self.attacher.admit).run()
+        inside = await Recovery(*here, self.attacher).run()
         await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
         await self.naming.take_over()
-        inside = {endpoint.netns for endpoint in self.attacher.endpoints.values() if endpoint.netns}
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
@@ -292,6 +291,7 @@ class Agent:
         for identity in stranded(self.attacher, self.networks, self.leases):
             await self.attacher.detach(*identity)
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
+        failed |= await follow_pools(self.attacher, self.networks)
         return failed | await self.plans.put()
 
     # Networks

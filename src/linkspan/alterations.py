@@ -61,6 +61,18 @@ async def follow_mtus(attacher: Attacher, networks: Networks) -> dict[Key, Links
     return failed
 
 
+async def follow_pools(attacher: Attacher, networks: Networks) -> dict[Key, LinkspanError]:
+    """Give running containers routes to pools that their networks were given since; returns what failed."""
+    pools = {network.name: network.pools for network in networks.all()}
+    changed = {name for name, before in attacher.pools.items() if pools.get(name, before) != before}
+    attacher.pools = pools
+    failed: dict[Key, LinkspanError] = {}
+    for identity, endpoint in list(attacher.endpoints.items()):
+        if endpoint.network in changed:
+            failed |= await attacher.refresh(identity)
+    return failed
+
+
 async def publish(
     attacher: Attacher,
     table: PortTable,
@@ -126,13 +138,13 @@ async def taken(attacher: Attacher, worker: Worker, identity: Identity, path: st
 
 
 def _interface(worker: Worker, fd: int, hardware: str) -> str:
-    """Return the name of the interface with this MAC in an open namespace, "" without one (worker thread)."""
+    """Return the name of the interface with this MAC in an open namespace, "" until it is up (worker thread)."""
     machine = worker.machine
     with machine.namespaces.holding(fd) as number:
         try:
             found = machine.links.observe(number)
             return next(
-                (i.name for i in found if isinstance(i, Interface) and hardware and i.mac == mac(hardware)),
+                (i.name for i in found if isinstance(i, Interface) and i.up and hardware and i.mac == mac(hardware)),
                 "",
             )
         finally:

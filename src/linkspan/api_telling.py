@@ -7,7 +7,7 @@ import shlex
 import msgspec
 from aiohttp import web
 
-from linkspan import ledger, status
+from linkspan import ledger, multihoming, status
 from linkspan.addresses import prefix
 from linkspan.agent import Agent
 from linkspan.associations import IpsecConnection
@@ -126,7 +126,8 @@ class Telling:
         every = list(self._worker.machine.reconciler.desired.sources())
         if not network:
             return every
-        mine = {("attachment", *e.identity) for e in self._agent.endpoints().values() if e.network == network}
+        there = [e for e in self._agent.endpoints().values() if e.network == network]
+        mine = {("attachment", *e.identity) for e in there} | {multihoming.source(e) for e in there}
         return [
             s
             for s in every

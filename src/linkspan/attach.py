@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from linkspan import multihoming
 from linkspan.addresses import Prefix, mac, mac_text
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
@@ -29,7 +31,7 @@ from linkspan.model import AttachRequest, Endpoint, Network, checked_ifname, che
 from linkspan.networks import Networks, now
 from linkspan.ports import PortTable
 from linkspan.reconcile import describe
-from linkspan.state import Interface, State
+from linkspan.state import Interface, Key, State
 
 log = logging.getLogger("linkspan.attach")
 
@@ -66,6 +68,8 @@ class Attacher:
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoints: dict[Identity, Endpoint] = {}
         self.attached_ns: dict[Identity, int] = {}
+        self.pools: dict[str, tuple[str, ...]] = {}
+        """The networks' pools that the endpoints' routes lead to."""
         self.changed: Callable[[Identity], None] = lambda _identity: None
         """Called with each endpoint that came, changed or went."""
 
@@ -178,7 +182,25 @@ class Attacher:
                 machine.sockets.release()
         return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
 
+    def _one_in(self, number: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Serialise what is done to the endpoints of one namespace: some of their states follow from all of them."""
+        # No container has such an id. Whoever holds an identity may wait for a namespace, and never the other way.
+        return self._one_at_a_time(("/netns", str(number))) if number else contextlib.nullcontext()
+
     async def _attach(
+        self,
+        request: AttachRequest,
+        network: Network,
+        number: int,
+        cookie: int,
+        fd: int,
+        path: str,
+        delivered: bool,
+    ) -> Endpoint:
+        async with self._one_in(number):
+            return await self._attach_alone(request, network, number, cookie, fd, path, delivered)
+
+    async def _attach_alone(
         self,
         request: AttachRequest,
         network: Network,
@@ -252,8 +274,8 @@ class Attacher:
             return endpoint
         machine.enter(endpoint)
         with machine.namespaces.holding(fd):
-            metric = routes.free_metric(machine.sockets, endpoint.netns)
-            endpoint = msgspec.structs.replace(endpoint, metric=metric)
+            others = routes.default_metrics(machine.sockets, endpoint.netns)
+            endpoint = self.ranked(network, endpoint, others)
             self._put(network, endpoint)
             if reused and not network.routed:
                 with machine.namespaces.entered(endpoint.netns):
@@ -262,17 +284,45 @@ class Attacher:
                     )
         return endpoint
 
+    def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
+        """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
+        first = multihoming.first_metric(network)
+        taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self._mates(endpoint)]
+        within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
+        return msgspec.structs.replace(endpoint, metric=max(within, default=first - 1) + 1)
+
+    def _mates(self, endpoint: Endpoint) -> list[Endpoint]:
+        return multihoming.mates(endpoint, self.endpoints.values())
+
+    def _together(self, endpoint: Endpoint, mates: Sequence[Endpoint]) -> list[State]:
+        """Return the states of the endpoint's container that follow from all its interfaces."""
+        # Of a network that is gone the endpoints are about to go, too.
+        homes = [(self._networks.get(e.network), e) for e in (*mates, endpoint) if self._networks.has(e)]
+        return list(multihoming.container_states(homes))
+
+    def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
+        return {
+            source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
+            multihoming.source(endpoint): self._together(endpoint, self._mates(endpoint)),
+        }
+
+    def _without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be without an endpoint, by source."""
+        first, *rest = self._mates(endpoint) or (None,)
+        left = self._together(first, rest) if first else []
+        return {multihoming.source(endpoint): left, source(endpoint): []}
+
     def _put(self, network: Network, endpoint: Endpoint) -> None:
         """Put the endpoint's states (worker thread); raises the first error."""
-        states = backend(network.backend).endpoint(network, endpoint)
-        failed = self._worker.machine.reconciler.change(source(endpoint), states)
+        failed = self._worker.machine.reconciler.changes(self.states(network, endpoint))
         if failed:
             raise next(iter(failed.values()))
 
     def _unplumb(self, endpoint: Endpoint) -> list[LinkspanError]:
         """Take the endpoint's states away (worker thread); go on past errors and return them."""
         machine = self._worker.machine
-        errors = list(machine.reconciler.change(source(endpoint), ()).values())
+        errors = list(machine.reconciler.changes(self._without(endpoint)).values())
         machine.leave(endpoint, list(self.endpoints.values()))
         return errors
 
@@ -282,7 +332,8 @@ class Attacher:
         In a thread of its own: a dump walks the whole table, 9 ms and more (measured), and no attach waits for it
         but one that publishes such a port.
         """
-        ports = [(p.protocol, p.host_port) for p in endpoint.ports if p.protocol != "tcp"]
+        every = [port for one in (endpoint, *self._mates(endpoint)) for port in one.ports]
+        ports = [(p.protocol, p.host_port) for p in every if p.protocol != "tcp"]
         if not ports and not addresses:
             return
         try:
@@ -307,7 +358,8 @@ class Attacher:
         for endpoint in found:
             async with self._one_at_a_time(endpoint.identity):
                 if self.endpoints.get(endpoint.identity) is endpoint:
-                    await self._detach(endpoint)
+                    async with self._one_in(endpoint.netns):
+                        await self._detach(endpoint)
         return len(found)
 
     async def _detach(self, endpoint: Endpoint) -> None:
@@ -316,7 +368,7 @@ class Attacher:
         if endpoint.host_ifname:
             for error in await self._worker.run_brief(self._unplumb, endpoint):
                 log.warning("detach %s: %s", endpoint.id, error.message)
-            if endpoint.ports:
+            if endpoint.ports or any(mate.ports for mate in self._mates(endpoint)):
                 task = asyncio.create_task(self._forget_connections(endpoint, endpoint.prefixes))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -377,7 +429,6 @@ class Attacher:
         Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
         was wanted stays desired.
         """
-        machine = self._worker.machine
         async with self._one_at_a_time(identity):
             endpoint = self.endpoints.get(identity)
             if endpoint is None:
@@ -388,16 +439,39 @@ class Attacher:
             changed = altered(network, endpoint)
             if changed == endpoint:
                 return endpoint
-            if changed.netns != endpoint.netns:  # a runtime took its end, or gives it back
-                machine.leave(endpoint, list(self.endpoints.values()))
+            async with self._one_in(changed.netns or endpoint.netns):
+                return await self._alter(network, endpoint, changed, there)
+
+    async def _alter(
+        self, network: Network, endpoint: Endpoint, changed: Endpoint, there: tuple[type[State], ...]
+    ) -> Endpoint:
+        machine = self._worker.machine
+        sources: dict[tuple[str, ...], list[State]] = {}
+        moved = changed.netns != endpoint.netns  # a runtime took its end, or gives it back
+        if moved:
+            if changed.netns:
+                changed = self.ranked(network, changed)
                 machine.enter(changed)
-            states = backend(network.backend).endpoint(network, changed)
-            failed = await self._worker.run_brief(machine.reconciler.change, source(changed), states, there)
-            self._journal.attached(changed)
-            self.admit(changed, self.attached_ns[identity])
-            for error in failed.values():
-                raise error
-            return changed
+            sources = self._without(endpoint)
+        sources |= self.states(network, changed)
+        failed = await self._worker.run_brief(machine.reconciler.changes, sources, there)
+        if moved:
+            machine.leave(endpoint, list(self.endpoints.values()))
+        self._journal.attached(changed)
+        self.admit(changed, self.attached_ns[endpoint.identity])
+        for error in failed.values():
+            raise error
+        return changed
+
+    async def refresh(self, identity: Identity) -> dict[Key, LinkspanError]:
+        """Put an endpoint's states as its network is now; returns what failed. One that is gone needs nothing."""
+        async with self._one_at_a_time(identity):
+            endpoint = self.endpoints.get(identity)
+            if endpoint is None or not endpoint.host_ifname:
+                return {}
+            async with self._one_in(endpoint.netns):
+                sources = self.states(self._networks.get(endpoint.network), endpoint)
+                return await self._worker.run_brief(self._worker.machine.reconciler.changes, sources)
 
     async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
         """Return what of an endpoint is not as it should be, in words; empty where all is well.
@@ -413,7 +487,7 @@ class Attacher:
         machine = self._worker.machine
         with machine.namespaces.holding(fd) as number:
             states = []
-            for state in backend(network.backend).endpoint(network, endpoint):
+            for state in itertools.chain.from_iterable(self.states(network, endpoint).values()):
                 if isinstance(state, Interface):
                     found = machine.links.interface(number, state.name)
                     known = mac(hardware) if hardware else state.mac

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from linkspan import multihoming
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.attach import Attacher, Identity, source
 from linkspan.errors import LinkspanError
@@ -156,7 +157,8 @@ class Healer:
     def orphaned(self, key: Key) -> bool:
         """Tell whether nobody wants the object but containers that are gone."""
         endpoints = self._attacher.endpoints
-        gone = {source(endpoints[identity]) for identity in self._dead_since if identity in endpoints}
+        dead = [endpoints[identity] for identity in self._dead_since if identity in endpoints]
+        gone = {source(endpoint) for endpoint in dead} | {multihoming.source(endpoint) for endpoint in dead}
         owners = set(self._worker.machine.reconciler.desired.owners(key)) if gone else set()
         return bool(owners) and owners <= gone
 

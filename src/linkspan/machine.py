@@ -31,6 +31,7 @@ from linkspan.kernel.links import LinkDriver
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.neighbours import NeighbourDriver
 from linkspan.kernel.netlink import Sockets
+from linkspan.kernel.policy_rules import PolicyRuleDriver
 from linkspan.kernel.processes import ProcessDriver
 from linkspan.kernel.routes import RouteDriver, foreign_routes, uplink_mtu
 from linkspan.kernel.secrets import SecretDriver
@@ -86,6 +87,7 @@ class Machine:
                 self.addresses,
                 self.neighbours,
                 RouteDriver(self.sockets),
+                PolicyRuleDriver(self.sockets),
                 self.tunnel_table,
                 ShaperDriver(self.namespaces),
                 LearntDriver(self.sockets, self.processes.down),

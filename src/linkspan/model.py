@@ -150,7 +150,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     ``netns`` is the namespace's inode, ``netns_path`` the way by which it was reached and ``netns_cookie`` the
     kernel's own number for it; all are empty for a container on the host's network. ``metric`` is that of its
-    default routes: the first interface of a container has 0, and a later one takes over when the first goes.
+    default routes, and tells it from its container's other interfaces: the first has 0, and a later one takes over when
+    the first goes.
     ``path_mtu`` is the most that it sends at once where that is less than its interface's MTU, else 0.
 
     Docker takes the container's end from the host's namespace and sets it up itself: ``delivered`` is the name

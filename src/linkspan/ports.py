@@ -17,6 +17,7 @@ _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}
 """Host addresses that stand for every one, with the families for which they do."""
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
+Identity = tuple[str, str]
 Holder = Callable[[str, str, int], str]
 """(protocol, host address or "", port) to the words for who listens there, or ""."""
 
@@ -53,11 +54,14 @@ def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
 
 
 class PortTable:
-    """Who holds which host port, over all networks of this host."""
+    """Who holds which host port, over all networks of this host.
+
+    Endpoints of one container may hold the same port: it leads to whichever of them has the default route.
+    """
 
     def __init__(self, listening: Holder) -> None:
         self._listening = listening
-        self._held: dict[tuple[Protocol, int], dict[str, Endpoint]] = {}
+        self._held: dict[tuple[Protocol, int], dict[Port, dict[Identity, Endpoint]]] = {}
 
     def reserve(
         self, endpoint: Endpoint, ranges: Iterable[PortRange] = (), *, bound: bool = False
@@ -71,7 +75,9 @@ class PortTable:
         taken: list[Port] = []
         try:
             for port in endpoint.ports:
-                if holder := self._endpoint(port) if bound else self.holder(port):
+                if not self._shared(port, endpoint) and (
+                    holder := self._endpoint(port) if bound else self.holder(port)
+                ):
                     raise Conflict(
                         f"port {port.host_port}/{port.protocol}{_at(port)} is held by {holder}",
                         "choose another host port, or end what holds it",
@@ -81,7 +87,7 @@ class PortTable:
             for wish in ranges:
                 taken.append(self._free(wish, endpoint))
         except Exception:
-            self._release(taken)
+            self._release(taken, endpoint)
             raise
         return tuple(taken)
 
@@ -92,17 +98,23 @@ class PortTable:
 
     def release(self, endpoint: Endpoint) -> None:
         """Give the endpoint's ports back."""
-        self._release(endpoint.ports)
+        self._release(endpoint.ports, endpoint)
 
     def holder(self, port: Port) -> str:
         """Return the words for who holds the port, or ""."""
         return self._endpoint(port) or self._listening(port.protocol, port.host_ip, port.host_port)
 
     def _endpoint(self, port: Port) -> str:
-        for host_ip, endpoint in self._held.get((port.protocol, port.host_port), {}).items():
-            if _clash(host_ip, port.host_ip):
+        for held, endpoints in self._held.get((port.protocol, port.host_port), {}).items():
+            if _clash(held.host_ip, port.host_ip):
+                endpoint = next(iter(endpoints.values()))
                 return f"endpoint {endpoint.called} of network {endpoint.network}"
         return ""
+
+    def _shared(self, port: Port, endpoint: Endpoint) -> bool:
+        """Tell whether another interface of the endpoint's container publishes the very same."""
+        holders = self._held.get((port.protocol, port.host_port), {}).get(port, {})
+        return any(other.id == endpoint.id for other in holders.values())
 
     def _free(self, wish: PortRange, endpoint: Endpoint) -> Port:
         for number in range(wish.first, wish.last + 1):
@@ -117,12 +129,16 @@ class PortTable:
         )
 
     def _hold(self, port: Port, endpoint: Endpoint) -> None:
-        self._held.setdefault((port.protocol, port.host_port), {})[port.host_ip] = endpoint
+        held = self._held.setdefault((port.protocol, port.host_port), {})
+        held.setdefault(port, {})[endpoint.identity] = endpoint
 
-    def _release(self, ports: Iterable[Port]) -> None:
+    def _release(self, ports: Iterable[Port], endpoint: Endpoint) -> None:
         for port in ports:
             held = self._held.get((port.protocol, port.host_port), {})
-            held.pop(port.host_ip, None)
+            holders = held.get(port, {})
+            holders.pop(endpoint.identity, None)
+            if not holders:
+                held.pop(port, None)
             if not held:
                 self._held.pop((port.protocol, port.host_port), None)
 

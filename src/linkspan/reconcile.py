@@ -2,7 +2,8 @@
 
 A *change* replaces one source's states and applies just the difference: the hot path of attach and detach. A
 *resync* observes whole kinds and mends what differs: at start, after a kernel event, by the timer. What is
-inside a container's namespace is the container's own: there a resync puts what is missing, and removes nothing.
+inside a container's namespace is the container's own: there a resync puts what is missing, and removes nothing but
+rules and tables of ours that nobody wants any more.
 
 A pass puts in dependency order, then deletes in reverse, and is repeated at most PASSES times: a value that
 cannot be changed in place is replaced by its driver, and what fell with it is found missing in the next pass.
@@ -33,6 +34,7 @@ from linkspan.state import (
     Key,
     LinkSysctl,
     Neighbour,
+    PolicyRule,
     Route,
     State,
     Sysctl,
@@ -208,8 +210,8 @@ class Reconciler:
         wanted = tuple(self._by_kind) if kinds is None else tuple(kinds)
         names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
-        there = inside | {HOST}
-        desired = {k: s for k, s in self.desired.states(wanted).items() if _netns(s) in there}
+        known = inside | {HOST}
+        desired = {k: s for k, s in self.desired.states(wanted).items() if _netns(s) in known}
         observed: dict[Key, State] = {}
         for driver in self._drivers(wanted):
             observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
@@ -217,7 +219,9 @@ class Reconciler:
         for netns in inside:
             try:
                 for driver in self._drivers(wanted):
-                    observed.update((s.key, s) for s in driver.observe(netns) if s.key[0] in names)
+                    there = [s for s in driver.observe(netns) if s.key[0] in names]
+                    observed.update((s.key, s) for s in there)
+                    extra += [s for s in there if _ours_alone(s) and s.key not in desired]
             except NotFound:  # the container is gone, and all that was in it
                 desired = {key: state for key, state in desired.items() if _netns(state) != netns}
         put = [state for key, state in desired.items() if observed.get(key) != state]
@@ -298,6 +302,14 @@ def _not_falling(delete: Sequence[State]) -> list[State]:
     return [s for s in delete if not (isinstance(s, _ON_LINKS) and (_netns(s), s.device) in falling)]
 
 
+def _ours_alone(state: State) -> bool:
+    """Tell whether an object in a container is nobody's but ours: a rule, or a route of one of our tables.
+
+    Left from an agent that was killed, they would send packets by an interface that is another's by now.
+    """
+    return isinstance(state, PolicyRule) or (isinstance(state, Route) and bool(state.table))
+
+
 def _netns(state: State) -> int:
     return int(getattr(state, "netns", HOST))
 
@@ -310,11 +322,14 @@ def describe(state: State) -> str:
     """Return the object's key as people write it: addresses as text, no namespace where it is the host's."""
     if isinstance(state, Sysctl | LinkSysctl):
         return state.path
+    if isinstance(state, PolicyRule):
+        return f"{state.priority} from {state.prefix} lookup {state.table or 'main'}"
     prefix = getattr(state, "prefix", None) or getattr(state, "destination", None)
     if prefix is None:
         return " ".join(map(_word, state.key[1:]))
     where = [getattr(state, name, "") for name in ("chain", "device")]
-    return " ".join(str(part) for part in (prefix, *where) if part)
+    table = f"table {state.table}" if isinstance(state, Route) and state.table else ""
+    return " ".join(str(part) for part in (prefix, *where, table) if part)
 
 
 def _word(part: str | int | bytes) -> str:

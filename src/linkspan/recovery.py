@@ -7,11 +7,10 @@ takes away what there is of it, and its address is given back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
+from linkspan import multihoming
 from linkspan.allocator import Allocator
-from linkspan.attach import source
-from linkspan.backends import backend
+from linkspan.attach import Attacher
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.journal import Journal, Row
@@ -22,7 +21,7 @@ from linkspan.ports import PortTable
 
 
 class Recovery:
-    """Goes through the journal once; ``admit`` takes an endpoint that stands, and when it was attached."""
+    """Goes through the journal once, and gives the attacher the endpoints that stand."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class Recovery:
         allocator: Allocator,
         ports: PortTable,
         happenings: Happenings,
-        admit: Callable[[Endpoint, int], None],
+        attacher: Attacher,
     ) -> None:
         self._worker = worker
         self._journal = journal
@@ -40,11 +39,15 @@ class Recovery:
         self._allocator = allocator
         self._ports = ports
         self._happenings = happenings
-        self._admit = admit
+        self._attacher = attacher
 
-    async def run(self) -> None:
-        """Take over what the last agent left: endpoints that stand, and those it was killed in the middle of."""
+    async def run(self) -> set[int]:
+        """Take over what the last agent left: endpoints that stand, and those it was killed in the middle of.
+
+        Returns the namespaces in which something of ours is or may be.
+        """
         gone: list[tuple[Row, str]] = []
+        stood: list[Endpoint] = []
         for row in self._journal.rows():
             if why := await self._why_gone(row):
                 gone.append((row, why))
@@ -56,13 +59,14 @@ class Recovery:
                 gone.append((row, error.message))
                 continue
             self._ports.restore(endpoint)
-            self._admit(endpoint, row.attached_ns)
+            if any(mate.metric == endpoint.metric for mate in multihoming.mates(endpoint, stood)):
+                endpoint = self._attacher.ranked(self._networks.get(endpoint.network), endpoint)  # an older agent's
+            self._attacher.admit(endpoint, row.attached_ns)
+            stood.append(endpoint)
+        for endpoint in stood:  # all are known: some states follow from a container's interfaces together
             if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
-                network = self._networks.get(endpoint.network)
-                states = backend(network.backend).endpoint(network, endpoint)
-                await self._worker.run(
-                    self._worker.machine.reconciler.desired.replace, source(endpoint), states
-                )
+                for source, states in self._attacher.states(self._networks.get(endpoint.network), endpoint).items():
+                    await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
         for released in self._journal.released():
             self._allocator.cool(released.network, released.address, released.at)
         for row, why in gone:
@@ -74,6 +78,10 @@ class Recovery:
             self._happenings.add(
                 "recover", f"{who} of network {row.endpoint.network}: {why}", endpoint=row.endpoint.id
             )
+        halfway = [row.endpoint for row, _ in gone if row.phase != "attached" and row.boot_id == self._journal.boot_id]
+        for endpoint in halfway:
+            self._worker.machine.enter(endpoint)
+        return {endpoint.netns for endpoint in (*stood, *halfway) if endpoint.netns}
 
     async def _why_gone(self, row: Row) -> str:
         """Return why a row's endpoint is not to stand any more, "" where it is."""

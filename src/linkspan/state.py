@@ -350,7 +350,7 @@ class Address(State, frozen=True, gc=False):
 
 
 class Route(State, frozen=True, gc=False):
-    """A route of the main table, with our protocol number.
+    """A route with our protocol number, of the main table or (in a container only) of ``table``.
 
     ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty; with
     ``onlink`` the gateway is taken to be on the link, whatever the routes say. ``mtu`` is the largest packet that
@@ -367,10 +367,32 @@ class Route(State, frozen=True, gc=False):
     onlink: bool = False
     mtu: int = 0
     if_id: int = 0
+    table: int = 0
 
     @property
     def key(self) -> Key:
-        return ("Route", self.netns, self.destination.packed, self.destination.length, self.metric)
+        table = (self.table,) if self.table else ()
+        return ("Route", self.netns, self.destination.packed, self.destination.length, self.metric, *table)
+
+
+class PolicyRule(State, frozen=True, gc=False):
+    """A rule of a container's routing policy (ip-rule(8)), with our protocol number.
+
+    Packets from ``source`` (``prefix`` of length 0: from anywhere) are routed by ``table`` (0: the main one). With
+    ``specific`` the default route of that table does not count (suppress_prefixlength 0).
+    """
+
+    rank: ClassVar[int] = 63
+    netns: int
+    priority: int
+    prefix: Prefix
+    table: int = 0
+    specific: bool = False
+
+    @property
+    def key(self) -> Key:
+        source = self.prefix.packed, self.prefix.length
+        return ("PolicyRule", self.netns, self.priority, *source, self.table, int(self.specific))
 
 
 class TokenBucket(State, frozen=True, gc=False):

@@ -55,6 +55,14 @@ def living(config: Config) -> list[Endpoint]:
         return [row.endpoint for row in journal.rows() if row.boot_id == journal.boot_id]
 
 
+def _entered(machine: Machine, config: Config) -> set[int]:
+    """Return the namespaces of the containers that the journal has, which the machine can enter then."""
+    endpoints = living(config)
+    for endpoint in endpoints:
+        machine.enter(endpoint)
+    return {endpoint.netns for endpoint in endpoints if endpoint.netns}
+
+
 def used(config: Config) -> list[tuple[str, str]]:
     """Return users' own networks of driver linkspan, each with the command that removes it.
 
@@ -93,7 +101,7 @@ def preview(config: Config) -> Outcome:
     """Return what would be removed, without touching anything."""
     state_dir = Path(config.state_dir)
     with _machine(state_dir) as machine:
-        change, _ = machine.reconciler.difference()
+        change, _ = machine.reconciler.difference(None, _entered(machine, config))
         found = [_told(state) for state in change.delete]
     found += _installed(state_dir)
     return Outcome(found + _folders(config) + [str(path) for path in _plugin_sockets(config)], [])
@@ -112,10 +120,11 @@ def carry_out(config: Config) -> Outcome:
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _agent_stopped(state_dir), _machine(state_dir) as machine:
-        report = machine.reconciler.resync()
+        inside = _entered(machine, config)  # a container's rules do not go with its links
+        report = machine.reconciler.resync(None, inside)
         removed = [f"{heal.kind} {heal.key}" for heal in report.heals]
         left = [error.message for error in report.failed.values()]
-        change, _ = machine.reconciler.difference()
+        change, _ = machine.reconciler.difference(None, inside)
         left += [_told(state) for state in change.delete]
     files = _installed(state_dir)
     left += [error.message for error in installation.remove(state_dir)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from world import World
 
+from linkspan import multihoming
 from linkspan.addresses import derived_mac, mac_text, prefix
 from linkspan.backends import backend
 from linkspan.firewall import skeleton
@@ -32,21 +33,22 @@ def network(name: str = "demo", number: int = 77, *, routed: bool = False, inter
 
 
 def endpoint(
-    world: World, name: str, network: Network, number: int, ports: tuple[Port, ...] = ()
+    world: World, name: str, network: Network, number: int, ports: tuple[Port, ...] = (), nth: int = 0
 ) -> Endpoint:
-    """Describe the container in namespace ``name``, with the ``number``-th address of each pool."""
+    """Describe the container in namespace ``name``, with the ``number``-th address of each pool, on its ethN."""
     addresses = [pool.at(number) for pool in network.prefixes]
     return Endpoint(
         id=f"{name}-id",
         name=name,
-        ifname="eth0",
+        ifname=f"eth{nth}",
         network=network.name,
         host="h1",
         addresses=tuple(str(a.single() if network.routed else a) for a in addresses),
         gateways=network.gateways,
-        mac=mac_text(derived_mac(name)),
+        mac=mac_text(derived_mac(name, network.name)),
         mtu=MTU,
-        host_ifname=host_ifname(network.routed, f"{name}-id", "eth0"),
+        host_ifname=host_ifname(network.routed, f"{name}-id", f"eth{nth}"),
+        metric=nth,
         ports=ports,
         netns=world.inode(name),
         netns_path=world.path(name),
@@ -65,7 +67,11 @@ def states(
     found = list(skeleton(view.facts))
     for one in view.networks:
         found += backend(one.backend).network(view, one)
+    inside: dict[int, list[tuple[Network, Endpoint]]] = {}
     for container in endpoints:
         home = by_name[container.network]
         found += backend(home.backend).endpoint(home, container)
+        inside.setdefault(container.netns, []).append((home, container))
+    for homes in inside.values():
+        found += multihoming.container_states(homes)
     return list(dict.fromkeys(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,13 @@ def planned(world: World, routed: bool) -> list[State]:
     return sample.states([network], endpoints)[::-1]
 
 
+def planned_twice(world: World, routed: bool) -> list[State]:
+    """All states of two networks and two containers, of which the first is in both."""
+    networks = [sample.network(n, number, routed=routed) for n, number in (("demo", 77), ("other", 78))]
+    endpoints = [sample.endpoint(world, "a", network, 2, nth=n) for n, network in enumerate(networks)]
+    return sample.states(networks, [*endpoints, sample.endpoint(world, "b", networks[1], 3)])[::-1]
+
+
 def typed(world: World, states: list[State]) -> str:
     """Return the plan as a script."""
     return "\n".join(line for state in ordered(states) for line in commands(state, world.by_inode))
@@ -47,11 +54,24 @@ def test_typed_commands_connect_two_containers(world: World, routed: bool) -> No
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["bridge", "routed"])
+def test_typed_rules_let_a_container_use_its_second_network(world: World, routed: bool) -> None:
+    """It reaches the network, and is reached, and what bears an address leaves by this address's interface."""
+    world.sh("h", typed(world, planned_twice(world, routed)))
+    for target in ("10.78.0.3", "fd78::3", "10.77.0.1", "fd77::1"):
+        assert world.reaches("a", target), target
+    assert world.reaches("b", "10.78.0.2")
+    for source, device in (("10.77.0.2", "eth0"), ("10.78.0.2", "eth1"), ("fd77::2", "eth0"), ("fd78::2", "eth1")):
+        for target in ("192.0.2.9", "10.77.0.9", "10.78.0.9") if "." in source else ("2001:db8::9", "fd78::9"):
+            assert f"dev {device} " in world.sh("a", f"ip route get {target} from {source}")
+
+
+@pytest.mark.parametrize("plan", [planned, planned_twice], ids=["one", "two"])
+@pytest.mark.parametrize("routed", [False, True], ids=["bridge", "routed"])
 def test_the_reconciler_has_nothing_to_do_after_the_plan_was_typed(
-    world: World, tmp_path: Path, routed: bool
+    world: World, tmp_path: Path, routed: bool, plan: Callable[[World, bool], list[State]]
 ) -> None:
     """Typed by hand or made by linkspan, the objects are the same; only of settings does it keep a memory."""
-    states = planned(world, routed)
+    states = plan(world, routed)
     world.sh("h", typed(world, states))
     with world.entered("h"):
         machine = Machine(tmp_path)

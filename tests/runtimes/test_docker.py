@@ -142,6 +142,64 @@ def test_connect_and_disconnect_while_it_runs(docker: Docker) -> None:
     docker.host.linkspan("network", "delete", "second")
 
 
+@pytest.mark.parametrize("mode", ["routed", "bridged"])
+def test_a_container_in_two_networks_works_in_both(docker: Docker, mode: str) -> None:
+    """Both families of both networks, whichever has Docker's default route; the published port follows that route."""
+    host, names = docker.host, ("alpha", "beta")
+    for number, name in enumerate(names, 91):
+        pools = ("--pool", f"10.{number}.0.0/16", "--pool", f"fd{number}::/64")
+        host.linkspan("network", "create", name, *pools, "--opt", f"mode={mode}", "--expose", "docker")
+    wait_until(lambda: set(names) <= set(docker.run("network ls --format {{.Name}}").split()), "Docker has both")
+    try:
+        for name in names:
+            docker.container(f"peer-{name}", f"--network {name}")
+        docker.run(f"run -d --stop-timeout 1 --name c1 --network beta -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+        docker.run("network connect alpha c1")
+
+        def is_well(*inside: str) -> bool:
+            wait_until(lambda: host.linkspan("diff", check=False) == {"put": [], "delete": []}, "no drift")
+            for name in inside:
+                for address in _addresses(docker, f"peer-{name}", name):
+                    assert reaches(docker, "c1", address)
+                for address in _addresses(docker, "c1", name):
+                    assert reaches(docker, f"peer-{name}", address)
+            wait_until(lambda: host.serves(8080), "the port is served")
+            return True
+
+        assert is_well("alpha", "beta")
+        default = docker.execute("c1", "ip route show default").split()[2]
+        first, second = names if default == "10.91.0.1" else names[::-1]
+        docker.run(f"network disconnect {first} c1")
+        assert is_well(second)
+        docker.run(f"network connect {first} c1")
+        assert is_well("alpha", "beta")
+        docker.run("restart -t 0 c1")
+        assert is_well("alpha", "beta")
+        docker.remove_all()
+    finally:
+        docker.remove_all()
+        for name in names:
+            host.linkspan("network", "delete", name)
+
+
+def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
+    """Whichever of its networks comes first by name, a container reaches the outside by the other one."""
+    host = docker.host
+    host.linkspan("network", "create", "a-hidden", "--pool", "10.93.0.0/16", "--internal", "--expose", "docker")
+    wait_until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    try:
+        docker.container("c1", "--network a-hidden")
+        wait_until(lambda: "default via 10.93.0.1" in docker.execute("c1", "ip route"), "it is told what it may not")
+        docker.run("network connect demo c1")
+        docker.container("c2", "--network a-hidden")
+        assert reaches(docker, "c1", docker.address("c2", "a-hidden"))
+        assert "via 10.78.0.1" in docker.execute("c1", "ip route get 192.0.2.53")
+        docker.remove_all()
+    finally:
+        docker.remove_all()
+        host.linkspan("network", "delete", "a-hidden")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -268,6 +326,11 @@ def test_many_containers_at_once_leave_nothing(docker: Docker) -> None:
     """Eight at a time, each started and removed: no address, rule or link is left (the fixture looks)."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: docker.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(24)))
+
+
+def _addresses(docker: Docker, name: str, network: str) -> list[str]:
+    found = json.loads(docker.run(f"inspect {name}"))[0]["NetworkSettings"]["Networks"][network]
+    return [found["IPAddress"], found["GlobalIPv6Address"]]
 
 
 def _id(docker: Docker, name: str) -> str:

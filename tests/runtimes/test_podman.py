@@ -99,6 +99,32 @@ def test_several_networks_in_one_container(podman: Podman) -> None:
     podman.host.linkspan("network", "delete", "second")
 
 
+@pytest.fixture
+def second(podman: Podman) -> Iterator[str]:
+    """Give another network, which Podman knows as well."""
+    podman.host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
+    podman.run(f"{CREATE} --opt network=second second")
+    yield "second"
+    podman.remove_all()
+    podman.run("network rm second")
+    podman.host.linkspan("network", "delete", "second")
+
+
+def test_a_published_port_goes_on_when_its_first_network_is_disconnected(podman: Podman, second: str) -> None:
+    """The second network, connected while the container runs, serves it then (C7), and the outside is reached."""
+    host = podman.host
+    podman.run(f"run -d --stop-timeout 1 --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+    wait_until(lambda: host.serves(8080), "it answers")
+    podman.run(f"network connect {second} c1")
+    podman.run("network disconnect demo c1")
+    wait_until(lambda: host.serves(8080), "it answers by the second network", 10)
+    assert "via 10.79.0.1 dev eth1" in podman.execute("c1", "ip route show default")
+    podman.run("network connect demo c1")
+    assert host.serves(8080)
+    podman.run("rm -f -t 0 c1")
+    assert not host.serves(8080)
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

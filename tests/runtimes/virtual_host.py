@@ -164,9 +164,9 @@ class VirtualHost:
         fetch = ("busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://127.0.0.1:{port}/hostname")
         return self.run(*fetch, check=False).returncode == 0
 
-    def linkspan(self, *argv: str) -> Any:
-        """Run a linkspan command and return its JSON."""
-        return json.loads(self.run("linkspan", *argv, "--output", "json").stdout)
+    def linkspan(self, *argv: str, check: bool = True) -> Any:
+        """Run a linkspan command (without ``check`` one that may fail) and return its JSON."""
+        return json.loads(self.run("linkspan", *argv, "--output", "json", check=check).stdout)
 
     def agent_command(self) -> list[str]:
         """Return the command that starts the agent, with its settings in a file."""

@@ -41,7 +41,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends import bird
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted,
     admitted_plainly,
@@ -155,7 +155,6 @@ class BgpBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

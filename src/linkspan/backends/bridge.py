@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import Prefix, derived_mac, link_local, mac, prefix, whole
+from linkspan.addresses import Prefix, derived_mac, link_local, mac, whole
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import BRIDGE, INET, element, pool_text
 from linkspan.ipam import ROUTED_GATEWAY
-from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer, Port
+from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import (
     HOST,
@@ -106,7 +106,9 @@ class BridgeBackend:
             return
         name = network.bridge
         yield Bridge(name, derived_mac("bridge", network.name), network.mtu)
-        yield from link_sysctls(name, network, loopback=True)
+        yield from link_sysctls(name, network)
+        if any(p.family == 4 for p in network.prefixes):
+            yield loopback(name)
         if network.internal:
             yield element("internal_links", name)
         for _, gateway in network.pairs:
@@ -114,12 +116,11 @@ class BridgeBackend:
         yield from _solicits(name, network.prefixes)
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return both sides of the veth pair, the guard's elements and the published ports."""
+        """Return both sides of the veth pair, the guard's elements and the limits."""
         if network.routed:
             yield from routed_endpoint(network, endpoint)
         else:
             yield from _bridged_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 
@@ -172,18 +173,17 @@ def _allowed(source: Network, target: Network, allowance: Allowance) -> Iterable
                 yield element(f"allowed{mine.family}", *pair)
 
 
-def link_sysctls(link: str, network: Network, *, loopback: bool) -> Iterable[LinkSysctl]:
-    """Return the settings of a host-side link.
+def loopback(link: str) -> LinkSysctl:
+    """Return what makes published ports answer on the host's 127.0.0.1 (the guard chain closes what else it opens)."""
+    return LinkSysctl(f"net/ipv4/conf/{link}/route_localnet", "1")
 
-    With ``loopback`` a published port answers on the host's 127.0.0.1 too (the guard chain closes what
-    route_localnet opens).
-    """
+
+def link_sysctls(link: str, network: Network) -> Iterable[LinkSysctl]:
+    """Return the settings of a host-side link."""
     families = {p.family for p in network.prefixes}
     if 4 in families:
         yield LinkSysctl(f"net/ipv4/conf/{link}/accept_redirects", "0")
         yield LinkSysctl(f"net/ipv4/conf/{link}/send_redirects", "0")
-        if loopback:
-            yield LinkSysctl(f"net/ipv4/conf/{link}/route_localnet", "1")
     yield LinkSysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0" if 6 in families else "1")
     if 6 in families:
         yield LinkSysctl(f"net/ipv6/conf/{link}/accept_ra", "0")
@@ -230,7 +230,9 @@ def _bridged_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
     for address, gateway in _paired(network, endpoint):
         if not endpoint.delivered:
             yield Address(endpoint.ifname, Prefix(address.packed, gateway.length), endpoint.netns)
+        if _sets_default(network, endpoint):
             yield _default_route(endpoint, gateway)
+    yield from _pool_routes(network, endpoint)
     yield from _guarded(endpoint, BRIDGE)
 
 
@@ -239,17 +241,57 @@ def _metric(endpoint: Endpoint, family: int) -> int:
     return endpoint.metric + 1024 if family == 6 and endpoint.metric else endpoint.metric
 
 
+def _sets_default(network: Network, endpoint: Endpoint) -> bool:
+    """Tell whether the default route is ours to set. Docker sets its containers', but none for an internal network."""
+    return bool(endpoint.netns) and (network.internal or not endpoint.delivered)
+
+
 def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
-    metric = _metric(endpoint, gateway.family)
-    where = endpoint.ifname, gateway.packed
-    return Route(whole(gateway.family), *where, metric=metric, netns=endpoint.netns, mtu=endpoint.path_mtu)
+    return Route(
+        whole(gateway.family),
+        endpoint.ifname,
+        gateway.packed,
+        metric=_metric(endpoint, gateway.family),
+        netns=endpoint.netns,
+        onlink=bool(endpoint.delivered),  # Docker may be about to put the route to the gateway
+        mtu=endpoint.path_mtu,
+    )
+
+
+def _pool_routes(network: Network, endpoint: Endpoint) -> Iterable[Route]:
+    """Return a route to each pool by this interface, whichever of the container's networks has the default route.
+
+    The gateway is on the link: so the route can be put before the one to the gateway, by which a runtime may be late.
+    """
+    for family, gateway in gateways(network, endpoint).items() if endpoint.netns else ():
+        for pool in network.prefixes:
+            if pool.family == family and not on_link(network, endpoint, pool):
+                yield Route(
+                    pool,
+                    endpoint.ifname,
+                    gateway.packed,
+                    metric=_metric(endpoint, family),
+                    netns=endpoint.netns,
+                    onlink=True,
+                    mtu=endpoint.path_mtu,
+                )
+
+
+def gateways(network: Network, endpoint: Endpoint) -> dict[int, Prefix]:
+    """Return the gateway by which the endpoint sends, for each family that it has. Raises Unavailable as its states."""
+    return {address.family: gateway for address, gateway in reversed(list(_paired(network, endpoint)))}
+
+
+def on_link(network: Network, endpoint: Endpoint, pool: Prefix) -> bool:
+    """Tell whether the kernel reaches a pool by the interface without a gateway: that of its address on a bridge."""
+    return not network.routed and any(address.network() == pool.network() for address in endpoint.prefixes)
 
 
 def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
     """Return a routed endpoint: /32 and /128, the shared gateway address at the host end, a host route."""
     link, netns = endpoint.host_ifname, endpoint.netns
     yield from _pair(endpoint, host_mac(network, link), "")
-    yield from link_sysctls(link, network, loopback=bool(endpoint.ports))
+    yield from link_sysctls(link, network)
     if network.internal:
         yield element("internal_links", link)
     for address, gateway in _paired(network, endpoint):
@@ -258,7 +300,9 @@ def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
         if not endpoint.delivered:
             yield Address(endpoint.ifname, address, netns)
             yield Route(gateway, endpoint.ifname, metric=_metric(endpoint, gateway.family), netns=netns)
+        if _sets_default(network, endpoint):
             yield _default_route(endpoint, gateway)
+    yield from _pool_routes(network, endpoint)
     yield from _solicits(link, endpoint.prefixes)
     yield from _guarded(endpoint, INET)
 
@@ -283,27 +327,6 @@ def _paired(network: Network, endpoint: Endpoint) -> Iterable[tuple[Prefix, Pref
                 f"add the pool that it was of: linkspan network update {network.name} --add-pool",
             )
         yield address.single(), gateway
-
-
-def published(endpoint: Endpoint) -> Iterable[State]:
-    """Return a map element for each published port and family of address that it can lead to."""
-    targets: Mapping[int, Prefix] = {p.family: p for p in reversed(endpoint.prefixes)}
-    for port in endpoint.ports:
-        for family, target in targets.items():
-            yield from _published(port, family, target)
-
-
-def _published(port: Port, family: int, target: Prefix) -> Iterable[State]:
-    data = (target.address, str(port.port))
-    key = (port.protocol, str(port.host_port))
-    if port.host_ip and prefix(port.host_ip).family != family:
-        return
-    if not port.host_ip or not any(
-        prefix(port.host_ip).packed
-    ):  # 0.0.0.0 and :: are every address of a family
-        yield element(f"publish{family}", *key, data=data)
-    else:
-        yield element(f"publish_at{family}", prefix(port.host_ip).address, *key, data=data)
 
 
 def shaped(endpoint: Endpoint) -> Iterable[TokenBucket]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.addresses import Prefix, derived_mac
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted_plainly,
     check_options,
@@ -108,7 +108,6 @@ class HostGwBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.addresses import Prefix, prefix
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted,
     admitted_plainly,
@@ -155,7 +155,6 @@ class IpipBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

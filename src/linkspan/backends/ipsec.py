@@ -53,7 +53,7 @@ from linkspan.associations import (
     Strongswan,
 )
 from linkspan.backends import strongswan
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted,
     bound,
@@ -182,7 +182,6 @@ class IpsecBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

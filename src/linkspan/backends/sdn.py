@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from linkspan.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import check_options, offered, own, underlay
 from linkspan.backends.host_gw import plain_states
 from linkspan.errors import Conflict, Invalid
@@ -134,7 +134,6 @@ class SdnBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

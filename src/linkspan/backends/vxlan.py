@@ -39,7 +39,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted,
     admitted_plainly,
@@ -185,7 +185,6 @@ class VxlanBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from linkspan.addresses import FAMILIES
-from linkspan.backends.bridge import published, routed_endpoint, shaped
+from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
     admitted,
     bound,
@@ -152,7 +152,6 @@ class WireguardBackend:
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""
         yield from routed_endpoint(network, endpoint)
-        yield from published(endpoint)
         yield from shaped(endpoint)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from linkspan.errors import LinkspanError
+from linkspan.errors import LinkspanError, NotFound
 from linkspan.kernel.netlink import Message, Sockets
-from linkspan.state import Address, Key, Route, State
+from linkspan.state import Address, Key, PolicyRule, Route, State
 
 
 def each(states: Iterable[State], act: Callable[[Any], None]) -> dict[Key, LinkspanError]:
@@ -30,26 +30,33 @@ def send(
     """Send what ``message`` makes of each state and the index of its link (0 for one without); return errors by key.
 
     ``gone`` are the errnos that mean, where states are removed, that there is nothing left to remove; one whose
-    link is not there is gone as well.
+    link or namespace is not there is gone as well.
     """
-    by_netns: dict[int, list[Address | Route]] = {}
+    by_netns: dict[int, list[Address | Route | PolicyRule]] = {}
     for state in states:
-        assert isinstance(state, Address | Route)
+        assert isinstance(state, Address | Route | PolicyRule)
         by_netns.setdefault(state.netns, []).append(state)
     failed: dict[Key, LinkspanError] = {}
     for netns, mine in by_netns.items():
         messages, sent = [], []
         indexes = {"": 0}
         for state in mine:
+            device = "" if isinstance(state, PolicyRule) else state.device
             try:
-                if state.device not in indexes:
-                    indexes[state.device] = sockets.index(netns, state.device)
-                messages.append(message(state, indexes[state.device]))
+                if device not in indexes:
+                    indexes[device] = sockets.index(netns, device)
+                messages.append(message(state, indexes[device]))
                 sent.append(state)
             except LinkspanError as error:
                 if not gone:
                     failed[state.key] = error
-        results = sockets.at(netns).batch(messages) if messages else ()
+        if not messages:
+            continue
+        try:
+            results = sockets.at(netns).batch(messages)
+        except NotFound as error:  # the container is gone, and all that was in it
+            failed.update({} if gone else {state.key: error for state in sent})
+            continue
         failed.update(
             (state.key, error)
             for state, error in zip(sent, results, strict=True)

@@ -1,4 +1,4 @@
-"""Routes of the main table that bear our protocol number, on the host and in containers; and our BGP speaker's."""
+"""Routes with our protocol number: the main table's, and in containers those of tables too; and our BGP speaker's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from linkspan.state import HOST, LEARNT_METRIC, ROUTE_PROTOCOL, UNREACHABLE_METR
 # linux/rtnetlink.h
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
 _MTU = 2  # RTAX_MTU
-_ENCAP_TYPE, _ENCAP = 21, 22
+_TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
 _XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
 _TABLE_MAIN, _UNICAST, _UNREACHABLE, _SCOPE_LINK = 254, 1, 7, 253
@@ -61,10 +61,10 @@ class RouteDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return the main table's routes with our protocol number."""
+        """Return the routes with our protocol number: of the main table, and in a container of all tables."""
         names = self._sockets.names(netns)
         for family in SOCKET_FAMILY.values():
-            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL):
+            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, every=netns != HOST):
                 yield _route(payload, names, netns)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
@@ -86,16 +86,16 @@ def _refused(error: LinkspanError | None) -> bool:
     return isinstance(error, KernelError) and error.errno == errno.EINVAL
 
 
-def _dump(sockets: Sockets, netns: int, family: int, protocol: int = 0) -> list[bytes]:
-    """Return the main table's routes of a family, of one protocol or of all."""
-    body = _RTMSG.pack(family, 0, 0, 0, _TABLE_MAIN, protocol, 0, 0, 0)
+def _dump(sockets: Sockets, netns: int, family: int, protocol: int = 0, *, every: bool = False) -> list[bytes]:
+    """Return the main table's routes of a family, of one protocol or of all; with ``every`` those of all tables."""
+    body = _RTMSG.pack(family, 0, 0, 0, 0 if every else _TABLE_MAIN, protocol, 0, 0, 0)
     try:
         found = sockets.at(netns).dump(GETROUTE, body, "list routes")
     except KernelError as error:
         if error.errno == errno.ENOENT:  # a namespace that never had a route has no main table
             return []
         raise
-    return [p for p in found if p[4] == _TABLE_MAIN and protocol in (0, p[5])]
+    return [p for p in found if (every or p[4] == _TABLE_MAIN) and protocol in (0, p[5])]
 
 
 def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL) -> Message:
@@ -105,9 +105,9 @@ def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL
     flags = _ONLINK if state.onlink and kind == NEWROUTE else 0
     if kind == DELROUTE:
         scope, type_ = 255, 0  # RT_SCOPE_NOWHERE and RTN_UNSPEC match any
-    body = _RTMSG.pack(
-        SOCKET_FAMILY[family], destination.length, 0, 0, _TABLE_MAIN, protocol, scope, type_, flags
-    )
+    table = 0 if state.table else _TABLE_MAIN  # a number above 255 comes as an attribute
+    body = _RTMSG.pack(SOCKET_FAMILY[family], destination.length, 0, 0, table, protocol, scope, type_, flags)
+    body += u32(_TABLE, state.table) if state.table else b""
     body += attr(_DST, destination.packed) if destination.length else b""
     body += u32(_OIF, index) if index else b""
     body += attr(_GATEWAY, state.gateway) if state.gateway and kind == NEWROUTE else b""
@@ -125,7 +125,8 @@ def _what(state: Route, kind: int) -> str:
     via = f" via {Prefix(state.gateway, 0).address}" if state.gateway else ""
     verb = "add" if kind == NEWROUTE else "remove"
     unreachable = "" if state.device else "unreachable "
-    return f"{verb} {unreachable}route {state.destination}{via}{where}"
+    table = f" table {state.table}" if state.table else ""
+    return f"{verb} {unreachable}route {state.destination}{via}{where}{table}"
 
 
 def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
@@ -151,7 +152,8 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
     metrics = attributes(found.get(_METRICS, b""))
     mtu = struct.unpack("=I", metrics[_MTU])[0] if _MTU in metrics else 0
     metric &= UNREACHABLE_METRIC
-    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found))
+    table = 0 if payload[4] == _TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
+    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table)
 
 
 def if_id(found: Mapping[int, bytes]) -> int:
@@ -202,12 +204,12 @@ def uplink_mtu(sockets: Sockets) -> int:
     return DEFAULT_MTU
 
 
-def free_metric(sockets: Sockets, netns: int) -> int:
-    """Return a metric for one more default route in a container: 0, or more than every other default's."""
+def default_metrics(sockets: Sockets, netns: int) -> list[int]:
+    """Return the metrics of a container's default routes, whoever put them."""
     metrics = []
     for family in SOCKET_FAMILY.values():
         for payload in _dump(sockets, netns, family):
             if payload[1] == 0:
                 metric = _route(payload, {}, netns).metric
                 metrics.append(metric if family == socket.AF_INET else max(metric - _IP6_DEFAULT_METRIC, 0))
-    return max(metrics, default=-1) + 1
+    return metrics

@@ -22,6 +22,7 @@ from linkspan import alterations
 from linkspan.addresses import Prefix, prefix
 from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
+from linkspan.backends import bridge
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.kernel.durable import Memory
 from linkspan.machine import Worker
@@ -261,17 +262,14 @@ class Docker:
         network, endpoint = self._known(call.network_id), self._endpoint(call)
         namespace = f"/proc/{call.pid}/root{call.sandbox_key}"
         self._begin(self._follow(endpoint.identity, call.network_id, namespace))
-        gateways = {prefix(text).family: prefix(text).address for text in endpoint.gateways}
-        routes = [
-            {"Destination": str(prefix(text).single()), "RouteType": 1, "NextHop": ""}  # 1: on the link
-            for text in endpoint.gateways
-            if network.routed
-        ]
+        gateways = {family: gateway.address for family, gateway in bridge.gateways(network, endpoint).items()}
+        # The engine gives the default route to one of those of a container's networks that have a gateway.
+        default = {} if network.internal else gateways
         return {
             "InterfaceName": {"SrcName": endpoint.delivered, "DstPrefix": "eth"},
-            "Gateway": gateways.get(4, ""),
-            "GatewayIPv6": gateways.get(6, ""),
-            "StaticRoutes": routes,
+            "Gateway": default.get(4, ""),
+            "GatewayIPv6": default.get(6, ""),
+            "StaticRoutes": _static_routes(network, endpoint, gateways),
             "DisableGatewayService": network.internal,
         }
 
@@ -320,6 +318,21 @@ class Docker:
 def delivered(endpoint_id: str) -> str:
     """Return the name under which a container's end is put in the host's namespace."""
     return "lsd" + hashlib.blake2b(endpoint_id.encode(), digest_size=6).hexdigest()
+
+
+def _static_routes(network: Network, endpoint: Endpoint, gateways: Mapping[int, str]) -> list[Answer]:
+    """Return the routes to the network's own pools, which the engine puts before the container starts."""
+    on_link, by_gateway = 1, 0  # RouteType
+    found: list[Answer] = [
+        {"Destination": str(prefix(gateway).single()), "RouteType": on_link, "NextHop": ""}
+        for gateway in gateways.values()
+        if network.routed
+    ]
+    return found + [
+        {"Destination": str(pool), "RouteType": by_gateway, "NextHop": gateways[pool.family]}
+        for pool in network.prefixes
+        if pool.family in gateways and not bridge.on_link(network, endpoint, pool)
+    ]
 
 
 def _with_length(network: Network, address: Prefix) -> Prefix:

@@ -152,23 +152,27 @@ class Podman:
         )
 
     def _ports(self, call: Call) -> tuple[Port, ...]:
-        """Return what this network publishes: a container's ports are told for each of its networks, and are one's."""
-        held = {
-            port
-            for endpoint in self._agent.endpoints().values()
-            if endpoint.id == call.container_id
-            for port in endpoint.ports
-        }
-        found: list[Port] = []
-        for one in call.port_mappings or ():
-            for protocol in one.protocol.split(","):
-                if protocol not in PROTOCOLS:
-                    raise Invalid(f"protocol {protocol!r} cannot be published", "use tcp, udp or sctp")
-                for n in range(max(one.range, 1)):
-                    port = Port(one.host_ip, one.host_port + n, one.container_port + n, PROTOCOLS[protocol])
-                    if port not in held:
-                        found.append(port)
-        return tuple(dict.fromkeys(found))
+        """Return the ports that this network publishes. Podman gives all of a container's for each of its networks.
+
+        An internal network publishes none. Which of a container's networks comes first is chance, so this is no error.
+        """
+        ports = _published(call)
+        if ports and self._agent.network(call.network.linkspan).internal:
+            name = call.container_name or call.container_id[:12]
+            log.warning("network %s is internal: it publishes no port of %s", call.network.linkspan, name)
+            return ()
+        return ports
+
+
+def _published(call: Call) -> tuple[Port, ...]:
+    found: list[Port] = []
+    for one in call.port_mappings or ():
+        for protocol in one.protocol.split(","):
+            if protocol not in PROTOCOLS:
+                raise Invalid(f"protocol {protocol!r} cannot be published", "use tcp, udp or sctp")
+            for n in range(max(one.range, 1)):
+                found.append(Port(one.host_ip, one.host_port + n, one.container_port + n, PROTOCOLS[protocol]))
+    return tuple(dict.fromkeys(found))
 
 
 def _pairs(block: bytes) -> dict[str, str]:

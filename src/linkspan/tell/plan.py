@@ -37,6 +37,7 @@ from linkspan.state import (
     NftElement,
     NftSet,
     NftTable,
+    PolicyRule,
     Route,
     State,
     Sysctl,
@@ -82,6 +83,8 @@ def commands(state: State, paths: Paths, state_dir: str = STATE_DIR) -> tuple[st
             return (f"{ip} addr replace {state.prefix} dev {shlex.quote(state.device)}{nodad}",)
         case Route():
             return (_route(state, paths),)
+        case PolicyRule():
+            return (_rule(state, paths),)
         case TokenBucket(device, rate, burst, netns):
             limits = f"tbf rate {rate * 8}bit burst {burst}b latency 25ms"
             return (_inside(netns, paths) + f"tc qdisc replace dev {shlex.quote(device)} root {limits}",)
@@ -142,6 +145,8 @@ def why(source: tuple[str, ...]) -> str:
             return f"network {name}"
         case ("attachment", container, ifname):
             return f"container {container[:12]}, interface {ifname}"
+        case ("container", _):
+            return "all networks of a container together"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
         case ("names", network):
@@ -180,6 +185,7 @@ _PURPOSES: dict[type[State], str] = {
     TunnelPrefix: "what the user-space tunnel sends to which host, and takes from it",
     Address: "an address on a link",
     Route: "where packets to these addresses go",
+    PolicyRule: "which table routes packets from this address: they must leave by its interface",
     TokenBucket: "a limit on the rate of what leaves by a link",
     File: "what a helper program reads",
     Secret: "what a helper program reads, with a password in it",
@@ -299,7 +305,16 @@ def _route(state: Route, paths: Paths) -> str:
         words.append(f"metric {state.metric}")
     if state.mtu:
         words.append(f"mtu {state.mtu}")
+    if state.table:
+        words.append(f"table {state.table}")
     return " ".join([*words, f"proto {ROUTE_PROTOCOL}"])
+
+
+def _rule(state: PolicyRule, paths: Paths) -> str:
+    source = str(state.prefix) if state.prefix.length else "all"
+    specific = " suppress_prefixlength 0" if state.specific else ""
+    words = [_ip(state.netns, paths), f"-{state.prefix.family}", f"rule add pref {state.priority} from {source}"]
+    return " ".join([*words, f"lookup {state.table or 'main'}{specific} protocol {ROUTE_PROTOCOL}"])
 
 
 def _others(state: ForwardAccept | TrustedSource) -> Iterator[str]:
