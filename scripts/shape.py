@@ -24,9 +24,8 @@ LAYERS = {
     "agent": (
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
-        "control_plane controlled controller daemon disputes elsewhere endpoints happenings healing holdings "
-        "host_settings journal leases ledger locks machine metrics migrating naming networks peerings peers plans "
-        "probes published readable "
+        "controlled controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal "
+        "leases ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer tuning versions "
         "contact store_health"

@@ -24,14 +24,12 @@ from linkspan.cluster import Cluster, host_id
 from linkspan.config import Config
 from linkspan.contact import ALIVE_TTL
 from linkspan.contracts import Store
-from linkspan.control_plane import ControlPlane
 from linkspan.disputes import Disputes
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
 from linkspan.journal import Journal
-from linkspan.kernel import underlay
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.leases import Leases
 from linkspan.machine import Worker
@@ -164,9 +162,6 @@ class Agent:
             self.plans.drop,
         )
         self.cluster.rotating.changed = self._look
-        self.control = ControlPlane(
-            state_dir, self.replica, self.leases, self.networks, self._addresses, self.cluster.reregister
-        )
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
@@ -200,9 +195,6 @@ class Agent:
         await self.replica.start()
         await beginning.known(self.replica, self._waiting(self))
 
-    async def _addresses(self) -> frozenset[str]:
-        return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
-
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
         return self.attacher.busy(identity) or self.docker.waits(identity)
@@ -234,7 +226,6 @@ class Agent:
         parts.callback(self.attacher.retry_forgetting)
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
         inside = await Recovery(*here, self.attacher).run()
-        await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
@@ -246,7 +237,7 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        for follower in (self.published, self.holdings, self.naming, self.docker, self.control):
+        for follower in (self.published, self.holdings, self.naming, self.docker):
             follower.start()
             parts.push_async_callback(follower.stop)
 
@@ -259,11 +250,7 @@ class Agent:
         """Return what backends see now."""
         held = () if self.cluster.peers.withdrawn else self.leases.own()
         here = self.leases.whole(self.leases.host)
-        closed = self.control.closed()
-        seen = HostView(
-            self.networks.all(), self.networks.allowances, self._facts, here, held,
-            control=closed.places, control_here=closed.here,
-        )  # fmt: skip
+        seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
         seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
 

@@ -12,16 +12,12 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from linkspan import control_plane, controlled, status, store_health
+from linkspan import controlled, status, store_health
 from linkspan.agent import Agent
 from linkspan.tell import doctor
 from linkspan.tell.checks import Check, Surroundings
 
 _HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
-
-
-_SHOWN = 6
-"""Places that one line names."""
 
 
 class Tracing:
@@ -47,7 +43,7 @@ class Tracing:
     async def _doctor(self, request: web.Request) -> web.Response:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
-        found = [*found, *self._control(), *await store_health.checks(agent), *self._owners(), *self._hosts()]
+        found = [*found, *await store_health.checks(agent), *self._owners(), *self._hosts()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
@@ -61,20 +57,6 @@ class Tracing:
         here = agent.leases.host.underlay
         around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
         return doctor.examine(agent.worker.machine.namespaces, around)
-
-    def _control(self) -> list[Check]:
-        """Tell what containers are kept from, and whether the store asks who somebody is."""
-        agent = self._agent
-        places = [control_plane.text(where) for where in agent.control.closed().places]
-        if not places:
-            return [Check("control plane", "ok", "the store is a folder: no container reaches it by the network")]
-        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-        detail = f"containers are kept from {', '.join(places[:_SHOWN])}{more}"
-        found = [Check("control plane", "ok", detail)]
-        if agent.config.store.startswith("etcd://") and "user=" not in agent.config.store:
-            why = "etcd is used without a user: whoever reaches it otherwise changes every host's routes"
-            found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))
-        return found
 
     def _owners(self) -> list[Check]:
         """Tell whether every block and address has one owner."""

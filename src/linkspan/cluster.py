@@ -255,14 +255,6 @@ class Cluster:
         await self.peers.follow(self.peers.known.keys())
         await self.speakers.put()
 
-    async def reregister(self) -> None:
-        """Write this host's record where it is another now, and put what networks need by it."""
-        try:
-            await self._register()
-        except LinkspanError as error:
-            log.warning("host record: %s", error.message)
-        await self.converge({"hosts/"})
-
     async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
         """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
         async with self._converging:

@@ -145,9 +145,6 @@ class Store(Protocol):
         was restored): the caller lists anew.
         """
 
-    async def services(self) -> tuple[str, ...]:
-        """Return HOST:PORT of each TCP service that the store has; none where it is files. Never raises."""
-
     def renew(self) -> None:
         """Use no connection that there is now: the address that it is from may be gone."""
 

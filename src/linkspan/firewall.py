@@ -5,8 +5,6 @@ One more container is one more element and no new rule, so a packet's cost does 
     bridge linkspan   prerouting: a frame that enters by a container's port must bear its MAC and addresses
     inet linkspan     guard        prerouting: by the name of the link to ``ours``, and there to
                       routed       what a routed endpoint sends: its MAC and addresses, no loopback address
-                      control      prerouting, before any translation: containers reach no part of the control plane
-                      closed       of these, what a container sends; and ``refused``, what is for the control plane
                       tunnels      what comes out of a tunnel: from a pool, by the way of the peer that has it
                       fromN_LEN    what comes from other hosts with a pool's source: only by its host's ways
                       forward      isolation between networks, internal networks
@@ -34,12 +32,6 @@ addresses that live apart from their block stand in ``ways_exact`` and ``vteps_e
 (SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``. So all of these are
 plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms (measured).
 
-The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a packet
-comes in, so before somebody's DNAT leads it elsewhere, and again behind that, for a DNAT may lead to it. Both look at
-every packet, for a connection may be older than what is known of the store. A store on this host is closed at each
-address that the host has, ``control_here``. No published port takes a place of the control plane: a container would
-answer agents in its stead.
-
 The sets of tunnels' outer addresses hold for a UDP port as a whole: another's VXLAN on this machine needs a
 port of its own.
 
@@ -50,8 +42,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
-from linkspan.model import Facts, HostView
+from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix
+from linkspan.model import Facts
 from linkspan.state import GROUP, OTHERS, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
@@ -71,9 +63,6 @@ _RATE, _BURST = 10000, 5000
 _REMEMBERED = 60
 """Seconds for which a container's rate is remembered."""
 
-_CONTROL = "tcp dport @control_ports jump closed"
-"""The port first: it tells all but a few packets apart."""
-
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -86,11 +75,6 @@ def skeleton(facts: Facts) -> Iterable[State]:
     yield _chain(INET, "routed", "", _routed())
     yield _chain(INET, "ours", "", _ours())
     yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard())
-    yield _chain(INET, "refused", "", _refused())
-    yield _chain(INET, "closed", "", _closed())
-    # Behind connection tracking and before every DNAT (-100): iptables' and ours.
-    hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
-    yield _chain(INET, "control", hook, [_CONTROL])
     closed = [family for family in FAMILIES if family not in facts.forwarding]
     if closed:
         yield _chain(INET, "outsiders", "", _outsiders(closed))
@@ -130,8 +114,6 @@ def _sets() -> Iterable[NftSet]:
     yield NftSet(INET, TABLE, "internal_links", "ifname")
     yield NftSet(INET, TABLE, "vxlan_ports", "inet_service")
     yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
-    for name in ("control_ports", "control_here"):
-        yield NftSet(INET, TABLE, name, "inet_service")
     for name in ("ipip_local", "ipip_peers"):
         yield NftSet(INET, TABLE, name, _TYPE[4])
     for family in FAMILIES:
@@ -144,7 +126,6 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
-        yield NftSet(INET, TABLE, f"control{family}", f"{type_} . inet_service")
         for name in ("bgp_peers", "servers", "resolvers", "forwarders"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"asking_tcp{family}", type_, dynamic=True)
@@ -197,30 +178,7 @@ def _routed() -> Iterable[str]:
     yield "accept"
 
 
-def control(view: HostView) -> Iterable[State]:
-    """Return the elements that close the control plane to containers."""
-    for address, port in view.control:
-        yield element(f"control{prefix(address).family}", address, str(port))
-    for port in view.control_here:
-        yield element("control_here", str(port))
-    for port in sorted({port for _, port in view.control} | set(view.control_here)):
-        yield element("control_ports", str(port))
-
-
-def _closed() -> Iterable[str]:
-    yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
-    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f"iifgroup {GROUP}"))
-    yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
-
-
-def _refused() -> Iterable[str]:
-    for family in FAMILIES:
-        yield f"{_IP[family]} daddr . tcp dport @control{family} reject with tcp reset"
-    yield "tcp dport @control_here fib daddr type local reject with tcp reset"
-
-
 def _forward(*, closed: bool) -> Iterable[str]:
-    yield f"ct status dnat {_CONTROL}"
     # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host.
     for family in FAMILIES:
         ip = _IP[family]
@@ -280,7 +238,6 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
 
 
 def _input() -> Iterable[str]:
-    yield f"ct status dnat {_CONTROL}"
     # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
     for family in FAMILIES:
         yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
@@ -330,7 +287,6 @@ def _publish() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
         yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
-        yield f"{ip} daddr . tcp dport @control{family} accept"
         # A port that was published before there was a speaker would let a container answer for its host.
         yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
         yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"

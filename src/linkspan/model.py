@@ -281,8 +281,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     ``reads`` is the newest schema of records that its agent writes where the cluster does. ``withdraws`` is its
     promise to give up its addresses after so many seconds without the store, 0: it holds them for ever.
     ``keys`` are its public keys by backend, ``next_keys`` those that it is about to change to, and ``takes`` the next
-    keys of other hosts, by their ids, from which it takes packets. ``control`` are addresses with TCP ports of the
-    control plane that it knows, ``192.0.2.1:2379``: every host keeps its containers from them.
+    keys of other hosts, by their ids, from which it takes packets.
     """
 
     id: str
@@ -295,7 +294,6 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, str] = {}
     next_keys: dict[str, str] = {}
     takes: dict[str, str] = {}
-    control: tuple[str, ...] = ()
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -369,9 +367,6 @@ class HostView(msgspec.Struct, frozen=True):
 
     Backends that learn see more, where a network has one: ``peers`` of all networks, and (network, address) of this
     host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
-
-    ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports from which
-    they are at every address of this host.
     """
 
     networks: tuple[Network, ...]
@@ -383,8 +378,6 @@ class HostView(msgspec.Struct, frozen=True):
     peers: tuple[Peer, ...] = ()
     exact: tuple[tuple[str, Prefix], ...] = ()
     living: tuple[tuple[str, Prefix], ...] = ()
-    control: tuple[tuple[str, int], ...] = ()
-    control_here: tuple[int, ...] = ()
 
     def lease(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None where it has none."""

@@ -16,8 +16,8 @@ from typing import Any
 from lab_runs import LabRun, until
 
 from linkspan.cli.client import Client
-from linkspan.lab import agents, credentials, processes, record
-from linkspan.lab.topology import ETCD_PORT
+from linkspan.lab import agents, processes, record
+from linkspan.lab.underlay import ETCD_PORT
 
 
 class ClusterRun(LabRun):
@@ -72,10 +72,9 @@ class ClusterRun(LabRun):
 
     def etcdctl(self, *words: str) -> str:
         """Run ``etcdctl`` beside the lab's etcd."""
-        lab = record.load(self.name)
-        argv = ["ip", "netns", "exec", lab.switch, "etcdctl", *words]
-        env = credentials.environment(lab, f"127.0.0.1:{ETCD_PORT}")
-        env["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
+        switch = record.load(self.name).switch
+        argv = ["ip", "netns", "exec", switch, "etcdctl", "--endpoints", f"127.0.0.1:{ETCD_PORT}", *words]
+        env = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"}
         return subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
 
     def keys(self, part: str) -> list[str]:

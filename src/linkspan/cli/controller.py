@@ -102,8 +102,7 @@ def _well(found: dict[str, Any]) -> bool:
 def _show(found: dict[str, Any]) -> None:
     place = "active" if found["active"] else f"standing by; {found['leader'] or 'nobody'} is active"
     store = found["store"]
-    url = store["url"].partition("?")[0]
-    details([("controller", f"{found['controller']}, {place}"), ("store", store["problem"] or url)])
+    details([("controller", f"{found['controller']}, {place}"), ("store", store["problem"] or store["url"])])
     print()
     rows: list[tuple[object, ...]] = [
         (s["name"], s["address"], s["state"], f"{s['ports_up']} of {s['ports']}", s["flows"], s["healed"])

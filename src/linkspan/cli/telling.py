@@ -104,7 +104,7 @@ def _show_status(found: dict[str, Any]) -> None:
 
 def _store(store: dict[str, Any]) -> str:
     """Return where the store is and how it is, with when it last answered where it does not now."""
-    words = [store["url"].partition("?")[0]]
+    words = [store["url"]]
     if not store["ok"]:
         words.append(store.get("state", "not well"))
     if store.get("state") == "away":

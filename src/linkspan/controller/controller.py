@@ -12,7 +12,6 @@ TAKE_OVER, and for as long as a switch was never seen.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,11 +20,10 @@ from typing import Any, TypeVar
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
-from linkspan.control_plane import SWITCHES, Control, resolved, text
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
-from linkspan.controller.settings import Settings, services
+from linkspan.controller.settings import Settings
 from linkspan.errors import Invalid, Unavailable
 from linkspan.fabric import Fabric, Map, Seen, Spot
 from linkspan.flows import Counted, Flow, RouterRoute
@@ -105,8 +103,7 @@ class Controller:
         """Read the store, and begin."""
         await self.replica.start()
         await self.election.start()
-        self._tasks = [lasting("telling where devices are", self._tell_places)]
-        self._tasks += [self._serve(one, self.turn) for one in self.switches]
+        self._tasks = [self._serve(one, self.turn) for one in self.switches]
         self._tasks += [self._serve(one, self._tell) for one in self.routers]
 
     def _serve(self, one: D, turn: Callable[[D], Awaitable[float]]) -> asyncio.Task[None]:
@@ -134,19 +131,6 @@ class Controller:
     def _turned(self) -> None:
         self.since, self._begun = time.monotonic(), 0.0
         self._wake()
-
-    async def _tell_places(self) -> None:
-        """Tell all hosts where devices are, for no container is to reach them."""
-        while True:
-            await asyncio.sleep(ROUND)
-            if not self.election.active:
-                continue
-            found = await resolved(services(self.settings))
-            places = sorted((address, int(one.rpartition(":")[2])) for one, all_ in found.items() for address in all_)
-            told = Control(tuple(map(text, places)))
-            if places and self.replica.value(SWITCHES, Control) != told:
-                with contextlib.suppress(Unavailable):  # tried again
-                    await self.replica.write({SWITCHES: told})
 
     def _wake(self) -> None:
         for one in self.devices:

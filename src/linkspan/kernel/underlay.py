@@ -73,17 +73,6 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
     )
 
 
-def every_address(sockets: Sockets) -> frozenset[str]:
-    """Return all addresses of this host that others may reach: neither loopback's nor link-local ones."""
-    found = set()
-    for payload in sockets.at(HOST).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
-        family, _, _, scope, _ = _IFADDR.unpack_from(payload)
-        if scope == _SCOPE_UNIVERSE and family in SOCKET_FAMILY.values():
-            attrs = attributes(payload, 8)
-            found.add(Prefix(bytes(attrs.get(2) or attrs[1]), 0).address)
-    return frozenset(found)
-
-
 def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:
     """Return a link's global addresses that stay, IPv4 first."""
     index = sockets.index(HOST, ifname)

@@ -28,7 +28,6 @@ from linkspan.store.etcd_wire import (
     Header,
     Json,
     KeyValue,
-    Members,
     Range,
     Txn,
     Watch,
@@ -47,15 +46,6 @@ Records = list[Record]  # inside the class, `list` is a method
 
 PAGE = 200
 """Records of one answer: to read and to decode them holds the loop for about half a millisecond."""
-
-MEMBERS_SECONDS = 1.0
-"""For etcd's answer who its members are: an agent's start waits for it."""
-
-PEER_PORT = 2380
-"""etcd's default for --listen-peer-urls."""
-
-_MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
-"""What a member may advertise that means that member's machine, and is not to be taken for this one."""
 
 QUIET_SECONDS = 5.0
 """After so long without a word a watch is opened anew: agents say every two seconds that they live. A connection from
@@ -266,22 +256,6 @@ class EtcdStore:
                 f"{found.value.decode(errors='replace')}'s, and this host belongs to {self.cluster}",
                 "point `store` at the cluster's own etcd and prefix; nothing was read or written",
             )
-
-    async def services(self) -> tuple[str, ...]:
-        """Return the endpoints, and what the members say of themselves: where clients and other members reach them.
-
-        A member may advertise less than it listens at, so etcd's usual port for members counts in any case.
-        """
-        peers = (f"{one.rpartition(':')[0]}:{PEER_PORT}" for one in self.url.endpoints)
-        known = (*self.url.endpoints, *peers)
-        try:
-            async with asyncio.timeout(MEMBERS_SECONDS):
-                found = await self._gateway.ask("/v3/cluster/member/list", {}, Members)
-        except (Unavailable, TimeoutError):
-            return known
-        urls = (url for member in found.members for url in (*member.clients, *member.peers))
-        told = (url.rpartition("://")[2].rstrip("/") for url in urls)
-        return (*known, *(one for one in told if not one.startswith(_MEMBERS_OWN)))
 
     def renew(self) -> None:
         """Make connections anew, and watches on them; what is under way ends by its own timeout."""

@@ -109,10 +109,6 @@ class SqliteStore:
         """Forget the deletes up to a revision; who watches from below them lists anew."""
         await self._run(lambda table: table.prune(upto))
 
-    async def services(self) -> tuple[str, ...]:
-        """Return none: it is no service."""
-        return ()
-
     def renew(self) -> None:
         """There is no connection from any address."""
 

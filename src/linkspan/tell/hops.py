@@ -157,7 +157,6 @@ def meaning(rule: str, packet: Packet) -> str:
 
 MEANINGS = (
     ("@vxlan_peers", "VXLAN is taken from peers only, and {source} is none"),
-    ("@control", "containers are kept from the store, the switches and the controller"),
     ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
     ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
