@@ -86,9 +86,11 @@ def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str,
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise Invalid(f"config file {file}: {error.strerror}") from error
+            why = (error.strerror or str(error)).lower()
+            raise Invalid(f"config file {file} cannot be read: {why}", "correct the path given by --config") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise Invalid(f"config file {file}: {error}") from error
+            why = str(error)
+            raise Invalid(f"config file {file}: {why[:1].lower()}{why[1:]}", "correct the file: it is TOML") from error
     values.update({key: value for key, value in overrides.items() if value})
     return values
 

@@ -11,6 +11,7 @@ import typer
 
 from linkspan import config
 from linkspan.cli.output import Format, Output, as_json
+from linkspan.errors import Denied
 
 
 def agent(
@@ -57,6 +58,8 @@ def agent(
         if output is Format.JSON:
             as_json(settings)
         return
+    if os.geteuid():
+        raise Denied("the agent changes this machine's network, which needs root", "sudo linkspan agent")
     environment = os.environ | {
         config.SETTINGS: msgspec.json.encode(settings).decode(),
         "MALLOC_ARENA_MAX": "2",
