@@ -286,7 +286,7 @@ class Attacher:
 
     def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
         """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
-        first = multihoming.first_metric(network)
+        first = multihoming.first_metric(network, endpoint)
         taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self._mates(endpoint)]
         within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
         return msgspec.structs.replace(endpoint, metric=max(within, default=first - 1) + 1)

@@ -14,7 +14,8 @@ it. Three groups of rules do that, in this order (the kernel's own rule for loca
 2. from anywhere: the main table, but for its default route: what the container itself routes stays in force.
 3. from ADDRESS: the interface's own table with its default route.
 
-One interface alone needs none of this where it has the first default route, so most containers have no rule.
+One interface alone needs none of this where it has the first default route, so most containers have no rule. Docker's
+always have them: the engine may give the default route to a network of another driver, and does not tell.
 
 An internal network leads nowhere but to itself: its default route comes after all others (``INTERNAL``). It is there
 nevertheless where nothing else is, so that what a container may not reach is refused at once.
@@ -65,9 +66,14 @@ def mates(endpoint: Endpoint, every: Iterable[Endpoint]) -> list[Endpoint]:
     return [e for e in every if e.netns == endpoint.netns and e.identity != endpoint.identity]
 
 
-def first_metric(network: Network) -> int:
-    """Return the metric that the network's default routes have in a container that has no others yet."""
-    return INTERNAL if network.internal else 0
+def first_metric(network: Network, endpoint: Endpoint) -> int:
+    """Return the metric that the endpoint's routes have in a container that has no others yet.
+
+    0 is Docker's in its own containers: it does not start one where a route that it adds is there already.
+    """
+    if network.internal:
+        return INTERNAL
+    return 1 if endpoint.delivered else 0
 
 
 def container_states(homes: Sequence[Home]) -> Iterable[State]:

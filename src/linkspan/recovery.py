@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 
-from linkspan import multihoming
 from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
 from linkspan.errors import LinkspanError
@@ -59,8 +58,8 @@ class Recovery:
                 gone.append((row, error.message))
                 continue
             self._ports.restore(endpoint)
-            if any(mate.metric == endpoint.metric for mate in multihoming.mates(endpoint, stood)):
-                endpoint = self._attacher.ranked(self._networks.get(endpoint.network), endpoint)  # an older agent's
+            if endpoint.delivered and endpoint.netns and not endpoint.metric:  # of an agent that gave it no table
+                endpoint = self._attacher.ranked(self._networks.get(endpoint.network), endpoint)
             self._attacher.admit(endpoint, row.attached_ns)
             stood.append(endpoint)
         for endpoint in stood:  # all are known: some states follow from a container's interfaces together
