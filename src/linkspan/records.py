@@ -84,8 +84,9 @@ def _kept(value: object, fields: Any, before: Any) -> Any:
     if not isinstance(before, dict):
         return fields
     if isinstance(value, msgspec.Struct):
-        known = value.__struct_fields__
-        kept = {name: _kept(getattr(value, name), fields[name], before.get(name)) for name in known}
+        # By the names that they have in JSON: a value with camel case ones may be inside another.
+        known = {field.encode_name: getattr(value, field.name) for field in msgspec.structs.fields(value)}
+        kept = {name: _kept(one, fields[name], before.get(name)) for name, one in known.items()}
         return kept | {name: field for name, field in before.items() if name not in known}
     if isinstance(value, Mapping):
         return {name: _kept(one, fields[name], before.get(name)) for name, one in value.items()}

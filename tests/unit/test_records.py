@@ -12,7 +12,7 @@ from replicas import Member, eventually, network, together
 
 from linkspan import SCHEMA, records
 from linkspan.errors import Invalid
-from linkspan.model import Host, Lease, Migration, Network, Offer, Underlay
+from linkspan.model import Bandwidth, Endpoint, Host, Lease, Migration, Network, Offer, Underlay
 from linkspan.store.memory import Memory
 
 
@@ -52,6 +52,14 @@ def test_nested_values_are_kept_and_what_is_taken_away_goes(value: Network | Hos
     assert _fields(records.encode(value, old, SCHEMA))[name]["later"] is True
     gone = msgspec.structs.replace(value, **{name: None})
     assert _fields(records.encode(gone, old, SCHEMA))[name] is None
+
+
+def test_an_endpoint_with_limits_is_written_over_its_own_record() -> None:
+    """Limits have camel case names in JSON, as in CNI; what a newer agent says of them is kept."""
+    endpoint = Endpoint(id="c1", ifname="eth0", network="demo", bandwidth=Bandwidth(ingress_rate=8000))
+    newer = _fields(records.encode(endpoint, b"", SCHEMA))
+    newer["bandwidth"]["latency"] = 25
+    assert _fields(records.encode(endpoint, msgspec.json.encode(newer), SCHEMA)) == newer
 
 
 def test_a_record_of_the_schema_before_is_read_with_defaults() -> None:
