@@ -31,6 +31,7 @@ from linkspan.machine import Worker
 from linkspan.model import AttachRequest, Endpoint, Network
 from linkspan.networks import Networks
 from linkspan.ports import PortTable
+from linkspan.runtimes import wishes
 from linkspan.runtimes.docker_engine import Engine
 from linkspan.runtimes.docker_networks import AGAIN, DockerNetworks
 from linkspan.runtimes.docker_pools import DockerNetwork, Pools
@@ -348,21 +349,15 @@ class Docker:
 def _check_wishes(network: Network, call: Call) -> None:
     """Raise Invalid where a user asks the engine for what the linkspan network is not."""
     name = network.name
-    if call.internal and not network.internal:
-        raise Invalid(
-            f"network {name} is not internal, so --internal (internal: true) would not hold",
-            f"leave it out, or make a network that is: linkspan network create {name}-internal --pool ... --internal",
-        )
-    has = {pool.family for pool in network.prefixes}
-    if call.ipv6_data and 6 not in has:
-        raise Invalid(
-            f"network {name} has no IPv6 pool, so --ipv6 (enable_ipv6: true) would have no effect",
-            f"leave it out, or add a pool: linkspan network update {name} --add-pool fd00:...::/64",
-        )
-    if call.ipv4_data and 4 not in has:
+    wishes.check(
+        network,
+        internal="--internal (internal: true)" if call.internal else "",
+        ipv6="--ipv6 (enable_ipv6: true)" if call.ipv6_data else "",
+    )
+    if call.ipv4_data and not any(pool.family == 4 for pool in network.prefixes):
         raise Invalid(
             f"network {name} has no IPv4 pool, and Docker asks for an IPv4 address for every container",
-            f"add a pool: linkspan network update {name} --add-pool 10....0.0/16",
+            f"add a pool: linkspan network update {name} --add-pool PREFIX",
         )
     reserved = sorted(address for pool in call.pools for address in (pool.aux_addresses or {}).values())
     if reserved:

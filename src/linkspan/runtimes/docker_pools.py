@@ -38,7 +38,7 @@ class Pools:
         self._networks = networks
         self._known = known
         self._asked: dict[str, str] = {}
-        """Networks that --ipam-opt named, by their pending pools, until CreateNetwork."""
+        """Networks that --ipam-opt named, by their pending pools; a CreateNetwork that comes twice finds them again."""
 
     def requested(self, call: Call) -> dict[str, object]:
         """Answer RequestPool. Raises Invalid or NotFound."""
@@ -68,9 +68,9 @@ class Pools:
         return _told(pool_id, prefix(ANY[family]), f"{gateway}/0")
 
     def named(self, pool_id: str) -> str:
-        """Return the linkspan network that was said with a pool, "" where none was; CreateNetwork asks once."""
+        """Return the linkspan network that was said with a pool, "" where none was."""
         if pool_id.startswith(PENDING):
-            return self._asked.pop(pool_id, "")
+            return self._asked.get(pool_id, "")
         return pool_id.split("/")[0]
 
     def _unused(self, family: int) -> str:

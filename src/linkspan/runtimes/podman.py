@@ -18,7 +18,7 @@ from linkspan.addresses import mac, mac_text, prefix
 from linkspan.errors import Denied, Invalid, LinkspanError, Unavailable
 from linkspan.kernel.namespaces import open_namespace
 from linkspan.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
-from linkspan.runtimes import go_json
+from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.cni import CniAgent
 
 log = logging.getLogger("linkspan.podman")
@@ -193,16 +193,9 @@ def _published(call: Call) -> tuple[Port, ...]:
 def _check_wishes(network: Network, made: PodmanNetwork) -> None:
     """Raise Invalid where Podman's network asks for what the linkspan network is not."""
     name = network.name
-    if made.internal and not network.internal:
-        raise Invalid(
-            f"network {name} is not internal, so --internal would not hold",
-            f"leave it out, or make a network that is: linkspan network create {name}-internal --pool ... --internal",
-        )
-    if made.ipv6_enabled and not any(pool.family == 6 for pool in network.prefixes):
-        raise Invalid(
-            f"network {name} has no IPv6 pool, so --ipv6 would have no effect",
-            f"leave it out, or add a pool: linkspan network update {name} --add-pool fd00:...::/64",
-        )
+    wishes.check(
+        network, internal="--internal" if made.internal else "", ipv6="--ipv6" if made.ipv6_enabled else ""
+    )
     if made.routes:
         routes = ", ".join(f"{route.destination} via {route.gateway}" for route in made.routes)
         raise Invalid(
