@@ -176,7 +176,14 @@ class Tuning:
             return
         watch.left -= 1
         if watch.left >= 0:
-            self._spawn(self._take_over(identity, watch.namespace_fd, mac_text(hardware), mtu))
+            self._spawn(self._follow(identity, os.dup(watch.namespace_fd), mac_text(hardware), mtu))
+
+    async def _follow(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
+        """Take over a change, by a descriptor of its own: the watch may end meanwhile."""
+        try:
+            await self._take_over(identity, fd, hardware, mtu)
+        finally:
+            os.close(fd)
 
     async def _take_over(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
         """Alter the endpoint. Raises Conflict where the MAC is somebody else's."""
