@@ -1,4 +1,4 @@
-"""What an engine's user asks of a network that the engine makes: refused where the linkspan network is not so."""
+"""Wishes of engines' users for a network: refused where the linkspan network is not so."""
 
 from __future__ import annotations
 
