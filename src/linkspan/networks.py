@@ -155,6 +155,11 @@ class Networks:
                 f"network {network.name} shares the host's network: there is nothing to expose",
                 "every runtime has that itself, docker run --network host for example",
             )
+        if "docker" in network.expose and not any(pool.family == 4 for pool in network.prefixes):
+            raise Invalid(
+                f"network {network.name} cannot be exposed to Docker without an IPv4 pool",
+                "Docker asks for an IPv4 address for every container: give a second --pool, or leave docker out",
+            )
         self._check_mtu(network)
         self._check_overlap(network.name, network.prefixes, routes)
         return _finished(way.completed(network, self._every_way()), request.subnet_len)

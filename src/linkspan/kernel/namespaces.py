@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,8 @@ class Namespaces:
         self.home = inode(self._home)
         self._paths: dict[int, str] = {}
         self._cookies: dict[int, int] = {}
-        self._held: dict[int, int] = {}
+        self._held: dict[int, list[int]] = {}
+        self._holding = threading.Lock()
 
     def close(self) -> None:
         """Let go of the way home."""
@@ -78,14 +80,19 @@ class Namespaces:
     def holding(self, fd: int) -> Iterator[int]:
         """Yield the inode of an open namespace, which is entered by this descriptor meanwhile.
 
-        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet.
+        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet. Several may hold
+        one namespace at a time, from both threads.
         """
         number = inode(fd)
-        self._held[number] = fd
+        with self._holding:
+            self._held.setdefault(number, []).append(fd)
         try:
             yield number
         finally:
-            self._held.pop(number, None)
+            with self._holding:
+                self._held[number].remove(fd)
+                if not self._held[number]:
+                    del self._held[number]
 
     def register(self, number: int, path: str, cookie: int = 0) -> None:
         """Remember by which path the namespace with this inode is reached, and by which cookie it is known."""
@@ -120,8 +127,9 @@ class Namespaces:
         """
         if number == HOST:
             return os.dup(self._home)
-        if number in self._held:
-            return os.dup(self._held[number])
+        with self._holding:
+            if number in self._held:
+                return os.dup(self._held[number][-1])
         for path in self._candidates(number):
             try:
                 fd = open_namespace(path)
