@@ -355,18 +355,34 @@ def test_a_forward_drop_meets_bridged_frames_where_br_netfilter_is_on(bridged: H
     assert ("policy DROP" in found.reason) is (on == "1")
 
 
-def test_a_rule_that_is_not_understood_decides_nothing_and_is_told(host: Host) -> None:
-    """A drop by a mark that nobody sets is no reason to call the way broken."""
+def test_a_rule_of_which_nobody_knows_whether_it_applies_makes_the_verdict_unknown(host: Host) -> None:
+    """A drop that depends on a rate: the way is neither called broken nor reachable, and the rule is named."""
     host.sh(
         "nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }; "
-        "add rule inet x f meta mark 0x77 drop'"
+        "add rule inet x f limit rate over 100/second drop'"
     )
     found = host.trace("a", OUTSIDE[4])
-    assert found.reachable
-    assert (
-        "not understood: inet x f: meta mark 119 drop"
-        in next(h for h in found.hops if h.action == "routed").detail
+    assert (found.verdict, found.reachable, found.broken_at) == ("unknown", False, None)
+    assert [one.at for one in found.unknown] == ["h1/host/up0", f"h1/host/{back(host)}"]
+    assert all("inet x f: limit rate over 100/second drop" in one.why for one in found.unknown)
+
+
+def back(host: Host) -> str:
+    """Return the device by which the host sends to container a."""
+    return host.endpoints[0].host_ifname if host.networks["demo"].routed else "ls-demo"
+
+
+def test_a_rule_that_is_not_understood_is_told_only_where_it_matters(host: Host) -> None:
+    """An accept by rate before an accept by policy changes nothing; before a drop it decides."""
+    host.sh(
+        "nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }; "
+        "add rule inet x f limit rate 100/second accept; add rule inet x f meta mark 0x77 drop'"
     )
+    assert host.trace("a", OUTSIDE[4]).reachable
+    host.sh("nft add rule inet x f drop")
+    found = host.trace("a", OUTSIDE[4])
+    assert found.verdict == "unknown"
+    assert "unless this applies: inet x f: limit rate 100/second accept" in found.reason
 
 
 def test_a_route_with_a_smaller_mtu_limits_the_path(host: Host) -> None:

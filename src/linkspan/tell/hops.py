@@ -54,12 +54,15 @@ class Translation(msgspec.Struct):
     """What connection tracking remembers of the way there, for the way back.
 
     ``dnat`` is the packet before its target was changed, ``masked`` the source before and after, ``arrived``
-    the packet as it reached its end.
+    the packet as it reached its end. ``marks`` are the connection's marks and ``untracked`` those without a
+    connection, by namespace.
     """
 
     arrived: Packet | None = None
     dnat: Packet | None = None
     masked: tuple[bytes, bytes] | None = None
+    marks: dict[int, int | None] = msgspec.field(default_factory=dict)
+    untracked: list[int] = msgspec.field(default_factory=list)
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -139,6 +142,8 @@ def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
         return (*around, *headers(packet)[1:])
     source = show(packet.source) if packet.source else "?"
     word = "ip" if packet.family == 4 else "ip6"
+    if packet.protocol == "arp":
+        return ("eth", f"arp who-has {show(packet.target)} tell {source}")
     inner = "icmp" if packet.protocol == "icmp" else f"{packet.protocol} {packet.source_port}>{packet.port}"
     return ("eth", f"{word} {source}>{show(packet.target)}", inner)
 

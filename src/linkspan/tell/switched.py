@@ -60,7 +60,7 @@ def part(known: Underlay, entry: Entry) -> Part:
     same = [a for a in known.hosts[target][1] if len(a) == len(entry.at)] if target else []
     return Part(
         tuple(walk.hops), walk.mtu, OUTSIDE, "", entry.translation, packet,
-        target, same[0] if same else at, None, broken, "",
+        target, same[0] if same else at, None, b"", broken, "",
     )  # fmt: skip
 
 
