@@ -51,7 +51,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         elif entry.netns == HOST:
             walk.from_host(entry.packet)
         elif entry.at:
-            walk.from_peer(entry.at, entry.outer, entry.packet, entry.mac)
+            walk.from_peer(entry.at, entry.outer, entry.packet, entry.macs)
         else:
             device = entry.device or asked.route(HOST, Packet(b"", entry.packet.source)).device
             walk.from_outside(device, entry.packet)
@@ -59,7 +59,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         broken = error.reason
     return Part(
         tuple(walk.hops), walk.mtu, walk.end, walk.exit, entry.translation, walk.last or entry.packet,
-        walk.to, walk.at, walk.left_in, walk.left_to, broken, walk.silent, tuple(walk.unknown),
+        walk.to, walk.at, walk.left_in, walk.frame, broken, walk.silent, tuple(walk.unknown),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Crossing(Walk):
         self.to = ""
         self.at = b""
         self.left_in: Outer | None = None
-        self.left_to = b""
+        self.frame = (b"", b"")
         self.last: Packet | None = None
         self.silent = ""
 
@@ -273,7 +273,7 @@ class Crossing(Walk):
         if link.silent:
             reason = f"ARP is off on {link.name} of this host, so {show(following)} is not asked for its MAC"
             raise self._broken(HOST, link.name, packet, reason)
-        self.left_to = known if following == target else b""
+        self.frame = (link.mac, known) if following == target else (b"", b"")
 
     def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
         """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
@@ -316,7 +316,7 @@ class Crossing(Walk):
 
     # In.
 
-    def from_peer(self, at: bytes, outer: Outer | None, packet: Packet, mac: bytes = b"") -> None:
+    def from_peer(self, at: bytes, outer: Outer | None, packet: Packet, macs: tuple[bytes, bytes]) -> None:
         """Let a packet come in that another host sent to the underlay address ``at``."""
         self._outer = outer
         name, at = self._underlay(at, packet)
@@ -324,15 +324,17 @@ class Crossing(Walk):
         packet = self._entered(HOST, packet)
         self._narrow(link.mtu - (outer.overhead if outer else 0))
         self._hop(HOST, name, "received", f"at {show(at)}", packet)
+        sender, mac = macs
         if mac and len(link.mac) == len(mac) and mac != link.mac:
             reason = f"the frame is for {mac_text(mac)}, and {name} is {mac_text(link.mac)}"
             raise self._broken(HOST, name, packet, reason)
         self._require_own(HOST, link, packet)
         if outer is None:
-            self._route(name, self._gateway_of(packet), packet)
+            sender = self._gateway_of(packet) or sender or self._sender(name, packet.source)
+            self._route(name, sender, packet)
             return
         wire = msgspec.structs.replace(outer, target=at).packet()
-        frame = Frame(wire, name, to_mac=link.mac)
+        frame = Frame(wire, name, "", sender or self._sender(name, wire.source), link.mac)
         for hook in ("ingress", "prerouting", "input"):
             if hook == "ingress":
                 wire = self._ingress(frame)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from linkspan.addresses import SOCKET_FAMILY
+from linkspan.errors import KernelError
 from linkspan.tell import iptables, rules
 from linkspan.tell.hops import show
 from linkspan.tell.questions import Packet, Questions
@@ -48,8 +49,11 @@ def passed_iptables(asked: Questions, hook: str, frame: Frame) -> Verdict:
 
 # Translations are all called where the kernel translates, whatever their own priority.
 def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
-    chains = asked.chains(frame.netns)
     families = ("inet", "ip" if frame.packet.family == 4 else "ip6")
+    try:
+        chains = asked.chains(frame.netns)
+    except KernelError as error:
+        return [_unread(error)]
     return [
         _Step(
             iptables.NAT.get(hook, chain.priority) if chain.kind == "nat" else chain.priority,
@@ -64,8 +68,12 @@ def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
 
 def _of_iptables(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
     name = hook.upper()
-    steps = []
-    for table in asked.iptables(frame.netns, frame.packet.family):
+    steps: list[_Step] = []
+    try:
+        tables = asked.iptables(frame.netns, frame.packet.family)
+    except KernelError as error:
+        return [_unread(error)]
+    for table in tables:
         if name in table.policies:
             nat = table.name == "nat"
             priority = iptables.NAT[hook] if nat else iptables.PRIORITIES.get(table.name, 0)
@@ -91,13 +99,22 @@ def passed_arp(asked: Questions, hook: str, frame: Frame) -> Verdict:
 
 
 def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, device: str = "") -> Verdict:
-    chains = asked.chains(frame.netns)
+    try:
+        chains = asked.chains(frame.netns)
+    except KernelError as error:
+        return _together(asked, [_unread(error)], frame)
     steps = [
         _Step(chain.priority, False, False, functools.partial(rules.evaluate, asked, chains, chain))
         for chain in chains
         if chain.family in families and chain.hook == hook and (not device or device in chain.devices)
     ]
     return _together(asked, steps, frame)
+
+
+def _unread(error: KernelError) -> _Step:
+    """Return a step of which nobody knows what it does."""
+    told = Verdict(unsure=(f"the namespace's rules cannot be read ({error.message})",))
+    return _Step(0, False, False, lambda _frame: told)
 
 
 def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict:

@@ -80,6 +80,9 @@ _ADDRESS, _MTU, _MASTER, _LINKINFO, _XDP, _XDP_ATTACHED, _XDP_ID = 1, 4, 10, 18,
 _INFO_KIND, _INFO_DATA, _SLAVE_DATA, _VLAN_FILTERING = 1, 2, 5, 7
 _PORT_STATE, _FORWARDING = 1, 3
 _LEARNING, _FLOOD, _MULTICASTS, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 27, 30, 33, 39
+_LINK, _LINK_NETNSID = 5, 37
+_WITH_PORTS = frozenset({"bridge", "bond", "team"})
+_STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
 _IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _NUD_PERMANENT = 0x80
 _HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "multiq", "sfq"})
@@ -167,6 +170,23 @@ class KernelAnswers:
             return tuple(policies.refusing(self._sockets.at(netns), family))
         except KernelError:
             return ()
+
+    def below(self, netns: int, device: str) -> tuple[str, ...]:
+        """Return a stacked device's link, and the ports of one that has ports."""
+        own = self.device(netns, device)
+        if own is None or own.kind not in _WITH_PORTS | _STACKED:
+            return ()
+        index, names = self._sockets.index(netns, device), self._sockets.names(netns)
+        kind = _MASTER if own.kind in _WITH_PORTS else _LINK
+        found = []
+        for payload in self._sockets.at(netns).dump(GETLINK, _IFINFO.pack(0, 0, 0, 0, 0), "list links"):
+            told, number = attributes(payload, 16), struct.unpack_from("=i", payload, 4)[0]
+            other = struct.unpack("=I", told[kind])[0] if kind in told else 0
+            if kind == _MASTER and other == index:
+                found.append(names.get(number, "?"))
+            elif kind == _LINK and number == index and _LINK_NETNSID not in told:
+                found.append(names.get(other, "?"))
+        return tuple(found)
 
     def attached(self, netns: int, device: str) -> Attached:
         """Ask for XDP, tcx and tc programs and filters, and for queueing disciplines that are not the usual ones."""
@@ -443,11 +463,14 @@ def _of_iptables(chain: Chain, family: int) -> bool:
 
 
 def _saved(family: int, variant: str) -> tuple[IptablesTable, ...] | None:
-    """Return the tables of a variant that its command can read; None where the command is missing."""
+    """Return the tables of a variant that its command can read; None where it is missing or fails."""
     command = shutil.which(f"{_IPTABLES[family]}-{variant}-save")
     if command is None:
         return None
-    done = subprocess.run([command], capture_output=True, text=True, timeout=30, check=False)
+    try:
+        done = subprocess.run([command], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return iptables.tables(done.stdout.splitlines(), words, legacy=variant == "legacy")
 
 

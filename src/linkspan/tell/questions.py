@@ -255,6 +255,9 @@ class Questions(Protocol):
     def refusing(self, netns: int, family: int) -> tuple[Rule, ...]:
         """Return the policy rules that refuse packets (``ip rule ... blackhole``), the first to be looked at first."""
 
+    def below(self, netns: int, device: str) -> tuple[str, ...]:
+        """Return the devices by which a device sends: a VLAN's link, the ports of a bridge or bond."""
+
     def attached(self, netns: int, device: str) -> Attached:
         """Return what is attached to a device that cannot be read."""
 

@@ -194,7 +194,7 @@ class _Way:
             self.host, self.end, self.exit, silent = host, found.end, found.exit, found.silent
             if not found.to:
                 return
-            entry = Entry(found.packet, at=found.at, outer=found.outer, mac=found.mac)
+            entry = Entry(found.packet, at=found.at, outer=found.outer, macs=found.macs)
             host = "" if found.to == self._known.id else found.to
         raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
 

@@ -80,7 +80,7 @@ class Walk:
         self._usable(netns, self._asked.addresses(netns)[packet.source], packet)
         lookup, packet = self._started(netns, packet)
         if lookup.kind == LOCAL:
-            self._received(netns, lookup.device or "lo", packet)
+            self._looped(netns, packet)
             return
         device = self._usable(netns, lookup.device, packet)
         self._require_own(netns, device, packet)
@@ -98,7 +98,7 @@ class Walk:
         self._require_source(HOST, packet)
         lookup, packet = self._started(HOST, packet)
         if lookup.kind == LOCAL:
-            self._received(HOST, lookup.device or "lo", self._posted(Frame(packet, "", "lo"), "lo"))
+            self._looped(HOST, packet)
             return
         device = self._usable(HOST, lookup.device, packet)
         self._narrow(device.mtu, lookup.mtu)
@@ -110,7 +110,13 @@ class Walk:
         device = self._usable(HOST, arriving, packet)
         self._narrow(device.mtu)
         self._hop(HOST, arriving, "received", "from outside", packet)
-        self._route(arriving, b"", self._entered(HOST, packet))
+        self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
+
+    def _sender(self, arriving: str, address: bytes) -> bytes:
+        """Return the MAC from which what an address sends comes: its own or its router's, b'' where it is not known."""
+        back = self._asked.route(HOST, Packet(b"", address))
+        entry = self._asked.neighbour(HOST, arriving, back.gateway or address)
+        return entry.mac if entry is not None and entry.known else b""
 
     def _started(self, netns: int, packet: Packet) -> tuple[Lookup, Packet]:
         """Pass the output hook; return the route, and the packet as it is then."""
@@ -128,6 +134,14 @@ class Walk:
             lookup = self._asked.route(netns, changed)
             self._require_route(netns, "", changed, lookup)
         return lookup, changed
+
+    def _looped(self, netns: int, packet: Packet) -> None:
+        """Send to the namespace itself, by its loopback device."""
+        frame = Frame(packet, "", "lo", netns=netns)
+        packet = self._after(hooks.passed(self._asked, "postrouting", frame), netns, "lo", packet)
+        packet = self._egress(msgspec.structs.replace(frame, packet=packet))
+        packet = self._ingress(Frame(packet, "lo", netns=netns))
+        self._received(netns, "lo", packet)
 
     def _usual_hops(self, netns: int, packet: Packet, device: str) -> int:
         path = "net/ipv4/ip_default_ttl" if packet.family == 4 else f"net/ipv6/conf/{device or 'lo'}/hop_limit"
@@ -483,13 +497,15 @@ class Walk:
         for rule in found.unsure:
             self._note(netns, device, f"whether a rule applies is not known: {rule}", packet)
         if not found.passes:
-            ours = found.where.split()[1:2] == [TABLE] or found.where.startswith("iptables")
-            why = meaning(found.rule, packet) if ours else "a firewall drops it"
+            why = meaning(found.rule, packet) if found.where.split()[1:2] == [TABLE] else "a firewall drops it"
+            if found.rule == "policy DROP":
+                why = f"the policy of another's {found.where.split()[-1]} chain drops it"
             raise self._broken(netns, device, packet, f"{why} ({found.where}: {found.rule})")
         return found.packet or packet
 
     def _ingress(self, frame: Frame) -> Packet:
         """Take a frame in by its device: past programs and filters, and nftables' hook there."""
+        self._below("ingress", frame, frame.arriving)
         attached = self._asked.attached(frame.netns, frame.arriving).ingress
         packet = self._past(attached, frame.netns, frame.arriving, frame.packet)
         found = hooks.passed_link(self._asked, "ingress", msgspec.structs.replace(frame, packet=packet))
@@ -500,7 +516,27 @@ class Walk:
         found = hooks.passed_link(self._asked, "egress", frame)
         packet = self._after(found, frame.netns, frame.leaving, frame.packet)
         attached = self._asked.attached(frame.netns, frame.leaving).egress
-        return self._past(attached, frame.netns, frame.leaving, packet)
+        packet = self._past(attached, frame.netns, frame.leaving, packet)
+        self._below("egress", msgspec.structs.replace(frame, packet=packet), frame.leaving)
+        return packet
+
+    def _below(self, hook: str, frame: Frame, device: str) -> None:
+        """Pass the devices by which somebody else's bridge, bond or VLAN sends: any of its ports may be the one."""
+        if any(network.bridge == device for network in self._known.networks.values()):
+            return  # a port of ours is passed by itself
+        ways = {"ingress": ("prerouting", "input"), "egress": ("output", "postrouting")}[hook]
+        for lower in self._asked.below(frame.netns, device):
+            told = self._asked.attached(frame.netns, lower)
+            self._past(told.ingress if hook == "ingress" else told.egress, frame.netns, lower, frame.packet)
+            there = msgspec.structs.replace(frame, **{"arriving" if hook == "ingress" else "leaving": lower})
+            found = [hooks.passed_link(self._asked, hook, there)]
+            found += [hooks.passed_bridge(self._asked, way, there) for way in ways]
+            for one in found:
+                for rule in one.unsure:
+                    self._note(frame.netns, lower, f"whether a rule applies is not known: {rule}", frame.packet)
+                if not one.passes:
+                    why = f"{one.where} drops it where it goes by {lower}: {one.rule}"
+                    self._note(frame.netns, lower, why, frame.packet)
 
     def _past(self, attached: tuple[str, ...], netns: int, device: str, packet: Packet) -> Packet:
         for one in attached:
