@@ -355,6 +355,8 @@ class Crossing(Walk):
         elif outer.kind == ESP:
             packet = msgspec.structs.replace(packet, mark=self._authenticated(device, outer, packet))
         else:
+            if device.kind != "tun":  # the kernel unwraps the packet itself, and it keeps its mark
+                packet = msgspec.structs.replace(packet, mark=wire.mark)
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
 

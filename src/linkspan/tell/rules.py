@@ -397,7 +397,7 @@ class _Evaluation:
                 return values and _masked(values[0], mask)
             case {"meta": {"key": key}}:
                 return self._meta(str(key))
-            case {"ct": {"key": key, **rest}} if not rest:
+            case {"ct": {"key": key, **rest}} if not rest and chain.family in ("inet", "ip", "ip6"):
                 return self._conntrack(str(key))
             case {"rt": {"key": "ipsec"}}:  # what is, has left the rules that are looked at by then
                 return ("False",)

@@ -214,14 +214,8 @@ class Walk(Passage):
         """Send a frame out by a bridge's port: one that came by the port ``source``, or the host's own."""
         packet = frame.packet
         call = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}[packet.family]
-        seen = Frame(packet, bridge.name, bridge.name, frame.mac, mac)
         if source is not None and self._asked.setting(HOST, f"net/bridge/{call}") == "1":
-            before = msgspec.structs.replace(seen, leaving="")
-            packet = self._after(hooks.passed(self._asked, "prerouting", before), HOST, source.name, packet)
-            seen = msgspec.structs.replace(seen, packet=packet)
-            packet = self._after(hooks.passed(self._asked, "forward", seen), HOST, bridge.name, packet)
-            seen = msgspec.structs.replace(seen, packet=packet)
-            packet = self._after(hooks.passed(self._asked, "postrouting", seen), HOST, bridge.name, packet)
+            packet = self._seen_by_ip(bridge, source, msgspec.structs.replace(frame, to_mac=mac))
         owner = self._known.holding(following)
         learnt = self._asked.bridge_port(bridge.name, mac)
         port = learnt.port if learnt is not None else owner.host_ifname if owner else ""
@@ -245,6 +239,22 @@ class Walk(Passage):
             HOST, bridge.name, "bridged", f"{mac_text(mac)} is behind port {port} ({how})", packet, port
         )
         self._into_container(endpoint, self._egress(frame), frame)
+
+    def _seen_by_ip(self, bridge: Device, source: Device, frame: Frame) -> Packet:
+        """Let a bridged frame pass the hooks of IP, as br_netfilter has it: in and out by the bridge."""
+        for hook in ("prerouting", "forward", "postrouting"):
+            leaving = "" if hook == "prerouting" else bridge.name
+            frame = msgspec.structs.replace(frame, arriving=bridge.name, leaving=leaving)
+            device = source.name if hook == "prerouting" else bridge.name
+            before, found = frame.packet, hooks.passed(self._asked, hook, frame)
+            after = self._after(found, HOST, device, before)
+            if (after.source, after.target, after.port) != (before.source, before.target, before.port):
+                self._note(HOST, device, f"{found.where} translates what the bridge passes on", before)
+                after = msgspec.structs.replace(
+                    after, source=before.source, target=before.target, port=before.port, translated=before.translated
+                )
+            frame = msgspec.structs.replace(frame, packet=after)
+        return frame.packet
 
     def _require_port(
         self, bridge: Device, link: Device, source: Device | None, mac: bytes, packet: Packet, *, flooded: bool
