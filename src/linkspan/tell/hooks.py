@@ -21,12 +21,13 @@ from linkspan.tell.rules import Frame, Verdict
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """A chain at a hook: when it is called, and what it decides.
+    """A chain at a hook, and what it decides. Translations are all called at ``priority``, in the ``order`` of their own.
 
     ``translates`` where it is one of NAT; ``reroutes`` where a changed mark counts for the route of what starts here.
     """
 
     priority: int
+    order: int
     translates: bool
     reroutes: bool
     decides: Callable[[Frame], Verdict]
@@ -47,7 +48,6 @@ def passed_iptables(asked: Questions, hook: str, frame: Frame) -> Verdict:
     return _together(asked, _of_iptables(asked, hook, frame), frame)
 
 
-# Translations are all called where the kernel translates, whatever their own priority.
 def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
     families = ("inet", "ip" if frame.packet.family == 4 else "ip6")
     try:
@@ -57,6 +57,7 @@ def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
     return [
         _Step(
             iptables.NAT.get(hook, chain.priority) if chain.kind == "nat" else chain.priority,
+            chain.priority,
             chain.kind == "nat",
             chain.kind == "route",
             functools.partial(rules.evaluate, asked, chains, chain),
@@ -78,7 +79,7 @@ def _of_iptables(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
             nat = table.name == "nat"
             priority = iptables.NAT[hook] if nat else iptables.PRIORITIES.get(table.name, 0)
             decides = functools.partial(iptables.evaluate, asked, table, name)
-            steps.append(_Step(priority, nat, table.name == "mangle", decides))
+            steps.append(_Step(priority, priority, nat, table.name == "mangle", decides))
     return steps
 
 
@@ -104,7 +105,7 @@ def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, devi
     except KernelError as error:
         return _together(asked, [_unread(error)], frame)
     steps = [
-        _Step(chain.priority, False, False, functools.partial(rules.evaluate, asked, chains, chain))
+        _Step(chain.priority, 0, False, False, functools.partial(rules.evaluate, asked, chains, chain))
         for chain in chains
         if chain.family in families and chain.hook == hook and (not device or device in chain.devices)
     ]
@@ -114,14 +115,14 @@ def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, devi
 def _unread(error: KernelError) -> _Step:
     """Return a step of which nobody knows what it does."""
     told = Verdict(unsure=(f"the namespace's rules cannot be read ({error.message})",))
-    return _Step(0, False, False, lambda _frame: told)
+    return _Step(0, 0, False, False, lambda _frame: told)
 
 
 def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict:
     unsure: list[str] = []
     unless: tuple[str, ...] = ()
     source, where, translated, rerouted = frame.packet.source, "", False, False
-    for step in sorted(steps, key=lambda step: step.priority):
+    for step in sorted(steps, key=lambda step: (step.priority, step.order)):
         if step.translates and (translated or frame.packet.established or frame.packet.ct):
             continue  # rules translate only a connection's first packet, and once at a hook
         found = step.decides(frame)
