@@ -36,11 +36,15 @@ class Kernel(Questions):
         """Return none."""
         return ()
 
-    def element(self, netns: int, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
+    def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
         """Look into the one set; another one cannot be asked."""
         if name != "known":
             raise KernelError("there is no such set")
-        return () if parts == ("10.0.0.2",) else None
+        return key == ("10.0.0.2",)
+
+    def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """Return the one set's verdicts."""
+        return [["10.9.9.9", ACCEPT], [{"prefix": {"addr": "10.0.0.0", "len": 30}}, DROP]]
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
         """Send everything by eth1; 192.0.2.1 is the host's own."""
@@ -244,6 +248,15 @@ def test_jumps_and_maps_lead_to_chains_and_back() -> None:
     chain = base(({"vmap": {"key": field("ip", "saddr"), "data": data}},))
     assert passed(Kernel(chain, there), "forward", PING).passes
     assert not passed(Kernel(chain, there), "forward", ANSWER).passes
+
+
+def test_a_named_map_is_asked_for_the_key_first() -> None:
+    """What it has not got decides nothing; what cannot be asked leaves a doubt."""
+    cases = (PING, "@known", False, 0), (ANSWER, "@known", True, 0), (PING, "@no", True, 1)
+    for frame, name, passes, unsure in cases:
+        chain = base(({"vmap": {"key": field("ip", "saddr"), "data": name}},))
+        found = passed(Kernel(chain), "forward", frame)
+        assert (found.passes, len(found.unsure)) == (passes, unsure)
 
 
 def test_rules_that_cannot_be_read_make_nobody_sure() -> None:

@@ -21,7 +21,7 @@ from linkspan.tell.rules import Frame, Verdict
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """A chain at a hook, and what it decides. Translations are all called at ``priority``, in the ``order`` of their own.
+    """A chain at a hook, and what it decides. Translations are all called at one ``priority``, by their ``order``.
 
     ``translates`` where it is one of NAT; ``reroutes`` where a changed mark counts for the route of what starts here.
     """

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,6 @@ _LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
 _IPTABLES = {4: "iptables", 6: "ip6tables"}
 _TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_MAPPED = re.compile(r"elements = \{ .* : (\S+(?: (?:\. )?\S+)*) \}")
 
 
 class KernelAnswers:
@@ -396,19 +394,23 @@ class KernelAnswers:
                 self._nft[netns] = Nft()  # its socket stays in the namespace
         return self._nft[netns]
 
-    def element(self, netns: int, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Ask a set for one key, which costs the same at any size. Raises KernelError where that cannot be asked."""
-        key = " . ".join(f'"{part}"' for part in parts)
+    def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
+        """Ask for one key, which costs the same at any size."""
+        parts = " . ".join(f'"{part}"' for part in key)
         try:
             with self._namespaces.entered(netns):
-                told = self._nftables(netns).run(f"get element {chain.family} {chain.table} {name} {{ {key} }}")
+                self._nftables(netns).run(f"get element {chain.family} {chain.table} {name} {{ {parts} }}")
         except KernelError as error:
-            if error.message.endswith(os.strerror(errno.ENOENT)):
-                return None
+            if error.message.endswith(os.strerror(errno.ENOENT)):  # libnftables tells no errno
+                return False
             raise
-        # `get` answers in text even where JSON is asked for (nft 1.1.3).
-        found = _MAPPED.search(told)
-        return tuple(found[1].split(" . ")) if found else ()
+        return True
+
+    def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """List the map: of one key nft tells in text only, even where JSON is asked for (nft 1.1.3)."""
+        listed = self._nftables(netns).json(f"list map {chain.family} {chain.table} {name}")
+        elements = next((item["map"].get("elem") for item in listed if "map" in item), None)
+        return elements if isinstance(elements, list) else ()
 
     def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
         """Return the tables of both variants, where they exist, read once; looking makes none."""

@@ -6,7 +6,7 @@ host's own; addresses and MACs are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -291,8 +291,11 @@ class Questions(Protocol):
     def chains(self, netns: int) -> tuple[Chain, ...]:
         """Return the namespace's nftables chains, but for those of iptables' tables."""
 
-    def element(self, netns: int, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Return what a set of the chain's table says of a key: a map's data or (); None where it is not in it."""
+    def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
+        """Tell whether a set or map of the chain's table has a key. Raises KernelError where it cannot be asked."""
+
+    def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """Return a map's pairs of key and data, as nft lists them in JSON. Raises KernelError."""
 
     def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
         """Return the namespace's tables of iptables, of both variants."""

@@ -11,7 +11,7 @@ import fnmatch
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -290,9 +290,7 @@ class _Evaluation:
                     if found == ():
                         return None
                     if found:
-                        (verdict,) = found
-                        verdict = verdict if isinstance(verdict, dict) else _verdict(verdict)
-                        return self._final(chain, verdict, where, text, depth)
+                        return self._final(chain, found[0], where, text, depth)
             case {"continue": _}:
                 return None
             case {"drop": _} | {"reject": _}:
@@ -320,16 +318,26 @@ class _Evaluation:
 
     def _mapped(self, chain: Chain, key: tuple[str, ...], data: Any) -> tuple[Any, ...] | None:
         """Return what a map has for a key: () where it has nothing, None where that is not known."""
-        if isinstance(data, str) and data.startswith("@"):
-            found = self._element(chain, data[1:], key)
-            return None if found is False else found or ()
-        for pattern, value in data.get("set", ()) if isinstance(data, dict) else ():
+        pairs: Sequence[Any]
+        match data:
+            case str() if data.startswith("@"):
+                if not (there := self._holds(chain, data[1:], key)):
+                    return None if there is None else ()
+                try:
+                    pairs = self._asked.mapping(self._frame.netns, chain, data[1:])
+                except KernelError:
+                    return None
+            case {"set": list(pairs)}:
+                there = False
+            case _:
+                return None
+        for pattern, value in pairs:
             holds = self._compare(chain, key, pattern)
             if holds is None:
                 return None
             if holds:
-                return (value,)
-        return () if isinstance(data, dict) and "set" in data else None
+                return tuple(value["concat"]) if isinstance(value, dict) and "concat" in value else (value,)
+        return None if there else ()
 
     def _true(self, chain: Chain, match: Mapping[str, Any]) -> bool | None:
         """Tell whether a match holds; None where it is not known. What the packet lacks never matches."""
@@ -352,8 +360,7 @@ class _Evaluation:
     def _compare(self, chain: Chain, left: tuple[str, ...], right: Any) -> bool | None:
         match right:
             case str() if right.startswith("@"):
-                found = self._element(chain, right[1:], left)
-                return None if found is False else found is not None
+                return self._holds(chain, right[1:], left)
             case str() | int():
                 return len(left) == 1 and _equal(left[0], str(right))
             case {"elem": {"val": value}}:
@@ -371,12 +378,12 @@ class _Evaluation:
                 return True if True in tests else None if None in tests else False
         return None
 
-    def _element(self, chain: Chain, name: str, key: tuple[str, ...]) -> tuple[str, ...] | Literal[False] | None:
-        """Return what a set has for a key, None where it has not got it, False where that cannot be asked."""
+    def _holds(self, chain: Chain, name: str, key: tuple[str, ...]) -> bool | None:
+        """Tell whether a set of the chain's table has a key, None where that cannot be asked."""
         try:
-            return self._asked.element(self._frame.netns, chain, name, key)
+            return self._asked.holds(self._frame.netns, chain, name, key)
         except KernelError:
-            return False
+            return None
 
     def _values(self, chain: Chain, left: Any) -> tuple[str, ...] | None:
         """Return what an expression says of this packet: () where the packet has no such field, None if unknown."""
@@ -568,12 +575,6 @@ def _names(value: Any) -> frozenset[str] | None:
         case 0:
             return frozenset()
     return None
-
-
-def _verdict(text: str) -> Mapping[str, Any]:
-    """Return a map's verdict, ``drop`` or ``jump CHAIN``, as a rule has it."""
-    verdict, _, target = text.partition(" ")
-    return {verdict: {"target": target} if target else None}
 
 
 def _masked(value: str, mask: Any) -> tuple[str, ...] | None:
