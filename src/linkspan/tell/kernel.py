@@ -17,7 +17,7 @@ from linkspan.addresses import FAMILIES, SOCKET_FAMILY, Prefix, prefix
 from linkspan.associations import PREFIX, IpsecLink
 from linkspan.backends.ipsec import NAT
 from linkspan.errors import KernelError, LinkspanError
-from linkspan.kernel import asking, attached, ike, policies, sockets
+from linkspan.kernel import asking, attached, ike, nftrace, policies, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import words
 from linkspan.kernel.links import DEVGROUP
@@ -486,7 +486,7 @@ def _chains(listed: list[dict[str, dict[str, Any]]]) -> tuple[Chain, ...]:
     chains = []
     for item in listed:
         found = item.get("chain")
-        if not found:
+        if not found or found["table"].startswith(nftrace.TABLE):  # another trace's, which drops nothing
             continue
         key = found["family"], found["table"], found["name"]
         base = {
