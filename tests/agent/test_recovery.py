@@ -101,11 +101,13 @@ def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]
     assert "eth0" not in run("ip", "link", netns=comes)
     with pytest.raises(Unavailable, match="disk full"):
         host.network("second", "10.202.0.0/24")
+    assert host.client.call("GET", "/v1/status")["store"]["state"] == "away"
     assert host.detach(goes) == 1
     assert gone["host_ifname"] not in host.links()
     assert "disk full" in host.log.read_text()
     clean(host)
     filler.unlink()
+    until(lambda: host.client.call("GET", "/v1/status")["store"]["ok"], "the store is tried again by itself")
 
     def recorded() -> set[str]:
         reading = "import sqlite3, sys; print(*(r[0] for r in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])))"
