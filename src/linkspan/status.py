@@ -69,7 +69,7 @@ def _well(found: dict[str, Any], here: str) -> bool:
 
     A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
     """
-    cut = [one for one in found["unreachable"] if one["network"] or one["host"] == here]
+    cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
     return bool(found["store"]["ok"]) and not (found["disputes"] or found["drift"] or cut or found["bgp"]["down"])
 
 
