@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -142,7 +143,8 @@ def events(
         else:
             happening = msgspec.json.decode(line)
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(happening["at"]))
-            print(f"{at}  {happening['type']:<8}  {happening['what']}", flush=True)
+            say(f"{at}  {happening['type']:<8}  {happening['what']}")
+            sys.stdout.flush()
 
 
 def plan(
