@@ -129,11 +129,13 @@ class Published:
             )
         return (found.pop(), network) if found else (word, network)
 
-    def missing(self, word: str, happenings: Happenings) -> str:
-        """Return why a word names nothing on this host that could be detached."""
+    def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
+        """Return why nothing on this host could be detached by a word: an id or, where it is ``named``, a name."""
         name = word.partition("@")[0]
         if mine := [e for e in self._endpoints.values() if name in (e.id, e.name)]:
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
+            if not any(name == e.id or named for e in mine):
+                return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
             return f"it has {have}, and no other interface here"
         if hosts := sorted({e.host for _, e in self.others() if name in (e.id, e.name)}):
             return f"it is on host {' and '.join(hosts)}, where the command can detach it"
