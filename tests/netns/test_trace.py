@@ -429,3 +429,28 @@ def test_a_bandwidth_limit_of_linkspans_is_no_reason_to_doubt(host: Host) -> Non
     found = host.trace("a", "b")
     assert (found.verdict, [one.at for one in found.unknown]) == ("unknown", [f"h1/host/{port}"])
     assert "tbf" in found.reason
+
+
+IPV6 = [
+    ("container's rule", "nft 'add table ip6 x; add chain ip6 x i { type filter hook input priority 0; }; "
+     "add rule ip6 x i icmpv6 type echo-request drop'", "b", "h1/b/eth0", "ip6 x i"),
+    ("ip6tables", "ip6tables-nft -t raw -A PREROUTING -p icmpv6 --icmpv6-type echo-request -j DROP", "b", "h1/b/eth0",
+     "ip6tables -t raw PREROUTING"),
+    ("no echo", "sysctl -qw net.ipv6.icmp.echo_ignore_all=1", "b", "h1/b/eth0", "answers no ping"),
+    ("policy rule", "ip -6 rule add to fd77::3 pref 90 blackhole", "a", "h1/a", "ip -6 rule 90"),
+    ("xfrm", "ip -6 xfrm policy add src ::/0 dst fd77::3/128 dir out action block", "a", "h1/a/eth0", "XFRM policy"),
+    ("poisoned neighbour", "ip -6 neigh replace {hop} lladdr 02:00:00:00:00:99 dev eth0 nud permanent", "a",
+     "h1/a/eth0", "02:00:00:00:00:99"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "where", "at", "words"), [c[1:] for c in IPV6], ids=[c[0] for c in IPV6])
+def test_faults_of_ipv6_are_named(host: Host, what: str, where: str, at: str, words: str) -> None:
+    """As those of IPv4; a ping agrees."""
+    hop = "fd77::1" if host.networks["demo"].routed else "fd77::3"
+    assert host.world.reaches("a", "fd77::3")
+    host.sh(what.replace("{hop}", hop), where)
+    found = host.trace("fd77::2", "fd77::3")
+    assert (found.verdict, str(found.broken_at).startswith(at)) == ("broken", True), found
+    assert words in found.reason
+    assert not host.world.pings("a", "fd77::3")

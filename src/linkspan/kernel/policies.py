@@ -45,6 +45,7 @@ class XfrmPolicy(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True):
     """A policy rule that refuses; prefixes are None and numbers 0 where it does not look at them."""
 
+    family: int
     priority: int
     action: str
     source: Prefix | None
@@ -60,7 +61,8 @@ class Rule(msgspec.Struct, frozen=True):
         words = [f"from {self.source or 'all'}", *([f"to {self.target}"] if self.target else [])]
         words += [f"fwmark {mark:#x}" + ("" if mask == 0xFFFFFFFF else f"/{mask:#x}")] if mask else []
         words += [f"{word} {name}" for word, name in (("iif", self.arriving), ("oif", self.leaving)) if name]
-        return f"ip rule {self.priority}: {'not ' if self.inverted else ''}{' '.join(words)} {self.action}"
+        command = "ip rule" if self.family == 4 else "ip -6 rule"
+        return f"{command} {self.priority}: {'not ' if self.inverted else ''}{' '.join(words)} {self.action}"
 
 
 def xfrm() -> list[XfrmPolicy]:
@@ -106,7 +108,7 @@ def refusing(socket: Socket, family: int) -> list[Rule]:
         mask = struct.unpack("=I", told[_FWMASK])[0] if _FWMASK in told else 0
         found.append(
             Rule(
-                number[_PRIORITY], _REFUSING[action],
+                family, number[_PRIORITY], _REFUSING[action],
                 Prefix(bytes(told[_SRC]), from_len) if _SRC in told else None,
                 Prefix(bytes(told[_DST]), to_len) if _DST in told else None,
                 string(told.get(_IIF, b"")), string(told.get(_OIF, b"")), (number[_FWMARK], mask),

@@ -79,7 +79,8 @@ class _Evaluation:
         self._table = table
         self._frame = frame
         self._doubts = Doubts()
-        self._how = "iptables" if table.name == "filter" else f"iptables -t {table.name}"
+        command = "iptables" if frame.packet.family == 4 else "ip6tables"
+        self._how = command if table.name == "filter" else f"{command} -t {table.name}"
 
     def base(self, chain: str) -> Verdict:
         """Return the chain's verdict, its policy where no rule decides."""
