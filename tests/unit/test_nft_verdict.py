@@ -51,8 +51,9 @@ class Kernel(Questions):
         return Lookup(LOCAL if packet.target == TARGET else UNICAST, "eth1", source=prefix("192.0.2.9").packed)
 
     def device(self, netns: int, name: str) -> Device:
-        """Return a link of group 3."""
-        return Device(name, "veth", up=True, carrier=True, mtu=1500, mac=b"\x02\0\0\0\0\7", group=3)
+        """Return a link of group 3; a tunnel has no MAC."""
+        mac = b"" if name == "tun0" else b"\x02\0\0\0\0\7"
+        return Device(name, "veth", up=True, carrier=True, mtu=1500, mac=mac, group=3)
 
 
 def base(*rules: Rule, hook: str = "forward", priority: int = 0, kind: str = "filter", **more: Any) -> Chain:
@@ -257,6 +258,14 @@ def test_a_named_map_is_asked_for_the_key_first() -> None:
         chain = base(({"vmap": {"key": field("ip", "saddr"), "data": name}},))
         found = passed(Kernel(chain), "forward", frame)
         assert (found.passes, len(found.unsure)) == (passes, unsure)
+
+
+@pytest.mark.parametrize(("device", "unsure"), [("tun0", 0), ("eth0", 1)])
+def test_a_device_without_macs_matches_none(device: str, unsure: int) -> None:
+    """What the MAC of a frame is that comes by another device, nobody knows where it was not told."""
+    rule = (match(field("ether", "saddr"), "02:00:00:00:00:01"), ACCEPT)
+    found = passed(Kernel(base(rule, (DROP,))), "forward", Frame(PING.packet, device, "eth1"))
+    assert (found.passes, len(found.unsure)) == (bool(unsure), unsure)
 
 
 def test_rules_that_cannot_be_read_make_nobody_sure() -> None:

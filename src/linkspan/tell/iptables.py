@@ -225,7 +225,10 @@ class _Evaluation:
             case "--dst-type" | "--src-type":
                 return self._kind(packet.target if option == "--dst-type" else packet.source, value)
             case "--mac-source":
-                return mac_text(frame.mac) == value.lower() if frame.mac else None
+                if frame.mac:
+                    return mac_text(frame.mac) == value.lower()
+                link = self._asked.device(frame.netns, frame.arriving) if frame.arriving else None
+                return False if link is not None and len(link.mac) != 6 else None  # it has no MACs
             case "--ttl-eq" | "--ttl-lt" | "--ttl-gt" | "--hl-eq" | "--hl-lt" | "--hl-gt" if value.isdigit():
                 by = option.rpartition("-")[2]
                 limit = int(value)

@@ -22,6 +22,8 @@ from linkspan.tell.questions import LOCAL, UNICAST, Chain, Packet, Questions
 NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
 """IANA's protocol numbers, by the names of this package and of nft."""
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
+_MAC = 6
+"""Bytes of a MAC."""
 _RAW = -200  # NF_IP_PRI_CONNTRACK, linux/netfilter_ipv4.h: before it no connection is known
 _QUIET = frozenset(
     {"counter", "log", "comment", "ct helper", "ct timeout", "ct expectation", "dup", "flow", "secmark", "last"}
@@ -412,6 +414,8 @@ class _Evaluation:
                 packet = self._frame.packet
                 number = NUMBERS.get(packet.protocol)
                 return () if packet.family == 6 or number is None else (str(number),)
+            case {"payload": {"protocol": "ether", "field": ("saddr" | "daddr") as field}}:
+                return self._mac(field)
             case {"payload": {"protocol": str(protocol), "field": str(field)}}:
                 return self._payload(protocol, field)
             case {"fib": {"result": "type", "flags": flags}} if list(flags) == ["daddr"] or flags == "daddr":
@@ -480,6 +484,14 @@ class _Evaluation:
                 return None if frame.started else ()
         return None
 
+    def _mac(self, field: str) -> tuple[str, ...] | None:
+        """Return the frame's sender or target; a device without MACs (IPIP, WireGuard, a TUN) has no such header."""
+        mac = self._frame.mac if field == "saddr" else self._frame.to_mac
+        if mac:
+            return (mac_text(mac),)
+        link = self._asked.device(self._frame.netns, self._frame.arriving) if self._frame.arriving else None
+        return () if link is not None and len(link.mac) != _MAC else None
+
     def _conntrack(self, key: str) -> tuple[str, ...] | None:
         packet = self._frame.packet
         if packet.ct == "?":
@@ -500,13 +512,9 @@ class _Evaluation:
         return None
 
     def _payload(self, protocol: str, field: str) -> tuple[str, ...] | None:
-        frame, packet = self._frame, self._frame.packet
+        packet = self._frame.packet
         arp = packet.protocol == "arp"
         match protocol, field:
-            case ("ether", "saddr"):
-                return (mac_text(frame.mac),) if frame.mac else None
-            case ("ether", "daddr"):
-                return (mac_text(frame.to_mac),) if frame.to_mac else None
             case ("ether", "type"):
                 return ("arp" if arp else "ip" if packet.family == 4 else "ip6",)
             case ("arp", _) if arp:
