@@ -17,7 +17,8 @@ LAYERS = {
     "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
     "kernel": "kernel",
     "logic": (
-        "backends database desired fabric firewall ipam migration multihoming names ports reconcile sealed steering"
+        "backends database desired fabric fights firewall ipam migration multihoming names ports reconcile sealed "
+        "steering"
     ),
     "store": "store",
     "tell": "tell",

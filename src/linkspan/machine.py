@@ -72,6 +72,7 @@ class Machine:
         self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
         self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
         self.firewall = FirewallDriver()
+        self.shaper = ShaperDriver(self.namespaces)
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
         self._ipsec_folder = state_dir / IPSEC
@@ -89,7 +90,7 @@ class Machine:
                 RouteDriver(self.sockets),
                 PolicyRuleDriver(self.sockets),
                 self.tunnel_table,
-                ShaperDriver(self.namespaces),
+                self.shaper,
                 LearntDriver(self.sockets, self.processes.down),
                 FileDriver(state_dir / "files.json"),
                 SecretDriver(state_dir / "secrets.json"),

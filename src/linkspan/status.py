@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from linkspan import __version__, controlled, standing, store_health
 from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
+from linkspan.fights import Contested
 from linkspan.wireguard import key_id
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ def told(agent: Agent) -> dict[str, Any]:
             for identity, seconds in agent.healer.dead().items()
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
+        "fights": [
+            {
+                "what": f.what,
+                "by": f.by,
+                "since": time.time() - (time.monotonic() - f.since),
+                "repairs": f.repairs,
+                "ports_down": f.closed,
+            }
+            for f in agent.worker.machine.reconciler.fights.open()
+        ],
         "heals": heals,
         "unreachable": unreachable(agent),
         "bgp": _sessions(agent),
@@ -97,8 +108,9 @@ def _sessions(agent: Agent) -> dict[str, object]:
 
 def drift(agent: Agent) -> list[LinkspanError]:
     """Return why objects cannot be put as they should be; those of a container that is gone are not missed."""
-    failing = agent.worker.machine.reconciler.failing
-    return [error for key, error in failing.items() if not agent.healer.orphaned(key)]
+    reconciler = agent.worker.machine.reconciler
+    found = [error for key, error in list(reconciler.failing.items()) if not agent.healer.orphaned(key)]
+    return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
 
 
 def _count(agent: Agent, network: str) -> int:

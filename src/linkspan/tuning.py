@@ -25,7 +25,8 @@ from linkspan.backends.bridge import host_mac
 from linkspan.endpoints import tuned
 from linkspan.errors import Conflict, KernelError, LinkspanError, NotFound
 from linkspan.happenings import Happenings
-from linkspan.kernel.links import IFNAME, ifinfo, shown
+from linkspan.kernel.link_attributes import IFNAME, ifinfo
+from linkspan.kernel.links import shown
 from linkspan.kernel.neighbours import AF_BRIDGE
 from linkspan.kernel.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
 from linkspan.machine import Worker

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.addresses import BITS, FAMILIES, Prefix, prefix
-from linkspan.backends.bridge import pool_states
+from linkspan.backends.bridge import forwards, pool_states
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import crossing, element
 from linkspan.model import HostView, Network, Peer, Underlay
@@ -82,12 +82,13 @@ def own_addresses(view: HostView, network: Network, device: str) -> Iterable[Add
 def tunnel_sysctls(device: str, network: Network) -> Iterable[LinkSysctl]:
     """Return a tunnel device's settings: loose reverse paths, for a peer may answer by another way meanwhile."""
     families = {p.family for p in network.prefixes}
+    yield from forwards(device, families)
     if 4 in families:
         yield LinkSysctl(f"net/ipv4/conf/{device}/rp_filter", "2")
         for name in ("accept_redirects", "send_redirects"):
             yield LinkSysctl(f"net/ipv4/conf/{device}/{name}", "0")
     if 6 in families:
-        for name in ("accept_ra", "accept_redirects"):
+        for name in ("accept_ra", "accept_redirects", "disable_ipv6"):
             yield LinkSysctl(f"net/ipv6/conf/{device}/{name}", "0")
 
 

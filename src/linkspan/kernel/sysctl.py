@@ -7,8 +7,9 @@ process's own memory will do. A value that lasted over a reboot was not ours: th
 and one namespace only.
 
 **LinkSysctl** is a setting of a link of ours, and goes with it: nothing is written down. What was put is
-read anew at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
-After a restart they are put once more, which writes nothing where the value is right.
+read again at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
+After a restart they are put once more, which writes nothing where the value is right. On the host one question for
+each link tells most of them (``devconf.py``).
 
 Values are compared with white space collapsed, as one space: give them so.
 """
@@ -24,10 +25,11 @@ import msgspec
 
 from linkspan.contracts import Support
 from linkspan.errors import LinkspanError, NotFound, of_errno
-from linkspan.kernel import forwarders
+from linkspan.kernel import devconf, forwarders
 from linkspan.kernel.batch import each
 from linkspan.kernel.durable import Memory, boot_id
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.netlink import Sockets
 from linkspan.state import HOST, Key, LinkSysctl, State, Sysctl
 
 ROOT = Path("/proc/sys")
@@ -91,6 +93,7 @@ class SysctlDriver:
         self._kept: Memory[_Entry] = Memory(memory_file, _Entry, f"{boot_id()}:{namespaces.home}")
         self._passing: dict[int, dict[str, _Entry]] = {}
         self._links: dict[int, set[str]] = {}
+        self._sockets = Sockets(namespaces)
 
     def probe(self) -> Support:
         """Every Linux has it; a container may have it read-only."""
@@ -116,8 +119,10 @@ class SysctlDriver:
                 found: list[State] = [
                     Sysctl(path, value, netns) for path, value in present if value is not None
                 ]
-                for path in sorted(self._links.get(netns, ())):
-                    if (value := _present(path)) is None:
+                paths = sorted(self._links.get(netns, ()))
+                values = self._there(paths if netns == HOST else ())
+                for path in paths:
+                    if (value := values[path] if path in values else _present(path)) is None:
                         self._links[netns].discard(path)
                     else:
                         found.append(LinkSysctl(path, value, netns))
@@ -126,9 +131,25 @@ class SysctlDriver:
             self._forget(netns)
             raise
 
+    def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
+        """Return the values of links' settings on the host, by path: one question for each link."""
+        values: dict[str, str | None] = {}
+        links: dict[str, list[str]] = {}
+        for path in paths:
+            if link := devconf.link_of(path):
+                links.setdefault(link, []).append(path)
+        for name, mine in links.items():
+            try:
+                arrays = devconf.arrays(self._sockets.link(HOST, name))
+            except LinkspanError:  # the link is gone: the write says so
+                continue
+            values.update((path, devconf.value(path, arrays)) for path in mine)
+        return values
+
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Set and give back, in order; deletes of one namespace in the reverse order of their puts."""
-        failed = each(put, self._put)
+        there = self._there(s.path for s in put if isinstance(s, LinkSysctl) and s.netns == HOST)
+        failed = each(put, lambda state: self._put(state, there.get(state.path)))
         try:
             newest_first = self._newest_first(delete)
         except LinkspanError as error:
@@ -138,11 +159,13 @@ class SysctlDriver:
     def _entries(self, netns: int) -> dict[str, _Entry]:
         return self._kept.entries if netns == HOST else self._passing.setdefault(netns, {})
 
-    def _put(self, state: Sysctl | LinkSysctl) -> None:
-        with self._namespaces.entered(state.netns):
-            if isinstance(state, Sysctl):
-                self._remember(state)
-            write(state.path, state.value)
+    def _put(self, state: Sysctl | LinkSysctl, there: str | None) -> None:
+        """Set it, where it is not known to be right already."""
+        if there != state.value:
+            with self._namespaces.entered(state.netns):
+                if isinstance(state, Sysctl):
+                    self._remember(state)
+                write(state.path, state.value)
         if isinstance(state, LinkSysctl):
             self._links.setdefault(state.netns, set()).add(state.path)
 

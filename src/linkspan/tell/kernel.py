@@ -20,7 +20,7 @@ from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel import asking, attached, ike, nftrace, policies, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import words
-from linkspan.kernel.links import DEVGROUP
+from linkspan.kernel.link_attributes import DEVGROUP
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import (
     GETADDR,
