@@ -27,6 +27,7 @@ from linkspan.contracts import Store
 from linkspan.control_plane import ControlPlane
 from linkspan.disputes import Disputes
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
+from linkspan.forwarding import Forwarding
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
@@ -194,6 +195,7 @@ class Agent:
             self._look_at_keys,
             self.config.reap_after,
         )
+        self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
         queue = Path(self.config.socket).parent / "queue"
         self.removals = Removals(queue, self.attacher, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
@@ -242,7 +244,9 @@ class Agent:
         await self.naming.take_over()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
-        for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
+        for part in (
+            self.healer, self.forwarding, self.removals, self.probes, self.peerings, self.associating,
+        ):  # fmt: skip
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)

@@ -13,9 +13,10 @@ import msgspec
 from aiohttp import web
 
 from linkspan import control_plane, controlled, status, store_health
+from linkspan.addresses import FAMILIES
 from linkspan.agent import Agent
-from linkspan.tell import doctor
-from linkspan.tell.checks import Check, Surroundings
+from linkspan.tell import doctor, host_checks
+from linkspan.tell.checks import Check, Status, Surroundings
 
 _HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
 
@@ -47,7 +48,8 @@ class Tracing:
     async def _doctor(self, request: web.Request) -> web.Response:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
-        found = [*found, *self._control(), *await store_health.checks(agent), *self._owners(), *self._hosts()]
+        found = [*found, *self._forwarding(), *self._control(), *await store_health.checks(agent)]
+        found += [*self._owners(), *self._hosts()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
@@ -61,6 +63,30 @@ class Tracing:
         here = agent.leases.host.underlay
         around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
         return doctor.examine(agent.worker.machine.namespaces, around)
+
+    def _forwarding(self) -> list[Check]:
+        """Tell between which links the host still does not forward, though linkspan turned forwarding on."""
+        facts = self._agent.view().facts
+        found = []
+        for family in FAMILIES if self._agent.networks.all() else ():
+            closed, old = (
+                sorted(n for f, n in links if f == family) for links in (facts.closed_links, facts.old_links)
+            )
+            if closed and len(old) > 1:
+                setting = host_checks.FORWARDING[family].replace("/", ".")
+                names = f"{', '.join(closed[:_SHOWN])}{', ...' if len(closed) > _SHOWN else ''}"
+                detail = (
+                    f"{setting} was 0, and linkspan set it to 1 for containers: as before, the host forwards nothing "
+                    f"from {names} to links that were there; what other programs make later is theirs"
+                )
+                fix = f"to have it forward there as well: sysctl -w {setting}=1, which the agent notices"
+                standing: Status = "ok"
+                if problem := self._agent.worker.machine.sysctls.watch.problem:
+                    standing = "warn"
+                    detail += f". The agent cannot notice who turns forwarding on: inotify says {problem}"
+                    fix = "raise fs.inotify.max_user_instances, and restart the agent"
+                found.append(Check(f"routing IPv{family}", standing, detail, fix))
+        return found
 
     def _control(self) -> list[Check]:
         """Tell what containers are kept from, and whether the store asks who somebody is."""

@@ -10,7 +10,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       tunnels      what comes out of a tunnel: from a pool, by the way of the peer that has it
                       fromN_LEN    what comes from other hosts with a pool's source: only by its host's ways
                       forward      isolation between networks, internal networks
-                      outsiders    only where linkspan turned forwarding on: others' traffic stays out
+                      outsiders    only where linkspan turned forwarding on: what did not pass before does not
                       input        tunnel packets are peers' only
                       asked        what containers ask of the host's resolvers is led to their network's names
                       named        a network's names are told to its own containers and to the host
@@ -52,7 +52,7 @@ from collections.abc import Iterable
 
 from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
 from linkspan.model import Facts, HostView
-from linkspan.state import GROUP, OTHERS, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.state import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
 _IP = {4: "ip", 6: "ip6"}
@@ -94,6 +94,9 @@ def skeleton(facts: Facts) -> Iterable[State]:
     closed = [family for family in FAMILIES if family not in facts.forwarding]
     if closed:
         yield _chain(INET, "outsiders", "", _outsiders(closed))
+        yield from (element(f"closed{family}", link) for family, link in facts.closed_links)
+        yield from (element(f"old{family}", link) for family, link in facts.old_links)
+        yield from (element("within", link, link) for link in facts.bridges)
     hook = "type filter hook forward priority filter; policy accept;"
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
@@ -128,6 +131,7 @@ def _sets() -> Iterable[NftSet]:
         for family in FAMILIES:
             yield NftSet(table, TABLE, f"senders{family}", f"ifname . ether_addr . {_TYPE[family]}")
     yield NftSet(INET, TABLE, "internal_links", "ifname")
+    yield NftSet(INET, TABLE, "within", "ifname . ifname")
     yield NftSet(INET, TABLE, "vxlan_ports", "inet_service")
     yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
     for name in ("control_ports", "control_here"):
@@ -145,6 +149,8 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
         yield NftSet(INET, TABLE, f"control{family}", f"{type_} . inet_service")
+        for name in ("closed", "old"):
+            yield NftSet(INET, TABLE, f"{name}{family}", "ifname")
         for name in ("bgp_peers", "servers", "resolvers", "forwarders"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"asking_tcp{family}", type_, dynamic=True)
@@ -229,7 +235,6 @@ def _forward(*, closed: bool) -> Iterable[str]:
     yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
     yield "ct state established,related accept"
     if closed:
-        # Bridged frames pass here where br_netfilter is on: they are not forwarded by the host, and bear its name.
         yield 'iifname != "ls*" oifname != "ls*" jump outsiders'
     for family in FAMILIES:
         ip = _IP[family]
@@ -248,12 +253,11 @@ def _forward(*, closed: bool) -> Iterable[str]:
 
 
 def _outsiders(families: list[int]) -> Iterable[str]:
-    for links in OTHERS:
-        yield f'iifname "{links}" accept'
-        yield f'oifname "{links}" accept'
+    # Between links that were there before: what other programs make later is theirs to forward for.
+    yield "iifname . oifname @within accept"  # a bridge's own frames, with br_netfilter
     for family in families:
-        ip = _IP[family]
-        yield f'{ip} saddr != @pools{family} {ip} daddr != @pools{family} drop'
+        ip, between = _IP[family], f"iifname @closed{family} oifname @old{family}"
+        yield f"{between} {ip} saddr != @pools{family} {ip} daddr != @pools{family} drop"
 
 
 def crossing(pool: Prefix, length: int) -> Iterable[State]:

@@ -111,6 +111,7 @@ class Machine:
         """Let go of sockets and threads; what is in the kernel stays."""
         self.links.close()
         self.firewall.close()
+        self.sysctls.watch.close()
         self.sockets.close()
 
     def enter(self, endpoint: Endpoint) -> None:

@@ -227,17 +227,21 @@ class Reservation(msgspec.Struct, frozen=True, order=True):
 class Facts(msgspec.Struct, frozen=True):
     """What a backend must know of the machine, observed, never assumed.
 
-    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding;
-    ``firewalld`` tells whether it runs; ``forwarding`` has the families for which the host forwarded
-    before linkspan came; ``ra_links`` are the links that take router advertisements now; ``ipip_helper`` is
-    how to start the user-space IPIP endpoint, without its addresses, where the kernel has no IPIP device; ``bird`` is
-    None where BIRD is not installed, ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for
-    WireGuard.
+    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding; ``firewalld`` tells
+    whether it runs; ``forwarding`` has the families for which the host forwarded before linkspan came, or somebody
+    else has turned it on since; ``old_links`` are, with their family, the links that were there then,
+    ``closed_links`` those of them of which it forwarded nothing, and ``bridges`` the bridges among them; ``ra_links``
+    are the links that take router advertisements now; ``ipip_helper`` is how to start the user-space IPIP endpoint,
+    without its addresses, where the kernel has no IPIP device; ``bird`` is None where BIRD is not installed,
+    ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for WireGuard.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
     firewalld: bool = False
     forwarding: frozenset[int] = frozenset()
+    closed_links: frozenset[tuple[int, str]] = frozenset()
+    old_links: frozenset[tuple[int, str]] = frozenset()
+    bridges: frozenset[str] = frozenset()
     ra_links: frozenset[str] = frozenset()
     ipip_helper: tuple[str, ...] = ()
     bird: Bird | None = None

@@ -172,7 +172,7 @@ MEANINGS = (
     ("@macs", "the guard does not know this MAC at this port"),
     ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
     ("127.0.0.0/8", "loopback addresses are not taken from the wire"),
-    ("saddr != @pools", "linkspan turned forwarding on, and others' traffic stays out"),
+    ("oifname @old", "the host did not forward between these links before linkspan turned forwarding on"),
     ("daddr @pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
     ("saddr vmap @sources", "{source} belongs to a container, and does not come from one"),
 )
