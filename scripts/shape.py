@@ -23,7 +23,7 @@ LAYERS = {
     "store": "store",
     "tell": "tell",
     "agent": (
-        "forwarding "
+        "forwarding stations "
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
         "control_plane controlled controller daemon disputes elsewhere endpoints happenings healing holdings "

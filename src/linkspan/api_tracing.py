@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from linkspan import control_plane, controlled, status, store_health
+from linkspan import control_plane, controlled, migration, status, store_health
 from linkspan.addresses import FAMILIES
 from linkspan.agent import Agent
+from linkspan.backends.crossing import is_unchecked
 from linkspan.tell import doctor, host_checks
 from linkspan.tell.checks import Check, Status, Surroundings
 
@@ -49,7 +50,7 @@ class Tracing:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
         found = [*found, *self._forwarding(), *self._control(), *await store_health.checks(agent)]
-        found += [*self._owners(), *self._hosts()]
+        found += [*self._stations(), *self._owners(), *self._hosts()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
@@ -101,6 +102,22 @@ class Tracing:
             why = "etcd is used without a user: whoever reaches it otherwise changes every host's routes"
             found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))
         return found
+
+    def _stations(self) -> list[Check]:
+        """Tell of which peers plain packets are taken by any MAC."""
+        agent = self._agent
+        networks = {way.name: way for network in agent.networks.all() for way in migration.ways(network)}
+        known = agent.cluster.peers.known.items()
+        names = {
+            peer.host.name for (name, _), peer in known if name in networks and is_unchecked(networks[name], peer)
+        }
+        if not names:
+            return []
+        detail = (
+            f"{', '.join(sorted(names))} do not say their MACs: whoever is on the segment can send with addresses of "
+            "their containers"
+        )
+        return [Check("MACs of peers", "warn", detail, "upgrade linkspan there: an older one does not say them")]
 
     def _owners(self) -> list[Check]:
         """Tell whether every block and address has one owner."""

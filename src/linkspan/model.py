@@ -254,8 +254,8 @@ class Underlay(msgspec.Struct, frozen=True):
 
     ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
     ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
-    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By
-    ``mac`` a controller finds the switch's port that the host is at.
+    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By ``mac`` a controller finds the
+    switch's port that the host is at; ``macs`` are all that its frames may bear: a bond's ports have theirs.
     """
 
     ifname: str
@@ -265,6 +265,7 @@ class Underlay(msgspec.Struct, frozen=True):
     advertise_port: int = 0
     hidden: bool = False
     mac: str = ""
+    macs: tuple[str, ...] = ()
 
     def address(self, family: int) -> Prefix | None:
         """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""
@@ -342,7 +343,8 @@ class Peer(msgspec.Struct, frozen=True):
     ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that is
     without a router (the kernel's own answer); ``standing`` is what came of asking for it on the link; ``exact``
     are addresses of shared blocks that live on it, alone. ``learnt`` tells, while a network migrates to a backend
-    that learns, whether all its routes are there.
+    that learns, whether all its routes are there. ``macs`` are those by which its plain packets are taken, none where
+    its record does not say: then they are by any.
     """
 
     host: Host
@@ -352,6 +354,7 @@ class Peer(msgspec.Struct, frozen=True):
     exact: tuple[Prefix, ...] = ()
     standing: Standing = "answers"
     learnt: bool = False
+    macs: tuple[str, ...] = ()
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:

@@ -24,6 +24,7 @@ from linkspan.model import HostView, Lease, Network, Peer
 from linkspan.networks import Networks
 from linkspan.segment import Segment, Ways
 from linkspan.state import LEARNT_METRIC
+from linkspan.stations import Stations
 
 log = logging.getLogger("linkspan.peers")
 
@@ -57,6 +58,7 @@ class Peers:
         self.withdrawn = False
         """Whether this host has given up its addresses, for the store has been away for ``reclaim_after``."""
         self._segment = Segment(lambda: worker.machine.sockets, self.follow)
+        self._stations = Stations(self._follow_host)
 
     def start(self) -> None:
         """Begin to ask who answers on the underlay's own link."""
@@ -64,7 +66,11 @@ class Peers:
 
     async def stop(self) -> None:
         """End it."""
+        self._stations.stop()
         await self._segment.stop()
+
+    async def _follow_host(self, host: str) -> None:
+        await self.follow([pair for pair in self.known if pair[1] == host])
 
     def concerned(self, changed: set[str], everything: bool) -> Iterable[Pair]:
         """Return the pairs that a change of records concerns."""
@@ -116,7 +122,8 @@ class Peers:
             astray = self._disputes.astray(name, other)
             addresses = sorted({*exact.get(pair, ()), *astray})
             host = self._leases.whole(hosts[other])
-            peers[pair] = Peer(host, self._undisputed(lease, astray), exact=tuple(addresses))
+            lease, macs = self._undisputed(lease, astray), self._stations.of(host)
+            peers[pair] = Peer(host, lease, exact=tuple(addresses), macs=macs)
         told = await self._worker.run(self._put, networks, peers)
         self._segment.look()
         for pair, error in told.items():

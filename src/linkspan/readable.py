@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TypeVar
 
 from linkspan import migration, records
-from linkspan.addresses import prefix
+from linkspan.addresses import mac, prefix
 from linkspan.backends import backend
 from linkspan.errors import Invalid
 from linkspan.model import Host, Lease, Network, Reservation
 
 T = TypeVar("T")
+
+MACS = 64
+"""MACs that a host may have on its underlay: more ports than a bond takes."""
 
 
 def decode(raw: bytes, type_: type[T]) -> T:
@@ -36,5 +39,9 @@ def _check(value: object) -> None:
             texts = (*value.prefixes, *value.addresses)
         case Host() if value.underlay is not None:
             texts = (*value.underlay.addresses, *value.underlay.advertise)
+            if len(value.underlay.macs) > MACS:
+                raise Invalid(f"host {value.id} says {len(value.underlay.macs)} MACs, and {MACS} is the most")
+            for one in value.underlay.macs:
+                mac(one)
     for text in texts:
         prefix(text)

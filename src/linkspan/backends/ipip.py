@@ -28,8 +28,9 @@ from collections.abc import Iterable, Mapping
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
+    CHECK_MAC,
     admitted,
-    admitted_plainly,
+    admitted_neighbour,
     bound,
     check_options,
     facing,
@@ -72,7 +73,7 @@ class IpipBackend:
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""
-        check_options(network, {"direct": "true|false"})
+        check_options(network, {"direct": "true|false", CHECK_MAC: "true|false"})
         for pool in network.prefixes:
             if pool.family != 4:
                 raise Invalid(
@@ -133,7 +134,7 @@ class IpipBackend:
             if tun:
                 yield TunnelPrefix(target, address.packed)
             if target.family in plain:
-                yield admitted_plainly(view, network, target)
+                yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(target.family):
                 yield from plain_route(view, network, peer, target, gateway)
             else:

@@ -41,8 +41,9 @@ import msgspec
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
+    CHECK_MAC,
     admitted,
-    admitted_plainly,
+    admitted_neighbour,
     bound,
     check_options,
     facing,
@@ -76,7 +77,7 @@ _VALID = 0x08000000  # RFC 7348 section 5: the flag I, the VNI is valid
 _NOBODY, _EXPERIMENT = b"\2" + bytes(5), b"\x88\xb5"
 """A locally administered address that no device has, and IEEE 802's EtherType for local experiments."""
 
-_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false"}
+_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false", CHECK_MAC: "true|false"}
 
 
 class VxlanBackend:
@@ -164,7 +165,7 @@ class VxlanBackend:
             family = target.family
             yield admitted("vteps", where, target)
             if family in plain:
-                yield admitted_plainly(view, network, target)
+                yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(family):
                 yield from plain_route(view, network, peer, target, gateway)
             else:

@@ -297,7 +297,7 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
     if came.protocol != wire.NUMBERS[need.protocol]:
         return f"it comes as IP protocol {came.protocol}: something on the way has changed it"
     packet = Packet(came.source, came.target, need.protocol, need.port)
-    frame = Frame(packet, came.device)
+    frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.
     at = ("prerouting",) if need.neighbour else ("prerouting", "input")
     try:
