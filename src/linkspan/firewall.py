@@ -217,7 +217,7 @@ def control(view: HostView) -> Iterable[State]:
 
 def _closed() -> Iterable[str]:
     yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
-    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f"iifgroup {GROUP}"))
+    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f'iifname "ipsec0" iifgroup {GROUP}'))
     yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
-from linkspan.control_plane import SWITCHES, Control, resolved, text
+from linkspan.control_plane import EVERY, SWITCHES, Control, resolved, text
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
@@ -137,14 +137,16 @@ class Controller:
 
     async def _tell_places(self) -> None:
         """Tell all hosts where devices are, for no container is to reach them."""
+        due, told = 0.0, Control()
         while True:
             await asyncio.sleep(ROUND)
             if not self.election.active:
                 continue
-            found = await resolved(services(self.settings))
-            places = sorted((address, int(one.rpartition(":")[2])) for one, all_ in found.items() for address in all_)
-            told = Control(tuple(map(text, places)))
-            if places and self.replica.value(SWITCHES, Control) != told:
+            if time.monotonic() >= due:
+                due, found = time.monotonic() + EVERY, await resolved(services(self.settings))
+                places = [(address, int(one.rpartition(":")[2])) for one, all_ in found.items() for address in all_]
+                told = Control(tuple(map(text, sorted(places))))
+            if told.places and self.replica.value(SWITCHES, Control) != told:
                 with contextlib.suppress(Unavailable):  # tried again
                     await self.replica.write({SWITCHES: told})
 
