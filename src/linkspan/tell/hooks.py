@@ -33,9 +33,17 @@ class _Step(msgspec.Struct, frozen=True):
     decides: Callable[[Frame], Verdict]
 
 
-def passed(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what a hook of IP decides: prerouting, input, forward, output or postrouting."""
-    return _together(asked, [*_of_nft(asked, hook, frame), *_of_iptables(asked, hook, frame)], frame)
+def passed(
+    asked: Questions, hook: str, frame: Frame, undo: Callable[[Packet], Packet] | None = None
+) -> Verdict:
+    """Return what a hook of IP decides: prerouting, input, forward, output or postrouting.
+
+    ``undo`` is what connection tracking does to an answer there, at the priority of translations.
+    """
+    steps = [*_of_nft(asked, hook, frame), *_of_iptables(asked, hook, frame)]
+    if undo is not None:
+        steps.append(_Step(iptables.NAT[hook], 0, False, False, lambda frame: Verdict(packet=undo(frame.packet))))
+    return _together(asked, steps, frame)
 
 
 def passed_nft(asked: Questions, hook: str, frame: Frame) -> Verdict:

@@ -273,18 +273,20 @@ class Walk(Passage):
         before = packet
         frame = Frame(packet, arriving, mac=mac)
         frame = msgspec.structs.replace(frame, packet=self._ingress(frame))
-        found = hooks.passed(self._asked, "prerouting", frame)
+        found = hooks.passed(self._asked, "prerouting", frame, self._restored)
         packet = self._after(found, HOST, arriving, frame.packet)
         self._remember(HOST, packet)
-        packet = self._translated(HOST, before, packet, arriving, found.where)
-        packet = self._restored(packet, arriving)
+        if packet.established and packet.target != before.target:
+            self._hop(HOST, arriving, "translated", f"masquerade undone: to {show(packet.target)}", packet)
+        else:
+            packet = self._translated(HOST, before, packet, arriving, found.where)
         lookup = self._asked.route(HOST, packet, arriving)
         self._require_route(HOST, arriving, packet, lookup)
         if lookup.kind == LOCAL:
-            found = hooks.passed(self._asked, "input", Frame(packet, arriving, mac=mac))
-            packet = self._after(found, HOST, arriving, packet)
+            found = hooks.passed(self._asked, "input", Frame(packet, arriving, mac=mac), self._unpublished)
+            packet = self._untranslated(packet, self._after(found, HOST, arriving, packet), arriving)
             self._require_policy(HOST, IN, arriving, packet)
-            self._delivered(HOST, arriving, self._unpublished(packet, arriving))
+            self._delivered(HOST, arriving, packet)
             return
         if packet.family == 6 and self._asked.setting(HOST, "net/ipv6/conf/all/forwarding") == "0":
             raise self._broken(HOST, arriving, packet, forwarding_off(6, "all"))
@@ -297,7 +299,7 @@ class Walk(Passage):
         packet = self._after(hooks.passed(self._asked, "forward", frame), HOST, device.name, packet)
         self._hop(HOST, device.name, "routed", _way(lookup), packet)
         packet = self._posted(Frame(packet, arriving, device.name, mac), device.name)
-        self._out_of_host(device, lookup, self._unpublished(packet, device.name))
+        self._out_of_host(device, lookup, packet)
 
     def _counted_down(self, arriving: str, packet: Packet) -> Packet:
         """Return the packet with its TTL after one more router."""
@@ -309,8 +311,10 @@ class Walk(Passage):
     def _posted(self, frame: Frame, device: str) -> Packet:
         """Pass the host's postrouting hook, which may change the source."""
         packet = frame.packet
-        found = hooks.passed(self._asked, "postrouting", frame)
+        found = hooks.passed(self._asked, "postrouting", frame, self._unpublished)
         changed = self._after(found, HOST, device, packet)
+        if packet.established:
+            return self._untranslated(packet, changed, device)
         if found.masked:
             self._translation.masked = (packet.source, changed.source)
             detail = f"the source is {show(changed.source)} now ({found.where})"
@@ -391,23 +395,25 @@ class Walk(Passage):
         self._hop(HOST, device, "translated", detail, after)
         return after
 
-    def _restored(self, packet: Packet, device: str) -> Packet:
-        """Undo on a reply what was done on the way there, as connection tracking does before routing."""
-        if not packet.established or packet.ct:
-            return packet
-        if self._translation.masked and packet.target == self._translation.masked[1]:
-            packet = msgspec.structs.replace(packet, target=self._translation.masked[0])
-            self._hop(HOST, device, "translated", f"masquerade undone: to {show(packet.target)}", packet)
+    def _restored(self, packet: Packet) -> Packet:
+        """Undo masquerade on an answer, as connection tracking does before routing."""
+        masked = self._translation.masked
+        if packet.established and not packet.ct and masked and packet.target == masked[1]:
+            return msgspec.structs.replace(packet, target=masked[0])
         return packet
 
-    def _unpublished(self, packet: Packet, device: str) -> Packet:
-        """Give a reply, after routing, the source that the client asked."""
+    def _unpublished(self, packet: Packet) -> Packet:
+        """Give an answer the source that the client asked, as connection tracking does after routing."""
         dnat = self._translation.dnat
         if not packet.established or packet.ct or dnat is None or packet.source == dnat.target:
             return packet
-        packet = msgspec.structs.replace(packet, source=dnat.target, source_port=dnat.port)
-        self._hop(HOST, device, "translated", f"published port undone: from {show(dnat.target)}", packet)
-        return packet
+        return msgspec.structs.replace(packet, source=dnat.target, source_port=dnat.port)
+
+    def _untranslated(self, before: Packet, after: Packet, device: str) -> Packet:
+        """Tell of an answer's source that was put back."""
+        if after.source != before.source:
+            self._hop(HOST, device, "translated", f"published port undone: from {show(after.source)}", after)
+        return after
 
     # What is told.
 
