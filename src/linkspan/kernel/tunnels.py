@@ -40,6 +40,7 @@ from linkspan.kernel.link_attributes import (
     ifinfo,
     repairs,
 )
+from linkspan.kernel.links import is_ours
 from linkspan.kernel.netlink import (
     DELLINK,
     F_CREATE,
@@ -58,7 +59,7 @@ from linkspan.kernel.netlink import (
     text,
     u32,
 )
-from linkspan.state import ALTNAME, GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
+from linkspan.state import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 
 # linux/if_link.h: IFLA_VXLAN_*
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT, _GROUP6, _LOCAL6, _COLLECT = 1, 2, 4, 7, 15, 16, 17, 25
@@ -143,7 +144,7 @@ class TunnelDriver:
         if netns != HOST:
             return []
         links = (_link(p) for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"))
-        return [state for name, flags, found in links if (state := _tunnel(name, flags, found))]
+        return [state for link in links if is_ours(altnames(link[2])) and (state := _tunnel(*link))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, mend, replace and remove devices; one of another's with the same name is a Conflict, and stays."""
@@ -151,18 +152,20 @@ class TunnelDriver:
 
     def _remove(self, state: Tunnel) -> None:
         there = self._look(state.name)
-        if there is not None and any(other.startswith(ALTNAME) for other in altnames(there[2])):
+        if there is None:
+            return
+        found = there[2]
+        if is_ours(altnames(found)) or (_kind(found) != "tun" and _made_for(found, state)):
             self._delete(state)
 
     def _put(self, state: Tunnel) -> None:
         there = self._look(state.name)
         if there is not None:
             name, flags, found = there
-            ours = [other for other in altnames(found) if other.startswith(ALTNAME)]
-            if not ours and not _made_for(found, state):
+            if not is_ours(altnames(found)) and not _made_for(found, state):
                 hint = f"remove or rename it: ip link del {state.name}"
                 raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
-            if not _same(_tunnel(name, flags, found), state):
+            if not _same(_tunnel(name, flags, found), state):  # one that has lost its name alone stays
                 self._delete(state)
                 there = None
         elif (renamed := self._look(state.altname, ALT_IFNAME)) is not None:  # it has the port, or the helper
@@ -276,7 +279,7 @@ def _made_for(found: Mapping[int, bytes], state: Tunnel) -> bool:
 
 
 def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
-    if not name.startswith(_NAMES) or not any(other.startswith(ALTNAME) for other in altnames(found)):
+    if not name.startswith(_NAMES):
         return None
     data, kind, up = _data(found), _kind(found), bool(flags & IFF_UP)
     mtu = int(struct.unpack("=I", found[MTU])[0])
