@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
+    "nouns": (
+        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs programs state wireguard"
+    ),
     "kernel": "kernel",
     "logic": (
         "backends database desired fabric fights firewall ipam migration multihoming names ports reconcile sealed "
@@ -26,7 +28,7 @@ LAYERS = {
         "forwarding stations "
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
-        "control_plane controlled controller daemon disputes elsewhere endpoints happenings healing holdings "
+        "control_plane controlled controller daemon disputes elsewhere endpoints grants happenings healing holdings "
         "host_settings journal leases ledger locks machine metrics migrating naming networks peerings peers plans "
         "probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "

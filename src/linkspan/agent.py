@@ -146,6 +146,7 @@ class Agent:
         self.attacher.changed = self._endpoint_changed
         self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        self.leases.living = self.disputes.living
         silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
         self.leases.overdue = silence.overdue
         self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
@@ -231,6 +232,7 @@ class Agent:
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
         """Desire what the records and the journal want, make it so, and begin to watch."""
         self._facts = await self.worker.run(self.worker.machine.facts)
+        self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
@@ -261,7 +263,7 @@ class Agent:
 
     def view(self) -> HostView:
         """Return what backends see now."""
-        held = () if self.cluster.peers.withdrawn else self.leases.own()
+        held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.leases.whole(self.leases.host)
         closed = self.control.closed()
         seen = HostView(
@@ -339,7 +341,8 @@ class Agent:
     async def delete_network(self, name: str, force: bool = False) -> None:
         """Delete a network. Raises Conflict, naming them, while endpoints exist (unless ``force``)."""
         async with self._changing:
-            self.networks.get(name)
+            if all(network.name != name for network in self.networks.every()):
+                self.networks.get(name)  # raises
             users = [e for e in self.attacher.endpoints.values() if e.network == name]
             users += [e for _, e in self.published.others() if e.network == name]
             if users and not force:

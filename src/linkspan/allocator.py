@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends import backend
-from linkspan.blocks import SHARED, AddressRecord, address_key, block_of
+from linkspan.blocks import SHARED, AddressRecord, address_key, block_of, is_block, is_strange
 from linkspan.errors import Conflict, Exhausted, Invalid, Unavailable
 from linkspan.ipam import Allocation, Block, usable
 from linkspan.leases import Leases
@@ -37,6 +37,8 @@ class Allocator:
         self._blocks: dict[tuple[str, Prefix], Block] = {}
         self._frozen: dict[tuple[str, Prefix], str] = {}
         """Blocks that another host owns by the earlier claim, with that host."""
+        self._forgotten: set[tuple[str, Prefix]] = set()
+        """Blocks of pools that the store has forgotten: their containers keep what they have."""
         self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
         self.elsewhere: Callable[[str, Prefix], dict[Prefix, str]] = lambda _network, _block: {}
         """Tells which addresses of a network's block containers of other hosts have, and whose they are."""
@@ -62,6 +64,11 @@ class Allocator:
             for name in {name for name, _ in wanted}
             for block, owner in self._leases.frozen(name).items()
         }
+        self._forgotten = {
+            (network.name, block)
+            for (_, block), network in wanted.items()
+            if crosses(network) and not is_block(network, block)
+        }
         for (name, block), network in wanted.items():
             others = self._elsewhere[name, block] = self.elsewhere(name, block)
             reserved = {prefix(r.cidr) for r in self._networks.reservations if r.network == name}
@@ -83,7 +90,8 @@ class Allocator:
         if not crosses(network):
             return network.prefixes
         lease = self._leases.mine(network.name)
-        return lease.blocks if lease else ()
+        blocks = lease.blocks if lease else ()
+        return [block for block in blocks if not is_strange(network, block)]
 
     def _own_addresses(self, network: Network, block: Prefix) -> set[Prefix]:
         """Return the host's own addresses that lie in a block: no container may have them."""
@@ -95,7 +103,7 @@ class Allocator:
         return [
             b
             for (n, p), b in self._blocks.items()
-            if n == name and family in (0, p.family) and (n, p) not in self._frozen
+            if n == name and family in (0, p.family) and (n, p) not in self._frozen and (n, p) not in self._forgotten
         ]
 
     async def allocate(

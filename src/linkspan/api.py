@@ -164,7 +164,7 @@ class Api:
         return web.Response(body=text, status=status, content_type="application/json")
 
     async def _list_networks(self, request: web.Request) -> web.Response:
-        return answer(self._agent.networks.all())
+        return answer(self._agent.networks.every())
 
     async def _show_network(self, request: web.Request) -> web.Response:
         network = self._agent.network(request.match_info["name"])

@@ -41,6 +41,7 @@ class Telling:
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
+        await self._agent.cluster.observe_routes()
         return _json(status.told(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:

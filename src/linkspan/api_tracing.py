@@ -19,6 +19,7 @@ from linkspan.backends.crossing import is_unchecked
 from linkspan.tell import doctor, host_checks
 from linkspan.tell.checks import Check, Status, Surroundings
 
+_RECORDS = "docs/clusters.md (Checks of records) tells what each means, and what to do"
 _HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
 
 
@@ -49,8 +50,9 @@ class Tracing:
     async def _doctor(self, request: web.Request) -> web.Response:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
+        await agent.cluster.observe_routes()
         found = [*found, *self._forwarding(), *self._control(), *await store_health.checks(agent)]
-        found += [*self._stations(), *self._owners(), *self._hosts()]
+        found += [*self._stations(), *self._owners(), *self._records(), *self._hosts()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
@@ -125,6 +127,13 @@ class Tracing:
         if not found:
             return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
         return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in found]
+
+    def _records(self) -> list[Check]:
+        """Tell which records of the store are not used, or not whole."""
+        found = status.not_used(self._agent)
+        if not found:
+            return [Check("records", "ok", "every record of the store is used as it is written")]
+        return [Check("records", "fail", f"record {one['key']}: {one['why']}", _RECORDS) for one in found]
 
     def _hosts(self) -> list[Check]:
         """Tell what `status` says is not well between hosts."""

@@ -243,14 +243,22 @@ class Cluster:
         self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
         return True
 
+    async def observe_routes(self) -> bool:
+        """Look at this host's own routes, and return whether a network may be in force now that was not."""
+        machine = self._worker.machine
+        return self._networks.look(await self._worker.run(machine.routes), self.host.underlay)
+
     async def look_around(self) -> None:
         """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
-        if await self._observe_underlay():
+        moved = await self._observe_underlay()
+        excluded = await self.observe_routes()
+        if moved:
             self._replica.store.renew()
             try:
                 await self._register()
             except LinkspanError as error:
                 log.warning("host record: %s", error.message)
+        if moved or excluded:
             await self.converge({"networks/"})
         await self.peers.follow(self.peers.known.keys())
         await self.speakers.put()
@@ -281,9 +289,9 @@ class Cluster:
     async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
         failed: dict[Key, LinkspanError] = {}
         everything = "" in changed
-        if everything or any(
-            k.startswith(("networks/", "allowances/", "reservations/")) for k in changed
-        ):
+        if everything or any(k.startswith("networks/") for k in changed):
+            await self.observe_routes()
+        if everything or any(k.startswith(("networks/", "hosts/", "allowances/", "reservations/")) for k in changed):
             self._networks.refresh()
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
@@ -337,6 +345,8 @@ class Cluster:
 
     def _unfinished(self) -> bool:
         networks = self._networks.all()
+        if self._networks.withheld:  # by a route, perhaps, of whose end nobody tells us
+            return True
         drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
         changing = self.host.next_keys
         if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):

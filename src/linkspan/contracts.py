@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.errors import LinkspanError
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Key, State
 
@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
         """Return what peers need to send to this host (it goes into the lease); None: nothing crosses hosts."""
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """Refuse, by Invalid, what the lease's host cannot have announced: it was read from the store."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return what serves all networks of this backend together: it follows from all of them and all peers.

@@ -59,6 +59,10 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
+MTUS = (1280, 65535)
+"""IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
+
+
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A network: pools of addresses and the way by which its endpoints reach each other.
 

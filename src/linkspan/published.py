@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from linkspan import records
 from linkspan.addresses import Prefix
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.lasting import lasting
 from linkspan.model import Endpoint
@@ -79,14 +78,10 @@ class Published:
     def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
         """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
         prefix = f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS
-        for key, record in self._replica.under(prefix).items():
+        for key in self._replica.under(prefix):
             host = key.split("/")[1]
-            if host == self._host:
-                continue
-            try:
-                yield host, records.decode(record.value, Endpoint)
-            except Invalid as error:
-                log.debug("record %s: %s", key, error.message)
+            if host != self._host and (endpoint := self._replica.value(key, Endpoint)) is not None:
+                yield host, endpoint
 
     def everywhere(self) -> list[Endpoint]:
         """Return the endpoints of all hosts, this one's first."""

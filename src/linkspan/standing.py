@@ -8,6 +8,7 @@ from linkspan.backends import wireguard
 from linkspan.cluster import Cluster
 from linkspan.leases import Leases
 from linkspan.model import Host, Network
+from linkspan.published import Published
 from linkspan.wireguard import key_id
 
 Told = dict[str, str]
@@ -39,10 +40,12 @@ def unreachable(
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 
-def read_all(leases: Leases, networks: Iterable[Network]) -> None:
+def read_all(leases: Leases, published: Published, networks: Iterable[Network]) -> None:
     """Read every record once, so that those are known that nobody can read."""
     leases.hosts()
     leases.all()
+    leases.common()
+    published.everywhere()
     for network in networks:
         leases.blocks(network.name)
         leases.exact(network.name)

@@ -70,13 +70,13 @@ class ClusterRun(LabRun):
         """Delete a network."""
         self.call("h1", "DELETE", f"/v1/networks/{network}?force")
 
-    def etcdctl(self, *words: str) -> str:
-        """Run ``etcdctl`` beside the lab's etcd."""
+    def etcdctl(self, *words: str, given: str = "") -> str:
+        """Run ``etcdctl`` beside the lab's etcd; a value that is ``given`` comes by its standard input."""
         lab = record.load(self.name)
         argv = ["ip", "netns", "exec", lab.switch, "etcdctl", *words]
         env = credentials.environment(lab, f"127.0.0.1:{ETCD_PORT}")
         env["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
-        return subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
+        return subprocess.run(argv, input=given, capture_output=True, text=True, check=True, env=env).stdout
 
     def keys(self, part: str) -> list[str]:
         """Return etcd's keys that have ``part`` in them."""

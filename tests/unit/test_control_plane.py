@@ -115,11 +115,17 @@ def test_an_agent_that_starts_without_a_resolver_remembers(tmp_path: Path, names
     run(tmp_path, ("etcd.example:2379",), work)
 
 
+def _network(backend: str, length: int) -> Network:
+    return Network(
+        name="demo", pools=("10.1.0.0/16",), subnet_len={"4": length}, backend=backend, gateways=("10.1.0.1",)
+    )
+
+
 def test_a_store_on_this_host_is_told_with_all_addresses(tmp_path: Path, names: Names) -> None:
     """Others learn each address of the host, and nothing of loopback or of containers' pools."""
 
     async def work(stage: Stage) -> None:
-        network = Network(name="demo", pools=("10.1.0.0/16",), subnet_len={}, backend="bridge", gateways=("10.1.0.1",))
+        network = _network("bridge", 16)
         await stage.member.replica.write({"networks/demo": network})
         stage.member.networks.refresh()
         await stage.control.look()
@@ -136,7 +142,7 @@ def test_records_of_other_hosts_and_of_the_controller_count(tmp_path: Path, name
     """What they say is closed here too; what is no place, a container's or everybody's own address is not."""
 
     async def work(stage: Stage) -> None:
-        network = Network(name="demo", pools=("10.1.0.0/16",), subnet_len={}, backend="vxlan", gateways=("10.1.0.1",))
+        network = _network("ipip", 24)
         said = ("198.51.100.9:2379", "10.1.2.3:80", "127.0.0.1:22", "[fe80::1]:22", "0.0.0.0:1", "word", "192.0.2.9")
         await stage.member.replica.write(
             {

@@ -14,7 +14,7 @@ import pytest
 from replicas import eventually, network, together
 
 from linkspan.backends.sdn import BACKEND
-from linkspan.blocks import lease_key
+from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.contracts import Support
 from linkspan.control_plane import SWITCHES, Control
 from linkspan.controller import controller as module
@@ -133,6 +133,7 @@ async def _filled(controller: Controller) -> None:
         records[lease_key("demo", host)] = Lease(
             network="demo", host=host, prefixes=prefixes, endpoints={"sdn": Offer()}
         )
+        records[block_key("demo", prefixes[0])] = BlockRecord(host, 1.0)
     await controller.replica.write(dict(records))
 
 

@@ -13,7 +13,8 @@ WELL: dict[str, Any] = {
     "disputes": [],
     "drift": [],
     "unreachable": [],
-    "bgp": {"down": []},
+    "records": [],
+    "bgp": {"down": [], "limited": []},
 }
 
 
@@ -28,7 +29,9 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
         ({"store": {"ok": False}}, False),
         ({"drift": ["route 10.244.2.0/24: network unreachable"]}, False),
         ({"disputes": [{"why": "two hosts claim one"}]}, False),
-        ({"bgp": {"down": [{"peer": "tor"}]}}, False),
+        ({"bgp": {"down": [{"peer": "tor"}], "limited": []}}, False),
+        ({"bgp": {"down": [], "limited": [{"peer": "tor"}]}}, False),
+        ({"records": [{"key": "networks/evil"}]}, False),
         (_of("demo", "h2"), False),
         (_of("", "h2"), True),
         (_of("", "h1"), False),

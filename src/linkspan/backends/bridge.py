@@ -27,7 +27,7 @@ from linkspan.addresses import Prefix, derived_mac, link_local, mac, whole
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import BRIDGE, INET, element, pool_text
 from linkspan.ipam import ROUTED_GATEWAY
-from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer
+from linkspan.model import Allowance, Endpoint, Facts, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import (
     HOST,
@@ -85,6 +85,9 @@ class BridgeBackend:
 
     def announce(self, view: HostView, network: Network) -> None:
         """Nothing crosses hosts."""
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import BITS, FAMILIES, Prefix, prefix
+from linkspan.addresses import BITS, FAMILIES, Prefix, host_address, prefix
 from linkspan.backends.bridge import forwards, pool_states
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import crossing, element
@@ -65,6 +65,13 @@ def offered(network: Network, peer: Peer, backend: str) -> Mapping[str, str]:
             "its agent has not switched yet: is it running?",
         )
     return offer.data
+
+
+def sent_to(offer: Mapping[str, str], key: str) -> None:
+    """Refuse, by Invalid, an offer without an address that others can send to."""
+    if key not in offer:
+        raise Invalid(f"it has no {key}")
+    host_address(offer[key])
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:

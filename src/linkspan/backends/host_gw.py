@@ -40,7 +40,7 @@ from linkspan.backends.crossing import (
     underlay,
 )
 from linkspan.errors import Unavailable
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Bridge, State
 
@@ -74,6 +74,9 @@ class HostGwBackend:
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the guards, and what bears this host's own addresses."""
         yield from plain_states(view, network)
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

@@ -44,12 +44,13 @@ from linkspan.backends.crossing import (
     plain_needs,
     plain_route,
     reached,
+    sent_to,
     tunnel_sysctls,
     underlay,
 )
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.programs import Process
 from linkspan.state import Ipip, Route, State, TunnelPrefix
@@ -112,6 +113,10 @@ class IpipBackend:
         yield element("ipip_local", text)
         if helper:
             yield Process("ipip", (*helper, "--device", DEVICE, "--local", text))
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It has an address to send to."""
+        sent_to(offer, "address")
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

@@ -29,6 +29,7 @@ from linkspan.cli.output import (
     say,
     table,
 )  # fmt: skip
+from linkspan.escapes import escaped
 
 
 class PlanFormat(enum.StrEnum):
@@ -79,6 +80,10 @@ def _show_status(found: dict[str, Any]) -> None:
     if found["disputes"]:
         print()
         disputes(found["disputes"])
+    if failing := found.get("records"):  # an agent that still runs may be older
+        print()
+        lines = [(one["key"], one["host"] or "-", one["why"]) for one in failing]
+        table(("record not used", "host", "why"), lines, "")
     if found["unreachable"]:
         print()
         lines = [(one["host"], one["network"] or "-", one["why"]) for one in found["unreachable"]]
@@ -87,6 +92,8 @@ def _show_status(found: dict[str, Any]) -> None:
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
         table(("BGP session down: peer", "state", "why"), downs, "")
+    for one in found["bgp"].get("limited", ()):
+        say(f"BGP peer {one['peer']}: {one['why']}; {one['fix']}")
     if (active := found.get("controller")) is not None:  # an agent that still runs may be older, and not know it
         what = f"{active} is active; `linkspan controller status`, where it runs, shows the switches"
         none = "none is active: what runs goes on, and switches learn of nothing new; `linkspan controller` starts one"
@@ -118,8 +125,6 @@ def _of_store(store: dict[str, Any]) -> Iterator[str]:
     if store["problem"]:
         fix = store.get("fix", "")
         yield store["problem"].removeprefix("store ") + (f"; {fix}" if fix else "")
-    if store["unreadable"]:
-        yield f"{len(store['unreadable'])} records cannot be read: {', '.join(store['unreadable'][:5])}"
 
 
 def events(
@@ -139,9 +144,9 @@ def events(
     query |= {"since": moment(since, "--since")} if since else {}
     for line in Client(socket).lines(f"/v1/events?{urlencode(query)}"):
         if output is Format.JSON:
-            print(line.decode().rstrip(), flush=True)
+            print(escaped(line.decode().rstrip()), flush=True)
         else:
-            happening = msgspec.json.decode(line)
+            happening = Client.shown(msgspec.json.decode(line))
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(happening["at"]))
             say(f"{at}  {happening['type']:<8}  {happening['what']}")
             sys.stdout.flush()
