@@ -35,6 +35,8 @@ from linkspan.state import Interface
 
 log = logging.getLogger("linkspan.tuning")
 
+PAUSE = 0.02
+"""Seconds from the answer until it listens: the next ADD is not kept waiting, and what has changed by then is seen."""
 WINDOW = 10.0
 """Seconds after an ADD: the reference tuning plugin is done after 5 ms, and a busy machine may take a second."""
 MOST = 64
@@ -124,6 +126,10 @@ class Tuning:
     async def _begin(self, endpoint: Endpoint, fd: int) -> None:
         identity = endpoint.identity
         try:
+            await asyncio.sleep(PAUSE)
+            if identity not in self._attacher.endpoints:
+                os.close(fd)
+                return
             listening, found = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
         except BaseException:
             os.close(fd)
