@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -46,21 +47,21 @@ from linkspan.probes import Probes
 from linkspan.published import Published
 from linkspan.recovery import Recovery
 from linkspan.removals import Removals
-from linkspan.replica import Replica, remembered
+from linkspan.replica import SNAPSHOT, Replica, remembered
 from linkspan.revising import revised
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
 from linkspan.state import Key
-from linkspan.store.opening import open_store
+from linkspan.store.opening import open_store, own_cluster
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
 from linkspan.tuning import Tuning
 
-SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
+log = logging.getLogger("linkspan.agent")
 
 Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
@@ -101,13 +102,35 @@ class Agent:
                         self.happenings.add("agent", f"the agent started, version {__version__}")
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
-                        cluster = remembered(state_dir / SNAPSHOT)
+                        cluster = self._known_cluster()
+                        new = not (state_dir / SNAPSHOT).exists()
                         await self._join(host, open_store(self.config.store, state_dir, cluster), parts)
+                        if new:
+                            await self.cluster.come_back()
                         await self._take_over(parts)
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
                         self.journal.checkpoint()
+
+    def _known_cluster(self) -> str:
+        """Return the id of the cluster that this host belongs to, "" where it may join any.
+
+        It may where it is new, and where it was alone, without a network, and is given a store.
+
+        The store of a host that is alone is a cluster of its own. Nothing is lost with one that has no network.
+        """
+        state_dir = Path(self.config.state_dir)
+        snapshot = state_dir / SNAPSHOT
+        known = remembered(snapshot)
+        alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
+        if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
+            return known.cluster
+        snapshot.unlink()
+        text = "this host was alone and had no network: it joins the cluster of its store"
+        log.info("%s", text)
+        self.happenings.add("agent", text)
+        return ""
 
     async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
