@@ -30,7 +30,8 @@ LAYERS = {
         "probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer tuning versions "
-        "contact store_health"
+        "contact store_health "
+        "orphans reconstruction"
     ),
     "top": "cli demo installation ipip_endpoint lab shim uninstall",
 }

@@ -40,6 +40,7 @@ from linkspan.metrics import Metrics
 from linkspan.model import Allowance, AttachRequest, Endpoint, Facts, Host, HostView, Network, Reservation
 from linkspan.naming import Naming
 from linkspan.networks import NetworkRequest, Networks
+from linkspan.orphans import Orphans
 from linkspan.peerings import Peerings
 from linkspan.plans import Plans
 from linkspan.ports import PortTable
@@ -204,6 +205,12 @@ class Agent:
             self.peerings.learning,
             self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
+        self.orphans = Orphans(
+            self.worker, self.networks, self.allocator, self.happenings, self.config.orphans_after
+        )
+        self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
+        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
+        self.recovery = Recovery(*here, self.attacher, self.published, self.orphans, host.name)
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
         )
@@ -237,6 +244,8 @@ class Agent:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        if self.published.has_own(keys):
+            await self.recovery.learn()  # before records that nobody is known to want are taken away
         self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
@@ -255,21 +264,21 @@ class Agent:
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
-        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        inside = await Recovery(*here, self.attacher).run()
+        inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
         await self.naming.take_over()
+        await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        for follower in (self.published, self.holdings, self.naming, self.docker, self.control):
+        for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
             follower.start()
             parts.push_async_callback(follower.stop)
 
@@ -316,6 +325,9 @@ class Agent:
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         failed |= await follow_pools(self.attacher, self.networks)
         return failed | await self.plans.put()
+        failed |= await self.plans.put()
+        await self.recovery.learn()  # a network that is there again may be that of orphans
+        return failed
 
     # Networks
 
@@ -406,6 +418,10 @@ class Agent:
         """Detach, and count it."""
         with self._counted("detach"):
             return await self.attacher.detach(id, ifname, network)
+
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Know a container again whose id the journal lost."""
+        await self.attacher.recognise(container, ifname)
 
     @contextlib.contextmanager
     def _counted(self, verb: str) -> Iterator[None]:

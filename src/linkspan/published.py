@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from linkspan import records
+from linkspan import readable, records
 from linkspan.addresses import Prefix
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.happenings import Happenings
@@ -71,10 +71,13 @@ class Published:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
-        mine = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
-        if mine:
-            self.due |= mine
+        if self.has_own(keys):
+            self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
+
+    def has_own(self, keys: frozenset[str]) -> bool:
+        """Tell whether one of the keys is of an endpoint of this host."""
+        return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
     def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
         """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
@@ -87,6 +90,21 @@ class Published:
                 yield host, records.decode(record.value, Endpoint)
             except Invalid as error:
                 log.debug("record %s: %s", key, error.message)
+
+    def own(self) -> list[Endpoint]:
+        """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
+
+        By which path a namespace is reached is not taken from there: others may have written it.
+        """
+        found = []
+        for key, record in self._replica.under(f"{ENDPOINTS}{self._host}/").items():
+            try:
+                endpoint = record_of(readable.decode(record.value, Endpoint))
+                if key_of(self._host, endpoint.identity) == key:
+                    found.append(endpoint)
+            except Invalid as error:
+                log.warning("record %s is passed over: %s", key, error.message)
+        return found
 
     def everywhere(self) -> list[Endpoint]:
         """Return the endpoints of all hosts, this one's first."""

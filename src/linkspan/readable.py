@@ -8,7 +8,7 @@ from linkspan import migration, records
 from linkspan.addresses import prefix
 from linkspan.backends import backend
 from linkspan.errors import Invalid
-from linkspan.model import Host, Lease, Network, Reservation
+from linkspan.model import Endpoint, Host, Lease, Network, Reservation
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ def _check(value: object) -> None:
             texts = (*value.pools, *value.gateways)
         case Reservation():
             texts = (value.cidr,)
+        case Endpoint():
+            texts = (*value.addresses, *value.gateways)
         case Lease():
             texts = (*value.prefixes, *value.addresses)
         case Host() if value.underlay is not None:

@@ -12,6 +12,7 @@ from linkspan import __version__, controlled, standing, store_health
 from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
 from linkspan.fights import Contested
+from linkspan.reconstruction import is_unnamed
 from linkspan.wireguard import key_id
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def told(agent: Agent) -> dict[str, Any]:
             }
             for f in agent.worker.machine.reconciler.fights.open()
         ],
+        "rebuilt": {
+            "endpoints": agent.recovery.rebuilt,
+            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
+            "unnamed": [e.id for e in agent.attacher.endpoints.values() if is_unnamed(e)],
+        },
+        "orphans": agent.orphans.told(),
         "heals": heals,
         "unreachable": unreachable(agent),
         "bgp": _sessions(agent),
@@ -81,7 +88,8 @@ def _well(found: dict[str, Any], here: str) -> bool:
     A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
     """
     cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
-    return bool(found["store"]["ok"]) and not (found["disputes"] or found["drift"] or cut or found["bgp"]["down"])
+    amiss = found["disputes"] or found["drift"] or found["orphans"] or cut or found["bgp"]["down"]
+    return bool(found["store"]["ok"]) and not amiss
 
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ WELL: dict[str, Any] = {
     "store": {"ok": True},
     "disputes": [],
     "drift": [],
+    "orphans": [],
     "unreachable": [],
     "bgp": {"down": []},
 }
@@ -27,6 +28,7 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
         ({}, True),
         ({"store": {"ok": False}}, False),
         ({"drift": ["route 10.244.2.0/24: network unreachable"]}, False),
+        ({"orphans": [{"link": "lsr0123456789ab"}]}, False),
         ({"disputes": [{"why": "two hosts claim one"}]}, False),
         ({"bgp": {"down": [{"peer": "tor"}]}}, False),
         (_of("demo", "h2"), False),
