@@ -33,7 +33,7 @@ LAYERS = {
         "contact store_health "
         "orphans reconstruction"
     ),
-    "top": "cli demo installation ipip_endpoint lab shim uninstall",
+    "top": "cli demo installation ipip_endpoint lab ownership shim uninstall",
 }
 """Every module and package directly in src/linkspan belongs to one layer (ARCHITECTURE.md has the picture)."""
 
