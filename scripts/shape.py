@@ -33,9 +33,10 @@ LAYERS = {
         "probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer tuning versions "
-        "contact store_health"
+        "contact store_health "
+        "orphans reconstruction"
     ),
-    "top": "cli demo installation ipip_endpoint lab shim uninstall",
+    "top": "cli demo installation ipip_endpoint lab ownership shim uninstall",
 }
 """Every module and package directly in src/linkspan belongs to one layer (ARCHITECTURE.md has the picture)."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,7 @@ from linkspan.metrics import Metrics
 from linkspan.model import Allowance, AttachRequest, Endpoint, Facts, Host, HostView, Network, Reservation
 from linkspan.naming import Naming
 from linkspan.networks import NetworkRequest, Networks
+from linkspan.orphans import Orphans
 from linkspan.peerings import Peerings
 from linkspan.plans import Plans
 from linkspan.ports import PortTable
@@ -47,21 +49,21 @@ from linkspan.probes import Probes
 from linkspan.published import Published
 from linkspan.recovery import Recovery
 from linkspan.removals import Removals
-from linkspan.replica import Replica, remembered
+from linkspan.replica import SNAPSHOT, Replica, remembered
 from linkspan.revising import revised
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
 from linkspan.state import Key
-from linkspan.store.opening import open_store
+from linkspan.store.opening import open_store, own_cluster
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
 from linkspan.tuning import Tuning
 
-SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
+log = logging.getLogger("linkspan.agent")
 
 Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
@@ -102,13 +104,35 @@ class Agent:
                         self.happenings.add("agent", f"the agent started, version {__version__}")
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
-                        cluster = remembered(state_dir / SNAPSHOT)
+                        cluster = self._known_cluster()
+                        new = not (state_dir / SNAPSHOT).exists()
                         await self._join(host, open_store(self.config.store, state_dir, cluster), parts)
+                        if new:
+                            await self.cluster.come_back()
                         await self._take_over(parts)
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
                         self.journal.checkpoint()
+
+    def _known_cluster(self) -> str:
+        """Return the id of the cluster that this host belongs to, "" where it may join any.
+
+        It may where it is new, and where it was alone, without a network, and is given a store.
+
+        The store of a host that is alone is a cluster of its own. Nothing is lost with one that has no network.
+        """
+        state_dir = Path(self.config.state_dir)
+        snapshot = state_dir / SNAPSHOT
+        known = remembered(snapshot)
+        alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
+        if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
+            return known.cluster
+        snapshot.unlink()
+        text = "this host was alone and had no network: it joins the cluster of its store"
+        log.info("%s", text)
+        self.happenings.add("agent", text)
+        return ""
 
     async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
@@ -183,6 +207,12 @@ class Agent:
             self.peerings.learning,
             self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
+        self.orphans = Orphans(
+            self.worker, self.networks, self.allocator, self.happenings, self.config.orphans_after
+        )
+        self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
+        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
+        self.recovery = Recovery(*here, self.attacher, self.published, self.orphans, host.name)
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
         )
@@ -217,6 +247,8 @@ class Agent:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        if self.published.has_own(keys):
+            await self.recovery.learn()  # before records that nobody is known to want are taken away
         self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
@@ -236,14 +268,14 @@ class Agent:
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
-        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        inside = await Recovery(*here, self.attacher).run()
+        inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
         await self.naming.take_over()
+        await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (
@@ -252,7 +284,7 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        for follower in (self.published, self.holdings, self.naming, self.docker, self.control):
+        for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
             follower.start()
             parts.push_async_callback(follower.stop)
 
@@ -299,6 +331,9 @@ class Agent:
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         failed |= await follow_pools(self.attacher, self.networks)
         return failed | await self.plans.put()
+        failed |= await self.plans.put()
+        await self.recovery.learn()  # a network that is there again may be that of orphans
+        return failed
 
     # Networks
 
@@ -390,6 +425,10 @@ class Agent:
         """Detach, and count it."""
         with self._counted("detach"):
             return await self.attacher.detach(id, ifname, network)
+
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Know a container again whose id the journal lost."""
+        await self.attacher.recognise(container, ifname)
 
     @contextlib.contextmanager
     def _counted(self, verb: str) -> Iterator[None]:

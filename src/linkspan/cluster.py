@@ -137,6 +137,23 @@ class Cluster:
         await self.converge({""})
         self.peers.start()
 
+    async def come_back(self) -> None:
+        """Join as a new host, where somebody removed one of this id: this host remembers nothing of the cluster.
+
+        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed while it
+        ran remembers, and stays away.
+        """
+        if not self._leases.removed():
+            return
+        try:
+            await self._replica.write({f"hosts/{self.host.id}": self.host})
+        except LinkspanError as error:
+            log.warning("join as a new host: %s", error.message)
+            return
+        text = f"host {self.host.name} had been removed from the cluster, and joins it as a new one"
+        log.info("%s", text)
+        self._happenings.add("agent", text)
+
     async def stop(self) -> None:
         """End what goes on; the records stay, and liveness ends by itself."""
         for task in self._tasks:

@@ -115,6 +115,10 @@ class Batch(msgspec.Struct, frozen=True):
     deletes: tuple[str, ...] = ()
 
 
+JOIN = "to join another cluster: `linkspan uninstall` here, and start its agent again"
+"""What an operator does with a host that has networks of a cluster, and is to be in another one."""
+
+
 class Store(Protocol):
     """What all hosts share. Every call raises Unavailable, naming the store and why, where it does not answer."""
 

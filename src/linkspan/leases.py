@@ -33,7 +33,7 @@ from linkspan.blocks import (
     own_address,
 )
 from linkspan.contact import ALIVE_TTL
-from linkspan.errors import Conflict, Exhausted, Invalid, NotFound
+from linkspan.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from linkspan.grants import Grant, baseless, granted
 from linkspan.ipam import usable
 from linkspan.model import Host, Lease, Network, Offer
@@ -45,6 +45,8 @@ log = logging.getLogger("linkspan.leases")
 
 ITSELF = "(host)"
 """The holder of a host's own address in a network of exact addresses; no container may have that name."""
+COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, and start its agent again"
+"""What an operator does with a host that somebody removed."""
 TRIES = 64
 """Blocks that a claim tries, each after the store refused the one before: 200 hosts that start at once need few."""
 
@@ -205,7 +207,7 @@ class Leases:
         """
         key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
         if self.removed():
-            raise Conflict(f"host {self.host.name} was removed", "give it another id (--host-id)")
+            raise self.gone()
         gone = NotFound(f"network {network.name} was deleted", "create it again")
         if key not in self._replica.records:
             if GONE + key in self._replica.records:
@@ -242,11 +244,15 @@ class Leases:
         )
 
     async def grow(self, network: Network, family: int, known: Collection[Prefix]) -> None:
-        """See to one block more than those ``known``. Raises as ``claim``, and NotFound without a lease."""
+        """See to one block more than those ``known``. Raises as ``claim``, and Unavailable without a lease."""
         async with self.changing:
             lease = self.mine(network.name)
             if lease is None:
-                raise NotFound(f"host {self.host.name} has no lease in network {network.name}")
+                if self.removed():
+                    raise self.gone()
+                raise Unavailable(
+                    f"host {self.host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
+                )
             mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
             if mine <= set(known):  # else somebody else was given one meanwhile, from which both may take
                 await self._claim_block(network, lease, family)
@@ -453,6 +459,10 @@ class Leases:
             if name not in there and f"{GONE}networks/{name}" in self._replica.records:
                 stale.append(key)
         await self.delete(stale)
+
+    def gone(self) -> Conflict:
+        """Return the error that this host was removed, and how it comes back."""
+        return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
     def removed(self) -> bool:
         """Tell whether somebody removed this host: it does not come back by itself."""

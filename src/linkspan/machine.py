@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import threading
@@ -28,7 +29,7 @@ from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import IptablesDriver
 from linkspan.kernel.learnt import LearntDriver
 from linkspan.kernel.links import LinkDriver
-from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.namespaces import Namespaces, open_namespace
 from linkspan.kernel.neighbours import NeighbourDriver
 from linkspan.kernel.netlink import Sockets
 from linkspan.kernel.policy_rules import PolicyRuleDriver
@@ -125,6 +126,18 @@ class Machine:
         for other in every:
             if other.netns == endpoint.netns and other.identity != endpoint.identity:
                 self.enter(other)
+
+    def reached(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with a path that leads to its namespace now, and with the namespace's cookie."""
+        path = next(self.namespaces.ways(endpoint.netns), "") if endpoint.netns else ""
+        if not path:
+            return endpoint
+        fd = open_namespace(path)
+        try:
+            cookie = self.namespaces.cookie(fd)
+        finally:
+            os.close(fd)
+        return msgspec.structs.replace(endpoint, netns_path=path, netns_cookie=cookie)
 
     def facts(self) -> Facts:
         """Observe what backends must know."""

@@ -70,10 +70,13 @@ class Published:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
-        mine = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
-        if mine:
-            self.due |= mine
+        if self.has_own(keys):
+            self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
+
+    def has_own(self, keys: frozenset[str]) -> bool:
+        """Tell whether one of the keys is of an endpoint of this host."""
+        return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
     def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
         """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
@@ -82,6 +85,14 @@ class Published:
             host = key.split("/")[1]
             if host != self._host and (endpoint := self._replica.value(key, Endpoint)) is not None:
                 yield host, endpoint
+
+    def own(self) -> list[Endpoint]:
+        """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
+
+        By which path a namespace is reached is not taken from there: others may have written it.
+        """
+        own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
+        return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
     def everywhere(self) -> list[Endpoint]:
         """Return the endpoints of all hosts, this one's first."""

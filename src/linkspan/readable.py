@@ -156,7 +156,7 @@ def _underlay(underlay: Underlay) -> None:
 def _endpoint(endpoint: Endpoint, _host: str, id_: str, ifname: str) -> None:
     _same("id and interface", "/".join(endpoint.identity), f"{id_}/{ifname}")
     _bounded("addresses", endpoint.addresses)
-    for text in endpoint.addresses:
+    for text in (*endpoint.addresses, *endpoint.gateways):
         host_address(text)
     for port in endpoint.ports:
         for number in (port.host_port, port.port):

@@ -352,6 +352,10 @@ class Reconciler:
         extra.sort(key=lambda state: state.rank, reverse=True)
         return Change(tuple(put), tuple(extra)), words, observed
 
+    def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
+        """Return what is in a namespace now of these kinds and is ours. Raises NotFound where it is gone."""
+        return [s for driver in self._drivers(kinds) for s in driver.observe(netns) if isinstance(s, kinds)]
+
     def _drivers(self, kinds: Iterable[type[State]]) -> list[Driver]:
         return list(dict.fromkeys(self._by_kind[kind] for kind in kinds))
 

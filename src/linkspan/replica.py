@@ -31,7 +31,7 @@ import msgspec
 from linkspan import readable, records
 from linkspan.blocks import SHARED, block_key, claimant
 from linkspan.contact import Contact
-from linkspan.contracts import Batch, Record, Store
+from linkspan.contracts import JOIN, Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
@@ -50,6 +50,8 @@ CLAIMS = ("blocks/", "addresses/")
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+SNAPSHOT = "replica.json"
+"""The snapshot's file in the state folder."""
 T = TypeVar("T")
 
 SNAPSHOT_AFTER = 1.0
@@ -66,14 +68,24 @@ class Tombstone(msgspec.Struct, frozen=True):
 class _Snapshot(msgspec.Struct):
     cluster: str
     records: list[Record]
+    host: str = ""
 
 
-def remembered(snapshot: Path) -> str:
-    """Return the id of the cluster that a snapshot is of, '' where there is none that can be read."""
+class Remembered(msgspec.Struct, frozen=True):
+    """What a snapshot tells: the ids of its cluster and of its host ('' where none can be read), and its records."""
+
+    cluster: str = ""
+    host: str = ""
+    records: Mapping[str, bytes] = {}
+
+
+def remembered(snapshot: Path) -> Remembered:
+    """Return what a snapshot tells; one that is missing or damaged tells nothing."""
     try:
-        return msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot).cluster
+        found = msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return ""
+        return Remembered()
+    return Remembered(found.cluster, found.host, {record.key: record.value for record in found.records})
 
 
 class Replica:
@@ -260,7 +272,8 @@ class Replica:
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._apply(Batch(revision, tuple(seen), tuple(deletes)))
-            if any(key.startswith("blocks/") for key in puts):  # a kill now, and a restore, must not forget it
+            # A kill now, and a store that is restored or lost, must not forget it.
+            if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
 
@@ -299,7 +312,7 @@ class Replica:
         if self._cluster and self.store.cluster != self._cluster:
             raise Conflict(
                 f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
-                "correct the agent's store, or move its state folder away to join the other cluster",
+                f"correct the agent's store; {JOIN}",
             )
         self._cluster = self.store.cluster
         self._reading = ""
@@ -427,7 +440,7 @@ class Replica:
         known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
         lasting = [self._lasting(record) for record in known]
         try:
-            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting)), 0o600)
+            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting, self._host)), 0o600)
         except OSError as error:
             log.warning("snapshot %s: %s", self._snapshot, error.strerror)
 

@@ -12,6 +12,7 @@ from linkspan import __version__, controlled, standing, store_health
 from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
 from linkspan.fights import Contested
+from linkspan.reconstruction import is_unnamed
 from linkspan.wireguard import key_id
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def told(agent: Agent) -> dict[str, Any]:
             }
             for f in agent.worker.machine.reconciler.fights.open()
         ],
+        "rebuilt": {
+            "endpoints": agent.recovery.rebuilt,
+            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
+            "unnamed": [e.id for e in agent.attacher.endpoints.values() if is_unnamed(e)],
+        },
+        "orphans": agent.orphans.told(),
         "heals": heals,
         "unreachable": unreachable(agent),
         "bgp": _sessions(agent),
@@ -83,7 +90,7 @@ def _well(found: dict[str, Any], here: str) -> bool:
     """
     cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
     bgp = found["bgp"]["down"] or found["bgp"]["limited"]
-    wrong = found["disputes"] or found["drift"] or found["records"] or cut or bgp
+    wrong = found["disputes"] or found["drift"] or found["orphans"] or found["records"] or cut or bgp
     return bool(found["store"]["ok"]) and not wrong
 
 

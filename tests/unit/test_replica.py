@@ -311,12 +311,12 @@ def test_the_snapshot_remembers_the_cluster(tmp_path: Path) -> None:
         one = Member(memory, tmp_path, "h1")
         await one.replica.start()
         await one.replica.stop()
-        assert remembered(tmp_path / "h1.json") == memory.cluster
+        assert remembered(tmp_path / "h1.json").cluster == memory.cluster
 
     together(work)
-    assert remembered(tmp_path / "none.json") == ""
+    assert remembered(tmp_path / "none.json").cluster == ""
     (tmp_path / "none.json").write_bytes(b"\xff")
-    assert remembered(tmp_path / "none.json") == ""
+    assert remembered(tmp_path / "none.json").cluster == ""
 
 
 def test_hosts_with_one_underlay_address_are_named_together() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from linkspan import config
+from linkspan import config, ownership
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client, started
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
@@ -187,7 +185,10 @@ def _name_silent(found: dict[str, Any]) -> None:
 @app.command()
 def unit() -> None:
     """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
-    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    executable = ownership.command()
+    if why := ownership.writer(executable):
+        fix = f"`linkspan install systemd` makes a copy of root's own; print this by {ownership.COPY}/bin/linkspan then"
+        print(f"note: root would run files that others may write: {why}; {fix}", file=sys.stderr)
     print(systemd.controller_unit(executable), end="")
 
 

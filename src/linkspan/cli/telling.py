@@ -71,6 +71,8 @@ def _show_status(found: dict[str, Any]) -> None:
             f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "
             f"it is detached in {one['detached_in']:.0f} s, if its runtime does not do so"
         )
+    for words in _of_journal(found):
+        print(f"  {words}")
     print()
     rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
     table(("network", "backend", "endpoints", "addresses free"), rows, "no network yet")
@@ -125,6 +127,17 @@ def _of_store(store: dict[str, Any]) -> Iterator[str]:
     if store["problem"]:
         fix = store.get("fix", "")
         yield store["problem"].removeprefix("store ") + (f"; {fix}" if fix else "")
+
+
+def _of_journal(found: dict[str, Any]) -> Iterator[str]:
+    """Yield what the journal did not know at the agent's start; an agent that still runs may be older."""
+    rebuilt = found.get("rebuilt", {"endpoints": 0, "unnamed": []})
+    if rebuilt["endpoints"]:
+        yield f"{rebuilt['why']}: {rebuilt['endpoints']} endpoints were rebuilt from the store and the kernel"
+    for name in rebuilt["unnamed"]:
+        yield f"{name}: the id of its container is not known; its runtime's next call, or `attach` of it, tells"
+    for one in found.get("orphans", ()):
+        yield f"{one['what']} is nobody's, and is removed in {one['removed_in']:.0f} s"
 
 
 def events(

@@ -133,6 +133,8 @@ class Docker:
         if verb in self._constant:
             return self._constant[verb]
         known = self._verbs.get(verb)
+        if call.endpoint_id:
+            await self._attacher.recognise(call.endpoint_id)
         return None if known is None else await known(call)
 
     # ---- networks

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import NoReturn
 
-from linkspan.contracts import Batch, Record
+from linkspan.contracts import JOIN, Batch, Record
 from linkspan.errors import NotFound, Unavailable
 from linkspan.lasting import woken
 from linkspan.store.etcd_gateway import Gateway, Lines, Refused
@@ -287,7 +287,7 @@ class EtcdStore:
             raise Unavailable(
                 f"store etcd {self._gateway.endpoint}: {self.url.prefix} is cluster "
                 f"{found.value.decode(errors='replace')}'s, and this host belongs to {self.cluster}",
-                "point `store` at the cluster's own etcd and prefix; nothing was read or written",
+                f"point `store` at the cluster's own etcd and prefix; {JOIN}; nothing was read or written",
             )
 
     async def services(self) -> tuple[str, ...]:
