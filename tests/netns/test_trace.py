@@ -454,3 +454,41 @@ def test_faults_of_ipv6_are_named(host: Host, what: str, where: str, at: str, wo
     assert (found.verdict, str(found.broken_at).startswith(at)) == ("broken", True), found
     assert words in found.reason
     assert not host.world.pings("a", "fd77::3")
+
+
+ON_PORTS = [
+    ("isolated", False, "bridge link set dev {a} isolated on; bridge link set dev {b} isolated on", "h1/host/{b}",
+     "isolated from each other"),
+    ("locked", False, "bridge link set dev {a} learning off locked on; bridge fdb del {mac_a} dev {a} master || true",
+     "h1/host/{a}", "is locked"),
+    ("not flooded", False, "bridge link set dev {b} learning off flood off; "
+     "bridge fdb del {mac_b} dev {b} master || true", "h1/host/{b}", "floods nothing to port"),
+    ("not forwarding", False, "bridge link set dev {b} state 0", "h1/host/{b}", "is not forwarding"),
+    ("FDB of another port", False, "bridge fdb replace {mac_b} dev {a} master static sticky", "h1/host/ls-demo",
+     "behind which is a"),
+    ("another's bridge", True, "ip link add br9 type bridge; ip link set br9 up; ip link set {a} master br9",
+     "h1/host/{a}", "is a port of bridge br9"),
+    ("poisoned neighbour", True, "ip neigh replace 10.77.0.3 lladdr 02:00:00:00:00:99 dev {b} nud permanent",
+     "h1/host/{b}", "whose MAC is {mac_b}"),
+    ("arp off", True, "ip link set {b} arp off; ip neigh flush dev {b}", "h1/host/{b}", "ARP is off on {b}"),
+    ("forwarding off", True, "sysctl -qw net.ipv4.conf.{a}.forwarding=0", "h1/host/{a}", "forwarding is off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("routed", "what", "at", "words"), [c[1:] for c in ON_PORTS], ids=[c[0] for c in ON_PORTS]
+)
+def test_faults_at_ports_are_named(routed: bool, what: str, at: str, words: str) -> None:
+    """Where no agent heals them; a ping agrees."""
+    world = World("h", "a", "b", "c", "d", "o")
+    try:
+        host = Host(world, routed=routed)
+        assert world.reaches("a", "10.77.0.3")
+        names = {e.name: e.host_ifname for e in host.endpoints} | {f"mac_{e.name}": e.mac for e in host.endpoints}
+        host.sh(what.format(**names))
+        assert not world.pings("a", "10.77.0.3")
+        found = host.trace("a", "b")
+        assert (found.verdict, found.broken_at) == ("broken", at.format(**names)), found.reason
+        assert words.format(**names) in found.reason
+    finally:
+        world.close()
