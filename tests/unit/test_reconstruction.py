@@ -24,7 +24,7 @@ def network(name: str, *pools: str, routed: bool) -> Network:
     return Network(
         name=name,
         pools=pools,
-        subnet_len={},
+        subnet_len={str(prefix(pool).family): prefix(pool).length for pool in pools},
         backend="bridge",
         options={"mode": "routed"} if routed else {},
         gateways=tuple(str(gateway(prefix(pool), routed)) for pool in pools),
