@@ -157,6 +157,16 @@ def too_long() -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}: {lines} lines, more than {LINES}: split it along a noun"
 
 
+def same_names() -> Iterator[str]:
+    """Yield the test files that share their name with another one: pytest imports only one of them."""
+    seen: dict[str, Path] = {}
+    for path in files():
+        if path.name.startswith("test_") and path.suffix == ".py":
+            first = seen.setdefault(path.name, path)
+            if first != path:
+                yield f"{path.relative_to(ROOT)}: named as {first.relative_to(ROOT)}, and pytest imports one of them"
+
+
 def forbidden(path: Path, text: str) -> Iterator[str]:
     """Yield the lines with words that must not be in the project."""
     own = f"{ROOT.parent}/"
@@ -188,6 +198,7 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
 def complaints() -> Iterator[str]:
     """Yield everything that is not as it should be."""
     yield from too_long()
+    yield from same_names()
     for path in files():
         try:
             text = path.read_text()

@@ -78,7 +78,7 @@ def vxlan(pair: LabRun) -> Iterator[LabRun]:
 
 FOREIGN = [
     ("h2", "raw", "PREROUTING -p udp --dport 4789", "h2/host", "the packet was dropped by rule `udp dport 4789"),
-    ("h2", "filter", "FORWARD -p icmp -d {c2}", "h2/host", "the packet was dropped by rule `ip daddr"),
+    ("h2", "mangle", "FORWARD -p icmp -d {c2}", "h2/host", "the packet was dropped by rule `ip daddr"),
     ("c2", "filter", "INPUT -p icmp", "h2/c2/eth0", "the packet was dropped by rule `ip protocol icmp"),
     ("h1", "mangle", "FORWARD -p icmp -s {c2}", "h1/host", "the answer was dropped by rule `ip saddr"),
 ]  # fmt: skip

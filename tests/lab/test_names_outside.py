@@ -207,6 +207,6 @@ def test_one_client_s_many_questions_are_all_answered(cluster: OutsideRun, outsi
         for number in range(3 * RATE):
             if number % AT_ONCE == 0:
                 due = max(due + AT_ONCE / RATE, time.monotonic())  # what a loaded machine missed is not made good
-                time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+                time.sleep(max(0.0, due - time.monotonic()))
             way.send(question("c2", A, number & 0xFFFF))
             assert int.from_bytes(way.recv(512)[:2], "big") == number & 0xFFFF

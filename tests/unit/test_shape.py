@@ -84,6 +84,13 @@ def test_finds_a_file_that_is_too_long(
     assert shape.lengths() == [(701, shape.ROOT / "bench" / f"long.{suffix}")]
 
 
+def test_finds_test_files_of_one_name(complaints: Callable[[str, str], list[str]]) -> None:
+    """Pytest refuses to import the second one, and a run without its folder would not notice."""
+    assert complaints("tests/lab/test_it.py", "") == []
+    (complaint,) = complaints("tests/unit/test_it.py", "")
+    assert complaint == "tests/unit/test_it.py: named as tests/lab/test_it.py, and pytest imports one of them"
+
+
 def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], tmp_path: Path) -> None:
     """A path into the folder in which the checkout lies, or into somebody's home, is found by its line."""
     found = complaints("README.md", f"\nsee {tmp_path.parent}/other\nand /home/" + "jo/x\n")
