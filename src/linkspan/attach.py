@@ -499,10 +499,14 @@ class Attacher:
         return changed
 
     async def refresh(self, identity: Identity) -> dict[Key, LinkspanError]:
-        """Put an endpoint's states as its network is now; returns what failed. One that is gone needs nothing."""
+        """Put an endpoint's states as its network is now; returns what failed.
+
+        One that is gone needs nothing. One whose pool the network has no more keeps what it has: a store that was
+        restored from a backup does not know of a pool that was added since.
+        """
         async with self._one_at_a_time(identity):
             endpoint = self.endpoints.get(identity)
-            if endpoint is None or not endpoint.host_ifname:
+            if endpoint is None or not endpoint.host_ifname or not self._networks.has(endpoint):
                 return {}
             async with self._one_in(endpoint.netns):
                 sources = self.states(self._networks.get(endpoint.network), endpoint)
