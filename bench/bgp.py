@@ -155,6 +155,7 @@ def table(folder: Path, rounds: int) -> dict[tuple[str, int, str], list[float]]:
             watches[name] = Watch(netns, POOL)
             if name == OURS:
                 wish = {"bgp.mesh": "false", "bgp.peer.feeder.address": peer, "bgp.peer.feeder.as": "65001"}
+                wish["bgp.prefixes"] = "0"  # which the store knows nothing of
                 client.call("PATCH", "/v1/hosts/h1", wish)
             else:
                 hand = Speaker(netns, folder / "hand", SUBJECT.format(address=address, peer=peer))

@@ -42,7 +42,7 @@ def records(network: str, number: int) -> dict[str, bytes]:
     name = f"peer{number}"
     block = Prefix(prefix("10.64.0.0/12").at(number << 8).packed, 24)
     address = prefix("198.18.0.0/15").at(number + 1).address
-    offer = Offer({"mac": mac_text(derived_mac("vtep", name)), "address": address})
+    offer = Offer({"mac": mac_text(derived_mac("vtep", name, network)), "address": address})
     lease = Lease(
         network=network,
         host=name,

@@ -14,23 +14,29 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
-    "nouns": "addresses associations bgp contracts errors flows ipsec lasting model needs programs state wireguard",
+    "nouns": (
+        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs programs state wireguard"
+    ),
     "kernel": "kernel",
     "logic": (
-        "backends database desired fabric firewall ipam migration multihoming names ports reconcile sealed steering"
+        "backends database desired fabric fights firewall ipam migration multihoming names ports reconcile sealed "
+        "steering"
     ),
     "store": "store",
     "tell": "tell",
     "agent": (
+        "forwarding stations "
         "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
         "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
-        "controlled controller daemon disputes elsewhere endpoints happenings healing holdings host_settings journal "
-        "leases ledger locks machine metrics migrating naming networks peerings peers plans probes published readable "
+        "control_plane controlled controller daemon disputes elsewhere endpoints grants happenings healing holdings "
+        "host_settings journal leases ledger locks machine metrics migrating naming networks peerings peers plans "
+        "probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer tuning versions "
-        "contact store_health"
+        "contact store_health "
+        "orphans reconstruction"
     ),
-    "top": "cli demo installation ipip_endpoint lab shim uninstall",
+    "top": "cli demo installation ipip_endpoint lab ownership shim uninstall",
 }
 """Every module and package directly in src/linkspan belongs to one layer (ARCHITECTURE.md has the picture)."""
 

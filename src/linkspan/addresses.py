@@ -145,6 +145,22 @@ _SPECIAL = {  # RFC 6890 and the IANA registries that continue it
 """What no container can have for an address."""
 
 
+_OF_NO_HOST = (
+    *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"),
+    *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
+)
+"""What no other host can be sent to by: the ranges above, but for IPv4's link-local one, which some underlays use."""
+
+
+def host_address(text: str) -> Prefix:
+    """Parse an address that another host may have, with or without a length. Raises Invalid."""
+    found = prefix(text)
+    for special in _OF_NO_HOST:
+        if prefix(special).holds(found.single()):
+            raise Invalid(f"{text} is of {special}, which is {_SPECIAL[special]}: no host has it for others")
+    return found
+
+
 def mac_text(packed: bytes) -> str:
     """Six bytes as aa:bb:cc:dd:ee:ff."""
     return packed.hex(":")

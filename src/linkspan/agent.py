@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -24,12 +25,15 @@ from linkspan.cluster import Cluster, host_id
 from linkspan.config import Config
 from linkspan.contact import ALIVE_TTL
 from linkspan.contracts import Store
+from linkspan.control_plane import ControlPlane
 from linkspan.disputes import Disputes
 from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
+from linkspan.forwarding import Forwarding
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
 from linkspan.journal import Journal
+from linkspan.kernel import underlay
 from linkspan.kernel.tunnel_table import TABLE
 from linkspan.leases import Leases
 from linkspan.machine import Worker
@@ -37,6 +41,7 @@ from linkspan.metrics import Metrics
 from linkspan.model import Allowance, AttachRequest, Endpoint, Facts, Host, HostView, Network, Reservation
 from linkspan.naming import Naming
 from linkspan.networks import NetworkRequest, Networks
+from linkspan.orphans import Orphans
 from linkspan.peerings import Peerings
 from linkspan.plans import Plans
 from linkspan.ports import PortTable
@@ -44,21 +49,21 @@ from linkspan.probes import Probes
 from linkspan.published import Published
 from linkspan.recovery import Recovery
 from linkspan.removals import Removals
-from linkspan.replica import Replica, remembered
+from linkspan.replica import SNAPSHOT, Replica, remembered
 from linkspan.revising import revised
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
 from linkspan.state import Key
-from linkspan.store.opening import open_store
+from linkspan.store.opening import open_store, own_cluster
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
 from linkspan.tuning import Tuning
 
-SNAPSHOT = "replica.json"
 EVENTS = "events.jsonl"
+log = logging.getLogger("linkspan.agent")
 
 Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
@@ -99,13 +104,35 @@ class Agent:
                         self.happenings.add("agent", f"the agent started, version {__version__}")
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
-                        cluster = remembered(state_dir / SNAPSHOT)
+                        cluster = self._known_cluster()
+                        new = not (state_dir / SNAPSHOT).exists()
                         await self._join(host, open_store(self.config.store, state_dir, cluster), parts)
+                        if new:
+                            await self.cluster.come_back()
                         await self._take_over(parts)
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
                         self.journal.checkpoint()
+
+    def _known_cluster(self) -> str:
+        """Return the id of the cluster that this host belongs to, "" where it may join any.
+
+        It may where it is new, and where it was alone, without a network, and is given a store.
+
+        The store of a host that is alone is a cluster of its own. Nothing is lost with one that has no network.
+        """
+        state_dir = Path(self.config.state_dir)
+        snapshot = state_dir / SNAPSHOT
+        known = remembered(snapshot)
+        alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
+        if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
+            return known.cluster
+        snapshot.unlink()
+        text = "this host was alone and had no network: it joins the cluster of its store"
+        log.info("%s", text)
+        self.happenings.add("agent", text)
+        return ""
 
     async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
@@ -143,6 +170,7 @@ class Agent:
         self.attacher.changed = self._endpoint_changed
         self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        self.leases.living = self.disputes.living
         silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
         self.leases.overdue = silence.overdue
         self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
@@ -162,6 +190,9 @@ class Agent:
             self.plans.drop,
         )
         self.cluster.rotating.changed = self._look
+        self.control = ControlPlane(
+            state_dir, self.replica, self.leases, self.networks, self._addresses, self.cluster.reregister
+        )
         self.probes = Probes(lambda: self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
@@ -176,6 +207,12 @@ class Agent:
             self.peerings.learning,
             self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
+        self.orphans = Orphans(
+            self.worker, self.networks, self.allocator, self.happenings, self.config.orphans_after
+        )
+        self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
+        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
+        self.recovery = Recovery(*here, self.attacher, self.published, self.orphans, host.name)
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
         )
@@ -189,11 +226,15 @@ class Agent:
             self._look_at_keys,
             self.config.reap_after,
         )
+        self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
         queue = Path(self.config.socket).parent / "queue"
         self.removals = Removals(queue, self.attacher, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
         await self.replica.start()
         await beginning.known(self.replica, self._waiting(self))
+
+    async def _addresses(self) -> frozenset[str]:
+        return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
@@ -206,6 +247,8 @@ class Agent:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        if self.published.has_own(keys):
+            await self.recovery.learn()  # before records that nobody is known to want are taken away
         self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
@@ -221,23 +264,27 @@ class Agent:
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
         """Desire what the records and the journal want, make it so, and begin to watch."""
         self._facts = await self.worker.run(self.worker.machine.facts)
+        self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.attacher.retry_forgetting)
-        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        inside = await Recovery(*here, self.attacher).run()
+        inside = await self.recovery.run(self.replica.listed)
+        await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
         await self.naming.take_over()
+        await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
-        for part in (self.healer, self.removals, self.probes, self.peerings, self.associating):
+        for part in (
+            self.healer, self.forwarding, self.removals, self.probes, self.peerings, self.associating,
+        ):  # fmt: skip
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        for follower in (self.published, self.holdings, self.naming, self.docker):
+        for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
             follower.start()
             parts.push_async_callback(follower.stop)
 
@@ -248,9 +295,13 @@ class Agent:
 
     def view(self) -> HostView:
         """Return what backends see now."""
-        held = () if self.cluster.peers.withdrawn else self.leases.own()
+        held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.leases.whole(self.leases.host)
-        seen = HostView(self.networks.all(), self.networks.allowances, self._facts, here, held)
+        closed = self.control.closed()
+        seen = HostView(
+            self.networks.all(), self.networks.allowances, self._facts, here, held,
+            control=closed.places, control_here=closed.here,
+        )  # fmt: skip
         seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
         return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
 
@@ -280,6 +331,9 @@ class Agent:
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         failed |= await follow_pools(self.attacher, self.networks)
         return failed | await self.plans.put()
+        failed |= await self.plans.put()
+        await self.recovery.learn()  # a network that is there again may be that of orphans
+        return failed
 
     # Networks
 
@@ -322,7 +376,8 @@ class Agent:
     async def delete_network(self, name: str, force: bool = False) -> None:
         """Delete a network. Raises Conflict, naming them, while endpoints exist (unless ``force``)."""
         async with self._changing:
-            self.networks.get(name)
+            if all(network.name != name for network in self.networks.every()):
+                self.networks.get(name)  # raises
             users = [e for e in self.attacher.endpoints.values() if e.network == name]
             users += [e for _, e in self.published.others() if e.network == name]
             if users and not force:
@@ -370,6 +425,10 @@ class Agent:
         """Detach, and count it."""
         with self._counted("detach"):
             return await self.attacher.detach(id, ifname, network)
+
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Know a container again whose id the journal lost."""
+        await self.attacher.recognise(container, ifname)
 
     @contextlib.contextmanager
     def _counted(self, verb: str) -> Iterator[None]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends import backend
-from linkspan.blocks import SHARED, AddressRecord, address_key, block_of
-from linkspan.errors import Conflict, Exhausted, Invalid, Unavailable
+from linkspan.blocks import SHARED, AddressRecord, address_key, block_of, is_block, is_strange
+from linkspan.errors import Conflict, Exhausted, Invalid, LinkspanError, Unavailable
 from linkspan.ipam import Allocation, Block, usable
 from linkspan.leases import Leases
 from linkspan.model import AttachRequest, Endpoint, Network
@@ -37,6 +37,8 @@ class Allocator:
         self._blocks: dict[tuple[str, Prefix], Block] = {}
         self._frozen: dict[tuple[str, Prefix], str] = {}
         """Blocks that another host owns by the earlier claim, with that host."""
+        self._forgotten: set[tuple[str, Prefix]] = set()
+        """Blocks of pools that the store has forgotten: their containers keep what they have."""
         self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
         self.elsewhere: Callable[[str, Prefix], dict[Prefix, str]] = lambda _network, _block: {}
         """Tells which addresses of a network's block containers of other hosts have, and whose they are."""
@@ -44,6 +46,8 @@ class Allocator:
         """Tells whose an address is, on any host, by the container's name."""
         self.stalled: Callable[[], str] = lambda: ""
         """Tells why no address may be given now."""
+        self.unsure: Callable[[], str] = lambda: ""
+        """Tells why it is not known which addresses are in use here."""
         self.owed: Callable[[str], None] = lambda _key: None
         """Called with each exact address whose release the store did not take."""
         self._cursor: dict[tuple[str, int], int] = {}
@@ -61,6 +65,11 @@ class Allocator:
             (name, block): owner
             for name in {name for name, _ in wanted}
             for block, owner in self._leases.frozen(name).items()
+        }
+        self._forgotten = {
+            (network.name, block)
+            for (_, block), network in wanted.items()
+            if crosses(network) and not is_block(network, block)
         }
         for (name, block), network in wanted.items():
             others = self._elsewhere[name, block] = self.elsewhere(name, block)
@@ -83,7 +92,8 @@ class Allocator:
         if not crosses(network):
             return network.prefixes
         lease = self._leases.mine(network.name)
-        return lease.blocks if lease else ()
+        blocks = lease.blocks if lease else ()
+        return [block for block in blocks if not is_strange(network, block)]
 
     def _own_addresses(self, network: Network, block: Prefix) -> set[Prefix]:
         """Return the host's own addresses that lie in a block: no container may have them."""
@@ -95,7 +105,7 @@ class Allocator:
         return [
             b
             for (n, p), b in self._blocks.items()
-            if n == name and family in (0, p.family) and (n, p) not in self._frozen
+            if n == name and family in (0, p.family) and (n, p) not in self._frozen and (n, p) not in self._forgotten
         ]
 
     async def allocate(
@@ -112,6 +122,10 @@ class Allocator:
         if crosses(network) and (why := self.stalled()):
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
+            )
+        if why := self.unsure():
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
             )
         given: list[Allocation] = []
         try:
@@ -281,11 +295,27 @@ class Allocator:
             raise failed
 
     def restore(self, endpoint: Endpoint) -> None:
-        """Put back what an endpoint of the journal holds. Raises Conflict where another holds it."""
-        for address in endpoint.prefixes:
-            block = self._block_holding(endpoint.network, address)
-            if block is not None:
-                block.restore(address.single(), endpoint.called)
+        """Put back what an endpoint holds. Raises Conflict, and holds nothing, where another holds it."""
+        held: list[Prefix] = []
+        try:
+            for address in endpoint.prefixes:
+                self.hold(endpoint.network, address, endpoint.called)
+                held.append(address)
+        except LinkspanError:
+            self.unhold(endpoint.network, held)
+            raise
+
+    def hold(self, name: str, address: Prefix, holder: str) -> None:
+        """Give an address to nobody else, because it is in use. Raises Conflict where another holds it."""
+        block = self._block_holding(name, address)
+        if block is not None:
+            block.restore(address.single(), holder)
+
+    def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
+        """Undo ``hold``; the store's records of exact addresses are left to ``Holdings``."""
+        for address in addresses:
+            if (block := self._block_holding(name, address)) is not None:
+                block.release(address.single(), now())
 
     def cool(self, name: str, address: Prefix, since: float) -> None:
         """Put back an address that was released before the agent's restart."""

@@ -35,6 +35,8 @@ def stranded(attacher: Attacher, networks: Networks, leases: Leases) -> list[Ide
     for endpoint in attacher.endpoints.values():
         if networks.has(endpoint):
             continue
+        if endpoint.network in networks.withheld:  # which is there, though it is not in force
+            continue
         there = any(network.name == endpoint.network for network in networks.all())
         blocks = leases.blocks(endpoint.network) if there else {}
         mine = [block for block, owner in blocks.items() if owner == leases.host.id]

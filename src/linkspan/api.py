@@ -164,7 +164,7 @@ class Api:
         return web.Response(body=text, status=status, content_type="application/json")
 
     async def _list_networks(self, request: web.Request) -> web.Response:
-        return answer(self._agent.networks.all())
+        return answer(self._agent.networks.every())
 
     async def _show_network(self, request: web.Request) -> web.Response:
         network = self._agent.network(request.match_info["name"])
@@ -229,8 +229,11 @@ class Api:
         wanted = await body(request, DetachBody)
         id_, network = self._agent.published.here(wanted.id) if wanted.named else (wanted.id, "")
         count = await self._agent.detach(id_, wanted.ifname, wanted.network or network)
-        why = "" if count else self._agent.published.missing(wanted.id, self._agent.happenings)
+        why = "" if count else self._missing(wanted)
         return answer({"detached": count, "id": id_, "why": why})
+
+    def _missing(self, wanted: DetachBody) -> str:
+        return self._agent.published.missing(wanted.id, self._agent.happenings, named=wanted.named)
 
     async def _list_endpoints(self, request: web.Request) -> web.Response:
         network = request.query.get("network", "")

@@ -41,6 +41,7 @@ class Telling:
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
+        await self._agent.cluster.observe_routes()
         return _json(status.told(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -190,6 +191,7 @@ class Telling:
             if any((p.address, endpoint.network) in leaked for p in endpoint.prefixes):
                 await self._agent.detach(*endpoint.identity)
         await self._worker.run(self._remove_doubles, found)
+        await self._agent.orphans.remove()
         await self._worker.run(self._worker.machine.reconciler.resync)
         return _json(await self._checked())
 

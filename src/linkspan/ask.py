@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from linkspan.errors import LinkspanError, Unavailable
+from linkspan import records
+from linkspan.errors import Invalid, LinkspanError, Unavailable
 from linkspan.replica import Replica
 from linkspan.tell.live import Heard, Listen
 from linkspan.tell.parts import Entry, Part
@@ -89,15 +90,13 @@ class Ask:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif (waiting := self._waiting.get(key)) is not None and not waiting.done():
-                with contextlib.suppress(msgspec.DecodeError):
-                    waiting.set_result(msgspec.json.decode(record.value, type=Answer))
+                with contextlib.suppress(Invalid):
+                    waiting.set_result(records.parse(record.value, Answer))
 
     async def _reply(self, key: str, value: bytes) -> None:
         async with self._room:
             try:
-                answer = Answer(await self._answer(msgspec.json.decode(value, type=Question)))
-            except msgspec.DecodeError as error:
-                answer = Answer(error=f"its version does not know this question ({error})")
+                answer = Answer(await self._answer(_asked(value)))
             except LinkspanError as error:
                 answer = Answer(error=error.message)
             except Exception as error:
@@ -140,3 +139,12 @@ class Ask:
         if f"alive/{host}" not in self._replica.records:
             return "it is silent: its agent has said nothing for a while"
         return f"it is silent: its agent did not answer within {patience:g} s"
+
+
+def _asked(value: bytes) -> Question:
+    """Return a question. Raises Invalid for one that this version does not know."""
+    try:
+        question: Question = records.parse(value, Question)
+    except Invalid as error:
+        raise Invalid(f"its version does not know this question ({error.message})") from error
+    return question

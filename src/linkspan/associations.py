@@ -45,6 +45,7 @@ class IpsecLink(State, frozen=True, gc=False):
     mtu: int
     process: str = ""
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:

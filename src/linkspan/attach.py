@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 
 import msgspec
 
-from linkspan import multihoming
+from linkspan import multihoming, reconstruction
 from linkspan.addresses import Prefix, mac, mac_text
 from linkspan.allocator import Allocator
 from linkspan.backends import backend
@@ -86,6 +86,39 @@ class Attacher:
             if users > 1:
                 self._locks[identity] = lock, users - 1
 
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Go on by the container's id with those of its endpoints that are known by their pair's name only.
+
+        After the journal was lost, a runtime's call may be the first that says the id.
+        """
+        for endpoint in [e for e in self.endpoints.values() if reconstruction.is_unnamed(e)]:
+            if container != endpoint.id and reconstruction.may_be(endpoint, container, ifname):
+                await self.rename(endpoint.identity, msgspec.structs.replace(endpoint, id=container))
+
+    async def rename(self, identity: Identity, named: Endpoint) -> None:
+        """Go on with an endpoint that stands as what it is known to be by now; nothing changes for its container."""
+        async with self._one_at_a_time(identity), self._one_in(named.netns):
+            old = self.endpoints.get(identity)
+            if old is None or named.identity in self.endpoints:
+                return
+            self._journal.adopt(named, instead=identity)
+            before = self._without(old)
+            self._ports.release(old)
+            self._ports.restore(named)
+            del self.endpoints[identity]
+            self.attached_ns.pop(identity, None)
+            self.admit(named, 0)
+            await self._worker.run(self._desire_instead, before, named)
+            self.changed(identity)
+        who = f"{named.called} of network {named.network}"
+        self._happenings.add("recover", f"{who} is what was known as {old.id}", endpoint=named.id)
+
+    def _desire_instead(self, before: dict[tuple[str, ...], list[State]], named: Endpoint) -> None:
+        """Desire an endpoint's states under its new name (worker thread); a resync mends what is not so yet."""
+        desired = self._worker.machine.reconciler.desired
+        for one, states in (before | self.states(self._networks.get(named.network), named)).items():
+            desired.replace(one, states)
+
     def busy(self, identity: Identity) -> bool:
         """Tell whether an attach or detach of an identity is under way."""
         return identity in self._locks
@@ -101,6 +134,7 @@ class Attacher:
         """
         network = self._networks.get(request.network)
         checked_name(request.id, "container id")
+        await self.recognise(request.id, request.ifname)
         if request.name:
             checked_name(request.name, "container name")
         check_numbers(request)
@@ -347,6 +381,7 @@ class Attacher:
         Goes on past errors, which are logged: what is left in the kernel then is no longer desired, and the
         next resync takes it away.
         """
+        await self.recognise(container, ifname)
         for identity in [i for i in self._locks if i[0] == container and ifname in ("", i[1])]:
             async with self._one_at_a_time(identity):  # its ADD may be under way
                 pass
@@ -464,10 +499,14 @@ class Attacher:
         return changed
 
     async def refresh(self, identity: Identity) -> dict[Key, LinkspanError]:
-        """Put an endpoint's states as its network is now; returns what failed. One that is gone needs nothing."""
+        """Put an endpoint's states as its network is now; returns what failed.
+
+        One that is gone needs nothing. One whose pool the network has no more keeps what it has: a store that was
+        restored from a backup does not know of a pool that was added since.
+        """
         async with self._one_at_a_time(identity):
             endpoint = self.endpoints.get(identity)
-            if endpoint is None or not endpoint.host_ifname:
+            if endpoint is None or not endpoint.host_ifname or not self._networks.has(endpoint):
                 return {}
             async with self._one_in(endpoint.netns):
                 sources = self.states(self._networks.get(endpoint.network), endpoint)

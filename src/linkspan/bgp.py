@@ -29,6 +29,9 @@ HOLD = 90
 RESTART = 120
 """Seconds that routes outlive their speaker: RFC 4724 section 3 has at most the hold time, BIRD and FRR have this."""
 
+MOST = (1 << 31) - 1
+"""Prefixes: BIRD's numbers have 32 bits, and filters add to it."""
+
 FAR = 64
 """Hops that a session without a limit may take: the initial TTL of an ordinary packet (RFC 1700)."""
 
@@ -56,8 +59,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A session as it should be.
 
     ``name`` is the peer's as users write it (a host's name, or NAME of ``bgp.peer.NAME``), ``protocol`` the
-    speaker's. ``source`` is this host's address in it, '' for whichever the kernel takes. ``multihop`` is how many
-    hops the peer may be away, 0 for a peer on the link. ``imports`` and ``exports`` are what may come and go
+    speaker's. ``prefixes`` is how many of each family are taken at most: 0 for no limit, None where it follows from
+    what the cluster has. ``source`` is this host's address in it, '' for whichever the kernel takes. ``multihop`` is
+    how many hops the peer may be away, 0 for a peer on the link. ``imports`` and ``exports`` are what may come and go
     beside the networks' pools.
     """
 
@@ -72,6 +76,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     ttl_security: bool = False
     multihop: int = 0
     hold: int = HOLD
+    prefixes: int | None = None
     imports: tuple[Span, ...] = ()
     exports: tuple[Span, ...] = ()
 
@@ -90,6 +95,7 @@ class Speaker(msgspec.Struct, frozen=True, kw_only=True):
     med: int | None
     any_next_hop: bool
     hold: int
+    prefixes: int | None
     restart_time: int
     sessions: tuple[Session, ...]
 
@@ -98,9 +104,10 @@ def speaker(host: Host) -> Speaker:
     """Return the speaker that a host's settings make. Raises Invalid, naming the setting."""
     fields = _Fields({k: v for k, v in host.settings.items() if k.startswith("bgp.") and v})
     asn, hold = fields.take("bgp.as", _as, AS), fields.take("bgp.hold", _hold, HOLD)
+    most = fields.take("bgp.prefixes", _number(0, MOST), None)
     here = host.underlay
     ours = {text.partition("/")[0] for text in here.addresses} if here else set()
-    found = [_peer(fields, name, asn, hold, host) for name in fields.peers()]
+    found = [_peer(fields, name, asn, hold, most, host) for name in fields.peers()]
     _refuse_twins(found)
     made = Speaker(
         asn=asn,
@@ -110,6 +117,7 @@ def speaker(host: Host) -> Speaker:
         med=fields.take("bgp.med", _number(0, (1 << 32) - 1), None),
         any_next_hop=fields.take("bgp.next-hops", _next_hops, False),
         hold=hold,
+        prefixes=most,
         restart_time=fields.take(
             "bgp.restart-time", _number(1, 4095), RESTART
         ),  # 12 bits, RFC 4724 section 3
@@ -140,6 +148,7 @@ def mesh_session(here: Host, there: Host, on_link: bool) -> Session:
                 ttl_security=on_link,
                 multihop=0 if on_link else FAR,
                 hold=own.hold,
+                prefixes=own.prefixes,
             )
     raise Unavailable(
         f"host {there.name} and this one have no underlay addresses of one family",
@@ -210,16 +219,18 @@ _OF_SPEAKER: Final = (
     "med",
     "mesh",
     "next-hops",
+    "prefixes",
     "restart-time",
     "router-id",
     "peer.NAME...",
 )
 _OF_PEER: Final = (
-    *("address", "as", "export", "hold", "import", "multihop", "password-file", "source", "ttl-security"),
+    *("address", "as", "export", "hold", "import", "multihop", "password-file", "prefixes", "source"),
+    "ttl-security",
 )
 
 
-def _peer(fields: _Fields, name: str, asn: int, hold: int, host: Host) -> Session:
+def _peer(fields: _Fields, name: str, asn: int, hold: int, most: int | None, host: Host) -> Session:
     key = f"bgp.peer.{name}."
     if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
         raise Invalid(f"setting {key}address: {name!r} is no name of a peer", "use letters, digits, _ and -")
@@ -246,6 +257,7 @@ def _peer(fields: _Fields, name: str, asn: int, hold: int, host: Host) -> Sessio
         # A router is on the link (RFC 4271 section 5.1.3), a reflector anywhere.
         multihop=fields.take(f"{key}multihop", _number(1, 255), 0 if remote != asn or secure else FAR),
         hold=fields.take(f"{key}hold", _hold, hold),
+        prefixes=fields.take(f"{key}prefixes", _number(0, MOST), most),
         imports=fields.take(f"{key}import", _spans, ()),
         exports=fields.take(f"{key}export", _spans, ()),
     )

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from linkspan import records
 from linkspan.addresses import BITS, Prefix
-from linkspan.errors import NotFound
+from linkspan.errors import Invalid, NotFound
 from linkspan.ipam import gateway
 from linkspan.model import Network
 
@@ -56,8 +57,8 @@ class _Claim(msgspec.Struct):
 def claimant(value: bytes) -> str:
     """Return whose a block or address is by its record, '' where it is nobody's or garbage."""
     try:
-        claim = msgspec.json.decode(value, type=_Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        claim: _Claim = records.parse(value, _Claim)
+    except Invalid:
         return ""
     return claim.owner or claim.host
 
@@ -86,6 +87,22 @@ def block_of(network: Network, address: Prefix) -> Prefix:
     raise NotFound(
         f"address {address.address} is in no pool of network {network.name}", ", ".join(network.pools)
     )
+
+
+def is_block(network: Network, block: Prefix) -> bool:
+    """Tell whether a prefix is a block of the network: it has the length of blocks, and lies in a pool."""
+    try:
+        return block_of(network, block) == block
+    except NotFound:
+        return False
+
+
+def is_strange(network: Network, block: Prefix) -> bool:
+    """Tell whether a host cannot have claimed a prefix of its lease: it overlaps a pool, and is no block of that.
+
+    One beside all pools may be of a pool that a store does not know after a restore; its host keeps it.
+    """
+    return not is_block(network, block) and any(pool.overlaps(block) for pool in network.prefixes)
 
 
 def own_address(pool: Prefix, block: Prefix) -> Prefix:

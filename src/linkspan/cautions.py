@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkspan.backends import backend, bridge, ipip, ipsec, wireguard
+from linkspan.backends.crossing import CHECK_MAC
 from linkspan.model import Facts, Network, Underlay
 
 BRIDGE = bridge.BACKEND.name
@@ -24,6 +25,11 @@ def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[st
                 "other, and each host gives the pool's addresses by itself (--backend vxlan crosses hosts)"
             )
         return
+    if network.options.get(CHECK_MAC) == "false":
+        yield (
+            f"check-mac=false: any machine on the underlay's segment can send with addresses of network {network.name} "
+            "(leave it out, unless VRRP or proxy ARP changes the hosts' MACs)"
+        )
     for pool in network.prefixes if network.ipam == "block" else ():
         length = network.subnet_len[str(pool.family)]
         blocks = 1 << (length - pool.length)

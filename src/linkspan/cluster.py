@@ -137,6 +137,23 @@ class Cluster:
         await self.converge({""})
         self.peers.start()
 
+    async def come_back(self) -> None:
+        """Join as a new host, where somebody removed one of this id: this host remembers nothing of the cluster.
+
+        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed while it
+        ran remembers, and stays away.
+        """
+        if not self._leases.removed():
+            return
+        try:
+            await self._replica.write({f"hosts/{self.host.id}": self.host})
+        except LinkspanError as error:
+            log.warning("join as a new host: %s", error.message)
+            return
+        text = f"host {self.host.name} had been removed from the cluster, and joins it as a new one"
+        log.info("%s", text)
+        self._happenings.add("agent", text)
+
     async def stop(self) -> None:
         """End what goes on; the records stay, and liveness ends by itself."""
         for task in self._tasks:
@@ -243,17 +260,33 @@ class Cluster:
         self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
         return True
 
+    async def observe_routes(self) -> bool:
+        """Look at this host's own routes, and return whether a network may be in force now that was not."""
+        machine = self._worker.machine
+        return self._networks.look(await self._worker.run(machine.routes), self.host.underlay)
+
     async def look_around(self) -> None:
         """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
-        if await self._observe_underlay():
+        moved = await self._observe_underlay()
+        excluded = await self.observe_routes()
+        if moved:
             self._replica.store.renew()
             try:
                 await self._register()
             except LinkspanError as error:
                 log.warning("host record: %s", error.message)
+        if moved or excluded:
             await self.converge({"networks/"})
         await self.peers.follow(self.peers.known.keys())
         await self.speakers.put()
+
+    async def reregister(self) -> None:
+        """Write this host's record where it is another now, and put what networks need by it."""
+        try:
+            await self._register()
+        except LinkspanError as error:
+            log.warning("host record: %s", error.message)
+        await self.converge({"hosts/"})
 
     async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
         """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
@@ -273,9 +306,9 @@ class Cluster:
     async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
         failed: dict[Key, LinkspanError] = {}
         everything = "" in changed
-        if everything or any(
-            k.startswith(("networks/", "allowances/", "reservations/")) for k in changed
-        ):
+        if everything or any(k.startswith("networks/") for k in changed):
+            await self.observe_routes()
+        if everything or any(k.startswith(("networks/", "hosts/", "allowances/", "reservations/")) for k in changed):
             self._networks.refresh()
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
@@ -329,6 +362,8 @@ class Cluster:
 
     def _unfinished(self) -> bool:
         networks = self._networks.all()
+        if self._networks.withheld:  # by a route, perhaps, of whose end nobody tells us
+            return True
         drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
         changing = self.host.next_keys
         if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -57,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seconds before an address that was released is given again."""
     reap_after: float = 30.0
     """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
+    orphans_after: float = 600.0
+    """Seconds for which links stay of which neither the journal, the store nor the kernel tells whose they are."""
     metrics: str = ""
     """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -69,6 +72,28 @@ def load(path: str, overrides: Mapping[str, object]) -> Config:
     Raises Invalid, naming the file and the key.
     """
     return checked(given(path, CONFIG_FILE, overrides))
+
+
+def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
+    """Read what can be read of a file that may be broken, and return it with what is wrong ("": nothing).
+
+    For `uninstall`: a mistake in the file must not keep linkspan on the machine. A file that is named and is not there
+    is an error, as for ``load``.
+    """
+    try:
+        return load(path, overrides), ""
+    except Invalid as error:
+        file = Path(path or CONFIG_FILE)
+        if not file.is_file():
+            raise
+        problem = error.message
+    values: dict[str, object] = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(tomllib.TOMLDecodeError, Invalid):
+            one = tomllib.loads(line)
+            checked(one)
+            values |= one
+    return checked(values | {key: value for key, value in overrides.items() if value}), problem
 
 
 def checked(values: Mapping[str, object]) -> Config:

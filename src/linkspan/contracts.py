@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.errors import LinkspanError
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Key, State
 
@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
         """Return what peers need to send to this host (it goes into the lease); None: nothing crosses hosts."""
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """Refuse, by Invalid, what the lease's host cannot have announced: it was read from the store."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return what serves all networks of this backend together: it follows from all of them and all peers.
@@ -112,6 +115,10 @@ class Batch(msgspec.Struct, frozen=True):
     deletes: tuple[str, ...] = ()
 
 
+JOIN = "to join another cluster: `linkspan uninstall` here, and start its agent again"
+"""What an operator does with a host that has networks of a cluster, and is to be in another one."""
+
+
 class Store(Protocol):
     """What all hosts share. Every call raises Unavailable, naming the store and why, where it does not answer."""
 
@@ -144,6 +151,9 @@ class Store(Protocol):
         Raises NotFound where the revision is no longer kept (compaction) or lies in the future (a store that
         was restored): the caller lists anew.
         """
+
+    async def services(self) -> tuple[str, ...]:
+        """Return HOST:PORT of each TCP service that the store has; none where it is files. Never raises."""
 
     def renew(self) -> None:
         """Use no connection that there is now: the address that it is from may be gone."""

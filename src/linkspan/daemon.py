@@ -22,6 +22,7 @@ from linkspan.agent import Agent
 from linkspan.api_waiting import waiting
 from linkspan.config import SETTINGS, Config
 from linkspan.errors import LinkspanError
+from linkspan.escapes import escaped
 from linkspan.runtimes import systemd
 from linkspan.serving import serving
 
@@ -39,7 +40,7 @@ class _Lines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return escaped(msgspec.json.encode(line).decode())
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def served(work: Coroutine[Any, Any, None], level: str) -> None:
     try:
         asyncio.run(work)
     except LinkspanError as error:
-        print(f"linkspan: {error.told}", file=sys.stderr)
+        print(f"linkspan: {escaped(error.told)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -18,6 +18,14 @@ BUSY_SECONDS = 5.0
 """How long a commit waits for another process that writes; one commit takes well under a millisecond."""
 
 
+def away(path: Path) -> str:
+    """Return the hint to move away a file that cannot be read, and what follows from that."""
+    return (
+        f"it was left as it is; move it away (mv {path} {path}.bad) and start again: the agent rebuilds it from what "
+        "the kernel, the store and its own snapshot know, and containers keep their network"
+    )
+
+
 def failure(path: Path, error: sqlite3.Error) -> LinkspanError:
     """Return our error for one of SQLite's, naming the file and what to do."""
     # The low byte is the primary code (sqlite.org/rescode.html).
@@ -25,10 +33,7 @@ def failure(path: Path, error: sqlite3.Error) -> LinkspanError:
     if code == sqlite3.SQLITE_FULL:
         return Unavailable(f"{path}: disk full", "free some space; nothing was lost, no restart is needed")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Unavailable(
-            f"{path} is corrupt ({error})",
-            f"it was left as it is; restore a backup, or move it away (mv {path} {path}.bad) and start again",
-        )
+        return Unavailable(f"{path} is corrupt ({error})", away(path))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable(f"{path} is locked by another process", "see who holds it: fuser -v on the file")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):

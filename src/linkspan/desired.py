@@ -72,6 +72,10 @@ class Desired:
             for key, owners in list(self._owners.get(name, {}).items())
         }
 
+    def state(self, key: Key) -> State | None:
+        """Return what should be with this key, None where nothing should."""
+        return next(iter(self._of(key).values()), None)
+
     def sources(self) -> dict[Source, dict[Key, State]]:
         """Return the states of every source."""
         return self._sources

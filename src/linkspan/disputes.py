@@ -18,8 +18,9 @@ import msgspec
 
 from linkspan import records
 from linkspan.addresses import Prefix, prefix
-from linkspan.blocks import SHARED, BlockRecord, block_key, earlier, lease_key
+from linkspan.blocks import SHARED, BlockRecord, block_key, earlier, is_strange, lease_key
 from linkspan.errors import Invalid
+from linkspan.grants import gateways
 from linkspan.happenings import Happenings
 from linkspan.leases import Leases
 from linkspan.model import Endpoint, Network
@@ -112,15 +113,25 @@ class Disputes:
             if endpoint.network == network:
                 yield from ((address.single(), endpoint) for address in endpoint.prefixes)
 
-    def astray(self, network: str, loser: str) -> set[Prefix]:
-        """Return the addresses by which containers of a loser in its lost blocks are reached, one by one."""
-        blocks = [prefix(text) for text in self.lost_by(network, loser)]
+    def living(self, network: str, host: str) -> set[Prefix]:
+        """Return the addresses that containers on a host have in a network."""
+        return {address for address, _ in self._held(network, host)}
+
+    def astray(self, network: Network, loser: str) -> set[Prefix]:
+        """Return the addresses by which containers of a loser in its lost blocks are reached, one by one.
+
+        Not those that the owner has, itself or for a container.
+        """
+        name, pools = network.name, network.prefixes
+        lost = self.lost_by(name, loser)
+        blocks = [block for block in map(prefix, lost) if any(pool.holds(block) for pool in pools)]
         if not blocks:
             return set()
-        mine = {a for a, _ in self._held(network, loser) if any(block.holds(a) for block in blocks)}
-        for owner in set(self.lost_by(network, loser).values()):
-            mine -= {a for a, _ in self._held(network, owner)}
-        return mine
+        mine = {a for a in self.living(name, loser) if any(block.holds(a) for block in blocks)}
+        for owner in set(lost.values()):
+            lease = self._leases.of(name, owner)
+            mine -= self.living(name, owner) | {prefix(text).single() for text in (lease.addresses if lease else ())}
+        return mine - gateways(network)
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
         """Return the addresses of this host's own block that others' containers have, with whose they are."""
@@ -140,6 +151,7 @@ class Disputes:
     async def settle(self, network: Network) -> None:
         """Put this host's claims right: those made earlier over the later ones, and let go what is no longer held."""
         name, here = network.name, self._leases.host.id
+        await self._drop_strange(network)
         await self._claim_again(network)
         for block, owner in self._leases.frozen(name).items():
             key = block_key(name, block)
@@ -174,6 +186,17 @@ class Disputes:
             if key not in self._replica.records:
                 ours = BlockRecord(self._leases.host.id, self._leases.time())
                 await self._replica.write({key: ours}, absent=[key])
+
+    async def _drop_strange(self, network: Network) -> None:
+        """Take out of this host's lease what somebody else put in, and the host cannot have claimed."""
+        async with self._leases.changing:
+            lease = self._leases.mine(network.name)
+            if lease is None or not any(is_strange(network, block) for block in lease.blocks):
+                return
+            key = lease_key(network.name, lease.host)
+            left = [text for text in lease.prefixes if not is_strange(network, prefix(text))]
+            changed = msgspec.structs.replace(lease, prefixes=tuple(left))
+            await self._replica.write({key: changed}, unchanged={key: await self._replica.revision(key)})
 
     async def _let_go(self, name: str, block: Prefix, keep: bool) -> None:
         """Take a block out of this host's lease unless containers ``keep`` it, and the host's own address in it."""

@@ -6,8 +6,7 @@ import logging
 
 import msgspec
 
-from linkspan import names, records
-from linkspan.errors import Invalid
+from linkspan import names
 from linkspan.model import Endpoint
 from linkspan.names import Named
 from linkspan.networks import now
@@ -76,11 +75,9 @@ class Elsewhere:
             if record is None or host == self._host:
                 self._known.pop(key, None)
                 continue
-            try:
-                endpoint = records.decode(record.value, Endpoint)
+            endpoint = self._replica.value(key, Endpoint)
+            if endpoint is not None:  # else the names are as before
                 self._known[key] = _Known(host, endpoint.network, names.named(endpoint))
-            except Invalid as error:
-                log.warning("the names of record %s are as before: %s", key, error.message)
         return bool(due)
 
     def _silent(self) -> set[str]:

@@ -8,7 +8,7 @@ import msgspec
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text
 from linkspan.errors import Invalid
-from linkspan.model import AttachRequest, Endpoint, Network, host_ifname
+from linkspan.model import AttachRequest, Bandwidth, Endpoint, Network, host_ifname
 
 LARGEST_LIMIT = 1 << 34
 """Bits: tc's struct tc_tbf_qopt keeps a burst in 32 bits of bytes, of which rounding may need one more."""
@@ -26,9 +26,12 @@ def check_numbers(request: AttachRequest) -> None:
             raise Invalid(
                 f"the range of ports {wish.first}-{wish.last} goes backwards", "write the lower port first"
             )
-    limits = request.bandwidth
-    if limits is None:
-        return
+    if request.bandwidth is not None:
+        check_limits(request.bandwidth)
+
+
+def check_limits(limits: Bandwidth) -> None:
+    """Refuse, by Invalid, limits that no queueing discipline takes."""
     for name in ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst"):
         bits = getattr(limits, name)
         if not 0 <= bits < LARGEST_LIMIT:
@@ -75,7 +78,7 @@ def described(
         name=request.name,
         network=network.name,
         host=host,
-        addresses=tuple(str(_on_interface(network, address)) for address in addresses),
+        addresses=tuple(str(on_interface(network, address)) for address in addresses),
         gateways=gateways,
         mac=hardware,
         mtu=mtu,
@@ -122,7 +125,7 @@ def tuned(network: Network, endpoint: Endpoint, hardware: str, mtu: int) -> Endp
     )
 
 
-def _on_interface(network: Network, address: Prefix) -> Prefix:
+def on_interface(network: Network, address: Prefix) -> Prefix:
     """Return an address with the length that it has on the container's interface: the pool's on a bridge."""
     if network.routed:
         return address.single()

@@ -5,10 +5,12 @@ One more container is one more element and no new rule, so a packet's cost does 
     bridge linkspan   prerouting: a frame that enters by a container's port must bear its MAC and addresses
     inet linkspan     guard        prerouting: by the name of the link to ``ours``, and there to
                       routed       what a routed endpoint sends: its MAC and addresses, no loopback address
+                      control      prerouting, before any translation: containers reach no part of the control plane
+                      closed       of these, what a container sends; and ``refused``, what is for the control plane
                       tunnels      what comes out of a tunnel: from a pool, by the way of the peer that has it
                       fromN_LEN    what comes from other hosts with a pool's source: only by its host's ways
                       forward      isolation between networks, internal networks
-                      outsiders    only where linkspan turned forwarding on: others' traffic stays out
+                      outsiders    only where linkspan turned forwarding on: what did not pass before does not
                       input        tunnel packets are peers' only
                       asked        what containers ask of the host's resolvers is led to their network's names
                       named        a network's names are told to its own containers and to the host
@@ -26,11 +28,18 @@ from peers' tunnel ports: a flow could be older than the peer.
 
 What arrives from another host with a pool's address as source is looked up by that address. The map ``sources``
 leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
-hosts). There the source, cut to the block, must stand in ``ways`` with the device by which it came (IPIP,
-direct routes), or in ``vteps`` with the device and the VTEP's MAC (VXLAN: it tells which peer sent it);
-addresses that live apart from their block stand in ``ways_exact`` and ``vteps_exact``. What a gateway has checked
-(SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``. So all of these are
-plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms (measured).
+hosts). There the source, cut to the block, must stand in ``ways`` with the device by which it came (IPIP), in
+``stations`` with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC
+(VXLAN: it tells which peer sent it); addresses that live apart from their block stand in the same sets' ``_exact``.
+What a gateway has checked (SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``.
+So all of these are plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms
+(measured).
+
+The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a packet
+comes in, so before somebody's DNAT leads it elsewhere, and again behind that, for a DNAT may lead to it. Both look at
+every packet, for a connection may be older than what is known of the store. A store on this host is closed at each
+address that the host has, ``control_here``. No published port takes a place of the control plane: a container would
+answer agents in its stead.
 
 The sets of tunnels' outer addresses hold for a UDP port as a whole: another's VXLAN on this machine needs a
 port of its own.
@@ -42,9 +51,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix
-from linkspan.model import Facts
-from linkspan.state import GROUP, OTHERS, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
+from linkspan.model import Facts, HostView
+from linkspan.state import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
 _IP = {4: "ip", 6: "ip6"}
@@ -63,6 +72,9 @@ _RATE, _BURST = 10000, 5000
 _REMEMBERED = 60
 """Seconds for which a container's rate is remembered."""
 
+_CONTROL = "tcp dport @control_ports jump closed"
+"""The port first: it tells all but a few packets apart."""
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -75,9 +87,17 @@ def skeleton(facts: Facts) -> Iterable[State]:
     yield _chain(INET, "routed", "", _routed())
     yield _chain(INET, "ours", "", _ours())
     yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard())
+    yield _chain(INET, "refused", "", _refused())
+    yield _chain(INET, "closed", "", _closed())
+    # Behind connection tracking and before every DNAT (-100): iptables' and ours.
+    hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
+    yield _chain(INET, "control", hook, [_CONTROL])
     closed = [family for family in FAMILIES if family not in facts.forwarding]
     if closed:
         yield _chain(INET, "outsiders", "", _outsiders(closed))
+        yield from (element(f"closed{family}", link) for family, link in facts.closed_links)
+        yield from (element(f"old{family}", link) for family, link in facts.old_links)
+        yield from (element("within", link, link) for link in facts.bridges)
     hook = "type filter hook forward priority filter; policy accept;"
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
@@ -112,8 +132,11 @@ def _sets() -> Iterable[NftSet]:
         for family in FAMILIES:
             yield NftSet(table, TABLE, f"senders{family}", f"ifname . ether_addr . {_TYPE[family]}")
     yield NftSet(INET, TABLE, "internal_links", "ifname")
+    yield NftSet(INET, TABLE, "within", "ifname . ifname")
     yield NftSet(INET, TABLE, "vxlan_ports", "inet_service")
     yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
+    for name in ("control_ports", "control_here"):
+        yield NftSet(INET, TABLE, name, "inet_service")
     for name in ("ipip_local", "ipip_peers"):
         yield NftSet(INET, TABLE, name, _TYPE[4])
     for family in FAMILIES:
@@ -123,9 +146,13 @@ def _sets() -> Iterable[NftSet]:
         yield NftSet(INET, TABLE, f"sources{family}", type_, "verdict", interval=True)
         for exact in ("", "_exact"):
             yield NftSet(INET, TABLE, f"vteps{exact}{family}", f"ifname . ether_addr . {type_}")
+            yield NftSet(INET, TABLE, f"stations{exact}{family}", f"ifname . ether_addr . {type_}")
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
         yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"control{family}", f"{type_} . inet_service")
+        for name in ("closed", "old"):
+            yield NftSet(INET, TABLE, f"{name}{family}", "ifname")
         for name in ("bgp_peers", "servers", "resolvers", "forwarders"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"asking_tcp{family}", type_, dynamic=True)
@@ -178,7 +205,30 @@ def _routed() -> Iterable[str]:
     yield "accept"
 
 
+def control(view: HostView) -> Iterable[State]:
+    """Return the elements that close the control plane to containers."""
+    for address, port in view.control:
+        yield element(f"control{prefix(address).family}", address, str(port))
+    for port in view.control_here:
+        yield element("control_here", str(port))
+    for port in sorted({port for _, port in view.control} | set(view.control_here)):
+        yield element("control_ports", str(port))
+
+
+def _closed() -> Iterable[str]:
+    yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
+    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f'iifname "ipsec0" iifgroup {GROUP}'))
+    yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
+
+
+def _refused() -> Iterable[str]:
+    for family in FAMILIES:
+        yield f"{_IP[family]} daddr . tcp dport @control{family} reject with tcp reset"
+    yield "tcp dport @control_here fib daddr type local reject with tcp reset"
+
+
 def _forward(*, closed: bool) -> Iterable[str]:
+    yield f"ct status dnat {_CONTROL}"
     # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host.
     for family in FAMILIES:
         ip = _IP[family]
@@ -187,7 +237,6 @@ def _forward(*, closed: bool) -> Iterable[str]:
     yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
     yield "ct state established,related accept"
     if closed:
-        # Bridged frames pass here where br_netfilter is on: they are not forwarded by the host, and bear its name.
         yield 'iifname != "ls*" oifname != "ls*" jump outsiders'
     for family in FAMILIES:
         ip = _IP[family]
@@ -206,12 +255,11 @@ def _forward(*, closed: bool) -> Iterable[str]:
 
 
 def _outsiders(families: list[int]) -> Iterable[str]:
-    for links in OTHERS:
-        yield f'iifname "{links}" accept'
-        yield f'oifname "{links}" accept'
+    # Between links that were there before: what other programs make later is theirs to forward for.
+    yield "iifname . oifname @within accept"  # a bridge's own frames, with br_netfilter
     for family in families:
-        ip = _IP[family]
-        yield f'{ip} saddr != @pools{family} {ip} daddr != @pools{family} drop'
+        ip, between = _IP[family], f"iifname @closed{family} oifname @old{family}"
+        yield f"{between} {ip} saddr != @pools{family} {ip} daddr != @pools{family} drop"
 
 
 def crossing(pool: Prefix, length: int) -> Iterable[State]:
@@ -225,6 +273,8 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
     rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
     rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
+    rules += [f"iifname . ether saddr . {part} @stations{family} accept" for part in block]
+    rules.append(f"iifname . ether saddr . {source} @stations_exact{family} accept")
     rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another's: many IPsec daemons call theirs so
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
     rules.append(f"iifname . {source} @ways_exact{family} accept")
@@ -238,6 +288,7 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
 
 
 def _input() -> Iterable[str]:
+    yield f"ct status dnat {_CONTROL}"
     # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
     for family in FAMILIES:
         yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
@@ -287,6 +338,7 @@ def _publish() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
         yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
+        yield f"{ip} daddr . tcp dport @control{family} accept"
         # A port that was published before there was a speaker would let a container answer for its host.
         yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
         yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"

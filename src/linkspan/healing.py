@@ -16,8 +16,9 @@ from linkspan import multihoming
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.attach import Attacher, Identity, source
 from linkspan.errors import LinkspanError
+from linkspan.fights import Contested, Fights
 from linkspan.happenings import Happenings
-from linkspan.kernel.events import NFT_KINDS, NftEvents, RouteEvents
+from linkspan.kernel.events import ADDRESS_KINDS, LINK_KINDS, NFT_KINDS, SETTING_KINDS, NftEvents, RouteEvents
 from linkspan.lasting import woken
 from linkspan.machine import Worker
 from linkspan.metrics import Metrics
@@ -33,6 +34,9 @@ SETTLE = 0.05
 
 REST = 0.25
 """Seconds after a look before the next one by events: a burst of attaches is not slowed by looks without end."""
+
+FOUGHT = 1.0
+"""The same while another program keeps changing something."""
 
 _INSIDE = (WireguardKey, WireguardPeer, AllowedIp, IpsecCredential, IpsecConnection, IpsecChild)
 """What is inside the WireGuard device or strongSwan's daemon, of whose changes there are no events; the helper that
@@ -77,6 +81,8 @@ class Healer:
         self._tasks: list[asyncio.Task[None]] = []
         self._reading: list[asyncio.TimerHandle] = []
         self._dead_since: dict[Identity, float] = {}
+        self._fighting: set[Key] = set()
+        """What is known to be fought for: one event tells of each."""
         self._told: set[str] = set()
         """Why what fails still could not be mended: each is logged once, however often it is tried."""
 
@@ -87,6 +93,7 @@ class Healer:
         machine = self._worker.machine
         self._route_events.own_ports = {
             await self._worker.run(lambda: machine.sockets.port),
+            await self._worker.run(lambda: machine.shaper.port),
             *machine.links.ports,
         }
         self._route_events.own_entries = machine.neighbours.own
@@ -119,6 +126,7 @@ class Healer:
         self._reading = [handle for handle in self._reading if handle.when() > asyncio.get_running_loop().time()]
         asyncio.get_running_loop().add_reader(events.socket.fileno(), self._come, events)
         kinds = events.dirty()
+        self._fights.changed_by(kinds - SETTING_KINDS, events.actor)
         if kinds:
             self._dirty |= kinds
             self._wake.set()
@@ -126,9 +134,13 @@ class Healer:
     async def _mend(self) -> None:
         wait, known = 1.0, set[Key]()
         while True:
-            if not await woken(self._wake, wait if self._failing() else None):
-                wait = min(wait * 2, FULL)
-                self._dirty |= {type(s) for s in await self._worker.run(self._failing_states)}
+            soon = self._fights.soon()
+            waits = [*([wait] if self._failing() else []), *([] if soon is None else [soon])]
+            if not await woken(self._wake, min(waits, default=None)):
+                if soon is None or soon >= wait:
+                    wait = min(wait * 2, FULL)
+                self._dirty |= {type(s) for s in await self._worker.run(self._failing_states)} | self._fights.kinds()
+            await self._settle()
             self._wake.clear()
             kinds, self._dirty = self._dirty, set()
             try:
@@ -147,7 +159,21 @@ class Healer:
             if self._failing() - known:
                 wait = 1.0
             known = self._failing()
-            await asyncio.sleep(REST)
+            await asyncio.sleep(FOUGHT if self._fights.open() else REST)
+
+    @property
+    def _fights(self) -> Fights:
+        return self._worker.machine.reconciler.fights
+
+    async def _settle(self) -> None:
+        """Tell of fights that are over, and bring ports up again whose guards hold."""
+        ended, opened = await self._worker.run(self._fights.settle)
+        for fight in ended:
+            self._fighting.discard(fight.key)
+            self._happenings.add("fight", f"nobody changes {fight.what} any more", key=fight.what)
+        if opened:
+            self._happenings.add("fight", "the rules that guard containers hold again: their ports come up")
+            self._dirty |= LINK_KINDS | ADDRESS_KINDS
 
     def dead(self) -> dict[Identity, float]:
         """Return the endpoints whose namespace is gone, with the seconds until they are detached if no runtime does."""
@@ -184,7 +210,14 @@ class Healer:
             self._metrics.heals.labels(heal.kind).inc()
             what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by somebody else, mended"
             self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what)
-        why = {error.message for error in report.failed.values()}
+        for kind in report.fought:
+            self._metrics.heals.labels(kind).inc()
+        for fight in self._fights.open():
+            if fight.key not in self._fighting:
+                self._fighting.add(fight.key)
+                log.warning("%s", fight.message)
+                self._happenings.add("fight", fight.message, key=fight.what, by=fight.by)
+        why = {error.message for error in report.failed.values() if not isinstance(error, Contested)}
         for message in sorted(why - self._told):
             log.warning("cannot heal: %s", message)
         failing = list(self._worker.machine.reconciler.failing.values())

@@ -8,8 +8,9 @@ import msgspec
 
 from linkspan import bgp, ipsec, wireguard
 from linkspan.errors import Invalid
-from linkspan.leases import COMMON, Common, Leases
+from linkspan.leases import Leases
 from linkspan.model import Host
+from linkspan.records import COMMON, Common
 from linkspan.replica import Replica
 from linkspan.revising import revised
 

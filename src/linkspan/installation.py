@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import grp
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,11 +33,14 @@ SYSUSERS = "etc/sysusers.d/linkspan.conf"
 PROTOCOLS = "etc/iproute2/rt_protos.d/linkspan.conf"
 
 
-def cni(network: str, socket: str, root: Path) -> Iterable[File]:
-    """Return the plugin, where runtimes look for it, and, after it, the conflist that names it."""
+def cni(network: str, socket: str, root: Path, python: str) -> Iterable[File]:
+    """Return the plugin, where runtimes look for it, and, after it, the conflist that names it.
+
+    ``python`` is the interpreter of a plugin that cannot be compiled.
+    """
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "plugin"
-        build.install(plugin)
+        build.install(plugin, python)
         content = plugin.read_bytes()
     yield File(str(root / CNI_PLUGIN), content, 0o755)
     if (root / CNI_DEBIAN).is_dir():
@@ -54,9 +56,9 @@ def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
     yield File(str(root / UNIT), systemd.unit(executable).encode())
 
 
-def podman(socket: str, root: Path) -> Iterable[File]:
-    """Return the plugin, in the first of the folders where netavark looks."""
-    yield File(str(root / PODMAN_PLUGIN), build.podman(sys.executable, socket), 0o755)
+def podman(socket: str, root: Path, python: str) -> Iterable[File]:
+    """Return the plugin for this interpreter, in the first of the folders where netavark looks."""
+    yield File(str(root / PODMAN_PLUGIN), build.podman(python, socket), 0o755)
 
 
 def docker(root: Path) -> Iterable[File]:

@@ -3,6 +3,10 @@
 Intent is written before the kernel is touched, so an agent that was killed anywhere knows at its start what
 to finish or undo. An address is held if and only if it is in a row here; there is no second list.
 
+A file beside it (``WITNESS``) has the number of the journal's last opening and the boot of it. By that an agent knows a
+journal that is new, or older than the last agent's: a backup, or one that was moved away. ``recovery`` finds what such
+a journal does not know.
+
 Commits are made on the event loop, so they must be cheap: WAL with synchronous=NORMAL writes to the page
 cache only, which a killed agent does not lose. A machine that crashes may lose the last commits, and takes
 the endpoints along; each row has the boot's id by which that is seen. The checkpoint, which does wait for the
@@ -19,13 +23,15 @@ from typing import Literal
 import msgspec
 
 from linkspan.addresses import Prefix, prefix
-from linkspan.database import connect, open_database, transaction, translated
+from linkspan.database import away, connect, open_database, transaction, translated
 from linkspan.errors import Conflict, NotFound, Unavailable
 from linkspan.ipam import COOLDOWN
 from linkspan.kernel import durable
 from linkspan.model import Endpoint
 
 Phase = Literal["attaching", "attached", "detaching"]
+WITNESS = "journal.witness"
+"""The file beside the journal that tells of its last opening."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS endpoints(
@@ -45,6 +51,11 @@ class Row(msgspec.Struct, frozen=True):
     phase: Phase
     boot_id: str
     attached_ns: int
+
+
+class _Witness(msgspec.Struct):
+    boot_id: str
+    opened: int
 
 
 class Released(msgspec.Struct, frozen=True):
@@ -72,6 +83,50 @@ class Journal:
             self._database.execute(
                 "UPDATE released SET at = 0, boot_id = ?1 WHERE boot_id <> ?1", (self.boot_id,)
             )
+
+    def doubt(self) -> str:
+        """Return why the journal cannot know all that lives here, "" where it is the one that the last agent wrote."""
+        seen = self._witness()
+        if seen is None or self._opened() >= seen.opened:
+            return ""
+        return "is older than the last agent" if self._opened() else "is new, though an agent ran here before"
+
+    def witnessed_this_boot(self) -> bool:
+        """Tell whether an agent ran here before, since the machine started."""
+        seen = self._witness()
+        return seen is not None and seen.boot_id == self.boot_id
+
+    def witness(self) -> None:
+        """Count an opening, here and in the file beside: from now on this journal is the one that knows."""
+        seen = self._witness()
+        opened = max(self._opened(), seen.opened if seen else 0) + 1
+        with translated(self.path):
+            self._database.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(opened),))
+        with contextlib.suppress(OSError):  # a full disk: the older file doubts nothing
+            durable.write(self.path.with_name(WITNESS), msgspec.json.encode(_Witness(self.boot_id, opened)), 0o600)
+
+    def _witness(self) -> _Witness | None:
+        try:
+            return msgspec.json.decode(self.path.with_name(WITNESS).read_bytes(), type=_Witness)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _opened(self) -> int:
+        with translated(self.path):
+            row = self._database.execute("SELECT value FROM meta WHERE name = 'opened'").fetchone()
+        return int(row[0]) if row and row[0].isdigit() else 0
+
+    def adopt(self, endpoint: Endpoint, instead: tuple[str, str] | None = None) -> None:
+        """Record an endpoint that is in place already, ``instead`` of the one that it was known as.
+
+        It counts as attached before anything that a runtime has queued, because a queued removal means it.
+        """
+        values = (*endpoint.identity, self.boot_id, 0, msgspec.json.encode(endpoint))
+        with translated(self.path), transaction(self._database):
+            self._database.execute(
+                "DELETE FROM endpoints WHERE id = ? AND ifname = ?", instead or endpoint.identity
+            )
+            self._database.execute("INSERT OR REPLACE INTO endpoints VALUES (?, ?, 'attached', ?, ?, ?)", values)
 
     def begin(self, endpoint: Endpoint) -> None:
         """Record that an endpoint is about to be attached. Raises Conflict where its identity is known."""
@@ -135,7 +190,7 @@ class Journal:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unavailable(
                 f"{self.path} has a record that cannot be read ({error})",
-                "it was left as it is; restore a backup, or move it away and start again",
+                away(self.path),
             ) from error
 
     def released(self) -> list[Released]:

@@ -27,30 +27,28 @@ from linkspan.blocks import (
     block_key,
     block_of,
     candidates,
+    claimant,
+    is_strange,
     lease_key,
     own_address,
 )
 from linkspan.contact import ALIVE_TTL
-from linkspan.errors import Conflict, Exhausted, Invalid, NotFound
+from linkspan.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
+from linkspan.grants import Grant, baseless, granted
 from linkspan.ipam import usable
 from linkspan.model import Host, Lease, Network, Offer
+from linkspan.readable import MOST_BLOCKS
 from linkspan.replica import ENDPOINTS, GONE, Replica
 from linkspan.store.request import MOST_KEYS
 
 log = logging.getLogger("linkspan.leases")
 
-COMMON = "settings/hosts"
-"""The key of the settings that all hosts have."""
 ITSELF = "(host)"
 """The holder of a host's own address in a network of exact addresses; no container may have that name."""
+COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, and start its agent again"
+"""What an operator does with a host that somebody removed."""
 TRIES = 64
 """Blocks that a claim tries, each after the store refused the one before: 200 hosts that start at once need few."""
-
-
-class Common(msgspec.Struct, frozen=True):
-    """What all hosts have in common."""
-
-    settings: dict[str, str] = {}
 
 
 class Leases:
@@ -63,6 +61,8 @@ class Leases:
         self.host = host
         self.overdue: Callable[[str], bool] = lambda _host: False
         """Tells whether a host has been silent for so long that others may have what it holds."""
+        self.living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: ()
+        """Tells the addresses of a host's containers in a network."""
         self.changing = asyncio.Lock()
         """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
 
@@ -75,6 +75,46 @@ class Leases:
         """Return a host's lease in a network, None without one."""
         return self._replica.value(lease_key(network, host), Lease)
 
+    def grant(self, network: Network, lease: Lease) -> Grant:
+        """Return what a lease counts for."""
+
+        def holds(address: Prefix) -> bool:
+            record = self._replica.value(address_key(network.name, address), AddressRecord)
+            return record is not None and record.host == lease.host and not self._baseless(network, address, record)
+
+        return granted(network, lease, self._owned(network.name), holds, own=lease.host == self.host.id)
+
+    def counted(self, network: Network, hosts: Collection[str]) -> dict[str, list[Prefix]]:
+        """Return the exact addresses of a network that count for these hosts, by host."""
+        found: dict[str, list[Prefix]] = {}
+        for address, record in self.exact(network.name).items():
+            if record.host in hosts and not self._baseless(network, address, record):
+                found.setdefault(record.host, []).append(address)
+        return found
+
+    def _baseless(self, network: Network, address: Prefix, record: AddressRecord) -> str:
+        def living(host: str) -> Collection[Prefix]:
+            lease = self.of(network.name, host)
+            own = {prefix(text).single() for text in lease.addresses} if lease else set()
+            return own | set(self.living(network.name, host))
+
+        return baseless(network, address, record.host, self._owned(network.name), living)
+
+    def _owned(self, network: str) -> Callable[[Prefix], BlockRecord | None]:
+        return lambda block: self._replica.value(block_key(network, block), BlockRecord)
+
+    def refused(self, networks: Iterable[Network]) -> dict[str, str]:
+        """Return why leases and exact addresses do not count, or not whole, by the record's key."""
+        found = {}
+        for network in networks:
+            for address, record in self.exact(network.name).items():
+                if record.host and (why := self._baseless(network, address, record)):
+                    found[address_key(network.name, address)] = why
+            for lease in self.all(network.name):
+                if why := self.grant(network, lease).refused:
+                    found[lease_key(network.name, lease.host)] = why
+        return found
+
     def networks(self) -> dict[str, tuple[str, ...]]:
         """Return the networks in which each host has a lease, by the host's id."""
         found: dict[str, list[str]] = {}
@@ -83,9 +123,14 @@ class Leases:
         return {host: tuple(names) for host, names in found.items()}
 
     def own(self) -> tuple[Lease, ...]:
-        """Return this host's leases."""
+        """Return this host's leases, as they are written."""
         keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{self.host.id}")]
         return tuple(lease for key in keys if (lease := self._replica.value(key, Lease)) is not None)
+
+    def serving(self, networks: Iterable[Network]) -> tuple[Lease, ...]:
+        """Return what this host's leases in these networks count for."""
+        own = {lease.network: lease for lease in self.own()}
+        return tuple(self.grant(one, own[one.name]).lease for one in networks if one.name in own)
 
     def mine(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None without one."""
@@ -138,7 +183,8 @@ class Leases:
         async with self.changing:
             lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
             if network.ipam == "block":
-                have = {block.family for block in lease.blocks if block not in self.frozen(network.name)}
+                counting = [block for block in lease.blocks if not is_strange(network, block)]
+                have = {block.family for block in counting if block not in self.frozen(network.name)}
                 for family in sorted({pool.family for pool in network.prefixes} - have):
                     lease = await self._claim_block(network, lease, family)
             else:
@@ -161,7 +207,7 @@ class Leases:
         """
         key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
         if self.removed():
-            raise Conflict(f"host {self.host.name} was removed", "give it another id (--host-id)")
+            raise self.gone()
         gone = NotFound(f"network {network.name} was deleted", "create it again")
         if key not in self._replica.records:
             if GONE + key in self._replica.records:
@@ -198,11 +244,15 @@ class Leases:
         )
 
     async def grow(self, network: Network, family: int, known: Collection[Prefix]) -> None:
-        """See to one block more than those ``known``. Raises as ``claim``, and NotFound without a lease."""
+        """See to one block more than those ``known``. Raises as ``claim``, and Unavailable without a lease."""
         async with self.changing:
             lease = self.mine(network.name)
             if lease is None:
-                raise NotFound(f"host {self.host.name} has no lease in network {network.name}")
+                if self.removed():
+                    raise self.gone()
+                raise Unavailable(
+                    f"host {self.host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
+                )
             mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
             if mine <= set(known):  # else somebody else was given one meanwhile, from which both may take
                 await self._claim_block(network, lease, family)
@@ -212,6 +262,11 @@ class Leases:
         if self.host.settings.get("drained"):
             raise Conflict(f"host {self.host.name} is drained", f"linkspan host undrain {self.host.name}")
         length, key = network.subnet_len[str(family)], lease_key(network.name, self.host.id)
+        if len(lease.prefixes) >= MOST_BLOCKS:
+            raise Exhausted(
+                f"network {network.name}: host {self.host.name} has {MOST_BLOCKS} blocks, and a lease lists no more",
+                "use another network with larger blocks (--subnet-len) for more containers on this host",
+            )
         now = self.time()
         refused: set[Prefix] = set()
         pools = [p for p in network.prefixes if p.family == family]
@@ -335,7 +390,7 @@ class Leases:
 
     def common(self) -> dict[str, str]:
         """Return the settings that all hosts have, also those that come later."""
-        found = self._replica.value(COMMON, Common)
+        found = self._replica.value(records.COMMON, records.Common)
         return found.settings if found is not None else {}
 
     def record(self, host: str) -> Host | None:
@@ -351,6 +406,17 @@ class Leases:
         """Return a host's name, or its id where it has none."""
         known = self.record(host)
         return known.name if known else host
+
+    def of_record(self, key: str) -> str:
+        """Return the name of the host that a record is of, by its key or by the claim in it; '' without one."""
+        words = key.split("/")
+        if words[0] in ("hosts", "endpoints") and len(words) > 1:
+            return self.name(words[1])
+        if words[0] == "leases" and len(words) == 3:
+            return self.name(words[2])
+        record = self._replica.records.get(key)
+        owner = claimant(record.value) if words[0] in ("blocks", "addresses") and record is not None else ""
+        return self.name(owner) if owner else ""
 
     def alive(self) -> set[str]:
         """Return the ids of the hosts that said lately that they live."""
@@ -393,6 +459,10 @@ class Leases:
             if name not in there and f"{GONE}networks/{name}" in self._replica.records:
                 stale.append(key)
         await self.delete(stale)
+
+    def gone(self) -> Conflict:
+        """Return the error that this host was removed, and how it comes back."""
+        return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
     def removed(self) -> bool:
         """Tell whether somebody removed this host: it does not come back by itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import threading
@@ -28,7 +29,7 @@ from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import IptablesDriver
 from linkspan.kernel.learnt import LearntDriver
 from linkspan.kernel.links import LinkDriver
-from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.namespaces import Namespaces, open_namespace
 from linkspan.kernel.neighbours import NeighbourDriver
 from linkspan.kernel.netlink import Sockets
 from linkspan.kernel.policy_rules import PolicyRuleDriver
@@ -72,6 +73,7 @@ class Machine:
         self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
         self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
         self.firewall = FirewallDriver()
+        self.shaper = ShaperDriver(self.namespaces)
         self.processes = ProcessDriver(state_dir)
         self._speaker_folder = state_dir / SPEAKER
         self._ipsec_folder = state_dir / IPSEC
@@ -89,7 +91,7 @@ class Machine:
                 RouteDriver(self.sockets),
                 PolicyRuleDriver(self.sockets),
                 self.tunnel_table,
-                ShaperDriver(self.namespaces),
+                self.shaper,
                 LearntDriver(self.sockets, self.processes.down),
                 FileDriver(state_dir / "files.json"),
                 SecretDriver(state_dir / "secrets.json"),
@@ -110,6 +112,7 @@ class Machine:
         """Let go of sockets and threads; what is in the kernel stays."""
         self.links.close()
         self.firewall.close()
+        self.sysctls.watch.close()
         self.sockets.close()
 
     def enter(self, endpoint: Endpoint) -> None:
@@ -123,6 +126,18 @@ class Machine:
         for other in every:
             if other.netns == endpoint.netns and other.identity != endpoint.identity:
                 self.enter(other)
+
+    def reached(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with a path that leads to its namespace now, and with the namespace's cookie."""
+        path = next(self.namespaces.ways(endpoint.netns), "") if endpoint.netns else ""
+        if not path:
+            return endpoint
+        fd = open_namespace(path)
+        try:
+            cookie = self.namespaces.cookie(fd)
+        finally:
+            os.close(fd)
+        return msgspec.structs.replace(endpoint, netns_path=path, netns_cookie=cookie)
 
     def facts(self) -> Facts:
         """Observe what backends must know."""

@@ -59,6 +59,10 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
+MTUS = (1280, 65535)
+"""IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
+
+
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A network: pools of addresses and the way by which its endpoints reach each other.
 
@@ -227,17 +231,21 @@ class Reservation(msgspec.Struct, frozen=True, order=True):
 class Facts(msgspec.Struct, frozen=True):
     """What a backend must know of the machine, observed, never assumed.
 
-    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding;
-    ``firewalld`` tells whether it runs; ``forwarding`` has the families for which the host forwarded
-    before linkspan came; ``ra_links`` are the links that take router advertisements now; ``ipip_helper`` is
-    how to start the user-space IPIP endpoint, without its addresses, where the kernel has no IPIP device; ``bird`` is
-    None where BIRD is not installed, ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for
-    WireGuard.
+    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding; ``firewalld`` tells
+    whether it runs; ``forwarding`` has the families for which the host forwarded before linkspan came, or somebody
+    else has turned it on since; ``old_links`` are, with their family, the links that were there then,
+    ``closed_links`` those of them of which it forwarded nothing, and ``bridges`` the bridges among them; ``ra_links``
+    are the links that take router advertisements now; ``ipip_helper`` is how to start the user-space IPIP endpoint,
+    without its addresses, where the kernel has no IPIP device; ``bird`` is None where BIRD is not installed,
+    ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for WireGuard.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
     firewalld: bool = False
     forwarding: frozenset[int] = frozenset()
+    closed_links: frozenset[tuple[int, str]] = frozenset()
+    old_links: frozenset[tuple[int, str]] = frozenset()
+    bridges: frozenset[str] = frozenset()
     ra_links: frozenset[str] = frozenset()
     ipip_helper: tuple[str, ...] = ()
     bird: Bird | None = None
@@ -250,8 +258,8 @@ class Underlay(msgspec.Struct, frozen=True):
 
     ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
     ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
-    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By
-    ``mac`` a controller finds the switch's port that the host is at.
+    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By ``mac`` a controller finds the
+    switch's port that the host is at; ``macs`` are all that its frames may bear: a bond's ports have theirs.
     """
 
     ifname: str
@@ -261,6 +269,7 @@ class Underlay(msgspec.Struct, frozen=True):
     advertise_port: int = 0
     hidden: bool = False
     mac: str = ""
+    macs: tuple[str, ...] = ()
 
     def address(self, family: int) -> Prefix | None:
         """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""
@@ -281,7 +290,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     ``reads`` is the newest schema of records that its agent writes where the cluster does. ``withdraws`` is its
     promise to give up its addresses after so many seconds without the store, 0: it holds them for ever.
     ``keys`` are its public keys by backend, ``next_keys`` those that it is about to change to, and ``takes`` the next
-    keys of other hosts, by their ids, from which it takes packets.
+    keys of other hosts, by their ids, from which it takes packets. ``control`` are addresses with TCP ports of the
+    control plane that it knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     """
 
     id: str
@@ -294,6 +304,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, str] = {}
     next_keys: dict[str, str] = {}
     takes: dict[str, str] = {}
+    control: tuple[str, ...] = ()
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -336,7 +347,8 @@ class Peer(msgspec.Struct, frozen=True):
     ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that is
     without a router (the kernel's own answer); ``standing`` is what came of asking for it on the link; ``exact``
     are addresses of shared blocks that live on it, alone. ``learnt`` tells, while a network migrates to a backend
-    that learns, whether all its routes are there.
+    that learns, whether all its routes are there. ``macs`` are those by which its plain packets are taken, none where
+    its record does not say: then they are by any.
     """
 
     host: Host
@@ -346,6 +358,7 @@ class Peer(msgspec.Struct, frozen=True):
     exact: tuple[Prefix, ...] = ()
     standing: Standing = "answers"
     learnt: bool = False
+    macs: tuple[str, ...] = ()
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
@@ -367,6 +380,9 @@ class HostView(msgspec.Struct, frozen=True):
 
     Backends that learn see more, where a network has one: ``peers`` of all networks, and (network, address) of this
     host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
+
+    ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports from which
+    they are at every address of this host.
     """
 
     networks: tuple[Network, ...]
@@ -378,6 +394,8 @@ class HostView(msgspec.Struct, frozen=True):
     peers: tuple[Peer, ...] = ()
     exact: tuple[tuple[str, Prefix], ...] = ()
     living: tuple[tuple[str, Prefix], ...] = ()
+    control: tuple[tuple[str, int], ...] = ()
+    control_here: tuple[int, ...] = ()
 
     def lease(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None where it has none."""

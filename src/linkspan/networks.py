@@ -5,18 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
 
-from linkspan import migration, records
+from linkspan import migration, readable, records
 from linkspan.addresses import BITS, Prefix, pool, prefix
 from linkspan.backends import backend
 from linkspan.contracts import Backend
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.ipam import gateway
-from linkspan.model import Allowance, Endpoint, Lease, Network, Reservation, Runtime, Underlay, checked_name
+from linkspan.model import (
+    MTUS,
+    Allowance,
+    Endpoint,
+    Host,
+    Lease,
+    Network,
+    Reservation,
+    Runtime,
+    Underlay,
+    checked_name,
+)
 from linkspan.replica import Replica
 from linkspan.store.request import MOST_KEYS
 
@@ -26,9 +37,6 @@ T = TypeVar("T")
 
 BLOCK_LENGTHS = {4: 24, 6: 64}
 """Block lengths where none is given: 253 containers a block; IPv6's usual subnet (RFC 4291 2.5.1)."""
-
-MTUS = (1280, 65535)
-"""IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
 
 
 def now() -> float:
@@ -67,14 +75,22 @@ class Networks:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._networks: dict[str, Network] = {}
+        self.withheld: dict[str, str] = {}
+        """By name: why a network's record is not in force on this host; what it was before is, where it was."""
+        self._routes: Mapping[Prefix, str] = {}
+        self._underlay: Underlay | None = None
+        self._every: dict[str, Network] = {}
         self._allowances: set[Allowance] = set()
         self._reservations: set[Reservation] = set()
         self._tokens: dict[str, object] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over what the replica has now."""
-        self._networks = {network.name: network for network in self._read("networks/", Network)}
+        """Take over what the replica has now, but for networks that contradict others or this host's own routes."""
+        self._every = {network.name: network for network in self._read("networks/", Network)}
+        self._networks, self.withheld = self._in_force()
+        self._replica.remembered = {}
+        self._replica.withheld = frozenset(f"networks/{name}" for name in self.withheld)
         self._tokens = {name: self._tokens.get(name) or object() for name in self._networks}
         self._allowances = set(self._read("allowances/", Allowance))
         self._reservations = set(self._read("reservations/", Reservation))
@@ -82,16 +98,114 @@ class Networks:
     def _read(self, prefix_: str, type_: type[T]) -> list[T]:
         return list(self._replica.read(prefix_, type_).values())
 
+    def _in_force(self) -> tuple[dict[str, Network], dict[str, str]]:
+        """Return the networks that this host serves, and why it does not serve the others as their records have them.
+
+        Of two that exclude each other the one that was in force here stays, then the one that was written earlier.
+        """
+        before = {name: known for name in self._every if (known := self._known(name)) is not None}
+
+        def rank(network: Network) -> tuple[bool, int, str]:
+            return network.name not in before, self._revision(f"networks/{network.name}"), network.name
+
+        found: dict[str, Network] = {}
+        withheld: dict[str, str] = {}
+        taken = _Taken()
+        for network in sorted(self._every.values(), key=rank):
+            old = before.get(network.name)
+            why = taken.by(network) or self._in_the_way(network, old.prefixes if old else ())
+            if why:
+                if self.withheld.get(network.name) != why:
+                    log.warning("network %s is not in force on this host: %s", network.name, why)
+                withheld[network.name] = why
+            serving = old if why else network
+            if serving is not None and (serving is network or not taken.by(serving)):
+                found[network.name] = serving
+                taken.add(serving)
+        return found, withheld
+
+    def _known(self, name: str) -> Network | None:
+        """Return a network as it is in force here, or was when the last agent ended; None where it was not."""
+        if name in self._networks:
+            return self._networks[name]
+        key = f"networks/{name}"
+        try:
+            return readable.decode(key, self._replica.remembered[key], Network)
+        except (KeyError, Invalid):
+            return None
+
+    def _revision(self, key: str) -> int:
+        record = self._replica.records.get(key)
+        return record.revision if record is not None else 0
+
+    def _in_the_way(self, network: Network, standing: Collection[Prefix]) -> str:
+        """Return what a network's pools cover that is not its own, '' for nothing; ``standing`` ones are in force."""
+        new = [one for one in network.prefixes if not any(known.holds(one) for known in standing)]
+        written = self._revision(f"networks/{network.name}")
+        for one in new:
+            if route := self._crossed(one):
+                return f"pool {one} overlaps with this host's route {route}"
+            for key, host in self._replica.read("hosts/", Host).items():
+                if self._revision(key) < written and (address := reached_at(host, one)):
+                    return f"pool {one} covers {address}, the underlay address of host {host.name}"
+            if self._underlay is not None and (address := _address_in(self._underlay, one)):
+                return f"pool {one} covers {address}, this host's own underlay address"
+        return ""
+
+    def _crossed(self, one: Prefix) -> str:
+        """Return a route of this host's own that overlaps with a pool, and its device; '' without one."""
+        for destination, device in self._routes.items():
+            if destination.length and one.overlaps(destination):
+                return f"{destination} by {device}"
+        return ""
+
+    def look(self, routes: Mapping[Prefix, str], underlay: Underlay | None) -> bool:
+        """Learn this host's own routes, by destination, with their devices, and its underlay.
+
+        Returns whether `refresh` may find another answer than before.
+        """
+        changed = (routes, underlay) != (self._routes, self._underlay)
+        self._routes, self._underlay = routes, underlay
+        return changed and bool(self.withheld)
+
+    def overlaps(self) -> dict[str, str]:
+        """Return, by name, which of this host's own routes overlap with the pools of networks in force."""
+        found = {}
+        for name, network in self._networks.items():
+            for one in network.prefixes:
+                if route := self._crossed(one):
+                    found[name] = f"pool {one} overlaps with this host's own route {route}"
+        return found
+
+    def covering(self, host: Host) -> str:
+        """Return why a host cannot be reached: a pool covers its underlay address; '' where none does."""
+        for name, network in self._networks.items():
+            for one in network.prefixes:
+                if address := reached_at(host, one):
+                    return f"its underlay address {address} is in pool {one} of network {name}"
+        return ""
+
     def all(self) -> tuple[Network, ...]:
-        """Return the networks by name."""
+        """Return the networks in force on this host, by name."""
         return tuple(self._networks[name] for name in sorted(self._networks))
+
+    def every(self) -> tuple[Network, ...]:
+        """Return the networks that the cluster has, by name: as they are in force here, or as they are written."""
+        found = self._every | self._networks
+        return tuple(found[name] for name in sorted(found))
 
     def token(self, name: str) -> object:
         """Return an object that is the same from a network's creation to its deletion, None where there is none."""
         return self._tokens.get(name)
 
     def get(self, name: str) -> Network:
-        """Return a network. Raises NotFound, naming those there are."""
+        """Return a network. Raises NotFound, naming those there are, and Conflict for one that is not in force here."""
+        if name in self.withheld and name not in self._networks:
+            raise Conflict(
+                f"network {name} is not in force on this host: {self.withheld[name]}",
+                f"take the route away, or create a network with another pool; `linkspan network delete {name}` "
+                "removes this one",
+            )
         try:
             return self._networks[name]
         except KeyError:
@@ -122,7 +236,7 @@ class Networks:
         ``routes`` are the host's own, by destination, with their devices. Raises Invalid or Conflict.
         """
         checked_name(request.name, "network")
-        if request.name in self._networks:
+        if request.name in self._every:
             raise Conflict(f"network {request.name} exists", f"linkspan network show {request.name}")
         name = request.backend
         options = dict(request.options)
@@ -130,7 +244,7 @@ class Networks:
             name = "bridge" if hosts <= 1 else "vxlan"
             options = options if hosts <= 1 else {"direct": "true"} | options
         way = backend(name)
-        for other in self._networks.values():
+        for other in self.every():
             if other.bridge == Network(name=request.name, pools=(), subnet_len={}, backend=name).bridge:
                 raise Conflict(
                     f"network {request.name} would share its bridge's name with network {other.name}",
@@ -154,6 +268,11 @@ class Networks:
             raise Invalid(
                 f"network {network.name} shares the host's network: there is nothing to expose",
                 "every runtime has that itself, docker run --network host for example",
+            )
+        if "docker" in network.expose and not any(pool.family == 4 for pool in network.prefixes):
+            raise Invalid(
+                f"network {network.name} cannot be exposed to Docker without an IPv4 pool",
+                "Docker asks for an IPv4 address for every container: give a second --pool, or leave docker out",
             )
         self._check_mtu(network)
         self._check_overlap(network.name, network.prefixes, routes)
@@ -184,7 +303,18 @@ class Networks:
             network, pools=(*network.pools, *map(str, added)), mtu=mtu or network.mtu
         )
         self._check_mtu(changed)
-        return _finished(changed, ())
+        finished = _finished(changed, ())
+        if not backend(network.backend).crosses_hosts:
+            return finished
+        # Hosts have blocks already, so their length stays.
+        lengths = finished.subnet_len | network.subnet_len
+        for one in added:
+            if one.length > lengths[str(one.family)]:
+                raise Invalid(
+                    f"pool {one} is smaller than a block of network {network.name}, /{lengths[str(one.family)]}",
+                    f"give a prefix of /{lengths[str(one.family)]} or a shorter one",
+                )
+        return msgspec.structs.replace(finished, subnet_len=lengths)
 
     def _check_mtu(self, network: Network) -> None:
         if not MTUS[0] <= network.mtu <= MTUS[1]:
@@ -195,7 +325,7 @@ class Networks:
             for other in pools[number + 1 :]:
                 if one.overlaps(other):
                     raise Invalid(f"pools {one} and {other} overlap", "leave one out")
-            for network in self._networks.values():
+            for network in self.every():
                 for other in network.prefixes:
                     if network.name != name and one.overlaps(other):
                         raise Conflict(
@@ -207,6 +337,12 @@ class Networks:
                     raise Conflict(
                         f"pool {one} overlaps with this host's route {destination} by {device}",
                         "choose a prefix that the host does not route, `ip route` shows them",
+                    )
+            for host in self._replica.read("hosts/", Host).values():
+                if address := reached_at(host, one):
+                    raise Conflict(
+                        f"pool {one} covers {address}, the underlay address of host {host.name}",
+                        "choose a prefix that no host's underlay is in",
                     )
 
     async def create(self, network: Network) -> None:
@@ -231,7 +367,7 @@ class Networks:
 
     def _every_way(self) -> list[Network]:
         """Return the networks as they are, and as those that migrate will be."""
-        return [one for network in self.all() for one in migration.ways(network)]
+        return [one for network in self.every() for one in migration.ways(network)]
 
     def migrated(
         self, network: Network, name: str, options: Mapping[str, str], here: Underlay, leases: Iterable[Lease]
@@ -272,7 +408,8 @@ class Networks:
         """Forget a network, what was said of it, and all claims in it."""
         gone = [a for a in self._allowances if name in (a.source, a.target)]
         reserved = [r for r in self._reservations if r.network == name]
-        keys = [f"networks/{name}", *(key for key in _claims(self.get(name)) if key in self._replica.records)]
+        known = next((network for network in self.every() if network.name == name), None) or self.get(name)
+        keys = [f"networks/{name}", *(key for key in _claims(known) if key in self._replica.records)]
         await self._replica.write({}, deletes=keys)  # from here on nobody claims anything in it
         self.refresh()
         await self._clear(name, [*map(_allowance_key, gone), *map(_reservation_key, reserved)])
@@ -352,6 +489,53 @@ class Networks:
         self.refresh()
 
 
+class _Taken:
+    """What networks have that no other can have beside them: pools, bridges' names, and what they claim."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Prefix, str] = {}
+        self._around: dict[Prefix, str] = {}
+        """Every prefix that holds a pool: so a comparison with all pools costs one look for each bit."""
+        self._words: dict[str, str] = {}
+
+    def by(self, network: Network) -> str:
+        """Return which of the networks has what this one has, too, '' for none."""
+        for one in network.prefixes:
+            wider = (self._pools.get(around) for around in _around(one))
+            if other := next(filter(None, wider), "") or self._around.get(one, ""):
+                return f"pool {one} overlaps with a pool of network {other}"
+        for word, what in self._words_of(network):
+            if other := self._words.get(word, ""):
+                return f"network {other} has {what} already"
+        return ""
+
+    def add(self, network: Network) -> None:
+        """Take note of a network in force."""
+        for one in network.prefixes:
+            self._pools[one] = network.name
+            self._around.update(dict.fromkeys(_around(one), network.name))
+        self._words.update(dict.fromkeys((word for word, _ in self._words_of(network)), network.name))
+
+    def _words_of(self, network: Network) -> Iterable[tuple[str, str]]:
+        yield f"bridge/{network.bridge}", f"the bridge's name {network.bridge}"
+        for claim in _claims(network):
+            yield claim, claim.removeprefix("claims/")
+
+
+def _around(one: Prefix) -> Iterable[Prefix]:
+    return (Prefix(one.packed, length).network() for length in range(one.length + 1))
+
+
+def reached_at(host: Host, one: Prefix) -> str:
+    """Return the address by which others reach a host where it is in a pool, '' where none is."""
+    return _address_in(host.underlay, one) if host.underlay is not None and not host.underlay.hidden else ""
+
+
+def _address_in(underlay: Underlay, one: Prefix) -> str:
+    found = underlay.address(one.family)
+    return found.address if found is not None and one.holds(found) else ""
+
+
 def _finished(network: Network, subnet_len: tuple[int, ...]) -> Network:
     """Work out gateways and block lengths: on one host a pool is one block."""
     crosses = backend(network.backend).crosses_hosts
@@ -361,6 +545,11 @@ def _finished(network: Network, subnet_len: tuple[int, ...]) -> Network:
             raise Invalid(
                 f"pool {p} has no room for a gateway and a container",
                 "use a larger pool, or --opt mode=routed",
+            )
+        if crosses and p.length > BITS[p.family] - 2:
+            raise Invalid(
+                f"pool {p} has no room for a block of a host: the smallest is a /{BITS[p.family] - 2}",
+                f"use a larger pool, a /{BITS[p.family] - 8} for example",
             )
         default = min(max(BLOCK_LENGTHS[p.family], p.length), BITS[p.family] - 2) if crosses else p.length
         lengths[str(p.family)] = max(lengths.get(str(p.family), 0), default)

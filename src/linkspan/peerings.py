@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ log = logging.getLogger("linkspan.peerings")
 
 EVERY = 2.0
 """Seconds between two looks."""
+SELDOM = 5
+"""Looks of which one counts prefixes, too: whether a session is up is asked every time."""
 KEPT = 150
 """Looks over which refused signatures are counted: five minutes, in which every speaker tries again."""
 
@@ -51,6 +54,18 @@ class Peering(msgspec.Struct, frozen=True):
     session: Session
     seen: Protocol | None
     why: Why | None
+
+    @property
+    def limited(self) -> Why | None:
+        """Why some of what the peer announces is not taken: it is too much; None where all is."""
+        most = max((one.limit for one in self.seen.channels if one.full), default=0) if self.seen else 0
+        if not most:
+            return None
+        setting = "bgp.prefixes" if self.session.mesh else f"bgp.peer.{self.session.name}.prefixes"
+        return Why(
+            f"it announces more than {most} prefixes, and those beyond them are not taken",
+            f"correct what it announces; if it is right, take more: linkspan host set {setting}=N",
+        )
 
     @property
     def state(self) -> str:
@@ -87,8 +102,8 @@ class Peerings:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        while True:
-            await self.look(counts=False)
+        for number in itertools.count():
+            await self.look(counts=number % SELDOM == 0)
             await asyncio.sleep(EVERY)
 
     def all(self) -> list[Peering]:
@@ -158,10 +173,14 @@ class Peerings:
         return {why: last[why] - first[why] for why in last}
 
     def _tell(self, before: Peering | None, now: Peering) -> None:
+        name = now.session.name
+        if now.limited is not None and (before is None or before.limited is None):
+            what = f"BGP peer {name}: {now.limited.reason}"
+            log.warning("%s", what)
+            self._happenings.add("bgp", what, peer=name, state=now.state)
         was, is_ = before is not None and before.why is None, now.why is None
         if was == is_:
             return
-        name = now.session.name
         if now.why is None:
             self._happenings.add("bgp", f"BGP session with {name} is up", peer=name, state="up")
             return
@@ -214,7 +233,8 @@ class Peerings:
         looked = await asyncio.gather(*(asyncio.to_thread(self._closely, peering, folder) for peering in down))
         known = {**self._known, **{p.session.protocol: p for p, _ in looked}}
         told = {p.session.name: p.why for p in sorted(known.values(), key=lambda p: p.session.name)}
-        return list(session_checks.checks(told, self.silent))
+        full = {p.session.name: p.limited for p in self.all() if p.limited is not None}
+        return list(session_checks.checks(told, self.silent, full))
 
     def name(self, protocol: str) -> str:
         """Return a peer's name by BIRD's word for its session, '' for what is no session."""

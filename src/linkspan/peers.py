@@ -6,7 +6,7 @@ A changed record costs the states of the peers that it names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -15,7 +15,7 @@ from linkspan.addresses import Prefix, prefix
 from linkspan.backends import backend
 from linkspan.backends.crossing import reached
 from linkspan.disputes import Disputes
-from linkspan.errors import LinkspanError
+from linkspan.errors import Invalid, LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.kernel.routes import learnt_routes
 from linkspan.leases import Leases
@@ -24,6 +24,7 @@ from linkspan.model import HostView, Lease, Network, Peer
 from linkspan.networks import Networks
 from linkspan.segment import Segment, Ways
 from linkspan.state import LEARNT_METRIC
+from linkspan.stations import Stations
 
 log = logging.getLogger("linkspan.peers")
 
@@ -57,6 +58,7 @@ class Peers:
         self.withdrawn = False
         """Whether this host has given up its addresses, for the store has been away for ``reclaim_after``."""
         self._segment = Segment(lambda: worker.machine.sockets, self.follow)
+        self._stations = Stations(self._follow_host)
 
     def start(self) -> None:
         """Begin to ask who answers on the underlay's own link."""
@@ -64,7 +66,11 @@ class Peers:
 
     async def stop(self) -> None:
         """End it."""
+        self._stations.stop()
         await self._segment.stop()
+
+    async def _follow_host(self, host: str) -> None:
+        await self.follow([pair for pair in self.known if pair[1] == host])
 
     def concerned(self, changed: set[str], everything: bool) -> Iterable[Pair]:
         """Return the pairs that a change of records concerns."""
@@ -79,6 +85,10 @@ class Peers:
         hosts = {w[1] for w in words if w[0] in ("hosts", "endpoints")}
         exact = {w[1] for w in words if w[0] == "addresses"}
         own = {w[1] for w in words if w[0] == "leases" and w[-1] == here}
+        blocks = {(w[1], "/".join(w[2:])) for w in words if w[0] == "blocks" and len(w) == 4}
+        for lease in self._leases.all() if blocks else ():
+            if any((lease.network, text) in blocks for text in lease.prefixes):
+                named.add((lease.network, lease.host))
         hidden = self._hidden() if named or hosts else set()  # the host by which they are reached may be another now
         return {
             p
@@ -100,24 +110,11 @@ class Peers:
         if not wanted:
             return
         networks = {network.name: network for network in self._networks.all()}
-        hosts = self._leases.hosts()
-        exact: dict[Pair, list[Prefix]] = {}
-        for name in {name for name, _ in wanted}:
-            for address, record in self._leases.exact(name).items():
-                if record.host:
-                    exact.setdefault((name, record.host), []).append(address)
-        peers: dict[Pair, Peer | None] = {}
-        for pair in wanted:
-            name, other = pair
-            lease = self._leases.of(name, other)
-            if self.withdrawn or name not in networks or other not in hosts or lease is None:
-                peers[pair] = None
-                continue
-            astray = self._disputes.astray(name, other)
-            addresses = sorted({*exact.get(pair, ()), *astray})
-            host = self._leases.whole(hosts[other])
-            peers[pair] = Peer(host, self._undisputed(lease, astray), exact=tuple(addresses))
-        told = await self._worker.run(self._put, networks, peers)
+        peers = {} if self.withdrawn else seen(self._leases, self._networks, self._disputes, wanted)
+        for pair, peer in peers.items():
+            if isinstance(peer, Peer):
+                peers[pair] = msgspec.structs.replace(peer, macs=self._stations.of(peer.host))
+        told = await self._worker.run(self._put, networks, dict.fromkeys(wanted) | peers)
         self._segment.look()
         for pair, error in told.items():
             if error and self.unreachable.get(pair) != error:
@@ -127,21 +124,7 @@ class Peers:
             if error:
                 self.unreachable[pair] = error
 
-    def _undisputed(self, lease: Lease, astray: set[Prefix]) -> Lease:
-        """Return the lease without blocks that its host has lost to another, and addresses of its own in them.
-
-        Where the host has no address of its own left, that of one of its containers stands for it.
-        """
-        lost = {prefix(text) for text in self._disputes.lost_by(lease.network, lease.host)}
-        if not lost:
-            return lease
-        own = [a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in lost)]
-        for family in {a.family for a in astray} - {prefix(text).family for text in own}:
-            own.append(str(min(a for a in astray if a.family == family)))
-        blocks = tuple(str(block) for block in lease.blocks if block not in lost)
-        return msgspec.structs.replace(lease, prefixes=blocks, addresses=tuple(own))
-
-    def _put(self, networks: dict[str, Network], peers: dict[Pair, Peer | None]) -> dict[Pair, str]:
+    def _put(self, networks: dict[str, Network], peers: Mapping[Pair, Peer | LinkspanError | None]) -> dict[Pair, str]:
         """Put each peer's states (worker thread); returns what went wrong, '' where nothing did."""
         machine, view, told = self._worker.machine, self._view(), {}
         ways: Ways = {}
@@ -158,6 +141,8 @@ class Peers:
                     self._segment.forget((name, other))
                     machine.reconciler.change(source, ())
                     continue
+                if isinstance(peer, LinkspanError):
+                    raise peer
                 network = networks[name]
                 peer = self._segment.located(view, network, peer, ways)
                 there = all(any(one.holds(target) for one in learnt) for target in reached(peer))
@@ -175,3 +160,43 @@ class Peers:
                 named = f"network {name}" in error.message
                 told[name, other] = error.message if named else f"network {name}: {error.message}"
         return told
+
+
+def seen(
+    leases: Leases, networks: Networks, disputes: Disputes, pairs: Collection[Pair]
+) -> dict[Pair, Peer | LinkspanError]:
+    """Return what the records say of these pairs' hosts, as far as it counts; of a pair that is none, nothing.
+
+    An error in a host's place says why it cannot be reached.
+    """
+    there = {network.name: network for network in networks.all()}
+    hosts = leases.hosts()
+    wanted: dict[str, set[str]] = {}
+    for name, other in pairs:
+        wanted.setdefault(name, set()).add(other)
+    exact = {name: leases.counted(there[name], others) for name, others in wanted.items() if name in there}
+    found: dict[Pair, Peer | LinkspanError] = {}
+    for name, other in pairs:
+        lease = leases.of(name, other)
+        if name not in there or other not in hosts or lease is None:
+            continue
+        if covered := networks.covering(hosts[other]):
+            found[name, other] = Invalid(f"host {hosts[other].name} cannot be reached: {covered}")
+            continue
+        astray = disputes.astray(there[name], other)
+        counted = exact[name].get(other, ())
+        grant = leases.grant(there[name], lease)
+        addresses = tuple(sorted({*counted, *astray}))
+        found[name, other] = Peer(leases.whole(hosts[other]), _reachable(grant.lease, astray), exact=addresses)
+    return found
+
+
+def _reachable(lease: Lease, astray: set[Prefix]) -> Lease:
+    """Return the lease of a host that lost its blocks with an address by which the host itself is reached.
+
+    Where it has none of its own left, that of one of its containers takes its place.
+    """
+    own = list(lease.addresses)
+    for family in {a.family for a in astray} - {prefix(text).family for text in own}:
+        own.append(str(min(a for a in astray if a.family == family)))
+    return msgspec.structs.replace(lease, addresses=tuple(own))

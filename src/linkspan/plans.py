@@ -41,7 +41,7 @@ class Plans:
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
         used = any(network.backend != "host" for network in view.networks)
-        yield ("host", "firewall"), list(firewall.skeleton(view.facts)) if used else []
+        yield ("host", "firewall"), [*firewall.skeleton(view.facts), *firewall.control(view)] if used else []
         for way in BACKENDS.values():
             if way.encrypts:  # one device for all networks: before what they put on it
                 yield ("host", way.name), self._possible(("host", way.name), way.host(view))

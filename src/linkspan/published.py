@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from linkspan import records
 from linkspan.addresses import Prefix
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.lasting import lasting
 from linkspan.model import Endpoint
@@ -71,22 +70,29 @@ class Published:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
-        mine = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
-        if mine:
-            self.due |= mine
+        if self.has_own(keys):
+            self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
+
+    def has_own(self, keys: frozenset[str]) -> bool:
+        """Tell whether one of the keys is of an endpoint of this host."""
+        return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
     def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
         """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
         prefix = f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS
-        for key, record in self._replica.under(prefix).items():
+        for key in self._replica.under(prefix):
             host = key.split("/")[1]
-            if host == self._host:
-                continue
-            try:
-                yield host, records.decode(record.value, Endpoint)
-            except Invalid as error:
-                log.debug("record %s: %s", key, error.message)
+            if host != self._host and (endpoint := self._replica.value(key, Endpoint)) is not None:
+                yield host, endpoint
+
+    def own(self) -> list[Endpoint]:
+        """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
+
+        By which path a namespace is reached is not taken from there: others may have written it.
+        """
+        own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
+        return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
     def everywhere(self) -> list[Endpoint]:
         """Return the endpoints of all hosts, this one's first."""
@@ -129,11 +135,13 @@ class Published:
             )
         return (found.pop(), network) if found else (word, network)
 
-    def missing(self, word: str, happenings: Happenings) -> str:
-        """Return why a word names nothing on this host that could be detached."""
+    def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
+        """Return why nothing on this host could be detached by a word: an id or, where it is ``named``, a name."""
         name = word.partition("@")[0]
         if mine := [e for e in self._endpoints.values() if name in (e.id, e.name)]:
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
+            if not any(name == e.id or named for e in mine):
+                return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
             return f"it has {have}, and no other interface here"
         if hosts := sorted({e.host for _, e in self.others() if name in (e.id, e.name)}):
             return f"it is on host {' and '.join(hosts)}, where the command can detach it"

@@ -5,6 +5,10 @@ A *change* replaces one source's states and applies just the difference: the hot
 inside a container's namespace is the container's own: there a resync puts what is missing, and removes nothing but
 rules and tables of ours that nobody wants any more.
 
+What another program keeps changing is left wrong for a while, and a container whose guards do not hold is cut off
+(``fights.py``); a resync alone counts that, and only for objects that are wrong by themselves: not for what fell with a
+link, a table or a setting.
+
 A pass puts in dependency order, then deletes in reverse, and is repeated at most PASSES times: a value that
 cannot be changed in place is replaced by its driver, and what fell with it is found missing in the next pass.
 What was refused is left to the next resync: a helper that ends at once would have ended three times.
@@ -20,24 +24,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.addresses import Prefix, mac_text
-from linkspan.associations import IpsecLink
+from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
 from linkspan.contracts import Driver
 from linkspan.desired import Change, Desired, Source
 from linkspan.errors import LinkspanError, NotFound
-from linkspan.programs import File, Process, Secret
+from linkspan.fights import Contested, Fight, Fights, guards, subject
+from linkspan.flows import Flow, RouterRoute
+from linkspan.programs import File, LearntRoutes, Process, Secret
 from linkspan.state import (
     HOST,
     Address,
     Bridge,
     FdbEntry,
+    ForeignQdisc,
     Ipip,
     Key,
     LinkSysctl,
     Neighbour,
+    NftChain,
+    NftElement,
+    NftSet,
     PolicyRule,
     Route,
     State,
     Sysctl,
+    TokenBucket,
     Veth,
     Vxlan,
     Wireguard,
@@ -66,10 +77,12 @@ class Heal(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What a resync did: repairs, and errors of what could not be mended."""
+    """What a resync did: repairs, how many more there were of what is fought for, and what could not be mended."""
 
     heals: list[Heal] = []
     failed: dict[Key, LinkspanError] = {}
+    fought: list[str] = []
+    """The kind of each repair that is not in ``heals``, for its fight has been told."""
 
 
 class Reconciler:
@@ -79,6 +92,7 @@ class Reconciler:
         self.desired = Desired()
         self.drivers = tuple(drivers)
         self.failing: dict[Key, LinkspanError] = {}
+        self.fights = Fights()
         self._release = release
         self._by_kind = {kind: driver for driver in drivers for kind in driver.kinds}
 
@@ -148,8 +162,8 @@ class Reconciler:
 
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
         """Put in the order given, then delete in the order given; go on past errors and return them."""
-        failed: dict[Key, LinkspanError] = {}
-        for driver, states in self._grouped(change.put):
+        put, failed = self._shut(change.put)
+        for driver, states in self._grouped(put):
             waiting = _without_link(states, self.failing | failed)
             failed.update(waiting)
             failed.update(driver.apply([state for state in states if state.key not in waiting], ()))
@@ -168,45 +182,148 @@ class Reconciler:
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = (), *, log: bool = True
     ) -> Report:
         """Make observed equal desired for the kinds (all of them where None), on the host and in ``namespaces``."""
-        report = Report([], {})
+        report = Report()
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)
         inside = set(namespaces)
+        judged = _Judged()
         try:
             for _ in range(PASSES):
-                change, words = self.difference(touched, inside)
+                change, words, seen = self._compared(touched, inside, guarded=True)
                 self._forgive(change, touched, inside)
-                put = tuple(state for state in change.put if state.key not in refused)
-                if not put and not change.delete:
-                    break
-                failed = self.apply(Change(put, change.delete))
+                shut = self.fights.closed()
+                held, left = self._held(change, seen, touched, judged) if log else ({}, set())
+                refused |= held
+                put = tuple(state for state in change.put if state.key not in refused and state.key not in left)
+                delete = tuple(state for state in change.delete if state.key not in held and state.key not in left)
+                self.failing.update(held)
+                failed = self.apply(Change(put, delete)) if put or delete else {}
                 report.failed = {**refused, **failed}
-                for state in (*put, *change.delete) if log else ():
-                    if state.key not in failed:
-                        report.heals.append(_heal(state, words[state.key]))
-                # What was refused has a second chance where a link has come: it may have waited for that.
-                refused = {} if any(isinstance(s, _LINKS) and s.key not in failed for s in put) else report.failed
-                # With a link fell its addresses, routes and settings, also those inside the container.
-                inside |= {state.peer_netns for state in change.put if isinstance(state, Veth)}
-                if any(isinstance(state, _LINKS) for state in change.put):
+                for state in (*put, *delete) if log else ():
+                    self._note(state, words[state.key], seen, failed, judged, report)
+                if self.fights.closed() - shut:  # guards do not hold: ports go down
                     touched = list(self._by_kind)
-                elif Process in self._by_kind and any(isinstance(s, _READ) for s in (*change.put, *change.delete)):
+                    continue
+                if not put and not delete:
+                    break
+                # What was refused has a second chance where a link has come: it may have waited for that.
+                refused = held if any(isinstance(s, _LINKS) and s.key not in failed for s in put) else report.failed
+                # With a link fell its addresses, routes and settings, also those inside the container.
+                inside |= {state.peer_netns for state in put if isinstance(state, Veth)}
+                if any(isinstance(state, _LINKS) for state in put):
+                    touched = list(self._by_kind)
+                elif Process in self._by_kind and any(isinstance(s, _READ) for s in (*put, *delete)):
                     touched.append(Process)
         finally:
             self._release()
         return report
 
+    def _held(
+        self, change: Change, seen: Mapping[Key, State], kinds: Sequence[type[State]], judged: _Judged
+    ) -> tuple[dict[Key, LinkspanError], set[Key]]:
+        """Return what must not be put back now, with the reason, and what the next resync will see to.
+
+        The last is wrong again, just as it was before this resync put it back.
+        """
+        states = [*change.put, *change.delete]
+        judged.parents |= {_name(state) for state in states}
+        held: dict[Key, LinkspanError] = {}
+        left: set[Key] = set()
+        for state in states:
+            if not _counts(state) or self._falls(state, judged):
+                continue
+            key = subject(state)
+            if key not in judged.by:
+                judged.by[key] = self.fights.wrong(state, seen.get(state.key), describe(state))
+            if (fight := judged.by[key]) is not None:
+                held[state.key] = Contested(fight.message, state.key in seen)
+            elif not guards(state) and judged.repaired.get(key, _NEVER) == seen.get(state.key):
+                left.add(state.key)
+        self.fights.right(kinds, {subject(state) for state in states})
+        gone = {(HOST, s.name) for s in states if s.key in left and isinstance(s, _LINKS) and s.key not in seen}
+        gone |= {(s.peer_netns, s.peer_name) for s in states if isinstance(s, Veth) and (HOST, s.name) in gone}
+        left |= {state.key for state in states if gone and _place(state) in gone}
+        return held, left
+
+    def _falls(self, state: State, judged: _Judged) -> bool:
+        """Tell whether a state is wrong because of another one that is wrong itself, or that is fought for."""
+        contested = self._contested() - {subject(state)}
+        return any(parent in judged.parents or parent in contested for parent in _parents(state))
+
+    def _contested(self) -> set[Key]:
+        """Return what is fought for, by the names that ``_parents`` gives."""
+        links = _LINKS.__args__
+        return {("link", f.key[1]) if issubclass(f.kind, links) else f.key for f in self.fights.open()}
+
+    def _note(
+        self,
+        state: State,
+        what: str,
+        seen: Mapping[Key, State],
+        failed: Mapping[Key, LinkspanError],
+        judged: _Judged,
+        report: Report,
+    ) -> None:
+        """Take in what became of a repair."""
+        if state.key in failed:
+            if subject(state) in judged.by:
+                self.fights.failed(state, failed[state.key].message)
+            return
+        if subject(state) in judged.by and subject(state) not in judged.repaired:
+            judged.repaired[subject(state)] = seen.get(state.key)
+            self.fights.repaired(state, seen.get(state.key))
+        if state.key in judged.told:
+            return
+        judged.told.add(state.key)
+        if self.fights.fought(state) or any(parent in self._contested() for parent in _parents(state)):
+            report.fought.append(type(state).__name__)
+        else:
+            report.heals.append(_heal(state, what))
+
+    def _shut(self, states: Sequence[State]) -> tuple[list[State], dict[Key, LinkspanError]]:
+        """Return the states that may be put, with ports down whose guards do not hold, and why the others may not."""
+        if not self.fights.closed():
+            return list(states), {}
+        put: list[State] = []
+        refused: dict[Key, LinkspanError] = {}
+        for state in states:
+            if isinstance(state, Veth) and self.fights.closing(state.name, bool(state.master)):
+                put.append(msgspec.structs.replace(state, up=False))
+            elif fight := self._closing(state):
+                refused[state.key] = Contested(fight.message, there=False)
+            else:
+                put.append(state)
+        return put, refused
+
+    def _closing(self, state: State) -> Fight | None:
+        """Return the fight because of which the port is down that an address, route or entry stands on."""
+        if not isinstance(state, _ON_LINKS) or _netns(state) != HOST:
+            return None
+        veth = self.desired.state(("Veth", state.device))
+        return self.fights.closing(veth.name, bool(veth.master)) if isinstance(veth, Veth) else None
+
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
         """Forget that what was looked at has failed, where it is as it should be by now: others may have mended it."""
         if self.failing:
             looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if _netns(s) in inside | {HOST}}
-            for key in self.failing.keys() & looked.keys() - {state.key for state in change.put}:
+            names = {kind.__name__ for kind in kinds}
+            # What was superfluous is not desired; only what is fought for is left so.
+            left = {k for k, error in self.failing.items() if isinstance(error, Contested) and k[0] in names}
+            wrong = {state.key for state in (*change.put, *change.delete)}
+            for key in (self.failing.keys() & looked.keys() | left) - wrong:
                 del self.failing[key]
 
     def difference(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = ()
     ) -> tuple[Change, dict[Key, str]]:
         """Observe, and return what a pass would put and delete, and for each key: added, changed or removed."""
+        change, words, _ = self._compared(kinds, namespaces)
+        return change, words
+
+    def _compared(
+        self, kinds: Iterable[type[State]] | None, namespaces: Iterable[int], *, guarded: bool = False
+    ) -> tuple[Change, dict[Key, str], dict[Key, State]]:
+        """Return the difference, and what was observed; ``guarded``: ports whose guards do not hold should be down."""
         wanted = tuple(self._by_kind) if kinds is None else tuple(kinds)
         names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
@@ -215,6 +332,10 @@ class Reconciler:
         observed: dict[Key, State] = {}
         for driver in self._drivers(wanted):
             observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
+        if guarded and self.fights.closed():
+            put, waiting = self._shut(list(desired.values()))
+            desired = {state.key: state for state in put}
+            observed = {key: state for key, state in observed.items() if key not in waiting}
         extra = [state for key, state in observed.items() if key not in desired]
         for netns in inside:
             try:
@@ -229,7 +350,11 @@ class Reconciler:
         words.update((state.key, "removed") for state in extra)
         put.sort(key=behind_links(put))
         extra.sort(key=lambda state: state.rank, reverse=True)
-        return Change(tuple(put), tuple(extra)), words
+        return Change(tuple(put), tuple(extra)), words, observed
+
+    def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
+        """Return what is in a namespace now of these kinds and is ours. Raises NotFound where it is gone."""
+        return [s for driver in self._drivers(kinds) for s in driver.observe(netns) if isinstance(s, kinds)]
 
     def _drivers(self, kinds: Iterable[type[State]]) -> list[Driver]:
         return list(dict.fromkeys(self._by_kind[kind] for kind in kinds))
@@ -272,7 +397,11 @@ def _without_link(states: Sequence[State], failed: dict[Key, LinkspanError]) -> 
     A link of that name may be another's, who keeps it as it is.
     """
     kinds = {kind.__name__ for kind in _LINKS.__args__}
-    links = {str(key[1]): error for key, error in failed.items() if key[0] in kinds}
+    links = {
+        str(key[1]): error
+        for key, error in failed.items()
+        if key[0] in kinds and not (isinstance(error, Contested) and error.there)
+    }
     if not links:
         return {}
     found: dict[Key, LinkspanError] = {}
@@ -280,6 +409,66 @@ def _without_link(states: Sequence[State], failed: dict[Key, LinkspanError]) -> 
         if _netns(state) == HOST:
             found.update((state.key, links[name]) for name in _stands_on(state, links) if name in links)
     return found
+
+
+class _Judged(msgspec.Struct):
+    """What one resync found wrong: each object counts once in it, however many passes there are."""
+
+    by: dict[Key, Fight | None] = {}
+    """By subject: the fight because of which it is left wrong."""
+    repaired: dict[Key, State | None] = {}
+    """By subject: what was there instead."""
+    parents: set[Key] = set()
+    told: set[Key] = set()
+
+
+_NEVER = object()
+
+
+_OF_HELPERS = Process | LearntRoutes | IpsecLink | IpsecCredential | IpsecConnection | IpsecChild | _IN_DEVICE
+"""What goes with its helper program, which has pauses of its own."""
+_OF_DEVICES = Flow | RouterRoute
+"""What goes with a restart of a switch or router."""
+
+
+def _counts(state: State) -> bool:
+    """Tell whether it is a fight if the object is wrong again and again."""
+    return _netns(state) == HOST and not isinstance(state, _OF_HELPERS | _OF_DEVICES)
+
+
+def _name(state: State) -> Key:
+    """Return by what ``_parents`` names a state."""
+    return ("link", state.name) if isinstance(state, _LINKS) else state.key
+
+
+def _place(state: State) -> tuple[int, str]:
+    """Return the namespace and the link that an object is on, or is the container's end of."""
+    if isinstance(state, LinkSysctl):
+        return state.netns, state.path.split("/")[3]
+    return _netns(state), str(getattr(state, "device", "") or getattr(state, "name", ""))
+
+
+def _parents(state: State) -> Iterator[Key]:
+    """Yield what an object on the host is lost with, or changed with."""
+    match state:
+        case NftSet(family, table) | NftChain(family, table):
+            yield ("NftTable", family, table)
+        case NftElement(family, table, set_):
+            yield ("NftTable", family, table)
+            yield ("NftSet", family, table, set_)
+        case LinkSysctl(path) if path.endswith("/forwarding"):
+            yield ("Sysctl", HOST, _FORWARDING[path.split("/")[1]])
+            yield ("link", path.split("/")[3])
+        case LinkSysctl(path):
+            yield ("link", path.split("/")[3])
+        case Veth() if state.master:
+            yield ("link", state.master)
+        case Address() | Route() | Neighbour() | FdbEntry() | TokenBucket() | ForeignQdisc():
+            yield ("link", state.device)
+
+
+_FORWARDING = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
+"""What sets the forwarding of every link."""
 
 
 def _stands_on(state: State, links: Iterable[str]) -> list[str]:

@@ -20,6 +20,8 @@ from linkspan.errors import Invalid
 T = TypeVar("T")
 
 SETTINGS = "settings/cluster"
+COMMON = "settings/hosts"
+"""The key of the settings that all hosts have."""
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
@@ -29,22 +31,36 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     reclaim_after: float = 0
 
 
+class Common(msgspec.Struct, frozen=True):
+    """The settings that all hosts have in common."""
+
+    settings: dict[str, str] = {}
+
+
 class _Header(msgspec.Struct):
     schema: int = 1
 
 
 def decode(value: bytes, type_: type[T]) -> T:
     """Return a record as a value. Raises Invalid, saying why, where it is garbage or of a schema too new for us."""
+    schema = parse(value, _Header).schema
+    if schema > SCHEMA + 1:
+        raise Invalid(
+            f"it has schema {schema}, and this linkspan reads up to {SCHEMA + 1}",
+            "upgrade this host's linkspan",
+        )
+    found: T = parse(value, type_)
+    return found
+
+
+def parse(value: bytes, type_: Any) -> Any:
+    """Return JSON of the store as a value of a type. Raises Invalid, saying why, where it is none."""
     try:
-        schema = msgspec.json.decode(value, type=_Header).schema
-        if schema > SCHEMA + 1:
-            raise Invalid(
-                f"it has schema {schema}, and this linkspan reads up to {SCHEMA + 1}",
-                "upgrade this host's linkspan",
-            )
         return msgspec.json.decode(value, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(str(error)) from error
+    except RecursionError as error:
+        raise Invalid("its JSON is nested too deep") from error
 
 
 def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
@@ -53,9 +69,9 @@ def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
     schema = min(schema, SCHEMA)
     if old:
         try:
-            before = msgspec.json.decode(old, type=dict[str, Any])
-            schema = max(schema, msgspec.convert(before, _Header).schema)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            before = parse(old, dict[str, Any])
+            schema = max(schema, parse(old, _Header).schema)
+        except Invalid:
             before = {}
         before.pop("schema", None)
         fields = _kept(value, fields, before)
@@ -65,8 +81,8 @@ def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
 def well_formed(value: bytes) -> bool:
     """Tell whether a record is JSON at all."""
     try:
-        msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        parse(value, Any)
+    except Invalid:
         return False
     return True
 
@@ -74,8 +90,8 @@ def well_formed(value: bytes) -> bool:
 def put_back(value: bytes) -> bytes:
     """Return the record with the mark that the store had lost it; garbage as it is."""
     try:
-        return msgspec.json.encode(msgspec.json.decode(value, type=dict[str, Any]) | {"back": True})
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.encode(parse(value, dict[str, Any]) | {"back": True})
+    except Invalid:
         return value
 
 

@@ -2,25 +2,44 @@
 
 An endpoint that stood still stands. One that was being attached or detached is not desired, so the first resync
 takes away what there is of it, and its address is given back.
+
+The journal is not the only one that knows (``reconstruction``). Each pair in the kernel that no row of the journal has
+is an endpoint that the journal lost: it is rebuilt from the store's record or from the kernel alone. A pair of which
+neither says enough is an orphan. What the store says later (it may be away now) is compared when it comes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+from linkspan import multihoming, reconstruction
 from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
-from linkspan.errors import LinkspanError
+from linkspan.backends import backend
+from linkspan.errors import LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.journal import Journal, Row
 from linkspan.machine import Worker
 from linkspan.model import Endpoint
 from linkspan.networks import Networks, now
+from linkspan.orphans import Orphans
 from linkspan.ports import PortTable
+from linkspan.published import Published
+from linkspan.reconstruction import Link
+from linkspan.state import HOST, Address, NftElement, Route, State, TokenBucket, Veth
+
+log = logging.getLogger("linkspan.recovery")
+
+_STORE, _KERNEL = "the store's record", "what the kernel has"
+_ON_PAIRS = (Address, Route, NftElement, TokenBucket)
+"""What the kernel has of an endpoint on the host, besides its pair."""
 
 
 class Recovery:
-    """Goes through the journal once, and gives the attacher the endpoints that stand."""
+    """Goes through the journal once, and through what the kernel and the store know besides."""
 
     def __init__(
         self,
@@ -31,6 +50,9 @@ class Recovery:
         ports: PortTable,
         happenings: Happenings,
         attacher: Attacher,
+        published: Published,
+        orphans: Orphans,
+        host: str,
     ) -> None:
         self._worker = worker
         self._journal = journal
@@ -39,37 +61,52 @@ class Recovery:
         self._ports = ports
         self._happenings = happenings
         self._attacher = attacher
+        self._published = published
+        self._orphans = orphans
+        self._host = host
+        self._done = False
+        self.rebuilt = 0
+        """How many endpoints the journal did not know at this agent's start."""
+        self.doubt = ""
+        """Why the journal did not know, "" where it is the last agent's."""
 
-    async def run(self) -> set[int]:
-        """Take over what the last agent left: endpoints that stand, and those it was killed in the middle of.
+    async def run(self, listed: bool) -> set[int]:
+        """Take over what the last agent left; ``listed`` tells whether the store has told what it has.
 
         Returns the namespaces in which something of ours is or may be.
         """
+        self.doubt = self._journal.doubt()
+        rows = self._journal.rows()
+        records = {e.identity: e for e in self._own()}
+        links = await self._worker.run(self._links, rows, records)
         gone: list[tuple[Row, str]] = []
-        stood: list[Endpoint] = []
-        for row in self._journal.rows():
-            if why := await self._why_gone(row):
+        standing: list[tuple[Endpoint, Row]] = []
+        for row in rows:
+            link = links.get(row.endpoint.host_ifname)
+            if why := await self._why_gone(row, link, listed and row.endpoint.identity not in records):
                 gone.append((row, why))
+                if not self.doubt and row.boot_id == self._journal.boot_id:
+                    self._end(links, row.endpoint.host_ifname)
                 continue
-            endpoint = row.endpoint
+            standing.append((await self._current(row, link, records.get(row.endpoint.identity)), row))
+        standing.sort(key=lambda pair: pair[0].host_ifname not in links)  # what the kernel knows holds its addresses
+        for endpoint, row in standing:
             try:
-                self._allocator.restore(endpoint)
+                endpoint = self._admit(endpoint, row.attached_ns)
             except LinkspanError as error:
                 gone.append((row, error.message))
+                if not self.doubt:
+                    self._end(links, endpoint.host_ifname)
                 continue
-            self._ports.restore(endpoint)
-            if endpoint.delivered and endpoint.netns and not endpoint.metric:  # of an agent that gave it no table
-                endpoint = self._attacher.ranked(self._networks.get(endpoint.network), endpoint)
-            self._attacher.admit(endpoint, row.attached_ns)
-            stood.append(endpoint)
-        for endpoint in stood:  # all are known: some states follow from a container's interfaces together
-            if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
-                for source, states in self._attacher.states(self._networks.get(endpoint.network), endpoint).items():
-                    await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
+            if endpoint != row.endpoint:
+                self._journal.attached(endpoint)
+        await self._desire(list(self._attacher.endpoints.values()))
+        for row, _ in gone:
+            self._journal.forget(row.endpoint, now())
         for released in self._journal.released():
             self._allocator.cool(released.network, released.address, released.at)
+        await self._rebuild(reconstruction.unheld(self._attacher.endpoints.values(), links), records.values())
         for row, why in gone:
-            self._journal.forget(row.endpoint, now())
             for address in row.endpoint.prefixes:
                 with contextlib.suppress(LinkspanError):
                     self._allocator.cool(row.endpoint.network, address, now())
@@ -77,12 +114,72 @@ class Recovery:
             self._happenings.add(
                 "recover", f"{who} of network {row.endpoint.network}: {why}", endpoint=row.endpoint.id
             )
+        self._journal.witness()
+        self._done = True
+        await self.learn()  # the store may have told what it has meanwhile
         halfway = [row.endpoint for row, _ in gone if row.phase != "attached" and row.boot_id == self._journal.boot_id]
         for endpoint in halfway:
             self._worker.machine.enter(endpoint)
-        return {endpoint.netns for endpoint in (*stood, *halfway) if endpoint.netns}
+        every = (*self._attacher.endpoints.values(), *halfway)
+        return {endpoint.netns for endpoint in every if endpoint.netns}
 
-    async def _why_gone(self, row: Row) -> str:
+    async def learn(self) -> None:
+        """Compare the store's records and networks with what is not known yet: it may have been away at the start."""
+        if not self._done:
+            return
+        nameless = {e.host_ifname: e for e in self._attacher.endpoints.values() if reconstruction.is_unnamed(e)}
+        if not nameless and not self._orphans.links:
+            return
+        records = {e.host_ifname: e for e in self._own() if e.host_ifname}
+        links = await self._worker.run(self._links, (), {}) if nameless.keys() & records.keys() else {}
+        for name in nameless.keys() & records.keys() & links.keys():
+            if self._agrees(records[name], links[name]):
+                named = await self._reached(records[name])
+                await self._attacher.rename(nameless[name].identity, named)
+        for name, link in list(self._orphans.links.items()):
+            record = [records[name]] if name in records and self._agrees(records[name], link) else []
+            if record or await self._from_kernel(link) is not None:
+                await self._orphans.release(name)
+                await self._rebuild([link], record)
+
+    def _end(self, links: dict[str, Link], name: str) -> None:
+        """Leave a pair to the first resync, which takes it away."""
+        links.pop(name, None)
+        self._orphans.ended.add(name)
+
+    def _own(self) -> Iterator[Endpoint]:
+        """Yield the store's records of this host's endpoints, as far as they are of networks that there are."""
+        for record in self._published.own():
+            if self._networks.has(record):
+                yield reconstruction.believed(record, self._networks.get(record.network))
+
+    def _links(self, rows: Iterable[Row], records: Mapping[tuple[str, str], Endpoint]) -> dict[str, Link]:
+        """Observe what the kernel has of endpoints (worker thread).
+
+        Where the journal has a row for each pair, and no record says otherwise, the pairs alone are observed: a look at
+        all elements of our sets takes a while.
+        """
+        reconciler = self._worker.machine.reconciler
+        pairs = reconciler.observed((Veth,))
+        mine = {row.endpoint.host_ifname: row.endpoint for row in rows}
+        differs = any(e.addresses != records.get(e.identity, e).addresses for e in mine.values())
+        if not self.doubt and not differs and all(s.name in mine for s in pairs if isinstance(s, Veth)):
+            return reconstruction.links(pairs)
+        return reconstruction.links([*pairs, *reconciler.observed(_ON_PAIRS)])
+
+    def _agrees(self, endpoint: Endpoint, link: Link) -> bool:
+        networks = {network.name: network for network in self._networks.all()}
+        return reconstruction.agrees(endpoint, networks.get(endpoint.network), link)
+
+    async def _current(self, row: Row, link: Link | None, record: Endpoint | None) -> Endpoint:
+        """Return a row's endpoint as it is now: a row of an older backup is not what the kernel and the store say."""
+        if link is None or record is None:
+            return row.endpoint
+        networks = {network.name: network for network in self._networks.all()}
+        found = reconstruction.chosen(link, row.endpoint, record, networks)
+        return row.endpoint if found is row.endpoint or found is None else await self._reached(found)
+
+    async def _why_gone(self, row: Row, link: Link | None, unpublished: bool) -> str:
         """Return why a row's endpoint is not to stand any more, "" where it is."""
         endpoint = row.endpoint
         if not self._networks.has(endpoint):
@@ -91,9 +188,103 @@ class Recovery:
             return "the machine was restarted"
         if row.phase != "attached":
             return f"the agent ended while it was {row.phase}"
+        if self.doubt and unpublished and link is None and endpoint.host_ifname:
+            return f"the journal {self.doubt}, and neither the kernel nor the store knows this endpoint"
         if endpoint.netns:
             machine = self._worker.machine
             machine.enter(endpoint)
             if not await self._worker.run(machine.namespaces.alive, endpoint.netns):
                 return "its container is gone"
         return ""
+
+    async def _rebuild(self, links: Iterable[Link], records: Iterable[Endpoint]) -> None:
+        """Take over the pairs that the journal does not know, and endpoints without a pair where it is not current."""
+        every = list(records)
+        told = {record.host_ifname: record for record in every if record.host_ifname}
+        by_store = by_kernel = 0
+        for link in links:
+            found: Endpoint | None
+            record, by = told.get(link.veth.name), _KERNEL
+            if record is not None and self._agrees(record, link):
+                found, by = await self._reached(record), _STORE
+            else:
+                found = await self._from_kernel(link)
+            if found is None or not await self._adopt(found, by):
+                await self._orphans.add(link)
+            else:
+                by_store, by_kernel = by_store + (by == _STORE), by_kernel + (by == _KERNEL)
+        if self.doubt and self._journal.witnessed_this_boot():
+            for record in every:  # on the host's own network: ports, and nothing in the kernel
+                known = record.host_ifname or record.identity in self._attacher.endpoints
+                if not known:
+                    by_store += await self._adopt(record, _STORE)
+        if by_store + by_kernel:
+            self.rebuilt += by_store + by_kernel
+            self.doubt = self.doubt or "did not know them"
+            what = f"the journal {self.doubt}: {_count(by_store + by_kernel)} on this host went on, {by_store} by the "
+            what += f"store's records and {by_kernel} by the kernel alone"
+            log.warning("%s", what)
+            self._happenings.add("recover", what)
+
+    async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
+        """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
+        try:
+            endpoint = self._admit(endpoint, 0)
+        except LinkspanError as error:
+            log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
+            return False
+        self._journal.adopt(endpoint)
+        await self._desire([endpoint])
+        what = f"{endpoint.called} of network {endpoint.network} was not in the journal: it goes on by {by}"
+        self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
+        return True
+
+    def _admit(self, endpoint: Endpoint, attached_ns: int) -> Endpoint:
+        """Count an endpoint among those that stand, and return it as it does.
+
+        Raises LinkspanError, and holds nothing, where that cannot be.
+        """
+        network = self._networks.get(endpoint.network)
+        list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
+        self._allocator.restore(endpoint)
+        self._ports.restore(endpoint)
+        mates = multihoming.mates(endpoint, self._attacher.endpoints.values())
+        tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # of an agent that gave it no table
+        if tableless or any(mate.metric == endpoint.metric for mate in mates):
+            endpoint = self._attacher.ranked(network, endpoint)
+        self._attacher.admit(endpoint, attached_ns)
+        return endpoint
+
+    async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
+        """Desire what endpoints need; all are known, because some follows from a container's interfaces together."""
+        for endpoint in endpoints:
+            if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
+                for source, states in self._attacher.states(self._networks.get(endpoint.network), endpoint).items():
+                    await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
+
+    async def _from_kernel(self, link: Link) -> Endpoint | None:
+        netns, end = link.identity_of_peer
+        ways, inside = await self._worker.run(self._inside, netns) if netns != HOST else ([], [])
+        names = [Path(way).name for way in ways]
+        every = [network for network in self._networks.all() if network.backend != "host"]
+        metric = reconstruction.metric(inside, end)
+        found = reconstruction.from_kernel(link, every, names, self._host, metric)
+        return found if found is None else await self._reached(found)
+
+    def _inside(self, netns: int) -> tuple[list[str], list[State]]:
+        """Return the ways into a namespace, and its routes of ours (worker thread)."""
+        machine = self._worker.machine
+        try:
+            return list(machine.namespaces.ways(netns)), machine.reconciler.observed((Route,), netns)
+        except NotFound:
+            return [], []
+        finally:
+            machine.sockets.release()
+
+    async def _reached(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with the way into its namespace, which only this host can know."""
+        return await self._worker.run(self._worker.machine.reached, endpoint)
+
+
+def _count(number: int) -> str:
+    return "1 endpoint" if number == 1 else f"{number} endpoints"

@@ -73,6 +73,7 @@ class Removals:
     async def _apply(self, entry: cni_queue.Entry) -> None:
         """Detach, unless the runtime attached the same identity again after it had queued this."""
         identity = (entry.container_id, entry.ifname)
+        await self._attacher.recognise(*identity)
         attached = self._attacher.attached_ns.get(identity)
         if attached is not None and entry.applies(self._boot_id, attached, self._boot_id):
             await self._attacher.detach(entry.container_id, entry.ifname, entry.network)

@@ -29,12 +29,13 @@ from typing import TypeVar
 import msgspec
 
 from linkspan import readable, records
-from linkspan.blocks import SHARED, claimant
+from linkspan.blocks import SHARED, block_key, claimant
 from linkspan.contact import Contact
-from linkspan.contracts import Batch, Record, Store
+from linkspan.contracts import JOIN, Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
+from linkspan.model import Lease
 from linkspan.store.fence import fenced
 from linkspan.versions import Versions
 
@@ -49,6 +50,8 @@ CLAIMS = ("blocks/", "addresses/")
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+SNAPSHOT = "replica.json"
+"""The snapshot's file in the state folder."""
 T = TypeVar("T")
 
 SNAPSHOT_AFTER = 1.0
@@ -65,14 +68,24 @@ class Tombstone(msgspec.Struct, frozen=True):
 class _Snapshot(msgspec.Struct):
     cluster: str
     records: list[Record]
+    host: str = ""
 
 
-def remembered(snapshot: Path) -> str:
-    """Return the id of the cluster that a snapshot is of, '' where there is none that can be read."""
+class Remembered(msgspec.Struct, frozen=True):
+    """What a snapshot tells: the ids of its cluster and of its host ('' where none can be read), and its records."""
+
+    cluster: str = ""
+    host: str = ""
+    records: Mapping[str, bytes] = {}
+
+
+def remembered(snapshot: Path) -> Remembered:
+    """Return what a snapshot tells; one that is missing or damaged tells nothing."""
     try:
-        return msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot).cluster
+        found = msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return ""
+        return Remembered()
+    return Remembered(found.cluster, found.host, {record.key: record.value for record in found.records})
 
 
 class Replica:
@@ -97,7 +110,12 @@ class Replica:
         self.fix = ""
         """What to do about the last ``problem``."""
         self.lost: set[str] = set()
-        self.unreadable: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        """Why records are skipped, by key."""
+        self.remembered: dict[str, bytes] = {}
+        """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
+        self.withheld: frozenset[str] = frozenset()
+        """Keys of records that are not in force because they contradict others; the snapshot leaves them out."""
         self._kinds: dict[str, dict[str, Record]] = {}
         """The same records by the first word of their keys: most is asked of one kind."""
         self._decoded: dict[str, tuple[bytes, object]] = {}
@@ -119,6 +137,11 @@ class Replica:
         return self._reading or self._writing
 
     @property
+    def unreadable(self) -> set[str]:
+        """The keys of records that are skipped."""
+        return set(self.reasons)
+
+    @property
     def settled(self) -> bool:
         """Whether new claims may be made: the store answers, and no record is missed."""
         return not self.problem and not self.lost
@@ -130,6 +153,7 @@ class Replica:
                 known = msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
                 for record in known.records:
                     self._keep(record)
+                self.remembered = {key: record.value for key, record in self.under("networks/").items()}
                 self._cluster = known.cluster
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
@@ -177,11 +201,11 @@ class Replica:
         if known == record.value and isinstance(value, type_):
             return value
         try:
-            found = readable.decode(record.value, type_)
+            found = readable.decode(key, record.value, type_)
         except Invalid as error:
             self.skip(key, error.message)
-            return self._before.readable(key, lambda raw: readable.decode(raw, type_))
-        self.unreadable.discard(key)
+            return self._before.readable(key, lambda raw: readable.decode(key, raw, type_))
+        self.reasons.pop(key, None)
         self._before.forget(key)
         self._decoded[key] = record.value, found
         return found
@@ -198,9 +222,9 @@ class Replica:
 
     def skip(self, key: str, why: str) -> None:
         """Take note of a record that says nothing to us."""
-        if key not in self.unreadable:
+        if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
-        self.unreadable.add(key)
+        self.reasons[key] = why
 
     def require_settled(self, what: str) -> None:
         """Raise Unavailable, saying why, where nothing new may be claimed now."""
@@ -248,7 +272,8 @@ class Replica:
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._apply(Batch(revision, tuple(seen), tuple(deletes)))
-            if any(key.startswith("blocks/") for key in puts):  # a kill now, and a restore, must not forget it
+            # A kill now, and a store that is restored or lost, must not forget it.
+            if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
 
@@ -287,7 +312,7 @@ class Replica:
         if self._cluster and self.store.cluster != self._cluster:
             raise Conflict(
                 f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
-                "correct the agent's store, or move its state folder away to join the other cluster",
+                f"correct the agent's store; {JOIN}",
             )
         self._cluster = self.store.cluster
         self._reading = ""
@@ -303,6 +328,9 @@ class Replica:
         """Take changes in, tell of those that changed anything, and put back what was lost and is ours."""
         touched: set[str] = set()
         for record in batch.puts:
+            if why := readable.misplaced(record.key):
+                self.skip(record.key, why)
+                continue
             old = self.records.get(record.key)
             if self._known(record.key) > record.revision:
                 continue
@@ -316,12 +344,13 @@ class Replica:
                 touched.add(record.key)
         for key in batch.deletes:
             if key not in self.records:
-                self.unreadable.discard(key)
+                self.reasons.pop(key, None)
                 continue
             if self.records[key].revision > batch.revision:
                 continue
-            missed = None if key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records else self._sound(key)
-            self.unreadable.discard(key)
+            removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
+            missed = None if removed or self._counts_for_nothing(key) else self._sound(key)
+            self.reasons.pop(key, None)
             if missed is None:
                 self._drop(key)
                 self.lost.discard(key)
@@ -346,7 +375,19 @@ class Replica:
 
     def _passing(self, key: str) -> bool:
         """Tell whether what a record was does not matter: a tombstone, one that ends by itself, one known as spoilt."""
-        return key.startswith((GONE, *EPHEMERAL)) or key in self.unreadable
+        return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
+
+    def _counts_for_nothing(self, key: str) -> bool:
+        """Tell whether a record was never in force: a network that is withheld, a lease of what nobody ever owned.
+
+        A block that another owns now may have been the lease's, before a restore: that lease is missed.
+        """
+        if not key.startswith("leases/") or (lease := self.value(key, Lease)) is None:
+            return key in self.withheld
+        if any(block_key(lease.network, text) in self.records for text in lease.prefixes):
+            return False
+        exact = self.under(f"addresses/{lease.network}/").values()
+        return not any(claimant(one.value) == lease.host for one in exact)
 
     def _sound(self, key: str) -> Record | None:
         """Return the last version of a record that says anything; what nobody could ever read nobody misses."""
@@ -354,7 +395,7 @@ class Replica:
         if key.startswith("claims/"):  # whose values are names
             return record
         before = self._before.last(key)
-        if key not in self.unreadable and records.well_formed(record.value):
+        if key not in self.reasons and records.well_formed(record.value):
             return record
         return Record(key, before, record.revision) if before and records.well_formed(before) else None
 
@@ -395,14 +436,16 @@ class Replica:
 
     def _save(self) -> None:
         self._unsaved.clear()
-        lasting = [self._lasting(r) for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL)]
+        left_out = self.withheld
+        known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
+        lasting = [self._lasting(record) for record in known]
         try:
-            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting)), 0o600)
+            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting, self._host)), 0o600)
         except OSError as error:
             log.warning("snapshot %s: %s", self._snapshot, error.strerror)
 
     def _lasting(self, record: Record) -> Record:
         """Return what is to be remembered of a record."""
-        if record.key not in self.unreadable:
+        if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)

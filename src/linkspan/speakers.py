@@ -25,10 +25,10 @@ def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[E
     if not names or view.host is None or peers.withdrawn:
         return view
     exact = [
-        (name, address)
-        for name in names
-        for address, record in leases.exact(name).items()
-        if record.host == view.host.id
+        (network.name, address)
+        for network in view.networks
+        if network.name in names
+        for address in leases.counted(network, {view.host.id}).get(view.host.id, ())
     ]
     here = endpoints if view.host.settings.get("drained") else ()
     living = [(e.network, p.single()) for e in here for p in e.prefixes]

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from linkspan.backends import wireguard
 from linkspan.cluster import Cluster
-from linkspan.leases import Leases
+from linkspan.leases import COME_BACK, Leases
 from linkspan.model import Host, Network
+from linkspan.published import Published
 from linkspan.wireguard import key_id
 
 Told = dict[str, str]
@@ -26,7 +27,7 @@ def unreachable(
             found.append(_told("", host.name, "its agent has said nothing for a while"))
     found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
     if leases.removed():
-        why = "this host was removed from the cluster, and does not come back by itself; give it a new --host-id"
+        why = f"this host was removed from the cluster; {COME_BACK}"
         found.append(_told("", leases.host.name, why))
     if cluster.stalled:
         what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
@@ -39,10 +40,12 @@ def unreachable(
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 
-def read_all(leases: Leases, networks: Iterable[Network]) -> None:
+def read_all(leases: Leases, published: Published, networks: Iterable[Network]) -> None:
     """Read every record once, so that those are known that nobody can read."""
     leases.hosts()
     leases.all()
+    leases.common()
+    published.everywhere()
     for network in networks:
         leases.blocks(network.name)
         leases.exact(network.name)

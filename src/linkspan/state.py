@@ -42,7 +42,12 @@ of another's device, which has group 0."""
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
-    """One object that should be on this machine."""
+    """One object that should be on this machine.
+
+    Kinds with a field ``amiss`` have attributes that linkspan leaves as the kernel makes them, and that stop packets
+    with any other value. A driver observes in ``amiss`` those that differ, in iproute2's words (``isolated on``), and a
+    put sets them right. No desired state has any.
+    """
 
     rank: ClassVar[int]
     """Puts go by ascending rank, deletes by descending."""
@@ -80,11 +85,12 @@ class LinkSysctl(State, frozen=True, gc=False):
 
 
 class NftTable(State, frozen=True, gc=False):
-    """An nftables table of ours; ``family`` is inet or bridge."""
+    """An nftables table of ours; ``family`` is inet or bridge. The hooks of a table that sleeps see no packet."""
 
     rank: ClassVar[int] = 20
     family: str
     name: str
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -180,6 +186,7 @@ class Bridge(State, frozen=True, gc=False):
     mac: bytes
     mtu: int
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -207,6 +214,7 @@ class Veth(State, frozen=True, gc=False):
     peer_name: str
     hairpin: bool = False
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -244,6 +252,7 @@ class Vxlan(State, frozen=True, gc=False):
     port: int
     local: bytes
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -268,6 +277,7 @@ class Ipip(State, frozen=True, gc=False):
     local: bytes
     tun: bool
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -287,6 +297,7 @@ class Wireguard(State, frozen=True, gc=False):
     mtu: int
     tun: bool
     up: bool = True
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -330,6 +341,7 @@ class FdbEntry(State, frozen=True, gc=False):
     device: str
     mac: bytes
     remote: bytes
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -343,6 +355,7 @@ class Address(State, frozen=True, gc=False):
     device: str
     prefix: Prefix
     netns: int = HOST
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -368,6 +381,7 @@ class Route(State, frozen=True, gc=False):
     mtu: int = 0
     if_id: int = 0
     table: int = 0
+    amiss: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -407,3 +421,18 @@ class TokenBucket(State, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return ("TokenBucket", self.netns, self.device)
+
+
+class ForeignQdisc(State, frozen=True, gc=False):
+    """Another program's root qdisc on a link of ours, which may drop or delay every packet: never desired.
+
+    A tbf counts as a TokenBucket.
+    """
+
+    rank: ClassVar[int] = 61
+    device: str
+    kind: str
+
+    @property
+    def key(self) -> Key:
+        return ("ForeignQdisc", self.device)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from linkspan import __version__, controlled, standing, store_health
 from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
+from linkspan.fights import Contested
+from linkspan.reconstruction import is_unnamed
 from linkspan.wireguard import key_id
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def told(agent: Agent) -> dict[str, Any]:
     """Return the agent's status as cli.md has it."""
-    standing.read_all(agent.leases, agent.networks.all())
+    standing.read_all(agent.leases, agent.published, agent.networks.all())
     heals = [
         {"at": h.at, "kind": h.about["kind"], "key": h.about["key"], "what": h.about["change"]}
         for h in agent.happenings.kept("heal", 20)
@@ -44,6 +46,7 @@ def told(agent: Agent) -> dict[str, Any]:
     found: dict[str, Any] = {
         "agent": process | {"state_dir": agent.config.state_dir},
         "store": store_health.told(agent),
+        "records": not_used(agent),
         "networks": networks,
         "disputes": disputes(agent),
         "drift": [
@@ -56,6 +59,22 @@ def told(agent: Agent) -> dict[str, Any]:
             for identity, seconds in agent.healer.dead().items()
             if (e := agent.attacher.endpoints.get(identity)) is not None
         ],
+        "fights": [
+            {
+                "what": f.what,
+                "by": f.by,
+                "since": time.time() - (time.monotonic() - f.since),
+                "repairs": f.repairs,
+                "ports_down": f.closed,
+            }
+            for f in agent.worker.machine.reconciler.fights.open()
+        ],
+        "rebuilt": {
+            "endpoints": agent.recovery.rebuilt,
+            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
+            "unnamed": [e.id for e in agent.attacher.endpoints.values() if is_unnamed(e)],
+        },
+        "orphans": agent.orphans.told(),
         "heals": heals,
         "unreachable": unreachable(agent),
         "bgp": _sessions(agent),
@@ -69,15 +88,32 @@ def _well(found: dict[str, Any], here: str) -> bool:
 
     A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
     """
-    cut = [one for one in found["unreachable"] if one["network"] or one["host"] == here]
-    return bool(found["store"]["ok"]) and not (found["disputes"] or found["drift"] or cut or found["bgp"]["down"])
+    cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
+    bgp = found["bgp"]["down"] or found["bgp"]["limited"]
+    wrong = found["disputes"] or found["drift"] or found["orphans"] or found["records"] or cut or bgp
+    return bool(found["store"]["ok"]) and not wrong
 
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
     """Return the peers that are not reached, and what else is not well between hosts."""
     lacks = [*agent.plans.problems, *wireguard.lacking(agent.view())]
     found = standing.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
+    here = agent.leases.host.name
+    overlaps = agent.networks.overlaps().items()
+    found += [{"network": name, "host": here, "why": why} for name, why in sorted(overlaps)]
     return [*found, *agent.associating.told()]
+
+
+def not_used(agent: Agent) -> list[dict[str, str]]:
+    """Return the records that are not used, or not whole: each with its key, the host that it is of, and why."""
+    networks = agent.networks
+    why = agent.leases.refused(networks.all())
+    why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
+    for id_, host in agent.leases.hosts().items():
+        if id_ != agent.leases.host.id and (told := networks.covering(host)):
+            why[f"hosts/{id_}"] = told
+    why |= agent.replica.reasons  # last: of such a record an earlier version is in force, which may fail as well
+    return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
 
 
 def disputes(agent: Agent) -> list[dict[str, object]]:
@@ -92,13 +128,19 @@ def _sessions(agent: Agent) -> dict[str, object]:
         for p in agent.peerings.all()
         if p.why is not None
     ]
-    return {"sessions": len(agent.peerings.all()), "down": down}
+    limited = [
+        {"peer": p.session.name, "why": p.limited.reason, "fix": p.limited.fix}
+        for p in agent.peerings.all()
+        if p.limited is not None
+    ]
+    return {"sessions": len(agent.peerings.all()), "down": down, "limited": limited}
 
 
 def drift(agent: Agent) -> list[LinkspanError]:
     """Return why objects cannot be put as they should be; those of a container that is gone are not missed."""
-    failing = agent.worker.machine.reconciler.failing
-    return [error for key, error in failing.items() if not agent.healer.orphaned(key)]
+    reconciler = agent.worker.machine.reconciler
+    found = [error for key, error in list(reconciler.failing.items()) if not agent.healer.orphaned(key)]
+    return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
 
 
 def _count(agent: Agent, network: str) -> int:
@@ -133,6 +175,8 @@ def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     yield "linkspan_addresses_free", "Addresses left", "network", free
     unreadable = float(len(agent.replica.unreadable))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
+    failed = float(len(not_used(agent)))
+    yield "linkspan_records_failing", "Records of the store that are not used, or not whole", "", {"": failed}
     claimed = float(len(disputes(agent)))
     yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
     failing = float(len(drift(agent)))

@@ -81,9 +81,11 @@ class Tracer:
     def _known(self) -> Map:
         own = self._leases.host
         hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
-        found = others(hosts, self._leases.all(), self._published.others())
-        peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         networks = {network.name: network for network in self._networks.all()}
+        leases = [lease for lease in self._leases.all() if lease.network in networks]
+        counting = [self._leases.grant(networks[lease.network], lease).lease for lease in leases]
+        found = others(hosts, counting, self._published.others())
+        peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         keys = {
             public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
         }

@@ -25,7 +25,8 @@ from linkspan.backends.bridge import host_mac
 from linkspan.endpoints import tuned
 from linkspan.errors import Conflict, KernelError, LinkspanError, NotFound
 from linkspan.happenings import Happenings
-from linkspan.kernel.links import IFNAME, ifinfo, shown
+from linkspan.kernel.link_attributes import IFNAME, ifinfo
+from linkspan.kernel.links import shown
 from linkspan.kernel.neighbours import AF_BRIDGE
 from linkspan.kernel.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
 from linkspan.machine import Worker
@@ -34,9 +35,11 @@ from linkspan.state import Interface
 
 log = logging.getLogger("linkspan.tuning")
 
+PAUSE = 0.02
+"""Seconds from the answer until it listens: the next ADD is not kept waiting, and what has changed by then is seen."""
 WINDOW = 10.0
 """Seconds after an ADD: the reference tuning plugin is done after 5 ms, and a busy machine may take a second."""
-MOST = 256
+MOST = 64
 """Namespaces in which it listens at once, two descriptors each: the oldest is given up for one more."""
 _LINKS = 1  # RTNLGRP_LINK in linux/rtnetlink.h
 _CHANGES = 16
@@ -81,7 +84,10 @@ class Tuning:
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Listen for WINDOW seconds, from after the answer on; the descriptor stays the caller's."""
         if endpoint.host_ifname:
-            self._spawn(self._begin(endpoint, os.dup(namespace_fd)))
+            try:
+                self._spawn(self._begin(endpoint, os.dup(namespace_fd)))
+            except OSError as error:  # no descriptor left: no reason to refuse a container
+                log.warning("changes of %s by later plugins are not followed: %s", endpoint.called, error.strerror)
 
     def note(self, identity: Identity) -> None:
         """Stop listening where an endpoint is gone."""
@@ -106,6 +112,8 @@ class Tuning:
                 await work
             except LinkspanError as error:
                 log.warning("%s", error.told)
+            except OSError as error:
+                log.warning("changes by later plugins are not followed: %s", error.strerror)
 
         task = asyncio.create_task(logged())
         self._tasks.add(task)
@@ -118,6 +126,10 @@ class Tuning:
     async def _begin(self, endpoint: Endpoint, fd: int) -> None:
         identity = endpoint.identity
         try:
+            await asyncio.sleep(PAUSE)
+            if identity not in self._attacher.endpoints:
+                os.close(fd)
+                return
             listening, found = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
         except BaseException:
             os.close(fd)
@@ -171,7 +183,14 @@ class Tuning:
             return
         watch.left -= 1
         if watch.left >= 0:
-            self._spawn(self._take_over(identity, watch.namespace_fd, mac_text(hardware), mtu))
+            self._spawn(self._follow(identity, os.dup(watch.namespace_fd), mac_text(hardware), mtu))
+
+    async def _follow(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
+        """Take over a change, by a descriptor of its own: the watch may end meanwhile."""
+        try:
+            await self._take_over(identity, fd, hardware, mtu)
+        finally:
+            os.close(fd)
 
     async def _take_over(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
         """Alter the endpoint. Raises Conflict where the MAC is somebody else's."""

@@ -13,33 +13,39 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from linkspan import installation
-from linkspan.config import GROUP, Config
+from linkspan import installation, ownership, reconstruction, records
+from linkspan.config import CONFIG_FILE, GROUP, Config
 from linkspan.errors import Conflict, LinkspanError, Unavailable
 from linkspan.journal import Journal
+from linkspan.kernel.strays import Stray
+from linkspan.kernel.strays import find as find_strays
+from linkspan.kernel.strays import remove as remove_strays
 from linkspan.machine import Machine
-from linkspan.model import Endpoint
+from linkspan.model import Endpoint, Host
 from linkspan.reconcile import describe
+from linkspan.replica import SNAPSHOT, remembered
 from linkspan.runtimes.docker_engine import Engine
 from linkspan.runtimes.docker_networks import remove_exposed, users_own
 from linkspan.runtimes.exposed import podman_id
 from linkspan.runtimes.systemd import DOCKER_PLUGIN
-from linkspan.state import State
+from linkspan.state import NftElement, Route, State, Veth
+from linkspan.store.etcd_url import parse
 
 PATIENCE = 15.0
 """Seconds that an agent has to end in order; it waits for requests under way for 5."""
 
 
 class Outcome(msgspec.Struct):
-    """What was (or would be) removed, and what is left, with why."""
+    """What was (or would be) removed, what is left although it should go, with why, and what stays on purpose."""
 
     removed: list[str]
     left: list[str]
+    stays: list[str] = []
 
 
 def _told(state: State) -> str:
@@ -47,17 +53,40 @@ def _told(state: State) -> str:
 
 
 def living(config: Config) -> list[Endpoint]:
-    """Return the endpoints of this boot that the journal has."""
+    """Return the endpoints of this boot: those that the journal has, and pairs that only the kernel has."""
+    with _machine(Path(config.state_dir)) as machine:
+        return _living(config, machine)
+
+
+def _living(config: Config, machine: Machine) -> list[Endpoint]:
+    known = _journalled(config)
+    links = reconstruction.links(machine.reconciler.observed((Veth, NftElement)))
+    return known + [
+        Endpoint(
+            id=link.veth.name,
+            ifname=link.veth.peer_name,
+            network="(not in the journal)",
+            addresses=tuple(str(address) for address in link.addresses),
+            host_ifname=link.veth.name,
+            netns=link.veth.peer_netns,
+        )
+        for link in reconstruction.unheld(known, links)
+    ]
+
+
+def _journalled(config: Config) -> list[Endpoint]:
+    """Return the endpoints of this boot that the journal has; one that cannot be read has none."""
     file = Path(config.state_dir) / "journal.db"
     if not file.exists():
         return []
-    with contextlib.closing(Journal(file)) as journal:
+    with contextlib.suppress(Unavailable), contextlib.closing(Journal(file)) as journal:
         return [row.endpoint for row in journal.rows() if row.boot_id == journal.boot_id]
+    return []
 
 
 def _entered(machine: Machine, config: Config) -> set[int]:
-    """Return the namespaces of the containers that the journal has, which the machine can enter then."""
-    endpoints = living(config)
+    """Return the namespaces of the containers that live here, which the machine can enter then."""
+    endpoints = _living(config, machine)
     for endpoint in endpoints:
         machine.enter(endpoint)
     return {endpoint.netns for endpoint in endpoints if endpoint.netns}
@@ -103,8 +132,12 @@ def preview(config: Config) -> Outcome:
     with _machine(state_dir) as machine:
         change, _ = machine.reconciler.difference(None, _entered(machine, config))
         found = [_told(state) for state in change.delete]
+        strays = _strays(config, machine)
+    found += [f"Link {one.name}" for one in strays if one.ours]
     found += _installed(state_dir)
-    return Outcome(found + _folders(config) + [str(path) for path in _plugin_sockets(config)], [])
+    found += [str(path) for path in (*_plugin_sockets(config), *ownership.copied())]
+    found += _folders(config)
+    return Outcome(found, [], [*_of_others(strays), *_staying(config)])
 
 
 def _installed(state_dir: Path) -> list[str]:
@@ -119,21 +152,82 @@ def carry_out(config: Config) -> Outcome:
     networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent answers the engine
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stays = _staying(config)  # first: what tells it is removed
     with _agent_stopped(state_dir), _machine(state_dir) as machine:
+        strays = _strays(config, machine)  # first: what tells some of them is removed
         inside = _entered(machine, config)  # a container's rules do not go with its links
         report = machine.reconciler.resync(None, inside)
         removed = [f"{heal.kind} {heal.key}" for heal in report.heals]
         left = [error.message for error in report.failed.values()]
+        left += [error.message for error in remove_strays(one for one in strays if one.ours)]
+        removed += [f"Link {one.name}" for one in strays if one.ours]
         change, _ = machine.reconciler.difference(None, inside)
         left += [_told(state) for state in change.delete]
+        left += [f"Link {one.name}" for one in _strays(config, machine) if one.ours]
+    stays += _of_others(strays)
     files = _installed(state_dir)
     left += [error.message for error in installation.remove(state_dir)]
-    folders = _folders(config) + [str(path) for path in sockets]
+    copies = ownership.copied()
+    folders = _folders(config) + [str(path) for path in (*sockets, *copies)]
     for path in sockets:
         path.unlink(missing_ok=True)
     if not left:  # what is left is known by its record
         left += _remove_folders(config)
-    return Outcome(networks + removed + files + folders, owners + kept + left)
+        for folder in copies:  # last: it may be what runs here
+            shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(networks + removed + files + folders, owners + kept + left, stays)
+
+
+def _strays(config: Config, machine: Machine) -> list[Stray]:
+    """Return links that bear a mark of ours without our alternative name."""
+    journalled = {endpoint.host_ifname for endpoint in _journalled(config)}
+    known = remembered(Path(config.state_dir) / SNAPSHOT).records
+    networks = [key.removeprefix("networks/") for key in known if key.startswith("networks/")]
+    observed = machine.reconciler.observed((NftElement, Route))
+    return find_strays(machine.sockets, observed, journalled, networks)
+
+
+def _of_others(strays: Iterable[Stray]) -> list[str]:
+    return [
+        f"link {one.name}: {', '.join(one.marks)}, and nothing else says that it is linkspan's; if it is: "
+        f"ip link del {one.name}"
+        for one in strays
+        if not one.ours
+    ]
+
+
+def _staying(config: Config) -> list[str]:
+    """Return what uninstall leaves on purpose: this host's place in its cluster, and files that an operator made."""
+    return [*_membership(config), *_own_files(config)]
+
+
+def _membership(config: Config) -> list[str]:
+    """Return that the other hosts still count on this one, where they do."""
+    known = remembered(Path(config.state_dir) / SNAPSHOT)
+    own, keys = f"hosts/{known.host}", known.records.keys()
+    others = [key for key in keys if key.startswith("hosts/") and key != own]
+    if own not in keys or f"gone/{own}" in keys or not (config.store or others):
+        return []
+    try:
+        name = records.decode(known.records[own], Host).name
+    except LinkspanError:
+        name = known.host
+    return [
+        f"host {name} is still in the cluster, and the others keep its addresses for it; to take it out, on another "
+        f"host: linkspan host remove {name}"
+    ]
+
+
+def _own_files(config: Config) -> list[str]:
+    """Return the files of settings and secrets that an operator made."""
+    folder = Path(CONFIG_FILE).parent
+    found = set(folder.rglob("*")) if folder.is_dir() else set()
+    if config.store.startswith("etcd://"):
+        with contextlib.suppress(LinkspanError):
+            url = parse(config.store)
+            found |= {Path(name) for name in (url.ca, url.cert, url.key, url.password_file) if name}
+    files = sorted(str(path) for path in found if path.is_file())
+    return [f"{file}: a file of yours; remove it if nobody needs it: rm {file}" for file in files]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -21,9 +22,19 @@ SHOWN = 10
 """Characters of a public key that tell it from others, for people."""
 
 
+_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+"""32 bytes in base64 (RFC 4648): the last character bears four bits, and two that are zero."""
+
+
 def key_id(public: str) -> str:
     """Return a public key's name for people."""
     return public[:SHOWN]
+
+
+def check_key(public: str) -> None:
+    """Refuse, by Invalid, what is no public key: `wg` would take nothing of what it is given together with it."""
+    if not _KEY.fullmatch(public):
+        raise Invalid(f"{public[:64]!r} is no WireGuard key", "a key is 32 bytes in base64")
 
 
 class Tools(msgspec.Struct, frozen=True):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, run, until
+from agent_host import Host, World, pings, run, until
+from test_lost_journal import forget_records, missing, published
 
 ENDPOINT = "e" * 64
 NETWORK = "n" * 64
@@ -140,4 +141,38 @@ def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callab
     host.cli("network", "update", "demo", "--mtu", "1300")
     assert "mtu 1300" in run("ip", "link", "show", "eth0", netns=netns)
     engine.remove()
+    clean(host)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["store", "kernel"])
+def test_a_lost_journal_costs_no_container_its_network(
+    engine: Engine, container: Callable[[], str], known: bool
+) -> None:
+    """By the store's record or by the kernel alone: ports stay published, and the engine's next call finds it."""
+    host, netns = engine.host, container()
+    address = engine.address()
+    engine.endpoint(address)
+    engine.take(netns)
+    run("ip", "addr", "add", address, "dev", "eth0", netns=netns)
+    ports = {"com.docker.network.portmap": [{"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080}]}
+    words = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+    engine.well("NetworkDriver.ProgramExternalConnectivity", **words, Options=ports)
+    until(lambda: host.client.call("GET", "/v1/endpoints")[0]["ifname"] == "eth0", "the container is found")
+    published(host, 1)
+    (before,) = host.client.call("GET", "/v1/endpoints")
+    host.stop(signal.SIGKILL)
+    missing(host)
+    if not known:
+        forget_records(host)
+    host.start()
+    assert host.client.call("GET", "/v1/status")["rebuilt"]["endpoints"] == 1
+    assert pings(netns, "10.201.0.1")
+    engine.well("NetworkDriver.EndpointOperInfo", **words)
+    (after,) = host.client.call("GET", "/v1/endpoints")
+    same = ("id", "addresses", "mac", "ports", "network", *(("ifname", "netns") if known else ()))
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    assert engine.address() != address
+    clean(host)
+    engine.remove()
+    assert host.client.call("GET", "/v1/endpoints") == []
     clean(host)

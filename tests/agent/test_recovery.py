@@ -101,11 +101,13 @@ def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]
     assert "eth0" not in run("ip", "link", netns=comes)
     with pytest.raises(Unavailable, match="disk full"):
         host.network("second", "10.202.0.0/24")
+    assert host.client.call("GET", "/v1/status")["store"]["state"] == "away"
     assert host.detach(goes) == 1
     assert gone["host_ifname"] not in host.links()
     assert "disk full" in host.log.read_text()
     clean(host)
     filler.unlink()
+    until(lambda: host.client.call("GET", "/v1/status")["store"]["ok"], "the store is tried again by itself")
 
     def recorded() -> set[str]:
         reading = "import sqlite3, sys; print(*(r[0] for r in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])))"
@@ -307,11 +309,11 @@ def test_a_container_that_went_while_no_agent_ran(host: Host, world: World) -> N
 
 
 def test_doubles_and_orphans_are_found_and_mended(host: Host, world: World) -> None:
-    """A second container with a held address, and a link of ours that nobody knows, are told and taken away."""
+    """A second container with a held address is told; `--fix` takes it away, and a link of ours that is nobody's."""
     host.network("demo", "10.201.0.0/24")
     one, two = world.namespace(), world.namespace()
     held = host.attach(one)
-    host.attach(two)
+    other = host.attach(two)
     run("ip", "addr", "add", held["addresses"][0], "dev", "eth0", netns=two)
     found = host.json("address", "check", code=3)
     assert [f["address"] for f in found["duplicate"]] == [first_ip(held)]
@@ -323,7 +325,13 @@ def test_doubles_and_orphans_are_found_and_mended(host: Host, world: World) -> N
     with sqlite3.connect(host.state_dir / "journal.db") as database:
         database.execute("DELETE FROM endpoints WHERE id = ?", (two,))
     database.close()
+    with sqlite3.connect(host.state_dir / "store" / "store.db") as database:
+        database.execute("DELETE FROM entries WHERE key LIKE 'endpoints/%'")
+    database.close()
+    run("nft", "delete", "table", "bridge", "linkspan", netns=host.netns)  # which knows its address
     host.start()
+    assert [f["holder"] for f in host.json("address", "check", code=3)["orphaned"]] == [other["host_ifname"]]
+    assert host.json("address", "check", "--fix")["ok"]
     clean(host)
     assert "eth0" not in run("ip", "link", netns=two)
 

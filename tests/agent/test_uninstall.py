@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ def test_the_machine_is_as_it_was(used: Host, root: Path, before: dict[str, Any]
     if killed:
         used.stop(signal.SIGKILL)
     said = used.cli(
-        "uninstall", "--yes", "--force", "--config", str(used.config), "--state-dir", str(used.state_dir)
+        "uninstall", "--yes", "--force", "-v", "--config", str(used.config), "--state-dir", str(used.state_dir)
     )
     assert said.splitlines()[-1] == "nothing of linkspan is left on this machine"
     assert "Bridge ls-demo" in said
@@ -177,3 +179,78 @@ def test_a_second_uninstall_finds_nothing(used: Host, root: Path) -> None:
     assert used.json(*words)["left"] == []
     assert differing(here, seen(used.netns, root)) == {}
     assert not used.state_dir.exists()
+
+
+def unmark(host: Host, *names: str) -> None:
+    """Take the alternative names off links."""
+    for name in names:
+        (link,) = json.loads(run("ip", "-j", "link", "show", name, netns=host.netns))
+        for altname in link["altnames"]:
+            run("ip", "link", "property", "del", "dev", name, "altname", altname, netns=host.netns)
+
+
+def test_links_that_lost_their_alternative_name_go_too(used: Host, root: Path, before: dict[str, Any]) -> None:
+    """A bridge, a port and a routed endpoint's link are known by their other marks, and nothing is left."""
+    used.stop(signal.SIGKILL)
+    links = sorted(used.links())
+    marked = [name for name in links if name.startswith(("ls-", "lsp", "lsr"))]
+    assert {name[:3] for name in marked} == {"ls-", "lsp", "lsr"}
+    unmark(used, *marked)
+    words = ("--config", str(used.config), "--state-dir", str(used.state_dir))
+    would = used.json("uninstall", "--dry-run", *words)["removed"]
+    assert {f"Link {name}" for name in marked} <= set(would)
+    assert sorted(used.links()) == links
+    found = used.json("uninstall", "--yes", "--force", *words)
+    assert (found["left"], found["stays"]) == ([], [])
+    assert differing(before, seen(used.netns, root)) == {}
+
+
+def test_a_link_of_somebody_else_s_that_is_called_as_ours_stays(used: Host) -> None:
+    """One mark is not enough: it is named, with the command for whoever knows better."""
+    run("ip", "link", "add", "ls-mine", "type", "bridge", netns=used.netns)
+    run("ip", "link", "add", "lsr1", "type", "veth", "peer", "name", "lsr2", netns=used.netns)
+    run("ip", "link", "add", "br0", "type", "bridge", netns=used.netns)  # an underlay's, which has routes of ours
+    run("ip", "link", "set", "br0", "up", netns=used.netns)
+    run("ip", "route", "add", "203.0.113.0/24", "dev", "br0", "proto", "76", netns=used.netns)
+    said = used.cli("uninstall", "--yes", "--force", "--config", str(used.config))
+    assert {"ls-mine", "lsr1", "lsr2", "br0"} <= used.links()
+    assert "ip link del ls-mine" in said
+    assert "lsr1" not in said
+
+
+def test_it_says_how_much_it_removed_and_names_everything_where_asked(used: Host) -> None:
+    """Kinds with their numbers, folders by their paths; every object with -v, and always in JSON."""
+    dry = used.json("uninstall", "--dry-run")["removed"]
+    assert len(dry) > 100
+    lines = used.cli("uninstall", "--yes", "--force", "--config", str(used.config)).splitlines()
+    assert len(lines) < 15
+    assert any(line.startswith("removed ") and line.endswith(" firewall objects") for line in lines)
+    assert f"removed {used.state_dir}" in lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["store = etcd://192.0.2.1/x\n", "nonsense = 1\n", "cooldown = 'long'\n", "[broken\n"],
+    ids=["syntax", "unknown", "wrong", "table"],
+)
+def test_a_broken_config_file_does_not_keep_linkspan_on_the_machine(used: Host, text: str) -> None:
+    """What can be read of it counts, and what is wrong is said."""
+    used.config.write_text(f"{text}state_dir = '{used.state_dir}'\nsocket = '{used.socket}'\n")
+    used.stop(signal.SIGKILL)
+    inside = ("ip", "netns", "exec", used.netns, sys.executable, "-m", "linkspan.cli.main")
+    words = ("uninstall", "--yes", "--force", "--config", str(used.config))
+    done = subprocess.run([*inside, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"note: config file {used.config}" in done.stderr or "note: setting" in done.stderr
+    assert not used.state_dir.exists()
+    assert not used.links() & {"ls-demo"}
+
+
+def test_a_journal_that_cannot_be_read_hides_no_container(used: Host, root: Path, before: dict[str, Any]) -> None:
+    """The kernel tells who lives, and --force takes all away."""
+    used.stop(signal.SIGKILL)
+    (used.state_dir / "journal.db").write_bytes(b"garbage" * 1000)
+    words = ("uninstall", "--yes", "--config", str(used.config), "--state-dir", str(used.state_dir))
+    assert "3 endpoints live" in used.cli(*words, code=1)
+    used.cli(*words, "--force")
+    assert differing(before, seen(used.netns, root)) == {}

@@ -88,6 +88,7 @@ def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
     assert host.cli("detach", "k1", "--network", "flat").startswith(
         "k1: 0 interfaces detached: it has eth0 of network named"
     )
+    assert host.json("detach", "netns:k1")["detached"] == 0, "a namespace of that name is another container"
     assert host.cli("detach", "k1") == "k1: 1 interface detached\n"
     assert host.cli("detach", "k1").startswith("k1: 0 interfaces detached: it was detached already, at ")
     assert host.json("detach", "nobody")["detached"] == 0

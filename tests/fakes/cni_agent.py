@@ -92,6 +92,9 @@ class FakeAgent:
             raise NotFound(f"network {name} does not exist", f"linkspan network create {name}")
         return self.networks[name]
 
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Nothing was lost."""
+
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return those that the test has set."""
         return self.servers

@@ -16,8 +16,8 @@ from typing import Any
 from lab_runs import LabRun, until
 
 from linkspan.cli.client import Client
-from linkspan.lab import agents, processes, record
-from linkspan.lab.underlay import ETCD_PORT
+from linkspan.lab import agents, credentials, processes, record
+from linkspan.lab.topology import ETCD_PORT
 
 
 class ClusterRun(LabRun):
@@ -70,12 +70,13 @@ class ClusterRun(LabRun):
         """Delete a network."""
         self.call("h1", "DELETE", f"/v1/networks/{network}?force")
 
-    def etcdctl(self, *words: str) -> str:
-        """Run ``etcdctl`` beside the lab's etcd."""
-        switch = record.load(self.name).switch
-        argv = ["ip", "netns", "exec", switch, "etcdctl", "--endpoints", f"127.0.0.1:{ETCD_PORT}", *words]
-        env = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"}
-        return subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
+    def etcdctl(self, *words: str, given: str = "") -> str:
+        """Run ``etcdctl`` beside the lab's etcd; a value that is ``given`` comes by its standard input."""
+        lab = record.load(self.name)
+        argv = ["ip", "netns", "exec", lab.switch, "etcdctl", *words]
+        env = credentials.environment(lab, f"127.0.0.1:{ETCD_PORT}")
+        env["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
+        return subprocess.run(argv, input=given, capture_output=True, text=True, check=True, env=env).stdout
 
     def keys(self, part: str) -> list[str]:
         """Return etcd's keys that have ``part`` in them."""

@@ -258,3 +258,62 @@ def test_a_next_hop_behind_a_router_is_refused_unless_asked_for(reflected: Clust
         reflected.call("h1", "PATCH", "/v1/hosts/h1", {"bgp.next-hops": ""})
         reflected.run("mend", "rr")
     until(lambda: told not in destinations(reflected, "h1"), "it is gone with its peer")
+
+
+@BIRD
+def test_a_path_with_as_0_is_refused(reflected: ClusterRun) -> None:
+    """Nobody has that number (RFC 7607): the route is filtered, with the rule, and the session stays."""
+    reflected.run("break", "rr", "router-kill")
+    peer = RawPeer(f"{reflected.name}-rr", "192.0.2.254", CLUSTER_AS, only="192.0.2.1")
+    try:
+        assert peer.established()
+        peer.announce(["10.244.99.0/24"], path=[65001, 0])
+        peer.announce(["10.244.97.0/24"], path=[0])
+        peer.announce(["10.244.98.0/24"], path=[65001])
+        until(lambda: "10.244.98.0/24" in destinations(reflected, "h1"), "the sound route is used")
+        assert not {"10.244.99.0/24", "10.244.97.0/24"} & set(destinations(reflected, "h1"))
+        told = {p["peer"]: p["filtered_by"] for p in reflected.call("h1", "GET", "/v1/bgp/peers")}
+        assert told["rr"] == {"AS 0 in its path": 2}
+    finally:
+        peer.close()
+        reflected.run("mend", "rr")
+    until(lambda: "10.244.98.0/24" not in destinations(reflected, "h1"), "it is gone with its peer")
+
+
+@BIRD
+def test_a_peer_that_announces_too_much_is_cut_off_at_the_limit_and_named(reflected: ClusterRun) -> None:
+    """Of 5,000 routes 1,024 are taken, and the session stays up; with a larger limit all are."""
+    reflected.run("break", "rr", "router-kill")
+    peer = RawPeer(f"{reflected.name}-rr", "192.0.2.254", CLUSTER_AS, only="192.0.2.1")
+    many = [f"10.244.{200 + number // 256}.{number % 256}" for number in range(5000)]
+
+    def seen() -> dict[str, Any]:
+        found: dict[str, Any] = next(p for p in reflected.call("h1", "GET", "/v1/bgp/peers") if p["peer"] == "rr")
+        return found
+
+    try:
+        assert peer.established()
+        peer.announce(many, path=[])
+        until(lambda: seen()["received"] == 5000, "all have come")
+        assert (seen()["state"], seen()["accepted"]) == ("established", 1024)
+        until(lambda: len(set(many) & set(destinations(reflected, "h1"))) == 1024, "these are in the kernel")
+        until(lambda: reflected.status("h1")["bgp"]["limited"], "status names it")
+        (told,) = reflected.status("h1")["bgp"]["limited"]
+        assert told["peer"] == "rr"
+        assert "it announces more than 1024 prefixes" in told["why"]
+        assert "bgp.peer.rr.prefixes=N" in told["fix"]
+        assert "announces more than 1024 prefixes" in reflected.exec("h1", "linkspan status", code=3)
+        checks = reflected.call("h1", "GET", "/v1/doctor")
+        assert any(c["check"] == "BGP session rr" and c["status"] == "warn" for c in checks)
+        assert any("BGP peer rr: it announces" in line for line in reflected.exec("h1", "linkspan events").splitlines())
+        opened = peer.opens
+        reflected.call("h1", "PATCH", "/v1/hosts/h1", {"bgp.peer.rr.prefixes": "10000"})
+        until(lambda: peer.opens > opened and peer.established(1), "the peer, which cannot repeat routes, begins again")
+        peer.announce(many, path=[])
+        until(lambda: seen()["accepted"] == 5000, "all are taken where they may")
+        until(lambda: not reflected.status("h1")["bgp"]["limited"], "nothing is said of it any more")
+    finally:
+        peer.close()
+        reflected.call("h1", "PATCH", "/v1/hosts/h1", {"bgp.peer.rr.prefixes": ""})
+        reflected.run("mend", "rr")
+    until(lambda: not set(many) & set(destinations(reflected, "h1")), "they are gone with their peer")

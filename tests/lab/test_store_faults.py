@@ -144,7 +144,7 @@ def test_an_agent_that_knows_nothing_waits_for_its_store_and_says_so(cluster: Cl
         until(lambda: _waits(cluster), "it says in its status that the store is away", 30)
         with pytest.raises(LinkspanError, match="the agent waits for the store"):
             cluster.call("h2", "GET", "/v1/networks")
-        assert "waiting for the store" in log.with_suffix(".log").read_text()
+        until(lambda: "waiting for the store" in log.with_suffix(".log").read_text(), "its log says so", 5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         cluster.run("mend", "h2")

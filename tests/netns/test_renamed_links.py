@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from machine_fixtures import run
 
@@ -14,14 +16,32 @@ MAC = mac("02:00:00:00:00:01")
 LOCAL = prefix("192.0.2.1").packed
 
 
-@pytest.mark.parametrize(
-    "link",
-    [
-        Vxlan("lsx64", 100, MAC, 1450, 4789, LOCAL),
-        Ipip("lsipip", 1480, b"", tun=True),
-        Bridge("ls-64", MAC, 1500),
-    ],
-)
+LINKS = [
+    Vxlan("lsx64", 100, MAC, 1450, 4789, LOCAL),
+    Ipip("lsipip", 1480, b"", tun=True),
+    Bridge("ls-64", MAC, 1500),
+]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_that_lost_its_alternative_name_gets_it_back(host: Machine, link: Vxlan | Ipip | Bridge) -> None:
+    """It stays the same link, so nothing on it is lost; and it is known as ours where it is to be removed."""
+    driver = host.links if isinstance(link, Bridge) else host.tunnels
+    found: list[State] = [link]
+    assert driver.apply(found, []) == {}
+    index = socket.if_nametoindex(link.name)
+    run("ip", "link", "property", "del", "dev", link.name, "altname", link.altname)
+    assert list(driver.observe(0)) == []
+    assert driver.apply(found, []) == {}
+    assert list(driver.observe(0)) == found
+    assert socket.if_nametoindex(link.name) == index
+    if not isinstance(link, Ipip):  # a TUN of this name may be anybody's
+        run("ip", "link", "property", "del", "dev", link.name, "altname", link.altname)
+        assert driver.apply([], found) == {}
+        assert link.name not in run("ip", "-o", "link")
+
+
+@pytest.mark.parametrize("link", LINKS)
 def test_a_renamed_link_is_noticed_and_made_anew(host: Machine, link: Vxlan | Ipip | Bridge) -> None:
     driver = host.links if isinstance(link, Bridge) else host.tunnels
     found: list[State] = [link]

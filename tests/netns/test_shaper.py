@@ -9,7 +9,7 @@ from machine_fixtures import inode, inside, run
 
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.shaper import ShaperDriver
-from linkspan.state import HOST, TokenBucket
+from linkspan.state import HOST, ForeignQdisc, TokenBucket
 
 MBIT = 125_000
 BY_HAND = ("tbf", "rate", "1mbit", "burst", "9000", "latency", "9ms")
@@ -19,6 +19,7 @@ BY_HAND = ("tbf", "rate", "1mbit", "burst", "9000", "latency", "9ms")
 def pair(machine: str, container: str, spaces: Namespaces) -> int:
     """Make lsp0 on the machine and eth0 in the container; return the container's inode."""
     run("ip", "link", "add", "lsp0", "type", "veth", "peer", "name", "eth0", "netns", container)
+    run("ip", "link", "property", "add", "dev", "lsp0", "altname", f"linkspan:{inode(container)}:eth0")
     spaces.register(inode(container), f"/run/netns/{container}")
     return inode(container)
 
@@ -106,6 +107,21 @@ def test_another_rate_is_changed_in_place_and_drift_is_seen(spaces: Namespaces, 
     driver.apply([wanted], [])
     run("tc", "qdisc", "del", "dev", "lsp0", "root")
     assert list(driver.observe(HOST)) == []
+
+
+@pytest.mark.parametrize("handle", ["", "handle 1:"])
+def test_anothers_qdisc_is_seen_and_makes_way(spaces: Namespaces, pair: int, handle: str) -> None:
+    """It is taken away where no limit is wanted, and replaced where one is, whatever handle it has."""
+    driver = ShaperDriver(spaces)
+    run(*f"tc qdisc add dev lsp0 root {handle} pfifo limit 1".split())
+    foreign = [ForeignQdisc("lsp0", "pfifo")]
+    assert list(driver.observe(HOST)) == foreign
+    assert driver.apply([], foreign) == {}
+    assert list(driver.observe(HOST)) == []
+    wanted = TokenBucket("lsp0", MBIT, 4096)
+    run(*f"tc qdisc add dev lsp0 root {handle} pfifo limit 1".split())
+    assert driver.apply([wanted], foreign) == {}
+    assert list(driver.observe(HOST)) == [wanted]
 
 
 def test_others_devices_are_not_ours_and_a_device_gone_is_done(

@@ -355,21 +355,140 @@ def test_a_forward_drop_meets_bridged_frames_where_br_netfilter_is_on(bridged: H
     assert ("policy DROP" in found.reason) is (on == "1")
 
 
-def test_a_rule_that_is_not_understood_decides_nothing_and_is_told(host: Host) -> None:
-    """A drop by a mark that nobody sets is no reason to call the way broken."""
+def test_a_rule_of_which_nobody_knows_whether_it_applies_makes_the_verdict_unknown(host: Host) -> None:
+    """A drop that depends on a rate: the way is neither called broken nor reachable, and the rule is named."""
     host.sh(
         "nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }; "
-        "add rule inet x f meta mark 0x77 drop'"
+        "add rule inet x f limit rate over 100/second drop'"
     )
     found = host.trace("a", OUTSIDE[4])
-    assert found.reachable
-    assert (
-        "not understood: inet x f: meta mark 119 drop"
-        in next(h for h in found.hops if h.action == "routed").detail
+    assert (found.verdict, found.reachable, found.broken_at) == ("unknown", False, None)
+    assert [one.at for one in found.unknown] == ["h1/host/up0", f"h1/host/{back(host)}"]
+    assert all("inet x f: limit rate over 100/second drop" in one.why for one in found.unknown)
+
+
+def back(host: Host) -> str:
+    """Return the device by which the host sends to container a."""
+    return host.endpoints[0].host_ifname if host.networks["demo"].routed else "ls-demo"
+
+
+def test_a_rule_that_is_not_understood_is_told_only_where_it_matters(host: Host) -> None:
+    """An accept by rate before an accept by policy changes nothing; before a drop it decides."""
+    host.sh(
+        "nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }; "
+        "add rule inet x f limit rate 100/second accept; add rule inet x f meta mark 0x77 drop'"
     )
+    assert host.trace("a", OUTSIDE[4]).reachable
+    host.sh("nft add rule inet x f drop")
+    found = host.trace("a", OUTSIDE[4])
+    assert found.verdict == "unknown"
+    assert "unless this applies: inet x f: limit rate 100/second accept" in found.reason
 
 
 def test_a_route_with_a_smaller_mtu_limits_the_path(host: Host) -> None:
     """Not links alone: a container's route may carry less, too."""
     host.sh("ip route change default via 10.77.0.1 dev eth0 mtu 1200", "a")
     assert host.trace("a", OUTSIDE[4]).path_mtu == 1200
+
+
+UPLINK_IN_BRIDGE = """
+ip link add br0 type bridge; ip link set br0 up; ip addr flush dev up0; ip link set up0 master br0
+ip addr add 192.0.2.1/24 dev br0; ip route add default via 192.0.2.2
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("", ""),
+        ("add table bridge x; add chain bridge x f { type filter hook postrouting priority 0; }; "
+         "add rule bridge x f oifname up0 ip daddr 192.0.2.2 drop", "bridge x f drops it where it goes by up0"),
+        ("add table netdev x; add chain netdev x f { type filter hook ingress device up0 priority 0; }; "
+         "add rule netdev x f ip saddr 192.0.2.2 icmp type echo-reply drop",
+         "netdev x f drops it where it goes by up0"),
+    ],
+    ids=["well", "bridge", "netdev"],
+)  # fmt: skip
+def test_the_ports_of_an_uplink_that_is_somebody_elses_bridge_are_looked_at(
+    host: Host, rule: str, words: str
+) -> None:
+    """Which port it takes is not known for certain, so what a port drops makes the verdict unknown; ping agrees."""
+    host.sh(UPLINK_IN_BRIDGE + (f"nft '{rule}'" if rule else ""))
+    found = host.trace("a", OUTSIDE[4])
+    assert found.verdict == ("unknown" if rule else "reachable"), found.reason
+    assert words in found.reason
+    assert host.world.pings("a", OUTSIDE[4]) is not bool(rule)
+
+
+def test_a_bandwidth_limit_of_linkspans_is_no_reason_to_doubt(host: Host) -> None:
+    """Only queueing disciplines of somebody else's are named, with their device and kind."""
+    port = host.endpoints[1].host_ifname
+    host.sh(f"tc qdisc add dev {port} root handle 1: tbf rate 8mbit burst 32k latency 25ms")
+    assert host.trace("a", "b").reachable
+    host.sh(f"tc qdisc del dev {port} root; tc qdisc add dev {port} root tbf rate 8mbit burst 32k latency 25ms")
+    found = host.trace("a", "b")
+    assert (found.verdict, [one.at for one in found.unknown]) == ("unknown", [f"h1/host/{port}"])
+    assert "tbf" in found.reason
+
+
+IPV6 = [
+    ("container's rule", "nft 'add table ip6 x; add chain ip6 x i { type filter hook input priority 0; }; "
+     "add rule ip6 x i icmpv6 type echo-request drop'", "b", "h1/b/eth0", "ip6 x i"),
+    ("ip6tables", "ip6tables-nft -t raw -A PREROUTING -p icmpv6 --icmpv6-type echo-request -j DROP", "b", "h1/b/eth0",
+     "ip6tables -t raw PREROUTING"),
+    ("no echo", "sysctl -qw net.ipv6.icmp.echo_ignore_all=1", "b", "h1/b/eth0", "answers no ping"),
+    ("policy rule", "ip -6 rule add to fd77::3 pref 90 blackhole", "a", "h1/a", "ip -6 rule 90"),
+    ("xfrm", "ip -6 xfrm policy add src ::/0 dst fd77::3/128 dir out action block", "a", "h1/a/eth0", "XFRM policy"),
+    ("poisoned neighbour", "ip -6 neigh replace {hop} lladdr 02:00:00:00:00:99 dev eth0 nud permanent", "a",
+     "h1/a/eth0", "02:00:00:00:00:99"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "where", "at", "words"), [c[1:] for c in IPV6], ids=[c[0] for c in IPV6])
+def test_faults_of_ipv6_are_named(host: Host, what: str, where: str, at: str, words: str) -> None:
+    """As those of IPv4; a ping agrees."""
+    hop = "fd77::1" if host.networks["demo"].routed else "fd77::3"
+    assert host.world.reaches("a", "fd77::3")
+    host.sh(what.replace("{hop}", hop), where)
+    found = host.trace("fd77::2", "fd77::3")
+    assert (found.verdict, str(found.broken_at).startswith(at)) == ("broken", True), found
+    assert words in found.reason
+    assert not host.world.pings("a", "fd77::3")
+
+
+ON_PORTS = [
+    ("isolated", False, "bridge link set dev {a} isolated on; bridge link set dev {b} isolated on", "h1/host/{b}",
+     "isolated from each other"),
+    ("locked", False, "bridge link set dev {a} learning off locked on; bridge fdb del {mac_a} dev {a} master || true",
+     "h1/host/{a}", "is locked"),
+    ("not flooded", False, "bridge link set dev {b} learning off flood off; "
+     "bridge fdb del {mac_b} dev {b} master || true", "h1/host/{b}", "floods nothing to port"),
+    ("not forwarding", False, "bridge link set dev {b} state 0", "h1/host/{b}", "is not forwarding"),
+    ("FDB of another port", False, "bridge fdb replace {mac_b} dev {a} master static sticky", "h1/host/ls-demo",
+     "behind which is a"),
+    ("another's bridge", True, "ip link add br9 type bridge; ip link set br9 up; ip link set {a} master br9",
+     "h1/host/{a}", "is a port of bridge br9"),
+    ("poisoned neighbour", True, "ip neigh replace 10.77.0.3 lladdr 02:00:00:00:00:99 dev {b} nud permanent",
+     "h1/host/{b}", "whose MAC is {mac_b}"),
+    ("arp off", True, "ip link set {b} arp off; ip neigh flush dev {b}", "h1/host/{b}", "ARP is off on {b}"),
+    ("forwarding off", True, "sysctl -qw net.ipv4.conf.{a}.forwarding=0", "h1/host/{a}", "forwarding is off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("routed", "what", "at", "words"), [c[1:] for c in ON_PORTS], ids=[c[0] for c in ON_PORTS]
+)
+def test_faults_at_ports_are_named(routed: bool, what: str, at: str, words: str) -> None:
+    """Where no agent heals them; a ping agrees."""
+    world = World("h", "a", "b", "c", "d", "o")
+    try:
+        host = Host(world, routed=routed)
+        assert world.reaches("a", "10.77.0.3")
+        names = {e.name: e.host_ifname for e in host.endpoints} | {f"mac_{e.name}": e.mac for e in host.endpoints}
+        host.sh(what.format(**names))
+        assert not world.pings("a", "10.77.0.3")
+        found = host.trace("a", "b")
+        assert (found.verdict, found.broken_at) == ("broken", at.format(**names)), found.reason
+        assert words.format(**names) in found.reason
+    finally:
+        world.close()

@@ -13,7 +13,8 @@ from world import World
 
 from linkspan.errors import Invalid
 from linkspan.kernel.nftables import Nft
-from linkspan.kernel.nftrace import TABLE
+from linkspan.kernel.nftrace import TABLE, RuleTrace
+from linkspan.tell.probe import matches, new_mark
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
@@ -122,6 +123,16 @@ def test_a_live_trace_leaves_no_table(bridged: Host) -> None:
     """Nothing of it stays in the namespaces of the walk."""
     bridged.trace("a", "b", alive=True)
     assert [traces_left(bridged, where) for where in "hab"] == ["", "", ""]
+
+
+def test_a_trace_is_not_disturbed_by_another_one(bridged: Host) -> None:
+    """The tables of a live trace that goes on in the same namespace make nothing unknown."""
+    with bridged.world.entered("h"):
+        other = RuleTrace("x", matches("icmp", new_mark()), ["up0"])
+    try:
+        assert bridged.trace("a", OUTSIDE[4]).verdict == "reachable"
+    finally:
+        other.close()
 
 
 def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:

@@ -112,14 +112,24 @@ class Cri:
         conditions = [decoded(c) for c in status.get(1, []) if isinstance(c, bytes)]
         return any(text(one, 1) == "NetworkReady" and one.get(2) == [1] for one in conditions)
 
+    def network_told(self) -> str:
+        """Return what the runtime has read of the networks' configurations, as JSON."""
+        pairs = [decoded(pair) for pair in self.call("Status", [(1, 1)]).get(2, []) if isinstance(pair, bytes)]
+        return next((text(pair, 2) for pair in pairs if text(pair, 1) == "cniconfig"), "")
+
     def run_pod(
         self,
         name: str,
         ports: Iterable[tuple[str, int, int]] = (),
         annotations: Mapping[str, str] | None = None,
+        dns: Message | None = None,
     ) -> str:
-        """Run a pod's sandbox, with ports (protocol, host's, container's), and return its id."""
+        """Run a pod's sandbox, with ports (protocol, host's, container's), and return its id.
+
+        ``dns`` is its DNSConfig: 1 a server, 2 a search domain, 3 an option.
+        """
         config: Message = [(1, [(1, name), (2, f"uid-{name}"), (3, "default")])]
+        config += [(4, dns)] if dns is not None else []
         config += [(5, [(1, PROTOCOLS[p]), (2, inside), (3, outside)]) for p, outside, inside in ports]
         config += _pairs(annotations or {}, 7)
         pod = text(self.call("RunPodSandbox", [(1, config)]), 1)

@@ -209,6 +209,14 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
         (f"{CREATE} -o network=demo -o colour=red x", "colour"),
         (f"{CREATE} --subnet 192.0.2.0/24 x", "192.0.2.0/24"),
         (f"{CREATE} --subnet 10.78.0.0/16 --ip-range 10.78.3.0/24 -o network=demo x", "address reserve"),
+        (f"{CREATE} --subnet 10.78.0.0/16 --gateway 10.78.3.1 -o network=demo x", "leave --gateway out"),
+        (f"{CREATE} --subnet 10.78.0.0/16 --aux-address a=10.78.3.1 -o network=demo x", "address reserve demo"),
+        (f"{CREATE} --ipam-opt colour=red -o network=demo x", "--ipam-opt colour"),
+        (f"{CREATE} -o com.docker.network.driver.mtu=1400 -o network=demo x", "com.docker.network.driver.mtu"),
+        (f"{CREATE} --internal -o network=demo x", "network demo is not internal"),
+        (f"{CREATE} --internal --subnet 10.78.0.0/16 x", "network demo is not internal"),
+        (f"{CREATE} --ipv6 -o network=demo x", "network demo has no IPv6 pool"),
+        (f"{CREATE} --ipv6 --ipam-opt network=demo x", "has no pool of IPv6"),
     ],
 )
 def test_a_wrong_network_is_refused_with_what_to_do(docker: Docker, command: str, words: str) -> None:
@@ -216,6 +224,109 @@ def test_a_wrong_network_is_refused_with_what_to_do(docker: Docker, command: str
     refused = docker.attempt(command)
     assert refused.returncode != 0
     assert words in refused.stderr
+
+
+def test_a_network_may_be_named_by_an_ipam_option(docker: Docker) -> None:
+    """`--ipam-opt network=` alone says which network is meant, also while the host has a route to its pool."""
+    docker.container("c1")
+    docker.run(f"{CREATE} --ipam-opt network=demo other")
+    docker.container("c2", "--network other")
+    assert reaches(docker, "c2", docker.address("c1"))
+    docker.remove_all()
+    docker.run("network rm other")
+
+
+@pytest.mark.parametrize("mode", ["bridged", "routed"])
+def test_an_internal_network_is_internal_in_docker_too(docker: Docker, mode: str) -> None:
+    """`--internal` is taken where the linkspan network is internal: its containers talk, and reach nothing else."""
+    host = docker.host
+    options = ("--opt", "mode=routed") if mode == "routed" else ()
+    host.linkspan("network", "create", "inside", "--pool", "10.82.0.0/16", "--internal", *options)
+    outside = f"{host.name}-x"
+    host.run("ip", "netns", "add", outside)
+    try:
+        host.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", outside)
+        host.run("ip", "address", "add", "198.51.100.1/24", "dev", "uplink")
+        host.run("ip", "link", "set", "uplink", "up")
+        host.run("ip", "-n", outside, "address", "add", "198.51.100.2/24", "dev", "eth0")
+        host.run("ip", "-n", outside, "link", "set", "eth0", "up")
+        docker.run(f"{CREATE} --internal -o network=inside inside")
+        docker.container("c1", "--network inside")
+        docker.container("c2", "--network inside")
+        docker.container("c3")
+        assert reaches(docker, "c1", docker.address("c2", "inside"))
+        assert reaches(docker, "c3", "198.51.100.2")
+        for target in ("198.51.100.2", docker.address("c3")):
+            assert docker.attempt(f"exec c1 ping -c1 -W1 {target}").returncode != 0, target
+        docker.remove_all()
+        docker.run("network rm inside")
+    finally:
+        host.run("ip", "netns", "delete", outside)
+        host.linkspan("network", "delete", "inside")
+
+
+def test_an_ipv6_only_network_is_refused_with_the_reason(docker: Docker) -> None:
+    """Docker asks for an IPv4 address for every container: said when the network is made, by hand or exposed."""
+    docker.host.linkspan("network", "create", "six", "--pool", "fd66::/48")
+    for options in ("-o network=six", "--ipam-opt network=six", "--subnet fd66::/48"):
+        refused = docker.attempt(f"{CREATE} --ipv6 {options} x")
+        assert refused.returncode != 0
+        assert "IPv4" in refused.stderr
+    words = ("network", "create", "seven", "--pool", "fd77::/48", "--expose", "docker")
+    refused = docker.host.run("linkspan", *words, check=False)
+    assert refused.returncode == 1
+    assert "without an IPv4 pool" in refused.stderr
+    assert "seven" not in str(docker.host.linkspan("network", "list"))
+    docker.host.linkspan("network", "delete", "six")
+
+
+def test_a_container_that_is_renamed_gives_its_name_free(docker: Docker) -> None:
+    """After `docker rename` a new container has the old name alone, also where the agent was away meanwhile."""
+
+    def called(*names: str) -> bool:
+        return sorted(e["name"] for e in docker.host.linkspan("endpoint", "list")) == sorted(names)
+
+    docker.container("web")
+    wait_until(lambda: called("web"), "it is named")
+    docker.run("rename web web-old")
+    docker.container("web")
+    wait_until(lambda: called("web", "web-old"), "both are named")
+    docker.host.stop_agent()
+    docker.run("rename web-old web-older")
+    docker.host.start_agent()
+    wait_until(lambda: called("web", "web-older"), "the agent has learnt it")
+    docker.stop()
+    docker.start()
+    docker.remove_all()
+    docker.container("one")
+    wait_until(lambda: called("one"), "it is named")
+    docker.run("rename one two")
+    wait_until(lambda: called("two"), "an engine that was restarted is followed")
+
+
+def test_what_of_ipv6_loopback_is_not_as_dockers_bridge(docker: Docker) -> None:
+    """A published port does not answer at [::1], and one that is wanted there is refused with the reason."""
+    docker.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+    wait_until(lambda: docker.host.serves(8080), "it answers at 127.0.0.1")
+    fetch = ("busybox", "wget", "-q", "-T", "2", "-O", "-", "http://[::1]:8080/hostname")
+    assert docker.host.run(*fetch, check=False).returncode != 0
+    refused = docker.attempt(f"run --rm --network demo -p [::1]:8081:80 {IMAGE} true")
+    assert "::1" in refused.stderr
+    assert "127.0.0.1" in refused.stderr
+
+
+def test_a_restarted_container_keeps_what_the_user_chose(docker: Docker) -> None:
+    """`docker restart` gives another address, and the same one with `--ip`; `--mac-address` stays too."""
+    docker.run(f"{CREATE} --subnet {POOL} fixed")
+    docker.container("c1")
+    docker.container("c2", "--network fixed --ip 10.78.5.6 --mac-address 02:42:0a:4e:05:06")
+    before = docker.address("c1")
+    docker.run("restart -t 0 c1 c2")
+    assert docker.address("c1") != before
+    assert docker.address("c2", "fixed") == "10.78.5.6"
+    assert "02:42:0a:4e:05:06" in docker.execute("c2", "ip link show eth0")
+    docker.remove_all()
+    docker.run("network rm fixed")
 
 
 def test_the_agent_restarts_under_running_containers(docker: Docker) -> None:

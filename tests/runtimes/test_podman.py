@@ -182,6 +182,53 @@ def test_a_network_is_deleted_while_podman_knows_it(podman: Podman) -> None:
     podman.run("network rm gone")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--internal", "network demo is not internal"),
+        ("--ipv6", "network demo has no IPv6 pool"),
+        ("--route 10.99.0.0/16,10.78.0.9", "--route (10.99.0.0/16 via 10.78.0.9)"),
+        ("--interface-name br7", "linkspan names its bridge itself"),
+        ("--dns 192.0.2.1", "host's resolv.conf"),
+        ("--subnet 10.78.0.0/16", "none ipam driver"),  # Podman's own words
+    ],
+)
+def test_what_would_have_no_effect_is_refused_at_create(podman: Podman, options: str, words: str) -> None:
+    """Podman shows the reason, and there is no such network."""
+    refused = podman.attempt(f"{CREATE} {options} --opt network=demo x")
+    assert refused.returncode != 0
+    assert words in refused.stderr
+    assert "x" not in podman.run("network ls --format {{.Name}}").split()
+
+
+def test_what_the_network_is_may_be_asked_for(podman: Podman) -> None:
+    """`--internal` and `--ipv6` are taken where the linkspan network is so, and hold."""
+    pools = ("--pool", "10.83.0.0/16", "--pool", "fd83::/48")
+    podman.host.linkspan("network", "create", "inside", *pools, "--internal")
+    podman.run(f"{CREATE} --internal --ipv6 --opt network=inside inside")
+    podman.container("c1", "--network inside")
+    podman.container("c2", "--network inside:interface_name=net7")
+    podman.container("c3")
+    assert "fd83::" in podman.execute("c2", "ip address show net7")
+    assert reaches(podman, "c1", podman.address("c2", "inside"))
+    assert podman.attempt(f"exec c1 ping -c1 -W1 {podman.address('c3')}").returncode != 0
+    podman.remove_all()
+    podman.run("network rm inside")
+    podman.host.linkspan("network", "delete", "inside")
+
+
+def test_dns_servers_that_are_added_to_a_network_are_refused_at_run(podman: Podman) -> None:
+    """`network update` tells no plugin, so the next container says what is wrong and what to do."""
+    podman.run(f"{CREATE} --opt network=demo asking")
+    podman.run("network update asking --dns-add 192.0.2.1")
+    refused = podman.attempt(f"run --rm --network asking {IMAGE} true")
+    assert "192.0.2.1" in refused.stderr
+    assert "podman network update asking --dns-drop 192.0.2.1" in refused.stderr
+    podman.run("network update asking --dns-drop 192.0.2.1")
+    podman.run(f"run --rm --network asking {IMAGE} true")
+    podman.run("network rm asking")
+
+
 def test_an_option_of_a_container_that_linkspan_does_not_know_is_named(podman: Podman) -> None:
     """It is refused, and nothing is left of the container."""
     refused = podman.attempt(f"run --rm --network demo:colour=red {IMAGE} true")

@@ -107,6 +107,40 @@ def test_an_annotation_gives_a_pod_its_address_and_mac(containerd: Containerd, c
     assert len(containerd.host.linkspan("endpoint", "list")) == 1
 
 
+@pytest.mark.parametrize("present", [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)])
+def test_a_pods_resolver_settings_may_lack_any_part(
+    containerd: Containerd, cri: Cri, present: tuple[int, ...]
+) -> None:
+    """Of servers, searches and options any may be missing; what is there comes into the pod's resolv.conf."""
+    values = {1: "192.0.2.54", 2: "c.example", 3: "ndots:3"}
+    pod = cri.run_pod("resolving", dns=[(field, values[field]) for field in present])
+    found = cri.execute(cri.run_container(pod, "sleep 1000000"), "cat /etc/resolv.conf")
+    assert all((value in found) == (field in present) for field, value in values.items()), found
+
+
+def test_a_chain_with_tuning_gives_a_pod_that_talks(containerd: Containerd, cri: Cri) -> None:
+    """The MAC and MTU of the reference plugin tuning, which comes after linkspan, are the pod's, and packets pass."""
+    host = containerd.host
+    plain = host.run("cat", CONF).stdout
+    chain = json.loads(plain)
+    chain["plugins"].append({"type": "tuning", "mac": "02:11:22:33:44:55", "mtu": 1400})
+    (host.folder / "chain").write_text(json.dumps(chain))
+    try:
+        host.run("cp", host.folder / "chain", CONF)
+        wait_until(lambda: "tuning" in cri.network_told(), "containerd has read the chain")
+        pod = cri.run_pod("tuned")
+        container = cri.run_container(pod, "sleep 1000000")
+        shown = cri.execute(container, "ip link show eth0")
+        assert "02:11:22:33:44:55" in shown
+        assert "mtu 1400" in shown
+        assert reaches(cri, container, "10.77.0.1")
+        host.run("ping", "-c2", "-W5", cri.address(pod))
+    finally:
+        (host.folder / "plain").write_text(plain)
+        host.run("cp", host.folder / "plain", CONF)
+        wait_until(lambda: "tuning" not in cri.network_told(), "containerd has read the configuration")
+
+
 def test_stop_and_remove_are_two_ends_of_one_pod(containerd: Containerd, cri: Cri) -> None:
     """Stopping frees the address at once; its second DEL, and a removal, take nothing from a pod that came after."""
     first = cri.run_pod("first", annotations={"linkspan/ip": "10.77.6.6"})

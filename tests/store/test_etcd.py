@@ -17,7 +17,7 @@ from etcd_members import Members, run
 from certificates import Authority
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store import etcd, etcd_gateway
-from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd import EtcdStore, Place
 
 
 @pytest.fixture
@@ -253,6 +253,28 @@ async def test_a_store_restored_from_a_backup_is_told(one: Members) -> None:
     assert before < revision
     assert [record.key for record in records] == ["a"]
     assert await store.transaction({"b": b"1"})
+    await store.close()
+
+
+async def test_a_restored_store_is_told_though_it_is_as_far_again(one: Members) -> None:
+    """Others have written as much since as the restore took back: the watch knows it by what it saw last."""
+    store = EtcdStore(one.url())
+    await store.transaction({"a": b"1"})
+    snapshot = one.save()
+    _, revision = await store.list("")
+    place = Place(store.url.prefix, revision)
+    async with contextlib.aclosing(store._follow(place)) as batches:
+        await store.transaction({"b": b"1"})
+        assert [record.key for record in (await anext(batches)).puts] == ["b"]
+    async with contextlib.aclosing(store._follow(place)) as batches:  # the store is the one that it was
+        await store.transaction({"c": b"1"}, deletes=["b"])
+        assert (await anext(batches)).deletes == ("b",)
+    one.restore(snapshot)
+    for number in range(4):
+        await store.transaction({"d": str(number).encode()})
+    assert (await store.list(""))[1] > place.revision
+    with pytest.raises(NotFound, match="it is another one now"):
+        await anext(store._follow(place))
     await store.close()
 
 

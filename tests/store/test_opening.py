@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from linkspan.errors import Invalid, Unavailable
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_url import parse
 from linkspan.store.memory import Memory, MemoryStore
-from linkspan.store.opening import open_store
+from linkspan.store.opening import open_store, own_cluster
 from linkspan.store.sqlite import SqliteStore
 
 
@@ -129,3 +130,24 @@ async def test_a_fake_that_is_restored_says_so() -> None:
     memory.restore(0, {})
     await until(lambda: watched.ended, "the watch's error")
     assert "went back" in str(watched.error)
+
+
+async def test_the_cluster_of_a_host_that_is_alone_is_read_beside_its_agent(tmp_path: Path) -> None:
+    """While the store is open, as a kill leaves it, and after it was closed."""
+    store = open_store("", tmp_path)
+    await store.transaction({"hosts/h1": b"{}"})
+    assert own_cluster(tmp_path) == store.cluster
+    shutil.copytree(tmp_path / "store", tmp_path / "killed" / "store")
+    await store.close()
+    assert own_cluster(tmp_path) == store.cluster
+    assert own_cluster(tmp_path / "killed") == store.cluster
+
+
+def test_what_is_no_store_is_nobody_s_cluster(tmp_path: Path) -> None:
+    """A folder without one, an empty file, and garbage."""
+    assert own_cluster(tmp_path) == ""
+    file = tmp_path / "store" / "store.db"
+    file.parent.mkdir()
+    for content in (b"", b"garbage" * 1000):
+        file.write_bytes(content)
+        assert own_cluster(tmp_path) == ""

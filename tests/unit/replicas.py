@@ -51,6 +51,7 @@ class Member:
         self.happenings = Happenings(folder / f"{name}.events")
         self.published = Published(self.replica, name, self.endpoints)
         self.disputes = Disputes(self.replica, self.leases, self.endpoints, self.published, self.happenings)
+        self.leases.living = self.disputes.living
         self.holdings = Holdings(
             self.replica, self.leases, self.networks, self.endpoints, lambda _identity: False
         )
@@ -117,6 +118,8 @@ def network(name: str = "demo", pool: str = "10.244.0.0/16", length: int = 24, *
         "gateways": ("10.244.0.1",),
         **more,
     }
+    if fields["backend"] == "vxlan":
+        fields.setdefault("options", {"vni": "100"})
     return msgspec.convert(fields, Network)
 
 

@@ -157,7 +157,8 @@ def test_a_host_of_the_mesh_may_give_its_leases_and_nothing_else() -> None:
     text = speaker(network("bgp", BOTH), peer(network("bgp", BOTH), {}, exact=("10.77.9.9",)))["peers/mesh_id2.conf"]
     accepted = re.findall(r"if net ~ (.*) then accept;", text)
     assert accepted == ["[ 10.77.2.0/24+, 10.77.9.9/32+ ]", "[ fd77:0:0:2::/64+ ]"]
-    assert text.count("reject;") == 4
+    assert text.count("reject;") == 8
+    assert text.count('if bgp_path ~ [= * 0 * =] then { ls_refused = "AS 0 in its path"; reject; }') == 2
     assert "multihop 1;\n  ttl security on;" in text
 
 
@@ -166,7 +167,7 @@ def test_a_router_may_give_what_is_in_the_pools_and_what_was_asked_for() -> None
     router = {"bgp__mesh": "false", "bgp__peer__r1__address": "192.0.2.254", "bgp__peer__r1__as": "65001"}
     demo = network("bgp")
     text = speaker(demo, **router)["peers/peer_r1.conf"]
-    own, *rest = re.findall(r"^      (.*)$", text, re.M)[1:6]
+    own, *rest = re.findall(r"^      (.*)$", text, re.M)[3:8]
     assert own == 'if own4() then { ls_refused = "own prefix"; reject; }'
     assert rest[0] == "if pool4() then accept;"
     assert rest[-1] == "reject;"
@@ -282,3 +283,31 @@ def test_what_a_session_may_do_does_not_follow_from_the_order_of_peers() -> None
     two = peer(demo, {})
     three = Peer(msgspec.structs.replace(two.host, id="id3", name="h3"), lease(3, demo, {}), "eth0", on_link=True)
     assert speaker(demo, two, three) == speaker(demo, three, two)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, ["    import limit 1024 action block;"] * 2),
+        ({"bgp__prefixes": "50"}, ["    import limit 50 action block;"] * 2),
+        ({"bgp__prefixes": "50", "bgp__peer__r1__prefixes": "70"}, ["    import limit 70 action block;"] * 2),
+        ({"bgp__peer__r1__prefixes": "0"}, []),
+        ({"bgp__peer__r1__import": "192.0.2.0/24+"}, []),
+        ({"bgp__peer__r1__import": "default"}, ["    import limit 1024 action block;"] * 2),
+    ],
+)
+def test_a_peer_s_prefixes_are_limited(settings: dict[str, str], lines: list[str]) -> None:
+    """By what is set, else by what the store knows of; not where the peer gives others' networks."""
+    demo = network("bgp", BOTH)
+    text = speaker(demo, bgp__peer__r1__address="192.0.2.254", **settings)["peers/peer_r1.conf"]
+    assert [line for line in text.splitlines() if "limit" in line] == lines
+
+
+def test_the_limit_grows_with_what_the_other_hosts_have() -> None:
+    """Twice that, and 1,000 more: up to the next power of two, so that a lease more is seldom another limit."""
+    demo = network("bgp")
+    many = peer(demo, {}, exact=tuple(f"10.77.{n // 250 + 3}.{n % 250}" for n in range(5000)))
+    session = bgp.sessions(seen(demo, bgp__peer__r1__address="192.0.2.254"))[0]
+    assert [bgp.limit(session, n) for n in (0, 12, 13, 5000)] == [1024, 2048, 2048, 16384]
+    text = speaker(demo, many, bgp__peer__r1__address="192.0.2.254")["peers/peer_r1.conf"]
+    assert "import limit 16384 action block;" in text

@@ -189,6 +189,14 @@ def test_details_of_bird_2() -> None:
     assert [up.count(what) for what in ("received", "accepted", "filtered", "sent")] == [3, 1, 2, 3]
 
 
+def test_a_limit_and_whether_it_is_reached() -> None:
+    """Of a session that is cut off the limit is read, in the channel that has it."""
+    limit = "    Import limit:   1024 [HIT]\n      Action:       block\n"
+    reached = BIRD2.replace("    Routes:         1 imported, 2", f"{limit}    Routes:         1024 imported, 2")
+    up, _ = bird.protocols(lines(reached))
+    assert up.channels == (Channel(4, up=True, accepted=1024, filtered=2, sent=3, limit=1024, full=True), Channel(6))
+
+
 def test_details_of_a_session_that_is_down() -> None:
     """Of one that is down the last error is read, and when it is tried again."""
     _, down = bird.protocols(lines(BIRD2))

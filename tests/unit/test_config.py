@@ -68,3 +68,25 @@ def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["controller", "--config", str(file), "--print-config"])
     assert done.exit_code == 0
     assert "[tls]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[broken", "colour = 'red'", "cooldown = 'long'", "store = etcd://h1/x", "names = [\n  true", "host_id = 'a b'"],
+)
+def test_what_can_be_read_of_a_broken_file_is_salvaged(tmp_path: Path, text: str) -> None:
+    """A mistake costs its own line only, what is wrong is said, and the command line wins."""
+    file = tmp_path / "agent.toml"
+    file.write_text(f"state_dir = '/srv/state'\n{text}\nreap_after = 5.0 # seconds\n")
+    found, problem = config.salvaged(str(file), {"socket": "/srv/socket"})
+    assert found == config.Config(state_dir="/srv/state", reap_after=5.0, socket="/srv/socket")
+    assert problem
+
+
+def test_a_sound_file_is_read_as_ever_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    """Nothing is said of the first; a file that was named and is not there is an error."""
+    file = tmp_path / "agent.toml"
+    file.write_text("cooldown = 1.0\n")
+    assert config.salvaged(str(file), {}) == (config.Config(cooldown=1.0), "")
+    with pytest.raises(Invalid, match="no such file"):
+        config.salvaged(str(tmp_path / "none.toml"), {})

@@ -34,8 +34,12 @@ def _lease(number: int, *blocks: str) -> Lease:
 
 
 async def _written(member: Member, *records: tuple[str, object]) -> None:
+    """Write them, and for each lease that its blocks are its host's."""
     await member.replica.start()
     values = {key: msgspec.json.encode(value) for key, value in records}
+    for lease in (value for _, value in records if isinstance(value, Lease)):
+        for block in lease.prefixes:
+            values[block_key("demo", block)] = msgspec.json.encode(BlockRecord(lease.host, 1.0))
     await member.replica.write({"networks/demo": DEMO, **values})
     member.networks.refresh()
 
@@ -67,7 +71,7 @@ def test_each_prefix_has_its_host_and_each_host_its_mac(tmp_path: Path) -> None:
 
 
 def test_of_two_that_claim_a_prefix_the_owner_of_the_block_has_it(tmp_path: Path) -> None:
-    """Where no record decides, neither has it, and both are named."""
+    """Where no record says who owns it, neither has it, and both are named."""
 
     async def work() -> None:
         member = Member(Memory(), tmp_path, "ctl")
@@ -77,9 +81,11 @@ def test_of_two_that_claim_a_prefix_the_owner_of_the_block_has_it(tmp_path: Path
             *((f"hosts/id{n}", _host(n)) for n in (1, 2)),
             *((lease_key("demo", f"id{n}"), _lease(n, block)) for n in (1, 2)),
         )
+        await member.replica.write({}, deletes=[block_key("demo", block)])
         found = holding(member.networks, member.leases)
         assert found.held.claims == ()
-        assert found.problems == (f"{block} is claimed by h1 and h2: neither has it until one gives it up",)
+        why = f"{block}: no record says that it is its block"
+        assert found.problems == tuple(f"lease of host {host} in network demo: {why}" for host in ("h1", "h2"))
         record = msgspec.json.encode(BlockRecord("id2", 1.0))
         await member.replica.write({block_key("demo", block): record})
         found = holding(member.networks, member.leases)

@@ -14,12 +14,13 @@ import pytest
 from replicas import eventually, network, together
 
 from linkspan.backends.sdn import BACKEND
-from linkspan.blocks import lease_key
+from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.contracts import Support
+from linkspan.control_plane import SWITCHES, Control
 from linkspan.controller import controller as module
 from linkspan.controller import devices
 from linkspan.controller.controller import Controller
-from linkspan.controller.settings import Settings
+from linkspan.controller.settings import Settings, services
 from linkspan.controller.telling import diff, flows, plan, status
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.flows import Counted, Flow, Port
@@ -94,12 +95,17 @@ def switches() -> dict[str, HereSwitch]:
 
 
 @contextlib.asynccontextmanager
-async def _running(folder: Path, name: str, drivers: Mapping[str, HereSwitch]) -> AsyncIterator[Controller]:
+async def _running(
+    folder: Path, name: str, drivers: Mapping[str, HereSwitch], metrics: str = ""
+) -> AsyncIterator[Controller]:
     """Run a controller of these switches, which know of each other as soon as it knows the cluster."""
     store = folder / "store"
     store.mkdir(exist_ok=True)
     settings = Settings(
-        store=f"sqlite://{store}", state_dir=str(folder / name), switches=dict.fromkeys(drivers, "unix:/nowhere")
+        store=f"sqlite://{store}",
+        state_dir=str(folder / name),
+        switches=dict.fromkeys(drivers, "unix:/nowhere"),
+        metrics=metrics,
     )
     controller = Controller(settings, name)
     for one in controller.switches:
@@ -127,6 +133,7 @@ async def _filled(controller: Controller) -> None:
         records[lease_key("demo", host)] = Lease(
             network="demo", host=host, prefixes=prefixes, endpoints={"sdn": Offer()}
         )
+        records[block_key("demo", prefixes[0])] = BlockRecord(host, 1.0)
     await controller.replica.write(dict(records))
 
 
@@ -238,3 +245,28 @@ def test_a_host_whose_port_is_down_is_asked_for_at_once(
             await eventually(lambda: asked("h1") > before + 2, "the other switch asks for it")
 
     together(work)
+
+
+def test_the_active_controller_tells_hosts_where_it_is(tmp_path: Path, switches: dict[str, HereSwitch]) -> None:
+    """Its record names what containers are kept from, and is put back where somebody changes it."""
+
+    async def work() -> None:
+        async with _running(tmp_path, "a", switches, metrics="192.0.2.9:9643") as controller:
+            for _ in range(2):
+                await eventually(
+                    lambda: controller.replica.value(SWITCHES, Control) == Control(("192.0.2.9:9643",)), "it is told"
+                )
+                await controller.replica.write({SWITCHES: Control()})
+
+    together(work)
+
+
+def test_every_device_that_is_programmed_over_the_network_is_told() -> None:
+    """With the port that its address names or else the usual one; what is on this machine is none."""
+    switches = {"a": "tcp:192.0.2.1", "b": "ssl:[2001:db8::1]:6640", "c": "unix:/run/sw", "d": "tcp:[2001:db8::2]"}
+    routers = {"r1": "ssh:admin@r1.example", "r2": "ssh:192.0.2.3:2222", "r3": "vtysh:"}
+    found = services(Settings(switches=switches, routers=routers, metrics=":9643"))
+    assert found == (
+        *("192.0.2.1:6653", "[2001:db8::1]:6640", "[2001:db8::2]:6653"),
+        *("r1.example:22", "192.0.2.3:2222"),
+    )

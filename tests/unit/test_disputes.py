@@ -97,7 +97,7 @@ def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: 
         memory, net = Memory(), network(pool="10.244.0.0/24")
         one, two = await _two_owners(memory, tmp_path, net)
         await _both(one, two, net, "h1")
-        assert one.disputes.astray("demo", "h2") == {prefix("10.244.0.77")}
+        assert one.disputes.astray(net, "h2") == {prefix("10.244.0.77")}
         with pytest.raises(Conflict, match=r"10\.244\.0\.77 is held by c2 on host h2"):
             await one.attach(net, "x", "10.244.0.77")
         given = {await one.attach(net, f"x{number}") for number in range(one.allocator.free("demo"))}

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from linkspan.errors import KernelError, LinkspanError
+from linkspan.fights import Fights
 from linkspan.healing import Healer
 from linkspan.reconcile import Report
 
@@ -16,7 +17,8 @@ from linkspan.reconcile import Report
 def test_what_cannot_be_mended_is_logged_once_until_it_is_well(caplog: pytest.LogCaptureFixture) -> None:
     """For all objects with one cause together; another cause, and the same one later, are told again."""
     failing: dict[Any, LinkspanError] = {}
-    worker = cast("Any", SimpleNamespace(machine=SimpleNamespace(reconciler=SimpleNamespace(failing=failing))))
+    reconciler = SimpleNamespace(failing=failing, fights=Fights())
+    worker = cast("Any", SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler)))
     nothing = cast("Any", None)
     healer = Healer(worker, nothing, nothing, nothing, nothing, nothing, nothing, 30)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import pytest
 
 from linkspan.addresses import prefix
-from linkspan.tell.iptables import forwarded
-from linkspan.tell.questions import Packet
-from linkspan.tell.rules import Frame
+from linkspan.tell.hooks import passed_iptables
+from linkspan.tell.iptables import tables
+from linkspan.tell.questions import IptablesTable, Packet, Questions
+from linkspan.tell.rules import Frame, Verdict
 
 DOCKER = """
 -P FORWARD DROP
@@ -27,9 +29,28 @@ REPLY = Frame(ANSWER, "eth0", "ls-demo")
 USER = "-A DOCKER-USER -s 10.0.0.0/24 -j ACCEPT\n-A DOCKER-USER -j"
 
 
-def tables(*texts: str) -> list[list[tuple[str, ...]]]:
-    """Split ``iptables -S`` outputs into words."""
-    return [[tuple(shlex.split(line)) for line in text.strip().splitlines()] for text in texts]
+class Kernel(Questions):
+    """A host that has these tables of iptables and no others; no route is special."""
+
+    def __init__(self, found: Sequence[IptablesTable]) -> None:
+        self._found = tuple(found)
+
+    def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
+        """Return them."""
+        return self._found
+
+
+def forwarded(frame: Frame, *texts: str, table: str = "filter") -> Verdict:
+    """Return what tables decide of a frame, each given as ``-P``, ``-N`` and ``-A`` lines."""
+    found: list[IptablesTable] = []
+    for text in texts:
+        lines = text.strip().splitlines()
+        policies = {"FORWARD": "ACCEPT"} | {line.split()[1]: line.split()[2] for line in lines if line.startswith("-P")}
+        chains = [f":{chain} {policy}" for chain, policy in policies.items()]
+        chains += [f":{line.split()[1]} -" for line in lines if line.startswith("-N")]
+        saved = [f"*{table}", *chains, *(line for line in lines if line.startswith("-A")), "COMMIT"]
+        found += tables(saved, shlex.split)
+    return passed_iptables(Kernel(found), "forward", frame)
 
 
 @pytest.mark.parametrize(
@@ -57,21 +78,66 @@ def test_the_forward_chains_are_worked_through_as_the_kernel_does(
     rules: str, frame: Frame, passes: bool, rule: str
 ) -> None:
     """Jumps, gotos, returns, negations, states, ports and policies."""
-    found = forwarded(tables(rules), frame)
+    found = forwarded(frame, rules)
     assert found.passes is passes
     assert found.rule == rule
 
 
 def test_one_table_that_drops_is_enough() -> None:
     """Of nftables' and the legacy tables each sees the packet."""
-    assert not forwarded(tables("-P FORWARD ACCEPT", "-P FORWARD DROP"), NEW).passes
+    assert not forwarded(NEW, "-P FORWARD ACCEPT", "-P FORWARD DROP").passes
 
 
 def test_a_match_that_is_not_understood_decides_nothing() -> None:
     """Neither drop nor accept is claimed on a guess: the rule is told instead."""
     rules = "-A FORWARD -m set --match-set bad src -j DROP\n-A FORWARD -m physdev --physdev-is-bridged -j DROP"
-    found = forwarded(tables(rules), NEW)
+    found = forwarded(NEW, rules)
     assert found.passes
     assert len(found.unsure) == 2
     assert "--match-set bad src" in found.unsure[0]
     assert "--physdev-is-bridged" in found.unsure[1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "unsure"),
+    [
+        ("-A FORWARD -m set --match-set bad src -j ACCEPT", 0),
+        ("-A FORWARD -m set --match-set bad src -j ACCEPT\n-A FORWARD -j DROP", 1),
+        ("-A FORWARD -m set --match-set bad src -j RETURN\n-P FORWARD DROP", 0),
+        ("-A FORWARD -s 10.9.0.0/16 -m set --match-set bad src -j DROP", 0),
+        ("-N X\n-A FORWARD -m set --match-set bad src -j X\n-A X -s 10.0.0.0/8 -j DROP", 1),
+        ("-N X\n-A FORWARD -m set --match-set bad src -j X\n-A X -s 10.9.0.0/16 -j DROP", 0),
+        ("-A FORWARD -j NFQUEUE --queue-num 1", 1),
+        ("-A FORWARD -j LOG --log-prefix -x", 0),
+    ],
+)
+def test_doubt_is_told_only_where_the_packets_fate_depends_on_it(rules: str, unsure: int) -> None:
+    """What may accept matters before a drop, what may drop before an accept, and a queue to a program always."""
+    found = forwarded(NEW, rules)
+    assert len(found.unsure) == unsure
+    assert found.passes is (unsure > 0 or "DROP" not in rules or "10.9" in rules)
+
+
+@pytest.mark.parametrize(
+    ("rules", "passes"),
+    [
+        ("-A FORWARD -j MARK --set-xmark 0x7/0xffffffff\n-A FORWARD -m mark --mark 0x7 -j DROP", False),
+        ("-A FORWARD -j MARK --set-xmark 0x10/0xf0\n-A FORWARD -m mark --mark 0x10/0xff -j DROP", False),
+        ("-A FORWARD -j MARK --set-xmark 0x7/0xff\n-A FORWARD -j CONNMARK --save-mark\n"
+         "-A FORWARD -m connmark --mark 0x7 -j DROP", False),
+        ("-A FORWARD -m mark --mark 0x7 -j DROP", True),
+        ("-A FORWARD -p tcp -m multiport --dports 80,440:450 -j DROP", False),
+        ("-A FORWARD -p tcp -m multiport ! --dports 80,440:450 -j DROP", True),
+        ("-A FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", False),
+        ("-A FORWARD -p tcp -m tcp --tcp-flags ALL NONE -j DROP", True),
+        ("-A FORWARD -m iprange --dst-range 192.0.2.0-192.0.2.9 -j DROP", False),
+        ("-A FORWARD -m ttl --ttl-lt 64 -j DROP", True),
+        ("-A FORWARD -j TTL --ttl-set 1\n-A FORWARD -m ttl --ttl-eq 1 -j DROP", False),
+        ("-A FORWARD -p 6 -j DROP", False),
+        ("-A FORWARD -p icmp -m icmp --icmp-type 8 -j DROP", True),
+    ],
+)  # fmt: skip
+def test_marks_ports_flags_and_ttl_are_followed(rules: str, passes: bool) -> None:
+    """What one rule writes into a packet, the next one sees."""
+    found = forwarded(NEW, rules, table="mangle")
+    assert (found.passes, found.unsure) == (passes, ())

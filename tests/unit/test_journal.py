@@ -18,7 +18,7 @@ from linkspan import SCHEMA
 from linkspan.addresses import pool, prefix
 from linkspan.errors import Conflict, Exhausted, NotFound, Unavailable
 from linkspan.ipam import Block
-from linkspan.journal import Journal, Released
+from linkspan.journal import WITNESS, Journal, Released
 from linkspan.model import Endpoint, Port
 
 
@@ -323,3 +323,50 @@ class CrashMachine(RuleBasedStateMachine):
 
 TestCrashAtAnyStep = CrashMachine.TestCase
 TestCrashAtAnyStep.settings = settings(deadline=None)
+
+
+def test_a_journal_that_is_new_or_older_than_the_last_agent_s_is_doubted(journal: Journal) -> None:
+    """The file beside it tells; the first agent of a host doubts nothing, and one that has looked is believed again."""
+    assert journal.doubt() == ""
+    journal.witness()
+    assert journal.doubt() == ""
+    assert journal.witnessed_this_boot()
+    journal = reopened(journal)
+    backup = journal.path.with_name("backup")
+    journal.checkpoint()
+    shutil.copy(journal.path, backup)
+    journal.witness()
+    assert reopened(journal).doubt() == ""
+    for file in journal.path.parent.glob("journal.db*"):
+        file.unlink()
+    journal = Journal(journal.path, boot_id="b2")
+    assert journal.doubt() == "is new, though an agent ran here before"
+    assert not journal.witnessed_this_boot()
+    journal.close()
+    for file in journal.path.parent.glob("journal.db*"):
+        file.unlink()
+    shutil.copy(backup, journal.path)
+    journal = Journal(journal.path, boot_id="b1")
+    assert journal.doubt() == "is older than the last agent"
+    journal.witness()
+    assert journal.doubt() == ""
+    journal.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"boot_id": 1}'])
+def test_a_damaged_witness_doubts_nothing(journal: Journal, content: bytes) -> None:
+    """It is written over at the next start."""
+    journal.path.with_name(WITNESS).write_bytes(content)
+    assert journal.doubt() == ""
+    journal.witness()
+    assert journal.witnessed_this_boot()
+
+
+def test_an_endpoint_goes_on_under_another_id(journal: Journal) -> None:
+    """One row, in the place of the other, without a cool-down of its address; every queued removal counts for it."""
+    journal.begin(endpoint("lsr0"))
+    journal.attached(endpoint("lsr0"))
+    journal.adopt(endpoint("c1"), instead=("lsr0", "eth0"))
+    (row,) = journal.rows()
+    assert (row.endpoint, row.phase, row.boot_id, row.attached_ns) == (endpoint("c1"), "attached", "b1", 0)
+    assert journal.released() == []

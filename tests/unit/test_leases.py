@@ -39,13 +39,14 @@ def test_a_lease_lists_every_block_that_was_claimed_at_once(tmp_path: Path) -> N
         one = Member(memory, tmp_path, "h1")
         await one.replica.start()
         first = set((await one.leases.claim(net, {})).blocks)
+        offer = Offer({"address": "192.0.2.1"})
         grown = [one.leases.grow(net, 4, first) for _ in range(3)]
-        await asyncio.gather(*grown, one.leases.claim(net, {"vxlan": Offer()}), one.leases.grow(net, 4, first))
+        await asyncio.gather(*grown, one.leases.claim(net, {"ipip": offer}), one.leases.grow(net, 4, first))
         lease = one.leases.mine("demo")
         assert lease is not None
         assert set(lease.blocks) == one.leases.blocks("demo").keys()
         assert len(lease.blocks) == 2, "one is enough for all"
-        assert lease.endpoints == {"vxlan": Offer()}
+        assert lease.endpoints == {"ipip": offer}
         await one.replica.stop()
 
     together(work)

@@ -207,6 +207,7 @@ def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
         _named(two, "88bb", "k1")
         await eventually(lambda: one.seen() == [("h2", "88bb")], "h1 sees what h2 has")
         assert "eth0 of network front" in one.published.missing("db", log)
+        assert "`linkspan detach db` detaches eth0" in one.published.missing("db", log, named=False)
         assert "on host h2" in one.published.missing("k1", log)
         for word in ("web", "4f1c"):
             assert "was detached already, at 20" in one.published.missing(word, log)

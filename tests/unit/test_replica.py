@@ -24,17 +24,17 @@ def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
         await one.replica.start()
-        await one.replica.write({"allowances/a": b"old", "allowances/b": b"old"})
-        old = one.replica.records["allowances/a"].revision
-        await one.replica.write({"allowances/a": b"new"})
-        await one.replica.write({}, deletes=["allowances/b"])
-        await eventually(lambda: "gone/allowances/b" in one.replica.records, "the removal is known")
+        await one.replica.write({"settings/a": b"old", "settings/b": b"old"})
+        old = one.replica.records["settings/a"].revision
+        await one.replica.write({"settings/a": b"new"})
+        await one.replica.write({}, deletes=["settings/b"])
+        await eventually(lambda: "gone/settings/b" in one.replica.records, "the removal is known")
         one.seen.clear()
-        late = (Record("allowances/a", b"old", old), Record("allowances/b", b"old", old))
+        late = (Record("settings/a", b"old", old), Record("settings/b", b"old", old))
         await one.replica._apply(Batch(old, late, ()))
-        await one.replica._apply(Batch(old, (), ("allowances/a",)))
-        assert one.replica.records["allowances/a"].value == b"new"
-        assert "allowances/b" not in one.replica.records
+        await one.replica._apply(Batch(old, (), ("settings/a",)))
+        assert one.replica.records["settings/a"].value == b"new"
+        assert "settings/b" not in one.replica.records
         assert one.seen == []
         await one.replica.stop()
 
@@ -69,13 +69,13 @@ def test_a_write_that_comes_late_undoes_no_newer_one(tmp_path: Path, then: bytes
         slow = Slow(memory)
         one = Member(memory, tmp_path, "h1", slow)
         await one.replica.start()
-        await one.replica.write({"allowances/a": b"old"})
+        await one.replica.write({"settings/a": b"old"})
         slow.slow = True
         with pytest.raises(Unavailable):
-            await one.replica.write({"allowances/a": b"late"})
-        await one.replica.write({"allowances/a": then} if then else {}, deletes=[] if then else ["allowances/a"])
+            await one.replica.write({"settings/a": b"late"})
+        await one.replica.write({"settings/a": then} if then else {}, deletes=[] if then else ["settings/a"])
         await slow.deliver()
-        assert memory.entries["allowances/a"][0] == then
+        assert memory.entries["settings/a"][0] == then
         await one.replica.stop()
 
     together(work)
@@ -89,14 +89,14 @@ def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
         slow = Slow(memory)
         one = Member(memory, tmp_path, "h1", slow)
         await one.replica.start()
-        await one.replica.write({"allowances/a": b"old"})
+        await one.replica.write({"settings/a": b"old"})
         slow.slow = True
         with pytest.raises(Unavailable):
-            await one.replica.write({}, deletes=["allowances/a"])
-        await one.replica.write({}, deletes=["allowances/a"])
-        await one.replica.write({"allowances/a": b"new"})
+            await one.replica.write({}, deletes=["settings/a"])
+        await one.replica.write({}, deletes=["settings/a"])
+        await one.replica.write({"settings/a": b"new"})
         await slow.deliver()
-        assert memory.entries["allowances/a"][0] == b"new"
+        assert memory.entries["settings/a"][0] == b"new"
         await one.replica.stop()
 
     together(work)
@@ -109,14 +109,14 @@ def test_of_two_writers_the_last_one_has_its_way(tmp_path: Path) -> None:
         memory = Memory()
         one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
         await one.replica.start()
-        await one.replica.write({"allowances/a": b"1"})
-        known = one.replica.records["allowances/a"].revision
-        await two.store.transaction({"allowances/a": b"2", "allowances/b": b"2"})
-        assert await one.replica.write({"allowances/a": b"3", "allowances/b": b"3"})
-        assert memory.entries["allowances/a"][0] == memory.entries["allowances/b"][0] == b"3"
-        assert not await one.replica.write({"allowances/b": b"4"}, unchanged={"allowances/a": known})
-        assert not await one.replica.write({"allowances/b": b"4"}, absent=["allowances/a"])
-        assert memory.entries["allowances/b"][0] == b"3"
+        await one.replica.write({"settings/a": b"1"})
+        known = one.replica.records["settings/a"].revision
+        await two.store.transaction({"settings/a": b"2", "settings/b": b"2"})
+        assert await one.replica.write({"settings/a": b"3", "settings/b": b"3"})
+        assert memory.entries["settings/a"][0] == memory.entries["settings/b"][0] == b"3"
+        assert not await one.replica.write({"settings/b": b"4"}, unchanged={"settings/a": known})
+        assert not await one.replica.write({"settings/b": b"4"}, absent=["settings/a"])
+        assert memory.entries["settings/b"][0] == b"3"
         await one.replica.stop()
 
     together(work)
@@ -127,12 +127,12 @@ def test_a_record_that_others_change_all_the_while_is_named(tmp_path: Path) -> N
 
     async def work() -> None:
         memory = Memory()
-        one = Member(memory, tmp_path, "h1", Raced(memory, {"allowances/a": b"theirs"}))
+        one = Member(memory, tmp_path, "h1", Raced(memory, {"settings/a": b"theirs"}))
         await one.replica.start()
-        with pytest.raises(Conflict, match=r"others change allowances/a and 1 more all the while"):
-            await one.replica.write({"allowances/a": b"ours", "allowances/b": b"ours"})
-        assert memory.entries["allowances/a"][0] == b"theirs"
-        assert "allowances/b" not in memory.entries
+        with pytest.raises(Conflict, match=r"others change settings/a and 1 more all the while"):
+            await one.replica.write({"settings/a": b"ours", "settings/b": b"ours"})
+        assert memory.entries["settings/a"][0] == b"theirs"
+        assert "settings/b" not in memory.entries
         await one.replica.stop()
 
     together(work)
@@ -144,13 +144,13 @@ def test_what_was_removed_and_made_again_stays(tmp_path: Path) -> None:
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
         await one.replica.start()
-        await one.replica.write({"allowances/a": b"1"})
-        await one.replica.write({}, deletes=["allowances/a"])
-        grave = one.replica.records["gone/allowances/a"]
-        await one.replica.write({"allowances/a": b"2"})
-        await one.replica._apply(Batch(grave.revision, (grave,), ("allowances/a",)))
-        assert one.replica.records["allowances/a"].value == b"2"
-        assert "gone/allowances/a" not in one.replica.records
+        await one.replica.write({"settings/a": b"1"})
+        await one.replica.write({}, deletes=["settings/a"])
+        grave = one.replica.records["gone/settings/a"]
+        await one.replica.write({"settings/a": b"2"})
+        await one.replica._apply(Batch(grave.revision, (grave,), ("settings/a",)))
+        assert one.replica.records["settings/a"].value == b"2"
+        assert "gone/settings/a" not in one.replica.records
         await one.replica.stop()
 
     together(work)
@@ -277,7 +277,7 @@ def test_the_last_readable_version_is_in_force_and_is_put_back_where_the_spoilt_
         ("networks/x", network("x", backend="newer")),
         ("networks/x", network("x", pool="10.9.0.0/99")),
         ("networks/x", msgspec.structs.replace(network("x"), gateways=())),
-        ("reservations/demo/x", Reservation("demo", "x")),
+        ("reservations/demo/x/32", Reservation("demo", "x/32")),
         ("hosts/x", Host(id="x", name="x", underlay=Underlay("eth0", ("x",)))),
         ("leases/demo/x", Lease(network="demo", host="x", prefixes=("x",))),
     ],
@@ -290,7 +290,7 @@ def test_a_record_that_means_nothing_here_is_skipped_and_named(
     async def work() -> None:
         memory = Memory()
         one = Member(memory, tmp_path, "h1")
-        well = {"networks/demo": network(), "reservations/demo/a": Reservation("demo", "10.244.0.9/32")}
+        well = {"networks/demo": network(), "reservations/demo/10.244.0.9/32": Reservation("demo", "10.244.0.9/32")}
         puts = {key: record, **well}
         await one.store.transaction({k: msgspec.json.encode(value) for k, value in puts.items()})
         await one.start()
@@ -311,12 +311,12 @@ def test_the_snapshot_remembers_the_cluster(tmp_path: Path) -> None:
         one = Member(memory, tmp_path, "h1")
         await one.replica.start()
         await one.replica.stop()
-        assert remembered(tmp_path / "h1.json") == memory.cluster
+        assert remembered(tmp_path / "h1.json").cluster == memory.cluster
 
     together(work)
-    assert remembered(tmp_path / "none.json") == ""
+    assert remembered(tmp_path / "none.json").cluster == ""
     (tmp_path / "none.json").write_bytes(b"\xff")
-    assert remembered(tmp_path / "none.json") == ""
+    assert remembered(tmp_path / "none.json").cluster == ""
 
 
 def test_hosts_with_one_underlay_address_are_named_together() -> None:

@@ -63,6 +63,9 @@ from linkspan.state import LEARNT_METRIC, UNREACHABLE_METRIC, Route, State
 PORT = 179
 """RFC 4271 section 8.2.1."""
 
+SPARE = 1000
+"""Prefixes that a peer may announce beside what the store knows of; so the least limit is 1,024."""
+
 PROCESS = "bird"
 """The speaker's name as a Process."""
 
@@ -93,6 +96,9 @@ class BgpBackend:
         underlay(view, network)
         return {}
 
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
+
     def host(self, view: HostView) -> Iterable[State]:
         """Return the speaker with its sessions, and what keeps containers from speaking to its peers."""
         served = [network for network in view.networks if _serves(network)]
@@ -106,8 +112,9 @@ class BgpBackend:
         yield File(main, bird.main(mine, _serving(view, served, hops), program.folder).encode(), 0o600)
         # Without a folder to look into, BIRD 3 takes the whole configuration for wrong.
         yield File(f"{program.folder}/peers/none.conf", b"# A file for each session stands here.\n", 0o600)
+        expected = sum(len(list(reached(peer))) for peer in view.peers)
         for session, prefixes in wanted:
-            text = bird.session(session, prefixes, hops)
+            text = bird.session(session, prefixes, hops, limit(session, expected))
             secret = session.password_file
             # Two kinds of state, two files: one that is put must not meet the one that goes.
             path = f"{program.folder}/peers/{session.protocol}{'.secret' if secret else ''}.conf"
@@ -165,6 +172,19 @@ def sessions(view: HostView) -> list[Session]:
         return []
     mine = _speaker(view, served[0])
     return [session for session, _ in _wanted(view, mine, served)]
+
+
+def limit(session: Session, expected: int) -> int:
+    """Return how many prefixes of a family are taken in a session, 0 for any number.
+
+    ``expected`` is how many the other hosts have by the store. Twice as many and SPARE more is more than a peer can
+    have to say; a power of two, so that few changes of leases are a change of the session.
+    """
+    if session.prefixes is not None:
+        return session.prefixes
+    if any(span.longer for span in session.imports):  # of others' networks, which the store does not know
+        return 0
+    return 1 << (SPARE + 2 * expected).bit_length()
 
 
 def problem(view: HostView) -> LinkspanError | None:

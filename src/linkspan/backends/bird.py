@@ -23,13 +23,17 @@ CONTROL, LOG = "bird.ctl", "speaker.log"
 LOG_LIMIT = 1 << 20
 """Bytes; BIRD keeps one older log of this size."""
 
-RULES = _LEASES, _OWN, _WIDE, _OUTSIDE = (
+RULES = _LEASES, _OWN, _WIDE, _OUTSIDE, _NOBODY = (
     "not in its leases",
     "own prefix",
     "wider than a block",
     "outside the pools",
+    "AS 0 in its path",
 )
 """What a filter may say of a route that it refuses."""
+
+_LONGEST = 1 << 16
+"""More numbers than a path can have: RFC 8654 section 3 has messages of up to 65,535 bytes."""
 
 GRACEFUL_SHUTDOWN = (65535, 0)
 """RFC 8326: whoever has another way takes it."""
@@ -70,8 +74,8 @@ def main(speaker: Speaker, serving: Serving, folder: str) -> str:
     return _text(line for part in parts for line in part)
 
 
-def session(own: Session, given: Sequence[Prefix], families: Iterable[int]) -> str:
-    """Return a session's file; one with a password has SECRET in its place.
+def session(own: Session, given: Sequence[Prefix], families: Iterable[int], most: int) -> str:
+    """Return a session's file; one with a password has SECRET in its place. Of each family ``most`` are taken, 0: all.
 
     A host of the mesh may give just what its leases have (``given``, and what is in it); a peer that was set,
     anything in our pools, and what was asked for beside.
@@ -95,10 +99,12 @@ def session(own: Session, given: Sequence[Prefix], families: Iterable[int]) -> s
         lines.append(f"  ipv{family} {{")
         lines += [
             "    import filter {",
-            *(f"      {line}" for line in _import(own, given, family)),
+            *(f"      {line}" for line in _import(own, given, family, most)),
             "      reject;",
             "    };",
         ]
+        if most:  # what comes beyond it is filtered: the session and what was taken stay
+            lines.append(f"    import limit {most} action block;")
         lines.append(f"    export filter {{ {_export(own, family)}reject; }};")
         lines.append("  };")
     return _text([*lines, "}"])
@@ -199,8 +205,12 @@ def _template(speaker: Speaker, serving: Serving) -> Iterator[str]:
     yield "}"
 
 
-def _import(own: Session, given: Sequence[Prefix], family: int) -> Iterator[str]:
+def _import(own: Session, given: Sequence[Prefix], family: int, most: int) -> Iterator[str]:
+    # Never true: a message has room for 16,000 numbers. But with another limit it is another filter, and so BIRD takes
+    # all routes anew; else those that the old limit kept out would stay out.
+    yield f"if bgp_path.len > {_LONGEST + most} then reject;"
     yield f"if ({GRACEFUL_SHUTDOWN[0]}, {GRACEFUL_SHUTDOWN[1]}) ~ bgp_community then bgp_local_pref = 0;"
+    yield f'if bgp_path ~ [= * 0 * =] then {{ {REFUSED} = "{_NOBODY}"; reject; }}'  # RFC 7607
     if own.mesh:
         if found := _set(f"{p}+" for p in given if p.family == family):
             yield f"if net ~ {found} then accept;"

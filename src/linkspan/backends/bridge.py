@@ -27,7 +27,7 @@ from linkspan.addresses import Prefix, derived_mac, link_local, mac, whole
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import BRIDGE, INET, element, pool_text
 from linkspan.ipam import ROUTED_GATEWAY
-from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Peer
+from linkspan.model import Allowance, Endpoint, Facts, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import (
     HOST,
@@ -85,6 +85,9 @@ class BridgeBackend:
 
     def announce(self, view: HostView, network: Network) -> None:
         """Nothing crosses hosts."""
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""
@@ -179,15 +182,24 @@ def loopback(link: str) -> LinkSysctl:
 
 
 def link_sysctls(link: str, network: Network) -> Iterable[LinkSysctl]:
-    """Return the settings of a host-side link."""
+    """Return the settings of a host-side link: what comes in by it is forwarded, and its gateway answers ARP."""
     families = {p.family for p in network.prefixes}
+    yield from forwards(link, families)
     if 4 in families:
+        for name in ("arp_ignore", "proxy_arp", "proxy_arp_pvlan"):
+            yield LinkSysctl(f"net/ipv4/conf/{link}/{name}", "0")
         yield LinkSysctl(f"net/ipv4/conf/{link}/accept_redirects", "0")
         yield LinkSysctl(f"net/ipv4/conf/{link}/send_redirects", "0")
     yield LinkSysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0" if 6 in families else "1")
     if 6 in families:
         yield LinkSysctl(f"net/ipv6/conf/{link}/accept_ra", "0")
         yield LinkSysctl(f"net/ipv6/conf/{link}/accept_redirects", "0")
+
+
+def forwards(link: str, families: Iterable[int]) -> Iterable[LinkSysctl]:
+    """Return the settings by which the host forwards what comes in by a link."""
+    for family in sorted(families):
+        yield LinkSysctl(f"net/ipv{family}/conf/{link}/forwarding", "1")
 
 
 def _container_sysctls(endpoint: Endpoint) -> Iterable[LinkSysctl]:

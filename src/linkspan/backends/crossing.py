@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import BITS, FAMILIES, Prefix, prefix
-from linkspan.backends.bridge import pool_states
+from linkspan.addresses import BITS, FAMILIES, Prefix, host_address, prefix
+from linkspan.backends.bridge import forwards, pool_states
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import crossing, element
 from linkspan.model import HostView, Network, Peer, Underlay
@@ -18,14 +18,16 @@ from linkspan.needs import Need
 from linkspan.state import Address, LinkSysctl, Route, State, Sysctl
 
 SWITCH = ("true", "false")
+CHECK_MAC = "check-mac"
+"""The option that says whether plain packets of a peer must bear its MAC: they do, unless it is false."""
 DISCARD = 9
 """RFC 863: who gets it throws it away."""
 
 
 def check_options(network: Network, known: Mapping[str, str]) -> None:
-    """Refuse options that are not in ``known`` (name to what may be given), a bad ``direct``, and no pool at all."""
+    """Refuse options that are not in ``known`` (name to what may be given), a bad switch, and no pool at all."""
     for key, value in network.options.items():
-        if key not in known or (key == "direct" and value not in SWITCH):
+        if key not in known or (key in ("direct", CHECK_MAC) and value not in SWITCH):
             knows = " ".join(f"{name}={values}" for name, values in known.items()) or "none"
             raise Invalid(
                 f"network {network.name}: option {key}={value} is unknown to backend {network.backend}",
@@ -65,6 +67,13 @@ def offered(network: Network, peer: Peer, backend: str) -> Mapping[str, str]:
     return offer.data
 
 
+def sent_to(offer: Mapping[str, str], key: str) -> None:
+    """Refuse, by Invalid, an offer without an address that others can send to."""
+    if key not in offer:
+        raise Invalid(f"it has no {key}")
+    host_address(offer[key])
+
+
 def network_states(view: HostView, network: Network) -> Iterable[State]:
     """Return what every network that crosses hosts needs, whatever the way: pools that fail closed, and guards."""
     yield from pool_states(view, network)
@@ -82,12 +91,13 @@ def own_addresses(view: HostView, network: Network, device: str) -> Iterable[Add
 def tunnel_sysctls(device: str, network: Network) -> Iterable[LinkSysctl]:
     """Return a tunnel device's settings: loose reverse paths, for a peer may answer by another way meanwhile."""
     families = {p.family for p in network.prefixes}
+    yield from forwards(device, families)
     if 4 in families:
         yield LinkSysctl(f"net/ipv4/conf/{device}/rp_filter", "2")
         for name in ("accept_redirects", "send_redirects"):
             yield LinkSysctl(f"net/ipv4/conf/{device}/{name}", "0")
     if 6 in families:
-        for name in ("accept_ra", "accept_redirects"):
+        for name in ("accept_ra", "accept_redirects", "disable_ipv6"):
             yield LinkSysctl(f"net/ipv6/conf/{device}/{name}", "0")
 
 
@@ -125,7 +135,7 @@ def reached(peer: Peer) -> Iterable[Prefix]:
 
 
 def admitted(name: str, where: tuple[str, ...], source: Prefix) -> State:
-    """Return the element by which the guard lets a block or an address in: of ``ways`` or ``vteps`` (``firewall``)."""
+    """Return the element by which the guard lets a block or an address in: a set of ``firewall``'s."""
     exact = "_exact" if source.length == BITS[source.family] else ""
     return element(f"{name}{exact}{source.family}", *where, source.address)
 
@@ -171,8 +181,26 @@ def plain_route(
 
 
 def admitted_plainly(view: HostView, network: Network, target: Prefix) -> State:
-    """Return the element that lets the prefix's packets in from the underlay's link itself."""
+    """Return the element that lets the prefix's packets in from the underlay's link itself, whoever sends them."""
     return admitted("ways", (underlay(view, network).ifname,), target)
+
+
+def admitted_neighbour(view: HostView, network: Network, peer: Peer, target: Prefix) -> Iterable[State]:
+    """Return what lets the prefix's packets in from the underlay's link by the peer's own MACs.
+
+    By any where the peer's record says none, or the network does not check. A peer sends plain packets only where it
+    reaches this host without a router, so they come with its own MAC and no router's.
+    """
+    if not peer.macs or network.options.get(CHECK_MAC) == "false":
+        yield admitted_plainly(view, network, target)
+    for one in peer.macs if network.options.get(CHECK_MAC) != "false" else ():
+        yield admitted("stations", (underlay(view, network).ifname, one), target)
+
+
+def is_unchecked(network: Network, peer: Peer) -> bool:
+    """Tell whether a peer's plain packets are taken by any MAC, though the network checks: its record says none."""
+    plain = network.backend == "host-gw" or is_direct(network)
+    return plain and not peer.macs and network.options.get(CHECK_MAC) != "false"
 
 
 def plain_needs(view: HostView, network: Network, peer: Peer, *, spare: bool = False) -> Iterable[Need]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.errors import Invalid
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import State
 
@@ -42,6 +42,9 @@ class HostBackend:
 
     def announce(self, view: HostView, network: Network) -> None:
         """Nothing crosses hosts."""
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

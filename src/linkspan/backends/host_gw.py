@@ -10,8 +10,9 @@ underlay's own. The price: all hosts must be on one segment. A router in between
 and would drop, or worse, send by its default route; so a peer is refused by name where the kernel does not reach
 it without a router, where one of the two does not have the other in its prefix, or where it never answered ARP
 (or neighbour solicitation). One that did and falls silent keeps its routes: there is no other way, and it may be
-back at any moment. Clouds that check source addresses drop these packets (`doctor --peers` finds out). And
-whoever can send frames on the segment can send them in a peer's name: there is no outer address to check.
+back at any moment. Clouds that check source addresses drop these packets (`doctor --peers` finds out). A
+peer's packets must bear one of the MACs that its record gives (``check-mac``), which keeps out whoever sends by its
+own; who forges a peer's MAC as well is taken for the peer: there is no outer address to check.
 
 The host's own address in the network stands on a bridge without ports: a dummy device is not in every kernel,
 and an address on lo could not be told from an administrator's.
@@ -26,7 +27,8 @@ from collections.abc import Iterable, Mapping
 from linkspan.addresses import Prefix, derived_mac
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
-    admitted_plainly,
+    CHECK_MAC,
+    admitted_neighbour,
     check_options,
     facing,
     network_states,
@@ -38,7 +40,7 @@ from linkspan.backends.crossing import (
     underlay,
 )
 from linkspan.errors import Unavailable
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Bridge, State
 
@@ -53,8 +55,8 @@ class HostGwBackend:
     encrypts = False
 
     def check(self, network: Network) -> None:
-        """There is nothing to choose."""
-        check_options(network, {})
+        """Refuse unknown options."""
+        check_options(network, {CHECK_MAC: "true|false"})
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Nothing has to be chosen."""
@@ -73,6 +75,9 @@ class HostGwBackend:
         """Return the guards, and what bears this host's own addresses."""
         yield from plain_states(view, network)
 
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
+
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""
         return ()
@@ -84,7 +89,7 @@ class HostGwBackend:
             texts = " and ".join(Prefix(found[f], 0).address for f in {t.family for t in reached(peer)})
             raise _refused(network, peer, f"nobody answers for {texts} on {peer.device}")
         for target in reached(peer):
-            yield admitted_plainly(view, network, target)
+            yield from admitted_neighbour(view, network, peer, target)
             yield from plain_route(view, network, peer, target, found[target.family])
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:

@@ -28,8 +28,9 @@ from collections.abc import Iterable, Mapping
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
+    CHECK_MAC,
     admitted,
-    admitted_plainly,
+    admitted_neighbour,
     bound,
     check_options,
     facing,
@@ -43,12 +44,13 @@ from linkspan.backends.crossing import (
     plain_needs,
     plain_route,
     reached,
+    sent_to,
     tunnel_sysctls,
     underlay,
 )
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.programs import Process
 from linkspan.state import Ipip, Route, State, TunnelPrefix
@@ -72,7 +74,7 @@ class IpipBackend:
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""
-        check_options(network, {"direct": "true|false"})
+        check_options(network, {"direct": "true|false", CHECK_MAC: "true|false"})
         for pool in network.prefixes:
             if pool.family != 4:
                 raise Invalid(
@@ -112,6 +114,10 @@ class IpipBackend:
         if helper:
             yield Process("ipip", (*helper, "--device", DEVICE, "--local", text))
 
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It has an address to send to."""
+        sent_to(offer, "address")
+
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""
         return ()
@@ -133,7 +139,7 @@ class IpipBackend:
             if tun:
                 yield TunnelPrefix(target, address.packed)
             if target.family in plain:
-                yield admitted_plainly(view, network, target)
+                yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(target.family):
                 yield from plain_route(view, network, peer, target, gateway)
             else:

@@ -63,13 +63,14 @@ from linkspan.backends.crossing import (
     own,
     own_addresses,
     reached,
+    sent_to,
     tunnel_sysctls,
     underlay,
 )
 from linkspan.errors import Unavailable
 from linkspan.firewall import element
 from linkspan.ipsec import identity
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.programs import File, Process
 from linkspan.state import Route, State
@@ -123,6 +124,10 @@ class IpsecBackend:
         # Another host's announcement, expected in a migration, is made without its facts.
         found = view.facts.strongswan
         return {"address": address.address, "by": "kernel" if found is not None and found.kernel else "user"}
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It has the address of the host's daemon."""
+        sent_to(offer, "address")
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the daemon, its device, and what it proves this host by."""

@@ -38,7 +38,7 @@ from linkspan.backends.crossing import check_options, offered, own, underlay
 from linkspan.backends.host_gw import plain_states
 from linkspan.errors import Conflict, Invalid
 from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import Neighbour, Route, State
 
@@ -117,6 +117,9 @@ class SdnBackend:
         for pool in network.prefixes:
             via, source = gateways[pool.family].packed, own(view, network, pool.family)
             yield Route(pool, here.ifname, via, source, onlink=True)
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

@@ -41,8 +41,9 @@ import msgspec
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.crossing import (
+    CHECK_MAC,
     admitted,
-    admitted_plainly,
+    admitted_neighbour,
     bound,
     check_options,
     facing,
@@ -56,13 +57,14 @@ from linkspan.backends.crossing import (
     plain_needs,
     plain_route,
     reached,
+    sent_to,
     theirs,
     tunnel_sysctls,
     underlay,
 )
 from linkspan.errors import Conflict, Invalid, Unavailable
 from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Network, Peer
+from linkspan.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.needs import Need
 from linkspan.state import FdbEntry, Neighbour, Route, State, Vxlan
 
@@ -76,7 +78,7 @@ _VALID = 0x08000000  # RFC 7348 section 5: the flag I, the VNI is valid
 _NOBODY, _EXPERIMENT = b"\2" + bytes(5), b"\x88\xb5"
 """A locally administered address that no device has, and IEEE 802's EtherType for local experiments."""
 
-_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false"}
+_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false", CHECK_MAC: "true|false"}
 
 
 class VxlanBackend:
@@ -93,7 +95,7 @@ class VxlanBackend:
         check_options(network, _KNOWN)
         for key, allowed in (("vni", VNIS), ("port", range(1, 65536))):
             text = network.options.get(key, str(allowed[0]))
-            if not (text.isascii() and text.isdigit() and int(text) in allowed):
+            if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) in allowed):
                 raise Invalid(
                     f"network {network.name}: {key}={text} is out of range",
                     f"give a number from {allowed[0]} to {allowed[-1]}",
@@ -141,6 +143,12 @@ class VxlanBackend:
         if network.internal:
             yield element("internal_links", name)
 
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It has an address to send to, and the MAC that follows from its host: no other's."""
+        sent_to(offer, "address")
+        if offer.get("mac") != mac_text(_vtep(lease.host, lease.network)):
+            raise Invalid(f"its VTEP's MAC is {offer.get('mac', 'missing')!r}, which is not its host's own")
+
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""
         return ()
@@ -164,7 +172,7 @@ class VxlanBackend:
             family = target.family
             yield admitted("vteps", where, target)
             if family in plain:
-                yield admitted_plainly(view, network, target)
+                yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(family):
                 yield from plain_route(view, network, peer, target, gateway)
             else:
@@ -218,7 +226,11 @@ def _port(network: Network) -> int:
 
 def _mac(view: HostView, network: Network) -> bytes:
     assert view.host is not None
-    return derived_mac("vtep", view.host.id, network.name)
+    return _vtep(view.host.id, network.name)
+
+
+def _vtep(host: str, network: str) -> bytes:
+    return derived_mac("vtep", host, network)
 
 
 BACKEND = VxlanBackend()

@@ -46,7 +46,7 @@ from linkspan.backends.crossing import (
 )
 from linkspan.errors import Conflict, Unavailable
 from linkspan.firewall import element
-from linkspan.model import Endpoint, Host, HostView, Network, Other, Peer, Underlay
+from linkspan.model import Endpoint, Host, HostView, Lease, Network, Other, Peer, Underlay
 from linkspan.needs import Need
 from linkspan.programs import Process
 from linkspan.sealed import encrypting
@@ -90,6 +90,9 @@ class WireguardBackend:
             )
         place = _place(view.host, here)
         return {"endpoint": place} if place else {}
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """Where peers send to follows from the host's record; the offer says the same for people."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""

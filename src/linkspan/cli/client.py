@@ -6,9 +6,9 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -45,6 +45,9 @@ class _Connection(http.client.HTTPConnection):
 class Client:
     """Asks the agent. Every call raises LinkspanError: the agent's own, or Unavailable where it does not answer."""
 
+    shown: ClassVar[Callable[[Any], Any]] = staticmethod(lambda value: value)
+    """What is made of all that agents say: nothing, or for people to read, ``escapes.shown``."""
+
     def __init__(self, path: str) -> None:
         self.path = path
 
@@ -61,7 +64,7 @@ class Client:
             ) from error
         if response.status >= 400:
             raise _error(data, response.status)
-        return data.decode() if url == "/metrics" else msgspec.json.decode(data)
+        return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
 
     def clustered(self, hosts: Collection[str]) -> bool:
         """Tell whether the cluster has several hosts, of which those of a list, ``hosts``, are known already."""
@@ -109,7 +112,7 @@ def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
 
 def _error(data: bytes, status: int) -> LinkspanError:
     try:
-        found = msgspec.json.decode(data)["error"]
+        found = Client.shown(msgspec.json.decode(data)["error"])
         kind = _ERRORS.get(found["code"], LinkspanError)
         error = LinkspanError.__new__(kind)
         Exception.__init__(error, found["message"])

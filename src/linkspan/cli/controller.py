@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from linkspan import config
+from linkspan import config, ownership
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client, started
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
@@ -102,7 +100,8 @@ def _well(found: dict[str, Any]) -> bool:
 def _show(found: dict[str, Any]) -> None:
     place = "active" if found["active"] else f"standing by; {found['leader'] or 'nobody'} is active"
     store = found["store"]
-    details([("controller", f"{found['controller']}, {place}"), ("store", store["problem"] or store["url"])])
+    url = store["url"].partition("?")[0]
+    details([("controller", f"{found['controller']}, {place}"), ("store", store["problem"] or url)])
     print()
     rows: list[tuple[object, ...]] = [
         (s["name"], s["address"], s["state"], f"{s['ports_up']} of {s['ports']}", s["flows"], s["healed"])
@@ -186,7 +185,10 @@ def _name_silent(found: dict[str, Any]) -> None:
 @app.command()
 def unit() -> None:
     """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
-    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    executable = ownership.command()
+    if why := ownership.writer(executable):
+        fix = f"`linkspan install systemd` makes a copy of root's own; print this by {ownership.COPY}/bin/linkspan then"
+        print(f"note: root would run files that others may write: {why}; {fix}", file=sys.stderr)
     print(systemd.controller_unit(executable), end="")
 
 

@@ -161,8 +161,8 @@ def detach(
     """Detach a container; succeeds when it is gone already, and says so."""
     if not id_ and not target:
         raise typer.BadParameter("give TARGET or --id ID")
-    identity = id_ or _known_id(target)
-    wanted = {"id": identity, "named": not id_, "ifname": ifname, "network": network}
+    identity, named = (id_, False) if id_ else _meant(target)
+    wanted = {"id": identity, "named": named, "ifname": ifname, "network": network}
     gone = Client(socket).call("POST", "/v1/detach", wanted)
     if output is Format.JSON:
         as_json(gone)
@@ -171,13 +171,18 @@ def detach(
         say(f"{identity}: {gone['detached']} interface{'' if gone['detached'] == 1 else 's'} detached{why}")
 
 
-def _known_id(target: str) -> str:
-    """Return a target's container id; a runtime's container may have ended, and then its name must do."""
+def _meant(target: str) -> tuple[str, bool]:
+    """Return a target's container id, and whether it may be a name instead.
+
+    A bare word may, and so must a runtime's container that has ended. A namespace, a path and a process are exact: a
+    container that happens to have that name is another one.
+    """
+    kind, colon, word = target.partition(":")
     try:
-        return located(target)[0]
+        return located(target)[0], not colon and not target.startswith("/")
     except (NotFound, Invalid, Unavailable):
-        if target.partition(":")[0] in _RUNTIMES:
-            return target.partition(":")[2]
+        if kind in _RUNTIMES:
+            return word, True
         raise
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from linkspan import config, installation
+from linkspan import config, installation, ownership
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
@@ -44,7 +45,7 @@ def cni(
     if chosen not in networks:
         raise NotFound(f"network {chosen!r} does not exist", f"there are: {', '.join(networks) or 'none'}")
     state_dir = Path(client.call("GET", "/v1/status")["agent"]["state_dir"])
-    paths = installation.put(state_dir, installation.cni(chosen, socket, root))
+    paths = installation.put(state_dir, installation.cni(chosen, socket, root, _program(root)[1]))
     _say(paths, output)
     conf = Path(paths[-1])
     found = sorted(p.name for p in conf.parent.iterdir() if p.suffix in (".conf", ".conflist", ".json"))
@@ -58,7 +59,7 @@ def cni(
 def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
     """Install the agent as a service, with the group whose members may read, and start it where systemd runs."""
     _require_root()
-    executable = shutil.which("linkspan") or str(Path(sys.argv[0]).resolve())
+    executable, _ = _program(root)
     state_dir = (
         Path(config.load("", {}).state_dir) if root == Path("/") else root / config.STATE_DIR.lstrip("/")
     )
@@ -83,7 +84,7 @@ def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
 def podman(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Install the plugin by which Podman has networks of driver linkspan."""
     _require_root()
-    _say(installation.put(_state_dir(root, socket), installation.podman(socket, root)), output)
+    _say(installation.put(_state_dir(root, socket), installation.podman(socket, root, _program(root)[1])), output)
 
 
 @app.command()
@@ -109,6 +110,16 @@ def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket
     _run("systemctl", "stop", systemd.UNIT_NAME)
     _run("systemctl", "enable", "--now", systemd.DOCKER_UNIT_NAME)
     _run("systemctl", "start", systemd.UNIT_NAME)
+
+
+def _program(root: Path) -> tuple[str, str]:
+    """Return the paths of `linkspan` and its interpreter that root may run; those of an image are not looked at."""
+    if root != Path("/"):
+        return ownership.command(), sys.executable
+    executable, python, told = ownership.program()
+    if told:
+        print(f"note: {told}", file=sys.stderr)
+    return executable, python
 
 
 def _state_dir(root: Path, socket: str) -> Path:
@@ -147,6 +158,7 @@ def uninstall(
         bool, typer.Option("--force", help="Also while endpoints live: they are cut off.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Name every object that is removed.")] = False,
     config_file: Annotated[
         str, typer.Option("--config", metavar="FILE", help="The agent's config file.")
     ] = "",
@@ -163,9 +175,12 @@ def uninstall(
         found["state_dir"] = (
             found["state_dir"] or Client(socket).call("GET", "/v1/status")["agent"]["state_dir"]
         )
-    settings = config.load(config_file, found)
+    settings, problem = config.salvaged(config_file, found)
+    if problem:
+        what = f"goes on with what can be read of it, state folder {settings.state_dir} (else give --state-dir)"
+        print(f"note: {problem}; uninstall {what}", file=sys.stderr)
     if dry_run:
-        _tell(work.preview(settings), "would remove", output)
+        _tell(work.preview(settings), "would remove", output, verbose=True)
         return
     endpoints = work.living(settings)
     if endpoints and not force:
@@ -184,21 +199,45 @@ def uninstall(
     if not yes:
         typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
     outcome = work.carry_out(settings)
-    _tell(outcome, "removed", output)
+    _tell(outcome, "removed", output, verbose=verbose)
     if outcome.left:
         raise typer.Exit(NOT_WELL)
 
 
-def _tell(outcome: object, verb: str, output: Format) -> None:
+def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
     from linkspan.uninstall import Outcome
 
     assert isinstance(outcome, Outcome)
     if output is Format.JSON:
         as_json(outcome)
         return
-    for item in outcome.removed:
+    for item in outcome.removed if verbose else _summary(outcome.removed):
         print(f"{verb} {item}")
     for item in outcome.left:
         print(f"left: {item}")
+    for item in outcome.stays:
+        print(f"stays: {item}")
     if verb == "removed" and not outcome.left:
-        print("nothing of linkspan is left on this machine")
+        but = ", but for what stays" if outcome.stays else ""
+        print(f"nothing of linkspan is left on this machine{but}")
+
+
+_KINDS = {
+    "links": ("Bridge", "Veth", "Vxlan", "Ipip", "IpsecLink", "Wireguard", "Link"),
+    "addresses, routes and neighbours": ("Address", "Route", "LearntRoutes", "Neighbour", "FdbEntry"),
+    "firewall objects": ("NftTable", "NftSet", "NftChain", "NftElement", "ForwardAccept", "TrustedSource"),
+    "kernel settings": ("Sysctl", "LinkSysctl"),
+    "helper programs": ("Process",),
+    "files": ("File", "Secret"),
+    "groups": ("Group",),
+}
+
+
+def _summary(removed: Iterable[str]) -> list[str]:
+    """Return how many objects of each kind were removed, and folders and sockets by their paths."""
+    words = {kind: what for what, kinds in _KINDS.items() for kind in kinds}
+    counts = Counter(words.get(item.partition(" ")[0], "" if item.startswith("/") else "others") for item in removed)
+    return [
+        *(f"{counts[what]} {what}" for what in (*_KINDS, "others") if counts[what]),
+        *(item for item in removed if item.startswith("/")),
+    ]

@@ -26,8 +26,10 @@ from linkspan.cli import (
     telling,
     usage,
 )
+from linkspan.cli.client import Client
 from linkspan.cli.output import as_json, say
 from linkspan.errors import LinkspanError
+from linkspan.escapes import escaped, shown
 
 app = typer.Typer(
     cls=usage.Commands,
@@ -89,6 +91,8 @@ def main() -> None:
             option.hidden = True  # used once in a life, and two fifths of the help otherwise
     usage.tidy(command)
     words = sys.argv[1:]
+    if not _wants_json(words):  # whose own form escapes them
+        Client.shown = staticmethod(shown)
     try:
         sys.exit(command(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:
@@ -113,7 +117,7 @@ def _failed(error: LinkspanError, words: list[str]) -> int:
     """Print an error, and return the exit code."""
     if _wants_json(words):
         as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-    say(f"linkspan: {error.told}", sys.stderr)
+    say(escaped(f"linkspan: {error.told}", keep="\n"), sys.stderr)
     return 2 if isinstance(error, usage.UsageFault) else 1
 
 

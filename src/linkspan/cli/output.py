@@ -18,6 +18,7 @@ import typer
 
 from linkspan.cli import layout
 from linkspan.config import SOCKET
+from linkspan.escapes import escaped
 
 
 class Format(enum.StrEnum):
@@ -39,7 +40,7 @@ DEFAULT_SOCKET = SOCKET
 
 def as_json(value: object) -> None:
     """Print a value as indented JSON."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(escaped(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), keep="\n"))
 
 
 def width(stream: TextIO | None = None) -> int:

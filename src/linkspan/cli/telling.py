@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from linkspan.cli.output import (
     say,
     table,
 )  # fmt: skip
+from linkspan.escapes import escaped
 
 
 class PlanFormat(enum.StrEnum):
@@ -69,6 +71,8 @@ def _show_status(found: dict[str, Any]) -> None:
             f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "
             f"it is detached in {one['detached_in']:.0f} s, if its runtime does not do so"
         )
+    for words in _of_journal(found):
+        print(f"  {words}")
     print()
     rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
     table(("network", "backend", "endpoints", "addresses free"), rows, "no network yet")
@@ -78,6 +82,10 @@ def _show_status(found: dict[str, Any]) -> None:
     if found["disputes"]:
         print()
         disputes(found["disputes"])
+    if failing := found.get("records"):  # an agent that still runs may be older
+        print()
+        lines = [(one["key"], one["host"] or "-", one["why"]) for one in failing]
+        table(("record not used", "host", "why"), lines, "")
     if found["unreachable"]:
         print()
         lines = [(one["host"], one["network"] or "-", one["why"]) for one in found["unreachable"]]
@@ -86,6 +94,8 @@ def _show_status(found: dict[str, Any]) -> None:
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
         table(("BGP session down: peer", "state", "why"), downs, "")
+    for one in found["bgp"].get("limited", ()):
+        say(f"BGP peer {one['peer']}: {one['why']}; {one['fix']}")
     if (active := found.get("controller")) is not None:  # an agent that still runs may be older, and not know it
         what = f"{active} is active; `linkspan controller status`, where it runs, shows the switches"
         none = "none is active: what runs goes on, and switches learn of nothing new; `linkspan controller` starts one"
@@ -104,7 +114,7 @@ def _show_status(found: dict[str, Any]) -> None:
 
 def _store(store: dict[str, Any]) -> str:
     """Return where the store is and how it is, with when it last answered where it does not now."""
-    words = [store["url"]]
+    words = [store["url"].partition("?")[0]]
     if not store["ok"]:
         words.append(store.get("state", "not well"))
     if store.get("state") == "away":
@@ -117,8 +127,17 @@ def _of_store(store: dict[str, Any]) -> Iterator[str]:
     if store["problem"]:
         fix = store.get("fix", "")
         yield store["problem"].removeprefix("store ") + (f"; {fix}" if fix else "")
-    if store["unreadable"]:
-        yield f"{len(store['unreadable'])} records cannot be read: {', '.join(store['unreadable'][:5])}"
+
+
+def _of_journal(found: dict[str, Any]) -> Iterator[str]:
+    """Yield what the journal did not know at the agent's start; an agent that still runs may be older."""
+    rebuilt = found.get("rebuilt", {"endpoints": 0, "unnamed": []})
+    if rebuilt["endpoints"]:
+        yield f"{rebuilt['why']}: {rebuilt['endpoints']} endpoints were rebuilt from the store and the kernel"
+    for name in rebuilt["unnamed"]:
+        yield f"{name}: the id of its container is not known; its runtime's next call, or `attach` of it, tells"
+    for one in found.get("orphans", ()):
+        yield f"{one['what']} is nobody's, and is removed in {one['removed_in']:.0f} s"
 
 
 def events(
@@ -138,11 +157,12 @@ def events(
     query |= {"since": moment(since, "--since")} if since else {}
     for line in Client(socket).lines(f"/v1/events?{urlencode(query)}"):
         if output is Format.JSON:
-            print(line.decode().rstrip(), flush=True)
+            print(escaped(line.decode().rstrip()), flush=True)
         else:
-            happening = msgspec.json.decode(line)
+            happening = Client.shown(msgspec.json.decode(line))
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(happening["at"]))
-            print(f"{at}  {happening['type']:<8}  {happening['what']}", flush=True)
+            say(f"{at}  {happening['type']:<8}  {happening['what']}")
+            sys.stdout.flush()
 
 
 def plan(

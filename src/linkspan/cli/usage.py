@@ -173,11 +173,16 @@ def _value(option: str, words: Sequence[str]) -> str:
     return ""
 
 
+_NUMBERS = {"is not a valid integer": "is not a whole number", "is not a valid float": "is not a number"}
+"""What the library itself says, in versions that use no validator, and what we say."""
+
+
 def _wrong(error: Any) -> str:
     """Return why a value is refused; a validator's own words are replaced by what was given and what it must be."""
     details = getattr(error.__cause__, "errors", None)
     if not callable(details):
-        return str(error.message).rstrip(".")
+        text = str(error.message).rstrip(".")
+        return next((text.replace(theirs, ours) for theirs, ours in _NUMBERS.items() if theirs in text), text)
     first = details()[0]
     wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     kind = str(first["type"]).partition("_")[0]

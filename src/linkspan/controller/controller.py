@@ -12,6 +12,7 @@ TAKE_OVER, and for as long as a switch was never seen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,10 +21,11 @@ from typing import Any, TypeVar
 
 from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
+from linkspan.control_plane import EVERY, SWITCHES, Control, resolved, text
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
-from linkspan.controller.settings import Settings
+from linkspan.controller.settings import Settings, services
 from linkspan.errors import Invalid, Unavailable
 from linkspan.fabric import Fabric, Map, Seen, Spot
 from linkspan.flows import Counted, Flow, RouterRoute
@@ -103,7 +105,8 @@ class Controller:
         """Read the store, and begin."""
         await self.replica.start()
         await self.election.start()
-        self._tasks = [self._serve(one, self.turn) for one in self.switches]
+        self._tasks = [lasting("telling where devices are", self._tell_places)]
+        self._tasks += [self._serve(one, self.turn) for one in self.switches]
         self._tasks += [self._serve(one, self._tell) for one in self.routers]
 
     def _serve(self, one: D, turn: Callable[[D], Awaitable[float]]) -> asyncio.Task[None]:
@@ -131,6 +134,21 @@ class Controller:
     def _turned(self) -> None:
         self.since, self._begun = time.monotonic(), 0.0
         self._wake()
+
+    async def _tell_places(self) -> None:
+        """Tell all hosts where devices are, for no container is to reach them."""
+        due, told = 0.0, Control()
+        while True:
+            await asyncio.sleep(ROUND)
+            if not self.election.active:
+                continue
+            if time.monotonic() >= due:
+                due, found = time.monotonic() + EVERY, await resolved(services(self.settings))
+                places = [(address, int(one.rpartition(":")[2])) for one, all_ in found.items() for address in all_]
+                told = Control(tuple(map(text, sorted(places))))
+            if told.places and self.replica.value(SWITCHES, Control) != told:
+                with contextlib.suppress(Unavailable):  # tried again
+                    await self.replica.write({SWITCHES: told})
 
     def _wake(self) -> None:
         for one in self.devices:

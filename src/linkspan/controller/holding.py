@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from linkspan import migration
-from linkspan.addresses import Prefix, prefix
+from linkspan.addresses import Prefix, mac
 from linkspan.backends import sdn
 from linkspan.backends.crossing import reached
+from linkspan.errors import Invalid
 from linkspan.leases import Leases
 from linkspan.model import Host, Lease, Network, Peer
 from linkspan.networks import Networks
@@ -57,7 +58,9 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     claims: dict[tuple[str, Prefix], str] = {}
     disputed = set()
     for network, _ in carried:
-        for lease, found in _leased(network, leases, hosts):
+        for lease, found, refused in _leased(network, leases, hosts):
+            if refused:
+                problems.append(f"lease of host {hosts[lease.host].name} in network {network.name}: {refused}")
             for target in found:
                 holder = claims.setdefault((network.name, target), lease.host)
                 if holder != lease.host:
@@ -68,7 +71,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     steered = tuple(claim for claim in kept if any(one.name == claim.network for one in served))
     macs = []
     for host in sorted({claim.host for claim in steered}):
-        if (here := hosts[host].underlay) is not None and here.mac:
+        if (here := hosts[host].underlay) is not None and _is_mac(here.mac):
             macs.append((host, here.mac))
         else:
             problems.append(f"host {hosts[host].name} does not say its underlay's MAC: is its agent an older one?")
@@ -76,6 +79,14 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     used = sorted(set(claims.values()))
     twins = dict(_twins(macs, hosts))
     return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems), twins)
+
+
+def _is_mac(text: str) -> bool:
+    """Tell whether a host's link has a MAC: a tunnel has none, or what is no MAC."""
+    try:
+        return bool(mac(text))
+    except Invalid:
+        return False
 
 
 def _twins(macs: list[tuple[str, str]], hosts: Mapping[str, Host]) -> Iterable[tuple[str, str]]:
@@ -89,19 +100,14 @@ def _twins(macs: list[tuple[str, str]], hosts: Mapping[str, Host]) -> Iterable[t
             yield host, f"its MAC {address} is also that of host {others}: none of them is followed to another port"
 
 
-def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix]]]:
-    lost = leases.lost(network.name)
-    exact: dict[str, list[Prefix]] = {}
-    for address, record in leases.exact(network.name).items():
-        if record.host:
-            exact.setdefault(record.host, []).append(address)
+def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix], str]]:
+    """Return the leases of hosts that receive by the switches, what each counts for, and why the rest does not."""
+    exact = leases.counted(network, hosts)
     found = []
     for lease in leases.all(network.name):
         if lease.host in hosts and sdn.BACKEND.name in lease.endpoints:
-            left = tuple(text for text in lease.prefixes if (lease.host, text) not in lost)
-            gone = [prefix(text) for text in lease.prefixes if text not in left]
-            own = tuple(a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in gone))
-            kept = msgspec.structs.replace(lease, prefixes=left, addresses=own)
-            peer = Peer(hosts[lease.host], kept, exact=tuple(exact.get(lease.host, ())))
-            found.append((lease, list(reached(peer))))
+            addresses = tuple(exact.get(lease.host, ()))
+            grant = leases.grant(network, lease)
+            peer = Peer(hosts[lease.host], grant.lease, exact=addresses)
+            found.append((lease, list(reached(peer)), grant.refused))
     return found

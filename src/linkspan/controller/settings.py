@@ -19,6 +19,9 @@ ENVIRONMENT = "LINKSPAN_CONTROLLER_SETTINGS"
 """The environment variable by which the command line hands the settings to the controller's process."""
 _SWITCH = re.compile(r"unix:/.+|(?:tcp|ssl):(?:\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::\d{1,5})?")
 _SSH = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_PORT = re.compile(r"(?:^[^:]+|\]):\d+$")
+OPENFLOW, SSH = 6653, 22
+"""The ports of devices whose addresses name none (IANA)."""
 TLS = ("private-key", "certificate", "ca-cert")
 """What ovs-ofctl needs for ssl: switches (ovs-ofctl(8)), all three."""
 
@@ -73,6 +76,15 @@ def checked(values: Mapping[str, object]) -> Settings:
             raise Invalid(f"setting ssh.{key}: there is no such key", "ssh_config(5) has them: IdentityFile")
     _check_encrypted(found)
     return found
+
+
+def services(found: Settings) -> tuple[str, ...]:
+    """Return HOST:PORT of each device that is programmed over the network, and of the controller's own metrics."""
+    addresses = [(text.partition(":")[2], OPENFLOW) for text in found.switches.values() if not text.startswith("unix:")]
+    routers = (text.removeprefix("ssh:") for text in found.routers.values() if text.startswith("ssh:"))
+    addresses += [(text.rpartition("@")[2], SSH) for text in routers]
+    addresses += [(found.metrics, 0)] if found.metrics.rpartition(":")[0] else []
+    return tuple(text if _PORT.search(text) else f"{text}:{default}" for text, default in addresses)
 
 
 def _check_encrypted(found: Settings) -> None:

@@ -41,13 +41,18 @@ _COMMUNITY = re.compile(r"\(([\d, ]+)\)")
 
 
 class Channel(msgspec.Struct, frozen=True):
-    """One address family of a session; numbers of prefixes that came in and were accepted or filtered, and went out."""
+    """One address family of a session; numbers of prefixes that came in and were accepted or filtered, and went out.
+
+    ``limit`` is how many are accepted at most (0: any number), ``full`` whether there are more.
+    """
 
     family: int
     up: bool = False
     accepted: int = 0
     filtered: int = 0
     sent: int = 0
+    limit: int = 0
+    full: bool = False
 
     @property
     def received(self) -> int:
@@ -249,6 +254,9 @@ def _detail(one: dict[str, Any], text: str) -> None:
     elif one["channels"]:
         if word == "State":
             one["channels"][-1]["up"] = value == "UP"
+        elif word == "Import limit":
+            most, _, hit = value.partition(" ")
+            one["channels"][-1].update(limit=int(most), full=hit == "[HIT]")
         elif word == "Routes":
             one["channels"][-1].update({name: int(count) for count, name in _COUNTS.findall(value)})
     elif word in _WORDS:
@@ -265,6 +273,8 @@ def _channels(one: dict[str, Any]) -> dict[str, tuple[Channel, ...]]:
                 c.get("imported", 0),
                 c.get("filtered", 0),
                 c.get("exported", 0),
+                c.get("limit", 0),
+                c.get("full", False),
             )
             for c in one["channels"]
         )

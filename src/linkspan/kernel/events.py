@@ -18,7 +18,8 @@ import struct
 
 from linkspan.associations import IpsecLink
 from linkspan.kernel.addresses import OURS
-from linkspan.kernel.links import ADDRESS, ifinfo, is_ours
+from linkspan.kernel.link_attributes import ADDRESS, ifinfo
+from linkspan.kernel.links import is_ours
 from linkspan.kernel.neighbours import (
     AF_BRIDGE,
     DST,
@@ -26,6 +27,8 @@ from linkspan.kernel.neighbours import (
     INCOMPLETE,
     LLADDR,
     NDMSG,
+    NOARP,
+    PERMANENT,
     PROTOCOL,
     TUNNELS,
     Own,
@@ -53,6 +56,7 @@ from linkspan.state import (
     Address,
     Bridge,
     FdbEntry,
+    ForeignQdisc,
     ForwardAccept,
     Ipip,
     LinkSysctl,
@@ -63,6 +67,8 @@ from linkspan.state import (
     NftTable,
     Route,
     State,
+    Sysctl,
+    TokenBucket,
     TrustedSource,
     Veth,
     Vxlan,
@@ -70,54 +76,73 @@ from linkspan.state import (
 )
 from linkspan.wireguard import WireguardKey
 
-# linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
-_ROUTE_GROUPS = (1, 3, 5, 7, 9, 11)
+# linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF,
+# _IPV6_NETCONF
+_ROUTE_GROUPS = (1, 3, 4, 5, 7, 9, 11, 24, 25)
+_NEWQDISC, _DELQDISC, _NEWNETCONF = 36, 37, 80
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
 _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
-_GEN_PROCESS = 2  # NFTA_GEN_PROC_PID
+_GEN_PROCESS, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 _IFNAME = 3
-_MAIN, _UNICAST, _DST = 254, 1, 1  # RT_TABLE_MAIN, RTN_UNICAST, RTA_DST in linux/rtnetlink.h
+# linux/rtnetlink.h: RT_TABLE_MAIN, RT_TABLE_LOCAL, RTN_UNICAST, RTA_DST, RTA_OIF
+_MAIN, _LOCAL, _UNICAST, _DST, _OIF = 254, 255, 1, 1, 4
+_KERNEL = 2  # RTPROT_KERNEL
 _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
 
-LINK_KINDS: frozenset[type[State]] = frozenset({Bridge, Veth, LinkSysctl})
-ADDRESS_KINDS: frozenset[type[State]] = frozenset({Address, Route})
+LINK_KINDS: frozenset[type[State]] = frozenset({Bridge, Veth, LinkSysctl, Sysctl})
+# An address may have gone with a setting: IPv6's go where it is disabled.
+ADDRESS_KINDS: frozenset[type[State]] = frozenset({Address, Route, LinkSysctl, Sysctl})
 NFT_KINDS: frozenset[type[State]] = frozenset(
     {NftTable, NftSet, NftChain, NftElement, ForwardAccept, TrustedSource}
 )
 TUNNEL_KINDS: frozenset[type[State]] = frozenset(
-    {Vxlan, Ipip, IpsecLink, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl}
+    {Vxlan, Ipip, IpsecLink, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl, Sysctl}
 )
-ALL_KINDS = LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
+QUEUE_KINDS: frozenset[type[State]] = frozenset({TokenBucket, ForeignQdisc})
+SETTING_KINDS: frozenset[type[State]] = frozenset({Sysctl, LinkSysctl})
+ALL_KINDS = SETTING_KINDS | QUEUE_KINDS | LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
 
 
 class RouteEvents:
-    """Links, addresses, routes and neighbours that somebody else changed."""
+    """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
 
     def __init__(self) -> None:
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
         self.own_ports: set[int] = set()
         self.own_entries: Own = {}
+        self._lost: set[int] = set()
+        """Indexes of the links whose addresses have lost a route of the kernel's, of what is being read."""
+        self.actor = ""
+        """Who made what was read last, "NAME, process PID"; '' where the kernel does not tell."""
         links = Socket()
         try:
             found = list(links.dump(GETLINK, ifinfo(), "list links"))
             self._tunnels = {_index(body) for body in found if _name(body).startswith(TUNNELS)}
             self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(OURS)}
             """Of links that are not ours, by index."""
+            self._own_macs = {_index(body): _mac(body) for body in found if _name(body).startswith(OURS)}
         finally:
             links.close()
 
     def dirty(self) -> frozenset[type[State]]:
         """Read what has come and return the kinds to look at; all of them where events were lost."""
         kinds: set[type[State]] = set()
+        self.actor, self._lost = "", set()
         try:
             while True:
                 for kind, port, body in self.socket.receive():
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and _name(body).startswith(TUNNELS):
-                        self._tunnels.add(_index(body))
-                    if port not in self.own_ports:
-                        kinds |= self._kinds(kind, body)
+                    if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(OURS):
+                        self._own_macs[_index(body)] = _mac(body)
+                        if name.startswith(TUNNELS):
+                            self._tunnels.add(_index(body))
+                    elif kind == DELLINK and body[0] != AF_BRIDGE:
+                        self._own_macs.pop(_index(body), None)
+                    if port not in self.own_ports and (found := self._kinds(kind, body)):
+                        kinds |= found
+                        self.actor = _process(port) or self.actor
         except BlockingIOError:
-            return frozenset(kinds)
+            # A link that goes takes its addresses along, and is missed by its own message.
+            return frozenset(kinds | (ADDRESS_KINDS if self._lost & self._own_macs.keys() else set()))
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 return ALL_KINDS
@@ -139,12 +164,19 @@ class RouteEvents:
             return ADDRESS_KINDS if kind == DELADDR else frozenset({Address})
         if kind in (NEWROUTE, DELROUTE) and body[5] == BIRD:
             return frozenset()  # thousands when a peer comes or goes, and the speaker looks after its own
+        if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):  # what takes packets to an address in
+            self._lost.add(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
+            return frozenset()
         if kind in (NEWROUTE, DELROUTE) and _is_hosts(body):
             return ADDRESS_KINDS  # the way to a peer may be another: a link that is up again has its prefix's route
         if kind == DELROUTE or (kind == NEWROUTE and body[5] == ROUTE_PROTOCOL):
             return frozenset({Route})
         if kind in (NEWNEIGH, DELNEIGH):
             return self._neighbours(kind, body)
+        if kind in (_NEWQDISC, _DELQDISC):
+            return QUEUE_KINDS
+        if kind == _NEWNETCONF and len(attributes(body, 4)) == 2:  # a link and one setting; a new link tells of all
+            return SETTING_KINDS
         return frozenset()
 
     def _has_new_mac(self, kind: int, body: bytes) -> bool:
@@ -159,8 +191,13 @@ class RouteEvents:
     def _neighbours(self, kind: int, body: bytes) -> frozenset[type[State]]:
         family, index, state, _, _ = NDMSG.unpack_from(body)
         if index not in self._tunnels:  # there an entry of ours bears our number, a gateway's on the underlay
-            ours = family != AF_BRIDGE and attributes(body, 12).get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
-            return frozenset({Neighbour}) if ours else frozenset()
+            found = attributes(body, 12)
+            lasts = state & (PERMANENT | NOARP) and found.get(LLADDR) != self._own_macs.get(index, found.get(LLADDR))
+            if family == AF_BRIDGE:
+                return frozenset({FdbEntry}) if lasts else frozenset()
+            single = not (found.get(LLADDR) or b"\1")[0] & 1  # of a multicast group the kernel makes such entries
+            numbered = found.get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
+            return frozenset({Neighbour}) if numbered or (lasts and single) else frozenset()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
             ours = self.own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
@@ -176,6 +213,18 @@ def _is_hosts(body: bytes) -> bool:
     if (table, type_) != (_MAIN, _UNICAST) or protocol not in _HOSTS_OWN:
         return False
     return not attributes(body, 12).get(_DST, b"").startswith(b"\xfe\x80")
+
+
+def _process(port: int) -> str:
+    """Return who has a netlink port: usually the process with that number, if it still lives in our namespace."""
+    process = f"/proc/{port}"
+    try:
+        if port and os.stat(f"{process}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:  # noqa: PTH116
+            with open(f"{process}/comm") as name:  # noqa: PTH123
+                return f"{name.read().strip()}, process {port}"
+    except OSError:
+        pass
+    return ""
 
 
 def _index(body: bytes) -> int:
@@ -195,6 +244,7 @@ class NftEvents:
 
     def __init__(self) -> None:
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self.actor = ""
         self._pid = os.getpid()
 
     def dirty(self) -> frozenset[type[State]]:
@@ -204,8 +254,11 @@ class NftEvents:
             while True:
                 for kind, _, body in self.socket.receive():
                     if kind == _NEWGEN:
-                        process = attributes(body, 4).get(_GEN_PROCESS)
-                        found |= process is None or struct.unpack(">I", process)[0] != self._pid
+                        told = attributes(body, 4)
+                        pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
+                        if pid != self._pid:
+                            found = True
+                            self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:
             return NFT_KINDS if found else frozenset()
         except OSError as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from linkspan.contracts import Support
 from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel.elements import Layout, layout, transact
-from linkspan.kernel.nftables import Nft, netfilter_socket, table_exists
+from linkspan.kernel.nftables import Nft, generation, netfilter_socket, table_exists
 from linkspan.state import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
 
 FEW = 64
@@ -56,11 +56,12 @@ class FirewallDriver:
         for family, name in TABLES if netns == HOST else ():
             if not table_exists(self._netfilter, family, name):
                 continue
-            yield NftTable(family, name)
+            listed = self._nft.json(f"list table {family} {name}")
+            yield NftTable(family, name, ("dormant",) if _sleeps(listed) else ())
             for chain in self._chains(family, name):
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
                 yield wanted if rendering == chain else chain
-            yield from _sets(self._nft.json(f"list table {family} {name}"))
+            yield from _sets(listed)
 
     def _chains(self, family: str, table: str) -> Iterator[NftChain]:
         listed = self._nft.text(f"list table {family} {table}")
@@ -73,9 +74,10 @@ class FirewallDriver:
         """Put and delete in one transaction; where that fails, each by itself, to find which one it is."""
         failed: dict[Key, LinkspanError] = {}
         if put and not self._elements_only(put, add=True):
+            before = generation(self._netfilter)
             self._transact(put, _put, failed)
             self._learn(put)
-            self._remember([s for s in put if isinstance(s, NftChain) and s.key not in failed])
+            self._remember([s for s in put if isinstance(s, NftChain) and s.key not in failed], before)
         if delete:
             tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
             outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
@@ -129,12 +131,17 @@ class FirewallDriver:
             return False
         return True
 
-    def _remember(self, chains: list[NftChain]) -> None:
-        for family, table in {(c.family, c.table) for c in chains}:
-            listed = {c.key: c for c in self._chains(family, table)}
-            for chain in chains:
-                if chain.key in listed:
-                    self._renderings[chain.key] = (chain, listed[chain.key])
+    def _remember(self, chains: list[NftChain], before: int) -> None:
+        """Remember how nft lists the chains, unless anybody else changed anything since the generation ``before``.
+
+        Else a chain that somebody emptied in between would be taken for the one that was put.
+        """
+        listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
+        if generation(self._netfilter) != before + 1:
+            return
+        for chain in chains:
+            if chain.key in listed:
+                self._renderings[chain.key] = (chain, listed[chain.key])
 
 
 def _table(state: State) -> tuple[str, str]:
@@ -232,6 +239,11 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
                     yield NftElement(family, table, name, _parts(element[0]), _parts(element[1]))
                 else:
                     yield NftElement(family, table, name, _parts(element))
+
+
+def _sleeps(listed: list[dict[str, dict[str, object]]]) -> bool:
+    """Tell whether a table is dormant: the kernel passes no packet to its chains. ``add table`` wakes it."""
+    return any("dormant" in str(item["table"].get("flags", "")) for item in listed if "table" in item)
 
 
 def _types(value: object) -> str:

@@ -24,7 +24,7 @@ from linkspan.associations import IpsecLink
 from linkspan.contracts import Support
 from linkspan.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.kernel.batch import each
-from linkspan.kernel.links import (
+from linkspan.kernel.link_attributes import (
     ALT_IFNAME,
     DEVGROUP,
     IFF_UP,
@@ -36,7 +36,9 @@ from linkspan.kernel.links import (
     MTU,
     NESTED,
     PROP_LIST,
+    amiss,
     ifinfo,
+    repairs,
 )
 from linkspan.kernel.netlink import (
     DELLINK,
@@ -112,9 +114,10 @@ class IpsecLinkDriver:
         name, kind = string(found[IFNAME]), _kind(found)
         if f"{ALTNAME}{name}" not in altnames(found) or kind != KINDS.get(name.rstrip("0123456789")):
             return None
-        up = bool(IFINFO.unpack_from(found[-1])[3] & IFF_UP) and in_group(found)
+        flags = IFINFO.unpack_from(found[-1])[3]
+        up = bool(flags & IFF_UP) and in_group(found)
         mtu = int(struct.unpack("=I", found[MTU])[0])
-        return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up)
+        return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up, amiss(flags, found, arp=False))
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make the kernel's, find the daemon's, and set it up; take away the kernel's."""
@@ -128,11 +131,14 @@ class IpsecLinkDriver:
             births = self._births(state)
         prop = ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
         up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu) + u32(DEVGROUP, GROUP)
+        there = self._look(state.name) or {}
+        wrong = amiss(IFINFO.unpack_from(there[-1])[3], there, arp=False) if there else ()
         results = self._sockets.at(HOST).batch(
             [
                 *births,
                 Message(NEWLINKPROP, F_CREATE | F_EXCL, prop, f"name link {state.name} {state.altname}"),
                 Message(SETLINK, 0, up, f"set link {state.name} up"),
+                *repairs(state.name, wrong, arp=False),
             ]
         )
         for error in results:
@@ -141,7 +147,7 @@ class IpsecLinkDriver:
 
     def _births(self, state: IpsecLink) -> list[Message]:
         there = self._look(state.name)
-        if there is not None and self._state(there) is None:
+        if there is not None and self._state(there) is None and not (_kind(there) == "xfrm" and in_group(there)):
             hint = f"remove or rename it: ip link del {state.name}"
             raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
         if there is not None and _kind(there) == "xfrm":

@@ -89,10 +89,11 @@ def _run(*argv: str) -> str:
 
 def _rules(command: str, chain: str = "") -> list[list[str]]:
     listed = _run(command, "-w", WAIT, "-S", *([chain] if chain else []))
-    return [_words(line) for line in listed.splitlines() if line.startswith("-")]
+    return [words(line) for line in listed.splitlines() if line.startswith("-")]
 
 
-def _words(line: str) -> list[str]:
+def words(line: str) -> list[str]:
+    """Return a rule's line as words."""
     try:
         return shlex.split(line)
     except ValueError:  # somebody's comment with half a quotation

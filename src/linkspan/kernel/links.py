@@ -16,8 +16,32 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
+
 from linkspan.contracts import Support
 from linkspan.errors import Conflict, Exhausted, KernelError, LinkspanError
+from linkspan.kernel.link_attributes import (
+    ADDRESS,
+    ALT_IFNAME,
+    BRPORT_HAIRPIN,
+    IFF_UP,
+    IFINFO,
+    IFNAME,
+    INFO_DATA,
+    INFO_KIND,
+    INFO_SLAVE_DATA,
+    INFO_SLAVE_KIND,
+    LINKINFO,
+    MASTER,
+    MTU,
+    NESTED,
+    NET_NS_FD,
+    PROP_LIST,
+    VETH_PEER,
+    amiss,
+    ifinfo,
+    repairs,
+)
 from linkspan.kernel.netlink import (
     DELLINK,
     F_CREATE,
@@ -38,22 +62,31 @@ from linkspan.kernel.netlink import (
 )
 from linkspan.state import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 
-# linux/if_link.h
-ADDRESS, IFNAME, MTU, MASTER, LINKINFO, NET_NS_FD, PROP_LIST, ALT_IFNAME = 1, 3, 4, 10, 18, 28, 52, 53
-INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
-VETH_PEER, BRPORT_HAIRPIN = 1, 4
-DEVGROUP = 27  # IFLA_GROUP
-IFF_UP = 1
-NESTED = 0x8000
-IFINFO = struct.Struct("=BxHiII")
 _LINK_GROUP = 1  # RTNLGRP_LINK
 BRIDGE_PORTS = 1023
 """Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
 
 
-def ifinfo(up: bool = False) -> bytes:
-    """Pack a link message's head: for a link by name, set up or left as it is."""
-    return IFINFO.pack(0, 0, 0, IFF_UP if up else 0, IFF_UP if up else 0)
+class _Link(msgspec.Struct, frozen=True, gc=False):
+    """A link as the kernel tells of it: index, flags, attributes."""
+
+    index: int
+    flags: int
+    found: dict[int, bytes]
+
+    @property
+    def kind(self) -> str:
+        return string(attributes(self.found.get(LINKINFO, b"")).get(INFO_KIND, b""))
+
+    def like(self, state: Bridge | Veth) -> bool:
+        """Tell whether kind and MAC are the state's; our MACs follow from names, so another's link has another one."""
+        kind = "bridge" if isinstance(state, Bridge) else "veth"
+        return self.kind == kind and self.found.get(ADDRESS) == state.mac
+
+
+def _link(payload: bytes) -> _Link:
+    _, _, index, flags, _ = IFINFO.unpack_from(payload)
+    return _Link(index, flags, attributes(payload, 16))
 
 
 class LinkDriver:
@@ -80,21 +113,16 @@ class LinkDriver:
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return our bridges and veth pairs on the host; in a container, every veth end."""
-        links = list(self._dump(netns))
+        links = [_link(payload) for payload in self._sockets.at(netns).dump(GETLINK, ifinfo(), "list links")]
         if netns != HOST:
             return [state for state in (_interface(netns, link) for link in links) if state]
-        names = {index: string(found[IFNAME]) for index, _, found in links}
+        names = {link.index: string(link.found[IFNAME]) for link in links}
         return [state for state in (_host_link(link, names) for link in links) if state]
 
     def interface(self, netns: int, name: str) -> Interface | None:
         """Return a container's end by its name, None where there is none."""
         found = (s for s in self.observe(netns) if isinstance(s, Interface) and s.name == name)
         return next(found, None)
-
-    def _dump(self, netns: int) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-        for payload in self._sockets.at(netns).dump(GETLINK, ifinfo(), "list links"):
-            _, _, index, flags, _ = IFINFO.unpack_from(payload)
-            yield index, flags, attributes(payload, 16)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, mend and remove links; a link of another's with the same name is a Conflict."""
@@ -110,25 +138,25 @@ class LinkDriver:
                         self._put_interface(state)
             except LinkspanError as error:
                 failed[state.key] = error
-        failed.update(self._remove({s.name: s.key for s in delete if isinstance(s, Bridge | Veth)}))
+        failed.update(self._remove([s for s in delete if isinstance(s, Bridge | Veth)]))
         return failed
 
-    def _remove(self, keys: Mapping[str, Key]) -> dict[Key, LinkspanError]:
-        """Remove links by name; one that is gone, or is another's, is done."""
+    def _remove(self, states: Iterable[Bridge | Veth]) -> dict[Key, LinkspanError]:
+        """Remove links; one that is gone, or is another's, is done."""
         found: dict[int, tuple[Key, str]] = {}
         failed: dict[Key, LinkspanError] = {}
-        for name, key in keys.items():
+        for state in states:
             try:
-                there = self._find(name)
+                there = self._find(state.name)
             except KernelError as error:
-                failed[key] = error
+                failed[state.key] = error
             else:
-                if there and is_ours(there[1]):
-                    found[there[0]] = (key, name)
+                if there and (is_ours(altnames(there.found)) or there.like(state)):
+                    found[there.index] = (state.key, state.name)
         return failed | (self._removal.remove(found) if found else {})
 
-    def _find(self, name: str, by: int = IFNAME) -> tuple[int, list[str]] | None:
-        """Return the index and the alternative names of a host's link, None where there is no such link."""
+    def _find(self, name: str, by: int = IFNAME) -> _Link | None:
+        """Return a host's link, None where there is no such link."""
         message = Message(GETLINK, 0, ifinfo() + text(by, name), f"find link {name}")
         try:
             answer = self._sockets.at(HOST).get(message)
@@ -136,7 +164,7 @@ class LinkDriver:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return IFINFO.unpack_from(answer)[2], altnames(attributes(answer, 16))
+        return _link(answer)
 
     def _put_bridge(self, state: Bridge) -> None:
         body = text(IFNAME, state.name) + attr(ADDRESS, state.mac)
@@ -150,12 +178,12 @@ class LinkDriver:
     def _put_veth(self, state: Veth) -> None:
         name = text(IFNAME, state.name)
         body = name + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
-        body += u32(MASTER, self._sockets.index(HOST, state.master)) if state.master else b""
-        finish = [Message(SETLINK, 0, ifinfo(up=True) + body, f"set link {state.name} up")]
-        if state.hairpin:
-            slave = text(INFO_SLAVE_KIND, "bridge") + attr(
-                INFO_SLAVE_DATA | NESTED, attr(BRPORT_HAIRPIN, b"\1")
-            )
+        body += u32(MASTER, self._sockets.index(HOST, state.master) if state.master else 0)
+        way = "up" if state.up else "down"
+        finish = [Message(SETLINK, 0, ifinfo(state.up) + body, f"set link {state.name} {way}")]
+        if state.master:
+            hairpin = attr(BRPORT_HAIRPIN, b"\1" if state.hairpin else b"\0")
+            slave = text(INFO_SLAVE_KIND, "bridge") + attr(INFO_SLAVE_DATA | NESTED, hairpin)
             port = ifinfo() + name + attr(LINKINFO | NESTED, slave)
             finish.append(Message(NEWLINK, 0, port, f"set hairpin on port {state.name}"))
         fd = self._sockets.namespaces.open(state.peer_netns)
@@ -173,7 +201,8 @@ class LinkDriver:
     def _create(self, state: Bridge | Veth, birth: Message, finish: list[Message]) -> None:
         """Create a link and finish it, in one send; where it exists and is ours, only finish it.
 
-        It is looked for first: where a birth fails, what follows it in the send would reach another's link.
+        It is looked for first: where a birth fails, what follows it in the send would reach another's link. A link that
+        has our kind and our MAC, and no alternative name, is ours too: somebody took the name away.
         """
         names = (
             ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
@@ -181,23 +210,26 @@ class LinkDriver:
         altname = Message(NEWLINKPROP, F_CREATE | F_EXCL, names, f"name link {state.name} {state.altname}")
         batch = [birth, altname, *finish]
         if there := self._find(state.name):
-            if state.altname in there[1]:
-                batch = finish
+            known, wrong = altnames(there.found), _repairs(there, state)
+            if state.altname in known:
+                batch = [*finish, *wrong]
+            elif not is_ours(known) and there.like(state):
+                batch = [altname, *finish, *wrong]
             else:
-                self._remove_stale(state.name, there[1])
+                self._remove_stale(state, there.index, known)
         elif renamed := self._find(state.altname, ALT_IFNAME):  # it has the container's end, or the bridge's ports
-            self._removal.remove({renamed[0]: (state.key, state.name)})
+            self._removal.remove({renamed.index: (state.key, state.name)})
         for error in self._sockets.at(HOST).batch(batch):
             if error is not None:
                 raise error
 
-    def _remove_stale(self, name: str, names: list[str]) -> None:
+    def _remove_stale(self, state: Bridge | Veth, index: int, names: list[str]) -> None:
         """Remove a link of ours that has the name but leads elsewhere; a link of another's is a Conflict."""
         if not is_ours(names):
             raise Conflict(
-                f"link {name} exists and is not linkspan's", f"remove or rename it: ip link del {name}"
+                f"link {state.name} exists and is not linkspan's", f"remove or rename it: ip link del {state.name}"
             )
-        self._remove({name: ()})
+        self._removal.remove({index: (state.key, state.name)})
 
     def _explained(self, state: Veth, error: KernelError) -> LinkspanError:
         """Say more than the kernel's number does."""
@@ -227,28 +259,36 @@ class LinkDriver:
                 raise error
 
 
+def _repairs(there: _Link, state: Bridge | Veth) -> Iterator[Message]:
+    found = there.found
+    if isinstance(state, Veth) and not state.master:
+        found = found | {LINKINFO: b""}  # what it is as a port ends with that
+    return repairs(state.name, amiss(there.flags, found, arp=True, master=isinstance(state, Veth)), arp=True)
+
+
 def is_ours(names: Iterable[str]) -> bool:
     """Tell whether a link with these alternative names is ours, however it is called."""
     return any(name.startswith(ALTNAME) for name in names)
 
 
-def _host_link(link: tuple[int, int, dict[int, bytes]], names: dict[int, str]) -> Bridge | Veth | None:
-    index, flags, found = link
+def _host_link(link: _Link, names: Mapping[int, str]) -> Bridge | Veth | None:
+    found = link.found
     ours = [name for name in altnames(found) if name.startswith(ALTNAME)]
     if not ours:
         return None
-    info = attributes(found.get(LINKINFO, b""))
-    kind = string(info.get(INFO_KIND, b""))
-    name, mac, up = names[index], bytes(found.get(ADDRESS, b"")), bool(flags & IFF_UP)
+    kind = link.kind
+    name, mac, up = names[link.index], bytes(found.get(ADDRESS, b"")), bool(link.flags & IFF_UP)
     mtu = struct.unpack("=I", found[MTU])[0]
+    wrong = amiss(link.flags, found, arp=True, master=kind == "veth")
     if kind == "bridge":
-        return Bridge(name, mac, mtu, up)
+        return Bridge(name, mac, mtu, up, wrong)
     inode, _, peer = ours[0].removeprefix(ALTNAME).partition(":")
     if kind != "veth" or not peer or not inode.isdigit():
         return None
     master = names.get(struct.unpack("=I", found[MASTER])[0], "?") if MASTER in found else ""
-    port = attributes(info.get(INFO_SLAVE_DATA, b""))
-    return Veth(name, mac, mtu, master, int(inode), peer, port.get(BRPORT_HAIRPIN) == b"\1", up)
+    port = attributes(attributes(found[LINKINFO]).get(INFO_SLAVE_DATA, b""))
+    hairpin = port.get(BRPORT_HAIRPIN) == b"\1"
+    return Veth(name, mac, mtu, master, int(inode), peer, hairpin, up, wrong)
 
 
 def shown(body: bytes) -> tuple[str, bytes, int]:
@@ -258,12 +298,12 @@ def shown(body: bytes) -> tuple[str, bytes, int]:
     return string(found.get(IFNAME, b"")), bytes(found.get(ADDRESS, b"")), mtu
 
 
-def _interface(netns: int, link: tuple[int, int, dict[int, bytes]]) -> Interface | None:
-    _, flags, found = link
-    if string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b"")) != "veth":
+def _interface(netns: int, link: _Link) -> Interface | None:
+    if link.kind != "veth":
         return None
+    found = link.found
     mtu = struct.unpack("=I", found[MTU])[0]
-    return Interface(netns, string(found[IFNAME]), bytes(found[ADDRESS]), mtu, bool(flags & IFF_UP))
+    return Interface(netns, string(found[IFNAME]), bytes(found[ADDRESS]), mtu, bool(link.flags & IFF_UP))
 
 
 PATIENCE = 5.0

@@ -12,8 +12,10 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +70,8 @@ class Namespaces:
         self.home = inode(self._home)
         self._paths: dict[int, str] = {}
         self._cookies: dict[int, int] = {}
-        self._held: dict[int, int] = {}
+        self._held: dict[int, list[int]] = {}
+        self._holding = threading.Lock()
 
     def close(self) -> None:
         """Let go of the way home."""
@@ -78,14 +81,19 @@ class Namespaces:
     def holding(self, fd: int) -> Iterator[int]:
         """Yield the inode of an open namespace, which is entered by this descriptor meanwhile.
 
-        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet.
+        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet. Several may hold
+        one namespace at a time, from both threads.
         """
         number = inode(fd)
-        self._held[number] = fd
+        with self._holding:
+            self._held.setdefault(number, []).append(fd)
         try:
             yield number
         finally:
-            self._held.pop(number, None)
+            with self._holding:
+                self._held[number].remove(fd)
+                if not self._held[number]:
+                    del self._held[number]
 
     def register(self, number: int, path: str, cookie: int = 0) -> None:
         """Remember by which path the namespace with this inode is reached, and by which cookie it is known."""
@@ -116,23 +124,36 @@ class Namespaces:
         """Open the namespace with this inode; the caller closes it. Raises NotFound where it is gone.
 
         Where its path leads elsewhere now (a runtime that removed the name, a process that ended) the
-        processes are searched for one that lives in it.
+        mounts are searched for one of it, and the processes for one that lives in it.
         """
         if number == HOST:
             return os.dup(self._home)
-        if number in self._held:
-            return os.dup(self._held[number])
+        with self._holding:
+            if number in self._held:
+                return os.dup(self._held[number][-1])
+        for fd, _ in self._ways(number):
+            return fd
+        raise NotFound(
+            f"network namespace {number} is gone", "`linkspan address check --fix` frees what it held"
+        )
+
+    def ways(self, number: int) -> Iterator[str]:
+        """Yield the paths that lead to the namespace with this inode now, those with a name first."""
+        for fd, path in self._ways(number):
+            os.close(fd)
+            yield path
+
+    def _ways(self, number: int) -> Iterator[tuple[int, str]]:
+        """Yield a descriptor, which the caller closes, and the path that it was opened by."""
         for path in self._candidates(number):
             try:
                 fd = open_namespace(path)
             except (NotFound, Invalid):
                 continue
             if inode(fd) == number and self._known(fd, number):
-                return fd
-            os.close(fd)
-        raise NotFound(
-            f"network namespace {number} is gone", "`linkspan address check --fix` frees what it held"
-        )
+                yield fd, path
+            else:
+                os.close(fd)
 
     def _known(self, fd: int, number: int) -> bool:
         expected = self._cookies.get(number, 0)
@@ -142,6 +163,8 @@ class Namespaces:
         if known := self._paths.get(number):
             yield known
         link = f"net:[{number}]"
+        with contextlib.suppress(OSError):
+            yield from _mounted(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"), link)
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 with contextlib.suppress(OSError):
@@ -171,3 +194,11 @@ class Namespaces:
                 _setns(self._home, "of the host")
         finally:
             os.close(fd)
+
+
+def _mounted(mounts: str, link: str) -> Iterator[str]:
+    """Yield where a namespace is mounted, as `ip netns` and runtimes do, from the text of mountinfo (proc(5))."""
+    for line in mounts.splitlines():
+        words = line.split()
+        if len(words) > 4 and words[3] == link:
+            yield re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4])

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.contracts import Support
 from linkspan.errors import LinkspanError
+from linkspan.kernel.link_attributes import ADDRESS, IFNAME
 from linkspan.kernel.netlink import (
     DELNEIGH,
     F_CREATE,
@@ -29,15 +30,17 @@ from linkspan.kernel.netlink import (
     NEWNEIGH,
     Message,
     Sockets,
+    altnames,
     attr,
     attributes,
+    string,
 )
-from linkspan.state import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
+from linkspan.state import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 
 # linux/neighbour.h
 DST, LLADDR, PROTOCOL = 1, 2, 12
-PERMANENT, INCOMPLETE, FAILED = 0x80, 0x01, 0x20
-_SELF = 0x02
+PERMANENT, NOARP, INCOMPLETE, FAILED = 0x80, 0x40, 0x01, 0x20
+_SELF, _MASTER = 0x02, 0x04
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
 TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
@@ -58,6 +61,11 @@ _FAMILY = {4: int(SOCKET_FAMILY[4]), 16: int(SOCKET_FAMILY[6])}
 _DUMPED = {n: struct.Struct(f"=HH{n}sHH6s") for n in (4, 16)}
 _DUMPED_ENTRY = {n: struct.Struct(f"=HH6sxxHH{n}s") for n in (4, 16)}
 
+_PLAIN_ENTRY = 52
+"""Bytes of an entry with an IPv4 address and nothing but its times (NDA_CACHEINFO)."""
+
+_WHERE = ((6, "port"), (7, "vni"), (8, "via"))  # NDA_PORT, NDA_VNI, NDA_IFINDEX
+
 _BY_MAC = struct.Struct("=BxxxiHBBHH6s2x")
 
 Own = dict[tuple[int, int, bytes, bytes], float]
@@ -65,7 +73,11 @@ Own = dict[tuple[int, int, bytes, bytes], float]
 
 
 class NeighbourDriver:
-    """Neighbour and FdbEntry."""
+    """Neighbour and FdbEntry.
+
+    On a link of ours nobody else has entries that the kernel never checks again (permanent, NUD_NOARP, static or local
+    ones of a bridge): they would lead packets astray.
+    """
 
     kinds: tuple[type[State], ...] = (Neighbour, FdbEntry)
 
@@ -78,30 +90,43 @@ class NeighbourDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what is permanent on our tunnel devices, and elsewhere what bears our protocol number."""
+        """Return what lasts on our devices, and on others' what bears our protocol number."""
         if netns != HOST:
             return []
-        names = self._sockets.names(HOST)
-        ours = {index: name for index, name in names.items() if name.startswith(TUNNELS)}
-        return [*self._neighbours(names), *(self._entries(ours) if ours else ())]
+        links = list(self._sockets.indexed(HOST))
+        names = {index: string(found[IFNAME]) for index, found in links}
+        ours = {i: names[i] for i, found in links if any(n.startswith(ALTNAME) for n in altnames(found))}
+        macs = {index: found.get(ADDRESS, b"") for index, found in links if index in ours}
+        return [*self._neighbours(names, ours), *(self._entries(ours, macs) if ours else ())]
 
-    def _neighbours(self, names: Mapping[int, str]) -> Iterable[Neighbour]:
+    def _neighbours(self, names: Mapping[int, str], ours: Mapping[int, str]) -> Iterable[Neighbour]:
         for payload in self._sockets.at(HOST).dump(GETNEIGH, bytes(12), "list neighbours"):
             _, index, state, _, _ = NDMSG.unpack_from(payload)
-            if state != PERMANENT or index not in names:
+            if not state & (PERMANENT | NOARP) or index not in names:
                 continue
-            if names[index].startswith(TUNNELS) or attributes(payload, 12).get(PROTOCOL) == _OURS:
+            if index in ours:
+                found = Neighbour(names[index], *_address_and_mac(payload))
+                if state & PERMANENT or astray(found.device, found.mac):
+                    yield found
+            elif state & PERMANENT and attributes(payload, 12).get(PROTOCOL) == _OURS:
                 yield Neighbour(names[index], *_address_and_mac(payload))
 
-    def _entries(self, ours: Mapping[int, str]) -> Iterable[FdbEntry]:
+    def _entries(self, ours: Mapping[int, str], macs: Mapping[int, bytes]) -> Iterable[FdbEntry]:
         # A MAC has one entry: the kernel appends destinations to all-zero and multicast ones only (vxlan_fdb_update).
         dump = self._sockets.at(HOST).dump(
             GETNEIGH, bytes([AF_BRIDGE]) + bytes(11), "list forwarding entries"
         )
         for payload in dump:
-            _, index, state, _, _ = NDMSG.unpack_from(payload)
-            if state & PERMANENT and index in ours:
-                yield FdbEntry(ours[index], *_mac_and_address(payload))
+            _, index, state, flags, _ = NDMSG.unpack_from(payload)
+            if index not in ours:
+                continue
+            if ours[index].startswith(TUNNELS):
+                if state & PERMANENT:
+                    yield FdbEntry(ours[index], *_mac_and_address(payload), _elsewhere(payload))
+            elif not flags & _SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
+                mac = bytes(attributes(payload, 12).get(LLADDR, b""))
+                if mac != macs[index]:
+                    yield FdbEntry(ours[index], mac, b"")
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Add, replace and remove entries; one whose device is gone is gone."""
@@ -140,6 +165,11 @@ class NeighbourDriver:
         return failed
 
 
+def astray(device: str, mac: bytes) -> bool:
+    """Tell whether a neighbour that is never checked was put by somebody: on links that resolve, to a single MAC."""
+    return device.startswith(("ls-", "lsr", "lsp", "lsx")) and len(mac) == 6 and not mac[0] & 1
+
+
 def _address_and_mac(payload: bytes) -> tuple[bytes, bytes]:
     length = payload[12] - 4
     if length in _DUMPED and len(payload) >= 12 + _DUMPED[length].size:
@@ -160,13 +190,22 @@ def _mac_and_address(payload: bytes) -> tuple[bytes, bytes]:
     return bytes(found[LLADDR]), bytes(found.get(DST, b""))
 
 
+def _elsewhere(payload: bytes) -> tuple[str, ...]:
+    """Return in words what sends an entry's frames to another port, by another VNI or device than ours."""
+    if len(payload) <= _PLAIN_ENTRY:
+        return ()
+    found = attributes(payload, 12)
+    return tuple(word for kind, word in _WHERE if kind in found)
+
+
 def _message(state: Neighbour | FdbEntry, index: int, kind: int) -> Message:
     flags = F_CREATE | F_REPLACE if kind == NEWNEIGH else 0
     mac = 10, LLADDR, state.mac
     if isinstance(state, Neighbour):
         address, head = state.address, (_FAMILY[len(state.address)], index, PERMANENT, 0, 0)
     else:
-        address, head = state.remote, (AF_BRIDGE, index, PERMANENT, _SELF, 0)
+        whose = _SELF if state.device.startswith(TUNNELS) else _MASTER
+        address, head = state.remote, (AF_BRIDGE, index, PERMANENT, whose, 0)
     if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads by now
         body = _BY_MAC.pack(*head, *mac)
     else:

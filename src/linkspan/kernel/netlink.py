@@ -250,37 +250,43 @@ class Sockets:
 
     def index(self, netns: int, device: str) -> int:
         """Return a link's index; raises KernelError (ENODEV), naming it."""
+        return int(_INT.unpack_from(self._find(netns, device), 4)[0])
+
+    def _find(self, netns: int, device: str) -> bytes:
         body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device)
-        answer = self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
-        return int(_INT.unpack_from(answer, 4)[0])
+        return self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
 
     def mtu(self, netns: int, device: str) -> int:
         """Return a link's MTU; raises KernelError (ENODEV), naming it."""
-        return int(struct.unpack("=I", self._link(netns, device)[4])[0])
+        return int(struct.unpack("=I", self.link(netns, device)[4])[0])
 
     def mac(self, netns: int, device: str) -> bytes:
         """Return a link's MAC, b'' where it has none; raises KernelError (ENODEV), naming it."""
-        found = bytes(self._link(netns, device).get(1, b""))
+        found = bytes(self.link(netns, device).get(1, b""))
         return found if len(found) == 6 else b""
 
-    def _link(self, netns: int, device: str) -> dict[int, bytes]:
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device)
-        answer = self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
-        return attributes(answer, 16)
+    def link(self, netns: int, device: str) -> dict[int, bytes]:
+        """Return a link's attributes; raises KernelError (ENODEV), naming it."""
+        return attributes(self._find(netns, device), 16)
 
     def names(self, netns: int) -> dict[int, str]:
         """Return every link's name by its index."""
-        return {index: string(found[3]) for index, found in self._links(netns)}
+        return {index: string(found[3]) for index, found in self.indexed(netns)}
 
-    def own_links(self) -> frozenset[str]:
-        """Return the names of the host's links that are ours, whatever others' links are called."""
-        return frozenset(
-            string(found[3])
-            for _, found in self._links(HOST)
+    def own_links(self) -> dict[int, str]:
+        """Return the host's links that are ours, whatever others' links are called: names by index."""
+        return {
+            index: string(found[3])
+            for index, found in self.indexed(HOST)
             if any(name.startswith(ALTNAME) for name in altnames(found))
-        )
+        }
 
-    def _links(self, netns: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    def flags(self, netns: int, device: str) -> int:
+        """Return a link's flags (IFF_*); raises KernelError (ENODEV), naming it."""
+        return int(struct.unpack_from("=I", self._find(netns, device), 8)[0])
+
+    def indexed(self, netns: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+        """Yield every link's index and attributes."""
         body = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
         for payload in self.at(netns).dump(GETLINK, body, "list links"):
             yield _INT.unpack_from(payload, 4)[0], attributes(payload, 16)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 
 import msgspec
 
 from linkspan.errors import KernelError, Unavailable
-from linkspan.kernel.netlink import NETFILTER, Message, Socket, text
+from linkspan.kernel.netlink import NETFILTER, Message, Socket, attributes, text
 
 # NFT_CTX_OUTPUT_* in nftables/libnftables.h
 _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 _GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_GET_GENERATION = (10 << 8) | 16  # NFT_MSG_GETGEN
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 
 
@@ -83,6 +85,12 @@ def table_exists(socket: Socket, family: str, name: str) -> bool:
     except KernelError:
         return False
     return True
+
+
+def generation(socket: Socket) -> int:
+    """Return the ruleset's generation: each transaction, whoever makes it, counts one."""
+    answer = socket.get(Message(_GET_GENERATION, 0, bytes(4), "find the generation of the ruleset"))
+    return int(struct.unpack(">I", attributes(answer, 4)[1])[0])  # NFTA_GEN_ID
 
 
 def netfilter_socket() -> Socket:

@@ -6,7 +6,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,7 +14,7 @@ from linkspan.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.contracts import Support
 from linkspan.errors import KernelError, LinkspanError
 from linkspan.kernel import batch
-from linkspan.kernel.links import NESTED
+from linkspan.kernel.link_attributes import NESTED
 from linkspan.kernel.netlink import (
     DELROUTE,
     F_CREATE,
@@ -31,7 +31,8 @@ from linkspan.state import HOST, LEARNT_METRIC, ROUTE_PROTOCOL, UNREACHABLE_METR
 
 # linux/rtnetlink.h
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
-_MTU = 2  # RTAX_MTU
+_MTU, _HOPLIMIT = 2, 10  # RTAX_MTU, RTAX_HOPLIMIT
+_TYPES = {2: "local", 3: "broadcast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}  # RTN_*
 _TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
 _XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
@@ -153,7 +154,22 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
     mtu = struct.unpack("=I", metrics[_MTU])[0] if _MTU in metrics else 0
     metric &= UNREACHABLE_METRIC
     table = 0 if payload[4] == _TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
-    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table)
+    wrong = tuple(_amiss(payload, found, metrics, unreachable=not device))
+    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table, wrong)
+
+
+def _amiss(
+    payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, bytes], *, unreachable: bool
+) -> Iterator[str]:
+    """Yield in words what of a route is not as linkspan makes it, and may stop packets."""
+    if payload[7] != (_UNREACHABLE if unreachable else _UNICAST):
+        yield _TYPES.get(payload[7], f"type {payload[7]}")
+    if any(metrics.get(_HOPLIMIT, b"")):
+        yield "hoplimit"
+    if _ENCAP in found and found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
+        yield "encap"
+    if _MULTIPATH in found:
+        yield "multipath"
 
 
 def if_id(found: Mapping[int, bytes]) -> int:
@@ -165,7 +181,7 @@ def if_id(found: Mapping[int, bytes]) -> int:
 
 def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
     """Return the main table's unicast routes that are neither ours nor by a link of ours: destination to device."""
-    names, ours = sockets.names(HOST), sockets.own_links()
+    names, ours = sockets.names(HOST), set(sockets.own_links().values())
     found = {}
     for family in SOCKET_FAMILY.values():
         for payload in _dump(sockets, HOST, family):

@@ -1,8 +1,9 @@
 """Token buckets (tc-tbf(8)) at the root of a device: a container's bandwidth, one for each direction.
 
-On the host every tbf on a device of ours (by its name) is ours. In a container's namespace the devices that
-we put one on are remembered by the process alone: after a restart each is put once more, which changes
-nothing where it is right.
+On the host every tbf on a device of ours is ours, and every other root qdisc that somebody put there is a
+ForeignQdisc: it may drop or delay all packets of the device. The kernel's own qdiscs have handle 0. In a container's
+namespace the devices that we put a token bucket on are remembered by the process alone: after a restart each is put
+once more, which changes nothing where it is right.
 
 The kernel keeps a burst as the time that it takes at the rate, in ticks of 64 ns, so the bytes given cannot
 be read back exactly above 15 Mbyte/s. A burst that comes to the same time as the one put is that one; with
@@ -20,13 +21,12 @@ from linkspan.errors import KernelError, LinkspanError, NotFound
 from linkspan.kernel.batch import each
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import F_CREATE, F_REPLACE, Message, Sockets, attr, attributes, string, text, u32
-from linkspan.state import HOST, Key, State, TokenBucket
+from linkspan.state import HOST, ForeignQdisc, Key, State, TokenBucket
 
 GRAIN = 1024
 """Bytes: a burst should be a multiple of it."""
 LATENCY = 0.025
 """Seconds that a packet may wait before it is dropped (as the reference bandwidth plugin has it)."""
-PREFIXES = ("lsp", "lsr")
 # linux/rtnetlink.h, pkt_sched.h
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _ROOT, _HANDLE = 0xFFFFFFFF, 1 << 16
@@ -46,9 +46,9 @@ def _ticks(burst: int, rate: int) -> int:
 
 
 class ShaperDriver:
-    """Puts and takes away token buckets."""
+    """Puts and takes away token buckets; takes away what others put in their place."""
 
-    kinds: tuple[type[State], ...] = (TokenBucket,)
+    kinds: tuple[type[State], ...] = (TokenBucket, ForeignQdisc)
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._sockets = Sockets(namespaces)
@@ -58,41 +58,51 @@ class ShaperDriver:
         """Tell that the kernel has it: that is seen at the first put only, which loads its module."""
         return Support("kernel")
 
+    @property
+    def port(self) -> int:
+        """The port of the host's socket, by which events tell our own changes."""
+        return self._sockets.port
+
     def observe(self, netns: int) -> Iterable[State]:
-        """Return our token buckets in the namespace."""
-        ours = self._put_on.get(netns, {})
-        if netns != HOST and not ours:
+        """Return our token buckets in the namespace, and on the host others' root qdiscs on our devices."""
+        put_on = self._put_on.get(netns, {})
+        if netns != HOST and not put_on:
             return []
         try:
-            buckets = self._buckets(netns)
-            found = [
-                b for b in buckets if (netns == HOST and b.device.startswith(PREFIXES)) or b.device in ours
-            ]
+            found = list(self._roots(netns, put_on))
         except NotFound:
             self._put_on.pop(netns, None)
             raise
         finally:
             self._sockets.release()
-        there = {bucket.device for bucket in found}
-        for device in [d for d in ours if d not in there]:
-            del ours[device]
+        there = {state.device for state in found if isinstance(state, TokenBucket)}
+        for device in [d for d in put_on if d not in there]:
+            del put_on[device]
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put in place of whatever is at the root, or take away; a device that is gone has no bucket."""
+        """Put in place of whatever is at the root, or take away; a device that is gone has no qdisc."""
         failed = each(put, self._put) | each(delete, self._delete)
         self._sockets.release()
         return failed
 
-    def _buckets(self, netns: int) -> Iterator[TokenBucket]:
-        names: dict[int, str] = {}
+    def _roots(self, netns: int, put_on: Mapping[str, TokenBucket]) -> Iterator[TokenBucket | ForeignQdisc]:
+        names: dict[int, str] | None = None
         for payload in self._sockets.at(netns).dump(_GETQDISC, _HEADER.pack(0, 0, 0, 0, 0), "list qdiscs"):
-            _, index, _, parent, _ = _HEADER.unpack_from(payload)
+            _, index, handle, parent, _ = _HEADER.unpack_from(payload)
+            if parent != _ROOT or not handle:
+                continue
+            if names is None:
+                names = self._sockets.own_links() if netns == HOST else self._sockets.names(netns)
+            device = names.get(index, "")
+            if not device or (netns != HOST and device not in put_on):
+                continue
             found = attributes(payload, _HEADER.size)
-            if parent == _ROOT and string(found.get(_KIND, b"")) == "tbf":
-                names = names or self._sockets.names(netns)
-                if index in names:
-                    yield self._bucket(netns, names[index], attributes(found[_OPTIONS]))
+            kind = string(found.get(_KIND, b""))
+            if kind == "tbf":
+                yield self._bucket(netns, device, attributes(found[_OPTIONS]))
+            elif netns == HOST:
+                yield ForeignQdisc(device, kind)
 
     def _bucket(self, netns: int, device: str, options: Mapping[int, bytes]) -> TokenBucket:
         parameters = _TBF.unpack_from(options[_PARMS])
@@ -117,24 +127,35 @@ class ShaperDriver:
         body = _HEADER.pack(0, index, _HANDLE, _ROOT, 0) + text(_KIND, "tbf") + attr(_OPTIONS, options)
         message = Message(_NEWQDISC, F_CREATE | F_REPLACE, body, what)
         try:
-            self._sockets.at(state.netns).request(message)
+            try:
+                self._sockets.at(state.netns).request(message)
+            except KernelError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # Another's of our handle and another kind is not replaced (tc_modify_qdisc in net/sched/sch_api.c).
+                self._remove_root(state.netns, index, what)
+                self._sockets.at(state.netns).request(message)
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 raise KernelError(error.message, error.errno, _MODULE_HINT) from error
             raise
         self._put_on.setdefault(state.netns, {})[state.device] = state
 
-    def _delete(self, state: TokenBucket) -> None:
-        self._put_on.get(state.netns, {}).pop(state.device, None)
+    def _delete(self, state: TokenBucket | ForeignQdisc) -> None:
+        netns = state.netns if isinstance(state, TokenBucket) else HOST
+        if isinstance(state, TokenBucket):
+            self._put_on.get(netns, {}).pop(state.device, None)
         try:
-            index = self._sockets.index(state.netns, state.device)
-            if any(b.device == state.device for b in self._buckets(state.netns)):
-                body = _HEADER.pack(0, index, 0, _ROOT, 0)
-                self._sockets.at(state.netns).request(
-                    Message(_DELQDISC, 0, body, f"lift the limit of {state.device}")
-                )
+            index = self._sockets.index(netns, state.device)
+            there = self._roots(netns, {state.device: state} if isinstance(state, TokenBucket) else {})
+            if any(found.key == state.key for found in there):
+                self._remove_root(netns, index, f"remove the queueing discipline of {state.device}")
         except NotFound:
             return
         except KernelError as error:
             if error.errno not in (errno.ENODEV, errno.ENOENT):
                 raise
+
+    def _remove_root(self, netns: int, index: int, what: str) -> None:
+        body = _HEADER.pack(0, index, 0, _ROOT, 0)
+        self._sockets.at(netns).request(Message(_DELQDISC, 0, body, what))

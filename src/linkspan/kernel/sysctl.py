@@ -7,8 +7,9 @@ process's own memory will do. A value that lasted over a reboot was not ours: th
 and one namespace only.
 
 **LinkSysctl** is a setting of a link of ours, and goes with it: nothing is written down. What was put is
-read anew at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
-After a restart they are put once more, which writes nothing where the value is right.
+read again at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
+After a restart they are put once more, which writes nothing where the value is right. On the host one question for
+each link tells most of them (``devconf.py``).
 
 Values are compared with white space collapsed, as one space: give them so.
 """
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,10 +27,12 @@ import msgspec
 
 from linkspan.contracts import Support
 from linkspan.errors import LinkspanError, NotFound, of_errno
-from linkspan.kernel import forwarders
+from linkspan.kernel import devconf, forwarders
 from linkspan.kernel.batch import each
 from linkspan.kernel.durable import Memory, boot_id
+from linkspan.kernel.folder import WriteWatch
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.kernel.netlink import Sockets
 from linkspan.state import HOST, Key, LinkSysctl, State, Sysctl
 
 ROOT = Path("/proc/sys")
@@ -42,6 +47,13 @@ _FORWARDING = {
 """What the kernel sets along with a setting: inet_forward_change and addrconf_forward_change."""
 
 
+_ALSO = {"net/ipv4/conf/all/forwarding": "net/ipv4/ip_forward"}
+"""Files that are another name of a setting of forwarding."""
+
+_MENDED = 0.5
+"""Seconds after a setting was put back for which a writer's end means nothing: it may be who had changed it."""
+
+
 class _Entry(msgspec.Struct):
     before: str
     ours: str
@@ -49,6 +61,8 @@ class _Entry(msgspec.Struct):
     """What the kernel set along with ours, as it was before."""
     others: bool = False
     """Of forwarding: whether others were there already, and lived without it."""
+    there: dict[int, bool] = {}
+    """Of forwarding: by index, the links that were there, and whether what came in by them was forwarded."""
 
 
 def read(path: str) -> str:
@@ -64,14 +78,15 @@ def read(path: str) -> str:
     return " ".join(text.decode("ascii").split())
 
 
-def write(path: str, value: str) -> None:
-    """Set it where it differs. Raises NotFound, or KernelError where the kernel refuses the value."""
+def write(path: str, value: str) -> bool:
+    """Set it where it differs, and return whether it did. Raises NotFound, or KernelError for a value refused."""
     if read(path) == value:
-        return
+        return False
     try:
         (ROOT / path).write_text(value, encoding="ascii")
     except OSError as error:
         raise _error(error, f"set sysctl {path} to {value}") from error
+    return True
 
 
 def _error(error: OSError, what: str) -> LinkspanError:
@@ -91,6 +106,11 @@ class SysctlDriver:
         self._kept: Memory[_Entry] = Memory(memory_file, _Entry, f"{boot_id()}:{namespaces.home}")
         self._passing: dict[int, dict[str, _Entry]] = {}
         self._links: dict[int, set[str]] = {}
+        self._sockets = Sockets(namespaces)
+        self.watch = WriteWatch(ROOT / path for path in (*_FORWARDING, *_ALSO))
+        """Readable where somebody has written to a setting of forwarding, be it the value that it has."""
+        self._mended: dict[str, float] = {}
+        """When a setting of forwarding was put back that somebody had changed."""
 
     def probe(self) -> Support:
         """Every Linux has it; a container may have it read-only."""
@@ -105,6 +125,30 @@ class SysctlDriver:
         except LinkspanError:
             return ""
 
+    def there(self, path: str) -> dict[int, bool]:
+        """Return the links that were there before ours was set, by index, and whether they forwarded; now's without."""
+        entry = self._kept.entries.get(path)
+        return _links_there(path) if entry is None else entry.there
+
+    def noticed(self) -> bool:
+        """Take note of who has turned forwarding on besides us, and return whether anybody has.
+
+        The value was there before from then on: it is not taken back, and closes nothing.
+        """
+        found = False
+        for name in self.watch.written():
+            path = str(Path(name).relative_to(ROOT))
+            path = _ALSO.get(path, path)
+            entry = self._kept.entries.get(path)
+            if time.monotonic() - self._mended.get(path, 0.0) < _MENDED:
+                continue
+            if entry is not None and entry.before != entry.ours and _present(path) == entry.ours:
+                self._kept.entries[path] = msgspec.structs.replace(entry, before=entry.ours)
+                found = True
+        if found:
+            self._kept.save()
+        return found
+
     def observe(self, netns: int) -> Iterable[State]:
         """Yield those of ours in the namespace, with the values that they have now."""
         if netns != HOST and not self._passing.get(netns) and not self._links.get(netns):
@@ -116,8 +160,10 @@ class SysctlDriver:
                 found: list[State] = [
                     Sysctl(path, value, netns) for path, value in present if value is not None
                 ]
-                for path in sorted(self._links.get(netns, ())):
-                    if (value := _present(path)) is None:
+                paths = sorted(self._links.get(netns, ()))
+                values = self._there(paths if netns == HOST else ())
+                for path in paths:
+                    if (value := values[path] if path in values else _present(path)) is None:
                         self._links[netns].discard(path)
                     else:
                         found.append(LinkSysctl(path, value, netns))
@@ -126,9 +172,25 @@ class SysctlDriver:
             self._forget(netns)
             raise
 
+    def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
+        """Return the values of links' settings on the host, by path: one question for each link."""
+        values: dict[str, str | None] = {}
+        links: dict[str, list[str]] = {}
+        for path in paths:
+            if link := devconf.link_of(path):
+                links.setdefault(link, []).append(path)
+        for name, mine in links.items():
+            try:
+                arrays = devconf.arrays(self._sockets.link(HOST, name))
+            except LinkspanError:  # the link is gone: the write says so
+                continue
+            values.update((path, devconf.value(path, arrays)) for path in mine)
+        return values
+
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Set and give back, in order; deletes of one namespace in the reverse order of their puts."""
-        failed = each(put, self._put)
+        there = self._there(s.path for s in put if isinstance(s, LinkSysctl) and s.netns == HOST)
+        failed = each(put, lambda state: self._put(state, there.get(state.path)))
         try:
             newest_first = self._newest_first(delete)
         except LinkspanError as error:
@@ -138,11 +200,17 @@ class SysctlDriver:
     def _entries(self, netns: int) -> dict[str, _Entry]:
         return self._kept.entries if netns == HOST else self._passing.setdefault(netns, {})
 
-    def _put(self, state: Sysctl | LinkSysctl) -> None:
-        with self._namespaces.entered(state.netns):
-            if isinstance(state, Sysctl):
-                self._remember(state)
-            write(state.path, state.value)
+    def _put(self, state: Sysctl | LinkSysctl, there: str | None) -> None:
+        """Set it, where it is not known to be right already."""
+        if there != state.value:
+            with self._namespaces.entered(state.netns):
+                known = state.netns == HOST and state.path in self._kept.entries
+                if isinstance(state, Sysctl):
+                    self._remember(state)
+                if write(state.path, state.value) and state.netns == HOST and state.path in _FORWARDING:
+                    self.watch.written()  # by ourselves
+                    if known:
+                        self._mended[state.path] = time.monotonic()
         if isinstance(state, LinkSysctl):
             self._links.setdefault(state.netns, set()).add(state.path)
 
@@ -155,7 +223,9 @@ class SysctlDriver:
         if old:
             entries[state.path] = msgspec.structs.replace(old, ours=state.value)
         else:
-            entries[state.path] = _Entry(read(state.path), state.value, _along(state.path), _others(state.path))
+            before, along = read(state.path), _along(state.path)
+            there = _links_there(state.path)
+            entries[state.path] = _Entry(before, state.value, along, _others(state.path), there)
         if state.netns == HOST:
             try:
                 self._kept.save()
@@ -202,6 +272,15 @@ class SysctlDriver:
 def _others(path: str) -> bool:
     """Tell whether it is forwarding, and others are there that forward."""
     return path in _FORWARDING and forwarders.present(4 if "ipv4" in path else 6)
+
+
+def _links_there(path: str) -> dict[int, bool]:
+    """Return the links that there are, by index, and whether what comes in by them is forwarded."""
+    if path not in _FORWARDING:
+        return {}
+    # Of IPv6 the one setting decides for all links (ip6_forward in net/ipv6/ip6_output.c).
+    each = "net/ipv4/conf/{}/forwarding" if "ipv4" in path else path
+    return {index: _present(each.format(name)) == "1" for index, name in socket.if_nameindex()}
 
 
 def _along(path: str) -> dict[str, str]:

@@ -3,7 +3,8 @@
 A device is born with its MAC (a network manager would rewrite one that is given later), its alternative name
 and up, by one send. VNI, port and local address cannot be changed in place: such a device is replaced, and
 what fell with it (addresses, entries, routes) is found missing afterwards. A VXLAN that was made to learn,
-or to flood to somebody, is not what we make; it is observed with VNI 0, and so replaced.
+to flood to somebody, or to send otherwise than we do (TTL, device, proxy), is not what we make; it is observed with
+VNI 0, and so replaced. A device that has lost its alternative name is known by what it was made with.
 
 A kernel without the ipip module (or wireguard's) has a TUN in its stead, which a helper in user space serves. It is
 persistent: the endpoint's end takes neither the device nor its routes along, and packets wait in its queue.
@@ -22,7 +23,7 @@ import msgspec
 from linkspan.contracts import Support
 from linkspan.errors import Conflict, KernelError, LinkspanError, of_errno
 from linkspan.kernel.batch import each
-from linkspan.kernel.links import (
+from linkspan.kernel.link_attributes import (
     ADDRESS,
     ALT_IFNAME,
     DEVGROUP,
@@ -35,8 +36,11 @@ from linkspan.kernel.links import (
     MTU,
     NESTED,
     PROP_LIST,
+    amiss,
     ifinfo,
+    repairs,
 )
+from linkspan.kernel.links import is_ours
 from linkspan.kernel.netlink import (
     DELLINK,
     F_CREATE,
@@ -55,11 +59,13 @@ from linkspan.kernel.netlink import (
     text,
     u32,
 )
-from linkspan.state import ALTNAME, GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
+from linkspan.state import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 
 # linux/if_link.h: IFLA_VXLAN_*
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT, _GROUP6, _LOCAL6, _COLLECT = 1, 2, 4, 7, 15, 16, 17, 25
+_ODD = (3, 5, 11, 19, 28, 29)  # _LINK, _TTL, _PROXY, _UDP_ZERO_CSUM6_TX, _TTL_INHERIT, _DF
 _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_PROTO = 2, 3, 9  # linux/if_tunnel.h: IFLA_IPTUN_*
+_IPTUN_ODD = (1, 4, 15)  # _LINK, _TTL, _ENCAP_TYPE
 # linux/if_tun.h
 TUNSETIFF, _TUNSETPERSIST, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 TUN = "/dev/net/tun"
@@ -138,7 +144,7 @@ class TunnelDriver:
         if netns != HOST:
             return []
         links = (_link(p) for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"))
-        return [state for name, up, found in links if (state := _tunnel(name, up, found))]
+        return [state for link in links if is_ours(altnames(link[2])) and (state := _tunnel(*link))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, mend, replace and remove devices; one of another's with the same name is a Conflict, and stays."""
@@ -146,25 +152,28 @@ class TunnelDriver:
 
     def _remove(self, state: Tunnel) -> None:
         there = self._look(state.name)
-        if there is not None and any(other.startswith(ALTNAME) for other in altnames(there[2])):
+        if there is None:
+            return
+        found = there[2]
+        if is_ours(altnames(found)) or (_kind(found) != "tun" and _made_for(found, state)):
             self._delete(state)
 
     def _put(self, state: Tunnel) -> None:
         there = self._look(state.name)
         if there is not None:
-            name, up, found = there
-            ours = [other for other in altnames(found) if other.startswith(ALTNAME)]
-            # A TUN comes to be before it has its alternative name: an agent killed in between left it without.
-            if not ours and not (isinstance(state, Ipip | Wireguard) and _kind(found) == "tun"):
+            name, flags, found = there
+            if not is_ours(altnames(found)) and not _made_for(found, state):
                 hint = f"remove or rename it: ip link del {state.name}"
                 raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
-            if not _same(_tunnel(name, up, found), state):
+            if not _same(_tunnel(name, flags, found), state):  # one that has lost its name alone stays
                 self._delete(state)
                 there = None
         elif (renamed := self._look(state.altname, ALT_IFNAME)) is not None:  # it has the port, or the helper
             self._delete(msgspec.structs.replace(state, name=renamed[0]))
         births = [] if there is not None else self._birth(state)
-        results = self._sockets.at(HOST).batch([*births, *_finish(state)])
+        arp = isinstance(state, Vxlan)
+        wrong = () if there is None else repairs(state.name, amiss(there[1], there[2], arp=arp), arp=arp)
+        results = self._sockets.at(HOST).batch([*births, *_finish(state), *wrong])
         if (
             births and results[0] is not None
         ):  # where the name is free, EEXIST is the VNI's (or the local address's)
@@ -198,7 +207,7 @@ class TunnelDriver:
             if error.errno != errno.ENODEV:
                 raise
 
-    def _look(self, name: str, by: int = IFNAME) -> tuple[str, bool, dict[int, bytes]] | None:
+    def _look(self, name: str, by: int = IFNAME) -> tuple[str, int, dict[int, bytes]] | None:
         body = ifinfo() + text(by, name)
         try:
             return _link(self._sockets.at(HOST).get(Message(GETLINK, 0, body, f"find link {name}")))
@@ -239,39 +248,61 @@ def in_group(found: Mapping[int, bytes]) -> bool:
     return found.get(DEVGROUP) == struct.pack("=I", GROUP)
 
 
-def _link(payload: bytes) -> tuple[str, bool, dict[int, bytes]]:
+def _link(payload: bytes) -> tuple[str, int, dict[int, bytes]]:
     found = attributes(payload, 16)
-    return string(found[IFNAME]), bool(IFINFO.unpack_from(payload)[3] & IFF_UP), found
+    return string(found[IFNAME]), IFINFO.unpack_from(payload)[3], found
 
 
 def _kind(found: Mapping[int, bytes]) -> str:
     return string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b""))
 
 
-def _tunnel(name: str, up: bool, found: dict[int, bytes]) -> Tunnel | None:
-    if not name.startswith(_NAMES) or not any(other.startswith(ALTNAME) for other in altnames(found)):
+def _data(found: Mapping[int, bytes]) -> dict[int, bytes]:
+    return attributes(attributes(found.get(LINKINFO, b"")).get(INFO_DATA, b""))
+
+
+def _made_for(found: Mapping[int, bytes], state: Tunnel) -> bool:
+    """Tell whether a device without our alternative name is ours, by what nobody else's has.
+
+    A TUN comes to be before it has its name: an agent that was killed in between left it without.
+    """
+    match state, _kind(found):
+        case (Ipip() | Wireguard(), "tun"):
+            return True
+        case (Wireguard(), "wireguard"):
+            return in_group(found)
+        case (Ipip(), "ipip"):
+            return _data(found).get(_IPTUN_LOCAL) == state.local
+        case (Vxlan(), "vxlan"):
+            return found.get(ADDRESS) == state.mac and _data(found).get(_ID) == struct.pack("=I", state.vni)
+    return False
+
+
+def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
+    if not name.startswith(_NAMES):
         return None
-    data = attributes(attributes(found[LINKINFO]).get(INFO_DATA, b"")) if LINKINFO in found else {}
+    data, kind, up = _data(found), _kind(found), bool(flags & IFF_UP)
     mtu = int(struct.unpack("=I", found[MTU])[0])
-    match _kind(found):
+    wrong = amiss(flags, found, arp=kind == "vxlan")
+    match kind:
         case "tun" if name.startswith(WIREGUARD):
-            return Wireguard(name, mtu, tun=True, up=up and in_group(found))
+            return Wireguard(name, mtu, tun=True, up=up and in_group(found), amiss=wrong)
         case "wireguard":
-            return Wireguard(name, mtu, tun=False, up=up and in_group(found))
+            return Wireguard(name, mtu, tun=False, up=up and in_group(found), amiss=wrong)
         case "tun":
-            return Ipip(name, mtu, b"", tun=True, up=up)
+            return Ipip(name, mtu, b"", tun=True, up=up, amiss=wrong)
         case "ipip":
             local = bytes(data.get(_IPTUN_LOCAL, b""))
-            odd = any(data.get(_IPTUN_REMOTE, b""))
-            return Ipip(name, mtu, b"" if odd else local, tun=False, up=up)
+            odd = any(data.get(_IPTUN_REMOTE, b"")) or any(any(data.get(number, b"")) for number in _IPTUN_ODD)
+            return Ipip(name, mtu, b"" if odd else local, tun=False, up=up, amiss=wrong)
         case "vxlan":
             learns = data.get(_LEARNING) != b"\0"
             odd = learns or data.get(_COLLECT) == b"\1" or any(data.get(_GROUP) or data.get(_GROUP6) or b"")
+            odd = odd or any(any(data.get(number, b"")) for number in _ODD)
             vni = 0 if odd else struct.unpack("=I", data[_ID])[0]
             local = bytes(data.get(_LOCAL) or data.get(_LOCAL6) or b"")
-            return Vxlan(
-                name, vni, bytes(found[ADDRESS]), mtu, struct.unpack(">H", data[_PORT])[0], local, up
-            )
+            port = struct.unpack(">H", data[_PORT])[0]
+            return Vxlan(name, vni, bytes(found[ADDRESS]), mtu, port, local, up, wrong)
     return None
 
 

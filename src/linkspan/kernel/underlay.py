@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from linkspan.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, place, prefix
 from linkspan.errors import KernelError, LinkspanError, NotFound
+from linkspan.kernel.link_attributes import ADDRESS, INFO_KIND, LINKINFO, MASTER, ifinfo
 from linkspan.kernel.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
-from linkspan.kernel.netlink import GETADDR, GETNEIGH, GETROUTE, Message, Sockets, attr, attributes
+from linkspan.kernel.netlink import (
+    GETADDR,
+    GETLINK,
+    GETNEIGH,
+    GETROUTE,
+    Message,
+    Sockets,
+    attr,
+    attributes,
+    string,
+)
 from linkspan.kernel.routes import foreign_routes
 from linkspan.model import Underlay
 from linkspan.state import HOST
@@ -16,6 +30,9 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _DST, _OIF, _GATEWAY = 1, 4, 5
 _IFADDR = struct.Struct("=BBBBI")
 _SCOPE_UNIVERSE = 0
+_LINK = 5  # IFLA_LINK in linux/if_link.h
+_ETHERNET = 6
+"""Bytes of a MAC; a tunnel's link-layer address is an IP address."""
 _TEMPORARY, _DEPRECATED = 0x01, 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED in linux/if_addr.h
 CAN_REACH = "can-reach="
 
@@ -70,7 +87,52 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
         advertise_port=next((port for _, port in places if port), 0),
         hidden=HIDDEN in advertise,
         mac=mac_text(sockets.mac(HOST, ifname)),
+        macs=macs(_links(sockets), sockets.index(HOST, ifname)),
     )
+
+
+class Link(NamedTuple):
+    """A link: its index, and the indexes of what it is a port of and of what it lies on, 0 for nothing."""
+
+    number: int
+    kind: str
+    mac: bytes
+    master: int = 0
+    lower: int = 0
+
+
+def _links(sockets: Sockets) -> list[Link]:
+    found = []
+    for payload in sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"):
+        attrs = attributes(payload, 16)
+        info = attributes(attrs[LINKINFO], 0) if LINKINFO in attrs else {}
+        master, lower = (int.from_bytes(attrs.get(word, b""), sys.byteorder) for word in (MASTER, _LINK))
+        (index,) = struct.unpack_from("=i", payload, 4)
+        found.append(Link(index, string(info.get(INFO_KIND, b"")), attrs.get(ADDRESS, b""), master, lower))
+    return found
+
+
+def macs(links: Iterable[Link], index: int) -> tuple[str, ...]:
+    """Return the MACs that frames of a link may bear: its own, and a bond's or team's ports', below a VLAN too."""
+    every = {link.number: link for link in links}
+    found, at = set(), every.get(index)
+    while at is not None:
+        found.add(at.mac)
+        if at.kind in ("bond", "team"):
+            found |= {link.mac for link in every.values() if link.master == at.number}
+        at = every.pop(at.lower, None) if at.kind == "vlan" else None
+    return tuple(sorted(mac_text(mac) for mac in found if len(mac) == _ETHERNET))
+
+
+def every_address(sockets: Sockets) -> frozenset[str]:
+    """Return all addresses of this host that others may reach: neither loopback's nor link-local ones."""
+    found = set()
+    for payload in sockets.at(HOST).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
+        family, _, _, scope, _ = _IFADDR.unpack_from(payload)
+        if scope == _SCOPE_UNIVERSE and family in SOCKET_FAMILY.values():
+            attrs = attributes(payload, 8)
+            found.add(Prefix(bytes(attrs.get(2) or attrs[1]), 0).address)
+    return frozenset(found)
 
 
 def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:

@@ -26,6 +26,8 @@ TAIL = COMMON + OWN
 _IP4, _IP6, _ALL = 0x0800, 0x86DD, 0x0003  # linux/if_ether.h
 _OUTGOING = 4  # PACKET_OUTGOING in linux/if_packet.h
 _DF, _TTL = 0x4000, 64
+_ETHERNET = 6
+"""Bytes of a MAC."""
 _HEADER = {4: 20, 6: 40}
 _RECVERR: dict[int, tuple[int, int]] = {
     socket.AF_INET: (socket.IPPROTO_IP, 11),
@@ -122,7 +124,7 @@ class Sender:
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A packet that came: its outer header, the link by which it came, and its tail's own part."""
+    """A packet that came: its outer header, link and sender's MAC (b'' without one), and its tail's own part."""
 
     tail: bytes
     source: bytes
@@ -130,6 +132,7 @@ class Arrival(msgspec.Struct, frozen=True):
     protocol: int
     size: int
     device: str
+    mac: bytes = b""
 
 
 class Ear:
@@ -161,20 +164,20 @@ class Ear:
             return
         for _ in range(_BURST):
             try:
-                data, (device, kind, way, *_rest) = self._socket.recvfrom(65535)
+                data, (device, kind, way, _, sender) = self._socket.recvfrom(65535)
             except BlockingIOError:
                 return
             if way == _OUTGOING or kind not in (_IP4, _IP6):
                 continue
-            if found := _arrival(data, device):
+            if found := _arrival(data, device, sender if len(sender) == _ETHERNET else b""):
                 yield found
 
 
-def _arrival(data: bytes, device: str) -> Arrival | None:
+def _arrival(data: bytes, device: str, sender: bytes) -> Arrival | None:
     if data[0] >> 4 == 4:
-        return Arrival(data[-OWN:], data[12:16], data[16:20], data[9], len(data), device)
+        return Arrival(data[-OWN:], data[12:16], data[16:20], data[9], len(data), device, sender)
     if data[0] >> 4 == 6 and len(data) > _HEADER[6]:
-        return Arrival(data[-OWN:], data[8:24], data[24:40], data[6], len(data), device)
+        return Arrival(data[-OWN:], data[8:24], data[24:40], data[6], len(data), device, sender)
     return None
 
 

@@ -30,7 +30,7 @@ from linkspan.errors import Conflict, KernelError, LinkspanError, NotFound, Unav
 from linkspan.kernel import keys, sockets
 from linkspan.kernel.durable import Memory
 from linkspan.kernel.keys import KeyFolder
-from linkspan.kernel.links import IFNAME, MTU, ifinfo
+from linkspan.kernel.link_attributes import IFNAME, MTU, ifinfo
 from linkspan.kernel.netlink import (
     GETLINK,
     SETLINK,

@@ -7,8 +7,7 @@ import sys
 from linkspan.errors import Invalid, NotFound
 from linkspan.lab import processes, switches
 from linkspan.lab.record import Controller, Lab
-from linkspan.lab.topology import store_url
-from linkspan.lab.underlay import ETCD_PORT
+from linkspan.lab.topology import etcd_url, store_url
 
 KILLED = "controller-kill"
 FAILURES = (KILLED,)
@@ -26,7 +25,7 @@ def start(lab: Lab, controllers: list[Controller]) -> None:
 
 
 def _start(lab: Lab, controllers: list[Controller]) -> None:
-    store = f"etcd://127.0.0.1:{ETCD_PORT}/lab" if lab.store == "etcd" else store_url(lab, lab.hosts[0])
+    store = etcd_url(lab, "127.0.0.1") if lab.store == "etcd" else store_url(lab, lab.hosts[0])
     started = []
     for one in controllers:
         folder = lab.folder / one.name

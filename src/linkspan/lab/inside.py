@@ -9,9 +9,10 @@ from typing import NoReturn
 
 from linkspan.errors import NotFound
 from linkspan.kernel.durable import BOOT_ID
-from linkspan.lab import controllers, processes, routers
+from linkspan.lab import controllers, credentials, processes, routers
 from linkspan.lab.commands import entering
 from linkspan.lab.record import Host, Lab, Router
+from linkspan.lab.topology import ETCD_PORT, bare, etcd_address
 
 LAB = "LINKSPAN_LAB"
 """The environment variable that says which lab is meant where --lab is not given."""
@@ -19,6 +20,8 @@ LAB = "LINKSPAN_LAB"
 
 def environment(lab: Lab, name: str) -> dict[str, str]:
     """Return the environment in a host or container: `linkspan` is found, and talks to the host's agent.
+
+    In a host, `etcdctl` talks to the lab's etcd, as a user that may do everything there.
 
     In a router, `vtysh` or `birdc` talks to its daemons.
     """
@@ -34,6 +37,9 @@ def environment(lab: Lab, name: str) -> dict[str, str]:
             "LINKSPAN_CONTROLLER_SOCKET": controllers.socket(lab, first),
             "OVS_RUNDIR": str(lab.folder / "ovs"),
         }
+    if lab.store == "etcd" and not lab.alone and isinstance(place, Host):  # never in a container
+        text = bare(etcd_address(lab, host.segment))
+        more |= credentials.environment(lab, f"[{text}]:{ETCD_PORT}" if ":" in text else f"{text}:{ETCD_PORT}")
     if host.boot_id:
         more[BOOT_ID] = host.boot_id
     return processes.environment(lab.folder, f"exec/{name}", **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -28,6 +29,9 @@ _BEHIND = "192.168"
 RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
 """Of the ranges for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all one."""
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
+ETCD_PORT = 2379
+PREFIX, USER = "/lab", "linkspan"
+"""Where the lab's records are in etcd, and the user that may read and write them, and nothing else."""
 SDN = "sdn"
 SWITCHES, MAX_CONTROLLERS = (1, 3), 3
 IPV4_ONLY = frozenset({"ipip"})
@@ -141,8 +145,19 @@ def store_url(lab: Lab, host: Host) -> str:
         return ""
     if lab.store == "sqlite":
         return f"sqlite://{lab.folder / 'store'}"
-    text = bare(etcd_address(lab, host.segment))
-    return f"etcd://[{text}]:2379/lab" if ":" in text else f"etcd://{text}:2379/lab"
+    return etcd_url(lab, bare(etcd_address(lab, host.segment)))
+
+
+def etcd_url(lab: Lab, text: str) -> str:
+    """Return the store's URL by one of etcd's addresses, with what the lab's hosts prove themselves by."""
+    files = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key", "password-file": USER}
+    options = urlencode({"user": USER} | {word: str(credential(lab, name)) for word, name in files.items()}, safe="/")
+    return f"etcd://{f'[{text}]' if ':' in text else text}:{ETCD_PORT}{PREFIX}?{options}"
+
+
+def credential(lab: Lab, name: str) -> Path:
+    """Return the path of a certificate, of its key or of a user's password for the lab's etcd; '' is their folder."""
+    return lab.folder / "credentials" / name
 
 
 def planned(wishes: Wishes) -> Lab:

@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator
 from linkspan.addresses import derived_mac, mac_text
 from linkspan.lab import commands, switches
 from linkspan.lab.record import Host, Lab, Router
-from linkspan.lab.topology import bare, behind, etcd_address, families, gateways
+from linkspan.lab.topology import ETCD_PORT, bare, behind, etcd_address, families, gateways
 
 CABLE = "eth0"
 CORE, CORE_CABLE = "core", "eth1"
 TABLE = "linkspan-lab"
 PARTITION = "partition:"
 STORE_CUT = "store-cut"
-ETCD_PORT = 2379
 
 
 def segment(number: int) -> str:

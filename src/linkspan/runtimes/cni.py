@@ -41,6 +41,9 @@ class CniAgent(Protocol):
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
         """Detach the endpoints with this id, interface and network; return how many there were."""
 
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Know a container again whose id was lost."""
+
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return the endpoints by (id, ifname)."""
 
@@ -133,6 +136,7 @@ class Cni:
             hint = "the runtime must give the result of the ADD"
             what = f"CHECK of {environment.id} on network {conf.name} has no prevResult"
             raise Failure(CONFIGURATION, what, hint)
+        await self._agent.recognise(environment.id, environment.ifname)
         endpoint = self._agent.endpoints().get((environment.id, environment.ifname))
         if endpoint is None or endpoint.network != conf.name:
             what = f"{environment.id} has no {environment.ifname} on network {conf.name}"
@@ -156,6 +160,8 @@ class Cni:
         if call.conf.attachments is None:
             return
         valid = {(one.container_id, one.ifname) for one in call.conf.attachments}
+        for identity in valid:
+            await self._agent.recognise(*identity)
         failures = []
         for identity, endpoint in list(self._agent.endpoints().items()):
             if endpoint.network != call.conf.name or identity in valid or endpoint.labels.get(LABEL) != "cni":

@@ -1,4 +1,4 @@
-"""What a CNI configuration says and linkspan does not know: refused, unless the network is like that anyway.
+"""Keys of a CNI configuration that linkspan does not have: refused, unless the network is like that anyway.
 
 A configuration is often copied from one of the reference plugins bridge and ptp. Their keys have a reason of their own
 each; a key that nobody knows may be a typing error. An ADD is the first call that can refuse them: a DEL must not.

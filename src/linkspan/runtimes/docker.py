@@ -13,6 +13,7 @@ A restarted engine does not tell its networks again, so they are kept in a file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,15 +24,17 @@ from linkspan.addresses import Prefix, prefix
 from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
 from linkspan.backends import bridge
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import Memory
+from linkspan.lasting import lasting
 from linkspan.machine import Worker
 from linkspan.model import AttachRequest, Endpoint, Network
 from linkspan.networks import Networks
 from linkspan.ports import PortTable
+from linkspan.runtimes import wishes
 from linkspan.runtimes.docker_engine import Engine
-from linkspan.runtimes.docker_networks import DockerNetworks
-from linkspan.runtimes.docker_pools import PENDING, DockerNetwork, Pools
+from linkspan.runtimes.docker_networks import AGAIN, DockerNetworks
+from linkspan.runtimes.docker_pools import DockerNetwork, Pools
 from linkspan.runtimes.docker_types import (
     ADDRESS_TYPE,
     GATEWAY,
@@ -80,6 +83,8 @@ class Docker:
         self._networks: Memory[DockerNetwork] = Memory(record, DockerNetwork)
         self._pools = Pools(networks, self._networks)
         self._held: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._naming = asyncio.Lock()
+        """One at a time asks for a name and writes it down: an older name must not come last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[Call], Awaitable[Answer]]] = {
             f"{NETWORK_DRIVER}.CreateNetwork": self._create_network,
@@ -109,8 +114,10 @@ class Docker:
         }
 
     def start(self) -> None:
-        """Begin to keep the engine's networks equal to those that are exposed to it."""
+        """Begin to keep the engine's networks equal to those exposed to it, and to follow containers' names."""
         self.exposed.start()
+        if self._engine.socket:
+            self._tasks.add(lasting("following names of Docker's containers", self._follow_names))
 
     async def stop(self) -> None:
         """End that, and what waits for containers to start."""
@@ -126,6 +133,8 @@ class Docker:
         if verb in self._constant:
             return self._constant[verb]
         known = self._verbs.get(verb)
+        if call.endpoint_id:
+            await self._attacher.recognise(call.endpoint_id)
         return None if known is None else await known(call)
 
     # ---- networks
@@ -144,7 +153,7 @@ class Docker:
                 f"docker network create -d linkspan --ipam-driver linkspan -o network={name or 'NAME'} NAME",
             )
         ids = [self._pools.id_of(pool.pool, pool.gateway) for pool in call.pools]
-        of_pools = {pool_id.split("/")[0] for pool_id in ids if not pool_id.startswith(PENDING)}
+        of_pools = set(filter(None, map(self._pools.named, ids)))
         name = name or next(iter(of_pools), "")
         if not name:
             raise Invalid(
@@ -159,6 +168,7 @@ class Docker:
             )
         if network.backend == "host":
             raise Invalid(f"network {name} shares the host's network", "docker run --network host does that")
+        _check_wishes(network, call)
         self._networks.entries[call.network_id] = DockerNetwork(name, tuple(ids))
         self._networks.save()
         return {}
@@ -193,6 +203,8 @@ class Docker:
         ips = (call.address,) if call.address else ()
         wish = AttachRequest(id=HOLDER[0], ifname=HOLDER[1], name=STARTING, network=name, ips=ips)
         given = await self._allocator.allocate(network, wish, families=(family,))
+        if not given:  # the engine asks for no family that CreateNetwork has refused
+            raise Invalid(f"network {name} has no pool of IPv{family}", "remove Docker's network and create it again")
         address = given[0].address
         self._held[name, address.address] = asyncio.get_running_loop().call_later(
             HELD, self._forgotten, name, address
@@ -309,10 +321,52 @@ class Docker:
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:
-            name, aliases = await self._engine.names(network_id, identity[0])
+            async with self._naming:
+                container = await self._engine.container(network_id, identity[0])
+                await self._name(container)
+
+    async def _follow_names(self) -> None:
+        """Follow `docker rename`, and look at all names whenever the engine is heard again."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                async with contextlib.aclosing(self._engine.renames()) as renames:
+                    async for container in renames:
+                        for one in [container] if container else await self._engine.running():
+                            async with self._naming:
+                                await self._name(one)
+            await asyncio.sleep(AGAIN)
+
+    async def _name(self, container: str) -> None:
+        """Learn a container's name and aliases, by its id, for each of its endpoints."""
+        if not container:
+            return
+        name, attachments = await self._engine.names(container)
+        for endpoint_id, aliases in attachments.items():
+            identity = (endpoint_id, delivered(endpoint_id))
             await alterations.named(self._attacher, identity, name, aliases)
             if endpoint := self._attacher.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
+
+
+def _check_wishes(network: Network, call: Call) -> None:
+    """Raise Invalid where a user asks the engine for what the linkspan network is not."""
+    name = network.name
+    wishes.check(
+        network,
+        internal="--internal (internal: true)" if call.internal else "",
+        ipv6="--ipv6 (enable_ipv6: true)" if call.ipv6_data else "",
+    )
+    if call.ipv4_data and not any(pool.family == 4 for pool in network.prefixes):
+        raise Invalid(
+            f"network {name} has no IPv4 pool, and Docker asks for an IPv4 address for every container",
+            f"add a pool: linkspan network update {name} --add-pool PREFIX",
+        )
+    reserved = sorted(address for pool in call.pools for address in (pool.aux_addresses or {}).values())
+    if reserved:
+        raise Invalid(
+            f"--aux-address {', '.join(reserved)} is not known to IPAM driver linkspan",
+            f"linkspan address reserve {name} does that, for all hosts",
+        )
 
 
 def delivered(endpoint_id: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
 
 import aiohttp
@@ -52,8 +52,21 @@ class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _Container(msgspec.Struct, frozen=True, rename="pascal"):
+    id: str
     name: str
     network_settings: _Settings
+
+
+class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
+    id: str
+
+
+class _Actor(msgspec.Struct, frozen=True):
+    id: str = msgspec.field(default="", name="ID")
+
+
+class _Event(msgspec.Struct, frozen=True, rename="pascal"):
+    actor: _Actor
 
 
 class Engine:
@@ -89,16 +102,40 @@ class Engine:
         """Delete a network."""
         await self._ask("DELETE", f"/networks/{network.id}")
 
-    async def names(self, network_id: str, endpoint_id: str) -> tuple[str, tuple[str, ...]]:
-        """Return the name of the container that has an endpoint, and its aliases there; "" without one."""
+    async def container(self, network_id: str, endpoint_id: str) -> str:
+        """Return the id of the container that has an endpoint, "" without one."""
         network = _decoded(await self._ask("GET", f"/networks/{network_id}"), EngineNetwork)
-        for container_id, member in (network.containers or {}).items():
-            if member.endpoint_id == endpoint_id:
-                found = _decoded(await self._ask("GET", f"/containers/{container_id}/json"), _Container)
-                every = (found.network_settings.networks or {}).values()
-                aliases = next((one.aliases or () for one in every if one.endpoint_id == endpoint_id), ())
-                return found.name.lstrip("/"), tuple(a for a in aliases if not container_id.startswith(a))
-        return "", ()
+        members = (network.containers or {}).items()
+        return next((container for container, member in members if member.endpoint_id == endpoint_id), "")
+
+    async def running(self) -> list[str]:
+        """Return the ids of the containers that run."""
+        return [one.id for one in _decoded(await self._ask("GET", "/containers/json"), list[_Listed])]
+
+    async def names(self, container: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+        """Return a container's name, and its aliases by the id of each of its endpoints."""
+        found = _decoded(await self._ask("GET", f"/containers/{container}/json"), _Container)
+        attachments = (found.network_settings.networks or {}).values()
+        aliases = {a.endpoint_id: tuple(x for x in a.aliases or () if not found.id.startswith(x)) for a in attachments}
+        return found.name.lstrip("/"), aliases
+
+    async def renames(self) -> AsyncGenerator[str]:
+        """Yield "" once the engine is heard, and then the id of each container that is renamed.
+
+        Ends where the engine does. Raises Unavailable where it is not to be had.
+        """
+        wanted = msgspec.json.encode({"type": ["container"], "event": ["rename"]}).decode()
+        connector = aiohttp.UnixConnector(self.socket)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(sock_connect=30)) as session,
+                session.get(f"{API}/events", params={"filters": wanted}) as answer,
+            ):
+                yield ""
+                async for line in answer.content:
+                    yield _decoded(line, _Event).actor.id
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line without an end
+            raise Unavailable(f"Docker's engine at {self.socket}: {error}", "does dockerd run?") from error
 
 
 def _decoded(text: bytes, kind: type[T]) -> T:

@@ -1,8 +1,8 @@
 """Docker's pools: of which linkspan network each is.
 
 The engine asks for a pool before it says which network was named by ``-o network=``. One that the user named by its
-subnet, or by ``--ipam-opt network=``, is a network's at once. Any other is *pending*: it is given a gateway of its
-own, which comes back with CreateNetwork, where the network's name is.
+subnet is a network's at once. Any other is *pending*: it is given a gateway of its own, which comes back with
+CreateNetwork, where the network's name is.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ class Pools:
     def __init__(self, networks: Networks, known: Memory[DockerNetwork]) -> None:
         self._networks = networks
         self._known = known
+        self._asked: dict[str, str] = {}
+        """Networks that --ipam-opt named, by their pending pools; a CreateNetwork that comes twice finds them again."""
 
     def requested(self, call: Call) -> dict[str, object]:
         """Answer RequestPool. Raises Invalid or NotFound."""
         family = 6 if call.v6 else 4
         name = str((call.options or {}).get("network", ""))
+        unknown = ", ".join(sorted((call.options or {}).keys() - {"network"}))
+        if unknown:
+            raise Invalid(f"--ipam-opt {unknown} is unknown to IPAM driver linkspan", "it knows network=NAME")
         if call.sub_pool:
             raise Invalid(
                 "--ip-range is not known to IPAM driver linkspan", "linkspan address reserve does that"
@@ -49,14 +54,24 @@ class Pools:
         if call.pool:
             network = self._of_subnet(prefix(call.pool), name)
             return _told(f"{network.name}/{family}", prefix(call.pool), _gateway(network, family))
-        if name:
-            network = self._networks.get(name)
-            pool = next((p for p in network.prefixes if p.family == family), None)
-            if pool is None:
-                raise Invalid(f"network {name} has no pool of IPv{family}")
-            return _told(f"{name}/{family}", pool, _gateway(network, family))
+        if name and not any(pool.family == family for pool in self._networks.get(name).prefixes):
+            raise Invalid(
+                f"network {name} has no pool of IPv{family}, of which Docker asks for addresses",
+                f"add one: linkspan network update {name} --add-pool",
+            )
+        # Its own pool would not do for one that is named either: the engine asks again and again for another one as
+        # long as a route of the host's overlaps with it, which is the network's own.
         gateway = self._unused(family)
-        return _told(self.id_of(ANY[family], gateway), prefix(ANY[family]), f"{gateway}/0")
+        pool_id = self.id_of(ANY[family], gateway)
+        if name:
+            self._asked[pool_id] = name
+        return _told(pool_id, prefix(ANY[family]), f"{gateway}/0")
+
+    def named(self, pool_id: str) -> str:
+        """Return the linkspan network that was said with a pool, "" where none was."""
+        if pool_id.startswith(PENDING):
+            return self._asked.get(pool_id, "")
+        return pool_id.split("/")[0]
 
     def _unused(self, family: int) -> str:
         """Return an address that no pending pool has for its gateway; link-local, so that it is nobody's."""

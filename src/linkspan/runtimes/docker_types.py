@@ -10,6 +10,7 @@ import msgspec
 
 from linkspan.errors import Invalid
 from linkspan.model import Port, PortRange, Protocol
+from linkspan.runtimes import go_json
 
 SPACE = "linkspan"
 """Our address space: CreateNetwork's pools tell by it whether they are of our IPAM driver."""
@@ -18,6 +19,8 @@ IPAM_DRIVER = "IpamDriver"
 
 GENERIC = "com.docker.network.generic"
 """Under this key are what `docker network create` was given by -o."""
+INTERNAL = "com.docker.network.internal"
+"""Whether `docker network create` was given --internal."""
 PORT_MAP = "com.docker.network.portmap"
 ADDRESS_TYPE = "RequestAddressType"
 GATEWAY = "com.docker.network.gateway"
@@ -33,6 +36,7 @@ class Pool(msgspec.Struct, frozen=True, rename="pascal"):
     address_space: str = ""
     pool: str = ""
     gateway: str = ""
+    aux_addresses: dict[str, str] | None = None
 
 
 class Interface(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
@@ -79,6 +83,11 @@ class Call(msgspec.Struct, frozen=True, rename="pascal"):
         return {str(key): str(value) for key, value in generic.items()}
 
     @property
+    def internal(self) -> bool:
+        """Whether the user asked for a network that leads nowhere else."""
+        return (self.options or {}).get(INTERNAL) is True
+
+    @property
     def pools(self) -> tuple[Pool, ...]:
         """The pools of both families."""
         return (*(self.ipv4_data or ()), *(self.ipv6_data or ()))
@@ -87,8 +96,8 @@ class Call(msgspec.Struct, frozen=True, rename="pascal"):
 def decoded(body: bytes, pid: int) -> Call:
     """Parse a call, whatever its Content-Type says; an empty body is one. Raises Invalid."""
     try:
-        return msgspec.structs.replace(msgspec.json.decode(body or b"{}", type=Call), pid=pid)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.structs.replace(go_json.decoded(body or b"{}", Call), pid=pid)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the engine's call cannot be read: {error}", "is it of another version?") from error
 
 

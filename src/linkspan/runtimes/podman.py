@@ -17,7 +17,8 @@ from linkspan import __version__
 from linkspan.addresses import mac, mac_text, prefix
 from linkspan.errors import Denied, Invalid, LinkspanError, Unavailable
 from linkspan.kernel.namespaces import open_namespace
-from linkspan.model import ALIASES, AttachRequest, Endpoint, Port, Protocol
+from linkspan.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
+from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.cni import CniAgent
 
 log = logging.getLogger("linkspan.podman")
@@ -37,12 +38,24 @@ class PortMapping(msgspec.Struct, frozen=True):
     range: int = 1
 
 
+class StaticRoute(msgspec.Struct, frozen=True):
+    """A route of `podman network create --route`."""
+
+    destination: str = ""
+    gateway: str = ""
+
+
 class PodmanNetwork(msgspec.Struct, frozen=True):
-    """What of Podman's network counts here."""
+    """What of Podman's network counts here, or would have no effect."""
 
     name: str
     options: dict[str, str] | None = None
     ipam_options: dict[str, str] | None = None
+    internal: bool = False
+    ipv6_enabled: bool = False
+    network_interface: str = ""
+    routes: tuple[StaticRoute, ...] = ()
+    network_dns_servers: tuple[str, ...] = ()
 
     @property
     def linkspan(self) -> str:
@@ -122,11 +135,13 @@ class Podman:
                 "driver linkspan gives the addresses itself",
                 f"podman network create -d linkspan --ipam-driver none --opt network={network.name} {made.name}",
             )
+        _check_wishes(network, made)
 
     async def _setup(self, words: Mapping[str, str], call: Call, pid: int) -> dict[str, object]:
         if "LINKSPAN_NETNS_FD" not in words:
             why = words.get("LINKSPAN_NETNS_ERROR", "it was not given")
             raise Unavailable(f"network namespace {words.get('NETNS', '')}: {why}", "is the container running?")
+        _check_wishes(self._agent.network(call.network.linkspan), call.network)  # `network update` tells no plugin
         fd = open_namespace(f"/proc/{pid}/fd/{words['LINKSPAN_NETNS_FD']}")
         try:
             endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
@@ -175,6 +190,32 @@ def _published(call: Call) -> tuple[Port, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _check_wishes(network: Network, made: PodmanNetwork) -> None:
+    """Raise Invalid where Podman's network asks for what the linkspan network is not."""
+    name = network.name
+    wishes.check(
+        network, internal="--internal" if made.internal else "", ipv6="--ipv6" if made.ipv6_enabled else ""
+    )
+    if made.routes:
+        routes = ", ".join(f"{route.destination} via {route.gateway}" for route in made.routes)
+        raise Invalid(
+            f"--route ({routes}) is unknown to driver linkspan", "a container's routes are the network's: leave it out"
+        )
+    if made.network_interface:
+        raise Invalid(
+            f"--interface-name {made.network_interface} is unknown to driver linkspan",
+            "linkspan names its bridge itself; a container's own: podman run --network NAME:interface_name=net0",
+        )
+    if made.network_dns_servers:
+        servers = " ".join(made.network_dns_servers)
+        raise Invalid(
+            f"DNS server {servers} of Podman's network {made.name} would have no effect: the server of network {name} "
+            "asks those of the host's resolv.conf",
+            f"leave --dns out, or take it back: podman network update {made.name} --dns-drop "
+            + ",".join(made.network_dns_servers),
+        )
+
+
 def _pairs(block: bytes) -> dict[str, str]:
     words = (item.partition(b"=") for item in block.split(b"\0") if item)
     return {k.decode(errors="replace"): v.decode(errors="surrogateescape") for k, _, v in words}
@@ -182,8 +223,8 @@ def _pairs(block: bytes) -> dict[str, str]:
 
 def _decoded(stdin: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(stdin, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return go_json.decoded(stdin, kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"Podman's call cannot be read: {error}", "is its netavark of another version?") from error
 
 

@@ -73,14 +73,14 @@ def _executable(python: str, name: str, source: str) -> bytes:
     return (first + _SCRIPT.format(name=name, source=source, compiled=compiled, magic=MAGIC_NUMBER)).encode()
 
 
-def install(target: Path) -> str:
-    """Put the plugin at this path by a rename; returns "compiled" or "python"."""
+def install(target: Path, python: str = sys.executable) -> str:
+    """Put the plugin at this path by a rename; returns "compiled" or "python", which is for this interpreter."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
     kind = "compiled"
     try:
         if not _copied(partial) and not (build(partial) and _runs(partial)):
-            partial.write_bytes(script(sys.executable))
+            partial.write_bytes(script(python))
             partial.chmod(0o755)
             kind = "python"
         with partial.open("rb") as file:

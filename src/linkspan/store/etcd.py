@@ -15,9 +15,11 @@ import contextlib
 import math
 import random
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import NoReturn
 
-from linkspan.contracts import Batch, Record
+from linkspan.contracts import JOIN, Batch, Record
 from linkspan.errors import NotFound, Unavailable
 from linkspan.lasting import woken
 from linkspan.store.etcd_gateway import Gateway, Lines, Refused
@@ -28,6 +30,7 @@ from linkspan.store.etcd_wire import (
     Header,
     Json,
     KeyValue,
+    Members,
     Range,
     Txn,
     Watch,
@@ -46,6 +49,18 @@ Records = list[Record]  # inside the class, `list` is a method
 
 PAGE = 200
 """Records of one answer: to read and to decode them holds the loop for about half a millisecond."""
+
+MEMBERS_SECONDS = 1.0
+"""For etcd's answer who its members are: an agent's start waits for it."""
+
+PEER_PORT = 2380
+"""etcd's default for --listen-peer-urls."""
+
+SEEN = 8
+"""Changes that a watch remembers: that a restored store had the same ones at the same revisions is chance no more."""
+
+_MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
+"""What a member may advertise that means that member's machine, and is not to be taken for this one."""
 
 QUIET_SECONDS = 5.0
 """After so long without a word a watch is opened anew: agents say every two seconds that they live. A connection from
@@ -162,6 +177,7 @@ class EtcdStore:
         """Watch until the connection is lost, or silent. Raises NotFound where changes were missed."""
         answer, _ = await self._guarded([], [])
         place.check(answer.header, self._gateway.endpoint)
+        await self._require_seen(place)
         endpoint = self._gateway.endpoint
         request = {**prefix_range(place.prefix), "start_revision": place.revision + 1, "progress_notify": True}
         async with self._gateway.watch(endpoint, {"create_request": request}) as lines:
@@ -172,11 +188,28 @@ class EtcdStore:
                     raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
                 batch = self._batch(message.events)
                 if message.events:
-                    place.revision = max(event.kv.mod_revision for event in message.events)
+                    place.saw(message.events)
                     if batch.puts or batch.deletes:
                         yield batch
                 elif not message.created:  # which tells the present revision, before the past is told
                     place.progress(message.header)
+
+    async def _require_seen(self, place: Place) -> None:
+        """Raise NotFound where what the watch saw last is not what this etcd had at those revisions.
+
+        A restored store may be as far again as the watch was before that comes back: by what other hosts write.
+        """
+        for event in place.seen:
+            key, revision = event.kv.key, event.kv.mod_revision
+            try:
+                found = await self._gateway.ask("/v3/kv/range", {"key": key, "revision": str(revision)}, Range)
+            except Refused as error:
+                if error.compacted:  # nothing can be told of it any more
+                    continue
+                raise
+            had = next((each.mod_revision for each in found.kvs), 0)
+            if had != (revision if event.type == "PUT" else 0):
+                place.refuse(self._gateway.endpoint)
 
     async def _message(self, lines: Lines, endpoint: str) -> Watch | None:
         """Return the next message of a watch, None after QUIET_SECONDS without."""
@@ -254,8 +287,24 @@ class EtcdStore:
             raise Unavailable(
                 f"store etcd {self._gateway.endpoint}: {self.url.prefix} is cluster "
                 f"{found.value.decode(errors='replace')}'s, and this host belongs to {self.cluster}",
-                "point `store` at the cluster's own etcd and prefix; nothing was read or written",
+                f"point `store` at the cluster's own etcd and prefix; {JOIN}; nothing was read or written",
             )
+
+    async def services(self) -> tuple[str, ...]:
+        """Return the endpoints, and what the members say of themselves: where clients and other members reach them.
+
+        A member may advertise less than it listens at, so etcd's usual port for members counts in any case.
+        """
+        peers = (f"{one.rpartition(':')[0]}:{PEER_PORT}" for one in self.url.endpoints)
+        known = (*self.url.endpoints, *peers)
+        try:
+            async with asyncio.timeout(MEMBERS_SECONDS):
+                found = await self._gateway.ask("/v3/cluster/member/list", {}, Members)
+        except (Unavailable, TimeoutError):
+            return known
+        urls = (url for member in found.members for url in (*member.clients, *member.peers))
+        told = (url.rpartition("://")[2].rstrip("/") for url in urls)
+        return (*known, *(one for one in told if not one.startswith(_MEMBERS_OWN)))
 
     def renew(self) -> None:
         """Make connections anew, and watches on them; what is under way ends by its own timeout."""
@@ -273,6 +322,8 @@ class Place:
     def __init__(self, prefix: str, revision: int) -> None:
         self.prefix = prefix
         self.revision = revision
+        self.seen: deque[Event] = deque(maxlen=SEEN)
+        """The last changes, by which it is known that the store is the one that the watch was at."""
         self._etcd = ""
         self._term = 0
 
@@ -285,10 +336,19 @@ class Place:
         etcd, self._etcd = self._etcd, header.cluster_id
         term, self._term = self._term, header.raft_term
         if (etcd and etcd != header.cluster_id) or header.raft_term < term:
-            raise NotFound(
-                f"store etcd {endpoint}: it is another one now, restored from a backup or set up anew",
-                "list the records anew; what is missing must be put back",
-            )
+            self.refuse(endpoint)
+
+    def refuse(self, endpoint: str) -> NoReturn:
+        """Raise NotFound: the store is another one."""
+        raise NotFound(
+            f"store etcd {endpoint}: it is another one now, restored from a backup or set up anew",
+            "list the records anew; what is missing must be put back",
+        )
+
+    def saw(self, events: Sequence[Event]) -> None:
+        """Take note of changes."""
+        self.revision = max(event.kv.mod_revision for event in events)
+        self.seen.extend(events)
 
     def progress(self, header: Header) -> None:
         """Take note that there was nothing up to a revision."""

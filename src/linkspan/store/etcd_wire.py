@@ -64,6 +64,19 @@ class Grant(msgspec.Struct, frozen=True):
     ID: str
 
 
+class Member(msgspec.Struct, frozen=True):
+    """A member of an etcd cluster, with the URLs that it advertises."""
+
+    peers: tuple[str, ...] = msgspec.field(default=(), name="peerURLs")
+    clients: tuple[str, ...] = msgspec.field(default=(), name="clientURLs")
+
+
+class Members(msgspec.Struct, frozen=True):
+    """All members."""
+
+    members: tuple[Member, ...] = ()
+
+
 class Token(msgspec.Struct, frozen=True):
     """What proves who we are, for some minutes."""
 

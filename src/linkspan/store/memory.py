@@ -152,6 +152,10 @@ class MemoryStore:
                     continue  # more may have come while the caller had it
             await self._memory.changed()
 
+    async def services(self) -> tuple[str, ...]:
+        """Return none: it is no service."""
+        return ()
+
     def renew(self) -> None:
         """There is no connection from any address."""
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 from linkspan.contracts import Store
 from linkspan.errors import Invalid
-from linkspan.store.sqlite import SqliteStore
+from linkspan.store.sqlite import FILE, SqliteStore
+
+OWN = "store"
+"""The folder in the state folder with the store of a host that is alone."""
 
 
 def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
@@ -17,7 +22,7 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
     does not answer is no error here: its calls raise Unavailable until it does.
     """
     if not url:
-        return SqliteStore(state_dir / "store", cluster=cluster)
+        return SqliteStore(state_dir / OWN, cluster=cluster)
     if url.startswith("sqlite://"):
         return SqliteStore(sqlite_folder(url), cluster=cluster)
     if url.startswith("etcd://"):
@@ -25,6 +30,19 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
 
         return EtcdStore(url, cluster)
     raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
+
+
+def own_cluster(state_dir: Path) -> str:
+    """Return the id of the store in the state folder, which a host has that is alone; '' without one."""
+    file = state_dir / OWN / FILE
+    if not file.exists():
+        return ""
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            row = database.execute("SELECT value FROM meta WHERE name = 'cluster'").fetchone()
+        except sqlite3.Error:  # whoever opens it to use it says what is wrong with it
+            return ""
+    return str(row[0]) if row else ""
 
 
 def sqlite_folder(url: str) -> Path:

@@ -25,6 +25,7 @@ from linkspan.kernel.folder import FolderWatch
 from linkspan.store.request import Request
 from linkspan.store.table import KEEP, Table
 
+FILE = "store.db"
 MACHINE_ID = Path("/etc/machine-id")
 
 POLL_SECONDS = 1.0
@@ -51,7 +52,7 @@ class SqliteStore:
 
         Raises Unavailable where it is corrupt, newer than we are, another machine's or another cluster's.
         """
-        self.path = folder / "store.db"
+        self.path = folder / FILE
         self._machine = machine_id() if machine is None else machine
         self._keep = keep
         make_folder(folder)
@@ -108,6 +109,10 @@ class SqliteStore:
     async def prune(self, upto: int) -> None:
         """Forget the deletes up to a revision; who watches from below them lists anew."""
         await self._run(lambda table: table.prune(upto))
+
+    async def services(self) -> tuple[str, ...]:
+        """Return none: it is no service."""
+        return ()
 
     def renew(self) -> None:
         """There is no connection from any address."""

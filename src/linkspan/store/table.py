@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.contracts import Batch, Record
+from linkspan.contracts import JOIN, Batch, Record
 from linkspan.database import open_database, transaction, translated
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store.request import Request, bounds
@@ -115,7 +115,7 @@ class Table:
         if expected and found != expected:
             raise Unavailable(
                 f"store {self.path} is cluster {found}'s, and this host belongs to {expected}",
-                "point `store` at the cluster's own folder",
+                f"point `store` at the cluster's own folder; {JOIN}",
             )
         return found
 

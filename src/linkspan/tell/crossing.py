@@ -16,12 +16,14 @@ from linkspan.backends import sdn
 from linkspan.backends.crossing import bound
 from linkspan.model import Network
 from linkspan.state import HOST
-from linkspan.tell import rules
+from linkspan.tell import hooks
 from linkspan.tell.hops import OUTSIDE, Broken, Map, Translation, show
 from linkspan.tell.parts import CONTROLLER, Entry, Part
 from linkspan.tell.questions import (
     ESP,
+    IN,
     LOCAL,
+    OUT,
     VXLAN,
     WIREGUARD,
     Device,
@@ -49,7 +51,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         elif entry.netns == HOST:
             walk.from_host(entry.packet)
         elif entry.at:
-            walk.from_peer(entry.at, entry.outer, entry.packet)
+            walk.from_peer(entry.at, entry.outer, entry.packet, entry.macs)
         else:
             device = entry.device or asked.route(HOST, Packet(b"", entry.packet.source)).device
             walk.from_outside(device, entry.packet)
@@ -57,7 +59,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         broken = error.reason
     return Part(
         tuple(walk.hops), walk.mtu, walk.end, walk.exit, entry.translation, walk.last or entry.packet,
-        walk.to, walk.at, walk.left_in, broken, walk.silent,
+        walk.to, walk.at, walk.left_in, walk.frame, broken, walk.silent, tuple(walk.unknown),
     )  # fmt: skip
 
 
@@ -69,6 +71,7 @@ class Crossing(Walk):
         self.to = ""
         self.at = b""
         self.left_in: Outer | None = None
+        self.frame = (b"", b"")
         self.last: Packet | None = None
         self.silent = ""
 
@@ -120,7 +123,9 @@ class Crossing(Walk):
 
     def _wrap(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> None:
         far, how = self._far_end(tunnel, device, following, packet)
-        wire = Packet(tunnel.local, far, "udp" if tunnel.kind == VXLAN else "ipip", tunnel.port)
+        # A device of the kernel's passes the packet's mark on; a program sends a packet of its own.
+        mark = packet.mark if device.kind != "tun" else 0
+        wire = Packet(tunnel.local, far, "udp" if tunnel.kind == VXLAN else "ipip", tunnel.port, mark=mark)
         if tunnel.local:
             self._require_source(HOST, wire)
         lookup = self._asked.route(HOST, wire)
@@ -135,10 +140,7 @@ class Crossing(Walk):
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         self._hop(HOST, device.name, "encapsulated", how, packet)
-        found = rules.decide(
-            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
-        )
-        self._require_pass(found, link.name, wire)
+        self._emitted(link, wire)
         self._cross(link, wire.source, lookup.gateway or far, far, packet)
 
     def _encrypt(self, device: Device, packet: Packet) -> None:
@@ -166,10 +168,7 @@ class Crossing(Walk):
         )
         if not found.proven:
             self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
-        passed = rules.decide(
-            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
-        )
-        self._require_pass(passed, link.name, wire)
+        self._emitted(link, wire)
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
 
     def _associate(self, device: Device, packet: Packet) -> None:
@@ -187,11 +186,21 @@ class Crossing(Walk):
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         how = f"by IPsec for {self._host(found.host)}, {found.cipher}, SPI {found.spi_out}"
         self._hop(HOST, device.name, "encrypted", how, packet)
-        passed = rules.decide(
-            self._asked, rules.families(wire), ("filter",), "output", Frame(wire, "", link.name)
-        )
-        self._require_pass(passed, link.name, wire)
+        self._emitted(link, wire)
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, found.host)
+
+    def _emitted(self, link: Device, wire: Packet) -> None:
+        """Let the outer packet pass the host's hooks and leave by the underlay's link."""
+        self._require_policy(HOST, OUT, link.name, wire)
+        for hook in ("output", "postrouting"):
+            frame = Frame(wire, "", link.name, started=True)
+            found = hooks.passed(self._asked, hook, frame)
+            after = self._after(found, HOST, link.name, wire)
+            if (after.source, after.target, after.port) != (wire.source, wire.target, wire.port):
+                self._note(HOST, link.name, f"{found.where} translates what is around the packet", wire)
+            wire = msgspec.structs.replace(wire, mark=after.mark, ct=after.ct)
+        if self._outer is not None:  # without, the packet itself has passed there
+            self._egress(Frame(wire, "", link.name, link.mac))
 
     def _host(self, id_: str) -> str:
         return self._known.others[id_].name if id_ in self._known.others else "a host that nobody knows"
@@ -248,12 +257,23 @@ class Crossing(Walk):
         where = f"towards {show(target)}"
         if following == target:
             self._hop(HOST, link.name, "left", where, packet)
-        answers = self._asked.answers(link.name, source, following)
+        answer = self._asked.answering(HOST, link.name, source, following)
+        answers = answer is not None
         if following != target:
             told = self._past_router(source, following, target, packet) if answers else ""
             self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
         if not answers:
             self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
+        entry = self._asked.neighbour(HOST, link.name, following)
+        known = entry.mac if entry is not None and entry.known else answer or b""
+        if answer and known != answer:
+            wrong = f"this host has {mac_text(known)} as the neighbour {show(following)}"
+            reason = f"{wrong}, which itself answers with {mac_text(answer)}"
+            raise self._broken(HOST, link.name, packet, reason)
+        if link.silent:
+            reason = f"ARP is off on {link.name} of this host, so {show(following)} is not asked for its MAC"
+            raise self._broken(HOST, link.name, packet, reason)
+        self.frame = (link.mac, known) if following == target else (b"", b"")
 
     def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
         """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
@@ -296,30 +316,47 @@ class Crossing(Walk):
 
     # In.
 
-    def from_peer(self, at: bytes, outer: Outer | None, packet: Packet) -> None:
+    def from_peer(self, at: bytes, outer: Outer | None, packet: Packet, macs: tuple[bytes, bytes]) -> None:
         """Let a packet come in that another host sent to the underlay address ``at``."""
         self._outer = outer
         name, at = self._underlay(at, packet)
         link = self._usable(HOST, name, packet)
+        packet = self._entered(HOST, packet)
         self._narrow(link.mtu - (outer.overhead if outer else 0))
         self._hop(HOST, name, "received", f"at {show(at)}", packet)
+        sender, mac = macs
+        if mac and len(link.mac) == len(mac) and mac != link.mac:
+            reason = f"the frame is for {mac_text(mac)}, and {name} is {mac_text(link.mac)}"
+            raise self._broken(HOST, name, packet, reason)
+        self._require_own(HOST, link, packet)
         if outer is None:
-            self._route(name, self._gateway_of(packet), packet)
+            sender = self._gateway_of(packet) or sender or self._sender(name, packet.source)
+            self._route(name, sender, packet)
             return
         wire = msgspec.structs.replace(outer, target=at).packet()
-        families = rules.families(wire)
-        found = rules.decide(self._asked, families, ("filter",), "prerouting", Frame(wire, name))
-        self._require_pass(found, name, wire)
-        self._require_route(HOST, name, wire, self._asked.route(HOST, wire, name))
-        found = rules.decide(self._asked, families, ("filter",), "input", Frame(wire, name))
-        self._require_pass(found, name, wire)
+        frame = Frame(wire, name, "", sender or self._sender(name, wire.source), link.mac)
+        for hook in ("ingress", "prerouting", "input"):
+            if hook == "ingress":
+                wire = self._ingress(frame)
+            else:
+                found = hooks.passed(self._asked, hook, frame)
+                after = self._after(found, HOST, name, wire)
+                if (after.target, after.port) != (wire.target, wire.port):
+                    self._note(HOST, name, f"{found.where} translates what is around the packet", wire)
+                wire = msgspec.structs.replace(wire, mark=after.mark, ct=after.ct)
+            frame = msgspec.structs.replace(frame, packet=wire)
+            if hook == "prerouting":
+                self._require_route(HOST, name, wire, self._asked.route(HOST, wire, name))
+        self._require_policy(HOST, IN, name, wire)
         device = self._unwrapping(outer, at, name, packet)
         self._outer = None
         if outer.kind == WIREGUARD:
             self._decrypted(device, outer, packet)
         elif outer.kind == ESP:
-            self._authenticated(device, outer, packet)
+            packet = msgspec.structs.replace(packet, mark=self._authenticated(device, outer, packet))
         else:
+            if device.kind != "tun":  # the kernel unwraps the packet itself, and it keeps its mark
+                packet = msgspec.structs.replace(packet, mark=wire.mark)
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
 
@@ -345,15 +382,16 @@ class Crossing(Walk):
             HOST, device.name, "decrypted", f"by WireGuard from {name}, key {key_id(outer.key)}", packet
         )
 
-    def _authenticated(self, device: Device, outer: Outer, packet: Packet) -> None:
+    def _authenticated(self, device: Device, outer: Outer, packet: Packet) -> int:
+        """Return the mark that the packet has then."""
         found = self._asked.associated(packet.source, outer.key)
         if found is None:
             why = "it has begun anew, and the other host not yet"
             reason = f"no IPsec association of this host has the SPI {outer.key}: {why}"
             raise self._broken(HOST, device.name, packet, reason)
-        self._mark = found.mark
         how = f"by IPsec from {self._host(found.host)}, {found.cipher}, SPI {outer.key}"
         self._hop(HOST, device.name, "decrypted", how, packet)
+        return found.mark
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
         """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""

@@ -17,7 +17,7 @@ from linkspan.kernel.approach import approach, pings
 from linkspan.kernel.bird import Protocol, Said
 from linkspan.state import HOST
 from linkspan.tell.hops import show
-from linkspan.tell.questions import Packet, Questions
+from linkspan.tell.questions import Lookup, Packet, Questions
 from linkspan.tell.sessions import Evidence
 
 RECENT = 300.0
@@ -79,8 +79,13 @@ def gather(
         found,
         tcp=tcp,
         pings=answers or pings(session.address),
-        neighbour=answers or asked.answers(lookup.device, source or lookup.source, lookup.gateway or target),
+        neighbour=answers or _neighbour(asked, lookup, source, target),
     )
+
+
+def _neighbour(asked: Questions, lookup: Lookup, source: bytes, target: bytes) -> bool:
+    next_hop = lookup.gateway or target
+    return asked.answering(HOST, lookup.device, source or lookup.source, next_hop) is not None
 
 
 def _holder(source: str) -> str:

@@ -54,12 +54,15 @@ class Translation(msgspec.Struct):
     """What connection tracking remembers of the way there, for the way back.
 
     ``dnat`` is the packet before its target was changed, ``masked`` the source before and after, ``arrived``
-    the packet as it reached its end.
+    the packet as it reached its end. ``marks`` are the connection's marks and ``untracked`` those without a
+    connection, by namespace.
     """
 
     arrived: Packet | None = None
     dnat: Packet | None = None
     masked: tuple[bytes, bytes] | None = None
+    marks: dict[int, int | None] = msgspec.field(default_factory=dict)
+    untracked: list[int] = msgspec.field(default_factory=list)
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -139,6 +142,8 @@ def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
         return (*around, *headers(packet)[1:])
     source = show(packet.source) if packet.source else "?"
     word = "ip" if packet.family == 4 else "ip6"
+    if packet.protocol == "arp":
+        return ("eth", f"arp who-has {show(packet.target)} tell {source}")
     inner = "icmp" if packet.protocol == "icmp" else f"{packet.protocol} {packet.source_port}>{packet.port}"
     return ("eth", f"{word} {source}>{show(packet.target)}", inner)
 
@@ -157,6 +162,7 @@ def meaning(rule: str, packet: Packet) -> str:
 
 MEANINGS = (
     ("@vxlan_peers", "VXLAN is taken from peers only, and {source} is none"),
+    ("@control", "containers are kept from the store, the switches and the controller"),
     ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
     ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
@@ -166,8 +172,7 @@ MEANINGS = (
     ("@macs", "the guard does not know this MAC at this port"),
     ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
     ("127.0.0.0/8", "loopback addresses are not taken from the wire"),
-    ("policy DROP", "the policy of another's FORWARD chain drops it"),
-    ("saddr != @pools", "linkspan turned forwarding on, and others' traffic stays out"),
+    ("oifname @old", "the host did not forward between these links before linkspan turned forwarding on"),
     ("daddr @pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
     ("saddr vmap @sources", "{source} belongs to a container, and does not come from one"),
 )

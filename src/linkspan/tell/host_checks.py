@@ -12,7 +12,7 @@ from linkspan.kernel.links import BRIDGE_PORTS
 from linkspan.kernel.netlink import GETLINK, Socket, attributes, string
 from linkspan.model import Network
 from linkspan.state import HOST
-from linkspan.tell import iptables, rules
+from linkspan.tell import hooks
 from linkspan.tell.checks import Check, Status, Surroundings
 from linkspan.tell.questions import Packet, Questions
 from linkspan.tell.rules import Frame
@@ -72,13 +72,12 @@ def br_netfilter(asked: Questions) -> Iterator[Check]:
 def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Another's FORWARD chain may drop what pools send; ours cannot overrule it, only stand in it."""
     if not around.networks:
-        tables = [t for f in (4, 6) for t in asked.iptables(f) if ("-P", "FORWARD", "DROP") in t]
+        tables = [t for f in (4, 6) for t in asked.iptables(HOST, f) if t.policies.get("FORWARD") == "DROP"]
         detail = "policy DROP; linkspan will add its pools" if tables else "drops nothing by policy"
         yield Check("iptables FORWARD", "ok", detail)
     for network, pool in _pools(around):
         name = f"iptables FORWARD {pool}"
-        lines = asked.iptables(pool.family)
-        verdicts = [iptables.forwarded(lines, frame) for frame in _through(network, pool)]
+        verdicts = [hooks.passed_iptables(asked, "forward", frame) for frame in _through(network, pool)]
         bad = next((v for v in verdicts if not v.passes), None)
         if bad is None:
             yield Check(name, "ok", "lets the pool through")
@@ -90,7 +89,7 @@ def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
 def nft_forward(asked: Questions, around: Surroundings) -> Iterator[Check]:
     """An nftables chain of somebody else's may drop it, too; nobody but its owner can make it accept."""
     if not around.networks:
-        hooked = [c for c in asked.chains() if c.hook == "forward" and c.policy == "drop"]
+        hooked = [c for c in asked.chains(HOST) if c.hook == "forward" and c.policy == "drop"]
         for chain in hooked:
             name = f"{chain.family} {chain.table} {chain.name}"
             detail = f"{name} has policy drop: what its own rules do not accept is not forwarded"
@@ -102,18 +101,17 @@ def nft_forward(asked: Questions, around: Surroundings) -> Iterator[Check]:
         if network.internal:
             continue  # what would be tried is what linkspan itself refuses
         name, ip = f"nft forward {pool}", {4: "ip", 6: "ip6"}[pool.family]
-        families = ("inet", ip)
-        found = [
-            rules.decide(asked, families, ("filter",), "forward", frame) for frame in _through(network, pool)
-        ]
-        bad = next((v for v in found if not v.passes), None)
-        if bad is None:
+        found = [hooks.passed_nft(asked, "forward", frame) for frame in _through(network, pool)]
+        drops = [(v.where, v.rule) for v in found if not v.passes]
+        unless = [v.unless for v in found if v.unless]
+        if not drops and not unless:
             yield Check(name, "ok", "lets the pool through")
-        else:
-            detail = f"{bad.where} drops traffic of network {network.name}: {bad.rule}"
-            rule = f"nft insert rule {bad.where} {ip}"
-            fix = f"{rule} saddr {pool} accept; {rule} daddr {pool} accept (and where its rules are kept)"
-            yield Check(name, "warn" if bad.unsure else "fail", detail, fix)
+            continue
+        where, dropped = (drops or unless)[0]
+        status: Status = "fail" if drops else "warn"
+        rule = f"nft insert rule {where} {ip}"
+        fix = f"{rule} saddr {pool} accept; {rule} daddr {pool} accept (and where its rules are kept)"
+        yield Check(name, status, f"{where} drops traffic of network {network.name}: {dropped}", fix)
 
 
 def _pools(around: Surroundings) -> Iterator[tuple[Network, Prefix]]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import errno
-import re
-import shlex
+import os
+import shutil
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix, prefix
+from linkspan.addresses import FAMILIES, SOCKET_FAMILY, Prefix, prefix
 from linkspan.associations import PREFIX, IpsecLink
 from linkspan.backends.ipsec import NAT
 from linkspan.errors import KernelError, LinkspanError
-from linkspan.kernel import asking, ike, iptables, sockets
+from linkspan.kernel import asking, attached, ike, nftrace, policies, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver
-from linkspan.kernel.links import DEVGROUP
+from linkspan.kernel.iptables import words
+from linkspan.kernel.link_attributes import DEVGROUP
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import (
     GETADDR,
@@ -35,11 +36,13 @@ from linkspan.kernel.netlink import (
 )
 from linkspan.kernel.nftables import Nft
 from linkspan.kernel.passing import Passed, passing
+from linkspan.kernel.policies import Rule, XfrmPolicy
 from linkspan.kernel.routes import if_id
 from linkspan.kernel.tunnel_table import TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
 from linkspan.kernel.wireguard import Table
 from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan, Wireguard
+from linkspan.tell import iptables
 from linkspan.tell.learning import Learning
 from linkspan.tell.questions import (
     BIRD,
@@ -49,30 +52,46 @@ from linkspan.tell.questions import (
     VXLAN,
     WIREGUARD,
     Associated,
+    Attached,
     Chain,
     Device,
+    Forwarding,
+    IptablesTable,
     Lookup,
     Neighbour,
     Packet,
+    Port,
     Secured,
     Tunnel,
 )  # fmt: skip
 
 # linux/rtnetlink.h, neighbour.h, if_link.h
 _GETNEIGH = 30
-_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _VIA = 1, 2, 3, 4, 5, 7, 8, 18
-_MTU_METRIC = 2
+_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _MARK, _VIA = 1, 2, 3, 4, 5, 7, 8, 16, 18
+_MTU_METRIC, _HOPS_METRIC = 2, 10
 _FIB_MATCH = 0x2000
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _NTF_SELF = 0x02
 _NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
 _IFINFO = struct.Struct("=BxHiII")
-_ADDRESS, _MTU, _MASTER, _LINKINFO = 1, 4, 10, 18
-_INFO_KIND, _SLAVE_DATA, _PORT_STATE, _FORWARDING = 1, 5, 1, 3
-_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_ADDRESS, _MTU, _MASTER, _LINKINFO, _XDP, _XDP_ATTACHED, _XDP_ID = 1, 4, 10, 18, 43, 2, 4
+_INFO_KIND, _INFO_DATA, _SLAVE_DATA, _VLAN_FILTERING = 1, 2, 5, 7
+_PORT_STATE, _FORWARDING = 1, 3
+_LEARNING, _FLOOD, _MULTICASTS, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 27, 30, 33, 39
+_LINK, _LINK_NETNSID = 5, 37
+_WITH_PORTS = frozenset({"bridge", "bond", "team"})
+_STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
+_IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
+_NUD_PERMANENT = 0x80
+_HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "multiq", "sfq"})
+"""Queueing disciplines that drop nothing but when a link is full."""
+_OWN_BUCKET = "tbf", 1 << 16
+"""A bandwidth limit of linkspan's (``kernel/shaper``): its kind and handle."""
+_LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
+_IPTABLES = {4: "iptables", 6: "ip6tables"}
+_TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_MAPPED = re.compile(r"elements = \{ .* : (\S+(?: (?:\. )?\S+)*) \}")
 
 
 class KernelAnswers:
@@ -99,15 +118,16 @@ class KernelAnswers:
         self._learning = learning
         self._table = table
         self._sockets = Sockets(namespaces)
-        self._nft: Nft | None = None
-        self._chains: tuple[Chain, ...] | None = None
-        self._iptables: dict[int, tuple[tuple[tuple[str, ...], ...], ...]] = {}
+        self._nft: dict[int, Nft] = {}
+        self._rulesets: dict[int, tuple[Chain, ...]] = {}
+        self._iptables: dict[tuple[int, int], tuple[IptablesTable, ...]] = {}
+        self._xfrm: dict[int, tuple[XfrmPolicy, ...]] = {}
 
     def close(self) -> None:
         """Close the sockets."""
         self._sockets.close()
-        if self._nft is not None:
-            self._nft.close()
+        for one in self._nft.values():
+            one.close()
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
         """Look the route up as the kernel would for this packet, its checks of the source included."""
@@ -115,6 +135,7 @@ class KernelAnswers:
         family = SOCKET_FAMILY[packet.family]
         from_bits = bits if packet.source else 0
         rest = attr(_DST, packet.target) + (attr(_SRC, packet.source) if packet.source else b"")
+        rest += u32(_MARK, packet.mark) if packet.mark else b""
         try:
             if arriving:
                 rest += u32(_IIF, self._sockets.index(netns, arriving))
@@ -125,7 +146,10 @@ class KernelAnswers:
             return Lookup(error=error.errno, learnt=self._absence(packet) if absent else "")
         found = attributes(answer, 12)
         metrics = attributes(found.get(_METRICS, b""))
-        mtu = struct.unpack("=I", metrics[_MTU_METRIC])[0] if _MTU_METRIC in metrics else 0
+        mtu, hops = (
+            struct.unpack("=I", metrics[metric])[0] if metric in metrics else 0
+            for metric in (_MTU_METRIC, _HOPS_METRIC)
+        )
         device = self._name(netns, struct.unpack("=I", found[_OIF])[0]) if _OIF in found else ""
         matched, origin = self._matched(netns, family, bits, from_bits, rest)
         # A next hop of the other family comes as RTA_VIA, its address family before it (struct rtvia).
@@ -136,7 +160,59 @@ class KernelAnswers:
             learnt = self._absence(packet)
         elif origin == BIRD and self._learning:
             learnt = self._learning.origin(packet.target, gateway)
-        return Lookup(answer[7], device, gateway, source, mtu, matched, learnt=learnt)
+        return Lookup(answer[7], device, gateway, source, mtu, matched, learnt=learnt, hops=hops)
+
+    def refusing(self, netns: int, family: int) -> tuple[Rule, ...]:
+        """Return the policy rules that refuse packets."""
+        try:
+            return tuple(policies.refusing(self._sockets.at(netns), family))
+        except KernelError:
+            return ()
+
+    def below(self, netns: int, device: str) -> tuple[str, ...]:
+        """Return a stacked device's link, and the ports of one that has ports."""
+        own = self.device(netns, device)
+        if own is None or own.kind not in _WITH_PORTS | _STACKED:
+            return ()
+        index, names = self._sockets.index(netns, device), self._sockets.names(netns)
+        kind = _MASTER if own.kind in _WITH_PORTS else _LINK
+        found = []
+        for payload in self._sockets.at(netns).dump(GETLINK, _IFINFO.pack(0, 0, 0, 0, 0), "list links"):
+            told, number = attributes(payload, 16), struct.unpack_from("=i", payload, 4)[0]
+            other = struct.unpack("=I", told[kind])[0] if kind in told else 0
+            if kind == _MASTER and other == index:
+                found.append(names.get(number, "?"))
+            elif kind == _LINK and number == index and _LINK_NETNSID not in told:
+                found.append(names.get(other, "?"))
+        return tuple(found)
+
+    def attached(self, netns: int, device: str) -> Attached:
+        """Ask for XDP, tcx and tc programs and filters, and for queueing disciplines that are not the usual ones."""
+        try:
+            socket = self._sockets.at(netns)
+            body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, device)
+            answer = socket.get(Message(GETLINK, 0, body, f"find link {device}"))
+            index = struct.unpack_from("=i", answer, 4)[0]
+            queues, ingress, egress = attached.queues(socket, index)
+        except KernelError:
+            return Attached()
+        xdp = attributes(attributes(answer, 16).get(_XDP, b""))
+        if xdp.get(_XDP_ATTACHED, b"\0")[0]:
+            number = struct.unpack("=I", xdp[_XDP_ID])[0] if _XDP_ID in xdp else 0
+            ingress.insert(0, f"an XDP program (id {number})")
+        with self._namespaces.entered(netns):
+            ingress += attached.programs(index, "ingress")
+            egress += attached.programs(index, "egress")
+        foreign = [queue for queue in queues if queue[0] not in _HARMLESS and queue != _OWN_BUCKET]
+        egress += [f"a queueing discipline of somebody else's ({kind})" for kind, _ in foreign]
+        return Attached(tuple(ingress), tuple(egress))
+
+    def policies(self, netns: int) -> tuple[XfrmPolicy, ...]:
+        """Return the XFRM policies, read once."""
+        if netns not in self._xfrm:
+            with self._namespaces.entered(netns):
+                self._xfrm[netns] = tuple(policies.xfrm())
+        return self._xfrm[netns]
 
     def _absence(self, packet: Packet) -> str:
         return self._learning.absence(packet.target) if self._learning else ""
@@ -176,8 +252,11 @@ class KernelAnswers:
             struct.unpack("=I", found[_MTU])[0],
             bytes(found.get(_ADDRESS, b"")),
             self._name(netns, struct.unpack("=I", found[_MASTER])[0]) if _MASTER in found else "",
-            _PORT_STATE not in port or port[_PORT_STATE][0] == _FORWARDING,
+            _port(port) if _PORT_STATE in port else None,
             struct.unpack("=I", found[DEVGROUP])[0],
+            bool(flags & _IFF_NOARP),
+            bool(attributes(info.get(_INFO_DATA, b"")).get(_VLAN_FILTERING, b"\0")[0])
+            and string(info.get(_INFO_KIND, b"")) == "bridge",
         )
 
     def addresses(self, netns: int) -> Mapping[bytes, str]:
@@ -199,14 +278,17 @@ class KernelAnswers:
             return None
         return Neighbour(bytes(attributes(found, 12).get(_NDA_LLADDR, b"")), _NDMSG.unpack_from(found)[2])
 
-    def bridge_port(self, bridge: str, mac: bytes) -> str:
-        """Return the FDB's port for the MAC."""
+    def bridge_port(self, bridge: str, mac: bytes) -> Forwarding | None:
+        """Return the FDB's entry for the MAC."""
         try:
             master = u32(_NDA_MASTER, self._sockets.index(HOST, bridge))
         except LinkspanError:
-            return ""
+            return None
         found = self._neighbour(HOST, socket.AF_BRIDGE, "", attr(_NDA_LLADDR, mac) + master)
-        return self._name(HOST, _NDMSG.unpack_from(found)[1]) if found else ""
+        if not found:
+            return None
+        _, index, state, *_ = _NDMSG.unpack_from(found)
+        return Forwarding(self._name(HOST, index), own=state == _NUD_PERMANENT)
 
     def _neighbour(self, netns: int, family: int, device: str, rest: bytes, flags: int = 0) -> bytes | None:
         try:
@@ -274,9 +356,10 @@ class KernelAnswers:
             return 0
         return if_id(attributes(answer, 12))
 
-    def answers(self, device: str, source: bytes, address: bytes) -> bool:
+    def answering(self, netns: int, device: str, source: bytes, address: bytes) -> bytes | None:
         """Ask on the link."""
-        return asking.answers(device, source, address)
+        with self._namespaces.entered(netns):
+            return asking.answering(device, {address: source}).get(address)
 
     def passing(self, source: bytes, target: bytes, sizes: Iterable[int]) -> Passed:
         """Send a volley of pings."""
@@ -290,31 +373,60 @@ class KernelAnswers:
             except OSError:
                 return ""
 
-    def chains(self) -> tuple[Chain, ...]:
-        """Return the chains of nftables, read once."""
-        if self._chains is None:
-            self._nft = self._nft or Nft()
-            self._chains = _chains(self._nft.json("list ruleset", terse=True))
-        return self._chains
+    def chains(self, netns: int) -> tuple[Chain, ...]:
+        """Return the chains of nftables, read once, without those of tables that iptables itself tells of."""
+        known = {
+            ("ip" if family == 4 else "ip6", table.name)
+            for family in FAMILIES
+            for table in self.iptables(netns, family)
+            if not table.legacy
+        }
+        return tuple(chain for chain in self._ruleset(netns) if (chain.family, chain.table) not in known)
 
-    def element(self, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Ask a set for one key, which costs the same at any size."""
-        self._nft = self._nft or Nft()
-        key = " . ".join(f'"{p}"' if p.startswith("ls") else p for p in parts)
+    def _ruleset(self, netns: int) -> tuple[Chain, ...]:
+        if netns not in self._rulesets:
+            self._rulesets[netns] = _chains(self._nftables(netns).json("list ruleset", terse=True))
+        return self._rulesets[netns]
+
+    def _nftables(self, netns: int) -> Nft:
+        if netns not in self._nft:
+            with self._namespaces.entered(netns):
+                self._nft[netns] = Nft()  # its socket stays in the namespace
+        return self._nft[netns]
+
+    def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
+        """Ask for one key, which costs the same at any size."""
+        parts = " . ".join(f'"{part}"' for part in key)
         try:
-            told = self._nft.run(f"get element {chain.family} {chain.table} {name} {{ {key} }}")
-        except KernelError:
-            return None
-        # `get` answers in text even where JSON is asked for (nft 1.1.3).
-        found = _MAPPED.search(told)
-        return tuple(found[1].split(" . ")) if found else ()
+            with self._namespaces.entered(netns):
+                self._nftables(netns).run(f"get element {chain.family} {chain.table} {name} {{ {parts} }}")
+        except KernelError as error:
+            if error.message.endswith(os.strerror(errno.ENOENT)):  # libnftables tells no errno
+                return False
+            raise
+        return True
 
-    def iptables(self, family: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        """Return the filter tables of both variants, where they exist, read once."""
-        if family not in self._iptables:
-            commands = {place.command for place in iptables.places() if place.family == family}
-            self._iptables[family] = tuple(_listed(command) for command in sorted(commands))
-        return self._iptables[family]
+    def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """List the map: of one key nft tells in text only, even where JSON is asked for (nft 1.1.3)."""
+        listed = self._nftables(netns).json(f"list map {chain.family} {chain.table} {name}")
+        elements = next((item["map"].get("elem") for item in listed if "map" in item), None)
+        return elements if isinstance(elements, list) else ()
+
+    def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
+        """Return the tables of both variants, where they exist, read once; looking makes none."""
+        if (netns, family) not in self._iptables:
+            nft = any(_of_iptables(chain, family) for chain in self._ruleset(netns))
+            with self._namespaces.entered(netns):
+                found = (_saved(family, "nft") or ()) if nft else ()
+                try:
+                    legacy = Path("/proc/thread-self/net", _LEGACY[family]).read_text(encoding="ascii").split()
+                except OSError:
+                    legacy = []
+                if legacy:
+                    read = _saved(family, "legacy")
+                    found += iptables.unread(legacy) if read is None else read
+            self._iptables[netns, family] = found
+        return self._iptables[netns, family]
 
     def listens(self, netns: int, packet: Packet) -> bool:
         """Tell whether the port is held in the namespace."""
@@ -339,9 +451,29 @@ def _associated(one: ike.Association, child: ike.Child) -> Associated:
     return Associated(host, remote, port, child.spi_in, child.spi_out, child.cipher, child.mark)
 
 
-def _listed(command: str) -> tuple[tuple[str, ...], ...]:
-    done = subprocess.run([command, "-w", "5", "-S"], capture_output=True, text=True, timeout=30, check=False)
-    return tuple(tuple(shlex.split(line)) for line in done.stdout.splitlines())
+def _port(found: Mapping[int, bytes]) -> Port:
+    forwards = found[_PORT_STATE][0] == _FORWARDING
+    kinds = (_ISOLATED, _LOCKED, _LEARNING, _FLOOD, _BROADCASTS, _MULTICASTS)
+    isolated, locked, *rest = (bool(found.get(kind, bytes([kind not in (_ISOLATED, _LOCKED)]))[0]) for kind in kinds)
+    return Port(forwards, isolated, locked, *rest)
+
+
+def _of_iptables(chain: Chain, family: int) -> bool:
+    """Tell whether a chain is of a table of iptables-nft: only these name their base chains in capitals."""
+    own = "ip" if family == 4 else "ip6"
+    return chain.family == own and chain.table in _TABLES and bool(chain.hook) and chain.name.isupper()
+
+
+def _saved(family: int, variant: str) -> tuple[IptablesTable, ...] | None:
+    """Return the tables of a variant that its command can read; None where it is missing or fails."""
+    command = shutil.which(f"{_IPTABLES[family]}-{variant}-save")
+    if command is None:
+        return None
+    try:
+        done = subprocess.run([command], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return iptables.tables(done.stdout.splitlines(), words, legacy=variant == "legacy")
 
 
 def _chains(listed: list[dict[str, dict[str, Any]]]) -> tuple[Chain, ...]:
@@ -349,21 +481,19 @@ def _chains(listed: list[dict[str, dict[str, Any]]]) -> tuple[Chain, ...]:
     for item in listed:
         if found := item.get("rule"):
             rules.setdefault((found["family"], found["table"], found["chain"]), []).append(
-                tuple(found["expr"])
+                tuple(found.get("expr", ()))
             )
-    bases = [found for item in listed if (found := item.get("chain")) and "hook" in found]
-    # Only iptables names its base chains in capitals; it is asked by its own command.
-    others = {(c["family"], c["table"]) for c in bases if str(c["name"]).isupper()}
     chains = []
     for item in listed:
         found = item.get("chain")
-        if not found or (found["family"], found["table"]) in others:
+        if not found or found["table"].startswith(nftrace.TABLE):  # another trace's, which drops nothing
             continue
         key = found["family"], found["table"], found["name"]
         base = {
             k: found[v] for k, v in (("kind", "type"), ("hook", "hook"), ("priority", "prio")) if v in found
         }
-        chains.append(
-            Chain(*key, **base, policy=found.get("policy", "accept"), rules=tuple(rules.get(key, ())))
-        )
+        devices = found.get("dev", ())
+        devices = (devices,) if isinstance(devices, str) else tuple(devices)
+        policy = found.get("policy", "accept")
+        chains.append(Chain(*key, **base, policy=policy, rules=tuple(rules.get(key, ())), devices=devices))
     return tuple(chains)

@@ -15,7 +15,8 @@ class Entry(msgspec.Struct, frozen=True):
     """Where a packet's walk through a host begins.
 
     In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
-    in ``outer``) by the link of the underlay address ``at``.
+    in ``outer``) by the link of the underlay address ``at``, in a frame with ``macs``: its sender's and for whom it
+    is, b'' where that is not known.
     """
 
     packet: Packet
@@ -23,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True):
     device: str = ""
     at: bytes = b""
     outer: Outer | None = None
+    macs: tuple[bytes, bytes] = (b"", b"")
     translation: Translation = msgspec.field(default_factory=Translation)
 
 
@@ -30,7 +32,8 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
     """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
 
     ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it. ``unknown``
-    are the places at which this host cannot tell whether the packet passes.
+    are the places at which this host cannot tell whether the packet passes. ``macs`` are those
+    of the frame that is sent, where the next host is on the same link.
     """
 
     hops: tuple[Hop, ...]
@@ -42,6 +45,7 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
     to: str = ""
     at: bytes = b""
     outer: Outer | None = None
+    macs: tuple[bytes, bytes] = (b"", b"")
     broken: str = ""
     silent: str = ""
     unknown: tuple[Unknown, ...] = ()

@@ -28,7 +28,7 @@ from linkspan.kernel.wire import Arrival, Ear, Sender
 from linkspan.model import Peer
 from linkspan.needs import Need
 from linkspan.state import HOST
-from linkspan.tell import iptables, rules
+from linkspan.tell import hooks
 from linkspan.tell.hops import meaning
 from linkspan.tell.questions import Packet, Questions
 from linkspan.tell.rules import Frame
@@ -297,13 +297,11 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
     if came.protocol != wire.NUMBERS[need.protocol]:
         return f"it comes as IP protocol {came.protocol}: something on the way has changed it"
     packet = Packet(came.source, came.target, need.protocol, need.port)
-    frame = Frame(packet, came.device)
+    frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.
-    hooks = ("prerouting",) if need.neighbour else ("prerouting", "input")
+    at = ("prerouting",) if need.neighbour else ("prerouting", "input")
     try:
-        found = [rules.decide(asked, rules.families(packet), ("filter",), hook, frame) for hook in hooks]
-        if not need.neighbour:
-            found.append(iptables.decided(asked.iptables(packet.family), "INPUT", frame))
+        found = [hooks.passed(asked, hook, frame) for hook in at]
     except LinkspanError:
         return ""
     verdict = next((one for one in found if not one.passes), None)

@@ -6,12 +6,13 @@ host's own; addresses and MACs are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from linkspan.kernel.passing import Passed
+from linkspan.kernel.policies import Rule, XfrmPolicy
 
 LOCAL, UNICAST, BLACKHOLE, UNREACHABLE, PROHIBIT = 2, 1, 6, 7, 8
 """Types of route, RTN_* of linux/rtnetlink.h."""
@@ -24,7 +25,12 @@ NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
 
 
 class Packet(msgspec.Struct, frozen=True):
-    """What is on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT."""
+    """What is on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT.
+
+    ``ttl_by`` is the rule that has set the TTL, '' where none has. ``mark`` and ``ct_mark`` are the packet's and its
+    connection's mark, None where nobody knows them. ``ct`` is the connection's state where it does not follow from
+    ``established``: ``untracked``, or ``?`` where nobody knows it.
+    """
 
     source: bytes
     target: bytes
@@ -33,6 +39,11 @@ class Packet(msgspec.Struct, frozen=True):
     source_port: int = 40000
     established: bool = False
     translated: bool = False
+    ttl: int = 64
+    ttl_by: str = ""
+    mark: int | None = 0
+    ct: str = ""
+    ct_mark: int | None = 0
 
     @property
     def family(self) -> int:
@@ -123,7 +134,8 @@ class Associated(msgspec.Struct, frozen=True):
 class Lookup(msgspec.Struct, frozen=True):
     """The kernel's answer to a route lookup; ``matched`` is the route's destination, ``error`` an errno.
 
-    ``learnt`` is from which BGP peer the route came, or why none was learnt; '' where BGP has no part in it.
+    ``hops`` is the TTL that the route gives to what starts here, 0 for the usual one. ``learnt`` is from which BGP peer
+    the route came, or why none was learnt; '' where BGP has no part in it.
     """
 
     kind: int = 0
@@ -134,12 +146,26 @@ class Lookup(msgspec.Struct, frozen=True):
     matched: str = ""
     error: int = 0
     learnt: str = ""
+    hops: int = 0
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A bridge port's settings (bridge(8)): ``floods`` unicast to an unknown MAC, ``broadcasts`` ARP's questions."""
+
+    forwards: bool = True
+    isolated: bool = False
+    locked: bool = False
+    learns: bool = True
+    floods: bool = True
+    broadcasts: bool = True
+    multicasts: bool = True
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A link; ``carrier`` tells that its other end is up too, ``forwards`` that its bridge port does.
+    """A link; ``carrier`` tells that its other end is up too, ``port`` what it does as a bridge's port.
 
-    ``group`` is its device group.
+    ``group`` is its device group, ``silent`` tells that it neither asks nor answers for MACs (``arp off``), and
+    ``filters`` that it is a bridge with VLAN filtering.
     """
 
     name: str
@@ -149,8 +175,37 @@ class Device(msgspec.Struct, frozen=True):
     mtu: int
     mac: bytes
     master: str = ""
-    forwards: bool = True
+    port: Port | None = None
     group: int = 0
+    silent: bool = False
+    filters: bool = False
+
+
+class Attached(msgspec.Struct, frozen=True):
+    """What is attached to a device that trace cannot read, in words, each way: programs, filters, queueing."""
+
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+
+
+class Forwarding(msgspec.Struct, frozen=True):
+    """A bridge's forwarding entry: behind which port a MAC is; ``own`` says that the host itself takes its frames."""
+
+    port: str
+    own: bool = False
+
+
+IN, OUT, FORWARD = 0, 1, 2
+"""Directions of XFRM policies, linux/xfrm.h."""
+
+
+class IptablesTable(msgspec.Struct, frozen=True):
+    """A table of iptables: ``chains`` have rules, as words of iptables-save, and ``policies`` those of its own."""
+
+    name: str
+    chains: Mapping[str, tuple[tuple[str, ...], ...]]
+    policies: Mapping[str, str]
+    legacy: bool = False
 
 
 class Neighbour(msgspec.Struct, frozen=True):
@@ -166,7 +221,10 @@ class Neighbour(msgspec.Struct, frozen=True):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """An nftables chain with its rules' expressions, as nft lists them in JSON; ``hook`` empty: not a base chain."""
+    """An nftables chain with its rules' expressions, as nft lists them in JSON; ``hook`` empty: not a base chain.
+
+    ``devices`` are those at which a chain of family netdev, or with hook ingress, looks.
+    """
 
     family: str
     table: str
@@ -176,6 +234,7 @@ class Chain(msgspec.Struct, frozen=True):
     priority: int = 0
     policy: str = "accept"
     rules: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 class Questions(Protocol):
@@ -193,8 +252,20 @@ class Questions(Protocol):
     def neighbour(self, netns: int, device: str, address: bytes) -> Neighbour | None:
         """Return the entry for the address on the device."""
 
-    def bridge_port(self, bridge: str, mac: bytes) -> str:
-        """Return the port that the host's bridge has learnt for the MAC, '' where it has not."""
+    def refusing(self, netns: int, family: int) -> tuple[Rule, ...]:
+        """Return the policy rules that refuse packets (``ip rule ... blackhole``), the first to be looked at first."""
+
+    def below(self, netns: int, device: str) -> tuple[str, ...]:
+        """Return the devices by which a device sends: a VLAN's link, the ports of a bridge or bond."""
+
+    def attached(self, netns: int, device: str) -> Attached:
+        """Return what is attached to a device that cannot be read."""
+
+    def policies(self, netns: int) -> tuple[XfrmPolicy, ...]:
+        """Return the namespace's XFRM policies, the first to be looked at first."""
+
+    def bridge_port(self, bridge: str, mac: bytes) -> Forwarding | None:
+        """Return the entry that the host's bridge has for the MAC."""
 
     def tunnels(self) -> tuple[Tunnel, ...]:
         """Return the host's devices that encapsulate."""
@@ -208,8 +279,8 @@ class Questions(Protocol):
     def associated(self, address: bytes, spi: str = "") -> Associated | None:
         """Return the ESP associations by which an address is reached, or those that take what has this SPI."""
 
-    def answers(self, device: str, source: bytes, address: bytes) -> bool:
-        """Tell whether an address answers on its link now; always where that cannot be told."""
+    def answering(self, netns: int, device: str, source: bytes, address: bytes) -> bytes | None:
+        """Ask on the link who has an address, and return its MAC (b'' on links without); None where nobody says."""
 
     def passing(self, source: bytes, target: bytes, sizes: Iterable[int]) -> Passed:
         """Ping from the host with packets of these sizes that may not be fragmented, and tell which passed."""
@@ -217,14 +288,17 @@ class Questions(Protocol):
     def setting(self, netns: int, path: str) -> str:
         """Return a kernel setting, '' where it does not exist."""
 
-    def chains(self) -> tuple[Chain, ...]:
-        """Return the host's nftables chains, but for those of iptables."""
+    def chains(self, netns: int) -> tuple[Chain, ...]:
+        """Return the namespace's nftables chains, but for those of iptables' tables."""
 
-    def element(self, chain: Chain, name: str, parts: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Return what a set of the chain's table says of a key: a map's data or (); None where it is not in it."""
+    def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
+        """Tell whether a set or map of the chain's table has a key. Raises KernelError where it cannot be asked."""
 
-    def iptables(self, family: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        """Return, for each iptables filter table of the host, its lines as ``iptables -S`` prints them, split."""
+    def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """Return a map's pairs of key and data, as nft lists them in JSON. Raises KernelError."""
+
+    def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
+        """Return the namespace's tables of iptables, of both variants."""
 
     def listens(self, netns: int, packet: Packet) -> bool:
         """Tell whether a socket in the namespace listens for the packet; always for what has no ports."""

@@ -8,10 +8,13 @@ from linkspan.tell.checks import Check
 from linkspan.tell.sessions import Why
 
 
-def checks(sessions: Mapping[str, Why | None], silent: Why | None) -> Iterator[Check]:
+def checks(
+    sessions: Mapping[str, Why | None], silent: Why | None, full: Mapping[str, Why] | None = None
+) -> Iterator[Check]:
     """Yield one check of the speaker, and one of each session that is down; nothing where there should be none.
 
-    ``sessions`` are the reasons by the peer's name, None for one that is established.
+    ``sessions`` are the reasons by the peer's name, None for one that is established. In those that are ``full`` the
+    peer announces more than is taken.
     """
     if silent is not None:
         yield Check("BGP speaker", "fail", silent.reason, silent.fix)
@@ -21,3 +24,5 @@ def checks(sessions: Mapping[str, Why | None], silent: Why | None) -> Iterator[C
         for name, why in sessions.items():
             if why is not None:
                 yield Check(f"BGP session {name}", "fail", why.reason, why.fix)
+        for name, why in (full or {}).items():
+            yield Check(f"BGP session {name}", "warn", why.reason, why.fix)

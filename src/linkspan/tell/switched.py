@@ -1,7 +1,8 @@
 """A packet's walk through an underlay's switches, by their own flows: which took it, and where it ends.
 
 The flows are read from each switch as the packet comes to it, others' too: a packet meets whatever has the highest
-priority. What a match of others' asks for that is not known of the packet (a VLAN, a port number) does not match.
+priority. Where a match of others' asks for what is not known of the packet (a VLAN, a tunnel), nobody can tell whether
+their flow takes it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from linkspan.errors import Invalid
 from linkspan.fabric import Map, Seen
 from linkspan.flows import MEANINGS, Counted
 from linkspan.steering import Held
-from linkspan.tell.hops import OUTSIDE, Hop, headers, show
+from linkspan.tell.hops import OUTSIDE, Hop, Unknown, headers, show, where
 from linkspan.tell.parts import Entry, Part
 from linkspan.tell.questions import Packet
 
 _MOST = 12
 """Switches on one way, and tables in one switch: more are a circle."""
 _TYPES = {4: {"ip", "icmp", "tcp", "udp"}, 6: {"ipv6", "icmp6", "tcp6", "udp6"}}
+_ECHO = {4: (8, 0), 6: (128, 129)}
+"""Types of echo requests and replies (RFC 792, RFC 4443)."""
 _PROTOCOLS = {"icmp": {"icmp", "icmp6"}, "tcp": {"tcp", "tcp6"}, "udp": {"udp", "udp6"}}
 
 
@@ -60,7 +63,7 @@ def part(known: Underlay, entry: Entry) -> Part:
     same = [a for a in known.hosts[target][1] if len(a) == len(entry.at)] if target else []
     return Part(
         tuple(walk.hops), walk.mtu, OUTSIDE, "", entry.translation, packet,
-        target, same[0] if same else at, None, broken, "",
+        target, same[0] if same else at, None, (b"", b""), broken, "", tuple(walk.unknown),
     )  # fmt: skip
 
 
@@ -71,6 +74,7 @@ class _Walk:
         self._known = known
         self._packet = packet
         self._sender = ""
+        self.unknown: list[Unknown] = []
 
     def go(self, at: bytes) -> str:
         """Return the id of the host to which it comes."""
@@ -110,7 +114,7 @@ class _Walk:
         found = self._known.dump(switch)
         table = 0
         for _ in range(_MOST):
-            one = self._match(found, table, frame)
+            one = self._match(found, table, frame, switch)
             if one is None:
                 self._hop(switch, ingress, "dropped", f"no flow of table {table} takes it")
                 raise _Stopped(f"switch {switch}, table {table}: no flow takes it")
@@ -171,14 +175,22 @@ class _Walk:
         name = f"host {self._known.hosts[holder][0]}" if holder in self._known.hosts else "nobody"
         return f"the host at that port does not hold {source}, {name} does"
 
-    def _match(self, found: list[Counted], table: int, frame: _Frame) -> Counted | None:
-        there = [one for one in found if one.flow.table == table and self._fits(one.flow.match, frame)]
-        return max(there, key=lambda one: one.flow.priority, default=None)
+    def _match(self, found: list[Counted], table: int, frame: _Frame, switch: str) -> Counted | None:
+        there = [(one, self._fits(one.flow.match, frame)) for one in found if one.flow.table == table]
+        taken = max((one for one, fits in there if fits), key=lambda one: one.flow.priority, default=None)
+        for one, fits in there:
+            if fits is None and (taken is None or one.flow.priority > taken.flow.priority):
+                why = f"whether this flow takes it is not known: {one.flow.text} actions={one.flow.actions}"
+                self._hop(switch, self._name(switch, frame.port), "unknown", why)
+                self.unknown.append(Unknown(where(self.hops[-1]), why))
+        return taken
 
-    def _fits(self, parts: tuple[str, ...], frame: _Frame) -> bool:
-        return all(self._fit(part, frame) for part in parts)
+    def _fits(self, parts: tuple[str, ...], frame: _Frame) -> bool | None:
+        tests = [self._fit(part, frame) for part in parts]
+        return False if False in tests else None if None in tests else True
 
-    def _fit(self, text: str, frame: _Frame) -> bool:
+    def _fit(self, text: str, frame: _Frame) -> bool | None:
+        """Tell whether a part of a match is true of the packet, None where that is not known."""
         packet = self._packet
         family = packet.family
         name, given, value = text.partition("=")
@@ -196,7 +208,15 @@ class _Walk:
                 return _holds(value, packet.source)
             case "nw_dst" | "ipv6_dst":
                 return _holds(value, packet.target)
-        return False
+            case "dl_type":
+                return int(value, 0) == (0x0800 if family == 4 else 0x86DD)
+            case "tp_src" | "tcp_src" | "udp_src":
+                return value == str(packet.source_port)
+            case "tp_dst" | "tcp_dst" | "udp_dst":
+                return value == str(packet.port)
+            case "icmp_type" | "icmpv6_type" if packet.protocol == "icmp":
+                return value == str(_ECHO[family][packet.established])
+        return None
 
     def _name(self, switch: str, number: int) -> str:
         one = self._known.seen.get(switch, Seen())

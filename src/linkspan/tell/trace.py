@@ -194,7 +194,7 @@ class _Way:
             self.host, self.end, self.exit, silent = host, found.end, found.exit, found.silent
             if not found.to:
                 return
-            entry = Entry(found.packet, at=found.at, outer=found.outer)
+            entry = Entry(found.packet, at=found.at, outer=found.outer, macs=found.macs)
             host = "" if found.to == self._known.id else found.to
         raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
 
@@ -214,7 +214,9 @@ def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> N
     last = way.hops[-1]
     if way.end == OUTSIDE != target.netns:
         raise Broken(last, f"the packet for {target.name} leaves by {last.device}")
-    if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not translated:
+    # Only what the host's own addresses are asked for may be led into a container: a published port.
+    led = translated and target.netns == HOST
+    if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not led:
         raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
     if way.end != OUTSIDE == target.netns and not translated:
         raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")

@@ -1,55 +1,38 @@
 """A packet's walk through one host, one way, by the kernels' own answers.
 
-In the container: is the source address there, where does the route lead, is the link up. On the host: the
-port and its bridge, the guard; then either the bridge's FDB (bridged), or translation, route, the forward
-hooks of everybody's tables, masquerade (routed); then the next container, the host itself, or outside.
-The first answer that stops the packet ends the walk with ``Broken``.
+In the container: its address, route, link and own hooks. On the host: the port and its bridge, the guard; then either
+the bridge's FDB (bridged), or translation, route, the forward hooks of everybody's tables, masquerade (routed); then
+the next container and its hooks, the host itself, or outside. At each step the packet passes what ``passage`` has; the
+first answer that stops it ends the walk with ``Broken``.
 """
 
 from __future__ import annotations
 
-import errno
-import socket
-
 import msgspec
 
-from linkspan.addresses import SOCKET_FAMILY, mac_text
+from linkspan.addresses import mac_text
+from linkspan.firewall import TABLE
 from linkspan.model import Endpoint, Network
 from linkspan.state import HOST
-from linkspan.tell import iptables, rules
-from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, forwarding_off, headers, meaning, show
-from linkspan.tell.questions import (
-    BLACKHOLE,
-    LOCAL,
-    PROHIBIT,
-    UNREACHABLE,
-    Device,
-    Lookup,
-    Outer,
-    Packet,
-    Questions,
-)
-from linkspan.tell.rules import Frame, Verdict
-
-_REFUSING = {BLACKHOLE: "blackhole", UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
+from linkspan.tell import hooks
+from linkspan.tell.hops import OUTSIDE, Map, Translation, forwarding_off, show
+from linkspan.tell.passage import Passage
+from linkspan.tell.questions import FORWARD, IN, LOCAL, OUT, Device, Lookup, Packet, Port, Questions
+from linkspan.tell.rules import Frame
 
 
-class Walk:
-    """One way of one packet; ``hops`` grows as it goes, ``mtu`` is the least on the way.
+class Walk(Passage):
+    """One way of one packet.
 
-    ``end`` is the namespace in which it arrived, or OUTSIDE, where it left by ``exit``.
+    ``end`` is the namespace in which it arrived, or OUTSIDE, where it left by ``exit``. Where nobody can tell whether
+    it passes, the walk goes on as if it did.
     """
 
     def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
-        self.hops: list[Hop] = []
-        self.mtu = 65535
+        super().__init__(asked, known)
         self.exit = ""
         self.end = OUTSIDE
-        self._asked = asked
-        self._known = known
         self._translation = translation
-        self._outer: Outer | None = None
-        self._mark = 0
 
     # Where a packet starts.
 
@@ -58,13 +41,14 @@ class Walk:
         self._require_source(netns, packet)
         # A link that is down takes its routes along.
         self._usable(netns, self._asked.addresses(netns)[packet.source], packet)
-        lookup = self._asked.route(netns, packet)
-        self._require_route(netns, "", packet, lookup)
+        lookup, packet = self._started(netns, packet)
         if lookup.kind == LOCAL:
-            self._delivered(netns, lookup.device or "lo", packet)
+            self._looped(netns, packet)
             return
         device = self._usable(netns, lookup.device, packet)
+        self._require_own(netns, device, packet)
         self._narrow(device.mtu, lookup.mtu)
+        packet = self._sent(netns, device, packet)
         self._hop(netns, device.name, "sent", _way(lookup), packet)
         endpoint = self._known.at(netns, device.name)
         if endpoint is None:
@@ -75,30 +59,88 @@ class Walk:
     def from_host(self, packet: Packet) -> None:
         """Send from the host itself."""
         self._require_source(HOST, packet)
-        kinds = ("filter",) if packet.established else ("filter", "nat")
-        found = rules.decide(self._asked, rules.families(packet), kinds, "output", Frame(packet))
-        self._require_pass(found, "", packet)
-        packet = self._translated(found, packet, "")
-        lookup = self._asked.route(HOST, packet)
-        self._require_route(HOST, "", packet, lookup)
+        lookup, packet = self._started(HOST, packet)
         if lookup.kind == LOCAL:
-            self._delivered(HOST, lookup.device or "lo", packet)
+            self._looped(HOST, packet)
             return
         device = self._usable(HOST, lookup.device, packet)
         self._narrow(device.mtu, lookup.mtu)
         self._hop(HOST, device.name, "sent", _way(lookup), packet)
-        self._out_of_host(device, lookup, self._masked(Frame(packet, "", device.name), device))
+        self._out_of_host(device, lookup, self._posted(Frame(packet, "", device.name), device.name))
 
     def from_outside(self, arriving: str, packet: Packet) -> None:
         """Let a packet come in by one of the host's own links."""
         device = self._usable(HOST, arriving, packet)
         self._narrow(device.mtu)
         self._hop(HOST, arriving, "received", "from outside", packet)
-        self._route(arriving, b"", packet)
+        self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
+
+    def _sender(self, arriving: str, address: bytes) -> bytes:
+        """Return the MAC from which what an address sends comes: its own or its router's, b'' where it is not known."""
+        back = self._asked.route(HOST, Packet(b"", address))
+        entry = self._asked.neighbour(HOST, arriving, back.gateway or address)
+        return entry.mac if entry is not None and entry.known else b""
+
+    def _started(self, netns: int, packet: Packet) -> tuple[Lookup, Packet]:
+        """Pass the output hook; return the route, and the packet as it is then."""
+        lookup = self._asked.route(netns, packet)
+        self._require_route(netns, "", packet, lookup)
+        packet = self._entered(netns, packet)
+        packet = msgspec.structs.replace(packet, ttl=lookup.hops or self._usual_hops(netns, packet, lookup.device))
+        self._require_policy(netns, OUT, lookup.device, packet)
+        out = lookup.device or "lo"
+        found = hooks.passed(self._asked, "output", Frame(packet, "", out, netns=netns, started=True))
+        changed = self._after(found, netns, lookup.device if netns != HOST else "", packet)
+        self._remember(netns, changed)
+        changed = self._translated(netns, packet, changed, "", found.where)
+        if found.rerouted:
+            lookup = self._asked.route(netns, changed)
+            self._require_route(netns, "", changed, lookup)
+        return lookup, changed
+
+    def _looped(self, netns: int, packet: Packet) -> None:
+        """Send to the namespace itself, by its loopback device."""
+        frame = Frame(packet, "", "lo", netns=netns)
+        packet = self._after(hooks.passed(self._asked, "postrouting", frame), netns, "lo", packet)
+        packet = self._egress(msgspec.structs.replace(frame, packet=packet))
+        packet = self._ingress(Frame(packet, "lo", netns=netns))
+        self._received(netns, "lo", packet)
+
+    def _usual_hops(self, netns: int, packet: Packet, device: str) -> int:
+        path = "net/ipv4/ip_default_ttl" if packet.family == 4 else f"net/ipv6/conf/{device or 'lo'}/hop_limit"
+        return int(self._asked.setting(netns, path) or 64)
+
+    def _sent(self, netns: int, device: Device, packet: Packet) -> Packet:
+        """Leave a container's namespace: its postrouting hook, and what is attached to its link."""
+        frame = Frame(packet, "", device.name, netns=netns)
+        found = hooks.passed(self._asked, "postrouting", frame)
+        after = self._after(found, netns, device.name, packet)
+        if found.masked:
+            self._note(netns, device.name, f"rules of its own change its source ({found.where})", packet)
+            after = msgspec.structs.replace(after, source=packet.source)
+        return self._egress(msgspec.structs.replace(frame, packet=after, mac=device.mac))
+
+    def _entered(self, netns: int, packet: Packet) -> Packet:
+        """Return the packet as it comes into a namespace: without the marks and connections of the one before."""
+        mark: int | None = 0
+        state = ""
+        if packet.established:
+            mark = self._translation.marks.get(netns, 0)
+            state = "?" if netns in self._translation.untracked else ""
+        return msgspec.structs.replace(packet, mark=0, ct=state, ct_mark=mark)
+
+    def _remember(self, netns: int, packet: Packet) -> None:
+        """Remember what the answer's connection has in a namespace."""
+        if packet.established:
+            return
+        self._translation.marks[netns] = packet.ct_mark
+        if packet.ct == "untracked":
+            self._translation.untracked.append(netns)
 
     # The host's side of a container's link.
 
     def _into_host(self, endpoint: Endpoint, device: Device, following: bytes, packet: Packet) -> None:
+        packet = self._entered(HOST, packet)
         link = self._usable(HOST, endpoint.host_ifname, packet)
         self._narrow(link.mtu)
         network = self._known.networks.get(endpoint.network)
@@ -107,19 +149,25 @@ class Walk:
                 raise self._broken(
                     HOST, link.name, packet, f"nobody answers for {show(following)} on {link.name}"
                 )
+            self._require_own(HOST, link, packet)
+            why = f"ARP is off on {link.name} in host" if link.silent else ""
+            self._require_neighbour(endpoint.netns, device, following, link.mac, packet, why, (HOST, link.name))
             self._route(link.name, device.mac, packet)
             return
         bridge = self._bridge_of(link, network, packet)
         frame = Frame(packet, link.name, mac=device.mac)
-        self._require_pass(
-            rules.decide(self._asked, ("bridge",), ("filter",), "prerouting", frame), link.name, packet
-        )
-        mac = self._mac(endpoint.netns, device.name, following, bridge, packet)
+        frame = msgspec.structs.replace(frame, packet=self._ingress(frame))
+        if link.port is not None and link.port.locked:
+            self._require_unlocked(bridge, link, device.mac, packet)
+        packet = self._after(hooks.passed_bridge(self._asked, "prerouting", frame), HOST, link.name, packet)
+        mac = self._mac(endpoint.netns, device, following, bridge, packet)
         if mac == bridge.mac:
+            found = hooks.passed_bridge(self._asked, "input", msgspec.structs.replace(frame, packet=packet, to_mac=mac))
+            packet = self._after(found, HOST, bridge.name, packet)
             self._hop(HOST, bridge.name, "received", f"by port {link.name}, for the host to route", packet)
             self._route(bridge.name, device.mac, packet)
         else:
-            self._bridged(bridge, mac, following, packet)
+            self._bridged(bridge, mac, following, Frame(packet, link.name, "", device.mac, mac), link)
 
     def _bridge_of(self, link: Device, network: Network | None, packet: Packet) -> Device:
         expected = network.bridge if network else link.master
@@ -131,99 +179,163 @@ class Walk:
                 HOST, link.name, packet, f"port {link.name} is {where}; it belongs in {expected}"
             )
         bridge = self._usable(HOST, link.master, packet)
-        if not link.forwards:
+        if link.port is not None and not link.port.forwards:
             raise self._broken(
                 HOST, link.name, packet, f"port {link.name} of bridge {link.master} is not forwarding"
             )
+        if bridge.filters:
+            self._note(HOST, bridge.name, f"{bridge.name} filters by VLAN, which trace does not read", packet)
         return bridge
 
-    def _mac(self, netns: int, device: str, following: bytes, bridge: Device, packet: Packet) -> bytes:
+    def _require_unlocked(self, bridge: Device, link: Device, mac: bytes, packet: Packet) -> None:
+        """Refuse a frame of a MAC that a locked port has no forwarding entry for (bridge(8))."""
+        entry = self._asked.bridge_port(bridge.name, mac)
+        if entry is None or entry.own or entry.port != link.name:
+            reason = f"port {link.name} is locked, and {mac_text(mac)} is not in the bridge's FDB for it"
+            raise self._broken(HOST, link.name, packet, reason)
+
+    def _mac(self, netns: int, device: Device, following: bytes, bridge: Device, packet: Packet) -> bytes:
         """Return the MAC that the next hop has: by the neighbour table, or who would answer."""
-        entry = self._asked.neighbour(netns, device, following)
-        if entry is not None and entry.known:
-            return entry.mac
-        if self._asked.addresses(HOST).get(following) == bridge.name:
-            return bridge.mac
         owner = self._known.holding(following)
-        if owner is not None and following in self._asked.addresses(owner.netns):
+        own, why, at = b"", "", (HOST, bridge.name)
+        if self._asked.addresses(HOST).get(following) == bridge.name:
+            own = bridge.mac
+        elif owner is not None and following in self._asked.addresses(owner.netns):
             found = self._asked.device(owner.netns, owner.ifname)
-            if found is not None:
-                return found.mac
-        if owner is not None:
-            name = self._known.name(owner.netns)
-            why = f"its address is missing in {name}, or the interface {owner.ifname} is"
+            own = found.mac if found is not None else b""
+            why, at = self._silent(owner, found), (owner.netns, owner.ifname)
+        elif owner is not None:
+            why = f"its address is missing in {self._known.name(owner.netns)}, or the interface {owner.ifname} is"
         else:
             why = f"no container has it and it is not on {bridge.name}"
-        raise self._broken(netns, device, packet, f"nobody answers for {show(following)}: {why}")
+        return self._require_neighbour(netns, device, following, own, packet, why, at)
 
-    def _bridged(self, bridge: Device, mac: bytes, following: bytes, packet: Packet) -> None:
-        frame = Frame(packet, bridge.name, bridge.name, mac)
+    def _bridged(self, bridge: Device, mac: bytes, following: bytes, frame: Frame, source: Device | None) -> None:
+        """Send a frame out by a bridge's port: one that came by the port ``source``, or the host's own."""
+        packet = frame.packet
         call = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}[packet.family]
-        if self._asked.setting(HOST, f"net/bridge/{call}") == "1":
-            self._require_forward(frame, bridge.name)
+        if source is not None and self._asked.setting(HOST, f"net/bridge/{call}") == "1":
+            packet = self._seen_by_ip(bridge, source, msgspec.structs.replace(frame, to_mac=mac))
         owner = self._known.holding(following)
         learnt = self._asked.bridge_port(bridge.name, mac)
-        port = learnt or (owner.host_ifname if owner else "")
+        port = learnt.port if learnt is not None else owner.host_ifname if owner else ""
         endpoint = self._known.behind(port)
-        if endpoint is None:
-            told = f"port {port}, behind which is no container" if port else "no port"
+        if learnt is not None and learnt.own:
+            raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB has {mac_text(mac)} as the host's own")
+        if endpoint is None or (owner is not None and endpoint.host_ifname != owner.host_ifname):
+            behind = self._known.name(endpoint.netns) if endpoint else "no container"
+            told = f"port {port}, behind which is {behind}" if port else "no port"
             raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB leads {mac_text(mac)} to {told}")
         link = self._usable(HOST, port, packet)
         self._bridge_of(link, self._known.networks.get(endpoint.network), packet)
-        how = "FDB" if learnt else "flooded, not learnt yet"
+        self._require_port(bridge, link, source, mac, packet, flooded=learnt is None)
+        frame = msgspec.structs.replace(frame, packet=packet, leaving=port, to_mac=mac)
+        for hook in ("output" if source is None else "forward", "postrouting"):
+            packet = self._after(hooks.passed_bridge(self._asked, hook, frame), HOST, bridge.name, packet)
+            frame = msgspec.structs.replace(frame, packet=packet)
+        how = "FDB" if learnt is not None else "flooded, not learnt yet"
         self._narrow(bridge.mtu, link.mtu)
         self._hop(
             HOST, bridge.name, "bridged", f"{mac_text(mac)} is behind port {port} ({how})", packet, port
         )
-        self._into_container(endpoint, packet)
+        self._into_container(endpoint, self._egress(frame), frame)
+
+    def _seen_by_ip(self, bridge: Device, source: Device, frame: Frame) -> Packet:
+        """Let a bridged frame pass the hooks of IP, as br_netfilter has it: in and out by the bridge."""
+        for hook in ("prerouting", "forward", "postrouting"):
+            leaving = "" if hook == "prerouting" else bridge.name
+            frame = msgspec.structs.replace(frame, arriving=bridge.name, leaving=leaving)
+            device = source.name if hook == "prerouting" else bridge.name
+            before, found = frame.packet, hooks.passed(self._asked, hook, frame)
+            after = self._after(found, HOST, device, before)
+            if (after.source, after.target, after.port) != (before.source, before.target, before.port):
+                self._note(HOST, device, f"{found.where} translates what the bridge passes on", before)
+                after = msgspec.structs.replace(
+                    after, source=before.source, target=before.target, port=before.port, translated=before.translated
+                )
+            frame = msgspec.structs.replace(frame, packet=after)
+        return frame.packet
+
+    def _require_port(
+        self, bridge: Device, link: Device, source: Device | None, mac: bytes, packet: Packet, *, flooded: bool
+    ) -> None:
+        port = link.port or Port()
+        if port.isolated and source is not None and source.port is not None and source.port.isolated:
+            reason = f"ports {source.name} and {link.name} of bridge {bridge.name} are isolated from each other"
+            raise self._broken(HOST, link.name, packet, reason)
+        if flooded and not port.floods:
+            reason = f"bridge {bridge.name} has not learnt {mac_text(mac)}, and floods nothing to port {link.name}"
+            raise self._broken(HOST, link.name, packet, reason)
 
     # The host as a router.
 
     def _route(self, arriving: str, mac: bytes, packet: Packet) -> None:
-        frame = Frame(packet, arriving, mac=mac, mark=self._mark)
-        kinds = ("filter",) if packet.established else ("filter", "nat")
-        found = rules.decide(self._asked, rules.families(packet), kinds, "prerouting", frame)
-        self._require_pass(found, arriving, packet)
-        packet = self._restored(self._translated(found, packet, arriving), arriving)
+        before = packet
+        frame = Frame(packet, arriving, mac=mac)
+        frame = msgspec.structs.replace(frame, packet=self._ingress(frame))
+        found = hooks.passed(self._asked, "prerouting", frame, self._restored)
+        packet = self._after(found, HOST, arriving, frame.packet)
+        self._remember(HOST, packet)
+        if packet.established and packet.target != before.target:
+            self._hop(HOST, arriving, "translated", f"masquerade undone: to {show(packet.target)}", packet)
+        else:
+            packet = self._translated(HOST, before, packet, arriving, found.where)
         lookup = self._asked.route(HOST, packet, arriving)
         self._require_route(HOST, arriving, packet, lookup)
         if lookup.kind == LOCAL:
-            hook = rules.decide(
-                self._asked, rules.families(packet), ("filter",), "input", Frame(packet, arriving, mac=mac)
-            )
-            self._require_pass(hook, arriving, packet)
-            self._delivered(HOST, arriving, self._unpublished(packet, arriving))
+            found = hooks.passed(self._asked, "input", Frame(packet, arriving, mac=mac), self._unpublished)
+            packet = self._untranslated(packet, self._after(found, HOST, arriving, packet), arriving)
+            self._require_policy(HOST, IN, arriving, packet)
+            self._delivered(HOST, arriving, packet)
             return
         if packet.family == 6 and self._asked.setting(HOST, "net/ipv6/conf/all/forwarding") == "0":
             raise self._broken(HOST, arriving, packet, forwarding_off(6, "all"))
+        self._require_policy(HOST, FORWARD, arriving, packet)
+        packet = self._counted_down(arriving, packet)
+        self._require_policy(HOST, OUT, lookup.device, packet)
         device = self._usable(HOST, lookup.device, packet)
         self._narrow(device.mtu, lookup.mtu)
         frame = Frame(packet, arriving, device.name, mac)
-        allowed = self._require_forward(frame, device.name)
-        self._hop(HOST, device.name, "routed", _way(lookup) + (f"; {allowed}" if allowed else ""), packet)
-        packet = self._masked(frame, device)
-        self._out_of_host(device, lookup, self._unpublished(packet, device.name))
+        packet = self._after(hooks.passed(self._asked, "forward", frame), HOST, device.name, packet)
+        self._hop(HOST, device.name, "routed", _way(lookup), packet)
+        packet = self._posted(Frame(packet, arriving, device.name, mac), device.name)
+        self._out_of_host(device, lookup, packet)
 
-    def _require_forward(self, frame: Frame, device: str) -> str:
-        found = rules.decide(self._asked, rules.families(frame.packet), ("filter",), "forward", frame)
-        self._require_pass(found, device, frame.packet)
-        others = iptables.forwarded(self._asked.iptables(frame.packet.family), frame)
-        self._require_pass(others, device, frame.packet)
-        unsure = found.unsure + others.unsure
-        return f"not understood: {unsure[0]}" if unsure else ""
+    def _counted_down(self, arriving: str, packet: Packet) -> Packet:
+        """Return the packet with its TTL after one more router."""
+        if packet.ttl <= 1:
+            by = f", which {packet.ttl_by} has set" if packet.ttl_by else ""
+            raise self._broken(HOST, arriving, packet, f"its TTL is at an end here{by}")
+        return msgspec.structs.replace(packet, ttl=packet.ttl - 1)
+
+    def _posted(self, frame: Frame, device: str) -> Packet:
+        """Pass the host's postrouting hook, which may change the source."""
+        packet = frame.packet
+        found = hooks.passed(self._asked, "postrouting", frame, self._unpublished)
+        changed = self._after(found, HOST, device, packet)
+        if packet.established:
+            return self._untranslated(packet, changed, device)
+        if found.masked:
+            self._translation.masked = (packet.source, changed.source)
+            detail = f"the source is {show(changed.source)} now ({found.where})"
+            self._hop(HOST, device, "masqueraded", detail, changed)
+        return changed
 
     def _out_of_host(self, device: Device, lookup: Lookup, packet: Packet) -> None:
-        last = Frame(packet, "", device.name)
-        found = rules.decide(self._asked, rules.families(packet), ("filter",), "postrouting", last)
-        self._require_pass(found, device.name, packet)
         following = lookup.gateway or packet.target
+        packet = self._egress(Frame(packet, "", device.name, device.mac))
         if device.kind == "bridge" and any(n.bridge == device.name for n in self._known.networks.values()):
-            mac = self._mac(HOST, device.name, following, device, packet)
-            self._bridged(device, mac, following, packet)
+            mac = self._mac(HOST, device, following, device, packet)
+            self._bridged(device, mac, following, Frame(packet, "", "", device.mac, mac), None)
             return
         endpoint = self._known.behind(device.name)
         if endpoint is not None:
-            self._into_container(endpoint, packet)
+            there = self._asked.device(endpoint.netns, endpoint.ifname)
+            if following in self._asked.addresses(endpoint.netns) and there is not None:
+                why = self._silent(endpoint, there)
+                at = endpoint.netns, endpoint.ifname
+                self._require_neighbour(HOST, device, following, there.mac, packet, why, at)
+            self._into_container(endpoint, packet, Frame(packet, "", "", device.mac))
             return
         self._leave(device, following, packet)
 
@@ -238,8 +350,9 @@ class Walk:
         self._arrived(packet)
         self._hop(HOST, device.name, "left", f"towards {show(following)}, outside this host", packet)
 
-    def _into_container(self, endpoint: Endpoint, packet: Packet) -> None:
+    def _into_container(self, endpoint: Endpoint, packet: Packet, frame: Frame) -> None:
         netns = endpoint.netns
+        packet = self._entered(netns, packet)
         device = self._usable(netns, endpoint.ifname, packet)
         self._narrow(device.mtu)
         if packet.target not in self._asked.addresses(netns):
@@ -247,133 +360,68 @@ class Walk:
             raise self._broken(
                 netns, device.name, packet, f"address {show(packet.target)} is missing on {where}"
             )
-        lookup = self._asked.route(netns, packet, device.name)
-        self._require_route(netns, device.name, packet, lookup)
-        self._delivered(netns, device.name, packet)
+        self._require_own(netns, device, packet)
+        frame = Frame(packet, device.name, "", frame.mac, device.mac, netns)
+        self._received(netns, device.name, self._ingress(frame), frame.mac)
+
+    def _received(self, netns: int, arriving: str, packet: Packet, mac: bytes = b"") -> None:
+        """Take a packet in that is for the namespace itself: its own hooks, route and policies."""
+        frame = Frame(packet, arriving, mac=mac, netns=netns)
+        found = hooks.passed(self._asked, "prerouting", frame)
+        changed = self._after(found, netns, arriving, packet)
+        self._remember(netns, changed)
+        changed = self._translated(netns, packet, changed, arriving, found.where)
+        if arriving != "lo":
+            lookup = self._asked.route(netns, changed, arriving)
+            self._require_route(netns, arriving, changed, lookup)
+        found = hooks.passed(self._asked, "input", msgspec.structs.replace(frame, packet=changed))
+        changed = self._after(found, netns, arriving, changed)
+        self._require_policy(netns, IN, arriving, changed)
+        self._delivered(netns, arriving, changed)
 
     # Translation, both ways.
 
-    def _translated(self, found: Verdict, packet: Packet, device: str) -> Packet:
-        if not found.to:
-            return packet
-        target = socket.inet_pton(SOCKET_FAMILY[packet.family], found.to[0])
-        port = int(found.to[1]) if len(found.to) > 1 else packet.port
-        changed = msgspec.structs.replace(packet, target=target, port=port, translated=True)
-        self._translation.dnat = packet
-        self._hop(HOST, device, "translated", f"published port: now to {found.to[0]} port {port}", changed)
-        return changed
+    def _translated(self, netns: int, before: Packet, after: Packet, device: str, where: str) -> Packet:
+        """Tell of a changed target; a container's own translation is not followed."""
+        if after.target == before.target and after.port == before.port:
+            return after
+        if netns != HOST:
+            self._note(netns, device, f"rules of its own lead it to {show(after.target)} ({where})", before)
+            return msgspec.structs.replace(after, target=before.target, port=before.port, translated=before.translated)
+        self._translation.dnat = before
+        port = f" port {after.port}" if after.port else ""
+        what = "published port: " if where.split()[1:2] == [TABLE] else ""
+        detail = f"{what}now to {show(after.target)}{port}" + ("" if what else f" ({where})")
+        self._hop(HOST, device, "translated", detail, after)
+        return after
 
-    def _masked(self, frame: Frame, device: Device) -> Packet:
-        packet = frame.packet
-        if packet.established:
-            return packet
-        found = rules.decide(self._asked, rules.families(packet), ("nat",), "postrouting", frame)
-        if not found.masked:
-            return packet
-        own = self._asked.route(HOST, msgspec.structs.replace(packet, source=b"")).source
-        if not own:
-            why = f"masquerade has no address to use: {device.name} has none"
-            raise self._broken(HOST, device.name, packet, why)
-        changed = msgspec.structs.replace(packet, source=own)
-        self._translation.masked = (packet.source, own)
-        self._hop(HOST, device.name, "masqueraded", f"the source is {show(own)} now ({found.where})", changed)
-        return changed
-
-    def _restored(self, packet: Packet, device: str) -> Packet:
-        """Undo on a reply what was done on the way there, as connection tracking does before routing."""
-        if not packet.established:
-            return packet
-        if self._translation.masked and packet.target == self._translation.masked[1]:
-            packet = msgspec.structs.replace(packet, target=self._translation.masked[0])
-            self._hop(HOST, device, "translated", f"masquerade undone: to {show(packet.target)}", packet)
+    def _restored(self, packet: Packet) -> Packet:
+        """Undo masquerade on an answer, as connection tracking does before routing."""
+        masked = self._translation.masked
+        if packet.established and not packet.ct and masked and packet.target == masked[1]:
+            return msgspec.structs.replace(packet, target=masked[0])
         return packet
 
-    def _unpublished(self, packet: Packet, device: str) -> Packet:
-        """Give a reply, after routing, the source that the client asked."""
+    def _unpublished(self, packet: Packet) -> Packet:
+        """Give an answer the source that the client asked, as connection tracking does after routing."""
         dnat = self._translation.dnat
-        if not packet.established or dnat is None or packet.source == dnat.target:
+        if not packet.established or packet.ct or dnat is None or packet.source == dnat.target:
             return packet
-        packet = msgspec.structs.replace(packet, source=dnat.target, source_port=dnat.port)
-        self._hop(HOST, device, "translated", f"published port undone: from {show(dnat.target)}", packet)
-        return packet
+        return msgspec.structs.replace(packet, source=dnat.target, source_port=dnat.port)
 
-    # What stops a packet.
-
-    def _require_source(self, netns: int, packet: Packet) -> None:
-        if packet.source and packet.source not in self._asked.addresses(netns):
-            name = self._known.name(netns)
-            owner = self._known.holding(packet.source)
-            device = owner.ifname if owner and netns != HOST else ""
-            where = f" on {device}" if device else ""
-            raise self._broken(
-                netns, device, packet, f"address {show(packet.source)} is missing in {name}{where}"
-            )
-
-    def _usable(self, netns: int, name: str, packet: Packet) -> Device:
-        found = self._asked.device(netns, name)
-        where = self._known.name(netns)
-        if found is None:
-            raise self._broken(netns, name, packet, f"link {name} does not exist in {where}")
-        if not found.up:
-            raise self._broken(netns, name, packet, f"link {name} in {where} is down")
-        if not found.carrier and found.kind != "bridge":
-            raise self._broken(
-                netns, name, packet, f"link {name} in {where} has no carrier: its other end is down"
-            )
-        return found
-
-    def _require_route(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
-        where, target = self._known.name(netns), show(packet.target)
-        why = f": {lookup.learnt}" if lookup.learnt else ""
-        if lookup.kind in _REFUSING:
-            reason = f"{target} meets the {_REFUSING[lookup.kind]} route {lookup.matched} in {where}"
-            raise self._broken(netns, arriving, packet, reason + (why or ": nobody holds this address"))
-        if not lookup.error:
-            return
-        if arriving and packet.family == 4:
-            self._require_forwarding(netns, arriving, packet, lookup)
-        if lookup.error in (errno.EHOSTUNREACH, errno.EACCES):
-            raise self._broken(netns, arriving, packet, f"{target} meets an unreachable route in {where}{why}")
-        if lookup.error == errno.ENETUNREACH:
-            raise self._broken(netns, arriving, packet, f"{where} has no route to {target}")
-        words = errno.errorcode.get(lookup.error, str(lookup.error))
-        refused = f"the kernel refuses to route to {target} in {where} ({words})"
-        raise self._broken(netns, arriving, packet, refused)
-
-    def _require_forwarding(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
-        """Say which setting makes the kernel refuse an IPv4 packet that arrives."""
-        where = self._known.name(netns)
-        if lookup.error == errno.EHOSTUNREACH:
-            local = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
-            if not local.error and self._asked.setting(netns, f"net/ipv4/conf/{arriving}/forwarding") == "0":
-                raise self._broken(netns, arriving, packet, forwarding_off(4, arriving))
-        if lookup.error in (errno.EINVAL, errno.EXDEV):
-            back = self._asked.route(netns, Packet(b"", packet.source))
-            levels = [self._asked.setting(netns, f"net/ipv4/conf/{n}/rp_filter") for n in ("all", arriving)]
-            if back.kind == LOCAL:
-                raise self._broken(
-                    netns, arriving, packet, f"{show(packet.source)} is an address of {where} itself"
-                )
-            way = f"by {back.device}" if back.device else "nowhere"
-            reason = f"the way back to {show(packet.source)} leads {way}, not by {arriving}"
-            mode = "strict" if max(levels) == "1" else "loose"
-            raise self._broken(
-                netns, arriving, packet, f"rp_filter ({mode}) on {arriving} drops it: {reason}"
-            )
-
-    def _require_pass(self, found: Verdict, device: str, packet: Packet) -> None:
-        if not found.passes:
-            raise self._broken(
-                HOST, device, packet, f"{meaning(found.rule, packet)} ({found.where}: {found.rule})"
-            )
-
-    def _broken(self, netns: int, device: str, packet: Packet, reason: str) -> Broken:
-        self._hop(netns, device, "dropped", reason, packet)
-        return Broken(self.hops[-1], reason)
+    def _untranslated(self, before: Packet, after: Packet, device: str) -> Packet:
+        """Tell of an answer's source that was put back."""
+        if after.source != before.source:
+            self._hop(HOST, device, "translated", f"published port undone: from {show(after.source)}", after)
+        return after
 
     # What is told.
 
     def _delivered(self, netns: int, device: str, packet: Packet) -> None:
+        path = {4: "net/ipv4/icmp_echo_ignore_all", 6: "net/ipv6/icmp/echo_ignore_all"}[packet.family]
+        if packet.protocol == "icmp" and not packet.established and self._asked.setting(netns, path) == "1":
+            reason = f"{self._known.name(netns)} answers no ping ({path.replace('/', '.')}=1)"
+            raise self._broken(netns, device, packet, reason)
         self.end = netns
         self._arrived(packet)
         detail = "the packet has arrived"
@@ -384,14 +432,6 @@ class Walk:
     def _arrived(self, packet: Packet) -> None:
         if not packet.established:
             self._translation.arrived = packet
-
-    def _hop(self, netns: int, device: str, action: str, detail: str, packet: Packet, port: str = "") -> None:
-        name = self._known.name(netns)
-        told = headers(packet, self._outer)
-        self.hops.append(Hop(self._known.host, name, device, action, detail, told, port, mtu=self.mtu))
-
-    def _narrow(self, *mtus: int) -> None:
-        self.mtu = min(self.mtu, *(m for m in mtus if m)) if any(mtus) else self.mtu
 
 
 def _way(lookup: Lookup) -> str:

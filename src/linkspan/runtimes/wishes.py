@@ -1,0 +1,24 @@
+"""Wishes of engines' users for a network: refused where the linkspan network is not so."""
+
+from __future__ import annotations
+
+from linkspan.errors import Invalid
+from linkspan.model import Network
+
+
+def check(network: Network, *, internal: str, ipv6: str) -> None:
+    """Raise Invalid where an option asks for what the network is not.
+
+    Each is the option's name, as the engine's users know it, or "" where it was not given.
+    """
+    name = network.name
+    if internal and not network.internal:
+        raise Invalid(
+            f"network {name} is not internal, so {internal} would not hold",
+            f"leave it out, or make a network that is: linkspan network create {name}-internal --pool ... --internal",
+        )
+    if ipv6 and not any(pool.family == 6 for pool in network.prefixes):
+        raise Invalid(
+            f"network {name} has no IPv6 pool, so {ipv6} would have no effect",
+            f"leave it out, or add a pool: linkspan network update {name} --add-pool PREFIX",
+        )

@@ -1,0 +1,301 @@
+"""What a packet passes in a namespace: hooks, what is attached to devices, policies, routes, links and neighbours.
+
+Each of these lets it pass, stops it (``Broken``), or is a place of which nobody can tell what happens (``unknown``).
+"""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+
+from linkspan.addresses import Prefix, mac_text
+from linkspan.firewall import TABLE
+from linkspan.kernel.policies import Rule, XfrmPolicy
+from linkspan.model import Endpoint
+from linkspan.state import HOST
+from linkspan.tell import hooks, rules
+from linkspan.tell.hops import Broken, Hop, Map, Unknown, forwarding_off, headers, meaning, show, where
+from linkspan.tell.questions import (
+    BLACKHOLE,
+    LOCAL,
+    PROHIBIT,
+    UNREACHABLE,
+    Device,
+    Lookup,
+    Outer,
+    Packet,
+    Questions,
+)
+from linkspan.tell.rules import Frame, Verdict
+
+_NEVER = 8
+"""The level of arp_ignore at which no address is answered for (Documentation/networking/ip-sysctl)."""
+_REFUSING = {BLACKHOLE: "blackhole", UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
+
+
+class Passage:
+    """What one packet passes; ``hops`` grows as it goes, ``mtu`` is the least on the way.
+
+    ``unknown`` are the places at which nobody can tell whether it passes.
+    """
+
+    def __init__(self, asked: Questions, known: Map) -> None:
+        self.hops: list[Hop] = []
+        self.mtu = 65535
+        self.unknown: list[Unknown] = []
+        self._asked = asked
+        self._known = known
+        self._outer: Outer | None = None
+
+    # Hooks, and what trace cannot read.
+
+    def _after(self, found: Verdict, netns: int, device: str, packet: Packet) -> Packet:
+        """Return the packet after a hook. Raises Broken where it is dropped there."""
+        for rule in found.unsure:
+            self._note(netns, device, f"whether a rule applies is not known: {rule}", packet)
+        if not found.passes:
+            why = meaning(found.rule, packet) if found.where.split()[1:2] == [TABLE] else "a firewall drops it"
+            if found.rule == "policy DROP":
+                why = f"the policy of another's {found.where.split()[-1]} chain drops it"
+            raise self._broken(netns, device, packet, f"{why} ({found.where}: {found.rule})")
+        return found.packet or packet
+
+    def _ingress(self, frame: Frame) -> Packet:
+        """Take a frame in by its device: past programs and filters, and nftables' hook there."""
+        self._below("ingress", frame, frame.arriving)
+        attached = self._asked.attached(frame.netns, frame.arriving).ingress
+        packet = self._past(attached, frame.netns, frame.arriving, frame.packet)
+        found = hooks.passed_link(self._asked, "ingress", msgspec.structs.replace(frame, packet=packet))
+        return self._after(found, frame.netns, frame.arriving, packet)
+
+    def _egress(self, frame: Frame) -> Packet:
+        """Send a frame out by its device: nftables' hook there, then programs, filters and queues."""
+        found = hooks.passed_link(self._asked, "egress", frame)
+        packet = self._after(found, frame.netns, frame.leaving, frame.packet)
+        attached = self._asked.attached(frame.netns, frame.leaving).egress
+        packet = self._past(attached, frame.netns, frame.leaving, packet)
+        self._below("egress", msgspec.structs.replace(frame, packet=packet), frame.leaving)
+        return packet
+
+    def _below(self, hook: str, frame: Frame, device: str) -> None:
+        """Pass the devices by which somebody else's bridge, bond or VLAN sends: any of its ports may be the one."""
+        if any(network.bridge == device for network in self._known.networks.values()):
+            return  # a port of ours is passed by itself
+        ways = {"ingress": ("prerouting", "input"), "egress": ("output", "postrouting")}[hook]
+        for lower in self._asked.below(frame.netns, device):
+            told = self._asked.attached(frame.netns, lower)
+            self._past(told.ingress if hook == "ingress" else told.egress, frame.netns, lower, frame.packet)
+            there = msgspec.structs.replace(frame, **{"arriving" if hook == "ingress" else "leaving": lower})
+            found = [hooks.passed_link(self._asked, hook, there)]
+            found += [hooks.passed_bridge(self._asked, way, there) for way in ways]
+            for one in found:
+                for rule in one.unsure:
+                    self._note(frame.netns, lower, f"whether a rule applies is not known: {rule}", frame.packet)
+                if not one.passes:
+                    why = f"{one.where} drops it where it goes by {lower}: {one.rule}"
+                    self._note(frame.netns, lower, why, frame.packet)
+
+    def _past(self, attached: tuple[str, ...], netns: int, device: str, packet: Packet) -> Packet:
+        for one in attached:
+            place = f"{device} in {self._known.name(netns)}"
+            why = f"{one} at {place} may drop, redirect or mark it, and trace cannot read that"
+            self._note(netns, device, why, packet)
+        return msgspec.structs.replace(packet, mark=None) if attached else packet
+
+    def _note(self, netns: int, device: str, why: str, packet: Packet) -> None:
+        """Remember a place at which nobody can tell whether the packet passes."""
+        self._hop(netns, device, "unknown", why, packet)
+        self.unknown.append(Unknown(where(self.hops[-1]), why))
+
+    # What stops a packet.
+
+    def _require_policy(self, netns: int, direction: int, device: str, packet: Packet) -> None:
+        """Refuse what an XFRM policy blocks; where one wants it encrypted, nobody can tell."""
+        for policy in self._asked.policies(netns):
+            if policy.direction != direction or not _chosen(policy, packet):
+                continue
+            ends = f"src {policy.source} dst {policy.target} dir {('in', 'out', 'fwd')[direction]}"
+            sure = not policy.ports and not policy.device and (not policy.mark[1] or packet.mark is not None)
+            if policy.blocks and sure:
+                raise self._broken(netns, device, packet, f"an XFRM policy blocks it (ip xfrm policy: {ends})")
+            if policy.blocks or policy.transforms:
+                self._note(netns, device, f"an XFRM policy may block or encrypt it ({ends})", packet)
+            if sure:
+                return
+
+    def _require_own(self, netns: int, device: Device, packet: Packet) -> None:
+        """Refuse a link that is a port of somebody's bridge, which takes what comes in by it."""
+        if not device.master:
+            return
+        name = self._known.name(netns)
+        if device.port is not None:
+            reason = f"link {device.name} in {name} is a port of bridge {device.master}, which takes what it receives"
+            raise self._broken(netns, device.name, packet, reason)
+        self._note(netns, device.name, f"{device.name} in {name} belongs to {device.master}", packet)
+
+    def _require_source(self, netns: int, packet: Packet) -> None:
+        if packet.source and packet.source not in self._asked.addresses(netns):
+            name = self._known.name(netns)
+            owner = self._known.holding(packet.source)
+            device = owner.ifname if owner and netns != HOST else ""
+            where = f" on {device}" if device else ""
+            raise self._broken(
+                netns, device, packet, f"address {show(packet.source)} is missing in {name}{where}"
+            )
+
+    def _usable(self, netns: int, name: str, packet: Packet) -> Device:
+        found = self._asked.device(netns, name)
+        where = self._known.name(netns)
+        if found is None:
+            raise self._broken(netns, name, packet, f"link {name} does not exist in {where}")
+        if not found.up:
+            raise self._broken(netns, name, packet, f"link {name} in {where} is down")
+        if not found.carrier and found.kind != "bridge":
+            raise self._broken(
+                netns, name, packet, f"link {name} in {where} has no carrier: its other end is down"
+            )
+        return found
+
+    def _require_route(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
+        where, target = self._known.name(netns), show(packet.target)
+        why = f": {lookup.learnt}" if lookup.learnt else ""
+        if not lookup.error and lookup.kind not in _REFUSING:
+            return
+        rule = next((r for r in self._asked.refusing(netns, packet.family) if _refuses(r, packet, arriving)), None)
+        if rule is not None and lookup.error != errno.EXDEV:
+            raise self._broken(netns, arriving, packet, f"a policy rule refuses {target} in {where} ({rule})")
+        if lookup.kind in _REFUSING:
+            reason = f"{target} meets the {_REFUSING[lookup.kind]} route {lookup.matched} in {where}"
+            raise self._broken(netns, arriving, packet, reason + (why or ": nobody holds this address"))
+        if lookup.error == errno.EINVAL:
+            onward = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
+            if onward.error == errno.EINVAL:
+                raise self._broken(netns, arriving, packet, f"{target} meets a blackhole route in {where}")
+        if arriving and packet.family == 4:
+            self._require_forwarding(netns, arriving, packet, lookup)
+        if lookup.error in (errno.EHOSTUNREACH, errno.EACCES):
+            raise self._broken(netns, arriving, packet, f"{target} meets an unreachable route in {where}{why}")
+        if lookup.error == errno.ENETUNREACH:
+            raise self._broken(netns, arriving, packet, f"{where} has no route to {target}")
+        words = errno.errorcode.get(lookup.error, str(lookup.error))
+        refused = f"the kernel refuses to route to {target} in {where} ({words})"
+        raise self._broken(netns, arriving, packet, refused)
+
+    def _require_forwarding(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
+        """Say which setting makes the kernel refuse an IPv4 packet that arrives."""
+        where = self._known.name(netns)
+        if lookup.error == errno.EHOSTUNREACH:
+            local = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
+            if not local.error and self._asked.setting(netns, f"net/ipv4/conf/{arriving}/forwarding") == "0":
+                raise self._broken(netns, arriving, packet, forwarding_off(4, arriving))
+        if lookup.error in (errno.EINVAL, errno.EXDEV):
+            back = self._asked.route(netns, Packet(b"", packet.source))
+            levels = [self._asked.setting(netns, f"net/ipv4/conf/{n}/rp_filter") for n in ("all", arriving)]
+            if back.kind == LOCAL:
+                raise self._broken(
+                    netns, arriving, packet, f"{show(packet.source)} is an address of {where} itself"
+                )
+            way = f"by {back.device}" if back.device else "nowhere"
+            reason = f"the way back to {show(packet.source)} leads {way}, not by {arriving}"
+            mode = "strict" if max(levels) == "1" else "loose"
+            raise self._broken(
+                netns, arriving, packet, f"rp_filter ({mode}) on {arriving} drops it: {reason}"
+            )
+
+    def _broken(self, netns: int, device: str, packet: Packet, reason: str) -> Broken:
+        self._hop(netns, device, "dropped", reason, packet)
+        return Broken(self.hops[-1], reason)
+
+    # Neighbours.
+
+    def _silent(self, owner: Endpoint, device: Device | None) -> str:
+        """Return why a container does not answer for its own address by ARP, '' where it does."""
+        name = self._known.name(owner.netns)
+        if device is not None and device.silent:
+            return f"ARP is off on {owner.ifname} in {name}"
+        levels = [self._asked.setting(owner.netns, f"net/ipv4/conf/{n}/arp_ignore") for n in ("all", owner.ifname)]
+        level = max(int(value or 0) for value in levels)
+        return f"arp_ignore={level} in {name}" if level >= _NEVER else ""
+
+    def _require_neighbour(
+        self,
+        netns: int,
+        device: Device,
+        following: bytes,
+        own: bytes,
+        packet: Packet,
+        why: str = "",
+        at: tuple[int, str] = (HOST, ""),
+    ) -> bytes:
+        """Return the next hop's MAC, which is ``own`` where that is known; ``why`` is why it would not answer.
+
+        What the neighbour table has must be true, and where it has nothing the next hop must answer: ``at`` is the
+        namespace and the link at which it is asked.
+        """
+        address, where = show(following), self._known.name(netns)
+        entry = self._asked.neighbour(netns, device.name, following)
+        if device.silent and (entry is None or not entry.known or entry.mac == device.mac):
+            reason = f"ARP is off on {device.name} in {where}, so {address} is not asked for its MAC"
+            raise self._broken(netns, device.name, packet, reason)
+        if entry is not None and entry.known:
+            if own and entry.mac != own:
+                reason = f"{where} has {mac_text(entry.mac)} as the neighbour {address}, whose MAC is {mac_text(own)}"
+                raise self._broken(netns, device.name, packet, reason)
+            return entry.mac
+        if not why and own:
+            source = packet.source if len(packet.source) == len(following) else b""
+            if source not in self._asked.addresses(netns):
+                source = self._asked.route(netns, Packet(b"", following)).source
+            question = Packet(source, following, "arp")
+            if packet.family == 4:
+                asking = Frame(question, "", device.name, device.mac, netns=netns)
+                self._after(hooks.passed_arp(self._asked, "output", asking), netns, device.name, packet)
+                answer = Packet(following, source, "arp", established=True)
+                taking = Frame(answer, device.name, "", own, device.mac, netns)
+                self._after(hooks.passed_arp(self._asked, "input", taking), netns, device.name, packet)
+                if source and at[1]:  # the kernel answers only whom it would take packets from
+                    self._require_route(*at, question, self._asked.route(at[0], question, at[1]))
+            if not source or self._asked.answering(netns, device.name, source, following) is not None:
+                return own
+            why = f"it was asked on {device.name} of {where} just now"
+        if not why:
+            return own
+        raise self._broken(netns, device.name, packet, f"nobody answers for {address}: {why}")
+
+    # What is told.
+
+    def _hop(self, netns: int, device: str, action: str, detail: str, packet: Packet, port: str = "") -> None:
+        name = self._known.name(netns)
+        told = headers(packet, self._outer)
+        self.hops.append(Hop(self._known.host, name, device, action, detail, told, port, mtu=self.mtu))
+
+    def _narrow(self, *mtus: int) -> None:
+        self.mtu = min(self.mtu, *(m for m in mtus if m)) if any(mtus) else self.mtu
+
+
+def _chosen(policy: XfrmPolicy, packet: Packet) -> bool:
+    """Tell whether an XFRM policy may be for a packet, so far as is known."""
+    if policy.target.family != packet.family:
+        return False
+    bits = len(packet.target) * 8
+    ends = policy.source.holds(Prefix(packet.source, bits)) and policy.target.holds(Prefix(packet.target, bits))
+    number = rules.NUMBERS["icmpv6" if (packet.protocol, packet.family) == ("icmp", 6) else packet.protocol]
+    mark, mask = policy.mark
+    marked = packet.mark is None or packet.mark & mask == mark
+    return ends and marked and policy.protocol in (0, number)
+
+
+def _refuses(rule: Rule, packet: Packet, arriving: str) -> bool:
+    """Tell whether a policy rule is for a packet that comes by a link, or ('') starts here."""
+    bits = len(packet.target) * 8
+    mark, mask = rule.mark
+    for_it = (
+        (rule.source is None or rule.source.holds(Prefix(packet.source, bits)))
+        and (rule.target is None or rule.target.holds(Prefix(packet.target, bits)))
+        and (packet.mark is None or packet.mark & mask == mark & mask)
+        and rule.arriving in ("", arriving or "lo")
+        and not rule.leaving
+        and not rule.more
+    )
+    return for_it != rule.inverted

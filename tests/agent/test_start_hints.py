@@ -1,0 +1,188 @@
+"""Each error of an agent's start says what to do, and whoever does that loses no container's network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_host import Host, World, first_ip, pings, run
+from test_lost_journal import endpoints, inside, published
+from test_recovery import clean, refused
+
+
+@pytest.fixture
+def used(world: World) -> Any:
+    """A host with a bridged and a routed container, whose agent has just been killed."""
+    host = Host(world)
+    host.outside()
+    host.start()
+    host.network("demo", "10.201.0.0/24", "fd00:201::/64")
+    host.network("far", "10.202.0.0/24", options={"mode": "routed"})
+    host.names = [world.namespace(), world.namespace()]
+    host.attach(host.names[0], ports=[{"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}])
+    host.attach(host.names[1], "far")
+    published(host, 2)
+    host.stop(signal.SIGKILL)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def rewritten(file: Path, *statements: str) -> None:
+    """Change a file of SQLite's from outside."""
+    with sqlite3.connect(file) as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+def follow_move(said: str) -> None:
+    """Move away what the hint says, by the command or by the path in it."""
+    if command := re.search(r"\((mv [^)]+)\)", said):
+        run(*command[1].split())
+        return
+    path = re.search(r"[Mm]ove (/\S+) away", said)
+    assert path is not None, said
+    run("mv", path[1], f"{path[1]}.bad")
+
+
+def unreadable_row(host: Host) -> str:
+    """One row of the journal is garbage."""
+    rewritten(host.state_dir / "journal.db", f"UPDATE endpoints SET record = 'x' WHERE id = '{host.names[0]}'")  # noqa: S608
+    return "journal.db has a record that cannot be read"
+
+
+def damaged_store(host: Host) -> str:
+    """The store's file is garbage, and what stood beside it in its log as well."""
+    for file in (host.state_dir / "store").glob("store.db*"):
+        file.write_bytes(b"garbage" * 1000)
+    return "store.db is corrupt"
+
+
+def emptied_journal_and_damaged_store(host: Host) -> str:
+    """Both are lost at once: the snapshot has the networks, and the kernel the containers."""
+    for file in host.state_dir.glob("journal.db*"):
+        file.unlink()
+    return damaged_store(host)
+
+
+@pytest.mark.parametrize(
+    "damage", [unreadable_row, damaged_store, emptied_journal_and_damaged_store]
+)
+def test_what_is_moved_away_as_the_hint_says_costs_no_container_anything(
+    used: Host, damage: Callable[[Host], str]
+) -> None:
+    """The agent starts, the networks are there, and nothing has changed inside the containers or on the host."""
+    before = {name: inside(name) for name in used.names}
+    rules = sorted(run("nft", "list", "ruleset", netns=used.netns).splitlines())
+    what = damage(used)
+    said = refused(used)
+    assert what in said
+    follow_move(said)
+    used.start()
+    assert {name: inside(name) for name in used.names} == before
+    assert sorted(run("nft", "list", "ruleset", netns=used.netns).splitlines()) == rules
+    assert {(e["id"], e["network"]) for e in endpoints(used).values()} == {
+        (used.names[0], "demo"), (used.names[1], "far")
+    }  # fmt: skip
+    clean(used)
+    assert pings(used.names[0], "10.201.0.1")
+    assert pings(used.names[1], "10.202.0.1")
+    more = used.world.namespace()
+    assert first_ip(used.attach(more)) not in {first_ip(e) for i, e in endpoints(used).items() if i[0] != more}
+
+
+def test_the_memory_of_settings_is_moved_away_as_the_hint_says(used: Host) -> None:
+    """What they were before linkspan is not given back then, as the hint says; containers keep their network."""
+    before = {name: inside(name) for name in used.names}
+    (used.state_dir / "sysctls.json").write_text("{")
+    said = refused(used)
+    assert "sysctls.json is damaged" in said
+    assert "is then not given back" in said
+    follow_move(said)
+    used.start()
+    assert {name: inside(name) for name in used.names} == before
+    assert pings(used.names[0], "10.201.0.1")
+    assert pings(used.names[1], "10.202.0.1")
+    clean(used)
+
+
+def test_a_store_that_is_a_copy_is_accepted_as_the_hint_says(used: Host) -> None:
+    """A backup in the store's place is refused once, with the statement that accepts it."""
+    file = used.state_dir / "store" / "store.db"
+    rewritten(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+    backup = used.folder / "backup"
+    shutil.copy(file, backup)
+    backup.rename(file)  # not over the same inode, as a backup that is copied to an empty place may be
+    said = refused(used)
+    assert "store.db is a copy" in said
+    statement, target = re.search(r'echo "([^"]+)" \| sqlite3 (\S+)', said).groups()
+    rewritten(Path(target), statement)
+    used.start()
+    assert {identity[0] for identity in endpoints(used)} == set(used.names)
+    clean(used)
+
+
+def test_a_store_of_another_machine_is_moved_away_as_the_hint_says(used: Host) -> None:
+    """On a machine that was copied the snapshot makes the networks anew."""
+    file = used.state_dir / "store" / "store.db"
+    rewritten(file, "UPDATE meta SET value = 'another' WHERE name = 'machine'")
+    said = refused(used)
+    assert "belongs to machine another" in said
+    assert "move the file away" in said
+    for one in file.parent.glob("store.db*"):
+        one.rename(one.with_name(f"{one.name}.bad"))
+    used.start()
+    assert {identity[0] for identity in endpoints(used)} == set(used.names)
+    clean(used)
+
+
+@pytest.mark.parametrize("name", ["journal.db", "store/store.db"])
+def test_a_file_of_a_newer_linkspan_is_left_as_it_is(used: Host, name: str) -> None:
+    """The hint is to upgrade; until then nothing is changed, and the containers go on."""
+    file = used.state_dir / name
+    rewritten(file, "UPDATE meta SET value = '99' WHERE name = 'schema'")
+    before = {container: inside(container) for container in used.names}
+    said = refused(used)
+    assert "has schema 99" in said
+    assert "upgrade this one" in said
+    assert {container: inside(container) for container in used.names} == before
+    rewritten(file, "UPDATE meta SET value = '1' WHERE name = 'schema'")
+    used.start()
+    clean(used)
+
+
+def test_a_second_agent_names_the_first_and_starts_when_that_has_ended(used: Host) -> None:
+    """The state folder has one agent, the namespace too: each error names the pid to stop."""
+    used.start()
+    assert used.process is not None
+    said = refused(used)
+    assert "stop that one first" in said
+    other = used.folder / "other"
+    again = refused(used, "--state-dir", str(other))
+    assert "this network namespace has an agent already, with pid" in again
+    assert "stop that one first" in again
+    used.restart()
+    clean(used)
+
+
+def test_a_key_that_is_unknown_is_named_with_the_command_that_shows_all(used: Host) -> None:
+    """A start that is refused by the settings touches nothing."""
+    text = used.config.read_text()
+    used.config.write_text(text + "colour = 'red'\n")
+    before = {name: inside(name) for name in used.names}
+    said = refused(used)
+    assert "setting colour: there is no such key" in said
+    assert "`linkspan agent --print-config` shows every key" in said
+    assert "colour" in used.cli("agent", "--print-config", "--config", str(used.config), code=1)
+    used.config.write_text(text)
+    used.start()
+    assert {name: inside(name) for name in used.names} == before
+    clean(used)

@@ -1,0 +1,124 @@
+"""Docker Compose with networks `front` and `back` on two hosts: the page docs/compose.md, played by a real Compose."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker_engine import Docker
+from segment import Segment
+from virtual_host import VirtualHost, reaches, wait_until
+
+pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
+
+PAGE = (Path(__file__).parents[2] / "docs" / "compose.md").read_text()
+FILE = PAGE.partition("```yaml\n")[2].partition("```")[0]
+NETWORKS = {"front": ("--pool", "10.95.0.0/16"), "back": ("--pool", "10.96.0.0/16", "--internal")}
+
+
+class Shop:
+    """Two hosts with Docker, and the page's file on each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.segment = Segment(folder.name)
+        self.hosts: list[VirtualHost] = []
+        self.dockers: list[Docker] = []
+        (folder / "store").mkdir()
+        for n in (1, 2):
+            (folder / f"h{n}").mkdir()
+            host = VirtualHost(f"{folder.name}-h{n}", folder / f"h{n}")
+            self.hosts.append(host)
+            self.segment.plug(host, f"192.0.2.{10 + n}")
+            host.settings |= {"store": f"sqlite://{folder}/store", "host_id": f"h{n}"}
+            self.dockers.append(Docker(host))
+
+    def start(self) -> None:
+        """Start agents and engines, and make the networks."""
+        for host, docker in zip(self.hosts, self.dockers, strict=True):
+            host.start_agent()
+            docker.launch()
+        for name, words in NETWORKS.items():
+            self.hosts[0].linkspan("network", "create", name, *words, "--backend", "vxlan", "--expose", "docker")
+        for docker in self.dockers:
+            docker.wait()
+            (docker.folder / "compose.yaml").write_text(FILE)
+            wait_until(lambda docker=docker: has_networks(docker), "Docker has both networks")  # type: ignore[misc]
+
+    def compose(self, n: int, command: str) -> str:
+        """Run a Compose command on a host."""
+        return self.dockers[n].run(f"compose -p shop -f {self.dockers[n].folder / 'compose.yaml'} {command}")
+
+    def close(self) -> None:
+        """Take everything away."""
+        for host in self.hosts:
+            host.close()
+        self.segment.close()
+
+
+def has_networks(docker: Docker) -> bool:
+    """Tell whether a Docker has both networks."""
+    return NETWORKS.keys() <= set(docker.run("network ls --format {{.Name}}").split())
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Shop]:
+    """The web server on the first host, the database on the second."""
+    with tempfile.TemporaryDirectory(prefix="lkc") as folder:
+        found = Shop(Path(folder))
+        try:
+            found.start()
+            found.compose(0, "up --detach --quiet-pull web")
+            found.compose(1, "up --detach --quiet-pull db")
+            yield found
+        finally:
+            found.close()
+
+
+def test_the_web_server_is_in_both_networks_and_reaches_the_database(shop: Shop) -> None:
+    """By its address and by its name, though it runs on the other host and is in `back` alone."""
+    one, two = shop.dockers
+    address = two.address("shop-db-1", "back")
+    assert reaches(one, "shop-web-1", address)
+    assert reaches(two, "shop-db-1", one.address("shop-web-1", "back"))
+    for name in (address, "db"):
+        fetch = f"exec shop-web-1 wget -q -T 5 -O - http://{name}:5432/hostname"
+        wait_until(lambda fetch=fetch: one.attempt(fetch).stdout.strip() == "database", f"{name} answers")
+    routes = one.execute("shop-web-1", "ip route")
+    assert "default via 10.95.0.1" in routes
+    assert "10.96.0.0/16 via 10.96.0.1" in routes
+
+
+def test_the_published_port_is_reached_from_outside_and_from_the_database(shop: Shop) -> None:
+    """It leads to `front`, which has Docker's default route."""
+    wait_until(lambda: shop.segment.fetched("http://192.0.2.11:8080/hostname") == "shop", "the outside is answered")
+    (endpoint,) = [e for e in shop.hosts[0].linkspan("endpoint", "list", "--local") if e["ports"]]
+    assert endpoint["network"] == "front"
+
+
+def test_the_database_is_reached_from_back_alone(shop: Shop) -> None:
+    """A container in `front` gets no answer from it, and it reaches no outside."""
+    one, two = shop.dockers
+    address = two.address("shop-db-1", "back")
+    asked = one.attempt(f"run --rm --network front busybox wget -q -T 2 -O - http://{address}:5432/hostname")
+    assert asked.returncode != 0
+    assert two.attempt("exec shop-db-1 ping -c 1 -W 1 192.0.2.99").returncode != 0
+    assert reaches(one, "shop-web-1", address)
+
+
+def test_trace_walks_out_of_the_network_that_is_named(shop: Shop) -> None:
+    """The web server's name alone fits two endpoints; with `@back` it is the one that leads to the database."""
+    host = shop.hosts[0]
+    wait_until(lambda: {e["name"] for e in host.linkspan("endpoint", "list")} == {"shop-web-1", "shop-db-1"}, "named")
+    assert host.linkspan("trace", "shop-web-1@back", "shop-db-1", check=False)["reachable"]
+    assert "shop-web-1@front" in host.run("linkspan", "trace", "shop-web-1", "shop-db-1", check=False).stderr
+
+
+def test_down_leaves_nothing(shop: Shop) -> None:
+    """No endpoint, and no difference, on either host."""
+    for n, host in enumerate(shop.hosts):
+        assert host.linkspan("diff") == {"put": [], "delete": []}
+        shop.compose(n, "down --timeout 1")
+        wait_until(lambda host=host: not host.linkspan("endpoint", "list", "--local"), "none is left")  # type: ignore[misc]
+        assert host.linkspan("address", "check")["ok"]

@@ -1,0 +1,49 @@
+"""Between which links a host is kept from forwarding, where linkspan turned that on."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from linkspan.firewall import element, skeleton
+from linkspan.kernel.facts import _closed, _Link, _old
+from linkspan.kernel.sysctl import SysctlDriver
+from linkspan.model import Facts
+from linkspan.state import NftChain
+
+LINKS = [
+    _Link(2, "eth0", ""),
+    _Link(3, "eth1", ""),
+    _Link(4, "br-lan", "bridge"),
+    _Link(9, "mynet0", "bridge"),
+    _Link(10, "veth1", "veth"),
+    _Link(11, "eth2", ""),
+]
+
+
+class Before:
+    """Settings as they were: eth0 to br-lan were there, and what came in by eth1 was forwarded."""
+
+    def there(self, _path: str) -> dict[int, bool]:
+        """Return that."""
+        return {1: False, 2: False, 3: True, 4: False}
+
+
+def test_what_was_there_and_hardware_is_old_and_of_that_what_forwarded_is_not_closed() -> None:
+    """Links that other programs made later are neither; a card that was plugged in later is both."""
+    before = cast("SysctlDriver", Before())
+    assert set(_old(LINKS, before, 4)) == {"eth0", "eth1", "br-lan", "eth2"}
+    assert set(_closed(LINKS, before, 4)) == {"eth0", "br-lan", "eth2"}
+
+
+@pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset()])
+def test_a_host_that_forwarded_before_is_closed_for_nothing(forwarding: frozenset[int]) -> None:
+    """Only where it did not are there rules, and for what is on no list they drop nothing."""
+    facts = Facts(forwarding=forwarding, closed_links=frozenset({(4, "eth0")}), old_links=frozenset({(4, "eth0")}))
+    states = list(skeleton(facts))
+    chains = {state.name: state.rules for state in states if isinstance(state, NftChain)}
+    assert ("outsiders" in chains) == (element("closed4", "eth0") in states) == (not forwarding)
+    drops = [rule for rule in chains.get("outsiders", ()) if rule.endswith("drop")]
+    assert all("iifname @closed" in rule and "oifname @old" in rule for rule in drops)
+    assert len(drops) == (0 if forwarding else 2)

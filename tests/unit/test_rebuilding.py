@@ -1,0 +1,232 @@
+"""What an agent's start makes of a journal, the kernel's objects and the store's records, whichever of them is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from replicas import Member
+from test_reconstruction import NETNS, endpoint, network
+
+from linkspan.attach import Attacher
+from linkspan.backends import backend
+from linkspan.desired import Desired
+from linkspan.journal import Journal
+from linkspan.model import Endpoint, Network, host_ifname
+from linkspan.multihoming import container_states
+from linkspan.orphans import SOURCE, Orphans
+from linkspan.ports import PortTable
+from linkspan.published import key_of, record_of
+from linkspan.recovery import Recovery
+from linkspan.state import HOST, State
+from linkspan.store.memory import Memory
+
+DEMO = network("demo", "10.1.0.0/24", routed=True)
+
+
+class Kernel:
+    """A kernel that has some states, and a reconciler that looks at them."""
+
+    def __init__(self, states: Iterable[State]) -> None:
+        self.states = list(states)
+        self.desired = Desired()
+        self.alive = {NETNS}
+
+    def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
+        """Return what there is."""
+        return [s for s in self.states if isinstance(s, kinds) and int(getattr(s, "netns", HOST)) == netns]
+
+    def difference(self) -> tuple[SimpleNamespace, dict[Any, str]]:
+        """Return what the first resync would remove."""
+        wanted = self.desired.states()
+        extra = [s for s in self.states if not getattr(s, "netns", HOST) and s.key not in wanted]
+        return SimpleNamespace(put=(), delete=tuple(extra)), {}
+
+    def change(self, source: tuple[str, ...], states: Iterable[State]) -> dict[Any, Exception]:
+        """Replace a source's states, and take away what it let go."""
+        gone = {state.key for state in self.desired.replace(source, states).delete}
+        self.states = [state for state in self.states if state.key not in gone]
+        return {}
+
+
+class Start:
+    """An agent's start on a host of one network, with this kernel, these records, and what is in the journal's file."""
+
+    def __init__(self, folder: Path, kernel: Kernel, records: Iterable[Endpoint] = ()) -> None:
+        self.kernel = kernel
+        self.memory = Memory()
+        self.member = Member(self.memory, folder, "h1")
+        self.records = list(records)
+        self.journal = Journal(folder / "journal.db", boot_id="b1")
+
+    async def run(self, listed: bool = True) -> None:
+        """Do as an agent does."""
+        store = self.member.store
+        await store.transaction({"networks/demo": msgspec.json.encode(DEMO)})
+        if listed:
+            await self.put_records()
+        await self.member.replica.start()
+        self.member.networks.refresh()
+        machine = SimpleNamespace(
+            reconciler=self.kernel,
+            enter=lambda _endpoint: None,
+            leave=lambda *_: None,
+            reached=lambda one: msgspec.structs.replace(one, netns_path="/run/netns/c1", netns_cookie=7),
+            namespaces=SimpleNamespace(
+                alive=lambda number: number in self.kernel.alive, ways=lambda _number: iter(["/run/netns/c1"])
+            ),
+            sockets=SimpleNamespace(release=lambda: None),
+        )
+        worker = SimpleNamespace(machine=machine, run=_run, run_brief=_run)
+        member, ports = self.member, PortTable(lambda *_: "")
+        happenings = member.happenings
+        member.allocator.refresh()
+        here: Any = (worker, self.journal, member.networks, member.allocator, ports, happenings)
+        self.attacher = Attacher(*here, "h1")
+        self.orphans = Orphans(here[0], member.networks, member.allocator, happenings, grace=600)
+        self.recovery = Recovery(*here, self.attacher, member.published, self.orphans, "h1")
+        self.inside = await self.recovery.run(listed)
+        await self.orphans.spare()
+
+    async def put_records(self) -> None:
+        """Have the store tell of the endpoints."""
+        found = {key_of("h1", one.identity): msgspec.json.encode(record_of(one)) for one in self.records}
+        if found:
+            await self.member.store.transaction(found)
+
+    async def stop(self) -> None:
+        """End."""
+        await self.member.replica.stop()
+        self.journal.close()
+
+    @property
+    def endpoints(self) -> dict[tuple[str, str], Endpoint]:
+        """What stands."""
+        return self.attacher.endpoints
+
+
+async def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def states(of: Network, *endpoints: Endpoint) -> list[State]:
+    """Return all states of one container's endpoints."""
+    own = [state for one in endpoints for state in backend(of.backend).endpoint(of, one)]
+    return [*own, *container_states([(of, one) for one in endpoints])]
+
+
+def started(start: Start, check: Callable[[], None], **how: Any) -> None:
+    """Run a start, and a check after it."""
+
+    async def work() -> None:
+        await start.run(**how)
+        try:
+            check()
+        finally:
+            await start.stop()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("known", ["journal", "store", "kernel"])
+def test_one_of_three_is_enough(tmp_path: Path, known: str) -> None:
+    """The endpoint stands as it did, its states are desired, nothing would be removed, and its address is held."""
+    made = endpoint(DEMO, "10.1.0.5")
+    kernel = Kernel(states(DEMO, made))
+    start = Start(tmp_path, kernel, [made] if known == "store" else [])
+    if known == "journal":
+        start.journal.begin(made)
+        start.journal.attached(made)
+
+    def check() -> None:
+        assert start.endpoints == {made.identity: made}
+        assert start.inside == {NETNS}
+        assert start.kernel.difference()[0].delete == ()
+        assert [row.endpoint for row in start.journal.rows()] == [made]
+        assert start.recovery.rebuilt == (known != "journal")
+        assert start.orphans.told() == []
+        assert start.member.allocator.free("demo") == 252
+
+    started(start, check)
+
+
+def test_two_interfaces_of_one_container_are_rebuilt_together(tmp_path: Path) -> None:
+    """Rules, tables and ports follow from both, and are what they were."""
+    first = endpoint(DEMO, "10.1.0.5")
+    second = msgspec.structs.replace(
+        endpoint(DEMO, "10.1.0.6"), ifname="eth1", host_ifname=host_ifname(True, "c1", "eth1"), metric=1
+    )
+    start = Start(tmp_path, Kernel(states(DEMO, first, second)))
+
+    def check() -> None:
+        assert {e.identity: e.metric for e in start.endpoints.values()} == {("c1", "eth0"): 0, ("c1", "eth1"): 1}
+        wanted = {state.key: state for state in states(DEMO, first, second)}
+        assert start.kernel.desired.states() == wanted
+
+    started(start, check)
+
+
+def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
+    """Known by its pair's name at first; nothing changes in the kernel, and the journal has one row."""
+    made = endpoint(DEMO, "10.1.0.5", id_="c0ffee")
+    start = Start(tmp_path, Kernel(states(DEMO, made)), [made])
+
+    async def work() -> None:
+        await start.run(listed=False)
+        assert start.endpoints.keys() == {(made.host_ifname, "eth0")}
+        await start.put_records()
+        await asyncio.sleep(0)
+        deadline = asyncio.get_running_loop().time() + 5
+        while not start.member.published.own():
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+        await start.recovery.learn()
+        assert start.endpoints == {made.identity: made}
+        assert [row.endpoint.id for row in start.journal.rows()] == ["c0ffee"]
+        assert start.kernel.difference()[0].delete == ()
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_what_nobody_knows_stays_with_all_that_it_needs_until_it_is_removed(tmp_path: Path) -> None:
+    """The pair without rules of its own is an orphan: everything is spared, and goes with the last orphan."""
+    made = endpoint(DEMO, "10.1.0.5")
+    kernel = Kernel([state for state in states(DEMO, made) if type(state).__name__ != "NftElement"])
+    start = Start(tmp_path, kernel)
+
+    async def work() -> None:
+        await start.run()
+        assert start.endpoints == {}
+        (told,) = start.orphans.told()
+        assert told["link"] == made.host_ifname
+        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.desired.sources()[SOURCE]
+        await start.orphans.remove()
+        assert [s for s in start.kernel.states if getattr(s, "netns", HOST) == HOST] == []
+        assert start.orphans.told() == []
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_what_the_last_agent_was_about_to_remove_is_no_orphan(tmp_path: Path) -> None:
+    """A row that says so means the first resync takes it away, though the store has a record still."""
+    made = endpoint(DEMO, "10.1.0.5")
+    start = Start(tmp_path, Kernel(states(DEMO, made)), [made])
+    start.journal.begin(made)
+    start.journal.attached(made)
+    start.journal.detaching(made.identity)
+
+    def check() -> None:
+        assert start.endpoints == {}
+        assert start.orphans.told() == []
+        assert start.kernel.difference()[0].delete
+        assert start.journal.rows() == []
+
+    started(start, check)

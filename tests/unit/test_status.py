@@ -1,0 +1,45 @@
+"""What makes `linkspan status` end with 3, and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from linkspan import status
+
+WELL: dict[str, Any] = {
+    "store": {"ok": True},
+    "disputes": [],
+    "drift": [],
+    "orphans": [],
+    "unreachable": [],
+    "records": [],
+    "bgp": {"down": [], "limited": []},
+}
+
+
+def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
+    return {"unreachable": [{"network": network, "host": host, "why": "because"}]}
+
+
+@pytest.mark.parametrize(
+    ("found", "well"),
+    [
+        ({}, True),
+        ({"store": {"ok": False}}, False),
+        ({"drift": ["route 10.244.2.0/24: network unreachable"]}, False),
+        ({"orphans": [{"link": "lsr0123456789ab"}]}, False),
+        ({"disputes": [{"why": "two hosts claim one"}]}, False),
+        ({"bgp": {"down": [{"peer": "tor"}], "limited": []}}, False),
+        ({"bgp": {"down": [], "limited": [{"peer": "tor"}]}}, False),
+        ({"records": [{"key": "networks/evil"}]}, False),
+        (_of("demo", "h2"), False),
+        (_of("", "h2"), True),
+        (_of("", "h1"), False),
+        (_of("", "h1, h2"), False),
+    ],
+)
+def test_another_host_s_silent_agent_alone_is_no_fault_of_this_host(found: dict[str, Any], well: bool) -> None:
+    """All else that is told of the store, of this host's objects, and of peers in its networks is."""
+    assert status._well(WELL | found, "h1") is well
