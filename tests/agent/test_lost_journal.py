@@ -61,13 +61,17 @@ LOSSES = [missing, moved_away, emptied]
 
 
 def inside(netns: str) -> dict[str, Any]:
-    """Return what a container has: its links by their index, addresses, routes, rules, and limits."""
+    """Return what a container has: links by their index, addresses, routes, rules, and limits.
+
+    Link-local addresses are left out: the kernel makes them, and takes a second or two to find that nobody has them.
+    """
     links = json.loads(run("ip", "-j", "addr", netns=netns))
+    addresses = [f"{a['local']}/{a['prefixlen']}" for one in links for a in one["addr_info"] if a["scope"] != "link"]
+    routes = [run("ip", family, "route", "show", "table", "all", netns=netns).splitlines() for family in ("-4", "-6")]
     return {
         "links": [(one["ifindex"], one["ifname"], one["address"], one["mtu"]) for one in links],
-        "addresses": sorted(f"{a['local']}/{a['prefixlen']}" for one in links for a in one["addr_info"]),
-        "routes": sorted(run("ip", "route", "show", "table", "all", netns=netns).splitlines()),
-        "routes6": sorted(run("ip", "-6", "route", "show", "table", "all", netns=netns).splitlines()),
+        "addresses": sorted(addresses),
+        "routes": [sorted(line for line in found if not line.startswith("local fe80:")) for found in routes],
         "rules": [run("ip", family, "rule", netns=netns) for family in ("-4", "-6")],
         "limits": run("tc", "qdisc", "show", netns=netns),
     }

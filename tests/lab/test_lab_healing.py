@@ -123,6 +123,7 @@ def test_others_objects_are_left_alone(vxlan: ClusterRun) -> None:
     ):
         vxlan.ip("h1", words)
     vxlan.inside("h1", "nft add table inet theirs")
+    until(lambda: '"theirs2"' in vxlan.inside("h1", "nft list ruleset"), "the rules let the new links forward")
     device = _device(vxlan)
     before = _kernel(vxlan, device)
     vxlan.ip("h1", f"link delete {device}")

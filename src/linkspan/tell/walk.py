@@ -160,7 +160,7 @@ class Walk(Passage):
         if link.port is not None and link.port.locked:
             self._require_unlocked(bridge, link, device.mac, packet)
         packet = self._after(hooks.passed_bridge(self._asked, "prerouting", frame), HOST, link.name, packet)
-        mac = self._mac(endpoint.netns, device, following, bridge, packet)
+        mac = self._mac(endpoint.netns, device, following, bridge, link, packet)
         if mac == bridge.mac:
             found = hooks.passed_bridge(self._asked, "input", msgspec.structs.replace(frame, packet=packet, to_mac=mac))
             packet = self._after(found, HOST, bridge.name, packet)
@@ -194,8 +194,13 @@ class Walk(Passage):
             reason = f"port {link.name} is locked, and {mac_text(mac)} is not in the bridge's FDB for it"
             raise self._broken(HOST, link.name, packet, reason)
 
-    def _mac(self, netns: int, device: Device, following: bytes, bridge: Device, packet: Packet) -> bytes:
-        """Return the MAC that the next hop has: by the neighbour table, or who would answer."""
+    def _mac(
+        self, netns: int, device: Device, following: bytes, bridge: Device, source: Device | None, packet: Packet
+    ) -> bytes:
+        """Return the MAC that the next hop has: by the neighbour table, or who would answer.
+
+        A port that keeps packets from the next hop keeps the question for its MAC from it as well: it is named first.
+        """
         owner = self._known.holding(following)
         own, why, at = b"", "", (HOST, bridge.name)
         if self._asked.addresses(HOST).get(following) == bridge.name:
@@ -203,6 +208,9 @@ class Walk(Passage):
         elif owner is not None and following in self._asked.addresses(owner.netns):
             found = self._asked.device(owner.netns, owner.ifname)
             own = found.mac if found is not None else b""
+            port = self._usable(HOST, owner.host_ifname, packet)
+            self._bridge_of(port, self._known.networks.get(owner.network), packet)
+            self._require_port(bridge, port, source, own, packet, flooded=False)
             why, at = self._silent(owner, found), (owner.netns, owner.ifname)
         elif owner is not None:
             why = f"its address is missing in {self._known.name(owner.netns)}, or the interface {owner.ifname} is"
@@ -325,7 +333,7 @@ class Walk(Passage):
         following = lookup.gateway or packet.target
         packet = self._egress(Frame(packet, "", device.name, device.mac))
         if device.kind == "bridge" and any(n.bridge == device.name for n in self._known.networks.values()):
-            mac = self._mac(HOST, device, following, device, packet)
+            mac = self._mac(HOST, device, following, device, None, packet)
             self._bridged(device, mac, following, Frame(packet, "", "", device.mac, mac), None)
             return
         endpoint = self._known.behind(device.name)
