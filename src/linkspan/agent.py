@@ -330,7 +330,6 @@ class Agent:
             await self.attacher.detach(*identity)
         failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
         failed |= await follow_pools(self.attacher, self.networks)
-        return failed | await self.plans.put()
         failed |= await self.plans.put()
         await self.recovery.learn()  # a network that is there again may be that of orphans
         return failed
@@ -349,7 +348,7 @@ class Agent:
             controlled.require(self.replica, network, "create network")
             await self.networks.create(network)
             try:
-                _raise_first(await self.cluster.converge({"networks/"}))
+                await self._carry_out("networks/", network.name)
             except LinkspanError as error:
                 await self._delete_network(network.name)
                 raise error.within(f"create network {network.name}") from error
@@ -368,9 +367,10 @@ class Agent:
                 return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
 
             network = await revised(self.replica, f"networks/{name}", enlarged)
-            failed = await self.cluster.converge({"networks/"})
-        self.happenings.add("network", f"network {name} was changed", network=name)
-        _raise_first(failed)
+            try:
+                await self._carry_out("networks/", name)
+            finally:
+                self.happenings.add("network", f"network {name} was changed", network=name)
         return network
 
     async def delete_network(self, name: str, force: bool = False) -> None:
@@ -401,7 +401,17 @@ class Agent:
             self.networks.get(allowance.source)
             self.networks.get(allowance.target)
             await (self.networks.allow if allowed else self.networks.disallow)(allowance)
-            _raise_first(await self.cluster.converge({"allowances/"}))
+            await self._carry_out("allowances/", allowance.target)
+
+    async def _carry_out(self, keys: str, network: str) -> None:
+        """Follow records that were written just now, and raise the first error of what they need on this host.
+
+        Whoever follows the store may have been first: then it was told what the machine refused, and not this one.
+        """
+        for error in (await self.cluster.converge({keys})).values():
+            raise error
+        if (refused := self.worker.machine.reconciler.unwell(("network", network))) is not None:
+            raise refused
 
     async def reserve(self, network: str, cidr: str) -> Reservation:
         """Reserve addresses of a network."""
@@ -464,8 +474,3 @@ class Agent:
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Let an endpoint follow what later plugins of its chain change."""
         self.tuning.follow(endpoint, namespace_fd)
-
-
-def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
-    for error in failed.values():
-        raise error
