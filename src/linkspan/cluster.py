@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ AGAIN = 5.0
 CATCH_UP = 1.0
 """Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks at how long this host has been silent."""
+"""Seconds between two looks at how long this host has been silent, or at another agent of its id."""
 
 OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
@@ -123,7 +124,7 @@ class Cluster:
         """
         self._shared = shared
         self._choice, self._advertise, self._instance = choice, advertise, instance
-        self._refuse_second()
+        await self._refuse_second()
         await self._observe_underlay()
         await self.rotating.settle()
         if not self._replica.problem:
@@ -161,9 +162,22 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.stop()
 
-    def _refuse_second(self) -> None:
-        if other := self._other_agent():
-            raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
+    async def _refuse_second(self) -> None:
+        """Raise Conflict where another agent says again that it lives by this id.
+
+        What one has said that has ended, perhaps on this host, goes within ALIVE_TTL: that is waited for.
+        """
+        key = f"alive/{self.host.id}"
+        said = self._revision(key)
+        deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY
+        while (other := self._other_agent()) and time.monotonic() < deadline:
+            if self._revision(key) != said:
+                raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _revision(self, key: str) -> int:
+        record = self._replica.records.get(key)
+        return record.revision if record is not None else 0
 
     def _other_agent(self) -> str:
         """Return what is to be said of another agent that says it lives by this id, '' without one."""

@@ -14,7 +14,7 @@ from machine_fixtures import until
 from overlay import Cluster
 
 from linkspan.addresses import mac_text
-from linkspan.blocks import lease_key
+from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings
 from linkspan.kernel.openflow import OpenFlowDriver
@@ -105,7 +105,10 @@ async def programmed(switch: KernelSwitch, network: Network) -> None:
         records: dict[str, bytes | msgspec.Struct] = {f"networks/{network.name}": network}
         for host in switch.cluster.hosts:
             records[f"hosts/{host.host.id}"] = host.host
-            records[lease_key(network.name, host.host.id)] = host.lease(network)
+            lease = host.lease(network)
+            records[lease_key(network.name, host.host.id)] = lease
+            owned = BlockRecord(host.host.id, time.time())
+            records |= {block_key(network.name, one): owned for one in lease.prefixes}
         await controller.replica.write(records)
         (one,) = controller.switches
         end = time.monotonic() + PATIENCE

@@ -84,6 +84,7 @@ class WriteWatch:
         return found
 
     def close(self) -> None:
-        """Stop watching."""
-        for fd in self._open if self.problem else (*self._open, self._fd):
+        """Stop watching; the second time there is nothing to do."""
+        for fd in self._open if self._fd < 0 else (*self._open, self._fd):
             os.close(fd)
+        self._open, self._fd = [], -1
