@@ -269,6 +269,9 @@ class Agent:
 
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
         """Desire what the records and the journal want, make it so, and begin to watch."""
+        sysctls, ran_before = self.worker.machine.sysctls, self.journal.witnessed_this_boot()
+        if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
+            self._tell(lost)
         self._facts = await self.worker.run(self.worker.machine.facts)
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
