@@ -15,7 +15,8 @@ SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
     "nouns": (
-        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs programs state wireguard"
+        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs programs remedies state "
+        "wireguard"
     ),
     "kernel": "kernel",
     "logic": (
@@ -33,7 +34,7 @@ LAYERS = {
         "probes published readable "
         "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
         "survey tracer tuning versions "
-        "contact store_health "
+        "contact identity store_health "
         "orphans reconstruction"
     ),
     "top": "cli demo installation ipip_endpoint lab ownership shim uninstall",

@@ -21,7 +21,7 @@ from linkspan.ask import Ask, Question, Told, Well
 from linkspan.associating import Associating
 from linkspan.attach import Attacher
 from linkspan.backends.wireguard import asked
-from linkspan.cluster import Cluster, host_id
+from linkspan.cluster import Cluster
 from linkspan.config import Config
 from linkspan.contact import ALIVE_TTL
 from linkspan.contracts import Store
@@ -32,6 +32,7 @@ from linkspan.forwarding import Forwarding
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
+from linkspan.identity import host_id
 from linkspan.journal import Journal
 from linkspan.kernel import underlay
 from linkspan.kernel.tunnel_table import TABLE
@@ -92,7 +93,7 @@ class Agent:
         """Start, and stop in order at the end. Raises Conflict where another agent has the state folder."""
         state_dir = Path(self.config.state_dir)
         with locks.state_folder(state_dir), locks.network_namespace():
-            identity = host_id(state_dir, self.config.host_id)
+            identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(id=identity, name=self.host_name, version=__version__)
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
@@ -102,6 +103,8 @@ class Agent:
                         self.happenings.read()
                         parts.callback(self.happenings.close)
                         self.happenings.add("agent", f"the agent started, version {__version__}")
+                        if news:
+                            self._tell(news)
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
                         cluster = self._known_cluster()
@@ -129,10 +132,13 @@ class Agent:
         if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
             return known.cluster
         snapshot.unlink()
-        text = "this host was alone and had no network: it joins the cluster of its store"
-        log.info("%s", text)
-        self.happenings.add("agent", text)
+        self._tell("this host was alone and had no network: it joins the cluster of its store")
         return ""
+
+    def _tell(self, what: str) -> None:
+        """Say something of this agent's start in the log and in the events."""
+        log.warning("%s", what)
+        self.happenings.add("agent", what)
 
     async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
@@ -263,6 +269,9 @@ class Agent:
 
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
         """Desire what the records and the journal want, make it so, and begin to watch."""
+        sysctls, ran_before = self.worker.machine.sysctls, self.journal.witnessed_this_boot()
+        if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
+            self._tell(lost)
         self._facts = await self.worker.run(self.worker.machine.facts)
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()

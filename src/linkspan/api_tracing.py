@@ -51,7 +51,7 @@ class Tracing:
         found = await asyncio.to_thread(self._checked)
         agent = self._agent
         await agent.cluster.observe_routes()
-        found = [*found, *self._forwarding(), *self._control(), *await store_health.checks(agent)]
+        found = [*found, *self._forwarding(), *self._settings(), *self._control(), *await store_health.checks(agent)]
         found += [*self._stations(), *self._owners(), *self._records(), *self._hosts()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
@@ -90,6 +90,16 @@ class Tracing:
                     fix = "raise fs.inotify.max_user_instances, and restart the agent"
                 found.append(Check(f"routing IPv{family}", standing, detail, fix))
         return found
+
+    def _settings(self) -> list[Check]:
+        """Tell which settings linkspan could not give back."""
+        unknown = self._agent.worker.machine.sysctls.unknown()
+        if not unknown:
+            return []
+        names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
+        detail = f"linkspan set {names}, and what was there before is lost: uninstalling leaves it so"
+        fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
+        return [Check("settings before linkspan", "warn", detail, fix)]
 
     def _control(self) -> list[Check]:
         """Tell what containers are kept from, and whether the store asks who somebody is."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 import msgspec
 
@@ -50,17 +48,6 @@ LOOK_EVERY = 1.0
 OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
 View = Callable[[], HostView]
-
-
-def host_id(state_dir: Path, given: str) -> str:
-    """Return this host's id: the one given, or one that is made once and kept in the state folder."""
-    if given:
-        return given
-    file = state_dir / "host-id"
-    if not file.exists():
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:16], encoding="ascii")
-    return file.read_text(encoding="ascii").strip()
 
 
 class Cluster:

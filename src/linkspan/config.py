@@ -7,16 +7,18 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from linkspan.addresses import HIDDEN, place
+from linkspan.addresses import HIDDEN, place, prefix
 from linkspan.errors import Invalid, of_validation
 from linkspan.ipam import COOLDOWN
-from linkspan.model import checked_name
+from linkspan.model import CAN_REACH, checked_name
+from linkspan.remedies import reason, remedy
 
 T = TypeVar("T", bound=msgspec.Struct)
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 SOCKET = "/run/linkspan/agent.sock"
 GROUP = "linkspan"
@@ -54,11 +56,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Whether containers are found by their names; it needs dnsmasq."""
     resolv_conf: str = "/etc/resolv.conf"
     """The file with the host's resolvers, which are asked for all names that are no container's."""
-    cooldown: float = COOLDOWN
+    cooldown: Seconds = COOLDOWN
     """Seconds before an address that was released is given again."""
-    reap_after: float = 30.0
+    reap_after: Seconds = 30.0
     """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
-    orphans_after: float = 600.0
+    orphans_after: Seconds = 600.0
     """Seconds for which links stay of which neither the journal, the store nor the kernel tells whose they are."""
     metrics: str = ""
     """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
@@ -99,8 +101,36 @@ def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
 def checked(values: Mapping[str, object]) -> Config:
     """Return what was ``given`` as settings. Raises Invalid, naming the key."""
     config = typed(values, Config, "linkspan agent")
+    need_paths(config.state_dir, config.socket)
+    listening_at(config.metrics)
+    if config.underlay.startswith(CAN_REACH):
+        try:
+            prefix(config.underlay.removeprefix(CAN_REACH))
+        except Invalid as error:
+            what = f"setting underlay: {error.message}"
+            raise Invalid(what, f"write it as {CAN_REACH}192.0.2.1, or give an interface's name") from error
     _check_told_to_others(config)
     return config
+
+
+def need_paths(state_dir: str, socket: str) -> None:
+    """Raise Invalid where a path is empty that a daemon cannot do without."""
+    for key, path in (("state_dir", state_dir), ("socket", socket)):
+        if not path:
+            raise Invalid(f"setting {key} is empty", "give a path, or leave the key out")
+
+
+def listening_at(metrics: str) -> tuple[str, int]:
+    """Return where metrics are to be served: the address, '' for every one, and the port, 0 for nowhere.
+
+    Raises Invalid.
+    """
+    address, _, port = metrics.rpartition(":")
+    if not metrics:
+        return "", 0
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or ":" not in metrics:
+        raise Invalid(f"setting metrics: {metrics!r} is not ADDRESS:PORT", "write it as 127.0.0.1:9642 or [::1]:9642")
+    return address.strip("[]"), int(port)
 
 
 def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:
@@ -111,8 +141,8 @@ def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str,
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise Invalid(f"config file {file} cannot be read: {why}", "correct the path given by --config") from error
+            hint = remedy(error, file, "correct the path given by --config")
+            raise Invalid(f"config file {file} cannot be read: {reason(error)}", hint) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             why = str(error)
             raise Invalid(f"config file {file}: {why[:1].lower()}{why[1:]}", "correct the file: it is TOML") from error

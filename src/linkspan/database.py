@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from linkspan.errors import LinkspanError, Unavailable
+from linkspan.remedies import reason, remedy
 
 LAYOUT = 1
 """Version of the tables of a file, not of the records in them: a newer one is refused."""
@@ -35,11 +36,13 @@ def failure(path: Path, error: sqlite3.Error) -> LinkspanError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Unavailable(f"{path} is corrupt ({error})", away(path))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unavailable(f"{path} is locked by another process", "see who holds it: fuser -v on the file")
+        hint = f"see which one, and end it: fuser -v {path}"
+        return Unavailable(f"{path} is locked by another process", hint)
+    if path.is_dir():
+        return Unavailable(f"{path} is a folder, and should be a file", away(path))
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return Unavailable(
-            f"{path} cannot be written ({error})", "check the folder, its owner and the disk's space"
-        )
+        hint = f"see who may write it, and whether its disk can be written: ls -l {path}; findmnt -T {path}"
+        return Unavailable(f"{path} cannot be written ({error})", hint)
     return Unavailable(f"{path}: {error}", "check the disk (dmesg, df)")
 
 
@@ -86,9 +89,8 @@ def open_database(path: Path, synchronous: str, tables: str, one_thread: bool = 
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        hint = "check the folder, its owner and the disk's space"
-        raise Unavailable(f"{path} cannot be opened: {why}", hint) from error
+        hint = remedy(error, path, f"see who may write there: ls -ld {path.parent}")
+        raise Unavailable(f"{path} cannot be opened: {reason(error)}", hint) from error
     with translated(path), contextlib.ExitStack() as undo:
         database = connect(path, synchronous, one_thread)
         undo.callback(database.close)
@@ -130,8 +132,11 @@ def _refuse_unsound(path: Path, database: sqlite3.Connection) -> None:
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
         return
     row = database.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
-    if row and int(row[0]) > LAYOUT:
+    schema = str(row[0]) if row else str(LAYOUT)
+    if not schema.isdecimal():
+        raise Unavailable(f"{path} has schema {schema!r}, which is no number", away(path))
+    if int(schema) > LAYOUT:
         raise Unavailable(
-            f"{path} has schema {row[0]}, and this linkspan knows {LAYOUT}",
+            f"{path} has schema {schema}, and this linkspan knows {LAYOUT}",
             "a newer linkspan wrote it: upgrade this one",
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from linkspan.errors import Conflict, Invalid
+from linkspan.remedies import reason, remedy
 
 NAMESPACE_LOCK = "\0linkspan-agent"
 """An abstract unix socket (unix(7)): its name is the network namespace's, and goes with the process."""
@@ -21,27 +22,36 @@ NAMESPACE_LOCK = "\0linkspan-agent"
 
 @contextlib.contextmanager
 def state_folder(folder: Path, what: str = "agent") -> Iterator[None]:
-    """Hold the state folder. Raises Conflict, naming the holder, or Invalid where the folder cannot be made."""
+    """Hold the state folder. Raises Conflict, naming the holder, or Invalid where the folder cannot be used."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+", encoding="ascii")
     except OSError as error:
-        raise Invalid(
-            f"state folder {folder}: {(error.strerror or '').lower()}", "run as root, or give --state-dir"
-        ) from error
-    with file:
+        raise _unusable(f"state folder {folder}", folder, error) from error
+    lock = folder / "lock"
+    try:
+        # Not a text file of Python's, which would write the pid once more where the disk was full.
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(f"state folder {folder}: its file {lock.name}", lock, error) from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise Conflict(
-                f"state folder {folder} is in use by the {what} with pid {file.read().strip() or '?'}",
-                "stop that one first",
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            pid = os.pread(fd, 20, 0).strip()
+            who = f"the {what} with pid {pid.decode() if pid.isdigit() else '?'}"
+            raise Conflict(f"state folder {folder} is in use by {who}", "stop that one first") from None
+        except OSError as error:
+            raise _unusable(f"state folder {folder}: its file {lock.name} cannot be locked", lock, error) from error
+        with contextlib.suppress(OSError):  # a full disk: the pid is for people, and the lock is held without it
+            os.truncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         yield
+    finally:
+        os.close(fd)
+
+
+def _unusable(what: str, path: Path, error: OSError) -> Invalid:
+    return Invalid(f"{what}: {reason(error)}", remedy(error, path, "give --state-dir another folder"))
 
 
 @contextlib.contextmanager
@@ -51,19 +61,24 @@ def network_namespace() -> Iterator[None]:
         try:
             lock.bind(NAMESPACE_LOCK)
         except OSError:
+            pid = listener(NAMESPACE_LOCK)
             raise Conflict(
-                f"this network namespace has an agent already{_holder()}",
+                f"this network namespace has an agent already{f', with pid {pid}' if pid else ''}",
                 "one agent serves a host, for all of its networks: stop that one first",
             ) from None
         lock.listen(1)
         yield
 
 
-def _holder() -> str:
-    """Return the words for the process that has the lock, '' where it cannot be asked."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, contextlib.suppress(OSError):
-        asking.settimeout(1)
-        asking.connect(NAMESPACE_LOCK)
+def listener(address: str) -> int | None:
+    """Return the pid of the process that serves a unix socket: 0 where it cannot be asked, None where nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(address)
+        except BlockingIOError:  # so many wait for it that it takes no more
+            return 0
+        except OSError:
+            return None
         pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return f", with pid {pid}"
-    return ""
+        return int(pid)

@@ -253,6 +253,10 @@ class Facts(msgspec.Struct, frozen=True):
     wireguard: Tools | None = None
 
 
+CAN_REACH = "can-reach="
+"""What stands before the address that is to be reached by the underlay, where a setting names no interface."""
+
+
 class Underlay(msgspec.Struct, frozen=True):
     """A host's way to the other hosts: its interface, addresses with their lengths, and MTU.
 

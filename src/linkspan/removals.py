@@ -9,6 +9,7 @@ from pathlib import Path
 from linkspan.attach import Attacher
 from linkspan.errors import Invalid, LinkspanError
 from linkspan.kernel.folder import FolderWatch
+from linkspan.remedies import reason, remedy
 from linkspan.runtimes import cni_queue
 
 log = logging.getLogger("linkspan.removals")
@@ -33,8 +34,8 @@ class Removals:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise Invalid(f"folder {self._folder}: {why}", "give --socket another path") from error
+            hint = remedy(error, self._folder, "give --socket another path")
+            raise Invalid(f"folder {self._folder}: {reason(error)}", hint) from error
         self._watch = FolderWatch(self._folder)
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._come)
         await self._drain()

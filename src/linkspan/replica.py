@@ -19,7 +19,6 @@ force, over restarts too: else a byte in the store would take a network from its
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -148,15 +147,16 @@ class Replica:
 
     async def start(self) -> None:
         """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without."""
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                known = msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
-                for record in known.records:
-                    self._keep(record)
-                self.remembered = {key: record.value for key, record in self.under("networks/").items()}
-                self._cluster = known.cluster
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
+        try:
+            known = msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
+            for record in known.records:
+                self._keep(record)
+            self.remembered = {key: record.value for key, record in self.under("networks/").items()}
+            self._cluster = known.cluster
+        except FileNotFoundError:
+            pass  # a new host's
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
         work = {"following the store": self._follow, "keeping the snapshot": self._keep_snapshot}
         self._tasks = [lasting(*one) for one in work.items()]
         await woken(self._first, FIRST_ANSWER)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from linkspan import locks
 from linkspan.agent import Agent
 from linkspan.api import Api
 from linkspan.api_docker import plugin
 from linkspan.api_telling import Telling
-from linkspan.config import GROUP
-from linkspan.errors import Invalid
+from linkspan.config import GROUP, listening_at
+from linkspan.errors import Conflict, Invalid
+from linkspan.remedies import reason, remedy
 from linkspan.runtimes import systemd
 
 BACKLOG = 1024
@@ -51,13 +55,17 @@ async def on_socket(runner: web.AppRunner, path: Path) -> None:
     try:
         await _listen_at(runner, path)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise Invalid(f"socket {path}: {why}", "give --socket another path") from error
+        hint = remedy(error, path, "give --socket another path")
+        raise Invalid(f"socket {path}: {reason(error)}", hint) from error
 
 
 async def _listen_at(runner: web.AppRunner, path: Path, umask: int = 0o117) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # a dead agent's; a live one would hold the state folder's lock
+    if path.is_socket():
+        _refuse_used(path)
+        path.unlink()  # a dead agent's
+    elif os.path.lexists(path):  # somebody's file, or folder
+        raise FileExistsError(errno.EEXIST, "something else than a socket is there")
     old = os.umask(umask)
     try:
         await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
@@ -65,6 +73,14 @@ async def _listen_at(runner: web.AppRunner, path: Path, umask: int = 0o117) -> N
         os.umask(old)
     with contextlib.suppress(KeyError):  # without the group the socket is root's alone
         os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
+
+
+def _refuse_used(path: Path) -> None:
+    """Raise Conflict, naming the process, where somebody serves the socket."""
+    pid = locks.listener(str(path))
+    if pid is not None:
+        who = f"socket {path} is served by another process{f', with pid {pid}' if pid else ''}"
+        raise Conflict(who, "stop that one first, or give --socket another path")
 
 
 @contextlib.asynccontextmanager
@@ -83,25 +99,33 @@ async def _docker(agent: Agent) -> AsyncIterator[None]:
             try:
                 await _listen_at(runner, Path(path), umask=0o177)
             except OSError as error:
-                why = (error.strerror or str(error)).lower()
-                raise Invalid(f"docker_socket {path}: {why}", "give another path") from error
+                hint = remedy(error, Path(path), "give another path")
+                raise Invalid(f"docker_socket {path}: {reason(error)}", hint) from error
         yield
 
 
 @contextlib.asynccontextmanager
 async def _metrics(agent: Agent) -> AsyncIterator[None]:
     """Serve /metrics, and nothing else, at the TCP address of the settings, where there is one."""
-    if not agent.config.metrics:
+    async with metrics_at(agent.config.metrics, Telling(agent).metrics):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def metrics_at(where: str, handler: Handler) -> AsyncIterator[None]:
+    """Serve /metrics, and nothing else, at ADDRESS:PORT; an empty one is nowhere. Raises Invalid."""
+    address, port = listening_at(where)
+    if not port:
         yield
         return
-    host, _, port = agent.config.metrics.rpartition(":")
     app = web.Application()
-    app.add_routes([web.get("/metrics", Telling(agent).metrics)])
+    app.add_routes([web.get("/metrics", handler)])
     async with listening(app) as runner:
         try:
-            await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-        except (OSError, ValueError) as error:
-            raise Invalid(
-                f"metrics {agent.config.metrics}: {error}", "write ADDRESS:PORT, 127.0.0.1:9642"
-            ) from error
+            await web.TCPSite(runner, address or None, port).start()
+        except OSError as error:
+            why, hint = reason(error), "give metrics an address of this host (`ip addr`)"
+            if error.errno == errno.EADDRINUSE:
+                why, hint = "another program listens there", "`ss -ltnp` shows it: end it, or give metrics another port"
+            raise Invalid(f"metrics {where}: {why}", hint) from error
         yield

@@ -133,11 +133,12 @@ def preview(config: Config) -> Outcome:
         change, _ = machine.reconciler.difference(None, _entered(machine, config))
         found = [_told(state) for state in change.delete]
         strays = _strays(config, machine)
+        unknown = _settings(machine)
     found += [f"Link {one.name}" for one in strays if one.ours]
     found += _installed(state_dir)
     found += [str(path) for path in (*_plugin_sockets(config), *ownership.copied())]
     found += _folders(config)
-    return Outcome(found, [], [*_of_others(strays), *_staying(config)])
+    return Outcome(found, [], [*_of_others(strays), *unknown, *_staying(config)])
 
 
 def _installed(state_dir: Path) -> list[str]:
@@ -155,6 +156,7 @@ def carry_out(config: Config) -> Outcome:
     stays = _staying(config)  # first: what tells it is removed
     with _agent_stopped(state_dir), _machine(state_dir) as machine:
         strays = _strays(config, machine)  # first: what tells some of them is removed
+        stays += _settings(machine)
         inside = _entered(machine, config)  # a container's rules do not go with its links
         report = machine.reconciler.resync(None, inside)
         removed = [f"{heal.kind} {heal.key}" for heal in report.heals]
@@ -193,6 +195,15 @@ def _of_others(strays: Iterable[Stray]) -> list[str]:
         f"ip link del {one.name}"
         for one in strays
         if not one.ours
+    ]
+
+
+def _settings(machine: Machine) -> list[str]:
+    """Return the settings that linkspan set, of which nobody knows any more what they were."""
+    return [
+        f"setting {path.replace('/', '.')} = {value}: linkspan set it, and what it was before is lost; set it to what "
+        f"you want: sysctl -w {path.replace('/', '.')}=VALUE"
+        for path, value in sorted(machine.sysctls.unknown().items())
     ]
 
 

@@ -18,11 +18,12 @@ from agent_host import PATIENCE, Host, World, first_ip, pings, run, until
 from linkspan.errors import Unavailable
 
 
-def refused(host: Host, *words: str) -> str:
-    """Start an agent that must not come up, and return the line that it says."""
+def refused(host: Host, *words: str, inside: tuple[str, ...] = ()) -> str:
+    """Start an agent that must not come up, and return the line that it says; ``inside`` leads to a mount namespace."""
     given = ("--config", str(host.config), "--state-dir", str(host.state_dir), "--socket", str(host.socket))
+    entered = (*inside, "nsenter", f"--net=/run/netns/{host.netns}")
     done = subprocess.run(
-        ["ip", "netns", "exec", host.netns, sys.executable, "-m", "linkspan.cli.main", "agent", *given, *words],
+        [*entered, sys.executable, "-m", "linkspan.cli.main", "agent", *given, *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -99,21 +99,6 @@ def test_what_is_moved_away_as_the_hint_says_costs_no_container_anything(
     assert first_ip(used.attach(more)) not in {first_ip(e) for i, e in endpoints(used).items() if i[0] != more}
 
 
-def test_the_memory_of_settings_is_moved_away_as_the_hint_says(used: Host) -> None:
-    """What they were before linkspan is not given back then, as the hint says; containers keep their network."""
-    before = {name: inside(name) for name in used.names}
-    (used.state_dir / "sysctls.json").write_text("{")
-    said = refused(used)
-    assert "sysctls.json is damaged" in said
-    assert "is then not given back" in said
-    follow_move(said)
-    used.start()
-    assert {name: inside(name) for name in used.names} == before
-    assert pings(used.names[0], "10.201.0.1")
-    assert pings(used.names[1], "10.202.0.1")
-    clean(used)
-
-
 def test_a_store_that_is_a_copy_is_accepted_as_the_hint_says(used: Host) -> None:
     """A backup in the store's place is refused once, with the statement that accepts it."""
     file = used.state_dir / "store" / "store.db"

@@ -39,6 +39,12 @@ def test_what_is_right_is_taken() -> None:
         ("agent", 'colour = "red"', "setting colour: there is no such key"),
         ("agent", 'advertise = ["gate"]', "setting advertise: 'gate' is not an IP address"),
         ("agent", 'names = "no"', "setting names: expected true or false, got text"),
+        ("agent", 'state_dir = ""', "setting state_dir is empty"),
+        ("agent", "cooldown = 1e99", "setting cooldown: expected a number <= 1"),
+        ("agent", 'metrics = "localhost"', "setting metrics: 'localhost' is not ADDRESS:PORT"),
+        ("agent", 'underlay = "can-reach=gate"', "setting underlay: "),
+        ("controller", 'socket = ""', "setting socket is empty"),
+        ("controller", 'metrics = "[::1]:0"', "setting metrics: '[::1]:0' is not ADDRESS:PORT"),
         ("controller", 'colour = "red"', "setting colour: there is no such key"),
         ("controller", '[switches]\nsw1 = "gate"', "switch sw1: address 'gate' is not understood"),
     ],
@@ -52,6 +58,14 @@ def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str,
     assert 'log_level = "info"' in done.stdout
     assert isinstance(done.exception, Invalid)
     assert done.exception.message.startswith(said)
+
+
+def test_where_metrics_are_served_is_an_address_and_a_port() -> None:
+    """Of either family, or every address of the host; an empty setting is nowhere."""
+    places = ("127.0.0.1:9642", "[2001:db8::1]:9642", ":9642", "")
+    assert [config.listening_at(one) for one in places] == [
+        ("127.0.0.1", 9642), ("2001:db8::1", 9642), ("", 9642), ("", 0)
+    ]  # fmt: skip
 
 
 def test_of_a_few_words_those_that_there_are_are_named() -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-from aiohttp import web
 
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings
 from linkspan.controller.telling import Telling
 from linkspan.daemon import served
-from linkspan.errors import Invalid
 from linkspan.locks import state_folder
 from linkspan.runtimes import systemd
-from linkspan.serving import listening, on_socket
+from linkspan.serving import listening, metrics_at, on_socket
 
 
 def main() -> None:
@@ -42,7 +38,8 @@ async def _serve(controller: Controller, settings: Settings, stop: asyncio.Event
     await controller.start()
     path = Path(settings.socket)
     try:
-        async with listening(Telling(controller).application()) as runner, _metrics(controller):
+        telling = Telling(controller)
+        async with listening(telling.application()) as runner, metrics_at(settings.metrics, telling.metrics):
             await on_socket(runner, path)
             print("ready", flush=True)
             systemd.notify("READY=1")
@@ -52,22 +49,6 @@ async def _serve(controller: Controller, settings: Settings, stop: asyncio.Event
     finally:
         await controller.stop()
 
-
-@contextlib.asynccontextmanager
-async def _metrics(controller: Controller) -> AsyncIterator[None]:
-    text = controller.settings.metrics
-    if not text:
-        yield
-        return
-    host, _, port = text.rpartition(":")
-    app = web.Application()
-    app.add_routes([web.get("/metrics", Telling(controller).metrics)])
-    async with listening(app) as runner:
-        try:
-            await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-        except (OSError, ValueError) as error:
-            raise Invalid(f"metrics {text}: {error}", "write ADDRESS:PORT, 127.0.0.1:9643") from error
-        yield
 
 
 if __name__ == "__main__":

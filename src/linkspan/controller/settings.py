@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.config import given, typed
+from linkspan.config import given, listening_at, need_paths, typed
 from linkspan.errors import Invalid
 from linkspan.model import checked_name
 
@@ -59,6 +59,8 @@ def load(path: str, overrides: Mapping[str, object]) -> Settings:
 def checked(values: Mapping[str, object]) -> Settings:
     """Return what was ``given`` as settings. Raises Invalid, naming the key of what is wrong."""
     found = typed(values, Settings, "linkspan controller")
+    listening_at(found.metrics)
+    need_paths(found.state_dir, found.socket)
     for name, address in found.switches.items():
         checked_name(name, "switch")
         if not _SWITCH.fullmatch(address):

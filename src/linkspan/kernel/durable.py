@@ -15,8 +15,12 @@ import msgspec
 
 from linkspan import SCHEMA
 from linkspan.errors import Unavailable
+from linkspan.remedies import reason, remedy
 
 Entry = TypeVar("Entry")
+
+WITHOUT = "what was there before linkspan is then not given back"
+"""What follows, as a rule, from moving away a file of what was there before."""
 
 BOOT_ID = "LINKSPAN_BOOT_ID"
 """The environment variable by which a virtual host's agent is told of its reboot: the kernel's id stays."""
@@ -66,13 +70,19 @@ class Memory(Generic[Entry]):
     ``epoch`` names the span in which entries are true (a boot, a network namespace): a file of another
     epoch counts as empty. Change ``entries`` and call ``save``. A file that is damaged is an error and never
     silently taken as empty, for what it holds is what uninstall gives back; unless it is not ``precious``.
+    ``without`` says in the error's hint what follows from moving the file away.
     """
 
-    def __init__(self, path: Path, entry: type[Entry], epoch: str = "", *, precious: bool = True) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, entry: type[Entry], epoch: str = "", *, precious: bool = True, without: str = WITHOUT
+    ) -> None:
+        self.path = path
+        self.found = False
+        """Whether there was a file of this epoch when the entries were read."""
         self._entry = entry
         self._epoch = epoch
         self._precious = precious
+        self._without = without
         self._entries: dict[str, Entry] | None = None
 
     @property
@@ -87,28 +97,28 @@ class Memory(Generic[Entry]):
         raw = {name: msgspec.Raw(msgspec.json.encode(entry)) for name, entry in self.entries.items()}
         document = msgspec.json.encode(_Document(epoch=self._epoch, entries=raw))
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write(self._path, document + b"\n", 0o600)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.path, document + b"\n", 0o600)
         except OSError as error:
-            raise Unavailable(
-                f"write {self._path}: {error.strerror}", "is the disk full or read-only? nothing was changed"
-            ) from error
+            hint = remedy(error, self.path, "nothing was changed")
+            raise Unavailable(f"write {self.path}: {reason(error)}", hint) from error
 
     def _load(self) -> dict[str, Entry]:
-        hint = f"move {self._path} away to go on; what was there before linkspan is then not given back"
+        hint = f"move {self.path} away to go on; {self._without}"
         try:
-            document = msgspec.json.decode(self._path.read_bytes(), type=_Document)
+            document = msgspec.json.decode(self.path.read_bytes(), type=_Document)
             if document.schema > SCHEMA:
-                what = f"{self._path} is of a newer linkspan (schema {document.schema})"
+                what = f"{self.path} is of a newer linkspan (schema {document.schema})"
                 raise Unavailable(what, "upgrade this one")
             if document.epoch != self._epoch:
                 return {}
+            self.found = True
             return {n: msgspec.json.decode(raw, type=self._entry) for n, raw in document.entries.items()}
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise Unavailable(f"read {self._path}: {error.strerror}", hint) from error
+            raise Unavailable(f"read {self.path}: {reason(error)}", hint) from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             if not self._precious:
                 return {}
-            raise Unavailable(f"{self._path} is damaged: {error}", hint) from error
+            raise Unavailable(f"{self.path} is damaged: {error}", hint) from error

@@ -4,7 +4,8 @@
 given back at delete, where the value is still ours. For the host's namespace it is kept in a file, by which
 an agent with no memory knows what is ours; a container's namespace goes with its container, and the
 process's own memory will do. A value that lasted over a reboot was not ours: the file counts for one boot
-and one namespace only.
+and one namespace only. Where the file is lost, our rules tell what forwarding was (``closed_links``). What other
+settings were nobody knows then: they are left as they are, and said (``unknown``).
 
 **LinkSysctl** is a setting of a link of ours, and goes with it: nothing is written down. What was put is
 read again at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
@@ -16,6 +17,7 @@ Values are compared with white space collapsed, as one space: give them so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -27,7 +29,7 @@ import msgspec
 
 from linkspan.contracts import Support
 from linkspan.errors import LinkspanError, NotFound, of_errno
-from linkspan.kernel import devconf, forwarders
+from linkspan.kernel import closed_links, devconf, forwarders
 from linkspan.kernel.batch import each
 from linkspan.kernel.durable import Memory, boot_id
 from linkspan.kernel.folder import WriteWatch
@@ -50,6 +52,9 @@ _FORWARDING = {
 _ALSO = {"net/ipv4/conf/all/forwarding": "net/ipv4/ip_forward"}
 """Files that are another name of a setting of forwarding."""
 
+_WITHOUT = "forwarding is then given back as far as linkspan's rules tell what it was, and other settings stay"
+"""What follows from moving the file away."""
+
 _MENDED = 0.5
 """Seconds after a setting was put back for which a writer's end means nothing: it may be who had changed it."""
 
@@ -63,6 +68,8 @@ class _Entry(msgspec.Struct):
     """Of forwarding: whether others were there already, and lived without it."""
     there: dict[int, bool] = {}
     """Of forwarding: by index, the links that were there, and whether what came in by them was forwarded."""
+    known: bool = True
+    """Whether ``before`` was there before ours, and is not ours itself."""
 
 
 def read(path: str) -> str:
@@ -103,7 +110,10 @@ class SysctlDriver:
 
     def __init__(self, namespaces: Namespaces, memory_file: Path) -> None:
         self._namespaces = namespaces
-        self._kept: Memory[_Entry] = Memory(memory_file, _Entry, f"{boot_id()}:{namespaces.home}")
+        epoch = f"{boot_id()}:{namespaces.home}"
+        self._kept: Memory[_Entry] = Memory(memory_file, _Entry, epoch, without=_WITHOUT)
+        self._lost: bool | None = None
+        """Whether an agent wrote the file, and it is lost; None: nobody has looked yet."""
         self._passing: dict[int, dict[str, _Entry]] = {}
         self._links: dict[int, set[str]] = {}
         self._sockets = Sockets(namespaces)
@@ -116,9 +126,40 @@ class SysctlDriver:
         """Every Linux has it; a container may have it read-only."""
         return Support("kernel")
 
+    def settle(self, *, ran_before: bool) -> str:
+        """Write down what settings were before linkspan; return what is to be told where that was lost, '' else.
+
+        ``ran_before`` tells that an agent ran here in this boot: so there was a file.
+        """
+        entries = self._known
+        if self._kept.found:
+            return ""
+        self._lost = self._lost or ran_before
+        with contextlib.suppress(LinkspanError):  # a full disk: the next look says so
+            self._kept.save()
+        if not self._lost:
+            return ""
+        told = ", ".join(sorted(entries))
+        found = f"linkspan's rules tell it of {told}" if told else "no rules of linkspan's tell it of forwarding"
+        return f"{self._kept.path} was lost, which had what settings were before linkspan: {found}"
+
+    def unknown(self) -> dict[str, str]:
+        """Return the host's settings that linkspan set and cannot give back, with their values, by path."""
+        return {path: entry.ours for path, entry in list(self._known.items()) if not entry.known}
+
+    @property
+    def _known(self) -> dict[str, _Entry]:
+        """What is known of the host's settings before ours: by the file or, where that is lost, by our rules."""
+        entries = self._kept.entries
+        if self._lost is None:
+            told = None if self._kept.found else closed_links.links_before()
+            self._lost = told is not None
+            entries.update(_rebuilt(told or {}))
+        return entries
+
     def before(self, path: str) -> str:
         """Return the host's value before ours, the present one where it is not ours, '' where there is none."""
-        if entry := self._kept.entries.get(path):
+        if entry := self._known.get(path):
             return entry.before
         try:
             return read(path)
@@ -127,7 +168,7 @@ class SysctlDriver:
 
     def there(self, path: str) -> dict[int, bool]:
         """Return the links that were there before ours was set, by index, and whether they forwarded; now's without."""
-        entry = self._kept.entries.get(path)
+        entry = self._known.get(path)
         return _links_there(path) if entry is None else entry.there
 
     def noticed(self) -> bool:
@@ -139,11 +180,11 @@ class SysctlDriver:
         for name in self.watch.written():
             path = str(Path(name).relative_to(ROOT))
             path = _ALSO.get(path, path)
-            entry = self._kept.entries.get(path)
+            entry = self._known.get(path)
             if time.monotonic() - self._mended.get(path, 0.0) < _MENDED:
                 continue
             if entry is not None and entry.before != entry.ours and _present(path) == entry.ours:
-                self._kept.entries[path] = msgspec.structs.replace(entry, before=entry.ours)
+                self._known[path] = msgspec.structs.replace(entry, before=entry.ours)
                 found = True
         if found:
             self._kept.save()
@@ -198,13 +239,13 @@ class SysctlDriver:
         return failed | each(newest_first, self._delete)
 
     def _entries(self, netns: int) -> dict[str, _Entry]:
-        return self._kept.entries if netns == HOST else self._passing.setdefault(netns, {})
+        return self._known if netns == HOST else self._passing.setdefault(netns, {})
 
     def _put(self, state: Sysctl | LinkSysctl, there: str | None) -> None:
         """Set it, where it is not known to be right already."""
         if there != state.value:
             with self._namespaces.entered(state.netns):
-                known = state.netns == HOST and state.path in self._kept.entries
+                known = state.netns == HOST and state.path in self._known
                 if isinstance(state, Sysctl):
                     self._remember(state)
                 if write(state.path, state.value) and state.netns == HOST and state.path in _FORWARDING:
@@ -225,7 +266,8 @@ class SysctlDriver:
         else:
             before, along = read(state.path), _along(state.path)
             there = _links_there(state.path)
-            entries[state.path] = _Entry(before, state.value, along, _others(state.path), there)
+            lost = bool(self._lost) and state.netns == HOST and before == state.value
+            entries[state.path] = _Entry(before, state.value, along, _others(state.path), there, not lost)
         if state.netns == HOST:
             try:
                 self._kept.save()
@@ -267,6 +309,17 @@ class SysctlDriver:
     def _forget(self, netns: int) -> None:
         self._passing.pop(netns, None)
         self._links.pop(netns, None)
+
+
+def _rebuilt(closed: Mapping[int, Mapping[str, bool]]) -> Iterable[tuple[str, _Entry]]:
+    """Yield what forwarding was, by path, for the families that our rules keep closed."""
+    indexes = {name: index for index, name in socket.if_nameindex()}
+    for path in _FORWARDING:
+        family = 4 if "ipv4" in path else 6
+        if family in closed and _present(path) == "1":
+            links = {name: forwarded for name, forwarded in closed[family].items() if name in indexes}
+            each = {f"net/ipv4/conf/{name}/forwarding": "1" for name, on in links.items() if on and family == 4}
+            yield path, _Entry("0", "1", each, there={indexes[name]: on for name, on in links.items()})
 
 
 def _others(path: str) -> bool:

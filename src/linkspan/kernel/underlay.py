@@ -23,7 +23,7 @@ from linkspan.kernel.netlink import (
     string,
 )
 from linkspan.kernel.routes import foreign_routes
-from linkspan.model import Underlay
+from linkspan.model import CAN_REACH, Underlay
 from linkspan.state import HOST
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -34,7 +34,6 @@ _LINK = 5  # IFLA_LINK in linux/if_link.h
 _ETHERNET = 6
 """Bytes of a MAC; a tunnel's link-layer address is an IP address."""
 _TEMPORARY, _DEPRECATED = 0x01, 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED in linux/if_addr.h
-CAN_REACH = "can-reach="
 
 
 def way(sockets: Sockets, address: bytes) -> tuple[str, bool]:

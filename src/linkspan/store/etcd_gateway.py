@@ -336,7 +336,8 @@ def _password(path: str) -> str:
         raise Unavailable(f"store: password-file {error.message}", error.hint) from error
     except (LinkspanError, UnicodeDecodeError) as error:
         why = str(error).rpartition(": ")[2]
-        raise Unavailable(f"store: password-file {path} cannot be read: {why}", "check the file") from error
+        hint = "write the password into it (and chmod 600), or correct password-file in the store's URL"
+        raise Unavailable(f"store: password-file {path} cannot be read: {why}", hint) from error
 
 
 async def _unresolved(host: str) -> str:
@@ -367,15 +368,16 @@ async def _speaks_tls(host: str, port: int) -> bool:
 
 def _context(url: EtcdUrl) -> ssl.SSLContext:
     """Return what TLS needs; each file that is wrong is named."""
-    file = url.ca
+    file, key = url.ca, "ca"
     try:
         context = ssl.create_default_context(cafile=url.ca or None)
         if url.cert:
-            file = f"{url.cert} (key {url.key})"
+            file, key = f"{url.cert} (key {url.key})", "cert and key"
             context.load_cert_chain(url.cert, url.key)
     except (OSError, ValueError) as error:
         why = (getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)).lower()
-        raise Unavailable(f"store: certificate {file} cannot be used: {why}", "check the file") from error
+        hint = f"put it there, or correct {key} in the store's URL"
+        raise Unavailable(f"store: certificate {file} cannot be used: {why}", hint) from error
     return context
 
 

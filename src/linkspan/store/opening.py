@@ -34,15 +34,25 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
 
 def own_cluster(state_dir: Path) -> str:
     """Return the id of the store in the state folder, which a host has that is alone; '' without one."""
+    return next(iter(_own(state_dir, "SELECT value FROM meta WHERE name = 'cluster'")), "")
+
+
+def own_hosts(state_dir: Path) -> list[str]:
+    """Return the ids of the hosts that the store in the state folder knows; it is the only one in there, as a rule."""
+    keys = _own(state_dir, "SELECT key FROM entries WHERE key LIKE 'hosts/%' AND value IS NOT NULL")
+    return [key.removeprefix("hosts/") for key in keys]
+
+
+def _own(state_dir: Path, question: str) -> list[str]:
+    """Return the texts that the store in the state folder answers; none where there is no store, or it is damaged."""
     file = state_dir / OWN / FILE
-    if not file.exists():
-        return ""
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            row = database.execute("SELECT value FROM meta WHERE name = 'cluster'").fetchone()
-        except sqlite3.Error:  # whoever opens it to use it says what is wrong with it
-            return ""
-    return str(row[0]) if row else ""
+    if not file.is_file():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            return [str(row[0]) for row in database.execute(question)]
+    except sqlite3.Error:  # whoever opens it to use it says what is wrong with it
+        return []
 
 
 def sqlite_folder(url: str) -> Path:

@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar
 from linkspan.contracts import Batch, Record
 from linkspan.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.folder import FolderWatch
+from linkspan.remedies import reason, remedy
 from linkspan.store.request import Request
 from linkspan.store.table import KEEP, Table
 
@@ -248,5 +249,5 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise Unavailable(f"store folder {folder} cannot be made: {why}", "check its parent") from error
+        hint = remedy(error, folder, "correct the path in the store's URL")
+        raise Unavailable(f"store folder {folder} cannot be made: {reason(error)}", hint) from error

@@ -1,0 +1,108 @@
+"""A host keeps its id, whatever becomes of the file that has it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.errors import Unavailable
+from linkspan.identity import host_id
+from linkspan.store.opening import open_store
+
+SPOILT = {"cut off": b"h", "empty": b"", "blank": b"\n", "damaged": b"\xff\x00", "no name": b"a/b\n"}
+
+
+def snapshot(folder: Path, host: str) -> None:
+    """Write what a host's last agent knew."""
+    text = msgspec.json.encode({"cluster": "c1", "records": [], "host": host})
+    (folder / "replica.json").write_bytes(text)
+
+
+def ran_before(folder: Path) -> None:
+    """Leave the mark that an agent ran here."""
+    (folder / "journal.witness").write_text("{}")
+
+
+def test_a_new_host_gets_an_id_that_stays(tmp_path: Path) -> None:
+    """It is made once, nothing is told of it, and only root reads the file."""
+    first, told = host_id(tmp_path, "", shared=True)
+    assert (len(first), told) == (16, "")
+    assert (tmp_path / "host-id").stat().st_mode & 0o777 == 0o600
+    assert host_id(tmp_path, "", shared=True) == (first, "")
+
+
+def test_an_id_that_is_given_wins(tmp_path: Path) -> None:
+    """It is written nowhere; that the host was another one before is told."""
+    assert host_id(tmp_path, "h1", shared=True) == ("h1", "")
+    assert not (tmp_path / "host-id").exists()
+    snapshot(tmp_path, "h2")
+    assert host_id(tmp_path, "h1", shared=True) == ("h1", "this host was h2 among the others, and is h1 from now on")
+
+
+@pytest.mark.parametrize("content", [*SPOILT.values(), None], ids=[*SPOILT, "missing"])
+def test_a_lost_id_is_the_last_agent_s(tmp_path: Path, content: bytes | None) -> None:
+    """The snapshot has it; it is written down again, and told once."""
+    file = tmp_path / "host-id"
+    if content is not None:
+        file.write_bytes(content)
+    snapshot(tmp_path, "h7")
+    found, told = host_id(tmp_path, "", shared=True)
+    assert found == "h7"
+    assert "this host goes on as h7" in told
+    assert host_id(tmp_path, "", shared=True) == ("h7", "")
+
+
+def stored(folder: Path, host: str) -> None:
+    """Put a host's record into the store that a host has for itself."""
+
+    async def put() -> None:
+        store = open_store("", folder)
+        await store.transaction({f"hosts/{host}": b"{}"})
+        await store.close()
+
+    asyncio.run(put())
+
+
+def test_a_lost_id_is_that_of_the_host_s_own_store(tmp_path: Path) -> None:
+    """Without a snapshot, where that store knows this one host; a store with two hosts tells nothing."""
+    (tmp_path / "host-id").write_bytes(b"")
+    stored(tmp_path, "h5")
+    assert host_id(tmp_path, "", shared=True)[0] == "h5"
+    stored(tmp_path, "h6")
+    (tmp_path / "host-id").write_bytes(b"")
+    with pytest.raises(Unavailable):
+        host_id(tmp_path, "", shared=True)
+
+
+@pytest.mark.parametrize("content", [*list(SPOILT.values())[1:], None], ids=[*list(SPOILT)[1:], "missing"])
+def test_a_host_that_shares_a_store_does_not_become_another_one(tmp_path: Path, content: bytes | None) -> None:
+    """Where nothing tells its id its agent does not start, and what the error says helps."""
+    file = tmp_path / "host-id"
+    if content is not None:
+        file.write_bytes(content)
+    ran_before(tmp_path)
+    with pytest.raises(Unavailable, match=r"nothing else in .* tells this host's id") as refused:
+        host_id(tmp_path, "", shared=True)
+    assert str(file) in refused.value.message
+    assert f"echo ID > {file}" in refused.value.hint
+    file.write_text("h3\n")
+    assert host_id(tmp_path, "", shared=True) == ("h3", "")
+
+
+def test_a_host_that_is_alone_begins_again(tmp_path: Path) -> None:
+    """No other host and no record knows the old id, so a new one costs nothing; it is told."""
+    (tmp_path / "host-id").write_bytes(b"")
+    found, told = host_id(tmp_path, "", shared=False)
+    assert len(found) == 16
+    assert f"this host is {found} from now on" in told
+
+
+def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
+    """No traceback."""
+    (tmp_path / "host-id").mkdir()
+    with pytest.raises(Unavailable, match="host-id: is a directory") as refused:
+        host_id(tmp_path, "", shared=False)
+    assert "move away what is in its place" in refused.value.hint
