@@ -7,7 +7,7 @@ import shlex
 import msgspec
 from aiohttp import web
 
-from linkspan import ledger, multihoming, status
+from linkspan import ledger, multihoming, names, status
 from linkspan.addresses import prefix
 from linkspan.agent import Agent
 from linkspan.associations import IpsecConnection
@@ -132,7 +132,11 @@ class Telling:
         return [
             s
             for s in every
-            if s[0] == "host" or s[:2] in (("network", network), ("peer", network), ("names", network)) or s in mine
+            if s[0] == "host"
+            or s[:2] in (("network", network), ("peer", network))
+            or (s[0] == "names" and network in s[1:])
+            or s == ("names", *names.LEADS)
+            or s in mine
         ]
 
     async def _addresses(self, request: web.Request) -> web.Response:

@@ -52,7 +52,7 @@ class Tracing:
         agent = self._agent
         await agent.cluster.observe_routes()
         found = [*found, *self._forwarding(), *self._settings(), *self._control(), *await store_health.checks(agent)]
-        found += [*self._stations(), *self._owners(), *self._records(), *self._hosts()]
+        found += [*self._stations(), *self._owners(), *self._records(), *self._hosts(), *self._views()]
         found += await agent.peerings.checks()
         found += await controlled.checks(agent.replica, agent.networks.all(), agent.ask)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
@@ -66,6 +66,11 @@ class Tracing:
         here = agent.leases.host.underlay
         around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
         return doctor.examine(agent.worker.machine.namespaces, around)
+
+    def _views(self) -> list[Check]:
+        """Tell why containers in several networks do not find all names; of one network's names examine() tells."""
+        problems = self._agent.naming.problems.items()
+        return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in problems if len(zones) > 1]
 
     def _forwarding(self) -> list[Check]:
         """Tell between which links the host still does not forward, though linkspan turned forwarding on."""

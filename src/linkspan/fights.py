@@ -34,7 +34,7 @@ FRESH = 5.0
 ALL, BRIDGED = "*", "bridge"
 """Instead of a port's name: all containers' ports, and all on bridges."""
 
-_SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking")
+_SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking", "view_of", "viewing")
 """Sets that give containers something begin so; every other set of ours guards."""
 
 

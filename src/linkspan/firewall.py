@@ -12,8 +12,10 @@ One more container is one more element and no new rule, so a packet's cost does 
                       forward      isolation between networks, internal networks
                       outsiders    only where linkspan turned forwarding on: what did not pass before does not
                       input        tunnel packets are peers' only
-                      asked        what containers ask of the host's resolvers is led to their network's names
+                      asked        what containers ask of the host's resolvers is led to their network's names;
+                                   what one in several networks asks of any server, to a server of all of these
                       named        a network's names are told to its own containers and to the host
+                      viewed       those of several networks, to containers in all of them and to the host
                       counted      so many to each container; by itself, for a kernel may know no ``ct count``
                       internal     what an internal network may ask of the host
                       publish      published ports (DNAT), for what comes in and for the host's own traffic
@@ -65,6 +67,10 @@ _REJECT = "reject with icmpx admin-prohibited"
 _QUESTIONS = "th dport 53 meta l4proto { tcp, udp }"
 """The port first, for it tells apart sooner; what has no ports fails by the protocol."""
 
+VIEW_PORTS = range(61440, 1 << 16)
+"""Where servers of several networks listen: above what Linux gives to clients (ip_local_port_range ends at 60999)."""
+_VIEWS = f"th dport >= {VIEW_PORTS.start} meta l4proto {{ tcp, udp }}"
+
 _AT_ONCE = 8
 """Questions by TCP that a container may have open: a server takes 20 (MAX_PROCS in dnsmasq's config.h), for all."""
 _RATE, _BURST = 10000, 5000
@@ -102,6 +108,7 @@ def skeleton(facts: Facts) -> Iterable[State]:
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "internal", "", _internal())
     yield _chain(INET, "named", "", _named())
+    yield _chain(INET, "viewed", "", _viewed())
     yield _chain(INET, "asked", "", _asked())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
@@ -159,6 +166,9 @@ def _sets() -> Iterable[NftSet]:
         yield NftSet(INET, TABLE, f"asking_udp{family}", type_, dynamic=True, timeout=_REMEMBERED)
         yield NftSet(INET, TABLE, f"asking{family}", f"{type_} . {type_}", interval=True)
         yield NftSet(INET, TABLE, f"server_of{family}", type_, type_, interval=True)
+        yield NftSet(INET, TABLE, f"view_of{family}", type_, f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"views{family}", f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"viewing{family}", f"{type_} . {type_} . inet_service")
         yield NftSet(INET, TABLE, f"allowed{family}", f"{type_} . {type_}", interval=True)
         yield NftSet(
             INET,
@@ -295,6 +305,7 @@ def _input() -> Iterable[str]:
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"
+    yield f"{_VIEWS} jump viewed"
     for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):
         yield f"{ours} iifname @internal_links jump internal"
 
@@ -314,15 +325,25 @@ def _named() -> Iterable[str]:
         yield f"{ip} daddr @servers{family} {_REJECT}"
 
 
-def _counted() -> Iterable[str]:
-    yield "th dport != 53 accept"
+def _viewed() -> Iterable[str]:
     yield 'iifname "lo" accept'
     for family in FAMILIES:
         ip = _IP[family]
-        server, many = f"{ip} daddr @servers{family}", f"{_RATE}/second burst {_BURST} packets"
+        yield f"{ip} saddr . {ip} daddr . th dport @viewing{family} accept"
+        yield f"{ip} daddr . th dport @views{family} {_REJECT}"
+
+
+def _counted() -> Iterable[str]:
+    yield f"th dport < {VIEW_PORTS.start} th dport != 53 accept"
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        many = f"{_RATE}/second burst {_BURST} packets"
         open_ = f"add @asking_tcp{family} {{ {ip} saddr ct count over {_AT_ONCE} }}"
-        yield f"tcp dport 53 {server} ct state new {open_} reject with tcp reset"
-        yield f"udp dport 53 {server} update @asking_udp{family} {{ {ip} saddr limit rate over {many} }} drop"
+        by_udp = f"update @asking_udp{family} {{ {ip} saddr limit rate over {many} }}"
+        for server in (f"th dport 53 {ip} daddr @servers{family}", f"{ip} daddr . th dport @views{family}"):
+            yield f"{server} meta l4proto tcp ct state new {open_} reject with tcp reset"
+            yield f"{server} meta l4proto udp {by_udp} drop"
 
 
 def _asked() -> Iterable[str]:
@@ -330,7 +351,10 @@ def _asked() -> Iterable[str]:
     # the server itself asks, at whatever length: a question would go round.
     for family in FAMILIES:
         ip = _IP[family]
+        view = f"meta l4proto {{ tcp, udp }} dnat {ip} to {ip} saddr map @view_of{family}"
+        yield f"{ip} daddr @servers{family} {view}"
         yield from (f"{ip} saddr @{who}{family} return" for who in ("resolvers", "forwarders"))
+        yield f"{ip} daddr @resolvers{family} {view}"
         yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
 
 

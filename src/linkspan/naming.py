@@ -4,6 +4,8 @@ Names follow from the endpoints that hosts publish (`published`), and from which
 them. A host whose agent says nothing for a while is taken to be dead, and its containers are named no more
 (`elsewhere`): the store's own word for that would come too late. Where the store itself tells nothing, nobody is.
 
+Containers in several networks have views (`names`). Which there are follows from the containers' namespaces.
+
 While an agent that has just started has not heard from the store, the other hosts' names stay as they stand in the
 file: it is what the last agent knew.
 """
@@ -26,16 +28,15 @@ from linkspan.desired import Source
 from linkspan.elsewhere import Elsewhere
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings, Once
-from linkspan.kernel import dnsmasq, sockets
-from linkspan.kernel.dnsmasq import PORT
+from linkspan.kernel import conntrack, dnsmasq, sockets
 from linkspan.lasting import lasting, woken
 from linkspan.machine import Worker
 from linkspan.model import Endpoint, Network
-from linkspan.names import Named, Server
+from linkspan.names import PORT, Named, Server
 from linkspan.networks import Networks
-from linkspan.programs import Dnsmasq
+from linkspan.programs import Dnsmasq, Zones
 from linkspan.replica import Replica
-from linkspan.state import State
+from linkspan.state import NftElement, State
 
 log = logging.getLogger("linkspan.naming")
 
@@ -47,6 +48,7 @@ TICK = 0.5
 """Seconds between looks at what tells nothing by itself: who is silent, resolv.conf, a port that is held."""
 LINGER = 10.0
 """Seconds that a server outlasts the last container: another one may come at once."""
+PROTOCOLS = ("udp", "tcp")
 BEAT, HUNG = 1.0, 3
 """Seconds between two questions to each server, and how many may be missed by one that does nothing at all."""
 AGAIN = 2.0
@@ -54,6 +56,10 @@ AGAIN = 2.0
 RESOLVED = "/run/systemd/resolve/resolv.conf"
 PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
 """What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
+
+
+Places = dict[Zones, tuple[list[Prefix], int]]
+"""By server: at which addresses it listens, and at which port."""
 
 
 class Naming:
@@ -77,9 +83,12 @@ class Naming:
         self._folder = Path(config.socket).parent / "names"
         self._wanted = config.names
         self._happenings = happenings
-        self.problems: dict[str, str] = {}
-        """By network: why it has no names on this host."""
-        self._served: dict[str, list[State]] = {}
+        self.problems: dict[Zones, str] = {}
+        """By server: why it does not run on this host."""
+        self._served: dict[Zones, list[State]] = {}
+        self._places: Places = {}
+        self._views: dict[Zones, float] = {}
+        """By view: when a container was in all of its networks last."""
         self._others = Elsewhere(replica, host)
         self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
         """By network: when it had a container here last, and of which pools."""
@@ -87,8 +96,8 @@ class Naming:
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
         self._told = Once()
-        self._spent: dict[str, tuple[int, int]] = {}
-        """By network: its server's process, and the time it had used when it first missed a question."""
+        self._spent: dict[Zones, tuple[int, int]] = {}
+        """By server: its process, and the time it had used when it first missed a question."""
         self._searched = self._asked = float("-inf")
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
@@ -99,32 +108,39 @@ class Naming:
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the addresses of its network's server for a container, none where there is none here."""
         found = self._networks.get(endpoint.network)
-        if not self._wanted or endpoint.network in self.problems or dnsmasq.found(self._folder) is None:
+        if not self._wanted or (endpoint.network,) in self.problems or dnsmasq.found(self._folder) is None:
             return ()
         return tuple(gateway.address for _, gateway in names.own(names.served(found), endpoint))
 
     def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
-        """Return whether a network has names here: none without a container, or where they are not to be had."""
-        if network in self._served:
-            return "answers"
-        if network in self.problems:
+        """Return whether a network has names here: none without a container, or where they are not to be had.
+
+        They are awaited also where its containers that are in other networks too do not find those' names yet.
+        """
+        if (network,) in self._served:
+            views = self._seen()
+            missing = (zones for zones in views if network in zones and zones not in {*self._served, *self.problems})
+            return "awaited" if any(missing) else "answers"
+        if (network,) in self.problems:
             return "refused"
         used = (endpoint for endpoint in self._endpoints.values() if endpoint.network == network)
         return "awaited" if any(map(self.nameservers, used)) else "none"
 
     def holder(self, protocol: str, host_ip: str, port: int) -> str:
         """Return who listens at a port of the host; servers of names are not in the way of who publishes port 53."""
-        ours = self._addresses() if port == PORT and not host_ip else frozenset()
+        running = (at for zones, at in self._places.items() if zones in self._served and not host_ip)
+        ours = frozenset(gateway.packed for gateways, number in running if number == port for gateway in gateways)
         return sockets.holder(protocol, host_ip, port, ours)
-
-    def _addresses(self) -> frozenset[bytes]:
-        networks = [n for n in self._networks.all() if n.name in self._served]
-        return frozenset(gateway.packed for n in networks for gateway in self._gateways(n))
 
     def _gateways(self, network: Network) -> list[Prefix]:
         """Return where a network's server is to listen: at the gateways of the pools that are used here."""
         _, used = self._used.get(network.name, (0, frozenset()))
         return [gateway for pool, gateway in names.served(network) if pool in used]
+
+    def _seen(self) -> dict[Zones, list[Endpoint]]:
+        """Return the views that there should be for the containers that are here, with their endpoints."""
+        there = {network for network in self._used if (network,) not in self.problems}
+        return names.views(self._endpoints.values(), there)
 
     def note(self, identity: tuple[str, str]) -> None:
         """Take note that an endpoint of this host came, changed or went."""
@@ -144,7 +160,7 @@ class Naming:
         self._others.everything()
         for source, states in (await self._plan()).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
-            self._served[source[1]] = states
+            self._served[source[1:]] = states
 
     def start(self) -> None:
         """Begin to follow."""
@@ -167,21 +183,33 @@ class Naming:
             await asyncio.sleep(REST)
 
     async def _put(self) -> None:
-        plans = {source[1]: states for source, states in (await self._plan()).items()}
-        gone: dict[str, list[State]] = {name: [] for name in self._served.keys() - plans.keys()}
-        for name, states in {**gone, **plans}.items():
-            if states == self._served.get(name):
+        plans = {source[1:]: states for source, states in (await self._plan()).items()}
+        gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
+        before, after = (set(found.get(names.LEADS, ())) for found in (self._served, plans))
+        for zones, states in {**gone, **plans}.items():
+            if states == self._served.get(zones):
                 continue
             try:  # what is refused is told as drift, and tried again by healing
-                await self._worker.run(self._worker.machine.reconciler.change, ("names", name), states)
+                await self._worker.run(self._worker.machine.reconciler.change, ("names", *zones), states)
             except LinkspanError as error:
                 log.warning("%s", error.message)
-            self._served[name] = states
-        for name in gone:
-            del self._served[name]
+            self._served[zones] = states
+        for zones in gone:
+            del self._served[zones]
+        await self._forget_questions(before ^ after)
+
+    async def _forget_questions(self, changed: set[State]) -> None:
+        """Let addresses that are led elsewhere now be so at once: a client that goes on by one socket would not be."""
+        addresses = sorted({one.parts[0] for one in changed if isinstance(one, NftElement)})
+        flows = [(prefix(address), protocol, PORT) for address in addresses for protocol in PROTOCOLS]
+        if flows:
+            try:
+                await asyncio.to_thread(conntrack.flush, flows=flows)
+            except LinkspanError as error:
+                log.warning("forget questions of containers in several networks: %s", error.message)
 
     async def _plan(self) -> dict[Source, list[State]]:
-        """Return the states of each network that has a server here now."""
+        """Return the states of each server that there should be here now."""
         now = time.monotonic()
         there = {network.name: network for network in self._networks.all() if names.served(network)}
         self._note_used(there, now)
@@ -190,26 +218,49 @@ class Naming:
         found = dnsmasq.found(self._folder) if self._wanted and self._used else None
         if found is None:
             self.problems.clear()
+            self._places.clear()
             if self._wanted and self._used:
                 self._tell("dnsmasq is not installed: containers have no names (apt install dnsmasq-base)")
             return {}
-        networks = [there[name] for name in sorted(self._used)]
-        await self._search(networks, now)
+        askers = self._note_views(now)
+        self._places = self._listening(there)
+        await self._search(now)
         server = self._server(found)
         local, remote = self._here(), self._others.named()
-        return {
-            ("names", n.name): list(
-                names.states(
-                    n,
-                    server,
-                    names.hosts(n, local.get(n.name, ())),
-                    self._elsewhere(n, remote, found.folder),
-                    self._used[n.name][1],
-                )
-            )
-            for n in networks
-            if n.name not in self.problems
+        plans: dict[Source, list[State]] = {}
+        leads: list[State] = []
+        for zones, (_, port) in self._places.items():
+            if zones in self.problems or any((name,) in self.problems for name in zones):
+                continue
+            networks = [there[name] for name in zones]
+            used = frozenset[Prefix]().union(*(self._used[name][1] for name in zones))
+            if len(zones) > 1:
+                states = names.view(networks, server, used, port)
+                leads += names.leads(networks, used, port, askers.get(zones, ()))
+            else:
+                own = names.hosts(networks[0], local.get(zones[0], ()))
+                others = self._elsewhere(networks[0], remote, found.folder)
+                states = names.states(networks[0], server, own, others, used)
+            plans["names", *zones] = list(states)
+        plans["names", *names.LEADS] = leads
+        return plans
+
+    def _note_views(self, now: float) -> dict[Zones, list[Endpoint]]:
+        """Take note of which views there should be, and return the endpoints of the containers that ask them."""
+        askers = self._seen()
+        self._views |= dict.fromkeys(askers, now)
+        usable = {network for network in self._used if (network,) not in self.problems}
+        self._views = {z: at for z, at in self._views.items() if now - at < LINGER and usable.issuperset(z)}
+        return askers
+
+    def _listening(self, there: Mapping[str, Network]) -> Places:
+        """Return where servers are to listen: networks' own first, whose files views read."""
+        own: Places = {(name,): (self._gateways(there[name]), PORT) for name in sorted(self._used)}
+        views: Places = {
+            zones: ([gateway for name in zones for gateway in own[name,][0]], port)
+            for zones, port in names.ports(self._views).items()
         }
+        return own | views
 
     def _note_used(self, there: Mapping[str, Network], now: float) -> None:
         """Take note of which networks have containers here, with addresses of which pools."""
@@ -253,24 +304,24 @@ class Naming:
         forwarders = names.forwarders(self._endpoints.values())
         return Server(found, resolvers, asked or PUBLIC, forwarders, names.nowhere(self._networks.all()))
 
-    async def _search(self, networks: list[Network], now: float) -> None:
+    async def _search(self, now: float) -> None:
         """Look whether another process has the port of a server that does not run."""
-        self.problems = {n: why for n, why in self.problems.items() if n in self._used}
-        fresh = [n for n in networks if n.name not in self._served]
-        if not fresh or (now - self._searched < AGAIN and not any(n.name not in self.problems for n in fresh)):
+        self.problems = {zones: why for zones, why in self.problems.items() if zones in self._places}
+        fresh = [zones for zones in self._places if zones not in self._served]
+        if not fresh or (now - self._searched < AGAIN and not any(zones not in self.problems for zones in fresh)):
             return
         self._searched = now
-        for network, why in (await self._worker.run(self._held, fresh)).items():
+        for zones, why in (await self._worker.run(self._held, fresh)).items():
             if not why:
-                self.problems.pop(network, None)
-            elif self.problems.get(network) != why:
-                self.problems[network] = why
+                self.problems.pop(zones, None)
+            elif self.problems.get(zones) != why:
+                self.problems[zones] = why
                 self._tell(why)
 
-    def _held(self, networks: list[Network]) -> dict[str, str]:
-        """Return for each network who has its port, '' for nobody (worker thread)."""
+    def _held(self, servers: list[Zones]) -> dict[Zones, str]:
+        """Return for each server who has its port, '' for nobody (worker thread)."""
         running = self._worker.machine.processes.pid
-        return {n.name: "" if running(names.process(n.name)) else _held(n, self._gateways(n)) for n in networks}
+        return {z: "" if running(names.process(z)) else _held(z, *self._places[z]) for z in servers}
 
     async def _revive(self) -> None:
         """Replace a server that does not answer and does nothing: healing starts one that has died."""
@@ -278,28 +329,28 @@ class Naming:
         if now - self._asked < BEAT:
             return
         self._asked = now
-        networks = [n for n in self._networks.all() if n.name in self._served]
-        self._pulse.beat({n.name: gateways[0].address for n in networks if (gateways := self._gateways(n))})
-        missed = {name: count for name, count in self._pulse.missed.items() if count}
+        asked = {zones: at for zones, at in self._places.items() if zones in self._served and at[0]}
+        self._pulse.beat({zones: (gateways[0].address, port) for zones, (gateways, port) in asked.items()})
+        missed = {zones: count for zones, count in self._pulse.missed.items() if count}
         pids = await self._worker.run(self._pids, list(missed)) if missed else {}
-        self._spent = {name: self._spent.get(name, (pid, dnsmasq.spent(pid))) for name, pid in pids.items()}
-        for name in missed:
-            pid = pids.get(name, 0)
-            if not pid or self._spent[name][0] != pid:  # it is dead, or has a successor: nothing is known of that yet
-                self._forget(name)
-            elif missed[name] >= HUNG and self._spent[name] == (pid, dnsmasq.spent(pid)):
-                what = f"the names' server of network {name} hung, and is replaced"
-                self._happenings.add("names", what, network=name)
+        self._spent = {zones: self._spent.get(zones, (pid, dnsmasq.spent(pid))) for zones, pid in pids.items()}
+        for zones in missed:
+            pid = pids.get(zones, 0)
+            if not pid or self._spent[zones][0] != pid:  # dead, or it has a successor: nothing is known of that yet
+                self._forget(zones)
+            elif missed[zones] >= HUNG and self._spent[zones] == (pid, dnsmasq.spent(pid)):
+                what = f"the names' server of {_of(zones)} hung, and is replaced"
+                self._happenings.add("names", what, network=", ".join(zones))
                 os.kill(pid, signal.SIGKILL)
-                self._forget(name)
+                self._forget(zones)
 
-    def _forget(self, name: str) -> None:
-        self._pulse.forget(name)
-        self._spent.pop(name, None)
+    def _forget(self, zones: Zones) -> None:
+        self._pulse.forget(zones)
+        self._spent.pop(zones, None)
 
-    def _pids(self, networks: list[str]) -> dict[str, int]:
-        found = {name: self._worker.machine.processes.pid(names.process(name)) for name in networks}
-        return {name: pid for name, pid in found.items() if pid}
+    def _pids(self, servers: list[Zones]) -> dict[Zones, int]:
+        found = {zones: self._worker.machine.processes.pid(names.process(zones)) for zones in servers}
+        return {zones: pid for zones, pid in found.items() if pid}
 
     def _caution(self, endpoint: Endpoint) -> None:
         for name in names.unspeakable(endpoint):
@@ -325,16 +376,25 @@ def _is_loopback(address: str) -> bool:
     return any(prefix(one).holds(found.single()) for one in ("127.0.0.0/8", "::1/128"))
 
 
-def _held(network: Network, gateways: Iterable[Prefix]) -> str:
+def _of(zones: Zones) -> str:
+    return f"network {zones[0]}" if len(zones) == 1 else f"networks {', '.join(zones[:-1])} and {zones[-1]}"
+
+
+def _held(zones: Zones, gateways: Iterable[Prefix], port: int) -> str:
+    lacks = (
+        f"{_of(zones)} has no names"
+        if len(zones) == 1
+        else f"containers in {_of(zones)} find the names of one of them only"
+    )
     for gateway in gateways:
-        for protocol in ("udp", "tcp"):
+        for protocol in PROTOCOLS:
             try:
-                holder = sockets.holder(protocol, gateway.address, PORT)
+                holder = sockets.holder(protocol, gateway.address, port)
             except LinkspanError:  # the address is not there yet
                 continue
             if holder:
                 return (
-                    f"network {network.name} has no names: port {PORT}/{protocol} of its gateway {gateway.address} "
-                    f"is held by {holder}; end it, or let it listen at other addresses only"
+                    f"{lacks}: port {port}/{protocol} of {'its' if len(zones) == 1 else 'their'} gateway "
+                    f"{gateway.address} is held by {holder}; end it, or let it listen at other addresses only"
                 )
     return ""

@@ -36,6 +36,10 @@ class Dnsmasq(msgspec.Struct, frozen=True):
     folder: str
 
 
+Zones = tuple[str, ...]
+"""The networks whose names a server answers, in the order of the alphabet."""
+
+
 class File(State, frozen=True, gc=False):
     """A file of ours with exactly this content; ``mode`` is its permission bits.
 

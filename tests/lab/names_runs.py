@@ -50,15 +50,30 @@ class NamesRun(ClusterRun):
         """Attach a container for a while; it is yielded as the agent has it, with when it was there (``at``)."""
         namespace = f"{self.name}-{name}"
         subprocess.run(["ip", "netns", "add", namespace], check=True)
-        fd = open_namespace(f"/run/netns/{namespace}")
-        body = {"id": name, "name": name, "network": network, "namespace_fd": fd, "labels": {"aliases": aliases}}
-        body |= {"namespace_path": f"/run/netns/{namespace}", "ports": ports}
         try:
-            yield self.call(host, "POST", "/v1/attach", body) | {"at": time.monotonic()}
+            yield self._attached(host, name, network, {"labels": {"aliases": aliases}, "ports": ports})
         finally:
-            os.close(fd)
             self.call(host, "POST", "/v1/detach", {"id": name})
             subprocess.run(["ip", "netns", "delete", namespace], check=True)
+
+    @contextlib.contextmanager
+    def member(self, host: str, name: str, network: str) -> Iterator[dict[str, Any]]:
+        """Attach a container that is there to one more network for a while."""
+        made = self._attached(host, name, network, {})
+        try:
+            yield made
+        finally:
+            self.call(host, "POST", "/v1/detach", {"id": name, "ifname": made["ifname"]})
+
+    def _attached(self, host: str, name: str, network: str, more: dict[str, object]) -> dict[str, Any]:
+        path = f"/run/netns/{self.name}-{name}"
+        fd = open_namespace(path)
+        body = {"id": name, "name": name, "network": network, "namespace_fd": fd, "namespace_path": path, **more}
+        try:
+            found: dict[str, Any] = self.call(host, "POST", "/v1/attach", body)
+        finally:
+            os.close(fd)
+        return found | {"at": time.monotonic()}
 
     def bridged(
         self, name: str, pool: str, internal: bool = False, hosts: Sequence[str] = ("h1", "h2", "h3")
@@ -132,3 +147,10 @@ class Responder:
             way.connect((self._via, 53))
             way.send(query)
             self._way.sendto(way.recv(4096), where)
+
+
+def resolver() -> str:
+    """Return a resolver of this machine, or the one that Docker takes instead of its own loopback's."""
+    text = Path("/etc/resolv.conf").read_text(encoding="utf-8")
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver")]
+    return next((one for one in found if ":" not in one and not one.startswith("127.")), "8.8.8.8")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from lab_runs import SHARED, until
-from names_runs import GATEWAY, GATEWAY6, NamesRun
+from names_runs import GATEWAY, GATEWAY6, NamesRun, resolver
 
 from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
 from linkspan.lab import record, sockets
@@ -188,18 +188,12 @@ def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
         folder = cluster.folder / "h1"
         assert (folder / "names" / "solo" / "here").exists()
         # A question to one of the host's resolvers is answered by the network's own server; this one asks nobody.
-        assert cluster.knows("near", "near", _resolver())
-        assert cluster.ask("near", "www.example.com", server=_resolver()).code == REFUSED
+        assert cluster.knows("near", "near", resolver())
+        assert cluster.ask("near", "www.example.com", server=resolver()).code == REFUSED
     cluster.delete("solo")
     until(lambda: not cluster.server("h1", "solo"), "its server is gone")
     until(lambda: not (folder / "names" / "solo").exists(), "its files are gone")
     assert not (folder / "state" / "names-solo.log").exists()
-
-
-def _resolver() -> str:
-    text = Path("/etc/resolv.conf").read_text(encoding="utf-8")
-    found = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver")]
-    return next((one for one in found if ":" not in one and not one.startswith("127.")), "8.8.8.8")
 
 
 def test_a_container_that_publishes_the_port_is_not_asked_for_names(cluster: NamesRun) -> None:

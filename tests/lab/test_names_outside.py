@@ -96,6 +96,26 @@ def test_no_name_of_ours_is_asked_outside(cluster: OutsideRun, outside: Responde
     cluster.delete("other")
 
 
+def test_an_internal_network_is_no_way_outside_and_closes_none(cluster: OutsideRun, outside: Responder) -> None:
+    """Its container alone is refused; one that is in an ordinary network too is answered, whichever server it asks."""
+    inner = "10.96.0.1"
+    cluster.bridged("inner", "10.96.0.0/24", internal=True, hosts=("h1", "h2"))
+    with cluster.container("h1", "guest", "inner"):
+        until(lambda: cluster.knows("guest", "guest", inner), "it has its name")
+        assert cluster.ask("guest", cluster.fresh(), server=inner).code == REFUSED
+        with cluster.member("h1", "guest", "demo"):
+            until(lambda: cluster.hears("guest", inner), "the outside is asked")
+            assert cluster.hears("guest")
+            assert cluster.hears("guest", OUTSIDE)
+            assert cluster.ask("guest", "c2", server=inner) == cluster.ask("c1", "c2")
+            outside.asked.clear()
+            for name in ("nobody", "nobody.inner", "nobody.demo.internal"):
+                assert cluster.ask("guest", name).code == NXDOMAIN
+            assert not outside.asked
+        until(lambda: cluster.ask("guest", cluster.fresh(), server=inner).code == REFUSED, "it is alone again")
+    cluster.delete("inner")
+
+
 def test_a_container_that_is_the_host_s_resolver_asks_the_outside(cluster: OutsideRun, outside: Responder) -> None:
     """Others' questions to the outside come to their network's server, and its own would come back to it."""
     with cluster.container("h1", "dns") as made:

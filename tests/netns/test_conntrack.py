@@ -87,3 +87,19 @@ def test_many_are_flushed_at_once(machine: str) -> None:
     assert flush([("udp", 50), ("sctp", 53), ("tcp", 53)], [prefix("10.99.1.2"), prefix("fd99::2")]) == 3
     (left,) = table()
     assert "dport=53 " in left
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "server"), [("10.99.1.2", "10.99.1.3", "10.99.0.1"), ("fd99::2", "fd99::3", "fd99::1")]
+)
+def test_what_an_address_sent_to_a_port_goes(machine: str, address: str, other: str, server: str) -> None:
+    """Another address's flows to that port stay, as do its own to other ports and by other protocols."""
+    needs("conntrack")
+    entry("udp", other, server, 53)
+    for protocol, port in (("udp", 53), ("udp", 54), ("tcp", 53)):
+        entry(protocol, address, server, port)
+    assert len(table()) == 4
+    assert flush(flows=[(prefix(address), "udp", 53)]) == 1
+    assert len(table()) == 3
+    assert not any("udp" in line and f"src={address} " in line and "dport=53 " in line for line in table())
+    assert flush(flows=[(prefix(address), protocol, 53) for protocol in ("udp", "tcp")]) == 1

@@ -92,6 +92,39 @@ def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker
         host.run("ip", "netns", "delete", f"{host.name}-x")
 
 
+def test_names_of_a_second_network_are_found_while_the_container_is_in_it(docker: Docker) -> None:
+    """Docker's resolver asks by the default route, which leads by one of the networks: it is answered by both."""
+    host = docker.host
+    host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
+    docker.run(f"{CREATE} -o network=second second")
+    host.run("ip", "netns", "add", f"{host.name}-x")
+    try:
+        docker.container("c1")
+        docker.container("c2")
+        where = {}
+        for network in ("demo", "second"):
+            words = ("--network", network, "--name", f"in-{network}")
+            made = host.linkspan("attach", f"netns:{host.name}-x", *words)
+            where[f"in-{network}"] = made["addresses"][0].partition("/")[0]
+
+        def found(container: str, name: str) -> bool:
+            return where[name] in docker.attempt(f"exec {container} nslookup {name}").stdout
+
+        wait_until(lambda: found("c1", "in-demo"), "the first network's")
+        assert not found("c1", "in-second")
+        docker.run("network connect second c1")
+        wait_until(lambda: found("c1", "in-second") and found("c1", "in-demo"), "both networks'")
+        assert not found("c2", "in-second")
+        docker.run("network disconnect second c1")
+        wait_until(lambda: not found("c1", "in-second") and found("c1", "in-demo"), "the first network's alone")
+    finally:
+        docker.remove_all()
+        docker.run("network rm second")
+        host.linkspan("detach", f"netns:{host.name}-x")
+        host.run("ip", "netns", "delete", f"{host.name}-x")
+        host.linkspan("network", "delete", "second")
+
+
 def test_a_published_port_leads_to_the_container(docker: Docker) -> None:
     """`-p` publishes on the host while the container runs, and no longer."""
     docker.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")

@@ -125,6 +125,22 @@ def test_a_published_port_goes_on_when_its_first_network_is_disconnected(podman:
     assert not host.serves(8080)
 
 
+def test_names_of_two_networks_are_found_whichever_server_podman_asks(podman: Podman, second: str) -> None:
+    """It writes the gateways of both, in no fixed order; a network that is left takes its names with it."""
+    podman.container("both", f"--network demo --network {second}")
+    podman.container("one")
+    podman.container("two", f"--network {second}")
+    for name, address in (("one", podman.address("one")), ("two", podman.address("two", second))):
+        for asked in (name, f"{name}.{'demo' if name == 'one' else second}"):
+            for server in ("", " 10.78.0.1", " 10.79.0.1"):
+                lookup = f"exec both nslookup {asked}{server}"
+                wait_until(lambda c=lookup, a=address: a in podman.attempt(c).stdout, f"{asked} at{server}")  # type: ignore[misc]
+    assert podman.address("two", second) not in podman.attempt("exec one nslookup two").stdout
+    podman.run(f"network disconnect {second} both")
+    wait_until(lambda: podman.attempt("exec both nslookup two 10.78.0.1").returncode, "its name is gone")
+    assert podman.address("one") in podman.execute("both", "nslookup one 10.78.0.1")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from linkspan import names
+from linkspan.firewall import VIEW_PORTS
 from linkspan.kernel.dnsmasq import upstream
 from linkspan.model import Endpoint, Network, Port
 from linkspan.names import Server
@@ -111,6 +112,86 @@ def test_states_of_a_server() -> None:
     assert ("asking4", "10.244.0.0/16", "10.244.0.1") in elements
     assert ("server_of6", "fd00:244::/48", "fd00:244::1") in elements
     assert ("resolvers4", "192.0.2.53") in elements
+
+
+BACK = msgspec.structs.replace(DEMO, name="back", pools=("10.245.0.0/16",), gateways=("10.245.0.1",), internal=True)
+VIEW = ("back", "demo")
+
+
+def placed(network: str, address: str, netns: int, id_: str = "c1") -> Endpoint:
+    """Return an endpoint in a namespace."""
+    return Endpoint(id=id_, ifname=network, network=network, host="h1", netns=netns, addresses=(address,))
+
+
+def test_containers_are_in_views_by_the_networks_that_they_are_in() -> None:
+    """One for each combination, with the endpoints of all its containers; nobody in one network is in any."""
+    both = [placed("demo", "10.244.1.2/32", 7), placed("back", "10.245.0.2/32", 7)]
+    more = [placed("back", "10.245.0.3/32", 8, "c2"), placed("demo", "10.244.1.3/32", 8, "c2")]
+    three = [placed(network, "10.244.1.4/32", 9, "c3") for network in ("other", *VIEW)]
+    alone = [placed("back", "10.245.0.5/32", 10, "c4"), placed("back", "10.245.0.6/32", 10, "c4")]
+    unknown = [placed("demo", "10.244.1.7/32", 0, "c5"), placed("back", "10.245.0.7/32", 0, "c5")]
+    every = [*both, *more, *three, *alone, *unknown]
+    assert names.views(every, {"demo", "back", "other"}) == {VIEW: [*both, *more], ("back", "demo", "other"): three}
+    assert names.views(three, VIEW) == {VIEW: three[1:]}, "a network without a server here has no names"
+    assert names.views(every, {"back"}) == {}
+
+
+def test_views_have_ports_of_their_own() -> None:
+    """The same for the same combinations; two that want one port get two, in whatever order they come."""
+    many = [("a", f"n{number}") for number in range(len(VIEW_PORTS) // 2)]
+    found = names.ports(many)
+    assert len(set(found.values())) == len(many)
+    assert set(found.values()) <= set(VIEW_PORTS)
+    assert names.ports(reversed(many)) == found
+    assert names.ports([VIEW, *many[:1]])[VIEW] == names.ports([VIEW])[VIEW]
+    assert len(names.ports(("a", f"n{number}") for number in range(len(VIEW_PORTS) + 1))) == len(VIEW_PORTS)
+
+
+def test_states_of_a_view() -> None:
+    """A process that reads the files of both networks, at a port of its own, and where each address is led."""
+    six = msgspec.structs.replace(placed("demo", "fd00:244::2/128", 7), ifname="eth9")
+    askers = [placed("demo", "10.244.1.2/32", 7), placed("back", "10.245.0.2/32", 7), six]
+    server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO, BACK]))
+    networks, used = [BACK, DEMO], [*BACK.prefixes, *DEMO.prefixes]
+    found = [*names.view(networks, server_, used, 61500), *names.leads(networks, used, 61500, askers)]
+    (file,) = [s for s in found if isinstance(s, File)]
+    (server,) = [s for s in found if isinstance(s, Process)]
+    assert server.name == "names-back+demo"
+    folder = PROGRAM.folder
+    read = [f"{folder}/{network}/{name}" for network in VIEW for name in ("here", "elsewhere")]
+    assert server.files == (*read, f"{folder}/back+demo/resolvers")
+    assert {f"--addn-hosts={path}" for path in read} <= set(server.argv)
+    assert {"--port=61500", "--listen-address=10.245.0.1", "--listen-address=fd00:244::1"} <= set(server.argv)
+    assert {"--local=/back/", "--local=/demo.internal/", "--rev-server=10.245.0.0/16"} <= set(server.argv)
+    assert file.content.startswith(b"server=192.0.2.53\n"), "demo is not internal"
+    elements = {(s.set, *s.parts, *s.data) for s in found if isinstance(s, NftElement)}
+    assert elements == {
+        *(("views4", gateway, "61500") for gateway in ("10.244.0.1", "10.245.0.1")),
+        ("views6", "fd00:244::1", "61500"),
+        ("view_of4", "10.244.1.2", "10.244.0.1", "61500"),
+        ("view_of4", "10.245.0.2", "10.245.0.1", "61500"),
+        ("view_of6", "fd00:244::2", "fd00:244::1", "61500"),
+        ("viewing4", "10.244.1.2", "10.244.0.1", "61500"),
+        ("viewing4", "10.245.0.2", "10.245.0.1", "61500"),
+        ("viewing6", "fd00:244::2", "fd00:244::1", "61500"),
+    }
+
+
+def test_a_view_of_internal_networks_asks_nobody() -> None:
+    """Its containers have no way out but names; one that is in an ordinary network as well has a way out."""
+    inner = msgspec.structs.replace(DEMO, internal=True)
+    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",))
+    for network, content in ((inner, b""), (DEMO, b"server=192.0.2.53\n")):
+        (file,) = [s for s in names.view([BACK, network], server, (), 61500) if isinstance(s, File)]
+        assert file.content == content
+
+
+def test_a_view_of_many_networks_has_a_name_that_files_may_have() -> None:
+    """A file's name has 255 characters at most."""
+    networks = tuple("x" * 100 + str(number) for number in range(9))
+    assert len(names.process(networks)) < 100
+    assert names.process(networks) != names.process(networks[1:])
+    assert names.process(VIEW) == "names-back+demo"
 
 
 def test_names_of_another_network_are_asked_nowhere() -> None:

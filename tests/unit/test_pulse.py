@@ -8,19 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.kernel import dnsmasq
 from linkspan.kernel.dnsmasq import Pulse
 
-HERE = "127.0.0.1"
+HERE, DEMO = "127.0.0.1", ("demo",)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def server() -> Iterator[socket.socket]:
     """A socket in a server's place."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.bind((HERE, 0))
         way.settimeout(10)
-        monkeypatch.setattr(dnsmasq, "PORT", way.getsockname()[1])
         yield way
 
 
@@ -42,28 +40,28 @@ def _answered(pulse: Pulse, server: socket.socket) -> None:
 
 def test_an_answer_is_a_beat(pulse: Pulse, server: socket.socket) -> None:
     """It is taken at the next question; what came late, for an earlier one, is none."""
-    pulse.beat({"demo": HERE})
+    pulse.beat({DEMO: server.getsockname()})
     _answered(pulse, server)
-    pulse.beat({"demo": HERE})
-    assert pulse.missed == {"demo": 0}
+    pulse.beat({DEMO: server.getsockname()})
+    assert pulse.missed == {DEMO: 0}
     server.recv(512)
-    pulse.beat({"demo": HERE})
-    assert pulse.missed == {"demo": 1}
+    pulse.beat({DEMO: server.getsockname()})
+    assert pulse.missed == {DEMO: 1}
     server.recv(512)
-    pulse.beat({"demo": HERE})
-    assert pulse.missed == {"demo": 2}
+    pulse.beat({DEMO: server.getsockname()})
+    assert pulse.missed == {DEMO: 2}
     _answered(pulse, server)
-    pulse.beat({"demo": HERE})
-    assert pulse.missed == {"demo": 0}
+    pulse.beat({DEMO: server.getsockname()})
+    assert pulse.missed == {DEMO: 0}
 
 
 def test_a_server_that_is_another_one_begins_anew(pulse: Pulse, server: socket.socket) -> None:
     """What its forerunner was asked last is not counted; nor is one that is not wanted any more."""
-    pulse.beat({"demo": HERE})
-    pulse.beat({"demo": HERE})
-    assert pulse.missed == {"demo": 1}
-    pulse.forget("demo")
-    pulse.beat({"demo": HERE})
+    pulse.beat({DEMO: server.getsockname()})
+    pulse.beat({DEMO: server.getsockname()})
+    assert pulse.missed == {DEMO: 1}
+    pulse.forget(DEMO)
+    pulse.beat({DEMO: server.getsockname()})
     assert pulse.missed == {}
     pulse.beat({})
     assert pulse.missed == {}

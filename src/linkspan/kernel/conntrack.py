@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import msgspec
 
@@ -45,36 +45,42 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 class _Way(msgspec.Struct, frozen=True):
-    """One way to match: the attributes ``want`` of part ``part`` of a direction's tuple."""
+    """One way to match: the attributes that parts of a direction's tuple have."""
 
     direction: int
-    part: int
-    want: tuple[tuple[int, bytes], ...]
+    want: tuple[tuple[int, tuple[tuple[int, bytes], ...]], ...]
     flags: int
 
     def filter(self, family: int) -> bytes:
         """Return the attributes by which the kernel filters a dump; none where it cannot."""
-        if (family, self.part) == (6, _TUPLE_IP):
+        if family == 6 and any(part == _TUPLE_IP for part, _ in self.want):
             return b""
-        part = attr(self.part | _NESTED, b"".join(attr(kind, value) for kind, value in self.want))
+        parts = (attr(part | _NESTED, b"".join(attr(*one) for one in want)) for part, want in self.want)
         flags = u32(_FILTER_FLAGS[self.direction], self.flags)
-        return attr(self.direction | _NESTED, part) + attr(_FILTER | _NESTED, flags)
+        return attr(self.direction | _NESTED, b"".join(parts)) + attr(_FILTER | _NESTED, flags)
 
     def matches(self, entry: dict[int, bytes]) -> bool:
         """Tell whether an entry really matches, for a kernel that does not filter."""
-        found = attributes(attributes(entry.get(self.direction, b"")).get(self.part, b""))
-        return all(found.get(kind) == value for kind, value in self.want)
+        there = attributes(entry.get(self.direction, b""))
+        found = ((attributes(there.get(part, b"")), want) for part, want in self.want)
+        return all(has.get(kind) == value for has, want in found for kind, value in want)
 
 
-def flush(ports: Iterable[tuple[str, int]], addresses: Iterable[Prefix]) -> int:
+def flush(
+    ports: Collection[tuple[str, int]] = (),
+    addresses: Collection[Prefix] = (),
+    flows: Collection[tuple[Prefix, str, int]] = (),
+) -> int:
     """Delete the entries first sent to these (protocol, port), and those of these addresses; return how many.
 
-    An address's are those from it, to it, and those with it behind a translation. It is the calling
-    thread's namespace that is looked at. Raises KernelError.
+    An address's are those from it, to it, and those with it behind a translation. Of ``flows``, (address, protocol,
+    port), are those first sent by the address to the port. It is the calling thread's namespace that is looked at.
+    Raises KernelError.
     """
     ways = {
         family: [w for port in ports for w in _of_port(*port)]
         + [w for a in addresses for w in _of_address(family, a)]
+        + [_of_flow(*flow) for flow in flows if flow[0].family == family]
         for family in FAMILIES
     }
     count = _number("net/netfilter/nf_conntrack_count")
@@ -104,18 +110,26 @@ def flush(ports: Iterable[tuple[str, int]], addresses: Iterable[Prefix]) -> int:
 
 
 def _of_port(protocol: str, port: int) -> list[_Way]:
-    want = ((_PROTO_NUMBER, bytes([PROTOCOLS[protocol]])), (_PROTO_TO_PORT, struct.pack("!H", port)))
-    return [_Way(_ORIGINAL, _TUPLE_PROTO, want, _FLAG_PROTO | _FLAG_TO_PORT)]
+    return [_Way(_ORIGINAL, (_to_port(protocol, port),), _FLAG_PROTO | _FLAG_TO_PORT)]
+
+
+def _to_port(protocol: str, port: int) -> tuple[int, tuple[tuple[int, bytes], ...]]:
+    return _TUPLE_PROTO, ((_PROTO_NUMBER, bytes([PROTOCOLS[protocol]])), (_PROTO_TO_PORT, struct.pack("!H", port)))
+
+
+def _of_flow(address: Prefix, protocol: str, port: int) -> _Way:
+    source = (_TUPLE_IP, ((_FROM[address.family], address.packed),))
+    return _Way(_ORIGINAL, (source, _to_port(protocol, port)), _FLAG_FROM | _FLAG_PROTO | _FLAG_TO_PORT)
 
 
 def _of_address(family: int, address: Prefix) -> list[_Way]:
     if family != address.family:
         return []
-    source, target = (((kinds[family], address.packed),) for kinds in (_FROM, _TO))
+    source, target = ((_TUPLE_IP, ((kinds[family], address.packed),)) for kinds in (_FROM, _TO))
     return [
-        _Way(_ORIGINAL, _TUPLE_IP, source, _FLAG_FROM),
-        _Way(_ORIGINAL, _TUPLE_IP, target, _FLAG_TO),
-        _Way(_REPLY, _TUPLE_IP, source, _FLAG_FROM),
+        _Way(_ORIGINAL, (source,), _FLAG_FROM),
+        _Way(_ORIGINAL, (target,), _FLAG_TO),
+        _Way(_REPLY, (source,), _FLAG_FROM),
     ]
 
 

@@ -12,11 +12,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from linkspan.programs import Dnsmasq
+from linkspan.programs import Dnsmasq, Zones
 
 USER = "dnsmasq"
 """Debian's package makes this user for it."""
-PORT = 53
 _MAPPED = bytes(10) + b"\xff\xff"
 """RFC 4291 section 2.5.5.2: before an IPv4 address that is written as one of IPv6."""
 _QUESTION = struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
@@ -84,10 +83,10 @@ class Pulse:
 
     def __init__(self) -> None:
         self._ways = {f: self._open(f) for f in (socket.AF_INET, socket.AF_INET6)}
-        self._asked: dict[str, tuple[str, int]] = {}
+        self._asked: dict[Zones, tuple[str, int, int]] = {}
         self._number = 0
-        self.missed: dict[str, int] = {}
-        """By name: how many questions in a row a server has not answered."""
+        self.missed: dict[Zones, int] = {}
+        """By networks: how many questions in a row their server has not answered."""
 
     @staticmethod
     def _open(family: socket.AddressFamily) -> socket.socket | None:
@@ -103,32 +102,32 @@ class Pulse:
         for way in filter(None, self._ways.values()):
             way.close()
 
-    def forget(self, name: str) -> None:
+    def forget(self, server: Zones) -> None:
         """Begin anew with a server that is another one now."""
-        self._asked.pop(name, None)
-        self.missed.pop(name, None)
+        self._asked.pop(server, None)
+        self.missed.pop(server, None)
 
-    def beat(self, servers: Mapping[str, str]) -> None:
-        """Take the answers of the last time, and ask anew: each server's address by its name."""
+    def beat(self, servers: Mapping[Zones, tuple[str, int]]) -> None:
+        """Take the answers of the last time, and ask anew: each server's address and port by its networks."""
         heard = self._heard()
         for name, asked in self._asked.items():
             self.missed[name] = 0 if asked in heard else self.missed.get(name, 0) + 1
         self.missed = {name: count for name, count in self.missed.items() if name in servers}
         self._asked = {}
         self._number = (self._number + 1) & 0xFFFF
-        for name, address in servers.items():
-            way = self._ways[socket.AF_INET6 if ":" in address else socket.AF_INET]
+        for name, place in servers.items():
+            way = self._ways[socket.AF_INET6 if ":" in place[0] else socket.AF_INET]
             with contextlib.suppress(OSError):  # the address went with the last container
-                if way is not None and way.sendto(struct.pack("!H", self._number) + _QUESTION, (address, PORT)):
-                    self._asked[name] = (address, self._number)
+                if way is not None and way.sendto(struct.pack("!H", self._number) + _QUESTION, place):
+                    self._asked[name] = (*place, self._number)
 
-    def _heard(self) -> set[tuple[str, int]]:
+    def _heard(self) -> set[tuple[str, int, int]]:
         heard = set()
         for way in filter(None, self._ways.values()):
             with contextlib.suppress(BlockingIOError, OSError):
                 while True:
                     data, where = way.recvfrom(512)
-                    heard.add((where[0], int.from_bytes(data[:2], "big")))
+                    heard.add((*where[:2], int.from_bytes(data[:2], "big")))
         return heard
 
 

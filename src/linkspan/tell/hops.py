@@ -167,6 +167,8 @@ MEANINGS = (
     ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
+    ("@servers", "names of a network are told to its own containers and to the host only"),
+    ("@views", "names of several networks are told to containers in all of them and to the host only"),
     ("lsp*", "the port is on no bridge"),
     ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear or is taken so"),
     ("@macs", "the guard does not know this MAC at this port"),

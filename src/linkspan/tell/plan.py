@@ -152,6 +152,10 @@ def why(source: tuple[str, ...]) -> str:
             return f"network {network}, to reach host {host}"
         case ("names", network):
             return f"names in network {network}"
+        case ("names",):
+            return "names for containers in several networks"
+        case ("names", *networks):
+            return f"names for containers in networks {', '.join(networks[:-1])} and {networks[-1]}"
         case ("host", *_):
             return "this host, for all networks"
     return " ".join(source)

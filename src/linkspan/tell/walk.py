@@ -398,7 +398,8 @@ class Walk(Passage):
             return msgspec.structs.replace(after, target=before.target, port=before.port, translated=before.translated)
         self._translation.dnat = before
         port = f" port {after.port}" if after.port else ""
-        what = "published port: " if where.split()[1:2] == [TABLE] else ""
+        ours = where.split()[1:2] == [TABLE]
+        what = ("a question for names: " if where.split()[2:3] == ["asked"] else "published port: ") if ours else ""
         detail = f"{what}now to {show(after.target)}{port}" + ("" if what else f" ({where})")
         self._hop(HOST, device, "translated", detail, after)
         return after
