@@ -92,7 +92,7 @@ class Pair:
         """Start our speaker with the configuration that linkspan writes for the session, and for others."""
         speaker = Speaker(
             asn=64512, router_id="192.0.2.1", mesh=False, communities=(), med=None, any_next_hop=False,
-            hold=90, restart_time=120, sessions=(self.session, *others),
+            hold=90, restart_time=120, prefixes=None, sessions=(self.session, *others),
         )  # fmt: skip
         serving = Serving(pools=(), own=(), announced=(), next_hops={4: "192.0.2.1"})
         self.bird = Bird(self.world.named("host"), "")
@@ -100,7 +100,7 @@ class Pair:
         peers = self.bird.folder / "peers"
         peers.mkdir()
         for session in speaker.sessions:
-            text = configuration.session(session, (), (4,))
+            text = configuration.session(session, (), (4,), 0)
             secret = Path(session.password_file).read_text() if session.password_file else ""
             (peers / f"{session.protocol}.conf").write_text(text.replace(SECRET, f'"{secret}"'))
         self._start(self.bird)
