@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from linkspan import bgp, ipsec, migration, records, wireguard
+from linkspan import bgp, ipam, ipsec, migration, records, wireguard
 from linkspan.addresses import BITS, Prefix, host_address, mac, pool, prefix
 from linkspan.backends import BACKENDS, backend
 from linkspan.blocks import AddressRecord, BlockRecord
@@ -97,7 +97,8 @@ def _network(network: Network, name: str) -> None:
         raise Invalid("it has not one gateway for each pool")
     for text, gateway in zip(network.pools, network.gateways, strict=True):
         one = pool(text)
-        if not one.holds(prefix(gateway).single()):
+        given = prefix(gateway).single()
+        if not one.holds(given) and given != ipam.gateway(one, network.routed).single():
             raise Invalid(f"gateway {gateway} is not in pool {text}")
         length = network.subnet_len.get(str(one.family), -1)
         _within(f"the length of IPv{one.family} blocks", length, range(BITS[one.family] + 1))
