@@ -99,8 +99,9 @@ def test_a_fight_is_told_once_and_slows_down(ring: Ring, command: str, kind: str
         words = f"keeps changing {kind} "
         until(lambda: any(words in drift for drift in ring.status()["drift"]), "the fight in drift")
         assert ring.host.differences() != []
+        until(lambda: ring.status()["fights"][0]["repairs"] > 3, "a repair after a pause", SOON)
         told = ring.heals()
-        until(lambda: ring.status()["fights"][0]["repairs"] > 4, "two more repairs with pauses", SOON)
+        until(lambda: ring.status()["fights"][0]["repairs"] > 4, "one more", SOON)
         assert len([e for e in ring.events("heal") if e["about"]["kind"] == kind]) <= 3
         (fight,) = ring.events("fight")
         assert "keeps changing" in fight["what"]

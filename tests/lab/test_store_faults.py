@@ -238,6 +238,11 @@ def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun)
 def test_a_restore_that_forgets_a_pool_takes_no_container_of_it(cluster: ClusterRun, tmp_path: Path) -> None:
     """The network is as it was in the backup; what has an address of the pool added since goes on, and is said."""
     backup, more = tmp_path / "backup", {"add_pools": ["10.91.0.0/26"]}
+
+    def pools(at: str) -> list[str]:
+        found: list[str] = cluster.call(at, "GET", "/v1/networks/grown")["pools"]
+        return found
+
     wish = {"name": "grown", "pools": ["10.90.0.0/29"], "subnet_len": [29], "backend": "vxlan"}
     cluster.call("h1", "POST", "/v1/networks", wish)
     until(lambda: any(cluster.blocks(h, "grown") for h in HOSTS), "a host has the only block")
@@ -248,7 +253,7 @@ def test_a_restore_that_forgets_a_pool_takes_no_container_of_it(cluster: Cluster
     cluster.run("attach", host, "g1", "--network grown")
     cluster.restore(backup)
     until(lambda: cluster.status(host)["store"]["ok"], f"{host} has the restored store")
-    until(lambda: cluster.call(host, "GET", "/v1/networks/grown")["pools"] == wish["pools"], f"{host} has the backup's")
+    until(lambda: {tuple(pools(h)) for h in HOSTS} == {tuple(wish["pools"])}, "all have the backup's")
     assert any(e["id"] == "g1" for e in cluster.call(host, "GET", "/v1/endpoints"))
     assert cluster.pings(host, cluster.address("g1"))
     cluster.call("h1", "PATCH", "/v1/networks/grown", more)
