@@ -15,6 +15,8 @@ from clusters import ClusterRun
 from lab_runs import until
 from trace_faults import Fault
 
+pytestmark = pytest.mark.timeout(900)  # seventy faults, each with pings, traces and a packet that gets no answer
+
 RIGHT = 0.9
 """The part of the faults of which the hop must be the right one."""
 COUNTED = {"bridge": 55, "vxlan": 70, "bgp": 65, "wireguard": 70}
