@@ -355,12 +355,14 @@ class Agent:
             network = self.networks.planned(request, routes, here, mtu, hosts)
             migration.require(self.view(), network)
             controlled.require(self.replica, network, "create network")
-            await self.networks.create(network)
-            try:
-                await self._carry_out("networks/", network.name)
-            except LinkspanError as error:
-                await self._delete_network(network.name)
-                raise error.within(f"create network {network.name}") from error
+            with self.cluster.watched() as refused:
+                await self.networks.create(network)
+                try:
+                    await self.cluster.converge({"networks/"})
+                    _raise_first(refused)
+                except LinkspanError as error:
+                    await self._delete_network(network.name)
+                    raise error.within(f"create network {network.name}") from error
         self.happenings.add("network", f"network {network.name} was created", network=network.name)
         return network
 
@@ -375,11 +377,11 @@ class Agent:
                 self.networks.refresh()
                 return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
 
-            network = await revised(self.replica, f"networks/{name}", enlarged)
-            try:
-                await self._carry_out("networks/", name)
-            finally:
-                self.happenings.add("network", f"network {name} was changed", network=name)
+            with self.cluster.watched() as refused:
+                network = await revised(self.replica, f"networks/{name}", enlarged)
+                await self.cluster.converge({"networks/"})
+        self.happenings.add("network", f"network {name} was changed", network=name)
+        _raise_first(refused)
         return network
 
     async def delete_network(self, name: str, force: bool = False) -> None:
@@ -409,18 +411,10 @@ class Agent:
         async with self._changing:
             self.networks.get(allowance.source)
             self.networks.get(allowance.target)
-            await (self.networks.allow if allowed else self.networks.disallow)(allowance)
-            await self._carry_out("allowances/", allowance.target)
-
-    async def _carry_out(self, keys: str, network: str) -> None:
-        """Follow records that were written just now, and raise the first error of what they need on this host.
-
-        Whoever follows the store may have been first: then it was told what the machine refused, and not this one.
-        """
-        for error in (await self.cluster.converge({keys})).values():
-            raise error
-        if (refused := self.worker.machine.reconciler.unwell(("network", network))) is not None:
-            raise refused
+            with self.cluster.watched() as refused:
+                await (self.networks.allow if allowed else self.networks.disallow)(allowance)
+                await self.cluster.converge({"allowances/"})
+            _raise_first(refused)
 
     async def reserve(self, network: str, cidr: str) -> Reservation:
         """Reserve addresses of a network."""
@@ -483,3 +477,8 @@ class Agent:
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Let an endpoint follow what later plugins of its chain change."""
         self.tuning.follow(endpoint, namespace_fd)
+
+
+def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
+    for error in failed.values():
+        raise error

@@ -7,9 +7,10 @@ and the peers concerned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import msgspec
 
@@ -79,6 +80,7 @@ class Cluster:
         self._put_plans = put_plans
         self._drop_plans = drop_plans
         self._keys: set[str] = set()
+        self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
         self._converging = asyncio.Lock()
         self._followed = asyncio.Event()
@@ -289,6 +291,16 @@ class Cluster:
             log.warning("host record: %s", error.message)
         await self.converge({"hosts/"})
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Mapping[Key, LinkspanError]]:
+        """Collect what the machine refuses meanwhile: whoever writes a record may not be the first to follow it."""
+        refused: dict[Key, LinkspanError] = {}
+        self._watching[id(refused)] = refused
+        try:
+            yield refused
+        finally:
+            del self._watching[id(refused)]
+
     async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
         """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
         async with self._converging:
@@ -296,13 +308,16 @@ class Cluster:
             self._wake.clear()
             changed, self._keys = self._keys | (keys or set()), set()
             try:
-                return await self._converged(changed)
+                failed = await self._converged(changed)
             except Exception:  # raised on; what it was about is followed again, not forgotten
                 self._keys |= changed
                 raise
             finally:
                 if not self._keys:
                     self._followed.set()
+            for refused in self._watching.values():
+                refused.update(failed)
+            return failed
 
     async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
         failed: dict[Key, LinkspanError] = {}
