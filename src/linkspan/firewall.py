@@ -32,7 +32,8 @@ What arrives from another host with a pool's address as source is looked up by t
 leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
 hosts). There the source, cut to the block, must stand in ``ways`` with the device by which it came (IPIP), in
 ``stations`` with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC
-(VXLAN: it tells which peer sent it); addresses that live apart from their block stand in the same sets' ``_exact``.
+(VXLAN: it tells which peer sent it; a device of the pool's network, or of one that is allowed to it). Addresses that
+live apart from their block stand in the same sets' ``_exact``.
 What a gateway has checked (SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``.
 So all of these are plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms
 (measured).

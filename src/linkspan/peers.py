@@ -78,7 +78,8 @@ class Peers:
         pairs = {(lease.network, lease.host) for lease in self._leases.all()} | self.known.keys()
         others = {pair for pair in pairs if pair[1] != here}
         record = f"hosts/{here}"
-        if everything or any(k == record or k.startswith(("networks/", "settings/", "gone/")) for k in changed):
+        all_ = ("networks/", "allowances/", "settings/", "gone/")
+        if everything or any(k == record or k.startswith(all_) for k in changed):
             return others
         words = [key.split("/") for key in changed]
         named = {(w[1], w[2]) for w in words if w[0] == "leases" and len(w) == 3}

@@ -260,6 +260,28 @@ def test_a_pool_that_is_added_is_reached_by_its_network(several: LabRun) -> None
     lab.run("detach", "grown")
 
 
+WAYS = ("vxlan --opt direct=false", "vxlan --opt direct=true", "ipip", "host-gw", "wireguard")
+
+
+@pytest.mark.parametrize("backend", WAYS)
+def test_a_network_reaches_another_one_across_hosts_where_it_is_allowed(several: LabRun, backend: str) -> None:
+    """It may begin, and is answered; the other may not begin; nothing passes before, or once it is taken back."""
+    lab = several
+    for name, pool in (("near", "10.250.0.0/16"), ("far", "10.251.0.0/16")):
+        lab.exec("h1", f"linkspan network create {name} --pool {pool} --subnet-len 24 --backend {backend}")
+    one, two = (lab.json("attach", host, host + "x", f"--network {n}") for host, n in (("h1", "near"), ("h2", "far")))
+    with serving(lab, "h2x", addresses(two)[4], 8001), serving(lab, "h1x", addresses(one)[4], 8001):
+        assert asked(lab, "h1x", addresses(two)[4], 8001) == ""
+        lab.exec("h1", "linkspan network allow near far")
+        until(lambda: asked(lab, "h1x", addresses(two)[4], 8001) == addresses(one)[4], "near reaches far")
+        assert asked(lab, "h2x", addresses(one)[4], 8001) == ""
+        lab.exec("h1", "linkspan network disallow near far")
+        until(lambda: asked(lab, "h1x", addresses(two)[4], 8001) == "", "it is taken back")
+    for container, network in (("h1x", "near"), ("h2x", "far")):
+        lab.run("detach", container)
+        lab.exec("h1", f"linkspan network delete {network}")
+
+
 def test_uninstall_leaves_no_rule_in_a_container(lab: LabRun) -> None:
     """Rules do not go with a link, as routes do: they are taken away by name."""
     lab.run("up", "--hosts 1 --backend bridge")

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from peers import HERE, ONLY_6, network, peer, view
 
-from linkspan.addresses import mac, prefix
+from linkspan.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.backends.vxlan import BACKEND, device
 from linkspan.errors import Invalid, Unavailable
 from linkspan.firewall import element
-from linkspan.model import Standing, Underlay
+from linkspan.model import Allowance, Standing, Underlay
 from linkspan.state import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 
 MAC = "02:00:00:00:00:02"
@@ -38,6 +38,21 @@ def test_a_peer_is_a_neighbour_an_entry_and_a_route_for_each_family() -> None:
         element("vteps4", "lsx64", MAC, "10.77.2.0"),
         element("vteps6", "lsx64", MAC, "fd77:0:0:2::"),
     }
+
+
+@pytest.mark.parametrize("allowed", [("demo", "web"), ("web", "demo")], ids=["reaches", "is-reached"])
+def test_a_peer_sends_to_an_allowed_network_by_that_network_s_device(allowed: tuple[str, str]) -> None:
+    """Its blocks are let in there by its VTEP's MAC in that network: requests one way, and replies the other."""
+    demo = network("vxlan", vni="100")
+    web = msgspec.structs.replace(demo, name="web", options={"vni": "200"})
+    other = msgspec.structs.replace(demo, name="other", options={"vni": "300"})
+    sees = msgspec.structs.replace(view(demo), networks=(demo, web, other), allowances=(Allowance(*allowed),))
+    entry = element("vteps4", "lsxc8", mac_text(derived_mac("vtep", "id2", "web")), "10.77.2.0")
+    with_web, alone = (set(BACKEND.peer(one, demo, peer(demo, OFFER))) for one in (sees, view(demo)))
+    assert with_web - alone == {entry}
+    direct = msgspec.structs.replace(web, options={"vni": "200", "direct": "true"})
+    sees = msgspec.structs.replace(sees, networks=(demo, direct, other))
+    assert element("ways4", "eth0", "10.77.2.0") in set(BACKEND.peer(sees, demo, peer(demo, OFFER)))
 
 
 def test_an_address_that_lives_apart_from_its_block_is_a_route_and_an_element_of_its_own() -> None:

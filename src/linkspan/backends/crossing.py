@@ -197,6 +197,13 @@ def admitted_neighbour(view: HostView, network: Network, peer: Peer, target: Pre
         yield admitted("stations", (underlay(view, network).ifname, one), target)
 
 
+def related(view: HostView, network: Network) -> list[Network]:
+    """Return the networks that may reach this one, or that it may reach: a peer answers by the other one's way."""
+    pairs = [(allowance.source, allowance.target) for allowance in view.allowances]
+    names = {one for pair in pairs for one, other in (pair, pair[::-1]) if other == network.name}
+    return [other for other in view.networks if other.name in names]
+
+
 def is_unchecked(network: Network, peer: Peer) -> bool:
     """Tell whether a peer's plain packets are taken by any MAC, though the network checks: its record says none."""
     plain = network.backend == "host-gw" or is_direct(network)

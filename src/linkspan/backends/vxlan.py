@@ -11,6 +11,9 @@ A packet's walk, container A on host 1 to B (10.244.2.9) on host 2:
    VNI, and the guard lets the inner packet pass only where its source is of the block of the host that has
    this VTEP's MAC. A /32 route leads to B's veth.
 
+What goes to a container of another network, where that is allowed, goes by that network's device. So a peer's blocks
+are let in by the devices of such networks, too, with the MAC that the peer's VTEP has there.
+
 A peer costs three entries (route, neighbour, forwarding entry; one route more for each further prefix, one
 neighbour for each further family) and three set elements; nothing is learnt, flooded or asked on a miss, so
 the data path needs no agent, and an unknown address ends at the pool's ``unreachable`` route.
@@ -57,6 +60,7 @@ from linkspan.backends.crossing import (
     plain_needs,
     plain_route,
     reached,
+    related,
     sent_to,
     theirs,
     tunnel_sysctls,
@@ -161,16 +165,19 @@ class VxlanBackend:
         yield FdbEntry(name, vtep, address.packed)
         yield element(f"vxlan_peers{outer}", address.address, str(_port(network)))
         direct = gateways(view, network, peer)
-        plain = facing(view, network, peer) if is_direct(network) else {}
+        # What its containers send to another network that they may reach comes by that network's device.
+        others = [other for other in related(view, network) if other.backend == self.name]
+        plain = facing(view, network, peer) if any(map(is_direct, (network, *others))) else {}
         targets = list(reached(peer))
         families = sorted({target.family for target in targets})
         via = {family: theirs(network, peer, family) for family in families}
         source = {family: own(view, network, family) for family in families}
         yield from (Neighbour(name, address, vtep) for address in via.values())
-        where = (name, offer["mac"])
+        places = [(name, offer["mac"])]
+        places += [(device(other), mac_text(_vtep(peer.host.id, other.name))) for other in others]
         for target in targets:
             family = target.family
-            yield admitted("vteps", where, target)
+            yield from (admitted("vteps", place, target) for place in places)
             if family in plain:
                 yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(family):
