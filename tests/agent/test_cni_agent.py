@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from agent_host import Host, pings, run, until
 
+from linkspan.lab.topology import bare
 from linkspan.shim import build
 
 VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
@@ -35,12 +36,12 @@ class Runtime:
         """A command's beginning by which the runtime is in another mount namespace than the agent."""
 
     def call(
-        self, command: str, netns: str = "", version: str = "1.1.0", code: int = 0, **conf: Any
+        self, command: str, netns: str = "", version: str = "1.1.0", code: int = 0, ifname: str = "eth0", **conf: Any
     ) -> dict[str, Any]:
         """Run the plugin for the container of this namespace, expect an exit code, and return what it prints."""
         path = f"/run/netns/{netns}" if netns else ""
         given = {"cniVersion": version, "name": "demo", "type": "linkspan", **conf}
-        return self.run(self.plugin, command, netns, path, code, given)
+        return self.run(self.plugin, command, netns, path, code, given, ifname)
 
     def tune(self, netns: str, previous: dict[str, Any], **conf: Any) -> dict[str, Any]:
         """Run the reference plugin tuning as the next one in the chain, and return the chain's result."""
@@ -50,13 +51,20 @@ class Runtime:
         return self.run(TUNING, "ADD", netns, f"/run/netns/{netns}", 0, given)
 
     def run(
-        self, plugin: Path, command: str, container: str, path: str, code: int, given: dict[str, Any]
+        self,
+        plugin: Path,
+        command: str,
+        container: str,
+        path: str,
+        code: int,
+        given: dict[str, Any],
+        ifname: str = "eth0",
     ) -> dict[str, Any]:
         """Run any plugin for a container whose namespace has this path."""
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container,
-            "CNI_IFNAME": "eth0" if container else "",
+            "CNI_IFNAME": ifname if container else "",
             "CNI_NETNS": path,
             "CNI_PATH": "/opt/cni/bin",
             "LINKSPAN_SOCKET": str(self.host.socket),
@@ -127,6 +135,35 @@ def test_a_container_s_life(runtime: Runtime, container: Callable[[], str], vers
         assert runtime.call("DEL", name, version, prevResult=result) == {}
     assert "eth0" not in run("ip", "link", netns=name)
     runtime.clean()
+
+
+@pytest.mark.parametrize("mode", ["bridged", "routed"])
+def test_a_container_in_two_networks(runtime: Runtime, container: Callable[[], str], mode: str) -> None:
+    """Two ADDs give it two interfaces: each reaches its own network, CHECK finds both, and one DEL leaves the other."""
+    host, name = runtime.host, container()
+    peers: dict[str, list[str]] = {}
+    for number, network in ((202, "web"), (203, "data")):
+        host.network(network, f"10.{number}.0.0/24", f"fd00:{number}::/64", options={"mode": mode})
+        peers[network] = [bare(one["address"]) for one in runtime.call("ADD", container(), name=network)["ips"]]
+    web = runtime.call("ADD", name, name="web")
+    data = runtime.call("ADD", name, ifname="eth1", name="data")
+    inside = data["interfaces"][data["ips"][0]["interface"]]
+    assert (inside["name"], inside["sandbox"]) == ("eth1", f"/run/netns/{name}")
+    assert all(pings(name, address) for found in peers.values() for address in found)
+    assert "dev eth0" in run("ip", "route", "get", "192.0.2.2", netns=name)
+    again = runtime.call("ADD", name, ifname="eth1", name="data", code=1)
+    assert "attached already" in again["msg"]
+    assert runtime.call("CHECK", name, name="web", prevResult=web) == {}
+    assert runtime.call("CHECK", name, ifname="eth1", name="data", prevResult=data) == {}
+    assert host.differences() == []
+    assert runtime.call("DEL", name, name="web", prevResult=web) == {}
+    assert "eth0" not in run("ip", "link", netns=name)
+    assert all(pings(name, address) for address in peers["data"])
+    assert "dev eth1" in run("ip", "route", "get", "192.0.2.2", netns=name)
+    assert runtime.call("CHECK", name, ifname="eth1", name="data", prevResult=data) == {}
+    assert runtime.call("DEL", name, ifname="eth1", name="data", prevResult=data) == {}
+    assert name not in runtime.attached()
+    assert host.differences() == []
 
 
 def test_versions_are_told(runtime: Runtime) -> None:
