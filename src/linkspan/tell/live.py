@@ -34,6 +34,8 @@ AGAIN = 0.2
 """Seconds after which the packet is sent again while another host may not have begun to listen."""
 LISTENING = 2.0
 """Seconds that a host listens for another one."""
+SETTLE = 0.05
+"""Seconds for what a namespace does with a packet after its device has seen it."""
 _ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
 
 Device = tuple[str, str]
@@ -139,8 +141,8 @@ def send(
     if packet.protocol not in ("icmp", "tcp"):
         raise Invalid(f"a live trace cannot send {packet.protocol}", "leave --port out, or give a tcp port")
     with contextlib.ExitStack() as stack:
-        ears = _ears(stack, namespaces, known, wanted)
         rules = _rules(stack, namespaces, known, wanted, source.netns)
+        ears = _ears(stack, namespaces, known, wanted)
         monitor = _monitor(stack)
         probe = Probe(packet, wanted.mark, lambda: namespaces.entered(source.netns))
         stack.callback(probe.close)
@@ -162,8 +164,8 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
     if len(wanted.mark) != MARK:
         raise Invalid(f"a mark has {MARK} bytes, and not {len(wanted.mark)}")
     with contextlib.ExitStack() as stack:
+        rules = _rules(stack, namespaces, known, wanted)  # first: what the ears tell was in sight of the rules, too
         ears = _ears(stack, namespaces, known, wanted)
-        rules = _rules(stack, namespaces, known, wanted)
         monitor = _monitor(stack)
         while (left := deadline - time.monotonic()) > 0:
             if seen[0].issuperset(wanted.there) and seen[1].issuperset(wanted.back):
@@ -172,6 +174,7 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
                 which = way(wanted.protocol, wanted.mark, ear.recv(65535))
                 if which is not None:
                     seen[which].add(ears[ear])
+        time.sleep(SETTLE)
         return Heard(
             tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted)
         )
