@@ -255,6 +255,14 @@ class Reconciler:
         links = _LINKS.__args__
         return {("link", f.key[1]) if issubclass(f.kind, links) else f.key for f in self.fights.open()}
 
+    def _is_fought(self, state: State) -> bool:
+        """Tell whether somebody is known to fight for an object, what it is lost with, or the other end of its pair."""
+        contested = self._contested()
+        if self.fights.fought(state) or any(parent in contested for parent in _parents(state)):
+            return True
+        pairs = (self.desired.state(fight.key) for fight in self.fights.open())
+        return _place(state) in {(pair.peer_netns, pair.peer_name) for pair in pairs if isinstance(pair, Veth)}
+
     def _note(
         self,
         state: State,
@@ -275,7 +283,7 @@ class Reconciler:
         if state.key in judged.told:
             return
         judged.told.add(state.key)
-        if self.fights.fought(state) or any(parent in self._contested() for parent in _parents(state)):
+        if self._is_fought(state):
             report.fought.append(type(state).__name__)
         else:
             report.heals.append(_heal(state, what))
