@@ -10,6 +10,7 @@ neither says enough is an orphan. What the store says later (it may be away now)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,6 +66,7 @@ class Recovery:
         self._orphans = orphans
         self._host = host
         self._done = False
+        self._learning = asyncio.Lock()
         self.rebuilt = 0
         """How many endpoints the journal did not know at this agent's start."""
         self.doubt = ""
@@ -127,6 +129,10 @@ class Recovery:
         """Compare the store's records and networks with what is not known yet: it may have been away at the start."""
         if not self._done:
             return
+        async with self._learning:  # records and networks may both bring it here at once
+            await self._learn()
+
+    async def _learn(self) -> None:
         nameless = {e.host_ifname: e for e in self._attacher.endpoints.values() if reconstruction.is_unnamed(e)}
         if not nameless and not self._orphans.links:
             return
