@@ -157,16 +157,12 @@ class Cluster:
         What one has said that has ended, perhaps on this host, goes within ALIVE_TTL: that is waited for.
         """
         key = f"alive/{self.host.id}"
-        said = self._revision(key)
+        said = self._replica.known_revision(key)
         deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY
         while (other := self._other_agent()) and time.monotonic() < deadline:
-            if self._revision(key) != said:
+            if self._replica.known_revision(key) != said:
                 raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
             await asyncio.sleep(LOOK_EVERY)
-
-    def _revision(self, key: str) -> int:
-        record = self._replica.records.get(key)
-        return record.revision if record is not None else 0
 
     def _other_agent(self) -> str:
         """Return what is to be said of another agent that says it lives by this id, '' without one."""

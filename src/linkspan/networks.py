@@ -106,7 +106,7 @@ class Networks:
         before = {name: known for name in self._every if (known := self._known(name)) is not None}
 
         def rank(network: Network) -> tuple[bool, int, str]:
-            return network.name not in before, self._revision(f"networks/{network.name}"), network.name
+            return network.name not in before, self._replica.known_revision(f"networks/{network.name}"), network.name
 
         found: dict[str, Network] = {}
         withheld: dict[str, str] = {}
@@ -134,19 +134,15 @@ class Networks:
         except (KeyError, Invalid):
             return None
 
-    def _revision(self, key: str) -> int:
-        record = self._replica.records.get(key)
-        return record.revision if record is not None else 0
-
     def _in_the_way(self, network: Network, standing: Collection[Prefix]) -> str:
         """Return what a network's pools cover that is not its own, '' for nothing; ``standing`` ones are in force."""
         new = [one for one in network.prefixes if not any(known.holds(one) for known in standing)]
-        written = self._revision(f"networks/{network.name}")
+        written = self._replica.known_revision(f"networks/{network.name}")
         for one in new:
             if route := self._crossed(one):
                 return f"pool {one} overlaps with this host's route {route}"
             for key, host in self._replica.read("hosts/", Host).items():
-                if self._revision(key) < written and (address := reached_at(host, one)):
+                if self._replica.known_revision(key) < written and (address := reached_at(host, one)):
                     return f"pool {one} covers {address}, the underlay address of host {host.name}"
             if self._underlay is not None and (address := _address_in(self._underlay, one)):
                 return f"pool {one} covers {address}, this host's own underlay address"
@@ -362,8 +358,7 @@ class Networks:
     def revision(self, network: Network) -> dict[str, int]:
         """Return the condition of a write that the network's record is still the one that is known here."""
         key = f"networks/{network.name}"
-        record = self._replica.records.get(key)
-        return {key: record.revision if record else 0}
+        return {key: self._replica.known_revision(key)}
 
     def _every_way(self) -> list[Network]:
         """Return the networks as they are, and as those that migrate will be."""

@@ -184,6 +184,11 @@ class Replica:
         self._decoded.pop(key, None)
         self._before.forget(key)
 
+    def known_revision(self, key: str) -> int:
+        """Return the revision of a record as it is known here, 0 where there is none."""
+        record = self.records.get(key)
+        return record.revision if record is not None else 0
+
     def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
         """Return the records under ``prefix`` as values, as ``value`` does."""
         values = {key: self.value(key, type_) for key in self.under(prefix)}
