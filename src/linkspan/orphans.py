@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from linkspan import reconstruction
 from linkspan.addresses import Prefix
 from linkspan.allocator import Allocator
+from linkspan.desired import Source
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
 from linkspan.lasting import lasting, woken
@@ -58,13 +60,15 @@ class Orphans:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def add(self, link: Link) -> None:
-        """Let a pair be for the grace time, and give its addresses to nobody else."""
+    def add(self, link: Link) -> None:
+        """Let a pair be for the grace time, which begins once, and give its addresses to nobody else."""
         name = link.veth.name
-        self.links[name], self._until[name] = link, now() + self._grace
         for network, address in self._held(link):
             with contextlib.suppress(LinkspanError):  # another has it as well
                 self._allocator.hold(network, address, f"orphan {name}")
+        if name in self.links:
+            return
+        self.links[name], self._until[name] = link, now() + self._grace
         what = f"{reconstruction.text_of(link)} is nobody's as far as is known, and is removed in {self._grace:.0f} s"
         log.warning("%s", what)
         self._happenings.add("recover", what, link=name)
@@ -81,12 +85,26 @@ class Orphans:
         kept = [state for state in change.delete if not any(concerns(state, name) for name in self.ended)]
         reconciler.desired.replace(SOURCE, map(_as_made, kept))
 
-    async def release(self, name: str) -> None:
-        """Let go of a pair, whose container is known by now, without touching it."""
-        link = self._forget(name)
-        await self._worker.run(self._let_go, name, remove=False)
-        for network, address in self._held(link):
-            self._allocator.unhold(network, [address])
+    def unhold(self, name: str) -> None:
+        """Give back what an orphan holds, for its container, which is known by now; nothing where it is none."""
+        if (link := self.links.get(name)) is not None:
+            self._give_back(link)
+
+    def forget(self, name: str) -> None:
+        """Count a pair no longer among the orphans, where it was one: it is an endpoint's."""
+        self._until.pop(name, None)
+        self.links.pop(name, None)
+
+    def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
+        """Let go of a pair and desire what its endpoint needs (worker thread).
+
+        Both at once: a resync that came between would remove what nobody wants.
+        """
+        desired = self._worker.machine.reconciler.desired
+        if SOURCE in desired.sources():
+            desired.replace(SOURCE, self._kept_without(name))
+        for source, states in wanted.items():
+            desired.replace(source, states)
 
     async def remove(self) -> None:
         """Remove all of them now: an operator has decided."""
@@ -119,26 +137,25 @@ class Orphans:
             if any(pool.holds(address) for pool in network.prefixes)
         ]
 
-    def _forget(self, name: str) -> Link:
-        self._until.pop(name)
-        return self.links.pop(name)
-
-    def _let_go(self, name: str, remove: bool) -> list[LinkspanError]:
-        """Desire no longer what concerns a pair, and with the last one nothing of all this (worker thread)."""
-        reconciler = self._worker.machine.reconciler
-        spared = reconciler.desired.sources().get(SOURCE, {}).values()
-        kept = [state for state in spared if not concerns(state, name)]
-        if remove:
-            return list(reconciler.change(SOURCE, kept if self.links else ()).values())
-        reconciler.desired.replace(SOURCE, kept if self.links else ())
-        return []
-
-    async def _remove(self, name: str) -> None:
-        link = self._forget(name)
-        for error in await self._worker.run(self._let_go, name, remove=True):
-            log.warning("orphan %s: %s", name, error.message)
+    def _give_back(self, link: Link) -> None:
         for network, address in self._held(link):
             self._allocator.unhold(network, [address])
+
+    def _kept_without(self, name: str) -> list[State]:
+        """Return what is to be kept without a pair; with the last orphan goes all of it (worker thread)."""
+        spared = self._worker.machine.reconciler.desired.sources().get(SOURCE, {}).values()
+        return [state for state in spared if not concerns(state, name)] if self.links else []
+
+    def _taken_away(self, name: str) -> list[LinkspanError]:
+        """Remove a pair, and what is kept for it (worker thread)."""
+        return list(self._worker.machine.reconciler.change(SOURCE, self._kept_without(name)).values())
+
+    async def _remove(self, name: str) -> None:
+        link = self.links[name]
+        self.forget(name)
+        for error in await self._worker.run(self._taken_away, name):
+            log.warning("orphan %s: %s", name, error.message)
+        self._give_back(link)
         what = f"{reconstruction.text_of(link)} was nobody's, and is removed"
         self._happenings.add("recover", what, link=name)
 

@@ -142,11 +142,8 @@ class Recovery:
             if self._agrees(records[name], links[name]):
                 named = await self._reached(records[name])
                 await self._attacher.rename(nameless[name].identity, named)
-        for name, link in list(self._orphans.links.items()):
-            record = [records[name]] if name in records and self._agrees(records[name], link) else []
-            if record or await self._from_kernel(link) is not None:
-                await self._orphans.release(name)
-                await self._rebuild([link], record)
+        told = [record for name, record in records.items() if name in self._orphans.links]
+        await self._rebuild(list(self._orphans.links.values()), told)
 
     def _end(self, links: dict[str, Link], name: str) -> None:
         """Leave a pair to the first resync, which takes it away."""
@@ -210,13 +207,16 @@ class Recovery:
         by_store = by_kernel = 0
         for link in links:
             found: Endpoint | None
-            record, by = told.get(link.veth.name), _KERNEL
+            name, by = link.veth.name, _KERNEL
+            orphan, record = name in self._orphans.links, told.get(name)
             if record is not None and self._agrees(record, link):
                 found, by = await self._reached(record), _STORE
             else:
                 found = await self._from_kernel(link)
+            if orphan and name not in self._orphans.links:  # its time has come meanwhile
+                continue
             if found is None or not await self._adopt(found, by):
-                await self._orphans.add(link)
+                self._orphans.add(link)
             else:
                 by_store, by_kernel = by_store + (by == _STORE), by_kernel + (by == _KERNEL)
         if self.doubt and self._journal.witnessed_this_boot():
@@ -234,11 +234,13 @@ class Recovery:
 
     async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
         """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
+        self._orphans.unhold(endpoint.host_ifname)
         try:
             endpoint = self._admit(endpoint, 0)
         except LinkspanError as error:
             log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
             return False
+        self._orphans.forget(endpoint.host_ifname)
         self._journal.adopt(endpoint)
         await self._desire([endpoint])
         what = f"{endpoint.called} of network {endpoint.network} was not in the journal: it goes on by {by}"
@@ -265,8 +267,8 @@ class Recovery:
         """Desire what endpoints need; all are known, because some follows from a container's interfaces together."""
         for endpoint in endpoints:
             if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
-                for source, states in self._attacher.states(self._networks.get(endpoint.network), endpoint).items():
-                    await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
+                states = self._attacher.states(self._networks.get(endpoint.network), endpoint)
+                await self._worker.run(self._orphans.hand_over, endpoint.host_ifname, states)
 
     async def _from_kernel(self, link: Link) -> Endpoint | None:
         netns, end = link.identity_of_peer

@@ -309,6 +309,7 @@ def test_when_everything_is_lost_containers_go_on_for_the_grace_time(world: Worl
         host.network("demo", "10.201.0.0/24")  # the same again: its containers are known by that
         until(lambda: ids(host) == {one, two}, "both are endpoints of the network")
         assert host.client.call("GET", "/v1/status")["orphans"] == []
+        assert {name: inside(name) for name in (one, two)} == before
         assert pings(two, address)
         clean(host)
     finally:
