@@ -3,7 +3,8 @@
 In a block that opens with ```console each line that begins with "$ " is a command, and what follows is its output.
 A block that opens with ```console fails holds commands that must fail, and one with ```console any commands whose
 exit code depends on the machine. <!-- run: COMMAND --> runs unseen.
-Each page begins with an empty host: nothing of the machine is seen but its files, and nothing is left.
+Each page begins with an empty host: nothing of the machine is seen but its files, and nothing is left. Its resolver is
+an address that documents use, so that pages do not change from machine to machine.
 
     sudo .venv/bin/python scripts/docs.py [--check] [PAGE..]
 
@@ -33,6 +34,8 @@ for folder in etc opt var usr/local usr/lib/cni; do
 done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock
+rm -f /etc/resolv.conf
+echo "nameserver 192.0.2.53" >/etc/resolv.conf
 hostname host1
 ip link set lo up
 """
