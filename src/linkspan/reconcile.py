@@ -199,8 +199,11 @@ class Reconciler:
                 self.failing.update(held)
                 failed = self.apply(Change(put, delete)) if put or delete else {}
                 report.failed = {**refused, **failed}
+                contested, ends = self._contested(), self._other_ends()
                 for state in (*put, *delete) if log else ():
-                    self._note(state, words[state.key], seen, failed, judged, report)
+                    fought = self.fights.fought(state) or _place(state) in ends
+                    fought = fought or not contested.isdisjoint(_parents(state))
+                    self._note(state, words[state.key], seen, failed, judged, report, fought=fought)
                 if self.fights.closed() - shut:  # guards do not hold: ports go down
                     touched = list(self._by_kind)
                     continue
@@ -229,12 +232,16 @@ class Reconciler:
         judged.parents |= {_name(state) for state in states}
         held: dict[Key, LinkspanError] = {}
         left: set[Key] = set()
+        contested = self._contested()
         for state in states:
-            if not _counts(state) or self._falls(state, judged):
-                continue
             key = subject(state)
+            falls = any(p in judged.parents or (p in contested and p != key) for p in _parents(state))
+            if falls or not _counts(state):
+                continue
             if key not in judged.by:
                 judged.by[key] = self.fights.wrong(state, seen.get(state.key), describe(state))
+                if self.fights.fought(state):
+                    contested.add(_name(state) if isinstance(state, _LINKS) else key)
             if (fight := judged.by[key]) is not None:
                 held[state.key] = Contested(fight.message, state.key in seen)
             elif not guards(state) and judged.repaired.get(key, _NEVER) == seen.get(state.key):
@@ -245,23 +252,15 @@ class Reconciler:
         left |= {state.key for state in states if gone and _place(state) in gone}
         return held, left
 
-    def _falls(self, state: State, judged: _Judged) -> bool:
-        """Tell whether a state is wrong because of another one that is wrong itself, or that is fought for."""
-        contested = self._contested() - {subject(state)}
-        return any(parent in judged.parents or parent in contested for parent in _parents(state))
-
     def _contested(self) -> set[Key]:
         """Return what is fought for, by the names that ``_parents`` gives."""
         links = _LINKS.__args__
         return {("link", f.key[1]) if issubclass(f.kind, links) else f.key for f in self.fights.open()}
 
-    def _is_fought(self, state: State) -> bool:
-        """Tell whether somebody is known to fight for an object, what it is lost with, or the other end of its pair."""
-        contested = self._contested()
-        if self.fights.fought(state) or any(parent in contested for parent in _parents(state)):
-            return True
+    def _other_ends(self) -> set[tuple[int, str]]:
+        """Return the containers' ends of the pairs that are fought for."""
         pairs = (self.desired.state(fight.key) for fight in self.fights.open())
-        return _place(state) in {(pair.peer_netns, pair.peer_name) for pair in pairs if isinstance(pair, Veth)}
+        return {(pair.peer_netns, pair.peer_name) for pair in pairs if isinstance(pair, Veth)}
 
     def _note(
         self,
@@ -271,8 +270,10 @@ class Reconciler:
         failed: Mapping[Key, LinkspanError],
         judged: _Judged,
         report: Report,
+        *,
+        fought: bool,
     ) -> None:
-        """Take in what became of a repair."""
+        """Take in what became of a repair of an object that is ``fought`` for, it or what it is lost with."""
         if state.key in failed:
             if subject(state) in judged.by:
                 self.fights.failed(state, failed[state.key].message)
@@ -283,7 +284,7 @@ class Reconciler:
         if state.key in judged.told:
             return
         judged.told.add(state.key)
-        if self._is_fought(state):
+        if fought:
             report.fought.append(type(state).__name__)
         else:
             report.heals.append(_heal(state, what))

@@ -77,11 +77,13 @@ def use(host: Host, root: Path, container: Callable[[], str]) -> list[str]:
     names = [container() for _ in range(3)]
     ports = [{"host_ip": "", "host_port": 8080, "port": 80, "protocol": p} for p in ("tcp", "udp")]
     host.attach(names[0], ports=ports)
+    host.attach(names[0], "far", ifname="eth1")  # in two networks: a DNS server of their own answers it
     host.attach(names[1], "far", bandwidth={"ingressRate": 10**9, "egressRate": 10**9})
     host.attach(names[2], "inner")
     host.cli("install", "cni", "--network", "demo", "--root", str(root))
     assert pings(names[0], "198.51.100.2")
     assert pings(names[1], "10.202.0.1")
+    until(lambda: (host.socket.parent / "names" / "demo+far").exists(), "the server of both networks")
     settled(host.netns)
     return names
 
@@ -141,7 +143,7 @@ def test_it_refuses_while_endpoints_live(used: Host, root: Path) -> None:
     said = used.cli("uninstall", "--yes", code=1)
     for name in used.names:  # type: ignore[attr-defined]
         assert name in said
-    assert sum("3 endpoints live" in line and "--force" in line for line in said.splitlines()) == 1
+    assert sum("4 endpoints live" in line and "--force" in line for line in said.splitlines()) == 1
     assert "ADDRESSES" in said
     assert "--force" in said
     assert differing(here, seen(used.netns, root)) == {}
@@ -251,6 +253,6 @@ def test_a_journal_that_cannot_be_read_hides_no_container(used: Host, root: Path
     used.stop(signal.SIGKILL)
     (used.state_dir / "journal.db").write_bytes(b"garbage" * 1000)
     words = ("uninstall", "--yes", "--config", str(used.config), "--state-dir", str(used.state_dir))
-    assert "3 endpoints live" in used.cli(*words, code=1)
+    assert "4 endpoints live" in used.cli(*words, code=1)
     used.cli(*words, "--force")
     assert differing(before, seen(used.netns, root)) == {}
