@@ -221,6 +221,12 @@ class Attacher:
         # No container has such an id. Whoever holds an identity may wait for a namespace, and never the other way.
         return self._one_at_a_time(("/netns", str(number))) if number else contextlib.nullcontext()
 
+    def _one_with(self, request: AttachRequest) -> contextlib.AbstractAsyncContextManager[None]:
+        """Serialise who asks for one MAC: of two at the same time one must see that the other has it."""
+        if not request.mac:
+            return contextlib.nullcontext()
+        return self._one_at_a_time((f"/mac/{request.network}", mac_text(mac(request.mac))))
+
     async def _attach(
         self,
         request: AttachRequest,
@@ -231,7 +237,7 @@ class Attacher:
         path: str,
         delivered: bool,
     ) -> Endpoint:
-        async with self._one_in(number):
+        async with self._one_in(number), self._one_with(request):
             return await self._attach_alone(request, network, number, cookie, fd, path, delivered)
 
     async def _attach_alone(

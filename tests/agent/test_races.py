@@ -150,6 +150,28 @@ def test_attaches_of_one_container_at_once_get_names_of_their_own(
     assert sorted(found) == ["eth0", "eth1", "eth2"]
 
 
+def test_of_containers_that_want_one_mac_at_once_one_gets_it(host: Host, container: Callable[[], str]) -> None:
+    """The others are refused by the name of who has it, and nothing is left of their attempts."""
+    host.network()
+    names = [container() for _ in range(6)]
+    found: list[LinkspanError | None] = []
+    wanted = "02:00:00:00:07:07"
+    threads = [
+        threading.Thread(target=lambda n=name: found.append(_failing(lambda: host.attach(n, mac=wanted))))
+        for name in names
+    ]
+    threads += [threading.Thread(target=host.differences) for _ in range(4)]  # each attach waits for its turn
+    for thread in threads[::-1]:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    refused = [error for error in found if error is not None]
+    assert (len(found), len(refused)) == (6, 5)
+    assert all(f"MAC {wanted} is used by" in error.message for error in refused)
+    assert len(host.client.call("GET", "/v1/endpoints")) == 1
+    assert host.differences() == []
+
+
 @pytest.mark.parametrize(
     "more",
     [
