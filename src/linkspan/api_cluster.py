@@ -9,7 +9,7 @@ from linkspan import SCHEMA, status
 from linkspan.agent import Agent
 from linkspan.api_json import answer, body
 from linkspan.errors import Conflict, Invalid
-from linkspan.records import SETTINGS
+from linkspan.host_settings import change_cluster
 
 SHORTEST = 60.0
 """Seconds: a silent host must notice that it is, and others that it was, with room to spare."""
@@ -60,7 +60,7 @@ class ClusterRoutes:
                 f"reclaim_after {wanted.reclaim_after:g} s is too short: a host would withdraw at a store's hiccup",
                 f"give {SHORTEST:g} seconds or more, or 0 for never",
             )
-        await self._write(reclaim_after=wanted.reclaim_after)
+        await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
         return answer(self._told())
 
     async def _finalize(self, request: web.Request) -> web.Response:
@@ -73,9 +73,6 @@ class ClusterRoutes:
                 f"the cluster writes schema {now} already, and no newer one is read by {behind or 'any host'}",
                 "upgrade these hosts first, or remove those that are gone",
             )
-        await self._write(writes=lowest)
+        await change_cluster(self._agent.replica, writes=lowest)
         return answer(self._told())
 
-    async def _write(self, **changes: float) -> None:
-        replica = self._agent.replica
-        await replica.write({SETTINGS: msgspec.structs.replace(replica.settings, **changes)})

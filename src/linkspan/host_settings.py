@@ -1,4 +1,4 @@
-"""Settings of hosts: each one's own, in its record, and those that all have; checked before they are written."""
+"""Settings: each host's own, in its record, those that all hosts have, and the cluster's; checked before writing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from linkspan import bgp, ipsec, wireguard
 from linkspan.errors import Invalid
 from linkspan.leases import Leases
 from linkspan.model import Host
-from linkspan.records import COMMON, Common
+from linkspan.records import COMMON, SETTINGS, ClusterSettings, Common
 from linkspan.replica import Replica
 from linkspan.revising import revised
 
@@ -60,6 +60,11 @@ async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, 
         return Common(settings)
 
     return (await revised(replica, COMMON, changed)).settings
+
+
+async def change_cluster(replica: Replica, **changes: float) -> ClusterSettings:
+    """Change the cluster's own settings, and nothing of what another host changes of them at the same time."""
+    return await revised(replica, SETTINGS, lambda: msgspec.structs.replace(replica.settings, **changes))
 
 
 def _merged(settings: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from replicas import Member, Raced, network, together
 
-from linkspan import host_settings
+from linkspan import SCHEMA, host_settings
 from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.model import Host, Offer
+from linkspan.records import SETTINGS
 from linkspan.revising import revised
 from linkspan.store.memory import Memory
 
@@ -44,6 +45,22 @@ def test_settings_that_two_hosts_set_at_once_are_both_in_force(tmp_path: Path) -
         assert record is not None
         assert record.settings == {"bgp.as": "65001", "bgp.med": "7"}
         assert one.leases.common() == {"bgp.hold": "30", "bgp.med": "9"}
+        await asyncio.gather(one.replica.stop(), two.replica.stop())
+
+    together(work)
+
+
+def test_settings_of_the_cluster_that_two_hosts_set_at_once_are_both_in_force(tmp_path: Path) -> None:
+    """Neither the schema that one sets nor the time after which hosts are reclaimed, that another sets, is lost."""
+
+    async def work() -> None:
+        one, two = await _two(Memory(), tmp_path)
+        await asyncio.gather(
+            host_settings.change_cluster(one.replica, reclaim_after=120.0),
+            host_settings.change_cluster(two.replica, writes=SCHEMA),
+        )
+        await one.replica.revision(SETTINGS)
+        assert (one.replica.settings.reclaim_after, one.replica.settings.writes) == (120.0, SCHEMA)
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)
