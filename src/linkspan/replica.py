@@ -19,6 +19,7 @@ force, over restarts too: else a byte in the store would take a network from its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -276,7 +277,9 @@ class Replica:
         self.contact.wrote(time.monotonic() - begun)
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
-            await self._apply(Batch(revision, tuple(seen), tuple(deletes)))
+            await self._take(Batch(revision, tuple(seen), tuple(deletes)))
+            with contextlib.suppress(LinkspanError):  # this was written, whatever becomes of what was lost
+                await self._put_back()
             # A kill now, and a store that is restored or lost, must not forget it.
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
@@ -286,7 +289,7 @@ class Replica:
         """Take a record in as the store has it, and return its revision, for a condition. Raises NotFound without."""
         if (record := await self.store.get(key)) is None:
             raise NotFound(f"record {key} is not in the store")
-        await self._apply(Batch(record.revision, (record,), ()))
+        await self._take(Batch(record.revision, (record,), ()))
         return record.revision
 
     async def _follow(self) -> None:
@@ -330,7 +333,12 @@ class Replica:
         return revision
 
     async def _apply(self, batch: Batch) -> None:
-        """Take changes in, tell of those that changed anything, and put back what was lost and is ours."""
+        """Take changes in, and put back what was lost and is ours."""
+        await self._take(batch)
+        await self._put_back()
+
+    async def _take(self, batch: Batch) -> None:
+        """Take changes in, and tell of those that changed anything."""
         touched: set[str] = set()
         for record in batch.puts:
             if why := readable.misplaced(record.key):
@@ -367,8 +375,6 @@ class Replica:
         if touched:
             self._unsaved.set()
             await self._changed(frozenset(touched))
-        if self.lost and not self.problem:
-            await self._put_back()
 
     def _compare(self, old: Record, new: Record) -> None:
         """Keep a claim of this host, or of all, in whose place another host's is."""
@@ -421,7 +427,11 @@ class Replica:
         return True
 
     async def _put_back(self) -> None:
+        if self.problem:
+            return
         for key in [k for k in self.lost if self._mine(k)]:
+            if key not in self.lost:  # it is there again, or was removed, while others were put back
+                continue
             value = self.records[key].value
             if key.startswith(CLAIMS):
                 value = records.put_back(value)
