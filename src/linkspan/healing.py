@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from linkspan import multihoming
 from linkspan.associations import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
@@ -19,7 +20,7 @@ from linkspan.errors import LinkspanError
 from linkspan.fights import Contested, Fights
 from linkspan.happenings import Happenings
 from linkspan.kernel.events import ADDRESS_KINDS, LINK_KINDS, NFT_KINDS, SETTING_KINDS, NftEvents, RouteEvents
-from linkspan.lasting import woken
+from linkspan.lasting import lasting, woken
 from linkspan.machine import Worker
 from linkspan.metrics import Metrics
 from linkspan.programs import LearntRoutes, Process
@@ -50,6 +51,10 @@ FULL = 60.0
 """Seconds between looks at everything."""
 
 
+Look = Callable[[], Awaitable[None]]
+"""One of the things that are done at a look; raises LinkspanError where it cannot be."""
+
+
 class Healer:
     """Watches, and sends the worker to mend.
 
@@ -63,9 +68,9 @@ class Healer:
         attacher: Attacher,
         happenings: Happenings,
         metrics: Metrics,
-        replan: Callable[[], Awaitable[None]],
-        look_around: Callable[[], Awaitable[None]],
-        look_at_keys: Callable[[], Awaitable[None]],
+        replan: Look,
+        look_around: Look,
+        look_at_keys: Look,
         reap_after: float,
     ) -> None:
         self._worker = worker
@@ -100,8 +105,13 @@ class Healer:
         for events in (self._route_events, self._nft_events):
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)
-        for loop_ in (self._mend(), self._every(POLL, self._settings), self._every(FULL, self._everything)):
-            self._tasks.append(asyncio.create_task(loop_))
+        settings = (self._see_settings, self._look_at_keys)
+        everything = (self._checkpoint, self._replan, partial(self._resync, None))
+        self._tasks = [
+            lasting("healing", self._mend),
+            lasting("looking at settings", partial(self._every, POLL, settings)),
+            lasting("looking at everything", partial(self._every, FULL, everything)),
+        ]
 
     async def stop(self) -> None:
         """End the tasks and unsubscribe."""
@@ -143,18 +153,12 @@ class Healer:
             await self._settle()
             self._wake.clear()
             kinds, self._dirty = self._dirty, set()
-            try:
-                if kinds & NFT_KINDS:
-                    await self._replan()
-                elif Address in kinds:  # somebody's: the underlay's perhaps
-                    await self._look_around()
-                await self._resync(kinds)
-                await self._reap()
-            except LinkspanError as error:
-                log.warning("healing: %s", error.message)
-                self._again(kinds)
-            except Exception:  # a fault of ours must not end all healing; the next look may do
-                log.exception("healing failed by a fault of linkspan")
+            first = []
+            if kinds & NFT_KINDS:
+                first = [self._replan]
+            elif Address in kinds:  # somebody's: the underlay's perhaps
+                first = [self._look_around]
+            if not await self._each(*first, partial(self._resync, kinds), self._reap):
                 self._again(kinds)
             if self._failing() - known:
                 wait = 1.0
@@ -223,26 +227,31 @@ class Healer:
         failing = list(self._worker.machine.reconciler.failing.values())
         self._told = why | (self._told & {error.message for error in failing})
 
-    async def _settings(self) -> None:
+    async def _see_settings(self) -> None:
         self._attacher.retry_forgetting()
         await self._resync((Sysctl, LinkSysctl, LearntRoutes, *_INSIDE))
-        await self._look_at_keys()
 
-    async def _everything(self) -> None:
+    async def _checkpoint(self) -> None:
         await asyncio.to_thread(self._attacher.checkpoint)
-        await self._replan()
-        await self._resync(None)
 
-    async def _every(self, seconds: float, look: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: float, looks: Sequence[Look]) -> None:
         while True:
             await asyncio.sleep(seconds)
+            await self._each(*looks, self._reap)
+
+    async def _each(self, *looks: Look) -> bool:
+        """Do one after the other, and tell whether all went well: what fails keeps the others from nothing."""
+        well = True
+        for look in looks:
             try:
                 await look()
-                await self._reap()
             except LinkspanError as error:
                 log.warning("healing: %s", error.message)
-            except Exception:  # as above
-                log.exception("a look by the timer failed by a fault of linkspan")
+                well = False
+            except Exception:  # a fault of ours must not end all healing; the next look may do
+                log.exception("healing failed by a fault of linkspan")
+                well = False
+        return well
 
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
