@@ -261,7 +261,7 @@ class Healer:
 
     async def _reap(self) -> None:
         """Detach endpoints whose namespace has been gone for a while: their runtime has forgotten them."""
-        failing = {key[1] for key in self._worker.machine.reconciler.failing if key[0] == Veth.__name__}
+        failing = {key[1] for key in self._failing() if key[0] == Veth.__name__}
         suspects = [e for e in self._attacher.endpoints.values() if e.host_ifname in failing]
         dead = set()
         for endpoint in suspects:
