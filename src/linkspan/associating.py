@@ -181,6 +181,7 @@ def wanted_of(desired: Desired) -> list[Wanted]:
 def stepped(asked: ike.Session, wanted: Iterable[Wanted], memory: Memory) -> list[Association]:
     """Begin what is to be begun now, end what is superfluous, and return what there was before."""
     found = ike.associations(asked)
+    loaded: dict[str, tuple[str, ...]] | None = None
     now = time.monotonic()
     for one in wanted:
         name, mine = one.connection.name, [a for a in found if a.connection == one.connection.name]
@@ -193,13 +194,19 @@ def stepped(asked: ike.Session, wanted: Iterable[Wanted], memory: Memory) -> lis
         if not absent:
             memory.tries.pop(name, None)
             continue
+        # A daemon that has just begun is given secrets first, and connections after that: what it is asked for before
+        # fails, and where a peer behind a NAT was seen is tried once.
+        loaded = ike.connections(asked) if loaded is None else loaded
+        ready = [child for child in absent if child in loaded.get(name, ())]
+        if not ready:
+            continue
         state = memory.tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
         if now >= state.next and not under_way(mine) and (one.connection.remote != ANYWHERE or name in memory.places):
             state.count += 1
             state.next = now + min(2.0 ** (state.count - 2), LONGEST)
             if place := memory.places.pop(name, None):
                 _tell(asked.load_conn, {name: begun_at(one.connection, one.children, *place)})
-            for child in absent:
+            for child in ready:
                 _tell(asked.initiate, {"ike": name, "child": child, "timeout": "-1"})
     return found
 

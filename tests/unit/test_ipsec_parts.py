@@ -249,11 +249,16 @@ class Daemon:
 
     def __init__(self) -> None:
         self.there: list[dict[str, Any]] = []
+        self.loaded: tuple[str, ...] = (CHILD.name,)
         self.told: list[tuple[str, Any]] = []
 
     def list_sas(self) -> list[dict[str, Any]]:
         """Return what stands."""
         return self.there
+
+    def list_conns(self) -> list[dict[str, Any]]:
+        """Return what is loaded: one connection with its children, or none."""
+        return [{"ls-h2": {"children": dict.fromkeys(self.loaded)}}] if self.loaded else []
 
     def __getattr__(self, word: str) -> Callable[[Any], None]:
         return lambda message: self.told.append((word, message))
@@ -279,3 +284,17 @@ def test_a_peer_behind_a_nat_is_looked_for_once_where_it_was_seen() -> None:
     assert (word, begun["child"]) == ("initiate", CHILD.name)
     assert loaded["ls-h2"]["remote_addrs"] == ["198.51.100.9", ANYWHERE]
     assert loaded["ls-h2"].items() >= {"remote_port": "1025", "local_port": "4500", "keyingtries": "1"}.items()
+
+
+def test_a_daemon_that_knows_nothing_yet_is_asked_for_nothing() -> None:
+    """The one try at where a hidden peer was seen is kept for when it can succeed, and so is the pause after a try."""
+    hidden = Wanted(msgspec.structs.replace(CONNECTION, remote=ANYWHERE, first=False), (CHILD,))
+    daemon, memory = Daemon(), Memory()
+    memory.places["ls-h2"] = ("198.51.100.9", 1025)
+    memory.tries["ls-h2"] = Try(next=0)
+    daemon.loaded = ()
+    stepped(daemon, [hidden], memory)
+    assert (daemon.told, memory.tries["ls-h2"].count) == ([], 0)
+    daemon.loaded = (CHILD.name,)
+    stepped(daemon, [hidden], memory)
+    assert [word for word, _ in daemon.told] == ["load_conn", "initiate"]
