@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
+from linkspan.lasting import lasting
 from linkspan.machine import Worker
 
 log = logging.getLogger("linkspan.forwarding")
@@ -26,40 +27,37 @@ class Forwarding:
         self._worker = worker
         self._happenings = happenings
         self._replan = replan
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._written = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin, where the kernel tells of writes."""
-        if problem := self._worker.machine.sysctls.watch.problem:
-            log.warning("writes to settings of forwarding cannot be noticed: %s", problem)
-        else:
-            self._listen()
+        watch = self._worker.machine.sysctls.watch
+        if watch.problem:
+            log.warning("writes to settings of forwarding cannot be noticed: %s", watch.problem)
+            return
+        watch.listen(self._written.set)
+        self._task = lasting("noticing who turns forwarding on", self._follow)
 
-    def _listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._worker.machine.sysctls.watch.fileno(), self._written)
-
-    def _written(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._worker.machine.sysctls.watch.fileno())
-        task = asyncio.create_task(self._look())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _follow(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            try:
+                await self._look()
+            except LinkspanError as error:
+                log.warning("forwarding: %s", error.message)
 
     async def _look(self) -> None:
-        try:
-            if await self._worker.run(self._worker.machine.sysctls.noticed):
-                what = "another program turned forwarding on: linkspan keeps nothing from being forwarded any more"
-                log.info("%s", what)
-                self._happenings.add("network", what)
-                await self._replan()
-        except LinkspanError as error:
-            log.warning("forwarding: %s", error.message)
-        finally:
-            self._listen()
+        if await self._worker.run(self._worker.machine.sysctls.noticed):
+            what = "another program turned forwarding on: linkspan keeps nothing from being forwarded any more"
+            log.info("%s", what)
+            self._happenings.add("network", what)
+            await self._replan()
 
     async def stop(self) -> None:
         """End it."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if not self._worker.machine.sysctls.watch.problem:
-            asyncio.get_running_loop().remove_reader(self._worker.machine.sysctls.watch.fileno())
+        self._worker.machine.sysctls.watch.ignore()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)

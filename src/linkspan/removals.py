@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from linkspan.attach import Attacher
-from linkspan.errors import Invalid, LinkspanError
+from linkspan.errors import Invalid, KernelError, LinkspanError
 from linkspan.kernel.folder import FolderWatch
 from linkspan.remedies import reason, remedy
 from linkspan.runtimes import cni_queue
@@ -28,6 +28,8 @@ class Removals:
         self._draining = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._watch: FolderWatch | None = None
+        """None where the machine has no instance of inotify left."""
 
     async def start(self) -> None:
         """Drain, and watch from before that on, so that none falls between. Raises Invalid without a folder."""
@@ -36,20 +38,21 @@ class Removals:
         except OSError as error:
             hint = remedy(error, self._folder, "give --socket another path")
             raise Invalid(f"folder {self._folder}: {reason(error)}", hint) from error
-        self._watch = FolderWatch(self._folder)
-        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._come)
+        try:
+            self._watch = FolderWatch(self._folder, self._come)
+        except KernelError as error:
+            log.warning("%s: looked at every %.0f s instead", error.message, RETRY)
         await self._drain()
 
     async def stop(self) -> None:
         """Stop watching."""
         if self._retry is not None:
             self._retry.cancel()
-        asyncio.get_running_loop().remove_reader(self._watch.fileno())
-        self._watch.close()
+        if self._watch is not None:
+            self._watch.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _come(self) -> None:
-        self._watch.drain()
         task = asyncio.create_task(self._drain())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -60,15 +63,15 @@ class Removals:
                 waiting = cni_queue.entries(self._folder)
             except LinkspanError as error:
                 log.warning("%s", error.message)
-                return
-            failed = False
+                waiting = []
+            again = self._watch is None
             for entry in waiting:
                 try:
                     await self._apply(entry)
                 except LinkspanError as error:
-                    failed = True
+                    again = True
                     log.warning("queued removal of %s: %s", entry.container_id, error.message)
-            if failed:
+            if again:
                 self._retry = asyncio.get_running_loop().call_later(RETRY, self._come)
 
     async def _apply(self, entry: cni_queue.Entry) -> None:

@@ -136,3 +136,12 @@ def test_frames_within_a_bridge_that_was_there_pass(host: Host) -> None:
     for family in (4, 6):
         assert pings(two, THEIRS[family][1])
         assert not echoes(one, OUTSIDE[family])
+
+
+def test_an_agent_takes_one_inotify_instance(host: Host) -> None:
+    """For settings, the store and queued removals together: root has 128 for all agents of a machine."""
+    host.start()
+    host.network("demo", "10.201.0.0/16")
+    assert host.process is not None
+    links = run("ls", "-l", f"/proc/{host.process.pid}/fd").splitlines()
+    assert sum("inotify" in link for link in links) == 1

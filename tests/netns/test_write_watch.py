@@ -59,6 +59,7 @@ def test_a_host_without_a_watch_to_spare_goes_on(
     spaces: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's inotify instances may all be taken: settings are set all the same, and the problem is told."""
+    monkeypatch.setattr(folder, "_shared", [])
     monkeypatch.setattr(folder._libc, "inotify_init1", lambda _flags: -1)
     driver = SysctlDriver(spaces, tmp_path / "m")
     driver.apply([Sysctl(FORWARD, "1")], [])

@@ -136,12 +136,12 @@ class SqliteStore:
             raise Unavailable(f"store {self.path} is closed", "the agent is stopping")
         loop = asyncio.get_running_loop()
         if self._poll is None:
-            self._notice.listen(loop)
+            self._notice.listen()
             self._poll = loop.create_task(self._keep_time())
 
         def in_thread() -> R:
             if self._reopened():
-                loop.call_soon_threadsafe(self._notice.listen, loop)  # the folder may be another, too
+                loop.call_soon_threadsafe(self._notice.listen)  # the folder may be another, too
             return work(self._table, *arguments)
 
         return await loop.run_in_executor(self._thread, in_thread)
@@ -195,25 +195,17 @@ class Notice:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "changed"
         self._watch: FolderWatch | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._rung = asyncio.Event()
         self._closed = False
         self.count = 0
 
-    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+    def listen(self) -> None:
         """Hear the others, from now on; where the machine has no inotify instance left, the poll must do."""
         self._deafen()
         if self._closed:
             return
         with contextlib.suppress(KernelError):
-            self._watch = FolderWatch(self._file.parent)
-            self._loop = loop
-            loop.add_reader(self._watch.fileno(), self._heard)
-
-    def _heard(self) -> None:
-        if self._watch:
-            self._watch.drain()
-        self.ring()
+            self._watch = FolderWatch(self._file.parent, self.ring)
 
     def ring(self) -> None:
         """Wake those who wait in this process."""
@@ -238,8 +230,7 @@ class Notice:
         self.ring()
 
     def _deafen(self) -> None:
-        if self._watch and self._loop:
-            self._loop.remove_reader(self._watch.fileno())
+        if self._watch:
             self._watch.close()
             self._watch = None
 

@@ -1,0 +1,179 @@
+"""All watches of a process are of one inotify instance, and each user is told of its own files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkspan import removals
+from linkspan.kernel import folder
+from linkspan.kernel.folder import FolderWatch, WriteWatch
+from linkspan.removals import Removals
+
+
+def instances() -> int:
+    """Return how many inotify instances this process has."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found += "inotify" in os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Poll a condition until it holds."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    """Make two folders."""
+    made = [tmp_path / "one", tmp_path / "two"]
+    for one in made:
+        one.mkdir()
+    return made
+
+
+def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is told of its own folder, two of the same one both, and the rest when one has closed."""
+    monkeypatch.setattr(folder, "_shared", [])
+
+    async def work() -> None:
+        one, two = folders(tmp_path)
+        before = instances()
+        told: list[str] = []
+        places = {"a": one, "b": two, "also b": two}
+        watches = {name: FolderWatch(where, partial(told.append, name)) for name, where in places.items()}
+        writes = WriteWatch([one / "none", tmp_path / "file"])
+        assert instances() == before + 1
+        (one / "x").write_text("")
+        await until(lambda: told == ["a"])
+        (two / "x").write_text("")
+        await until(lambda: sorted(told) == ["a", "also b", "b"])
+        watches["b"].close()
+        told.clear()
+        (two / "y").write_text("")
+        await until(lambda: told == ["also b"])
+        for name in ("a", "also b"):
+            watches[name].close()
+        writes.close()
+
+    asyncio.run(work())
+
+
+def test_who_reads_gives_the_others_their_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread takes what was written to its file; the folder's user is called in the loop all the same."""
+    monkeypatch.setattr(folder, "_shared", [])
+    (tmp_path / "file").touch()
+
+    async def work() -> None:
+        one, told = folders(tmp_path)[0], list[str]()
+        watch = FolderWatch(one, partial(told.append, "a"))
+        writes = WriteWatch([tmp_path / "file"])
+        (one / "x").write_text("")
+        (tmp_path / "file").write_text("")
+        assert writes.written() == {str(tmp_path / "file")}  # before the loop has had a turn
+        assert writes.written() == set()
+        await until(lambda: told == ["a"])
+        writes.close()
+        writes.close()
+        watch.close()
+
+    asyncio.run(work())
+
+
+def test_what_others_read_before_a_user_listens_is_told_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are watched from the agent's first moment on, and who follows them comes later."""
+    monkeypatch.setattr(folder, "_shared", [])
+    (tmp_path / "file").touch()
+
+    async def work() -> None:
+        one, told = folders(tmp_path)[0], list[str]()
+        writes = WriteWatch([tmp_path / "file"])
+        (tmp_path / "file").write_text("")
+        watch = FolderWatch(one, partial(told.append, "a"))
+        (one / "y").write_text("")
+        await until(lambda: told == ["a"])
+        writes.listen(partial(told.append, "file"))
+        await until(lambda: told == ["a", "file"])
+        assert writes.written() == {str(tmp_path / "file")}
+        watch.close()
+        writes.close()
+
+    asyncio.run(work())
+
+
+def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user has a number of watches, too: nothing is told then, and the problem is."""
+    monkeypatch.setattr(folder, "_shared", [])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(folder._libc, "inotify_add_watch", lambda *_: -1)
+    monkeypatch.setattr(folder.ctypes, "get_errno", lambda: errno.ENOSPC)
+    writes = WriteWatch([tmp_path / "file"])
+    assert writes.problem == "no space left on device"
+    assert writes.written() == set()
+    writes.close()
+
+
+def test_events_that_were_lost_are_told_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps 16,384 events and says where there were more: everybody looks then."""
+    monkeypatch.setattr(folder, "_shared", [])
+
+    async def work() -> None:
+        places, told = folders(tmp_path), list[Path]()
+        watches = [FolderWatch(where, partial(told.append, where)) for where in places]
+        watches[0]._instance.give(-1)
+        await until(lambda: set(told) == set(places))
+        for watch in watches:
+            watch.close()
+
+    asyncio.run(work())
+
+
+class Attacher:
+    """Knows one endpoint, and counts who is detached."""
+
+    def __init__(self) -> None:
+        self.attached_ns = {("c1", "eth0"): 1}
+        self.gone: list[str] = []
+
+    async def recognise(self, container: str, ifname: str) -> None:
+        """Know it already."""
+
+    async def detach(self, container: str, ifname: str, network: str) -> int:
+        """Count it."""
+        self.gone.append(container)
+        return 1
+
+
+def test_queued_removals_are_done_without_an_instance_to_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The agent starts, says so, and looks again and again."""
+    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(folder._libc, "inotify_init1", lambda _flags: -1)
+    monkeypatch.setattr(removals, "RETRY", 0.05)
+    removal = b'{"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}'
+
+    async def work() -> None:
+        attacher: Any = Attacher()
+        one = Removals(tmp_path / "queue", attacher, "b")
+        await one.start()
+        assert "inotify instance" in caplog.text
+        (tmp_path / "queue" / "1.json").write_bytes(removal)
+        await until(lambda: attacher.gone == ["c1"])
+        await one.stop()
+        assert list((tmp_path / "queue").iterdir()) == []
+
+    asyncio.run(work())
