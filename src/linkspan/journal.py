@@ -16,7 +16,9 @@ disk, is never automatic: a thread calls ``checkpoint``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +26,12 @@ import msgspec
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.database import away, connect, open_database, transaction, translated
-from linkspan.errors import Conflict, NotFound, Unavailable
+from linkspan.errors import Conflict, Invalid, NotFound, Unavailable
 from linkspan.ipam import COOLDOWN
 from linkspan.kernel import durable
 from linkspan.model import Endpoint
+
+log = logging.getLogger("linkspan.journal")
 
 Phase = Literal["attaching", "attached", "detaching"]
 WITNESS = "journal.witness"
@@ -97,12 +101,19 @@ class Journal:
         return seen is not None and seen.boot_id == self.boot_id
 
     def witness(self) -> None:
-        """Count an opening, here and in the file beside: from now on this journal is the one that knows."""
+        """Count an opening, here and in the file beside: from now on this journal is the one that knows.
+
+        On a full disk it is not counted, and the next agent doubts nothing by that: here first, in the file after that.
+        """
         seen = self._witness()
         opened = max(self._opened(), seen.opened if seen else 0) + 1
-        with translated(self.path):
-            self._database.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(opened),))
-        with contextlib.suppress(OSError):  # a full disk: the older file doubts nothing
+        try:
+            with translated(self.path):
+                self._database.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(opened),))
+        except Unavailable as error:
+            log.warning("%s", error.told)
+            return
+        with contextlib.suppress(OSError):
             durable.write(self.path.with_name(WITNESS), msgspec.json.encode(_Witness(self.boot_id, opened)), 0o600)
 
     def _witness(self) -> _Witness | None:
@@ -182,22 +193,24 @@ class Journal:
             found = self._database.execute(
                 "SELECT record, phase, boot_id, attached_ns FROM endpoints ORDER BY rowid"
             ).fetchall()
-        try:
-            return [
-                Row(msgspec.json.decode(record, type=Endpoint), phase, boot_id, attached_ns)
-                for record, phase, boot_id, attached_ns in found
-            ]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Unavailable(
-                f"{self.path} has a record that cannot be read ({error})",
-                away(self.path),
-            ) from error
+        with self._readable():
+            return [_row(record, rest) for record, *rest in found]
 
     def released(self) -> list[Released]:
         """Return the addresses that cooled still at the last ``forget``, oldest first."""
         with translated(self.path):
             found = self._database.execute("SELECT network, address, at FROM released ORDER BY at").fetchall()
-        return [Released(network, prefix(address), at) for network, address, at in found]
+        with self._readable():
+            rows = msgspec.convert(found, list[tuple[str, str, float]])
+            return [Released(network, prefix(address), at) for network, address, at in rows]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raise Unavailable where a row in the block is not what was written: the file has no checksums."""
+        try:
+            yield
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, Invalid) as error:
+            raise Unavailable(f"{self.path} has a record that cannot be read ({error})", away(self.path)) from error
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file. Waits for the disk; any thread may; it stops no commit."""
@@ -207,3 +220,11 @@ class Journal:
     def close(self) -> None:
         """Close the file, after which nothing else may be called."""
         self._database.close()
+
+
+def _row(record: bytes, rest: list[object]) -> Row:
+    """Return a row. Raises what a decoder raises, or Invalid for an address that is none."""
+    endpoint = msgspec.json.decode(record, type=Endpoint)
+    for text in endpoint.addresses:
+        prefix(text)
+    return Row(endpoint, *msgspec.convert(rest, tuple[Phase, str, int]))

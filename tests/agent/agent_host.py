@@ -136,10 +136,10 @@ class Host:
         self.process.send_signal(number)
         self.process.wait(PATIENCE)
 
-    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the agent and start it again."""
+    def restart(self, number: signal.Signals = signal.SIGTERM, *argv: str) -> None:
+        """End the agent and start it (or the command given in its place) again."""
         self.stop(number)
-        self.start()
+        self.start(*argv)
 
     def close(self) -> None:
         """End the agent and remove its folder."""

@@ -125,6 +125,30 @@ def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]
     assert pings(comes, "10.201.0.1")
 
 
+def test_an_agent_starts_on_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+    """It heals, says what is wrong, and attaches again once there is space: packets do not wait for a disk."""
+    host, disk = small_disk
+    host.network("demo", "10.201.0.0/24")
+    one, two = container(), container()
+    made = host.attach(one)
+    until(lambda: (disk / "replica.json").exists(), "the snapshot")
+    filler = fill(disk)
+    until(lambda: not attaches(host, two), "the last page of the log")
+    host.stop(signal.SIGKILL)
+    run("ip", "link", "set", made["host_ifname"], "down", netns=host.netns)
+    host.start(*host.command)  # type: ignore[attr-defined]
+    assert pings(one, "10.201.0.1")
+    assert ids(host) == {one}
+    clean(host)
+    with pytest.raises(Unavailable, match="disk full"):
+        host.attach(two)
+    filler.unlink()
+    until(lambda: attaches(host, two), "it attaches again")
+    host.restart(signal.SIGKILL, *host.command)  # type: ignore[attr-defined]
+    assert ids(host) == {one}
+    clean(host)
+
+
 def test_an_agent_ends_in_order_on_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
     """SIGTERM ends it with 0, and what was detached meanwhile is gone after the next start."""
     host, disk = small_disk

@@ -205,6 +205,34 @@ def test_a_record_that_cannot_be_read_is_an_error_naming_the_file(journal: Journ
         journal.rows()
 
 
+DAMAGED = {
+    "phase": "UPDATE endpoints SET phase = 'atta'",
+    "clock": "UPDATE endpoints SET attached_ns = 'x'",
+    "record": "UPDATE endpoints SET record = 7",
+    "address": "UPDATE endpoints SET record = replace(CAST(record AS TEXT), '10.0.0.2', '10.a.0.2')",
+    "released": "UPDATE released SET address = 'x'",
+    "time": "UPDATE released SET at = 'x'",
+}
+
+
+@pytest.mark.parametrize("statement", DAMAGED.values(), ids=DAMAGED)
+def test_a_row_that_was_changed_by_no_agent_is_no_reason_to_end_a_container(journal: Journal, statement: str) -> None:
+    """A phase or an address that is none is damage: the error says so, and its hint keeps the network."""
+    journal.begin(endpoint("a"))
+    journal.attached(endpoint("a"))
+    journal.begin(endpoint("b", "10.0.0.9/24"))
+    journal.forget(endpoint("b", "10.0.0.9/24"), 5.0)
+    journal._database.execute(statement)
+    with pytest.raises(Unavailable, match=r"journal\.db has a record that cannot be read") as caught:
+        _read(journal)
+    assert f"mv {journal.path} " in caught.value.hint
+    assert "containers keep their network" in caught.value.hint
+
+
+def _read(journal: Journal) -> object:
+    return [*journal.rows(), *journal.released()]
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """The error says which file, and why."""
     with pytest.raises(Unavailable, match=r"missing/journal\.db cannot be opened: no such file"):
