@@ -34,7 +34,7 @@ async def serving(agent: Agent) -> AsyncIterator[None]:
     path = Path(agent.config.socket)
     async with listening(Api(agent).application()) as runner:
         await on_socket(runner, path)
-        async with _metrics(agent), _docker(agent):
+        async with metrics_at(agent.config.metrics, Telling(agent).metrics), _docker(agent):
             yield
     path.unlink(missing_ok=True)  # a DEL then finds no socket at once
 
@@ -50,19 +50,24 @@ async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
         await runner.cleanup()
 
 
-async def on_socket(runner: web.AppRunner, path: Path) -> None:
-    """Listen on a unix socket that the group may use. Raises Invalid where it cannot be made."""
+async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
+    """Listen on a unix socket, which the group may use unless the umask says otherwise.
+
+    Raises Invalid where it cannot be made, and Conflict where another process serves it.
+    """
+    another = f"give --{setting} another path" if setting == "socket" else f"give {setting} another path"
+    if (pid := locks.listener(str(path))) is not None:
+        who = f"another process{f', with pid {pid}' if pid else ''}"
+        raise Conflict(f"{setting} {path} is served by {who}", f"stop that one first, or {another}")
     try:
-        await _listen_at(runner, path)
+        await _listen_at(runner, path, umask)
     except OSError as error:
-        hint = remedy(error, path, "give --socket another path")
-        raise Invalid(f"socket {path}: {reason(error)}", hint) from error
+        raise Invalid(f"{setting} {path}: {reason(error)}", remedy(error, path, another)) from error
 
 
-async def _listen_at(runner: web.AppRunner, path: Path, umask: int = 0o117) -> None:
+async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.is_socket():
-        _refuse_used(path)
         path.unlink()  # a dead agent's
     elif os.path.lexists(path):  # somebody's file, or folder
         raise FileExistsError(errno.EEXIST, "something else than a socket is there")
@@ -73,14 +78,6 @@ async def _listen_at(runner: web.AppRunner, path: Path, umask: int = 0o117) -> N
         os.umask(old)
     with contextlib.suppress(KeyError):  # without the group the socket is root's alone
         os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
-
-
-def _refuse_used(path: Path) -> None:
-    """Raise Conflict, naming the process, where somebody serves the socket."""
-    pid = locks.listener(str(path))
-    if pid is not None:
-        who = f"socket {path} is served by another process{f', with pid {pid}' if pid else ''}"
-        raise Conflict(who, "stop that one first, or give --socket another path")
 
 
 @contextlib.asynccontextmanager
@@ -96,18 +93,7 @@ async def _docker(agent: Agent) -> AsyncIterator[None]:
         for one in handed:
             await web.SockSite(runner, one, backlog=BACKLOG).start()
         if path:
-            try:
-                await _listen_at(runner, Path(path), umask=0o177)
-            except OSError as error:
-                hint = remedy(error, Path(path), "give another path")
-                raise Invalid(f"docker_socket {path}: {reason(error)}", hint) from error
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _metrics(agent: Agent) -> AsyncIterator[None]:
-    """Serve /metrics, and nothing else, at the TCP address of the settings, where there is one."""
-    async with metrics_at(agent.config.metrics, Telling(agent).metrics):
+            await on_socket(runner, Path(path), "docker_socket", umask=0o177)
         yield
 
 

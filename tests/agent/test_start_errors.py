@@ -147,9 +147,20 @@ def a_file_for_the_queue(host: Host) -> str:
     return "queue: file exists"
 
 
-@pytest.mark.parametrize(
-    "put", [a_file_for_a_folder, a_folder_for_a_socket, a_file_for_a_socket, a_file_for_the_queue]
-)
+def a_file_for_docker_s_socket(host: Host) -> str:
+    """A file stands where the settings have the socket for Docker's engine."""
+    path = host.folder / "docker.sock"
+    path.write_text("somebody's")
+    host.config.write_text(f"{host.config.read_text()}docker_socket = '{path}'\n")
+    return f"docker_socket {path}: something else than a socket is there"
+
+
+IN_PLACE = [
+    a_file_for_a_folder, a_folder_for_a_socket, a_file_for_a_socket, a_file_for_the_queue, a_file_for_docker_s_socket
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("put", IN_PLACE)
 def test_what_is_in_the_socket_s_place_is_moved_away(host: Host, put: Callable[[Host], str]) -> None:
     """The hint has the command; nothing of somebody else's is lost."""
     told = put(host)
@@ -259,6 +270,21 @@ def test_a_schema_that_is_no_number_is_named(host: Host) -> None:
 
 
 # The store
+
+
+def test_a_store_s_folder_that_cannot_be_made_is_named(world: World, tmp_path: Path) -> None:
+    """The hint moves away what is in its place, and the agent starts with that store."""
+    host = Host(world)
+    (tmp_path / "taken").write_text("somebody's")
+    host.config.write_text(f"{host.config.read_text()}store = 'sqlite://{tmp_path}/taken/store'\n")
+    try:
+        said = refused(host)
+        assert f"store folder {tmp_path}/taken/store cannot be made: not a directory" in said
+        run(*commanded(said))
+        host.start()
+        assert (tmp_path / "taken" / "store" / "store.db").exists()
+    finally:
+        host.close()
 
 
 def test_an_id_that_another_agent_has_is_given_up_or_waited_for(world: World, tmp_path: Path) -> None:
