@@ -214,7 +214,7 @@ class Agent:
             self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
         )
         self.orphans = Orphans(
-            self.worker, self.networks, self.allocator, self.happenings, self.config.orphans_after
+            self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
         )
         self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)

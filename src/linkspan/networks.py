@@ -28,7 +28,7 @@ from linkspan.model import (
     Underlay,
     checked_name,
 )
-from linkspan.replica import Replica
+from linkspan.replica import GONE, Replica
 from linkspan.store.request import MOST_KEYS
 
 log = logging.getLogger("linkspan.networks")
@@ -210,6 +210,11 @@ class Networks:
                 f"network {name!r} does not exist (there are: {known})",
                 "`linkspan network list` shows them; a new one: linkspan network create NAME --pool 10.244.0.0/16",
             ) from None
+
+    def unknown(self, name: str) -> bool:
+        """Tell whether no record says anything of a network, not even that somebody deleted it."""
+        key = f"networks/{name}"
+        return key not in self._replica.records and GONE + key not in self._replica.records
 
     def has(self, endpoint: Endpoint) -> bool:
         """Tell whether an endpoint's network is still there: one with its name may be another, made since."""

@@ -21,6 +21,7 @@ from linkspan.allocator import Allocator
 from linkspan.desired import Source
 from linkspan.errors import LinkspanError
 from linkspan.happenings import Happenings
+from linkspan.journal import Journal, Row
 from linkspan.lasting import lasting, woken
 from linkspan.machine import Worker
 from linkspan.networks import Networks, now
@@ -36,9 +37,16 @@ class Orphans:
     """The orphans of this host, each with the time when it is removed."""
 
     def __init__(
-        self, worker: Worker, networks: Networks, allocator: Allocator, happenings: Happenings, grace: float
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        happenings: Happenings,
+        grace: float,
     ) -> None:
         self._worker = worker
+        self._journal = journal
         self._networks = networks
         self._allocator = allocator
         self._happenings = happenings
@@ -47,6 +55,8 @@ class Orphans:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.links: dict[str, Link] = {}
+        self.rows: dict[str, Row] = {}
+        """The journal's rows of those whose network nobody knows, by the names of their pairs."""
         self.ended: set[str] = set()
         """Host ends of endpoints that the last agent was about to remove: they are no orphans."""
 
@@ -151,11 +161,17 @@ class Orphans:
         return list(self._worker.machine.reconciler.change(SOURCE, self._kept_without(name)).values())
 
     async def _remove(self, name: str) -> None:
-        link = self.links[name]
+        if (link := self.links.get(name)) is None:  # its container has become known meanwhile
+            return
         self.forget(name)
         for error in await self._worker.run(self._taken_away, name):
             log.warning("orphan %s: %s", name, error.message)
         self._give_back(link)
+        if (row := self.rows.pop(name, None)) is not None:
+            try:  # with its row, the container could never be attached again
+                self._journal.forget(row.endpoint, now())
+            except LinkspanError as error:
+                log.warning("orphan %s: %s", name, error.message)
         what = f"{reconstruction.text_of(link)} was nobody's, and is removed"
         self._happenings.add("recover", what, link=name)
 

@@ -34,7 +34,7 @@ from linkspan.state import HOST, Address, NftElement, Route, State, TokenBucket,
 
 log = logging.getLogger("linkspan.recovery")
 
-_STORE, _KERNEL = "the store's record", "what the kernel has"
+_STORE, _KERNEL, _ROW = "the store's record", "what the kernel has", "the journal"
 _ON_PAIRS = (Address, Route, NftElement, TokenBucket)
 """What the kernel has of an endpoint on the host, besides its pair."""
 
@@ -80,10 +80,15 @@ class Recovery:
         self.doubt = self._journal.doubt()
         rows = self._journal.rows()
         records = {e.identity: e for e in self._own()}
-        links = await self._worker.run(self._links, rows, records)
+        waiting = {row.endpoint.host_ifname: row for row in rows if self._waits(row)}
+        settled = [row for row in rows if row.endpoint.host_ifname not in waiting]
+        links = await self._worker.run(self._links, settled, records)
+        self._orphans.rows = {name: row for name, row in waiting.items() if name in links}
         gone: list[tuple[Row, str]] = []
         standing: list[tuple[Endpoint, Row]] = []
         for row in rows:
+            if row.endpoint.host_ifname in self._orphans.rows:
+                continue
             link = links.get(row.endpoint.host_ifname)
             if why := await self._why_gone(row, link, listed and row.endpoint.identity not in records):
                 gone.append((row, why))
@@ -144,6 +149,14 @@ class Recovery:
                 await self._attacher.rename(nameless[name].identity, named)
         told = [record for name, record in records.items() if name in self._orphans.links]
         await self._rebuild(list(self._orphans.links.values()), told)
+
+    def _waits(self, row: Row) -> bool:
+        """Tell whether a row's pair is an orphan until its network is there again; the row then says whose it is.
+
+        A store and a snapshot that are lost do not say that the network was deleted.
+        """
+        standing = row.phase == "attached" and row.boot_id == self._journal.boot_id
+        return standing and bool(row.endpoint.host_ifname) and self._networks.unknown(row.endpoint.network)
 
     def _end(self, links: dict[str, Link], name: str) -> None:
         """Leave a pair to the first resync, which takes it away."""
@@ -208,8 +221,10 @@ class Recovery:
         for link in links:
             found: Endpoint | None
             name, by = link.veth.name, _KERNEL
-            orphan, record = name in self._orphans.links, told.get(name)
-            if record is not None and self._agrees(record, link):
+            orphan, record, row = name in self._orphans.links, told.get(name), self._orphans.rows.get(name)
+            if row is not None and self._networks.has(row.endpoint) and self._agrees(row.endpoint, link):
+                found, by = await self._reached(row.endpoint), _ROW
+            elif record is not None and self._agrees(record, link):
                 found, by = await self._reached(record), _STORE
             else:
                 found = await self._from_kernel(link)
@@ -241,9 +256,11 @@ class Recovery:
             log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
             return False
         self._orphans.forget(endpoint.host_ifname)
-        self._journal.adopt(endpoint)
+        row = self._orphans.rows.pop(endpoint.host_ifname, None)
+        self._journal.adopt(endpoint, instead=row.endpoint.identity if row else None)
         await self._desire([endpoint])
-        what = f"{endpoint.called} of network {endpoint.network} was not in the journal: it goes on by {by}"
+        why = "was of a network that nobody knew" if row else "was not in the journal"
+        what = f"{endpoint.called} of network {endpoint.network} {why}: it goes on by {by}"
         self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
         return True
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +259,21 @@ def test_a_journal_of_an_older_backup_takes_nothing_back(host: Host, world: Worl
     assert any("is older than the last agent" in what for what in told(host))
 
 
-def test_an_orphan_stays_for_a_grace_time_that_is_shown(world: World) -> None:
-    """A pair of which nobody says whose it is goes when its time has come, and not at the start."""
+@contextlib.contextmanager
+def orphaned_for(world: World, seconds: float) -> Iterator[Host]:
+    """Give a host whose agent runs, and removes an orphan after this time."""
     host = Host(world)
-    host.config.write_text(host.config.read_text() + "orphans_after = 3.0\n")
+    host.config.write_text(f"{host.config.read_text()}orphans_after = {seconds}\n")
     host.start()
     try:
+        yield host
+    finally:
+        host.close()
+
+
+def test_an_orphan_stays_for_a_grace_time_that_is_shown(world: World) -> None:
+    """A pair of which nobody says whose it is goes when its time has come, and not at the start."""
+    with orphaned_for(world, 3.0) as host:
         host.network("demo", "10.201.0.0/24")
         name = world.namespace()
         gone = host.attach(name)
@@ -281,16 +291,11 @@ def test_an_orphan_stays_for_a_grace_time_that_is_shown(world: World) -> None:
         until(lambda: gone["host_ifname"] not in host.links(), "the orphan went", 10)
         assert host.client.call("GET", "/v1/status")["orphans"] == []
         clean(host)
-    finally:
-        host.close()
 
 
 def test_when_everything_is_lost_containers_go_on_for_the_grace_time(world: World) -> None:
     """Journal, store and snapshot: nobody knows a network, and bridge, rules and pairs stay until the time is over."""
-    host = Host(world)
-    host.config.write_text(host.config.read_text() + "orphans_after = 20.0\n")
-    host.start()
-    try:
+    with orphaned_for(world, 20.0) as host:
         host.network("demo", "10.201.0.0/24")
         one, two = world.namespace(), world.namespace()
         address, _ = first_ip(host.attach(one)), host.attach(two)
@@ -312,8 +317,52 @@ def test_when_everything_is_lost_containers_go_on_for_the_grace_time(world: Worl
         assert {name: inside(name) for name in (one, two)} == before
         assert pings(two, address)
         clean(host)
-    finally:
-        host.close()
+
+
+def lose_networks(host: Host) -> None:
+    """Kill the agent, take the store and the snapshot away, and start: the journal has endpoints of no network."""
+    host.stop(signal.SIGKILL)
+    shutil.rmtree(host.state_dir / "store")
+    (host.state_dir / "replica.json").unlink()
+    host.start()
+
+
+def test_a_journal_of_networks_that_nobody_knows_ends_no_container(host: Host, world: World) -> None:
+    """Nothing says that their network was deleted: containers go on, and are what the journal says with it again."""
+    host.network("demo", *POOLS)
+    one, two = world.namespace(), world.namespace()
+    address, _ = first_ip(host.attach(one, id="c0ffee", name="web", labels=LABELS)), host.attach(two, id="decaf")
+    before, known = {name: inside(name) for name in (one, two)}, endpoints(host)
+    lose_networks(host)
+    assert len(host.client.call("GET", "/v1/status")["orphans"]) == 2
+    assert {name: inside(name) for name in (one, two)} == before
+    assert pings(two, address)
+    host.network("demo", *POOLS)
+    until(lambda: ids(host) == {"c0ffee", "decaf"}, "both are endpoints of the network")
+    assert endpoints(host) == known
+    assert host.client.call("GET", "/v1/status")["orphans"] == []
+    host.restart(signal.SIGKILL)
+    assert endpoints(host) == known
+    assert {name: inside(name) for name in (one, two)} == before
+    assert pings(two, address)
+    clean(host)
+    assert host.detach("c0ffee") == 1
+
+
+def test_a_journal_forgets_an_orphan_that_was_removed(world: World) -> None:
+    """Its network came back too late: the container can be attached again by the same id, to the same network."""
+    with orphaned_for(world, 3.0) as host:
+        host.network("demo", "10.201.0.0/24")
+        name = world.namespace()
+        gone = host.attach(name, id="c0ffee")
+        lose_networks(host)
+        assert [one["link"] for one in host.client.call("GET", "/v1/status")["orphans"]] == [gone["host_ifname"]]
+        until(lambda: gone["host_ifname"] not in host.links(), "the orphan went", 10)
+        host.network("demo", "10.201.0.0/24")
+        host.attach(name, id="c0ffee")
+        assert ids(host) == {"c0ffee"}
+        assert pings(name, "10.201.0.1")
+        clean(host)
 
 
 def test_ports_on_the_host_s_own_network_stay_taken(host: Host, world: World) -> None:

@@ -30,6 +30,10 @@ def veth(name: str, mtu: int = 1500) -> Veth:
     return Veth(name, bytes(6), mtu, "lsb-demo", 4026532000, "eth0")
 
 
+def _any(double: object) -> Any:
+    return double
+
+
 class _Held:
     """An allocator that knows who holds which address."""
 
@@ -56,8 +60,8 @@ class _Stage:
         worker = SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=self._run)
         networks = SimpleNamespace(all=lambda: (network("bridge"),))
         happenings = Happenings(folder / "events")
-        allocator = cast("Any", self.allocator)
-        self.orphans = Orphans(cast("Worker", worker), cast("Any", networks), allocator, happenings, 9)
+        nothing, networks, allocator = map(_any, (None, networks, self.allocator))
+        self.orphans = Orphans(cast("Worker", worker), nothing, networks, allocator, happenings, 9)
         for number, name in enumerate(("lsp1", "lsp2"), 1):
             self.orphans.add(self.link(name, f"10.77.0.{number + 1}"))
         asyncio.run(self.orphans.spare())

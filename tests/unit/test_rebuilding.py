@@ -88,7 +88,7 @@ class Start:
         member.allocator.refresh()
         here: Any = (worker, self.journal, member.networks, member.allocator, ports, happenings)
         self.attacher = Attacher(*here, "h1")
-        self.orphans = Orphans(here[0], member.networks, member.allocator, happenings, grace=600)
+        self.orphans = Orphans(here[0], here[1], member.networks, member.allocator, happenings, grace=600)
         self.recovery = Recovery(*here, self.attacher, member.published, self.orphans, "h1")
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
@@ -230,3 +230,52 @@ def test_what_the_last_agent_was_about_to_remove_is_no_orphan(tmp_path: Path) ->
         assert start.journal.rows() == []
 
     started(start, check)
+
+
+FAR = network("far", "10.2.0.0/24", routed=True)
+
+
+def test_a_pair_of_a_network_that_nobody_knows_is_what_its_row_says_once_it_is_known(tmp_path: Path) -> None:
+    """The network is there again: the endpoint has its id and its name, and no other row is left."""
+    made = msgspec.structs.replace(endpoint(FAR, "10.2.0.5"), name="web", labels={"tier": "back"})
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert start.endpoints == {}
+        assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
+        assert start.kernel.difference()[0].delete == ()
+        await start.recovery.learn()
+        assert start.endpoints == {}
+        await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
+        start.member.networks.refresh()
+        start.member.allocator.refresh()
+        await start.recovery.learn()
+        assert start.orphans.told() == []
+        (found,) = start.endpoints.values()
+        assert (found.identity, found.name, found.labels) == (made.identity, "web", {"tier": "back"})
+        assert [row.endpoint.identity for row in start.journal.rows()] == [made.identity]
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_an_orphan_that_is_removed_leaves_no_row(tmp_path: Path) -> None:
+    """Nobody knew its network in time: the same container can be attached again."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert start.journal.rows()
+        await start.orphans.remove()
+        assert start.journal.rows() == []
+        assert start.kernel.difference()[0].delete == ()
+        start.journal.begin(made)
+        await start.stop()
+
+    asyncio.run(work())
