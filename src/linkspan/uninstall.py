@@ -253,7 +253,7 @@ def _machine(state_dir: Path) -> Iterator[Machine]:
 @contextlib.contextmanager
 def _agent_stopped(state_dir: Path) -> Iterator[None]:
     """End the agent that has the state folder, and hold its lock so that no other starts."""
-    with (state_dir / "lock").open("a+", encoding="ascii") as lock:
+    with (state_dir / "lock").open("a+", encoding="ascii", errors="replace") as lock:
         deadline = time.monotonic() + PATIENCE
         asked = False
         while True:
