@@ -16,18 +16,23 @@ from test_lost_journal import endpoints, inside, published
 from test_recovery import clean, refused
 
 
-@pytest.fixture
-def used(world: World) -> Any:
-    """A host with a bridged and a routed container, whose agent has just been killed."""
-    host = Host(world)
+def begin_with_two(host: Host) -> None:
+    """Start a host's agent, with a bridged and a routed container."""
     host.outside()
     host.start()
     host.network("demo", "10.201.0.0/24", "fd00:201::/64")
     host.network("far", "10.202.0.0/24", options={"mode": "routed"})
-    host.names = [world.namespace(), world.namespace()]
+    host.names = [host.world.namespace(), host.world.namespace()]
     host.attach(host.names[0], ports=[{"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}])
     host.attach(host.names[1], "far")
     published(host, 2)
+
+
+@pytest.fixture
+def used(world: World) -> Any:
+    """A host with a bridged and a routed container, whose agent has just been killed."""
+    host = Host(world)
+    begin_with_two(host)
     host.stop(signal.SIGKILL)
     try:
         yield host
