@@ -3,6 +3,7 @@
 One more container is one more element and no new rule, so a packet's cost does not grow with their number.
 
     bridge linkspan   prerouting: a frame that enters by a container's port must bear its MAC and addresses
+                      input: what is for the bridge itself (802.1D's addresses) does not pass there, and is dropped
     inet linkspan     guard        prerouting: by the name of the link to ``ours``, and there to
                       routed       what a routed endpoint sends: its MAC and addresses, no loopback address
                       control      prerouting, before any translation: containers reach no part of the control plane
@@ -12,6 +13,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       forward      isolation between networks, internal networks
                       outsiders    only where linkspan turned forwarding on: what did not pass before does not
                       input        tunnel packets are peers' only
+                      errors       ICMP errors of containers: about their own flows only
                       asked        what containers ask of the host's resolvers is led to their network's names;
                                    what one in several networks asks of any server, to a server of all of these
                       named        a network's names are told to its own containers and to the host
@@ -82,6 +84,13 @@ _REMEMBERED = 60
 _CONTROL = "tcp dport @control_ports jump closed"
 """The port first: it tells all but a few packets apart."""
 
+_ERRORS = {
+    4: "destination-unreachable, redirect, time-exceeded, parameter-problem",
+    6: "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
+}
+_RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
+"""IEEE 802.1D, table 7-10: what no bridge forwards."""
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -107,6 +116,7 @@ def skeleton(facts: Facts) -> Iterable[State]:
         yield from (element("within", link, link) for link in facts.bridges)
     hook = "type filter hook forward priority filter; policy accept;"
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
+    yield _chain(INET, "errors", "", _errors())
     yield _chain(INET, "internal", "", _internal())
     yield _chain(INET, "named", "", _named())
     yield _chain(INET, "viewed", "", _viewed())
@@ -128,6 +138,9 @@ def skeleton(facts: Facts) -> Iterable[State]:
     # -300 is NF_BR_PRI_NAT_DST_BRIDGED (linux/netfilter_bridge.h), which nft calls dstnat in this family.
     hook = "type filter hook prerouting priority dstnat; policy accept;"
     yield _chain(BRIDGE, "guard", hook, ['iifname "lsp*" jump port'])
+    # Frames to these addresses pass no prerouting, and a bridge learns by them, too.
+    hook = "type filter hook input priority filter; policy accept;"
+    yield _chain(BRIDGE, "reserved", hook, [f'ether daddr {_RESERVED} iifname "lsp*" drop'])
 
 
 def _chain(family: str, name: str, hook: str, rules: Iterable[str]) -> NftChain:
@@ -141,7 +154,8 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(table, TABLE, f"senders{family}", f"ifname . ether_addr . {_TYPE[family]}")
     yield NftSet(INET, TABLE, "internal_links", "ifname")
     yield NftSet(INET, TABLE, "within", "ifname . ifname")
-    yield NftSet(INET, TABLE, "vxlan_ports", "inet_service")
+    for name in ("vxlan_ports", "speaker_ports"):
+        yield NftSet(INET, TABLE, name, "inet_service")
     yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
     for name in ("control_ports", "control_here"):
         yield NftSet(INET, TABLE, name, "inet_service")
@@ -240,11 +254,12 @@ def _refused() -> Iterable[str]:
 
 def _forward(*, closed: bool) -> Iterable[str]:
     yield f"ct status dnat {_CONTROL}"
-    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host.
+    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host. To
+    # whichever address: a peer takes it by each that it has, and not all of them are known here.
     for family in FAMILIES:
-        ip = _IP[family]
-        yield f"{ip} daddr . udp dport @vxlan_peers{family} {ip} saddr @pools{family} drop"
-        yield f"tcp dport 179 {ip} daddr @bgp_peers{family} {ip} saddr @pools{family} drop"
+        outwards = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
+        yield f"udp dport @vxlan_ports {outwards} drop"
+        yield f"tcp dport @speaker_ports {outwards} drop"
     yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
     yield "ct state established,related accept"
     if closed:
@@ -300,6 +315,8 @@ def crossing(pool: Prefix, length: int) -> Iterable[State]:
 
 def _input() -> Iterable[str]:
     yield f"ct status dnat {_CONTROL}"
+    for family, icmp in ((4, "icmp"), (6, "icmpv6")):
+        yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
     # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
     for family in FAMILIES:
         yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
@@ -309,6 +326,14 @@ def _input() -> Iterable[str]:
     yield f"{_VIEWS} jump viewed"
     for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):
         yield f"{ours} iifname @internal_links jump internal"
+
+
+def _errors() -> Iterable[str]:
+    # An error about a flow between hosts would make the way to a peer as narrow as 552 bytes, for all containers.
+    for family in FAMILIES:
+        yield f"ct original {_IP[family]} saddr @pools{family} return"
+        yield f"ct reply {_IP[family]} saddr @pools{family} return"
+    yield "drop"
 
 
 def _internal() -> Iterable[str]:

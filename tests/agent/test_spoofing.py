@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from agent_host import run
-from stage import MODES, OUTSIDE, Container, Stage, staged
+from stage import MODES, OUTSIDE, UPLINK, Container, Stage, staged
 from traffic import asked, capturing, send_frame, serving
 
 BROADCAST = b"\xff" * 6
@@ -204,6 +206,73 @@ def test_no_lie_changes_what_the_host_knows(stage: Stage, forger: Container, vic
     own = f"{forger.ip(4)} dev {forger.port} " if stage.mode == "routed" else "-"
     neighbours = run("ip", "neigh", netns=host).splitlines()
     assert [line for line in neighbours if FORGED.hex(":") in line and not line.startswith(own)] == []
+
+
+@pytest.mark.parametrize("stage", ["bridged", "br_netfilter"], indirect=True)
+def test_no_frame_for_the_bridge_itself_teaches_it_anything(
+    stage: Stage, forger: Container, victim: Container
+) -> None:
+    """Frames to 802.1D's addresses pass no guard of what is forwarded: they move no MAC, and make no neighbour."""
+    host, there = stage.host.netns, mac(victim.mac)
+    with serving(victim.netns, 80):
+        assert asked(host, victim.ip(4), 80)[1] == victim.netns
+        for last in range(16):
+            to = bytes.fromhex("0180c20000") + bytes([last])
+            send_frame(forger.netns, "eth0", to + there + b"\x88\xcc" + bytes(46))
+            send_frame(forger.netns, "eth0", to + arp(there, victim.ip(4), stage.gateway("demo", 4))[6:])
+        assert f"dev {victim.port} " in run("bridge", "fdb", "get", victim.mac, "br", "ls-demo", netns=host) + " "
+        assert run("ip", "neigh", "show", "dev", forger.port, netns=host) == ""
+        assert asked(host, victim.ip(4), 80)[1] == victim.netns
+
+
+@pytest.mark.parametrize("stage", ["routed"], indirect=True)
+def test_who_asks_by_arp_with_addresses_of_others_becomes_no_neighbour(stage: Stage) -> None:
+    """The kernel has 1,024 neighbours for all: a container makes one entry, its own."""
+    forger, host = stage.attach(), stage.host.netns
+    gateway = stage.gateway("demo", 4)
+    for number in range(1, 20):
+        send_frame(forger.netns, "eth0", arp(mac(forger.mac), f"198.18.0.{number}", gateway))
+    run("ip", "neigh", "flush", "all", netns=forger.netns)
+    run("ip", "netns", "exec", forger.netns, "ping", "-c1", "-W3", gateway)
+    neighbours = run("ip", "-4", "neigh", "show", "dev", forger.port, netns=host).splitlines()
+    assert [line.split()[0] for line in neighbours] == [forger.ip(4)]
+
+
+def too_big(source: str, target: str, mtu: int) -> bytes:
+    """Return the ICMP message that an echo reply from source to target was too large: no socket is needed for that."""
+    if ":" in source:
+        quoted = struct.pack("!IHBB", 6 << 28, 1400, 58, 64) + packed(source) + packed(target) + icmp6(129, bytes(4))
+        return icmp6(2, struct.pack("!I", mtu) + quoted)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 1420, 1, 0, 64, 1, 0) + packed(source) + packed(target)
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    message = struct.pack("!BBHHH", 3, 4, 0, 0, mtu) + head + bytes(8)
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+
+
+def test_no_container_makes_the_host_s_ways_narrow(stage: Stage, forger: Container) -> None:
+    """An ICMP error about a flow of the host's is no container's to send: the way outwards keeps its MTU."""
+    host, own = stage.host.netns, mac(forger.mac)
+    to = gateway_mac(stage, forger.port)
+    message = too_big(UPLINK[4], OUTSIDE[4], 552)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(message), 1, 0, 64, 1, 0)
+    head += packed(forger.ip(4)) + packed(UPLINK[4])
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    run("ip", "netns", "exec", host, "ping", "-c1", "-W3", OUTSIDE[4])  # known to connection tracking, if anything is
+    send_frame(forger.netns, "eth0", to + own + IPV4 + head + message)
+    send_frame(forger.netns, "eth0", ipv6(own, to, forger.ip(6), UPLINK[6], 58, too_big(UPLINK[6], OUTSIDE[6], 1280)))
+    for family in (4, 6):
+        assert " mtu " not in run("ip", "-d", "route", "get", OUTSIDE[family], netns=host)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_container_s_own_errors_reach_the_host(stage: Stage, victim: Container, family: int) -> None:
+    """Who sends a datagram to a port that nobody has is refused at once, and does not wait."""
+    kind = "AF_INET6" if family == 6 else "AF_INET"
+    code = f"import socket; s = socket.socket(socket.{kind}, socket.SOCK_DGRAM); s.settimeout(5); "
+    code += f"s.connect(({victim.ip(family)!r}, 9)); s.send(b'x'); s.recv(1)"
+    command = ["ip", "netns", "exec", stage.host.netns, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "ConnectionRefusedError" in done.stderr
 
 
 def test_no_lie_goes_out(stage: Stage, forger: Container) -> None:

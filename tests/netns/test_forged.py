@@ -80,6 +80,9 @@ def test_forged_vxlan_gets_nothing_through(trio: Cluster) -> None:
     assert not passes("c1", "10.77.1.5", one), "a container does not speak as its host, though masqueraded"
     assert not passes("c2", "10.77.1.5", one, target="10.77.0.1"), "nor does it by its gateway's address"
     assert not passes("c2", "10.77.1.5", one), "nor by its own host's"
+    trio.world.sh("h2", "ip addr add 192.0.2.102/24 dev eth0")
+    assert passes("h1", "10.77.1.5", one, target="192.0.2.102"), "host 2 takes it by each of its addresses"
+    assert not passes("c1", "10.77.1.5", one, target="192.0.2.102"), "a container reaches none of them"
     assert passes("h3", "10.77.3.5", three)
     listener.close()
 

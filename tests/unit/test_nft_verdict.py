@@ -109,6 +109,8 @@ HOLDS = [
     (match(field("tcp", "dport"), 80), False),
     (match(field("ether", "saddr"), "02:00:00:00:00:01"), True),
     (match(field("ether", "daddr"), "02:00:00:00:00:01"), None),
+    (match(field("ether", "saddr"), {"range": ["02:00:00:00:00:00", "02:00:00:00:00:0f"]}), True),
+    (match(field("ether", "saddr"), {"range": ["01:80:c2:00:00:00", "01:80:c2:00:00:0f"]}), False),
     (match({"concat": [meta("iifname"), field("ip", "saddr")]}, {"set": [{"concat": ["eth0", "10.0.0.2"]}]}), True),
     (match({"ct": {"key": "state"}}, ["established", "new"], "in"), True),
     (match({"ct": {"key": "state"}}, "untracked", "in"), False),

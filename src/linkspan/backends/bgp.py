@@ -120,6 +120,8 @@ class BgpBackend:
             path = f"{program.folder}/peers/{session.protocol}{'.secret' if secret else ''}.conf"
             yield Secret(path, secret, text) if secret else File(path, text.encode(), 0o600)
             yield element(f"bgp_peers{prefix(session.address).family}", session.address)
+        if wanted:
+            yield element("speaker_ports", "179")
         control = ("-s", f"{program.folder}/{bird.CONTROL}")
         yield LearntRoutes(LEARNT_METRIC, PROCESS, mine.restart_time)
         yield Process(

@@ -188,6 +188,8 @@ def link_sysctls(link: str, network: Network) -> Iterable[LinkSysctl]:
     if 4 in families:
         for name in ("arp_ignore", "proxy_arp", "proxy_arp_pvlan"):
             yield LinkSysctl(f"net/ipv4/conf/{link}/{name}", "0")
+        if network.routed:  # who asks with another's address is not answered, and becomes no neighbour
+            yield LinkSysctl(f"net/ipv4/conf/{link}/arp_filter", "1")
         yield LinkSysctl(f"net/ipv4/conf/{link}/accept_redirects", "0")
         yield LinkSysctl(f"net/ipv4/conf/{link}/send_redirects", "0")
     yield LinkSysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0" if 6 in families else "1")

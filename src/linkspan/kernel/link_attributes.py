@@ -51,7 +51,16 @@ _PORT = (  # IFLA_BRPORT_*
     (42, "mcast_max_groups", _NONE),
     (43, "neigh_vlan_suppress", _OFF),
 )
-_BRIDGE = ((5, "stp_state", _NONE), (7, "vlan_filtering", _OFF))  # IFLA_BR_*
+_FORWARDED = struct.pack("=H", 1 << 14)
+"""Of the addresses that are a bridge's own (802.1D) that of LLDP: a frame to it passes no netfilter hook otherwise, and
+the bridge learns by it (br_handle_frame in net/bridge/br_input.c). Forwarded, it passes our guard."""
+_BRIDGE = (  # IFLA_BR_*
+    (5, "stp_state", _NONE),
+    (7, "vlan_filtering", _OFF),
+    (9, "group_fwd_mask", _FORWARDED),
+)
+BORN_BRIDGE = attr(9, _FORWARDED)
+"""What a bridge is not by itself."""
 _Table = tuple[tuple[int, str, bytes], ...]
 
 

@@ -23,6 +23,7 @@ from linkspan.errors import Conflict, Exhausted, KernelError, LinkspanError
 from linkspan.kernel.link_attributes import (
     ADDRESS,
     ALT_IFNAME,
+    BORN_BRIDGE,
     BRPORT_HAIRPIN,
     IFF_UP,
     IFINFO,
@@ -168,7 +169,8 @@ class LinkDriver:
 
     def _put_bridge(self, state: Bridge) -> None:
         body = text(IFNAME, state.name) + attr(ADDRESS, state.mac)
-        kind = attr(LINKINFO | NESTED, text(INFO_KIND, "bridge"))
+        info = text(INFO_KIND, "bridge") + attr(INFO_DATA | NESTED, BORN_BRIDGE)
+        kind = attr(LINKINFO | NESTED, info)
         # Born with another MTU: only one that is changed keeps the bridge from following its ports' (br_change_mtu).
         born = ifinfo() + body + u32(MTU, state.mtu - 1) + kind
         birth = Message(NEWLINK, F_CREATE | F_EXCL, born, f"add bridge {state.name}")

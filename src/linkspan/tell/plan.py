@@ -235,7 +235,7 @@ def _link(state: Bridge | Veth | Interface, paths: Paths) -> Iterator[str]:
     match state:
         case Bridge():
             # An MTU given at birth would not keep the bridge from following its ports' (br_change_mtu).
-            yield f"ip link add {name} address {mac_text(state.mac)} type bridge"
+            yield f"ip link add {name} address {mac_text(state.mac)} type bridge group_fwd_mask 0x4000"
             yield f"ip link property add dev {name} altname {shlex.quote(state.altname)}"
             yield f"ip link set {name} mtu {state.mtu}{up}"
         case Veth():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
 _MAC = 6
 """Bytes of a MAC."""
+_MAC_TEXT = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _RAW = -200  # NF_IP_PRI_CONNTRACK, linux/netfilter_ipv4.h: before it no connection is known
 _QUIET = frozenset(
     {"counter", "log", "comment", "ct helper", "ct timeout", "ct expectation", "dup", "flow", "secmark", "last"}
@@ -622,11 +624,13 @@ def _as_number(text: str) -> int | None:
 
 
 def _ordered(value: str, bound: Any, op: str) -> bool | None:
-    """Compare numbers or addresses by their order."""
+    """Compare numbers, MACs or addresses by their order."""
     left: Any
     right: Any
     if value.isdigit() and isinstance(bound, int):
         left, right = int(value), bound
+    elif _MAC_TEXT.fullmatch(value) and _MAC_TEXT.fullmatch(str(bound)):
+        left, right = value, str(bound)  # as text they have the same order
     else:
         try:
             left, right = ipaddress.ip_address(value), ipaddress.ip_address(str(bound))

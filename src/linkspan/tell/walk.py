@@ -139,6 +139,16 @@ class Walk(Passage):
 
     # The host's side of a container's link.
 
+    def _unheard(self, link: Device, packet: Packet) -> str:
+        """Return why the host answers no ARP of a sender: by another link than that to which its route leads."""
+        every = ("all", link.name)
+        if packet.family != 4 or all(self._asked.setting(HOST, f"net/ipv4/conf/{i}/arp_filter") != "1" for i in every):
+            return ""
+        way = self._asked.route(HOST, Packet(b"", packet.source)).device
+        if not way or way == link.name:
+            return ""
+        return f"arp_filter on {link.name} in host: the way back to {show(packet.source)} leads by {way}"
+
     def _into_host(self, endpoint: Endpoint, device: Device, following: bytes, packet: Packet) -> None:
         packet = self._entered(HOST, packet)
         link = self._usable(HOST, endpoint.host_ifname, packet)
@@ -150,7 +160,7 @@ class Walk(Passage):
                     HOST, link.name, packet, f"nobody answers for {show(following)} on {link.name}"
                 )
             self._require_own(HOST, link, packet)
-            why = f"ARP is off on {link.name} in host" if link.silent else ""
+            why = f"ARP is off on {link.name} in host" if link.silent else self._unheard(link, packet)
             self._require_neighbour(endpoint.netns, device, following, link.mac, packet, why, (HOST, link.name))
             self._route(link.name, device.mac, packet)
             return
