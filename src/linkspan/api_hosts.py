@@ -124,8 +124,17 @@ class Hosts:
         await self._agent.cluster.rotate()
         return _json(self._agent.cluster.rotating.stand())
 
+    def _removable(self, name: str) -> Host:
+        """Return a host that is known or, by its id, one that has something though no record knows it."""
+        try:
+            return self._find(name)
+        except NotFound:
+            if not self._agent.leases.held(name):
+                raise
+            return Host(id=name, name=name)
+
     async def _remove(self, request: web.Request) -> web.Response:
-        host = self._find(request.match_info["name"])
+        host = self._removable(request.match_info["name"])
         leases = self._agent.leases
         if leases.lives(host.id) is not False and "force" not in request.query:
             now = "is alive" if leases.lives(host.id) else "may be alive (the store tells nothing of it now)"

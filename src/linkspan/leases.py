@@ -104,14 +104,23 @@ class Leases:
         return lambda block: self._replica.value(block_key(network, block), BlockRecord)
 
     def refused(self, networks: Iterable[Network]) -> dict[str, str]:
-        """Return why leases and exact addresses do not count, or not whole, by the record's key."""
+        """Return why leases, blocks and exact addresses do not count, or not whole, by the record's key.
+
+        What is of a host that no record knows is nobody's to serve, nor to put back.
+        """
         found = {}
+        hosts = {self.host.id, SHARED, "", *(key.removeprefix("hosts/") for key in self._replica.under("hosts/"))}
         for network in networks:
+            for block, owner in self.blocks(network.name).items():
+                if owner not in hosts:
+                    found[block_key(network.name, block)] = _unknown(owner)
             for address, record in self.exact(network.name).items():
-                if record.host and (why := self._baseless(network, address, record)):
+                why = "" if record.host in hosts else _unknown(record.host)
+                if record.host and (why := why or self._baseless(network, address, record)):
                     found[address_key(network.name, address)] = why
             for lease in self.all(network.name):
-                if why := self.grant(network, lease).refused:
+                why = "" if lease.host in hosts else _unknown(lease.host)
+                if why := why or self.grant(network, lease).refused:
                     found[lease_key(network.name, lease.host)] = why
         return found
 
@@ -467,6 +476,10 @@ class Leases:
     def removed(self) -> bool:
         """Tell whether somebody removed this host: it does not come back by itself."""
         return f"{GONE}hosts/{self.host.id}" in self._replica.records
+
+
+def _unknown(host: str) -> str:
+    return f"host {host} has no record, so nobody serves this; `linkspan host remove {host}` deletes what it has"
 
 
 def _address(key: str, value: bytes) -> AddressRecord:

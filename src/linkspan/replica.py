@@ -6,7 +6,8 @@ agent that starts while the store is away serves what it knows.
 **Removal is a written fact.** Whoever deletes a record leaves a tombstone, ``gone/KEY``, in the same transaction.
 A record that is missing without one was lost: the store was emptied, restored from a backup, or is another one.
 Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its owner puts it back, and
-until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed.
+until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed, nor is
+what is of a host that no record knows: nobody would put it back.
 
 **A write is seen at once**, with its revision, and the watch may tell of older ones after that: what is older than
 what is known of a record (or than its tombstone) is passed over. Revisions are compared within one listing and the
@@ -29,13 +30,13 @@ from typing import TypeVar
 import msgspec
 
 from linkspan import readable, records
-from linkspan.blocks import SHARED, block_key, claimant
+from linkspan.blocks import SHARED, AddressRecord, BlockRecord, block_key, claimant
 from linkspan.contact import Contact
 from linkspan.contracts import JOIN, Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
-from linkspan.model import Lease
+from linkspan.model import Host, Lease
 from linkspan.store.fence import fenced
 from linkspan.versions import Versions
 
@@ -47,6 +48,8 @@ EPHEMERAL = ("alive/", "ask/", "answer/", ENDPOINTS)
 """What is never missed: records that end by themselves, and those that their host puts again, unasked."""
 CLAIMS = ("blocks/", "addresses/")
 """What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
+OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
+"""What is of one host, which alone puts it back, by the first word of its key."""
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -112,6 +115,8 @@ class Replica:
         self.lost: set[str] = set()
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
+        self._refused: dict[str, type] = {}
+        """As what those of them were read that could not be."""
         self.remembered: dict[str, bytes] = {}
         """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
         self.withheld: frozenset[str] = frozenset()
@@ -203,17 +208,17 @@ class Replica:
         record = self.records.get(key)
         if record is None:
             return None
-        known, value = self._decoded.get(key, (b"", None))
-        if known == record.value and isinstance(value, type_):
-            return value
-        try:
-            found = readable.decode(key, record.value, type_)
-        except Invalid as error:
-            self.skip(key, error.message)
-            return self._before.readable(key, lambda raw: readable.decode(key, raw, type_))
-        self.reasons.pop(key, None)
+        known, found = self._decoded.get(key, (b"", None))
+        if known != record.value or not isinstance(found, type_):
+            try:
+                found = readable.decode(key, record.value, type_)
+            except Invalid as error:
+                self.skip(key, error.message)
+                self._refused[key] = type_
+                return self._before.readable(key, lambda raw: readable.decode(key, raw, type_))
+            self._decoded[key] = record.value, found
+        self._unskip(key)
         self._before.forget(key)
-        self._decoded[key] = record.value, found
         return found
 
     @property
@@ -231,6 +236,17 @@ class Replica:
         if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
+
+    def _unskip(self, key: str) -> None:
+        """Take note that a record is right, or gone."""
+        if key in self.reasons:
+            del self.reasons[key]
+            self._refused.pop(key, None)
+
+    def _judge(self, key: str) -> None:
+        """Read a record that changed as it was read when it was skipped: it may be right, and nobody may ask soon."""
+        if (type_ := self._refused.get(key)) is not None:
+            self.value(key, type_)
 
     def require_settled(self, what: str) -> None:
         """Raise Unavailable, saying why, where nothing new may be claimed now."""
@@ -326,7 +342,8 @@ class Replica:
         self._reading = ""
         self.contact.told(found)
         there = {record.key for record in found}
-        missing = tuple(key for key in self.records if key not in there)
+        # Of a record that was never taken in, nothing but the reason is known here.
+        missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
         await self._apply(Batch(revision, tuple(found), missing))
         self.listed = True
         self._first.set()
@@ -354,16 +371,17 @@ class Replica:
                 self._compare(old, record)
             self.lost.discard(record.key)
             if old is None or old.value != record.value:
+                self._judge(record.key)
                 touched.add(record.key)
         for key in batch.deletes:
             if key not in self.records:
-                self.reasons.pop(key, None)
+                self._unskip(key)
                 continue
             if self.records[key].revision > batch.revision:
                 continue
             removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
             missed = None if removed or self._counts_for_nothing(key) else self._sound(key)
-            self.reasons.pop(key, None)
+            self._unskip(key)
             if missed is None:
                 self._drop(key)
                 self.lost.discard(key)
@@ -372,9 +390,27 @@ class Replica:
                 self._keep(missed)
                 self.lost.add(key)
                 touched.add(key)
+        touched |= self._found_removed(batch)
         if touched:
             self._unsaved.set()
             await self._changed(frozenset(touched))
+
+    def _found_removed(self, batch: Batch) -> set[str]:
+        """Drop what is missed and was removed, it or its host, by somebody who did not know it; return the keys.
+
+        The store has no such record, so it tells of no deletion, but of the tombstone alone.
+        """
+        if not self.lost or not any(one.key.startswith(GONE) for one in batch.puts):
+            return set()
+        found: set[str] = set()
+        removed = {key for key in self.lost if GONE + key in self.records}
+        for over in (removed.__contains__, self._counts_for_nothing):  # which asks whether the host is among these
+            for key in [key for key in self.lost if over(key)]:
+                self._unskip(key)
+                self._drop(key)
+                self.lost.discard(key)
+                found.add(key)
+        return found
 
     def _compare(self, old: Record, new: Record) -> None:
         """Keep a claim of this host, or of all, in whose place another host's is."""
@@ -389,10 +425,13 @@ class Replica:
         return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
 
     def _counts_for_nothing(self, key: str) -> bool:
-        """Tell whether a record was never in force: a network that is withheld, a lease of what nobody ever owned.
+        """Tell whether nobody misses a record: what is of no host that any record names, and what was never in force.
 
-        A block that another owns now may have been the lease's, before a restore: that lease is missed.
+        The last are a network that is withheld, and a lease of what nobody ever owned. A block that another owns now
+        may have been the lease's, before a restore: that lease is missed.
         """
+        if (owner := self._owner(key)) not in ("", self._host) and f"hosts/{owner}" not in self.records:
+            return True
         if not key.startswith("leases/") or (lease := self.value(key, Lease)) is None:
             return key in self.withheld
         if any(block_key(lease.network, text) in self.records for text in lease.prefixes):
@@ -405,6 +444,8 @@ class Replica:
         record = self.records[key]
         if key.startswith("claims/"):  # whose values are names
             return record
+        if (type_ := OF_HOSTS.get(key.partition("/")[0])) is not None:
+            self.value(key, type_)  # nobody may have read it yet
         before = self._before.last(key)
         if key not in self.reasons and records.well_formed(record.value):
             return record
@@ -415,16 +456,19 @@ class Replica:
         beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
         return max((self.records[k].revision for k in (key, beside) if k in self.records), default=0)
 
-    def _mine(self, key: str) -> bool:
-        """Tell whether this host puts a record back that the store lost: its own, and what is nobody's."""
+    def _owner(self, key: str) -> str:
+        """Return the id of the host that a record is of, '' where it is nobody's: an address that was released, too."""
         kind, _, rest = key.partition("/")
         if kind == "hosts":
-            return rest == self._host
+            return rest
         if kind == "leases":
-            return rest.endswith(f"/{self._host}")
-        if key.startswith(CLAIMS):  # '': an address that was released
-            return claimant(self.records[key].value) in (self._host, SHARED, "")
-        return True
+            return rest.rpartition("/")[2]
+        owner = claimant(self.records[key].value) if key.startswith(CLAIMS) else ""
+        return "" if owner == SHARED else owner
+
+    def _mine(self, key: str) -> bool:
+        """Tell whether this host puts a record back that the store lost: its own, and what is nobody's."""
+        return self._owner(key) in (self._host, "")
 
     async def _put_back(self) -> None:
         if self.problem:

@@ -65,6 +65,11 @@ class Member:
         self.holdings.changed(keys)
         self.told(keys)
 
+    async def join(self) -> None:
+        """Follow the store, as a host that it knows."""
+        await self.replica.start()
+        await self.replica.write({f"hosts/{self.name}": self.leases.host})
+
     async def start(self) -> None:
         """Begin as an agent does."""
         await self.replica.start()

@@ -198,7 +198,7 @@ def test_nothing_new_is_claimed_while_the_store_misses_records(tmp_path: Path) -
     async def work() -> None:
         memory, net = Memory(), network()
         one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
-        await asyncio.gather(one.replica.start(), two.replica.start())
+        await asyncio.gather(one.join(), two.join())
         await one.leases.claim(net, {})
         await eventually(lambda: two.leases.all("demo"), "h2 sees the lease")
         await one.replica.stop()
@@ -209,7 +209,7 @@ def test_nothing_new_is_claimed_while_the_store_misses_records(tmp_path: Path) -
         with pytest.raises(Unavailable, match="lost"):
             await two.leases.claim(net, {})
         again = Member(memory, tmp_path, "h1")
-        await again.replica.start()
+        await again.join()
         await eventually(lambda: two.replica.settled, "h1 has put its records back")
         assert again.leases.mine("demo") is not None
         await two.leases.claim(net, {})

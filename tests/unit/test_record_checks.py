@@ -207,6 +207,7 @@ def test_exact_addresses_count_in_the_pools_where_nobody_else_has_them(tmp_path:
         free = prefix(lease.prefixes[0]).at(200).address
         other = "10.244.77.7" if "10.244.77." not in free else "10.244.78.7"
         mine = AddressRecord("h9", "c9", "eth0", time.time())
+        await one.replica.write({"hosts/h9": Host(id="h9", name="h9")})
         wanted = [taken, prefix(own).address, "10.244.0.1", "10.9.9.9", free, other]
         await one.replica.write({f"addresses/demo/{address}": mine for address in dict.fromkeys(wanted)})
         assert {a.address for a in one.leases.counted(net, {"h9"})["h9"]} == {free, other}

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from replicas import Member, Raced, eventually, network, together
 
+from linkspan.blocks import AddressRecord, BlockRecord
 from linkspan.contracts import Batch, Record
 from linkspan.errors import Conflict, Unavailable
-from linkspan.model import Host, Lease, Reservation, Underlay
-from linkspan.replica import remembered
+from linkspan.model import Host, Lease, Network, Reservation, Underlay
+from linkspan.replica import Tombstone, remembered
 from linkspan.standing import doubled
 from linkspan.store.memory import Memory, MemoryStore
 
@@ -167,7 +168,7 @@ def test_a_restored_store_is_believed_though_its_revisions_are_older(tmp_path: P
         revision, backup = memory.revision, dict(memory.entries)
         for number in range(5):
             await one.replica.write({"hosts/h2": b"%d" % number})
-        await one.replica.write({"hosts/h3": b"{}"})
+        await one.replica.write({"hosts/h3": Host(id="h3", name="h3")})
         await eventually(lambda: one.replica.records["hosts/h2"].value == b"4", "the last write")
         memory.restore(revision, backup)
         await eventually(lambda: one.replica.lost == {"hosts/h3"}, "h3 is missed")
@@ -267,6 +268,161 @@ def test_the_last_readable_version_is_in_force_and_is_put_back_where_the_spoilt_
         assert kept is not None
         assert msgspec.json.decode(kept.value)["internal"] is True
         await one.stop()
+
+    together(work)
+
+
+_TYPES: dict[str, type[msgspec.Struct]] = {
+    "hosts/h2": Host,
+    "leases/demo/h2": Lease,
+    "networks/demo": Network,
+    "gone/hosts/h3": Tombstone,
+}
+
+
+@pytest.mark.parametrize("key", _TYPES)
+@pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
+def test_a_record_that_is_put_right_is_not_named_any_more(tmp_path: Path, key: str, read: bool) -> None:
+    """Also where it is what it was before it was spoilt, and where nobody asks for it again."""
+    right = {
+        "hosts/h2": Host(id="h2", name="h2"),
+        "leases/demo/h2": Lease(network="demo", host="h2"),
+        "networks/demo": network(),
+        "gone/hosts/h3": Tombstone("h1", 1.0),
+    }
+
+    async def put(one: Member, value: bytes) -> None:
+        await one.store.transaction({key: value})
+        await eventually(lambda: one.replica.records[key].value == value, "it is known")
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        as_it_was = msgspec.json.encode(right[key])
+        await one.store.transaction({key: as_it_was})
+        await one.replica.start()
+        assert one.replica.value(key, _TYPES[key]) == right[key]
+        for mended in (as_it_was, msgspec.json.encode({"schema": 1, **msgspec.to_builtins(right[key])})):
+            await put(one, b"{")
+            one.replica.value(key, _TYPES[key])
+            assert one.replica.unreadable == {key}
+            await put(one, mended)
+            if read:
+                assert one.replica.value(key, _TYPES[key]) == right[key]
+            assert one.replica.unreadable == set()
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_misplaced_record_that_a_restored_store_lacks_is_not_named_any_more(tmp_path: Path) -> None:
+    """Nothing of it is known but why it is not used, and the store tells of no deletion."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.store.transaction({"blocks/demo": b"{}"})
+        await one.replica.start()
+        assert one.replica.unreadable == {"blocks/demo"}
+        memory.restore(0, {})
+        await eventually(lambda: not one.replica.unreadable, "it is not named any more")
+        await one.replica.stop()
+
+    together(work)
+
+
+BLOCK = "blocks/demo/10.244.9.0/24"
+NOBODY_S = {
+    BLOCK: BlockRecord("h77", 1.0),
+    "leases/demo/h77": Lease(network="demo", host="h77", prefixes=("10.244.9.0/24",)),
+    "addresses/demo/10.244.9.9": AddressRecord("h77", "c", "eth0", 1.0),
+}
+
+
+def test_what_a_host_has_that_no_record_knows_is_named_and_not_missed(tmp_path: Path) -> None:
+    """Nobody would put it back: whoever may write to the store would stop all claims by one record."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.join()
+        puts = {key: msgspec.json.encode(value) for key, value in NOBODY_S.items()}
+        await one.store.transaction(puts)
+        await eventually(lambda: one.leases.all("demo"), "the records are known")
+        refused = one.leases.refused((network(),))
+        assert {key: "host h77" in why for key, why in refused.items()} == dict.fromkeys(NOBODY_S, True)
+        await one.store.transaction({}, deletes=list(puts))
+        await eventually(lambda: not one.leases.all("demo"), "they are gone")
+        assert one.replica.settled
+        assert one.leases.refused((network(),)) == {}
+        await one.leases.claim(network(), {})
+        await one.replica.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize("key", ["hosts/h77", "leases/demo/h2", BLOCK, "addresses/demo/10.244.9.9"])
+def test_what_nobody_could_read_is_not_missed_though_nobody_tried(tmp_path: Path, key: str) -> None:
+    """It is JSON, and says nothing that counts: its host would not put it back."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.join()
+        await one.store.transaction({"hosts/h2": msgspec.json.encode(Host(id="h2", name="h2"))})
+        await one.store.transaction({key: b'{"owner":"h2","host":"h2","at":1e99}'})
+        await eventually(lambda: key in one.replica.records, "it is known")
+        await one.store.transaction({}, deletes=[key])
+        await eventually(lambda: key not in one.replica.records, "it is forgotten")
+        assert one.replica.settled
+        await one.replica.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize("host", [Host(id="h77", name="h77"), None])
+def test_a_removal_ends_a_wait_for_what_the_store_lost(tmp_path: Path, host: Host | None) -> None:
+    """All agents go on: the store tells of no deletion of what it has not, but of the tombstones alone."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.join()
+        await two.join()
+        puts = {"hosts/h77": msgspec.json.encode(Host(id="h77", name="h77"))}
+        puts |= {key: msgspec.json.encode(value) for key, value in NOBODY_S.items()}
+        await one.store.transaction(puts)
+        for member in (one, two):
+            await eventually(lambda m=member: BLOCK in m.replica.records, "the records are known")
+        await one.store.transaction({}, deletes=list(puts))
+        for member in (one, two):
+            await eventually(lambda m=member: m.replica.lost == set(puts), "they are missed")
+        if host is None:  # by hand, of the host alone
+            await one.store.transaction({"gone/hosts/h77": msgspec.json.encode(Tombstone("h1", 1.0))})
+        else:
+            await one.leases.remove_host(host.id)
+        for member in (one, two):
+            await eventually(lambda m=member: m.replica.settled, "nothing is missed any more")
+            assert not puts.keys() & member.replica.records.keys()
+            await member.leases.claim(network(), {})
+            await member.replica.stop()
+
+    together(work)
+
+
+def test_an_agent_that_waited_for_what_nobody_puts_back_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """Its snapshot has the record that an agent without this rule missed."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.join()
+        await one.store.transaction({BLOCK: msgspec.json.encode(NOBODY_S[BLOCK])})
+        await eventually(lambda: BLOCK in one.replica.records, "the record is known")
+        await one.replica.stop()
+        await MemoryStore(memory).transaction({}, deletes=[BLOCK])
+        again = Member(memory, tmp_path, "h1")
+        await again.join()
+        assert again.replica.settled
+        assert BLOCK not in again.replica.records
+        await again.replica.stop()
 
     together(work)
 
