@@ -163,10 +163,12 @@ def test_collection_needs_a_list(runtime: Runtime, none: object) -> None:
     assert not runtime.agent.attached
 
 
-def test_collection_with_a_broken_list_deletes_nothing(runtime: Runtime) -> None:
-    """One entry that cannot be read makes the whole list unreadable."""
+@pytest.mark.parametrize("other", [[], [{"containerID": "other", "ifname": "eth0"}]], ids=["alone", "beside another"])
+@pytest.mark.parametrize("broken", [{"containerID": "web"}, {"containerID": None, "ifname": "eth0"}, None, "web"])
+def test_collection_with_a_broken_list_deletes_nothing(runtime: Runtime, broken: object, other: list[object]) -> None:
+    """One entry that cannot be read makes the whole list unreadable: it may be of the container that is here."""
     runtime.call("ADD", conf())
-    given = conf("1.1.0", **{"cni.dev/valid-attachments": [{"containerID": "web"}]})
+    given = conf("1.1.0", **{"cni.dev/valid-attachments": [*other, broken]})
     assert runtime.fail("GC", given)["code"] == 7
     assert runtime.agent.attached
 

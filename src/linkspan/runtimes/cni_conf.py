@@ -137,7 +137,7 @@ def configuration(command: str, stdin: bytes) -> Conf:
     if len(stdin) > LIMIT:
         raise Failure(DECODE, f"the network configuration has {len(stdin)} bytes", "at most 1 MiB is read")
     try:
-        raw = _read(msgspec.json.decode(stdin))
+        raw = _read(command, msgspec.json.decode(stdin))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Failure(DECODE, f"the network configuration is not JSON: {error}") from error
     except RecursionError as error:
@@ -167,11 +167,18 @@ def configuration(command: str, stdin: bytes) -> Conf:
     return conf
 
 
-def _read(raw: object) -> object:
-    """Return a decoded configuration without what is null; GC's list is Go's empty list where it is null."""
+def _read(command: str, raw: object) -> object:
+    """Return a decoded configuration without what is null; GC's list is Go's empty list where it is null.
+
+    Raises Failure where GC's list has a null in it: some attachment is valid, and nobody knows which.
+    """
     if isinstance(raw, dict):
-        if ATTACHMENTS in raw and raw[ATTACHMENTS] is None:
+        valid = raw.get(ATTACHMENTS, ())
+        if valid is None:
             raw[ATTACHMENTS] = []
+        elif command == "GC" and isinstance(valid, list) and None in valid:
+            remedy = "give each valid attachment its containerID and ifname; nothing was removed"
+            raise Failure(CONFIGURATION, f"an attachment in {ATTACHMENTS} is null", remedy)
         _renumber(raw.get("prevResult"))
     return without_null(raw)
 
