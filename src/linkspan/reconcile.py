@@ -61,6 +61,11 @@ _TUNNELS = Vxlan | Ipip | IpsecLink | Wireguard
 _LINKS = Bridge | Veth | _TUNNELS
 _ON_LINKS = Address | Route | Neighbour | FdbEntry
 """What falls with its link."""
+_WITH_ADDRESS = Route | Neighbour
+"""What may fall with an address of its link that is removed, or replaced.
+
+The kernel drops the routes that have it as their source and, with a link's last IPv4 address, all of its neighbours.
+"""
 _IN_DEVICE = WireguardKey | WireguardPeer | AllowedIp
 
 _READ = File | Secret
@@ -215,8 +220,11 @@ class Reconciler:
                 inside |= {state.peer_netns for state in put if isinstance(state, Veth)}
                 if any(isinstance(state, _LINKS) for state in put):
                     touched = list(self._by_kind)
-                elif Process in self._by_kind and any(isinstance(s, _READ) for s in (*put, *delete)):
+                    continue
+                if Process in self._by_kind and any(isinstance(s, _READ) for s in (*put, *delete)):
                     touched.append(Process)
+                if any(isinstance(s, Address) for s in (*put, *delete)):
+                    touched += (kind for kind in _WITH_ADDRESS.__args__ if kind in self._by_kind)
         finally:
             self._release()
         return report
@@ -447,6 +455,8 @@ def _counts(state: State) -> bool:
 
 def _name(state: State) -> Key:
     """Return by what ``_parents`` names a state."""
+    if isinstance(state, Address):
+        return ("addresses", state.netns, state.device)
     return ("link", state.name) if isinstance(state, _LINKS) else state.key
 
 
@@ -472,7 +482,10 @@ def _parents(state: State) -> Iterator[Key]:
             yield ("link", path.split("/")[3])
         case Veth() if state.master:
             yield ("link", state.master)
-        case Address() | Route() | Neighbour() | FdbEntry() | TokenBucket() | ForeignQdisc():
+        case Route() | Neighbour():
+            yield ("link", state.device)
+            yield ("addresses", HOST, state.device)
+        case Address() | FdbEntry() | TokenBucket() | ForeignQdisc():
             yield ("link", state.device)
 
 

@@ -1,7 +1,9 @@
 """Addresses on links: on the host those of our links (and what we put), in a container those of its interfaces.
 
 With an address the kernel makes routes: one that takes packets to the address in (table local), one to the prefix. An
-address on the host without them is of no use. Only a new address gets them, so such a one is removed and added.
+address on the host without them is of no use. The kernel makes more than these where an address has a peer (a route to
+that alone) or another broadcast address (which it takes in itself), and picks another source where the scope is narrow
+or the flags say so. Only a new address gets what linkspan's have, so one that differs is removed and added.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.contracts import Support
@@ -32,8 +34,11 @@ from linkspan.kernel.netlink import (
 from linkspan.state import HOST, Address, Key, State
 
 # linux/if_addr.h
-_ADDRESS, _LOCAL, _FLAGS = 1, 2, 8
+_ADDRESS, _LOCAL, _BROADCAST, _FLAGS, _METRIC = 1, 2, 4, 8, 9
 _NODAD, _PERMANENT = 0x02, 0x80
+_FLAWS = {0x08: "dadfailed", 0x20: "deprecated", 0x40: "tentative", 0x100: "mngtmpaddr"}
+_SECONDARY = 0x01
+_SCOPES = {200: "scope site", 253: "scope link", 254: "scope host"}
 _IFADDR = struct.Struct("=BBBBI")
 # linux/rtnetlink.h: struct rtmsg, RTPROT_KERNEL, RT_TABLE_MAIN, _LOCAL, RTN_UNICAST, _LOCAL, RTA_DST, _OIF
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -49,8 +54,11 @@ class AddressDriver:
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
-        self._routeless: set[Key] = set()
-        """Of the host's addresses, those whose routes were missing at the last look."""
+        self._wrong: dict[Key, list[bytes]] = {}
+        """Of the host's addresses, those that were amiss at the last look: the peer of each in the kernel.
+
+        The kernel tells IPv4 addresses apart by their peers, too, so one address may be there several times.
+        """
 
     def probe(self) -> Support:
         """Every kernel has addresses."""
@@ -59,24 +67,31 @@ class AddressDriver:
     def observe(self, netns: int) -> Iterable[State]:
         """Return the global addresses on our links, or on all but lo in a container."""
         names = self._sockets.names(netns)
-        ours = set((self._sockets.own_links() if netns == HOST else names).values())
+        ours = set((self._sockets.own_links() if netns == HOST else names).values()) - {"lo"}
         routes = self._routes() if netns == HOST and ours else frozenset()
-        self._routeless = self._routeless if netns != HOST else set()
+        wrong: dict[Key, list[bytes]] = {}
+        found: dict[Key, Address] = {}
         for payload in self._sockets.at(netns).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
             family, length, _, scope, index = _IFADDR.unpack_from(payload)
             name = names.get(index, "lo")
-            if family not in SOCKET_FAMILY.values() or name == "lo" or scope not in (0, 253):
+            if family not in SOCKET_FAMILY.values() or name not in ours:
                 continue
-            if name not in ours:
+            told = attributes(payload, 8)
+            address = Address(name, Prefix(bytes(told.get(_LOCAL) or told[_ADDRESS]), length), netns)
+            if _kernel_made(told, address.prefix, netns):
                 continue
-            found = attributes(payload, 8)
-            address = Address(name, Prefix(bytes(found.get(_LOCAL) or found[_ADDRESS]), length), netns)
-            if _kernel_made(found, address.prefix):
-                continue
-            if netns == HOST and not _routes_of(index, address.prefix) <= routes and self._up(name):
-                self._routeless.add(address.key)
-                address = Address(name, address.prefix, netns, ("no route",))
-            yield address
+            if netns == HOST:
+                amiss = [*_amiss(told, scope, address.prefix)]
+                if not _routes_of(index, address.prefix) <= routes and self._up(name):
+                    amiss.append("no route")
+                if amiss:
+                    wrong.setdefault(address.key, []).append(_peer(told, address.prefix))
+                before = found.get(address.key, address).amiss
+                address = Address(name, address.prefix, netns, (*before, *amiss))
+            found[address.key] = address
+        if netns == HOST:
+            self._wrong = wrong
+        return found.values()
 
     def _up(self, name: str) -> bool:
         """Tell whether a link is up: a link that is down has no routes, and is another driver's to set up."""
@@ -106,9 +121,9 @@ class AddressDriver:
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Add and remove addresses; one whose link is gone is gone."""
         gone = (errno.EADDRNOTAVAIL, errno.ENODEV)
-        if stale := [state for state in put if state.key in self._routeless]:
-            batch.send(self._sockets, stale, functools.partial(_message, kind=DELADDR), gone)
-            self._routeless.clear()
+        for state in (*put, *delete):
+            for peer in self._wrong.pop(state.key, ()):
+                batch.send(self._sockets, [state], functools.partial(_message, kind=DELADDR, peer=peer), gone)
         failed = batch.send(self._sockets, put, functools.partial(_message, kind=NEWADDR))
         return failed | batch.send(self._sockets, delete, functools.partial(_message, kind=DELADDR), gone)
 
@@ -125,22 +140,58 @@ def _routes_of(index: int, prefix: Prefix) -> set[_KernelRoute]:
     return routes
 
 
-def _kernel_made(found: dict[int, bytes], prefix: Prefix) -> bool:
-    """Tell an address that the kernel made: by router advertisement (not permanent), or fe80::/64 of its own."""
-    permanent = _FLAGS not in found or struct.unpack("=I", found[_FLAGS])[0] & _PERMANENT
-    return not permanent or (prefix.packed[:2] == b"\xfe\x80" and prefix.length == 64)
+def _kernel_made(told: Mapping[int, bytes], prefix: Prefix, netns: int) -> bool:
+    """Tell an address that the kernel made: fe80::/64 of its own or, in a container, by router advertisement.
+
+    The last is not permanent. On the host, our links take no advertisements.
+    """
+    if netns != HOST and not _flags(told) & _PERMANENT:
+        return True
+    return prefix.packed[:2] == b"\xfe\x80" and prefix.length == 64
 
 
-def _message(state: Address, index: int, kind: int) -> Message:
+def _amiss(told: Mapping[int, bytes], scope: int, prefix: Prefix) -> Iterator[str]:
+    """Yield in iproute2's words what of an address is not as linkspan makes it, and leads packets elsewhere."""
+    if (peer := _peer(told, prefix)) != prefix.packed:
+        yield f"peer {Prefix(peer, prefix.length)}"
+    if scope and prefix.family == 4:  # IPv6's scope follows from the address
+        yield _SCOPES.get(scope, f"scope {scope}")
+    if prefix.family == 4 and told.get(_BROADCAST, b"") != _broadcast(prefix):
+        yield "brd"
+    flags = _flags(told)
+    if not flags & _PERMANENT:
+        yield "valid_lft"
+    if flags & _SECONDARY:
+        yield "secondary" if prefix.family == 4 else "temporary"
+    yield from (word for flag, word in _FLAWS.items() if flags & flag)
+    if any(told.get(_METRIC, b"")):
+        yield "metric"
+
+
+def _flags(told: Mapping[int, bytes]) -> int:
+    return int(struct.unpack("=I", told[_FLAGS])[0]) if _FLAGS in told else _PERMANENT
+
+
+def _peer(told: Mapping[int, bytes], prefix: Prefix) -> bytes:
+    """Return the other end's address, which is the address itself where there is no other end."""
+    return bytes(told.get(_ADDRESS, bytes(len(prefix.packed))))
+
+
+def _broadcast(prefix: Prefix) -> bytes:
+    """Return the broadcast address of an IPv4 prefix, b"" where it has none."""
+    if prefix.length >= BITS[4] - 1:
+        return b""
+    return (int.from_bytes(prefix.packed, "big") | (1 << (32 - prefix.length)) - 1).to_bytes(4, "big")
+
+
+def _message(state: Address, index: int, kind: int, peer: bytes = b"") -> Message:
     packed, family = state.prefix.packed, state.prefix.family
-    scope = 253 if family == 6 and packed[:2] == b"\xfe\x80" else 0
-    body = _IFADDR.pack(SOCKET_FAMILY[family], state.prefix.length, 0, scope, index)
-    body += attr(_LOCAL, packed) + attr(_ADDRESS, packed)
+    body = _IFADDR.pack(SOCKET_FAMILY[family], state.prefix.length, 0, 0, index)
+    body += attr(_LOCAL, packed) + attr(_ADDRESS, peer or packed)
     if kind == NEWADDR:
         body += u32(_FLAGS, _NODAD)
-        if family == 4 and state.prefix.length < BITS[4] - 1:
-            host = (1 << (32 - state.prefix.length)) - 1
-            body += attr(4, (int.from_bytes(packed, "big") | host).to_bytes(4, "big"))  # IFA_BROADCAST
+        if family == 4 and (broadcast := _broadcast(state.prefix)):
+            body += attr(_BROADCAST, broadcast)
     verb = "add" if kind == NEWADDR else "remove"
     flags = F_CREATE | F_REPLACE if kind == NEWADDR else 0
     return Message(kind, flags, body, f"{verb} address {state.prefix} on {state.device}")
