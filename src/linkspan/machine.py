@@ -206,7 +206,7 @@ class Machine:
         )
 
     def routes(self) -> dict[Prefix, str]:
-        """Return the host's own routes: destination to device."""
+        """Return the host's own routes: destination to how it leads on."""
         return foreign_routes(self.sockets)
 
     def mtu(self) -> int:

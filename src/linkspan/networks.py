@@ -149,14 +149,14 @@ class Networks:
         return ""
 
     def _crossed(self, one: Prefix) -> str:
-        """Return a route of this host's own that overlaps with a pool, and its device; '' without one."""
-        for destination, device in self._routes.items():
+        """Return a route of this host's own that overlaps with a pool, and how it leads on; '' without one."""
+        for destination, way in self._routes.items():
             if destination.length and one.overlaps(destination):
-                return f"{destination} by {device}"
+                return f"{destination} {way}"
         return ""
 
     def look(self, routes: Mapping[Prefix, str], underlay: Underlay | None) -> bool:
-        """Learn this host's own routes, by destination, with their devices, and its underlay.
+        """Learn this host's own routes, by destination, with the words for how they lead on, and its underlay.
 
         Returns whether `refresh` may find another answer than before.
         """
@@ -333,10 +333,10 @@ class Networks:
                             f"pool {one} overlaps with pool {other} of network {network.name}",
                             "choose another prefix; `linkspan network list` shows those in use",
                         )
-            for destination, device in routes.items():
+            for destination, way in routes.items():
                 if destination.length and one.overlaps(destination):
                     raise Conflict(
-                        f"pool {one} overlaps with this host's route {destination} by {device}",
+                        f"pool {one} overlaps with this host's route {destination} {way}",
                         "choose a prefix that the host does not route, `ip route` shows them",
                     )
             for host in self._replica.read("hosts/", Host).values():

@@ -192,35 +192,104 @@ def test_what_no_agent_could_have_written_stops_no_other(cluster: ClusterRun) ->
     cluster.call("h1", "DELETE", "/v1/hosts/h9")
 
 
-def test_a_pool_over_a_host_s_own_route_waits_there_until_the_route_is_gone(cluster: ClusterRun) -> None:
+@pytest.mark.parametrize(
+    ("route", "way"),
+    [
+        ("10.60.0.0/16 dev eth0", "by eth0"),
+        ("blackhole 10.60.0.0/16", "of type blackhole"),
+        ("unreachable 10.60.0.0/16", "of type unreachable"),
+        ("prohibit 10.60.0.0/16", "of type prohibit"),
+        ("throw 10.60.0.0/16", "of type throw"),
+        ("local 10.60.0.0/16 dev lo table local", "of type local"),
+    ],
+)
+def test_a_pool_over_a_host_s_own_route_waits_there_until_the_route_is_gone(
+    cluster: ClusterRun, route: str, way: str
+) -> None:
     """h2 has the route before the network comes: it is kept, and named on h2; later it is only named."""
     before = _routes(cluster)
-    cluster.ip("h2", "route add 10.60.0.0/16 dev eth0")
+    cluster.ip("h2", f"route add {route}")
     try:
         wish = {"name": "six", "pools": ["10.60.1.0/24"], "subnet_len": [26], "backend": "vxlan"}
         cluster.call("h1", "POST", "/v1/networks", wish)
-        until(lambda: "10.60.0.0/16 by eth0" in _named(cluster, "h2").get("networks/six", ""), "h2 names it")
+        until(lambda: f"10.60.0.0/16 {way}" in _named(cluster, "h2").get("networks/six", ""), "h2 names it")
         until(lambda: "10.60.1.0/24" in cluster.ip("h1", "route show table all"), "h1 has the pool")
         assert "10.60.1." not in cluster.ip("h2", "route show table all")
         said = cluster.run("attach", "h2", "s2", "--network six", code=1).stderr
         assert "not in force on this host" in said
-        assert "overlaps with this host's route 10.60.0.0/16 by eth0" in " ".join(said.split())
+        assert f"overlaps with this host's route 10.60.0.0/16 {way}" in " ".join(said.split())
         assert "networks/six" not in _named(cluster, "h1")
     finally:
-        cluster.ip("h2", "route del 10.60.0.0/16 dev eth0")
+        cluster.ip("h2", f"route del {route}")
     cluster.joined("six")
-    cluster.ip("h2", "route add 10.60.0.0/16 dev eth0")
+    cluster.ip("h2", f"route add {route}")
     try:
         until(lambda: "overlaps with this host's own route 10.60.0.0/16" in cluster.not_well("h2"), "h2 says so")
         checks = cluster.call("h2", "GET", "/v1/doctor")
-        assert any(c["status"] == "fail" and "own route 10.60.0.0/16 by eth0" in c["detail"] for c in checks)
+        assert any(c["status"] == "fail" and f"own route 10.60.0.0/16 {way}" in c["detail"] for c in checks)
         assert "10.60.1.0/24" in cluster.ip("h2", "route show table all"), "what is in force stays"
         with pytest.raises(LinkspanError, match="overlaps"):
             cluster.call("h2", "POST", "/v1/networks", {"name": "ten", "pools": ["10.60.2.0/24"]})
     finally:
-        cluster.ip("h2", "route del 10.60.0.0/16 dev eth0")
+        cluster.ip("h2", f"route del {route}")
         cluster.delete("six")
     until(lambda: _routes(cluster) == before, "all is as before")
+
+
+def test_a_container_s_address_that_the_host_itself_takes_is_named(cluster: ClusterRun) -> None:
+    """Somebody gives h1 the address of a container of h2, on another link: its packets end on h1."""
+    address = cluster.address("c2")
+    cluster.ip("h1", f"addr add {address}/32 dev lo")
+    try:
+        until(lambda: f"own route {address}/32 of type local" in cluster.not_well("h1"), "h1 says so")
+    finally:
+        cluster.ip("h1", f"addr del {address}/32 dev lo")
+    until(lambda: cluster.pings("c1", address), "the container is reached again")
+
+
+NOBODY_S = {
+    "blocks/demo/10.244.9.0/24": {"schema": 1, "owner": "h77", "at": 1796010441.0, "back": False, "over": ""},
+    "leases/demo/h77": {"network": "demo", "host": "h77", "prefixes": ["10.244.9.0/24"]},
+    "addresses/demo/10.244.9.9": {"host": "h77", "container": "c", "ifname": "eth0", "at": 1796010441.0},
+}
+
+
+@pytest.mark.parametrize("key", NOBODY_S)
+def test_what_is_of_a_host_without_a_record_is_named_and_not_missed(cluster: ClusterRun, key: str) -> None:
+    """It is put and deleted, or removed with its host by an operator: new networks come, and nothing is left."""
+    for removal in (lambda: _delete(cluster, key), lambda: cluster.call("h2", "DELETE", "/v1/hosts/h77")):
+        _put(cluster, {key: NOBODY_S[key]})
+        _all_name(cluster, key, "host h77 has no record")
+        removal()
+        until(lambda: not any(_named(cluster, host) for host in HOSTS), "it is gone")
+        assert all(cluster.status(host)["store"]["lost"] == [] for host in HOSTS)
+        cluster.create("after", "10.91.0.0/16")
+        cluster.delete("after")
+
+
+def test_a_host_s_removal_ends_the_wait_for_what_the_store_lost(cluster: ClusterRun) -> None:
+    """A host and its block are deleted by hand: every agent misses them, until the host is removed at one of them."""
+    keys = {"blocks/demo/10.244.8.0/24": {"owner": "h8", "at": 1796010441.0}, "hosts/h8": _host() | {"id": "h8"}}
+    _put(cluster, keys)
+    for host in HOSTS:
+        until(lambda host=host: "h8" in {h["id"] for h in cluster.call(host, "GET", "/v1/hosts")}, f"{host} knows h8")  # type: ignore[misc]
+    _delete(cluster, *keys)
+    for host in HOSTS:
+        until(lambda host=host: cluster.status(host)["store"]["lost"] == sorted(keys), f"{host} misses them")  # type: ignore[misc]
+    cluster.call("h1", "DELETE", "/v1/hosts/h8")
+    for host in HOSTS:
+        until(lambda host=host: cluster.status(host)["store"]["lost"] == [], f"{host} misses nothing")  # type: ignore[misc]
+
+
+def test_a_record_that_is_put_back_is_used_and_not_named(cluster: ClusterRun) -> None:
+    """A host's, a lease's and a network's record is spoilt, and is again what it was."""
+    start = cluster.keys("hosts/h2")[0].removesuffix("hosts/h2")
+    for key in ("hosts/h2", "leases/demo/h2", "networks/demo"):
+        value = cluster.etcdctl("get", "--print-value-only", start + key).rstrip("\n")
+        cluster.etcdctl("put", start + key, given="{")
+        _all_name(cluster, key, "Input data was truncated")
+        cluster.etcdctl("put", start + key, given=value)
+        until(lambda: not any(_named(cluster, host) for host in HOSTS), f"{key} is used again")
 
 
 def test_a_host_s_name_with_control_characters_is_shown_escaped(cluster: ClusterRun) -> None:

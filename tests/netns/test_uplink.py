@@ -7,7 +7,7 @@ from machine_fixtures import joined, run
 from linkspan.kernel import underlay
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import Sockets
-from linkspan.kernel.routes import uplink_mtu
+from linkspan.kernel.routes import foreign_routes, uplink_mtu
 
 
 def test_a_default_route_with_several_ways_leads_to_the_uplink(
@@ -24,3 +24,37 @@ def test_a_default_route_with_several_ways_leads_to_the_uplink(
     assert found is not None
     assert found.ifname == "up0"
     assert uplink_mtu(sockets) == 1400
+
+
+def test_of_several_default_routes_the_kernel_s_choice_leads_to_the_uplink(
+    machine: str, spaces: Namespaces
+) -> None:
+    """That of the lowest metric; one that refuses packets leads nowhere."""
+    for number, name in enumerate(("up0", "up1"), 3):
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        run("ip", "link", "set", f"{name}p", "up")
+        run("ip", "link", "set", name, "mtu", str(1400 + number), "up")
+        run("ip", "addr", "add", f"198.18.{number}.1/24", "dev", name)
+        run("ip", "route", "add", "default", "via", f"198.18.{number}.254", "metric", str(100 * number))
+    run("ip", "route", "add", "unreachable", "default", "metric", "4000")
+    sockets = Sockets(spaces)
+    found = underlay.observe(sockets, "")
+    assert found is not None
+    assert found.ifname == "up0"
+    assert uplink_mtu(sockets) == 1403
+
+
+def test_the_host_s_own_routes_are_found_whatever_their_type(machine: str, spaces: Namespaces) -> None:
+    """What refuses packets, and what the host takes in itself, by an address or by a route; not what is link-local."""
+    wanted = {}
+    for number, kind in enumerate(("blackhole", "unreachable", "prohibit", "throw"), 1):
+        run("ip", "route", "add", kind, f"198.18.{number}.0/24")
+        run("ip", "route", "add", kind, f"fd00:{number}::/64")
+        wanted |= dict.fromkeys((f"198.18.{number}.0/24", f"fd00:{number}::/64"), f"of type {kind}")
+    run("ip", "route", "add", "local", "198.18.9.0/24", "dev", "lo", "table", "local")
+    run("ip", "addr", "add", "198.18.10.1/32", "dev", "lo")
+    run("ip", "route", "add", "169.254.7.0/24", "dev", "lo")
+    wanted |= dict.fromkeys(("198.18.9.0/24", "198.18.10.1/32"), "of type local")
+    found = {str(destination): way for destination, way in foreign_routes(Sockets(spaces)).items()}
+    assert found.items() >= wanted.items()
+    assert not any(destination.startswith("169.254.") for destination in found)

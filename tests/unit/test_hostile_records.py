@@ -216,7 +216,7 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
         if before and records:
             await member.store.transaction(dict(records))
         await member.start()
-        member.networks.look({prefix("192.0.2.0/24"): "eth0"}, here.underlay)
+        member.networks.look({prefix("192.0.2.0/24"): "by eth0"}, here.underlay)
         if not before and records:
             await member.store.transaction(dict(records))
             seen_all = lambda: all(k in member.replica.records or k in member.replica.reasons for k, _ in records)  # noqa: E731

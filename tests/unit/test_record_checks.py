@@ -291,7 +291,7 @@ def test_a_network_that_takes_what_others_have_is_not_in_force(tmp_path: Path, o
         await one.replica.write({"networks/demo": network(), "hosts/h2": away})
         await one.store.transaction({"networks/evil": msgspec.json.encode(other)})
         await eventually(lambda: "networks/evil" in one.replica.records, "it is known")
-        one.networks.look({prefix("192.0.2.0/24"): "eth0", prefix("0.0.0.0/0"): "eth0"}, None)
+        one.networks.look({prefix("192.0.2.0/24"): "by eth0", prefix("0.0.0.0/0"): "by eth0"}, None)
         one.networks.refresh()
         assert why in one.networks.withheld["evil"]
         assert [n.name for n in one.networks.all()] == ["demo"]
@@ -301,7 +301,7 @@ def test_a_network_that_takes_what_others_have_is_not_in_force(tmp_path: Path, o
         await one.replica.write({"networks/demo": network(mtu=1400)})  # later than the other now
         await one.stop()
         again = Member(memory, tmp_path, "h1")
-        again.networks.look({prefix("192.0.2.0/24"): "eth0"}, None)
+        again.networks.look({prefix("192.0.2.0/24"): "by eth0"}, None)
         await again.start()
         assert again.networks.get("demo").mtu == 1400
         assert "evil" in again.networks.withheld
@@ -323,7 +323,7 @@ def test_a_network_in_force_stays_as_it_was_when_its_record_takes_too_much(tmp_p
         one = Member(Memory(), tmp_path, "h1")
         await one.start()
         await one.replica.write({"networks/demo": network()})
-        one.networks.look({prefix("192.0.2.0/24"): "eth0"}, None)
+        one.networks.look({prefix("192.0.2.0/24"): "by eth0"}, None)
         one.networks.refresh()
         more = network(pools=("10.244.0.0/16", "192.0.2.0/24"), gateways=("10.244.0.1", "192.0.2.1"))
         await one.replica.write({"networks/demo": more})

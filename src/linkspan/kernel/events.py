@@ -84,8 +84,8 @@ _NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
 _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _GEN_PROCESS, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 _IFNAME = 3
-# linux/rtnetlink.h: RT_TABLE_MAIN, RT_TABLE_LOCAL, RTN_UNICAST, RTA_DST, RTA_OIF
-_MAIN, _LOCAL, _UNICAST, _DST, _OIF = 254, 255, 1, 1, 4
+# linux/rtnetlink.h: RT_TABLE_MAIN, RT_TABLE_LOCAL, RTA_DST, RTA_OIF
+_MAIN, _LOCAL, _DST, _OIF = 254, 255, 1, 4
 _KERNEL = 2  # RTPROT_KERNEL
 _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
 
@@ -208,9 +208,12 @@ class RouteEvents:
 
 
 def _is_hosts(body: bytes) -> bool:
-    """Tell whether a route is the host's own to somewhere: not a daemon's, ours, or what every link has of IPv6."""
-    table, protocol, _, type_ = body[4:8]
-    if (table, type_) != (_MAIN, _UNICAST) or protocol not in _HOSTS_OWN:
+    """Tell whether a route is the host's own to somewhere, or to nowhere: not a daemon's, ours, or what every link has.
+
+    Such are those of the addresses in table local, and IPv6's to link-local addresses.
+    """
+    table, protocol = body[4:6]
+    if protocol not in _HOSTS_OWN or table not in (_MAIN, _LOCAL) or (table, protocol) == (_LOCAL, _KERNEL):
         return False
     return not attributes(body, 12).get(_DST, b"").startswith(b"\xfe\x80")
 

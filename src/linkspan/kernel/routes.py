@@ -32,11 +32,13 @@ from linkspan.state import HOST, LEARNT_METRIC, ROUTE_PROTOCOL, UNREACHABLE_METR
 # linux/rtnetlink.h
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
 _MTU, _HOPLIMIT = 2, 10  # RTAX_MTU, RTAX_HOPLIMIT
-_TYPES = {2: "local", 3: "broadcast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}  # RTN_*
+_TYPES = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}  # RTN_*
+_TYPES |= {6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
 _TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
 _XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
-_TABLE_MAIN, _UNICAST, _UNREACHABLE, _SCOPE_LINK = 254, 1, 7, 253
+_TABLE_MAIN, _TABLE_LOCAL, _EVERY_TABLE = 254, 255, 0
+_UNICAST, _UNREACHABLE, _SCOPE_LINK = 1, 7, 253
 _ONLINK = 4  # RTNH_F_ONLINK
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, _DST, _PREFSRC, _GATEWAY, _OIF)
@@ -65,7 +67,8 @@ class RouteDriver:
         """Return the routes with our protocol number: of the main table, and in a container of all tables."""
         names = self._sockets.names(netns)
         for family in SOCKET_FAMILY.values():
-            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, every=netns != HOST):
+            table = _TABLE_MAIN if netns == HOST else _EVERY_TABLE
+            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table):
                 yield _route(payload, names, netns)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
@@ -87,16 +90,18 @@ def _refused(error: LinkspanError | None) -> bool:
     return isinstance(error, KernelError) and error.errno == errno.EINVAL
 
 
-def _dump(sockets: Sockets, netns: int, family: int, protocol: int = 0, *, every: bool = False) -> list[bytes]:
-    """Return the main table's routes of a family, of one protocol or of all; with ``every`` those of all tables."""
-    body = _RTMSG.pack(family, 0, 0, 0, 0 if every else _TABLE_MAIN, protocol, 0, 0, 0)
+def _dump(
+    sockets: Sockets, netns: int, family: int, protocol: int = 0, table: int = _TABLE_MAIN
+) -> list[bytes]:
+    """Return the routes of a family, of one protocol or of all (0), of one table or of all (0)."""
+    body = _RTMSG.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
     try:
         found = sockets.at(netns).dump(GETROUTE, body, "list routes")
     except KernelError as error:
         if error.errno == errno.ENOENT:  # a namespace that never had a route has no main table
             return []
         raise
-    return [p for p in found if (every or p[4] == _TABLE_MAIN) and protocol in (0, p[5])]
+    return [p for p in found if table in (0, p[4]) and protocol in (0, p[5])]
 
 
 def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL) -> Message:
@@ -180,18 +185,28 @@ def if_id(found: Mapping[int, bytes]) -> int:
 
 
 def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
-    """Return the main table's unicast routes that are neither ours nor by a link of ours: destination to device."""
+    """Return the routes that are neither ours nor by a link of ours, and how each leads on: ``by eth0``.
+
+    They are those of the main table, and those by which the host takes packets in (``of type local``).
+    """
     names, ours = sockets.names(HOST), set(sockets.own_links().values())
-    found = {}
-    for family in SOCKET_FAMILY.values():
-        for payload in _dump(sockets, HOST, family):
-            if payload[5] != ROUTE_PROTOCOL and payload[7] == _UNICAST:
-                route = _route(payload, names, HOST)
-                link_local = route.destination.packed[:2] in (b"\xfe\x80", b"\xa9\xfe")
-                learnt = payload[5] == BIRD and route.metric == LEARNT_METRIC and route.destination.length
-                if route.device not in ours and not link_local and not learnt:
-                    found[route.destination] = route.device
+    found: dict[Prefix, str] = {}
+    for table in (_TABLE_MAIN, _TABLE_LOCAL):
+        for family in SOCKET_FAMILY.values():
+            for payload in _dump(sockets, HOST, family, table=table):
+                if payload[5] != ROUTE_PROTOCOL:
+                    route = _route(payload, names, HOST)
+                    link_local = route.destination.packed[:2] in (b"\xfe\x80", b"\xa9\xfe")
+                    learnt = payload[5] == BIRD and route.metric == LEARNT_METRIC and route.destination.length
+                    if route.device not in ours and not link_local and not learnt:
+                        found.setdefault(route.destination, _way(payload, route.device))
     return found
+
+
+def _way(payload: bytes, device: str) -> str:
+    if payload[7] == _UNICAST:
+        return f"by {device}"
+    return f"of type {_TYPES.get(payload[7], payload[7])}"
 
 
 def learnt_routes(sockets: Sockets, metric: int) -> list[Route]:
@@ -212,12 +227,22 @@ def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
             raise result
 
 
+def default_link(sockets: Sockets) -> str:
+    """Return the link that the host's default route leaves by, '' where it has none."""
+    names, ours = sockets.names(HOST), set(sockets.own_links().values())
+    for family in SOCKET_FAMILY.values():
+        for payload in _dump(sockets, HOST, family):
+            if payload[1] == 0 and payload[7] == _UNICAST and payload[5] != ROUTE_PROTOCOL:
+                device = _route(payload, names, HOST).device
+                if device not in ours:
+                    return device
+    return ""
+
+
 def uplink_mtu(sockets: Sockets) -> int:
     """Return the MTU of the link that the default route leaves by, 1500 where there is none."""
-    for destination, device in foreign_routes(sockets).items():
-        if not destination.length:
-            return sockets.mtu(HOST, device)
-    return DEFAULT_MTU
+    device = default_link(sockets)
+    return sockets.mtu(HOST, device) if device else DEFAULT_MTU
 
 
 def default_metrics(sockets: Sockets, netns: int) -> list[int]:

@@ -22,7 +22,7 @@ from linkspan.kernel.netlink import (
     attributes,
     string,
 )
-from linkspan.kernel.routes import foreign_routes
+from linkspan.kernel.routes import default_link
 from linkspan.model import CAN_REACH, Underlay
 from linkspan.state import HOST
 
@@ -70,7 +70,7 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
     if choice.startswith(CAN_REACH):
         ifname, _ = way(sockets, prefix(choice.removeprefix(CAN_REACH)).packed)
     elif not choice:
-        ifname = next((d for p, d in foreign_routes(sockets).items() if not p.length), "")
+        ifname = default_link(sockets)
     if not ifname:
         return None
     try:
