@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 from clusters import ClusterRun
 from lab_runs import HEALED_WITHIN, until
 
+from linkspan.addresses import prefix
 from linkspan.state import ROUTE_PROTOCOL
 
 
@@ -44,8 +46,12 @@ def _kernel(cluster: ClusterRun, device: str) -> list[str]:
     link = json.loads(cluster.ip("h1", f"-j -d link show {device}"))[0]
     addresses = json.loads(cluster.ip("h1", f"-j addr show {device}"))[0]["addr_info"]
     return [
-        f"{link['mtu']} {link['address']} {'UP' in link['flags']}",
-        *sorted(one["local"] for one in addresses if one["scope"] == "global"),
+        f"{link['mtu']} {link['address']} {'UP' in link['flags']} {link['linkinfo']['info_data'].get('df')}",
+        *sorted(
+            f"{one['local']} {one.get('address')} {one['scope']}"
+            for one in addresses
+            if one["family"] == "inet" or one["scope"] == "global"
+        ),
         *sorted(cluster.ip("h1", f"neigh show dev {device} nud permanent").split("\n")),
         *sorted(
             line
@@ -68,10 +74,16 @@ def _kernel(cluster: ClusterRun, device: str) -> list[str]:
         "ip link set DEV protodown on",
         "ip link set DEV mode dormant",
         "ip link set DEV type vxlan ttl 1",
+        "ip link set DEV type vxlan df set",
         "ip link property del dev DEV altname linkspan:DEV",
         "tc qdisc add dev DEV root pfifo limit 1",
         "ip link delete DEV",
         "ip addr flush dev DEV",
+        "ip addr del OWN/32 dev DEV; ip addr add OWN peer FAR/32 dev DEV",
+        "ip addr add OWN peer FAR/32 dev DEV",
+        "ip addr del OWN/32 dev DEV; ip addr add OWN/32 dev DEV scope host",
+        "ip neigh replace PEER dev DEV nud failed",
+        "ip neigh replace PEER dev DEV nud incomplete",
         "ip neigh flush dev DEV nud permanent",
         f"ip route flush proto {ROUTE_PROTOCOL}",
         "nft flush ruleset",
@@ -81,7 +93,10 @@ def test_what_is_undone_is_back_and_told(vxlan: ClusterRun, damage: str) -> None
     """All states of the tunnel are as they were within two seconds, and the heal log has the repair."""
     device = _device(vxlan)
     before, heals = _kernel(vxlan, device), len(vxlan.call("h1", "GET", "/v1/status")["heals"])
-    vxlan.inside("h1", damage.replace("DEV", device))
+    own, peer = (prefix(vxlan.blocks(host, "demo")[0]).at(1).address for host in ("h1", "h2"))
+    names = {"DEV": device, "OWN": own, "PEER": peer, "FAR": vxlan.address("c2")}
+    for command in damage.split("; "):
+        vxlan.inside("h1", re.sub("[A-Z]{3,}", lambda word: names[word[0]], command))
 
     def mended() -> bool:
         try:

@@ -23,8 +23,6 @@ from linkspan.kernel.links import is_ours
 from linkspan.kernel.neighbours import (
     AF_BRIDGE,
     DST,
-    FAILED,
-    INCOMPLETE,
     LLADDR,
     NDMSG,
     NOARP,
@@ -202,15 +200,14 @@ class RouteEvents:
             found = attributes(body, 12)
             ours = self.own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
             return frozenset() if ours is not None else frozenset({FdbEntry})
-        if kind == NEWNEIGH and state in (INCOMPLETE, FAILED):  # the kernel's own search for a neighbour
-            return frozenset()
+        # The kernel itself searches for nobody there, so an entry in such a state was one of ours.
         return frozenset({Neighbour})
 
 
 def _is_hosts(body: bytes) -> bool:
     """Tell whether a route is the host's own to somewhere, or to nowhere: not a daemon's, ours, or what every link has.
 
-    Such are those of the addresses in table local, and IPv6's to link-local addresses.
+    Every link has routes to its addresses (table local), and IPv6's to link-local ones.
     """
     table, protocol = body[4:6]
     if protocol not in _HOSTS_OWN or table not in (_MAIN, _LOCAL) or (table, protocol) == (_LOCAL, _KERNEL):
