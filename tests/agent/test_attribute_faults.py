@@ -93,6 +93,12 @@ ip link property del dev PORT altname ALTNAME
 ip link set BR arp off
 ip link set BR multicast off
 ip link set BR type bridge stp_state 1
+ip link set BR type bridge ageing_time 0
+ip link set BR type bridge mcast_querier 1
+ip link set BR type bridge nf_call_iptables 1
+ip link set BR type bridge nf_call_ip6tables 1
+ip link set BR type bridge nf_call_arptables 1
+ip link set BR type bridge fdb_max_learned 1
 ip link property del dev BR altname ALTNAME
 bridge link set dev PORT state 0
 bridge link set dev PORT hairpin off
@@ -138,13 +144,6 @@ ip neigh replace NEARIP lladdr 02:00:00:00:00:99 dev BR nud permanent
 bridge fdb replace NEARMAC dev OTHER master static
 bridge fdb replace NEARMAC dev PORT master permanent
 """
-TABLES = """
-nft add table inet linkspan { flags dormant; }
-nft add table bridge linkspan { flags dormant; }
-"""
-SETTINGS = """
-sysctl -qw net/ipv4/conf/FAR/forwarding=0
-sysctl -qw net/ipv4/conf/BR/forwarding=0
 ADDRESSES = """
 ip addr del 10.201.0.1/24 dev BR ; ip addr add 10.201.0.1 peer FARIP/24 dev BR
 ip addr del 10.202.0.1/32 dev FAR ; ip addr add 10.202.0.1 peer NEARIP/32 dev FAR
@@ -166,6 +165,13 @@ ip -6 addr change fd00:201::1/64 dev BR metric 5000
 ip -6 addr change fd00:201::1/64 dev BR mngtmpaddr
 ip -6 addr change fd00:201::1/64 dev BR noprefixroute
 """
+TABLES = """
+nft add table inet linkspan { flags dormant; }
+nft add table bridge linkspan { flags dormant; }
+"""
+SETTINGS = """
+sysctl -qw net/ipv4/conf/FAR/forwarding=0
+sysctl -qw net/ipv4/conf/BR/forwarding=0
 sysctl -qw net/ipv6/conf/FAR/forwarding=0
 sysctl -qw net/ipv6/conf/BR/forwarding=0
 sysctl -qw net/ipv4/ip_forward=0

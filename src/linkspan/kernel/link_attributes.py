@@ -1,10 +1,12 @@
-"""Attributes of links that linkspan leaves as the kernel makes them, and that stop packets with any other value.
+"""Attributes of links that linkspan leaves as the kernel makes them, and that decide which packets go where.
 
-Each attribute of a link, of a bridge and of a bridge port was decided: it is a field of its state (name, MAC, MTU,
-master, hairpin, up), or it is in a table here, or no value of it stops a packet. The last are: alias, group (but of
-devices that encrypt), txqueuelen, GSO and GRO sizes, promiscuity, allmulti; of a bridge forward delay, ageing time,
-priorities, multicast snooping and its timers; of a port priority, cost, fast leave, multicast to unicast and multicast
-router. An XDP or tc program is another program's own: ``trace`` names it.
+Another value stops packets, or takes them to ports that they are not for: a bridge that may learn nothing, or forgets
+at once, floods each container's frames to all others. Each attribute of a link, of a bridge and of a bridge port was
+decided: it is a field of its state (name, MAC, MTU, master, hairpin, up), or it is in a table here, or no value of it
+does either. The last are: alias, group (but of devices that encrypt), txqueuelen, GSO and GRO sizes, promiscuity,
+allmulti; of a bridge forward delay, priorities, the group address, multicast snooping and its timers and versions,
+statistics; of a port priority, cost, fast leave, multicast to unicast and multicast router. An XDP or tc program is
+another program's own: ``trace`` names it.
 
 An attribute that a kernel does not have is not in its answer, and is not looked at.
 """
@@ -55,9 +57,15 @@ _FORWARDED = struct.pack("=H", 1 << 14)
 """Of the addresses that are a bridge's own (802.1D) that of LLDP: a frame to it passes no netfilter hook otherwise, and
 the bridge learns by it (br_handle_frame in net/bridge/br_input.c). Forwarded, it passes our guard."""
 _BRIDGE = (  # IFLA_BR_*
+    (4, "ageing_time", struct.pack("=I", 30000)),  # in hundredths of a second: BR_DEFAULT_AGEING_TIME
     (5, "stp_state", _NONE),
     (7, "vlan_filtering", _OFF),
     (9, "group_fwd_mask", _FORWARDED),
+    (25, "mcast_querier", _OFF),
+    (36, "nf_call_iptables", _OFF),
+    (37, "nf_call_ip6tables", _OFF),
+    (38, "nf_call_arptables", _OFF),
+    (49, "fdb_max_learned", _NONE),
 )
 BORN_BRIDGE = attr(9, _FORWARDED)
 """What a bridge is not by itself."""
