@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 from linkspan.errors import LinkspanError
 from linkspan.kernel.namespaces import Namespaces
-from linkspan.tell import engine_checks, features, host_checks, name_checks, program_checks, runtime_checks
+from linkspan.tell import (
+    engine_checks,
+    features,
+    host_checks,
+    link_checks,
+    name_checks,
+    program_checks,
+    runtime_checks,
+)
 from linkspan.tell.checks import Check, Status, Surroundings
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.questions import Questions
@@ -54,6 +62,8 @@ def _checks(asked: Questions, around: Surroundings) -> tuple[tuple[str, Iterator
         ("firewalld", host_checks.firewalld_zone(around)),
         ("conntrack", host_checks.conntrack(asked)),
         ("neighbours", host_checks.neighbours(around)),
+        ("neighbour search", link_checks.neighbours(asked, around)),
+        ("links above", link_checks.others_above(around)),
         ("bridge ports", host_checks.bridge_ports(around)),
         ("nft", runtime_checks.nft_version()),
         ("systemd-networkd", runtime_checks.networkd(around)),
