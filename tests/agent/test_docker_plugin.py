@@ -176,3 +176,36 @@ def test_a_lost_journal_costs_no_container_its_network(
     engine.remove()
     assert host.client.call("GET", "/v1/endpoints") == []
     clean(host)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"com.docker.network.enable_ipv4": False}, "has an IPv4 pool"),
+        ({"com.docker.network.bridge.name": "br9"}, "option com.docker.network.bridge.name is unknown"),
+        ({"mtu": "1400"}, "option mtu is unknown"),
+    ],
+)
+def test_a_network_is_refused_what_linkspan_would_not_do(engine: Engine, options: dict[str, Any], words: str) -> None:
+    """An option that changes nothing is an error, and the engine's own ones are none."""
+    pool = {"AddressSpace": "linkspan", "Pool": POOL, "Gateway": "10.201.0.1/16"}
+    known = {"com.docker.network.generic": {"network": "demo"}, "com.docker.network.enable_ipv6": False}
+    call = {"NetworkID": "m" * 64, "IPv4Data": [pool], "IPv6Data": []}
+    assert words in engine.call("NetworkDriver.CreateNetwork", **call, Options=known | options)["Err"]
+    engine.well("NetworkDriver.CreateNetwork", **call, Options=known | {"com.docker.network.enable_ipv4": True})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"com.docker.network.portmap": "x"}, "com.docker.network.portmap cannot be read"),
+        ({"com.docker.network.portmap": [{"Proto": 6}]}, "com.docker.network.portmap cannot be read"),
+        ({"com.docker.network.endpoint.ifname": "lan0"}, "option com.docker.network.endpoint.ifname is unknown"),
+    ],
+)
+def test_an_endpoint_is_refused_what_linkspan_would_not_do(engine: Engine, options: dict[str, Any], words: str) -> None:
+    """Nothing is made for it."""
+    links = engine.host.links()
+    call = {"NetworkID": NETWORK, "EndpointID": ENDPOINT, "Interface": {"Address": engine.address()}}
+    assert words in engine.call("NetworkDriver.CreateEndpoint", **call, Options=options)["Err"]
+    assert engine.host.links() == links

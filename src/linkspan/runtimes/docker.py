@@ -38,8 +38,10 @@ from linkspan.runtimes.docker_pools import DockerNetwork, Pools
 from linkspan.runtimes.docker_types import (
     ADDRESS_TYPE,
     GATEWAY,
+    IFNAME,
     IPAM_DRIVER,
     NETWORK_DRIVER,
+    NETWORK_OPTIONS,
     SPACE,
     Call,
     Interface,
@@ -140,6 +142,8 @@ class Docker:
     # ---- networks
 
     async def _create_network(self, call: Call) -> Answer:
+        if unknown := sorted(set(call.options or {}) - NETWORK_OPTIONS):
+            raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "create the network without it")
         options = call.chosen
         name = options.pop("network", "")
         if options:
@@ -235,7 +239,7 @@ class Docker:
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        unknown = sorted(key for key in call.options or {} if not key.startswith("com.docker."))
+        unknown = sorted(key for key in call.options or {} if key == IFNAME or not key.startswith("com.docker."))
         if unknown:
             raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
         end = delivered(call.endpoint_id)
@@ -356,6 +360,11 @@ def _check_wishes(network: Network, call: Call) -> None:
         internal="--internal (internal: true)" if call.internal else "",
         ipv6="--ipv6 (enable_ipv6: true)" if call.ipv6_data else "",
     )
+    if call.without_ipv4 and any(pool.family == 4 for pool in network.prefixes):
+        raise Invalid(
+            f"network {name} has an IPv4 pool, of which each container gets an address",
+            "leave --ipv4=false out, or use a linkspan network with IPv6 pools only",
+        )
     if call.ipv4_data and not any(pool.family == 4 for pool in network.prefixes):
         raise Invalid(
             f"network {name} has no IPv4 pool, and Docker asks for an IPv4 address for every container",

@@ -21,7 +21,13 @@ GENERIC = "com.docker.network.generic"
 """Under this key are what `docker network create` was given by -o."""
 INTERNAL = "com.docker.network.internal"
 """Whether `docker network create` was given --internal."""
+ENABLE_IPV4 = "com.docker.network.enable_ipv4"
+"""False where `docker network create` was given --ipv4=false."""
+NETWORK_OPTIONS = frozenset({GENERIC, INTERNAL, ENABLE_IPV4, "com.docker.network.enable_ipv6"})
+"""What an engine says of a network that is being created; whether there is IPv6 is told by its pools as well."""
 PORT_MAP = "com.docker.network.portmap"
+IFNAME = "com.docker.network.endpoint.ifname"
+"""A wish of the user's for an interface's name, which drivers carry out, not the engine."""
 ADDRESS_TYPE = "RequestAddressType"
 GATEWAY = "com.docker.network.gateway"
 
@@ -88,6 +94,11 @@ class Call(msgspec.Struct, frozen=True, rename="pascal"):
         return (self.options or {}).get(INTERNAL) is True
 
     @property
+    def without_ipv4(self) -> bool:
+        """Whether the user asked for a network without IPv4."""
+        return (self.options or {}).get(ENABLE_IPV4) is False
+
+    @property
     def pools(self) -> tuple[Pool, ...]:
         """The pools of both families."""
         return (*(self.ipv4_data or ()), *(self.ipv6_data or ()))
@@ -96,9 +107,11 @@ class Call(msgspec.Struct, frozen=True, rename="pascal"):
 def decoded(body: bytes, pid: int) -> Call:
     """Parse a call, whatever its Content-Type says; an empty body is one. Raises Invalid."""
     try:
-        return msgspec.structs.replace(go_json.decoded(body or b"{}", Call), pid=pid)
+        call = msgspec.structs.replace(go_json.decoded(body or b"{}", Call), pid=pid)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the engine's call cannot be read: {error}", "is it of another version?") from error
+    ports(call.options)
+    return call
 
 
 def ports(options: dict[str, object] | None) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
