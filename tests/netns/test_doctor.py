@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import sample
 from world import World
 
 from linkspan.kernel.namespaces import Namespaces
+from linkspan.model import Underlay
 from linkspan.tell import doctor, features
 from linkspan.tell.checks import Check, Surroundings
 from linkspan.tell.plan import commands, ordered
@@ -111,6 +113,18 @@ def test_what_is_wrong_with_the_host_is_found(
     assert found.status == status
     assert words in found.detail
     assert fix in found.fix
+
+
+def test_what_keeps_the_underlay_from_its_neighbours_is_found(patient: Patient) -> None:
+    """By the families of its own addresses, whatever those of the networks are."""
+    patient.world.sh("h", "ip link add up0 type veth peer name up1")
+    patient.world.sh("h", "ip link add mv0 link up0 type macvlan mode passthru")
+    patient.around = msgspec.structs.replace(patient.around, underlay=Underlay("up0", ("192.0.2.1/24",)))
+    for family, status in ((6, "ok"), (4, "fail")):
+        patient.world.sh("h", f"sysctl -qw net.ipv{family}.neigh.up0.mcast_solicit=0")
+        assert patient.checks()["neighbour search"].status == status
+    above = patient.checks()["links above"]
+    assert (above.status, "mv0 lies on up0" in above.detail) == ("fail", True)
 
 
 def test_a_pool_that_is_accepted_in_anothers_chain_is_well(patient: Patient) -> None:

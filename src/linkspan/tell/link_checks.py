@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from linkspan.addresses import prefix
 from linkspan.kernel.link_attributes import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
 from linkspan.kernel.links import is_ours
 from linkspan.kernel.netlink import GETLINK, Socket, altnames, attributes, string
@@ -32,13 +33,12 @@ class _Link(NamedTuple):
 def neighbours(asked: Questions, around: Surroundings) -> Iterator[Check]:
     """The host must ask for containers' and peers' MACs, and answer who asks for its own."""
     name, found = "neighbour search", list(_refusals(asked, around))
-    for family in around.families():
+    for link, family in _resolving(around):
         # Where no multicast question may be sent, whoever is not known is not looked for (__neigh_event_send).
-        for link in _resolving(around):
-            path = f"net/ipv{family}/neigh/{link}/mcast_solicit"
-            if asked.setting(HOST, path) == "0":
-                detail = f"{path}=0: the host asks nobody on {link} for a MAC, so it reaches only whom it knows"
-                found.append(Check(name, "fail", detail, f"sysctl -w {path}=3"))
+        path = f"net/ipv{family}/neigh/{link}/mcast_solicit"
+        if asked.setting(HOST, path) == "0":
+            detail = f"{path}=0: the host asks nobody on {link} for a MAC, so it reaches only whom it knows"
+            found.append(Check(name, "fail", detail, f"sysctl -w {path}=3"))
     yield from found or [Check(name, "ok", "the host asks for its neighbours' MACs, and answers for its own")]
 
 
@@ -73,9 +73,14 @@ def others_above(around: Surroundings) -> Iterator[Check]:
     yield from found or [Check("links above", "ok", "no link of another program takes what linkspan's links receive")]
 
 
-def _resolving(around: Surroundings) -> list[str]:
-    names = [link.name for link in _links() if link.ours and link.name.startswith(RESOLVES)]
-    return names + ([around.underlay.ifname] if around.underlay is not None else [])
+def _resolving(around: Surroundings) -> Iterator[tuple[str, int]]:
+    """Yield the links on which the host looks for neighbours, with the address families in which it does."""
+    for link in _links():
+        if link.ours and link.name.startswith(RESOLVES):
+            yield from ((link.name, family) for family in around.families())
+    if around.underlay is not None:
+        families = {prefix(text).family for text in around.underlay.addresses}
+        yield from ((around.underlay.ifname, family) for family in sorted(families))
 
 
 def _links() -> Iterator[_Link]:
