@@ -93,6 +93,7 @@ ip link property del dev PORT altname ALTNAME
 ip link set BR arp off
 ip link set BR multicast off
 ip link set BR type bridge stp_state 1
+ip link set BR type bridge group_fwd_mask 0
 ip link set BR type bridge ageing_time 0
 ip link set BR type bridge mcast_querier 1
 ip link set BR type bridge nf_call_iptables 1
