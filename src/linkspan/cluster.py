@@ -398,7 +398,7 @@ class Cluster:
                 self.unclaimed.pop(network.name, None)
             except LinkspanError as error:
                 if self.unclaimed.get(network.name) != error.told:
-                    log.warning("network %s: %s", network.name, error.told)
+                    log.warning("%s", error.within(f"network {network.name}").told)
                 self.unclaimed[network.name] = error.told
         for name in self.unclaimed.keys() - {network.name for network in self._networks.all()}:
             del self.unclaimed[name]

@@ -15,6 +15,7 @@ colons: ``attach web to demo: add route 10.244.2.0/24 via 192.0.2.2: network unr
 
 from __future__ import annotations
 
+import difflib
 import errno as _errno
 import os
 import re
@@ -41,7 +42,7 @@ class LinkspanError(Exception):
         """Return the same error, prefixed by the operation in which it happened."""
         outer = type(self).__new__(type(self))
         outer.__dict__.update(self.__dict__)
-        outer.message = f"{what}: {self.message}"
+        outer.message = prefixed(what, self.message)
         outer.args = (outer.message,)
         return outer
 
@@ -100,6 +101,22 @@ _WORDS = {
     _errno.EPERM: "not permitted (is this run as root?)",
     _errno.EADDRNOTAVAIL: "no such address on this device",
 }
+
+
+def prefixed(what: str, message: str) -> str:
+    """Return a message that begins with its object or operation, once: an inner part may have named it already."""
+    return message if message.startswith((f"{what}:", f"{what} ")) else f"{what}: {message}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: 1 endpoint, 2 endpoints."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def closest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a hint for a name that nothing has: the known ones that look like it, or else another hint."""
+    found = difflib.get_close_matches(word, sorted(set(known)), n=2, cutoff=0.75)
+    return f"did you mean {' or '.join(found)}?" if found else otherwise
 
 
 def of_errno(number: int, what: str, detail: str = "") -> KernelError:

@@ -33,7 +33,7 @@ from linkspan import readable, records
 from linkspan.blocks import SHARED, AddressRecord, BlockRecord, block_key, claimant
 from linkspan.contact import Contact
 from linkspan.contracts import JOIN, Batch, Record, Store
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, counted
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
 from linkspan.model import Host, Lease
@@ -253,8 +253,9 @@ class Replica:
         if self.problem:
             raise Unavailable(f"{what}: {self.problem}", "`linkspan status` shows the store")
         if self.lost:
+            lost = counted(len(self.lost), "record")
             raise Unavailable(
-                f"{what}: the store lost {len(self.lost)} records, and their owners have not put all back yet",
+                f"{what}: the store lost {lost}, and their owners have not put all back yet",
                 "`linkspan status` lists them; restore the store, or remove hosts that will not come back",
             )
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from linkspan.contact import ALIVE_TTL, SLOW, State
-from linkspan.errors import LinkspanError
+from linkspan.errors import LinkspanError, counted
 from linkspan.records import SETTINGS
 from linkspan.tell.checks import Check
 
@@ -32,7 +32,8 @@ def state(agent: Agent) -> tuple[State, str, str]:
         why = f"it has not answered since the agent started, {time.time() - agent.started:.0f} s ago"
         return "away", why, _LOOK
     if replica.lost:
-        why = f"it lost {len(replica.lost)} records, and their owners have not put all back: {_some(replica.lost)}"
+        lost = counted(len(replica.lost), "record")
+        why = f"it lost {lost}, and their owners have not put all back: {_some(replica.lost)}"
         return "lost", why, "restore the store, or remove hosts that will not come back"
     if agent.leases.shared and contact.silence() > ALIVE_TTL:
         why = f"it takes what this host writes, and has told nothing of other hosts for {contact.silence():.0f} s"
@@ -84,7 +85,7 @@ async def checks(agent: Agent) -> list[Check]:
     seconds = time.monotonic() - begun
     now, other, remedy = state(agent)
     if why or now not in WELL:
-        found = [Check("store", "fail", why or other, fix or remedy or _LOOK)]
+        found = [Check("store", "fail", (why or other).removeprefix("store "), fix or remedy or _LOOK)]
     elif now == "slow" or seconds > SLOW:
         took = max(seconds, agent.replica.contact.seconds or 0)
         found = [Check("store", "warn", f"it is slow: an answer took {took:.1f} s", remedy or _LOOK)]

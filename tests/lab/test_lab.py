@@ -93,6 +93,18 @@ def test_attach_and_detach_change_record_and_agent(hosts: LabRun) -> None:
     assert "web" not in {c["name"] for c in hosts.json("show")["containers"]}
 
 
+def test_one_more_interface_on_a_network_is_asked_for_by_its_name(hosts: LabRun) -> None:
+    """Without --ifname a second attach is refused, with the option in the hint and the operation named once."""
+    hosts.json("attach", "h1", "twice")
+    refused = hosts.run("attach", "h1", "twice", code=1).stderr
+    assert refused == (
+        "linkspan: host h1: attach twice to demo: container twice is attached already, by eth0; "
+        "give --ifname for one more interface on this network, or detach it first\n"
+    )
+    assert hosts.json("attach", "h1", "twice", "--ifname eth5")["ifname"] == "eth5"
+    assert hosts.json("detach", "twice") == {"detached": 2}
+
+
 def test_lab_test_counts_pairs_and_names_what_fails(hosts: LabRun) -> None:
     """Each container is tried from its host; one that does not find its way back is named, with exit code 3."""
     assert hosts.json("test") == {"pairs": 3, "ok": 3, "failed": []}

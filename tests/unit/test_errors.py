@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from linkspan.api import AttachBody
-from linkspan.errors import of_validation
+from linkspan.errors import Invalid, closest, counted, of_validation
 from linkspan.model import AttachRequest
 from linkspan.networks import NetworkRequest
 
@@ -42,3 +42,22 @@ def test_a_field_is_named_with_what_it_takes(kind: type, given: object, told: st
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.json.decode(msgspec.json.encode(given), type=kind)
     assert of_validation(refused.value, kind, hint="look").told == told
+
+
+def test_an_object_is_named_once() -> None:
+    """What an inner part has named already, an outer one does not name again."""
+    assert Invalid("no block is left").within("network x").message == "network x: no block is left"
+    assert Invalid("network x: no block is left").within("network x").message == "network x: no block is left"
+    assert Invalid("network x2 is full").within("network x").message == "network x: network x2 is full"
+
+
+def test_names_that_look_alike_are_offered_and_others_are_not() -> None:
+    """Else the hint is another one; and one thing is not several."""
+    assert closest("fornt", ["front", "back"], "look") == "did you mean front?"
+    assert closest("zzz", ["front", "back"], "look") == "look"
+    assert closest("nowhere", ["other"], "look") == "look"
+    assert (counted(1, "endpoint"), counted(2, "endpoint"), counted(0, "endpoint")) == (
+        "1 endpoint",
+        "2 endpoints",
+        "0 endpoints",
+    )

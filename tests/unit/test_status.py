@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from linkspan import status
+from linkspan.cli.telling import _show_status
 
 WELL: dict[str, Any] = {
     "store": {"ok": True},
@@ -43,3 +44,16 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
 def test_another_host_s_silent_agent_alone_is_no_fault_of_this_host(found: dict[str, Any], well: bool) -> None:
     """All else that is told of the store, of this host's objects, and of peers in its networks is."""
     assert status._well(WELL | found, "h1") is well
+
+
+def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each reason is in a line of its own, below their number."""
+    agent = {"version": "1", "pid": 7, "started": 0, "socket": "/s", "state_dir": "/d"}
+    store = {"url": "sqlite:///d", "ok": True, "problem": ""}
+    lists: dict[str, Any] = {name: [] for name in ("networks", "disputes", "unreachable", "heals")}
+    found = {"agent": agent, "store": store, "drift": ["a: busy"], "bgp": {"down": []}, **lists}
+    _show_status(found)
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = (n for n, line in enumerate(lines) if line.startswith("drift "))
+    assert lines[at].split() == ["drift", "1", "problem"]
+    assert lines[at + 1] == "  cannot mend: a: busy"

@@ -310,13 +310,16 @@ def attach(
     ip: Annotated[
         list[str], typer.Option(metavar="IP", help="Exactly this address; one for each family.")
     ] = [],  # noqa: B006 - typer's way
+    ifname: Annotated[
+        str, typer.Option(metavar="NAME", help="The interface's name; by default the next free ethN.")
+    ] = "",
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
     """Add a container to a host, or an interface to a container."""
     with record.locked(lab):
         found = record.load(lab)
-        endpoint = containers.add(found, host, name, network or found.network, split(ip))
+        endpoint = containers.add(found, host, name, network or found.network, split(ip), ifname)
     if output is Format.JSON:
         as_json(endpoint)
     else:

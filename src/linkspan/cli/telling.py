@@ -29,6 +29,7 @@ from linkspan.cli.output import (
     say,
     table,
 )  # fmt: skip
+from linkspan.errors import counted
 from linkspan.escapes import escaped
 
 
@@ -59,7 +60,7 @@ def _show_status(found: dict[str, Any]) -> None:
             ("socket", agent["socket"]),
             ("state", agent["state_dir"]),
             ("store", _store(store)),
-            ("drift", "none" if not found["drift"] else ""),
+            ("drift", counted(len(found["drift"]), "problem") if found["drift"] else "none"),
         ]
     )
     for words in found["drift"]:
@@ -133,7 +134,9 @@ def _of_journal(found: dict[str, Any]) -> Iterator[str]:
     """Yield what the journal did not know at the agent's start; an agent that still runs may be older."""
     rebuilt = found.get("rebuilt", {"endpoints": 0, "unnamed": []})
     if rebuilt["endpoints"]:
-        yield f"{rebuilt['why']}: {rebuilt['endpoints']} endpoints were rebuilt from the store and the kernel"
+        many = counted(rebuilt["endpoints"], "endpoint")
+        verb = "was" if rebuilt["endpoints"] == 1 else "were"
+        yield f"{rebuilt['why']}: {many} {verb} rebuilt from the store and the kernel"
     for name in rebuilt["unnamed"]:
         yield f"{name}: the id of its container is not known; its runtime's next call, or `attach` of it, tells"
     for one in found.get("orphans", ()):

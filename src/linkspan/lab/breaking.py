@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable
 
-from linkspan.errors import Invalid, LinkspanError, NotFound
+from linkspan.errors import Invalid, LinkspanError, NotFound, counted
 from linkspan.lab import agents, commands, containers, controllers, processes, routers, switches, underlay
 from linkspan.lab.record import Host, Lab
 from linkspan.lab.underlay import CABLE, PARTITION, STORE_CUT
@@ -143,7 +143,7 @@ def _reboot(lab: Lab, host: Host) -> str:
     for network in dict.fromkeys(one.network for container in mine for one in container.attachments):
         agents.await_network(lab, [host], network)
     containers.make(lab, mine)
-    return f"{host.name} has booted anew, with {len(mine)} containers"
+    return f"{host.name} has booted anew, with {counted(len(mine), 'container')}"
 
 
 def _partition(lab: Lab, host: Host, other: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from linkspan.errors import Conflict, LinkspanError
+from linkspan.errors import Conflict, LinkspanError, counted
 from linkspan.lab import (
     agents,
     commands,
@@ -66,7 +66,7 @@ def up(lab: Lab, step: Step = silently) -> None:
 
 def _make(lab: Lab, step: Step) -> None:
     names = f"{lab.hosts[0].name}..{lab.hosts[-1].name}" if len(lab.hosts) > 1 else lab.hosts[0].name
-    what = _counted(lab.segments, "segment")
+    what = counted(lab.segments, "segment")
     if lab.switches:
         what = f"Open vSwitch with {', '.join(switch.name for switch in lab.switches)}"
     with step(f"underlay: {what}, hosts {names}"):
@@ -81,20 +81,16 @@ def _make(lab: Lab, step: Step) -> None:
         with step("etcd"):
             agents.start_etcd(lab)
     if lab.controllers:
-        with step(_counted(len(lab.controllers), "controller")):
+        with step(counted(len(lab.controllers), "controller")):
             controllers.start(lab, lab.controllers)
-    with step(_counted(len(lab.hosts), "agent")):
+    with step(counted(len(lab.hosts), "agent")):
         agents.start(lab, lab.hosts)
         agents.set_hosts(lab)
     with step(f"network {lab.network}: backend {lab.backend}, {', '.join(lab.pools)}"):
         agents.create_network(lab)
-    with step(_counted(len(lab.containers), "container")):
+    with step(counted(len(lab.containers), "container")):
         containers.make(lab, lab.containers)
         agents.await_names(lab)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def down(name: str) -> bool:

@@ -52,7 +52,7 @@ def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, 
     try:
         endpoint: dict[str, Any] = client(lab, container.host).call("POST", "/v1/attach", body)
     except LinkspanError as error:
-        raise error.within(f"attach {container.name} on host {container.host}") from error
+        raise error.within(f"host {container.host}") from error
     finally:
         os.close(fd)
     attachment.ifname, attachment.mtu = endpoint["ifname"], endpoint["mtu"]
@@ -60,7 +60,7 @@ def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, 
     return endpoint
 
 
-def add(lab: Lab, host: str, name: str, network: str, ips: list[str]) -> dict[str, Any]:
+def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: str = "") -> dict[str, Any]:
     """Add a container, or one more interface to one that is there, and return its endpoint."""
     checked_name(name, "container")
     lab.host(host)
@@ -71,7 +71,7 @@ def add(lab: Lab, host: str, name: str, network: str, ips: list[str]) -> dict[st
         raise Conflict(
             f"container {name} is on host {known.host}", f"linkspan lab detach {name} --lab {lab.name}"
         )
-    attachment = Attachment(network, ips)
+    attachment = Attachment(network, ips, ifname)
     container = known or Container(name, host, f"{lab.name}-{name}")
     container.attachments.append(attachment)
     if known is None:
