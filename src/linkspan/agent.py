@@ -27,7 +27,7 @@ from linkspan.contact import ALIVE_TTL
 from linkspan.contracts import Store
 from linkspan.control_plane import ControlPlane
 from linkspan.disputes import Disputes
-from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
+from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable, counted
 from linkspan.forwarding import Forwarding
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
@@ -384,21 +384,28 @@ class Agent:
         _raise_first(refused)
         return network
 
-    async def delete_network(self, name: str, force: bool = False) -> None:
-        """Delete a network. Raises Conflict, naming them, while endpoints exist (unless ``force``)."""
+    async def delete_network(self, name: str, force: bool = False) -> list[Endpoint]:
+        """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.
+
+        Raises Conflict, naming them, while endpoints exist (unless ``force``).
+        """
         async with self._changing:
             if all(network.name != name for network in self.networks.every()):
                 self.networks.get(name)  # raises
             users = [e for e in self.attacher.endpoints.values() if e.network == name]
             users += [e for _, e in self.published.others() if e.network == name]
             if users and not force:
-                names = ", ".join(sorted(e.name or e.id for e in users)[:5])
+                names = ", ".join(sorted(e.called for e in users)[:5])
                 raise Conflict(
-                    f"network {name} has {len(users)} endpoints ({names}{', ...' if len(users) > 5 else ''})",
-                    "detach them first, or use --force",
+                    f"network {name} has {counted(len(users), 'endpoint')} "
+                    f"({names}{', ...' if len(users) > 5 else ''})",
+                    "detach them (or stop their containers) first, or use --force, which cuts them off",
                 )
             await self._delete_network(name)
-        self.happenings.add("network", f"network {name} was deleted", network=name)
+        who = ", ".join(f"{e.called} on host {e.host}" for e in users)
+        cut = f", which cut off {who}" if users else ""
+        self.happenings.add("network", f"network {name} was deleted{cut}", network=name)
+        return users
 
     async def _delete_network(self, name: str) -> None:
         await self.networks.delete(name)  # first: an attach that is under way fails then

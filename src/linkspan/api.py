@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import msgspec
 from aiohttp import web
 
 from linkspan import migration
+from linkspan.addresses import prefix
 from linkspan.agent import Agent
 from linkspan.api_bgp import Bgp
 from linkspan.api_cluster import ClusterRoutes
@@ -19,10 +20,11 @@ from linkspan.api_telling import Telling
 from linkspan.api_tracing import Tracing
 from linkspan.caller import peer
 from linkspan.cautions import KERNEL, cautions, data_path, dropped
-from linkspan.errors import Denied, LinkspanError
+from linkspan.errors import Conflict, Denied, Invalid, LinkspanError
 from linkspan.kernel.namespaces import open_namespace
 from linkspan.model import Allowance, AttachRequest, Endpoint, Network
 from linkspan.networks import NetworkRequest
+from linkspan.published import by_container
 from linkspan.runtimes.cni import Cni
 from linkspan.runtimes.podman import Podman
 
@@ -54,11 +56,13 @@ class AttachBody(AttachRequest, frozen=True, kw_only=True):
 class DetachBody(msgspec.Struct, frozen=True):
     """Which endpoint goes: one interface, those of one network, or all of a container.
 
-    Where it is ``named``, ``id`` may also be a container's name, or NAME@NETWORK.
+    Where it is ``named``, ``id`` may also be a container's name, or NAME@NETWORK. What an engine manages goes by
+    ``force`` only.
     """
 
     id: str
     named: bool = False
+    force: bool = False
     ifname: str = ""
     network: str = ""
 
@@ -91,6 +95,27 @@ def public(endpoint: Endpoint) -> dict[str, object]:
     for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
         fields.pop(name)
     return dict(fields)
+
+
+def _refuse_managed(endpoints: Iterable[Endpoint]) -> None:
+    """Raise Conflict, with the engine's own commands, where an engine attached one of these by a network of its own."""
+    managed = [e for e in endpoints if e.managed]
+    if managed:
+        whose = ", ".join(f"{e.ifname} of {e.called} on network {e.network} is {e.managed.title()}'s" for e in managed)
+        commands = [f"{e.managed} network disconnect {e.network} {e.name or 'CONTAINER'}" for e in managed]
+        raise Conflict(
+            f"{whose}, which would not know that it is gone", f"{'; '.join(commands)} (or --force: cut it off here)"
+        )
+
+
+def _refuse_lengths(ips: Iterable[str]) -> None:
+    """Raise Invalid for an address with a prefix length, which is the network's own and would not be kept."""
+    for text in ips:
+        if "/" in text:
+            raise Invalid(
+                f"--ip {text} has a prefix length, which the network gives", f"give the address alone: --ip "
+                f"{text.partition('/')[0]}"
+            )
 
 
 @web.middleware
@@ -207,8 +232,9 @@ class Api:
 
     async def _delete_network(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        await self._agent.delete_network(name, force="force" in request.query)
-        return answer({"deleted": name})
+        cut = await self._agent.delete_network(name, force="force" in request.query)
+        told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
+        return answer({"deleted": name, "cut_off": told})
 
     async def _allow(self, request: web.Request) -> web.Response:
         allowance = await body(request, Allowance)
@@ -217,6 +243,7 @@ class Api:
 
     async def _attach(self, request: web.Request) -> web.Response:
         wanted = await body(request, AttachBody)
+        _refuse_lengths(wanted.ips)
         pid, _ = peer(request)
         fd = open_namespace(f"/proc/{pid}/fd/{wanted.namespace_fd}") if wanted.namespace_fd >= 0 else -1
         try:
@@ -227,8 +254,16 @@ class Api:
 
     async def _detach(self, request: web.Request) -> web.Response:
         wanted = await body(request, DetachBody)
-        id_, network = self._agent.published.here(wanted.id) if wanted.named else (wanted.id, "")
-        count = await self._agent.detach(id_, wanted.ifname, wanted.network or network)
+        network = wanted.network or (wanted.id.partition("@")[2] if wanted.named else "")
+        known = self._agent.published.here(wanted.id, named=wanted.named)
+        going = [e for e in known if wanted.ifname in ("", e.ifname, e.identity[1]) and network in ("", e.network)]
+        if not wanted.force:
+            _refuse_managed(going)
+        each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
+        if not each:  # one that is known by its pair's name only, or whose attach is under way
+            each[wanted.id, wanted.ifname] = None
+        count = sum([await self._agent.detach(id_, ifname, network) for id_, ifname in each])
+        id_, _ = next(iter(each))
         why = "" if count else self._missing(wanted)
         return answer({"detached": count, "id": id_, "why": why})
 
@@ -241,14 +276,16 @@ class Api:
             self._agent.network(network)
         local = "local" in request.query
         found = self._agent.endpoints().values() if local else self._agent.published.everywhere()
-        return answer([public(e) for e in found if network in ("", e.network)])
+        return answer([public(e) for e in by_container(e for e in found if network in ("", e.network))])
 
     async def _show_endpoint(self, request: web.Request) -> web.Response:
-        return answer([public(e) for e in self._agent.published.find(request.match_info["word"])])
+        return answer([public(e) for e in by_container(self._agent.published.find(request.match_info["word"]))])
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
-        return answer(await self._agent.reserve(wanted.network, wanted.cidr), 201)
+        made = await self._agent.reserve(wanted.network, wanted.cidr)
+        held = self._agent.published.holders(made.network, prefix(made.cidr))
+        return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)

@@ -160,19 +160,20 @@ class Attacher:
                     request, number, cookie, namespace_fd, namespace_path, delivered
                 )
             async with self._one_at_a_time((request.id, "")):  # two that ask for the next free name get two
-                self._refuse_again(request)
+                self._refuse_again(request, number)
                 name = await self._worker.run_brief(self._free_ifname, request.id, namespace_fd)
                 request = msgspec.structs.replace(request, ifname=name)
                 return await self._attach_one(request, number, cookie, namespace_fd, namespace_path)
         except LinkspanError as error:
             raise error.within(f"attach {request.name or request.id} to {network.name}") from error
 
-    def _refuse_again(self, request: AttachRequest) -> None:
-        """A command that is typed twice does not mean two interfaces on one network."""
+    def _refuse_again(self, request: AttachRequest, number: int) -> None:
+        """A command that is typed twice does not mean two interfaces on one network, whoever made the first."""
         for endpoint in self.endpoints.values():
-            if (endpoint.id, endpoint.network) == (request.id, request.network) and endpoint.netns:
+            same = endpoint.netns and (endpoint.id == request.id or endpoint.netns == number)
+            if same and endpoint.network == request.network:
                 raise Conflict(
-                    f"container {request.id} is attached already, by {endpoint.ifname}",
+                    f"container {endpoint.called} is attached already, by {endpoint.ifname}",
                     "give --ifname for one more interface on this network, or detach it first",
                 )
 
@@ -282,7 +283,7 @@ class Attacher:
             raise
         self.admit(endpoint, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         where = ", ".join(endpoint.addresses) or "the host's address"
-        what = f"{endpoint.name or endpoint.id} has {where} on network {network.name}"
+        what = f"{endpoint.called} has {where} on network {network.name}"
         self._happenings.add(
             "attach", what, endpoint=endpoint.id, ifname=endpoint.ifname, network=network.name
         )
@@ -420,7 +421,7 @@ class Attacher:
         self.endpoints.pop(endpoint.identity, None)
         self.attached_ns.pop(endpoint.identity, None)
         self.changed(endpoint.identity)
-        what = f"{endpoint.name or endpoint.id} left network {endpoint.network}"
+        what = f"{endpoint.called} left network {endpoint.network}"
         about = {"endpoint": endpoint.id, "ifname": endpoint.ifname, "network": endpoint.network}
         self._happenings.add("detach", what, **about)
 
@@ -429,7 +430,7 @@ class Attacher:
         try:
             yield
         except Unavailable as error:
-            log.warning("%s: %s", what, error.message)
+            log.warning("%s", error.within(what).message)
 
     def _forget(self, endpoint: Endpoint) -> None:
         """Drop the row; where the disk does not take that now, ``retry_forgetting`` does it later."""

@@ -91,6 +91,7 @@ def described(
         netns_cookie=cookie,
         bandwidth=request.bandwidth,
         delivered=delivered,
+        engine=request.engine,
     )
 
 

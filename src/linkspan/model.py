@@ -16,6 +16,8 @@ from linkspan.wireguard import Tools
 
 Protocol = Literal["tcp", "udp", "sctp"]
 Runtime = Literal["docker", "podman", "cni"]
+Engine = Literal["", "docker", "podman"]
+Ipam = Literal["block", "exact"]
 
 ALIASES = "aliases"
 """The label that keeps a container's other names, by commas."""
@@ -77,7 +79,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 1500
     masquerade: bool = True
     internal: bool = False
-    ipam: Literal["block", "exact"] = "block"
+    ipam: Ipam = "block"
     gateways: tuple[str, ...] = ()
     migration: Migration | None = None
     expose: tuple[Runtime, ...] = ()
@@ -164,6 +166,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     A later plugin of a CNI chain may change MAC and MTU. ``mac`` and ``mtu`` are then those that it has set;
     ``born_mac`` is the MAC at the attachment, from which its link-local address is made, and ``tuned_mtu`` the MTU
     that it is to keep however large its network's is. Both are empty where nobody has changed anything.
+
+    ``engine`` is the engine that attached its container by a network of its own, and that takes it out again.
     """
 
     id: str
@@ -187,6 +191,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     delivered: str = ""
     born_mac: str = ""
     tuned_mtu: int = 0
+    engine: Engine = ""
+
+    @property
+    def managed(self) -> Engine:
+        """The engine that must be asked to take the container out; earlier versions wrote no ``engine``."""
+        return self.engine or ("docker" if self.delivered else "")
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -410,6 +420,7 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime or a user asks for. ``ifname`` empty: the next free ethN. ``ips`` empty: one of each family.
 
     ``ports_bound``: the runtime listens at the ports itself, as Podman does to keep others away from them.
+    ``engine``: as in Endpoint.
     """
 
     id: str
@@ -423,3 +434,4 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
     ports_bound: bool = False
     labels: dict[str, str] = {}
     bandwidth: Bandwidth | None = None
+    engine: Engine = ""

@@ -47,6 +47,7 @@ LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 """RFC 1035 section 2.3.4 gives the length; underscores are in container names (Compose's), and servers take them."""
 LONGEST = 253
 DIGEST = re.compile(r"[0-9a-f]{64}")
+"""An id that an engine made, which people write by its first digits."""
 SHORT = 12
 """Digits of a container's id that Docker and Podman show, and give as its host name."""
 NAMESPACE = "default-"
@@ -108,6 +109,13 @@ def named(endpoint: Endpoint) -> Named:
     """Return what servers are told of an endpoint."""
     names = tuple(dict.fromkeys(filter(None, map(normal, given(endpoint)))))
     return Named(tuple(p.address for p in endpoint.prefixes), names)
+
+
+def answers(endpoint: Endpoint, word: str) -> bool:
+    """Tell whether a server answers a name with an endpoint: NAME, NAME.NETWORK or NAME.NETWORK.internal."""
+    wanted, own, network = normal(word), named(endpoint).names, normal(endpoint.network)
+    ends = ("", f".{network}", f".{network}.{WHOLE}") if network else ("",)
+    return bool(wanted) and any(f"{name}{end}" == wanted for name in own for end in ends)
 
 
 def unspeakable(endpoint: Endpoint) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -14,13 +14,14 @@ from linkspan import migration, readable, records
 from linkspan.addresses import BITS, Prefix, pool, prefix
 from linkspan.backends import backend
 from linkspan.contracts import Backend
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, closest
 from linkspan.ipam import gateway
 from linkspan.model import (
     MTUS,
     Allowance,
     Endpoint,
     Host,
+    Ipam,
     Lease,
     Network,
     Reservation,
@@ -55,7 +56,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     masquerade: bool = True
     internal: bool = False
-    ipam: Literal["block", "exact"] = "block"
+    ipam: Ipam = "block"
     expose: tuple[Runtime, ...] = ()
 
 
@@ -206,9 +207,9 @@ class Networks:
             return self._networks[name]
         except KeyError:
             known = ", ".join(sorted(self._networks)) or "none yet"
+            look = "`linkspan network list` shows them; a new one: linkspan network create NAME --pool 10.244.0.0/16"
             raise NotFound(
-                f"network {name!r} does not exist (there are: {known})",
-                "`linkspan network list` shows them; a new one: linkspan network create NAME --pool 10.244.0.0/16",
+                f"network {name!r} does not exist (there are: {known})", closest(name, self._networks, look)
             ) from None
 
     def unknown(self, name: str) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from linkspan import names
 from linkspan.addresses import Prefix
-from linkspan.errors import Conflict, LinkspanError, NotFound
+from linkspan.errors import Conflict, LinkspanError, NotFound, closest
 from linkspan.happenings import Happenings
 from linkspan.lasting import lasting
 from linkspan.model import Endpoint
@@ -25,6 +26,10 @@ log = logging.getLogger("linkspan.published")
 
 AGAIN = 2.0
 """Seconds until what the store did not take is tried again."""
+SHOWN = 24
+"""Characters of an id that lists show."""
+FEWEST = 4
+"""Digits of an engine's id that mean it, where it is the only one: fewer are sooner a slip of the keyboard."""
 Identity = tuple[str, str]
 
 
@@ -103,53 +108,54 @@ class Published:
 
         Of one on this host the name is enough, where it has one.
         """
+        return next((who for _, who in self.holders(network, address)), "")
+
+    def holders(self, network: str, among: Prefix) -> Iterator[tuple[str, str]]:
+        """Yield the addresses of a network that endpoints have, and whose each is, as `holder` says it."""
         for endpoint in self.everywhere():
-            if endpoint.network == network and address in (one.single() for one in endpoint.prefixes):
-                here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
-                return f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
-        return ""
+            here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
+            for one in endpoint.prefixes if endpoint.network == network else ():
+                if among.holds(one.single()):
+                    yield one.address, f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
 
     def find(self, word: str) -> list[Endpoint]:
-        """Return the cluster's endpoints with this container id, name, or NAME@NETWORK. Raises NotFound."""
-        name, _, network = word.partition("@")
-        every = self.everywhere()
-        found = [e for e in every if name in (e.id, e.name) and network in ("", e.network)]
-        if not found:
-            raise NotFound(f"endpoint {word!r} does not exist", "`linkspan endpoint list` shows them")
-        return found
+        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound."""
+        if found := meant(word, self.everywhere()):
+            return found
+        look = "`linkspan endpoint list` shows them"
+        raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))
 
-    def here(self, word: str) -> tuple[str, str]:
-        """Return the id of this host's container with an id or name, and the network where it is NAME@NETWORK.
+    def here(self, word: str, *, named: bool = True) -> list[Endpoint]:
+        """Return the endpoints of this host's container that a word means (`meant`), or that has just this id.
 
-        What is not known here is returned as it is. Raises Conflict, with the ids, where several have the name.
+        What is not known here is none. Raises Conflict, with the candidates, where several containers fit.
         """
-        name, _, network = word.partition("@")
         local = list(self._endpoints.values())
-        if any(e.id == word for e in local):
-            return word, ""
-        found = {e.id for e in local if name in (e.id, e.name) and network in ("", e.network)}
-        if len(found) > 1:
+        found = meant(word, local) if named else [e for e in local if e.id == word]
+        containers = len(set(map(_container, found)))
+        if containers > 1:
+            each = ", ".join(f"{e.called}@{e.network} ({e.id[:SHOWN]} {e.ifname})" for e in found)
             raise Conflict(
-                f"{len(found)} containers on this host have the name {name}: {', '.join(sorted(found))}",
-                "name one by --id ID",
+                f"{containers} containers on this host are called {word}: {each}", "give NAME@NETWORK, or an id"
             )
-        return (found.pop(), network) if found else (word, network)
+        return found
 
     def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
         """Return why nothing on this host could be detached by a word: an id or, where it is ``named``, a name."""
         name = word.partition("@")[0]
-        if mine := [e for e in self._endpoints.values() if name in (e.id, e.name)]:
+        if mine := meant(name, self._endpoints.values()):
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
             if not any(name == e.id or named for e in mine):
                 return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
             return f"it has {have}, and no other interface here"
-        if hosts := sorted({e.host for _, e in self.others() if name in (e.id, e.name)}):
+        if hosts := sorted({e.host for e in meant(name, [e for _, e in self.others()])}):
             return f"it is on host {' and '.join(hosts)}, where the command can detach it"
         gone = [h for h in happenings.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
         if gone:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))
             return f"it was detached already, at {at}"
-        return "no container on this host has this id or name (`linkspan endpoint list` shows those of all hosts)"
+        look = closest(name, _words(self._endpoints.values()), "`linkspan endpoint list` shows those of all hosts")
+        return f"no container on this host has this id or name ({look})"
 
     async def _follow(self) -> None:
         while True:
@@ -183,6 +189,44 @@ class Published:
         for key in due:
             if (found := self._endpoints.get(_identity(key))) is not None:
                 yield found.identity, found
+
+
+def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return the endpoints that a word means, or NAME@NETWORK.
+
+    An id comes first, then a container's name, then what DNS answers, and then the beginning of an id that a list
+    shows: SHOWN characters of any, or FEWEST of one that an engine made. A name of somebody's is no such beginning.
+    """
+    name, _, network = word.partition("@")
+    every = [e for e in endpoints if network in ("", e.network)]
+    ways: tuple[Callable[[Endpoint], bool], ...] = (
+        lambda e: e.id == name,
+        lambda e: e.name == name,
+        lambda e: names.answers(e, name),
+        lambda e: e.id.startswith(name) and len(name) >= (FEWEST if names.DIGEST.fullmatch(e.id) else SHOWN),
+    )
+    found = ([e for e in every if fits(e)] for fits in ways)
+    return next(filter(None, found), [])
+
+
+def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return endpoints with those of one container together, in the order eth0, eth1, eth10."""
+    every = list(endpoints)
+    first: dict[object, int] = {}
+    for number, endpoint in enumerate(every):
+        first.setdefault(_container(endpoint), number)
+    return sorted(every, key=lambda e: (first[_container(e)], len(e.ifname), e.ifname))
+
+
+def _container(endpoint: Endpoint) -> tuple[object, ...]:
+    """Return what only endpoints of the same container have; Docker gives each of them another id."""
+    if endpoint.netns:
+        return endpoint.host, endpoint.netns
+    return endpoint.host, endpoint.id
+
+
+def _words(endpoints: Iterable[Endpoint]) -> Iterator[str]:
+    return (word for e in endpoints for word in (e.id, *names.given(e)))
 
 
 def _identity(key: str) -> Identity:

@@ -99,7 +99,61 @@ def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
 def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) -> None:
     """Also where the agent finds it, not the command line."""
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--ipam", "blocks", code=1)
-    assert said.startswith("linkspan: ipam: 'blocks' is unknown; give one of block, exact")
+    assert said == "linkspan: create network x: --ipam 'blocks' is unknown; give block or exact\n"
+    said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--expose", "podman,dokcer", code=1)
+    assert said == "linkspan: create network x: --expose 'dokcer' is unknown; give docker, podman or cni\n"
+
+
+def test_names_that_look_like_a_known_one_are_offered(host: Host) -> None:
+    """Of a network and of a container; a container's name in DNS and the start of its id mean it, too."""
+    container = host.world.namespace()
+    host.cli("network", "create", "frontend", "--pool", "10.207.0.0/24")
+    id_ = "4f1c" + "0" * 60
+    host.attach(container, "frontend", id=id_, name="shop-db-1", labels={"aliases": "db"})
+    assert "did you mean frontend?" in host.cli("network", "show", "fronted", code=1)
+    assert "did you mean shop-db-1?" in host.cli("endpoint", "show", "shop-db", code=1)
+    assert "did you mean shop-db-1?" in host.cli("detach", "shop-db")
+    for word in ("db", "db.frontend.internal", "4f1c", id_[:24], "shop-db-1@frontend"):
+        assert host.json("endpoint", "show", word)[0]["id"] == id_
+    assert host.json("detach", "db.frontend")["detached"] == 1
+    host.cli("network", "delete", "frontend")
+
+
+def test_a_container_s_interfaces_are_listed_together_and_in_order(host: Host) -> None:
+    """Whichever came first, and whoever came between."""
+    one, two = host.world.namespace(), host.world.namespace()
+    host.cli("network", "create", "many", "--pool", "10.208.0.0/24")
+    for name, ifname in ((one, "eth10"), (two, "eth0"), (one, "eth2"), (one, "eth0")):
+        host.attach(name, "many", ifname=ifname)
+    listed = [(e["id"], e["ifname"]) for e in host.json("endpoint", "list", "--network", "many")]
+    assert listed == [(one, "eth0"), (one, "eth2"), (one, "eth10"), (two, "eth0")]
+    said = host.cli("network", "delete", "many", code=1)
+    assert "has 4 endpoints" in said
+    gone = host.json("network", "delete", "many", "--force")
+    assert sorted((e["id"], e["ifname"]) for e in gone["cut_off"]) == sorted(listed)
+    assert f"which cut off {one} on host" in host.cli("events", "-n", "1")
+
+
+def test_a_reserved_address_in_use_stays_its_holder_s(host: Host) -> None:
+    """The answer says who keeps it."""
+    container = host.world.namespace()
+    host.cli("network", "create", "kept", "--pool", "10.209.0.0/24")
+    host.attach(container, "kept", name="web", ips=["10.209.0.9"])
+    said = host.cli("address", "reserve", "kept", "10.209.0.8/29")
+    assert "10.209.0.9 is in use: web keeps it until it is detached" in said
+    assert host.cli("address", "reserve", "kept", "10.209.0.16/29") == "10.209.0.16/29 of network kept is reserved\n"
+    assert "has 1 endpoint (web)" in host.cli("network", "delete", "kept", code=1)
+    host.cli("network", "delete", "kept", "--force")
+
+
+def test_an_interface_more_on_a_network_is_asked_for_by_name(host: Host) -> None:
+    """A second id of the same namespace makes no second interface by itself."""
+    container = host.world.namespace()
+    host.cli("network", "create", "once", "--pool", "10.210.0.0/24")
+    host.attach(container, "once")
+    said = host.cli("attach", container, "--network", "once", "--id", "other", code=1)
+    assert f"container {container} is attached already, by eth0; give --ifname" in said
+    host.cli("network", "delete", "once", "--force")
 
 
 def test_the_last_events_are_asked_for_as_of_a_log(host: Host) -> None:

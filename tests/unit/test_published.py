@@ -176,21 +176,68 @@ def _named(teller: Teller, id_: str, name: str, network: str = "demo") -> None:
 
 
 def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
-    """By id or name, or NAME@NETWORK; an id comes before a name, and a name of several is refused with their ids."""
+    """By id or name, or NAME@NETWORK; an id comes before a name, and a name of several is refused with all of them."""
     one = Teller(Memory(), tmp_path, "h1")
     _named(one, "4f1c", "web")
     _named(one, "77aa", "db", "front")
     _named(one, "88bb", "db", "back")
     _named(one, "db1", "cache")
     _named(one, "99cc", "db1")
-    assert one.published.here("4f1c") == ("4f1c", "")
-    assert one.published.here("web") == ("4f1c", "")
-    assert one.published.here("db@back") == ("88bb", "back")
-    assert one.published.here("db1") == ("db1", "")
-    assert one.published.here("nobody") == ("nobody", "")
-    with pytest.raises(Conflict, match="2 containers on this host have the name db: 77aa, 88bb") as refused:
+
+    def ids(word: str, *, named: bool = True) -> list[str]:
+        return [e.id for e in one.published.here(word, named=named)]
+
+    assert ids("4f1c") == ["4f1c"]
+    assert ids("web") == ["4f1c"]
+    assert ids("db@back") == ["88bb"]
+    assert ids("db1") == ["db1"]
+    assert ids("nobody") == []
+    assert ids("web", named=False) == []
+    with pytest.raises(Conflict) as refused:
         one.published.here("db")
-    assert "--id" in refused.value.hint
+    assert refused.value.message == (
+        "2 containers on this host are called db: db@front (77aa eth0), db@back (88bb eth0)"
+    )
+    assert "NAME@NETWORK" in refused.value.hint
+
+
+def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> None:
+    """Docker gives each of its interfaces another id; the namespace is the same."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for number, network in enumerate(("front", "back")):
+        made = Endpoint(
+            id=str(number) * 64, ifname=f"eth{number}", name="web", network=network, host="h1", netns=7,
+            delivered=f"lsd{number}",
+        )  # fmt: skip
+        one.endpoints[made.identity] = made
+    assert [e.network for e in one.published.here("web")] == ["front", "back"]
+    assert [e.network for e in one.published.here("web@back")] == ["back"]
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("db", ["a" * 64]),
+        ("DB.demo", ["a" * 64]),
+        ("shop-db-1.demo.internal", ["a" * 64]),
+        ("db.other", []),
+        ("aaaa", ["a" * 64]),
+        ("aaa", []),
+        ("b" * 24, ["b" * 30]),
+        ("b" * 23, []),
+        ("shop", []),
+        ("", []),
+    ],
+)
+def test_what_dns_answers_and_the_start_of_an_id_mean_a_container(
+    tmp_path: Path, word: str, found: list[str]
+) -> None:
+    """The start of an engine's id has four digits, of any other what lists show; of a name it means nobody."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for id_, name, labels in (("a" * 64, "shop-db-1", {"aliases": "db"}), ("b" * 30, "shop-web-1", {})):
+        made = Endpoint(id=id_, ifname="eth0", name=name, network="demo", host="h1", labels=labels)
+        one.endpoints[made.identity] = made
+    assert [e.id for e in one.published.here(word)] == found
 
 
 def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from linkspan.cli.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, table
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, table
 
 app = typer.Typer(no_args_is_help=True, help="Addresses: who holds which, and whether that is true.")
 
@@ -65,7 +65,12 @@ def reserve(
 ) -> None:
     """Never give these addresses, unless one is asked for by --ip."""
     made = Client(socket).call("POST", "/v1/reservations", {"network": network, "cidr": cidr})
-    as_json(made) if output is Format.JSON else print(f"{made['cidr']} of network {network} is reserved")
+    if output is Format.JSON:
+        as_json(made)
+        return
+    print(f"{made['cidr']} of network {network} is reserved")
+    for one in made.get("held", ()):  # an agent that still runs may be older
+        say(f"{one['address']} is in use: {one['holder']} keeps it until it is detached")
 
 
 @app.command()

@@ -26,12 +26,12 @@ from linkspan.cli.output import (
     split,
     table,
 )
-from linkspan.errors import Invalid, NotFound, Unavailable
+from linkspan.errors import Invalid, NotFound, Unavailable, counted
 from linkspan.kernel.namespaces import open_namespace
 
 app = typer.Typer(no_args_is_help=True, help="Endpoints: the attached interfaces of containers.")
 
-_RUNTIMES = {"docker": "{{.State.Pid}}", "podman": "{{.State.Pid}}"}
+_RUNTIMES = ("docker", "podman")
 Target = Annotated[
     str,
     typer.Argument(
@@ -41,18 +41,21 @@ Target = Annotated[
 ]
 
 
-def located(target: str) -> tuple[str, str]:
-    """Return (container id, path of its namespace) for a target as users write it. Raises LinkspanError."""
+def located(target: str) -> tuple[str, str, str]:
+    """Return (container id, its name, path of its namespace) for a target as users write it. Raises LinkspanError.
+
+    The name is "" where only a runtime could tell one.
+    """
     kind, colon, word = target.partition(":")
     if target.startswith("/"):
-        return re.sub(r"[^a-zA-Z0-9_.-]+", "-", target).strip("-._"), target
+        return re.sub(r"[^a-zA-Z0-9_.-]+", "-", target).strip("-._"), "", target
     if not colon or kind == "netns":
         name = word if colon else target
-        return name, f"/run/netns/{name}"
+        return name, "", f"/run/netns/{name}"
     if kind == "pid":
         if not word.isdigit():
             raise Invalid(f"target {target!r}: {word!r} is not a process id", "write pid:1234")
-        return f"pid-{word}", f"/proc/{word}/ns/net"
+        return f"pid-{word}", "", f"/proc/{word}/ns/net"
     if kind in _RUNTIMES:
         return _container(kind, word)
     raise Invalid(
@@ -60,14 +63,14 @@ def located(target: str) -> tuple[str, str]:
     )
 
 
-def _container(runtime: str, name: str) -> tuple[str, str]:
+def _container(runtime: str, name: str) -> tuple[str, str, str]:
     command = [
         runtime,
         "inspect",
         "--type",
         "container",
         "--format",
-        f"{{{{.Id}}}} {_RUNTIMES[runtime]}",
+        "{{.Id}} {{.State.Pid}} {{.Name}}",
         name,
     ]
     what = f"{runtime} container {name!r}"
@@ -81,10 +84,10 @@ def _container(runtime: str, name: str) -> tuple[str, str]:
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or [f"{runtime} inspect ended with {done.returncode}"]
         raise NotFound(f"{what}: {why[0]}", f"`{runtime} ps` shows those that run")
-    identity, pid = done.stdout.split()
+    identity, pid, called = done.stdout.split()
     if pid == "0":
         raise Invalid(f"{what} is not running", f"{runtime} start {name}")
-    return identity, f"/proc/{pid}/ns/net"
+    return identity, called.lstrip("/"), f"/proc/{pid}/ns/net"
 
 
 def attach(
@@ -114,13 +117,13 @@ def attach(
 ) -> None:
     """Attach a container to a network."""
     client = Client(socket)
-    identity, path = located(target)
+    identity, called, path = located(target)
     wanted = [ports.parse(text) for text in split(publish)]
     body: dict[str, Any] = {
         "id": id_ or identity,
         "network": network,
         "ifname": ifname,
-        "name": name,
+        "name": name or called,
         "ips": split(ip),
         "mac": mac,
         "ports": [msgspec.to_builtins(port) for exact, _ in wanted for port in exact],
@@ -150,11 +153,17 @@ def attach(
 def detach(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A container's name or id as listed, NAME@NETWORK, or as for attach."),
+        typer.Argument(
+            metavar="TARGET",
+            help="A container's name, its name in DNS, or an id as listed; NAME@NETWORK; or as for attach.",
+        ),
     ] = "",
     id_: Annotated[str, typer.Option("--id", metavar="ID", help="The container's id.")] = "",
     ifname: Annotated[str, typer.Option(metavar="NAME", help="Only this interface.")] = "",
     network: Annotated[str, typer.Option(metavar="N", help="Only from this network.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also from a network that Docker or Podman put it in, behind its back.")
+    ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -162,13 +171,13 @@ def detach(
     if not id_ and not target:
         raise typer.BadParameter("give TARGET or --id ID")
     identity, named = (id_, False) if id_ else _meant(target)
-    wanted = {"id": identity, "named": named, "ifname": ifname, "network": network}
+    wanted = {"id": identity, "named": named, "ifname": ifname, "network": network, "force": force}
     gone = Client(socket).call("POST", "/v1/detach", wanted)
     if output is Format.JSON:
         as_json(gone)
     else:
         why = f": {gone['why']}" if gone.get("why") else ""  # an agent that still runs may be older
-        say(f"{identity}: {gone['detached']} interface{'' if gone['detached'] == 1 else 's'} detached{why}")
+        say(f"{identity}: {counted(gone['detached'], 'interface')} detached{why}")
 
 
 def _meant(target: str) -> tuple[str, bool]:

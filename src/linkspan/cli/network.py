@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
 import typer
@@ -23,6 +24,8 @@ from linkspan.cli.output import (
     split,
     table,
 )
+from linkspan.errors import Invalid
+from linkspan.model import Ipam, Runtime
 
 app = typer.Typer(
     no_args_is_help=True, help="Networks: pools of addresses, and how their endpoints reach each other."
@@ -63,6 +66,9 @@ def create(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Create a network."""
+    for runtime in split(expose):
+        _check_word(name, "--expose", runtime, get_args(Runtime))
+    _check_word(name, "--ipam", ipam, get_args(Ipam))
     request = {
         "name": name,
         "pools": split(pool),
@@ -85,6 +91,13 @@ def create(
     words += [f"gateway {joined(network['gateways'])}"] if network["gateways"] else []
     say(", ".join(words))
     _warn(network)
+
+
+def _check_word(network: str, option: str, word: str, known: Sequence[str]) -> None:
+    """Raise Invalid, with the network and the option, for a word that it does not take."""
+    if word not in known:
+        choices = f"give {', '.join(known[:-1])} or {known[-1]}"
+        raise Invalid(f"create network {network}: {option} {word!r} is unknown", choices)
 
 
 def _warn(network: dict[str, Any]) -> None:
@@ -233,7 +246,19 @@ def delete(
 ) -> None:
     """Delete a network; refused while it has endpoints."""
     gone = Client(socket).call("DELETE", f"/v1/networks/{quote(name)}{'?force' if force else ''}")
-    as_json(gone) if output is Format.JSON else print(f"network {name} is deleted")
+    if output is Format.JSON:
+        as_json(gone)
+        return
+    print(f"network {name} is deleted")
+    cut = gone.get("cut_off", [])  # an agent that still runs may be older
+    if cut:
+        say(f"cut off: {joined(map(_cut_off, cut))}")
+    for engine in sorted({one["engine"] for one in cut if one["engine"]}):
+        say(f"while {engine.title()} still shows one there: {engine} network disconnect --force {name} CONTAINER")
+
+
+def _cut_off(one: dict[str, str]) -> str:
+    return f"{one['name'] or one['id'][:24]} on host {one['host']}"
 
 
 def _allowance(source: str, target: str, port: str) -> dict[str, object]:

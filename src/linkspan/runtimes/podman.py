@@ -163,6 +163,7 @@ class Podman:
             mac=mac_text(mac(wish.static_mac)) if wish.static_mac else "",
             ports=self._ports(call),
             ports_bound=True,
+            engine="podman",
             labels={ALIASES: ",".join(aliases)} if aliases else {},
         )
 
