@@ -128,14 +128,15 @@ async def taken(attacher: Attacher, worker: Worker, identity: Identity, path: st
     try:
         number = namespaces.inode(fd)
         cookie = await worker.run_brief(worker.machine.namespaces.cookie, fd)
+        await attacher.make_way(number, cookie, fd, but=identity)
         wanted = attacher.endpoints[identity].mac if identity in attacher.endpoints else ""
         ifname = await worker.run_brief(_interface, worker, fd, wanted)
+        if not ifname:
+            return False
+        place = {"ifname": ifname, "netns": number, "netns_path": path, "netns_cookie": cookie}
+        await attacher.alter(identity, lambda _, endpoint: msgspec.structs.replace(endpoint, **place))
     finally:
         os.close(fd)
-    if not ifname:
-        return False
-    place = {"ifname": ifname, "netns": number, "netns_path": path, "netns_cookie": cookie}
-    await attacher.alter(identity, lambda _, endpoint: msgspec.structs.replace(endpoint, **place))
     return True
 
 

@@ -153,7 +153,7 @@ class Attacher:
         try:
             if number:
                 cookie = await self._worker.run_brief(self._worker.machine.namespaces.cookie, namespace_fd)
-                await self._bury(number, cookie)
+                await self.make_way(number, cookie, namespace_fd)
             if request.ifname:
                 checked_ifname(request.ifname)
                 return await self._attach_one(
@@ -188,11 +188,25 @@ class Attacher:
             return await self.alter(endpoint.identity, resized)
         return self.endpoints.get(endpoint.identity, endpoint)
 
-    async def _bury(self, number: int, cookie: int) -> None:
-        """Detach endpoints of a namespace that is gone and whose inode another container's has now."""
+    async def make_way(self, number: int, cookie: int, fd: int, but: Identity | None = None) -> None:
+        """Detach endpoints of a namespace that is gone and whose inode this open one has now; ``but`` not this one.
+
+        States know a namespace by its inode, so endpoints of two must not be there together. While the descriptor is
+        open, no other namespace has the inode: the caller keeps it open until the endpoint that comes is known.
+        """
+        if not cookie:  # an old kernel
+            return
+        machine = self._worker.machine
         for endpoint in list(self.endpoints.values()):
-            if endpoint.netns == number and cookie and endpoint.netns_cookie not in (0, cookie):
+            if endpoint.netns != number or endpoint.netns_cookie == cookie or endpoint.identity == but:
+                continue
+            name = endpoint.host_ifname
+            if not endpoint.netns_cookie and await self._worker.run_brief(machine.links.leads_into, name, fd):
+                with contextlib.suppress(NotFound):  # detached meanwhile
+                    await self.alter(endpoint.identity, lambda _, e: msgspec.structs.replace(e, netns_cookie=cookie))
+            else:
                 await self.detach(*endpoint.identity)
+        machine.namespaces.renew(number, cookie)
 
     def _checked_namespace(self, fd: int) -> int:
         if fd < 0:
@@ -314,7 +328,7 @@ class Attacher:
             self._put(network, endpoint)
             return endpoint
         machine.enter(endpoint)
-        with machine.namespaces.holding(fd):
+        with machine.namespaces.holding(fd, endpoint.netns_cookie):
             others = routes.default_metrics(machine.sockets, endpoint.netns)
             endpoint = self.ranked(network, endpoint, others)
             self._put(network, endpoint)
@@ -489,7 +503,8 @@ class Attacher:
     ) -> Endpoint:
         machine = self._worker.machine
         sources: dict[tuple[str, ...], list[State]] = {}
-        moved = changed.netns != endpoint.netns  # a runtime took its end, or gives it back
+        # A runtime took its end, or gives it back. A cookie that is only learnt by now is the same namespace's.
+        moved = changed.netns != endpoint.netns or endpoint.netns_cookie not in (0, changed.netns_cookie)
         if moved:
             if changed.netns:
                 changed = self.ranked(network, changed)
@@ -497,6 +512,10 @@ class Attacher:
             sources = self._without(endpoint)
         sources |= self.states(network, changed)
         failed = await self._worker.run_brief(machine.reconciler.changes, sources, there)
+        if moved and changed.netns == endpoint.netns:  # states as before, and another namespace, which has none of them
+            look = await self._worker.run(machine.reconciler.resync, None, (changed.netns,), log=False)
+            own = {state.key for states in sources.values() for state in states}
+            failed = failed | {key: error for key, error in look.failed.items() if key in own}
         if moved:
             machine.leave(endpoint, list(self.endpoints.values()))
         self._journal.attached(changed)

@@ -265,7 +265,7 @@ class Healer:
         suspects = [e for e in self._attacher.endpoints.values() if e.host_ifname in failing]
         dead = set()
         for endpoint in suspects:
-            if not await self._worker.run(self._worker.machine.namespaces.alive, endpoint.netns):
+            if not await self._worker.run(self._worker.machine.alive, endpoint):
                 dead.add(endpoint.identity)
         self._dead_since = {i: self._dead_since.get(i, time.monotonic()) for i in dead}
         for identity, since in list(self._dead_since.items()):

@@ -17,7 +17,7 @@ import msgspec
 from linkspan.addresses import Prefix
 from linkspan.associations import Strongswan
 from linkspan.backends import bgp, ipsec, strongswan
-from linkspan.errors import LinkspanError
+from linkspan.errors import LinkspanError, NotFound
 from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
 from linkspan.kernel.charon import CharonDriver
@@ -29,7 +29,7 @@ from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import IptablesDriver
 from linkspan.kernel.learnt import LearntDriver
 from linkspan.kernel.links import LinkDriver
-from linkspan.kernel.namespaces import Namespaces, open_namespace
+from linkspan.kernel.namespaces import NOBODY, Namespaces
 from linkspan.kernel.neighbours import NeighbourDriver
 from linkspan.kernel.netlink import Sockets
 from linkspan.kernel.policy_rules import PolicyRuleDriver
@@ -116,9 +116,13 @@ class Machine:
         self.sockets.close()
 
     def enter(self, endpoint: Endpoint) -> None:
-        """Remember the way into an endpoint's namespace, where it has one."""
+        """Remember the way into an endpoint's namespace, where it has one.
+
+        One whose cookie is not known is not entered by its inode: that may be another container's by now.
+        """
         if endpoint.netns:
-            self.namespaces.register(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie)
+            unknown = NOBODY if self.namespaces.tells_apart else 0
+            self.namespaces.register(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie or unknown)
 
     def leave(self, endpoint: Endpoint, every: Iterable[Endpoint]) -> None:
         """Forget the way into an endpoint's namespace, unless another one of ``every`` is in it."""
@@ -128,16 +132,34 @@ class Machine:
                 self.enter(other)
 
     def reached(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with a path that leads to its namespace now, and with the namespace's cookie."""
-        path = next(self.namespaces.ways(endpoint.netns), "") if endpoint.netns else ""
-        if not path:
+        """Return an endpoint with a path that leads to its namespace now, and with the namespace's cookie.
+
+        Its pair says which namespace that is: another one may have its inode by now. Where the pair does not lead to
+        the one with the inode, the endpoint is returned as it is.
+        """
+        if not endpoint.netns:
             return endpoint
-        fd = open_namespace(path)
         try:
+            fd, path = self.namespaces.lookup(endpoint.netns, endpoint.netns_path)
+        except NotFound:
+            return endpoint
+        try:
+            if not self.links.leads_into(endpoint.host_ifname, fd):
+                return endpoint
             cookie = self.namespaces.cookie(fd)
         finally:
             os.close(fd)
         return msgspec.structs.replace(endpoint, netns_path=path, netns_cookie=cookie)
+
+    def alive(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint's namespace still exists and can be entered; one with its inode is not enough."""
+        if self.namespaces.tells_apart and not endpoint.netns_cookie:
+            return bool(self.reached(endpoint).netns_cookie)
+        try:
+            os.close(self.namespaces.lookup(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie)[0])
+        except NotFound:
+            return False
+        return True
 
     def facts(self) -> Facts:
         """Observe what backends must know."""

@@ -204,6 +204,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return self.id, self.delivered or self.ifname
 
     @property
+    def namespace(self) -> tuple[int, int]:
+        """The container's namespace: the kernel uses an inode again, but never an inode with the same cookie."""
+        return self.netns, self.netns_cookie
+
+    @property
     def called(self) -> str:
         """Its container's name, for people; where only an id is known, that, and whose it is where it is Docker's."""
         return self.name or (f"Docker's endpoint {self.id[:12]}" if self.delivered else self.id)

@@ -63,7 +63,7 @@ def mates(endpoint: Endpoint, every: Iterable[Endpoint]) -> list[Endpoint]:
     """Return the other endpoints of the endpoint's container. Where its namespace is not known (yet) there are none."""
     if not endpoint.netns:
         return []
-    return [e for e in every if e.netns == endpoint.netns and e.identity != endpoint.identity]
+    return [e for e in every if e.namespace == endpoint.namespace and e.identity != endpoint.identity]
 
 
 def first_metric(network: Network, endpoint: Endpoint) -> int:

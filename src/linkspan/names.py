@@ -185,10 +185,10 @@ def views(endpoints: Iterable[Endpoint], networks: Collection[str]) -> dict[Zone
 
     Whose namespace is not known yet is in no combination.
     """
-    containers: dict[int, list[Endpoint]] = {}
+    containers: dict[tuple[int, int], list[Endpoint]] = {}
     for endpoint in endpoints:
         if endpoint.netns and endpoint.network in networks:
-            containers.setdefault(endpoint.netns, []).append(endpoint)
+            containers.setdefault(endpoint.namespace, []).append(endpoint)
     found: dict[Zones, list[Endpoint]] = {}
     for mates in containers.values():
         combination = tuple(sorted({endpoint.network for endpoint in mates}))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from linkspan import multihoming, reconstruction
 from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
 from linkspan.backends import backend
-from linkspan.errors import LinkspanError, NotFound
+from linkspan.errors import Conflict, LinkspanError, NotFound
 from linkspan.happenings import Happenings
 from linkspan.journal import Journal, Row
 from linkspan.machine import Worker
@@ -124,11 +125,14 @@ class Recovery:
         self._journal.witness()
         self._done = True
         await self.learn()  # the store may have told what it has meanwhile
-        halfway = [row.endpoint for row, _ in gone if row.phase != "attached" and row.boot_id == self._journal.boot_id]
-        for endpoint in halfway:
-            self._worker.machine.enter(endpoint)
-        every = (*self._attacher.endpoints.values(), *halfway)
-        return {endpoint.netns for endpoint in every if endpoint.netns}
+        inside = {endpoint.netns for endpoint in self._attacher.endpoints.values() if endpoint.netns}
+        machine = self._worker.machine
+        for row, _ in gone:
+            halfway = row.phase != "attached" and row.boot_id == self._journal.boot_id
+            if halfway and row.endpoint.netns not in inside and await self._worker.run(machine.alive, row.endpoint):
+                machine.enter(row.endpoint)
+                inside.add(row.endpoint.netns)
+        return inside
 
     async def learn(self) -> None:
         """Compare the store's records and networks with what is not known yet: it may have been away at the start."""
@@ -188,12 +192,17 @@ class Recovery:
         return reconstruction.agrees(endpoint, networks.get(endpoint.network), link)
 
     async def _current(self, row: Row, link: Link | None, record: Endpoint | None) -> Endpoint:
-        """Return a row's endpoint as it is now: a row of an older backup is not what the kernel and the store say."""
-        if link is None or record is None:
-            return row.endpoint
-        networks = {network.name: network for network in self._networks.all()}
-        found = reconstruction.chosen(link, row.endpoint, record, networks)
-        return row.endpoint if found is row.endpoint or found is None else await self._reached(found)
+        """Return a row's endpoint as it is now: a row of an older backup is not what the kernel and the store say.
+
+        Agents of older releases did not write cookies down.
+        """
+        found = row.endpoint
+        if link is not None and record is not None:
+            networks = {network.name: network for network in self._networks.all()}
+            found = reconstruction.chosen(link, row.endpoint, record, networks) or row.endpoint
+        if found is row.endpoint and found.netns_cookie:
+            return found
+        return await self._reached(found)
 
     async def _why_gone(self, row: Row, link: Link | None, unpublished: bool) -> str:
         """Return why a row's endpoint is not to stand any more, "" where it is."""
@@ -206,11 +215,8 @@ class Recovery:
             return f"the agent ended while it was {row.phase}"
         if self.doubt and unpublished and link is None and endpoint.host_ifname:
             return f"the journal {self.doubt}, and neither the kernel nor the store knows this endpoint"
-        if endpoint.netns:
-            machine = self._worker.machine
-            machine.enter(endpoint)
-            if not await self._worker.run(machine.namespaces.alive, endpoint.netns):
-                return "its container is gone"
+        if endpoint.netns and not await self._worker.run(self._worker.machine.alive, endpoint):
+            return "its container is gone"
         return ""
 
     async def _rebuild(self, links: Iterable[Link], records: Iterable[Endpoint]) -> None:
@@ -251,6 +257,7 @@ class Recovery:
         """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
         self._orphans.unhold(endpoint.host_ifname)
         try:
+            await self._make_way(endpoint)
             endpoint = self._admit(endpoint, 0)
         except LinkspanError as error:
             log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
@@ -264,12 +271,27 @@ class Recovery:
         self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
         return True
 
+    async def _make_way(self, endpoint: Endpoint) -> None:
+        """Detach endpoints of a namespace that is gone and whose inode this endpoint's has now."""
+        lookup, (number, cookie) = self._worker.machine.namespaces.lookup, endpoint.namespace
+        if not cookie:
+            return
+        with contextlib.suppress(NotFound):  # no way leads into it (yet)
+            fd, _ = await self._worker.run(lookup, number, endpoint.netns_path, cookie)
+            try:
+                await self._attacher.make_way(number, cookie, fd)
+            finally:
+                os.close(fd)
+
     def _admit(self, endpoint: Endpoint, attached_ns: int) -> Endpoint:
         """Count an endpoint among those that stand, and return it as it does.
 
         Raises LinkspanError, and holds nothing, where that cannot be.
         """
         network = self._networks.get(endpoint.network)
+        for other in self._attacher.endpoints.values():
+            if endpoint.netns and other.netns == endpoint.netns and other.namespace != endpoint.namespace:
+                raise Conflict(f"{other.called} has a namespace with the inode {other.netns}", "attach it again")
         list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
         self._allocator.restore(endpoint)
         self._ports.restore(endpoint)

@@ -86,10 +86,11 @@ def _journalled(config: Config) -> list[Endpoint]:
 
 def _entered(machine: Machine, config: Config) -> set[int]:
     """Return the namespaces of the containers that live here, which the machine can enter then."""
-    endpoints = _living(config, machine)
-    for endpoint in endpoints:
+    endpoints = [e if e.netns_cookie else machine.reached(e) for e in _living(config, machine) if e.netns]
+    living = [endpoint for endpoint in endpoints if machine.alive(endpoint)]
+    for endpoint in living:
         machine.enter(endpoint)
-    return {endpoint.netns for endpoint in endpoints if endpoint.netns}
+    return {endpoint.netns for endpoint in living}
 
 
 def used(config: Config) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,11 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from linkspan.cli.client import Client
 from linkspan.kernel.namespaces import open_namespace
 
 _numbers = itertools.count()
 PATIENCE = 60.0
+REUSED_WITHIN = 20.0
+"""Seconds in which the kernel is to give the inode of a namespace that is gone to another one."""
 HEALED_WITHIN = 8.0 if "PYTEST_XDIST_WORKER" in os.environ else 2.0
 """Seconds: the promise of healing is 2; a machine that other tests share may take longer, and the timer takes 60."""
 
@@ -47,6 +52,11 @@ def pings(netns: str, address: str, *options: str) -> bool:
     return any(subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3))
 
 
+def links(netns: str) -> set[str]:
+    """Return the names of a namespace's links."""
+    return {link["ifname"] for link in json.loads(run("ip", "-j", "link", netns=netns))}
+
+
 def pings_not(netns: str, address: str) -> bool:
     """Tell whether a single ping stays without an answer for a second."""
     command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", address]
@@ -60,9 +70,9 @@ class World:
         self._names: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def namespace(self) -> str:
-        """Make a namespace with lo up and return its name."""
-        name = f"lst{os.getpid()}-{next(_numbers)}"
+    def namespace(self, name: str = "") -> str:
+        """Make a namespace with lo up, with a new name where none is given, and return its name."""
+        name = name or f"lst{os.getpid()}-{next(_numbers)}"
         run("ip", "netns", "add", name)
         self._names.append(name)
         run("ip", "link", "set", "lo", "up", netns=name)
@@ -72,6 +82,21 @@ class World:
         """Remove a namespace during the test, as a runtime does when a container ends."""
         self._names.remove(name)
         run("ip", "netns", "delete", name)
+
+    def reused(self, inode: int) -> str:
+        """Make namespaces until one has the inode that another had, and return its name; skips where none has.
+
+        The kernel gives the lowest one that is free. Where something else on the machine has it now, it is waited for.
+        """
+        deadline = time.monotonic() + REUSED_WITHIN
+        while time.monotonic() < deadline:
+            name = self.namespace()
+            found = Path(f"/run/netns/{name}").stat().st_ino
+            if found == inode:
+                return name
+            if found > inode:
+                self.delete(name)
+        pytest.skip("the kernel gave the inode to no other namespace")
 
     def spawn(self, netns: str, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a process in a namespace; it is ended with the test."""
@@ -141,6 +166,27 @@ class Host:
         self.stop(number)
         self.start(*argv)
 
+    def journalled(self) -> list[dict[str, Any]]:
+        """Return the endpoints that the journal of an agent that has ended has."""
+        with contextlib.closing(sqlite3.connect(self.state_dir / "journal.db")) as database:
+            return [json.loads(record) for (record,) in database.execute("SELECT record FROM endpoints")]
+
+    def succeed(self, name: str) -> str:
+        """Remove a container's namespace, and return another one that has its inode.
+
+        The agent stands still meanwhile, where it runs: /proc has an inode for each link that it makes, too.
+        """
+        running = self.process is not None and self.process.poll() is None
+        inode = Path(f"/run/netns/{name}").stat().st_ino
+        if self.process is not None and running:
+            self.process.send_signal(signal.SIGSTOP)
+        try:
+            self.world.delete(name)
+            return self.world.reused(inode)
+        finally:
+            if self.process is not None and running:
+                self.process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """End the agent and remove its folder."""
         if self.process is not None and self.process.poll() is None:
@@ -199,7 +245,7 @@ class Host:
 
     def links(self) -> set[str]:
         """Return the names of this host's links, without lo."""
-        return {link["ifname"] for link in json.loads(run("ip", "-j", "link", netns=self.netns))} - {"lo"}
+        return links(self.netns) - {"lo"}
 
     def outside(self, *addresses: str) -> str:
         """Join one more namespace to the host by a cable, 198.51.100.1/24 and 2001:db8::1/64 here and .2 there.

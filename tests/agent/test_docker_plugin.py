@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, pings, run, until
-from test_lost_journal import forget_records, missing, published
+from agent_host import Host, World, links, pings, run, until
+from test_lost_journal import forget_records, missing
+
+from linkspan.runtimes.docker import delivered
 
 ENDPOINT = "e" * 64
 NETWORK = "n" * 64
@@ -132,6 +136,65 @@ def test_who_holds_an_address_is_told_before_docker_has_told_his_name(engine: En
     clean(engine.host)
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["left", "not-left"])
+def test_a_container_with_a_dead_one_s_inode_has_its_own_network_alone(
+    engine: Engine, container: Callable[[], str], left: bool
+) -> None:
+    """The dead one was attached to an internal network besides: the new one gets none of it, whatever Docker said."""
+    host, netns, another = engine.host, container(), "d" * 64
+    host.network("back", "10.202.0.0/24", internal=True)
+    engine.endpoint(engine.address())
+    engine.take(netns)
+    until(lambda: _found(host, ENDPOINT), "the container is found")
+    dead = host.attach(netns, "back")
+    assert dead["ifname"] == "eth1"
+    if left:
+        engine.remove()
+    other = host.succeed(netns)
+    engine.endpoint(engine.address(), another)
+    engine.take(other, another)
+    until(lambda: _found(host, another), "the new container is found")
+    assert _found(host, another)["netns"] == dead["netns"]
+    spare = container()
+    lost = host.attach(spare)["host_ifname"]
+    run("ip", "link", "delete", lost, netns=host.netns)
+    until(lambda: lost in host.links(), "the agent looked at all links")
+    assert links(other) == {"lo", "eth0"}
+    assert {e["id"] for e in host.client.call("GET", "/v1/endpoints")} == {another, spare}
+    clean(host)
+
+
+def test_one_that_is_taken_again_without_having_been_left_is_where_it_is_now(
+    engine: Engine, container: Callable[[], str]
+) -> None:
+    """An engine that was killed joins anew: the endpoint has the new namespace though its inode is the same."""
+    host, netns = engine.host, container()
+    address = engine.address()
+    engine.endpoint(address)
+    engine.take(netns)
+    until(lambda: _found(host, ENDPOINT), "the container is found")
+    other = host.succeed(netns)
+    until(lambda: delivered(ENDPOINT) in host.links(), "the pair is made again")
+    engine.take(other)
+    run("ip", "addr", "add", address, "dev", "eth0", netns=other)
+    until(lambda: "lookup 76001" in run("ip", "rule", netns=other), "its rules are where it is")
+    assert pings(other, "10.201.0.1")
+    clean(host)
+
+
+def _records(host: Host) -> str:
+    """Return the records of endpoints that the host's store has."""
+    with contextlib.closing(sqlite3.connect(host.state_dir / "store" / "store.db")) as database:
+        found = database.execute("SELECT CAST(value AS TEXT) FROM entries WHERE key LIKE 'endpoints/%'").fetchall()
+    return "".join(text or "" for (text,) in found)
+
+
+def _found(host: Host, endpoint: str) -> dict[str, Any]:
+    """Return an endpoint whose container the agent has found, {} before."""
+    every = host.client.call("GET", "/v1/endpoints")
+    return next((e for e in every if e["id"] == endpoint and e["ifname"] == "eth0"), {})
+
+
 def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callable[[], str]) -> None:
     """Both ends of the pair have it: what the one sends and is too large for the other is dropped."""
     host, netns = engine.host, container()
@@ -158,7 +221,7 @@ def test_a_lost_journal_costs_no_container_its_network(
     words = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
     engine.well("NetworkDriver.ProgramExternalConnectivity", **words, Options=ports)
     until(lambda: host.client.call("GET", "/v1/endpoints")[0]["ifname"] == "eth0", "the container is found")
-    published(host, 1)
+    until(lambda: '"ifname":"eth0"' in _records(host), "the store knows it as well")
     (before,) = host.client.call("GET", "/v1/endpoints")
     host.stop(signal.SIGKILL)
     missing(host)

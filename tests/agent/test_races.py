@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agent_host import Host, World, first_ip, run, until
+from agent_host import Host, World, first_ip, links, pings, run, until
 
 from linkspan.errors import LinkspanError
 
@@ -22,33 +24,109 @@ def _failing(work: Callable[[], Any]) -> LinkspanError | None:
     return None
 
 
-def _reused(world: World, inode: int) -> str | None:
-    """Make namespaces until one has an inode that another had; None where the kernel gives none."""
-    for _ in range(50):
-        name = world.namespace()
-        if int(run("stat", "-L", "-c", "%i", f"/run/netns/{name}")) == inode:
-            return name
-    return None
-
-
 def test_a_dead_container_s_interface_is_put_into_no_other_namespace(
-    world: World, host: Host, container: Callable[[], str]
+    host: Host, container: Callable[[], str]
 ) -> None:
     """The kernel gives the inode of a namespace that is gone to the next one: it stays empty, and may be attached."""
     host.network()
     name = container()
     old = host.attach(name)
-    world.delete(name)
-    other = _reused(world, old["netns"])
-    if other is None:
-        pytest.skip("the kernel gave the inode to no other namespace")
+    other = host.succeed(name)
     until(lambda: host.client.call("GET", "/v1/status")["gone"], "the agent knows that the container is gone")
     host.restart()
-    assert {link["ifname"] for link in json.loads(run("ip", "-j", "link", netns=other))} == {"lo"}
+    assert links(other) == {"lo"}
     endpoint = host.attach(other)
     assert first_ip(endpoint) != first_ip(old)
     assert host.check()["ok"]
     assert host.differences() == []
+
+
+def _in_two(host: Host, name: str) -> dict[str, Any]:
+    """Attach a namespace to two networks, and return its first endpoint."""
+    host.network()
+    host.network("back", "10.202.0.0/24", internal=True)
+    host.attach(name, "back")
+    return host.attach(name)
+
+
+def _looked(host: Host, container: Callable[[], str]) -> None:
+    """Wait until the agent has looked at all links: another container's interface is gone, and is back."""
+    name = container()
+    lost = host.attach(name)["host_ifname"]
+    run("ip", "link", "delete", lost, netns=host.netns)
+    until(lambda: lost in host.links(), "the agent looked")
+
+
+def test_a_container_with_a_dead_one_s_inode_has_its_own_networks_alone(
+    host: Host, container: Callable[[], str]
+) -> None:
+    """Attached while the dead one is not yet reaped: no interface, rule or table of that one, and it makes way."""
+    name = container()
+    old = _in_two(host, name)
+    other = host.succeed(name)
+    new = host.attach(other)
+    _looked(host, container)
+    assert links(other) == {"lo", "eth0"}
+    assert "lookup 760" not in run("ip", "rule", netns=other)
+    assert name not in {endpoint["id"] for endpoint in host.client.call("GET", "/v1/endpoints")}
+    assert pings(other, "10.201.0.1")
+    assert new["netns"] == old["netns"]
+    assert host.check()["ok"]
+    assert host.differences() == []
+
+
+def test_a_namespace_that_is_never_attached_keeps_no_dead_container_alive(
+    world: World, container: Callable[[], str]
+) -> None:
+    """It has the dead one's inode, and stays empty; the dead one's endpoints are reaped all the same."""
+    host = Host(world)
+    with host.config.open("a") as config:
+        config.write("reap_after = 1.0\n")
+    host.start()
+    try:
+        name = container()
+        _in_two(host, name)
+        other = host.succeed(name)
+        _looked(host, container)
+        until(lambda: name not in {e["id"] for e in host.client.call("GET", "/v1/endpoints")}, "it is reaped")
+        assert links(other) == {"lo"}
+        assert host.check()["ok"]
+        assert host.differences() == []
+    finally:
+        host.close()
+
+
+def test_a_journal_without_cookies_leads_into_no_other_namespace(
+    host: Host, container: Callable[[], str]
+) -> None:
+    """The agent learns a container's cookie while its pair stands; of one that is gone it puts nothing anywhere."""
+    living, name = container(), container()
+    _in_two(host, name)
+    host.attach(living)
+    host.stop()
+    cookies = {one["id"]: one["netns_cookie"] for one in host.journalled()}
+    _forget_cookies(host)
+    host.start()
+    assert {endpoint["id"] for endpoint in host.client.call("GET", "/v1/endpoints")} == {living, name}
+    host.stop()
+    assert {one["id"]: one["netns_cookie"] for one in host.journalled()} == cookies
+    _forget_cookies(host)
+    other = host.succeed(name)
+    host.start()
+    assert {endpoint["id"] for endpoint in host.client.call("GET", "/v1/endpoints")} == {living}
+    _looked(host, container)
+    assert links(other) == {"lo"}
+    assert pings(living, "10.201.0.1")
+    assert host.differences() == []
+
+
+def _forget_cookies(host: Host) -> None:
+    """Write the journal as an agent did that knew no cookies."""
+    with contextlib.closing(sqlite3.connect(host.state_dir / "journal.db")) as database, database:
+        for one in host.journalled():
+            known = {key: value for key, value in one.items() if key != "netns_cookie"}
+            words = json.dumps(known), one["id"], one["ifname"]
+            database.execute("UPDATE endpoints SET record = ? WHERE id = ? AND ifname = ?", words)
 
 
 def test_an_mtu_change_revives_no_container_that_goes(host: Host, container: Callable[[], str]) -> None:

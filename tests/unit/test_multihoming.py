@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from linkspan.addresses import prefix
 from linkspan.model import Endpoint, Network, Port
 from linkspan.multihoming import (
@@ -130,3 +132,5 @@ def test_endpoints_of_one_namespace_belong_together() -> None:
     assert mates(one, [one, two, unknown]) == [two]
     assert mates(unknown, [one, two, unknown]) == []
     assert source(one) == source(two) != source(unknown)
+    another = msgspec.structs.replace(two, ifname="eth2", netns_cookie=8)
+    assert mates(one, [one, two, another]) == [two], "one whose namespace had the inode before is no mate"

@@ -134,6 +134,8 @@ def test_containers_are_in_views_by_the_networks_that_they_are_in() -> None:
     assert names.views(every, {"demo", "back", "other"}) == {VIEW: [*both, *more], ("back", "demo", "other"): three}
     assert names.views(three, VIEW) == {VIEW: three[1:]}, "a network without a server here has no names"
     assert names.views(every, {"back"}) == {}
+    dead = [msgspec.structs.replace(both[0], netns_cookie=8)]
+    assert names.views([*dead, both[1]], VIEW) == {}, "a namespace that had the inode before is another container's"
 
 
 def test_views_have_ports_of_their_own() -> None:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from linkspan.errors import Invalid, NotFound
+from linkspan.kernel import namespaces
 from linkspan.kernel.namespaces import Namespaces, open_namespace
+from linkspan.machine import Machine
+from linkspan.model import Endpoint
+
+COOKIE = 70
+
+
+@pytest.fixture
+def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespaces]:
+    """Namespaces on a kernel that says one cookie of each, because to enter them takes root."""
+    monkeypatch.setattr(namespaces, "_setns", lambda *_: None)
+    monkeypatch.setattr(namespaces, "_cookie", lambda: COOKIE)
+    made = Namespaces()
+    yield made
+    made.close()
 
 
 def test_a_fifo_without_a_writer_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -43,3 +62,63 @@ def test_a_namespace_is_held_until_the_last_lets_go(tmp_path: Path) -> None:
         spaces.close()
         for fd in fds:
             os.close(fd)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["by-its-path", "held"])
+def test_a_namespace_with_the_inode_and_another_cookie_is_gone(spaces: Namespaces, held: bool) -> None:
+    """By whatever way it is reached: a path, a process that lives in it, or a caller's descriptor."""
+    fd = open_namespace("/proc/self/ns/net")
+    try:
+        with spaces.holding(fd) if held else contextlib.nullcontext():
+            spaces.register(spaces.home, "/proc/self/ns/net", COOKIE)
+            os.close(spaces.open(spaces.home))
+            spaces.register(spaces.home, "/proc/self/ns/net", COOKIE - 1)
+            for reach in (spaces.open, lambda number: spaces.entered(number).__enter__()):
+                with pytest.raises(NotFound, match="is gone"):
+                    reach(spaces.home)
+            assert list(spaces.ways(spaces.home)) == []
+    finally:
+        os.close(fd)
+
+
+def test_what_is_known_of_a_namespace_ends_when_another_has_its_inode(spaces: Namespaces) -> None:
+    """And stays while it is the same one."""
+    spaces.register(7, "/run/netns/c1", COOKIE)
+    spaces.renew(7, COOKIE)
+    assert spaces.path(7) == "/run/netns/c1"
+    spaces.renew(7, COOKIE + 1)
+    assert spaces.path(7) == ""
+
+
+def _machine(spaces: Namespaces, *pairs: str) -> Machine:
+    machine = object.__new__(Machine)
+    machine.namespaces = spaces
+    machine.links = SimpleNamespace(leads_into=lambda name, _fd: name in pairs)  # type: ignore[assignment]
+    return machine
+
+
+def test_an_endpoint_lives_in_the_namespace_of_its_cookie_alone(spaces: Namespaces) -> None:
+    """Without a cookie it lives where its pair leads, and where that is gone nowhere."""
+    machine = _machine(spaces, "lsp1")
+    endpoint = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home, netns_cookie=COOKIE)
+    assert machine.alive(endpoint)
+    assert not machine.alive(msgspec.structs.replace(endpoint, netns_cookie=COOKIE - 1))
+    unknown = msgspec.structs.replace(endpoint, netns_cookie=0, host_ifname="lsp1")
+    assert machine.alive(unknown)
+    assert machine.reached(unknown).netns_cookie == COOKIE
+    assert not machine.alive(msgspec.structs.replace(unknown, host_ifname="lsp2"))
+
+
+def test_a_namespace_is_not_entered_for_an_endpoint_whose_cookie_is_unknown(
+    spaces: Namespaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another container's; on a kernel without cookies the inode is all that there is."""
+    machine = _machine(spaces)
+    endpoint = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home)
+    machine.enter(endpoint)
+    with pytest.raises(NotFound):
+        spaces.open(spaces.home)
+    monkeypatch.setattr(spaces, "tells_apart", False)
+    machine.enter(endpoint)
+    os.close(spaces.open(spaces.home))
+    assert machine.alive(endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from test_reconstruction import NETNS, endpoint, network
 from linkspan.attach import Attacher
 from linkspan.backends import backend
 from linkspan.desired import Desired
+from linkspan.errors import NotFound
 from linkspan.journal import Journal
 from linkspan.model import Endpoint, Network, host_ifname
 from linkspan.multihoming import container_states
@@ -27,6 +29,7 @@ from linkspan.state import HOST, State
 from linkspan.store.memory import Memory
 
 DEMO = network("demo", "10.1.0.0/24", routed=True)
+COOKIE = endpoint(DEMO, "10.1.0.5").netns_cookie
 
 
 class Kernel:
@@ -35,7 +38,19 @@ class Kernel:
     def __init__(self, states: Iterable[State]) -> None:
         self.states = list(states)
         self.desired = Desired()
-        self.alive = {NETNS}
+        self.alive = {(NETNS, COOKIE)}
+
+    def reached(self, one: Endpoint) -> Endpoint:
+        """Return an endpoint with the cookie of the namespace that its pair leads into, where it has a pair."""
+        if not any(getattr(state, "name", "") == one.host_ifname for state in self.states):
+            return one
+        return msgspec.structs.replace(one, netns_path="/run/netns/c1", netns_cookie=dict(self.alive)[one.netns])
+
+    def lookup(self, number: int, path: str, cookie: int) -> tuple[int, str]:
+        """Open the namespace with this inode and cookie."""
+        if (number, cookie) not in self.alive:
+            raise NotFound("it is gone")
+        return os.open("/dev/null", os.O_RDONLY), path
 
     def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
         """Return what there is."""
@@ -62,7 +77,9 @@ class Start:
         self.memory = Memory()
         self.member = Member(self.memory, folder, "h1")
         self.records = list(records)
+        folder.mkdir(exist_ok=True)
         self.journal = Journal(folder / "journal.db", boot_id="b1")
+        self.entered: list[tuple[int, int]] = []
 
     async def run(self, listed: bool = True) -> None:
         """Do as an agent does."""
@@ -74,11 +91,14 @@ class Start:
         self.member.networks.refresh()
         machine = SimpleNamespace(
             reconciler=self.kernel,
-            enter=lambda _endpoint: None,
+            enter=lambda one: self.entered.append(one.namespace),
             leave=lambda *_: None,
-            reached=lambda one: msgspec.structs.replace(one, netns_path="/run/netns/c1", netns_cookie=7),
+            reached=self.kernel.reached,
+            alive=lambda one: (one if one.netns_cookie else self.kernel.reached(one)).namespace in self.kernel.alive,
             namespaces=SimpleNamespace(
-                alive=lambda number: number in self.kernel.alive, ways=lambda _number: iter(["/run/netns/c1"])
+                lookup=self.kernel.lookup,
+                ways=lambda _number: iter(["/run/netns/c1"]),
+                renew=lambda *_: None,
             ),
             sockets=SimpleNamespace(release=lambda: None),
         )
@@ -279,3 +299,55 @@ def test_an_orphan_that_is_removed_leaves_no_row(tmp_path: Path) -> None:
         await start.stop()
 
     asyncio.run(work())
+
+
+def test_of_two_rows_with_one_inode_the_one_whose_cookie_the_namespace_has_stands(tmp_path: Path) -> None:
+    """Whichever the journal has first: nothing of the other is put into a namespace that is not its container's."""
+    living = endpoint(DEMO, "10.1.0.5", id_="c2")
+    dead = msgspec.structs.replace(endpoint(DEMO, "10.1.0.6"), netns_cookie=COOKIE - 1, metric=1)
+    for number, rows in enumerate(((dead, living), (living, dead))):
+        start = Start(tmp_path / str(number), Kernel(states(DEMO, living)))
+        for row in rows:
+            start.journal.begin(row)
+            start.journal.attached(row)
+
+        def check(start: Start = start) -> None:
+            assert start.endpoints == {living.identity: living}
+            assert start.kernel.desired.states() == {state.key: state for state in states(DEMO, living)}
+            assert [row.endpoint for row in start.journal.rows()] == [living]
+
+        started(start, check)
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["pair", "no-pair"])
+def test_a_cookie_that_an_older_release_did_not_write_down_is_learnt_by_the_pair_alone(
+    tmp_path: Path, paired: bool
+) -> None:
+    """Where the pair is gone, the namespace with the inode may be another container's: the endpoint is gone."""
+    made = endpoint(DEMO, "10.1.0.5")
+    start = Start(tmp_path, Kernel(states(DEMO, made) if paired else []))
+    old = msgspec.structs.replace(made, netns_cookie=0)
+    start.journal.begin(old)
+    start.journal.attached(old)
+
+    def check() -> None:
+        assert start.endpoints == ({made.identity: made} if paired else {})
+        assert [row.endpoint for row in start.journal.rows()] == list(start.endpoints.values())
+
+    started(start, check)
+
+
+def test_a_namespace_where_the_last_agent_ended_halfway_is_not_another_s_with_its_inode(tmp_path: Path) -> None:
+    """The first resync looks into the namespace of the row that stands, known by that one's cookie."""
+    living = endpoint(DEMO, "10.1.0.5", id_="c2")
+    dead = msgspec.structs.replace(endpoint(DEMO, "10.1.0.6"), netns_cookie=COOKIE - 1)
+    start = Start(tmp_path, Kernel(states(DEMO, living)))
+    start.journal.begin(living)
+    start.journal.attached(living)
+    start.journal.begin(dead)
+
+    def check() -> None:
+        assert start.inside == {NETNS}
+        assert start.entered[-1] == living.namespace
+
+    started(start, check)

@@ -32,6 +32,7 @@ from linkspan.kernel.link_attributes import (
     INFO_KIND,
     INFO_SLAVE_DATA,
     INFO_SLAVE_KIND,
+    LINK_NETNSID,
     LINKINFO,
     MASTER,
     MTU,
@@ -64,6 +65,8 @@ from linkspan.kernel.netlink import (
 from linkspan.state import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 
 _LINK_GROUP = 1  # RTNLGRP_LINK
+_GETNSID = 90  # linux/rtnetlink.h
+_NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
 BRIDGE_PORTS = 1023
 """Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
 
@@ -124,6 +127,16 @@ class LinkDriver:
         """Return a container's end by its name, None where there is none."""
         found = (s for s in self.observe(netns) if isinstance(s, Interface) and s.name == name)
         return next(found, None)
+
+    def leads_into(self, name: str, fd: int) -> bool:
+        """Tell whether the other end of the host's link with this name is in an open namespace."""
+        there = self._find(name)
+        if there is None or LINK_NETNSID not in there.found:
+            return False
+        question = Message(_GETNSID, 0, bytes(4) + u32(_NETNSA_FD, fd), "find the number of a namespace")
+        answer = attributes(self._sockets.at(HOST).get(question), 4)
+        # The kernel gave the namespace a number when it told where the link's other end is.
+        return answer.get(_NETNSA_NSID) == there.found[LINK_NETNSID]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, mend and remove links; a link of another's with the same name is a Conflict."""
