@@ -160,22 +160,31 @@ class Attacher:
                     request, number, cookie, namespace_fd, namespace_path, delivered
                 )
             async with self._one_at_a_time((request.id, "")):  # two that ask for the next free name get two
-                self._refuse_again(request, number)
+                await self._refuse_again(request, number)
                 name = await self._worker.run_brief(self._free_ifname, request.id, namespace_fd)
                 request = msgspec.structs.replace(request, ifname=name)
                 return await self._attach_one(request, number, cookie, namespace_fd, namespace_path)
         except LinkspanError as error:
             raise error.within(f"attach {request.name or request.id} to {network.name}") from error
 
-    def _refuse_again(self, request: AttachRequest, number: int) -> None:
+    async def _refuse_again(self, request: AttachRequest, number: int) -> None:
         """A command that is typed twice does not mean two interfaces on one network, whoever made the first."""
-        for endpoint in self.endpoints.values():
+        for endpoint in list(self.endpoints.values()):
             same = endpoint.netns and (endpoint.id == request.id or endpoint.netns == number)
             if same and endpoint.network == request.network:
+                await self._refuse_dead(endpoint, number)
                 raise Conflict(
                     f"container {endpoint.called} is attached already, by {endpoint.ifname}",
                     "give --ifname for one more interface on this network, or detach it first",
                 )
+
+    async def _refuse_dead(self, endpoint: Endpoint, number: int) -> None:
+        """Say of an endpoint that is in the way of the open namespace's that its own namespace is gone, where it is."""
+        if endpoint.netns not in (0, number) and not await self._worker.run(self._worker.machine.alive, endpoint):
+            raise Conflict(
+                f"{endpoint.ifname} of container {endpoint.id} is attached still, in a network namespace that is gone",
+                f"linkspan detach --id {endpoint.id} --ifname {endpoint.ifname}, or wait until the agent does that",
+            )
 
     async def _attach_one(
         self, request: AttachRequest, number: int, cookie: int, fd: int, path: str, delivered: bool = False
@@ -265,7 +274,7 @@ class Attacher:
         path: str,
         delivered: bool,
     ) -> Endpoint:
-        self._refuse_known(request, number)
+        await self._refuse_known(request, number)
         token = self._networks.token(network.name)
         allocations = await self._allocator.allocate(network, request)
         ports: Endpoint | None = None
@@ -303,14 +312,15 @@ class Attacher:
         )
         return endpoint
 
-    def _refuse_known(self, request: AttachRequest, number: int) -> None:
-        if (request.id, request.ifname) in self.endpoints:
+    async def _refuse_known(self, request: AttachRequest, number: int) -> None:
+        if known := self.endpoints.get((request.id, request.ifname)):
+            await self._refuse_dead(known, number)
             raise Conflict(
                 f"interface {request.ifname} of container {request.id} is attached already",
                 f"linkspan detach --id {request.id} --ifname {request.ifname}",
             )
         wanted = mac_text(mac(request.mac)) if request.mac else ""
-        for other in self.endpoints.values():
+        for other in list(self.endpoints.values()):
             if number and (other.netns, other.ifname) == (number, request.ifname):
                 raise Conflict(
                     f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",

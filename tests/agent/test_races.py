@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from agent_host import Host, World, first_ip, links, pings, run, until
 
-from linkspan.errors import LinkspanError
+from linkspan.errors import Conflict, LinkspanError
 
 
 def _failing(work: Callable[[], Any]) -> LinkspanError | None:
@@ -118,6 +118,24 @@ def test_a_journal_without_cookies_leads_into_no_other_namespace(
     assert links(other) == {"lo"}
     assert pings(living, "10.201.0.1")
     assert host.differences() == []
+
+
+def test_a_namespace_made_again_under_its_name_is_told_that_the_old_one_is_gone(
+    world: World, host: Host, container: Callable[[], str]
+) -> None:
+    """The old endpoint waits to be reaped: the refusal says so, and its fix works."""
+    host.network()
+    name = container()
+    host.attach(name)
+    host.succeed(name)
+    world.namespace(name)
+    for ifname in ("", "eth0"):
+        with pytest.raises(Conflict, match="is attached still, in a network namespace that is gone"):
+            host.attach(name, ifname=ifname)
+    said = host.cli("attach", name, "--network", "demo", code=1)
+    host.cli(*said.rpartition("linkspan ")[2].partition(", or wait")[0].split())
+    host.attach(name)
+    assert pings(name, "10.201.0.1")
 
 
 def _forget_cookies(host: Host) -> None:
