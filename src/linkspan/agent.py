@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, beginning, controlled, locks, migration, status
+from linkspan import __version__, beginning, controlled, locks, migration, namesakes, status
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus, follow_pools, stranded
 from linkspan.ask import Ask, Question, Told, Well
@@ -283,6 +283,7 @@ class Agent:
         await self.cluster.start(
             self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
         )
+        self._warn_of_namesakes()
         await self.naming.take_over()
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
@@ -296,6 +297,12 @@ class Agent:
         for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
             follower.start()
             parts.push_async_callback(follower.stop)
+
+    def _warn_of_namesakes(self) -> None:
+        """Tell that another host has this one's name, too."""
+        if ids := namesakes.shared(self.leases.names()).get(self.host_name):
+            own = f"{self.leases.host.id} is this one's"
+            self._tell(f"{namesakes.told(self.host_name, ids)}, of which {own}; {namesakes.FIX}")
 
     def _instance(self) -> str:
         """Return what tells this agent, over restarts, from another one with the same host id."""

@@ -7,7 +7,7 @@ import time
 import msgspec
 from aiohttp import web
 
-from linkspan import host_settings
+from linkspan import host_settings, namesakes
 from linkspan.addresses import HIDDEN
 from linkspan.agent import Agent
 from linkspan.api_json import body
@@ -84,12 +84,11 @@ class Hosts:
         return HostTold(id_, "", "removed", seen, "", None, [], {}, alive=False, removed_at=at)
 
     def _find(self, name: str) -> Host:
-        hosts = self._agent.leases.hosts()
-        found = hosts.get(name) or next((host for host in hosts.values() if host.name == name), None)
-        if found is None:
-            known = ", ".join(sorted(host.name for host in hosts.values()))
-            raise NotFound(f"host {name!r} does not exist (there are: {known})", "`linkspan host list` shows them")
-        return found
+        hosts, names = self._agent.leases.hosts(), self._agent.leases.names()
+        if found := namesakes.meant(names, name):
+            return hosts[found]
+        known = ", ".join(sorted(namesakes.called(names, id_) for id_ in names))
+        raise NotFound(f"host {name!r} does not exist (there are: {known})", "`linkspan host list` shows them")
 
     async def _list(self, request: web.Request) -> web.Response:
         hosts = [self._told(host) for host in self._agent.leases.hosts().values()]

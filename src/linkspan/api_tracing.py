@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from linkspan import control_plane, controlled, migration, status, store_health
+from linkspan import control_plane, controlled, migration, namesakes, status, store_health
 from linkspan.addresses import FAMILIES
 from linkspan.agent import Agent
 from linkspan.backends.crossing import is_unchecked
@@ -151,8 +151,10 @@ class Tracing:
         return [Check("records", "fail", f"record {one['key']}: {one['why']}", _RECORDS) for one in found]
 
     def _hosts(self) -> list[Check]:
-        """Tell what `status` says is not well between hosts."""
-        return [
+        """Tell what `status` says is not well between hosts, and which of them have one name."""
+        found = [
             Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
             for one in status.unreachable(self._agent)
         ]
+        shared = namesakes.shared(self._agent.leases.names()).items()
+        return found + [Check("host names", "warn", namesakes.told(*one), namesakes.FIX) for one in shared]

@@ -393,6 +393,10 @@ class Leases:
         """Return all hosts by id."""
         return {host.id: host for host in self._replica.read("hosts/", Host).values()}
 
+    def names(self) -> dict[str, str]:
+        """Return the names of all hosts by their ids; several may have one name."""
+        return {id_: host.name or id_ for id_, host in self.hosts().items()}
+
     def whole(self, host: Host) -> Host:
         """Return a host with the settings that all have, of which its own ones come first."""
         return msgspec.structs.replace(host, settings={**self.common(), **host.settings})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from linkspan import __version__, controlled, standing, store_health
+from linkspan import __version__, controlled, namesakes, standing, store_health
 from linkspan.backends import wireguard
 from linkspan.errors import LinkspanError
 from linkspan.fights import Contested
@@ -77,6 +77,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "orphans": agent.orphans.told(),
         "heals": heals,
         "unreachable": unreachable(agent),
+        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.leases.names()).items()],
         "bgp": _sessions(agent),
         "controller": controlled.active(agent.replica) if controlled.needed(agent.networks.all()) else None,
     }

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan import installation, ownership, reconstruction, records
+from linkspan import installation, namesakes, ownership, reconstruction, records
 from linkspan.config import CONFIG_FILE, GROUP, Config
 from linkspan.errors import Conflict, LinkspanError, Unavailable
 from linkspan.journal import Journal
@@ -220,13 +220,15 @@ def _membership(config: Config) -> list[str]:
     others = [key for key in keys if key.startswith("hosts/") and key != own]
     if own not in keys or f"gone/{own}" in keys or not (config.store or others):
         return []
-    try:
-        name = records.decode(known.records[own], Host).name
-    except LinkspanError:
-        name = known.host
+    names = {known.host: known.host}
+    for key in (*others, own):
+        with contextlib.suppress(LinkspanError):
+            names[key.removeprefix("hosts/")] = records.decode(known.records[key], Host).name
+    who = namesakes.called(names, known.host)
+    word = known.host if who != names[known.host] else who
     return [
-        f"host {name} is still in the cluster, and the others keep its addresses for it; to take it out, on another "
-        f"host: linkspan host remove {name}"
+        f"host {who} is still in the cluster, and the others keep its addresses for it; to take it out, on another "
+        f"host: linkspan host remove {word}"
     ]
 
 

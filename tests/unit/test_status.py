@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from linkspan import status
-from linkspan.cli.telling import _show_status
+from linkspan.cli import telling
 
 WELL: dict[str, Any] = {
     "store": {"ok": True},
@@ -17,6 +17,14 @@ WELL: dict[str, Any] = {
     "unreachable": [],
     "records": [],
     "bgp": {"down": [], "limited": []},
+}
+
+
+SHOWN: dict[str, Any] = {
+    "agent": {"version": "1", "pid": 1, "started": 0, "socket": "/run/a.sock", "state_dir": "/var/lib/a"},
+    "store": {"url": "etcd://h1", "ok": False, "problem": "", "answered": None},
+    "networks": [],
+    "heals": [],
 }
 
 
@@ -52,8 +60,17 @@ def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys
     store = {"url": "sqlite:///d", "ok": True, "problem": ""}
     lists: dict[str, Any] = {name: [] for name in ("networks", "disputes", "unreachable", "heals")}
     found = {"agent": agent, "store": store, "drift": ["a: busy"], "bgp": {"down": []}, **lists}
-    _show_status(found)
+    telling._show_status(found)
     lines = capsys.readouterr().out.splitlines()
     (at,) = (n for n, line in enumerate(lines) if line.startswith("drift "))
     assert lines[at].split() == ["drift", "1", "problem"]
     assert lines[at + 1] == "  cannot mend: a: busy"
+
+
+def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """With their ids, and what to do."""
+    shared = [{"name": "node", "ids": ["cafe", "f00d"]}]
+    telling._show_status(WELL | SHOWN | {"namesakes": shared})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 hosts have the name node: ids cafe, f00d; name them by their ids" in said
+    assert status._well(WELL | {"namesakes": shared}, "node")

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import typer
 
+from linkspan import namesakes
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import (
@@ -27,38 +28,42 @@ from linkspan.cli.output import (
 app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
 _PATIENCE = 20.0
 """Seconds that a change of keys is waited for: the others take the next one within a second."""
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name or id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name, or its id where several have the name.")]
 
 
 @app.command("list")
 def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """List the hosts of the cluster."""
-    _show(Client(socket).call("GET", "/v1/hosts"), output)
+    hosts = Client(socket).call("GET", "/v1/hosts")
+    as_json(hosts) if output is Format.JSON else _show(hosts, _names(hosts))
 
 
 @app.command()
 def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show one host, with its settings."""
-    host = Client(socket).call("GET", f"/v1/hosts/{quote(name)}")
+    client = Client(socket)
+    host = client.call("GET", f"/v1/hosts/{quote(name)}")
     if output is Format.JSON:
         as_json(host)
         return
-    _show([host], output)
+    _show([host], _names(client.call("GET", "/v1/hosts")))
     if host["settings"]:
         print()
         table(("setting", "value"), sorted(host["settings"].items()), "")
 
 
-def _show(hosts: list[dict[str, Any]], output: Format) -> None:
-    if output is Format.JSON:
-        as_json(hosts)
-        return
+def _names(hosts: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the hosts' names by their ids; one that was removed has none any more."""
+    return {host["id"]: host["name"] for host in hosts}
+
+
+def _show(hosts: list[dict[str, Any]], names: dict[str, str]) -> None:
     rows = []
     for host in hosts:
         underlay = host["underlay"]
         way = f"{underlay['ifname']} {joined(underlay['addresses'])}" if underlay else "-"
         leases = joined(f"{lease['network']} {' '.join(lease['prefixes'])}" for lease in host["leases"])
-        rows.append((host["name"] or host["id"], _state(host), way, leases, host["version"] or "-"))
+        rows.append((namesakes.called(names, host["id"]), _state(host), way, leases, host["version"] or "-"))
     table(("host", "state", "underlay", "leases", "version"), rows, "no host")
     if any(host["alive"] is None for host in hosts):
         say("unknown: the store tells nothing of these hosts now, `linkspan status` says why; packets flow on")
@@ -75,8 +80,14 @@ def _state(host: dict[str, Any]) -> str:
 
 
 def _change(name: str, settings: dict[str, str], output: Format, socket: str, said: str) -> None:
-    host = Client(socket).call("PATCH", f"/v1/hosts/{quote(name)}", settings)
-    as_json(host) if output is Format.JSON else print(said)
+    client = Client(socket)
+    host = client.call("PATCH", f"/v1/hosts/{quote(name)}", settings)
+    as_json(host) if output is Format.JSON else print(f"host {_called(client, host)}{said}")
+
+
+def _called(client: Client, host: dict[str, Any]) -> str:
+    """Return how a host is called, so that it is told from another one with its name."""
+    return namesakes.called(_names(client.call("GET", "/v1/hosts")) | _names([host]), host["id"])
 
 
 @app.command("set")
@@ -101,19 +112,19 @@ def set_(
         found = Client(socket).call("PATCH", "/v1/hosts", changes)
         as_json(found) if output is Format.JSON else print(f"all hosts: {', '.join(settings)}")
     else:
-        _change(host, changes, output, socket, f"host {host}: {', '.join(settings)}")
+        _change(host, changes, output, socket, f": {', '.join(settings)}")
 
 
 @app.command()
 def drain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Give a host no new addresses and blocks; what runs there goes on."""
-    _change(name, {"drained": "1"}, output, socket, f"host {name} takes no new containers")
+    _change(name, {"drained": "1"}, output, socket, " takes no new containers")
 
 
 @app.command()
 def undrain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Take a drain back."""
-    _change(name, {"drained": ""}, output, socket, f"host {name} takes containers again")
+    _change(name, {"drained": ""}, output, socket, " takes containers again")
 
 
 @app.command("rotate-keys")
@@ -154,7 +165,10 @@ def remove(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Remove a host with all it holds: others may get its addresses, so make sure that it is off."""
-    gone = Client(socket).call("DELETE", f"/v1/hosts/{quote(name)}{'?force' if force else ''}")
-    as_json(gone) if output is Format.JSON else print(f"host {name} is removed, and its blocks are free")
+    client = Client(socket)
+    host = client.call("GET", f"/v1/hosts/{quote(name)}")
+    called = _called(client, host)
+    gone = client.call("DELETE", f"/v1/hosts/{quote(host['id'])}{'?force' if force else ''}")
+    as_json(gone) if output is Format.JSON else print(f"host {called} is removed, and its blocks are free")
     if gone["risk"]:
         say(f"careful: {gone['risk']}", sys.stderr)

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import typer
 
-from linkspan import SCHEMA, __version__
+from linkspan import SCHEMA, __version__, namesakes
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.cluster import disputes
@@ -91,6 +91,9 @@ def _show_status(found: dict[str, Any]) -> None:
         print()
         lines = [(one["host"], one["network"] or "-", one["why"]) for one in found["unreachable"]]
         table(("not well: host", "network", "why"), lines, "")
+    for one in found.get("namesakes", ()):  # an agent that still runs may be older
+        print()
+        say(f"{namesakes.told(one['name'], one['ids'])}; {namesakes.FIX}")
     if found["bgp"]["down"]:
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]

@@ -10,6 +10,7 @@ import msgspec
 from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.model import Endpoint
+from linkspan.namesakes import meant
 from linkspan.state import HOST
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
 from linkspan.tell.parts import CONTROLLER, Entry, Part
@@ -92,11 +93,12 @@ def place(text: str, known: Map, asked: Questions) -> Place:
 
 
 def _host(name: str, known: Map) -> Place:
-    if name in ("", known.host, known.id):
+    called = {known.id: known.host} | {id_: other.name for id_, other in known.others.items()}
+    id_ = meant(called, name) if name else known.id
+    if id_ == known.id:
         return Place(f"host:{known.host}", HOST)
-    for id_, other in known.others.items():
-        if name in (id_, other.name):
-            return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
+    if other := known.others.get(id_):
+        return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
     names = ", ".join(sorted(other.name for other in known.others.values()))
     raise NotFound(
         f"host {name} is not known here", f"this host is {known.host}" + (f", others are {names}" if names else "")
