@@ -32,7 +32,7 @@ from linkspan.forwarding import Forwarding
 from linkspan.happenings import Happenings
 from linkspan.healing import Healer
 from linkspan.holdings import Holdings
-from linkspan.identity import host_id
+from linkspan.identity import host_id, keep
 from linkspan.journal import Journal
 from linkspan.kernel import underlay
 from linkspan.kernel.tunnel_table import TABLE
@@ -103,13 +103,18 @@ class Agent:
                         self.happenings.read()
                         parts.callback(self.happenings.close)
                         self.happenings.add("agent", f"the agent started, version {__version__}")
-                        if news:
-                            self._tell(news)
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
-                        cluster = self._known_cluster()
-                        new = not (state_dir / SNAPSHOT).exists()
-                        await self._join(host, open_store(self.config.store, state_dir, cluster), parts)
+                        cluster, joins = self._known_cluster()
+                        new = bool(joins) or not (state_dir / SNAPSHOT).exists()
+                        store = open_store(self.config.store, state_dir, cluster)
+                        await self._join(host, store, new, parts)
+                        await self.cluster.refuse_second(self._instance())  # before anything is written
+                        for words in filter(None, (news, joins)):
+                            self._tell(words)
+                        if not self.config.host_id:
+                            keep(state_dir, identity)
+                        await self.replica.accepted()
                         if new:
                             await self.cluster.come_back()
                         await self._take_over(parts)
@@ -118,8 +123,8 @@ class Agent:
                     with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
                         self.journal.checkpoint()
 
-    def _known_cluster(self) -> str:
-        """Return the id of the cluster that this host belongs to, "" where it may join any.
+    def _known_cluster(self) -> tuple[str, str]:
+        """Return the id of the cluster that this host belongs to, "" where it may join any, and what is to be told.
 
         It may where it is new, and where it was alone, without a network, and is given a store.
 
@@ -130,20 +135,19 @@ class Agent:
         known = remembered(snapshot)
         alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
         if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
-            return known.cluster
-        snapshot.unlink()
-        self._tell("this host was alone and had no network: it joins the cluster of its store")
-        return ""
+            return known.cluster, ""
+        return "", "this host was alone and had no network: it joins the cluster of its store"
 
     def _tell(self, what: str) -> None:
         """Say something of this agent's start in the log and in the events."""
         log.warning("%s", what)
         self.happenings.add("agent", what)
 
-    async def _join(self, host: Host, store: Store, parts: contextlib.AsyncExitStack) -> None:
+    async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
         state_dir = Path(self.config.state_dir)
         self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed)
+        self.replica.provisional = True
         self.leases = Leases(self.replica, host, shared=bool(self.config.store))
         self.networks = Networks(self.replica)
         self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
@@ -236,7 +240,7 @@ class Agent:
         queue = Path(self.config.socket).parent / "queue"
         self.removals = Removals(queue, self.attacher, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
-        await self.replica.start()
+        await self.replica.start(new=new)
         await beginning.known(self.replica, self._waiting(self))
 
     async def _addresses(self) -> frozenset[str]:
@@ -281,7 +285,7 @@ class Agent:
         await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
-            self.config.underlay, self.config.advertise, self._instance(), shared=bool(self.config.store)
+            self.config.underlay, self.config.advertise, shared=bool(self.config.store)
         )
         self._warn_of_namesakes()
         await self.naming.take_over()

@@ -106,14 +106,13 @@ class Cluster:
         """Why this host gives no address now, '' where it does."""
         return self._silence.stalled(self.host.id)
 
-    async def start(self, choice: str, advertise: tuple[str, ...], instance: str, *, shared: bool) -> None:
-        """Say who this host is, and take the whole store's state over. Raises Conflict for a second agent.
+    async def start(self, choice: str, advertise: tuple[str, ...], *, shared: bool) -> None:
+        """Say who this host is, and take the whole store's state over.
 
         In a store that is not ``shared`` nobody asks whether this host lives, and the disk is left alone.
         """
         self._shared = shared
-        self._choice, self._advertise, self._instance = choice, advertise, instance
-        await self._refuse_second()
+        self._choice, self._advertise = choice, advertise
         await self._observe_underlay()
         await self.rotating.settle()
         if not self._replica.problem:
@@ -151,11 +150,12 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.stop()
 
-    async def _refuse_second(self) -> None:
-        """Raise Conflict where another agent says again that it lives by this id.
+    async def refuse_second(self, instance: str) -> None:
+        """Raise Conflict where another agent than this ``instance`` says again that it lives by this id.
 
         What one has said that has ended, perhaps on this host, goes within ALIVE_TTL: that is waited for.
         """
+        self._instance = instance
         key = f"alive/{self.host.id}"
         said = self._replica.known_revision(key)
         deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY

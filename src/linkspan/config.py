@@ -16,6 +16,7 @@ from linkspan.errors import Invalid, of_validation
 from linkspan.ipam import COOLDOWN
 from linkspan.model import CAN_REACH, checked_name
 from linkspan.remedies import reason, remedy
+from linkspan.store.opening import check_url
 
 T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -103,6 +104,7 @@ def checked(values: Mapping[str, object]) -> Config:
     config = typed(values, Config, "linkspan agent")
     need_paths(config.state_dir, config.socket)
     listening_at(config.metrics)
+    check_url(config.store)
     if config.underlay.startswith(CAN_REACH):
         try:
             prefix(config.underlay.removeprefix(CAN_REACH))

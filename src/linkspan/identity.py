@@ -22,10 +22,10 @@ FILE = "host-id"
 
 
 def host_id(state_dir: Path, given: str, *, shared: bool) -> tuple[str, str]:
-    """Return this host's id, and what an operator should be told of it ('': nothing).
+    """Return this host's id, and what an operator should be told of it ('': nothing); ``keep`` writes it down.
 
     ``shared`` tells whether the store is one for several hosts. Raises Unavailable, naming the file, where the id
-    cannot be known or cannot be kept.
+    cannot be known.
     """
     last = remembered(state_dir / SNAPSHOT).host
     if given:
@@ -37,7 +37,6 @@ def host_id(state_dir: Path, given: str, *, shared: bool) -> tuple[str, str]:
     if known and known == found:
         return found, ""
     if known:
-        _keep(file, known)
         return known, f"{file} {why or f'says {found}'}: this host goes on as {known}, which its own records tell"
     ran_before = why != "is missing" or (state_dir / WITNESS).exists()
     if ran_before and shared:
@@ -47,7 +46,6 @@ def host_id(state_dir: Path, given: str, *, shared: bool) -> tuple[str, str]:
             "make this a new host: `linkspan uninstall`, and start its agent again",
         )
     made = uuid.uuid4().hex[:16]
-    _keep(file, made)
     return made, f"{file} {why}: this host is {made} from now on" if ran_before else ""
 
 
@@ -69,7 +67,11 @@ def _read(file: Path) -> tuple[str, str]:
         return "", "is damaged"
 
 
-def _keep(file: Path, id_: str) -> None:
+def keep(state_dir: Path, id_: str) -> None:
+    """Write down the id that no settings give. Raises Unavailable, naming the file, where it cannot be kept."""
+    file = state_dir / FILE
+    if _read(file)[0] == id_:
+        return
     try:
         durable.write(file, id_.encode() + b"\n", 0o600)
     except OSError as error:

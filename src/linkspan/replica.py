@@ -105,6 +105,8 @@ class Replica:
         self.records: dict[str, Record] = {}
         self.displaced: dict[str, bytes] = {}
         """Claims of this host as it knew them, by key, in whose place the store has another host's."""
+        self.provisional = False
+        """Whether this host may yet be refused: its snapshot is left as it was until then."""
         self.contact = Contact()
         self.heard = 0.0
         """When the watch last told anything, by CLOCK_BOOTTIME."""
@@ -151,10 +153,13 @@ class Replica:
         """Whether new claims may be made: the store answers, and no record is missed."""
         return not self.problem and not self.lost
 
-    async def start(self) -> None:
-        """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without."""
+    async def start(self, *, new: bool = False) -> None:
+        """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without.
+
+        A host that is ``new`` in the store's cluster has no snapshot of it: what there is counts for nothing.
+        """
         try:
-            known = msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
+            known = _Snapshot("", []) if new else msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
             for record in known.records:
                 self._keep(record)
             self.remembered = {key: record.value for key, record in self.under("networks/").items()}
@@ -494,8 +499,15 @@ class Replica:
         async with self._saving:
             await asyncio.to_thread(self._save)
 
+    async def accepted(self) -> None:
+        """Keep a snapshot from now on: this host is who it says."""
+        self.provisional = False
+        await self._save_soon()
+
     def _save(self) -> None:
         self._unsaved.clear()
+        if self.provisional:
+            return
         left_out = self.withheld
         known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
         lasting = [self._lasting(record) for record in known]

@@ -297,12 +297,16 @@ def test_an_id_that_another_agent_has_is_given_up_or_waited_for(world: World, tm
         said = refused(second)
         assert "host id h1 is in use by another agent that lives, on h1" in said
         assert "give each host an id of its own (--host-id), or stop the other one" in said
+        assert not [path for path in second.state_dir.iterdir() if path.name in ("replica.json", "host-id")]
         text = second.config.read_text()
         second.config.write_text(text.replace("'h1'", "'h2'"))
         second.start()
+        assert "this host was" not in second.log.read_text() + second.cli("events")
         second.stop()
+        kept = (second.state_dir / "replica.json").read_bytes()
         second.config.write_text(text)
         assert "or stop the other one" in refused(second)
+        assert (second.state_dir / "replica.json").read_bytes() == kept
         first.stop(signal.SIGKILL)
         second.start()
     finally:

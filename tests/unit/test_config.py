@@ -43,6 +43,8 @@ def test_what_is_right_is_taken() -> None:
         ("agent", "cooldown = 1e99", "setting cooldown: expected a number <= 1"),
         ("agent", 'metrics = "localhost"', "setting metrics: 'localhost' is not ADDRESS:PORT"),
         ("agent", 'underlay = "can-reach=gate"', "setting underlay: "),
+        ("agent", 'store = "etcd://h1/prod?passwordfile=x"', "store 'etcd://h1/prod?passwordfile=x': passwordfile"),
+        ("agent", 'store = "sqlite://shared"', "store 'sqlite://shared' is not understood"),
         ("controller", 'socket = ""', "setting socket is empty"),
         ("controller", 'metrics = "[::1]:0"', "setting metrics: '[::1]:0' is not ADDRESS:PORT"),
         ("controller", 'colour = "red"', "setting colour: there is no such key"),

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from linkspan.errors import Unavailable
-from linkspan.identity import host_id
+from linkspan.identity import host_id, keep
 from linkspan.store.opening import open_store
 
 SPOILT = {"cut off": b"h", "empty": b"", "blank": b"\n", "damaged": b"\xff\x00", "no name": b"a/b\n"}
@@ -26,20 +26,28 @@ def ran_before(folder: Path) -> None:
     (folder / "journal.witness").write_text("{}")
 
 
+def settled(folder: Path, given: str, *, shared: bool) -> tuple[str, str]:
+    """Return who a host is, written down as an agent does that starts."""
+    found = host_id(folder, given, shared=shared)
+    if not given:
+        keep(folder, found[0])
+    return found
+
+
 def test_a_new_host_gets_an_id_that_stays(tmp_path: Path) -> None:
     """It is made once, nothing is told of it, and only root reads the file."""
-    first, told = host_id(tmp_path, "", shared=True)
+    first, told = settled(tmp_path, "", shared=True)
     assert (len(first), told) == (16, "")
     assert (tmp_path / "host-id").stat().st_mode & 0o777 == 0o600
-    assert host_id(tmp_path, "", shared=True) == (first, "")
+    assert settled(tmp_path, "", shared=True) == (first, "")
 
 
 def test_an_id_that_is_given_wins(tmp_path: Path) -> None:
     """It is written nowhere; that the host was another one before is told."""
-    assert host_id(tmp_path, "h1", shared=True) == ("h1", "")
+    assert settled(tmp_path, "h1", shared=True) == ("h1", "")
     assert not (tmp_path / "host-id").exists()
     snapshot(tmp_path, "h2")
-    assert host_id(tmp_path, "h1", shared=True) == ("h1", "this host was h2 among the others, and is h1 from now on")
+    assert settled(tmp_path, "h1", shared=True) == ("h1", "this host was h2 among the others, and is h1 from now on")
 
 
 @pytest.mark.parametrize("content", [*SPOILT.values(), None], ids=[*SPOILT, "missing"])
@@ -49,10 +57,10 @@ def test_a_lost_id_is_the_last_agent_s(tmp_path: Path, content: bytes | None) ->
     if content is not None:
         file.write_bytes(content)
     snapshot(tmp_path, "h7")
-    found, told = host_id(tmp_path, "", shared=True)
+    found, told = settled(tmp_path, "", shared=True)
     assert found == "h7"
     assert "this host goes on as h7" in told
-    assert host_id(tmp_path, "", shared=True) == ("h7", "")
+    assert settled(tmp_path, "", shared=True) == ("h7", "")
 
 
 def stored(folder: Path, host: str) -> None:
@@ -70,11 +78,11 @@ def test_a_lost_id_is_that_of_the_host_s_own_store(tmp_path: Path) -> None:
     """Without a snapshot, where that store knows this one host; a store with two hosts tells nothing."""
     (tmp_path / "host-id").write_bytes(b"")
     stored(tmp_path, "h5")
-    assert host_id(tmp_path, "", shared=True)[0] == "h5"
+    assert settled(tmp_path, "", shared=True)[0] == "h5"
     stored(tmp_path, "h6")
     (tmp_path / "host-id").write_bytes(b"")
     with pytest.raises(Unavailable):
-        host_id(tmp_path, "", shared=True)
+        settled(tmp_path, "", shared=True)
 
 
 @pytest.mark.parametrize("content", [*list(SPOILT.values())[1:], None], ids=[*list(SPOILT)[1:], "missing"])
@@ -85,17 +93,17 @@ def test_a_host_that_shares_a_store_does_not_become_another_one(tmp_path: Path, 
         file.write_bytes(content)
     ran_before(tmp_path)
     with pytest.raises(Unavailable, match=r"nothing else in .* tells this host's id") as refused:
-        host_id(tmp_path, "", shared=True)
+        settled(tmp_path, "", shared=True)
     assert str(file) in refused.value.message
     assert f"echo ID > {file}" in refused.value.hint
     file.write_text("h3\n")
-    assert host_id(tmp_path, "", shared=True) == ("h3", "")
+    assert settled(tmp_path, "", shared=True) == ("h3", "")
 
 
 def test_a_host_that_is_alone_begins_again(tmp_path: Path) -> None:
     """No other host and no record knows the old id, so a new one costs nothing; it is told."""
     (tmp_path / "host-id").write_bytes(b"")
-    found, told = host_id(tmp_path, "", shared=False)
+    found, told = settled(tmp_path, "", shared=False)
     assert len(found) == 16
     assert f"this host is {found} from now on" in told
 
@@ -104,5 +112,11 @@ def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
     """No traceback."""
     (tmp_path / "host-id").mkdir()
     with pytest.raises(Unavailable, match="host-id: is a directory") as refused:
-        host_id(tmp_path, "", shared=False)
+        settled(tmp_path, "", shared=False)
     assert "move away what is in its place" in refused.value.hint
+
+
+def test_an_id_is_not_written_down_before_the_agent_starts(tmp_path: Path) -> None:
+    """A start may be refused: nothing of it is left."""
+    host_id(tmp_path, "", shared=True)
+    assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,21 @@ from pathlib import Path
 
 from linkspan.contracts import Store
 from linkspan.errors import Invalid
+from linkspan.store.etcd_url import parse
 from linkspan.store.sqlite import FILE, SqliteStore
 
 OWN = "store"
 """The folder in the state folder with the store of a host that is alone."""
+
+
+def check_url(url: str) -> None:
+    """Raise Invalid for a URL of a store that is not understood; an empty one is the store in the state folder."""
+    if url.startswith("sqlite://"):
+        sqlite_folder(url)
+    elif url.startswith("etcd://"):
+        parse(url)
+    elif url:
+        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
 
 
 def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
@@ -21,15 +32,12 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
     Raises Invalid for a URL that is not understood, Unavailable where a folder cannot be used. An etcd that
     does not answer is no error here: its calls raise Unavailable until it does.
     """
-    if not url:
-        return SqliteStore(state_dir / OWN, cluster=cluster)
-    if url.startswith("sqlite://"):
-        return SqliteStore(sqlite_folder(url), cluster=cluster)
+    check_url(url)
     if url.startswith("etcd://"):
         from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
 
         return EtcdStore(url, cluster)
-    raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
+    return SqliteStore(sqlite_folder(url) if url else state_dir / OWN, cluster=cluster)
 
 
 def own_cluster(state_dir: Path) -> str:
