@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import msgspec
 from aiohttp import web
@@ -11,7 +13,7 @@ from linkspan import host_settings, namesakes
 from linkspan.addresses import HIDDEN
 from linkspan.agent import Agent
 from linkspan.api_json import body
-from linkspan.errors import Conflict, NotFound
+from linkspan.errors import Conflict, NotFound, Unavailable
 from linkspan.model import Host, Underlay
 from linkspan.replica import GONE, Tombstone
 
@@ -106,13 +108,16 @@ class Hosts:
         """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
         host = self._find(request.match_info["name"])
         changes = await body(request, dict[str, str])
-        changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
+        drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
+        with _doing(f"{drains} host {host.name}"):
+            changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
         return _json(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that every host has which has not its own."""
         changes = await body(request, dict[str, str])
-        return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
+        with _doing("change settings of all hosts"):
+            return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Tell how this host's own keys stand."""
@@ -142,7 +147,8 @@ class Hosts:
                 "drain it and stop its agent first, or use --force",
             )
         risk = self._risk(host)
-        await leases.remove_host(host.id)
+        with _doing(f"remove host {host.name}"):
+            await leases.remove_host(host.id)
         return _json({"removed": host.name, "risk": risk})
 
     def _risk(self, host: Host) -> str:
@@ -155,6 +161,15 @@ class Hosts:
             f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
             "make sure that the host is off"
         )
+
+
+@contextlib.contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Name what could not be done because the store is away."""
+    try:
+        yield
+    except Unavailable as error:
+        raise error.within(what) from error
 
 
 def _advertised(here: Underlay) -> list[str]:

@@ -19,6 +19,9 @@ from linkspan.api_json import answer, error_body
 from linkspan.errors import Unavailable
 from linkspan.serving import listening, on_socket
 
+WAITING = "it has no records yet, and attaches nothing until its store answers"
+"""Why `status` knows of no network."""
+
 
 @contextlib.asynccontextmanager
 async def waiting(agent: Agent) -> AsyncIterator[None]:
@@ -26,7 +29,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
 
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
-            return answer(status.told(agent))
+            return answer(status.told(agent) | {"waiting": WAITING})
         if request.path in (CNI, PODMAN):
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.replica.problem}"

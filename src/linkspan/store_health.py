@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds that `doctor` waits for the store: one endpoint of etcd has 3."""
 WELL: tuple[State, ...] = ("ok", "slow")
-_LOOK = "`linkspan status` shows the store; its own log and the way to it tell more"
+_LOOK = "look at the store's own log, and at the way to it"
 
 
 def state(agent: Agent) -> tuple[State, str, str]:

@@ -115,6 +115,10 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     said = cluster.exec("h1", "linkspan status", code=3)
     assert ", away, last answer " in said
     assert "no answer within 3 s" in said
+    assert "`linkspan status`" not in said
+    for words, what in (("drain h2", "drain host h2"), ("set --host h2 bgp.as=64513", "change settings of host h2")):
+        failed = cluster.run("exec", "h1", "--", f"linkspan host {words}", code=1)
+        assert failed.stderr.startswith(f"linkspan: {what}: ")
     until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15)
     hosts = {one["name"]: one for one in json.loads(cluster.exec("h1", "linkspan host list -o json"))}
     assert [hosts[h]["alive"] for h in HOSTS] == [True, None, None]
@@ -142,6 +146,10 @@ def test_an_agent_that_knows_nothing_waits_for_its_store_and_says_so(cluster: Cl
     with cluster.no_loss("c1", cluster.address("c2")):
         _, log, process = agents._started(lab, host)
         until(lambda: _waits(cluster), "it says in its status that the store is away", 30)
+        said = cluster.exec("h2", "linkspan status", code=3)
+        assert "the agent waits: it has no records yet, and attaches nothing until its store answers" in said
+        assert "no network is known yet" in said
+        assert "not known" in said
         with pytest.raises(LinkspanError, match="the agent waits for the store"):
             cluster.call("h2", "GET", "/v1/networks")
         until(lambda: "waiting for the store" in log.with_suffix(".log").read_text(), "its log says so", 5)

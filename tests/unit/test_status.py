@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from linkspan import status
+from linkspan.api_waiting import WAITING
 from linkspan.cli import telling
 
 WELL: dict[str, Any] = {
@@ -74,3 +75,12 @@ def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFix
     said = " ".join(capsys.readouterr().out.split())
     assert "2 hosts have the name node: ids cafe, f00d; name them by their ids" in said
     assert status._well(WELL | {"namesakes": shared}, "node")
+
+
+def test_an_agent_without_records_says_that_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not that there is no network, and no drift: it does not know."""
+    telling._show_status(WELL | SHOWN | {"waiting": WAITING})
+    said = capsys.readouterr().out
+    assert WAITING in " ".join(said.split())
+    assert "no network is known yet" in said
+    assert "none" not in said

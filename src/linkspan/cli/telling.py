@@ -53,16 +53,18 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
 
 
 def _show_status(found: dict[str, Any]) -> None:
-    agent, store = found["agent"], found["store"]
+    agent, store, waits = found["agent"], found["store"], found.get("waiting", "")
     details(
         [
             ("agent", f"version {agent['version']}, pid {agent['pid']}, up {ago(agent['started'])}"),
             ("socket", agent["socket"]),
             ("state", agent["state_dir"]),
             ("store", _store(store)),
-            ("drift", counted(len(found["drift"]), "problem") if found["drift"] else "none"),
+            ("drift", counted(len(found["drift"]), "problem") if found["drift"] else "not known" if waits else "none"),
         ]
     )
+    if waits:
+        say(f"  the agent waits: {waits}")
     for words in found["drift"]:
         say(f"  cannot mend: {words}")
     for words in _of_store(store):
@@ -76,7 +78,8 @@ def _show_status(found: dict[str, Any]) -> None:
         print(f"  {words}")
     print()
     rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
-    table(("network", "backend", "endpoints", "addresses free"), rows, "no network yet")
+    none = "no network is known yet" if waits else "no network yet"
+    table(("network", "backend", "endpoints", "addresses free"), rows, none)
     for network in found["networks"]:
         if network["not_switched"]:
             say(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
