@@ -57,7 +57,7 @@ from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
 from linkspan.state import Key
-from linkspan.store.opening import open_store, own_cluster
+from linkspan.store.opening import open_store, own_cluster, told
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer
@@ -116,6 +116,7 @@ class Agent:
                             keep(state_dir, identity)
                         await self.replica.accepted()
                         if new:
+                            self._tell_first()
                             await self.cluster.come_back()
                         await self._take_over(parts)
                         yield
@@ -301,6 +302,15 @@ class Agent:
         for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
             follower.start()
             parts.push_async_callback(follower.stop)
+
+    def _tell_first(self) -> None:
+        """Tell that a new host is the first one in its store: a URL without its prefix leads to such a one, too."""
+        if self.config.store and self.replica.listed and not self.leases.hosts():
+            where = told(self.config.store)
+            self._tell(
+                f"this host is the first one in store {where}, and begins a cluster there; if others should be in it, "
+                "compare the store's URL with theirs, its prefix too"
+            )
 
     def _warn_of_namesakes(self) -> None:
         """Tell that another host has this one's name, too."""

@@ -70,3 +70,10 @@ def test_uninstall_says_which_one_is_to_be_removed(pair: Pair) -> None:
     assert f"linkspan host remove {own}" in host.cli("uninstall", "--yes", *words)
     pair[0].cli("host", "remove", own, "--force")
     assert [one["id"] for one in pair[0].json("host", "list") if one["state"] == "alive"] == [id_of(pair[0])]
+
+
+def test_the_first_host_of_a_store_is_told_so(pair: Pair) -> None:
+    """Where others should be there, the URL is wrong: its prefix was forgotten, for example."""
+    first, second = (host.log.read_text() for host in pair)
+    assert "this host is the first one in store sqlite:///" in first
+    assert "this host is the first one" not in second

@@ -25,6 +25,14 @@ def check_url(url: str) -> None:
         raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
 
 
+def told(url: str) -> str:
+    """Return a store's URL for people: without who asks it, and with its prefix, which need not be written."""
+    if not url.startswith("etcd://"):
+        return url
+    found = parse(url)
+    return f"etcd://{','.join(found.endpoints)}{found.prefix.rstrip('/')}"
+
+
 def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
     """Return the store of a URL; an empty one is SQLite in the state folder.
 
