@@ -99,12 +99,16 @@ class Probed(msgspec.Struct, frozen=True, tag="probed"):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A need between this host and a peer; ``mtu`` is the network's, whose packets are at most that large inside."""
+    """A need between this host and a peer; ``mtu`` is the network's, whose packets are at most that large inside.
+
+    ``others`` are those of other networks that this one is tried for, too.
+    """
 
     peer: Peer
     need: Need
     network: str
     mtu: int
+    others: tuple[Wanted, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -117,16 +121,20 @@ class Wanted(msgspec.Struct, frozen=True):
         return 4 if len(self.need.target) == 4 else 6
 
     def smaller(self, size: int) -> str:
-        """Return what to do where packets of this size are the largest that pass."""
-        return f"linkspan network update {self.network} --mtu {size - (self.need.size - self.mtu)}"
+        """Return what to do, for each network that needs more, where no packets larger than this size pass."""
+        return "; ".join(
+            f"linkspan network update {one.network} --mtu {size - (one.need.size - one.mtu)}"
+            for one in (*self.others, self)
+            if one.need.size > size
+        )
 
 
 def largest(wanted: Iterable[Wanted]) -> list[Wanted]:
     """Return each need of a peer once, in the largest size: networks may have the same."""
-    found: dict[tuple[str, str], Wanted] = {}
+    found: dict[tuple[str, str], list[Wanted]] = {}
     for one in sorted(wanted, key=lambda w: (w.need.size, w.network)):
-        found[one.key] = one
-    return list(found.values())
+        found.setdefault(one.key, []).append(one)
+    return [msgspec.structs.replace(last, others=tuple(others)) for *others, last in found.values()]
 
 
 def sizes(need: Need) -> tuple[int, ...]:
