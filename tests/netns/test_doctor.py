@@ -92,7 +92,14 @@ def test_a_sound_host_passes(patient: Patient) -> None:
             "iptables FORWARD 10.77.0.0/24",
             "fail",
             "-d 10.77.0.0/24 -j REJECT",
-            "agent",
+            "iptables -D FORWARD -d 10.77.0.0/24 -j REJECT",
+        ),
+        (
+            "iptables -t mangle -P FORWARD DROP",
+            "iptables FORWARD 10.77.0.0/24",
+            "fail",
+            "iptables -t mangle FORWARD drops traffic of network demo: policy DROP",
+            "iptables -t mangle -P FORWARD ACCEPT",
         ),
         (
             "nft 'add table ip mine; add chain ip mine way { type filter hook forward priority 0; policy drop; }'",
@@ -146,6 +153,38 @@ def test_the_fix_for_anothers_nft_chain_lets_the_pool_through(patient: Patient) 
         assert patient.checks()[f"nft forward {pool}"].status == "ok"
     empty = Patient(patient.world, Surroundings())
     assert "inet mine way has policy drop" in empty.checks()["nft forward"].detail
+
+
+FOREIGN = [
+    ("iptables-nft", "filter FORWARD -d {pool} -j DROP"),
+    ("iptables-nft", "filter FORWARD ! -s 203.0.113.0/24 -m comment --comment 'not for us; really' -j DROP"),
+    ("iptables-nft", "mangle FORWARD -s {pool} -j DROP"),
+    ("iptables-nft", "filter OTHERS -s {pool} -j REJECT"),
+    ("iptables-legacy", "filter FORWARD -d {pool} -j DROP"),
+    ("ip6tables-nft", "filter FORWARD -d {pool} -j DROP"),
+]
+
+
+@pytest.mark.parametrize(("command", "rule"), FOREIGN)
+def test_the_fix_for_anothers_iptables_rule_removes_that_rule_alone(patient: Patient, command: str, rule: str) -> None:
+    """Typed as it is told: linkspan's own rules are there already, and the agent puts nothing back."""
+    pool, other = ("fd77::/64", "2001:db8::/64") if command.startswith("ip6") else ("10.77.0.0/24", "203.0.113.0/24")
+    table, chain, spec = rule.format(pool=pool).split(" ", 2)
+    patient.world.sh(
+        "h",
+        f"{command} -N OTHERS; {command} -A FORWARD -s {other} -j DROP; {command} -A FORWARD -j OTHERS; "
+        + "".join(
+            f"{command} -A FORWARD {side} {pool} -m comment --comment 'linkspan: {pool}' -j ACCEPT; "
+            for side in ("-s", "-d")
+        ),
+    )
+    before = patient.world.sh("h", f"{command} -t {table} -S")
+    patient.world.sh("h", f"{command} -t {table} -I {chain} {spec}")
+    found = patient.checks()[f"iptables FORWARD {pool}"]
+    assert found.status == "fail"
+    patient.world.sh("h", found.fix.partition(" (")[0])
+    assert patient.checks()[f"iptables FORWARD {pool}"].status == "ok"
+    assert patient.world.sh("h", f"{command} -t {table} -S") == before
 
 
 def test_features_are_tried_where_nobody_is(patient: Patient) -> None:

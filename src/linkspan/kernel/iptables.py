@@ -71,6 +71,13 @@ def _command(family: int, variant: str) -> str:
     return found if found and _variant(found) == variant else ""
 
 
+def usual(command: str) -> str:
+    """Return a variant's command (``iptables-nft``) by its short name where that is the same on this machine."""
+    plain, _, variant = command.partition("-")
+    found = shutil.which(plain)
+    return plain if found and _variant(found) == variant else command
+
+
 @functools.lru_cache(maxsize=8)
 def _variant(command: str) -> str:
     return "nft" if "nf_tables" in _run(command, "-V") else "legacy"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 from collections.abc import Iterator
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends import backend
-from linkspan.kernel import firewalld
+from linkspan.kernel import firewalld, iptables
 from linkspan.kernel.links import BRIDGE_PORTS
 from linkspan.kernel.netlink import GETLINK, Socket, attributes, string
 from linkspan.model import Network
@@ -15,7 +16,7 @@ from linkspan.state import HOST
 from linkspan.tell import hooks
 from linkspan.tell.checks import Check, Status, Surroundings
 from linkspan.tell.questions import Packet, Questions
-from linkspan.tell.rules import Frame
+from linkspan.tell.rules import Frame, Verdict
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 FILLED = 0.8
@@ -82,8 +83,19 @@ def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
         if bad is None:
             yield Check(name, "ok", "lets the pool through")
         else:
-            fix = "a running agent puts its rules back within seconds: `linkspan status`, `linkspan diff`"
-            yield Check(name, "fail", f"{bad.where} drops traffic of network {network.name}: {bad.rule}", fix)
+            detail = f"{bad.where} drops traffic of network {network.name}: {bad.rule}"
+            yield Check(name, "fail", detail, _iptables_fix(bad))
+
+
+def _iptables_fix(bad: Verdict) -> str:
+    """Return what to do: linkspan's own rules overrule the policy of FORWARD, and no rule that comes before them."""
+    if bad.removal:
+        command, *words = bad.removal
+        return f"{shlex.join([iptables.usual(command), *words])} (and where its rules are kept)"
+    if " -t " in bad.where:
+        before, _, chain = bad.where.rpartition(" ")
+        return f"{before} -P {chain} ACCEPT (and where its rules are kept)"
+    return "a running agent puts its rules back within seconds: `linkspan status`, `linkspan diff`"
 
 
 def nft_forward(asked: Questions, around: Surroundings) -> Iterator[Check]:

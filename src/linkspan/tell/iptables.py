@@ -80,7 +80,9 @@ class _Evaluation:
         self._frame = frame
         self._doubts = Doubts()
         command = "iptables" if frame.packet.family == 4 else "ip6tables"
-        self._how = command if table.name == "filter" else f"{command} -t {table.name}"
+        named = () if table.name == "filter" else ("-t", table.name)
+        self._how = " ".join((command, *named))
+        self._command = (f"{command}-{'legacy' if table.legacy else 'nft'}", *named)
 
     def base(self, chain: str) -> Verdict:
         """Return the chain's verdict, its policy where no rule decides."""
@@ -108,7 +110,9 @@ class _Evaluation:
             if outcome == "return" or (leaves and outcome is None):
                 return None
             if isinstance(outcome, Verdict):
-                return outcome
+                if outcome.passes or outcome.removal:
+                    return outcome
+                return msgspec.structs.replace(outcome, removal=(*self._command, "-D", chain, *rule))
         return None
 
     def _could(self, outcome: Verdict | str | None, before: Frame, returns: str) -> tuple[str, ...]:

@@ -50,7 +50,8 @@ class Verdict(msgspec.Struct, frozen=True):
     ``where`` and ``rule`` say who did; ``to`` is a DNAT's target (address, port), ``masked`` says that the source is
     to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure`` are the rules
     on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could prevent.
-    ``rerouted`` tells that the packet is to be routed once more.
+    ``rerouted`` tells that the packet is to be routed once more. ``removal`` is the command that removes a rule of
+    iptables that drops, in words.
     """
 
     passes: bool = True
@@ -63,6 +64,7 @@ class Verdict(msgspec.Struct, frozen=True):
     unsure: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     rerouted: bool = False
+    removal: tuple[str, ...] = ()
 
 
 class Frame(msgspec.Struct, frozen=True):
