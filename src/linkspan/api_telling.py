@@ -15,7 +15,7 @@ from linkspan.desired import Change
 from linkspan.errors import Invalid, NotFound
 from linkspan.happenings import KEPT
 from linkspan.reconcile import describe
-from linkspan.state import Address, Key, State, Veth
+from linkspan.state import HOST, Address, Key, State, Veth
 from linkspan.tell import plan, plan_ipsec
 
 
@@ -85,8 +85,14 @@ class Telling:
         await self._agent.cluster.caught_up()  # what is being followed at this moment is no difference, nor none
         change, words = await self._worker.run(self._difference)
         wanted = [state for state in change.put if not self._agent.healer.orphaned(state.key)]
-        put = [_told(state, words[state.key]) for state in wanted]
-        return _json({"put": put, "delete": [_told(state, words[state.key]) for state in change.delete]})
+        put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
+        return _json({"put": put, "delete": delete})
+
+    def _differing(self, state: State, what: str) -> dict[str, str]:
+        """Return a difference, with the container that it is inside of: healing looks at the host alone."""
+        netns = getattr(state, "netns", HOST)
+        called = (e.called for e in self._agent.endpoints().values() if e.netns == netns != HOST)
+        return {"kind": type(state).__name__, "key": describe(state), "what": what, "inside": next(called, "")}
 
     async def _plan(self, request: web.Request) -> web.Response:
         wanted = request.query.get("network", "")
@@ -215,10 +221,6 @@ class Telling:
                 machine.reconciler.apply(Change((), tuple(extra)))
         finally:
             machine.sockets.release()
-
-
-def _told(state: State, what: str) -> dict[str, str]:
-    return {"kind": type(state).__name__, "key": describe(state), "what": what}
 
 
 def _json(value: object) -> web.Response:

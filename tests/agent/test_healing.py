@@ -234,6 +234,30 @@ def test_what_is_inside_a_container_is_its_own(sound: Sound) -> None:
     assert sound.works()
 
 
+def test_what_differs_inside_a_container_is_told_apart_with_what_to_do(sound: Sound) -> None:
+    """`diff` names the container, and that nothing is put back; `status` is well; what it says to do mends it."""
+    host = sound.host
+    before = len(events(host))
+    run("ip", "link", "set", "eth0", "down", netns=sound.bridged)
+    found = host.differences()
+    assert ("Interface", "changed") in {(one["kind"], one["what"]) for one in found}
+    assert {one["inside"] for one in found} == {sound.bridged}
+    said = host.cli("diff", code=3)
+    assert f"{sound.bridged}  put    Interface" in said
+    assert "inside a container linkspan puts nothing back" in said
+    quiet(host, before)
+    assert host.json("status")["ok"]
+    for line in host.json("plan"):
+        if not line["present"]:
+            run("sh", "-c", line["command"], netns=host.netns)
+    assert host.differences() == []
+    assert sound.works()
+    run("ip", "route", "del", "default", netns=sound.routed)
+    assert {one["inside"] for one in host.differences()} == {sound.routed}
+    host.restart()
+    assert host.differences() == []
+
+
 def quiet(host: Host, events_before: int) -> None:
     """Nothing happens for a while."""
     deadline = time.monotonic() + QUIET

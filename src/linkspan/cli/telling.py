@@ -45,6 +45,7 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
     """Show agent, store, networks, drift, peers that are not reached, and the last repairs; exit 3 unless all is well.
 
     Another host whose agent is silent is shown, and is no fault of this host: it alone does not make it 3.
+    What somebody changes inside a container is not looked at: `linkspan diff` shows it.
     """
     found = Client(socket).call("GET", "/v1/status")
     as_json(found) if output is Format.JSON else _show_status(found)
@@ -200,24 +201,43 @@ def plan(
             print(line["command"])
 
 
+_NOT_MENDED = (
+    "inside a container linkspan puts nothing back, because what a container does there is its own: restart the "
+    "container, detach and attach it, or type what `linkspan plan` shows; an agent that starts puts what is missing"
+)
 _FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
 """What an object is now, by what mending would call the change."""
 
 
 def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show what differs between should and is; exit 3 where anything does."""
+    """Show what differs between should and is, on the host and inside containers; exit 3 where anything does.
+
+    linkspan puts back what differs on the host. Inside a container it puts nothing back, and `status` does not look.
+    """
     found = Client(socket).call("GET", "/v1/diff")
     if output is Format.JSON:
         as_json(found)
     else:
-        rows = [
-            (action, item["kind"], item["key"], _FOUND[item["what"]])
-            for action in ("put", "delete")
-            for item in found[action]
-        ]
-        table(("to do", "kind", "key", "it is"), rows, "no difference: all is as it should be")
+        _show_differences(found)
     if found["put"] or found["delete"]:
         raise typer.Exit(NOT_WELL)
+
+
+def _show_differences(found: dict[str, Any]) -> None:
+    every = [
+        (item.get("inside", ""), action, item["kind"], item["key"], _FOUND[item["what"]])  # an older agent does not say
+        for action in ("put", "delete")
+        for item in found[action]
+    ]
+    inside = sorted((row for row in every if row[0]), key=lambda row: row[0])
+    on_host = [row[1:] for row in every if not row[0]]
+    if on_host or not inside:
+        table(("to do", "kind", "key", "it is"), on_host, "no difference: all is as it should be")
+    if on_host and inside:
+        print()
+    if inside:
+        table(("inside", "to do", "kind", "key", "it is"), inside, "")
+        print(_NOT_MENDED)
 
 
 def version(output: Output = Format.TABLE) -> None:
