@@ -216,7 +216,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.table, self.worker.machine.ike, self.ask,
+            self.worker.machine.wireguard.table, self.worker.machine.ike, self.probes.confirmed, self.ask,
         )
         self.orphans = Orphans(
             self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from linkspan.addresses import prefix
@@ -65,6 +65,7 @@ class Tracer:
         learning: Callable[[], Learning | None],
         wireguard: Callable[[], Table | None],
         ike: Path,
+        silent: Callable[[], Awaitable[Mapping[tuple[str, str, int], str]]],
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
@@ -76,9 +77,11 @@ class Tracer:
         self._learning = learning
         self._wireguard = wireguard
         self._ike = ike
+        self._silent = silent
         self._ask = ask
 
-    def _known(self) -> Map:
+    async def _known(self) -> Map:
+        silent = await self._silent()
         own = self._leases.host
         hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
         networks = {network.name: network for network in self._networks.all()}
@@ -90,14 +93,14 @@ class Tracer:
             public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
         }
         here = tuple(self._endpoints.values())
-        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys)
+        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys, silent)
 
     def _local(self, known: Map) -> Local:
         return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
         """Tell this host's part of a trace that another host makes."""
-        local = self._local(self._known())
+        local = self._local(await self._known())
         if isinstance(question, Listen):
             return await asyncio.to_thread(local.hear, question)
         return await asyncio.to_thread(local.part, question.entry)
@@ -107,7 +110,7 @@ class Tracer:
 
         Raises NotFound, Conflict or Invalid where the words do not say what to trace.
         """
-        known = self._known()
+        known = await self._known()
         local = self._local(known)
         first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
         going = trace(known, first, last, packet)

@@ -12,6 +12,9 @@ import pytest
 from clusters import ClusterRun
 from lab_runs import HEALED_WITHIN, LabRun, until
 
+from linkspan.cli.client import Client
+from linkspan.lab import record
+
 VXLAN_OUTER = ["eth", "ip 192.0.2.1>192.0.2.2", "udp 4789"]
 WAYS = [
     ("vxlan", VXLAN_OUTER, 1450),
@@ -148,6 +151,26 @@ def test_an_underlay_that_is_broken_is_named(
     found = traced(vxlan, "c1", "c2", code=3)
     assert (found["reachable"], found["broken_at"]) == (False, at) or found["broken_at"].startswith(f"{at}/")
     assert reason in found["reason"]
+
+
+def test_what_the_agents_know_of_each_other_counts(vxlan: LabRun) -> None:
+    """The switch drops VXLAN, which no walk shows: once pings fail the walk tells no more, and a packet decides."""
+    switch = ["ip", "netns", "exec", record.load(vxlan.name).switch, "nft"]
+    rule = "table bridge cut { chain f { type filter hook forward priority 0; udp dport 4789 drop; }; }"
+    subprocess.run([*switch, rule], check=True)
+    try:
+        until(lambda: vxlan.exec("h1", "linkspan status", code=-1).count("no answer to pings"), "h1 misses h2")
+        found = Client(record.load(vxlan.name).socket("h1")).call("GET", "/v1/trace?source=c1&target=c2")
+        assert found["verdict"] == "unknown"
+        assert "host h2 does not answer this host's pings in network demo: no answer to pings of" in found["reason"]
+        found = traced(vxlan, "c1", "c2", code=3)
+        assert found["verdict"] == "broken"
+        assert found["reason"].startswith("no answer came; last seen at h1/host/eth0; not known is at h1/host/lsx")
+    finally:
+        subprocess.run([*switch, "delete", "table", "bridge", "cut"], check=True)
+    until(lambda: vxlan.pings("c1", addresses(vxlan)["c2"]), "packets pass again")
+    found = Client(record.load(vxlan.name).socket("h1")).call("GET", "/v1/trace?source=c1&target=c2")
+    assert found["verdict"] == "reachable", "what was so a moment ago is asked once more"
 
 
 def test_an_agent_that_is_away_is_named_though_the_way_is_well(vxlan: LabRun) -> None:

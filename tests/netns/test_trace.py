@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 import sample
-from traced import OUTSIDE, PORT, Host
+from traced import OUTSIDE, PORT, Host, leads_outside
 from world import World
 
 from linkspan.errors import Conflict, Invalid, NotFound
@@ -53,19 +53,41 @@ def test_two_containers_of_a_network_reach_each_other(host: Host, a: str, b: str
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_the_outside_is_reached_by_masquerade(host: Host, family: int) -> None:
-    """The source becomes the host's own address on the way, and is put back on the reply."""
+    """The source becomes the host's own address on the way, and is put back on an answer."""
     found = host.trace("a" if family == 4 else "fd77::2", OUTSIDE[family])
-    assert found.reachable, found.reason
+    assert leads_outside(found), found.reason
     assert {"routed", "masqueraded", "left"} <= {hop.action for hop in found.hops}
     assert [hop.action for hop in found.reply_hops][:2] == ["received", "translated"]
     assert found.reply_hops[-1].namespace == "a"
     assert host.world.reaches("a", OUTSIDE[family])
 
 
+def test_what_is_outside_is_never_called_reachable_by_the_walk_alone(host: Host) -> None:
+    """Neither on the way out nor on the way in, whether somebody is there or not: nobody outside is asked."""
+    beyond = "198.51.100.9"
+    for source, target, other in (("a", OUTSIDE[4], OUTSIDE[4]), ("a", beyond, beyond), (beyond, "a", beyond)):
+        found = host.trace(source, target)
+        assert (found.verdict, found.reachable) == ("unknown", False), (source, target)
+        assert [(one.at, one.beyond) for one in found.unknown] == [("h1/host/up0", True)]
+        assert found.reason == f"beyond up0 of host h1 nobody was asked: {other} is on no host of linkspan's"
+    assert host.world.reaches("a", OUTSIDE[4])
+    assert not host.world.pings("a", beyond)
+
+
+def test_an_answer_by_an_unknown_way_is_not_made_up(host: Host) -> None:
+    """By an interface that is not linkspan's a packet leaves for nobody knows where: no way back is told."""
+    host.sh("ip link add own0 type veth peer name own1; ip link set own0 up; ip link set own1 up", "a")
+    host.sh("ip addr add 203.0.113.1/24 dev own0", "a")
+    found = host.trace("a", "203.0.113.9")
+    assert leads_outside(found)
+    assert found.reply_hops == ()
+    assert found.reason.startswith("beyond own0 of a on h1 nobody was asked")
+
+
 def test_a_published_port_is_traced_from_outside(host: Host) -> None:
     """The way in is translated, the answer leaves with the address that was asked."""
     found = host.trace(OUTSIDE[4], "192.0.2.1", "8080/tcp")
-    assert found.reachable, found.reason
+    assert leads_outside(found), found.reason
     assert "translated" in [hop.action for hop in found.hops]
     assert found.hops[-1].namespace == "b"
     assert found.hops[-1].headers[1:] == ("ip 192.0.2.2>10.77.0.3", "tcp 40000>80")
@@ -346,7 +368,7 @@ def test_containers_of_one_name_are_told_apart_in_the_hops(host: Host) -> None:
     host.endpoints[1] = msgspec.structs.replace(host.endpoints[1], name="a", network="demo")
     host.endpoints[2] = msgspec.structs.replace(host.endpoints[2], name="a")
     found = host.trace("10.78.0.2", OUTSIDE[4])
-    assert found.reachable
+    assert leads_outside(found)
     assert found.hops[0].namespace == "a@other"
 
 
@@ -368,8 +390,10 @@ def test_a_rule_of_which_nobody_knows_whether_it_applies_makes_the_verdict_unkno
     )
     found = host.trace("a", OUTSIDE[4])
     assert (found.verdict, found.reachable, found.broken_at) == ("unknown", False, None)
-    assert [one.at for one in found.unknown] == ["h1/host/up0", f"h1/host/{back(host)}"]
-    assert all("inet x f: limit rate over 100/second drop" in one.why for one in found.unknown)
+    doubts = [one for one in found.unknown if not one.beyond]
+    assert [one.at for one in doubts] == ["h1/host/up0", f"h1/host/{back(host)}"]
+    assert all("inet x f: limit rate over 100/second drop" in one.why for one in doubts)
+    assert found.reason == doubts[0].why
 
 
 def back(host: Host) -> str:
@@ -383,7 +407,7 @@ def test_a_rule_that_is_not_understood_is_told_only_where_it_matters(host: Host)
         "nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }; "
         "add rule inet x f limit rate 100/second accept; add rule inet x f meta mark 0x77 drop'"
     )
-    assert host.trace("a", OUTSIDE[4]).reachable
+    assert leads_outside(host.trace("a", OUTSIDE[4]))
     host.sh("nft add rule inet x f drop")
     found = host.trace("a", OUTSIDE[4])
     assert found.verdict == "unknown"
@@ -420,7 +444,8 @@ def test_the_ports_of_an_uplink_that_is_somebody_elses_bridge_are_looked_at(
     """Which port it takes is not known for certain, so what a port drops makes the verdict unknown; ping agrees."""
     host.sh(UPLINK_IN_BRIDGE + (f"nft '{rule}'" if rule else ""))
     found = host.trace("a", OUTSIDE[4])
-    assert found.verdict == ("unknown" if rule else "reachable"), found.reason
+    assert found.verdict == "unknown"
+    assert leads_outside(found) is not bool(rule), found.reason
     assert words in found.reason
     assert host.world.pings("a", OUTSIDE[4]) is not bool(rule)
 

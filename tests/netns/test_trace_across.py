@@ -166,6 +166,22 @@ def test_between_two_ways_each_direction_is_shown_as_it_goes(pairs: list[Cluster
     assert pair.pings(1, 2, VXLAN)
 
 
+@pytest.mark.parametrize(("number", "at"), [(1, "h1/host/lsx64"), (2, "h2/host/lsx64")])
+def test_a_host_that_does_not_answer_pings_is_not_called_reachable(
+    pairs: list[Cluster], tmp_path: Path, number: int, at: str
+) -> None:
+    """What the agent of either host knows by its own pings counts, in the family in which it is so."""
+    pair = joined(pairs, tmp_path, VXLAN)
+    other = 3 - number
+    why = {number: f"no answer to pings of 10.77.{other}.0, its own address there, for 12 s"}
+    found = traced(pair, "10.77.1.5", "10.77.2.5", unanswered=why)
+    assert (found.verdict, [one.at for one in found.unknown]) == ("unknown", [at])
+    assert found.reason == f"host h{other} does not answer this host's pings in network demo: {why[number]}"
+    assert traced(pair, address(pair, 1, VXLAN, 6), address(pair, 2, VXLAN, 6), unanswered=why).reachable
+    pair.world.sh("h2", "ip link del lsx64")
+    assert traced(pair, "10.77.1.5", "10.77.2.5", unanswered=why).verdict == "broken"
+
+
 def test_an_address_that_nobody_has_ends_on_its_block_s_host(pairs: list[Cluster], tmp_path: Path) -> None:
     """The packet crosses, and meets the pool's unreachable route there."""
     pair = joined(pairs, tmp_path, VXLAN)

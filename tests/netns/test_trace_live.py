@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from traced import OUTSIDE, Host
+from traced import OUTSIDE, Host, leads_outside
 from world import World
 
 from linkspan.errors import Invalid
@@ -59,6 +59,28 @@ def test_a_live_packet_that_is_dropped_is_seen_up_to_there(host: Host) -> None:
     assert found.hops[0].seen
     assert found.hops[-1].action == "dropped"
     assert found.hops[-1].seen is False
+
+
+@pytest.mark.parametrize("to", ["", "9/tcp"])
+def test_an_outside_that_answers_nothing_is_not_called_broken(host: Host, to: str) -> None:
+    """Every hop here is well and the packet is seen to leave: that it was not answered is all that is known."""
+    host.sh("nft 'add table inet x; add chain inet x i { type filter hook input priority 0; policy drop; }'", "o")
+    host.sh("nft 'add rule inet x i meta l4proto ipv6-icmp accept'", "o")
+    found = host.trace("a", OUTSIDE[4], to, alive=True)
+    assert leads_outside(found), found
+    assert found.reason.endswith("; a packet left there, and no answer came")
+    assert found.hops[-1].seen
+
+
+def test_an_answer_from_outside_that_is_dropped_here_is_broken(host: Host) -> None:
+    """By a rule that only a real packet shows, the answer ends on this host; so it does where nobody is on the link."""
+    host.sh("nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }'")
+    host.sh("nft 'add rule inet x f icmp type echo-reply limit rate over 1/hour burst 1 packets drop'")
+    host.world.pings("a", OUTSIDE[4])
+    found = host.trace("a", OUTSIDE[4], alive=True)
+    assert found.verdict == "broken"
+    assert "the answer was dropped by rule `icmp type echo-reply limit" in found.reason
+    assert host.trace("a", "192.0.2.77", alive=True).verdict == "broken"
 
 
 DROPS = [
@@ -131,7 +153,7 @@ def test_a_trace_is_not_disturbed_by_another_one(bridged: Host) -> None:
     with bridged.world.entered("h"):
         other = RuleTrace("x", matches("icmp", new_mark()), ["up0"])
     try:
-        assert bridged.trace("a", OUTSIDE[4]).verdict == "reachable"
+        assert leads_outside(bridged.trace("a", OUTSIDE[4]))
     finally:
         other.close()
 

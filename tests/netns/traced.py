@@ -28,6 +28,11 @@ ip -n {out} link set eth0 up
 PORT = {"a": host_ifname(False, "a-id", "eth0"), "b": host_ifname(False, "b-id", "eth0")}
 
 
+def leads_outside(found: Trace) -> bool:
+    """Tell whether every hop here lets the packet pass, and only what is outside, which nobody asked, decides."""
+    return (found.verdict, found.broken_at) == ("unknown", None) and all(one.beyond for one in found.unknown)
+
+
 class Host:
     """A host with containers a and b on demo, c on other, d on hidden (internal), and an outside."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from overlay import Cluster, OverlayHost
 
 from linkspan.kernel.namespaces import Namespaces
@@ -14,8 +16,8 @@ from linkspan.tell.tracing import Local
 from linkspan.tracer import others
 
 
-def known(cluster: Cluster, here: OverlayHost) -> Map:
-    """Return what a host's agent would know."""
+def known(cluster: Cluster, here: OverlayHost, unanswered: str = "") -> Map:
+    """Return what a host's agent would know; ``unanswered`` is why no other host answers its pings by IPv4."""
     rest = [host for host in cluster.hosts if host is not here]
     networks = {network.name: network for network in here.networks}
     leases = [host.lease(network) for host in rest for network in networks.values()]
@@ -23,29 +25,34 @@ def known(cluster: Cluster, here: OverlayHost) -> Map:
     found = others([host.host for host in rest], leases, held)
     peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
     own = [here.container(network) for network in networks.values()]
-    return Map(here.name, own, networks, peers, here.host.underlay, here.host.id, found)
+    silent = {(name, host.host.id, 4): unanswered for name in networks for host in rest} if unanswered else {}
+    return Map(here.name, own, networks, peers, here.host.underlay, here.host.id, found, silent=silent)
 
 
-def local(cluster: Cluster, host: OverlayHost) -> Local:
+def local(cluster: Cluster, host: OverlayHost, unanswered: str = "") -> Local:
     """Return a host's parts of traces (to be made and used in its namespace)."""
     namespaces = Namespaces()
     for network in host.networks:
         endpoint = host.container(network)
         namespaces.register(endpoint.netns, endpoint.netns_path)
-    return Local(namespaces, known(cluster, host), host.folder / TABLE)
+    return Local(namespaces, known(cluster, host, unanswered), host.folder / TABLE)
 
 
-def part(cluster: Cluster, number: int, entry: Entry) -> Part:
+def part(cluster: Cluster, number: int, entry: Entry, unanswered: str = "") -> Part:
     """Walk through one host."""
     host = cluster.hosts[number - 1]
     with cluster.world.entered(host.name):
-        return local(cluster, host).part(entry)
+        return local(cluster, host, unanswered).part(entry)
 
 
 def traced(
-    cluster: Cluster, source: str, target: str, to: str = "", silent: tuple[int, ...] = (), at: int = 1
-) -> Trace:
-    """Trace as the agent of host ``at`` would; hosts in ``silent`` tell nothing."""
+    cluster: Cluster, source: str, target: str, to: str = "", silent: tuple[int, ...] = (), at: int = 1,
+    unanswered: Mapping[int, str] = {},
+) -> Trace:  # fmt: skip
+    """Trace as the agent of host ``at`` would; hosts in ``silent`` tell nothing.
+
+    ``unanswered`` says of hosts why nobody answers their own pings by IPv4.
+    """
     first = cluster.hosts[at - 1]
     with cluster.world.entered(first.name):
         begin, end, packet = local(cluster, first).begin(source, target, to)
@@ -58,7 +65,8 @@ def traced(
             found: Trace = done.value
             return found
         number = int(host.removeprefix("id-")) if host else at
-        answer = Unanswered("it is silent") if number in silent else part(cluster, number, entry)
+        told = unanswered.get(number, "")
+        answer = Unanswered("it is silent") if number in silent else part(cluster, number, entry, told)
 
 
 def address(cluster: Cluster, number: int, network: Network, family: int = 4) -> str:

@@ -36,6 +36,12 @@ WELL = Trace(True, 1500, (THERE_HOP, msgspec.structs.replace(BACK_HOP, action="d
 DOUBT = Trace(False, 1500, *(WELL.hops, WELL.reply_hops), None, "", UNKNOWN, (Unknown("h1/host", "a program decides"),))
 STOP = Trace(False, 0, WELL.hops[:1], (), "h1/host/up0", "a rule drops it", BROKEN)
 EARS = {"ears": (A, B)}
+LEFT = Hop("h1", "host", "up0", "left", "", PLAIN)
+BACK_IN = Hop("h1", "host", "up0", "received", "", PLAIN)
+NOBODY = Unknown("h1/host/up0", "beyond up0 of host h1 nobody was asked", beyond=True)
+OUT = Trace(False, 1500, (THERE_HOP, LEFT), (BACK_IN, THERE_HOP), None, NOBODY.why, UNKNOWN, (NOBODY,))
+UP0 = ("host", "up0")
+BOTH = {"ears": (A, UP0)}
 ANSWERED = Heard(there=(A, B), back=(B, A), **EARS, answered=True)
 RULE, ANSWER_RULE = Dropped("b", "there", "rule `drop`"), Dropped("a", "back", "rule `drop`")
 LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
@@ -72,3 +78,26 @@ def test_the_packet_decides(found: Trace, heard: Heard, verdict: str, at: str | 
     assert told.reachable is (verdict == REACHABLE)
     assert told.reason.startswith(reason)
     assert bool(told.reason) is bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("heard", "verdict", "reason"),
+    [
+        (Heard((A, UP0), (UP0, A), **BOTH, answered=True), REACHABLE, ""),
+        (Heard((A, UP0), **BOTH), UNKNOWN, f"{NOBODY.why}; a packet left there, and no answer came"),
+        (Heard((A, UP0), **BOTH, drops=(RULE,)), BROKEN, "the packet was dropped by rule"),
+        (Heard((A,), **BOTH), BROKEN, "no answer came; last seen at h1/a/eth0"),
+        (Heard((A, UP0), (UP0,), **BOTH), BROKEN, "no answer came; last seen at h1/host/up0"),
+        (Heard((A, UP0), **BOTH, refused=True), BROKEN, "the rules in a do not let it send"),
+    ],
+    ids=["answered", "silent", "dropped", "never left", "answer lost here", "refused"],
+)
+def test_the_silence_of_the_outside_proves_nothing(heard: Heard, verdict: str, reason: str) -> None:
+    """Who is there need not answer; what ends on a host of linkspan's is broken all the same."""
+    told = marked(OUT, {"h1": heard}, "h1")
+    assert told.verdict == verdict
+    assert told.reachable is (verdict == REACHABLE)
+    assert told.reason.startswith(reason)
+    assert bool(told.reason) is bool(reason)
+    expected = {REACHABLE: [], UNKNOWN: [reason], BROKEN: [NOBODY.why]}
+    assert [one.why for one in told.unknown] == expected[verdict]

@@ -14,7 +14,7 @@ from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
 from linkspan.errors import Invalid, Unavailable
 
-_WHO = "An endpoint's name or id, NAME@NETWORK, an IP address, or host:NAME (host: is this one)."
+_WHO = "A container's name (or one that DNS answers) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
 Target = Annotated[str, typer.Argument(metavar="DST", help=_WHO)]
 
@@ -32,6 +32,7 @@ def trace(
     """Show a packet's way, hop by hop and back: reachable, broken at a hop, or not known because.
 
     Where the walk alone does not tell, root's trace sends a packet too, as with --live. Exit 3 unless it is reachable.
+    Outside the cluster nobody can be asked, so there only a packet that is answered tells.
     """
     query = urlencode({"source": source, "target": target, "port": port})
     found, live = _traced(Client(socket), f"/v1/trace?{query}", live)

@@ -78,6 +78,7 @@ class Crossing(Walk):
     # Out.
 
     def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
+        self._doubt_silent(device, packet)
         if sdn.gateway_mac(self._ways(), following):
             self._steer(device, following, packet)
             return
@@ -100,6 +101,21 @@ class Crossing(Walk):
         source = self._asked.route(HOST, Packet(b"", peer)).source
         self._cross(device, source, following, peer, packet)
 
+    def _doubt_silent(self, device: Device, packet: Packet) -> None:
+        """Doubt the way to a host that does not answer this host's own pings in the network: they go this way, too."""
+        if not self._known.silent:
+            return
+        network, host = self._network(packet.target), self._known.elsewhere(packet.target)
+        if why := self._known.silent.get((network, host, packet.family), ""):
+            told = f"host {self._host(host)} does not answer this host's pings in network {network}: {why}"
+            self._note(HOST, device.name, told, packet)
+
+    def _network(self, address: bytes) -> str:
+        """Return the network whose pool has an address; '' for none."""
+        one = Prefix(address, BITS[4 if len(address) == 4 else 6])
+        found = (n.name for n in self._known.networks.values() if any(pool.holds(one) for pool in n.prefixes))
+        return next(found, "")
+
     def _steer(self, device: Device, gateway: bytes, packet: Packet) -> None:
         """Send it to the gateway that is an underlay's switches: their controller tells how it goes on."""
         here = self._known.underlay
@@ -114,12 +130,9 @@ class Crossing(Walk):
 
         Routers that have announced the way there cannot be asked: they are believed.
         """
-        for other in self._known.others.values():
-            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
-            if held or any(target in own for own in other.addresses.values()):
-                outer = (a for a in other.addresses.get("", ()) if len(a) == len(router))
-                return next((a for a in outer if a in self._known.peers), b"")
-        return b""
+        host = self._known.elsewhere(target)
+        own = self._known.others[host].addresses.get("", ()) if host else ()
+        return next((a for a in own if len(a) == len(router) and a in self._known.peers), b"")
 
     def _wrap(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> None:
         far, how = self._far_end(tunnel, device, following, packet)
@@ -207,11 +220,10 @@ class Crossing(Walk):
 
     def _goes_on(self, host: str, target: bytes) -> str:
         """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
-        for id_, other in self._known.others.items():
-            held = any(p.packed == target for e in other.endpoints for p in e.prefixes)
-            if id_ != host and (held or any(target in own for own in other.addresses.values())):
-                return f"; there it goes on to {other.name}, for no NAT lets the two meet"
-        return ""
+        holder = self._known.elsewhere(target)
+        if holder in ("", host):
+            return ""
+        return f"; there it goes on to {self._host(holder)}, for no NAT lets the two meet"
 
     def _far_end(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
         """Return the underlay address to which the tunnel sends, and how it is found."""
@@ -305,10 +317,7 @@ class Crossing(Walk):
 
     def _own_addresses(self, packet: Packet) -> tuple[bytes, bytes] | None:
         """Return this host's and the next one's own addresses in the network that the packet is for."""
-        target = Prefix(packet.target, BITS[packet.family])
-        name = next(
-            (n.name for n in self._known.networks.values() if any(p.holds(target) for p in n.prefixes)), ""
-        )
+        name = self._network(packet.target)
         found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
         peer = next((a for a in found if len(a) == len(packet.target)), b"")
         mine = self._asked.route(HOST, Packet(b"", peer)).source if peer else b""

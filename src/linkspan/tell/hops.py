@@ -35,10 +35,14 @@ class Hop(msgspec.Struct, frozen=True):
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why."""
+    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why.
+
+    ``beyond`` says that the packet leaves all hosts of linkspan's there, or comes from outside: nobody can be asked.
+    """
 
     at: str
     why: str
+    beyond: bool = False
 
 
 class Broken(Exception):
@@ -77,7 +81,8 @@ class Map(msgspec.Struct, frozen=True):
     """What linkspan knows of the host: where links lead, and which network is which.
 
     ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
-    ``keys`` the same by their public keys.
+    ``keys`` the same by their public keys. ``silent`` says why a host does not answer this host's own pings, by
+    network, host id and family.
     """
 
     host: str
@@ -88,6 +93,7 @@ class Map(msgspec.Struct, frozen=True):
     id: str = ""
     others: Mapping[str, Other] = {}
     keys: Mapping[str, str] = {}
+    silent: Mapping[tuple[str, str, int], str] = {}
 
     def name(self, netns: int) -> str:
         """Return a namespace's name for people: the container's, with the network where two have the same."""
@@ -107,6 +113,14 @@ class Map(msgspec.Struct, frozen=True):
     def behind(self, host_ifname: str) -> Endpoint | None:
         """Return the endpoint behind a link of the host."""
         return next((e for e in self.endpoints if host_ifname and e.host_ifname == host_ifname), None)
+
+    def elsewhere(self, address: bytes) -> str:
+        """Return the id of the other host that has an address in a network, or whose container has it; '' for none."""
+        for id_, other in self.others.items():
+            held = any(p.packed == address for e in other.endpoints for p in e.prefixes)
+            if held or any(address in own for own in other.addresses.values()):
+                return id_
+        return ""
 
     def holding(self, address: bytes) -> Endpoint | None:
         """Return the endpoint that an address was given to."""

@@ -5,7 +5,8 @@ namespace of the walk nftables traces the packet (``kernel/nftrace``). The packe
 again by a mark (``probe``), whatever is around them or translates them.
 
 The packet decides: an answer that reaches the sender proves both ways, whatever the walk could not read, and a
-packet without an answer has not arrived, however well every hop looks.
+packet without an answer has not arrived, however well every hop looks. One exception: a packet that left all hosts of
+linkspan's may have arrived, because who is outside need not answer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from linkspan.kernel.drop_monitor import DropMonitor
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.nftrace import RuleTrace
 from linkspan.state import HOST
-from linkspan.tell.hops import OUTSIDE, Hop, Map, where
+from linkspan.tell.hops import OUTSIDE, Hop, Map, Unknown, where
 from linkspan.tell.probe import BACK, MARK, THERE, Probe, matches, way
 from linkspan.tell.questions import ESP, WIREGUARD, Packet
 from linkspan.tell.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
@@ -300,6 +301,9 @@ def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | N
     if own.answered and arrived is not False and not rejected:
         return _proved(told)
     last = next((h for h in reversed((*hops, *reply_hops)) if h.seen), None)
+    if _left(told, heard):
+        unknown = tuple(_unanswered(one) if one.beyond else one for one in told.unknown)
+        return msgspec.structs.replace(told, unknown=unknown, reason=unknown[0].why)
     at, reason = _end(told, heard, last, arrived=arrived, sender=sender)
     return msgspec.structs.replace(
         told, reachable=False, path_mtu=0, broken_at=at, reason=reason, verdict=BROKEN
@@ -314,10 +318,26 @@ def _arrived(heard: Mapping[str, Heard], goal: Goal | None, hops: Sequence[Hop],
     return goal.device in there.there if goal.device in there.ears else None
 
 
+def _left(told: Trace, heard: Mapping[str, Heard]) -> bool:
+    """Tell whether the packet was seen to leave for the outside, with nothing on this side that has stopped it."""
+    looked = [hop for hop in told.hops if hop.seen is not None]
+    if told.verdict != UNKNOWN or not looked or not looked[-1].seen:
+        return False
+    left = any(one.beyond and one.at == where(told.hops[-1]) for one in told.unknown)
+    dropped = any(h.drops or h.lost or h.refused for h in heard.values())
+    return left and not dropped and not any(hop.seen for hop in told.reply_hops)
+
+
+def _unanswered(one: Unknown) -> Unknown:
+    return msgspec.structs.replace(one, why=f"{one.why}; a packet left there, and no answer came")
+
+
 def _proved(told: Trace) -> Trace:
     """Return the trace of a packet that was answered; what the walk said against it is no longer in force."""
     if told.verdict == REACHABLE:
         return told
+    if told.verdict == UNKNOWN and all(one.beyond for one in told.unknown):  # the answer came from there
+        return msgspec.structs.replace(told, reachable=True, reason="", verdict=REACHABLE, unknown=())
     doubt = f"a real packet was answered, though {told.broken_at or told.unknown[0].at} looks otherwise: {told.reason}"
     return msgspec.structs.replace(
         told, reachable=True, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()

@@ -108,6 +108,13 @@ class Passage:
         self._hop(netns, device, "unknown", why, packet)
         self.unknown.append(Unknown(where(self.hops[-1]), why))
 
+    def _beyond_us(self, address: bytes) -> None:
+        """Remember that the last hop is the end of what hosts of linkspan's know of the way to or from an address."""
+        at = self.hops[-1]
+        place = f"{at.device} of " + (f"host {at.host}" if at.namespace == "host" else f"{at.namespace} on {at.host}")
+        why = f"beyond {place} nobody was asked: {show(address)} is on no host of linkspan's"
+        self.unknown.append(Unknown(where(at), why, beyond=True))
+
     # What stops a packet.
 
     def _require_policy(self, netns: int, direction: int, device: str, packet: Packet) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Generator, Iterable
 
 import msgspec
 
+from linkspan import names
 from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
-from linkspan.model import Endpoint
+from linkspan.model import Endpoint, Network
 from linkspan.namesakes import meant
 from linkspan.state import HOST
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
@@ -50,7 +51,8 @@ class Trace(msgspec.Struct, frozen=True):
     """What was found; ``path_mtu`` is 0 where the way is broken or lost before its end.
 
     ``verdict`` is BROKEN where a hop certainly stops the packet, REACHABLE where every hop certainly lets it pass,
-    else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE.
+    else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE. What
+    leads outside, or comes from there, is UNKNOWN until a real packet is answered.
     """
 
     reachable: bool
@@ -70,6 +72,7 @@ class _Lost(Exception):
 def place(text: str, known: Map, asked: Questions) -> Place:
     """Find what a user names: an endpoint's name, NAME@NETWORK or id, ``host:NAME``, or an IP address.
 
+    A name that DNS answers (an alias, NAME.NETWORK, NAME.NETWORK.internal) counts where no endpoint is called so.
     Raises NotFound, or Conflict with the candidates where several endpoints fit.
     """
     if text.startswith("host:"):
@@ -79,6 +82,7 @@ def place(text: str, known: Map, asked: Questions) -> Place:
     if _ADDRESS.fullmatch(text):
         return _address(prefix(text).packed, text, everywhere, known, asked)
     found = [(host, e) for host, e in everywhere if _called(text, e)]
+    found = found or [(host, e) for host, e in everywhere if _resolved(text, e, known.networks.get(e.network))]
     if not found:
         raise NotFound(
             f"nobody is called {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
@@ -136,6 +140,8 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
         begin = Entry(packet, source.netns, translation=Translation())
         yield from there.follow(source.host, begin)
         _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
+        if there.end == OUTSIDE and not there.exit:  # it left by no link of the host's: nobody knows where answers come
+            return _judged(there, back)
         back.translations = there.translations
         begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
         yield from back.follow(there.host, begin)
@@ -148,8 +154,11 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
 
 
 def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:
-    """Return what both ways come to: what certainly stops the packet outweighs what is not known."""
-    unknown = tuple(dict.fromkeys((*there.unknown, *back.unknown)))
+    """Return what both ways come to: what certainly stops the packet outweighs what is not known.
+
+    Of the latter, what is on a host of linkspan's comes first: there somebody can look.
+    """
+    unknown = tuple(sorted(dict.fromkeys((*there.unknown, *back.unknown)), key=lambda one: one.beyond))
     hops, reply = tuple(there.hops), tuple(back.hops)
     if broken is not None:
         return Trace(False, 0, hops, reply, where(broken.hop), broken.reason, BROKEN, unknown)
@@ -277,3 +286,13 @@ def _addressed(known: Map, one: Place, other: Place) -> Place:
 def _called(text: str, endpoint: Endpoint) -> bool:
     name, _, network = text.partition("@")
     return network in ("", endpoint.network) and name in (endpoint.name, endpoint.id, endpoint.id[:12])
+
+
+def _resolved(text: str, endpoint: Endpoint, network: Network | None) -> bool:
+    """Tell whether DNS answers a name with the endpoint's addresses; NAME@NETWORK asks in that network alone."""
+    name, _, wanted = text.partition("@")
+    asked = names.normal(name)
+    if not asked or wanted not in ("", endpoint.network):
+        return False
+    ends = names.domains(network) if network is not None else ()
+    return any(asked in (own, *(f"{own}.{end}" for end in ends)) for own in names.named(endpoint).names)

@@ -53,6 +53,7 @@ class Walk(Passage):
         endpoint = self._known.at(netns, device.name)
         if endpoint is None:
             self._hop(netns, device.name, "left", "by an interface that is not linkspan's", packet)
+            self._beyond_us(packet.target)
             return
         self._into_host(endpoint, device, lookup.gateway or packet.target, packet)
 
@@ -72,7 +73,9 @@ class Walk(Passage):
         """Let a packet come in by one of the host's own links."""
         device = self._usable(HOST, arriving, packet)
         self._narrow(device.mtu)
-        self._hop(HOST, arriving, "received", "from outside", packet)
+        detail = "an answer from outside, if one comes" if packet.established else "from outside"
+        self._hop(HOST, arriving, "received", detail, packet)
+        self._beyond_us(packet.source)
         self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
 
     def _sender(self, arriving: str, address: bytes) -> bytes:
@@ -367,6 +370,7 @@ class Walk(Passage):
         self.exit = device.name
         self._arrived(packet)
         self._hop(HOST, device.name, "left", f"towards {show(following)}, outside this host", packet)
+        self._beyond_us(packet.target)
 
     def _into_container(self, endpoint: Endpoint, packet: Packet, frame: Frame) -> None:
         netns = endpoint.netns

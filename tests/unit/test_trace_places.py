@@ -1,0 +1,92 @@
+"""Which endpoint a trace means by a name."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from linkspan.errors import Conflict, NotFound
+from linkspan.model import Endpoint, Network
+from linkspan.tell.hops import Map, Other
+from linkspan.tell.trace import place
+
+ID = "0123456789abcdef" * 4
+
+
+def network(name: str, number: int) -> Network:
+    """Describe a network."""
+    return Network(
+        name=name,
+        pools=(f"10.{number}.0.0/16",),
+        gateways=(f"10.{number}.0.1",),
+        subnet_len={"4": 24},
+        backend="vxlan",
+    )
+
+
+def endpoint(network: str, address: str, name: str, aliases: str = "", id_: str = ID) -> Endpoint:
+    """Describe an endpoint."""
+    return Endpoint(
+        id=id_, ifname="eth0", network=network, host="h1", name=name, addresses=(f"{address}/32",),
+        labels={"aliases": aliases} if aliases else {},
+    )  # fmt: skip
+
+
+DB = endpoint("back", "10.2.0.2", "shop-db-1", "db,Store")
+WEB = endpoint("front", "10.1.0.2", "shop-web-1", "web", "w1")
+KNOWN = Map(
+    "h1",
+    (
+        WEB,
+        endpoint("back", "10.2.0.3", "shop-web-1", "web", "w1"),
+        endpoint("back", "10.2.0.4", "exact", "", "e1"),
+        endpoint("back", "10.2.0.5", "other", "exact", "e2"),
+    ),
+    {"front": network("front", 1), "back": network("back", 2)},
+    others={"id2": Other("h2", {}, (DB,))},
+)
+
+
+def found(text: str) -> tuple[str, str]:
+    """Return whom a name means, and on which host."""
+    place_ = place(text, KNOWN, cast("Any", None))
+    return place_.name, place_.host
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "db",
+        "DB",
+        "db.back",
+        "db.back.internal",
+        "db.back.internal.",
+        "store",
+        "db@back",
+        ID[:12],
+        "shop-db-1",
+    ],
+)
+def test_a_name_that_dns_answers_is_known(text: str) -> None:
+    """Of containers on other hosts, too: what works in the application is what a user types here."""
+    assert found(text) == ("shop-db-1@back", "id2")
+
+
+def test_a_network_s_name_tells_interfaces_of_one_container_apart() -> None:
+    """As the plain name does, an alias of a container in two networks means either."""
+    with pytest.raises(Conflict, match=r"shop-web-1@front .*shop-web-1@back"):
+        found("web")
+    assert found("web.front") == found("web@front") == ("shop-web-1@front", "")
+
+
+@pytest.mark.parametrize("text", ["db.front", "db@front", "db.internal", "nobody", "a b"])
+def test_a_name_that_dns_does_not_answer_is_not_known(text: str) -> None:
+    """Neither another network's, nor a part of a name."""
+    with pytest.raises(NotFound, match="nobody is called"):
+        found(text)
+
+
+def test_a_container_s_own_name_comes_first() -> None:
+    """An alias of somebody else's makes no name ambiguous that was not so before."""
+    assert found("exact") == ("exact@back", "")
