@@ -168,7 +168,7 @@ FOREIGN = [
 @pytest.mark.parametrize(("command", "rule"), FOREIGN)
 def test_the_fix_for_anothers_iptables_rule_removes_that_rule_alone(patient: Patient, command: str, rule: str) -> None:
     """Typed as it is told: linkspan's own rules are there already, and the agent puts nothing back."""
-    pool, other = ("fd77::/64", "2001:db8::/64") if command.startswith("ip6") else ("10.77.0.0/24", "203.0.113.0/24")
+    pool, other = ("fd77::/64", "2001:db8:9::/64") if command.startswith("ip6") else ("10.77.0.0/24", "203.0.113.0/24")
     table, chain, spec = rule.format(pool=pool).split(" ", 2)
     patient.world.sh(
         "h",
