@@ -170,6 +170,7 @@ class Agent:
             self.allocator,
             self.networks,
             self.ports,
+            self.happenings,
             self.config.docker_api,
             state_dir / "docker.json",
         )

@@ -140,6 +140,24 @@ async def taken(attacher: Attacher, worker: Worker, identity: Identity, path: st
     return True
 
 
+def has_interface(worker: Worker, path: str) -> bool:
+    """Tell whether a namespace is there, and has an interface that is up, beside the loopback (worker thread)."""
+    try:
+        fd = namespaces.open_namespace(path)
+    except LinkspanError:
+        return False
+    machine = worker.machine
+    try:
+        with machine.namespaces.holding(fd) as number:
+            try:
+                found = machine.links.observe(number)
+                return any(isinstance(i, Interface) and i.up and i.name != "lo" for i in found)
+            finally:
+                machine.sockets.release()
+    finally:
+        os.close(fd)
+
+
 def _interface(worker: Worker, fd: int, hardware: str) -> str:
     """Return the name of the interface with this MAC in an open namespace, "" until it is up (worker thread)."""
     machine = worker.machine

@@ -20,7 +20,7 @@ import msgspec
 
 from linkspan import installation, namesakes, ownership, reconstruction, records
 from linkspan.config import CONFIG_FILE, GROUP, Config
-from linkspan.errors import Conflict, LinkspanError, Unavailable
+from linkspan.errors import Conflict, LinkspanError, Unavailable, counted
 from linkspan.journal import Journal
 from linkspan.kernel.strays import Stray
 from linkspan.kernel.strays import find as find_strays
@@ -41,11 +41,15 @@ PATIENCE = 15.0
 
 
 class Outcome(msgspec.Struct):
-    """What was (or would be) removed, what is left although it should go, with why, and what stays on purpose."""
+    """What was (or would be) removed, what is left although it should go, with why, and what stays on purpose.
+
+    ``refused`` says why nothing would be removed without --force.
+    """
 
     removed: list[str]
     left: list[str]
     stays: list[str] = []
+    refused: list[str] = []
 
 
 def _told(state: State) -> str:
@@ -96,19 +100,22 @@ def _entered(machine: Machine, config: Config) -> set[int]:
 def used(config: Config) -> list[tuple[str, str]]:
     """Return users' own networks of driver linkspan, each with the command that removes it.
 
-    Without linkspan no engine could remove them any more.
+    Without linkspan no engine could remove them any more, nor their containers without long waits.
     """
-    found = [(f"Docker network {name}", f"docker network rm {name}") for name in _docker_networks(config)]
+    found = []
+    for name, containers in _docker_networks(config).items():
+        first = f"docker rm -f {' '.join(containers)}; " if containers else ""
+        found.append((f"Docker network {name}", f"{first}docker network rm {name}"))
     return found + [(f"Podman network {name}", f"podman network rm {name}") for name in _podman_networks(config)]
 
 
-def _docker_networks(config: Config) -> list[str]:
+def _docker_networks(config: Config) -> dict[str, list[str]]:
     if not config.docker_api or not Path(config.docker_api).exists():
-        return []
+        return {}
     try:
         return asyncio.run(users_own(Engine(config.docker_api)))
     except LinkspanError:  # an engine that is down tells nothing
-        return []
+        return {}
 
 
 def _podman_networks(config: Config) -> list[str]:
@@ -139,7 +146,9 @@ def preview(config: Config) -> Outcome:
     found += _installed(state_dir)
     found += [str(path) for path in (*_plugin_sockets(config), *ownership.copied())]
     found += _folders(config)
-    return Outcome(found, [], [*_of_others(strays), *unknown, *_staying(config)])
+    why = refusal(living(config), used(config))
+    stays = [*_of_others(strays), *unknown, *_staying(config)]
+    return Outcome(found, [], stays, [why.told] if why else [])
 
 
 def _installed(state_dir: Path) -> list[str]:
@@ -315,12 +324,19 @@ def _remove_folders(config: Config) -> list[str]:
     return left
 
 
-def refusal(endpoints: list[Endpoint]) -> LinkspanError:
-    """Return the error that tells, in one line, that endpoints still live."""
-    names = ", ".join(f"{e.name or e.id} on {e.network}" for e in endpoints[:5])
-    more = ", ..." if len(endpoints) > 5 else ""
-    number = "1 endpoint lives" if len(endpoints) == 1 else f"{len(endpoints)} endpoints live"
-    return Conflict(
-        f"{number} on this host ({names}{more})",
-        "detach them (or stop their containers), or use --force, which cuts them off",
-    )
+def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> LinkspanError | None:
+    """Return the error that tells, in one line, that endpoints still live and users' networks are there (`used`)."""
+    why, fixes = [], []
+    if endpoints:
+        names = ", ".join(f"{e.called} on {e.network}" for e in endpoints[:5])
+        more = ", ..." if len(endpoints) > 5 else ""
+        verb = "lives" if len(endpoints) == 1 else "live"
+        why.append(f"{counted(len(endpoints), 'endpoint')} {verb} on this host ({names}{more})")
+        fixes.append("detach them (or remove their containers)")
+    if users:
+        why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
+        fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
+    force = "cuts off the ones" if endpoints else ""
+    force += " and leaves the others without a driver" if endpoints and users else ""
+    force = force or "leaves them without a driver"
+    return Conflict("; ".join(why), f"{', and '.join(fixes)} (--force {force})") if why else None

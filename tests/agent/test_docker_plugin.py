@@ -195,6 +195,61 @@ def _found(host: Host, endpoint: str) -> dict[str, Any]:
     return next((e for e in every if e["id"] == endpoint and e["ifname"] == "eth0"), {})
 
 
+def test_what_docker_attached_is_detached_by_force_only(engine: Engine, container: Callable[[], str]) -> None:
+    """Without --force the error has Docker's own command, by id and by name; the events say whose endpoint it was."""
+    host, netns = engine.host, container()
+    engine.endpoint(engine.address())
+    engine.take(netns)
+    until(lambda: host.client.call("GET", "/v1/endpoints")[0]["ifname"] == "eth0", "the container is found")
+    assert host.json("endpoint", "list")[0]["engine"] == "docker"
+    for words in ((ENDPOINT[:24],), ("--id", ENDPOINT), (ENDPOINT[:4], "--ifname", "eth0")):
+        said = host.cli("detach", *words, code=1)
+        assert "on network demo is Docker's, which would not know that it is gone" in said
+        assert "docker network disconnect demo CONTAINER" in said
+    assert f"Docker's endpoint {ENDPOINT[:12]} has 10.201." in host.cli("events")
+    assert host.cli("detach", ENDPOINT[:24], "--ifname", "eth7", "--force").endswith("no other interface here\n")
+    assert host.json("detach", ENDPOINT[:24], "--ifname", "eth0", "--force")["detached"] == 1
+    engine.remove()
+    clean(host)
+
+
+def test_a_forced_deletion_names_those_that_it_cut_off(engine: Engine, container: Callable[[], str]) -> None:
+    """With their host, and with what the engine must be told by hand."""
+    host, netns = engine.host, container()
+    engine.endpoint(engine.address())
+    engine.take(netns)
+    said = host.cli("network", "delete", "demo", "--force")
+    assert f"cut off: {ENDPOINT[:24]} on host " in said
+    assert "docker network disconnect --force demo CONTAINER" in said
+    engine.remove()
+    assert host.client.call("GET", "/v1/endpoints") == []
+
+
+def test_a_container_in_two_networks_is_one_container(engine: Engine, container: Callable[[], str]) -> None:
+    """Docker's endpoints of one namespace are one container; a third interface on one of its networks is refused."""
+    host, netns = engine.host, container()
+    engine.endpoint(engine.address())
+    engine.take(netns)
+    until(lambda: host.client.call("GET", "/v1/endpoints")[0]["ifname"] == "eth0", "the container is found")
+    said = host.cli("attach", netns, "--network", "demo", code=1)
+    assert f"container Docker's endpoint {ENDPOINT[:12]} is attached already, by eth0" in said
+    engine.remove()
+    clean(host)
+
+
+def test_a_part_of_a_pool_is_no_subnet_of_a_network(engine: Engine) -> None:
+    """Docker's network would give addresses of the whole pool, so it is refused; the whole pool is taken."""
+
+    def made(pool: str) -> str:
+        told = {"AddressSpace": "linkspan", "Pool": pool, "Gateway": "10.201.0.1/16"}
+        words = {"NetworkID": "m" * 64, "Options": {}, "IPv4Data": [told], "IPv6Data": []}
+        return str(engine.call("NetworkDriver.CreateNetwork", **words).get("Err", ""))
+
+    assert "subnet 10.201.3.0/24 is only a part of a pool of network demo" in made("10.201.3.0/24")
+    assert f"--subnet {POOL}" in made("10.201.3.0/24")
+    assert made(POOL) == ""
+
+
 def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callable[[], str]) -> None:
     """Both ends of the pair have it: what the one sends and is too large for the other is dropped."""
     host, netns = engine.host, container()

@@ -159,6 +159,9 @@ def test_a_dry_run_touches_nothing(used: Host, root: Path) -> None:
     for word in ("Bridge ls-demo", "NftTable inet linkspan", "ip_forward", str(used.state_dir), conflist):
         assert any(word in item for item in said["removed"]), word
     assert said["left"] == []
+    (refused,) = said["refused"]
+    assert "4 endpoints live" in refused
+    assert "refused without --force: 4 endpoints live" in used.cli("uninstall", "--dry-run")
     assert differing(here, seen(used.netns, root)) == {}
     assert used.differences() == []
     assert json.loads(run("ip", "-j", "link", "show", "ls-demo", netns=used.netns))

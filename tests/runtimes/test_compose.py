@@ -107,6 +107,13 @@ def test_the_database_is_reached_from_back_alone(shop: Shop) -> None:
     assert reaches(one, "shop-web-1", address)
 
 
+def test_a_port_of_a_container_in_back_alone_is_refused(shop: Shop) -> None:
+    """The web server's is published by `front`; where there is `back` alone, `docker run -p` fails with the reason."""
+    refused = shop.dockers[0].attempt("run --rm --network back -p 8099:80 busybox true")
+    assert refused.returncode != 0
+    assert "network back is internal, so port 80/tcp is not published" in refused.stderr
+
+
 def test_trace_walks_out_of_the_network_that_is_named(shop: Shop) -> None:
     """The web server's name alone fits two endpoints; with `@back` it is the one that leads to the database."""
     host = shop.hosts[0]

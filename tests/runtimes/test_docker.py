@@ -233,6 +233,57 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
         host.linkspan("network", "delete", "a-hidden")
 
 
+@pytest.fixture
+def hidden(docker: Docker) -> Iterator[str]:
+    """An internal network, exposed to Docker."""
+    docker.host.linkspan("network", "create", "a-hidden", "--pool", "10.93.0.0/16", "--internal", "--expose", "docker")
+    wait_until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    yield "a-hidden"
+    docker.remove_all()
+    docker.host.linkspan("network", "delete", "a-hidden")
+
+
+def test_a_port_on_an_internal_network_alone_is_refused(docker: Docker, hidden: str) -> None:
+    """`docker run -p` fails with the reason; in a second network that is not internal the port is published."""
+    refused = docker.attempt(f"run --rm --name c1 --network {hidden} -p 8099:80 {IMAGE} true")
+    assert refused.returncode != 0
+    assert f"network {hidden} is internal, so port 80/tcp is not published" in refused.stderr
+    assert "leave -p out" in refused.stderr
+    docker.run("rm -f c1")
+    serving = f"--network {hidden} -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc"
+    docker.run(f"create --name c1 --stop-timeout 1 {serving}")
+    docker.run("network connect demo c1")
+    docker.run("start c1")
+    wait_until(lambda: docker.host.serves(8099), "the port is served by the other network")
+    docker.run("network disconnect demo c1")
+    docker.run("network connect demo c1")
+    docker.run("restart -t 0 c1")
+    wait_until(lambda: docker.host.serves(8099), "after a restart, too")
+
+
+def test_a_running_container_with_ports_may_join_an_internal_network(docker: Docker, hidden: str) -> None:
+    """Its port stays published by the other network, though a stopped container has the internal network alone."""
+    docker.run(f"create --name still --network {hidden} {IMAGE} true")
+    docker.run(f"run -d --name c1 --stop-timeout 1 --network demo -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc")
+    docker.run(f"network connect {hidden} c1")
+    wait_until(lambda: docker.host.serves(8099), "the port is served")
+    assert not _unpublished(docker, "c1")
+
+
+def test_a_port_that_cannot_be_refused_in_time_is_told_in_the_events(docker: Docker, hidden: str) -> None:
+    """Beside a stopped container in both networks nobody knows which one starts: the event says what is not done."""
+    docker.run(f"create --name both --network {hidden} {IMAGE} true")
+    docker.run("network connect demo both")
+    docker.container("c1", f"--network {hidden} -p 8099:80")
+    wait_until(lambda: _unpublished(docker, "c1"), "the event is there")
+    assert f"network {hidden} is internal" in _unpublished(docker, "c1")[0]
+
+
+def _unpublished(docker: Docker, name: str) -> list[str]:
+    lines = docker.host.run("linkspan", "events").stdout.splitlines()
+    return [line for line in lines if f"port 80/tcp of {name} is not published" in line]
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -241,6 +292,8 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
         (f"{CREATE} -o network=nonsense x", "nonsense"),
         (f"{CREATE} -o network=demo -o colour=red x", "colour"),
         (f"{CREATE} --subnet 192.0.2.0/24 x", "192.0.2.0/24"),
+        (f"{CREATE} --subnet 10.78.0.0/24 x", "only a part of a pool of network demo"),
+        (f"{CREATE} --subnet 10.78.0.0/24 -o network=demo x", "--subnet 10.78.0.0/16"),
         (f"{CREATE} --subnet 10.78.0.0/16 --ip-range 10.78.3.0/24 -o network=demo x", "address reserve"),
         (f"{CREATE} --subnet 10.78.0.0/16 --gateway 10.78.3.1 -o network=demo x", "leave --gateway out"),
         (f"{CREATE} --subnet 10.78.0.0/16 --aux-address a=10.78.3.1 -o network=demo x", "address reserve demo"),
@@ -433,6 +486,43 @@ def test_an_exposed_network_is_made_again_where_it_was_removed_by_hand(docker: D
     wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it again")
     docker.host.linkspan("network", "delete", "shown")
     wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+
+
+def test_a_forced_deletion_takes_containers_out_of_docker_s_network(docker: Docker) -> None:
+    """It names them; Docker then shows no address that a container no longer has, and no network that is gone."""
+    docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    docker.container("c1", "--network shown")
+    wait_until(lambda: docker.host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    refused = docker.host.run("linkspan", "detach", "c1", check=False)
+    assert refused.returncode == 1
+    assert "eth0 of c1 on network shown is Docker's" in refused.stderr
+    assert "docker network disconnect shown c1" in refused.stderr
+    (cut,) = docker.host.linkspan("network", "delete", "shown", "--force")["cut_off"]
+    assert (cut["name"], cut["engine"]) == ("c1", "docker")
+    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    assert json.loads(docker.run("inspect c1"))[0]["NetworkSettings"]["Networks"] == {}
+    assert docker.run("ps --format {{.Names}}") == "c1"
+
+
+def test_linkspan_attaches_a_container_of_docker_s_by_its_name(docker: Docker) -> None:
+    """`attach docker:NAME` keeps the name, and gives no second interface on a network that Docker put it in."""
+    host = docker.host
+    host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
+    docker.container("c1")
+    wait_until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    words = ("linkspan", "attach", "docker:c1", "--network")
+    engine = {"DOCKER_HOST": f"unix://{docker.socket}"}
+    try:
+        said = host.run(*words, "second", **engine).stdout
+        assert said.startswith("c1: eth1 on network second")
+        assert [e["ifname"] for e in host.linkspan("endpoint", "show", "c1")] == ["eth0", "eth1"]
+        again = host.run(*words, "demo", check=False, **engine)
+        assert "container c1 is attached already, by eth0" in again.stderr
+        assert host.run("linkspan", "detach", "c1@second").stdout == "c1@second: 1 interface detached\n"
+    finally:
+        docker.remove_all()
+        host.linkspan("network", "delete", "second", "--force")
 
 
 def _status(docker: Docker) -> Any:

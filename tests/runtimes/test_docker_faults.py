@@ -156,3 +156,21 @@ def test_uninstall_names_networks_that_users_made(docker: Docker) -> None:
     assert "shown" not in docker.run("network ls --format {{.Name}}").split()
     assert host.run("ls", PLUGIN, check=False).returncode != 0
     host.start_agent()
+
+
+def test_a_forced_uninstall_leaves_no_network_in_docker(docker: Docker) -> None:
+    """Running containers are taken out of the exposed networks, so that Docker waits for no driver afterwards."""
+    host = docker.host
+    host.linkspan("network", "create", "shown", "--pool", "10.79.0.0/16", "--expose", "docker")
+    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
+    docker.container("c1", "--network shown")
+    uninstall = ("linkspan", "uninstall", "--config", host.folder / "agent.toml", "--output", "json")
+    wait_until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    (refused,) = json.loads(host.run(*uninstall, "--dry-run").stdout)["refused"]
+    assert "1 endpoint lives on this host (c1 on shown)" in refused
+    gone = host.run(*uninstall, "--yes", "--force", check=False)
+    assert json.loads(gone.stdout)["left"] == []
+    assert "shown" not in docker.run("network ls --format {{.Name}}").split()
+    assert docker.run("ps --format {{.Names}}") == "c1"
+    docker.run("restart -t 0 c1")
+    host.start_agent()

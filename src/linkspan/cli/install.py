@@ -17,7 +17,7 @@ from linkspan import config, installation, ownership
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
-from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.runtimes import systemd
 
 app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
@@ -183,17 +183,11 @@ def uninstall(
         _tell(work.preview(settings), "would remove", output, verbose=True)
         return
     endpoints = work.living(settings)
-    if endpoints and not force:
-        if output is Format.TABLE:
+    if not force and (refused := work.refusal(endpoints, work.used(settings))):
+        if endpoints and output is Format.TABLE:
             rows = [(e.name or e.id, e.ifname, e.network, joined(e.addresses)) for e in endpoints]
             table(("container", "interface", "network", "addresses"), rows, "")
-        raise work.refusal(endpoints)
-    if (users := work.used(settings)) and not force:
-        names = ", ".join(name for name, _ in users)
-        raise Conflict(
-            f"{names} still use{'s'[: len(users) == 1]} linkspan",
-            f"remove by: {'; '.join(fix for _, fix in users)} (--force leaves them without a driver)",
-        )
+        raise refused
     if not yes and not sys.stdin.isatty():
         raise Invalid("uninstall asks before it removes anything, and here is no terminal", "give --yes")
     if not yes:
@@ -213,6 +207,8 @@ def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
         return
     for item in outcome.removed if verbose else _summary(outcome.removed):
         print(f"{verb} {item}")
+    for item in outcome.refused:
+        print(f"refused without --force: {item}")
     for item in outcome.left:
         print(f"left: {item}")
     for item in outcome.stays:
@@ -223,21 +219,27 @@ def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
 
 
 _KINDS = {
-    "links": ("Bridge", "Veth", "Vxlan", "Ipip", "IpsecLink", "Wireguard", "Link"),
-    "addresses, routes and neighbours": ("Address", "Route", "LearntRoutes", "Neighbour", "FdbEntry"),
-    "firewall objects": ("NftTable", "NftSet", "NftChain", "NftElement", "ForwardAccept", "TrustedSource"),
-    "kernel settings": ("Sysctl", "LinkSysctl"),
-    "helper programs": ("Process",),
-    "files": ("File", "Secret"),
-    "groups": ("Group",),
-}
+    ("link", "links"): ("Bridge", "Veth", "Vxlan", "Ipip", "IpsecLink", "Wireguard", "Link"),
+    ("address, route or neighbour", "addresses, routes and neighbours"): (
+        "Address", "Route", "LearntRoutes", "Neighbour", "FdbEntry",
+    ),
+    ("firewall object", "firewall objects"): (
+        "NftTable", "NftSet", "NftChain", "NftElement", "ForwardAccept", "TrustedSource",
+    ),
+    ("kernel setting", "kernel settings"): ("Sysctl", "LinkSysctl"),
+    ("helper program", "helper programs"): ("Process",),
+    ("file", "files"): ("File", "Secret"),
+    ("group", "groups"): ("Group",),
+}  # fmt: skip
+"""Kinds of objects by what people call one of them, and several."""
+_OTHERS = ("other", "others")
 
 
 def _summary(removed: Iterable[str]) -> list[str]:
     """Return how many objects of each kind were removed, and folders and sockets by their paths."""
     words = {kind: what for what, kinds in _KINDS.items() for kind in kinds}
-    counts = Counter(words.get(item.partition(" ")[0], "" if item.startswith("/") else "others") for item in removed)
+    counts = Counter(words.get(item.partition(" ")[0], _OTHERS) for item in removed if not item.startswith("/"))
     return [
-        *(f"{counts[what]} {what}" for what in (*_KINDS, "others") if counts[what]),
+        *(f"{counts[what]} {what[counts[what] != 1]}" for what in (*_KINDS, _OTHERS) if counts[what]),
         *(item for item in removed if item.startswith("/")),
     ]

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from linkspan import alterations
@@ -25,6 +25,7 @@ from linkspan.allocator import Allocator
 from linkspan.attach import Attacher
 from linkspan.backends import bridge
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.happenings import Happenings
 from linkspan.kernel.durable import Memory
 from linkspan.lasting import lasting
 from linkspan.machine import Worker
@@ -32,7 +33,7 @@ from linkspan.model import AttachRequest, Endpoint, Network
 from linkspan.networks import Networks
 from linkspan.ports import PortTable
 from linkspan.runtimes import wishes
-from linkspan.runtimes.docker_engine import Engine
+from linkspan.runtimes.docker_engine import Engine, Listed
 from linkspan.runtimes.docker_networks import AGAIN, DockerNetworks
 from linkspan.runtimes.docker_pools import DockerNetwork, Pools
 from linkspan.runtimes.docker_types import (
@@ -55,6 +56,8 @@ HOLDER = ("docker", "pending")
 STARTING = "a container that Docker starts on this host"
 HELD = 60.0
 """Seconds for which an address is kept between RequestAddress and CreateEndpoint, which follow at once."""
+PATIENCE = 5.0
+"""Seconds for what is asked of the engine while it waits for our answer."""
 TAKEN = (0.05, 600)
 """Seconds between looks for a container's namespace, and how many: a container starts within 30 s, or not at all."""
 
@@ -71,6 +74,7 @@ class Docker:
         allocator: Allocator,
         networks: Networks,
         table: PortTable,
+        happenings: Happenings,
         api: str,
         record: Path,
     ) -> None:
@@ -80,11 +84,14 @@ class Docker:
         self._allocator = allocator
         self._ours = networks
         self._ports = table
+        self._happenings = happenings
         self._engine = Engine(api)
-        self.exposed = DockerNetworks(networks, self._engine)
+        self.exposed = DockerNetworks(networks, self._engine, self._lives)
         self._networks: Memory[DockerNetwork] = Memory(record, DockerNetwork)
         self._pools = Pools(networks, self._networks)
         self._held: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._unpublished: dict[str, str] = {}
+        """Ports that a container wants, for people, by its endpoint's id in an internal network."""
         self._naming = asyncio.Lock()
         """One at a time asks for a name and writes it down: an older name must not come last."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -242,6 +249,8 @@ class Docker:
         unknown = sorted(key for key in call.options or {} if key == IFNAME or not key.startswith("com.docker."))
         if unknown:
             raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
+        if network.internal and (wanted := ports(call.options)) != ((), ()):
+            self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
         known = self._attacher.endpoints.get((call.endpoint_id, end))
         if known is None:
@@ -256,13 +265,19 @@ class Docker:
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
+                engine="docker",
             )
             known = await self._attacher.attach(request, -1, "", delivered=True)
         return {"Interface": _missing(given, network, known)}
 
     async def _delete_endpoint(self, call: Call) -> Answer:
+        self._unpublished.pop(call.endpoint_id, None)
         await self._attacher.detach(call.endpoint_id)
         return {}
+
+    async def _lives(self, endpoint_id: str) -> bool:
+        await self._attacher.recognise(endpoint_id)
+        return (endpoint_id, delivered(endpoint_id)) in self._attacher.endpoints
 
     def _endpoint(self, call: Call) -> Endpoint:
         found = self._attacher.endpoints.get((call.endpoint_id, delivered(call.endpoint_id)))
@@ -277,6 +292,11 @@ class Docker:
     async def _join(self, call: Call) -> Answer:
         network, endpoint = self._known(call.network_id), self._endpoint(call)
         namespace = f"/proc/{call.pid}/root{call.sandbox_key}"
+        if endpoint.id in self._unpublished and await self._has_internal_only(call.network_id, namespace):
+            raise Invalid(
+                f"network {network.name} is internal, so port {self._unpublished[endpoint.id]} is not published",
+                "leave -p out, or give the container a network that is not internal, too",
+            )
         self._begin(self._follow(endpoint.identity, call.network_id, namespace))
         gateways = {family: gateway.address for family, gateway in bridge.gateways(network, endpoint).items()}
         # The engine gives the default route to one of those of a container's networks that have a gateway.
@@ -288,6 +308,30 @@ class Docker:
             "StaticRoutes": _static_routes(network, endpoint, gateways),
             "DisableGatewayService": network.internal,
         }
+
+    async def _has_internal_only(self, network_id: str, namespace: str) -> bool:
+        """Tell whether a container that joins an internal network is certainly in no network that publishes ports.
+
+        Docker gives a container's ports to each of its networks, and to a driver no container's name. So the question
+        is whether one that may be starting has another network, also one that it joins later. (Its namespace has no
+        interface yet, or Docker makes it after Join only; in another namespace runs a container that joins one more.)
+        In doubt the answer is False, and `_tell_unpublished` says it afterwards.
+        """
+        if not self._engine.socket or await self._worker.run_brief(alterations.has_interface, self._worker, namespace):
+            return False
+        try:
+            async with asyncio.timeout(PATIENCE):
+                named = {known.id: known.name for known in await self._engine.networks()}
+                every = await self._engine.containers()
+        except (Unavailable, TimeoutError):
+            return False
+        internal = {name for id_, name in named.items() if self._is_internal(id_)}
+        return starts_within(named.get(network_id, ""), internal, every)
+
+    def _is_internal(self, network_id: str) -> bool:
+        """Tell whether a network of the engine's is an internal one of ours."""
+        found = self._networks.entries.get(network_id)
+        return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
     async def _leave(self, call: Call) -> Answer:
         await alterations.returned(self._attacher, (call.endpoint_id, delivered(call.endpoint_id)))
@@ -327,7 +371,18 @@ class Docker:
         if self._engine.socket:
             async with self._naming:
                 container = await self._engine.container(network_id, identity[0])
-                await self._name(container)
+                self._tell_unpublished(identity, await self._name(container))
+
+    def _tell_unpublished(self, identity: tuple[str, str], attachments: Iterable[str]) -> None:
+        """Tell of a container whose ports no network publishes: all that it is in are internal."""
+        wanted, endpoint = self._unpublished.pop(identity[0], ""), self._attacher.endpoints.get(identity)
+        if not wanted or endpoint is None:
+            return
+        all_ours = [self._attacher.endpoints.get((one, delivered(one))) for one in attachments]
+        if all(one is not None and self._ours.get(one.network).internal for one in all_ours):
+            what = f"port {wanted} of {endpoint.called} is not published: network {endpoint.network} is internal"
+            log.warning("%s", what)
+            self._happenings.add("network", what, endpoint=endpoint.id, network=endpoint.network)
 
     async def _follow_names(self) -> None:
         """Follow `docker rename`, and look at all names whenever the engine is heard again."""
@@ -340,16 +395,17 @@ class Docker:
                                 await self._name(one)
             await asyncio.sleep(AGAIN)
 
-    async def _name(self, container: str) -> None:
-        """Learn a container's name and aliases, by its id, for each of its endpoints."""
+    async def _name(self, container: str) -> Iterable[str]:
+        """Learn a container's name and aliases, by its id, for each of its endpoints; return the endpoints' ids."""
         if not container:
-            return
+            return ()
         name, attachments = await self._engine.names(container)
         for endpoint_id, aliases in attachments.items():
             identity = (endpoint_id, delivered(endpoint_id))
             await alterations.named(self._attacher, identity, name, aliases)
             if endpoint := self._attacher.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
+        return attachments
 
 
 def _check_wishes(network: Network, call: Call) -> None:
@@ -370,12 +426,26 @@ def _check_wishes(network: Network, call: Call) -> None:
             f"network {name} has no IPv4 pool, and Docker asks for an IPv4 address for every container",
             f"add a pool: linkspan network update {name} --add-pool PREFIX",
         )
+    for pool in call.pools:
+        subnet = prefix(pool.pool)
+        if subnet.length and subnet not in network.prefixes:
+            whole = next(one for one in network.prefixes if one.holds(subnet))
+            raise Invalid(
+                f"subnet {subnet} is only a part of a pool of network {name}, which gives addresses of all of it",
+                f"give the whole pool, --subnet {whole}, and choose each container's address by --ip",
+            )
     reserved = sorted(address for pool in call.pools for address in (pool.aux_addresses or {}).values())
     if reserved:
         raise Invalid(
             f"--aux-address {', '.join(reserved)} is not known to IPAM driver linkspan",
             f"linkspan address reserve {name} does that, for all hosts",
         )
+
+
+def starts_within(network: str, internal: Collection[str], containers: Iterable[Listed]) -> bool:
+    """Tell whether every container that may be starting in a network is in internal networks alone."""
+    mine = [one for one in containers if one.starts and network in one.networks]
+    return bool(mine) and all(one.networks <= set(internal) for one in mine)
 
 
 def delivered(endpoint_id: str) -> str:

@@ -57,8 +57,22 @@ class _Container(msgspec.Struct, frozen=True, rename="pascal"):
     network_settings: _Settings
 
 
-class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
+class Listed(msgspec.Struct, frozen=True, rename="pascal"):
+    """A container in the engine's list: its state in the engine's word, and the names of its networks."""
+
     id: str
+    state: str = ""
+    network_settings: _Settings = _Settings()
+
+    @property
+    def starts(self) -> bool:
+        """Whether it may be starting now: the engine counts it as running only afterwards."""
+        return self.state not in ("running", "paused")
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """The names of its networks, which the engine knows before it starts."""
+        return frozenset(self.network_settings.networks or {})
 
 
 class _Actor(msgspec.Struct, frozen=True):
@@ -102,6 +116,16 @@ class Engine:
         """Delete a network."""
         await self._ask("DELETE", f"/networks/{network.id}")
 
+    async def members(self, network: EngineNetwork) -> list[Member]:
+        """Return the containers that are on a network."""
+        found = _decoded(await self._ask("GET", f"/networks/{network.id}"), EngineNetwork)
+        return list((found.containers or {}).values())
+
+    async def disconnect(self, network: EngineNetwork, member: Member) -> None:
+        """Take a container out of a network, whatever its driver says."""
+        body = {"Container": member.name, "Force": True}
+        await self._ask("POST", f"/networks/{network.id}/disconnect", body)
+
     async def container(self, network_id: str, endpoint_id: str) -> str:
         """Return the id of the container that has an endpoint, "" without one."""
         network = _decoded(await self._ask("GET", f"/networks/{network_id}"), EngineNetwork)
@@ -110,7 +134,11 @@ class Engine:
 
     async def running(self) -> list[str]:
         """Return the ids of the containers that run."""
-        return [one.id for one in _decoded(await self._ask("GET", "/containers/json"), list[_Listed])]
+        return [one.id for one in _decoded(await self._ask("GET", "/containers/json"), list[Listed])]
+
+    async def containers(self) -> list[Listed]:
+        """Return all containers. The engine answers while it starts one, unlike a question for that one."""
+        return _decoded(await self._ask("GET", "/containers/json?all=1"), list[Listed])
 
     async def names(self, container: str) -> tuple[str, dict[str, tuple[str, ...]]]:
         """Return a container's name, and its aliases by the id of each of its endpoints."""

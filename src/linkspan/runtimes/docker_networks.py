@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from linkspan.errors import LinkspanError
 from linkspan.lasting import lasting, woken
 from linkspan.model import Network
 from linkspan.networks import Networks
-from linkspan.runtimes.docker_engine import LABEL, Engine
+from linkspan.runtimes.docker_engine import LABEL, Engine, EngineNetwork
 from linkspan.runtimes.docker_types import SPACE
 
 log = logging.getLogger("linkspan.docker")
@@ -28,9 +28,11 @@ AGAIN = 5.0
 class DockerNetworks:
     """Keeps the engine's networks equal to those that are exposed to it."""
 
-    def __init__(self, networks: Networks, engine: Engine) -> None:
+    def __init__(self, networks: Networks, engine: Engine, lives: Callable[[str], Awaitable[bool]]) -> None:
+        """``lives`` tells by its id whether an endpoint of the engine's is still one of this host."""
         self._networks = networks
         self._engine = engine
+        self._lives = lives
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.problems: dict[str, str] = {}
@@ -74,10 +76,23 @@ class DockerNetworks:
                 self.problems[name] = f"Docker has another network {name}, of driver {known.driver}"
         for known in found:
             if known.exposed and known.name not in wanted:
-                await self._try(known.name, "remove", self._engine.delete(known))
+                await self._try(known.name, "remove", self._remove(known))
         for name, why in self.problems.items():
             if told.get(name) != why:
                 log.warning("%s", why)
+
+    async def _remove(self, known: EngineNetwork) -> None:
+        """Remove a network that is no longer exposed, after those of its containers that were cut off.
+
+        `network delete --force` took their endpoints away, which the engine does not know, and refuses for them. A
+        store that lost its records is no such deletion: containers of a network that nobody knows go on.
+        """
+        deleted = not self._networks.unknown(known.name)
+        for member in await self._engine.members(known) if deleted else ():
+            if not await self._lives(member.endpoint_id):
+                await self._engine.disconnect(known, member)
+                log.warning("network %s is deleted: Docker's container %s is taken out of it", known.name, member.name)
+        await self._engine.delete(known)
 
     async def _try(self, name: str, verb: str, change: Awaitable[None]) -> None:
         try:
@@ -88,13 +103,19 @@ class DockerNetworks:
         log.info("network %s: Docker's own is %s", name, {"make": "made", "remove": "removed"}[verb])
 
 
-async def users_own(engine: Engine) -> list[str]:
-    """Return the networks of driver linkspan that a user made by hand. Raises Unavailable."""
-    return [known.name for known in await engine.networks() if known.driver == "linkspan" and not known.exposed]
+async def users_own(engine: Engine) -> dict[str, list[str]]:
+    """Return the networks of driver linkspan that a user made by hand, with their containers. Raises Unavailable."""
+    return {
+        known.name: [member.name for member in await engine.members(known)]
+        for known in await engine.networks()
+        if known.driver == "linkspan" and not known.exposed
+    }
 
 
 async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
-    """Remove all exposed networks from the engine; return their names, and what it did not remove with why.
+    """Remove all exposed networks from the engine, and their containers from them.
+
+    Return the networks' names, and what the engine did not remove with why.
 
     The engine asks the plugin, so an agent must run. Without an engine there is nothing to do.
     """
@@ -107,10 +128,15 @@ async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
     for known in found:
         if known.exposed:
             try:
+                for member in await engine.members(known):  # the engine would not, and is never asked again
+                    await engine.disconnect(known, member)
                 await engine.delete(known)
                 removed.append(f"Docker network {known.name}")
             except LinkspanError as error:
-                left.append(f"Docker network {known.name}: {error.message}")
+                left.append(
+                    f"Docker network {known.name}: {error.message}; remove its containers (docker rm -f), then: "
+                    f"docker network rm {known.name}"
+                )
     return removed, left
 
 
