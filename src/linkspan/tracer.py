@@ -145,7 +145,8 @@ class Tracer:
 
         try:
             here = live.listening(found, goal, known.host, mark, packet.protocol)
-            own = await asyncio.to_thread(self._local(known).send, source, packet, here, live.end(found), going)
+            local, size = self._local(known), live.unproven(found)
+            own = await asyncio.to_thread(local.send, source, packet, here, live.end(found), going, size)
             heard = dict(await asyncio.gather(*asked))
         finally:
             for task in asked:

@@ -88,6 +88,13 @@ BROKEN = [
     ("h2", "ip route del 10.77.2.5/32", "h2/host/lsx64", "unreachable route"),
     ("h2", "ip route del 10.77.1.0/24", "h2/host/lsx64", "the way back to 10.77.1.5 leads nowhere"),
     ("c2", "ip addr flush dev eth0", "h2/c2-id/eth0", "address 10.77.2.5 is missing"),
+    ("h1", "ip rule add ipproto udp dport 4789 pref 50 blackhole", "h1/host", "ipproto udp dport 4789 blackhole"),
+    ("h1", "ip rule add ipproto udp sport 32768-60999 pref 50 blackhole", "h1/host", "sport 32768-60999 blackhole"),
+    ("h2", "ip rule add iif lsx64 ipproto icmp pref 50 unreachable", "h2/host/lsx64", "ipproto icmp unreachable"),
+    ("h2", "nft 'add table inet x; add chain inet x i { type filter hook input priority 0; }; "
+     "add rule inet x i udp dport 4789 udp sport >= 32768 drop'", "h2/host/eth0", "udp sport >= 32768"),
+    ("h1", "cd /proc/sys/net/ipv4/neigh/eth0; echo 0 > mcast_solicit; echo 0 > ucast_solicit; ip neigh flush dev eth0",
+     "h1/host/eth0", "mcast_solicit=0"),
 ]
 
 
@@ -103,6 +110,19 @@ def test_the_first_broken_hop_of_a_vxlan_is_named_with_its_host(
     assert reason in found.reason
     assert str(found.broken_at).startswith(at)
     assert not pair.world.pings("c1", "10.77.2.5")
+
+
+@pytest.mark.parametrize("what", [
+    "ip rule add ipproto udp sport 40000-40009 pref 50 blackhole",
+    "nft 'add table inet x; add chain inet x o { type filter hook output priority 0; }; "
+    "add rule inet x o udp dport 4789 udp sport 40000 drop'",
+])  # fmt: skip
+def test_the_source_port_of_a_vxlan_is_one_of_many(pairs: list[Cluster], tmp_path: Path, what: str) -> None:
+    """It is a hash of what is inside: a rule for some of the ports leaves it open."""
+    pair = joined(pairs, tmp_path, VXLAN)
+    pair.world.sh("h1", what)
+    found = traced(pair, "10.77.1.5", "10.77.2.5")
+    assert (found.verdict, [one.at for one in found.unknown]) == ("unknown", ["h1/host/eth0"])
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,29 @@ def test_marks_ports_flags_and_ttl_are_followed(rules: str, passes: bool) -> Non
     """What one rule writes into a packet, the next one sees."""
     found = forwarded(NEW, rules, table="mangle")
     assert (found.passes, found.unsure) == (passes, ())
+
+
+CLIENT = Frame(NEW.packet.sent_by((32768, 60999)), "ls-demo", "eth0")
+
+
+@pytest.mark.parametrize(
+    ("rules", "passes", "unsure", "later"),
+    [
+        ("-A FORWARD -p tcp -m tcp --sport 40000 -j DROP", True, 1, 0),
+        ("-A FORWARD -p tcp -m tcp --sport 1024:65535 -j DROP", False, 0, 0),
+        ("-A FORWARD -p tcp -m multiport --ports 22,443 -j DROP", False, 0, 0),
+        ("-A FORWARD -p tcp -m multiport --sports 22,53 -j DROP", True, 0, 0),
+        ("-A FORWARD -p tcp -m tcp --tcp-flags SYN,PSH PSH -j DROP", True, 0, 1),
+        ("-A FORWARD -p tcp -m tcp ! --syn -j DROP", True, 0, 1),
+        ("-A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", True, 0, 1),
+        ("-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A FORWARD -p tcp --syn -j ACCEPT\n-P FORWARD DROP",
+         True, 0, 0),
+        ("-A FORWARD -p tcp --dport 443 -j SYNPROXY --mss 1400", True, 1, 1),
+    ],
+)  # fmt: skip
+def test_the_client_s_port_and_the_segments_that_follow_are_not_claimed(
+    rules: str, passes: bool, unsure: int, later: int
+) -> None:
+    """The port is one of many, and a SYN that passes says nothing of what comes after the handshake."""
+    found = forwarded(CLIENT, rules)
+    assert (found.passes, len(found.unsure), len(found.later)) == (passes, unsure, later)

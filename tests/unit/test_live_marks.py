@@ -101,3 +101,32 @@ def test_the_silence_of_the_outside_proves_nothing(heard: Heard, verdict: str, r
     assert bool(told.reason) is bool(reason)
     expected = {REACHABLE: [], UNKNOWN: [reason], BROKEN: [NOBODY.why]}
     assert [one.why for one in told.unknown] == expected[verdict]
+
+
+LATER = Unknown("h1/b", "its later segments are dropped", later=True)
+AFTER = msgspec.structs.replace(DOUBT, unknown=(*DOUBT.unknown, LATER))
+LISTENS = msgspec.structs.replace(WELL, listens=True)
+PROVEN = msgspec.structs.replace(ANSWERED, proven=84)
+RESET = Heard((A, B), (B, A), **EARS, answered=True, reset=True, proven=60)
+
+
+@pytest.mark.parametrize(("found", "size"), [(WELL, 1500), (DOUBT, 84), (STOP, 84)])
+def test_a_packet_proves_no_larger_one(found: Trace, size: int) -> None:
+    """Where the walk is certain its links' MTU counts, else what was answered."""
+    assert marked(found, {"h1": PROVEN}, "h1", GOAL).path_mtu == size
+
+
+def test_a_packet_does_not_prove_what_follows_it() -> None:
+    """Doubts of the packet itself are settled, those of later segments stay."""
+    told = marked(AFTER, {"h1": PROVEN}, "h1", GOAL)
+    assert (told.verdict, told.reachable, told.unknown, told.path_mtu) == (UNKNOWN, False, (LATER,), 84)
+    assert "does not show what follows it: at h1/b: its later segments are dropped" in told.reason
+
+
+def test_a_refusal_is_no_answer_where_a_socket_listens() -> None:
+    """Something else has refused the connection; without a listener a refusal shows that packets pass."""
+    told = marked(LISTENS, {"h1": RESET}, "h1", GOAL)
+    assert (told.verdict, told.broken_at) == (BROKEN, "h1/a/eth0")
+    assert "refused, though a socket listens there" in told.reason
+    closed = msgspec.structs.replace(WELL, listens=False)
+    assert marked(closed, {"h1": RESET}, "h1", GOAL).verdict == REACHABLE

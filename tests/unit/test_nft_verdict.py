@@ -10,7 +10,19 @@ import pytest
 from linkspan.addresses import prefix
 from linkspan.errors import KernelError
 from linkspan.tell.hooks import passed, passed_bridge, passed_link
-from linkspan.tell.questions import LOCAL, UNICAST, Chain, Device, IptablesTable, Lookup, Packet, Questions
+from linkspan.tell.questions import (
+    FLOWING,
+    LOCAL,
+    UNICAST,
+    WIREGUARD,
+    Chain,
+    Device,
+    IptablesTable,
+    Lookup,
+    Outer,
+    Packet,
+    Questions,
+)
 from linkspan.tell.rules import Frame
 
 SOURCE, TARGET = prefix("10.0.0.2").packed, prefix("192.0.2.1").packed
@@ -22,8 +34,16 @@ DROP: Mapping[str, Any] = {"drop": None}
 ACCEPT: Mapping[str, Any] = {"accept": None}
 
 
+PORTS: Mapping[str, Sequence[Any]] = {
+    "ports": [53, {"elem": {"val": 443}}],
+    "some": [53, {"range": [40000, 40010]}],
+    "all": [{"range": [1024, 65535]}],
+    "pairs": [{"concat": ["10.9.9.9", 40000]}, {"concat": ["192.0.2.1", {"range": [40000, 40010]}]}],
+}
+
+
 class Kernel(Questions):
-    """A host that has these chains, one set of addresses ``known``, and a route to everywhere by eth1."""
+    """A host with these chains, sets of PORTS and one of addresses, ``known``, and a route to everywhere by eth1."""
 
     def __init__(self, *chains: Chain) -> None:
         self._chains = chains
@@ -41,6 +61,12 @@ class Kernel(Questions):
         if name != "known":
             raise KernelError("there is no such set")
         return key == ("10.0.0.2",)
+
+    def elements(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """Return what sets of ports have."""
+        if name not in PORTS:
+            raise KernelError("there is no such set")
+        return PORTS[name]
 
     def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
         """Return the one set's verdicts."""
@@ -149,6 +175,101 @@ def test_a_match_is_true_false_or_not_known(expression: Mapping[str, Any], holds
 def test_the_flags_of_a_connections_first_segment_are_known(frame: Frame, flags: Any, op: str, holds: bool) -> None:
     """SYN alone."""
     assert passed(Kernel(base((match(flags, "syn", op), DROP))), "forward", frame).passes is not holds
+
+
+CLIENT = Frame(WEB.packet.sent_by((32768, 60999)), "eth0", "eth1")
+SPORT, DPORT = field("tcp", "sport"), field("th", "dport")
+
+
+@pytest.mark.parametrize(
+    ("expression", "holds"),
+    [
+        (match(SPORT, 40000), None),
+        (match(SPORT, 40000, "!="), None),
+        (match(SPORT, 53), False),
+        (match(SPORT, {"range": [32768, 60999]}), True),
+        (match(SPORT, {"range": [1024, 65535]}, "!="), False),
+        (match(SPORT, {"set": [53, {"range": [1, 1023]}]}), False),
+        (match(SPORT, {"set": [53, {"range": [40000, 40010]}]}), None),
+        (match(SPORT, 32768, ">="), True),
+        (match(SPORT, 40000, ">"), None),
+        (match(SPORT, 32768, "<"), False),
+        (match(SPORT, "@ports"), False),
+        (match(SPORT, "@some"), None),
+        (match(SPORT, "@all"), True),
+        (match(SPORT, "@absent"), None),
+        (match({"concat": [field("ip", "saddr"), SPORT]}, "@pairs"), False),
+        (match({"concat": [field("ip", "daddr"), SPORT]}, "@pairs"), None),
+        (match({"concat": [field("ip", "saddr"), SPORT]}, {"set": [{"concat": ["10.0.0.2", 40000]}]}), None),
+        (match(DPORT, 80), True),
+    ],
+    ids=str,
+)
+def test_which_port_a_client_gets_is_not_known(expression: Mapping[str, Any], holds: bool | None) -> None:
+    """Its kernel chooses one of many, and a rule is certain only where it says the same for all of them."""
+    found = passed(Kernel(base((expression, DROP))), "forward", CLIENT)
+    assert found.passes is (holds is not True)
+    assert bool(found.unsure) is (holds is None)
+
+
+@pytest.mark.parametrize(("flags", "op", "there", "back"), [
+    ("seen-reply", "in", False, True),
+    ("seen-reply", "!", True, False),
+    (["dnat", "confirmed"], "in", False, True),
+    ("dnat", "in", False, False),
+    ("assured", "in", False, None),
+])  # fmt: skip
+def test_the_status_of_a_connection_follows_from_what_was_seen_of_it(
+    flags: Any, op: str, there: bool | None, back: bool | None
+) -> None:
+    """A first packet has no answer yet, and an answer is one."""
+    rule = (match({"ct": {"key": "status"}}, flags, op), DROP)
+    for frame, holds in ((PING, there), (ANSWER, back)):
+        found = passed(Kernel(base(rule)), "forward", frame)
+        assert (found.passes, bool(found.unsure)) == (holds is not True, holds is None)
+
+
+@pytest.mark.parametrize(("states", "passes", "unsure"), [
+    ("new", True, 1), ("established", True, 1), (["established", "new"], False, 0), ("invalid", True, 0),
+])  # fmt: skip
+def test_a_tunnel_s_flow_is_new_or_established(states: Any, passes: bool, unsure: int) -> None:
+    """What goes both ways by the same ports is older than the packet; its source port is the sender's own."""
+    wire = Outer(WIREGUARD, SOURCE, TARGET, 51820, ports=(51821, 51821)).packet()
+    assert (wire.ct, wire.source_ports, wire.target_ports) == (FLOWING, (51821, 51821), (51820, 51820))
+    rule = (match({"ct": {"key": "state"}}, states, "in"), DROP)
+    found = passed(Kernel(base(rule)), "forward", Frame(wire, "eth0", "eth1"))
+    assert (found.passes, len(found.unsure)) == (passes, unsure)
+
+
+FLAGS = field("tcp", "flags")
+DATA_ONLY = match({"&": [FLAGS, {"|": ["syn", "psh"]}]}, "psh")
+ACK_ONLY = match(FLAGS, "ack")
+
+
+@pytest.mark.parametrize("frame", [WEB, Frame(Packet(TARGET, SOURCE, "tcp", 40000, 80, established=True))])
+@pytest.mark.parametrize("expression", [DATA_ONLY, ACK_ONLY, match(FLAGS, "psh", "in")])
+def test_what_drops_the_segments_after_the_handshake_is_told(frame: Frame, expression: Mapping[str, Any]) -> None:
+    """Both ways: the first ones pass, and the connection is of no use."""
+    found = passed(Kernel(base((expression, DROP))), "forward", frame)
+    assert (found.passes, found.unsure) == (True, ())
+    assert [told.partition(":")[0] for told in found.later] == ["a later one is dropped (inet t c"]
+
+
+def test_segments_that_follow_pass_as_an_established_connection() -> None:
+    """They are translated as the first one was, though no rule of translation is asked for them."""
+    state = match({"ct": {"key": "state"}}, "established", "in")
+    assert passed(Kernel(base((state, ACCEPT), (match(DPORT, 80), ACCEPT), policy="drop")), "forward", WEB).later == ()
+    nat = base(({"dnat": {"addr": "10.9.9.9", "port": 8080}},), hook="prerouting", priority=-100, kind="nat")
+    drop = base((match(DPORT, 80), DROP), hook="prerouting", priority=0, name="after")
+    found = passed(Kernel(nat, drop), "prerouting", WEB)
+    assert (found.passes, found.later) == (True, ())
+
+
+def test_who_answers_in_the_target_s_place_is_told() -> None:
+    """A SYN that synproxy answers shows nothing of the target."""
+    found = passed(Kernel(base(({"synproxy": {"mss": 1400}},))), "forward", WEB)
+    assert found.unsure
+    assert found.later == ("another answers in the target's place: inet t c: synproxy",)
 
 
 LIMIT: Mapping[str, Any] = {"limit": {"rate": 1, "per": "second"}}

@@ -64,3 +64,16 @@ def test_an_error_that_quotes_the_packet_is_not_the_packet() -> None:
     assert way("tcp", MARK, b"") is None
     echo = ip(socket.IPPROTO_ICMP, bytes((8, 0, 0, 0, 0, 1, 0, 1)) + MARK)
     assert (way("icmp", MARK, echo), way("tcp", MARK, echo)) == (0, None)
+    error = bytes((3, 1, 0, 0, 0, 0, 0, 0))
+    assert way("icmp", MARK, ip(socket.IPPROTO_ICMP, error + echo)) is None
+
+
+@pytest.mark.parametrize("around", [lambda echo: echo, lambda echo: ip(4, echo)])
+def test_a_ping_of_any_size_and_its_answer_are_known_by_the_mark(around) -> None:  # type: ignore[no-untyped-def]
+    """What fills it up comes after the mark."""
+    for family, kinds in ((4, (8, 0)), (6, (128, 129))):
+        protocol = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}[family]
+        for number, kind in enumerate(kinds):
+            echo = ip(protocol, bytes((kind, 0, 0, 0, 0, 1, 0, 1)) + MARK + bytes(1000), family)
+            assert way("icmp", MARK, around(echo)) == number
+            assert way("icmp", bytes(16), around(echo)) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import msgspec
+import pytest
 
 from linkspan.addresses import GATEWAY_MAC, prefix
 from linkspan.backends.sdn import GATEWAY
@@ -40,15 +41,20 @@ CLAIMS = (("demo", "10.1.1.0/24", "h1"), ("demo", "10.1.2.0/24", "h2"))
 HELD = _held(DEMO, claims=CLAIMS)
 
 
-def _walk(held: Held, source: str, target: str, *, sender: str = "h1", where: Map = WHERE) -> Part:
+def _walk(
+    held: Held, source: str, target: str, *, sender: str = "h1", where: Map = WHERE, to: Packet | None = None,
+    foreign: str = "",
+) -> Part:  # fmt: skip
+    """Walk with a ping, or a packet like ``to``; ``foreign`` is the match of somebody else's flow that drops."""
     flows = switches(held, where)
+    others = [Counted(Flow(0, 65535, tuple(foreign.split(",")), "drop", 0), 0, 0, ours=False)] if foreign else []
     ports = tuple(Port(n, f"p{n}", up=True) for n in range(1, 5))
     known = Underlay(
         held, where, {name: Seen(ports) for name in where.switches},
         {host: (host, (prefix(text).packed,), 1500) for host, text in OUTER.items()}, {},
-        lambda name: [Counted(one, 0, 0, ours=True) for one in flows[name]],
+        lambda name: [*others, *(Counted(one, 0, 0, ours=True) for one in flows[name])],
     )  # fmt: skip
-    packet = Packet(prefix(source).packed, prefix(target).packed)
+    packet = msgspec.structs.replace(to or Packet(b"", b""), source=prefix(source).packed, target=prefix(target).packed)
     return part(known, Entry(packet, at=prefix(OUTER[sender]).packed))
 
 
@@ -59,6 +65,17 @@ def test_a_packet_goes_from_switch_to_switch_to_its_host() -> None:
     assert [(hop.host, hop.action) for hop in found.hops] == [
         ("left", "matched"), ("left", "matched"), ("left", "switched"), ("right", "matched"), ("right", "switched"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("match", "fits"), [
+    ("tcp,tp_dst=80", True), ("tcp,tp_dst=81", False), ("tcp,tp_src=53", False), ("tcp,tp_src=40000", None),
+    ("tcp,tp_src=0x8000/0x8000", None),
+])  # fmt: skip
+def test_a_flow_for_a_port_takes_what_has_it_for_certain(match: str, fits: bool | None) -> None:
+    """The port of a client is one of those that its kernel chooses from."""
+    client = Packet(b"", b"", "tcp", 80).sent_by((32768, 60999))
+    found = _walk(HELD, "10.1.1.9", "10.1.2.9", to=client, foreign=match)
+    assert (bool(found.broken), bool(found.unknown)) == (fits is True, fits is None)
 
 
 def test_what_a_host_does_not_hold_it_cannot_send() -> None:

@@ -1,4 +1,4 @@
-"""What refuses packets beside routes and rules of netfilter: XFRM policies, and policy rules that are no lookup."""
+"""What decides about packets beside routes and rules of netfilter: XFRM policies, and policy rules."""
 
 from __future__ import annotations
 
@@ -42,8 +42,15 @@ class XfrmPolicy(msgspec.Struct, frozen=True):
     mark: tuple[int, int]
 
 
+_ANY = 0, 65535
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}  # as ip-rule(8) writes them
+
+
 class Rule(msgspec.Struct, frozen=True):
-    """A policy rule that refuses; prefixes are None and numbers 0 where it does not look at them."""
+    """A policy rule; prefixes are None, numbers 0 and ports all where it does not look at them.
+
+    ``action`` is a word where it refuses, else ''. ``more`` says that it looks at what is not read here.
+    """
 
     family: int
     priority: int
@@ -55,14 +62,22 @@ class Rule(msgspec.Struct, frozen=True):
     mark: tuple[int, int]
     inverted: bool
     more: bool
+    protocol: int = 0
+    sports: tuple[int, int] = _ANY
+    dports: tuple[int, int] = _ANY
 
     def __str__(self) -> str:
         mark, mask = self.mark
         words = [f"from {self.source or 'all'}", *([f"to {self.target}"] if self.target else [])]
         words += [f"fwmark {mark:#x}" + ("" if mask == 0xFFFFFFFF else f"/{mask:#x}")] if mask else []
         words += [f"{word} {name}" for word, name in (("iif", self.arriving), ("oif", self.leaving)) if name]
+        words += [f"ipproto {_PROTOCOLS.get(self.protocol, self.protocol)}"] if self.protocol else []
+        ports = (("sport", self.sports), ("dport", self.dports))
+        words += [f"{word} {first}" + (f"-{last}" if last != first else "")
+                  for word, (first, last) in ports if (first, last) != _ANY]  # fmt: skip
         command = "ip rule" if self.family == 4 else "ip -6 rule"
-        return f"{command} {self.priority}: {'not ' if self.inverted else ''}{' '.join(words)} {self.action}"
+        words = [*(["not"] if self.inverted else []), *words, self.action or "lookup"]
+        return f"{command} {self.priority}: {' '.join(words)}"
 
 
 def xfrm() -> list[XfrmPolicy]:
@@ -96,23 +111,22 @@ def _policy(payload: bytes) -> XfrmPolicy | None:
     )  # fmt: skip
 
 
-def refusing(socket: Socket, family: int) -> list[Rule]:
-    """Return the policy rules that refuse packets, by priority. Raises KernelError."""
+def rules(socket: Socket, family: int) -> list[Rule]:
+    """Return the policy rules, by priority. Raises KernelError."""
     found = []
     for payload in socket.dump(_GETRULE, _RULE.pack(SOCKET_FAMILY[family], 0, 0, 0, 0, 0, 0, 0, 0), "list rules"):
         _, to_len, from_len, tos, _, _, _, action, flags = _RULE.unpack_from(payload)
-        if action not in _REFUSING:
-            continue
         told = attributes(payload, _RULE.size)
         number = {kind: struct.unpack("=I", told[kind])[0] if kind in told else 0 for kind in (_PRIORITY, _FWMARK)}
         mask = struct.unpack("=I", told[_FWMASK])[0] if _FWMASK in told else 0
+        sports, dports = (struct.unpack("=HH", told[kind]) if kind in told else _ANY for kind in (_SPORT, _DPORT))
         found.append(
             Rule(
-                family, number[_PRIORITY], _REFUSING[action],
+                family, number[_PRIORITY], _REFUSING.get(action, ""),
                 Prefix(bytes(told[_SRC]), from_len) if _SRC in told else None,
                 Prefix(bytes(told[_DST]), to_len) if _DST in told else None,
                 string(told.get(_IIF, b"")), string(told.get(_OIF, b"")), (number[_FWMARK], mask),
-                bool(flags & _INVERT), bool(tos or {_UID, _PROTO, _SPORT, _DPORT} & told.keys()),
+                bool(flags & _INVERT), bool(tos or _UID in told), told.get(_PROTO, b"\0")[0], sports, dports,
             )
         )  # fmt: skip
     return sorted(found, key=lambda rule: rule.priority)

@@ -32,6 +32,7 @@ from linkspan.tell.questions import (
     Questions,
     Secured,
     Tunnel,
+    towards,
 )
 from linkspan.tell.rules import Frame
 from linkspan.tell.walk import Walk
@@ -53,13 +54,13 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         elif entry.at:
             walk.from_peer(entry.at, entry.outer, entry.packet, entry.macs)
         else:
-            device = entry.device or asked.route(HOST, Packet(b"", entry.packet.source)).device
+            device = entry.device or asked.route(HOST, towards(entry.packet.source)).device
             walk.from_outside(device, entry.packet)
     except Broken as error:
         broken = error.reason
     return Part(
         tuple(walk.hops), walk.mtu, walk.end, walk.exit, entry.translation, walk.last or entry.packet,
-        walk.to, walk.at, walk.left_in, walk.frame, broken, walk.silent, tuple(walk.unknown),
+        walk.to, walk.at, walk.left_in, walk.frame, broken, walk.silent, tuple(walk.unknown), walk.listens,
     )  # fmt: skip
 
 
@@ -93,12 +94,12 @@ class Crossing(Walk):
             self._wrap(tunnel, device, following, packet)
             return
         peer = next((a for a in (following, packet.target) if a in self._known.peers), b"")
-        if not peer and self._asked.route(HOST, Packet(b"", packet.target)).learnt:
+        if not peer and self._asked.route(HOST, towards(packet.target)).learnt:
             peer = self._beyond(following, packet.target)
         if not peer:
             super()._leave(device, following, packet)
             return
-        source = self._asked.route(HOST, Packet(b"", peer)).source
+        source = self._asked.route(HOST, towards(peer)).source
         self._cross(device, source, following, peer, packet)
 
     def _doubt_silent(self, device: Device, packet: Packet) -> None:
@@ -138,17 +139,18 @@ class Crossing(Walk):
         far, how = self._far_end(tunnel, device, following, packet)
         # A device of the kernel's passes the packet's mark on; a program sends a packet of its own.
         mark = packet.mark if device.kind != "tun" else 0
-        wire = Packet(tunnel.local, far, "udp" if tunnel.kind == VXLAN else "ipip", tunnel.port, mark=mark)
+        ports = self._clients(HOST) if tunnel.kind == VXLAN else (0, 0)
+        outer = Outer(tunnel.kind, tunnel.local, far, tunnel.port, tunnel.vni, ports=ports)
+        wire = msgspec.structs.replace(outer.packet(), mark=mark)
         if tunnel.local:
             self._require_source(HOST, wire)
-        lookup = self._asked.route(HOST, wire)
-        self._require_route(HOST, "", wire, lookup)
+        lookup = self._looked_up(HOST, wire)
         if lookup.kind == LOCAL:
             raise self._broken(HOST, device.name, packet, f"{show(far)} is an address of this host itself")
         wire = msgspec.structs.replace(wire, source=tunnel.local or lookup.source)
         mac = self._mac_of_far(tunnel, device, following)
-        self._outer = Outer(
-            tunnel.kind, wire.source, far, tunnel.port, tunnel.vni, device.mac if mac else b"", mac
+        self._outer = msgspec.structs.replace(
+            outer, source=wire.source, mac=device.mac if mac else b"", to_mac=mac
         )
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
@@ -168,11 +170,11 @@ class Crossing(Walk):
         if not found.remote:
             reason = f"{name}, key {key}, comes by itself, from behind a NAT, and has not come yet"
             raise self._broken(HOST, device.name, packet, reason)
-        wire = Packet(b"", found.remote, "udp", found.port)
-        lookup = self._asked.route(HOST, wire)
-        self._require_route(HOST, "", wire, lookup)
-        wire = msgspec.structs.replace(wire, source=lookup.source)
-        self._outer = Outer(WIREGUARD, wire.source, found.remote, found.port, key=found.own)
+        ports = found.own_port, found.own_port
+        outer = Outer(WIREGUARD, b"", found.remote, found.port, key=found.own, ports=ports)
+        lookup = self._looked_up(HOST, outer.packet())
+        self._outer = msgspec.structs.replace(outer, source=lookup.source)
+        wire = self._outer.packet()
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         on = self._goes_on(host, packet.target)
@@ -190,10 +192,9 @@ class Crossing(Walk):
         if found is None:
             reason = f"no IPsec association stands for {show(packet.target)} (`linkspan status` tells why)"
             raise self._broken(HOST, device.name, packet, reason)
-        wire = Packet(b"", found.remote, "udp" if found.port else ESP, found.port)
-        lookup = self._asked.route(HOST, wire)
-        self._require_route(HOST, "", wire, lookup)
-        self._outer = Outer(ESP, lookup.source, found.remote, found.port, key=found.spi_out)
+        outer = Outer(ESP, b"", found.remote, found.port, key=found.spi_out, ports=(found.port, found.port))
+        lookup = self._looked_up(HOST, outer.packet())
+        self._outer = msgspec.structs.replace(outer, source=lookup.source)
         wire = self._outer.packet()
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
@@ -274,10 +275,15 @@ class Crossing(Walk):
         if following != target:
             told = self._past_router(source, following, target, packet) if answers else ""
             self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
-        if not answers:
-            self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
         entry = self._asked.neighbour(HOST, link.name, following)
-        known = entry.mac if entry is not None and entry.known else answer or b""
+        if entry is None or not entry.known:
+            entry = None
+            self._require_asking(HOST, link, following, packet)
+        # An answer that another device takes from the link is not heard, and is not needed where the MAC is known.
+        taken = link.master or self._asked.takers(HOST, link.name)
+        if not answers and not (entry is not None and taken):
+            self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
+        known = entry.mac if entry is not None else answer or b""
         if answer and known != answer:
             wrong = f"this host has {mac_text(known)} as the neighbour {show(following)}"
             reason = f"{wrong}, which itself answers with {mac_text(answer)}"
@@ -320,7 +326,7 @@ class Crossing(Walk):
         name = self._network(packet.target)
         found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
         peer = next((a for a in found if len(a) == len(packet.target)), b"")
-        mine = self._asked.route(HOST, Packet(b"", peer)).source if peer else b""
+        mine = self._asked.route(HOST, towards(peer)).source if peer else b""
         return (mine, peer) if mine else None
 
     # In.
@@ -355,7 +361,7 @@ class Crossing(Walk):
                 wire = msgspec.structs.replace(wire, mark=after.mark, ct=after.ct)
             frame = msgspec.structs.replace(frame, packet=wire)
             if hook == "prerouting":
-                self._require_route(HOST, name, wire, self._asked.route(HOST, wire, name))
+                self._looked_up(HOST, wire, name)
         self._require_policy(HOST, IN, name, wire)
         device = self._unwrapping(outer, at, name, packet)
         self._outer = None

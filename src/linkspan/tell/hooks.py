@@ -16,7 +16,7 @@ from linkspan.addresses import SOCKET_FAMILY
 from linkspan.errors import KernelError
 from linkspan.tell import iptables, rules
 from linkspan.tell.hops import show
-from linkspan.tell.questions import Packet, Questions
+from linkspan.tell.questions import ACK, DATA, FLOWING, Packet, Questions
 from linkspan.tell.rules import Frame, Verdict
 
 
@@ -43,17 +43,17 @@ def passed(
     steps = [*_of_nft(asked, hook, frame), *_of_iptables(asked, hook, frame)]
     if undo is not None:
         steps.append(_Step(iptables.NAT[hook], 0, False, False, lambda frame: Verdict(packet=undo(frame.packet))))
-    return _together(asked, steps, frame)
+    return _decided(asked, hook, steps, frame)
 
 
 def passed_nft(asked: Questions, hook: str, frame: Frame) -> Verdict:
     """Return what nftables' own chains decide at a hook of IP."""
-    return _together(asked, _of_nft(asked, hook, frame), frame)
+    return _decided(asked, hook, _of_nft(asked, hook, frame), frame)
 
 
 def passed_iptables(asked: Questions, hook: str, frame: Frame) -> Verdict:
     """Return what the tables of iptables decide at a hook of IP."""
-    return _together(asked, _of_iptables(asked, hook, frame), frame)
+    return _decided(asked, hook, _of_iptables(asked, hook, frame), frame)
 
 
 def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
@@ -117,7 +117,7 @@ def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, devi
         for chain in chains
         if chain.family in families and chain.hook == hook and (not device or device in chain.devices)
     ]
-    return _together(asked, steps, frame)
+    return _decided(asked, hook, steps, frame)
 
 
 def _unread(error: KernelError) -> _Step:
@@ -126,15 +126,43 @@ def _unread(error: KernelError) -> _Step:
     return _Step(0, 0, False, False, lambda _frame: told)
 
 
+def _decided(asked: Questions, hook: str, steps: Sequence[_Step], frame: Frame) -> Verdict:
+    """Return what the steps decide, and what they do to the segments of TCP that follow the first one."""
+    found = _together(asked, steps, frame)
+    packet = found.packet
+    if frame.packet.protocol != "tcp" or not found.passes or packet is None:
+        return found
+    # Connection tracking translates these as it did the first one.
+    same = {"source": packet.source, "target": packet.target, "port": packet.port, "source_port": packet.source_port}
+
+    def translate(there: Frame) -> Verdict:
+        return Verdict(packet=msgspec.structs.replace(there.packet, translated=packet.translated, **same))
+
+    steps = [step for step in steps if not step.translates]
+    steps += [_Step(iptables.NAT[hook], 0, False, False, translate)] if hook in iptables.NAT else []
+    later = list(found.later)
+    for segment in (ACK, DATA):
+        following = msgspec.structs.replace(frame, packet=msgspec.structs.replace(frame.packet, later=segment))
+        told = _together(asked, steps, following)
+        if not told.passes:
+            later.append(f"a later one is dropped ({told.where}: {told.rule})")
+        doubts = (rule for rule in told.unsure if rule not in found.unsure)
+        later += [f"of a later one it is not known whether a rule applies: {rule}" for rule in doubts]
+    return msgspec.structs.replace(found, later=tuple(dict.fromkeys(later)))
+
+
 def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict:
     unsure: list[str] = []
+    later: list[str] = []
     unless: tuple[str, ...] = ()
     source, where, translated, rerouted = frame.packet.source, "", False, False
     for step in sorted(steps, key=lambda step: (step.priority, step.order)):
-        if step.translates and (translated or frame.packet.established or frame.packet.ct):
+        known = frame.packet.ct not in ("", FLOWING)
+        if step.translates and (translated or frame.packet.established or known):
             continue  # rules translate only a connection's first packet, and once at a hook
         found = step.decides(frame)
         unsure += found.unsure
+        later += found.later
         unless = unless or found.unless
         if not found.passes:
             return msgspec.structs.replace(found, packet=frame.packet, unsure=tuple(unsure))
@@ -149,8 +177,9 @@ def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict
         frame = msgspec.structs.replace(frame, packet=packet)
     masked = frame.packet.source != source
     return Verdict(
-        True, where, masked=masked, packet=frame.packet, unsure=tuple(unsure), unless=unless, rerouted=rerouted
-    )
+        True, where, masked=masked, packet=frame.packet, unsure=tuple(unsure), unless=unless, rerouted=rerouted,
+        later=tuple(later),
+    )  # fmt: skip
 
 
 def _translated(asked: Questions, frame: Frame, packet: Packet, found: Verdict) -> Packet | str:

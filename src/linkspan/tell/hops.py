@@ -38,11 +38,13 @@ class Unknown(msgspec.Struct, frozen=True):
     """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why.
 
     ``beyond`` says that the packet leaves all hosts of linkspan's there, or comes from outside: nobody can be asked.
+    ``later`` is true where the packet passes and what follows it may not: no single packet settles that.
     """
 
     at: str
     why: str
     beyond: bool = False
+    later: bool = False
 
 
 class Broken(Exception):

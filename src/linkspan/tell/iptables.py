@@ -10,8 +10,8 @@ import msgspec
 
 from linkspan.addresses import Prefix, mac_text, prefix
 from linkspan.errors import Invalid
-from linkspan.tell.questions import LOCAL, UNICAST, IptablesTable, Packet, Questions
-from linkspan.tell.rules import CHANGE, DROP, PASS, Doubts, Frame, Verdict
+from linkspan.tell.questions import LOCAL, UNICAST, IptablesTable, Questions, Span, towards, within
+from linkspan.tell.rules import AFTER, CHANGE, DROP, PASS, Doubts, Frame, Verdict
 
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": 0, "filter": 0, "security": 50}
 """Of the tables at their hooks (linux/netfilter_ipv4.h); nat's differ by hook."""
@@ -166,7 +166,8 @@ class _Evaluation:
                 return None
             case _ if target in self._table.chains and depth < _DEPTH:
                 return self._walk(target, depth + 1)
-        self._doubts.add(f"{where}: {text}", PASS, DROP, CHANGE)
+        after = [AFTER] if target == "SYNPROXY" else []
+        self._doubts.add(f"{where}: {text}", PASS, DROP, CHANGE, *after)
         return None
 
     def _set(self, **changes: Any) -> None:
@@ -208,16 +209,16 @@ class _Evaluation:
             case "--ctdir":
                 return None if packet.ct else (value == "REPLY") == packet.established
             case "--dport" | "--dports" | "--sport" | "--sports" | "--ports":
-                if packet.protocol not in ("tcp", "udp", "sctp"):
+                if not packet.has_ports:
                     return False
-                own = packet.source_port
-                ports = {"--d": (packet.port,), "--s": (own,)}.get(option[:3], (packet.port, own))
+                there, own = packet.target_ports, packet.source_ports
+                ports = {"--d": (there,), "--s": (own,)}.get(option[:3], (there, own))
                 tests = [_in_ports(port, value) for port in ports]
                 return True if True in tests else None if None in tests else False
             case "--syn":
-                return packet.protocol == "tcp" and not packet.established
+                return packet.protocol == "tcp" and packet.flags == {"syn"}
             case "--tcp-flags" if len(values) == 2:
-                have = {"SYN", "ACK"} if packet.established else {"SYN"}
+                have = {flag.upper() for flag in packet.flags}
                 wanted = set() if values[1] == "NONE" else set(values[1].split(","))
                 mask = have if values[0] == "ALL" else set(values[0].split(","))
                 return packet.protocol == "tcp" and have & mask == wanted
@@ -245,15 +246,15 @@ class _Evaluation:
 
     def _state(self, states: Sequence[str]) -> bool | None:
         packet = self._frame.packet
-        if packet.ct == "?":
-            return None
-        if not self._frame.tracked:
-            return ("UNTRACKED" if packet.ct else "INVALID") in states
-        state = {"": "ESTABLISHED" if packet.established else "NEW", "untracked": "UNTRACKED"}[packet.ct]
-        return state in states or (packet.translated and not packet.ct and "DNAT" in states)
+        if not self._frame.tracked and packet.ct != "?":
+            return ("UNTRACKED" if packet.ct == "untracked" else "INVALID") in states
+        if packet.translated and not packet.ct and "DNAT" in states:
+            return True
+        tests = {state.upper() in states for state in packet.states}
+        return tests.pop() if len(tests) == 1 else None
 
     def _kind(self, address: bytes, value: str) -> bool | None:
-        kind = self._asked.route(self._frame.netns, Packet(b"", address)).kind
+        kind = self._asked.route(self._frame.netns, towards(address)).kind
         known = {LOCAL: "LOCAL", UNICAST: "UNICAST", 0: "UNICAST"}.get(kind)
         return None if known is None else known in value.split(",")
 
@@ -315,12 +316,13 @@ def _hops(options: Mapping[str, list[str]], ttl: int) -> int | None:
     return None
 
 
-def _in_ports(port: int, value: str) -> bool | None:
+def _in_ports(ports: Span, value: str) -> bool | None:
     tests: list[bool | None] = []
     for part in value.split(","):
         first, _, last = part.partition(":")
         known = (first or "0").isdigit() and (last or "0").isdigit()
-        tests.append(int(first or 0) <= port <= int(last or (65535 if ":" in part else first)) if known else None)
+        most = last or (65535 if ":" in part else first)
+        tests.append(within(ports, int(first or 0), int(most)) if known else None)
     return True if True in tests else None if None in tests else False
 
 

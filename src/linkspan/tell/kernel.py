@@ -16,7 +16,7 @@ from typing import Any
 from linkspan.addresses import FAMILIES, SOCKET_FAMILY, Prefix, prefix
 from linkspan.associations import PREFIX, IpsecLink
 from linkspan.backends.ipsec import NAT
-from linkspan.errors import KernelError, LinkspanError
+from linkspan.errors import Invalid, KernelError, LinkspanError
 from linkspan.kernel import asking, attached, ike, nftrace, policies, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.iptables import words
@@ -43,6 +43,7 @@ from linkspan.kernel.tunnels import TunnelDriver
 from linkspan.kernel.wireguard import Table
 from linkspan.state import HOST, Ipip, TunnelPrefix, Vxlan, Wireguard
 from linkspan.tell import iptables
+from linkspan.tell.hops import show
 from linkspan.tell.learning import Learning
 from linkspan.tell.questions import (
     BIRD,
@@ -69,6 +70,9 @@ from linkspan.tell.questions import (
 _GETNEIGH = 30
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _MARK, _VIA = 1, 2, 3, 4, 5, 7, 8, 16, 18
 _MTU_METRIC, _HOPS_METRIC = 2, 10
+_IP_PROTO, _SPORT, _DPORT = 27, 28, 29
+_ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "udp"): 17, (6, "udp"): 17}
+"""The protocols of which a route may be asked, rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c."""
 _FIB_MATCH = 0x2000
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
@@ -79,7 +83,8 @@ _ADDRESS, _MTU, _MASTER, _LINKINFO, _XDP, _XDP_ATTACHED, _XDP_ID = 1, 4, 10, 18,
 _INFO_KIND, _INFO_DATA, _SLAVE_DATA, _VLAN_FILTERING = 1, 2, 5, 7
 _PORT_STATE, _FORWARDING = 1, 3
 _LEARNING, _FLOOD, _MULTICASTS, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 27, 30, 33, 39
-_LINK, _LINK_NETNSID = 5, 37
+_IFNAME, _LINK, _LINK_NETNSID = 3, 5, 37
+_MACVLANS, _MACVLAN_MODE, _PASSTHRU = ("macvlan", "macvtap"), 1, struct.pack("=I", 8)
 _WITH_PORTS = frozenset({"bridge", "bond", "team"})
 _STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
 _IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
@@ -122,6 +127,7 @@ class KernelAnswers:
         self._rulesets: dict[int, tuple[Chain, ...]] = {}
         self._iptables: dict[tuple[int, int], tuple[IptablesTable, ...]] = {}
         self._xfrm: dict[int, tuple[XfrmPolicy, ...]] = {}
+        self._rules: dict[tuple[int, int], tuple[Rule, ...]] = {}
 
     def close(self) -> None:
         """Close the sockets."""
@@ -136,6 +142,7 @@ class KernelAnswers:
         from_bits = bits if packet.source else 0
         rest = attr(_DST, packet.target) + (attr(_SRC, packet.source) if packet.source else b"")
         rest += u32(_MARK, packet.mark) if packet.mark else b""
+        rest += _transport(packet)
         try:
             if arriving:
                 rest += u32(_IIF, self._sockets.index(netns, arriving))
@@ -162,12 +169,29 @@ class KernelAnswers:
             learnt = self._learning.origin(packet.target, gateway)
         return Lookup(answer[7], device, gateway, source, mtu, matched, learnt=learnt, hops=hops)
 
-    def refusing(self, netns: int, family: int) -> tuple[Rule, ...]:
-        """Return the policy rules that refuse packets."""
-        try:
-            return tuple(policies.refusing(self._sockets.at(netns), family))
-        except KernelError:
-            return ()
+    def rules(self, netns: int, family: int) -> tuple[Rule, ...]:
+        """Return the policy rules, read once."""
+        if (netns, family) not in self._rules:
+            try:
+                found = tuple(policies.rules(self._sockets.at(netns), family))
+            except KernelError:
+                found = ()
+            self._rules[netns, family] = found
+        return self._rules[netns, family]
+
+    def takers(self, netns: int, device: str) -> tuple[str, ...]:
+        """List the macvlans; one in another namespace is not seen."""
+        own, found = self._sockets.index(netns, device), []
+        for kind in _MACVLANS:
+            only = _IFINFO.pack(0, 0, 0, 0, 0) + attr(_LINKINFO, text(_INFO_KIND, kind))
+            for payload in self._sockets.at(netns).dump(GETLINK, only, "list links"):
+                told = attributes(payload, 16)
+                info = attributes(told.get(_LINKINFO, b""))
+                mode = attributes(info.get(_INFO_DATA, b"")).get(_MACVLAN_MODE)
+                below = struct.unpack("=I", told[_LINK])[0] if _LINK in told and _LINK_NETNSID not in told else 0
+                if string(info.get(_INFO_KIND, b"")) == kind and (below, mode) == (own, _PASSTHRU):
+                    found.append(string(told[_IFNAME]))
+        return tuple(found)
 
     def below(self, netns: int, device: str) -> tuple[str, ...]:
         """Return a stacked device's link, and the ports of one that has ports."""
@@ -324,7 +348,7 @@ class KernelAnswers:
         host, _, number = peer.endpoint.rpartition(":")
         remote = prefix(host.strip("[]")).packed if host else b""
         since = time.time() - peer.handshake if peer.handshake else -1
-        return Secured(table.public, peer.public, remote, int(number or 0), since, peer.keepalive)
+        return Secured(table.public, peer.public, remote, int(number or 0), since, peer.keepalive, table.port)
 
     def associated(self, address: bytes, spi: str = "") -> Associated | None:
         """Ask strongSwan's daemon: by SPI, or by its policies' addresses, and in the kernel by the route's if_id."""
@@ -408,8 +432,15 @@ class KernelAnswers:
 
     def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
         """List the map: of one key nft tells in text only, even where JSON is asked for (nft 1.1.3)."""
-        listed = self._nftables(netns).json(f"list map {chain.family} {chain.table} {name}")
-        elements = next((item["map"].get("elem") for item in listed if "map" in item), None)
+        return self._listed(netns, "map", chain, name)
+
+    def elements(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """List the set."""
+        return self._listed(netns, "set", chain, name)
+
+    def _listed(self, netns: int, kind: str, chain: Chain, name: str) -> Sequence[Any]:
+        listed = self._nftables(netns).json(f"list {kind} {chain.family} {chain.table} {name}")
+        elements = next((item[kind].get("elem") for item in listed if kind in item), None)
         return elements if isinstance(elements, list) else ()
 
     def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
@@ -429,11 +460,24 @@ class KernelAnswers:
         return self._iptables[netns, family]
 
     def listens(self, netns: int, packet: Packet) -> bool:
-        """Tell whether the port is held in the namespace."""
+        """Tell whether the port is held in the namespace, at the packet's target."""
         if packet.protocol == "icmp" or not packet.port:
             return True
         with self._namespaces.entered(netns):
-            return bool(sockets.holder(packet.protocol, "", packet.port))
+            try:
+                return bool(sockets.holder(packet.protocol, show(packet.target), packet.port))
+            except Invalid:  # a route makes the target local, and no link has the address
+                return bool(sockets.holder(packet.protocol, "", packet.port))
+
+
+def _transport(packet: Packet) -> bytes:
+    """Return the attributes by which a route is looked up for a packet's protocol and ports, as policy rules may."""
+    number = _ASKED.get((packet.family, packet.protocol))
+    if number is None:
+        return b""
+    found = attr(_IP_PROTO, bytes([number]))
+    ports = ((_SPORT, packet.source_port), (_DPORT, packet.port)) if packet.has_ports else ()
+    return found + b"".join(attr(kind, struct.pack("!H", port)) for kind, port in ports if port)
 
 
 def _tunnel(state: Vxlan | Ipip | Wireguard) -> Tunnel:

@@ -6,7 +6,9 @@ again by a mark (``probe``), whatever is around them or translates them.
 
 The packet decides: an answer that reaches the sender proves both ways, whatever the walk could not read, and a
 packet without an answer has not arrived, however well every hop looks. One exception: a packet that left all hosts of
-linkspan's may have arrived, because who is outside need not answer.
+linkspan's may have arrived, because who is outside need not answer. It has the size of
+a usual ping, and proves no larger one: where the walk is not certain, a second ping has the path's MTU. Nor does a SYN
+prove the segments after it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.nftrace import RuleTrace
 from linkspan.state import HOST
 from linkspan.tell.hops import OUTSIDE, Hop, Map, Unknown, where
-from linkspan.tell.probe import BACK, MARK, THERE, Probe, matches, way
+from linkspan.tell.probe import BACK, MARK, THERE, Probe, matches, new_mark, way
 from linkspan.tell.questions import ESP, WIREGUARD, Packet
 from linkspan.tell.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
 
@@ -35,6 +37,8 @@ AGAIN = 0.2
 """Seconds after which the packet is sent again while another host may not have begun to listen."""
 LISTENING = 2.0
 """Seconds that a host listens for another one."""
+LARGE = 0.5
+"""Seconds to wait for the answer to the second ping: nobody need be asked for any more."""
 SETTLE = 0.05
 """Seconds for what a namespace does with a packet after its device has seen it."""
 _ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
@@ -80,7 +84,8 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
     ``drops`` are by rules of nftables, ``lost`` by any other part of a kernel that has a drop monitor.
 
     Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST, which
-    a rule may have sent in the target's name) and ``refused`` (the sender's own rules did not let the packet leave).
+    a rule may have sent in the target's name), ``refused`` (the sender's own rules did not let the packet leave) and
+    ``proven`` (the bytes of the largest packet that was answered).
     """
 
     there: tuple[Device, ...] = ()
@@ -91,6 +96,7 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
     answered: bool = False
     reset: bool = False
     refused: bool = False
+    proven: int = 0
 
 
 def goal(known: Map, target: Place) -> Goal | None:
@@ -123,6 +129,12 @@ def end(found: Trace) -> Device | None:
     return _device(found.reply_hops[-1]) if found.reply_hops else None
 
 
+def unproven(found: Trace) -> int:
+    """Return the path's MTU, as far as it is known, where the walk could not tell that such packets pass; else 0."""
+    known = found.path_mtu or (found.hops[-1].mtu if found.hops else 0)
+    return known if found.verdict == UNKNOWN else 0
+
+
 def send(
     namespaces: Namespaces,
     known: Map,
@@ -131,11 +143,12 @@ def send(
     wanted: Listen,
     end: Device | None = None,
     going: Callable[[], bool] = lambda: False,
+    size: int = 0,
 ) -> Heard:
     """Send the packet (again, as long as others are ``going`` to listen), and tell where it is seen on this host.
 
-    ``end`` is where the answer's walk ends. Raises Invalid where the source is outside this host, or the protocol
-    is one that no answer is known of.
+    ``end`` is where the answer's walk ends, ``size`` what a second ping has, 0 for none. Raises Invalid where
+    the source is outside this host, or the protocol is one that no answer is known of.
     """
     if source.netns == OUTSIDE or source.host:
         raise Invalid(f"{source.name} is not on this host", "a live trace starts at a container or the host")
@@ -151,11 +164,27 @@ def send(
         there, back = _listened(ears, probe, end, going)
         # A connection is refused by a RST, which is heard, or by an ICMP error, which is no answer of the target's.
         answered = probe.answered() and bool(back)
+        proven = probe.size if answered else 0
+        if answered and size > proven and packet.protocol == "icmp":
+            proven = max(proven, _proven(namespaces, source, packet, size))
         return Heard(
             there=tuple(there), back=tuple(back), ears=tuple(ears.values()),
             drops=_drops(rules), lost=_lost(monitor, wanted), answered=answered,
-            reset=probe.reset, refused=probe.refused,
+            reset=probe.reset, refused=probe.refused, proven=proven,
         )  # fmt: skip
+
+
+def _proven(namespaces: Namespaces, source: Place, packet: Packet, size: int) -> int:
+    """Return the size where a ping that has it is answered, else 0."""
+    with contextlib.closing(Probe(packet, new_mark(), lambda: namespaces.entered(source.netns), size)) as probe:
+        try:
+            probe.send()
+        except LinkspanError:  # larger than its own link takes
+            return 0
+        deadline = time.monotonic() + LARGE
+        while not probe.answered() and (left := deadline - time.monotonic()) > 0:
+            select.select(probe.sockets, [], [], left)
+        return size if probe.answered() else 0
 
 
 def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
@@ -298,8 +327,9 @@ def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | N
     arrived = _arrived(heard, goal, hops, found)
     own = heard[sender]
     rejected = own.reset and any(drop.way == THERE for h in heard.values() for drop in h.drops)
-    if own.answered and arrived is not False and not rejected:
-        return _proved(told)
+    foreign = own.reset and told.listens
+    if own.answered and arrived is not False and not rejected and not foreign:
+        return _proved(told, own.proven)
     last = next((h for h in reversed((*hops, *reply_hops)) if h.seen), None)
     if _left(told, heard):
         unknown = tuple(_unanswered(one) if one.beyond else one for one in told.unknown)
@@ -332,15 +362,25 @@ def _unanswered(one: Unknown) -> Unknown:
     return msgspec.structs.replace(one, why=f"{one.why}; a packet left there, and no answer came")
 
 
-def _proved(told: Trace) -> Trace:
-    """Return the trace of a packet that was answered; what the walk said against it is no longer in force."""
+def _proved(told: Trace, size: int) -> Trace:
+    """Return the trace of a packet that was answered; what the walk said against it is no longer in force.
+
+    It proves no packet larger than itself, and nothing of what may follow it.
+    """
     if told.verdict == REACHABLE:
         return told
+    if left := tuple(one for one in told.unknown if one.later):
+        reason = f"a real packet was answered, which does not show what follows it: at {left[0].at}: {left[0].why}"
+        return msgspec.structs.replace(
+            told, path_mtu=size, broken_at=None, reason=reason, verdict=UNKNOWN, unknown=left
+        )
     if told.verdict == UNKNOWN and all(one.beyond for one in told.unknown):  # the answer came from there
-        return msgspec.structs.replace(told, reachable=True, reason="", verdict=REACHABLE, unknown=())
+        return msgspec.structs.replace(
+            told, reachable=True, path_mtu=size, reason="", verdict=REACHABLE, unknown=()
+        )
     doubt = f"a real packet was answered, though {told.broken_at or told.unknown[0].at} looks otherwise: {told.reason}"
     return msgspec.structs.replace(
-        told, reachable=True, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
+        told, reachable=True, path_mtu=size, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
     )
 
 
@@ -360,6 +400,9 @@ def _end(
         return device, f"{what} was dropped by {drop.by}"
     if own.refused and source:
         return where(source), f"the rules in {source.namespace} do not let it send the packet (EPERM)"
+    if own.reset and told.listens and arrived is not False:
+        why = "".join(f"; at {one.at}: {one.why}" for one in told.unknown)
+        return seen, f"the connection is refused, though a socket listens there: something else answered{why}"
     if own.answered and told.verdict != BROKEN:
         return seen, f"somebody else answered: the packet never came to its end; last seen at {seen or 'no device'}"
     if told.reply_hops and told.reply_hops[-1].seen:

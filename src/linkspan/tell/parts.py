@@ -33,7 +33,8 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
 
     ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it. ``unknown``
     are the places at which this host cannot tell whether the packet passes. ``macs`` are those
-    of the frame that is sent, where the next host is on the same link.
+    of the frame that is sent, where the next host is on the same link. ``listens`` tells whether a socket takes the
+    connection where it ended, None where that is no question.
     """
 
     hops: tuple[Hop, ...]
@@ -49,3 +50,4 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
     broken: str = ""
     silent: str = ""
     unknown: tuple[Unknown, ...] = ()
+    listens: bool | None = None

@@ -6,6 +6,7 @@ Each of these lets it pass, stops it (``Broken``), or is a place of which nobody
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -26,11 +27,17 @@ from linkspan.tell.questions import (
     Outer,
     Packet,
     Questions,
+    towards,
+    within,
 )
 from linkspan.tell.rules import Frame, Verdict
 
+_MAC = 6
+"""Bytes of a MAC."""
 _NEVER = 8
 """The level of arp_ignore at which no address is answered for (Documentation/networking/ip-sysctl)."""
+_ASKABLE = frozenset({"icmp", "tcp", "udp"})
+"""Protocols that Questions.route looks at."""
 _REFUSING = {BLACKHOLE: "blackhole", UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
 
 
@@ -54,6 +61,9 @@ class Passage:
         """Return the packet after a hook. Raises Broken where it is dropped there."""
         for rule in found.unsure:
             self._note(netns, device, f"whether a rule applies is not known: {rule}", packet)
+        for what in found.later:
+            why = f"a connection's first segment passes, and {what}"
+            self._note(netns, device, why, packet, later=True)
         if not found.passes:
             why = meaning(found.rule, packet) if found.where.split()[1:2] == [TABLE] else "a firewall drops it"
             if found.rule == "policy DROP":
@@ -103,10 +113,10 @@ class Passage:
             self._note(netns, device, why, packet)
         return msgspec.structs.replace(packet, mark=None) if attached else packet
 
-    def _note(self, netns: int, device: str, why: str, packet: Packet) -> None:
-        """Remember a place at which nobody can tell whether the packet passes."""
+    def _note(self, netns: int, device: str, why: str, packet: Packet, *, later: bool = False) -> None:
+        """Remember a place at which nobody can tell whether the packet passes, or (``later``) what follows it."""
         self._hop(netns, device, "unknown", why, packet)
-        self.unknown.append(Unknown(where(self.hops[-1]), why))
+        self.unknown.append(Unknown(where(self.hops[-1]), why, later=later))
 
     def _beyond_us(self, address: bytes) -> None:
         """Remember that the last hop is the end of what hosts of linkspan's know of the way to or from an address."""
@@ -131,15 +141,27 @@ class Passage:
             if sure:
                 return
 
-    def _require_own(self, netns: int, device: Device, packet: Packet) -> None:
-        """Refuse a link that is a port of somebody's bridge, which takes what comes in by it."""
-        if not device.master:
-            return
+    def _require_own(self, netns: int, device: Device, packet: Packet, *, guarded: bool = False) -> None:
+        """Refuse a link of which another device takes what comes in by it; one that is up may hand it on.
+
+        ``guarded`` says that the guard takes the packet by this very link only.
+        """
         name = self._known.name(netns)
+        for taker in self._asked.takers(netns, device.name):
+            self._taken(netns, device, taker, f"has the macvlan {taker} in mode passthru", packet, guarded)
         if device.port is not None:
-            reason = f"link {device.name} in {name} is a port of bridge {device.master}, which takes what it receives"
+            self._taken(netns, device, device.master, f"is a port of bridge {device.master}", packet, guarded)
+        elif device.master:
+            self._note(netns, device.name, f"{device.name} in {name} belongs to {device.master}", packet)
+
+    def _taken(self, netns: int, device: Device, taker: str, how: str, packet: Packet, guarded: bool) -> None:
+        there = self._asked.device(netns, taker)
+        reason = f"link {device.name} in {self._known.name(netns)} {how}, which takes what it receives"
+        if guarded:
             raise self._broken(netns, device.name, packet, reason)
-        self._note(netns, device.name, f"{device.name} in {name} belongs to {device.master}", packet)
+        if there is None or not there.up:
+            raise self._broken(netns, device.name, packet, f"{reason}, and is down")
+        self._note(netns, device.name, f"{reason}, and may hand it on", packet)
 
     def _require_source(self, netns: int, packet: Packet) -> None:
         if packet.source and packet.source not in self._asked.addresses(netns):
@@ -164,12 +186,35 @@ class Passage:
             )
         return found
 
+    def _looked_up(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
+        """Return the packet's route. Raises Broken where there is none.
+
+        Where policy rules tell apart what is not known of the packet, its route is one of several.
+        """
+        lookup = self._asked.route(netns, packet, arriving)
+        looked_at = self._asked.rules(netns, packet.family)
+        # What the first rule finds, usually in the table of local addresses, no later one changes.
+        first = min((r.priority for r in looked_at if not r.action), default=0)
+        unsure = [
+            r for r in looked_at
+            if (lookup.kind != LOCAL or r.priority <= first) and _applies(r, packet, arriving) is None
+        ]  # fmt: skip
+        for other in _others(packet, unsure):
+            if not _stops(lookup):
+                break
+            lookup = self._asked.route(netns, other, arriving)
+        for rule in unsure:
+            self._note(netns, arriving or lookup.device, f"whether a policy rule applies is not known: {rule}", packet)
+        self._require_route(netns, arriving, packet, lookup)
+        return lookup
+
     def _require_route(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
         where, target = self._known.name(netns), show(packet.target)
         why = f": {lookup.learnt}" if lookup.learnt else ""
-        if not lookup.error and lookup.kind not in _REFUSING:
+        if not _stops(lookup):
             return
-        rule = next((r for r in self._asked.refusing(netns, packet.family) if _refuses(r, packet, arriving)), None)
+        refusing = (r for r in self._asked.rules(netns, packet.family) if r.action)
+        rule = next((r for r in refusing if _applies(r, packet, arriving)), None)
         if rule is not None and lookup.error != errno.EXDEV:
             raise self._broken(netns, arriving, packet, f"a policy rule refuses {target} in {where} ({rule})")
         if lookup.kind in _REFUSING:
@@ -197,7 +242,7 @@ class Passage:
             if not local.error and self._asked.setting(netns, f"net/ipv4/conf/{arriving}/forwarding") == "0":
                 raise self._broken(netns, arriving, packet, forwarding_off(4, arriving))
         if lookup.error in (errno.EINVAL, errno.EXDEV):
-            back = self._asked.route(netns, Packet(b"", packet.source))
+            back = self._asked.route(netns, towards(packet.source))
             levels = [self._asked.setting(netns, f"net/ipv4/conf/{n}/rp_filter") for n in ("all", arriving)]
             if back.kind == LOCAL:
                 raise self._broken(
@@ -250,10 +295,11 @@ class Passage:
                 reason = f"{where} has {mac_text(entry.mac)} as the neighbour {address}, whose MAC is {mac_text(own)}"
                 raise self._broken(netns, device.name, packet, reason)
             return entry.mac
+        self._require_asking(netns, device, following, packet)
         if not why and own:
             source = packet.source if len(packet.source) == len(following) else b""
             if source not in self._asked.addresses(netns):
-                source = self._asked.route(netns, Packet(b"", following)).source
+                source = self._asked.route(netns, towards(following)).source
             question = Packet(source, following, "arp")
             if packet.family == 4:
                 asking = Frame(question, "", device.name, device.mac, netns=netns)
@@ -262,13 +308,26 @@ class Passage:
                 taking = Frame(answer, device.name, "", own, device.mac, netns)
                 self._after(hooks.passed_arp(self._asked, "input", taking), netns, device.name, packet)
                 if source and at[1]:  # the kernel answers only whom it would take packets from
-                    self._require_route(*at, question, self._asked.route(at[0], question, at[1]))
+                    self._looked_up(at[0], question, at[1])
             if not source or self._asked.answering(netns, device.name, source, following) is not None:
                 return own
             why = f"it was asked on {device.name} of {where} just now"
         if not why:
             return own
         raise self._broken(netns, device.name, packet, f"nobody answers for {address}: {why}")
+
+    def _require_asking(self, netns: int, device: Device, following: bytes, packet: Packet) -> None:
+        """Refuse a link at which the kernel asks nobody for a MAC that it does not know (ip-sysctl, neigh)."""
+        family = 4 if len(following) == 4 else 6
+        path = f"net/ipv{family}/neigh/{device.name}"
+        if len(device.mac) != _MAC or self._asked.setting(netns, f"{path}/mcast_solicit") != "0":
+            return
+        setting = f"{path.replace('/', '.')}.mcast_solicit=0"
+        why = f"{self._known.name(netns)} does not ask for it on {device.name} ({setting})"
+        if self._asked.setting(netns, f"{path}/app_solicit") not in ("0", ""):
+            self._note(netns, device.name, f"{why}, but by a program", packet)
+            return
+        raise self._broken(netns, device.name, packet, f"the MAC of {show(following)} is not known, and {why}")
 
     # What is told.
 
@@ -287,22 +346,43 @@ def _chosen(policy: XfrmPolicy, packet: Packet) -> bool:
         return False
     bits = len(packet.target) * 8
     ends = policy.source.holds(Prefix(packet.source, bits)) and policy.target.holds(Prefix(packet.target, bits))
-    number = rules.NUMBERS["icmpv6" if (packet.protocol, packet.family) == ("icmp", 6) else packet.protocol]
     mark, mask = policy.mark
     marked = packet.mark is None or packet.mark & mask == mark
-    return ends and marked and policy.protocol in (0, number)
+    return ends and marked and policy.protocol in (0, rules.number(packet))
 
 
-def _refuses(rule: Rule, packet: Packet, arriving: str) -> bool:
-    """Tell whether a policy rule is for a packet that comes by a link, or ('') starts here."""
+def _stops(lookup: Lookup) -> bool:
+    return bool(lookup.error) or lookup.kind in _REFUSING
+
+
+def _applies(rule: Rule, packet: Packet, arriving: str) -> bool | None:
+    """Tell whether a policy rule is for a packet that comes by a link, or ('') starts here; None: nobody knows."""
     bits = len(packet.target) * 8
     mark, mask = rule.mark
-    for_it = (
-        (rule.source is None or rule.source.holds(Prefix(packet.source, bits)))
-        and (rule.target is None or rule.target.holds(Prefix(packet.target, bits)))
-        and (packet.mark is None or packet.mark & mask == mark & mask)
-        and rule.arriving in ("", arriving or "lo")
-        and not rule.leaving
-        and not rule.more
-    )
-    return for_it != rule.inverted
+    number = rules.number(packet)
+    tests = [
+        rule.source is None or rule.source.holds(Prefix(packet.source, bits)),
+        rule.target is None or rule.target.holds(Prefix(packet.target, bits)),
+        rule.arriving in ("", arriving or "lo"),
+        not rule.leaving,
+        not rule.more,
+        rule.protocol in (0, number),
+        (None if mask else True) if packet.mark is None else packet.mark & mask == mark & mask,
+        within(packet.source_ports if packet.has_ports else (0, 0), *rule.sports),
+        within(packet.target_ports if packet.has_ports else (0, 0), *rule.dports),
+    ]
+    if rule.protocol == number and packet.protocol not in _ASKABLE:
+        tests.append(None)  # the kernel cannot be asked for a route of this protocol
+    if False in tests:
+        return rule.inverted
+    return None if None in tests else not rule.inverted
+
+
+def _others(packet: Packet, unsure: Iterable[Rule]) -> Iterator[Packet]:
+    """Yield the packet with other ports of its client that these rules may tell apart."""
+    first, last = packet.client
+    edges = [edge for rule in unsure for one in (rule.sports, rule.dports) for edge in (one[0] - 1, one[1] + 1)]
+    for port in dict.fromkeys((first, last, *edges) if edges else ()):
+        if any(packet.client) and first <= port <= last:
+            own = {"port": port} if packet.established else {"source_port": port}
+            yield msgspec.structs.replace(packet, **own)

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager
 
 from linkspan.addresses import SOCKET_FAMILY
@@ -25,12 +25,21 @@ MARK = 16
 
 _ECHO = {4: (8, 0), 6: (128, 129)}  # request and reply: RFC 792, RFC 4443
 _ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+_ECHOES, _TCP = frozenset(_ICMP.values()), frozenset({socket.IPPROTO_TCP})
+_HEADER = {4: 20, 6: 40}
+"""Bytes of an IP header."""
+_USUAL = 56
+"""Bytes of payload in a usual ping, ping(8)."""
+_SYN_SIZE = 40
+"""Bytes of Linux's SYN: a header, and options of 20 bytes."""
+_MTU_DISCOVER, _MTU_DISCOVER6, _PROBE = 10, 23, 3
+"""linux/in.h, in6.h: IP_PMTUDISC_PROBE sends with DF, whatever is remembered of the path."""
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _REPAIR, _REPAIR_QUEUE, _QUEUE_SEQ, _SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
 _IPIP, _IPV6_IN = 4, 41  # RFC 2003, RFC 4213
 _VXLAN, _TO_INNER = b"\x08\0\0\0", 8 + 8 + 14  # RFC 7348 section 5: flags; UDP, VXLAN and Ethernet headers
 _WRAPPED = 3
-"""Headers of IP around a segment, at most: its own, a tunnel's, and another's tunnel."""
+"""Headers of IP around what is sent, at most: its own, a tunnel's, and another's tunnel."""
 
 
 def new_mark() -> bytes:
@@ -44,15 +53,18 @@ def way(protocol: str, mark: bytes, frame: bytes) -> int | None:
 
 
 def _echo_way(mark: bytes, frame: bytes) -> int | None:
-    at = frame.find(mark)
-    if at < 8 or at + MARK != len(frame):  # an ICMP error quotes the request behind headers of its own
+    found = _payload(frame, _ECHOES)  # an ICMP error quotes the request behind headers of its own
+    return None if found is None else _of_echo(mark, found)
+
+
+def _of_echo(mark: bytes, message: bytes) -> int | None:
+    if message[8 : 8 + MARK] != mark:
         return None
-    kind = frame[at - 8]
-    return next((way for kinds in _ECHO.values() for way, k in enumerate(kinds) if k == kind), None)
+    return next((way for kinds in _ECHO.values() for way, k in enumerate(kinds) if k == message[0]), None)
 
 
 def _syn_way(mark: bytes, frame: bytes) -> int | None:
-    segment = _segment(frame)
+    segment = _payload(frame, _TCP)
     if segment is None or len(segment) < 14:
         return None
     own, acknowledged = struct.unpack_from("!II", segment, 4)
@@ -67,15 +79,15 @@ def _sequence(mark: bytes) -> int:
     return int.from_bytes(mark[:4], "big") or 1  # for 0 the kernel would choose another
 
 
-def _segment(frame: bytes) -> bytes | None:
-    """Return the TCP segment of an IP packet, through the tunnels that are around it."""
+def _payload(frame: bytes, protocols: Container[int]) -> bytes | None:
+    """Return what an IP packet has of one of the protocols, through the tunnels that are around it."""
     for _ in range(_WRAPPED):
         if len(frame) < 20:
             return None
         four = frame[0] >> 4 == 4
         header, protocol = ((frame[0] & 15) * 4, frame[9]) if four else (40, frame[6])
         body = frame[header:]
-        if protocol == socket.IPPROTO_TCP:
+        if protocol in protocols:
             return body
         if protocol == socket.IPPROTO_UDP and body[8:12] == _VXLAN:
             frame = body[_TO_INNER:]
@@ -125,15 +137,23 @@ class Probe:
     """The packet to send from a namespace that ``entered`` enters; it may be sent again.
 
     ``sockets`` are those that it was sent by; ``refused`` becomes true where the source's own rules do not let it
-    leave (EPERM), ``reset`` where the answer is that nothing listens.
+    leave (EPERM), ``reset`` where the answer is that nothing listens. ``size`` is the whole packet's, in bytes.
     """
 
     def __init__(
-        self, packet: Packet, mark: bytes, entered: Callable[[], AbstractContextManager[object]]
+        self,
+        packet: Packet,
+        mark: bytes,
+        entered: Callable[[], AbstractContextManager[object]],
+        size: int = 0,
     ) -> None:
+        """``size`` is a ping's, which is not fragmented then; 0 is the usual one."""
         self._packet = packet
         self._mark = mark
         self._entered = entered
+        self._whole = bool(size)
+        usual = _SYN_SIZE if packet.protocol == "tcp" else 8 + _USUAL
+        self.size = size or _HEADER[packet.family] + usual
         self.sockets: list[socket.socket] = []
         self.refused = False
         self.reset = False
@@ -177,7 +197,10 @@ class Probe:
         else:
             ready, _, _ = select.select(self.sockets, [], [], 0)
             for one in ready:
-                self._answered |= self.way(one.recv(65535)) == 1
+                message = one.recv(65535)
+                if self._packet.family == 4:  # raw sockets of IPv6 give no header, raw(7)
+                    message = message[(message[0] & 15) * 4 :]
+                self._answered |= _of_echo(self._mark, message) == 1
         return self._answered
 
     def _opened(self, kind: int, protocol: int = 0) -> socket.socket:
@@ -190,8 +213,13 @@ class Probe:
         kind = _ECHO[self._packet.family][0]
         # An id of its own: with another probe's, connection tracking would take this one the other's way.
         body = struct.pack("!BBH2sH", kind, 0, 0, self._mark[:2], 1) + self._mark
+        body += bytes(self.size - _HEADER[self._packet.family] - len(body))
         body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]  # of IPv6 the kernel does it anew
         raw = self._opened(socket.SOCK_RAW, _ICMP[self._packet.family])
+        if self._whole and self._packet.family == 4:
+            raw.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, _PROBE)
+        elif self._whole:
+            raw.setsockopt(socket.IPPROTO_IPV6, _MTU_DISCOVER6, _PROBE)
         raw.bind((show(self._packet.source), 0))
         raw.sendto(body, (show(self._packet.target), 0))
 
@@ -224,6 +252,7 @@ _NO_WAY = frozenset(
 
 def _checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
+    data += bytes(len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

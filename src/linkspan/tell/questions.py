@@ -24,12 +24,38 @@ NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
 """States of a neighbour in which its MAC is not known, linux/neighbour.h."""
 
 
+FLOWING = "flowing"
+"""The state of a connection that is new or established: a tunnel's flow outlives the packets inside it."""
+_STATES = {"?": ("new", "established", "related", "invalid", "untracked"), FLOWING: ("new", "established")}
+_WITH_PORTS_IN = frozenset({"tcp", "udp", "sctp"})
+
+Span = tuple[int, int]
+"""The first and the last of the ports that may be meant."""
+_ANY_CLIENT: Span = (1024, 65535)
+"""The ports of clients whose kernel cannot be asked (RFC 6056, section 3.2)."""
+
+ACK, DATA = "ack", "data"
+"""Segments of a TCP connection after its handshake: one that only acknowledges, and one with data."""
+_FLAGS = {ACK: frozenset({"ack"}), DATA: frozenset({"ack", "psh"})}
+
+
+def within(span: Span, first: int, last: int) -> bool | None:
+    """Tell whether a port is one from ``first`` to ``last``; None where that holds for some ports of the span only."""
+    if first <= span[0] and span[1] <= last:
+        return True
+    return None if span[0] <= last and first <= span[1] else False
+
+
 class Packet(msgspec.Struct, frozen=True):
     """What is on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT.
 
     ``ttl_by`` is the rule that has set the TTL, '' where none has. ``mark`` and ``ct_mark`` are the packet's and its
     connection's mark, None where nobody knows them. ``ct`` is the connection's state where it does not follow from
-    ``established``: ``untracked``, or ``?`` where nobody knows it.
+    ``established``: ``untracked``, FLOWING, or ``?`` where nobody knows it.
+
+    The client's port (``source_port``, in a reply ``port``) is one example of those that its kernel may choose:
+    ``client``, (0, 0) where it is that very port. ``later`` is ACK or DATA for a segment after the handshake, '' for
+    the first one each way. ``bound`` says that the sender insists on the source; else its route may name another.
     """
 
     source: bytes
@@ -44,11 +70,52 @@ class Packet(msgspec.Struct, frozen=True):
     mark: int | None = 0
     ct: str = ""
     ct_mark: int | None = 0
+    client: Span = (0, 0)
+    later: str = ""
+    bound: bool = False
 
     @property
     def family(self) -> int:
         """4 or 6."""
         return 4 if len(self.target) == 4 else 6
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether its protocol has ports."""
+        return self.protocol in _WITH_PORTS_IN
+
+    @property
+    def source_ports(self) -> Span:
+        """The ports that its source may have."""
+        return self.client if any(self.client) and not self.established else (self.source_port, self.source_port)
+
+    @property
+    def target_ports(self) -> Span:
+        """The ports that its target may have."""
+        return self.client if any(self.client) and self.established else (self.port, self.port)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states that its connection may have for connection tracking, by nft's names."""
+        plain = "established" if self.established or self.later else "new"
+        return _STATES.get(self.ct, (self.ct or plain,))
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The flags of a TCP segment."""
+        return _FLAGS.get(self.later, frozenset({"syn", "ack"} if self.established else {"syn"}))
+
+    def sent_by(self, client: Span = _ANY_CLIENT) -> Packet:
+        """Return the packet with the ports from which the client's kernel chooses."""
+        if not self.has_ports or self.established or client[0] == client[1]:
+            return self
+        port = self.source_port if within((self.source_port, self.source_port), *client) else client[0]
+        return msgspec.structs.replace(self, client=client, source_port=port)
+
+
+def towards(address: bytes, mark: int | None = 0) -> Packet:
+    """Return a packet that only asks where an address is: of no protocol, for which no rule for one counts."""
+    return Packet(b"", address, "", mark=mark)
 
 
 VXLAN, IPIP, WIREGUARD, ESP = "vxlan", "ipip", "wireguard", "esp"
@@ -69,7 +136,8 @@ class Tunnel(msgspec.Struct, frozen=True):
 class Outer(msgspec.Struct, frozen=True):
     """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
 
-    ``key`` is the sender's public key, where it is encrypted, and ESP's SPI.
+    ``key`` is the sender's public key, where it is encrypted, and ESP's SPI. ``ports`` are those that its source may
+    have, (0, 0) where it has none.
     """
 
     kind: str
@@ -80,11 +148,18 @@ class Outer(msgspec.Struct, frozen=True):
     mac: bytes = b""
     to_mac: bytes = b""
     key: str = ""
+    ports: Span = (0, 0)
 
     def packet(self) -> Packet:
-        """Return the outer packet."""
+        """Return the outer packet.
+
+        A VXLAN's flow goes one way, for the source port is a hash: it stays new. The others' have answers, and are old.
+        """
         protocol = self.kind if self.kind == IPIP or (self.kind == ESP and not self.port) else "udp"
-        return Packet(self.source, self.target, protocol, self.port)
+        found = Packet(self.source, self.target, protocol, self.port, self.ports[0])
+        if self.kind != VXLAN:
+            return msgspec.structs.replace(found, ct=FLOWING, ct_mark=None)
+        return msgspec.structs.replace(found, source_port=40000).sent_by(self.ports)
 
     @property
     def overhead(self) -> int:
@@ -99,8 +174,9 @@ REJECT_AFTER = 180
 class Secured(msgspec.Struct, frozen=True):
     """What an encrypting device does with an address: it is the peer's with ``key``, and goes to ``remote``, ``port``.
 
-    ``own`` is the device's own public key. ``since`` is how many seconds ago the peer proved that it has its key, -1:
-    never. ``keepalive`` is after how many seconds of silence something is sent to it, 0: never.
+    ``own`` is the device's own public key, and ``own_port`` where it listens. ``since`` is how many seconds ago the
+    peer proved that it has its key, -1: never. ``keepalive`` is after how many seconds of silence something is sent to
+    it, 0: never.
     """
 
     own: str
@@ -109,6 +185,7 @@ class Secured(msgspec.Struct, frozen=True):
     port: int = 0
     since: float = -1
     keepalive: int = 0
+    own_port: int = 0
 
     @property
     def proven(self) -> bool:
@@ -252,8 +329,11 @@ class Questions(Protocol):
     def neighbour(self, netns: int, device: str, address: bytes) -> Neighbour | None:
         """Return the entry for the address on the device."""
 
-    def refusing(self, netns: int, family: int) -> tuple[Rule, ...]:
-        """Return the policy rules that refuse packets (``ip rule ... blackhole``), the first to be looked at first."""
+    def rules(self, netns: int, family: int) -> tuple[Rule, ...]:
+        """Return the policy rules (``ip rule``), the first to be looked at first."""
+
+    def takers(self, netns: int, device: str) -> tuple[str, ...]:
+        """Return the devices that take all that a device receives: macvlans of it in mode passthru."""
 
     def below(self, netns: int, device: str) -> tuple[str, ...]:
         """Return the devices by which a device sends: a VLAN's link, the ports of a bridge or bond."""
@@ -293,6 +373,9 @@ class Questions(Protocol):
 
     def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
         """Tell whether a set or map of the chain's table has a key. Raises KernelError where it cannot be asked."""
+
+    def elements(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
+        """Return what a set of the chain's table has, as nft lists it in JSON. Raises KernelError."""
 
     def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
         """Return a map's pairs of key and data, as nft lists them in JSON. Raises KernelError."""

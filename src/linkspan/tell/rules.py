@@ -18,7 +18,7 @@ import msgspec
 
 from linkspan.addresses import SOCKET_FAMILY, Prefix, mac_text, prefix
 from linkspan.errors import Invalid, KernelError
-from linkspan.tell.questions import LOCAL, UNICAST, Chain, Packet, Questions
+from linkspan.tell.questions import FLOWING, LOCAL, UNICAST, Chain, Packet, Questions, Span, towards, within
 
 NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
 """IANA's protocol numbers, by the names of this package and of nft."""
@@ -39,14 +39,16 @@ _HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event
 _ICMP_TYPES = {"echo-reply": 0, "echo-request": 8}
 _ICMP6_TYPES = {"echo-request": 128, "echo-reply": 129}
 _ETHER_TYPES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD}
-_TCP_FLAGS = {False: frozenset({"syn"}), True: frozenset({"syn", "ack"})}
-PASS, DROP, CHANGE = "pass", "drop", "change"
-"""What a rule of which it is not known whether it applies could do."""
+_TRACKING = frozenset({"inet", "ip", "ip6"})
+"""Families whose chains know connections."""
+PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"
+"""What a rule of which it is not known whether it applies could do; AFTER: do to the segments after a handshake."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """What a chain or hook decides.
 
+    ``later`` says what a later segment of the same connection meets that does not let it pass for certain.
     ``where`` and ``rule`` say who did; ``to`` is a DNAT's target (address, port), ``masked`` says that the source is
     to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure`` are the rules
     on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could prevent.
@@ -59,6 +61,7 @@ class Verdict(msgspec.Struct, frozen=True):
     rule: str = ""
     to: tuple[str, ...] = ()
     masked: bool = False
+    later: tuple[str, ...] = ()
     source: str = ""
     packet: Packet | None = None
     unsure: tuple[str, ...] = ()
@@ -104,7 +107,8 @@ class Doubts:
     def settle(self, found: Verdict) -> Verdict:
         """Return a chain's verdict with what it depends on; a drop that a rule before it could prevent is none."""
         if found.passes:
-            return msgspec.structs.replace(found, unsure=self.about(DROP, CHANGE))
+            later = tuple(f"another answers in the target's place: {rule}" for rule in self.about(AFTER))
+            return msgspec.structs.replace(found, unsure=self.about(DROP, CHANGE), later=later)
         doubts = self.about(PASS, CHANGE)
         if not doubts:
             return found
@@ -117,6 +121,12 @@ def evaluate(asked: Questions, chains: Sequence[Chain], chain: Chain, frame: Fra
     if chain.hook in ("prerouting", "output") and chain.priority < _RAW:
         frame = msgspec.structs.replace(frame, tracked=False)
     return _Evaluation(asked, {(c.family, c.table, c.name): c for c in chains}, frame).base(chain)
+
+
+def number(packet: Packet) -> int | None:
+    """Return the number of a packet's protocol (IANA), None where it is of none."""
+    six = (packet.protocol, packet.family) == ("icmp", 6)
+    return NUMBERS.get("icmpv6" if six else packet.protocol)
 
 
 def words(rule: Iterable[Mapping[str, Any]]) -> str:
@@ -143,6 +153,8 @@ def _word(value: Any) -> str:
             return f"{_word(first)}-{_word(last)}"
         case {"set": list(items)}:
             return "{ " + ", ".join(_word(i) for i in items) + " }"
+        case {"|": list(items)}:
+            return "|".join(_word(i) for i in items)
         case {"concat": list(items)}:
             return " . ".join(_word(i) for i in items)
         case {"jump": {"target": name}} | {"goto": {"target": name}}:
@@ -233,7 +245,7 @@ class _Evaluation:
                 return True
         if expression.keys() <= _QUIET:
             return True
-        self._doubts.add(rule, PASS, DROP, CHANGE)
+        self._doubts.add(rule, PASS, DROP, CHANGE, *([AFTER] if "synproxy" in expression else []))
         return None
 
     def _replace(self, **changes: Any) -> None:
@@ -325,16 +337,17 @@ class _Evaluation:
     def _mapped(self, chain: Chain, key: tuple[str, ...], data: Any) -> tuple[Any, ...] | None:
         """Return what a map has for a key: () where it has nothing, None where that is not known."""
         pairs: Sequence[Any]
+        there: bool | None = False
         match data:
             case str() if data.startswith("@"):
-                if not (there := self._holds(chain, data[1:], key)):
+                if not _spans(key) and not (there := self._holds(chain, data[1:], key)):
                     return None if there is None else ()
                 try:
                     pairs = self._asked.mapping(self._frame.netns, chain, data[1:])
                 except KernelError:
                     return None
             case {"set": list(pairs)}:
-                there = False
+                pass
             case _:
                 return None
         for pattern, value in pairs:
@@ -353,20 +366,57 @@ class _Evaluation:
             return None if found is None else (found == right) == (op == "==")
         if _flags(left):
             return self._tcp_flags(left, right, op)
+        if (status := _of_status(left)) and chain.family in _TRACKING:
+            return self._status(status, right, op)
+        if left == {"ct": {"key": "state"}} and chain.family in _TRACKING:
+            tests = {self._compare(chain, (state,), right) for state in self._states()}
+            found = tests.pop() if len(tests) == 1 else None
+            return found if found is None or op in ("==", "in") else not found
         known = self._values(chain, left)
         if known is None:
             return None
         if not known:
             return False
         if op in ("<", ">", "<=", ">="):
-            return _ordered(known[0], right, op)
+            port = known[0]
+            return _in_span(port.span, right, op) if isinstance(port, _Ports) else _ordered(port, right, op)
         found = self._compare(chain, known, right)
         return found if found is None or op in ("==", "in") else not found
+
+    def _states(self) -> tuple[str, ...]:
+        """Return the states that the packet's connection may have here."""
+        states = self._frame.packet.states
+        if self._frame.tracked:
+            return states
+        return ("untracked",) if states == ("untracked",) else ("invalid",) if "untracked" not in states else states
+
+    def _status(self, left: Mapping[str, Any], right: Any, op: str) -> bool | None:
+        """Tell whether a connection has these of the status flags (``ct status``), so far as they are known."""
+        packet = self._frame.packet
+        if not self._frame.tracked or packet.ct == "untracked":
+            return False
+        masked = _names(left["&"][1]) if "&" in left else None
+        wanted = _names(right)
+        if wanted is None or ("&" in left and masked is None) or packet.ct:
+            return None
+        answered = packet.established or bool(packet.later)
+        known = dict.fromkeys(("seen-reply", "confirmed"), answered) | {"dnat": packet.translated}
+        known |= {} if answered else dict.fromkeys(("assured", "snat", "expected", "dying"), False)
+        if masked is not None and op in ("==", "!="):
+            have = [known.get(name) for name in masked]
+            return None if None in have else ({n for n in masked if known[n]} == wanted) == (op == "==")
+        if op not in ("in", "!"):
+            return None
+        have = [known.get(name) for name in wanted]
+        found = True if True in have else None if None in have else False
+        return found if found is None or op == "in" else not found
 
     def _compare(self, chain: Chain, left: tuple[str, ...], right: Any) -> bool | None:
         match right:
             case str() if right.startswith("@"):
                 return self._holds(chain, right[1:], left)
+            case int() | {"range": _} if isinstance(left[0], _Ports):
+                return _in_span(left[0].span, right)
             case str() | int():
                 return len(left) == 1 and _equal(left[0], str(right))
             case {"elem": {"val": value}}:
@@ -385,8 +435,11 @@ class _Evaluation:
         return None
 
     def _holds(self, chain: Chain, name: str, key: tuple[str, ...]) -> bool | None:
-        """Tell whether a set of the chain's table has a key, None where that cannot be asked."""
+        """Tell whether a set of the chain's table has a key, None where that cannot be asked or depends on a port."""
         try:
+            if _spans(key):
+                tests = [self._compare(chain, key, e) for e in self._asked.elements(self._frame.netns, chain, name)]
+                return True if True in tests else None if None in tests else False
             return self._asked.holds(self._frame.netns, chain, name, key)
         except KernelError:
             return None
@@ -430,7 +483,7 @@ class _Evaluation:
 
     def _kind(self, address: bytes) -> tuple[str, ...] | None:
         """Return an address's type for the host's routes; of others than these two nothing is claimed."""
-        kind = self._asked.route(self._frame.netns, Packet(b"", address)).kind
+        kind = self._asked.route(self._frame.netns, towards(address)).kind
         return ("local",) if kind == LOCAL else ("unicast",) if kind in (UNICAST, 0) else None
 
     def _routed_back(self, left: Any) -> bool | None:
@@ -441,7 +494,7 @@ class _Evaluation:
                 if "saddr" not in wanted or wanted - {"saddr", "iif", "mark"}:
                     return None
                 mark = self._frame.packet.mark if "mark" in wanted else 0
-                back = self._asked.route(self._frame.netns, Packet(b"", self._frame.packet.source, mark=mark))
+                back = self._asked.route(self._frame.netns, towards(self._frame.packet.source, mark))
                 there = not back.error and back.kind in (LOCAL, UNICAST)
                 return there and ("iif" not in wanted or back.device == self._frame.arriving)
         return None
@@ -453,7 +506,7 @@ class _Evaluation:
         mask, wanted = _names(left["&"][1]) if "&" in left else None, _names(right)
         if wanted is None or ("&" in left and mask is None):
             return None
-        have = _TCP_FLAGS[packet.established]
+        have = packet.flags
         if op == "in":
             return bool(have & wanted)
         same = (have & mask if mask is not None else have) == wanted
@@ -498,17 +551,16 @@ class _Evaluation:
 
     def _conntrack(self, key: str) -> tuple[str, ...] | None:
         packet = self._frame.packet
-        if packet.ct == "?":
-            return None
         match key:
-            case "state" if not self._frame.tracked:
-                return ("untracked" if packet.ct == "untracked" else "invalid",)
             case "state":
-                return (packet.ct or ("established" if packet.established else "new"),)
-            case _ if packet.ct == "untracked":
+                states = self._states()
+                return states if len(states) == 1 else None
+            case _ if packet.ct == "?":
+                return None
+            case _ if packet.ct == "untracked" or not self._frame.tracked:
                 return ()
-            case "status":
-                return ("dnat",) if packet.translated else ("none",)
+            case "direction" if packet.ct == FLOWING:
+                return None
             case "direction":
                 return ("reply" if packet.established else "original",)
             case "mark":
@@ -535,9 +587,10 @@ class _Evaluation:
             case ("ip", "version"):
                 return ("4",)
             case (("th" | "tcp" | "udp" | "sctp"), ("sport" | "dport")):
-                if packet.protocol not in ("tcp", "udp", "sctp") or protocol not in ("th", packet.protocol):
+                if not packet.has_ports or protocol not in ("th", packet.protocol):
                     return ()
-                return (str(packet.port if field == "dport" else packet.source_port),)
+                first, last = packet.target_ports if field == "dport" else packet.source_ports
+                return (str(first) if first == last else _Ports(f"{first}-{last}"),)
             case (("icmp" | "icmpv6"), _) if packet.protocol != "icmp":
                 return ()
             case ("icmp", _) if packet.family == 6:
@@ -574,6 +627,40 @@ class _Evaluation:
 def _flags(left: Any) -> bool:
     field = left["&"][0] if isinstance(left, dict) and "&" in left else left
     return bool(field == {"payload": {"protocol": "tcp", "field": "flags"}})
+
+
+def _of_status(left: Any) -> Mapping[str, Any]:
+    """Return an expression that asks for a connection's status, {} for any other."""
+    field = left["&"][0] if isinstance(left, dict) and "&" in left else left
+    found: Mapping[str, Any] = left if field == {"ct": {"key": "status"}} else {}
+    return found
+
+
+class _Ports(str):
+    """Ports of which one is meant, as a packet's field."""
+
+    @property
+    def span(self) -> Span:
+        """The first and the last."""
+        first, _, last = self.partition("-")
+        return int(first), int(last)
+
+
+def _spans(key: tuple[str, ...]) -> bool:
+    """Tell whether a key has ports of which one is meant."""
+    return any(isinstance(part, _Ports) for part in key)
+
+
+def _in_span(ports: Span, right: Any, op: str = "==") -> bool | None:
+    """Compare ports of which one is meant; None where it depends on which it is."""
+    match right:
+        case int():
+            least = {"<": 0, "<=": 0, ">": right + 1}.get(op, right)
+            most = {"<": right - 1, ">": 65535, ">=": 65535}.get(op, right)
+            return within(ports, least, most)
+        case {"range": [int(first), int(last)]}:
+            return within(ports, first, last)
+    return None
 
 
 def _names(value: Any) -> frozenset[str] | None:

@@ -18,7 +18,7 @@ from linkspan.flows import MEANINGS, Counted
 from linkspan.steering import Held
 from linkspan.tell.hops import OUTSIDE, Hop, Unknown, headers, show, where
 from linkspan.tell.parts import Entry, Part
-from linkspan.tell.questions import Packet
+from linkspan.tell.questions import Packet, Span, within
 
 _MOST = 12
 """Switches on one way, and tables in one switch: more are a circle."""
@@ -211,9 +211,9 @@ class _Walk:
             case "dl_type":
                 return int(value, 0) == (0x0800 if family == 4 else 0x86DD)
             case "tp_src" | "tcp_src" | "udp_src":
-                return value == str(packet.source_port)
+                return _is_port(value, packet.source_ports)
             case "tp_dst" | "tcp_dst" | "udp_dst":
-                return value == str(packet.port)
+                return _is_port(value, packet.target_ports)
             case "icmp_type" | "icmpv6_type" if packet.protocol == "icmp":
                 return value == str(_ECHO[family][packet.established])
         return None
@@ -226,6 +226,10 @@ class _Walk:
         self.hops.append(
             Hop(switch or "switches", "switch", device, action, detail, headers(self._packet), port, mtu=self.mtu)
         )
+
+
+def _is_port(text: str, ports: Span) -> bool | None:
+    return within(ports, int(text), int(text)) if text.isdigit() else None
 
 
 def _holds(text: str, address: bytes) -> bool:

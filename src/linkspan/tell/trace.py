@@ -24,13 +24,17 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?")
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An end of a trace; ``host`` '' is this one, and ``addresses`` empty means any that the host has."""
+    """An end of a trace; ``host`` '' is this one, and ``addresses`` empty means any that the host has.
+
+    ``bound`` says that a user named the address, and no other of this end's will do.
+    """
 
     name: str
     netns: int
     addresses: tuple[bytes, ...] = ()
     host: str = ""
     network: str = ""
+    bound: bool = False
 
 
 class Unanswered(msgspec.Struct, frozen=True):
@@ -53,6 +57,7 @@ class Trace(msgspec.Struct, frozen=True):
     ``verdict`` is BROKEN where a hop certainly stops the packet, REACHABLE where every hop certainly lets it pass,
     else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE. What
     leads outside, or comes from there, is UNKNOWN until a real packet is answered.
+    ``listens`` tells whether a socket takes the connection at the end, None where that is not known or no question.
     """
 
     reachable: bool
@@ -63,6 +68,7 @@ class Trace(msgspec.Struct, frozen=True):
     reason: str = ""
     verdict: str = REACHABLE
     unknown: tuple[Unknown, ...] = ()
+    listens: bool | None = None
 
 
 class _Lost(Exception):
@@ -114,7 +120,7 @@ def _address(
 ) -> Place:
     for host, one in everywhere:
         if any(p.packed == address for p in one.prefixes):
-            return Place(_name(one), one.netns, (address,), host, one.network)
+            return Place(_name(one), one.netns, (address,), host, one.network, bound=True)
     if address in asked.addresses(HOST):
         return Place(text, HOST, (address,))
     for id_, other in known.others.items():
@@ -161,11 +167,11 @@ def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool
     unknown = tuple(sorted(dict.fromkeys((*there.unknown, *back.unknown)), key=lambda one: one.beyond))
     hops, reply = tuple(there.hops), tuple(back.hops)
     if broken is not None:
-        return Trace(False, 0, hops, reply, where(broken.hop), broken.reason, BROKEN, unknown)
+        return Trace(False, 0, hops, reply, where(broken.hop), broken.reason, BROKEN, unknown, there.listens)
     mtu = 0 if lost else min(there.mtu, back.mtu)
     if unknown:
-        return Trace(False, mtu, hops, reply, None, unknown[0].why, UNKNOWN, unknown)
-    return Trace(True, mtu, hops, reply)
+        return Trace(False, mtu, hops, reply, None, unknown[0].why, UNKNOWN, unknown, there.listens)
+    return Trace(True, mtu, hops, reply, listens=there.listens)
 
 
 class _Way:
@@ -180,6 +186,7 @@ class _Way:
         self.arrived: Packet | None = None
         self.translations: dict[str, Translation] = {}
         self.unknown: list[Unknown] = []
+        self.listens: bool | None = None
         self._known = known
 
     def follow(
@@ -193,6 +200,7 @@ class _Way:
             if isinstance(found, Unanswered):
                 raise self._unanswered(host, found.why, silent)
             self.unknown += found.unknown
+            self.listens = found.listens
             if found.broken or not silent:
                 self.hops += [msgspec.structs.replace(hop, mtu=min(hop.mtu, self.mtu)) for hop in found.hops]
                 self.mtu = min(self.mtu, found.mtu)
@@ -238,7 +246,7 @@ def _reply(packet: Packet, arrived: Packet | None) -> Packet:
     arrived = arrived or packet
     return Packet(
         arrived.target, arrived.source, packet.protocol, arrived.source_port, arrived.port,
-        established=True, translated=arrived.translated,
+        established=True, translated=arrived.translated, client=arrived.client,
     )  # fmt: skip
 
 
@@ -264,7 +272,7 @@ def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple
         if not mine and theirs:
             mine = asked.route(HOST, Packet(b"", theirs)).source
         if mine and theirs:
-            return Packet(mine, theirs, protocol, number)
+            return Packet(mine, theirs, protocol, number, bound=source.bound)
     raise Invalid(
         f"{source.name} and {target.name} have no address family in common",
         "give the address of the one that you mean",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.wireguard import Table
+from linkspan.state import HOST
 from linkspan.tell import crossing, live
-from linkspan.tell.hops import Map
+from linkspan.tell.hops import OUTSIDE, Map
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.learning import Learning
 from linkspan.tell.live import Device, Heard, Listen
@@ -16,6 +17,7 @@ from linkspan.tell.parts import Entry, Part
 from linkspan.tell.probe import new_mark
 from linkspan.tell.questions import Packet
 from linkspan.tell.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
+from linkspan.tell.walk import sourced
 
 
 class Local:
@@ -67,9 +69,16 @@ class Local:
         wanted: Listen,
         end: Device | None,
         going: Callable[[], bool] = lambda: False,
+        size: int = 0,
     ) -> Heard:
-        """Send a real packet (up to 1.5 s), and listen for it."""
-        return live.send(self._namespaces, self._known, source, packet, wanted, end, going)
+        """Send a real packet (up to 1.5 s), and listen for it; where it is answered, one of ``size`` bytes, too."""
+        if source.netns not in (HOST, OUTSIDE):
+            asked = KernelAnswers(self._namespaces)
+            try:
+                packet = sourced(asked, self._known, source.netns, packet)
+            finally:
+                asked.close()
+        return live.send(self._namespaces, self._known, source, packet, wanted, end, going, size)
 
     def hear(self, wanted: Listen) -> Heard:
         """Listen for another host's packet (up to 2 s)."""
@@ -87,7 +96,7 @@ def run(
         return found
     goal = live.goal(known, last)
     wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
-    own = local.send(first, packet, wanted, live.end(found))
+    own = local.send(first, packet, wanted, live.end(found), size=live.unproven(found))
     return live.marked(found, {known.host: own}, known.host, goal)
 
 

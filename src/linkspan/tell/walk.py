@@ -17,27 +17,44 @@ from linkspan.state import HOST
 from linkspan.tell import hooks
 from linkspan.tell.hops import OUTSIDE, Map, Translation, forwarding_off, show
 from linkspan.tell.passage import Passage
-from linkspan.tell.questions import FORWARD, IN, LOCAL, OUT, Device, Lookup, Packet, Port, Questions
+from linkspan.tell.questions import (
+    FORWARD,
+    IN,
+    LOCAL,
+    OUT,
+    Device,
+    Lookup,
+    Packet,
+    Port,
+    Questions,
+    Span,
+    towards,
+)
 from linkspan.tell.rules import Frame
+
+_ECHO_REPLY = {4: 0, 6: 129}
+"""Types of ICMP's answer to a ping: RFC 792, RFC 4443."""
 
 
 class Walk(Passage):
     """One way of one packet.
 
-    ``end`` is the namespace in which it arrived, or OUTSIDE, where it left by ``exit``. Where nobody can tell whether
-    it passes, the walk goes on as if it did.
+    ``end`` is the namespace in which it arrived, or OUTSIDE, where it left by ``exit``; ``listens`` tells whether a
+    socket takes a connection there. Where nobody can tell whether it passes, the walk goes on as if it did.
     """
 
     def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
         super().__init__(asked, known)
         self.exit = ""
         self.end = OUTSIDE
+        self.listens: bool | None = None
         self._translation = translation
 
     # Where a packet starts.
 
     def from_container(self, netns: int, packet: Packet) -> None:
         """Send from a container's namespace."""
+        packet = sourced(self._asked, self._known, netns, packet).sent_by(self._clients(netns))
         self._require_source(netns, packet)
         # A link that is down takes its routes along.
         self._usable(netns, self._asked.addresses(netns)[packet.source], packet)
@@ -59,6 +76,7 @@ class Walk(Passage):
 
     def from_host(self, packet: Packet) -> None:
         """Send from the host itself."""
+        packet = packet.sent_by(self._clients(HOST))
         self._require_source(HOST, packet)
         lookup, packet = self._started(HOST, packet)
         if lookup.kind == LOCAL:
@@ -72,22 +90,27 @@ class Walk(Passage):
     def from_outside(self, arriving: str, packet: Packet) -> None:
         """Let a packet come in by one of the host's own links."""
         device = self._usable(HOST, arriving, packet)
+        packet = packet.sent_by()
         self._narrow(device.mtu)
         detail = "an answer from outside, if one comes" if packet.established else "from outside"
         self._hop(HOST, arriving, "received", detail, packet)
         self._beyond_us(packet.source)
         self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
 
+    def _clients(self, netns: int) -> Span:
+        """Return the ports from which a namespace chooses one for a client (ip-sysctl, ip_local_port_range)."""
+        first, _, last = self._asked.setting(netns, "net/ipv4/ip_local_port_range").partition("\t")
+        return (int(first), int(last)) if first and last else (0, 0)
+
     def _sender(self, arriving: str, address: bytes) -> bytes:
         """Return the MAC from which what an address sends comes: its own or its router's, b'' where it is not known."""
-        back = self._asked.route(HOST, Packet(b"", address))
+        back = self._asked.route(HOST, towards(address))
         entry = self._asked.neighbour(HOST, arriving, back.gateway or address)
         return entry.mac if entry is not None and entry.known else b""
 
     def _started(self, netns: int, packet: Packet) -> tuple[Lookup, Packet]:
         """Pass the output hook; return the route, and the packet as it is then."""
-        lookup = self._asked.route(netns, packet)
-        self._require_route(netns, "", packet, lookup)
+        lookup = self._looked_up(netns, packet)
         packet = self._entered(netns, packet)
         packet = msgspec.structs.replace(packet, ttl=lookup.hops or self._usual_hops(netns, packet, lookup.device))
         self._require_policy(netns, OUT, lookup.device, packet)
@@ -97,8 +120,7 @@ class Walk(Passage):
         self._remember(netns, changed)
         changed = self._translated(netns, packet, changed, "", found.where)
         if found.rerouted:
-            lookup = self._asked.route(netns, changed)
-            self._require_route(netns, "", changed, lookup)
+            lookup = self._looked_up(netns, changed)
         return lookup, changed
 
     def _looped(self, netns: int, packet: Packet) -> None:
@@ -118,9 +140,8 @@ class Walk(Passage):
         frame = Frame(packet, "", device.name, netns=netns)
         found = hooks.passed(self._asked, "postrouting", frame)
         after = self._after(found, netns, device.name, packet)
-        if found.masked:
-            self._note(netns, device.name, f"rules of its own change its source ({found.where})", packet)
-            after = msgspec.structs.replace(after, source=packet.source)
+        self._remember(netns, after)
+        after = self._unmasked(netns, packet, after, device.name, found.where)
         return self._egress(msgspec.structs.replace(frame, packet=after, mac=device.mac))
 
     def _entered(self, netns: int, packet: Packet) -> Packet:
@@ -137,7 +158,7 @@ class Walk(Passage):
         if packet.established:
             return
         self._translation.marks[netns] = packet.ct_mark
-        if packet.ct == "untracked":
+        if packet.ct == "untracked" and netns not in self._translation.untracked:
             self._translation.untracked.append(netns)
 
     # The host's side of a container's link.
@@ -162,7 +183,7 @@ class Walk(Passage):
                 raise self._broken(
                     HOST, link.name, packet, f"nobody answers for {show(following)} on {link.name}"
                 )
-            self._require_own(HOST, link, packet)
+            self._require_own(HOST, link, packet, guarded=True)
             why = f"ARP is off on {link.name} in host" if link.silent else self._unheard(link, packet)
             self._require_neighbour(endpoint.netns, device, following, link.mac, packet, why, (HOST, link.name))
             self._route(link.name, device.mac, packet)
@@ -275,6 +296,7 @@ class Walk(Passage):
                     after, source=before.source, target=before.target, port=before.port, translated=before.translated
                 )
             frame = msgspec.structs.replace(frame, packet=after)
+            self._remember(HOST, after)
         return frame.packet
 
     def _require_port(
@@ -301,11 +323,14 @@ class Walk(Passage):
             self._hop(HOST, arriving, "translated", f"masquerade undone: to {show(packet.target)}", packet)
         else:
             packet = self._translated(HOST, before, packet, arriving, found.where)
-        lookup = self._asked.route(HOST, packet, arriving)
-        self._require_route(HOST, arriving, packet, lookup)
+        lookup = self._looked_up(HOST, packet, arriving)
         if lookup.kind == LOCAL:
             found = hooks.passed(self._asked, "input", Frame(packet, arriving, mac=mac), self._unpublished)
-            packet = self._untranslated(packet, self._after(found, HOST, arriving, packet), arriving)
+            after = self._after(found, HOST, arriving, packet)
+            self._remember(HOST, after)
+            if not packet.established:
+                after = self._unmasked(HOST, packet, after, arriving, found.where)
+            packet = self._untranslated(packet, after, arriving)
             self._require_policy(HOST, IN, arriving, packet)
             self._delivered(HOST, arriving, packet)
             return
@@ -318,6 +343,7 @@ class Walk(Passage):
         self._narrow(device.mtu, lookup.mtu)
         frame = Frame(packet, arriving, device.name, mac)
         packet = self._after(hooks.passed(self._asked, "forward", frame), HOST, device.name, packet)
+        self._remember(HOST, packet)
         self._hop(HOST, device.name, "routed", _way(lookup), packet)
         packet = self._posted(Frame(packet, arriving, device.name, mac), device.name)
         self._out_of_host(device, lookup, packet)
@@ -334,6 +360,7 @@ class Walk(Passage):
         packet = frame.packet
         found = hooks.passed(self._asked, "postrouting", frame, self._unpublished)
         changed = self._after(found, HOST, device, packet)
+        self._remember(HOST, changed)
         if packet.established:
             return self._untranslated(packet, changed, device)
         if found.masked:
@@ -394,10 +421,11 @@ class Walk(Passage):
         self._remember(netns, changed)
         changed = self._translated(netns, packet, changed, arriving, found.where)
         if arriving != "lo":
-            lookup = self._asked.route(netns, changed, arriving)
-            self._require_route(netns, arriving, changed, lookup)
-        found = hooks.passed(self._asked, "input", msgspec.structs.replace(frame, packet=changed))
-        changed = self._after(found, netns, arriving, changed)
+            self._looked_up(netns, changed, arriving)
+        before, found = changed, hooks.passed(self._asked, "input", msgspec.structs.replace(frame, packet=changed))
+        changed = self._after(found, netns, arriving, before)
+        self._remember(netns, changed)
+        changed = self._unmasked(netns, before, changed, arriving, found.where)
         self._require_policy(netns, IN, arriving, changed)
         self._delivered(netns, arriving, changed)
 
@@ -417,6 +445,13 @@ class Walk(Passage):
         detail = f"{what}now to {show(after.target)}{port}" + ("" if what else f" ({where})")
         self._hop(HOST, device, "translated", detail, after)
         return after
+
+    def _unmasked(self, netns: int, before: Packet, after: Packet, device: str, where: str) -> Packet:
+        """Tell of a source that rules change where only their own namespace sees it: it is not followed."""
+        if after.source == before.source:
+            return after
+        self._note(netns, device, f"rules of its own change its source to {show(after.source)} ({where})", before)
+        return msgspec.structs.replace(after, source=before.source, source_port=before.source_port)
 
     def _restored(self, packet: Packet) -> Packet:
         """Undo masquerade on an answer, as connection tracking does before routing."""
@@ -445,16 +480,45 @@ class Walk(Passage):
         if packet.protocol == "icmp" and not packet.established and self._asked.setting(netns, path) == "1":
             reason = f"{self._known.name(netns)} answers no ping ({path.replace('/', '.')}=1)"
             raise self._broken(netns, device, packet, reason)
+        if packet.protocol == "icmp" and not packet.established and (limit := self._limit(netns, packet.family)):
+            self._note(netns, device, f"{self._known.name(netns)} limits its answers to pings ({limit})", packet)
         self.end = netns
         self._arrived(packet)
         detail = "the packet has arrived"
-        if not packet.established and not self._asked.listens(netns, packet):
+        if not packet.established:
+            self.listens = self._asked.listens(netns, packet) if packet.has_ports else None
+        if self.listens is False:
             detail += f"; nothing listens on {packet.port}/{packet.protocol}, so the answer is a refusal"
         self._hop(netns, device, "delivered", detail, packet)
+
+    def _limit(self, netns: int, family: int) -> str:
+        """Return the settings by which a namespace limits its answers to pings, '' where it does not (ip-sysctl)."""
+        if family == 4:
+            limit, mask = (self._asked.setting(netns, f"net/ipv4/icmp_rate{what}") for what in ("limit", "mask"))
+            limited = int(mask or 0) & 1 << _ECHO_REPLY[4]
+        else:
+            limit, mask = (self._asked.setting(netns, f"net/ipv6/icmp/rate{what}") for what in ("limit", "mask"))
+            spans = (part.partition("-") for part in mask.split(",") if part)
+            limited = any(int(first) <= _ECHO_REPLY[6] <= int(last or first) for first, _, last in spans)
+        separator = "_" if family == 4 else "."
+        prefix = f"net.ipv{family}.icmp{separator}"
+        return f"{prefix}ratelimit={limit}, {prefix}ratemask={mask}" if limited and limit not in ("", "0") else ""
 
     def _arrived(self, packet: Packet) -> None:
         if not packet.established:
             self._translation.arrived = packet
+
+
+def sourced(asked: Questions, known: Map, netns: int, packet: Packet) -> Packet:
+    """Return the packet with the source that a program's has which binds to none: the one that the route names.
+
+    An address of another interface of linkspan's is not taken: who names an endpoint means its own.
+    """
+    if packet.bound or packet.established:
+        return packet
+    source = asked.route(netns, msgspec.structs.replace(packet, source=b"")).source
+    own = {p.packed for e in known.endpoints if e.netns == netns for p in e.prefixes}
+    return packet if not source or source in own else msgspec.structs.replace(packet, source=source)
 
 
 def _way(lookup: Lookup) -> str:
