@@ -7,25 +7,32 @@ claimed on a guess. A statement that this module does not know makes its rule su
 
 from __future__ import annotations
 
-import fnmatch
-import ipaddress
-import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from linkspan.addresses import SOCKET_FAMILY, Prefix, mac_text, prefix
-from linkspan.errors import Invalid, KernelError
-from linkspan.tell.questions import FLOWING, LOCAL, UNICAST, Chain, Packet, Questions, Span, towards, within
+from linkspan.addresses import SOCKET_FAMILY, mac_text
+from linkspan.errors import KernelError
+from linkspan.tell.questions import FLOWING, LOCAL, UNICAST, Chain, Packet, Questions, towards
+from linkspan.tell.rule_values import (
+    NUMBERS,
+    Ports,
+    equal,
+    flag_names,
+    in_span,
+    inside,
+    masked,
+    of_status,
+    of_tcp_flags,
+    ordered,
+    spans,
+)
 
-NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
-"""IANA's protocol numbers, by the names of this package and of nft."""
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
 _MAC = 6
 """Bytes of a MAC."""
-_MAC_TEXT = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _RAW = -200  # NF_IP_PRI_CONNTRACK, linux/netfilter_ipv4.h: before it no connection is known
 _QUIET = frozenset(
     {"counter", "log", "comment", "ct helper", "ct timeout", "ct expectation", "dup", "flow", "secmark", "last"}
@@ -36,9 +43,7 @@ _FINAL = frozenset(
 )
 _HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event", "helper", "dscp", "ecn"})
 """What may be written into a packet or its connection without a consequence for its way."""
-_ICMP_TYPES = {"echo-reply": 0, "echo-request": 8}
 _ICMP6_TYPES = {"echo-request": 128, "echo-reply": 129}
-_ETHER_TYPES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD}
 _TRACKING = frozenset({"inet", "ip", "ip6"})
 """Families whose chains know connections."""
 PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"
@@ -340,7 +345,7 @@ class _Evaluation:
         there: bool | None = False
         match data:
             case str() if data.startswith("@"):
-                if not _spans(key) and not (there := self._holds(chain, data[1:], key)):
+                if not spans(key) and not (there := self._holds(chain, data[1:], key)):
                     return None if there is None else ()
                 try:
                     pairs = self._asked.mapping(self._frame.netns, chain, data[1:])
@@ -364,9 +369,9 @@ class _Evaluation:
         if isinstance(right, bool):  # of fib: whether there is a route
             found = self._routed_back(left)
             return None if found is None else (found == right) == (op == "==")
-        if _flags(left):
+        if of_tcp_flags(left):
             return self._tcp_flags(left, right, op)
-        if (status := _of_status(left)) and chain.family in _TRACKING:
+        if (status := of_status(left)) and chain.family in _TRACKING:
             return self._status(status, right, op)
         if left == {"ct": {"key": "state"}} and chain.family in _TRACKING:
             tests = {self._compare(chain, (state,), right) for state in self._states()}
@@ -379,7 +384,7 @@ class _Evaluation:
             return False
         if op in ("<", ">", "<=", ">="):
             port = known[0]
-            return _in_span(port.span, right, op) if isinstance(port, _Ports) else _ordered(port, right, op)
+            return in_span(port.span, right, op) if isinstance(port, Ports) else ordered(port, right, op)
         found = self._compare(chain, known, right)
         return found if found is None or op in ("==", "in") else not found
 
@@ -395,8 +400,8 @@ class _Evaluation:
         packet = self._frame.packet
         if not self._frame.tracked or packet.ct == "untracked":
             return False
-        masked = _names(left["&"][1]) if "&" in left else None
-        wanted = _names(right)
+        masked = flag_names(left["&"][1]) if "&" in left else None
+        wanted = flag_names(right)
         if wanted is None or ("&" in left and masked is None) or packet.ct:
             return None
         answered = packet.established or bool(packet.later)
@@ -415,19 +420,19 @@ class _Evaluation:
         match right:
             case str() if right.startswith("@"):
                 return self._holds(chain, right[1:], left)
-            case int() | {"range": _} if isinstance(left[0], _Ports):
-                return _in_span(left[0].span, right)
+            case int() | {"range": _} if isinstance(left[0], Ports):
+                return in_span(left[0].span, right)
             case str() | int():
-                return len(left) == 1 and _equal(left[0], str(right))
+                return len(left) == 1 and equal(left[0], str(right))
             case {"elem": {"val": value}}:
                 return self._compare(chain, left, value)
             case {"concat": list(parts)} if len(parts) == len(left):
                 tests = [self._compare(chain, (one,), part) for one, part in zip(left, parts, strict=True)]
                 return False if False in tests else None if None in tests else True
             case {"prefix": {"addr": address, "len": length}}:
-                return _inside(left[0], f"{address}/{length}")
+                return inside(left[0], f"{address}/{length}")
             case {"range": [first, last]}:
-                least, most = _ordered(left[0], first, ">="), _ordered(left[0], last, "<=")
+                least, most = ordered(left[0], first, ">="), ordered(left[0], last, "<=")
                 return None if least is None or most is None else least and most
             case {"set": list(items)} | list(items):
                 tests = [self._compare(chain, left, item) for item in items]
@@ -437,7 +442,7 @@ class _Evaluation:
     def _holds(self, chain: Chain, name: str, key: tuple[str, ...]) -> bool | None:
         """Tell whether a set of the chain's table has a key, None where that cannot be asked or depends on a port."""
         try:
-            if _spans(key):
+            if spans(key):
                 tests = [self._compare(chain, key, e) for e in self._asked.elements(self._frame.netns, chain, name)]
                 return True if True in tests else None if None in tests else False
             return self._asked.holds(self._frame.netns, chain, name, key)
@@ -460,7 +465,7 @@ class _Evaluation:
                 return found if found is None else tuple(str(part) for part in found)
             case {"&": [part, mask]}:
                 values = self._values(chain, part)
-                return values and _masked(values[0], mask)
+                return values and masked(values[0], mask)
             case {"meta": {"key": key}}:
                 return self._meta(str(key))
             case {"ct": {"key": key, **rest}} if not rest and chain.family in ("inet", "ip", "ip6"):
@@ -503,7 +508,7 @@ class _Evaluation:
         packet = self._frame.packet
         if packet.protocol != "tcp":
             return False
-        mask, wanted = _names(left["&"][1]) if "&" in left else None, _names(right)
+        mask, wanted = flag_names(left["&"][1]) if "&" in left else None, flag_names(right)
         if wanted is None or ("&" in left and mask is None):
             return None
         have = packet.flags
@@ -590,7 +595,7 @@ class _Evaluation:
                 if not packet.has_ports or protocol not in ("th", packet.protocol):
                     return ()
                 first, last = packet.target_ports if field == "dport" else packet.source_ports
-                return (str(first) if first == last else _Ports(f"{first}-{last}"),)
+                return (str(first) if first == last else Ports(f"{first}-{last}"),)
             case (("icmp" | "icmpv6"), _) if packet.protocol != "icmp":
                 return ()
             case ("icmp", _) if packet.family == 6:
@@ -622,118 +627,3 @@ class _Evaluation:
             case "htype" | "hlen" | "plen":
                 return ({"htype": "1", "hlen": "6", "plen": "4"}[field],)
         return None
-
-
-def _flags(left: Any) -> bool:
-    field = left["&"][0] if isinstance(left, dict) and "&" in left else left
-    return bool(field == {"payload": {"protocol": "tcp", "field": "flags"}})
-
-
-def _of_status(left: Any) -> Mapping[str, Any]:
-    """Return an expression that asks for a connection's status, {} for any other."""
-    field = left["&"][0] if isinstance(left, dict) and "&" in left else left
-    found: Mapping[str, Any] = left if field == {"ct": {"key": "status"}} else {}
-    return found
-
-
-class _Ports(str):
-    """Ports of which one is meant, as a packet's field."""
-
-    @property
-    def span(self) -> Span:
-        """The first and the last."""
-        first, _, last = self.partition("-")
-        return int(first), int(last)
-
-
-def _spans(key: tuple[str, ...]) -> bool:
-    """Tell whether a key has ports of which one is meant."""
-    return any(isinstance(part, _Ports) for part in key)
-
-
-def _in_span(ports: Span, right: Any, op: str = "==") -> bool | None:
-    """Compare ports of which one is meant; None where it depends on which it is."""
-    match right:
-        case int():
-            least = {"<": 0, "<=": 0, ">": right + 1}.get(op, right)
-            most = {"<": right - 1, ">": 65535, ">=": 65535}.get(op, right)
-            return within(ports, least, most)
-        case {"range": [int(first), int(last)]}:
-            return within(ports, first, last)
-    return None
-
-
-def _names(value: Any) -> frozenset[str] | None:
-    """Return flags by name, however nft lists them."""
-    match value:
-        case str():
-            return frozenset({value})
-        case {"|": list(items)} | {"set": list(items)} | list(items):
-            parts = [_names(item) for item in items]
-            return None if None in parts else frozenset(name for part in parts if part for name in part)
-        case 0:
-            return frozenset()
-    return None
-
-
-def _masked(value: str, mask: Any) -> tuple[str, ...] | None:
-    """Return an address or a number cut by a mask."""
-    if isinstance(mask, int):
-        return (str(int(value, 0) & mask),) if value.isdigit() else None
-    if not isinstance(mask, str):
-        return None
-    try:
-        whole, kept = prefix(value).packed, prefix(mask).packed
-    except Invalid:
-        return None
-    return (Prefix(bytes(a & b for a, b in zip(whole, kept, strict=True)), 0).address,)
-
-
-def _equal(value: str, pattern: str) -> bool:
-    """Compare as nft does: a trailing ``*`` stands for any ending, and a number for the name that has it."""
-    if pattern.endswith("*") and not pattern.endswith("\\*"):
-        return fnmatch.fnmatchcase(value, pattern)
-    if value == pattern:
-        return True
-    first, second = _as_number(value), _as_number(pattern)
-    return first is not None and first == second
-
-
-def _as_number(text: str) -> int | None:
-    """Return the number that a protocol, an ICMP type or an ethertype has; None for anything else."""
-    if text.isdigit():
-        return int(text)
-    for names in (NUMBERS, _ETHER_TYPES, _ICMP_TYPES):
-        if text in names:
-            return names[text]
-    try:
-        return socket.getprotobyname(text)
-    except OSError:
-        return None
-
-
-def _ordered(value: str, bound: Any, op: str) -> bool | None:
-    """Compare numbers, MACs or addresses by their order."""
-    left: Any
-    right: Any
-    if value.isdigit() and isinstance(bound, int):
-        left, right = int(value), bound
-    elif _MAC_TEXT.fullmatch(value) and _MAC_TEXT.fullmatch(str(bound)):
-        left, right = value, str(bound)  # as text they have the same order
-    else:
-        try:
-            left, right = ipaddress.ip_address(value), ipaddress.ip_address(str(bound))
-        except ValueError:
-            return None
-        if left.version != right.version:
-            return False
-    below, same = bool(left < right), bool(left == right)
-    found: dict[str, bool] = {"<": below, "<=": below or same, ">": not (below or same), ">=": not below}
-    return found[op]
-
-
-def _inside(address: str, pool: str) -> bool:
-    try:
-        return prefix(pool).holds(prefix(address))
-    except Invalid:
-        return False
