@@ -105,7 +105,7 @@ def place(text: str, known: Map, asked: Questions) -> Place:
 def _host(name: str, known: Map) -> Place:
     called = {known.id: known.host} | {id_: other.name for id_, other in known.others.items()}
     id_ = meant(called, name) if name else known.id
-    if id_ == known.id:
+    if id_ == known.id and name in ("", id_, known.host):
         return Place(f"host:{known.host}", HOST)
     if other := known.others.get(id_):
         return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
