@@ -93,11 +93,13 @@ class Hosts:
         raise NotFound(f"host {name!r} does not exist (there are: {known})", "`linkspan host list` shows them")
 
     async def _list(self, request: web.Request) -> web.Response:
-        hosts = [self._told(host) for host in self._agent.leases.hosts().values()]
+        known = self._agent.leases.hosts()
+        hosts = [self._told(host) for host in known.values()]
+        removed = {key.removeprefix(f"{GONE}hosts/"): key for key in self._agent.replica.under(f"{GONE}hosts/")}
         hosts += [
-            self._told_removed(key.removeprefix(f"{GONE}hosts/"), tombstone.at)
-            for key in self._agent.replica.under(f"{GONE}hosts/")
-            if (tombstone := self._agent.replica.value(key, Tombstone)) is not None
+            self._told_removed(id_, tombstone.at)
+            for id_, key in removed.items()
+            if id_ not in known and (tombstone := self._agent.replica.value(key, Tombstone)) is not None
         ]
         return _json(sorted(hosts, key=lambda told: (told.state == "removed", told.name, told.id)))
 

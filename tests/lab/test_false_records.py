@@ -257,7 +257,7 @@ NOBODY_S = {
 @pytest.mark.parametrize("key", NOBODY_S)
 def test_what_is_of_a_host_without_a_record_is_named_and_not_missed(cluster: ClusterRun, key: str) -> None:
     """It is put and deleted, or removed with its host by an operator: new networks come, and nothing is left."""
-    for removal in (lambda: _delete(cluster, key), lambda: cluster.call("h2", "DELETE", "/v1/hosts/h77")):
+    for removal in (lambda: _delete(cluster, key), lambda: _said(cluster, "host remove h77")):
         _put(cluster, {key: NOBODY_S[key]})
         _all_name(cluster, key, "host h77 has no record")
         removal()

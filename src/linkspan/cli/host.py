@@ -53,7 +53,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
 
 
 def _names(hosts: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the hosts' names by their ids; one that was removed has none any more."""
+    """Return the hosts' names by their ids; one that was removed has none any more, and is called by its id."""
     return {host["id"]: host["name"] for host in hosts}
 
 
@@ -166,9 +166,10 @@ def remove(
 ) -> None:
     """Remove a host with all it holds: others may get its addresses, so make sure that it is off."""
     client = Client(socket)
-    host = client.call("GET", f"/v1/hosts/{quote(name)}")
-    called = _called(client, host)
-    gone = client.call("DELETE", f"/v1/hosts/{quote(host['id'])}{'?force' if force else ''}")
+    names = _names(client.call("GET", "/v1/hosts"))
+    id_ = namesakes.meant(names, name) or name  # of a host that no record knows, by its id alone
+    called = namesakes.called(names, id_) if id_ in names else id_
+    gone = client.call("DELETE", f"/v1/hosts/{quote(id_)}{'?force' if force else ''}")
     as_json(gone) if output is Format.JSON else print(f"host {called} is removed, and its blocks are free")
     if gone["risk"]:
         say(f"careful: {gone['risk']}", sys.stderr)
