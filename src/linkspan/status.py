@@ -78,6 +78,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "heals": heals,
         "unreachable": unreachable(agent),
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.leases.names()).items()],
+        "waiting": "",
         "bgp": _sessions(agent),
         "controller": controlled.active(agent.replica) if controlled.needed(agent.networks.all()) else None,
     }
