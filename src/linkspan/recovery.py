@@ -255,9 +255,9 @@ class Recovery:
 
     async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
         """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
-        self._orphans.unhold(endpoint.host_ifname)
         try:
             await self._make_way(endpoint)
+            self._orphans.unhold(endpoint.host_ifname)  # and held again at once: nobody else gets its addresses
             endpoint = self._admit(endpoint, 0)
         except LinkspanError as error:
             log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
