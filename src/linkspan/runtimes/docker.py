@@ -429,9 +429,10 @@ def _check_wishes(network: Network, call: Call) -> None:
     for pool in call.pools:
         subnet = prefix(pool.pool)
         if subnet.length and subnet not in network.prefixes:
-            whole = next(one for one in network.prefixes if one.holds(subnet))
+            whole = " or ".join(str(one) for one in network.prefixes if one.family == subnet.family)
+            part = "only a part of a" if any(one.holds(subnet) for one in network.prefixes) else "no"
             raise Invalid(
-                f"subnet {subnet} is only a part of a pool of network {name}, which gives addresses of all of it",
+                f"subnet {subnet} is {part} pool of network {name}, which gives addresses of all of its own",
                 f"give the whole pool, --subnet {whole}, and choose each container's address by --ip",
             )
     reserved = sorted(address for pool in call.pools for address in (pool.aux_addresses or {}).values())
