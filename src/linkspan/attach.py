@@ -320,7 +320,7 @@ class Attacher:
                 f"linkspan detach --id {request.id} --ifname {request.ifname}",
             )
         wanted = mac_text(mac(request.mac)) if request.mac else ""
-        for other in list(self.endpoints.values()):
+        for other in self.endpoints.values():
             if number and (other.netns, other.ifname) == (number, request.ifname):
                 raise Conflict(
                     f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",

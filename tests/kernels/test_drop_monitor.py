@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from traced import Host
-from world import World
+from traced import Host, made
 
 from linkspan.errors import Unavailable
 from linkspan.kernel.drop_monitor import DropMonitor
@@ -15,11 +14,7 @@ from linkspan.kernel.drop_monitor import DropMonitor
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     """Make the host with bridged networks."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=False)
-    finally:
-        world.close()
+    yield from made(routed=False)
 
 
 def test_a_dropped_packet_is_reported_with_the_kernel_s_reason(host: Host) -> None:

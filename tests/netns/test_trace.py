@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 import sample
-from traced import OUTSIDE, PORT, Host, leads_outside
+from traced import OUTSIDE, PORT, Host, leads_outside, made
 from world import World
 
 from linkspan.errors import Conflict, Invalid, NotFound
@@ -18,21 +18,13 @@ from linkspan.tell.trace import Trace
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """Make the host in both modes."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=request.param)
-    finally:
-        world.close()
+    yield from made(routed=request.param)
 
 
 @pytest.fixture
 def bridged() -> Iterator[Host]:
     """Make the host with bridges."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=False)
-    finally:
-        world.close()
+    yield from made(routed=False)
 
 
 def actions(found: Trace) -> list[str]:

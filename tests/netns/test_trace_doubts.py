@@ -7,8 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from traced import Host
-from world import World
+from traced import Host, made
 
 from linkspan.tell.trace import Trace
 
@@ -16,21 +15,13 @@ from linkspan.tell.trace import Trace
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """Make the host in both modes."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=request.param)
-    finally:
-        world.close()
+    yield from made(routed=request.param)
 
 
 @pytest.fixture
 def routed() -> Iterator[Host]:
     """Make the host with routed networks."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=True)
-    finally:
-        world.close()
+    yield from made(routed=True)
 
 
 B = "10.77.0.3"

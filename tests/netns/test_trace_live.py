@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from traced import OUTSIDE, Host, leads_outside
-from world import World
+from traced import OUTSIDE, Host, leads_outside, made
 
 from linkspan.errors import Invalid
 from linkspan.kernel.nftables import Nft
@@ -20,21 +19,13 @@ from linkspan.tell.probe import matches, new_mark
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """Make the host in both modes."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=request.param)
-    finally:
-        world.close()
+    yield from made(routed=request.param)
 
 
 @pytest.fixture
 def bridged() -> Iterator[Host]:
     """Make the host with bridged networks alone."""
-    world = World("h", "a", "b", "c", "d", "o")
-    try:
-        yield Host(world, routed=False)
-    finally:
-        world.close()
+    yield from made(routed=False)
 
 
 @pytest.mark.parametrize(("source", "target", "to"), [

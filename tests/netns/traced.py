@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import sample
 from world import World
 
@@ -69,3 +71,12 @@ class Host:
                 namespaces.register(endpoint.netns, endpoint.netns_path)
             known = Map("h1", self.endpoints, self.networks)
             return tracing.run(namespaces, known, source, target, to, alive=alive)
+
+
+def made(*, routed: bool) -> Iterator[Host]:
+    """Make the host with its world, for a fixture, and unmake it afterwards."""
+    world = World("h", "a", "b", "c", "d", "o")
+    try:
+        yield Host(world, routed=routed)
+    finally:
+        world.close()
