@@ -89,8 +89,7 @@ class Hosts:
         hosts, names = self._agent.leases.hosts(), self._agent.leases.names()
         if found := namesakes.meant(names, name):
             return hosts[found]
-        known = ", ".join(sorted(namesakes.called(names, id_) for id_ in names))
-        raise NotFound(f"host {name!r} does not exist (there are: {known})", "`linkspan host list` shows them")
+        raise namesakes.missing(names, name)
 
     async def _list(self, request: web.Request) -> web.Response:
         known = self._agent.leases.hosts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.errors import Conflict
+from linkspan.errors import Conflict, NotFound, closest
 
 FIX = (
     "name them by their ids; a machine without --host-id gets another name by `hostnamectl set-hostname NAME` and a "
@@ -25,6 +25,13 @@ def meant(names: Mapping[str, str], word: str) -> str:
             told(word, found), "give one of the ids: `linkspan host list` shows which host has which"
         )
     return found[0] if found else ""
+
+
+def missing(names: Mapping[str, str], word: str) -> NotFound:
+    """Return the error for a word that `meant` finds no host for, with the host that was probably meant."""
+    known = ", ".join(sorted(called(names, id_) for id_ in names))
+    hint = closest(word, [*names, *filter(None, names.values())], "`linkspan host list` shows them")
+    return NotFound(f"host {word!r} does not exist (there are: {known})", hint)
 
 
 def shared(names: Mapping[str, str]) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from linkspan import namesakes
-from linkspan.errors import Conflict
+from linkspan.errors import Conflict, NotFound
+from linkspan.lab.record import Host, Lab
 
 NAMES = {"h1": "h1", "h2": "h2", "f00d": "node", "cafe": "node", "beef": "web"}
 
@@ -37,3 +38,25 @@ def test_hosts_that_were_removed_have_no_name_to_share() -> None:
     names = {"f00d": "", "cafe": ""}
     assert namesakes.shared(names) == {}
     assert namesakes.called(names, "cafe") == "cafe"
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("nodes", "did you mean node?"), ("bef", "did you mean beef?"), ("elsewhere", "`linkspan host list` shows them")],
+)
+def test_a_host_that_does_not_exist_is_named_with_the_one_probably_meant(word: str, hint: str) -> None:
+    """By its name or its id, which a command takes too."""
+    error = namesakes.missing(NAMES, word)
+    assert f"host {word!r} does not exist (there are: h1, h2, node (id cafe)" in error.message
+    assert error.hint == hint
+
+
+def test_a_lab_says_which_of_its_hosts_was_probably_meant() -> None:
+    """As the agent says it of the cluster's hosts."""
+    hosts = [Host(name=f"node-{n}", namespace="", segment=0, addresses=[]) for n in (1, 2)]
+    with pytest.raises(NotFound) as missing:
+        Lab(name="lab", backend="vxlan", hosts=hosts).host("nod-1")
+    assert missing.value.hint == "did you mean node-1?"
+    with pytest.raises(NotFound) as missing:
+        Lab(name="lab", backend="vxlan", hosts=hosts).host("web")
+    assert missing.value.hint == "it has node-1, node-2"

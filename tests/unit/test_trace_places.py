@@ -90,3 +90,10 @@ def test_a_name_that_dns_does_not_answer_is_not_known(text: str) -> None:
 def test_a_container_s_own_name_comes_first() -> None:
     """An alias of somebody else's makes no name ambiguous that was not so before."""
     assert found("exact") == ("exact@back", "")
+
+
+def test_a_host_that_does_not_exist_is_named_with_the_one_probably_meant() -> None:
+    """As `linkspan host show` does it."""
+    with pytest.raises(NotFound) as missing:
+        found("host:h22")
+    assert missing.value.told == "host 'h22' does not exist (there are: h1, h2); did you mean h2?"

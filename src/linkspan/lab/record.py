@@ -10,14 +10,16 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound
+from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, closest
 
 FOLDER = Path("/run/linkspan-lab")
+T = TypeVar("T", bound="Host | Container | Router | Switch | Controller")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 """Short enough for a unix socket in the lab's folder (108 bytes, unix(7))."""
 
@@ -175,38 +177,30 @@ class Lab(msgspec.Struct, kw_only=True):
 
     def host(self, name: str) -> Host:
         """Return a host by its name. Raises NotFound."""
-        for host in self.hosts:
-            if host.name == name:
-                return host
-        names = ", ".join(host.name for host in self.hosts)
-        raise NotFound(f"lab {self.name} has no host {name}", f"it has {names}")
+        return self._named("host", name, self.hosts)
 
     def container(self, name: str) -> Container:
         """Return a container by its name. Raises NotFound."""
-        for container in self.containers:
-            if container.name == name:
-                return container
-        names = ", ".join(container.name for container in self.containers) or "none"
-        raise NotFound(f"lab {self.name} has no container {name}", f"it has {names}")
+        return self._named("container", name, self.containers)
 
     def place(self, name: str) -> Place:
         """Return a host, container or router. Raises NotFound, naming them all."""
         found: list[Place] = [*self.places, *self.routers]
-        for one in found:
-            if one.name == name:
-                return one
-        names = ", ".join(one.name for one in found)
-        raise NotFound(f"lab {self.name} has no host or container {name}", f"it has {names}")
+        return self._named("host or container", name, found)
 
     def breakable(self, name: str) -> Breakable:
         """Return a host, router, switch or controller by its name. Raises NotFound."""
         every: list[Breakable] = [*self.hosts, *self.routers, *self.switches, *self.controllers]
+        kinds = " or ".join(dict.fromkeys(type(one).__name__.lower() for one in every))
+        return self._named(kinds, name, every)
+
+    def _named(self, kinds: str, name: str, every: Sequence[T]) -> T:
         for one in every:
             if one.name == name:
                 return one
-        kinds = " or ".join(dict.fromkeys(type(one).__name__.lower() for one in every))
-        names = ", ".join(one.name for one in every)
-        raise NotFound(f"lab {self.name} has no {kinds} {name}", f"it has {names}")
+        names = [one.name for one in every]
+        hint = closest(name, names, f"it has {', '.join(names) or 'none'}")
+        raise NotFound(f"lab {self.name} has no {kinds} {name}", hint)
 
     def save(self) -> None:
         """Write the record; whoever reads it has the old one or the new one."""

@@ -11,7 +11,7 @@ from linkspan import names
 from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.model import Endpoint, Network
-from linkspan.namesakes import meant
+from linkspan.namesakes import meant, missing
 from linkspan.state import HOST
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
 from linkspan.tell.parts import CONTROLLER, Entry, Part
@@ -109,10 +109,7 @@ def _host(name: str, known: Map) -> Place:
         return Place(f"host:{known.host}", HOST)
     if other := known.others.get(id_):
         return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
-    names = ", ".join(sorted(other.name for other in known.others.values()))
-    raise NotFound(
-        f"host {name} is not known here", f"this host is {known.host}" + (f", others are {names}" if names else "")
-    )
+    raise missing(called, name)
 
 
 def _address(
