@@ -46,11 +46,12 @@ class Removals:
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._retry is not None:
-            self._retry.cancel()
         if self._watch is not None:
             self._watch.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._retry is not None:
+            self._retry.cancel()
 
     def _come(self) -> None:
         task = asyncio.create_task(self._drain())
@@ -71,6 +72,8 @@ class Removals:
                 except LinkspanError as error:
                     again = True
                     log.warning("queued removal of %s: %s", entry.container_id, error.message)
+            if self._retry is not None:  # this drain has tried all: one more timer for each failure would pile up
+                self._retry.cancel()
             if again:
                 self._retry = asyncio.get_running_loop().call_later(RETRY, self._come)
 

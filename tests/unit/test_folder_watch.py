@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from linkspan import removals
+from linkspan.errors import Unavailable
 from linkspan.kernel import folder
 from linkspan.kernel.folder import FolderWatch, WriteWatch
 from linkspan.removals import Removals
@@ -175,5 +177,40 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
         await until(lambda: attacher.gone == ["c1"])
         await one.stop()
         assert list((tmp_path / "queue").iterdir()) == []
+
+    asyncio.run(work())
+
+
+def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away fails each removal as it comes; the queue as a whole is tried again later, once."""
+    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(removals, "RETRY", 600.0)
+    timers: list[asyncio.TimerHandle] = []
+
+    class Failing(Attacher):
+        async def detach(self, container: str, ifname: str, network: str) -> int:
+            await super().detach(container, ifname, network)
+            raise Unavailable("the store is away")
+
+    async def work() -> None:
+        loop, attacher = asyncio.get_running_loop(), Failing()
+        later = loop.call_later
+
+        def call_later(delay: float, *rest: Any) -> asyncio.TimerHandle:
+            timers.append(later(delay, *rest))
+            return timers[-1]
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        one = Removals(tmp_path / "queue", cast("Any", attacher), "b")
+        await one.start()
+        for number in range(5):
+            tried = len(attacher.gone)
+            removal = {"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}
+            (tmp_path / "queue" / f"{number}.json").write_text(json.dumps(removal))
+            await until(lambda tried=tried, number=number: len(attacher.gone) > tried + number)
+        await until(lambda: not one._tasks)
+        assert len([timer for timer in timers if not timer.cancelled()]) == 1
+        await one.stop()
+        assert all(timer.cancelled() for timer in timers)
 
     asyncio.run(work())
