@@ -132,7 +132,7 @@ class Published:
         """
         local = list(self._endpoints.values())
         found = meant(word, local) if named else [e for e in local if e.id == word]
-        containers = len(set(map(_container, found)))
+        containers = len(set(_containers(found)))
         if containers > 1:
             each = ", ".join(f"{e.called}@{e.network} ({e.id[:SHOWN]} {e.ifname})" for e in found)
             raise Conflict(
@@ -212,17 +212,31 @@ def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
 def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     """Return endpoints with those of one container together, in the order eth0, eth1, eth10."""
     every = list(endpoints)
+    containers = _containers(every)
     first: dict[object, int] = {}
-    for number, endpoint in enumerate(every):
-        first.setdefault(_container(endpoint), number)
-    return sorted(every, key=lambda e: (first[_container(e)], len(e.ifname), e.ifname))
+    for number, container in enumerate(containers):
+        first.setdefault(container, number)
+    pairs = zip(containers, every, strict=True)
+    ordered = sorted(pairs, key=lambda pair: (first[pair[0]], len(pair[1].ifname), pair[1].ifname))
+    return [endpoint for _, endpoint in ordered]
 
 
-def _container(endpoint: Endpoint) -> tuple[object, ...]:
-    """Return what only endpoints of the same container have; Docker gives each of them another id."""
-    if endpoint.netns:
-        return endpoint.host, endpoint.netns
-    return endpoint.host, endpoint.id
+def _containers(endpoints: Iterable[Endpoint]) -> list[tuple[object, ...]]:
+    """Return for each endpoint what only those of its container have; Docker gives each of them another id.
+
+    The kernel gives a namespace's inode again, but with another cookie. Records of older agents have no cookie: those
+    are of the namespace whose cookie the others with their inode have, if it is one.
+    """
+    every = list(endpoints)
+    cookies: dict[tuple[str, int], set[int]] = {}
+    for endpoint in every:
+        cookies.setdefault((endpoint.host, endpoint.netns), set()).add(endpoint.netns_cookie)
+    found: list[tuple[object, ...]] = []
+    for endpoint in every:
+        known = cookies[endpoint.host, endpoint.netns] - {0}
+        netns = (endpoint.netns, *known) if len(known) < 2 else endpoint.namespace
+        found.append((endpoint.host, *(netns if endpoint.netns else (endpoint.id,))))
+    return found
 
 
 def _words(endpoints: Iterable[Endpoint]) -> Iterator[str]:

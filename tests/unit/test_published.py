@@ -13,7 +13,7 @@ from linkspan.addresses import prefix
 from linkspan.errors import Conflict
 from linkspan.happenings import Happenings
 from linkspan.model import Endpoint
-from linkspan.published import Published
+from linkspan.published import Published, by_container
 from linkspan.store.memory import Memory
 
 
@@ -212,6 +212,30 @@ def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> Non
         one.endpoints[made.identity] = made
     assert [e.network for e in one.published.here("web")] == ["front", "back"]
     assert [e.network for e in one.published.here("web@back")] == ["back"]
+
+
+@pytest.mark.parametrize(
+    ("cookies", "containers"),
+    [((5, 5), 1), ((5, 6), 2), ((0, 0), 1), ((5, 0), 1), ((5, 0, 5), 1), ((5, 0, 6), 3)],
+)
+def test_an_inode_that_the_kernel_gave_again_is_another_container_s(
+    tmp_path: Path, cookies: tuple[int, ...], containers: int
+) -> None:
+    """Its cookie says so; a record of an older agent has none, and is of the one namespace that has this inode."""
+    one = Teller(Memory(), tmp_path, "h1")
+    every = [
+        Endpoint(id=f"c{n}", ifname=f"eth{n}", name="web", network="demo", host="h1", netns=7, netns_cookie=cookie)
+        for n, cookie in enumerate(cookies)
+    ]
+    one.endpoints |= {made.identity: made for made in every}
+    if containers > 1:
+        with pytest.raises(Conflict, match=f"{containers} containers on this host are called web"):
+            one.published.here("web")
+    else:
+        assert one.published.here("web") == every
+    other = Endpoint(id="x", ifname="eth0", network="demo", host="h2", netns=7, netns_cookie=cookies[0])
+    mixed = [every[0], other, *every[1:]]
+    assert by_container(mixed) == ([*every, other] if containers == 1 else mixed)
 
 
 @pytest.mark.parametrize(
