@@ -213,9 +213,19 @@ class Networks:
             ) from None
 
     def unknown(self, name: str) -> bool:
-        """Tell whether no record says anything of a network, not even that somebody deleted it."""
-        key = f"networks/{name}"
-        return key not in self._replica.records and GONE + key not in self._replica.records
+        """Tell whether this host does not know what a network is, and no record says that somebody deleted it."""
+        return name not in self._networks and f"{GONE}networks/{name}" not in self._replica.records
+
+    def missing(self, endpoint: Endpoint) -> str:
+        """Return why an endpoint's network is not there (`has`), "" where it is."""
+        name = endpoint.network
+        if self.has(endpoint):
+            return ""
+        if why := self.withheld.get(name):
+            return f"its network is not in force on this host: {why}"
+        if why := self._replica.reasons.get(f"networks/{name}"):
+            return f"the record of its network cannot be used: {why}"
+        return "no record tells of its network" if self.unknown(name) else "its network was deleted"
 
     def has(self, endpoint: Endpoint) -> bool:
         """Tell whether an endpoint's network is still there: one with its name may be another, made since."""

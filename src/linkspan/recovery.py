@@ -157,7 +157,8 @@ class Recovery:
     def _waits(self, row: Row) -> bool:
         """Tell whether a row's pair is an orphan until its network is there again; the row then says whose it is.
 
-        A store and a snapshot that are lost do not say that the network was deleted.
+        A store and a snapshot that are lost do not say that the network was deleted, nor does a record that cannot be
+        used.
         """
         standing = row.phase == "attached" and row.boot_id == self._journal.boot_id
         return standing and bool(row.endpoint.host_ifname) and self._networks.unknown(row.endpoint.network)
@@ -207,8 +208,8 @@ class Recovery:
     async def _why_gone(self, row: Row, link: Link | None, unpublished: bool) -> str:
         """Return why a row's endpoint is not to stand any more, "" where it is."""
         endpoint = row.endpoint
-        if not self._networks.has(endpoint):
-            return "its network was deleted"
+        if why := self._networks.missing(endpoint):
+            return why
         if row.boot_id != self._journal.boot_id:
             return "the machine was restarted"
         if row.phase != "attached":

@@ -80,11 +80,13 @@ class Start:
         folder.mkdir(exist_ok=True)
         self.journal = Journal(folder / "journal.db", boot_id="b1")
         self.entered: list[tuple[int, int]] = []
+        self.written: dict[str, bytes] = {}
+        """Records of the store besides the network's and the endpoints'."""
 
     async def run(self, listed: bool = True) -> None:
         """Do as an agent does."""
         store = self.member.store
-        await store.transaction({"networks/demo": msgspec.json.encode(DEMO)})
+        await store.transaction({"networks/demo": msgspec.json.encode(DEMO), **self.written})
         if listed:
             await self.put_records()
         await self.member.replica.start()
@@ -349,5 +351,59 @@ def test_a_namespace_where_the_last_agent_ended_halfway_is_not_another_s_with_it
     def check() -> None:
         assert start.inside == {NETNS}
         assert start.entered[-1] == living.namespace
+
+    started(start, check)
+
+
+DAMAGED, OVERLAPPING = b"{", msgspec.json.encode(network("far", "10.1.0.0/23", routed=True))
+
+
+@pytest.mark.parametrize("record", [DAMAGED, OVERLAPPING], ids=["damaged", "overlapping"])
+def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: bytes) -> None:
+    """Nobody deleted the network: the container goes on until its network's record is put right, and is what it was."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.written["networks/far"] = record
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
+        assert start.kernel.difference()[0].delete == ()
+        await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
+        start.member.networks.refresh()
+        start.member.allocator.refresh()
+        await start.recovery.learn()
+        assert start.endpoints.keys() == {made.identity}
+        await start.stop()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ({"networks/far": DAMAGED}, "the record of its network cannot be used: Input data was truncated"),
+        ({"networks/far": OVERLAPPING}, "its network is not in force on this host: pool 10.1.0.0/23"),
+        ({"gone/networks/far": b'{"by": "h2", "at": 1}'}, "its network was deleted"),
+        ({}, "no record tells of its network"),
+    ],
+    ids=["damaged", "overlapping", "deleted", "unknown"],
+)
+def test_a_container_that_ends_says_what_became_of_its_network(
+    tmp_path: Path, written: dict[str, bytes], why: str
+) -> None:
+    """It has no pair any more, so nothing is left to keep; only a deletion is called so."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel([]))
+    start.written.update(written)
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    def check() -> None:
+        assert start.journal.rows() == []
+        (told,) = start.member.happenings.kept("recover")
+        assert why in told.what
 
     started(start, check)
