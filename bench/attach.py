@@ -212,9 +212,12 @@ class Agent:
         return (used() - before) / 1e9 / (time.monotonic() - started) * 100
 
     def stop(self) -> None:
-        """End it, as systemd would."""
-        self.process.terminate()
-        self.process.wait(30)
+        """Delete the network, whose DNS server would outlive the agent, and end the agent, as systemd would."""
+        try:
+            self.call("network", "delete", NETWORK, "--force")
+        finally:
+            self.process.terminate()
+            self.process.wait(30)
 
 
 def shims(folder: Path) -> dict[str, list[str]]:
