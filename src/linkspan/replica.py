@@ -6,8 +6,8 @@ agent that starts while the store is away serves what it knows.
 **Removal is a written fact.** Whoever deletes a record leaves a tombstone, ``gone/KEY``, in the same transaction.
 A record that is missing without one was lost: the store was emptied, restored from a backup, or is another one.
 Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its owner puts it back, and
-until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed, nor is
-what is of a host that no record knows: nobody would put it back.
+until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed. Nor is
+what nobody would put back: what is of a host that no record knows, and a block that no lease lists.
 
 **A write is seen at once**, with its revision, and the watch may tell of older ones after that: what is older than
 what is known of a record (or than its tombstone) is passed over. Revisions are compared within one listing and the
@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -121,6 +121,8 @@ class Replica:
         """As what those of them were read that could not be."""
         self.remembered: dict[str, bytes] = {}
         """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
+        self._recalled: frozenset[str] = frozenset()
+        """Keys of the blocks that the snapshot had at the start."""
         self.withheld: frozenset[str] = frozenset()
         """Keys of records that are not in force because they contradict others; the snapshot leaves them out."""
         self._kinds: dict[str, dict[str, Record]] = {}
@@ -162,6 +164,7 @@ class Replica:
             known = _Snapshot("", []) if new else msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
             for record in known.records:
                 self._keep(record)
+            self._recalled = frozenset(self.under("blocks/"))
             self.remembered = {key: record.value for key, record in self.under("networks/").items()}
             self._cluster = known.cluster
         except FileNotFoundError:
@@ -363,6 +366,7 @@ class Replica:
     async def _take(self, batch: Batch) -> None:
         """Take changes in, and tell of those that changed anything."""
         touched: set[str] = set()
+        listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
         for record in batch.puts:
             if why := readable.misplaced(record.key):
                 self.skip(record.key, why)
@@ -386,7 +390,7 @@ class Replica:
             if self.records[key].revision > batch.revision:
                 continue
             removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
-            missed = None if removed or self._counts_for_nothing(key) else self._sound(key)
+            missed = None if removed else self._missed(key, listed.get(key, ()))
             self._unskip(key)
             if missed is None:
                 self._drop(key)
@@ -444,6 +448,31 @@ class Replica:
             return False
         exact = self.under(f"addresses/{lease.network}/").values()
         return not any(claimant(one.value) == lease.host for one in exact)
+
+    def _listed(self) -> dict[str, set[str]]:
+        """Return the hosts whose leases list a block, by the block's key."""
+        found: dict[str, set[str]] = {}
+        for lease in self.read("leases/", Lease).values():
+            for text in lease.prefixes:
+                found.setdefault(block_key(lease.network, text), set()).add(lease.host)
+        return found
+
+    def _missed(self, key: str, listing: Collection[str]) -> Record | None:
+        """Return what the store should have of a record that it lost, None where nobody misses it.
+
+        ``listing`` are the hosts whose leases listed it, where it is a block, before the store's last change. A block
+        that is in no lease was never in force, and its owner may not know of it: nobody would put it back. Nor does a
+        host put back what was written in its name alone. One whose claim was overwritten before puts back its own.
+        What is missed already stays so, and of what a snapshot told nobody knows: a store that was restored has leases
+        from before, which do not list the blocks that it lost.
+        """
+        if self._host in listing and key in self.displaced:
+            return Record(key, self.displaced.pop(key), self.records[key].revision)
+        owner = self._owner(key) if key.startswith("blocks/") else ""
+        seen = bool(owner) and key not in self.lost and key not in self._recalled
+        if seen and (not listing or (owner == self._host and owner not in listing)):
+            return None
+        return None if self._counts_for_nothing(key) else self._sound(key)
 
     def _sound(self, key: str) -> Record | None:
         """Return the last version of a record that says anything; what nobody could ever read nobody misses."""

@@ -268,8 +268,13 @@ def test_what_is_of_a_host_without_a_record_is_named_and_not_missed(cluster: Clu
 
 
 def test_a_host_s_removal_ends_the_wait_for_what_the_store_lost(cluster: ClusterRun) -> None:
-    """A host and its block are deleted by hand: every agent misses them, until the host is removed at one of them."""
-    keys = {"blocks/demo/10.244.8.0/24": {"owner": "h8", "at": 1796010441.0}, "hosts/h8": _host() | {"id": "h8"}}
+    """A host, its block and its lease are deleted by hand: all miss them, until the host is removed at one of them."""
+    offer = {"mac": mac_text(derived_mac("vtep", "h8", "demo")), "address": "198.51.100.99"}
+    keys = {
+        "blocks/demo/10.244.8.0/24": {"owner": "h8", "at": 1796010441.0},
+        "hosts/h8": _host() | {"id": "h8"},
+        "leases/demo/h8": _lease(["10.244.8.0/24"], offer) | {"host": "h8"},
+    }
     _put(cluster, keys)
     for host in HOSTS:
         until(lambda host=host: "h8" in {h["id"] for h in cluster.call(host, "GET", "/v1/hosts")}, f"{host} knows h8")  # type: ignore[misc]

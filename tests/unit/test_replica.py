@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 from replicas import Member, Raced, eventually, network, together
 
-from linkspan.blocks import AddressRecord, BlockRecord
+from linkspan.blocks import AddressRecord, BlockRecord, block_key
 from linkspan.contracts import Batch, Record
 from linkspan.errors import Conflict, Unavailable
 from linkspan.model import Host, Lease, Network, Reservation, Underlay
@@ -355,6 +356,93 @@ def test_what_a_host_has_that_no_record_knows_is_named_and_not_missed(tmp_path: 
         assert one.leases.refused((network(),)) == {}
         await one.leases.claim(network(), {})
         await one.replica.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["away", "watching"])
+def test_a_block_that_was_put_and_deleted_in_a_living_host_s_name_is_not_missed(tmp_path: Path, away: bool) -> None:
+    """No lease has it: its host may not have seen it at all, and does not put back what it never claimed."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.join()
+        await two.join()
+        if away:
+            await two.replica.stop()
+        seeing = [one] if away else [one, two]
+        await one.store.transaction({BLOCK: msgspec.json.encode(BlockRecord("h2", 1.0))})
+        for member in seeing:
+            await eventually(lambda m=member: BLOCK in m.replica.records, "the record is known")
+        await one.store.transaction({}, deletes=[BLOCK])
+        for member in seeing:
+            await eventually(lambda m=member: BLOCK not in m.replica.records, "it is forgotten")
+            assert member.replica.settled
+            await member.leases.claim(network(), {})
+        assert memory.revision_of(BLOCK) == 0
+        await asyncio.gather(*(member.replica.stop() for member in seeing))
+
+    together(work)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["away", "watching"])
+def test_a_block_that_was_overwritten_and_deleted_is_its_host_s_again(tmp_path: Path, away: bool) -> None:
+    """Whoever was to have it does not put it back, but the one whose lease has it, with the time of its own claim."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.join()
+        await two.join()
+        lease = await one.leases.claim(network(), {})
+        key = block_key("demo", lease.prefixes[0])
+        mine = one.replica.value(key, BlockRecord)
+        await eventually(lambda: key in two.replica.records, "h2 knows the block")
+        if away:
+            await two.replica.stop()
+        seeing = [one] if away else [one, two]
+        await one.store.transaction({key: msgspec.json.encode(BlockRecord("h2", 1.0))})
+        for member in seeing:
+            await eventually(lambda m=member: m.leases.blocks("demo") == {lease.blocks[0]: "h2"}, "it is overwritten")
+        await one.store.transaction({}, deletes=[key])
+        for member in seeing:
+            await eventually(lambda m=member: m.leases.blocks("demo") == {lease.blocks[0]: "h1"}, "h1 has it again")
+            await eventually(lambda m=member: m.replica.settled, "nothing is missed")
+        again = one.replica.value(key, BlockRecord)
+        assert mine is not None
+        assert again == msgspec.structs.replace(mine, back=True)
+        assert one.leases.frozen("demo") == {}
+        await asyncio.gather(*(member.replica.stop() for member in seeing))
+
+    together(work)
+
+
+def test_a_block_that_a_restored_store_lost_is_missed_though_its_older_lease_does_not_list_it(tmp_path: Path) -> None:
+    """Its host is away, and has containers in it: also after a second listing, and after a restart of this agent."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.join()
+        await two.join()
+        first = await two.leases.claim(net, {})
+        backup = memory.revision, dict(memory.entries)
+        await two.leases.grow(net, 4, first.blocks)
+        (block,) = set(two.leases.blocks("demo")) - set(first.blocks)
+        key = block_key("demo", block)
+        await eventually(lambda: key in one.replica.records, "h1 knows the second block")
+        await two.replica.stop()
+        memory.restore(*backup)
+        await eventually(lambda: one.replica.lost == {key}, "it is missed")
+        assert one.leases.of("demo", "h2") == first
+        await one.replica._list()
+        assert one.replica.lost == {key}
+        await one.replica.stop()
+        again = Member(memory, tmp_path, "h1")
+        await again.replica.start()
+        await eventually(lambda: again.replica.lost == {key}, "it is missed after a restart")
+        await again.replica.stop()
 
     together(work)
 
