@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 from peers import network, peer, view
+from test_nft_verdict import ACCEPT, DROP, Kernel, Rule, base, field, match
 
 from linkspan.backends import host_gw, ipip, vxlan
 from linkspan.kernel import wire
 from linkspan.needs import Need
+from linkspan.tell import probing
 from linkspan.tell.peer_checks import checks
 from linkspan.tell.probing import TOLD, Carried, Gap, Probed, Refusal, Wanted, largest, sizes
 
@@ -121,6 +123,46 @@ def test_a_probe_has_exactly_the_size_and_sums_that_add_up(need: Need) -> None:
             )
             assert wire.checksum(pseudo + rest) == 0
             assert int.from_bytes(rest[2:4], "big") == need.port
+
+
+class Receiver(Kernel):
+    """A host with rules, whose clients have Linux's own range of ports."""
+
+    def setting(self, netns: int, path: str) -> str:
+        """Return the range."""
+        return "32768\t60999"
+
+
+SOME = "a rule drops it from some of the source ports 32768 to 60999: "
+SPORT, DPORT = field("udp", "sport"), field("udp", "dport")
+FROM_40000 = (match(SPORT, 40000), DROP)
+FROM_LOW = (match(SPORT, {"range": [1024, 30000]}), DROP)
+FROM_HALF = (match(SPORT, {"range": [1024, 45000]}), DROP)
+FROM_ALL = (match(SPORT, {"range": [32768, 60999]}), DROP)
+BUT_51820 = (match(SPORT, 51820, "!="), DROP)
+TO_PORT = (match(DPORT, 51820), DROP)
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen", "same"),
+    [
+        (FROM_40000, SOME + "inet t c: udp sport 40000 drop", ""),
+        (FROM_LOW, "", ""),
+        (FROM_HALF, SOME + "inet t c: udp sport 1024-45000 drop", ""),
+        (FROM_ALL, "inet t c drops it: udp sport 32768-60999 drop", "inet t c drops it: udp sport 32768-60999 drop"),
+        (BUT_51820, SOME + "inet t c: udp sport != 51820 drop", ""),
+        (TO_PORT, "inet t c drops it: udp dport 51820 drop", "inet t c drops it: udp dport 51820 drop"),
+        ((ACCEPT,), "", ""),
+    ],
+    ids=["40000", "low", "half", "all", "but-51820", "to-port", "accept"],
+)
+def test_a_rule_is_judged_by_the_ports_that_the_tunnel_sends_from(rule: Rule, chosen: str, same: str) -> None:
+    """VXLAN takes any that the kernel gives to clients, WireGuard and IKE the one at which they listen."""
+    asked = Receiver(base(rule, hook="input"))
+    for from_port, words in ((False, chosen), (True, same)):
+        need = Need("it", "udp", b"\xc0\0\2\1", b"\xc0\0\2\2", 1500, "", 51820, from_port=from_port)
+        came = wire.Arrival(b"", need.target, need.source, wire.NUMBERS["udp"], 1500, "eth0", b"\2\0\0\0\0\2")
+        assert probing._dropped(asked, need, came) == words
 
 
 def merged(*mtus: int) -> Wanted:

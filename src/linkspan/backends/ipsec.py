@@ -182,7 +182,8 @@ class IpsecBackend:
         source = bound(underlay(view, network), address.family)
         fix = "let UDP ports 500 and 4500 and IP protocol 50 pass between the hosts (firewalls, security groups)"
         for port in PORTS:
-            yield Need(f"UDP port {port} (IKE)", "udp", source, address.packed, 576, fix, port, _for_nobody)
+            what = f"UDP port {port} (IKE)"
+            yield Need(what, "udp", source, address.packed, 576, fix, port, from_port=True, inside=_for_nobody)
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return a routed endpoint."""

@@ -193,7 +193,7 @@ class VxlanBackend:
         what, size = f"UDP port {port} (VXLAN)", network.mtu + self.overhead[address.family]
         source = bound(underlay(view, network), address.family)
         fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
-        yield Need(what, "udp", source, address.packed, size, fix, port, lambda _: frame)
+        yield Need(what, "udp", source, address.packed, size, fix, port, inside=lambda _: frame)
         if is_direct(network):
             yield from plain_needs(view, network, peer, spare=True)
 

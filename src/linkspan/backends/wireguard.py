@@ -149,7 +149,8 @@ class WireguardBackend:
             if source and target is not None:
                 size = network.mtu + self.overhead[family]
                 fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
-                yield Need(f"UDP port {port} (WireGuard)", "udp", source, target.packed, size, fix, port)
+                what = f"UDP port {port} (WireGuard)"
+                yield Need(what, "udp", source, target.packed, size, fix, port, from_port=True)
                 return
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:

@@ -32,6 +32,7 @@ from linkspan.tell.questions import (
     Questions,
     Secured,
     Tunnel,
+    client_ports,
     towards,
 )
 from linkspan.tell.rules import Frame
@@ -139,7 +140,7 @@ class Crossing(Walk):
         far, how = self._far_end(tunnel, device, following, packet)
         # A device of the kernel's passes the packet's mark on; a program sends a packet of its own.
         mark = packet.mark if device.kind != "tun" else 0
-        ports = self._clients(HOST) if tunnel.kind == VXLAN else (0, 0)
+        ports = client_ports(self._asked, HOST) if tunnel.kind == VXLAN else (0, 0)
         outer = Outer(tunnel.kind, tunnel.local, far, tunnel.port, tunnel.vni, ports=ports)
         wire = msgspec.structs.replace(outer.packet(), mark=mark)
         if tunnel.local:

@@ -30,8 +30,8 @@ from linkspan.needs import Need
 from linkspan.state import HOST
 from linkspan.tell import hooks
 from linkspan.tell.hops import meaning
-from linkspan.tell.questions import Packet, Questions
-from linkspan.tell.rules import Frame
+from linkspan.tell.questions import Packet, Questions, client_ports
+from linkspan.tell.rules import Frame, Verdict
 
 WARM = 1.0
 ROUNDS = 3
@@ -304,16 +304,27 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
     """Return which rule of this host drops what came, '' where all let it in."""
     if came.protocol != wire.NUMBERS[need.protocol]:
         return f"it comes as IP protocol {came.protocol}: something on the way has changed it"
-    packet = Packet(came.source, came.target, need.protocol, need.port)
+    # The probe's own source port says nothing: what counts are those that the tunnel sends from. The sender is asked
+    # nothing, and chooses from the range that this host has: Linux's own, unless somebody set it.
+    sent = Packet(came.source, came.target, need.protocol, need.port)
+    try:
+        ports = (need.port, need.port) if need.from_port else client_ports(asked, HOST)
+        one = msgspec.structs.replace(sent, source_port=ports[0] or sent.source_port)
+        packet = one.sent_by(ports)
+        verdicts = _judged(asked, need, came, packet)
+        sure = {rule for verdict in _judged(asked, need, came, one) for rule in verdict.unsure}
+    except LinkspanError:
+        return ""
+    if (verdict := next((found for found in verdicts if not found.passes), None)) is not None:
+        why = f" ({meaning(verdict.rule, packet)})" if TABLE in verdict.where.split() else ""
+        return f"{verdict.where} drops it: {verdict.rule}{why}"
+    some = [rule for found in verdicts for rule in found.unsure if rule not in sure]
+    return f"a rule drops it from some of the source ports {ports[0]} to {ports[1]}: {some[0]}" if some else ""
+
+
+def _judged(asked: Questions, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
+    """Return what the hooks decide that a packet passes which comes as a probe came."""
     frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.
     at = ("prerouting",) if need.neighbour else ("prerouting", "input")
-    try:
-        found = [hooks.passed(asked, hook, frame) for hook in at]
-    except LinkspanError:
-        return ""
-    verdict = next((one for one in found if not one.passes), None)
-    if verdict is None:
-        return ""
-    why = f" ({meaning(verdict.rule, packet)})" if TABLE in verdict.where.split() else ""
-    return f"{verdict.where} drops it: {verdict.rule}{why}"
+    return [hooks.passed(asked, hook, frame) for hook in at]

@@ -385,3 +385,9 @@ class Questions(Protocol):
 
     def listens(self, netns: int, packet: Packet) -> bool:
         """Tell whether a socket in the namespace listens for the packet; always for what has no ports."""
+
+
+def client_ports(asked: Questions, netns: int) -> Span:
+    """Return the ports from which a namespace chooses one for a client (ip-sysctl, ip_local_port_range)."""
+    first, _, last = asked.setting(netns, "net/ipv4/ip_local_port_range").partition("\t")
+    return (int(first), int(last)) if first and last else (0, 0)

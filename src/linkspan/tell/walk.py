@@ -27,7 +27,7 @@ from linkspan.tell.questions import (
     Packet,
     Port,
     Questions,
-    Span,
+    client_ports,
     towards,
 )
 from linkspan.tell.rules import Frame
@@ -54,7 +54,7 @@ class Walk(Passage):
 
     def from_container(self, netns: int, packet: Packet) -> None:
         """Send from a container's namespace."""
-        packet = sourced(self._asked, self._known, netns, packet).sent_by(self._clients(netns))
+        packet = sourced(self._asked, self._known, netns, packet).sent_by(client_ports(self._asked, netns))
         self._require_source(netns, packet)
         # A link that is down takes its routes along.
         self._usable(netns, self._asked.addresses(netns)[packet.source], packet)
@@ -76,7 +76,7 @@ class Walk(Passage):
 
     def from_host(self, packet: Packet) -> None:
         """Send from the host itself."""
-        packet = packet.sent_by(self._clients(HOST))
+        packet = packet.sent_by(client_ports(self._asked, HOST))
         self._require_source(HOST, packet)
         lookup, packet = self._started(HOST, packet)
         if lookup.kind == LOCAL:
@@ -96,11 +96,6 @@ class Walk(Passage):
         self._hop(HOST, arriving, "received", detail, packet)
         self._beyond_us(packet.source)
         self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
-
-    def _clients(self, netns: int) -> Span:
-        """Return the ports from which a namespace chooses one for a client (ip-sysctl, ip_local_port_range)."""
-        first, _, last = self._asked.setting(netns, "net/ipv4/ip_local_port_range").partition("\t")
-        return (int(first), int(last)) if first and last else (0, 0)
 
     def _sender(self, arriving: str, address: bytes) -> bytes:
         """Return the MAC from which what an address sends comes: its own or its router's, b'' where it is not known."""
