@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import bpf_programs
@@ -24,7 +24,9 @@ WRONG = "02:00:00:00:00:99"
 class Fault(msgspec.Struct, frozen=True):
     """A fault in a namespace; ``places`` are where a trace may find it, ``only`` the backends that it is for.
 
-    ``forget`` says that neighbours are forgotten first, so that they must be asked for.
+    ``forget`` says that neighbours are forgotten first, so that they must be asked for. ``served`` says that the fault
+    stops a client of c2's port 8000, and no ping. ``live`` is the verdict of a trace with a packet. ``healed`` says
+    that the fault is at an object of linkspan's: the agent may heal it before a packet is lost.
     """
 
     name: str
@@ -35,16 +37,20 @@ class Fault(msgspec.Struct, frozen=True):
     only: tuple[str, ...] = ()
     forget: bool = False
     program: str = ""
+    served: bool = False
+    live: str = "broken"
+    healed: bool = False
 
 
 def _nft(
     name: str, at: str, hook: str, rule: str, *places: str, family: str = "inet", only: tuple[str, ...] = (),
-    forget: bool = False,
+    forget: bool = False, served: bool = False, live: str = "broken",
 ) -> Fault:  # fmt: skip
     """Return a fault that is one chain with one rule, in a table of its own."""
     table = f"{family} faulty"
     do = f"nft -f - <<< 'add table {table}; add chain {table} f {{{{ type {hook}; }}}}; add rule {table} f {rule}'"
-    return Fault(name, at, do, f"nft delete table {table}", places or (_place(at),), only, forget)
+    undo = f"nft delete table {table}"
+    return Fault(name, at, do, undo, places or (_place(at),), only, forget, served=served, live=live)
 
 
 def _iptables(
@@ -188,25 +194,26 @@ ON_HOSTS = [
           "match ip dst {c2}/32 action mirred egress redirect dev lo",
           "tc qdisc del dev {p1} clsact", ("h1/host/{p1}",)),
     Fault("tbf of nothing", "h1", "tc qdisc add dev {p1} root tbf rate 8bit burst 10 limit 10",
-          "tc qdisc del dev {p1} root", ("h1/host/{p1}",)),
+          "tc qdisc del dev {p1} root", ("h1/host/{p1}",), healed=True),
     Fault("XDP", "h1", "", "", ("h1/host/{p1}",), program="xdp {p1}"),
     Fault("tcx", "h1", "", "", ("h1/host/{p1}",), program="tcx {p1}"),
     Fault("neighbour poisoned, of the answer", "h1",
           f"ip neigh replace {{c1}} lladdr {WRONG} dev {{p1}} nud permanent",
-          "ip neigh del {c1} dev {p1}", ("h1/host/{p1}",), _ROUTED),
+          "ip neigh del {c1} dev {p1}", ("h1/host/{p1}",), _ROUTED, healed=True),
     Fault("master of somebody else's", "h1",
           "ip link add br9 type bridge; ip link set br9 up; ip link set {p1} master br9",
-          "ip link set {p1} nomaster; ip link del br9", ("h1/host/{p1}",), _ROUTED),
+          "ip link set {p1} nomaster; ip link del br9", ("h1/host/{p1}",), _ROUTED, healed=True),
     Fault("arp off", "h1", "ip link set {p1} arp off", "ip link set {p1} arp on",
-          ("h1/host/{p1}", "h1/c1/eth0"), _ROUTED, forget=True),
+          ("h1/host/{p1}", "h1/c1/eth0"), _ROUTED, forget=True, healed=True),
     Fault("forwarding off", "h1", "sysctl -qw net.ipv4.conf.{p1}.forwarding=0",
-          "sysctl -qw net.ipv4.conf.{p1}.forwarding=1", ("h1/host/{p1}",), _ROUTED),
+          "sysctl -qw net.ipv4.conf.{p1}.forwarding=1", ("h1/host/{p1}",), _ROUTED, healed=True),
 ]  # fmt: skip
 
 ON_THE_UNDERLAY = [
-    Fault("neighbour poisoned", "h1", f"ip neigh replace {{u2}} lladdr {WRONG} dev eth0 nud permanent",
+    Fault("neighbour poisoned on the underlay", "h1", f"ip neigh replace {{u2}} lladdr {WRONG} dev eth0 nud permanent",
           "ip neigh del {u2} dev eth0", ("h1/host/eth0",), _ROUTED),
-    Fault("neighbour poisoned, of the answer", "h2", f"ip neigh replace {{u1}} lladdr {WRONG} dev eth0 nud permanent",
+    Fault("neighbour poisoned on the underlay, of the answer", "h2",
+          f"ip neigh replace {{u1}} lladdr {WRONG} dev eth0 nud permanent",
           "ip neigh del {u1} dev eth0", ("{h2}/host/eth0",), _ROUTED),
     _iptables("iptables input", "h2", "filter INPUT -p udp -s {u1} -j DROP", "{h2}/host/eth0", only=_OUTER),
     _iptables("iptables output, legacy", "h1", "filter OUTPUT -p udp -d {u2} -j DROP", "h1/host/eth0",
@@ -222,28 +229,28 @@ ON_THE_UNDERLAY = [
          "h1/host/eth0", family="netdev", only=_ROUTED),
     Fault("xfrm policy in", "h2", "ip xfrm policy add src {u1}/32 dst 0.0.0.0/0 proto udp dir in action block",
           "ip xfrm policy flush", ("{h2}/host/eth0",), _OUTER),
-    Fault("tbf of nothing", "h1", "tc qdisc add dev eth0 root tbf rate 8bit burst 10 limit 10",
+    Fault("tbf of nothing at the uplink", "h1", "tc qdisc add dev eth0 root tbf rate 8bit burst 10 limit 10",
           "tc qdisc del dev eth0 root", ("h1/host/eth0",), _ROUTED),
-    Fault("XDP", "h2", "", "", ("{h2}/host/eth0", "h1/host/eth0"), _ROUTED, program="xdp eth0"),
-    Fault("tcx of the answer", "h1", "", "", ("h1/host/eth0",), _ROUTED, program="tcx eth0"),
+    Fault("XDP at the uplink", "h2", "", "", ("{h2}/host/eth0", "h1/host/eth0"), _ROUTED, program="xdp eth0"),
+    Fault("tcx at the uplink, of the answer", "h1", "", "", ("h1/host/eth0",), _ROUTED, program="tcx eth0"),
 ]  # fmt: skip
 
 ON_BRIDGES = [
     Fault("ports isolated", "h1", "bridge link set dev {p1} isolated on; bridge link set dev {p2} isolated on",
           "bridge link set dev {p1} isolated off; bridge link set dev {p2} isolated off",
-          ("h1/host/{p2}", "h1/host/{p1}"), _BRIDGE),
+          ("h1/host/{p2}", "h1/host/{p1}"), _BRIDGE, healed=True),
     Fault("port locked", "h1",
           "bridge link set dev {p1} learning off locked on; bridge fdb del {m1} dev {p1} master || true",
-          "bridge link set dev {p1} locked off learning on", ("h1/host/{p1}",), _BRIDGE),
+          "bridge link set dev {p1} locked off learning on", ("h1/host/{p1}",), _BRIDGE, healed=True),
     Fault("port that learns nothing and is not flooded", "h1",
           "bridge link set dev {p2} learning off flood off; bridge fdb del {m2} dev {p2} master || true",
-          "bridge link set dev {p2} learning on flood on", ("h1/host/{p2}",), _BRIDGE),
+          "bridge link set dev {p2} learning on flood on", ("h1/host/{p2}",), _BRIDGE, healed=True),
     Fault("port not forwarding", "h1", "bridge link set dev {p2} state 0", "bridge link set dev {p2} state 3",
-          ("h1/host/{p2}",), _BRIDGE),
+          ("h1/host/{p2}",), _BRIDGE, healed=True),
     Fault("FDB entry of another port", "h1", "bridge fdb replace {m2} dev {p1} master static sticky",
-          "bridge fdb del {m2} dev {p1} master", ("h1/host",), _BRIDGE),
+          "bridge fdb del {m2} dev {p1} master", ("h1/host",), _BRIDGE, healed=True),
     Fault("FDB entry of the host", "h1", "bridge fdb replace {m2} dev {p2} master permanent",
-          "bridge fdb del {m2} dev {p2} master", ("h1/host",), _BRIDGE),
+          "bridge fdb del {m2} dev {p2} master", ("h1/host",), _BRIDGE, healed=True),
     _nft("nft forward of bridges", "h1", "filter hook forward priority 0", "ip daddr {c2} drop", family="bridge",
          only=_BRIDGE),
     _nft("nft prerouting of bridges", "h1", "filter hook prerouting priority -250",
@@ -257,12 +264,80 @@ ON_BRIDGES = [
               command="ebtables-nft", only=_BRIDGE),
 ]  # fmt: skip
 
-FAULTS = [*IN_CONTAINERS, *ON_HOSTS, *ON_THE_UNDERLAY, *ON_BRIDGES]
+_OPENS = "unknown"
+"""The verdict where a connection opens and carries nothing: the SYN that a trace sends shows only that it opens."""
 
 
-def of(backend: str) -> list[Fault]:
+def _rule(at: str, words: str, *places: str, only: tuple[str, ...] = (), served: bool = False) -> Fault:
+    """Return a fault that is a policy rule."""
+    do = f"ip rule add pref 50 {words}"
+    return Fault(f"rule {words}", at, do, "ip rule del pref 50", places or (_place(at),), only, served=served)
+
+
+BY_WHAT_A_PACKET_IS = [
+    _rule("c2", "ipproto icmp blackhole"),
+    _rule("c2", "ipproto tcp sport 8000 prohibit", served=True),
+    _rule("h1", "ipproto tcp dport 8000 blackhole", only=_ROUTED, served=True),
+    _rule("h1", "iif {p1} ipproto icmp blackhole", only=_ROUTED),
+    _rule("h1", "ipproto udp dport 4789 blackhole", only=("vxlan",)),
+    _rule("h1", "ipproto udp sport 32768-60999 blackhole", only=("vxlan",)),
+    _rule("h1", "ipproto udp dport 51820 blackhole", only=("wireguard",)),
+    _rule("h2", "ipproto udp sport 51820 prohibit", only=("wireguard",)),
+    _nft("nft own port of the tunnel", "h2", "filter hook input priority 0", "udp sport 51820 drop", "{h2}/host/eth0",
+         only=("wireguard",)),
+    _nft("nft ports of clients", "c2", "filter hook input priority 0", "tcp sport 32768-60999 drop", served=True),
+    _nft("nft length", "c2", "filter hook input priority 0", "meta length > 80 drop"),
+    _nft("nft length of the tunnel's", "h2", "filter hook input priority 0",
+         "udp dport 51820 udp length > 130 drop", "{h2}/host/eth0", only=("wireguard",)),
+    _nft("nft mark of the way there", "h1", "filter hook forward priority 5",
+         "ip saddr {c1} ct mark set 0x44; add rule inet faulty f ip daddr {c1} ct mark 0x44 drop", only=_ROUTED),
+    _nft("nft status of the connection", "c1", "filter hook input priority 0", "ct status seen-reply drop"),
+    _nft("nft data", "c1", "filter hook input priority 0", "tcp flags & (syn|psh) == psh drop", served=True,
+         live=_OPENS),
+    _nft("nft data from the server", "h1", "filter hook forward priority 5",
+         "tcp sport 8000 tcp flags & (syn|psh) == psh drop", only=_ROUTED, served=True, live=_OPENS),
+    _nft("nft established connections", "c2", "filter hook input priority 0", "ct state established drop",
+         served=True, live=_OPENS),
+    _nft("nft redirect to where nobody listens", "c2", "nat hook prerouting priority -100",
+         "tcp dport 8000 redirect to :8001", served=True),
+    _nft("nft synproxy", "c2", "filter hook input priority 0", "tcp dport 8000 synproxy mss 1400 wscale 7",
+         served=True, live=_OPENS),
+    Fault("macvlan passthru", "c2", "ip link add mv0 link eth0 type macvlan mode passthru", "ip link del mv0",
+          ("{h2}/c2/eth0",)),
+    Fault("source by the route", "c1",
+          "ip addr add 10.9.9.9/32 dev lo; ip route add {c2}/32 via {next1} dev eth0 onlink src 10.9.9.9",
+          "ip route del {c2}/32; ip addr del 10.9.9.9/32 dev lo", ("h1/",), _ROUTED),
+    Fault("nobody asks for a MAC", "c1",
+          "sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=0 net.ipv4.neigh.eth0.ucast_solicit=0",
+          "sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=3 net.ipv4.neigh.eth0.ucast_solicit=3",
+          ("h1/c1/eth0",), forget=True),
+    Fault("the host asks for no MAC", "h2",
+          "sysctl -qw net.ipv4.neigh.{p2}.mcast_solicit=0 net.ipv4.neigh.{p2}.ucast_solicit=0",
+          "sysctl -qw net.ipv4.neigh.{p2}.mcast_solicit=3 net.ipv4.neigh.{p2}.ucast_solicit=3",
+          ("{h2}/host/{p2}",), _ROUTED, forget=True),
+    Fault("sysctl icmp_ratemask", "c2", "sysctl -qw net.ipv4.icmp_ratemask=1 net.ipv4.icmp_ratelimit=600000",
+          "sysctl -qw net.ipv4.icmp_ratemask=6168 net.ipv4.icmp_ratelimit=1000", ("{h2}/c2",)),
+]  # fmt: skip
+
+HARMLESS = [
+    _nft("nft one port of clients", "c2", "filter hook input priority 0", "tcp sport 40000 drop", served=True),
+    _nft("nft own SNAT", "c2", "nat hook input priority 100", "ip saddr {c1} snat ip to 10.244.99.99"),
+    _rule("c1", "ipproto udp dport 8001 blackhole"),
+    _nft("nft new flows of the tunnel", "h1", "filter hook output priority 0",
+         "oifname eth0 udp dport 51820 ct state new drop", only=("wireguard",)),
+    Fault("uplink in a bridge that is up", "h2",
+          "ip neigh change {u1} dev eth0 nud permanent; "
+          "ip link add brz type bridge; ip link set brz up; ip link set eth0 master brz",
+          "ip link set eth0 nomaster; ip link del brz; ip neigh del {u1} dev eth0", (), ("vxlan",)),
+]  # fmt: skip
+"""What stops nothing, and looks as if it did: the walk does not say "broken", and a packet shows that it arrives."""
+
+FAULTS = [*BY_WHAT_A_PACKET_IS, *IN_CONTAINERS, *ON_HOSTS, *ON_THE_UNDERLAY, *ON_BRIDGES]
+
+
+def of(backend: str, faults: Sequence[Fault] = FAULTS) -> list[Fault]:
     """Return the faults that there can be with a backend."""
-    return [fault for fault in FAULTS if not fault.only or backend in fault.only]
+    return [fault for fault in faults if not fault.only or backend in fault.only]
 
 
 @contextlib.contextmanager

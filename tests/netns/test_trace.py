@@ -488,6 +488,8 @@ ON_PORTS = [
     ("not forwarding", False, "bridge link set dev {b} state 0", "h1/host/{b}", "is not forwarding"),
     ("FDB of another port", False, "bridge fdb replace {mac_b} dev {a} master static sticky", "h1/host/ls-demo",
      "behind which is a"),
+    ("FDB of the host's own", False, "bridge fdb replace {mac_b} dev {b} master permanent", "h1/host/ls-demo",
+     "as the host's own"),
     ("another's bridge", True, "ip link add br9 type bridge; ip link set br9 up; ip link set {a} master br9",
      "h1/host/{a}", "is a port of bridge br9"),
     ("poisoned neighbour", True, "ip neigh replace 10.77.0.3 lladdr 02:00:00:00:00:99 dev {b} nud permanent",
