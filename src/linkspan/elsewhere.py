@@ -40,10 +40,11 @@ class Elsewhere:
         self._known: dict[str, _Known] = {}
         self._due: set[str] = set()
         self._beats: dict[str, _Beat] = {}
+        self._hosts: set[str] = set()
         self._silenced: set[str] = set()
-        self._named: dict[str, list[Named]] = {}
-        self.number = 0
-        """Of what ``named`` returned last: another one is another answer."""
+        self._number = 0
+        self.named: dict[str, list[Named]] = {}
+        """By network: what there is on the other hosts that live, as of the last look."""
 
     def everything(self) -> None:
         """Take note that no record has been looked at yet."""
@@ -55,16 +56,16 @@ class Elsewhere:
         self._due |= due
         return bool(due) or any(key.startswith("alive/") for key in keys)
 
-    def named(self) -> dict[str, list[Named]]:
-        """Return by network what there is on the other hosts that live."""
+    def look(self) -> int:
+        """Bring ``named`` up to date, and return its number: another one is another answer."""
         read, silent = self._read(), self._silent()
         if read or silent != self._silenced:
-            self.number += 1
-            self._silenced, self._named = silent, {}
+            self._number += 1
+            self._silenced, self.named = silent, {}
             for known in self._known.values():
                 if known.host not in silent:
-                    self._named.setdefault(known.network, []).append(known.named)
-        return self._named
+                    self.named.setdefault(known.network, []).append(known.named)
+        return self._number
 
     def _read(self) -> bool:
         """Take in what changed, and tell whether anything did; a record that cannot be read is what it was before."""
@@ -78,14 +79,15 @@ class Elsewhere:
             endpoint = self._replica.value(key, Endpoint)
             if endpoint is not None:  # else the names are as before
                 self._known[key] = _Known(host, endpoint.network, names.named(endpoint))
+        if due:
+            self._hosts = {known.host for known in self._known.values()}
         return bool(due)
 
     def _silent(self) -> set[str]:
         """Return the hosts with endpoints that say nothing any more, or have never been heard."""
-        hosts = {known.host for known in self._known.values()}
         stuck = now() - self._replica.heard > STUCK
         before, self._beats = self._beats, {}
-        for host in hosts:
+        for host in self._hosts:
             if (record := self._replica.records.get(f"alive/{host}")) is None:
                 continue
             beat = before.get(host)
@@ -93,4 +95,4 @@ class Elsewhere:
                 beat = _Beat(record.revision, now())
             self._beats[host] = beat
         late = now() - SILENT
-        return {host for host in hosts if host not in self._beats or self._beats[host].at < late}
+        return {host for host in self._hosts if host not in self._beats or self._beats[host].at < late}

@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from linkspan import names
 from linkspan.addresses import Prefix, prefix
@@ -53,13 +53,30 @@ BEAT, HUNG = 1.0, 3
 """Seconds between two questions to each server, and how many may be missed by one that does nothing at all."""
 AGAIN = 2.0
 """Seconds between two searches for who holds a port."""
+INSTALLED = 5.0
+"""Seconds between two looks whether dnsmasq is installed, and may run as its own user."""
 RESOLVED = "/run/systemd/resolve/resolv.conf"
 PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
 """What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
 
 
+FOR_EVER = float("inf")
+
 Places = dict[Zones, tuple[list[Prefix], int]]
 """By server: at which addresses it listens, and at which port."""
+
+
+class _Seen(NamedTuple):
+    """What servers follow from besides this host's endpoints."""
+
+    dnsmasq: Dnsmasq | None
+    resolvers: tuple[str, str]
+    """The text of the host's resolv.conf, and of the one with what systemd-resolved asks."""
+    networks: tuple[Network, ...]
+    listed: bool
+    """Whether the store has told of all records."""
+    others: int
+    """The number of what the other hosts have."""
 
 
 class Naming:
@@ -88,17 +105,18 @@ class Naming:
         self._served: dict[Zones, list[State]] = {}
         self._places: Places = {}
         self._views: dict[Zones, float] = {}
-        """By view: when a container was in all of its networks last."""
+        """By view: until when it lasts, for ever where a container is in all of its networks."""
         self._others = Elsewhere(replica, host)
         self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
-        """By network: when it had a container here last, and of which pools."""
+        """By network: until when it lasts here, for ever where it has a container, and of which pools that is."""
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
         self._told = Once()
         self._spent: dict[Zones, tuple[int, int]] = {}
         """By server: its process, and the time it had used when it first missed a question."""
-        self._searched = self._asked = float("-inf")
+        self._searched = self._asked = self._looked = float("-inf")
+        self._dnsmasq: Dnsmasq | None = None
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -158,7 +176,7 @@ class Naming:
     async def take_over(self) -> None:
         """Desire what should be, before anything is made so: servers that run are to go on."""
         self._others.everything()
-        for source, states in (await self._plan()).items():
+        for source, states in (await self._plan(self._look())).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
             self._served[source[1:]] = states
 
@@ -174,16 +192,31 @@ class Naming:
         self._pulse.close()
 
     async def _follow(self) -> None:
+        seen: _Seen | None = None
         while True:
-            if await woken(self._wake, TICK):
+            if noted := await woken(self._wake, TICK):
                 await asyncio.sleep(SETTLE)
             self._wake.clear()
-            await self._put()
+            before, seen = seen, self._look()
+            if noted or seen != before or not self._settled():
+                await self._put(seen)
             await self._revive()
             await asyncio.sleep(REST)
 
-    async def _put(self) -> None:
-        plans = {source[1:]: states for source, states in (await self._plan()).items()}
+    def _look(self) -> _Seen:
+        """Return what nobody tells of: it is cheap, and most often as it was."""
+        if self._wanted and time.monotonic() - self._looked >= INSTALLED:
+            self._looked, self._dnsmasq = time.monotonic(), dnsmasq.found(self._folder)
+        texts = _text(self._resolv_conf), _text(Path(RESOLVED))
+        return _Seen(self._dnsmasq, texts, self._networks.all(), self._replica.listed, self._others.look())
+
+    def _settled(self) -> bool:
+        """Tell whether nothing waits: for the end of a network's time, or for a port that another process holds."""
+        ends = {*self._views.values(), *(until for until, _ in self._used.values())}
+        return ends <= {FOR_EVER} and not self.problems and self._places.keys() <= self._served.keys()
+
+    async def _put(self, seen: _Seen) -> None:
+        plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
         gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
         before, after = (set(found.get(names.LEADS, ())) for found in (self._served, plans))
         for zones, states in {**gone, **plans}.items():
@@ -208,15 +241,14 @@ class Naming:
             except LinkspanError as error:
                 log.warning("forget questions of containers in several networks: %s", error.message)
 
-    async def _plan(self) -> dict[Source, list[State]]:
+    async def _plan(self, seen: _Seen) -> dict[Source, list[State]]:
         """Return the states of each server that there should be here now."""
         now = time.monotonic()
-        there = {network.name: network for network in self._networks.all() if names.served(network)}
+        there = {network.name: network for network in seen.networks if names.served(network)}
         self._note_used(there, now)
         self._texts = {n: text for n, text in self._texts.items() if n in there}
         self._remembered = {n: text for n, text in self._remembered.items() if n in there}
-        found = dnsmasq.found(self._folder) if self._wanted and self._used else None
-        if found is None:
+        if seen.dnsmasq is None or not self._used:
             self.problems.clear()
             self._places.clear()
             if self._wanted and self._used:
@@ -225,8 +257,8 @@ class Naming:
         askers = self._note_views(now)
         self._places = self._listening(there)
         await self._search(now)
-        server = self._server(found)
-        local, remote = self._here(), self._others.named()
+        server = self._server(seen.dnsmasq, seen)
+        local = self._here()
         plans: dict[Source, list[State]] = {}
         leads: list[State] = []
         for zones, (_, port) in self._places.items():
@@ -239,7 +271,7 @@ class Naming:
                 leads += names.leads(networks, used, port, askers.get(zones, ()))
             else:
                 own = names.hosts(networks[0], local.get(zones[0], ()))
-                others = self._elsewhere(networks[0], remote, found.folder)
+                others = self._elsewhere(networks[0], seen)
                 states = names.states(networks[0], server, own, others, used)
             plans["names", *zones] = list(states)
         plans["names", *names.LEADS] = leads
@@ -248,9 +280,10 @@ class Naming:
     def _note_views(self, now: float) -> dict[Zones, list[Endpoint]]:
         """Take note of which views there should be, and return the endpoints of the containers that ask them."""
         askers = self._seen()
-        self._views |= dict.fromkeys(askers, now)
         usable = {network for network in self._used if (network,) not in self.problems}
-        self._views = {z: at for z, at in self._views.items() if now - at < LINGER and usable.issuperset(z)}
+        past = {zones: min(until, now + LINGER) for zones, until in self._views.items() if zones not in askers}
+        self._views = dict.fromkeys(askers, FOR_EVER)
+        self._views |= {zones: until for zones, until in past.items() if now < until and usable.issuperset(zones)}
         return askers
 
     def _listening(self, there: Mapping[str, Network]) -> Places:
@@ -269,8 +302,9 @@ class Naming:
         for endpoint in self._endpoints.values():
             if pools := names.own(served.get(endpoint.network, ()), endpoint):
                 used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
-        self._used |= {name: (now, frozenset(pools)) for name, pools in used.items()}
-        self._used = {n: (at, pools) for n, (at, pools) in self._used.items() if n in there and now - at < LINGER}
+        past = {n: (min(until, now + LINGER), pools) for n, (until, pools) in self._used.items() if n not in used}
+        self._used = {name: (FOR_EVER, frozenset(pools)) for name, pools in used.items()}
+        self._used |= {n: (until, pools) for n, (until, pools) in past.items() if n in there and now < until}
 
     def _here(self) -> dict[str, list[Named]]:
         """Return by network what there is on this host; each endpoint is looked at once."""
@@ -282,27 +316,28 @@ class Naming:
             found.setdefault(endpoint.network, []).append(self._own[identity][1])
         return found
 
-    def _elsewhere(self, network: Network, remote: Mapping[str, list[Named]], folder: str) -> bytes:
+    def _elsewhere(self, network: Network, seen: _Seen) -> bytes:
         if not names.crosses(network):
             return b""
-        if self._replica.listed:
-            if self._texts.get(network.name, (-1,))[0] != self._others.number:
-                self._texts[network.name] = self._others.number, names.hosts(network, remote.get(network.name, ()))
+        if seen.listed:
+            if self._texts.get(network.name, (-1,))[0] != seen.others:
+                others = self._others.named.get(network.name, ())
+                self._texts[network.name] = seen.others, names.hosts(network, others)
             return self._texts[network.name][1]
         if network.name not in self._remembered:
-            path = Path(names.elsewhere(folder, network.name))
+            path = Path(names.elsewhere(str(self._folder), network.name))
             self._remembered[network.name] = path.read_bytes() if path.exists() else b""
         return self._remembered[network.name]
 
     # The machine
 
-    def _server(self, found: Dnsmasq) -> Server:
-        ours = {g.address for n in self._networks.all() for _, g in names.served(n)}
-        resolvers = dnsmasq.upstream(_text(self._resolv_conf), ours)
-        given = dict.fromkeys((*resolvers, *dnsmasq.upstream(_text(Path(RESOLVED)), ours)))
+    def _server(self, found: Dnsmasq, seen: _Seen) -> Server:
+        ours = {g.address for n in seen.networks for _, g in names.served(n)}
+        resolvers, beyond = (dnsmasq.upstream(text, ours) for text in seen.resolvers)
+        given = dict.fromkeys((*resolvers, *beyond))
         asked = tuple(one for one in given if "%" not in one and not _is_loopback(one))
         forwarders = names.forwarders(self._endpoints.values())
-        return Server(found, resolvers, asked or PUBLIC, forwarders, names.nowhere(self._networks.all()))
+        return Server(found, resolvers, asked or PUBLIC, forwarders, names.nowhere(seen.networks))
 
     async def _search(self, now: float) -> None:
         """Look whether another process has the port of a server that does not run."""

@@ -114,8 +114,10 @@ def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
         assert not found()
         with cluster.member("h1", "moving", "back"):
             until(found, "names of the second")
-            assert cluster.server("h1", "back+demo")
+            view = cluster.server("h1", "back+demo")
+            assert view
         until(lambda: not found() and not cluster.knows("moving", "db"), "they are gone")
+        assert cluster.server("h1", "back+demo") == view, "the next container would wait for another one"
         assert cluster.ask("moving", "db").code == NXDOMAIN
         assert cluster.knows("moving", "c2")
         with pytest.raises(OSError, match="No route to host"):

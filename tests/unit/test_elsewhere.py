@@ -36,7 +36,8 @@ class Hearer:
 
     def names(self) -> list[str]:
         """Return the first names of what is known."""
-        return [one.names[0] for one in self.others.named().get("demo", ())]
+        self.others.look()
+        return [one.names[0] for one in self.others.named.get("demo", ())]
 
 
 def heard(folder: Path, work: Callable[[Hearer], object]) -> None:

@@ -331,9 +331,11 @@ def _links_there(path: str) -> dict[int, bool]:
     """Return the links that there are, by index, and whether what comes in by them is forwarded."""
     if path not in _FORWARDING:
         return {}
-    # Of IPv6 the one setting decides for all links (ip6_forward in net/ipv6/ip6_output.c).
-    each = "net/ipv4/conf/{}/forwarding" if "ipv4" in path else path
-    return {index: _present(each.format(name)) == "1" for index, name in socket.if_nameindex()}
+    links = socket.if_nameindex()
+    if "ipv6" in path:  # the one setting decides for all links (ip6_forward in net/ipv6/ip6_output.c)
+        forwarded = _present(path) == "1"
+        return {index: forwarded for index, _ in links}
+    return {index: _present(f"net/ipv4/conf/{name}/forwarding") == "1" for index, name in links}
 
 
 def _along(path: str) -> dict[str, str]:
