@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "linkspan"
 
 LAYERS = {
     "nouns": (
-        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs programs remedies state "
-        "wireguard"
+        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs process programs "
+        "remedies state wireguard"
     ),
     "kernel": "kernel",
     "logic": (

@@ -8,57 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import logging
 import os
 import signal
-import sys
-from collections.abc import Coroutine
-from typing import Any
 
 import msgspec
 
 from linkspan.agent import Agent
 from linkspan.api_waiting import waiting
 from linkspan.config import SETTINGS, Config
-from linkspan.errors import LinkspanError
-from linkspan.escapes import escaped
+from linkspan.process import served
 from linkspan.runtimes import systemd
 from linkspan.serving import serving
-
-
-class _Lines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        line = {
-            "at": at,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return escaped(msgspec.json.encode(line).decode())
 
 
 def main() -> None:
     """Run the agent with the settings in the environment."""
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
     served(_run(settings), settings.log_level)
-
-
-def served(work: Coroutine[Any, Any, None], level: str) -> None:
-    """Do a daemon's work, with a log of JSON lines; an error that ends it is one line, and exit code 1."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    try:
-        asyncio.run(work)
-    except LinkspanError as error:
-        print(f"linkspan: {escaped(error.told)}", file=sys.stderr)
-        sys.exit(1)
 
 
 async def _run(settings: Config) -> None:

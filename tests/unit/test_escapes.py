@@ -11,9 +11,9 @@ import pytest
 
 from linkspan.cli import client, output
 from linkspan.cli.client import Client
-from linkspan.daemon import _Lines
 from linkspan.errors import Invalid
 from linkspan.escapes import escaped, shown
+from linkspan.process import _Lines
 
 FORGED = "h9\x1b[31m\nh1    alive\r\x9b2J\u202e"
 SHOWN = r"h9\u001b[31m\u000ah1    alive\u000d\u009b2J\u202e"

@@ -13,8 +13,8 @@ import msgspec
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings
 from linkspan.controller.telling import Telling
-from linkspan.daemon import served
 from linkspan.locks import state_folder
+from linkspan.process import served
 from linkspan.runtimes import systemd
 from linkspan.serving import listening, metrics_at, on_socket
 
