@@ -9,7 +9,7 @@ import typer
 
 from linkspan.backends import CROSSING
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.output import split
+from linkspan.cli.output import split, step
 from linkspan.errors import Denied, Invalid
 
 ONE_HOST = "bridge"
@@ -40,6 +40,6 @@ def demo(
         across.clear()
         print("nothing of the tour is left")
         return
-    well = [tour.run(keep=keep) if one == ONE_HOST else across.run(one, keep=keep) for one in wanted]
+    well = [tour.run(keep=keep) if one == ONE_HOST else across.run(one, step, keep=keep) for one in wanted]
     if not all(well):
         raise typer.Exit(NOT_WELL)

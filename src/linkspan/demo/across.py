@@ -10,7 +10,6 @@ from typing import Any
 from linkspan.backends import BACKENDS
 from linkspan.cautions import KERNEL
 from linkspan.cli.client import Client
-from linkspan.cli.output import step
 from linkspan.demo import eavesdropping
 from linkspan.demo.screen import Screen, headline, throughput
 from linkspan.errors import LinkspanError
@@ -43,15 +42,15 @@ FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
 """Elsewhere the routes are flushed."""
 
 
-def run(backend: str, *, keep: bool) -> bool:
-    """Show the tour of one backend; returns whether all was as it should be. Raises LinkspanError."""
+def run(backend: str, step: build.Step, *, keep: bool) -> bool:
+    """Show the tour of one backend, ``step`` by step; returns whether all was as it should be. Raises LinkspanError."""
     name = f"demo-{backend}"
     build.down(name)  # of a tour that was kept, or cut off
     screen = Screen()
     done = False
     headline(WORDS[backend])
     try:
-        lab = _made(screen, name, backend)
+        lab = _made(screen, name, backend, step)
         _commands(screen, lab)
         _matrix(screen, lab)
         _path(screen, lab)
@@ -76,7 +75,7 @@ def clear() -> None:
         build.down(f"demo-{backend}")
 
 
-def _made(screen: Screen, name: str, backend: str) -> Lab:
+def _made(screen: Screen, name: str, backend: str, step: build.Step) -> Lab:
     screen.title("1. Three hosts on one switch, each with an agent and a container")
     screen.say(f"  [cyan]$[/cyan] linkspan lab up --lab {name} --backend {backend}")
     lab = topology.planned(topology.Wishes(lab=name, backend=backend))
