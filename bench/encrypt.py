@@ -29,6 +29,7 @@ from datapath import Way, masquerading, rounds
 from report import Metric, progress, result
 
 from linkspan.addresses import Prefix
+from linkspan.associations import CONTROL
 from linkspan.backends import ipsec, strongswan
 from linkspan.kernel import charon, ike
 from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology, underlay
@@ -136,7 +137,7 @@ def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
         "remote": {**auth, "id": f"x{other}"},
         "children": {"hand": child},
     }
-    with ike.session(folder / strongswan.CONTROL, lambda: True) as asked:
+    with ike.session(folder / CONTROL, lambda: True) as asked:
         asked.load_shared({"type": "IKE", "data": "both-ends-have-it"})
         asked.load_conn({"hand": connection})
 

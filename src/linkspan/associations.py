@@ -21,6 +21,17 @@ PRIVATE: tuple[Kind, ...] = ("psk", "key")
 """Those that are secrets: their files must be root's alone."""
 
 
+CHARON = "charon"
+"""The daemon's name as a Process."""
+IKE_PORTS = IKE, NAT = (500, 4500)
+"""UDP: RFC 7296 section 2, RFC 3948."""
+LIBIPSEC = "libstrongswan-kernel-libipsec.so"
+LIBIPSEC_FOLDERS = ("/usr/lib/ipsec/plugins", "/usr/lib64/ipsec/plugins", "/usr/lib/strongswan/plugins")
+"""The daemon's plugin that encrypts in user space, and where distributions put it."""
+CONTROL = "charon.vici"
+"""The daemon's control socket, in the folder of its files."""
+
+
 class Strongswan(msgspec.Struct, frozen=True):
     """strongSwan's daemon, the folder of its files, whether the kernel has ESP, and who holds IKE's UDP ports.
 

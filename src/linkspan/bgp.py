@@ -35,9 +35,6 @@ MOST = (1 << 31) - 1
 FAR = 64
 """Hops that a session without a limit may take: the initial TTL of an ordinary packet (RFC 1700)."""
 
-REFUSED = "ls_refused"
-"""The speaker's attribute of a filtered route that has the rule which refused it."""
-
 _DIGITS = re.compile("[0-9]{1,10}")
 """A number of up to 32 bits; of thousands of digits Python makes none."""
 

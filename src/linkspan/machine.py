@@ -15,8 +15,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from linkspan.addresses import Prefix
-from linkspan.associations import Strongswan
-from linkspan.backends import bgp, ipsec, strongswan
+from linkspan.associations import CHARON, CONTROL, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, Strongswan
 from linkspan.errors import LinkspanError, NotFound
 from linkspan.kernel import keys
 from linkspan.kernel.addresses import AddressDriver
@@ -43,7 +42,7 @@ from linkspan.kernel.tunnel_table import TABLE, TunnelTableDriver
 from linkspan.kernel.tunnels import TunnelDriver
 from linkspan.kernel.wireguard import WireguardDriver
 from linkspan.model import Endpoint, Facts
-from linkspan.programs import Bird, located
+from linkspan.programs import BGP_PORT, BIRD, Bird, located
 from linkspan.reconcile import Reconciler
 from linkspan.wireguard import Tools, WireguardPeer
 
@@ -97,7 +96,7 @@ class Machine:
                 SecretDriver(state_dir / "secrets.json"),
                 self.processes,
                 self.ipsec_links,
-                CharonDriver(self.ike, lambda: self.processes.pid(ipsec.PROCESS)),
+                CharonDriver(self.ike, lambda: self.processes.pid(CHARON)),
                 self.wireguard,
             ),
             self.sockets.release,
@@ -106,7 +105,7 @@ class Machine:
     @property
     def ike(self) -> Path:
         """The control socket of strongSwan's daemon."""
-        return self._ipsec_folder / strongswan.CONTROL
+        return self._ipsec_folder / CONTROL
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""
@@ -184,7 +183,7 @@ class Machine:
         speaker, client = shutil.which("bird"), shutil.which("birdc")
         if speaker is None or client is None:
             return None
-        others = () if self.processes.pid(bgp.PROCESS) else tuple(listeners("tcp", bgp.PORT))
+        others = () if self.processes.pid(BIRD) else tuple(listeners("tcp", BGP_PORT))
         return Bird(speaker, client, str(self._speaker_folder), others)
 
     def _strongswan(self) -> Strongswan | None:
@@ -193,10 +192,10 @@ class Machine:
         if daemon is None:
             return None
         holders: list[tuple[int, str]] = []
-        if not self.processes.pid(ipsec.PROCESS):
-            found = ((port, holder("udp", "", port)) for port in ipsec.PORTS)
+        if not self.processes.pid(CHARON):
+            found = ((port, holder("udp", "", port)) for port in IKE_PORTS)
             holders = [(port, who) for port, who in found if who]
-        plugin = any(Path(folder, ipsec.PLUGIN).exists() for folder in ipsec.PLUGIN_FOLDERS)
+        plugin = any(Path(folder, LIBIPSEC).exists() for folder in LIBIPSEC_FOLDERS)
         return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
 
     def tools(self) -> Tools:

@@ -19,7 +19,7 @@ import msgspec
 
 from linkspan.backends import bgp
 from linkspan.backends.bird import CONTROL, LOG, RULES
-from linkspan.bgp import REFUSED, Session
+from linkspan.bgp import Session
 from linkspan.errors import LinkspanError, NotFound, Unavailable
 from linkspan.happenings import Happenings
 from linkspan.kernel import bird
@@ -29,6 +29,7 @@ from linkspan.kernel.namespaces import Namespaces
 from linkspan.lasting import lasting
 from linkspan.metrics import Metrics
 from linkspan.model import HostView
+from linkspan.programs import BGP_PORT, BGP_REFUSED
 from linkspan.tell import evidence, session_checks
 from linkspan.tell.checks import Check
 from linkspan.tell.kernel import KernelAnswers
@@ -248,7 +249,7 @@ class Peerings:
         if not pairs:
             return {}
         asked = [
-            f'show route filtered where {REFUSED} = "{rule}" protocol {session.protocol} count'
+            f'show route filtered where {BGP_REFUSED} = "{rule}" protocol {session.protocol} count'
             for session, rule in pairs
         ]
         told = await self._asked(*asked)
@@ -297,8 +298,8 @@ def _deaf(seen: Protocol | None) -> bool:
 def _retry(control: Path, sessions: Iterable[Session]) -> None:
     """Let sessions begin anew where BIRD could listen now: the address has come, or the port is free."""
     for session in sessions:
-        if listenable(session.source, bgp.PORT):
-            log.info("BGP session with %s begins anew: port %s is free now", session.name, bgp.PORT)
+        if listenable(session.source, BGP_PORT):
+            log.info("BGP session with %s begins anew: port %s is free now", session.name, BGP_PORT)
             bird.enable(control, session.protocol)
 
 

@@ -10,6 +10,13 @@ import msgspec
 
 from linkspan.state import Key, State
 
+BIRD = "bird"
+"""The BGP speaker's name as a Process."""
+BGP_PORT = 179
+"""RFC 4271 section 8.2.1."""
+BGP_REFUSED = "ls_refused"
+"""The speaker's attribute of a filtered route that has the rule which refused it."""
+
 SECRET = "{secret}"  # noqa: S105 - it is where one goes
 """Where in a Secret's text the secret stands, in quotes."""
 

@@ -57,17 +57,11 @@ from linkspan.errors import LinkspanError, Unavailable
 from linkspan.firewall import element
 from linkspan.model import Endpoint, HostView, Lease, Network, Peer, Underlay
 from linkspan.needs import Need
-from linkspan.programs import Bird, File, LearntRoutes, Process, Secret
+from linkspan.programs import BGP_PORT, BIRD, Bird, File, LearntRoutes, Process, Secret
 from linkspan.state import LEARNT_METRIC, UNREACHABLE_METRIC, Route, State
-
-PORT = 179
-"""RFC 4271 section 8.2.1."""
 
 SPARE = 1000
 """Prefixes that a peer may announce beside what the store knows of; so the least limit is 1,024."""
-
-PROCESS = "bird"
-"""The speaker's name as a Process."""
 
 
 class BgpBackend:
@@ -123,9 +117,9 @@ class BgpBackend:
         if wanted:
             yield element("speaker_ports", "179")
         control = ("-s", f"{program.folder}/{bird.CONTROL}")
-        yield LearntRoutes(LEARNT_METRIC, PROCESS, mine.restart_time)
+        yield LearntRoutes(LEARNT_METRIC, BIRD, mine.restart_time)
         yield Process(
-            PROCESS,
+            BIRD,
             (program.speaker, "-f", "-c", main, *control),
             reload=(program.client, *control, "configure"),
             files=(main, f"{program.folder}/peers"),
@@ -242,7 +236,7 @@ def _program(view: HostView, network: Network) -> Bird:
     for address, who in found.listeners:
         if address in ours | {"0.0.0.0", "::"}:
             raise Unavailable(
-                f"network {network.name}: port {PORT} of {address}, which BGP needs, is held by {who}",
+                f"network {network.name}: port {BGP_PORT} of {address}, which BGP needs, is held by {who}",
                 "stop it, or let it listen at another address only",
             )
     return found

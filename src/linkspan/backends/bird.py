@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.addresses import BITS, FAMILIES, Prefix
-from linkspan.bgp import REFUSED, Session, Speaker
-from linkspan.programs import SECRET
+from linkspan.bgp import Session, Speaker
+from linkspan.programs import BGP_REFUSED, SECRET
 from linkspan.state import LEARNT_METRIC
 
 CONTROL, LOG = "bird.ctl", "speaker.log"
@@ -126,7 +126,7 @@ def _general(speaker: Speaker, folder: str) -> Iterator[str]:
     levels = "{ info, remote, warning, error, auth, fatal, bug }"
     yield f'log "{folder}/{LOG}" {LOG_LIMIT} "{folder}/{LOG}.old" {levels};'
     yield f"router id {speaker.router_id};"
-    yield f"attribute string {REFUSED};"
+    yield f"attribute string {BGP_REFUSED};"
     yield "timeformat protocol iso long ms;"
     yield "timeformat route iso long ms;"
     yield f"graceful restart wait {speaker.restart_time};"
@@ -210,17 +210,17 @@ def _import(own: Session, given: Sequence[Prefix], family: int, most: int) -> It
     # all routes anew; else those that the old limit kept out would stay out.
     yield f"if bgp_path.len > {_LONGEST + most} then reject;"
     yield f"if ({GRACEFUL_SHUTDOWN[0]}, {GRACEFUL_SHUTDOWN[1]}) ~ bgp_community then bgp_local_pref = 0;"
-    yield f'if bgp_path ~ [= * 0 * =] then {{ {REFUSED} = "{_NOBODY}"; reject; }}'  # RFC 7607
+    yield f'if bgp_path ~ [= * 0 * =] then {{ {BGP_REFUSED} = "{_NOBODY}"; reject; }}'  # RFC 7607
     if own.mesh:
         if found := _set(f"{p}+" for p in given if p.family == family):
             yield f"if net ~ {found} then accept;"
-        yield f'{REFUSED} = "{_LEASES}";'
+        yield f'{BGP_REFUSED} = "{_LEASES}";'
         return
-    yield f'if own{family}() then {{ {REFUSED} = "{_OWN}"; reject; }}'
+    yield f'if own{family}() then {{ {BGP_REFUSED} = "{_OWN}"; reject; }}'
     beside = _set(str(s) for s in own.imports if s.prefix.family == family)
     yield f"if pool{family}(){f' || net ~ {beside}' if beside else ''} then accept;"
-    yield f'{REFUSED} = "{_OUTSIDE}";'
-    yield f'if within{family}() then {REFUSED} = "{_WIDE}";'
+    yield f'{BGP_REFUSED} = "{_OUTSIDE}";'
+    yield f'if within{family}() then {BGP_REFUSED} = "{_WIDE}";'
 
 
 def _export(own: Session, family: int) -> str:

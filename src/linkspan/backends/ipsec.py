@@ -45,6 +45,8 @@ from linkspan import sealed
 from linkspan.addresses import FAMILIES, Prefix, prefix, whole
 from linkspan.associations import (
     ANYWHERE,
+    CHARON,
+    IKE_PORTS,
     PREFIX,
     IpsecChild,
     IpsecConnection,
@@ -75,14 +77,8 @@ from linkspan.needs import Need
 from linkspan.programs import File, Process
 from linkspan.state import Route, State
 
-PROCESS = "charon"
-"""The daemon's name as a Process."""
-PORTS = IKE, NAT = (500, 4500)
-"""UDP: RFC 7296 section 2, RFC 3948."""
 KERNEL, USER = "lsipsec", "ipsec0"
 """The device: the kernel's, or the one that the daemon makes, which it names itself."""
-PLUGIN = "libstrongswan-kernel-libipsec.so"
-PLUGIN_FOLDERS = ("/usr/lib/ipsec/plugins", "/usr/lib64/ipsec/plugins", "/usr/lib/strongswan/plugins")
 PAIRS = 64
 """Child associations with one peer in user space: each is agreed on its own, 64 take a second (measured)."""
 TUN_MTU = 1400
@@ -139,10 +135,10 @@ class IpsecBackend:
         conf = f"{found.folder}/{strongswan.CONF}"
         text = strongswan.main(found.folder, user_space=not found.kernel, rule=RULE, table=TABLE)
         yield File(conf, text.encode(), 0o600)
-        yield Process(PROCESS, ("/usr/bin/env", f"STRONGSWAN_CONF={conf}", found.daemon), files=(conf,))
+        yield Process(CHARON, ("/usr/bin/env", f"STRONGSWAN_CONF={conf}", found.daemon), files=(conf,))
         mtu = here.mtu - OVERHEAD
         yield IpsecLink(
-            _device(view), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else PROCESS
+            _device(view), mtu if found.kernel else min(mtu, TUN_MTU), "" if found.kernel else CHARON
         )
         yield from (IpsecCredential(kind, path) for kind, path in identity(view.host).credentials())
 
@@ -181,7 +177,7 @@ class IpsecBackend:
             return
         source = bound(underlay(view, network), address.family)
         fix = "let UDP ports 500 and 4500 and IP protocol 50 pass between the hosts (firewalls, security groups)"
-        for port in PORTS:
+        for port in IKE_PORTS:
             what = f"UDP port {port} (IKE)"
             yield Need(what, "udp", source, address.packed, 576, fix, port, from_port=True, inside=_for_nobody)
 

@@ -5,7 +5,9 @@ It holds no connection and no secret: those are given by the control socket, and
 
 from __future__ import annotations
 
-CONTROL, LOG, CONF = "charon.vici", "charon.log", "strongswan.conf"
+from linkspan.associations import CONTROL
+
+LOG, CONF = "charon.log", "strongswan.conf"
 
 _PLUGINS = (
     "random nonce openssl pem x509 revocation constraints pubkey pkcs1 pkcs8 kdf {kernel}kernel-netlink "

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from linkspan.bgp import REFUSED
 from linkspan.errors import Unavailable
+from linkspan.programs import BGP_REFUSED
 
 SECONDS = 5.0
 """For all that is asked at once: 10,000 routes with all their attributes are told within 0.3 s (measured)."""
@@ -305,7 +305,7 @@ _ATTRIBUTES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "origin": ("origin", str),
     "med": ("med", int),
     "local_pref": ("local_pref", int),
-    REFUSED: ("refused", str),
+    BGP_REFUSED: ("refused", str),
 }
 """By the name that follows BIRD 2's ``BGP.`` or BIRD 3's ``bgp_``; filters' own attributes have no such word before."""
 

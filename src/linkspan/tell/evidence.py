@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 
 from linkspan.addresses import prefix
-from linkspan.backends.bgp import PORT
 from linkspan.bgp import Session
 from linkspan.errors import LinkspanError
 from linkspan.kernel import bird, sockets
 from linkspan.kernel.approach import approach, pings
 from linkspan.kernel.bird import Protocol, Said
+from linkspan.programs import BGP_PORT
 from linkspan.state import HOST
 from linkspan.tell.hops import show
 from linkspan.tell.questions import Lookup, Packet, Questions
@@ -72,7 +72,7 @@ def gather(
     if seen.bgp_state in _BUSY:
         return found
     tcp = approach(
-        session.source, session.address, PORT, 255 if session.ttl_security else session.multihop or 1
+        session.source, session.address, BGP_PORT, 255 if session.ttl_security else session.multihop or 1
     )
     answers = tcp in ("open", "closed", "refused")
     return msgspec.structs.replace(
@@ -90,6 +90,6 @@ def _neighbour(asked: Questions, lookup: Lookup, source: bytes, target: bytes) -
 
 def _holder(source: str) -> str:
     try:
-        return sockets.holder("tcp", source, PORT)
+        return sockets.holder("tcp", source, BGP_PORT)
     except LinkspanError:
         return ""

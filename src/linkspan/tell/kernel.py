@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from linkspan.addresses import FAMILIES, SOCKET_FAMILY, Prefix, prefix
-from linkspan.associations import PREFIX, IpsecLink
-from linkspan.backends.ipsec import NAT
+from linkspan.associations import NAT, PREFIX, IpsecLink
 from linkspan.errors import Invalid, KernelError, LinkspanError
 from linkspan.kernel import asking, attached, ike, nftrace, policies, sockets
 from linkspan.kernel.ipsec_links import IpsecLinkDriver

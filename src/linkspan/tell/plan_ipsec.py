@@ -12,8 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from linkspan.addresses import whole
-from linkspan.associations import ANYWHERE, PRIVATE, IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
-from linkspan.backends.strongswan import CONTROL
+from linkspan.associations import (
+    ANYWHERE,
+    CONTROL,
+    PRIVATE,
+    IpsecChild,
+    IpsecConnection,
+    IpsecCredential,
+    IpsecLink,
+)
 from linkspan.kernel.charon import configuration, of_children
 from linkspan.state import GROUP, State
 

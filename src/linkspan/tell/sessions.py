@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from linkspan.backends.bgp import PORT
 from linkspan.bgp import Session
 from linkspan.kernel.approach import Outcome
 from linkspan.kernel.bird import Protocol, Said
+from linkspan.programs import BGP_PORT
 
 _BEFORE = 2.0
 """Seconds: the word that ended a session is said a little before the session is down."""
@@ -83,12 +83,12 @@ def _here(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
         )
     if evidence.holder:
         return Why(
-            f"port {PORT} of this host is in use by {evidence.holder}",
+            f"port {BGP_PORT} of this host is in use by {evidence.holder}",
             "stop that speaker, or let it listen at another address only; linkspan's tries again by itself",
         )
     if seen.last_error.endswith("No listening socket"):
         return Why(
-            f"BIRD could not listen at {session.source or 'any address'} port {PORT}: another program did, or the "
+            f"BIRD could not listen at {session.source or 'any address'} port {BGP_PORT}: another program did, or the "
             "address was not there",
             "`linkspan bgp explain` looks closer; it is tried again by itself",
         )
@@ -238,7 +238,7 @@ def _counted(refused: Mapping[str, int], why: str) -> str:
 def _connection(session: Session, seen: Protocol, evidence: Evidence) -> Why:
     """What becomes of a TCP connection to the peer."""
     error = seen.last_error.removeprefix("Socket: ").lower()
-    where = f"{session.address} port {PORT}"
+    where = f"{session.address} port {BGP_PORT}"
     strange = sorted({s.stranger for s in evidence.said if s.stranger})
     if session.address in strange and session.source:
         return Why(
