@@ -25,9 +25,10 @@ import report
 from report import Metric, p, progress, result
 
 from linkspan.addresses import Prefix, prefix
-from linkspan.blocks import BlockRecord, block_key, candidates, own_address
+from linkspan.blocks import candidates, own_address
 from linkspan.lab import agents, build, commands, matrix, processes, sockets, topology, underlay
 from linkspan.lab.record import Host, Lab
+from linkspan.records import BlockRecord, block_key
 from linkspan.store.opening import open_store
 
 LAB = "lkpjoin"

@@ -22,10 +22,10 @@ import report
 from report import Metric, progress, result
 
 from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
-from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.lab import build, commands, processes, sockets, topology
 from linkspan.lab.record import Lab
 from linkspan.model import Host, Lease, Offer, Underlay
+from linkspan.records import BlockRecord, block_key, lease_key
 from linkspan.store.opening import open_store
 
 LAB = "lkpmem"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from linkspan.addresses import Prefix, prefix
 from linkspan.backends import backend
-from linkspan.blocks import SHARED, AddressRecord, address_key, block_of, is_block, is_strange
+from linkspan.blocks import block_of, is_block, is_strange
 from linkspan.errors import Conflict, Exhausted, Invalid, LinkspanError, Unavailable
 from linkspan.ipam import Allocation, Block, usable
 from linkspan.leases import Leases
 from linkspan.model import AttachRequest, Endpoint, Network
 from linkspan.networks import Networks, now
+from linkspan.records import SHARED, AddressRecord, address_key
 
 IDENTITY = "linkspan.io/identity"
 """The label by which a container keeps its address when it moves to another host."""

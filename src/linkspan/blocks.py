@@ -1,7 +1,6 @@
-"""Who owns which addresses, as the store has it: blocks, exact addresses, and the keys of these records.
+"""Blocks of addresses: which one an address is of, which are free, and which of two claims was made first; pure.
 
-Every address belongs to a block of the network's subnet length. A block's record says who owns it: one host, or
-SHARED. ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost it.
+Every address belongs to a block of the network's subnet length. A block's record says who owns it (``records``).
 """
 
 from __future__ import annotations
@@ -9,73 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-import msgspec
-
-from linkspan import records
 from linkspan.addresses import BITS, Prefix
-from linkspan.errors import Invalid, NotFound
+from linkspan.errors import NotFound
 from linkspan.ipam import gateway
 from linkspan.model import Network
-
-SHARED = "shared"
-
-
-class BlockRecord(msgspec.Struct, frozen=True):
-    """Who owns a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch."""
-
-    owner: str
-    at: float
-    back: bool = False
-    over: str = ""
-
-
-class AddressRecord(msgspec.Struct, frozen=True):
-    """Who holds an exact address; an empty ``host`` means that it was released at ``at``, and cools.
-
-    An identity outlasts the release: where its container comes again, on whatever host, it finds its address.
-    """
-
-    host: str
-    container: str
-    ifname: str
-    at: float
-    identity: str = ""
-    back: bool = False
-    over: str = ""
-
-    @property
-    def called(self) -> str:
-        """The container by its id, and whose it is where it is Docker's (whose interfaces begin so: `docker`)."""
-        return f"Docker's endpoint {self.container[:12]}" if self.ifname.startswith("lsd") else self.container
-
-
-class _Claim(msgspec.Struct):
-    owner: str = ""
-    host: str = ""
-
-
-def claimant(value: bytes) -> str:
-    """Return whose a block or address is by its record, '' where it is nobody's or garbage."""
-    try:
-        claim: _Claim = records.parse(value, _Claim)
-    except Invalid:
-        return ""
-    return claim.owner or claim.host
-
-
-def block_key(network: str, block: Prefix | str) -> str:
-    """Return a block record's key."""
-    return f"blocks/{network}/{block}"
-
-
-def lease_key(network: str, host: str) -> str:
-    """Return a lease record's key."""
-    return f"leases/{network}/{host}"
-
-
-def address_key(network: str, address: Prefix) -> str:
-    """Return an exact address's key."""
-    return f"addresses/{network}/{address.address}"
+from linkspan.records import AddressRecord, BlockRecord
 
 
 def block_of(network: Network, address: Prefix) -> Prefix:

@@ -18,13 +18,14 @@ import msgspec
 
 from linkspan import records
 from linkspan.addresses import Prefix, prefix
-from linkspan.blocks import SHARED, BlockRecord, block_key, earlier, is_strange, lease_key
+from linkspan.blocks import earlier, is_strange
 from linkspan.errors import Invalid
 from linkspan.grants import gateways
 from linkspan.happenings import Happenings
 from linkspan.leases import Leases
 from linkspan.model import Endpoint, Network
 from linkspan.published import Published
+from linkspan.records import SHARED, BlockRecord, block_key, lease_key
 from linkspan.replica import ENDPOINTS, Replica
 
 log = logging.getLogger("linkspan.disputes")

@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from linkspan.addresses import Prefix, prefix
-from linkspan.blocks import SHARED, BlockRecord, block_of
+from linkspan.blocks import block_of
 from linkspan.errors import NotFound
 from linkspan.model import Lease, Network
+from linkspan.records import SHARED, BlockRecord
 
 SHOWN = 3
 """Prefixes of a lease that a sentence names; an attacker's may be thousands."""

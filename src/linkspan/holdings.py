@@ -18,13 +18,14 @@ import msgspec
 from linkspan import records
 from linkspan.addresses import Prefix, prefix
 from linkspan.allocator import IDENTITY
-from linkspan.blocks import SHARED, AddressRecord, BlockRecord, address_key, block_key, block_of, earlier
+from linkspan.blocks import block_of, earlier
 from linkspan.disputes import Dispute
 from linkspan.errors import Invalid, LinkspanError
 from linkspan.lasting import lasting
 from linkspan.leases import ITSELF, Leases
 from linkspan.model import Endpoint
 from linkspan.networks import Networks
+from linkspan.records import SHARED, AddressRecord, BlockRecord, address_key, block_key
 from linkspan.replica import Replica
 
 log = logging.getLogger("linkspan.holdings")

@@ -19,25 +19,14 @@ import msgspec
 
 from linkspan import records
 from linkspan.addresses import BITS, Prefix, prefix
-from linkspan.blocks import (
-    SHARED,
-    AddressRecord,
-    BlockRecord,
-    address_key,
-    block_key,
-    block_of,
-    candidates,
-    claimant,
-    is_strange,
-    lease_key,
-    own_address,
-)
+from linkspan.blocks import block_of, candidates, is_strange, own_address
 from linkspan.contact import ALIVE_TTL
 from linkspan.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from linkspan.grants import Grant, baseless, granted
 from linkspan.ipam import usable
 from linkspan.model import Host, Lease, Network, Offer
 from linkspan.readable import MOST_BLOCKS
+from linkspan.records import SHARED, AddressRecord, BlockRecord, address_key, block_key, claimant, lease_key
 from linkspan.replica import ENDPOINTS, GONE, Replica
 from linkspan.store.request import MOST_KEYS
 

@@ -12,7 +12,6 @@ from typing import TypeVar
 from linkspan import bgp, ipam, ipsec, migration, records, wireguard
 from linkspan.addresses import BITS, Prefix, host_address, mac, pool, prefix
 from linkspan.backends import BACKENDS, backend
-from linkspan.blocks import AddressRecord, BlockRecord
 from linkspan.errors import Invalid
 from linkspan.model import (
     MTUS,
@@ -25,7 +24,7 @@ from linkspan.model import (
     Underlay,
     checked_name,
 )
-from linkspan.records import ClusterSettings, Common
+from linkspan.records import AddressRecord, BlockRecord, ClusterSettings, Common
 
 T = TypeVar("T")
 

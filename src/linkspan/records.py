@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from linkspan import SCHEMA
+from linkspan.addresses import Prefix
 from linkspan.errors import Invalid
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 SETTINGS = "settings/cluster"
 COMMON = "settings/hosts"
 """The key of the settings that all hosts have."""
+SHARED = "shared"
+"""The owner of a block of which several hosts use single addresses."""
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
@@ -35,6 +38,38 @@ class Common(msgspec.Struct, frozen=True):
     """The settings that all hosts have in common."""
 
     settings: dict[str, str] = {}
+
+
+class BlockRecord(msgspec.Struct, frozen=True):
+    """Who owns a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch.
+
+    ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost it.
+    """
+
+    owner: str
+    at: float
+    back: bool = False
+    over: str = ""
+
+
+class AddressRecord(msgspec.Struct, frozen=True):
+    """Who holds an exact address; an empty ``host`` means that it was released at ``at``, and cools.
+
+    An identity outlasts the release: where its container comes again, on whatever host, it finds its address.
+    """
+
+    host: str
+    container: str
+    ifname: str
+    at: float
+    identity: str = ""
+    back: bool = False
+    over: str = ""
+
+    @property
+    def called(self) -> str:
+        """The container by its id, and whose it is where it is Docker's (whose interfaces begin so: `docker`)."""
+        return f"Docker's endpoint {self.container[:12]}" if self.ifname.startswith("lsd") else self.container
 
 
 class _Header(msgspec.Struct):
@@ -61,6 +96,20 @@ def parse(value: bytes, type_: Any) -> Any:
         raise Invalid(str(error)) from error
     except RecursionError as error:
         raise Invalid("its JSON is nested too deep") from error
+
+
+class _Claim(msgspec.Struct):
+    owner: str = ""
+    host: str = ""
+
+
+def claimant(value: bytes) -> str:
+    """Return whose a block or address is by its record, '' where it is nobody's or garbage."""
+    try:
+        claim: _Claim = parse(value, _Claim)
+    except Invalid:
+        return ""
+    return claim.owner or claim.host
 
 
 def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
@@ -93,6 +142,21 @@ def put_back(value: bytes) -> bytes:
         return msgspec.json.encode(parse(value, dict[str, Any]) | {"back": True})
     except Invalid:
         return value
+
+
+def block_key(network: str, block: Prefix | str) -> str:
+    """Return a block record's key."""
+    return f"blocks/{network}/{block}"
+
+
+def lease_key(network: str, host: str) -> str:
+    """Return a lease record's key."""
+    return f"leases/{network}/{host}"
+
+
+def address_key(network: str, address: Prefix) -> str:
+    """Return an exact address's key."""
+    return f"addresses/{network}/{address.address}"
 
 
 def _kept(value: object, fields: Any, before: Any) -> Any:

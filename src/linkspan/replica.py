@@ -30,13 +30,13 @@ from typing import TypeVar
 import msgspec
 
 from linkspan import readable, records
-from linkspan.blocks import SHARED, AddressRecord, BlockRecord, block_key, claimant
 from linkspan.contact import Contact
 from linkspan.contracts import JOIN, Batch, Record, Store
 from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, counted
 from linkspan.kernel.durable import write
 from linkspan.lasting import lasting, woken
 from linkspan.model import Host, Lease
+from linkspan.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
 from linkspan.store.fence import fenced
 from linkspan.versions import Versions
 

@@ -14,12 +14,12 @@ from machine_fixtures import until
 from overlay import Cluster
 
 from linkspan.addresses import mac_text
-from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings
 from linkspan.kernel.openflow import OpenFlowDriver
 from linkspan.lab.switches import SCHEMA
 from linkspan.model import Network
+from linkspan.records import BlockRecord, block_key, lease_key
 
 SWITCH = "sw1"
 PATIENCE = 90.0

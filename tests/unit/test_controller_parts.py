@@ -11,12 +11,12 @@ from replicas import Member, eventually, network, together
 from linkspan import config
 from linkspan.addresses import prefix
 from linkspan.backends.sdn import BACKEND
-from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
 from linkspan.controller.holding import holding
 from linkspan.errors import Invalid
 from linkspan.model import Host, Lease, Offer, Underlay
+from linkspan.records import BlockRecord, block_key, lease_key
 from linkspan.runtimes import systemd
 from linkspan.steering import Claim
 from linkspan.store.memory import Memory

@@ -14,7 +14,6 @@ import pytest
 from replicas import eventually, network, together
 
 from linkspan.backends.sdn import BACKEND
-from linkspan.blocks import BlockRecord, block_key, lease_key
 from linkspan.contracts import Support
 from linkspan.control_plane import SWITCHES, Control
 from linkspan.controller import controller as module
@@ -27,6 +26,7 @@ from linkspan.flows import Counted, Flow, Port
 from linkspan.kernel.openflow import OpenFlowDriver
 from linkspan.model import Host, Lease, Offer, Underlay
 from linkspan.reconcile import Reconciler
+from linkspan.records import BlockRecord, block_key, lease_key
 from linkspan.state import Key, State
 
 MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}

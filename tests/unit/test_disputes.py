@@ -13,9 +13,10 @@ import replicas
 from replicas import Member, eventually, together
 
 from linkspan.addresses import prefix
-from linkspan.blocks import AddressRecord, BlockRecord, earlier
+from linkspan.blocks import earlier
 from linkspan.errors import Conflict, Exhausted
 from linkspan.model import Network
+from linkspan.records import AddressRecord, BlockRecord
 from linkspan.store.memory import Memory
 
 network = functools.partial(replicas.network, backend="ipip")

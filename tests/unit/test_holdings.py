@@ -13,8 +13,8 @@ from replicas import Member, eventually, together
 
 from linkspan.addresses import prefix
 from linkspan.allocator import _cool
-from linkspan.blocks import AddressRecord
 from linkspan.errors import NotFound, Unavailable
+from linkspan.records import AddressRecord
 from linkspan.store.memory import Memory
 
 network = functools.partial(replicas.network, backend="ipip")

@@ -19,12 +19,12 @@ from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.associations import Strongswan
 from linkspan.backends import CROSSING, backend
 from linkspan.backends.wireguard import asked
-from linkspan.blocks import BlockRecord
 from linkspan.controller.holding import holding
 from linkspan.errors import LinkspanError
 from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer
 from linkspan.peers import seen
 from linkspan.programs import Bird
+from linkspan.records import BlockRecord
 from linkspan.state import Address, NftElement, Route, State
 from linkspan.store.memory import Memory
 from linkspan.wireguard import AllowedIp, Tools

@@ -9,9 +9,10 @@ import pytest
 from replicas import Member, eventually, network, together
 
 from linkspan.addresses import prefix
-from linkspan.blocks import SHARED, candidates, own_address
+from linkspan.blocks import candidates, own_address
 from linkspan.errors import Conflict, Exhausted, Unavailable
 from linkspan.model import Offer
+from linkspan.records import SHARED
 from linkspan.store.memory import Memory
 
 

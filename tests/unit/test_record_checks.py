@@ -12,12 +12,11 @@ from replicas import Member, eventually, network, together
 
 from linkspan import readable
 from linkspan.addresses import derived_mac, mac_text, prefix
-from linkspan.blocks import SHARED, AddressRecord, BlockRecord
 from linkspan.errors import Conflict, Invalid
 from linkspan.grants import granted
 from linkspan.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
 from linkspan.networks import NetworkRequest
-from linkspan.records import ClusterSettings, Common
+from linkspan.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
 from linkspan.store.memory import Memory
 
 VXLAN = {"mac": mac_text(derived_mac("vtep", "h9", "demo")), "address": "192.0.2.9"}

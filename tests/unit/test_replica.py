@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from replicas import Member, Raced, eventually, network, together
 
-from linkspan.blocks import AddressRecord, BlockRecord, block_key
 from linkspan.contracts import Batch, Record
 from linkspan.errors import Conflict, Unavailable
 from linkspan.model import Host, Lease, Network, Reservation, Underlay
+from linkspan.records import AddressRecord, BlockRecord, block_key
 from linkspan.replica import Tombstone, remembered
 from linkspan.standing import doubled
 from linkspan.store.memory import Memory, MemoryStore
