@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from linkspan import __version__, beginning, controlled, locks, migration, namesakes, status
+from linkspan import __version__, beginning, controlled, locks, migration, namesakes
 from linkspan.allocator import Allocator
 from linkspan.alterations import follow_mtus, follow_pools, stranded
 from linkspan.ask import Ask, Question, Told, Well
@@ -78,7 +78,7 @@ class Agent:
         self._waiting = waiting
         self.started = time.time()
         self.happenings = Happenings(Path(config.state_dir) / EVENTS)
-        self.metrics = Metrics(lambda: status.gauges(self))
+        self.metrics = Metrics()
         self.handshakes: dict[str, float] = {}
         """Seconds since WireGuard's last handshake with each peer, as of the last look for the metrics."""
         self.worker = Worker()

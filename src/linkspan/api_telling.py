@@ -47,7 +47,7 @@ class Telling:
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
         await status.look(self._agent)
-        return web.Response(body=self._agent.metrics.text(), content_type="text/plain")
+        return web.Response(body=self._agent.metrics.text(status.gauges(self._agent)), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """A line of JSON each, of the ``last`` ones ``since`` a time; with ?follow the answer does not end."""

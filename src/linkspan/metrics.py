@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,14 +10,14 @@ from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
-Gauges = Callable[[], Iterable[tuple[str, str, str, dict[str, float]]]]
-"""Yields (name, help, label, value by the label's); a gauge without a label has the key ''."""
+Gauge = tuple[str, str, str, dict[str, float]]
+"""A gauge: its name, help, label, and values by the label's; one without a label has the key ''."""
 
 
 class Metrics:
-    """Counters kept here, and gauges read from the agent when they are asked for."""
+    """Counters of what happened; gauges are read when they are asked for, and come from whoever asks."""
 
-    def __init__(self, gauges: Gauges) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.operations = Counter(
             "linkspan_operations", "Attach and detach, by result", ["verb", "result"], registry=self._registry
@@ -38,27 +38,20 @@ class Metrics:
         self.speaker_restarts = Counter(
             "linkspan_bgp_speaker_restarts", "Starts of the BGP speaker after its first", registry=self._registry
         )
-        self._registry.register(_Gauges(gauges))
 
-    def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-class _Gauges(Collector):
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        for name, help_, label, values in self._gauges():
-            gauge = GaugeMetricFamily(name, help_, labels=[label] if label else [])
-            for one, value in values.items():
-                gauge.add_metric([one] if label else [], value)
-            yield gauge
+    def text(self, gauges: Iterable[Gauge]) -> bytes:
+        """Return the counters, and these gauges, in Prometheus' text format."""
+        return generate_latest(self._registry) + exposition(map(_table, gauges))
 
 
 Table = tuple[str, str, tuple[str, ...], dict[tuple[str, ...], float]]
 """A gauge with any number of labels: its name, help, the labels' names, and values by the labels'."""
+
+
+def _table(gauge: Gauge) -> Table:
+    name, help_, label, values = gauge
+    labels: tuple[str, ...] = (label,) if label else ()
+    return name, help_, labels, {(one,) * len(labels): value for one, value in values.items()}
 
 
 class _Tables(Collector):
