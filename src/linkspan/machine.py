@@ -58,6 +58,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def ipip_helper(table: Path) -> tuple[str, ...]:
+    """Return how to start the user-space IPIP endpoint, without its addresses.
+
+    An agent starts a helper again whose argv is another one. So this stays as it is, or an upgrade cuts every tunnel.
+    """
+    # By its file and isolated: it needs the standard library only, and starts in 20 ms whatever is installed.
+    program = Path(__file__).with_name("ipip_endpoint.py")
+    return sys.executable, "-IS", str(program), "--table", str(table)
+
+
 class Machine:
     """Everything below is used by one thread at a time; ``Worker`` is the way in."""
 
@@ -170,13 +180,7 @@ class Machine:
         )
         if self.tunnels.ipip().by == "kernel":
             return found
-        return msgspec.structs.replace(found, ipip_helper=self.ipip_helper())
-
-    def ipip_helper(self) -> tuple[str, ...]:
-        """Return how to start the user-space IPIP endpoint, without its addresses."""
-        # By its file and isolated: it needs the standard library only, and starts in 20 ms whatever is installed.
-        program = Path(__file__).with_name("ipip_endpoint.py")
-        return sys.executable, "-IS", str(program), "--table", str(self.tunnel_table.path)
+        return msgspec.structs.replace(found, ipip_helper=ipip_helper(self.tunnel_table.path))
 
     def _bird(self) -> Bird | None:
         """Return the BGP speaker's programs, and who listens at its port while it does not run itself."""

@@ -16,7 +16,7 @@ from traced_across import address, traced
 from linkspan.addresses import prefix
 from linkspan.contracts import Support
 from linkspan.errors import Conflict, KernelError
-from linkspan.machine import Machine
+from linkspan.machine import Machine, ipip_helper
 from linkspan.model import Facts
 from linkspan.programs import Process
 from linkspan.state import Ipip, LinkSysctl, Route, State, Sysctl
@@ -77,7 +77,7 @@ def test_what_others_have_made_is_named_and_left_alone(host: Machine) -> None:
 
 def by_helper(host: OverlayHost) -> None:
     """Let a host be as on a kernel without ipip."""
-    host.facts = Facts(ipip_helper=host.machine.ipip_helper())
+    host.facts = Facts(ipip_helper=ipip_helper(host.machine.tunnel_table.path))
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_a_host_whose_kernel_loses_and_gains_ipip_changes_over(trio: Cluster, tm
         with trio.world.entered(host.name):
             host.machine.processes.close()
             host.machine = Machine(host.folder)
-        host.facts = Facts(ipip_helper=host.machine.ipip_helper() if helped else ())
+        host.facts = Facts(ipip_helper=ipip_helper(host.machine.tunnel_table.path) if helped else ())
         with trio.world.entered(host.name):
             desired = host.machine.reconciler.desired
             host.machine.namespaces.register(trio.world.inode("c3"), trio.world.path("c3"))

@@ -1,0 +1,18 @@
+"""How the user-space IPIP endpoint is started: an upgrade must not start it again where it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import linkspan
+from linkspan.kernel.tunnel_table import TABLE
+from linkspan.machine import ipip_helper
+
+
+def test_the_ipip_helper_is_started_as_by_every_release_before() -> None:
+    """The program and its table are the same files, whatever else moves: another argv would be another process."""
+    program = Path(linkspan.__file__).with_name("ipip_endpoint.py")
+    assert program.is_file()
+    assert TABLE == "ipip/table"
+    assert ipip_helper(Path("/state", TABLE)) == (sys.executable, "-IS", str(program), "--table", "/state/ipip/table")
