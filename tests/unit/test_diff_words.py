@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from linkspan.cli import telling
+from linkspan.cli import plan
 from linkspan.cli.output import Format
 
 LINK = {"kind": "Link", "key": "ls-demo", "what": "added", "inside": ""}
@@ -34,9 +34,9 @@ def test_what_is_inside_containers_is_told_apart(
 ) -> None:
     """With the container's name, and that linkspan does not put it back; the exit code is 3 for either."""
     found: dict[str, Any] = {"put": put, "delete": []}
-    monkeypatch.setattr(telling.Client, "call", lambda *_words: found)
+    monkeypatch.setattr(plan.Client, "call", lambda *_words: found)
     with pytest.raises(typer.Exit) as ended:
-        telling.diff(Format.TABLE, "/run/no.sock")
+        plan.diff(Format.TABLE, "/run/no.sock")
     assert ended.value.exit_code == 3
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]

@@ -8,7 +8,7 @@ import pytest
 
 from linkspan import status
 from linkspan.api_waiting import WAITING
-from linkspan.cli import telling
+from linkspan.cli.status import _show_status
 
 WELL: dict[str, Any] = {
     "store": {"ok": True},
@@ -61,7 +61,7 @@ def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys
     store = {"url": "sqlite:///d", "ok": True, "problem": ""}
     lists: dict[str, Any] = {name: [] for name in ("networks", "disputes", "unreachable", "heals")}
     found = {"agent": agent, "store": store, "drift": ["a: busy"], "bgp": {"down": []}, **lists}
-    telling._show_status(found)
+    _show_status(found)
     lines = capsys.readouterr().out.splitlines()
     (at,) = (n for n, line in enumerate(lines) if line.startswith("drift "))
     assert lines[at].split() == ["drift", "1", "problem"]
@@ -71,7 +71,7 @@ def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys
 def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
     """With their ids, and what to do."""
     shared = [{"name": "node", "ids": ["cafe", "f00d"]}]
-    telling._show_status(WELL | SHOWN | {"namesakes": shared})
+    _show_status(WELL | SHOWN | {"namesakes": shared})
     said = " ".join(capsys.readouterr().out.split())
     assert "2 hosts have the name node: ids cafe, f00d; name them by their ids" in said
     assert status._well(WELL | {"namesakes": shared}, "node")
@@ -79,7 +79,7 @@ def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFix
 
 def test_an_agent_without_records_says_that_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
     """Not that there is no network, and no drift: it does not know."""
-    telling._show_status(WELL | SHOWN | {"waiting": WAITING})
+    _show_status(WELL | SHOWN | {"waiting": WAITING})
     said = capsys.readouterr().out
     assert WAITING in " ".join(said.split())
     assert "no network is known yet" in said

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from linkspan.cli import looking
+from linkspan.cli import trace
 from linkspan.cli.output import Format
 from linkspan.errors import Invalid
 
@@ -36,10 +36,10 @@ def test_a_way_of_which_nobody_tells_is_not_called_broken(
 ) -> None:
     """The data path needs neither agents nor a controller, so their silence is no answer; the exit code is 3."""
     found = found | {"reachable": False, "hops": [_hop("left")], "reply_hops": []}
-    monkeypatch.setattr(looking.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(looking.Client, "call", lambda *words: found)
+    monkeypatch.setattr(trace.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(trace.Client, "call", lambda *words: found)
     with pytest.raises(typer.Exit) as ended:
-        looking.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
+        trace.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert ended.value.exit_code == 3
     assert capsys.readouterr().out.endswith(said)
 
@@ -67,10 +67,10 @@ def test_where_the_walk_does_not_tell_root_sends_a_packet(
         methods.append(method)
         return UNKNOWN if method == "GET" else PROVED
 
-    monkeypatch.setattr(looking.os, "geteuid", lambda: user)
-    monkeypatch.setattr(looking.Client, "call", call)
+    monkeypatch.setattr(trace.os, "geteuid", lambda: user)
+    monkeypatch.setattr(trace.Client, "call", call)
     with contextlib.suppress(typer.Exit):
-        looking.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
+        trace.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert methods == asked
     assert capsys.readouterr().out.endswith(said)
 
@@ -85,8 +85,8 @@ def test_a_walk_that_no_packet_can_decide_stays_unknown(
             raise Invalid("192.0.2.2 is not on this host")
         return UNKNOWN
 
-    monkeypatch.setattr(looking.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(looking.Client, "call", call)
+    monkeypatch.setattr(trace.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(trace.Client, "call", call)
     with pytest.raises(typer.Exit):
-        looking.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
+        trace.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert "not known whether it is reachable" in capsys.readouterr().out

@@ -17,13 +17,15 @@ from linkspan.cli import (
     cluster,
     controller,
     demo,
+    doctor,
     endpoint,
     host,
     install,
     lab,
-    looking,
     network,
-    telling,
+    plan,
+    status,
+    trace,
     usage,
 )
 from linkspan.cli.client import Client
@@ -55,13 +57,13 @@ for command in (
     agent.agent,
     endpoint.attach,
     endpoint.detach,
-    telling.status,
-    telling.events,
-    telling.plan,
-    telling.diff,
-    telling.version,
-    looking.trace,
-    looking.doctor,
+    status.status,
+    status.events,
+    plan.plan,
+    plan.diff,
+    status.version,
+    trace.trace,
+    doctor.doctor,
     install.uninstall,
     demo.demo,
 ):
@@ -70,7 +72,7 @@ for command in (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        telling.version()
+        status.version()
         raise typer.Exit
 
 

@@ -1,4 +1,4 @@
-"""`linkspan trace` and `doctor`."""
+"""`linkspan trace`: a packet's way, hop by hop."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-import msgspec
 import typer
 
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
-from linkspan.errors import Invalid, Unavailable
+from linkspan.errors import Invalid
 
 _WHO = "A container's name (or one that DNS answers) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
@@ -85,39 +84,3 @@ def _show_way(way: str, hops: list[dict[str, Any]], live: bool, across: bool) ->
     columns = [way, *(["host"] if across else []), "in", "device", "action"]
     columns += [*(["packet"] if live else []), *(["mtu"] if across else []), "detail", "headers"]
     table(columns, rows, f"{way}: no hop")
-
-
-def doctor(
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Let all hosts probe the underlay to each other: 5 s, root only.")
-    ] = False,
-    output: Output = Format.TABLE,
-    socket: Socket = DEFAULT_SOCKET,
-) -> None:
-    """Check this machine and its runtimes, each with cause and fix; exit 3 where a check fails."""
-    client = Client(socket)
-    try:
-        checks = client.call("GET", "/v1/doctor")
-        if peers:
-            with step("all hosts probe the underlay to each other"):
-                checks += client.call("POST", "/v1/doctor/peers")
-    except Unavailable as error:
-        checks = [{"check": "agent", "status": "fail", "detail": error.message, "fix": error.hint}]
-        if not os.geteuid():  # the kernel tells others too little
-            checks += _without_agent()
-    if output is Format.JSON:
-        as_json(checks)
-    else:
-        rows = [(c["status"], c["check"], c["detail"], c["fix"] or "-") for c in checks]
-        table(("status", "check", "detail", "fix"), rows, "no check")
-    if any(check["status"] == "fail" for check in checks):
-        raise typer.Exit(NOT_WELL)
-
-
-def _without_agent() -> list[dict[str, str]]:
-    """Return the machine's checks, made here."""
-    from linkspan.kernel.namespaces import Namespaces
-    from linkspan.tell import doctor as machine  # asks the kernel by libraries that only this needs
-    from linkspan.tell.checks import Surroundings
-
-    return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings())))

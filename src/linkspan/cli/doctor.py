@@ -1,0 +1,51 @@
+"""`linkspan doctor`: what is in the way on this machine, or between hosts."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import msgspec
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
+from linkspan.errors import Unavailable
+
+
+def doctor(
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Let all hosts probe the underlay to each other: 5 s, root only.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Check this machine and its runtimes, each with cause and fix; exit 3 where a check fails."""
+    client = Client(socket)
+    try:
+        checks = client.call("GET", "/v1/doctor")
+        if peers:
+            with step("all hosts probe the underlay to each other"):
+                checks += client.call("POST", "/v1/doctor/peers")
+    except Unavailable as error:
+        checks = [{"check": "agent", "status": "fail", "detail": error.message, "fix": error.hint}]
+        if not os.geteuid():  # the kernel tells others too little
+            checks += _without_agent()
+    if output is Format.JSON:
+        as_json(checks)
+    else:
+        rows = [(c["status"], c["check"], c["detail"], c["fix"] or "-") for c in checks]
+        table(("status", "check", "detail", "fix"), rows, "no check")
+    if any(check["status"] == "fail" for check in checks):
+        raise typer.Exit(NOT_WELL)
+
+
+def _without_agent() -> list[dict[str, str]]:
+    """Return the machine's checks, made here."""
+    # Imported here, because they ask the kernel by libraries that no other command needs.
+    from linkspan.kernel.namespaces import Namespaces
+    from linkspan.tell import doctor as machine
+    from linkspan.tell.checks import Surroundings
+
+    return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings())))

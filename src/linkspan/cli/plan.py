@@ -1,0 +1,86 @@
+"""`linkspan plan` and `diff`: what this host should have, and what of it is otherwise."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, table
+
+
+class PlanFormat(enum.StrEnum):
+    """The value of plan's --output."""
+
+    COMMANDS = "commands"
+    TABLE = "table"
+    JSON = "json"
+
+
+def plan(
+    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    output: Annotated[
+        PlanFormat,
+        typer.Option("--output", "-o", metavar="commands|table|json", help="Commands to type, a table, or JSON."),
+    ] = PlanFormat.COMMANDS,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show every object that this host should have, as the command that makes it, with its reason."""
+    lines = Client(socket).call("GET", f"/v1/plan?network={quote(network)}")
+    if output is PlanFormat.JSON:
+        as_json(lines)
+    elif output is PlanFormat.TABLE:
+        rows = [
+            (line["kind"], line["key"], "yes" if line["present"] else "no", line["why"]) for line in lines
+        ]
+        table(("kind", "key", "present", "why"), rows, "nothing: there is no network")
+    else:
+        reason = ""
+        for line in lines:
+            if line["why"] != reason:
+                reason = line["why"]
+                print(f"# {reason}")
+            print(line["command"])
+
+
+_NOT_MENDED = (
+    "inside a container linkspan puts nothing back, because what a container does there is its own: restart the "
+    "container, detach and attach it, or type what `linkspan plan` shows; an agent that starts puts what is missing"
+)
+_FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
+"""What an object is now, by what mending would call the change."""
+
+
+def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show what differs between should and is, on the host and inside containers; exit 3 where anything does.
+
+    linkspan puts back what differs on the host. Inside a container it puts nothing back, and `status` does not look.
+    """
+    found = Client(socket).call("GET", "/v1/diff")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        _show_differences(found)
+    if found["put"] or found["delete"]:
+        raise typer.Exit(NOT_WELL)
+
+
+def _show_differences(found: dict[str, Any]) -> None:
+    every = [
+        (item.get("inside", ""), action, item["kind"], item["key"], _FOUND[item["what"]])  # an older agent does not say
+        for action in ("put", "delete")
+        for item in found[action]
+    ]
+    inside = sorted((row for row in every if row[0]), key=lambda row: row[0])
+    on_host = [row[1:] for row in every if not row[0]]
+    if on_host or not inside:
+        table(("to do", "kind", "key", "it is"), on_host, "no difference: all is as it should be")
+    if on_host and inside:
+        print()
+    if inside:
+        table(("inside", "to do", "kind", "key", "it is"), inside, "")
+        print(_NOT_MENDED)
