@@ -16,6 +16,10 @@ POOLS = {"demo": ("10.201.0.0/16", "fd00:201::/64"), "other": ("10.202.0.0/16", 
 INTERNAL = ("10.203.0.0/16", "fd00:203::/64")
 UPLINK = {4: "198.51.100.1", 6: "2001:db8::1"}
 OUTSIDE = {4: "198.51.100.2", 6: "2001:db8::2"}
+SECOND = {4: ("203.0.113.1", "203.0.113.2", 24), 6: ("2001:db8:2::1", "2001:db8:2::2", 64)}
+SETTINGS = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+
+Addresses = dict[int, tuple[str, str, int]]
 
 
 def options(mode: str) -> dict[str, str]:
@@ -92,3 +96,19 @@ def staged(mode: str, *, started: bool = True) -> Iterator[Stage]:
             stage.host.close()
     finally:
         world.remove()
+
+
+def cable(host: Host, device: str, addresses: Addresses, master: str = "") -> str:
+    """Join one more namespace to the host by a pair, whose end on the host (or its bridge) has the first addresses."""
+    there = host.world.namespace()
+    port = f"v-{device}" if master else device
+    words = f"link add {port} netns {host.netns} type veth peer name eth0 netns {there}"
+    run("ip", *words.split())
+    run("ip", "link", "set", port, "up", *(("master", master) if master else ()), netns=host.netns)
+    run("ip", "link", "set", "eth0", "up", netns=there)
+    for here, other, length in addresses.values():
+        nodad = ("nodad",) if ":" in here else ()
+        run("ip", "addr", "replace", f"{here}/{length}", "dev", device, *nodad, netns=host.netns)
+        run("ip", "addr", "add", f"{other}/{length}", "dev", "eth0", *nodad, netns=there)
+        run("ip", "route", "add", "default", "via", here, netns=there)
+    return there

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from agent_host import Host, World, links, pings, run, until
-from test_lost_journal import forget_records, missing
+from damage import forget_records, missing
 
 from linkspan.runtimes.docker import delivered
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, first_ip, pings, run, until
-from test_recovery import clean, ids, refused
+from agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
+from damage import endpoints, forget_records, inside, missing, published
 
 from linkspan.errors import Conflict
 
@@ -30,12 +30,6 @@ LABELS = {"linkspan.io/dns-aliases": "db", "tier": "back"}
 def journal(host: Host) -> Path:
     """Return the journal's file."""
     return host.state_dir / "journal.db"
-
-
-def missing(host: Host) -> None:
-    """Take the journal away with all that SQLite has beside it."""
-    for file in host.state_dir.glob("journal.db*"):
-        file.unlink()
 
 
 def moved_away(host: Host) -> None:
@@ -61,52 +55,9 @@ def emptied(host: Host) -> None:
 LOSSES = [missing, moved_away, emptied]
 
 
-def inside(netns: str) -> dict[str, Any]:
-    """Return what a container has: links by their index, addresses, routes, rules, and limits.
-
-    Link-local addresses are left out: the kernel makes them, and takes a second or two to find that nobody has them.
-    """
-    links = json.loads(run("ip", "-j", "addr", netns=netns))
-    addresses = [f"{a['local']}/{a['prefixlen']}" for one in links for a in one["addr_info"] if a["scope"] != "link"]
-    routes = [run("ip", family, "route", "show", "table", "all", netns=netns).splitlines() for family in ("-4", "-6")]
-    return {
-        "links": [(one["ifindex"], one["ifname"], one["address"], one["mtu"]) for one in links],
-        "addresses": sorted(addresses),
-        "routes": [sorted(line for line in found if not line.startswith("local fe80:")) for found in routes],
-        "rules": [run("ip", family, "rule", netns=netns) for family in ("-4", "-6")],
-        "limits": run("tc", "qdisc", "show", netns=netns),
-    }
-
-
-def endpoints(host: Host) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the host's endpoints by id and interface."""
-    return {(e["id"], e["ifname"]): e for e in host.client.call("GET", "/v1/endpoints")}
-
-
 def outline(host: Host) -> str:
     """Return our rules and their elements, and the links' queueing disciplines."""
     return "".join(sorted(run("nft", "list", "ruleset", netns=host.netns).splitlines(keepends=True)))
-
-
-def published(host: Host, count: int) -> None:
-    """Wait until the store has this number of records of endpoints."""
-
-    def there() -> int:
-        with sqlite3.connect(host.state_dir / "store" / "store.db") as database:
-            row = database.execute(
-                "SELECT count(*) FROM entries WHERE key LIKE 'endpoints/%' AND value IS NOT NULL"
-            ).fetchone()
-        database.close()
-        return int(row[0])
-
-    until(lambda: there() == count, f"{count} records of endpoints")
-
-
-def forget_records(host: Host) -> None:
-    """Take the records of endpoints out of the store."""
-    with sqlite3.connect(host.state_dir / "store" / "store.db") as database:
-        database.execute("DELETE FROM entries WHERE key LIKE 'endpoints/%'")
-    database.close()
 
 
 def told(host: Host) -> list[str]:

@@ -7,11 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from agent_host import Host, World, pings, run
-from stage import OUTSIDE
-from test_others_forwarding import SECOND, SETTINGS, cable
-from test_recovery import clean, refused
-from test_start_hints import follow_move
+from agent_host import Host, World, clean, pings, refused, run
+from damage import follow_move
+from stage import OUTSIDE, SECOND, SETTINGS, cable
 from traffic import echoes
 
 

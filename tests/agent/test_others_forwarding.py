@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from agent_host import Host, World, pings, run, until
-from stage import OUTSIDE, UPLINK
+from stage import OUTSIDE, SECOND, SETTINGS, UPLINK, cable
 from traffic import echoes
 
 THEIRS = {4: ("10.77.0.1", "10.77.0.2", 24), 6: ("fd00:77::1", "fd00:77::2", 64)}
-SECOND = {4: ("203.0.113.1", "203.0.113.2", 24), 6: ("2001:db8:2::1", "2001:db8:2::2", 64)}
-SETTINGS = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-
-Addresses = dict[int, tuple[str, str, int]]
 
 
 @pytest.fixture
@@ -27,22 +23,6 @@ def host(world: World) -> Iterator[Host]:
         yield found
     finally:
         found.close()
-
-
-def cable(host: Host, device: str, addresses: Addresses, master: str = "") -> str:
-    """Join one more namespace to the host by a pair, whose end on the host (or its bridge) has the first addresses."""
-    there = host.world.namespace()
-    port = f"v-{device}" if master else device
-    words = f"link add {port} netns {host.netns} type veth peer name eth0 netns {there}"
-    run("ip", *words.split())
-    run("ip", "link", "set", port, "up", *(("master", master) if master else ()), netns=host.netns)
-    run("ip", "link", "set", "eth0", "up", netns=there)
-    for here, other, length in addresses.values():
-        nodad = ("nodad",) if ":" in here else ()
-        run("ip", "addr", "replace", f"{here}/{length}", "dev", device, *nodad, netns=host.netns)
-        run("ip", "addr", "add", f"{other}/{length}", "dev", "eth0", *nodad, netns=there)
-        run("ip", "route", "add", "default", "via", here, netns=there)
-    return there
 
 
 def bridge(host: Host, name: str) -> str:

@@ -13,39 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import PATIENCE, Host, World, first_ip, pings, run, until
+from agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
 
 from linkspan.errors import Unavailable
-
-
-def refused(host: Host, *words: str, inside: tuple[str, ...] = ()) -> str:
-    """Start an agent that must not come up, and return the line that it says; ``inside`` leads to a mount namespace."""
-    given = ("--config", str(host.config), "--state-dir", str(host.state_dir), "--socket", str(host.socket))
-    entered = (*inside, "nsenter", f"--net=/run/netns/{host.netns}")
-    done = subprocess.run(
-        [*entered, sys.executable, "-m", "linkspan.cli.main", "agent", *given, *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 1, done
-    assert done.stdout == ""
-    said = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert len(said) == 1, done.stderr
-    assert said[0].startswith("linkspan: ")
-    return said[0]
-
-
-def ids(host: Host) -> set[str]:
-    """Return the ids of what is attached."""
-    return {e["id"] for e in host.client.call("GET", "/v1/endpoints")}
-
-
-def clean(host: Host) -> None:
-    """Nothing leaks and nothing differs."""
-    assert host.check() == {"ok": True, "leaked": [], "duplicate": [], "orphaned": []}
-    assert host.differences() == []
 
 
 @pytest.fixture

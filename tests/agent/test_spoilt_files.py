@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World, pings, run, until
-from test_lost_journal import endpoints, inside, published
-from test_recovery import clean, refused
-from test_start_hints import begin_with_two, follow_move, rewritten
+from agent_host import Host, World, clean, pings, refused, run, until
+from damage import begin_with_two, endpoints, follow_move, inside, published, rewritten
 
 GARBAGE = bytes(range(256)) * 4
 TRIES = 3

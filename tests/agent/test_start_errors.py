@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World, pings, run, until
-from test_lost_journal import inside, published
-from test_recovery import clean, refused
-from test_start_hints import rewritten
+from agent_host import Host, World, clean, pings, refused, run, until
+from damage import inside, published, rewritten
 
 from certificates import Authority
 

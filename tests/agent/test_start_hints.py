@@ -5,27 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, first_ip, pings, run
-from test_lost_journal import endpoints, inside, published
-from test_recovery import clean, refused
-
-
-def begin_with_two(host: Host) -> None:
-    """Start a host's agent, with a bridged and a routed container."""
-    host.outside()
-    host.start()
-    host.network("demo", "10.201.0.0/24", "fd00:201::/64")
-    host.network("far", "10.202.0.0/24", options={"mode": "routed"})
-    host.names = [host.world.namespace(), host.world.namespace()]
-    host.attach(host.names[0], ports=[{"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}])
-    host.attach(host.names[1], "far")
-    published(host, 2)
+from agent_host import Host, World, clean, first_ip, pings, refused, run
+from damage import begin_with_two, endpoints, follow_move, inside, rewritten
 
 
 @pytest.fixture
@@ -38,24 +24,6 @@ def used(world: World) -> Any:
         yield host
     finally:
         host.close()
-
-
-def rewritten(file: Path, *statements: str) -> None:
-    """Change a file of SQLite's from outside."""
-    with sqlite3.connect(file) as database:
-        for statement in statements:
-            database.execute(statement)
-    database.close()
-
-
-def follow_move(said: str) -> None:
-    """Move away what the hint says, by the command or by the path in it."""
-    if command := re.search(r"\((mv [^)]+)\)", said):
-        run(*command[1].split())
-        return
-    path = re.search(r"[Mm]ove (/\S+) away", said)
-    assert path is not None, said
-    run("mv", path[1], f"{path[1]}.bad")
 
 
 def unreadable_row(host: Host) -> str:

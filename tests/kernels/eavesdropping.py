@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from forgery import Listener, datagram
 from hearing import PORT
 from overlay import Cluster
-from test_forged import Listener, datagram
 from traced_across import address
 
 from linkspan.addresses import prefix

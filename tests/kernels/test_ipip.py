@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forgery import Listener, datagram, send
 from machine_fixtures import host, machine, run, succeeds, until
 from overlay import MTU, Cluster, OverlayHost, network
-from test_forged import Listener, datagram, send
 from traced_across import address, traced
 
 from linkspan.addresses import prefix

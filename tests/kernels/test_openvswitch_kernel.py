@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from eavesdropping import Wire
+from forgery import Listener, datagram
 from kernel_switch import KernelSwitch, macs, programmed
 from machine_fixtures import run, until
 from overlay import MTU, Cluster, network
-from test_forged import Listener, datagram
 from traced_across import address
 
 from linkspan.addresses import mac, prefix

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from eavesdropping import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
+from forgery import Listener
 from machine_fixtures import host, machine, run, until
 from overlay import MTU, Cluster, OverlayHost, network
-from test_forged import Listener
 from traced_across import address
 
 from linkspan.addresses import prefix

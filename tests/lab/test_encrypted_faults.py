@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from capturing import Echoes
+from ipsec_runs import IpsecRun
 from lab_runs import until
-from test_ipsec import IpsecRun
 
 from linkspan.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum

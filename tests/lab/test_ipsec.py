@@ -9,56 +9,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from authority import Authority
 from capturing import Capture, Echoes
+from ipsec_runs import IpsecRun
 from lab_runs import until
 from migrating import HOSTS, Flows
-from test_wireguard import SecretRun
 
 from linkspan.kernel import ike
 from linkspan.lab import sockets
 
 MTU = 1400
 NAT = 4500
-
-
-class IpsecRun(SecretRun):
-    """A lab whose hosts encrypt by IPsec."""
-
-    def asks(self, host: str) -> Any:
-        """Return the way to a host's daemon."""
-        return ike.session(self.folder / host / "state/ipsec/charon.vici")
-
-    def spis(self, host: str) -> set[str]:
-        """Return the SPIs by which a host receives."""
-        with self.asks(host) as asked:
-            return {child.spi_in for one in ike.associations(asked) for child in one.children if child.installed}
-
-    def set(self, host: str, **settings: str) -> None:
-        """Change a host's settings of IPsec."""
-        wish = {f"ipsec.{word.replace('_', '-')}": value for word, value in settings.items()}
-        self.call("h1", "PATCH", f"/v1/hosts/{host}", wish)
-
-    def cut_off(self, source: str, target: str) -> None:
-        """Wait until a container does not reach another."""
-        until(lambda: self.silent(source, self.address(target)), f"{source} does not reach {target}")
-
-    def reaches(self, source: str, target: str) -> None:
-        """Wait until a container reaches another."""
-        until(lambda: not self.silent(source, self.address(target)), f"{source} reaches {target}", 40)
-
-    def peers_tell(self, reason: str) -> None:
-        """Wait until a peer of h3 has a reason in its status."""
-        until(lambda: reason in self.not_well("h1") + self.not_well("h2"), reason, 40)
-
-    def well(self) -> None:
-        """Wait until no host misses anything."""
-        for host in HOSTS:
-            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is well", 40)  # type: ignore[misc]
-        self.clean()
 
 
 @pytest.fixture(scope="module")

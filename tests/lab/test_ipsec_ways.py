@@ -6,9 +6,9 @@ import time
 from functools import partial
 
 import pytest
+from ipsec_runs import IpsecRun
 from lab_runs import until
 from migrating import HOSTS
-from test_ipsec import IpsecRun
 
 from linkspan.errors import LinkspanError
 

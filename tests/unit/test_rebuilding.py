@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from one_host import NETNS, endpoint, network
 from replicas import Member
-from test_reconstruction import NETNS, endpoint, network
 
 from linkspan.attach import Attacher
 from linkspan.backends import backend

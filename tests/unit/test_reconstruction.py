@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 import pytest
+from one_host import NETNS, endpoint, network
 
 from linkspan import reconstruction
 from linkspan.addresses import mac, prefix
 from linkspan.backends import backend
 from linkspan.endpoints import described, tuned
-from linkspan.ipam import gateway
 from linkspan.model import AttachRequest, Bandwidth, Endpoint, Network, Port
 from linkspan.multihoming import container_states
 from linkspan.state import HOST, State
-
-NETNS = 4026532000
-
-
-def network(name: str, *pools: str, routed: bool) -> Network:
-    """Return a network of one host."""
-    return Network(
-        name=name,
-        pools=pools,
-        subnet_len={str(prefix(pool).family): prefix(pool).length for pool in pools},
-        backend="bridge",
-        options={"mode": "routed"} if routed else {},
-        gateways=tuple(str(gateway(prefix(pool), routed)) for pool in pools),
-    )
-
-
-def endpoint(of: Network, *addresses: str, id_: str = "c1", ports: Iterable[Port] = (), **more: str) -> Endpoint:
-    """Return an endpoint as an attach describes it."""
-    request = AttachRequest(id=id_, network=of.name, ifname="eth0", ports=tuple(ports), **more)
-    return described(request, of, [prefix(a) for a in addresses], NETNS, "/run/netns/c1", 7, "h1")
 
 
 def on_host(of: Network, *endpoints: Endpoint) -> list[State]:
