@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "linkspan"
 LAYERS = {
     "nouns": (
         "addresses associations bgp contracts errors escapes flows ipsec lasting model needs process programs "
-        "remedies state wireguard"
+        "remedies state store_url wireguard"
     ),
     "kernel": "kernel",
     "logic": (

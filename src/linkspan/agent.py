@@ -57,7 +57,8 @@ from linkspan.runtimes.docker import Docker
 from linkspan.silence import Silence
 from linkspan.speakers import learning
 from linkspan.state import Key
-from linkspan.store.opening import open_store, own_cluster, told
+from linkspan.store.opening import open_store, own_cluster
+from linkspan.store_url import told
 from linkspan.survey import Survey
 from linkspan.tell.probing import Probe
 from linkspan.tracer import Tracer

@@ -16,7 +16,7 @@ from linkspan.errors import Invalid, of_validation
 from linkspan.ipam import COOLDOWN
 from linkspan.model import CAN_REACH, checked_name
 from linkspan.remedies import reason, remedy
-from linkspan.store.opening import check_url
+from linkspan.store_url import check_url
 
 T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]

@@ -34,7 +34,7 @@ from linkspan.runtimes.docker_networks import remove_exposed, users_own
 from linkspan.runtimes.exposed import podman_id
 from linkspan.runtimes.systemd import DOCKER_PLUGIN
 from linkspan.state import NftElement, Route, State, Veth
-from linkspan.store.etcd_url import parse
+from linkspan.store_url import etcd_parts
 
 PATIENCE = 15.0
 """Seconds that an agent has to end in order; it waits for requests under way for 5."""
@@ -247,7 +247,7 @@ def _own_files(config: Config) -> list[str]:
     found = set(folder.rglob("*")) if folder.is_dir() else set()
     if config.store.startswith("etcd://"):
         with contextlib.suppress(LinkspanError):
-            url = parse(config.store)
+            url = etcd_parts(config.store)
             found |= {Path(name) for name in (url.ca, url.cert, url.key, url.password_file) if name}
     files = sorted(str(path) for path in found if path.is_file())
     return [f"{file}: a file of yours; remove it if nobody needs it: rm {file}" for file in files]

@@ -14,10 +14,10 @@ from etcd_members import Members
 
 from linkspan.errors import Invalid, Unavailable
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_url import parse
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.opening import open_store, own_cluster
 from linkspan.store.sqlite import SqliteStore
+from linkspan.store_url import etcd_parts
 
 
 async def test_a_url_opens_its_store(tmp_path: Path) -> None:
@@ -35,12 +35,12 @@ async def test_a_url_opens_its_store(tmp_path: Path) -> None:
 
 def test_an_etcd_url_has_its_parts() -> None:
     """Several endpoints, etcd's port and our prefix where none is given, files, and the user."""
-    url = parse("etcd://h1,h2:1234,[2001:db8::1],[2001:db8::2]:1?ca=/a&cert=/b&key=/c&user=me&password-file=/d%20e")
+    url = etcd_parts("etcd://h1,h2:1234,[2001:db8::1],[2001:db8::2]:1?ca=/a&cert=/b&key=/c&user=me&password-file=/d%20e")
     assert url.endpoints == ("h1:2379", "h2:1234", "[2001:db8::1]:2379", "[2001:db8::2]:1")
     assert (url.prefix, url.tls) == ("/linkspan/", True)
     assert (url.ca, url.cert, url.key, url.user, url.password_file) == ("/a", "/b", "/c", "me", "/d e")
-    assert parse("etcd://h1/a/b/").prefix == "/a/b/"
-    assert not parse("etcd://h1/a").tls
+    assert etcd_parts("etcd://h1/a/b/").prefix == "/a/b/"
+    assert not etcd_parts("etcd://h1/a").tls
 
 
 @pytest.mark.parametrize(

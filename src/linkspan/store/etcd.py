@@ -23,7 +23,6 @@ from linkspan.contracts import JOIN, Batch, Record
 from linkspan.errors import NotFound, Unavailable
 from linkspan.lasting import woken
 from linkspan.store.etcd_gateway import Gateway, Lines, Refused
-from linkspan.store.etcd_url import parse
 from linkspan.store.etcd_wire import (
     Event,
     Grant,
@@ -44,6 +43,7 @@ from linkspan.store.etcd_wire import (
 )
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
+from linkspan.store_url import etcd_parts
 
 Records = list[Record]  # inside the class, `list` is a method
 
@@ -78,7 +78,7 @@ class EtcdStore:
 
         Raises Invalid for a URL that is not understood.
         """
-        self.url = parse(url)
+        self.url = etcd_parts(url)
         self.cluster = cluster
         """Empty until etcd has answered once, where it was not given."""
         self._gateway = Gateway(self.url)

@@ -1,4 +1,4 @@
-"""Which store a URL means."""
+"""Open the store that a URL means, or look into the one that a host has alone."""
 
 from __future__ import annotations
 
@@ -7,30 +7,11 @@ import sqlite3
 from pathlib import Path
 
 from linkspan.contracts import Store
-from linkspan.errors import Invalid
-from linkspan.store.etcd_url import parse
 from linkspan.store.sqlite import FILE, SqliteStore
+from linkspan.store_url import check_url, sqlite_folder
 
 OWN = "store"
 """The folder in the state folder with the store of a host that is alone."""
-
-
-def check_url(url: str) -> None:
-    """Raise Invalid for a URL of a store that is not understood; an empty one is the store in the state folder."""
-    if url.startswith("sqlite://"):
-        sqlite_folder(url)
-    elif url.startswith("etcd://"):
-        parse(url)
-    elif url:
-        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
-
-
-def told(url: str) -> str:
-    """Return a store's URL for people: without who asks it, and with its prefix, which need not be written."""
-    if not url.startswith("etcd://"):
-        return url
-    found = parse(url)
-    return f"etcd://{','.join(found.endpoints)}{found.prefix.rstrip('/')}"
 
 
 def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
@@ -69,11 +50,3 @@ def _own(state_dir: Path, question: str) -> list[str]:
             return [str(row[0]) for row in database.execute(question)]
     except sqlite3.Error:  # whoever opens it to use it says what is wrong with it
         return []
-
-
-def sqlite_folder(url: str) -> Path:
-    """Return the folder of a SQLite URL. Raises Invalid."""
-    folder = url.removeprefix("sqlite://")
-    if not folder.startswith("/") or "?" in folder:
-        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder, with three slashes")
-    return Path(folder)

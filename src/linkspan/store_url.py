@@ -1,7 +1,13 @@
-"""etcd://HOST:PORT,.../PREFIX?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE, parsed once."""
+"""The URL of a store, parsed once: '' (a host's own store), sqlite:///FOLDER, or that of an etcd.
+
+    etcd://HOST:PORT,.../PREFIX?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE
+
+It is a setting: a start whose URL is not understood is refused before anything is opened.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -35,8 +41,34 @@ class EtcdUrl(msgspec.Struct, frozen=True):
         return f"{'https' if self.tls else 'http'}://{endpoint}"
 
 
-def parse(url: str) -> EtcdUrl:
-    """Return the URL's parts. Raises Invalid, naming what is wrong."""
+def check_url(url: str) -> None:
+    """Raise Invalid for a URL of a store that is not understood; an empty one is the store in the state folder."""
+    if url.startswith("sqlite://"):
+        sqlite_folder(url)
+    elif url.startswith("etcd://"):
+        etcd_parts(url)
+    elif url:
+        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder or etcd://HOST:2379,.../prefix")
+
+
+def told(url: str) -> str:
+    """Return a store's URL for people: without who asks it, and with its prefix, which need not be written."""
+    if not url.startswith("etcd://"):
+        return url
+    found = etcd_parts(url)
+    return f"etcd://{','.join(found.endpoints)}{found.prefix.rstrip('/')}"
+
+
+def sqlite_folder(url: str) -> Path:
+    """Return the folder of a SQLite URL. Raises Invalid."""
+    folder = url.removeprefix("sqlite://")
+    if not folder.startswith("/") or "?" in folder:
+        raise Invalid(f"store {url!r} is not understood", "write sqlite:///abs/folder, with three slashes")
+    return Path(folder)
+
+
+def etcd_parts(url: str) -> EtcdUrl:
+    """Return the parts of an etcd URL. Raises Invalid, naming what is wrong."""
     rest, _, fragment = url.removeprefix("etcd://").partition("#")
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
