@@ -20,8 +20,8 @@ LAYERS = {
     ),
     "kernel": "kernel",
     "logic": (
-        "backends database desired fabric fights firewall ipam migration multihoming names namesakes ports reconcile "
-        "sealed steering"
+        "backends database desired dns_names fabric fights firewall ipam migration multihoming names namesakes ports "
+        "reconcile sealed steering"
     ),
     "store": "store",
     "tell": "tell",

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from linkspan import names
+from linkspan import dns_names, names
 from linkspan.addresses import Prefix, prefix
 from linkspan.config import Config
 from linkspan.desired import Source
@@ -388,7 +388,7 @@ class Naming:
         return {zones: pid for zones, pid in found.items() if pid}
 
     def _caution(self, endpoint: Endpoint) -> None:
-        for name in names.unspeakable(endpoint):
+        for name in dns_names.unspeakable(endpoint):
             who = endpoint.name or endpoint.id
             self._tell(f"{name!r} of container {who} is no name for DNS, and is not answered", endpoint=endpoint.id)
 

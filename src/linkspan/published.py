@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from linkspan import names
+from linkspan import dns_names
 from linkspan.addresses import Prefix
 from linkspan.errors import Conflict, LinkspanError, NotFound, closest
 from linkspan.happenings import Happenings
@@ -202,8 +202,8 @@ def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     ways: tuple[Callable[[Endpoint], bool], ...] = (
         lambda e: e.id == name,
         lambda e: e.name == name,
-        lambda e: names.answers(e, name),
-        lambda e: e.id.startswith(name) and len(name) >= (FEWEST if names.DIGEST.fullmatch(e.id) else SHOWN),
+        lambda e: dns_names.answers(e, name),
+        lambda e: e.id.startswith(name) and len(name) >= (FEWEST if dns_names.DIGEST.fullmatch(e.id) else SHOWN),
     )
     found = ([e for e in every if fits(e)] for fits in ways)
     return next(filter(None, found), [])
@@ -240,7 +240,7 @@ def _containers(endpoints: Iterable[Endpoint]) -> list[tuple[object, ...]]:
 
 
 def _words(endpoints: Iterable[Endpoint]) -> Iterator[str]:
-    return (word for e in endpoints for word in (e.id, *names.given(e)))
+    return (word for e in endpoints for word in (e.id, *dns_names.given(e)))
 
 
 def _identity(key: str) -> Identity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan import names
+from linkspan import dns_names, names
 from linkspan.firewall import VIEW_PORTS
 from linkspan.kernel.dnsmasq import upstream
 from linkspan.model import Endpoint, Network, Port
@@ -59,7 +59,7 @@ def test_an_endpoint_has_these_names(made: Endpoint, given: tuple[str, ...]) -> 
 
 def test_what_cannot_be_said_is_told() -> None:
     """For a caution, as it was given."""
-    assert names.unspeakable(endpoint("my web", aliases="ok,a..b")) == ("my web", "a..b")
+    assert dns_names.unspeakable(endpoint("my web", aliases="ok,a..b")) == ("my web", "a..b")
 
 
 def test_a_file_has_each_address_with_its_names() -> None:

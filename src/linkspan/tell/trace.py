@@ -7,10 +7,10 @@ from collections.abc import Generator, Iterable
 
 import msgspec
 
-from linkspan import names
+from linkspan import dns_names
 from linkspan.addresses import FAMILIES, prefix
 from linkspan.errors import Conflict, Invalid, NotFound
-from linkspan.model import Endpoint, Network
+from linkspan.model import Endpoint
 from linkspan.namesakes import meant, missing
 from linkspan.state import HOST
 from linkspan.tell.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
@@ -88,7 +88,7 @@ def place(text: str, known: Map, asked: Questions) -> Place:
     if _ADDRESS.fullmatch(text):
         return _address(prefix(text).packed, text, everywhere, known, asked)
     found = [(host, e) for host, e in everywhere if _called(text, e)]
-    found = found or [(host, e) for host, e in everywhere if _resolved(text, e, known.networks.get(e.network))]
+    found = found or [(host, e) for host, e in everywhere if _resolved(text, e)]
     if not found:
         raise NotFound(
             f"nobody is called {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
@@ -293,11 +293,7 @@ def _called(text: str, endpoint: Endpoint) -> bool:
     return network in ("", endpoint.network) and name in (endpoint.name, endpoint.id, endpoint.id[:12])
 
 
-def _resolved(text: str, endpoint: Endpoint, network: Network | None) -> bool:
+def _resolved(text: str, endpoint: Endpoint) -> bool:
     """Tell whether DNS answers a name with the endpoint's addresses; NAME@NETWORK asks in that network alone."""
-    name, _, wanted = text.partition("@")
-    asked = names.normal(name)
-    if not asked or wanted not in ("", endpoint.network):
-        return False
-    ends = names.domains(network) if network is not None else ()
-    return any(asked in (own, *(f"{own}.{end}" for end in ends)) for own in names.named(endpoint).names)
+    name, _, network = text.partition("@")
+    return network in ("", endpoint.network) and dns_names.answers(endpoint, name)
