@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from nft_rules import ACCEPT, DROP, Kernel, Rule, base, field, match
 from peers import network, peer, view
-from test_nft_verdict import ACCEPT, DROP, Kernel, Rule, base, field, match
 
 from linkspan.backends import host_gw, ipip, vxlan
 from linkspan.kernel import wire
