@@ -23,13 +23,13 @@ from pathlib import Path
 import report
 from report import Metric, p, progress, result
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "runtimes"))
-from containerd_engine import Containerd
-from docker_engine import IMAGE as DOCKER_IMAGE
-from docker_engine import Docker, handed_over
-from podman_engine import IMAGE as PODMAN_IMAGE
-from podman_engine import Podman
-from virtual_host import VirtualHost, wait_until
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.runtimes.containerd_engine import Containerd
+from support.runtimes.docker_engine import IMAGE as DOCKER_IMAGE
+from support.runtimes.docker_engine import Docker, handed_over
+from support.runtimes.podman_engine import IMAGE as PODMAN_IMAGE
+from support.runtimes.podman_engine import Podman
+from support.runtimes.virtual_host import VirtualHost, wait_until
 
 POOL = "10.77.0.0/16"
 AT_A_TIME = 8

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from agent_host import Host, World
+
+from support.agent.agent_host import Host, World
 
 
 @pytest.fixture

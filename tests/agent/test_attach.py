@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 
 import pytest
-from agent_host import Host, first_ip, pings, run
+
+from support.agent.agent_host import Host, first_ip, pings, run
 
 MODES = [pytest.param({}, id="bridged"), pytest.param({"mode": "routed"}, id="routed")]
 POOLS = ("10.201.0.0/16", "fd00:201::/64")
@@ -92,7 +93,7 @@ def test_the_bridge_keeps_its_mac(host: Host, container: Callable[[], str]) -> N
 
 def test_an_address_that_is_used_anew_keeps_its_mac(world: object, container: Callable[[], str]) -> None:
     """The MAC follows from the address, so a neighbour that remembers the last holder reaches the new one."""
-    from agent_host import World
+    from support.agent.agent_host import World
 
     assert isinstance(world, World)
     host = Host(world, cooldown=0)

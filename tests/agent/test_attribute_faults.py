@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from agent_host import HEALED_WITHIN, Host, World, first_ip, pings, run, until
+
+from support.agent.agent_host import HEALED_WITHIN, Host, World, first_ip, pings, run, until
 
 
 class Standing:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, first_ip, run, until
 
 from linkspan.cli import main as command_line
+from support.agent.agent_host import Host, World, first_ip, run, until
 
 MAC = "02:00:00:00:00:07"
 

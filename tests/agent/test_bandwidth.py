@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from agent_host import Host, World, pings, run, until
-from stage import Container, Stage, options, staged
-from traffic import capturing, inside
 
 from linkspan.errors import Exhausted
 from linkspan.kernel.links import BRIDGE_PORTS
+from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.stage import Container, Stage, options, staged
+from support.agent.traffic import capturing, inside
 
 MBIT = 1_000_000
 SIZE = 500_000

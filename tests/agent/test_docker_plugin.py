@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, links, pings, run, until
-from damage import forget_records, missing
 
 from linkspan.runtimes.docker import delivered
+from support.agent.agent_host import Host, World, links, pings, run, until
+from support.agent.damage import forget_records, missing
 
 ENDPOINT = "e" * 64
 NETWORK = "n" * 64

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from agent_host import HEALED_WITHIN, Host, first_ip, pings, run, until
+
+from support.agent.agent_host import HEALED_WITHIN, Host, first_ip, pings, run, until
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORT = {"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}

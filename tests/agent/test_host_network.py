@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agent_host import Host, run
-from stage import port
-from traffic import serving
 
 from linkspan.errors import Conflict, Exhausted, Invalid
+from support.agent.agent_host import Host, run
+from support.agent.stage import port
+from support.agent.traffic import serving
 
 WISH = {"host_ip": "", "first": 7000, "last": 7002, "port": 7000, "protocol": "tcp"}
 

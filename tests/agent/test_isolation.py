@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from agent_host import Host, World, first_ip, pings, run, until
-from stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, options, port, staged
-from traffic import answers, asked, capturing, echoes, inside, refusal, serving
+
+from support.agent.agent_host import Host, World, first_ip, pings, run, until
+from support.agent.stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, options, port, staged
+from support.agent.traffic import answers, asked, capturing, echoes, inside, refusal, serving
 
 REJECTED = {4: errno.EHOSTUNREACH, 6: errno.EACCES}
 """What a socket makes of "communication administratively prohibited" (ICMP 3/13, ICMPv6 1/1)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World
+
+from support.agent.agent_host import Host, World
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import PATIENCE, Host, World, first_ip, pings, run
 
 from linkspan.errors import Unavailable
+from support.agent.agent_host import PATIENCE, Host, World, first_ip, pings, run
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORT = {"host_ip": "", "host_port": 8080, "port": 80, "protocol": "udp"}
@@ -35,7 +35,9 @@ class Killed:
     def start(self) -> None:
         """Start the agent, which behaves until ``within``."""
         self._file.unlink(missing_ok=True)
-        self.host.start(sys.executable, str(Path(__file__).with_name("killing_agent.py")), str(self._file))
+        self.host.start(
+            sys.executable, str(Path(__file__).parents[1] / "support/agent/killed_agent.py"), str(self._file)
+        )
 
     def within(self, number: int, operation: Callable[[], object]) -> bool:
         """Tell whether the agent was killed at this boundary of the operation; it runs again afterwards."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
-from damage import endpoints, forget_records, inside, missing, published
 
 from linkspan.errors import Conflict
+from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
+from support.agent.damage import endpoints, forget_records, inside, missing, published
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORTS = [

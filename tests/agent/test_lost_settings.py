@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from agent_host import Host, World, clean, pings, refused, run
-from damage import follow_move
-from stage import OUTSIDE, SECOND, SETTINGS, cable
-from traffic import echoes
+
+from support.agent.agent_host import Host, World, clean, pings, refused, run
+from support.agent.damage import follow_move
+from support.agent.stage import OUTSIDE, SECOND, SETTINGS, cable
+from support.agent.traffic import echoes
 
 
 @pytest.fixture

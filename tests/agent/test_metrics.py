@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World
 
 from linkspan import __version__
+from support.agent.agent_host import Host, World
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 SUFFIXES = re.compile(r"_(created|bucket|sum|count)$")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World
+
+from support.agent.agent_host import Host, World
 
 Pair = tuple[Host, Host]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import HEALED_WITHIN, Host, run, until
-from stage import MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
-from traffic import answers, asked, echoes, inside, serving
 
-sys.path.append(str(Path(__file__).parents[1] / "netns"))  # a real firewalld is run there, too
-
-from firewalld_fixture import firewall_cmd, firewalld_runs
+from support.agent.agent_host import HEALED_WITHIN, Host, run, until
+from support.agent.stage import MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
+from support.agent.traffic import answers, asked, echoes, inside, serving
+from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
 
 IPTABLES = {4: "iptables", 6: "ip6tables"}
 

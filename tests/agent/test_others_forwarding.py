@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from agent_host import Host, World, pings, run, until
-from stage import OUTSIDE, SECOND, SETTINGS, UPLINK, cable
-from traffic import echoes
+
+from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.stage import OUTSIDE, SECOND, SETTINGS, UPLINK, cable
+from support.agent.traffic import echoes
 
 THEIRS = {4: ("10.77.0.1", "10.77.0.2", 24), 6: ("fd00:77::1", "fd00:77::2", 64)}
 

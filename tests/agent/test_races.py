@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agent_host import Host, World, first_ip, links, pings, run, until
 
 from linkspan.errors import Conflict, LinkspanError
+from support.agent.agent_host import Host, World, first_ip, links, pings, run, until
 
 
 def _failing(work: Callable[[], Any]) -> LinkspanError | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
 
 from linkspan.errors import Unavailable
+from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World, clean, pings, refused, run, until
-from damage import begin_with_two, endpoints, follow_move, inside, published, rewritten
+
+from support.agent.agent_host import Host, World, clean, pings, refused, run, until
+from support.agent.damage import begin_with_two, endpoints, follow_move, inside, published, rewritten
 
 GARBAGE = bytes(range(256)) * 4
 TRIES = 3

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from agent_host import run
-from stage import MODES, OUTSIDE, UPLINK, Container, Stage, staged
-from traffic import asked, capturing, send_frame, serving
+
+from support.agent.agent_host import run
+from support.agent.stage import MODES, OUTSIDE, UPLINK, Container, Stage, staged
+from support.agent.traffic import asked, capturing, send_frame, serving
 
 BROADCAST = b"\xff" * 6
 ALL_NODES, ALL_NODES_MAC = "ff02::1", bytes.fromhex("333300000001")

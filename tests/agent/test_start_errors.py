@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_host import Host, World, clean, pings, refused, run, until
-from damage import inside, published, rewritten
 
-from certificates import Authority
+from support.agent.agent_host import Host, World, clean, pings, refused, run, until
+from support.agent.damage import inside, published, rewritten
+from support.certificates import Authority
 
 Agent = tuple[str, ...]
 

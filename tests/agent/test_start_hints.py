@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, clean, first_ip, pings, refused, run
-from damage import begin_with_two, endpoints, follow_move, inside, rewritten
+
+from support.agent.agent_host import Host, World, clean, first_ip, pings, refused, run
+from support.agent.damage import begin_with_two, endpoints, follow_move, inside, rewritten
 
 
 @pytest.fixture

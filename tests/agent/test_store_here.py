@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from agent_host import Host, World, run, until
-from stage import UPLINK, port
-from traffic import answers, asked, refusal, serving
+
+from support.agent.agent_host import Host, World, run, until
+from support.agent.stage import UPLINK, port
+from support.agent.traffic import answers, asked, refusal, serving
 
 pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from agent_host import Host, World, first_ip
+
+from support.agent.agent_host import Host, World, first_ip
 
 HERE, THERE, NOBODY = "198.51.100.1", "198.51.100.2", "203.0.113.9"
 NOT_KNOWN = "not known whether it is reachable, and packets may pass all the same:"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_host import Host, World, pings, run, until
+
+from support.agent.agent_host import Host, World, pings, run, until
 
 SEEN = {
     "links": "ip -j -d link",

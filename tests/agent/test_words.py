@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from agent_host import Host, World
+
+from support.agent.agent_host import Host, World
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_server import AgentServer
-from plugin_runs import Plugin, compiled
 
 from linkspan.shim import build
+from support.cni.agent_server import AgentServer
+from support.cni.plugin_runs import Plugin, compiled
 
 
 @pytest.fixture(scope="session")

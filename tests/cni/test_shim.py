@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from agent_server import AgentServer, Request, answer
-from plugin_runs import COMMANDS, CONF, ERROR, NETNS, VERSIONS, Plugin
+
+from support.cni.agent_server import AgentServer, Request, answer
+from support.cni.plugin_runs import COMMANDS, CONF, ERROR, NETNS, VERSIONS, Plugin
 
 
 @pytest.mark.parametrize("command", COMMANDS)

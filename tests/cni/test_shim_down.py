@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_server import AgentServer, Request, answer
-from plugin_runs import COMMANDS, CONF, ERROR, VERSIONS, Plugin
+
+from support.cni.agent_server import AgentServer, Request, answer
+from support.cni.plugin_runs import COMMANDS, CONF, ERROR, VERSIONS, Plugin
 
 DOWN = {"ADD": 11, "CHECK": 11, "GC": 11, "STATUS": 50}
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_server import AgentServer, Request, answer
-from plugin_runs import Outcome, Plugin, compiled, sanitizers
 
 from linkspan.shim import build
+from support.cni.agent_server import AgentServer, Request, answer
+from support.cni.plugin_runs import Outcome, Plugin, compiled, sanitizers
 
 SECONDS = 5
 """For each test; at least MINIMUM inputs are tried whatever the machine."""

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
-from plugin_runs import CONF, Plugin
 
-from fakes.cni_agent import FakeAgent
-from fakes.cni_calls import conf
-from fakes.cni_whole import WHOLE, needed, nulled, places
 from linkspan.runtimes.cni import Cni
+from support.cni.cni_agent import FakeAgent
+from support.cni.cni_calls import conf
+from support.cni.cni_whole import WHOLE, needed, nulled, places
+from support.cni.plugin_runs import CONF, Plugin
 
 OVERRIDE = {"CNI_NETNS_OVERRIDE": "1"}  # the test's own namespace stands for the container's
 

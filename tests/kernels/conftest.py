@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import inside
 import pytest
-from inside import REPORTS, Told
+
+from support.kernels import virtual_machine
+from support.kernels.virtual_machine import REPORTS, Told
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.with_name("netns")))  # the clusters there are here, too
 
 _told = pytest.StashKey[Told]()
 
@@ -28,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the first test the time in which all of them run."""
     for item in items:
         if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.timeout(inside.SECONDS + 60))
+            item.add_marker(pytest.mark.timeout(virtual_machine.SECONDS + 60))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,5 +74,5 @@ def _from_inside(session: pytest.Session) -> Told:
         folder = session.config._tmp_path_factory.getbasetemp()
         folder = folder.parent if hasattr(session.config, "workerinput") else folder
         tests = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
-        session.stash[_told] = inside.shared(folder, session.config.rootpath, tests)
+        session.stash[_told] = virtual_machine.shared(folder, session.config.rootpath, tests)
     return session.stash[_told]

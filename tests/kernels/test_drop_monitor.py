@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from traced import Host, made
 
 from linkspan.errors import Unavailable
 from linkspan.kernel.drop_monitor import DropMonitor
+from support.netns.traced_host import Host, made
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forgery import Listener, datagram, send
-from machine_fixtures import host, machine, run, succeeds, until
-from overlay import MTU, Cluster, OverlayHost, network
-from traced_across import address, traced
 
 from linkspan.addresses import prefix
 from linkspan.contracts import Support
@@ -21,6 +17,10 @@ from linkspan.model import Facts
 from linkspan.programs import Process
 from linkspan.state import Ipip, LinkSysctl, Route, State, Sysctl
 from linkspan.tell.plan import commands, ordered
+from support.netns.forgery import Listener, datagram, send
+from support.netns.machine_fixtures import host, machine, run, succeeds, until
+from support.netns.overlay import MTU, Cluster, OverlayHost, network
+from support.netns.traced_cluster import address, traced
 
 __all__ = ["host", "machine"]
 

@@ -10,17 +10,17 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from eavesdropping import Wire
-from forgery import Listener, datagram
-from kernel_switch import KernelSwitch, macs, programmed
-from machine_fixtures import run, until
-from overlay import MTU, Cluster, network
-from traced_across import address
 
 from linkspan.addresses import mac, prefix
 from linkspan.backends.sdn import BACKEND, gateway
 from linkspan.kernel.frames import question
 from linkspan.kernel.wire import checksum
+from support.kernels.kernel_switch import KernelSwitch, macs, programmed
+from support.kernels.underlay_stranger import Wire
+from support.netns.forgery import Listener, datagram
+from support.netns.machine_fixtures import run, until
+from support.netns.overlay import MTU, Cluster, network
+from support.netns.traced_cluster import address
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ovs-vswitchd") is None, reason="needs Open vSwitch: apt install openvswitch-switch"

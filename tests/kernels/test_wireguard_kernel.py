@@ -8,11 +8,6 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
-from forgery import Listener
-from machine_fixtures import host, machine, run, until
-from overlay import MTU, Cluster, OverlayHost, network
-from traced_across import address
 
 from linkspan.addresses import prefix
 from linkspan.contracts import Support
@@ -23,6 +18,11 @@ from linkspan.model import Other
 from linkspan.programs import Process
 from linkspan.state import Wireguard
 from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
+from support.netns.forgery import Listener
+from support.netns.machine_fixtures import host, machine, run, until
+from support.netns.overlay import MTU, Cluster, OverlayHost, network
+from support.netns.traced_cluster import address
 
 __all__ = ["host", "machine"]
 

@@ -9,11 +9,6 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from eavesdropping import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
-from forgery import Listener
-from machine_fixtures import until
-from overlay import MTU, Cluster, network
-from traced_across import address
 
 from linkspan.addresses import prefix
 from linkspan.associating import Memory, missing, stepped, wanted_of
@@ -22,6 +17,11 @@ from linkspan.kernel import ike
 from linkspan.machine import Machine
 from linkspan.model import Facts
 from linkspan.state import LinkSysctl, Route, State
+from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
+from support.netns.forgery import Listener
+from support.netns.machine_fixtures import until
+from support.netns.overlay import MTU, Cluster, network
+from support.netns.traced_cluster import address
 
 DEMO = network("demo", 77, "ipsec")
 ROOM = MTU - 100

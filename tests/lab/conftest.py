@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab_runs import LabRun
+
+from support.lab.lab_runs import LabRun
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from bgp_runs import BgpRun
-from lab_runs import HEALED_WITHIN, LabRun, until
+
+from support.lab.bgp_runs import BgpRun
+from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
 
 HOSTS = ("h1", "h2", "h3")
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bgp_runs import BgpRun
-from lab_runs import until
+
+from support.lab.bgp_runs import BgpRun
+from support.lab.lab_runs import until
 
 CACHE = Path(sys.prefix, "cache", "bird3")
 

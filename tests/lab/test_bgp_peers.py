@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from bgp_runs import BgpRun, Speaker, speaking
-from lab_runs import until
 
 from linkspan.lab import commands
+from support.lab.bgp_runs import BgpRun, Speaker, speaking
+from support.lab.lab_runs import until
 
 HOSTS = ("h1", "h2")
 ROUTER = {"bgp__peer__r1__address": "192.0.2.101", "bgp__peer__r1__as": "65001"}

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import ClusterRun
-from lab_runs import COMMAND, LabRun, until
 
-from bgp_raw import RawPeer
 from linkspan.addresses import prefix
 from linkspan.errors import NotFound
 from linkspan.lab import router_frr, routers, topology
 from linkspan.lab.topology import CLUSTER_AS, HOLD
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import COMMAND, LabRun, until
+from support.routers.bgp_raw import RawPeer
 
 BIRD = pytest.mark.skipif(
     shutil.which("bird", path="/usr/sbin:/usr/bin") is None, reason="needs bird: apt install bird2"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bgp_runs import BgpRun, Speaker, speaking
-from lab_runs import until
 
 from linkspan.lab import commands, record
+from support.lab.bgp_runs import BgpRun, Speaker, speaking
+from support.lab.lab_runs import until
 
 HOSTS = ("h1", "h2")
 FREE = "10.244.250.0/24"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab_runs import HEALED_WITHIN, LabRun, until
 
 from linkspan.state import ROUTE_PROTOCOL
+from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
 
 HOSTS = 3
 CONTAINERS = HOSTS

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from capturing import Echoes
-from ipsec_runs import IpsecRun
-from lab_runs import until
 
 from linkspan.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum
 from linkspan.kernel import ike
 from linkspan.lab import agents, record, sockets
+from support.lab.ipsec_runs import IpsecRun
+from support.lab.lab_runs import until
+from support.lab.underlay_capture import Echoes
 
 DEVICES = {"wireguard": "lswg", "ipsec": "ipsec0"}
 STRANGER = "198.51.100.7"

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from authority import Authority
-from capturing import Capture, Echoes
-from ipsec_runs import IpsecRun
-from lab_runs import until
-from migrating import HOSTS, Flows
 
 from linkspan.kernel import ike
 from linkspan.lab import sockets
+from support.lab.certificate_authority import Authority
+from support.lab.ipsec_runs import IpsecRun
+from support.lab.lab_runs import until
+from support.lab.migration_runs import HOSTS, Flows
+from support.lab.underlay_capture import Capture, Echoes
 
 MTU = 1400
 NAT = 4500

@@ -6,11 +6,11 @@ import time
 from functools import partial
 
 import pytest
-from ipsec_runs import IpsecRun
-from lab_runs import until
-from migrating import HOSTS
 
 from linkspan.errors import LinkspanError
+from support.lab.ipsec_runs import IpsecRun
+from support.lab.lab_runs import until
+from support.lab.migration_runs import HOSTS
 
 
 @pytest.mark.parametrize("wishes", ["--underlay v6", "--nat h3"])

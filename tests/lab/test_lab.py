@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab_runs import COMMAND, HEALED_WITHIN, LabRun, until
 
 from linkspan.errors import Invalid
 from linkspan.lab import processes, topology
 from linkspan.state import ROUTE_PROTOCOL
+from support.lab.lab_runs import COMMAND, HEALED_WITHIN, LabRun, until
 
 # Names and JSON
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from clusters import ClusterRun
-from lab_runs import HEALED_WITHIN, until
 
 from linkspan.addresses import prefix
 from linkspan.state import ROUTE_PROTOCOL
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import HEALED_WITHIN, until
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clusters import ClusterRun
-from lab_runs import HEALED_WITHIN, LabRun, until
 
 from linkspan.cli.client import Client
 from linkspan.lab import record
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
 
 VXLAN_OUTER = ["eth", "ip 192.0.2.1>192.0.2.2", "udp 4789"]
 WAYS = [

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from clusters import ClusterRun
-from lab_runs import until
 
 from linkspan.lab import agents, record
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from lab_runs import LabRun, until
 
 from linkspan.lab import agents, build, record, topology
+from support.lab.lab_runs import LabRun, until
 
 MANY = 24
 """With more than 32 the kernel's one table of neighbours is full (1,024), for what other tests do meanwhile too."""

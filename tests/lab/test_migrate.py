@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from lab_runs import LabRun
-from migrating import HOSTS, OVERHEAD, Flows, MigratingRun
+
+from support.lab.lab_runs import LabRun
+from support.lab.migration_runs import HOSTS, OVERHEAD, Flows, MigratingRun
 
 CONTAINERS = ("c1", "c2", "c3")
 DIRECTIONS = [

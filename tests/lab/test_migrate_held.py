@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab_runs import until
-from migrating import Flows, MigratingRun
 
 from linkspan.lab import processes
+from support.lab.lab_runs import until
+from support.lab.migration_runs import Flows, MigratingRun
 
 LIVING = ("h1", "h2")
 

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from migrating import HOSTS, Flows, MigratingRun
+
+from support.lab.migration_runs import HOSTS, Flows, MigratingRun
 
 EXACT = {"pools": ["10.246.0.0/16"], "ipam": "exact", "backend": "vxlan", "options": {"direct": "true"}}
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_runs import SHARED, until
-from names_runs import GATEWAY, GATEWAY6, NamesRun, resolver
 
-from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
 from linkspan.lab import record, sockets
+from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
+from support.lab.dns_runs import GATEWAY, GATEWAY6, NamesRun, resolver
+from support.lab.lab_runs import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from lab_runs import SHARED, until
-from names_runs import GATEWAY, NamesRun, Responder
 
-from dns_asking import NOERROR, NXDOMAIN, REFUSED, TXT, A, Answer, question
 from linkspan.lab import record, sockets
+from support.dns_queries import NOERROR, NXDOMAIN, REFUSED, TXT, A, Answer, question
+from support.lab.dns_runs import GATEWAY, NamesRun, Responder
+from support.lab.lab_runs import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 

@@ -11,13 +11,13 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from lab_runs import until
-from names_runs import GATEWAY, GATEWAY6, NamesRun, resolver
 
-from dns_asking import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, question, reverse
 from linkspan import names
 from linkspan.lab import sockets
 from linkspan.lab.topology import bare
+from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, question, reverse
+from support.lab.dns_runs import GATEWAY, GATEWAY6, NamesRun, resolver
+from support.lab.lab_runs import until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clusters import ClusterRun
-from lab_runs import until
 
 from linkspan.lab import record
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import until
 
 TABLE = "table bridge test { chain forward { type filter hook forward priority 0; RULE; }; }"
 VXLAN, IPIP = "UDP port 4789 (VXLAN)", "IP protocol 4 (IPIP)"

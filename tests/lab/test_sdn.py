@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab_runs import HEALED_WITHIN, until
-from sdn_runs import TAKEN_OVER, SdnRun
 
 from linkspan.cli.client import Client
 from linkspan.controller.controller import TAKE_OVER
 from linkspan.errors import Unavailable
 from linkspan.lab import agents, record
+from support.lab.lab_runs import HEALED_WITHIN, until
+from support.lab.sdn_runs import TAKEN_OVER, SdnRun
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("ovs-ofctl") is None, reason="needs Open vSwitch: apt install openvswitch-switch"),

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from lab_runs import HEALED_WITHIN, until
-from migrating import HOSTS, Flows
-from sdn_runs import SdnRun
 
-import frr_router
-from certificates import Authority
-from frr_router import FrrRouter
 from linkspan.errors import LinkspanError, Unavailable
 from linkspan.kernel.openflow import OpenFlowDriver
 from linkspan.lab import record, switches
 from linkspan.lab.sockets import inside
+from support.certificates import Authority
+from support.lab.lab_runs import HEALED_WITHIN, until
+from support.lab.migration_runs import HOSTS, Flows
+from support.lab.sdn_runs import SdnRun
+from support.routers import frr_router
+from support.routers.frr_router import FrrRouter
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ovs-ofctl") is None, reason="needs Open vSwitch: apt install openvswitch-switch"

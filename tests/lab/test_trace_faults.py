@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-import trace_faults
-from clusters import ClusterRun
-from lab_runs import until
-from trace_faults import Fault
+
+from support.lab import trace_faults
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import until
+from support.lab.trace_faults import Fault
 
 pytestmark = pytest.mark.timeout(900)  # a hundred faults, each with pings, traces and a packet that gets no answer
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from capturing import Capture, Echoes
-from lab_runs import until
-from migrating import HOSTS, Flows
-from secret_runs import SecretRun
 
 from linkspan.lab import sockets
+from support.lab.encrypted_runs import SecretRun
+from support.lab.lab_runs import until
+from support.lab.migration_runs import HOSTS, Flows
+from support.lab.underlay_capture import Capture, Echoes
 
 MTU = 1440
 PORT = 51820

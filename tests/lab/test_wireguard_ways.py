@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from capturing import Capture
-from clusters import ClusterRun
-from lab_runs import until
-from migrating import HOSTS, Flows, MigratingRun
 
 from linkspan.lab import record
+from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import until
+from support.lab.migration_runs import HOSTS, Flows, MigratingRun
+from support.lab.underlay_capture import Capture
 
 
 @pytest.fixture(scope="module")

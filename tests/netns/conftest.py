@@ -1,5 +1,5 @@
 """Fixtures of the tests on the real kernel."""
 
-from machine_fixtures import container, host, machine, outside, spaces
+from support.netns.machine_fixtures import container, host, machine, outside, spaces
 
 __all__ = ["container", "host", "machine", "outside", "spaces"]

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from machine_fixtures import inside, joined, run, until
 
 from linkspan.addresses import mac, prefix
 from linkspan.errors import KernelError
 from linkspan.kernel.announce import announce
+from support.netns.machine_fixtures import inside, joined, run, until
 
 NEW = "02:00:00:00:00:77"
 

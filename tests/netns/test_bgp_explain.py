@@ -9,9 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from world import World
 
-from bgp_speakers import Bird, Frr, needs
 from linkspan.backends import bird as configuration
 from linkspan.backends.bird import Serving
 from linkspan.bgp import Session, Speaker
@@ -23,6 +21,8 @@ from linkspan.programs import SECRET
 from linkspan.tell import evidence
 from linkspan.tell.kernel import KernelAnswers
 from linkspan.tell.sessions import Why, explain
+from support.netns.world import World
+from support.routers.bgp_speakers import Bird, Frr, needs
 
 BIRD = """
 log stderr all;

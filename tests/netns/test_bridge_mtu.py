@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from machine_fixtures import run
 
 from linkspan.addresses import mac
 from linkspan.machine import Machine
 from linkspan.state import Bridge
+from support.netns.machine_fixtures import run
 
 
 @pytest.mark.parametrize("mtu", [1280, 1499, 1500, 9000])

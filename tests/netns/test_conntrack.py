@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from machine_fixtures import needs, run
 
 from linkspan.addresses import prefix
 from linkspan.kernel import conntrack
 from linkspan.kernel.conntrack import flush
+from support.netns.machine_fixtures import needs, run
 
 
 def entry(protocol: str, source: str, to: str, port: int, replier: str = "") -> None:

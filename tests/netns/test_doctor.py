@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import sample
-from world import World
 
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.model import Underlay
 from linkspan.tell import doctor, features
 from linkspan.tell.checks import Check, Surroundings
 from linkspan.tell.plan import commands, ordered
+from support.netns import sample
+from support.netns.world import World
 
 
 @pytest.fixture

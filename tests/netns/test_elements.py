@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from machine_fixtures import fresh_namespace, inside, run
 
 from linkspan.firewall import element, skeleton
 from linkspan.kernel.firewall import FirewallDriver
 from linkspan.model import Facts
 from linkspan.state import NftElement
+from support.netns.machine_fixtures import fresh_namespace, inside, run
 
 ELEMENTS = (
     element("macs", "lsp0123456789ab", "02:00:0a:f4:00:02", table="bridge"),

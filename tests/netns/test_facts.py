@@ -4,12 +4,11 @@ import socket
 import struct
 from pathlib import Path
 
-from machine_fixtures import inside, joined, run, until
-
 from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.state import Sysctl
+from support.netns.machine_fixtures import inside, joined, run, until
 
 
 def test_forwarding_is_what_it_was_before_ours(spaces: Namespaces, tmp_path: Path) -> None:

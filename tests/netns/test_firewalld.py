@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from firewalld_fixture import firewall_cmd, firewalld_runs
-from machine_fixtures import inside, joined, pings, run, until
 
 from linkspan.addresses import prefix
 from linkspan.errors import Conflict, Unavailable
@@ -16,6 +14,8 @@ from linkspan.kernel.firewalld import FirewalldDriver, running
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.state import HOST, TrustedSource
+from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
+from support.netns.machine_fixtures import inside, joined, pings, run, until
 
 POOLS = [TrustedSource(prefix("10.99.1.0/24")), TrustedSource(prefix("fd99:1::/64"))]
 

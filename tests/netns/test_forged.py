@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forgery import HOST_2, Listener, datagram, send, vxlan
-from overlay import Cluster, network
 
 from linkspan.ipip_endpoint import drops
+from support.netns.forgery import HOST_2, Listener, datagram, send, vxlan
+from support.netns.overlay import Cluster, network
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import frr_router
-from frr_router import FrrRouter
 from linkspan.addresses import prefix
 from linkspan.errors import Invalid, Unavailable
 from linkspan.flows import RouterRoute
@@ -17,6 +15,8 @@ from linkspan.kernel.frr import FrrDriver
 from linkspan.lab.sockets import inside
 from linkspan.reconcile import Reconciler
 from linkspan.state import State
+from support.routers import frr_router
+from support.routers.frr_router import FrrRouter
 
 pytestmark = pytest.mark.skipif(bool(frr_router.missing()), reason="needs FRR and openssh-server: apt install them")
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from machine_fixtures import inode, joined, needs, pings, run, until
 
 from linkspan.addresses import prefix
 from linkspan.errors import NotFound
@@ -14,6 +13,7 @@ from linkspan.kernel.iptables import IN_PART, IptablesDriver
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.state import HOST, ForwardAccept
+from support.netns.machine_fixtures import inode, joined, needs, pings, run, until
 
 POOLS = {4: prefix("10.99.1.0/24"), 6: prefix("fd99:1::/64")}
 FAMILIES = pytest.mark.parametrize("family", [4, 6])

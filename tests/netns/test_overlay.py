@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from overlay import MTU, Cluster, network
 
 from linkspan.model import Network
+from support.netns.overlay import MTU, Cluster, network
 
 Make = Callable[..., Cluster]
 

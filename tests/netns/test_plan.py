@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sample
-from world import World
 
 from linkspan.machine import Machine
 from linkspan.model import Allowance
 from linkspan.state import LinkSysctl, State, Sysctl
 from linkspan.tell.plan import commands, ordered
+from support.netns import sample
+from support.netns.world import World
 
 
 @pytest.fixture

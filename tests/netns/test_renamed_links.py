@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 
 import pytest
-from machine_fixtures import run
 
 from linkspan.addresses import mac, prefix
 from linkspan.kernel.events import RouteEvents
 from linkspan.machine import Machine
 from linkspan.state import Bridge, Ipip, State, Vxlan
+from support.netns.machine_fixtures import run
 
 MAC = mac("02:00:00:00:00:01")
 LOCAL = prefix("192.0.2.1").packed

@@ -5,11 +5,11 @@ import socket
 import time
 
 import pytest
-from machine_fixtures import inode, inside, run
 
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.shaper import ShaperDriver
 from linkspan.state import HOST, ForeignQdisc, TokenBucket
+from support.netns.machine_fixtures import inode, inside, run
 
 MBIT = 125_000
 BY_HAND = ("tbf", "rate", "1mbit", "burst", "9000", "latency", "9ms")

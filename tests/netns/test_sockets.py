@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from machine_fixtures import inside
 
 from linkspan.errors import Invalid
 from linkspan.kernel.sockets import holder
+from support.netns.machine_fixtures import inside
 
 ME = f"process {os.getpid()} ("
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])

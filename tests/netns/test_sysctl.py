@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machine_fixtures import fresh_namespace, inode, run
 
 from linkspan.errors import NotFound, Unavailable
 from linkspan.kernel import sysctl
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.state import HOST, LinkSysctl, Sysctl
+from support.netns.machine_fixtures import fresh_namespace, inode, run
 
 FORWARD = "net/ipv4/ip_forward"
 

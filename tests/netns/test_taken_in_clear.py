@@ -7,11 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hearing import PORT, Ear
-from machine_fixtures import run
-from overlay import Cluster, network
-from traced import OUTSIDE, Host, leads_outside
-from world import World
 
 from linkspan import sealed
 from linkspan.addresses import prefix
@@ -21,6 +16,11 @@ from linkspan.model import Facts
 from linkspan.state import GROUP, Address, LinkSysctl, Route, State, Wireguard
 from linkspan.tell.plan import commands, ordered
 from linkspan.wireguard import AllowedIp
+from support.netns.listener import PORT, Ear
+from support.netns.machine_fixtures import run
+from support.netns.overlay import Cluster, network
+from support.netns.traced_host import OUTSIDE, Host, leads_outside
+from support.netns.world import World
 
 POOLS = (prefix("10.77.0.0/16"), prefix("fd77::/48"))
 INSIDE = {4: "10.77.2.5", 6: "fd77:0:0:2::5"}

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-import sample
-from traced import OUTSIDE, PORT, Host, leads_outside, made
-from world import World
 
 from linkspan.errors import Conflict, Invalid, NotFound
 from linkspan.tell.trace import Trace
+from support.netns import sample
+from support.netns.traced_host import OUTSIDE, PORT, Host, leads_outside, made
+from support.netns.world import World
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from overlay import MTU, Cluster, network
-from traced_across import address, traced
 
 from linkspan import migration
 from linkspan.model import Migration, Network, Offer, Peer
 from linkspan.tell.hops import Unknown
+from support.netns.overlay import MTU, Cluster, network
+from support.netns.traced_cluster import address, traced
 
 VXLAN = network("demo", 77, "vxlan", (4, 6), vni="100")
 IPIP = network("demo", 77, "ipip")

@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from traced import Host, made
 
 from linkspan.tell.trace import Trace
+from support.netns.traced_host import Host, made
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from traced import OUTSIDE, Host, leads_outside, made
 
 from linkspan.errors import Invalid
 from linkspan.kernel.nftables import Nft
 from linkspan.kernel.nftrace import TABLE, RuleTrace
 from linkspan.tell.probe import matches, new_mark
+from support.netns.traced_host import OUTSIDE, Host, leads_outside, made
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])

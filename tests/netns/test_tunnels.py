@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_fixtures import run, until
-from overlay import MTU, Cluster, network
 
 from linkspan.addresses import mac, prefix
 from linkspan.errors import KernelError
@@ -22,6 +20,8 @@ from linkspan.machine import Machine
 from linkspan.programs import Process
 from linkspan.state import Address, FdbEntry, Ipip, Neighbour, Route, State, Sysctl, TunnelPrefix, Vxlan
 from linkspan.tell.plan import commands, ordered
+from support.netns.machine_fixtures import run, until
+from support.netns.overlay import MTU, Cluster, network
 
 MAC, OTHER = mac("02:00:00:00:00:01"), mac("02:00:00:00:00:02")
 LOCAL, REMOTE = prefix("192.0.2.1").packed, prefix("192.0.2.2").packed

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from machine_fixtures import needs, run, until
-from overlay import Cluster, OverlayHost, network
 
 from linkspan.model import Facts
 from linkspan.tell import plan_ipsec
 from linkspan.tell.plan import commands, ordered
+from support.netns.machine_fixtures import needs, run, until
+from support.netns.overlay import Cluster, OverlayHost, network
 
 DEMO = network("demo", 77, "ipsec", (4, 6))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from machine_fixtures import joined, run
-
 from linkspan.kernel import underlay
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.netlink import Sockets
 from linkspan.kernel.routes import foreign_routes, uplink_mtu
+from support.netns.machine_fixtures import joined, run
 
 
 def test_a_default_route_with_several_ways_leads_to_the_uplink(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machine_fixtures import run
 
 from linkspan.kernel import folder
 from linkspan.kernel.namespaces import Namespaces
 from linkspan.kernel.sysctl import SysctlDriver
 from linkspan.state import Sysctl
+from support.netns.machine_fixtures import run
 
 FORWARD, ALL = "net/ipv4/ip_forward", "net.ipv4.ip_forward"
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docker_engine import Docker
-from segment import Segment
-from virtual_host import VirtualHost, reaches, wait_until
+
+from support.runtimes.docker_engine import Docker
+from support.runtimes.segment import Segment
+from support.runtimes.virtual_host import VirtualHost, reaches, wait_until
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containerd_engine import IMAGE, Containerd
-from virtual_host import VirtualHost, reaches
+
+from support.runtimes.containerd_engine import IMAGE, Containerd
+from support.runtimes.virtual_host import VirtualHost, reaches
 
 NETWORK = "web"
 GATEWAY = "10.77.0.1"

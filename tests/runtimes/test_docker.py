@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_engine import IMAGE, Docker, handed_over
-from virtual_host import VirtualHost, reaches, wait_until
+
+from support.runtimes.docker_engine import IMAGE, Docker, handed_over
+from support.runtimes.virtual_host import VirtualHost, reaches, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver linkspan"
 POOL = "10.78.0.0/16"

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from docker_engine import IMAGE, PLUGIN, Docker
-from virtual_host import VirtualHost, reaches, stop, wait_until
+
+from support.runtimes.docker_engine import IMAGE, PLUGIN, Docker
+from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from podman_engine import IMAGE, Podman
-from virtual_host import VirtualHost, reaches, stop, wait_until
+
+from support.runtimes.podman_engine import IMAGE, Podman
+from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
 
 CREATE = "network create -d linkspan --ipam-driver none"
 

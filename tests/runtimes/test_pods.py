@@ -12,9 +12,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from containerd_engine import IMAGE, Containerd
-from cri import Cri
-from virtual_host import VirtualHost, reaches, stop, wait_until
+
+from support.runtimes.containerd_engine import IMAGE, Containerd
+from support.runtimes.cri import Cri
+from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 

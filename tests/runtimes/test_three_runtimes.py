@@ -12,15 +12,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from containerd_engine import IMAGE as POD_IMAGE
-from containerd_engine import Containerd
-from cri import Cri
-from docker_engine import IMAGE as DOCKER_IMAGE
-from docker_engine import Docker
-from podman_engine import IMAGE as PODMAN_IMAGE
-from podman_engine import Podman
-from segment import Segment
-from virtual_host import VirtualHost, wait_until
+
+from support.runtimes.containerd_engine import IMAGE as POD_IMAGE
+from support.runtimes.containerd_engine import Containerd
+from support.runtimes.cri import Cri
+from support.runtimes.docker_engine import IMAGE as DOCKER_IMAGE
+from support.runtimes.docker_engine import Docker
+from support.runtimes.podman_engine import IMAGE as PODMAN_IMAGE
+from support.runtimes.podman_engine import Podman
+from support.runtimes.segment import Segment
+from support.runtimes.virtual_host import VirtualHost, wait_until
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import Engine, EtcdEngine, MemoryEngine, SqliteEngine
-from etcd_members import Members
+
+from support.store.engines import Engine, EtcdEngine, MemoryEngine, SqliteEngine
+from support.store.etcd_members import Members
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines import Watched, until
-from etcd_members import Members, run
 
-from certificates import Authority
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store import etcd, etcd_gateway
 from linkspan.store.etcd import EtcdStore, Place
+from support.certificates import Authority
+from support.store.engines import Watched, until
+from support.store.etcd_members import Members, run
 
 
 @pytest.fixture

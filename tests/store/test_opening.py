@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from engines import EtcdEngine, Watched, until
-from etcd_members import Members
 
 from linkspan.errors import Invalid, Unavailable
 from linkspan.store.etcd import EtcdStore
@@ -18,6 +16,8 @@ from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.opening import open_store, own_cluster
 from linkspan.store.sqlite import SqliteStore
 from linkspan.store_url import etcd_parts
+from support.store.engines import EtcdEngine, Watched, until
+from support.store.etcd_members import Members
 
 
 async def test_a_url_opens_its_store(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_processes_share_an_etcd(members: Members) -> None:
     """Of the claims of two processes each block goes to one."""
     with members.inside():
         engine = EtcdEngine(members, "test_processes_share_an_etcd")
-        claiming = Path(__file__).parent / "claiming.py"
+        claiming = Path(__file__).parents[1] / "support/store/block_claimer.py"
         children = [
             await asyncio.create_subprocess_exec(
                 sys.executable, claiming, engine.url, name, "50", stdout=subprocess.PIPE

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 import pytest
-from engines import SqliteEngine, Watched, until
 
 from linkspan import SCHEMA
 from linkspan.database import open_database
 from linkspan.errors import NotFound, Unavailable
 from linkspan.store.sqlite import SqliteStore
+from support.store.engines import SqliteEngine, Watched, until
 
-CLAIMING = Path(__file__).parent / "claiming.py"
+CLAIMING = Path(__file__).parents[1] / "support/store/block_claimer.py"
 
 
 @pytest.fixture

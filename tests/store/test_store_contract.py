@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engines import Engine, Watched, until
 
 from linkspan.errors import Invalid, NotFound
 from linkspan.store.request import MOST_KEYS
+from support.store.engines import Engine, Watched, until
 
 
 async def test_what_one_host_puts_another_reads(engine: Engine) -> None:

@@ -1,0 +1,116 @@
+"""An agent that ends by SIGKILL at a chosen step, to be started in the real one's place.
+
+``killed_agent.py FILE agent OPTIONS``: while FILE has a number N, the Nth boundary between two steps of an
+attach or a detach is its end. A boundary lies before the first step and after each: a commit of the journal, a
+batch to the kernel, a transaction of nftables, a setting written, an address or a port given or taken back.
+Without FILE, and outside of these operations, it is an agent like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from linkspan import config, daemon
+from linkspan.attach import Attacher
+from linkspan.ipam import Block
+from linkspan.journal import Journal
+from linkspan.kernel import announce, sysctl
+from linkspan.kernel.links import Removal
+from linkspan.kernel.netlink import Socket
+from linkspan.kernel.nftables import Nft
+from linkspan.kernel.shaper import ShaperDriver
+from linkspan.ports import PortTable
+
+_OPTIONS = {"--config": "config", "--state-dir": "state_dir", "--socket": "socket"}
+
+
+class Countdown:
+    """Counts boundaries during an attach or a detach, and kills at the one that the file names."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._left = 0
+
+    def arm(self) -> None:
+        """Begin to count, from the number in the file."""
+        with contextlib.suppress(FileNotFoundError):
+            self._left = int(self._file.read_text())
+            self.boundary()
+
+    def disarm(self) -> None:
+        """The operation came to its end alive."""
+        self._left = 0
+
+    def boundary(self) -> None:
+        """Pass one boundary, or end at it."""
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _bounded(countdown: Countdown, owner: Any, name: str) -> None:
+    """Put a boundary after every call of a function or method."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    @functools.wraps(original)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            countdown.boundary()
+
+    setattr(owner, name, bounded)
+
+
+def _counted(countdown: Countdown, name: str) -> None:
+    """Count during an operation of the attacher."""
+    original: Callable[..., Any] = getattr(Attacher, name)
+
+    @functools.wraps(original)
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        countdown.arm()
+        try:
+            return await original(*args, **kwargs)
+        finally:
+            countdown.disarm()
+
+    setattr(Attacher, name, counted)
+
+
+def main(file: str, *words: str) -> None:
+    """Run the agent with the options that the command line has."""
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    found = {_OPTIONS[option]: value for option, value in options.items()}
+    countdown = Countdown(Path(file))
+    for owner, names in {
+        Journal: ("begin", "attached", "detaching", "forget"),
+        Removal: ("remove",),
+        Socket: ("batch",),
+        Nft: ("run",),
+        Block: ("allocate", "release"),
+        PortTable: ("reserve", "release"),
+        ShaperDriver: ("apply",),
+        sysctl: ("write",),
+        announce: ("announce",),
+    }.items():
+        for name in names:
+            _bounded(countdown, owner, name)
+    for name in ("attach", "detach"):
+        _counted(countdown, name)
+    settings = config.load(found.pop("config"), found)
+    os.environ[config.SETTINGS] = msgspec.json.encode(settings).decode()
+    daemon.main()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,81 @@
+"""A host with containers and an outside, made by the plan's commands, for traces to walk through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkspan.kernel.namespaces import Namespaces
+from linkspan.model import Allowance, Port, host_ifname
+from linkspan.tell import tracing
+from linkspan.tell.hops import Map
+from linkspan.tell.plan import commands, ordered
+from linkspan.tell.trace import Trace
+from support.netns import sample
+from support.netns.world import World
+
+OUTSIDE = {4: "192.0.2.2", 6: "2001:db8::2"}
+UPLINK = """
+ip link add up0 type veth peer name eth0 netns {out}
+ip link set up0 up
+ip addr add 192.0.2.1/24 dev up0
+ip addr add 2001:db8::1/64 dev up0 nodad
+ip route add default via 192.0.2.2
+ip -6 route add default via 2001:db8::2
+ip -n {out} link set lo up
+ip -n {out} addr add 192.0.2.2/24 dev eth0
+ip -n {out} addr add 2001:db8::2/64 dev eth0 nodad
+ip -n {out} link set eth0 up
+"""
+PORT = {"a": host_ifname(False, "a-id", "eth0"), "b": host_ifname(False, "b-id", "eth0")}
+
+
+def leads_outside(found: Trace) -> bool:
+    """Tell whether every hop here lets the packet pass, and only what is outside, which nobody asked, decides."""
+    return (found.verdict, found.broken_at) == ("unknown", None) and all(one.beyond for one in found.unknown)
+
+
+class Host:
+    """A host with containers a and b on demo, c on other, d on hidden (internal), and an outside."""
+
+    def __init__(self, world: World, *, routed: bool) -> None:
+        self.world = world
+        demo = sample.network("demo", 77, routed=routed)
+        other = sample.network("other", 78, routed=routed)
+        hidden = sample.network("hidden", 79, routed=routed, internal=True)
+        web = (Port("", 8080, 80, "tcp"),)
+        self.networks = {n.name: n for n in (demo, other, hidden)}
+        self.endpoints = [
+            sample.endpoint(world, "a", demo, 2),
+            sample.endpoint(world, "b", demo, 3, web),
+            sample.endpoint(world, "c", other, 2),
+            sample.endpoint(world, "d", hidden, 2),
+        ]
+        self.type(())
+
+    def type(self, allowances: tuple[Allowance, ...]) -> None:
+        """Make the whole network by the plan's commands."""
+        states = sample.states(self.networks.values(), self.endpoints, allowances)
+        lines = [line for state in ordered(states) for line in commands(state, self.world.by_inode)]
+        self.world.sh("h", UPLINK.format(out=self.world.named("o")) + "\n".join(lines))
+
+    def sh(self, script: str, where: str = "h") -> None:
+        """Break something."""
+        self.world.sh(where, script)
+
+    def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
+        """Trace as the agent would."""
+        with self.world.entered("h"):
+            namespaces = Namespaces()
+            for endpoint in self.endpoints:
+                namespaces.register(endpoint.netns, endpoint.netns_path)
+            known = Map("h1", self.endpoints, self.networks)
+            return tracing.run(namespaces, known, source, target, to, alive=alive)
+
+
+def made(*, routed: bool) -> Iterator[Host]:
+    """Make the host with its world, for a fixture, and unmake it afterwards."""
+    world = World("h", "a", "b", "c", "d", "o")
+    try:
+        yield Host(world, routed=routed)
+    finally:
+        world.close()

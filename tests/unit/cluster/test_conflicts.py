@@ -1,0 +1,283 @@
+"""Two owners after a restore: the earlier claim wins, the loser is named and frozen, and it can be settled."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from linkspan.addresses import prefix
+from linkspan.blocks import earlier
+from linkspan.errors import Conflict, Exhausted
+from linkspan.model import Network
+from linkspan.records import AddressRecord, BlockRecord
+from linkspan.store.memory import Memory
+from support.records import replicas
+from support.records.replicas import Member, eventually, together
+
+network = functools.partial(replicas.network, backend="ipip")
+BLOCK = prefix("10.244.0.0/24")
+Backup = tuple[int, Mapping[str, tuple[bytes | None, int]]]
+
+
+def _backup(memory: Memory) -> Backup:
+    return memory.revision, dict(memory.entries)
+
+
+async def _two_owners(memory: Memory, folder: Path, net: Network) -> tuple[Member, Member]:
+    """Let h1 claim the block and attach c1; restore; let h2 claim it and attach c2; bring h1 back."""
+    one, two = Member(memory, folder, "h1"), Member(memory, folder, "h2")
+    await one.start()
+    await one.networks.create(net)
+    backup = _backup(memory)
+    await one.converge(net)
+    await one.attach(net, "c1")
+    await eventually(lambda: not one.published.due, "c1 is told to all")
+    await one.stop()
+    memory.restore(*backup)
+    await two.start()
+    await two.converge(net)
+    await two.attach(net, "c2", "10.244.0.77")
+    await eventually(lambda: not two.published.due, "c2 is told to all")
+    again = Member(memory, folder, "h1")
+    await again.start()
+    again.endpoints.update(one.endpoints)
+    again.published.start()
+    await eventually(lambda: again.replica.settled, "h1 has put back what was lost")
+    return again, two
+
+
+async def _both(one: Member, two: Member, net: Network, owner: str) -> None:
+    async def settled() -> bool:
+        await one.converge(net)
+        await two.converge(net)
+        return all(m.leases.blocks("demo").get(BLOCK) == owner for m in (one, two))
+
+    for _ in range(500):
+        if await settled():
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail(f"not all see that {owner} has the block")
+    await two.converge(net)
+    await one.converge(net)
+
+
+def test_the_earlier_claim_wins_and_the_loser_is_named_and_frozen(tmp_path: Path) -> None:
+    """h1 claimed first, and has the block; h2 gives nothing from it, keeps c2, and both say so with both names."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/24")
+        one, two = await _two_owners(memory, tmp_path, net)
+        await _both(one, two, net, "h1")
+        assert list(two.leases.frozen("demo")) == [BLOCK]
+        with pytest.raises(Exhausted):
+            await two.attach(net, "c3")
+        with pytest.raises(Conflict, match=r"block 10\.244\.0\.0/24, which is host h1's by an earlier claim"):
+            await two.attach(net, "c3", "10.244.0.80")
+        assert two.endpoints["c2", "eth0"].addresses == ("10.244.0.77/32",)
+        for member in (one, two):
+            (told,) = [member.disputes.told(dispute) for dispute in member.disputes.open()]
+            assert (told["winner"], told["loser"], told["containers"]) == ("h1", "h2", ["c2"])
+            assert "host h1" in str(told["why"])
+            assert "detach c2 on host h2" in str(told["fix"])
+            assert any("host h2 claims it too" in h.what for h in member.happenings.kept("lease"))
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: Path) -> None:
+    """h1 fills its block: c2's address is never given, and asking for it names c2; others reach c2 by itself."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/24")
+        one, two = await _two_owners(memory, tmp_path, net)
+        await _both(one, two, net, "h1")
+        assert one.disputes.astray(net, "h2") == {prefix("10.244.0.77")}
+        with pytest.raises(Conflict, match=r"10\.244\.0\.77 is held by c2 on host h2"):
+            await one.attach(net, "x", "10.244.0.77")
+        given = {await one.attach(net, f"x{number}") for number in range(one.allocator.free("demo"))}
+        assert len(given) > 240
+        assert "10.244.0.77" not in given
+        with pytest.raises(Exhausted):
+            await one.attach(net, "more")
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_dispute_ends_with_the_loser_s_last_container(tmp_path: Path) -> None:
+    """c2 is detached: h2 lets the block go, says no more of it, and its next container has another block's address."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/23")
+        one, two = await _two_owners(memory, tmp_path, network(pool="10.244.0.0/24"))
+        await two.replica.write({"networks/demo": net})
+        await _both(one, two, net, "h1")
+        lease = two.leases.mine("demo")
+        assert lease is not None
+        assert lease.prefixes == ("10.244.0.0/24", "10.244.1.0/24")
+        assert lease.addresses == ("10.244.1.1/32",), "the host's own address is of the block that it kept"
+        assert (await two.attach(net, "c3")).startswith("10.244.1.")
+        await two.detach(net, "c2")
+        await two.converge(net)
+        await eventually(lambda: len(one.leases.lost("demo")) == 0, "nothing is in dispute")
+        await one.converge(net)
+        assert one.disputes.open() == two.disputes.open() == []
+        assert await one.attach(net, "x", "10.244.0.77") == "10.244.0.77"
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_when_the_winner_is_removed_the_loser_has_its_block_again(tmp_path: Path) -> None:
+    """The operator may decide for the loser: `host remove` of the other one, and nothing is frozen any more."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/24")
+        one, two = await _two_owners(memory, tmp_path, net)
+        await _both(one, two, net, "h1")
+        await two.leases.remove_host("h1")
+        await two.converge(net)
+        assert two.leases.blocks("demo") == {BLOCK: "h2"}
+        await two.converge(net)
+        assert two.leases.frozen("demo") == {}
+        await two.attach(net, "c3")
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_removal_is_no_dispute(tmp_path: Path) -> None:
+    """A host that was removed while it was away does not take its block back from the one that has it now."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/24")
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        await one.stop()
+        await two.start()
+        await two.leases.remove_host("h1")
+        await two.converge(net)
+        again = Member(memory, tmp_path, "h1")
+        await again.start()
+        assert again.leases.mine("demo") is None
+        await again.disputes.settle(net)
+        assert again.leases.blocks("demo") == {BLOCK: "h2"}
+        await asyncio.gather(again.stop(), two.stop())
+
+    together(work)
+
+
+def test_an_exact_address_that_two_hosts_hold_is_the_earlier_one_s(tmp_path: Path) -> None:
+    """Lost by a restore and taken by h2, it is h1's again when h1 is back; both know whose container must go."""
+
+    async def work() -> None:
+        memory, net, wanted = Memory(), network(ipam="exact"), "10.244.9.9"
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.start()
+        await one.networks.create(net)
+        backup = _backup(memory)
+        await one.converge(net)
+        await one.attach(net, "c1", wanted)
+        await one.stop()
+        memory.restore(*backup)
+        await two.start()
+        await two.converge(net)
+        await two.attach(net, "c2", wanted)
+        await eventually(lambda: not two.published.due, "c2 is told to all")
+        again = Member(memory, tmp_path, "h1")
+        again.holds(net, "c1", f"{wanted}/32")
+        await again.start()
+        key = prefix(wanted)
+        await eventually(lambda: two.leases.exact("demo")[key].host == "h1", "h1 has it again")
+        await eventually(two.holdings.open, "h2 knows that it lost")
+        (lost,), (won,) = two.holdings.open(), again.holdings.open()
+        assert (lost.winner, lost.loser) == (won.winner, won.loser) == ("h1", "h2")
+        assert won.containers == ("c2",)
+        await two.detach(net, "c2")
+        await eventually(lambda: not again.holdings.open(), "it is settled when c2 is gone")
+        assert two.leases.exact("demo")[key].host == "h1", "h2's release does not free h1's address"
+        await asyncio.gather(again.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_block_that_was_shared_first_is_shared_again(tmp_path: Path) -> None:
+    """h1 holds an exact address of a block that h2 claims after a restore: nobody owns the block, and both go on."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/24")
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.start()
+        await one.networks.create(net)
+        backup = _backup(memory)
+        await one.leases.take(net, prefix("10.244.0.9"), "c1", "eth0")
+        await one.stop()
+        memory.restore(*backup)
+        await two.start()
+        await two.converge(net)
+        again = Member(memory, tmp_path, "h1")
+        again.holds(net, "c1", "10.244.0.9/32")
+        await again.start()
+        await again.replica.write(
+            {"leases/demo/h1": b'{"network":"demo","host":"h1"}'}
+        )  # as any host of it has
+        await eventually(
+            lambda: two.leases.blocks("demo").get(BLOCK) == "shared", "the block is shared again"
+        )
+        await two.converge(net)
+        lease = two.leases.mine("demo")
+        assert lease is not None
+        assert lease.prefixes == (), "h2 had no container in it, and has let it go"
+        await asyncio.gather(again.stop(), two.stop())
+
+    together(work)
+
+
+@pytest.mark.parametrize("skew", [-86400.0, 0.0, 86400.0])
+def test_no_clock_decides_between_a_lost_claim_and_one_made_after(skew: float) -> None:
+    """Whatever the claims' times say, what the store had lost is the earlier; what was decided stays decided."""
+    mine, found = BlockRecord("h1", 1000.0), BlockRecord("h2", 1000.0 + skew)
+    assert earlier(mine, found, "h1")
+    assert earlier(None, found, "h1")
+    assert not earlier(mine, BlockRecord("h2", 1000.0 + skew, over="h1"), "h1")
+
+
+def test_of_two_claims_that_were_both_lost_the_times_decide() -> None:
+    """A store that was restored twice: both were put back, and the older one wins on both sides."""
+    old, new = (
+        AddressRecord("h1", "c", "eth0", 1.0, back=True),
+        AddressRecord("h2", "c", "eth0", 2.0, back=True),
+    )
+    assert earlier(old, new, "h1")
+    assert not earlier(new, old, "h2")
+    assert not earlier(None, new, "h1"), "who does not know when it was gives way"
+
+
+def test_a_clock_that_was_set_back_makes_no_claim_older_than_those_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim's time is never before that of a block in the store."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(pool="10.244.0.0/23")
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), two.start())
+        await one.networks.create(net)
+        await one.converge(net)
+        await eventually(lambda: two.leases.all("demo"), "h2 sees h1's lease")
+        monkeypatch.setattr(time, "time", lambda: 1.0)
+        await two.converge(net)
+        times = {r.owner: r.at for r in two.replica.read("blocks/", BlockRecord).values()}
+        assert times["h2"] > times["h1"]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)

@@ -1,0 +1,289 @@
+"""Endpoints in the store: all hosts see them, and their own host keeps them right."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.addresses import prefix
+from linkspan.errors import Conflict
+from linkspan.happenings import Happenings
+from linkspan.model import Endpoint
+from linkspan.published import Published, by_container
+from linkspan.store.memory import Memory
+from support.records.replicas import Member, eventually, together
+
+
+class Teller:
+    """A host with endpoints."""
+
+    def __init__(self, memory: Memory, folder: Path, name: str) -> None:
+        self.member = Member(memory, folder, name)
+        self.replica = self.member.replica
+        self.endpoints: dict[tuple[str, str], Endpoint] = {}
+        self.published = Published(self.replica, name, self.endpoints)
+        self.member.told = self.published.changed
+        self.name = name
+
+    def attach(self, id_: str) -> Endpoint:
+        """Have an endpoint more."""
+        made = Endpoint(id=id_, ifname="eth0", network="demo", host=self.name, netns=7, netns_path="/proc/1/ns/net")
+        self.endpoints[made.identity] = made
+        self.published.note(made.identity)
+        return made
+
+    def detach(self, id_: str) -> None:
+        """Have one less."""
+        del self.endpoints[id_, "eth0"]
+        self.published.note((id_, "eth0"))
+
+    def seen(self) -> list[tuple[str, str]]:
+        """Return what it knows of others: host and id."""
+        return sorted((host, endpoint.id) for host, endpoint in self.published.others())
+
+    async def start(self) -> None:
+        """Begin."""
+        await self.replica.start()
+        self.published.start()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.published.stop()
+        await self.replica.stop()
+
+
+def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None:
+    """One that was there before the start, and one that comes and goes; no tombstone stays."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        made = one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        ((_, told),) = two.published.others()
+        assert (told.netns, told.netns_path, told.addresses) == (7, "", made.addresses)
+        one.attach("b")
+        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees b")
+        one.detach("a")
+        await eventually(lambda: two.seen() == [("h1", "b")], "a is gone")
+        assert one.seen() == []
+        assert not [key for key in memory.entries if key.startswith("gone/")]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) -> None:
+    """And 300 endpoints that it has are told in as many transactions as it takes."""
+
+    async def work() -> None:
+        memory = Memory()
+        old, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        old.attach("gone")
+        await asyncio.gather(old.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "gone")], "h2 sees the old one")
+        await old.stop()
+        new = Teller(memory, tmp_path, "h1")
+        for number in range(300):
+            new.attach(f"c{number:03}")
+        await new.start()
+        await eventually(lambda: two.seen() == [("h1", f"c{n:03}") for n in range(300)], "h2 sees the new ones")
+        await asyncio.gather(new.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
+    """An emptied store is no loss that stops anything: each host puts its own again."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        memory.restore(0, {})
+        await eventually(lambda: "endpoints/h1/a/eth0" in memory.entries, "h1 puts it again")
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees it again")
+        assert one.replica.settled
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_key_that_somebody_made_by_hand_stops_nothing(tmp_path: Path) -> None:
+    """It is no endpoint's, and goes; what is spoilt is put again, and what comes is told."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        await two.member.store.transaction({"endpoints/h1/x": b"{}", "endpoints/h1/": b"", "endpoints/h1/a/eth0": b"{"})
+        one.attach("b")
+        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees both")
+        await eventually(lambda: len(two.replica.under("endpoints/")) == 2, "the others are gone")
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
+    """Whoever removes a host takes them away, and the host does not put them back."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        await two.member.leases.remove_host("h1")
+        assert two.seen() == []
+        await eventually(lambda: "gone/hosts/h1" in one.replica.records, "h1 hears of it")
+        one.attach("b")
+        await eventually(lambda: not one.published.due, "h1 has looked at it")
+        assert two.seen() == []
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_whose_an_address_is_says_what_is_known(tmp_path: Path) -> None:
+    """The name where there is one; else the id, with the host and, where it is Docker's, with that."""
+    one = Teller(Memory(), tmp_path, "h1")
+
+    def whose(name: str, delivered: str = "") -> str:
+        made = Endpoint(id="5fa4" * 16, ifname="eth0", network="demo", host="h1", name=name, delivered=delivered)
+        one.endpoints.clear()
+        one.endpoints[made.identity] = msgspec.structs.replace(made, addresses=("10.244.0.9/16",))
+        return one.published.holder("demo", prefix("10.244.0.9"))
+
+    assert whose("web", "lsd1") == "web"
+    assert whose("", "lsd1") == "Docker's endpoint 5fa45fa45fa4 on host h1"
+    assert whose("") == f"{'5fa4' * 16} on host h1"
+    assert one.published.holder("demo", prefix("10.244.0.8")) == ""
+
+
+def _named(teller: Teller, id_: str, name: str, network: str = "demo") -> None:
+    made = Endpoint(id=id_, ifname="eth0", name=name, network=network, host=teller.name)
+    teller.endpoints[made.identity] = made
+    teller.published.note(made.identity)
+
+
+def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
+    """By id or name, or NAME@NETWORK; an id comes before a name, and a name of several is refused with all of them."""
+    one = Teller(Memory(), tmp_path, "h1")
+    _named(one, "4f1c", "web")
+    _named(one, "77aa", "db", "front")
+    _named(one, "88bb", "db", "back")
+    _named(one, "db1", "cache")
+    _named(one, "99cc", "db1")
+
+    def ids(word: str, *, named: bool = True) -> list[str]:
+        return [e.id for e in one.published.here(word, named=named)]
+
+    assert ids("4f1c") == ["4f1c"]
+    assert ids("web") == ["4f1c"]
+    assert ids("db@back") == ["88bb"]
+    assert ids("db1") == ["db1"]
+    assert ids("nobody") == []
+    assert ids("web", named=False) == []
+    with pytest.raises(Conflict) as refused:
+        one.published.here("db")
+    assert refused.value.message == (
+        "2 containers on this host are called db: db@front (77aa eth0), db@back (88bb eth0)"
+    )
+    assert "NAME@NETWORK" in refused.value.hint
+
+
+def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> None:
+    """Docker gives each of its interfaces another id; the namespace is the same."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for number, network in enumerate(("front", "back")):
+        made = Endpoint(
+            id=str(number) * 64, ifname=f"eth{number}", name="web", network=network, host="h1", netns=7,
+            delivered=f"lsd{number}",
+        )  # fmt: skip
+        one.endpoints[made.identity] = made
+    assert [e.network for e in one.published.here("web")] == ["front", "back"]
+    assert [e.network for e in one.published.here("web@back")] == ["back"]
+
+
+@pytest.mark.parametrize(
+    ("cookies", "containers"),
+    [((5, 5), 1), ((5, 6), 2), ((0, 0), 1), ((5, 0), 1), ((5, 0, 5), 1), ((5, 0, 6), 3)],
+)
+def test_an_inode_that_the_kernel_gave_again_is_another_container_s(
+    tmp_path: Path, cookies: tuple[int, ...], containers: int
+) -> None:
+    """Its cookie says so; a record of an older agent has none, and is of the one namespace that has this inode."""
+    one = Teller(Memory(), tmp_path, "h1")
+    every = [
+        Endpoint(id=f"c{n}", ifname=f"eth{n}", name="web", network="demo", host="h1", netns=7, netns_cookie=cookie)
+        for n, cookie in enumerate(cookies)
+    ]
+    one.endpoints |= {made.identity: made for made in every}
+    if containers > 1:
+        with pytest.raises(Conflict, match=f"{containers} containers on this host are called web"):
+            one.published.here("web")
+    else:
+        assert one.published.here("web") == every
+    other = Endpoint(id="x", ifname="eth0", network="demo", host="h2", netns=7, netns_cookie=cookies[0])
+    mixed = [every[0], other, *every[1:]]
+    assert by_container(mixed) == ([*every, other] if containers == 1 else mixed)
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("db", ["a" * 64]),
+        ("DB.demo", ["a" * 64]),
+        ("shop-db-1.demo.internal", ["a" * 64]),
+        ("db.other", []),
+        ("aaaa", ["a" * 64]),
+        ("aaa", []),
+        ("b" * 24, ["b" * 30]),
+        ("b" * 23, []),
+        ("shop", []),
+        ("", []),
+    ],
+)
+def test_what_dns_answers_and_the_start_of_an_id_mean_a_container(
+    tmp_path: Path, word: str, found: list[str]
+) -> None:
+    """The start of an engine's id has four digits, of any other what lists show; of a name it means nobody."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for id_, name, labels in (("a" * 64, "shop-db-1", {"aliases": "db"}), ("b" * 30, "shop-web-1", {})):
+        made = Endpoint(id=id_, ifname="eth0", name=name, network="demo", host="h1", labels=labels)
+        one.endpoints[made.identity] = made
+    assert [e.id for e in one.published.here(word)] == found
+
+
+def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
+    """Another interface, another host, gone already and never known are four things."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        log = Happenings(tmp_path / "events")
+        log.add("detach", "web left network demo", endpoint="4f1c", ifname="eth0", network="demo")
+        await one.start()
+        await two.start()
+        _named(one, "77aa", "db", "front")
+        _named(two, "88bb", "k1")
+        await eventually(lambda: one.seen() == [("h2", "88bb")], "h1 sees what h2 has")
+        assert "eth0 of network front" in one.published.missing("db", log)
+        assert "`linkspan detach db` detaches eth0" in one.published.missing("db", log, named=False)
+        assert "on host h2" in one.published.missing("k1", log)
+        for word in ("web", "4f1c"):
+            assert "was detached already, at 20" in one.published.missing(word, log)
+        assert "no container on this host" in one.published.missing("nobody", log)
+        await one.stop()
+        await two.stop()
+
+    together(work)

@@ -1,0 +1,176 @@
+"""Exact addresses follow what containers hold, whatever was away when one came or went."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from pathlib import Path
+
+import pytest
+
+from linkspan.addresses import prefix
+from linkspan.allocator import _cool
+from linkspan.errors import NotFound, Unavailable
+from linkspan.records import AddressRecord
+from linkspan.store.memory import Memory
+from support.records import replicas
+from support.records.replicas import Member, eventually, together
+
+network = functools.partial(replicas.network, backend="ipip")
+WANTED = "10.244.9.9"
+
+
+async def _detached_while_away(folder: Path, memory: Memory) -> Member:
+    """Give a host whose container went while the store was cut."""
+    net = network(ipam="exact")
+    one = Member(memory, folder, "h1")
+    await one.start()
+    await one.networks.create(net)
+    await one.converge(net)
+    await one.attach(net, "c1", WANTED)
+    one.store.cut()
+    with pytest.raises(Unavailable):
+        await one.detach(net, "c1")
+    return one
+
+
+def test_an_address_released_while_the_store_is_away_is_free_when_it_is_back(tmp_path: Path) -> None:
+    """The release is tried until the store takes it; then another host may have the address."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(ipam="exact")
+        one = await _detached_while_away(tmp_path, memory)
+        two = Member(memory, tmp_path, "h2")
+        await two.start()
+        assert two.leases.exact("demo")[prefix(WANTED)].host == "h1"
+        one.store.mend()
+        await eventually(lambda: two.leases.exact("demo")[prefix(WANTED)].host == "", "it is released", 10)
+        await two.leases.take(net, prefix(WANTED), "c2", "eth0")
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_it_is_released_also_when_the_agent_was_started_anew_meanwhile(tmp_path: Path) -> None:
+    """Nothing was written down: the record says that a container holds it which is not there."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = await _detached_while_away(tmp_path, memory)
+        await one.stop()
+        again = Member(memory, tmp_path, "h1")
+        again.store.cut()
+        await again.start()
+        again.store.mend()
+        await eventually(lambda: again.leases.exact("demo")[prefix(WANTED)].host == "", "it is released", 10)
+        await again.stop()
+
+    together(work)
+
+
+def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
+    """Its record is there before its container is; it is left alone for as long as it takes."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(ipam="exact")
+        one = Member(memory, tmp_path, "h1")
+        one.holdings._busy = lambda identity: identity == ("c1", "eth0")
+        await one.start()
+        await one.networks.create(net)
+        await one.leases.take(net, prefix(WANTED), "c1", "eth0")
+        await eventually(lambda: one.holdings.due == {f"addresses/demo/{WANTED}"}, "it was looked at")
+        assert one.leases.exact("demo")[prefix(WANTED)].host == "h1"
+        await one.stop()
+
+    together(work)
+
+
+def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
+    """The host itself is no container, and holds an address in a network of exact ones."""
+
+    async def work() -> None:
+        memory, net = Memory(), network(ipam="exact")
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        await eventually(lambda: not one.holdings.due, "all was looked at")
+        (own,) = one.leases.exact("demo").values()
+        assert own.host == "h1"
+        await one.stop()
+
+    together(work)
+
+
+def test_a_release_that_lies_in_the_future_has_cooled() -> None:
+    """A clock that was a day ahead does not keep an address away for a day; a second's skew is no such clock."""
+    now = time.time()
+    assert not _cool(AddressRecord("", "", "", now), 300)
+    assert not _cool(AddressRecord("", "", "", now + 1), 300)
+    assert _cool(AddressRecord("", "", "", now - 301), 300)
+    assert _cool(AddressRecord("", "", "", now + 86400), 300)
+
+
+# A network that goes while somebody claims in it
+
+
+def test_nobody_claims_in_a_network_that_was_deleted(tmp_path: Path) -> None:
+    """A host that knows of no deletion yet gets neither a block nor an address, and leaves no record of one."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), two.start())
+        await one.networks.create(net)
+        await eventually(lambda: "networks/demo" in two.replica.records, "h2 knows the network")
+        two.networks.refresh()
+        await one.networks.delete("demo")
+        for claim in (two.leases.claim(net, {}), two.leases.take(net, prefix(WANTED), "c", "eth0")):
+            with pytest.raises(NotFound):
+                await claim
+        left = [key for key, (value, _) in memory.entries.items() if "/demo" in key and value is not None]
+        assert left == ["gone/networks/demo"]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_what_was_claimed_while_a_network_was_deleted_is_given_up(tmp_path: Path) -> None:
+    """A claim that the deleting host did not know of is deleted by its host as soon as that knows of the deletion."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), two.start())
+        await one.networks.create(net)
+        await eventually(lambda: "networks/demo" in two.replica.records, "h2 knows the network")
+        await two.converge(net)
+        await two.store.transaction({"gone/networks/demo": b'{"by":"h1","at":1}'}, deletes=["networks/demo"])
+        await eventually(lambda: "networks/demo" not in two.replica.records, "h2 knows of the deletion")
+        two.networks.refresh()
+        await two.leases.leave(two.networks.all())
+        live = {key for key, (value, _) in memory.entries.items() if value is not None}
+        assert not {key for key in live if key.startswith(("leases/", "blocks/"))}
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_network_of_many_hosts_is_deleted_whole(tmp_path: Path) -> None:
+    """Its records are more than one transaction takes."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        members = [Member(memory, tmp_path, f"h{n}") for n in range(150)]
+        await asyncio.gather(*(m.replica.start() for m in members))
+        await members[0].networks.create(net)
+        await eventually(lambda: all("networks/demo" in m.replica.records for m in members), "all know it")
+        await asyncio.gather(*(m.leases.claim(net, {}) for m in members))
+        await eventually(lambda: len(members[0].leases.all("demo")) == 150, "h0 knows all leases")
+        await members[0].networks.delete("demo")
+        live = {key for key, (value, _) in memory.entries.items() if value is not None}
+        assert not {key for key in live if key.startswith(("leases/", "blocks/", "networks/", "claims/"))}
+        await asyncio.gather(*(m.replica.stop() for m in members))
+
+    together(work)

@@ -1,0 +1,193 @@
+"""What a host knows of the others while its store is slow, away, or tells nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from linkspan import contact, store_health
+from linkspan.contact import ALIVE_TTL, Contact
+from linkspan.contracts import Record
+from linkspan.errors import Unavailable
+from linkspan.store.memory import Memory
+from support.records.replicas import Member, eventually, together
+
+
+class Clock:
+    """The clock that nobody sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(contact, "now", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give the clock that the module under test reads."""
+    return Clock(monkeypatch)
+
+
+def _agent(one: Member, *, shared: bool = True) -> Any:
+    """Return as much of an agent as the store's health is read from."""
+    one.leases.shared = shared
+    config = SimpleNamespace(store="etcd://203.0.113.1" if shared else "", state_dir="/var/lib/linkspan")
+    return SimpleNamespace(replica=one.replica, leases=one.leases, config=config, started=time.time())
+
+
+async def _two_hosts(folder: Path) -> Member:
+    one = Member(Memory(), folder, "h1")
+    await one.store.transaction({"hosts/h2": b'{"id": "h2", "name": "h2"}'})
+    await one.store.transaction({"alive/h2": b"x"}, ttl=60)
+    await one.replica.start()
+    return one
+
+
+def test_hosts_are_unknown_once_their_last_word_is_as_old_as_it_counts(tmp_path: Path, clock: Clock) -> None:
+    """The copy of the records goes on to say that h2 lives; nobody can tell while the store is away."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        assert (one.leases.lives("h2"), one.leases.lives("h1")) == (True, True)
+        one.store.cut()
+        clock.now += ALIVE_TTL
+        assert one.leases.lives("h2") is True
+        clock.now += 0.1
+        assert (one.leases.lives("h2"), one.leases.lives("h1")) == (None, True)
+        assert store_health.unknown(_agent(one)) == ["h2"]
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_host_whose_record_is_gone_is_silent_and_was_seen_when_it_last_wrote(tmp_path: Path) -> None:
+    """Its last word's time stays; a listing that tells the same word again does not make it newer."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        before = one.replica.contact.seen("h2")
+        assert before is not None
+        assert time.time() - before < 60
+        await one.store.transaction({}, deletes=["alive/h2"])
+        await eventually(lambda: one.leases.lives("h2") is False, "h2 is silent")
+        assert one.replica.contact.seen("h2") == before
+        assert one.replica.contact.seen("h9") is None
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_the_same_word_told_again_is_no_new_one() -> None:
+    """The store is listed anew after each lost watch; only a record with another revision was written since."""
+    known = Contact()
+    known.told([Record("alive/h2", b"x", 7)])
+    first = known.seen("h2")
+    known.told([Record("alive/h2", b"x", 7)])
+    assert known.seen("h2") == first
+    known.told([Record("alive/h2", b"x", 8)])
+    later = known.seen("h2")
+    assert first is not None
+    assert later is not None
+    assert later > first
+
+
+def test_a_store_that_is_away_slow_or_stuck_is_told_apart(tmp_path: Path, clock: Clock) -> None:
+    """Away and stuck are not well; a slow store is well enough to go on, and is warned of."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        agent = _agent(one)
+        assert store_health.state(agent) == ("ok", "", "")
+        one.replica.contact.wrote(contact.SLOW + 1)
+        assert store_health.state(agent)[:2] == ("slow", "it is slow: its last answer took 2.0 s")
+        assert store_health.told(agent)["ok"] is True
+        (check,) = await store_health.checks(agent)
+        assert (check.check, check.status) == ("store", "warn")
+        clock.now += ALIVE_TTL + 1
+        assert store_health.state(agent)[0] == "stale"
+        checks = {c.check: c.status for c in await store_health.checks(agent)}
+        assert checks == {"store": "fail", "hosts": "warn"}
+        one.store.cut()
+        with pytest.raises(Unavailable):
+            await one.replica.write({"alive/h1": b"x"}, ttl=60)
+        assert store_health.state(agent)[0] == "away"
+        assert store_health.told(agent)["ok"] is False
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_doctor_asks_the_store_and_does_not_wait_for_the_next_write(tmp_path: Path) -> None:
+    """In the first seconds after a cut nothing has failed yet: status cannot know, and doctor finds out."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        agent = _agent(one)
+        (check,) = await store_health.checks(agent)
+        assert (check.check, check.status) == ("store", "ok")
+        one.store.cut()
+        assert store_health.state(agent)[0] == "ok"
+        (check,) = await store_health.checks(agent)
+        assert (check.status, "the connection is cut" in check.detail, bool(check.fix)) == ("fail", True, True)
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_store_that_hangs_keeps_doctor_for_its_patience_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several endpoints that do not answer would take many seconds."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        monkeypatch.setattr(store_health, "PATIENCE", 0.05)
+        monkeypatch.setattr(one.store, "get", lambda _key: asyncio.Event().wait())
+        (check,) = await store_health.checks(_agent(one))
+        assert (check.status, "no answer within" in check.detail) == ("fail", True)
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves what its snapshot has; that no call has failed yet does not make the store well."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.store.transaction({"hosts/h2": b'{"id": "h2", "name": "h2"}'})
+        await one.replica.start()
+        await one.replica.stop()
+        monkeypatch.setattr("linkspan.replica.FIRST_ANSWER", 0.05)
+        again = Member(memory, tmp_path, "h1")
+        monkeypatch.setattr(again.store, "list", lambda _prefix: asyncio.Event().wait())
+        await again.replica.start()
+        agent = _agent(again)
+        now, why, _ = store_health.state(agent)
+        assert (now, "has not answered since the agent started" in why) == ("away", True)
+        assert store_health.told(agent)["answered"] is None
+        assert again.leases.lives("h2") is None
+        await again.replica.stop()
+
+    together(work)
+
+
+def test_a_host_that_is_alone_needs_to_hear_nothing(tmp_path: Path, clock: Clock) -> None:
+    """A store of its own tells nothing for hours, because nobody writes: that is well."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        clock.now += 86400
+        assert store_health.state(_agent(one, shared=False)) == ("ok", "", "")
+        assert [c.status for c in await store_health.checks(_agent(one, shared=False))] == ["ok"]
+        await one.replica.stop()
+
+    together(work)

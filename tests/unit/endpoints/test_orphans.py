@@ -1,0 +1,132 @@
+"""Orphans: what is kept for them, and how a pair becomes an endpoint's without being nobody's in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from linkspan.addresses import prefix
+from linkspan.desired import Change, Desired
+from linkspan.errors import Conflict
+from linkspan.happenings import Happenings
+from linkspan.machine import Worker
+from linkspan.networks import now
+from linkspan.orphans import SOURCE, Orphans
+from linkspan.reconstruction import Link
+from linkspan.state import Bridge, Key, State, TokenBucket, Veth
+from support.records.peers import network
+
+BRIDGE = Bridge("lsb-demo", bytes(6), 1500)
+OURS = ("attachment", "c1", "eth0")
+
+
+def veth(name: str, mtu: int = 1500) -> Veth:
+    """Return a pair as it is observed."""
+    return Veth(name, bytes(6), mtu, "lsb-demo", 4026532000, "eth0")
+
+
+def _any(double: object) -> Any:
+    return double
+
+
+class _Held:
+    """An allocator that knows who holds which address."""
+
+    def __init__(self) -> None:
+        self.holders: dict[tuple[str, str], str] = {}
+
+    def hold(self, name: str, address: Any, holder: str) -> None:
+        if (name, str(address)) in self.holders:
+            raise Conflict("another holds it")
+        self.holders[name, str(address)] = holder
+
+    def unhold(self, name: str, addresses: Iterable[Any]) -> None:
+        for address in addresses:
+            self.holders.pop((name, str(address)), None)
+
+
+class _Stage:
+    """A host whose kernel has a bridge and two pairs that nobody knows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.desired, self.allocator = Desired(), _Held()
+        self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2")]
+        reconciler = SimpleNamespace(desired=self.desired, difference=self._difference, change=self._change)
+        worker = SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=self._run)
+        networks = SimpleNamespace(all=lambda: (network("bridge"),))
+        happenings = Happenings(folder / "events")
+        nothing, networks, allocator = map(_any, (None, networks, self.allocator))
+        self.orphans = Orphans(cast("Worker", worker), nothing, networks, allocator, happenings, 9)
+        for number, name in enumerate(("lsp1", "lsp2"), 1):
+            self.orphans.add(self.link(name, f"10.77.0.{number + 1}"))
+        asyncio.run(self.orphans.spare())
+
+    def link(self, name: str, address: str) -> Link:
+        return Link(veth(name), "02:00:00:00:00:01", (prefix(address),))
+
+    def _difference(self) -> tuple[Change, dict[Key, str]]:
+        return Change((), tuple(self.kernel)), {}
+
+    def _change(self, source: tuple[str, ...], states: Iterable[State]) -> dict[Any, Any]:
+        self.desired.replace(source, states)
+        return {}
+
+    async def _run(self, function: Callable[..., Any], *words: Any) -> Any:
+        return function(*words)
+
+    def wanted(self) -> set[Key]:
+        return set(self.desired.states())
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> _Stage:
+    """Such a host, before its first resync."""
+    return _Stage(tmp_path)
+
+
+def test_all_that_the_first_resync_would_remove_is_kept(stage: _Stage) -> None:
+    """Bridge, pairs and limits stay, and the addresses are given to nobody."""
+    assert stage.wanted() == {state.key for state in stage.kernel}
+    assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}
+
+
+def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
+    """The endpoint wants another MTU than the orphan has, so both cannot want it at once."""
+    stage.orphans.unhold("lsp1")
+    stage.orphans.forget("lsp1")
+    assert veth("lsp1").key in stage.wanted()
+    stage.orphans.hand_over("lsp1", {OURS: [veth("lsp1", 1400)]})
+    assert stage.desired.state(veth("lsp1").key) == veth("lsp1", 1400)
+    assert TokenBucket("lsp1", 1000, 1000).key not in stage.wanted()
+    assert {veth("lsp2").key, BRIDGE.key} <= stage.wanted()
+    assert set(stage.allocator.holders.values()) == {"orphan lsp2"}
+
+
+def test_with_the_last_orphan_goes_all_that_was_kept_for_them(stage: _Stage) -> None:
+    """The bridge is its network's by then, or nobody's."""
+    for name in ("lsp1", "lsp2"):
+        stage.orphans.unhold(name)
+        stage.orphans.forget(name)
+        stage.orphans.hand_over(name, {(*OURS[:1], name, "eth0"): [veth(name)]})
+    assert SOURCE not in stage.desired.sources()
+    assert stage.wanted() == {veth("lsp1").key, veth("lsp2").key}
+    assert stage.allocator.holders == {}
+
+
+def test_an_orphan_whose_container_is_refused_keeps_its_time_and_its_address(
+    stage: _Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grace time begins once, however often the store says something of it."""
+    later = now() + 5
+    monkeypatch.setattr("linkspan.orphans.now", lambda: later)
+    left = [told["removed_in"] for told in stage.orphans.told()]
+    assert all(0 < seconds < 9 for seconds in cast("list[float]", left))
+    stage.orphans.unhold("lsp1")
+    stage.orphans.add(stage.link("lsp1", "10.77.0.2"))
+    assert [told["removed_in"] for told in stage.orphans.told()] == left
+    assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}

@@ -1,0 +1,409 @@
+"""What an agent's start makes of a journal, the kernel's objects and the store's records, whichever of them is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkspan.attach import Attacher
+from linkspan.backends import backend
+from linkspan.desired import Desired
+from linkspan.errors import NotFound
+from linkspan.journal import Journal
+from linkspan.model import Endpoint, Network, host_ifname
+from linkspan.multihoming import container_states
+from linkspan.orphans import SOURCE, Orphans
+from linkspan.ports import PortTable
+from linkspan.published import key_of, record_of
+from linkspan.recovery import Recovery
+from linkspan.state import HOST, State
+from linkspan.store.memory import Memory
+from support.records.one_host import NETNS, endpoint, network
+from support.records.replicas import Member
+
+DEMO = network("demo", "10.1.0.0/24", routed=True)
+COOKIE = endpoint(DEMO, "10.1.0.5").netns_cookie
+
+
+class Kernel:
+    """A kernel that has some states, and a reconciler that looks at them."""
+
+    def __init__(self, states: Iterable[State]) -> None:
+        self.states = list(states)
+        self.desired = Desired()
+        self.alive = {(NETNS, COOKIE)}
+
+    def reached(self, one: Endpoint) -> Endpoint:
+        """Return an endpoint with the cookie of the namespace that its pair leads into, where it has a pair."""
+        if not any(getattr(state, "name", "") == one.host_ifname for state in self.states):
+            return one
+        return msgspec.structs.replace(one, netns_path="/run/netns/c1", netns_cookie=dict(self.alive)[one.netns])
+
+    def lookup(self, number: int, path: str, cookie: int) -> tuple[int, str]:
+        """Open the namespace with this inode and cookie."""
+        if (number, cookie) not in self.alive:
+            raise NotFound("it is gone")
+        return os.open("/dev/null", os.O_RDONLY), path
+
+    def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
+        """Return what there is."""
+        return [s for s in self.states if isinstance(s, kinds) and int(getattr(s, "netns", HOST)) == netns]
+
+    def difference(self) -> tuple[SimpleNamespace, dict[Any, str]]:
+        """Return what the first resync would remove."""
+        wanted = self.desired.states()
+        extra = [s for s in self.states if not getattr(s, "netns", HOST) and s.key not in wanted]
+        return SimpleNamespace(put=(), delete=tuple(extra)), {}
+
+    def change(self, source: tuple[str, ...], states: Iterable[State]) -> dict[Any, Exception]:
+        """Replace a source's states, and take away what it let go."""
+        gone = {state.key for state in self.desired.replace(source, states).delete}
+        self.states = [state for state in self.states if state.key not in gone]
+        return {}
+
+
+class Start:
+    """An agent's start on a host of one network, with this kernel, these records, and what is in the journal's file."""
+
+    def __init__(self, folder: Path, kernel: Kernel, records: Iterable[Endpoint] = ()) -> None:
+        self.kernel = kernel
+        self.memory = Memory()
+        self.member = Member(self.memory, folder, "h1")
+        self.records = list(records)
+        folder.mkdir(exist_ok=True)
+        self.journal = Journal(folder / "journal.db", boot_id="b1")
+        self.entered: list[tuple[int, int]] = []
+        self.written: dict[str, bytes] = {}
+        """Records of the store besides the network's and the endpoints'."""
+
+    async def run(self, listed: bool = True) -> None:
+        """Do as an agent does."""
+        store = self.member.store
+        await store.transaction({"networks/demo": msgspec.json.encode(DEMO), **self.written})
+        if listed:
+            await self.put_records()
+        await self.member.replica.start()
+        self.member.networks.refresh()
+        machine = SimpleNamespace(
+            reconciler=self.kernel,
+            enter=lambda one: self.entered.append(one.namespace),
+            leave=lambda *_: None,
+            reached=self.kernel.reached,
+            alive=lambda one: (one if one.netns_cookie else self.kernel.reached(one)).namespace in self.kernel.alive,
+            namespaces=SimpleNamespace(
+                lookup=self.kernel.lookup,
+                ways=lambda _number: iter(["/run/netns/c1"]),
+                renew=lambda *_: None,
+            ),
+            sockets=SimpleNamespace(release=lambda: None),
+        )
+        worker = SimpleNamespace(machine=machine, run=_run, run_brief=_run)
+        member, ports = self.member, PortTable(lambda *_: "")
+        happenings = member.happenings
+        member.allocator.refresh()
+        here: Any = (worker, self.journal, member.networks, member.allocator, ports, happenings)
+        self.attacher = Attacher(*here, "h1")
+        self.orphans = Orphans(here[0], here[1], member.networks, member.allocator, happenings, grace=600)
+        self.recovery = Recovery(*here, self.attacher, member.published, self.orphans, "h1")
+        self.inside = await self.recovery.run(listed)
+        await self.orphans.spare()
+
+    async def put_records(self) -> None:
+        """Have the store tell of the endpoints."""
+        found = {key_of("h1", one.identity): msgspec.json.encode(record_of(one)) for one in self.records}
+        if found:
+            await self.member.store.transaction(found)
+
+    async def stop(self) -> None:
+        """End."""
+        await self.member.replica.stop()
+        self.journal.close()
+
+    @property
+    def endpoints(self) -> dict[tuple[str, str], Endpoint]:
+        """What stands."""
+        return self.attacher.endpoints
+
+
+async def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def states(of: Network, *endpoints: Endpoint) -> list[State]:
+    """Return all states of one container's endpoints."""
+    own = [state for one in endpoints for state in backend(of.backend).endpoint(of, one)]
+    return [*own, *container_states([(of, one) for one in endpoints])]
+
+
+def started(start: Start, check: Callable[[], None], **how: Any) -> None:
+    """Run a start, and a check after it."""
+
+    async def work() -> None:
+        await start.run(**how)
+        try:
+            check()
+        finally:
+            await start.stop()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("known", ["journal", "store", "kernel"])
+def test_one_of_three_is_enough(tmp_path: Path, known: str) -> None:
+    """The endpoint stands as it did, its states are desired, nothing would be removed, and its address is held."""
+    made = endpoint(DEMO, "10.1.0.5")
+    kernel = Kernel(states(DEMO, made))
+    start = Start(tmp_path, kernel, [made] if known == "store" else [])
+    if known == "journal":
+        start.journal.begin(made)
+        start.journal.attached(made)
+
+    def check() -> None:
+        assert start.endpoints == {made.identity: made}
+        assert start.inside == {NETNS}
+        assert start.kernel.difference()[0].delete == ()
+        assert [row.endpoint for row in start.journal.rows()] == [made]
+        assert start.recovery.rebuilt == (known != "journal")
+        assert start.orphans.told() == []
+        assert start.member.allocator.free("demo") == 252
+
+    started(start, check)
+
+
+def test_two_interfaces_of_one_container_are_rebuilt_together(tmp_path: Path) -> None:
+    """Rules, tables and ports follow from both, and are what they were."""
+    first = endpoint(DEMO, "10.1.0.5")
+    second = msgspec.structs.replace(
+        endpoint(DEMO, "10.1.0.6"), ifname="eth1", host_ifname=host_ifname(True, "c1", "eth1"), metric=1
+    )
+    start = Start(tmp_path, Kernel(states(DEMO, first, second)))
+
+    def check() -> None:
+        assert {e.identity: e.metric for e in start.endpoints.values()} == {("c1", "eth0"): 0, ("c1", "eth1"): 1}
+        wanted = {state.key: state for state in states(DEMO, first, second)}
+        assert start.kernel.desired.states() == wanted
+
+    started(start, check)
+
+
+def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
+    """Known by its pair's name at first; nothing changes in the kernel, and the journal has one row."""
+    made = endpoint(DEMO, "10.1.0.5", id_="c0ffee")
+    start = Start(tmp_path, Kernel(states(DEMO, made)), [made])
+
+    async def work() -> None:
+        await start.run(listed=False)
+        assert start.endpoints.keys() == {(made.host_ifname, "eth0")}
+        await start.put_records()
+        await asyncio.sleep(0)
+        deadline = asyncio.get_running_loop().time() + 5
+        while not start.member.published.own():
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+        await start.recovery.learn()
+        assert start.endpoints == {made.identity: made}
+        assert [row.endpoint.id for row in start.journal.rows()] == ["c0ffee"]
+        assert start.kernel.difference()[0].delete == ()
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_what_nobody_knows_stays_with_all_that_it_needs_until_it_is_removed(tmp_path: Path) -> None:
+    """The pair without rules of its own is an orphan: everything is spared, and goes with the last orphan."""
+    made = endpoint(DEMO, "10.1.0.5")
+    kernel = Kernel([state for state in states(DEMO, made) if type(state).__name__ != "NftElement"])
+    start = Start(tmp_path, kernel)
+
+    async def work() -> None:
+        await start.run()
+        assert start.endpoints == {}
+        (told,) = start.orphans.told()
+        assert told["link"] == made.host_ifname
+        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.desired.sources()[SOURCE]
+        await start.orphans.remove()
+        assert [s for s in start.kernel.states if getattr(s, "netns", HOST) == HOST] == []
+        assert start.orphans.told() == []
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_what_the_last_agent_was_about_to_remove_is_no_orphan(tmp_path: Path) -> None:
+    """A row that says so means the first resync takes it away, though the store has a record still."""
+    made = endpoint(DEMO, "10.1.0.5")
+    start = Start(tmp_path, Kernel(states(DEMO, made)), [made])
+    start.journal.begin(made)
+    start.journal.attached(made)
+    start.journal.detaching(made.identity)
+
+    def check() -> None:
+        assert start.endpoints == {}
+        assert start.orphans.told() == []
+        assert start.kernel.difference()[0].delete
+        assert start.journal.rows() == []
+
+    started(start, check)
+
+
+FAR = network("far", "10.2.0.0/24", routed=True)
+
+
+def test_a_pair_of_a_network_that_nobody_knows_is_what_its_row_says_once_it_is_known(tmp_path: Path) -> None:
+    """The network is there again: the endpoint has its id and its name, and no other row is left."""
+    made = msgspec.structs.replace(endpoint(FAR, "10.2.0.5"), name="web", labels={"tier": "back"})
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert start.endpoints == {}
+        assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
+        assert start.kernel.difference()[0].delete == ()
+        await start.recovery.learn()
+        assert start.endpoints == {}
+        await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
+        start.member.networks.refresh()
+        start.member.allocator.refresh()
+        await start.recovery.learn()
+        assert start.orphans.told() == []
+        (found,) = start.endpoints.values()
+        assert (found.identity, found.name, found.labels) == (made.identity, "web", {"tier": "back"})
+        assert [row.endpoint.identity for row in start.journal.rows()] == [made.identity]
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_an_orphan_that_is_removed_leaves_no_row(tmp_path: Path) -> None:
+    """Nobody knew its network in time: the same container can be attached again."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert start.journal.rows()
+        await start.orphans.remove()
+        assert start.journal.rows() == []
+        assert start.kernel.difference()[0].delete == ()
+        start.journal.begin(made)
+        await start.stop()
+
+    asyncio.run(work())
+
+
+def test_of_two_rows_with_one_inode_the_one_whose_cookie_the_namespace_has_stands(tmp_path: Path) -> None:
+    """Whichever the journal has first: nothing of the other is put into a namespace that is not its container's."""
+    living = endpoint(DEMO, "10.1.0.5", id_="c2")
+    dead = msgspec.structs.replace(endpoint(DEMO, "10.1.0.6"), netns_cookie=COOKIE - 1, metric=1)
+    for number, rows in enumerate(((dead, living), (living, dead))):
+        start = Start(tmp_path / str(number), Kernel(states(DEMO, living)))
+        for row in rows:
+            start.journal.begin(row)
+            start.journal.attached(row)
+
+        def check(start: Start = start) -> None:
+            assert start.endpoints == {living.identity: living}
+            assert start.kernel.desired.states() == {state.key: state for state in states(DEMO, living)}
+            assert [row.endpoint for row in start.journal.rows()] == [living]
+
+        started(start, check)
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["pair", "no-pair"])
+def test_a_cookie_that_an_older_release_did_not_write_down_is_learnt_by_the_pair_alone(
+    tmp_path: Path, paired: bool
+) -> None:
+    """Where the pair is gone, the namespace with the inode may be another container's: the endpoint is gone."""
+    made = endpoint(DEMO, "10.1.0.5")
+    start = Start(tmp_path, Kernel(states(DEMO, made) if paired else []))
+    old = msgspec.structs.replace(made, netns_cookie=0)
+    start.journal.begin(old)
+    start.journal.attached(old)
+
+    def check() -> None:
+        assert start.endpoints == ({made.identity: made} if paired else {})
+        assert [row.endpoint for row in start.journal.rows()] == list(start.endpoints.values())
+
+    started(start, check)
+
+
+def test_a_namespace_where_the_last_agent_ended_halfway_is_not_another_s_with_its_inode(tmp_path: Path) -> None:
+    """The first resync looks into the namespace of the row that stands, known by that one's cookie."""
+    living = endpoint(DEMO, "10.1.0.5", id_="c2")
+    dead = msgspec.structs.replace(endpoint(DEMO, "10.1.0.6"), netns_cookie=COOKIE - 1)
+    start = Start(tmp_path, Kernel(states(DEMO, living)))
+    start.journal.begin(living)
+    start.journal.attached(living)
+    start.journal.begin(dead)
+
+    def check() -> None:
+        assert start.inside == {NETNS}
+        assert start.entered[-1] == living.namespace
+
+    started(start, check)
+
+
+DAMAGED, OVERLAPPING = b"{", msgspec.json.encode(network("far", "10.1.0.0/23", routed=True))
+
+
+@pytest.mark.parametrize("record", [DAMAGED, OVERLAPPING], ids=["damaged", "overlapping"])
+def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: bytes) -> None:
+    """Nobody deleted the network: the container goes on until its network's record is put right, and is what it was."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel(states(FAR, made)))
+    start.written["networks/far"] = record
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    async def work() -> None:
+        await start.run()
+        assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
+        assert start.kernel.difference()[0].delete == ()
+        await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
+        start.member.networks.refresh()
+        start.member.allocator.refresh()
+        await start.recovery.learn()
+        assert start.endpoints.keys() == {made.identity}
+        await start.stop()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ({"networks/far": DAMAGED}, "the record of its network cannot be used: Input data was truncated"),
+        ({"networks/far": OVERLAPPING}, "its network is not in force on this host: pool 10.1.0.0/23"),
+        ({"gone/networks/far": b'{"by": "h2", "at": 1}'}, "its network was deleted"),
+        ({}, "no record tells of its network"),
+    ],
+    ids=["damaged", "overlapping", "deleted", "unknown"],
+)
+def test_a_container_that_ends_says_what_became_of_its_network(
+    tmp_path: Path, written: dict[str, bytes], why: str
+) -> None:
+    """It has no pair any more, so nothing is left to keep; only a deletion is called so."""
+    made = endpoint(FAR, "10.2.0.5")
+    start = Start(tmp_path, Kernel([]))
+    start.written.update(written)
+    start.journal.begin(made)
+    start.journal.attached(made)
+
+    def check() -> None:
+        assert start.journal.rows() == []
+        (told,) = start.member.happenings.kept("recover")
+        assert why in told.what
+
+    started(start, check)

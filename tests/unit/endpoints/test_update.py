@@ -1,0 +1,48 @@
+"""What changes at an endpoint that stands changes whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from linkspan.alterations import publish
+from linkspan.errors import Unavailable
+from linkspan.model import Endpoint, Network, Port
+from linkspan.ports import PortTable
+from support.records.replicas import network
+
+OLD, NEW = Port("", 8080, 80, "tcp"), Port("", 9090, 80, "tcp")
+
+
+def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has() -> None:
+    """What could not be recorded is held by nobody: another container may publish there."""
+    endpoint = Endpoint(
+        id="a",
+        ifname="eth0",
+        network="demo",
+        host="h1",
+        addresses=("10.244.0.2/32",),
+        gateways=("10.244.0.1",),
+        mac="02:00:00:00:00:07",
+        mtu=1450,
+        host_ifname="lsr1",
+        ports=(OLD,),
+        netns=7,
+        netns_path="",
+    )
+    table = PortTable(lambda _protocol, _ip, _port: "")
+    table.restore(endpoint)
+
+    async def alter(_identity: Any, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
+        altered(network(), endpoint)
+        raise Unavailable("journal: the disk is full")
+
+    attacher: Any = SimpleNamespace(endpoints={endpoint.identity: endpoint}, alter=alter)
+    with pytest.raises(Unavailable):
+        asyncio.run(publish(attacher, table, endpoint.identity, (NEW,), ()))
+    assert "endpoint a" in table.holder(OLD)
+    assert table.holder(NEW) == ""

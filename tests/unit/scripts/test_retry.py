@@ -1,0 +1,63 @@
+"""scripts/retry.py: the second try of tests that failed in the parallel run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "retry.py"
+FLAKY = """
+import pathlib, pytest
+@pytest.mark.parametrize("number", range({count}))
+def test_fails_at_first(number):
+    mark = pathlib.Path(f"ran-{{number}}")
+    ran, _ = mark.exists(), mark.touch()
+    assert ran
+"""
+
+
+def whole_run(folder: Path, suite: str) -> subprocess.CompletedProcess[str]:
+    """Run a suite that fails, with two workers as scripts/test does, and return the second try."""
+    (folder / "test_it.py").write_text(suite)
+    few = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the plugins' imports take longer than the tests
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", "--cache-clear", "-q", "test_it.py"]
+    first = subprocess.run(command, cwd=folder, env=few, capture_output=True, text=True, check=False)
+    assert first.returncode == 1, first.stdout
+    return subprocess.run([sys.executable, SCRIPT], cwd=folder, env=few, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tests_that_pass_alone_pass_the_run_and_are_listed(tmp_path: Path, count: int) -> None:
+    """The run's last lines name each of them, and the tests that passed at first are not run again."""
+    done = whole_run(tmp_path, FLAKY.format(count=count) + "def test_passes(): pass\n")
+    assert done.returncode == 0, done.stdout
+    assert f"{count} passed" in done.stdout
+    listed = [f"  test_it.py::test_fails_at_first[{number}]" for number in range(count)]
+    assert done.stdout.splitlines()[-count:] == listed
+
+
+def test_a_test_that_fails_again_fails_the_run(tmp_path: Path) -> None:
+    """A real failure beside a flaky test."""
+    done = whole_run(tmp_path, FLAKY.format(count=1) + "def test_fails(): assert False\n")
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+    assert "passed alone" not in done.stdout
+
+
+def test_four_failed_tests_fail_the_run_without_a_second_try(tmp_path: Path) -> None:
+    """Four at a time are no accident of a busy machine."""
+    done = whole_run(tmp_path, FLAKY.format(count=4))
+    assert done.returncode == 1
+    assert "4 tests failed; no second try" in done.stderr
+    assert "passed" not in done.stdout
+
+
+def test_a_run_that_failed_without_a_failed_test_is_no_success(tmp_path: Path) -> None:
+    """The reason is in pytest's own output."""
+    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "names no failed test" in done.stderr
