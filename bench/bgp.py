@@ -32,12 +32,12 @@ from join import claimed_at
 from report import Metric, p, progress, result
 from watch import PATIENCE, Watch, wait
 
-from linkspan.addresses import Prefix, prefix
-from linkspan.backends.bgp import BACKEND
+from linkspan.backends.bgp.backend import BACKEND
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.states.programs import Bird, File, Process
 from linkspan.lab import agents, build, commands, containers, matrix, topology
 from linkspan.lab.record import Lab
-from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.programs import Bird, File, Process
 
 POOL = "10.64.0.0/10"
 SIZES = (1000, 10_000)

@@ -23,13 +23,11 @@ import report
 from attach import Namespace
 from report import progress, result
 
-from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.backends.vxlan import BACKEND, device
-from linkspan.firewall import skeleton
-from linkspan.kernel.firewall import element_text
-from linkspan.machine import Machine
-from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.state import (
+from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.ruleset import skeleton
+from linkspan.core.states.host import (
     Address,
     FdbEntry,
     LinkSysctl,
@@ -41,7 +39,9 @@ from linkspan.state import (
     State,
     Vxlan,
 )
-from linkspan.tell.plan import commands, ordered
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.drivers.nftables_objects import element_text
+from linkspan.kernel.worker import Machine
 
 PEERS = 1000
 SIZES = (100, 1000, 4000)

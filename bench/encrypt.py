@@ -28,16 +28,18 @@ import report
 from datapath import Way, masquerading, rounds
 from report import Metric, progress, result
 
-from linkspan.addresses import Prefix
-from linkspan.associations import CONTROL
-from linkspan.backends import ipsec, strongswan
-from linkspan.kernel import charon, ike
+from linkspan.backends.ipsec import backend as ipsec
+from linkspan.backends.ipsec import strongswan_config
+from linkspan.core.addresses import Prefix
+from linkspan.core.states.host import Route, State, Wireguard
+from linkspan.core.states.ipsec import CONTROL
+from linkspan.core.states.programs import Process
+from linkspan.core.states.wireguard import DEVICE, PORT, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.kernel.drivers import ipsec as charon
+from linkspan.kernel.io import vici
+from linkspan.kernel.worker import Machine
 from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology, underlay
 from linkspan.lab.record import Host, Lab
-from linkspan.machine import Machine
-from linkspan.programs import Process
-from linkspan.state import Route, State, Wireguard
-from linkspan.wireguard import DEVICE, PORT, AllowedIp, WireguardKey, WireguardPeer
 
 LAB = "lkpcrypt"
 TARGET, PEERS_TARGET = ">= 0.95", "<= 300"
@@ -91,9 +93,9 @@ def ipsec_by_hand(ends: list[Host]) -> Iterator[Way]:
         for number, host in enumerate(ends, 1):
             mine = folder / str(number)
             mine.mkdir()
-            text = strongswan.main(str(mine), user_space=True, rule=ipsec.RULE, table=ipsec.TABLE)
-            (mine / strongswan.CONF).write_text(text)
-            conf = f"STRONGSWAN_CONF={mine / strongswan.CONF}"
+            text = strongswan_config.main(str(mine), user_space=True, rule=ipsec.RULE, table=ipsec.TABLE)
+            (mine / strongswan_config.CONF).write_text(text)
+            conf = f"STRONGSWAN_CONF={mine / strongswan_config.CONF}"
             made.append(_begun(host, "env", conf, "/usr/sbin/charon-systemd"))
         for number, host in reversed(list(enumerate(ends, 1))):
             _told(folder / str(number), number, [topology.bare(end.addresses[0]) for end in ends], net)
@@ -137,7 +139,7 @@ def _told(folder: Path, number: int, addresses: list[str], net: str) -> None:
         "remote": {**auth, "id": f"x{other}"},
         "children": {"hand": child},
     }
-    with ike.session(folder / CONTROL, lambda: True) as asked:
+    with vici.session(folder / CONTROL, lambda: True) as asked:
         asked.load_shared({"type": "IKE", "data": "both-ends-have-it"})
         asked.load_conn({"hand": connection})
 

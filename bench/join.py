@@ -24,12 +24,12 @@ import msgspec
 import report
 from report import Metric, p, progress, result
 
-from linkspan.addresses import Prefix, prefix
-from linkspan.blocks import candidates, own_address
+from linkspan.cluster.blocks import candidates, own_address
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.lab import agents, build, commands, matrix, processes, sockets, topology, underlay
 from linkspan.lab.record import Host, Lab
-from linkspan.records import BlockRecord, block_key
-from linkspan.store.opening import open_store
+from linkspan.store.factory import open_store
+from linkspan.store.records import BlockRecord, block_key
 
 LAB = "lkpjoin"
 LENGTH = 24

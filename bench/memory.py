@@ -21,12 +21,12 @@ import msgspec
 import report
 from report import Metric, progress, result
 
-from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.lab import build, commands, processes, sockets, topology
 from linkspan.lab.record import Lab
-from linkspan.model import Host, Lease, Offer, Underlay
-from linkspan.records import BlockRecord, block_key, lease_key
-from linkspan.store.opening import open_store
+from linkspan.store.factory import open_store
+from linkspan.store.records import BlockRecord, block_key, lease_key
 
 LAB = "lkpmem"
 PEERS = 1000

@@ -28,11 +28,11 @@ import msgspec
 import report
 from report import Metric, p, progress, result
 
-from linkspan.kernel.namespaces import open_namespace
+from linkspan.core.model import Endpoint
+from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import agents, build, sockets, topology
 from linkspan.lab.record import Lab
-from linkspan.model import Endpoint
-from linkspan.store.opening import open_store
+from linkspan.store.factory import open_store
 
 LAB = "lkpnames"
 OTHERS = 1000

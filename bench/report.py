@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 
 Metric = dict[str, Any]
 

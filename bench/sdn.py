@@ -29,16 +29,16 @@ import join
 import report
 from report import Metric, p, progress, result
 
-from linkspan.addresses import GATEWAY_MAC, Prefix, derived_mac, mac_text, prefix
-from linkspan.backends.sdn import GATEWAY
+from linkspan.backends.sdn.backend import GATEWAY
+from linkspan.backends.sdn.fabric import Map
+from linkspan.backends.sdn.flows import Claim, Held, Served
+from linkspan.backends.sdn.flows import switches as steered
 from linkspan.controller.devices import Switch
-from linkspan.fabric import Map
-from linkspan.flows import Flow
-from linkspan.kernel.openflow import OpenFlowDriver, added
+from linkspan.core.addresses import GATEWAY_MAC, Prefix, derived_mac, mac_text, prefix
+from linkspan.core.states.openflow import Flow
+from linkspan.kernel.drivers.openflow import OpenFlowDriver, added
 from linkspan.lab import build, commands, matrix, processes, switches, topology, underlay
 from linkspan.lab.record import Host, Lab
-from linkspan.steering import Claim, Held, Served
-from linkspan.steering import switches as steered
 
 LAB = join.LAB
 PREFIXES, HOSTS = 1000, 100

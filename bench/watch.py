@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from linkspan.addresses import Prefix, prefix
-from linkspan.kernel.netlink import attributes
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.kernel.io.netlink import attributes
 from linkspan.lab import sockets
 
 PATIENCE = 60.0

@@ -1,4 +1,4 @@
-"""Check the project's shape: the direction of imports, outgrown files, and words that must not be in them."""
+"""Check the project's shape: folders, the direction of imports, outgrown files, and words that must not be in them."""
 
 from __future__ import annotations
 
@@ -7,52 +7,49 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "linkspan"
 
-LAYERS = {
-    "nouns": (
-        "addresses associations bgp contracts errors escapes flows ipsec lasting model needs process programs "
-        "remedies state store_url wireguard"
-    ),
-    "kernel": "kernel",
-    "logic": (
-        "backends database desired dns_names fabric fights firewall ipam migration multihoming names namesakes ports "
-        "reconcile sealed steering"
-    ),
-    "store": "store",
-    "tell": "tell",
-    "agent": (
-        "forwarding stations "
-        "agent allocator alterations api api_bgp api_cluster api_docker api_hosts api_json api_telling "
-        "api_tracing api_waiting ask associating attach beginning blocks caller cautions cluster config "
-        "control_plane controlled controller daemon disputes elsewhere endpoints grants happenings healing holdings "
-        "host_settings journal leases ledger locks machine metrics migrating naming networks peerings peers plans "
-        "probes published readable "
-        "records recovery removals replica revising rotating runtimes segment serving silence speakers standing status "
-        "survey tracer tuning versions "
-        "contact identity store_health "
-        "orphans reconstruction"
-    ),
-    "top": "cli demo installation ipip_endpoint lab ownership shim uninstall",
-}
-"""Every module and package directly in src/linkspan belongs to one layer (ARCHITECTURE.md has the picture)."""
+LEVELS = (
+    "cli",
+    "controller",
+    "demo",
+    "lab",
+    "api",
+    "agent",
+    "dns",
+    "runtimes",
+    "endpoints",
+    "cluster",
+    "diagnose/doctor",
+    "diagnose/plan diagnose/trace",
+    "store",
+    "kernel backends",
+    "kernel/io",
+    "core",
+    "shim",
+)
+"""The folders of src/linkspan from the top down (ARCHITECTURE.md has the picture).
 
-BELOW = {
-    "nouns": {"nouns"},
-    "kernel": {"kernel", "nouns"},
-    "logic": {"logic", "nouns"},
-    "store": {"store", "logic", "kernel", "nouns"},
-    "tell": {"tell", "logic", "kernel", "nouns"},
-    "agent": {"agent", "tell", "store", "logic", "kernel", "nouns"},
-    "top": {"top", "agent", "tell", "store", "logic", "kernel", "nouns"},
-}
-"""What a layer may import: itself and what is under it."""
+A file imports from its own folder and from those below it. Two folders on one level never import each other. A file
+belongs to the longest name that begins its path: kernel/worker.py and kernel/drivers/links.py belong to ``kernel``, and
+kernel/io/netlink.py to ``kernel/io``.
+"""
 
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders.split()}
+
+FLAT = {"__init__", "daemon", "ipip_endpoint"}
+"""The only modules beside the folders.
+
+Everybody may import the package's own names (its version). The other two are what a process is started by: nobody
+imports them.
+"""
+
+FOLDERS = 16
+"""Folders directly in src/linkspan, at most: a newcomer reads the list in a minute."""
 
 IO = {
     *("aiohttp", "asyncio", "ctypes", "io", "os", "pathlib", "pyroute2"),
@@ -84,52 +81,128 @@ FORBIDDEN = {
 }
 
 
-def layer_of(module: str) -> str:
-    """Return the layer of ``linkspan.NAME...``; the package itself (its version) counts as a noun."""
-    parts = module.split(".")
-    return "nouns" if len(parts) == 1 else LAYER.get(parts[1], "")
+def folder_of(parts: tuple[str, ...]) -> str:
+    """Return the folder in LEVELS that a module belongs to by its path's parts, '' for none."""
+    for length in range(len(parts), 0, -1):
+        if (folder := "/".join(parts[:length])) in LEVEL:
+            return folder
+    return ""
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield line and full name of every module that is imported, wherever in the file."""
+def modules() -> dict[str, Path]:
+    """Return every module of linkspan by its dotted name; a package is its __init__.py."""
+    found = {}
+    for path in files():
+        if path.suffix == ".py" and path.is_relative_to(SOURCE):
+            parts = path.relative_to(SOURCE).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join(("linkspan", *parts))] = path
+    return found
+
+
+def imports(tree: ast.AST, known: Container[str]) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of every module that is imported, wherever in the file: for types only, too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            if base == "linkspan":
-                for alias in node.names:
-                    yield node.lineno, f"linkspan.{alias.name}" if alias.name in LAYER else "linkspan"
-            else:
-                yield node.lineno, base
+            for alias in node.names:
+                module = f"{base}.{alias.name}"
+                yield node.lineno, module if module in known else base
 
 
-def wrong_imports(path: Path) -> Iterator[str]:
-    """Yield what a module imports from above it, and what a backend imports to do I/O."""
+def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
+    """Yield what a module imports from above it or beside it, and what a backend imports to do I/O."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
-    name = parts[0]
-    if name == "__init__":
-        return
-    layer = LAYER.get(name, "")
     where = path.relative_to(ROOT)
-    if not layer:
-        yield f"{where}: {name} belongs to no layer; add it to LAYERS in scripts/shape.py"
+    folder = folder_of(parts[:-1])
+    if len(parts) == 1:
+        if parts[0] not in FLAT:
+            yield f"{where}: a module belongs into a folder (LEVELS in scripts/shape.py)"
+            return
+    elif not folder and path.stat().st_size:
+        yield f"{where}: its folder has no level; add it to LEVELS in scripts/shape.py"
         return
     tree = ast.parse(path.read_text())
-    for line, module in imports(tree):
+    for line, module in imports(tree, known):
         if module.startswith("."):
             yield f"{where}:{line}: relative import; write it from linkspan"
         elif module.split(".")[0] == "linkspan":
-            target = layer_of(module)
-            if target not in BELOW[layer]:
-                yield f"{where}:{line}: {name} ({layer}) imports {module} ({target or 'no layer'}), not below it"
-        elif name == "backends" and module.split(".")[0] in IO:
+            yield from (f"{where}:{line}: {what}" for what in _upward(parts, folder, module))
+        elif folder == "backends" and module.split(".")[0] in IO:
             yield f"{where}:{line}: a backend does no I/O, and this imports {module}"
-    if name == "backends":
+    if folder == "backends":
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
                 yield f"{where}:{node.lineno}: a backend does no I/O, and this opens a file"
+
+
+def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
+    """Yield why a module must not import another one."""
+    target = tuple(module.split(".")[1:])
+    there = folder_of(target)
+    if not target or parts == ("daemon",):
+        return
+    if not there:
+        yield f"imports {module}, which nobody imports" if target[0] in FLAT else f"imports {module}, which is nowhere"
+    elif len(parts) == 1:
+        yield f"imports {module}: it needs the standard library only"
+    elif there != folder and LEVEL[there] <= LEVEL[folder]:
+        yield f"{folder} imports {module}, which is {'beside' if LEVEL[there] == LEVEL[folder] else 'above'} it"
+
+
+def circles(known: dict[str, Path]) -> Iterator[str]:
+    """Yield the circles of files that import each other, one for each file in which one is closed."""
+    below = {
+        name: sorted({module for _, module in imports(ast.parse(path.read_text()), known)} & known.keys() - {name})
+        for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> Iterator[str]:
+        if name in way:
+            yield "a circle of imports: " + " -> ".join((*way[way.index(name) :], name))
+        elif name not in done:
+            for target in below[name]:
+                yield from follow(target, (*way, name))
+            done.add(name)
+
+    for name in sorted(known):
+        yield from follow(name, ())
+
+
+def too_many_folders() -> Iterator[str]:
+    """Yield a complaint where src/linkspan has more folders than a newcomer can read."""
+    there = {path.relative_to(SOURCE).parts[0] for path in modules().values() if path.parent != SOURCE}
+    if len(there) > FOLDERS:
+        yield f"{SOURCE.relative_to(ROOT)}: {len(there)} folders, more than {FOLDERS}"
+
+
+def without_a_mirror() -> Iterator[str]:
+    """Yield the files in tests/unit that are in no folder of the sources; ``scripts`` has the scripts' own tests."""
+    folders = {level.split("/")[0] for level in LEVEL} | {"scripts"}
+    for path in files():
+        parts = path.relative_to(ROOT).parts
+        if parts[:2] == ("tests", "unit") and path.name.startswith("test_"):
+            flat = path.stem.removeprefix("test_") in FLAT
+            if not (flat if len(parts) == 3 else parts[2] in folders):
+                yield f"{'/'.join(parts)}: tests/unit has the folders of src/linkspan; put it into one"
+
+
+def misplaced_helpers() -> Iterator[str]:
+    """Yield the helpers of tests that are not in tests/support, and the test files that others import."""
+    for path in files():
+        parts = path.relative_to(ROOT).parts
+        if parts[0] != "tests" or path.suffix != ".py":
+            continue
+        where = "/".join(parts)
+        if parts[1] != "support" and not path.name.startswith("test_") and path.name != "conftest.py":
+            yield f"{where}: what tests import is in tests/support"
+        for line, module in imports(ast.parse(path.read_text()), ()):
+            if module.startswith("test_"):
+                yield f"{where}:{line}: imports {module}; put what both use into tests/support"
 
 
 def files() -> list[Path]:
@@ -183,14 +256,14 @@ def forbidden(path: Path, text: str) -> Iterator[str]:
 def unnamed(page: str, source: Path) -> Iterator[str]:
     """Yield the modules that the page's table of all modules does not name, and those in it that there are not."""
     table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
-    packages = {path.parent.name for path in source.glob("*/__init__.py")}
     named: dict[str, set[str]] = {}
     for where, what in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE):
-        own = re.match(r"`(\w+)/`", where)
+        own = re.match(r"`([\w/]+)/`", where)
         named.setdefault(own[1] if own else "", set()).update(re.findall(r"`(\w+)`", what))
-    for folder in sorted({"", *named, *packages}):
+    folders = {str(path.parent.relative_to(source)) for path in source.rglob("__init__.py")} - {"."}
+    for folder in sorted({"", *named, *folders}):
         there = {path.stem for path in (source / folder).glob("*.py")} - {"__init__"}
-        told = named.get(folder, set()) - (set() if folder else packages)
+        told = named.get(folder, set())
         for name in sorted(there ^ told):
             how = "is missing in" if name in there else "is none, and in"
             yield f"ARCHITECTURE.md: {Path(folder, name)} {how} the table of modules"
@@ -198,8 +271,13 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
 
 def complaints() -> Iterator[str]:
     """Yield everything that is not as it should be."""
+    known = modules()
     yield from too_long()
     yield from same_names()
+    yield from circles(known)
+    yield from too_many_folders()
+    yield from without_a_mirror()
+    yield from misplaced_helpers()
     for path in files():
         try:
             text = path.read_text()
@@ -207,7 +285,7 @@ def complaints() -> Iterator[str]:
             continue
         yield from forbidden(path, text)
         if path.suffix == ".py" and path.is_relative_to(SOURCE):
-            yield from wrong_imports(path)
+            yield from wrong_imports(path, known)
 
 
 def main() -> int:

@@ -13,12 +13,12 @@ import signal
 
 import msgspec
 
-from linkspan.agent import Agent
-from linkspan.api_waiting import waiting
-from linkspan.config import SETTINGS, Config
-from linkspan.process import served
+from linkspan.agent.agent import Agent
+from linkspan.api.server import serving
+from linkspan.api.startup import waiting
+from linkspan.core.config import SETTINGS, Config
+from linkspan.core.process import served
 from linkspan.runtimes import systemd
-from linkspan.serving import serving
 
 
 def main() -> None:

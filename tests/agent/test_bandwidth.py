@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from linkspan.errors import Exhausted
-from linkspan.kernel.links import BRIDGE_PORTS
+from linkspan.core.errors import Exhausted
+from linkspan.kernel.drivers.links import BRIDGE_PORTS
 from support.agent.agent_host import Host, World, pings, run, until
 from support.agent.stage import Container, Stage, options, staged
 from support.agent.traffic import capturing, inside

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from support.agent.agent_host import Host, World, first_ip
 
 AT_ONCE = 200

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Conflict, Exhausted, Invalid
+from linkspan.core.errors import Conflict, Exhausted, Invalid
 from support.agent.agent_host import Host, run
 from support.agent.stage import port
 from support.agent.traffic import serving

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 from support.agent.agent_host import PATIENCE, Host, World, first_ip, pings, run
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")

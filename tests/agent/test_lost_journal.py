@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Conflict
+from linkspan.core.errors import Conflict
 from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
 from support.agent.damage import endpoints, forget_records, inside, missing, published
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.errors import Conflict, Exhausted, Invalid
+from linkspan.core.errors import Conflict, Exhausted, Invalid
 from support.agent.agent_host import Host, World, run, until
 from support.agent.stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
 from support.agent.traffic import answers, asked, capturing, inside, refusal, serving

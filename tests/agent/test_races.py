@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Conflict, LinkspanError
+from linkspan.core.errors import Conflict, LinkspanError
 from support.agent.agent_host import Host, World, first_ip, links, pings, run, until
 
 

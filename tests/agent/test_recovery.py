@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.errors import Unavailable
-from linkspan.kernel.drop_monitor import DropMonitor
+from linkspan.core.errors import Unavailable
+from linkspan.kernel.probe.drop_monitor import DropMonitor
 from support.netns.traced_host import Host, made
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.contracts import Support
-from linkspan.errors import Conflict, KernelError
-from linkspan.machine import Machine, ipip_helper
-from linkspan.model import Facts
-from linkspan.programs import Process
-from linkspan.state import Ipip, LinkSysctl, Route, State, Sysctl
-from linkspan.tell.plan import commands, ordered
+from linkspan.core.addresses import prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict, KernelError
+from linkspan.core.model import Facts
+from linkspan.core.states.host import Ipip, LinkSysctl, Route, State, Sysctl
+from linkspan.core.states.programs import Process
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.worker import Machine, ipip_helper
 from support.netns.forgery import Listener, datagram, send
 from support.netns.machine_fixtures import host, machine, run, succeeds, until
 from support.netns.overlay import MTU, Cluster, OverlayHost, network

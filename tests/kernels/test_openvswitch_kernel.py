@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.addresses import mac, prefix
-from linkspan.backends.sdn import BACKEND, gateway
-from linkspan.kernel.frames import question
-from linkspan.kernel.wire import checksum
+from linkspan.backends.sdn.backend import BACKEND, gateway
+from linkspan.core.addresses import mac, prefix
+from linkspan.kernel.io.packets import checksum
+from linkspan.kernel.io.probe_frames import question
 from support.kernels.kernel_switch import KernelSwitch, macs, programmed
 from support.kernels.underlay_stranger import Wire
 from support.netns.forgery import Listener, datagram

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.contracts import Support
-from linkspan.errors import Conflict
-from linkspan.kernel.keys import PRIVATE
-from linkspan.machine import Machine
-from linkspan.model import Other
-from linkspan.programs import Process
-from linkspan.state import Wireguard
-from linkspan.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.core.addresses import prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict
+from linkspan.core.model import Other
+from linkspan.core.states.host import Wireguard
+from linkspan.core.states.programs import Process
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.kernel.probe.keys import PRIVATE
+from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
 from support.netns.machine_fixtures import host, machine, run, until

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.associating import Memory, missing, stepped, wanted_of
-from linkspan.associations import IpsecChild, IpsecConnection, IpsecLink, Strongswan
-from linkspan.kernel import ike
-from linkspan.machine import Machine
-from linkspan.model import Facts
-from linkspan.state import LinkSysctl, Route, State
+from linkspan.agent.ipsec_sessions import Memory, missing, stepped, wanted_of
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Facts
+from linkspan.core.states.host import LinkSysctl, Route, State
+from linkspan.core.states.ipsec import IpsecChild, IpsecConnection, IpsecLink, Strongswan
+from linkspan.kernel.io import vici
+from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
 from support.netns.machine_fixtures import until
@@ -31,10 +31,10 @@ PAIRS = [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)]
 KEY = "a-key-that-all-hosts-of-the-trio-share"
 
 
-def asks(cluster: Cluster, number: int) -> ike.Session:
+def asks(cluster: Cluster, number: int) -> vici.Session:
     """Return the way to a host's daemon."""
     machine = cluster.hosts[number - 1].machine
-    return ike.session(machine.ike, lambda: bool(machine.processes.pid("charon")))
+    return vici.session(machine.ike, lambda: bool(machine.processes.pid("charon")))
 
 
 MEMORIES = {number: Memory() for number in (1, 2, 3)}
@@ -167,9 +167,9 @@ def _numbers(cluster: Cluster, number: int, connection: str) -> set[int]:
     return {a.number for a in _associations(cluster, number) if a.connection == connection}
 
 
-def _associations(cluster: Cluster, number: int) -> list[ike.Association]:
+def _associations(cluster: Cluster, number: int) -> list[vici.Association]:
     with asks(cluster, number) as asked:
-        return ike.associations(asked)
+        return vici.associations(asked)
 
 
 def test_a_peer_sends_from_its_own_blocks_only(trio: Cluster) -> None:
@@ -210,7 +210,7 @@ def test_keys_are_renewed_without_loss(trio: Cluster) -> None:
     for number in range(40):
         if number == 5:
             with asks(trio, 1) as asked:
-                for one in ike.associations(asked):
+                for one in vici.associations(asked):
                     for child in one.children:
                         asked.rekey({"child-id": str(child.number)})
         lost += not trio.pings(1, 3 if number % 2 else 2, DEMO)

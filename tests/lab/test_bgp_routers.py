@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import NotFound
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import NotFound
 from linkspan.lab import router_frr, routers, topology
 from linkspan.lab.topology import CLUSTER_AS, HOLD
 from support.lab.cluster_runs import ClusterRun

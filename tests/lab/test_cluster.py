@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.state import ROUTE_PROTOCOL
+from linkspan.core.states.host import ROUTE_PROTOCOL
 from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
 
 HOSTS = 3

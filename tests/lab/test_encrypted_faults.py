@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import mac, prefix
+from linkspan.core.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum
-from linkspan.kernel import ike
+from linkspan.kernel.io import vici
 from linkspan.lab import agents, record, sockets
 from support.lab.ipsec_runs import IpsecRun
 from support.lab.lab_runs import until
@@ -142,8 +142,8 @@ def _peers(cluster: IpsecRun, host: str) -> list[str]:
     if _device(cluster) == "lswg":
         return cluster.wg(host, "show", "lswg", "peers").split()
     with cluster.asks(host) as asked:
-        gone = [one.connection for one in ike.associations(asked) if one.remote == "192.0.2.3"]
-        return [*ike.connections(asked), *gone]
+        gone = [one.connection for one in vici.associations(asked) if one.remote == "192.0.2.3"]
+        return [*vici.connections(asked), *gone]
 
 
 def test_nothing_is_left_after_an_uninstall(cluster: IpsecRun) -> None:

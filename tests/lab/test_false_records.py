@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 import pytest
 
-from linkspan.addresses import derived_mac, mac_text, prefix
-from linkspan.errors import LinkspanError
+from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import until

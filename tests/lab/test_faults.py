@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import until

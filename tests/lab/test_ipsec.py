@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel import ike
+from linkspan.kernel.io import vici
 from linkspan.lab import sockets
 from support.lab.certificate_authority import Authority
 from support.lab.ipsec_runs import IpsecRun
@@ -55,7 +55,7 @@ def test_nothing_is_in_clear_from_the_first_packet_on(cluster: IpsecRun) -> None
     cluster.delete("fresh")
     cluster.well()
     with cluster.asks("h1") as asked:
-        assert not [child for found in ike.connections(asked).values() for child in found if "10.247." in child]
+        assert not [child for found in vici.connections(asked).values() for child in found if "10.247." in child]
 
 
 def test_keys_are_renewed_while_packets_flow(cluster: IpsecRun) -> None:
@@ -64,10 +64,10 @@ def test_keys_are_renewed_while_packets_flow(cluster: IpsecRun) -> None:
     with cluster.capture() as capture, cluster.pinged("c1", "c3"), Flows(cluster) as flows:
         for host in ("h1", "h2"):
             with cluster.asks(host) as asked:
-                for one in ike.associations(asked):
+                for one in vici.associations(asked):
                     children = [{"child-id": str(child.number)} for child in one.children]
                     for wish in (*children, {"ike-id": str(one.number)}):
-                        with contextlib.suppress(ike.Refused):  # the peer may just have done so
+                        with contextlib.suppress(vici.Refused):  # the peer may just have done so
                             asked.rekey(wish)
         for host in HOSTS:
             until(lambda host=host: not before[host] & cluster.spis(host), f"{host} has other keys")  # type: ignore[misc]
@@ -122,7 +122,7 @@ def test_what_somebody_broke_is_mended(cluster: IpsecRun) -> None:
 
 def _connections(cluster: IpsecRun, host: str) -> set[str]:
     with cluster.asks(host) as asked:
-        return set(ike.connections(asked))
+        return set(vici.connections(asked))
 
 
 def test_forged_sources_and_replays_get_nothing_through(cluster: IpsecRun) -> None:

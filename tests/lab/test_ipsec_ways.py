@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from support.lab.ipsec_runs import IpsecRun
 from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
+from linkspan.core.states.host import ROUTE_PROTOCOL
 from linkspan.lab import processes, topology
-from linkspan.state import ROUTE_PROTOCOL
 from support.lab.lab_runs import COMMAND, HEALED_WITHIN, LabRun, until
 
 # Names and JSON

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.state import ROUTE_PROTOCOL
+from linkspan.core.addresses import prefix
+from linkspan.core.states.host import ROUTE_PROTOCOL
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import HEALED_WITHIN, until
 

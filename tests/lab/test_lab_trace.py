@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import HEALED_WITHIN, LabRun, until

@@ -24,7 +24,7 @@ OUTSIDE, SAID = "198.51.100.53", "203.0.113.80"
 RATE, AT_ONCE = 5000, 5
 """Questions a second by one client that are to be answered, and how many follow each other between two rests of it."""
 BY_TCP = 8
-"""Connections of one client (firewall.py)."""
+"""Connections of one client (core/ruleset.py)."""
 
 
 class OutsideRun(NamesRun):

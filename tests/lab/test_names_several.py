@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan import names
+from linkspan.dns import zone
 from linkspan.lab import sockets
 from linkspan.lab.topology import bare
 from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, question, reverse
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs d
 
 BACK, BACK6 = "10.245.0.1", "fd45::1"
 VIEW = ("back", "demo")
-PORT = names.ports([VIEW])[VIEW]
+PORT = zone.ports([VIEW])[VIEW]
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.controller.controller import TAKE_OVER
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 from linkspan.lab import agents, record
 from support.lab.lab_runs import HEALED_WITHIN, until
 from support.lab.sdn_runs import TAKEN_OVER, SdnRun

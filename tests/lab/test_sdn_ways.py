@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.errors import LinkspanError, Unavailable
-from linkspan.kernel.openflow import OpenFlowDriver
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.lab import record, switches
 from linkspan.lab.sockets import inside
 from support.certificates import Authority

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from linkspan.core.states.host import ROUTE_PROTOCOL
+from linkspan.endpoints.multihoming import INTERNAL, TABLE
 from linkspan.lab.topology import bare
-from linkspan.multihoming import INTERNAL, TABLE
-from linkspan.state import ROUTE_PROTOCOL
 from support.lab.lab_runs import LabRun, until
 
 POOLS = {"web": "10.245.0.0/16,fd45::/48", "data": "10.246.0.0/16,fd46::/48"}

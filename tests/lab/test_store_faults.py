@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import agents, commands, record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import until

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.addresses import mac, prefix
-from linkspan.errors import KernelError
-from linkspan.kernel.announce import announce
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.errors import KernelError
+from linkspan.kernel.probe.gratuitous_arp import announce
 from support.netns.machine_fixtures import inside, joined, run, until
 
 NEW = "02:00:00:00:00:77"

@@ -10,17 +10,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.backends import bird as configuration
-from linkspan.backends.bird import Serving
-from linkspan.bgp import Session, Speaker
-from linkspan.kernel import bird
-from linkspan.kernel.approach import md5_refusals
-from linkspan.kernel.bird import Protocol
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.programs import SECRET
-from linkspan.tell import evidence
-from linkspan.tell.kernel import KernelAnswers
-from linkspan.tell.sessions import Why, explain
+from linkspan.backends.bgp import bird_config as configuration
+from linkspan.backends.bgp.bird_config import Serving
+from linkspan.backends.bgp.settings import Session, Speaker
+from linkspan.core.states.programs import SECRET
+from linkspan.diagnose.doctor import bgp_evidence
+from linkspan.diagnose.doctor.bgp_reasons import Why, explain
+from linkspan.diagnose.trace.kernel_answers import KernelAnswers
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe import bird_control
+from linkspan.kernel.probe.bird_control import Protocol
+from linkspan.kernel.probe.tcp_connect import md5_refusals
 from support.netns.world import World
 from support.routers.bgp_speakers import Bird, Frr, needs
 
@@ -111,16 +111,16 @@ class Pair:
 
     def seen(self) -> Protocol:
         """Return what our speaker says of the session."""
-        lines = bird.ask(self.bird.socket, "show protocols all")[0]
-        return next(p for p in bird.protocols(lines) if p.name == "peer_tor")
+        lines = bird_control.ask(self.bird.socket, "show protocols all")[0]
+        return next(p for p in bird_control.protocols(lines) if p.name == "peer_tor")
 
     def why(self, refusals: Mapping[str, int] | None = None) -> Why | None:
         """Explain the session as the agent does."""
         with self.world.entered("host"), contextlib.closing(KernelAnswers(Namespaces())) as asked:
             seen = self.seen()
-            said = evidence.recent(self.bird.folder / configuration.LOG)
+            said = bgp_evidence.recent(self.bird.folder / configuration.LOG)
             refusals = refusals if refusals is not None else md5_refusals()
-            return explain(self.session, seen, evidence.gather(self.session, seen, asked, said, refusals))
+            return explain(self.session, seen, bgp_evidence.gather(self.session, seen, asked, said, refusals))
 
     def told(self, *words: str, seconds: float = 60.0) -> Why:
         """Wait until the reason has all of the words, and return it."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import mac
-from linkspan.machine import Machine
-from linkspan.state import Bridge
+from linkspan.core.addresses import mac
+from linkspan.core.states.host import Bridge
+from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import run
 
 

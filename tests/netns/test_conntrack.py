@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.kernel import conntrack
-from linkspan.kernel.conntrack import flush
+from linkspan.core.addresses import prefix
+from linkspan.kernel.probe import conntrack
+from linkspan.kernel.probe.conntrack import flush
 from support.netns.machine_fixtures import needs, run
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.model import Underlay
-from linkspan.tell import doctor, features
-from linkspan.tell.checks import Check, Surroundings
-from linkspan.tell.plan import commands, ordered
+from linkspan.core.model import Underlay
+from linkspan.diagnose.doctor import doctor, kernel_features
+from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns import sample
 from support.netns.world import World
 
@@ -195,7 +195,7 @@ def test_features_are_tried_where_nobody_is(patient: Patient) -> None:
 
     before = everything()
     with patient.world.entered("h"):
-        found = features.probe()
+        found = kernel_features.probe()
     assert set(found.values()) == {""}
     assert everything() == before
 

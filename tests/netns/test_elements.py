@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.firewall import element, skeleton
-from linkspan.kernel.firewall import FirewallDriver
-from linkspan.model import Facts
-from linkspan.state import NftElement
+from linkspan.core.model import Facts
+from linkspan.core.ruleset import element, skeleton
+from linkspan.core.states.host import NftElement
+from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from support.netns.machine_fixtures import fresh_namespace, inside, run
 
 ELEMENTS = (

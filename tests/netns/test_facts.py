@@ -4,10 +4,10 @@ import socket
 import struct
 from pathlib import Path
 
-from linkspan.kernel.facts import observe_facts
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.state import Sysctl
+from linkspan.core.states.host import Sysctl
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe.facts import observe_facts
 from support.netns.machine_fixtures import inside, joined, run, until
 
 

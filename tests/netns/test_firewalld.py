@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import Conflict, Unavailable
-from linkspan.kernel.facts import observe_facts
-from linkspan.kernel.firewalld import FirewalldDriver, running
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.state import HOST, TrustedSource
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.states.host import HOST, TrustedSource
+from linkspan.kernel.drivers.firewalld import FirewalldDriver, running
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe.facts import observe_facts
 from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
 from support.netns.machine_fixtures import inside, joined, pings, run, until
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import Invalid, Unavailable
-from linkspan.flows import RouterRoute
-from linkspan.kernel.frr import FrrDriver
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.reconcile import Reconciler
+from linkspan.core.states.host import State
+from linkspan.core.states.openflow import RouterRoute
+from linkspan.kernel.drivers.frr import FrrDriver
 from linkspan.lab.sockets import inside
-from linkspan.reconcile import Reconciler
-from linkspan.state import State
 from support.routers import frr_router
 from support.routers.frr_router import FrrRouter
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import NotFound
-from linkspan.kernel import chains
-from linkspan.kernel.facts import observe_facts
-from linkspan.kernel.iptables import IN_PART, IptablesDriver
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.state import HOST, ForwardAccept
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import NotFound
+from linkspan.core.states.host import HOST, ForwardAccept
+from linkspan.kernel.drivers.iptables import IN_PART, IptablesDriver
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe import foreign_chains
+from linkspan.kernel.probe.facts import observe_facts
 from support.netns.machine_fixtures import inode, joined, needs, pings, run, until
 
 POOLS = {4: prefix("10.99.1.0/24"), 6: prefix("fd99:1::/64")}
@@ -132,9 +132,9 @@ def test_no_table_is_made_by_looking_or_by_a_put(machine: str, spaces: Namespace
     assert driver.apply([], [wanted]) == {}
     facts = observe_facts(SysctlDriver(spaces, tmp_path / "m"))
     assert facts.forward_chains == frozenset()
-    assert chains.nft_chains() == []
-    assert not chains.legacy(4)
-    assert not chains.legacy(6)
+    assert foreign_chains.nft_chains() == []
+    assert not foreign_chains.legacy(4)
+    assert not foreign_chains.legacy(6)
 
 
 def test_others_rules_with_odd_comments_do_no_harm(machine: str) -> None:

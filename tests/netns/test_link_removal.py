@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 
-from linkspan.kernel.links import Removal
+from linkspan.kernel.drivers.links import Removal
 
 
 def test_a_deletion_that_is_not_answered_ends_in_an_error(machine: str) -> None:

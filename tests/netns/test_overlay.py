@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.model import Network
+from linkspan.core.model import Network
 from support.netns.overlay import MTU, Cluster, network
 
 Make = Callable[..., Cluster]

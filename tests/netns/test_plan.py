@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.machine import Machine
-from linkspan.model import Allowance
-from linkspan.state import LinkSysctl, State, Sysctl
-from linkspan.tell.plan import commands, ordered
+from linkspan.core.model import Allowance
+from linkspan.core.states.host import LinkSysctl, State, Sysctl
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.worker import Machine
 from support.netns import sample
 from support.netns.world import World
 

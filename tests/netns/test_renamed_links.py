@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from linkspan.addresses import mac, prefix
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.states.host import Bridge, Ipip, State, Vxlan
 from linkspan.kernel.events import RouteEvents
-from linkspan.machine import Machine
-from linkspan.state import Bridge, Ipip, State, Vxlan
+from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import run
 
 MAC = mac("02:00:00:00:00:01")

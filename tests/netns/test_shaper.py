@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.shaper import ShaperDriver
-from linkspan.state import HOST, ForeignQdisc, TokenBucket
+from linkspan.core.states.host import HOST, ForeignQdisc, TokenBucket
+from linkspan.kernel.drivers.shaper import ShaperDriver
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.machine_fixtures import inode, inside, run
 
 MBIT = 125_000

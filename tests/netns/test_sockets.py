@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Invalid
-from linkspan.kernel.sockets import holder
+from linkspan.core.errors import Invalid
+from linkspan.kernel.probe.port_owners import holder
 from support.netns.machine_fixtures import inside
 
 ME = f"process {os.getpid()} ("

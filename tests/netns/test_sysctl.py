@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import NotFound, Unavailable
-from linkspan.kernel import sysctl
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.state import HOST, LinkSysctl, Sysctl
+from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.states.host import HOST, LinkSysctl, Sysctl
+from linkspan.kernel.drivers import sysctl
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.machine_fixtures import fresh_namespace, inode, run
 
 FORWARD = "net/ipv4/ip_forward"

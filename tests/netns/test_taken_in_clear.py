@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import sealed
-from linkspan.addresses import prefix
-from linkspan.firewall import crossing, element, skeleton
-from linkspan.machine import Machine
-from linkspan.model import Facts
-from linkspan.state import GROUP, Address, LinkSysctl, Route, State, Wireguard
-from linkspan.tell.plan import commands, ordered
-from linkspan.wireguard import AllowedIp
+from linkspan.core import seal as sealed
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Facts
+from linkspan.core.ruleset import crossing, element, skeleton
+from linkspan.core.states.host import GROUP, Address, LinkSysctl, Route, State, Wireguard
+from linkspan.core.states.wireguard import AllowedIp
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.worker import Machine
 from support.netns.listener import PORT, Ear
 from support.netns.machine_fixtures import run
 from support.netns.overlay import Cluster, network

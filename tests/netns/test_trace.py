@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from linkspan.errors import Conflict, Invalid, NotFound
-from linkspan.tell.trace import Trace
+from linkspan.core.errors import Conflict, Invalid, NotFound
+from linkspan.diagnose.trace.trace import Trace
 from support.netns import sample
 from support.netns.traced_host import OUTSIDE, PORT, Host, leads_outside, made
 from support.netns.world import World

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan import migration
-from linkspan.model import Migration, Network, Offer, Peer
-from linkspan.tell.hops import Unknown
+from linkspan.backends import migration
+from linkspan.core.model import Migration, Network, Offer, Peer
+from linkspan.diagnose.trace.hops import Unknown
 from support.netns.overlay import MTU, Cluster, network
 from support.netns.traced_cluster import address, traced
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.tell.trace import Trace
+from linkspan.diagnose.trace.trace import Trace
 from support.netns.traced_host import Host, made
 
 

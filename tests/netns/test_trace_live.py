@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.errors import Invalid
-from linkspan.kernel.nftables import Nft
-from linkspan.kernel.nftrace import TABLE, RuleTrace
-from linkspan.tell.probe import matches, new_mark
+from linkspan.core.errors import Invalid
+from linkspan.diagnose.trace.live_packet import matches, new_mark
+from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.probe.nft_trace import TABLE, RuleTrace
 from support.netns.traced_host import OUTSIDE, Host, leads_outside, made
 
 
@@ -152,7 +152,7 @@ def test_a_trace_is_not_disturbed_by_another_one(bridged: Host) -> None:
 def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:
     """The kernel removes the tables of a process that is killed while it traces."""
     script = (
-        "import sys, time; from linkspan.kernel.nftrace import RuleTrace;"
+        "import sys, time; from linkspan.kernel.probe.nft_trace import RuleTrace;"
         " RuleTrace('x', {'there': ['meta l4proto icmp']}, ['eth0']); print('traces', flush=True); time.sleep(60)"
     )
     command = ["ip", "netns", "exec", bridged.world.named("b"), sys.executable, "-c", script]

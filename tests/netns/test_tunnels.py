@@ -12,14 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import mac, prefix
-from linkspan.errors import KernelError
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.errors import KernelError
+from linkspan.core.states.host import (
+    Address,
+    FdbEntry,
+    Ipip,
+    Neighbour,
+    Route,
+    State,
+    Sysctl,
+    TunnelPrefix,
+    Vxlan,
+)
+from linkspan.core.states.programs import Process
+from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.ipip_endpoint import drops
 from linkspan.kernel.events import RouteEvents
-from linkspan.machine import Machine
-from linkspan.programs import Process
-from linkspan.state import Address, FdbEntry, Ipip, Neighbour, Route, State, Sysctl, TunnelPrefix, Vxlan
-from linkspan.tell.plan import commands, ordered
+from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import run, until
 from support.netns.overlay import MTU, Cluster, network
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.model import Facts
-from linkspan.tell import plan_ipsec
-from linkspan.tell.plan import commands, ordered
+from linkspan.core.model import Facts
+from linkspan.diagnose.plan import ipsec as plan_ipsec
+from linkspan.diagnose.plan.plan import commands, ordered
 from support.netns.machine_fixtures import needs, run, until
 from support.netns.overlay import Cluster, OverlayHost, network
 

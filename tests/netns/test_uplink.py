@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from linkspan.kernel import underlay
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.netlink import Sockets
-from linkspan.kernel.routes import foreign_routes, uplink_mtu
+from linkspan.kernel.drivers.routes import foreign_routes, uplink_mtu
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.probe import underlay
 from support.netns.machine_fixtures import joined, run
 
 

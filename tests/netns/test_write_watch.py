@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel import folder
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.state import Sysctl
+from linkspan.core.states.host import Sysctl
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io import inotify
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.machine_fixtures import run
 
 FORWARD, ALL = "net/ipv4/ip_forward", "net.ipv4.ip_forward"
@@ -59,8 +59,8 @@ def test_a_host_without_a_watch_to_spare_goes_on(
     spaces: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's inotify instances may all be taken: settings are set all the same, and the problem is told."""
-    monkeypatch.setattr(folder, "_shared", [])
-    monkeypatch.setattr(folder._libc, "inotify_init1", lambda _flags: -1)
+    monkeypatch.setattr(inotify, "_shared", [])
+    monkeypatch.setattr(inotify._libc, "inotify_init1", lambda _flags: -1)
     driver = SysctlDriver(spaces, tmp_path / "m")
     driver.apply([Sysctl(FORWARD, "1")], [])
     assert driver.watch.problem

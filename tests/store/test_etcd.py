@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import NotFound, Unavailable
+from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store import etcd, etcd_gateway
 from linkspan.store.etcd import EtcdStore, Place
 from support.certificates import Authority

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Invalid, Unavailable
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd import EtcdStore
+from linkspan.store.factory import open_store, own_cluster
 from linkspan.store.memory import Memory, MemoryStore
-from linkspan.store.opening import open_store, own_cluster
 from linkspan.store.sqlite import SqliteStore
-from linkspan.store_url import etcd_parts
 from support.store.engines import EtcdEngine, Watched, until
 from support.store.etcd_members import Members
 

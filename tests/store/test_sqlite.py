@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from linkspan import SCHEMA
-from linkspan.database import open_database
-from linkspan.errors import NotFound, Unavailable
+from linkspan.core.database import open_database
+from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store.sqlite import SqliteStore
 from support.store.engines import SqliteEngine, Watched, until
 

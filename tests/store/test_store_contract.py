@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from linkspan.errors import Invalid, NotFound
+from linkspan.core.errors import Invalid, NotFound
 from linkspan.store.request import MOST_KEYS
 from support.store.engines import Engine, Watched, until
 

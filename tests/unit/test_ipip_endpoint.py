@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from linkspan.addresses import prefix
+from linkspan.core.addresses import prefix
 from linkspan.ipip_endpoint import KNOWN, PLAIN, Table, _checksum, about_merged, frag_needed
 
 

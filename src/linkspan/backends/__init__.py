@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from linkspan.backends import bgp, bridge, host, host_gw, ipip, ipsec, sdn, vxlan, wireguard
-from linkspan.contracts import Backend
-from linkspan.errors import Invalid
+from linkspan.backends import bridge, host, host_gw, ipip, vxlan
+from linkspan.backends.bgp import backend as bgp_backend
+from linkspan.backends.ipsec import backend as ipsec_backend
+from linkspan.backends.sdn import backend as sdn_backend
+from linkspan.backends.wireguard import backend as wireguard_backend
+from linkspan.core.contracts import Backend
+from linkspan.core.errors import Invalid
 
 _ALL: tuple[Backend, ...] = (
-    bgp.BACKEND,
+    bgp_backend.BACKEND,
     bridge.BACKEND,
     host.BACKEND,
     host_gw.BACKEND,
     ipip.BACKEND,
-    ipsec.BACKEND,
-    sdn.BACKEND,
+    ipsec_backend.BACKEND,
+    sdn_backend.BACKEND,
     vxlan.BACKEND,
-    wireguard.BACKEND,
+    wireguard_backend.BACKEND,
 )
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 CROSSING = tuple(name for name, backend in BACKENDS.items() if backend.crosses_hosts)

@@ -23,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import Prefix, derived_mac, link_local, mac, whole
-from linkspan.errors import Invalid, Unavailable
-from linkspan.firewall import BRIDGE, INET, element, pool_text
-from linkspan.ipam import ROUTED_GATEWAY
-from linkspan.model import Allowance, Endpoint, Facts, HostView, Lease, Network, Peer
-from linkspan.needs import Need
-from linkspan.state import (
+from linkspan.core.addresses import Prefix, derived_mac, link_local, mac, whole
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.ipam import ROUTED_GATEWAY
+from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import BRIDGE, INET, element, pool_text
+from linkspan.core.states.host import (
     HOST,
     UNREACHABLE_METRIC,
     Address,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.errors import Invalid
-from linkspan.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.needs import Need
-from linkspan.state import State
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.states.host import State
 
 
 class HostBackend:

@@ -24,9 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import Prefix, derived_mac
 from linkspan.backends.bridge import routed_endpoint, shaped
-from linkspan.backends.crossing import (
+from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted_neighbour,
     check_options,
@@ -39,10 +38,11 @@ from linkspan.backends.crossing import (
     reached,
     underlay,
 )
-from linkspan.errors import Unavailable
-from linkspan.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.needs import Need
-from linkspan.state import Bridge, State
+from linkspan.core.addresses import Prefix, derived_mac
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.states.host import Bridge, State
 
 
 class HostGwBackend:

@@ -25,9 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.addresses import Prefix, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
-from linkspan.backends.crossing import (
+from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted,
     admitted_neighbour,
@@ -48,12 +47,13 @@ from linkspan.backends.crossing import (
     tunnel_sysctls,
     underlay,
 )
-from linkspan.errors import Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.needs import Need
-from linkspan.programs import Process
-from linkspan.state import Ipip, Route, State, TunnelPrefix
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Ipip, Route, State, TunnelPrefix
+from linkspan.core.states.programs import Process
 
 DEVICE = "lsipip"
 _DUMMY = (192, 0, 0, 8)

@@ -41,9 +41,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.backends.bridge import routed_endpoint, shaped
-from linkspan.backends.crossing import (
+from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted,
     admitted_neighbour,
@@ -66,11 +65,12 @@ from linkspan.backends.crossing import (
     tunnel_sysctls,
     underlay,
 )
-from linkspan.errors import Conflict, Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.needs import Need
-from linkspan.state import FdbEntry, Neighbour, Route, State, Vxlan
+from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
+from linkspan.core.errors import Conflict, Invalid, Unavailable
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan
 
 PORT = 4789
 """RFC 7348 section 5 (the kernel's own default, 8472, is older)."""

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, table
 
 app = typer.Typer(no_args_is_help=True, help="Addresses: who holds which, and whether that is true.")

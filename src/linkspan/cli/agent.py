@@ -9,9 +9,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from linkspan import config
 from linkspan.cli.output import Format, Output, as_json
-from linkspan.errors import Denied
+from linkspan.core import config
+from linkspan.core.errors import Denied
 
 
 def agent(

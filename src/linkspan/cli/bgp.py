@@ -7,8 +7,8 @@ from urllib.parse import quote, urlencode
 
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, say, table
 
 app = typer.Typer(no_args_is_help=True, help="What holds for all hosts: schema, reclaiming, disputes.")

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from linkspan import config, ownership
+from linkspan.agent import file_ownership
+from linkspan.api.client import Client, started
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client, started
 from linkspan.cli.output import Format, Output, ago, as_json, details, joined, pairs, split, table
 from linkspan.controller import settings
-from linkspan.errors import LinkspanError, Unavailable
+from linkspan.core import config
+from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.runtimes import systemd
 
 app = typer.Typer(help="SDN: program the underlay's switches and routers, and see what they do.")
@@ -185,9 +186,10 @@ def _name_silent(found: dict[str, Any]) -> None:
 @app.command()
 def unit() -> None:
     """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
-    executable = ownership.command()
-    if why := ownership.writer(executable):
-        fix = f"`linkspan install systemd` makes a copy of root's own; print this by {ownership.COPY}/bin/linkspan then"
+    executable = file_ownership.command()
+    if why := file_ownership.writer(executable):
+        copy = f"{file_ownership.COPY}/bin/linkspan"
+        fix = f"`linkspan install systemd` makes a copy of root's own; print this by {copy} then"
         print(f"note: root would run files that others may write: {why}; {fix}", file=sys.stderr)
     print(systemd.controller_unit(executable), end="")
 

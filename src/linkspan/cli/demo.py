@@ -10,7 +10,7 @@ import typer
 from linkspan.backends import CROSSING
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import split, step
-from linkspan.errors import Denied, Invalid
+from linkspan.core.errors import Denied, Invalid
 
 ONE_HOST = "bridge"
 

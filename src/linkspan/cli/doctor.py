@@ -8,10 +8,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 
 
 def doctor(
@@ -44,8 +44,8 @@ def doctor(
 def _without_agent() -> list[dict[str, str]]:
     """Return the machine's checks, made here."""
     # Imported here, because they ask the kernel by libraries that no other command needs.
-    from linkspan.kernel.namespaces import Namespaces
-    from linkspan.tell import doctor as machine
-    from linkspan.tell.checks import Surroundings
+    from linkspan.diagnose.doctor import doctor as machine
+    from linkspan.diagnose.doctor.checks import Surroundings
+    from linkspan.kernel.io.namespaces import Namespaces
 
     return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings())))

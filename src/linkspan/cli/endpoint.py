@@ -12,8 +12,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from linkspan import ports
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,
@@ -26,8 +25,9 @@ from linkspan.cli.output import (
     split,
     table,
 )
-from linkspan.errors import Invalid, NotFound, Unavailable, counted
-from linkspan.kernel.namespaces import open_namespace
+from linkspan.core import ports
+from linkspan.core.errors import Invalid, NotFound, Unavailable, counted
+from linkspan.kernel.io.namespaces import open_namespace
 
 app = typer.Typer(no_args_is_help=True, help="Endpoints: the attached interfaces of containers.")
 

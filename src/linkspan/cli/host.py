@@ -9,9 +9,8 @@ from urllib.parse import quote
 
 import typer
 
-from linkspan import namesakes
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,
@@ -24,6 +23,7 @@ from linkspan.cli.output import (
     say,
     table,
 )
+from linkspan.core import namesakes
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
 _PATIENCE = 20.0

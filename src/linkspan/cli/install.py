@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
-from linkspan import config, installation, ownership
+from linkspan.agent import file_ownership, installation
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
-from linkspan.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core import config
+from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.runtimes import systemd
 
 app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
@@ -115,8 +116,8 @@ def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket
 def _program(root: Path) -> tuple[str, str]:
     """Return the paths of `linkspan` and its interpreter that root may run; those of an image are not looked at."""
     if root != Path("/"):
-        return ownership.command(), sys.executable
-    executable, python, told = ownership.program()
+        return file_ownership.command(), sys.executable
+    executable, python, told = file_ownership.program()
     if told:
         print(f"note: {told}", file=sys.stderr)
     return executable, python
@@ -168,7 +169,7 @@ def uninstall(
 ) -> None:
     """Take all of linkspan's off this machine, and prove that nothing is left; exit 3 where something is."""
     _require_root()
-    from linkspan import uninstall as work  # the drivers are heavy
+    from linkspan.agent import uninstall as work  # the drivers are heavy
 
     found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
     with contextlib.suppress(Unavailable):  # without an agent, what the settings say
@@ -199,7 +200,7 @@ def uninstall(
 
 
 def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
-    from linkspan.uninstall import Outcome
+    from linkspan.agent.uninstall import Outcome
 
     assert isinstance(outcome, Outcome)
     if output is Format.JSON:

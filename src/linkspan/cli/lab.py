@@ -12,10 +12,10 @@ from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import Format, Output, as_json, details, joined, pairs, split, step, table
 from linkspan.lab import (
     agents,
-    breaking,
     build,
     containers,
     controllers,
+    faults,
     inside,
     matrix,
     record,
@@ -366,7 +366,7 @@ def break_(
         str,
         typer.Argument(
             metavar="FAILURE",
-            help=f"{', '.join(breaking.FAILURES)} or partition:HOST; of a router {' or '.join(routers.FAILURES)}; "
+            help=f"{', '.join(faults.FAILURES)} or partition:HOST; of a router {' or '.join(routers.FAILURES)}; "
             f"of a switch {' or '.join(switches.FAILURES)}; of a controller {' or '.join(controllers.FAILURES)}.",
         ),
     ],
@@ -379,7 +379,7 @@ def break_(
         place = found.breakable(host)
         match place:
             case Host():
-                done = breaking.do(found, place, failure)
+                done = faults.do(found, place, failure)
             case Router():
                 done = routers.do(found, place, failure)
             case Switch():
@@ -397,7 +397,7 @@ def mend(host: Breakable, lab: Name = DEFAULT, output: Output = Format.TABLE) ->
         place = found.breakable(host)
         match place:
             case Host():
-                done = breaking.mend(found, place)
+                done = faults.mend(found, place)
             case Router():
                 done = routers.mend(found, place)
             case Switch():

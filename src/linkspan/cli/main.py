@@ -10,6 +10,7 @@ import typer
 import typer.main
 from typer.core import TyperOption
 
+from linkspan.api.client import Client
 from linkspan.cli import (
     address,
     agent,
@@ -28,10 +29,9 @@ from linkspan.cli import (
     trace,
     usage,
 )
-from linkspan.cli.client import Client
 from linkspan.cli.output import as_json, say
-from linkspan.errors import LinkspanError
-from linkspan.escapes import escaped, shown
+from linkspan.core.errors import LinkspanError
+from linkspan.core.escapes import escaped, shown
 
 app = typer.Typer(
     cls=usage.Commands,

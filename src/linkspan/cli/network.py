@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import typer
 
+from linkspan.api.client import Client
 from linkspan.backends import BACKENDS, CROSSING
-from linkspan.cli.client import Client
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,
@@ -24,8 +24,8 @@ from linkspan.cli.output import (
     split,
     table,
 )
-from linkspan.errors import Invalid
-from linkspan.model import Ipam, Runtime
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Ipam, Runtime
 
 app = typer.Typer(
     no_args_is_help=True, help="Networks: pools of addresses, and how their endpoints reach each other."

@@ -17,8 +17,8 @@ import msgspec
 import typer
 
 from linkspan.cli import layout
-from linkspan.config import SOCKET
-from linkspan.escapes import escaped
+from linkspan.core.config import SOCKET
+from linkspan.core.escapes import escaped
 
 
 class Format(enum.StrEnum):

@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 import msgspec
 import typer
 
-from linkspan import SCHEMA, __version__, namesakes
+from linkspan import SCHEMA, __version__
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.cluster import disputes
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
@@ -28,8 +28,9 @@ from linkspan.cli.output import (
     say,
     table,
 )  # fmt: skip
-from linkspan.errors import counted
-from linkspan.escapes import escaped
+from linkspan.core import namesakes
+from linkspan.core.errors import counted
+from linkspan.core.escapes import escaped
 
 
 def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:

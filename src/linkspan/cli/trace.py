@@ -8,10 +8,10 @@ from urllib.parse import urlencode
 
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
 
 _WHO = "A container's name (or one that DNS answers) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]

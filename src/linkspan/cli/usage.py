@@ -13,7 +13,7 @@ from typing import Any, cast
 import typer
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 
 # The library's base classes, which it does not export: every usage error, and every error that it shows itself.
 USAGE_ERROR, SHOWN_ERROR = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])

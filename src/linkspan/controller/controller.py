@@ -5,7 +5,7 @@ the fabric; what differs from the flows that follow for it is mended, and it ask
 lately. A change in the store, or in what another switch has seen, begins a turn at once where it changes flows. One
 that does not answer keeps no other waiting. A controller that stands by looks as well, and changes nothing.
 
-Who becomes active takes no flow away of which it may only not know yet why it is there (``steering.spared``): for
+Who becomes active takes no flow away of which it may only not know yet why it is there (``flows.spared``): for
 TAKE_OVER, and for as long as a switch was never seen.
 """
 
@@ -19,27 +19,27 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from linkspan.addresses import Prefix, derived_mac, mac, mac_text, prefix
-from linkspan.ask import Ask, Question, Standing, Told, Walked, Well
-from linkspan.control_plane import EVERY, SWITCHES, Control, resolved, text
+from linkspan.backends.sdn.fabric import Fabric, Map, Seen, Spot
+from linkspan.backends.sdn.flows import spared
+from linkspan.backends.sdn.flows import switches as steered
+from linkspan.cluster.control_plane import EVERY, SWITCHES, Control, resolved, text
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.questions import Ask, Question, Standing, Told, Walked, Well
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
 from linkspan.controller.settings import Settings, services
-from linkspan.errors import Invalid, Unavailable
-from linkspan.fabric import Fabric, Map, Seen, Spot
-from linkspan.flows import Counted, Flow, RouterRoute
-from linkspan.kernel.frames import announcement, question
-from linkspan.lasting import lasting
-from linkspan.leases import Leases
-from linkspan.model import Host
-from linkspan.networks import Networks
-from linkspan.replica import Replica
-from linkspan.steering import spared
-from linkspan.steering import switches as steered
-from linkspan.store.opening import open_store
-from linkspan.tell import switched
-from linkspan.tell.parts import CONTROLLER
+from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Host
+from linkspan.core.states.openflow import Counted, Flow, RouterRoute
+from linkspan.core.supervise import lasting
+from linkspan.diagnose.trace import switches
+from linkspan.diagnose.trace.parts import CONTROLLER
+from linkspan.kernel.io.probe_frames import announcement, question
+from linkspan.store.factory import open_store
+from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.controller")
 
@@ -268,7 +268,7 @@ class Controller:
         entry = asked.entry
         if not self.switches:
             raise Unavailable("the controller has no switch, and routers cannot be asked")
-        return await asyncio.to_thread(switched.part, self.view(), entry)
+        return await asyncio.to_thread(switches.part, self.view(), entry)
 
     def problems(self) -> list[str]:
         """Return what is not well, a sentence each: devices, hosts, prefixes."""
@@ -282,7 +282,7 @@ class Controller:
         missing = [host for host, _ in self.holding.held.macs if host not in places and self.switches]
         return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holding.twins}
 
-    def view(self) -> switched.Underlay:
+    def view(self) -> switches.Underlay:
         """Return what a trace through the switches is told by."""
         hosts = {
             host.id: (host.name, tuple(prefix(text).packed for text in _texts(host)), host.underlay.mtu)
@@ -295,7 +295,7 @@ class Controller:
             return list(device.driver.dump())
 
         away = {one.name: one.problem for one in self.switches if one.away}
-        return switched.Underlay(self.holding.held, self.where, dict(self.fabric.seen), hosts, away, dump)
+        return switches.Underlay(self.holding.held, self.where, dict(self.fabric.seen), hosts, away, dump)
 
 
 def _texts(host: Host) -> tuple[str, ...]:

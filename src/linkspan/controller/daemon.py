@@ -10,13 +10,13 @@ from pathlib import Path
 
 import msgspec
 
+from linkspan.agent.locks import state_folder
+from linkspan.api.server import listening, metrics_at, on_socket
+from linkspan.controller.api import Telling
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings
-from linkspan.controller.telling import Telling
-from linkspan.locks import state_folder
-from linkspan.process import served
+from linkspan.core.process import served
 from linkspan.runtimes import systemd
-from linkspan.serving import listening, metrics_at, on_socket
 
 
 def main() -> None:

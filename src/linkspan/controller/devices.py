@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from linkspan.contracts import Driver
-from linkspan.desired import Change
-from linkspan.errors import LinkspanError
-from linkspan.fabric import Seen
-from linkspan.flows import Flow
-from linkspan.kernel.frr import FrrDriver
-from linkspan.kernel.openflow import OpenFlowDriver
-from linkspan.lasting import woken
-from linkspan.reconcile import Heal, Reconciler
-from linkspan.state import State
+from linkspan.backends.sdn.fabric import Seen
+from linkspan.core.contracts import Driver
+from linkspan.core.desired import Change
+from linkspan.core.errors import LinkspanError
+from linkspan.core.reconcile import Heal, Reconciler
+from linkspan.core.states.host import State
+from linkspan.core.states.openflow import Flow
+from linkspan.core.supervise import woken
+from linkspan.kernel.drivers.frr import FrrDriver
+from linkspan.kernel.drivers.openflow import OpenFlowDriver
 
 log = logging.getLogger("linkspan.controller")
 

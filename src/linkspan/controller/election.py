@@ -14,10 +14,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from linkspan.errors import LinkspanError
-from linkspan.lasting import lasting, woken
-from linkspan.replica import Replica
-from linkspan.tell.parts import CONTROLLER
+from linkspan.core.errors import LinkspanError
+from linkspan.core.supervise import lasting, woken
+from linkspan.diagnose.trace.parts import CONTROLLER
+from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.controller")
 

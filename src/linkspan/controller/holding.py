@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan import migration
-from linkspan.addresses import Prefix, mac
-from linkspan.backends import sdn
-from linkspan.backends.crossing import reached
-from linkspan.errors import Invalid
-from linkspan.leases import Leases
-from linkspan.model import Host, Lease, Network, Peer
-from linkspan.networks import Networks
-from linkspan.steering import Claim, Held, Served
+from linkspan.backends import migration
+from linkspan.backends.multi_host import reached
+from linkspan.backends.sdn import backend as sdn
+from linkspan.backends.sdn.flows import Claim, Held, Served
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, mac
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Host, Lease, Network, Peer
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
 """What it follows from."""

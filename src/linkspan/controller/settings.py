@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.config import given, listening_at, need_paths, typed
-from linkspan.errors import Invalid
-from linkspan.model import checked_name
+from linkspan.core.config import given, listening_at, need_paths, typed
+from linkspan.core.errors import Invalid
+from linkspan.core.model import checked_name
 
 FILE = "/etc/linkspan/controller.toml"
 SOCKET = "/run/linkspan/controller.sock"

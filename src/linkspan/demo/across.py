@@ -7,23 +7,13 @@ import sys
 import time
 from typing import Any
 
+from linkspan.agent.warnings import KERNEL
+from linkspan.api.client import Client
 from linkspan.backends import BACKENDS
-from linkspan.cautions import KERNEL
-from linkspan.cli.client import Client
-from linkspan.demo import eavesdropping
+from linkspan.core.errors import LinkspanError
+from linkspan.demo import sniffer
 from linkspan.demo.screen import Screen, headline, throughput
-from linkspan.errors import LinkspanError
-from linkspan.lab import (
-    agents,
-    breaking,
-    build,
-    controllers,
-    inside,
-    matrix,
-    record,
-    switches,
-    topology,
-)
+from linkspan.lab import agents, build, controllers, faults, inside, matrix, record, switches, topology
 from linkspan.lab.record import Lab
 from linkspan.lab.topology import bare
 
@@ -57,7 +47,7 @@ def run(backend: str, step: build.Step, *, keep: bool) -> bool:
         _throughput(screen, lab)
         _mended(screen, lab, FAILURE.get(backend, "routes-flush"))
         if BACKENDS[backend].encrypts:
-            eavesdropping.show(screen, lab)
+            sniffer.show(screen, lab)
         done = True
     finally:
         if not (keep and done):
@@ -177,7 +167,7 @@ def _mended(screen: Screen, lab: Lab, failure: str) -> None:
         client, url = Client(controllers.socket(lab, lab.controllers[0])), "/v1/controller/diff"
     else:
         screen.say(f"  [cyan]$[/cyan] linkspan lab break h1 {failure} --lab {lab.name}")
-        screen.output([breaking.do(lab, lab.host("h1"), failure)])
+        screen.output([faults.do(lab, lab.host("h1"), failure)])
     begun = time.monotonic()
     while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", url).values()):
         time.sleep(0.02)

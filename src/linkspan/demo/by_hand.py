@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan import firewall
-from linkspan.addresses import derived_mac, mac_text
 from linkspan.backends import backend
-from linkspan.demo.stage import HOST, Stage
-from linkspan.kernel.namespaces import Namespaces, inode, open_namespace
-from linkspan.model import Endpoint, Facts, HostView, Network, host_ifname
-from linkspan.state import (
+from linkspan.core import ruleset
+from linkspan.core.addresses import derived_mac, mac_text
+from linkspan.core.model import Endpoint, Facts, HostView, Network, host_ifname
+from linkspan.core.states.host import (
     Address,
     Bridge,
     ForwardAccept,
@@ -28,7 +26,9 @@ from linkspan.state import (
     Sysctl,
     Veth,
 )
-from linkspan.tell import plan
+from linkspan.demo.stage import HOST, Stage
+from linkspan.diagnose.plan import plan
+from linkspan.kernel.io.namespaces import Namespaces, inode, open_namespace
 
 NETWORK = Network(
     name="mybr0",
@@ -56,7 +56,7 @@ class ByHand:
         """Return the whole plan: rules, network and both containers, where a FORWARD chain of Docker's drops."""
         view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
         bridge = backend("bridge")
-        states = [*firewall.skeleton(Facts()), *bridge.network(view, NETWORK)]
+        states = [*ruleset.skeleton(Facts()), *bridge.network(view, NETWORK)]
         for name, address in CONTAINERS.items():
             fd = open_namespace(f"/run/netns/{name}")
             number = inode(fd)
@@ -187,9 +187,9 @@ def _is_nat(state: State) -> bool:
     """Tell whether a state is what IPv4 masquerade needs."""
     match state:
         case NftTable(family, _):
-            return family == firewall.INET
+            return family == ruleset.INET
         case NftSet(family, _, name) | NftElement(family, _, name):
-            return family == firewall.INET and name in ("pools4", "masquerade4")
+            return family == ruleset.INET and name in ("pools4", "masquerade4")
         case NftChain(_, _, name):
             return name == "postrouting"
     return False

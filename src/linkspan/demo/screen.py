@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import commands
 
 console = Console(highlight=False, soft_wrap=True)

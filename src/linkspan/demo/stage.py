@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from linkspan.core.errors import LinkspanError
 from linkspan.demo.screen import Screen, console
-from linkspan.errors import LinkspanError
 from linkspan.lab import commands
 
 FOLDER = Path("/run/linkspan-demo")

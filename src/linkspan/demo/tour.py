@@ -6,11 +6,11 @@ import shutil
 import sys
 import time
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
+from linkspan.core.errors import NotFound
 from linkspan.demo.by_hand import BEYOND, CONTAINERS, ByHand
 from linkspan.demo.screen import headline, retried, serving, throughput
 from linkspan.demo.stage import FOLDER, HOST, OUTSIDE, Stage
-from linkspan.errors import NotFound
 
 TOOLS = ("ip", "nft", "ping", "iptables", "nsenter", "sysctl")
 

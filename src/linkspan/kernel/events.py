@@ -1,7 +1,7 @@
 """Kernel events: they carry no state, they only mark kinds as worth a look.
 
 Our own changes are told apart and left out: rtnetlink notifications bear the port of the socket that asked
-for the change (those of forwarding entries do not: kernel/neighbours.py notes them), and nftables'
+for the change (those of forwarding entries do not: kernel/drivers/neighbours.py notes them), and nftables'
 transactions end with a message that names the process (NFT_MSG_NEWGEN).
 
 Of links that are not ours a new MAC alone counts: it may be the underlay's, which other hosts are told.
@@ -16,40 +16,7 @@ import errno
 import os
 import struct
 
-from linkspan.associations import IpsecLink
-from linkspan.kernel.addresses import OURS
-from linkspan.kernel.link_attributes import ADDRESS, ifinfo
-from linkspan.kernel.links import is_ours
-from linkspan.kernel.neighbours import (
-    AF_BRIDGE,
-    DST,
-    LLADDR,
-    NDMSG,
-    NOARP,
-    PERMANENT,
-    PROTOCOL,
-    TUNNELS,
-    Own,
-)
-from linkspan.kernel.netlink import (
-    DELADDR,
-    DELLINK,
-    DELNEIGH,
-    DELROUTE,
-    GETLINK,
-    NETFILTER,
-    NEWADDR,
-    NEWLINK,
-    NEWNEIGH,
-    NEWROUTE,
-    ROUTE,
-    Socket,
-    altnames,
-    attributes,
-    string,
-)
-from linkspan.kernel.routes import BIRD
-from linkspan.state import (
+from linkspan.core.states.host import (
     ROUTE_PROTOCOL,
     Address,
     Bridge,
@@ -72,7 +39,40 @@ from linkspan.state import (
     Vxlan,
     Wireguard,
 )
-from linkspan.wireguard import WireguardKey
+from linkspan.core.states.ipsec import IpsecLink
+from linkspan.core.states.wireguard import WireguardKey
+from linkspan.kernel.drivers.addresses import OURS
+from linkspan.kernel.drivers.link_attributes import ADDRESS, ifinfo
+from linkspan.kernel.drivers.links import is_ours
+from linkspan.kernel.drivers.neighbours import (
+    AF_BRIDGE,
+    DST,
+    LLADDR,
+    NDMSG,
+    NOARP,
+    PERMANENT,
+    PROTOCOL,
+    TUNNELS,
+    Own,
+)
+from linkspan.kernel.drivers.routes import BIRD
+from linkspan.kernel.io.netlink import (
+    DELADDR,
+    DELLINK,
+    DELNEIGH,
+    DELROUTE,
+    GETLINK,
+    NETFILTER,
+    NEWADDR,
+    NEWLINK,
+    NEWNEIGH,
+    NEWROUTE,
+    ROUTE,
+    Socket,
+    altnames,
+    attributes,
+    string,
+)
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF,
 # _IPV6_NETCONF

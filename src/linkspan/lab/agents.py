@@ -17,11 +17,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from linkspan.addresses import HIDDEN
+from linkspan.api.client import Client
 from linkspan.backends import backend
-from linkspan.cli.client import Client
-from linkspan.errors import LinkspanError, NotFound, Unavailable
-from linkspan.kernel.durable import BOOT_ID
+from linkspan.core.addresses import HIDDEN
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.kernel.io.durable_files import BOOT_ID
 from linkspan.lab import commands, credentials, processes, sockets
 from linkspan.lab.record import Host, Lab
 from linkspan.lab.topology import ETCD_PORT, PREFIX, USER, credential, settings, shared_key, store_url

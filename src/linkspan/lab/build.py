@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from linkspan.errors import Conflict, LinkspanError, counted
+from linkspan.core.errors import Conflict, LinkspanError, counted
 from linkspan.lab import (
     agents,
     commands,

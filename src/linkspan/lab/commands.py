@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from linkspan.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
 
 PATIENCE = 60.0
 """Seconds: a machine that is busy with a hundred hosts is slow, and not broken."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from linkspan.errors import Conflict, LinkspanError, Unavailable
-from linkspan.kernel.namespaces import open_namespace
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable
+from linkspan.core.model import checked_name
+from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import commands
 from linkspan.lab.agents import client
 from linkspan.lab.record import Attachment, Container, Lab
-from linkspan.model import checked_name
 
 WORKERS = 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from linkspan.errors import Invalid, NotFound
+from linkspan.core.errors import Invalid, NotFound
 from linkspan.lab import processes, switches
 from linkspan.lab.record import Controller, Lab
 from linkspan.lab.topology import etcd_url, store_url

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from typing import NoReturn
 
-from linkspan.errors import NotFound
-from linkspan.kernel.durable import BOOT_ID
+from linkspan.core.errors import NotFound
+from linkspan.kernel.io.durable_files import BOOT_ID
 from linkspan.lab import controllers, credentials, processes, routers
 from linkspan.lab.commands import entering
 from linkspan.lab.record import Host, Lab, Router

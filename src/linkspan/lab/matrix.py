@@ -8,7 +8,7 @@ from itertools import chain
 
 import msgspec
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import commands, containers, sockets
 from linkspan.lab.record import Container, Host, Lab
 from linkspan.lab.topology import bare

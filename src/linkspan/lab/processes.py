@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from linkspan.errors import LinkspanError, NotFound, Unavailable
-from linkspan.kernel.processes import OWNER
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.kernel.drivers.processes import OWNER
 from linkspan.lab.commands import PATIENCE, entering
 
 MARK = "LINKSPAN_LAB_MARK"

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from linkspan.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, closest
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, closest
 
 FOLDER = Path("/run/linkspan-lab")
 T = TypeVar("T", bound="Host | Container | Router | Switch | Controller")

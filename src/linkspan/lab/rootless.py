@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from linkspan.errors import Denied
+from linkspan.core.errors import Denied
 from linkspan.lab.commands import await_
 
 MARK = "LINKSPAN_LAB_KEEPER"

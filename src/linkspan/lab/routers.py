@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
-from linkspan.errors import Denied, Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound
+from linkspan.core.states.programs import located
 from linkspan.lab import commands, processes, rootless, router_bird, router_frr
 from linkspan.lab.record import Lab, Router
 from linkspan.lab.underlay import CABLE
-from linkspan.programs import located
 
 SOFTWARE: dict[str, ModuleType] = {"bird": router_bird, "frr": router_frr}
 KILLED, DOWN = "router-kill", "link-down"

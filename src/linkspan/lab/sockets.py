@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from linkspan.kernel.namespaces import Namespaces, open_namespace
+from linkspan.kernel.io.namespaces import Namespaces, open_namespace
 
 ANSWER = 2.0
 """Seconds that a probe waits in all; a lost packet is sent again meanwhile."""

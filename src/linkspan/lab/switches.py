@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from linkspan.errors import Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.lab import commands, processes
 from linkspan.lab.record import Host, Lab, Switch
 

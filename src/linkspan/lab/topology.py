@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from linkspan.addresses import prefix
 from linkspan.backends import CROSSING
-from linkspan.errors import Invalid
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Invalid
 from linkspan.lab.record import Container, Controller, Host, Lab, Router, Switch, checked
 
 UNDERLAYS = {"v4": (4,), "v6": (6,), "dual": (4, 6)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from linkspan.addresses import derived_mac, mac_text
+from linkspan.core.addresses import derived_mac, mac_text
 from linkspan.lab import commands, switches
 from linkspan.lab.record import Host, Lab, Router
 from linkspan.lab.topology import ETCD_PORT, bare, behind, etcd_address, families, gateways

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from linkspan.errors import Denied, LinkspanError, NotFound
-from linkspan.kernel.namespaces import CLONE_NEWNET, NS_GET_NSTYPE
-from linkspan.model import AttachRequest, Endpoint, Network
+from linkspan.core.errors import Denied, LinkspanError, NotFound
+from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.kernel.io.namespaces import CLONE_NEWNET, NS_GET_NSTYPE
 from linkspan.runtimes import cni_conf, cni_foreign, cni_result
 from linkspan.runtimes.cni_conf import LABEL, Call, Environment
 from linkspan.runtimes.cni_types import (

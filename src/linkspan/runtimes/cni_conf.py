@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from linkspan.addresses import mac, mac_text, prefix
-from linkspan.errors import Invalid
-from linkspan.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
+from linkspan.core.addresses import mac, mac_text, prefix
+from linkspan.core.errors import Invalid
+from linkspan.core.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
 from linkspan.runtimes.cni_foreign import foreign
 from linkspan.runtimes.cni_types import (
     ANNOTATIONS,

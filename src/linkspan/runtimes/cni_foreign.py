@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from linkspan.model import Network
+from linkspan.core.model import Network
 from linkspan.runtimes.cni_types import UNSUPPORTED, Conf, Failure, RuntimeConfig
 
 RESERVED = "cni.dev/"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.errors import Invalid, LinkspanError, Unavailable
-from linkspan.model import checked_ifname, checked_name
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.model import checked_ifname, checked_name
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from itertools import zip_longest
 import msgspec
 from msgspec.structs import replace
 
-from linkspan.addresses import mac_text, prefix
 from linkspan.backends.bridge import host_mac
-from linkspan.errors import (
+from linkspan.core.addresses import mac_text, prefix
+from linkspan.core.errors import (
     Conflict,
     Denied,
     Exhausted,
@@ -19,7 +19,7 @@ from linkspan.errors import (
     NotFound,
     Unavailable,
 )
-from linkspan.model import Endpoint, Network
+from linkspan.core.model import Endpoint, Network
 from linkspan.runtimes.cni_types import (
     CONFIGURATION,
     CONFLICT,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from linkspan.model import Bandwidth
+from linkspan.core.model import Bandwidth
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 

@@ -19,19 +19,19 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from linkspan import alterations
-from linkspan.addresses import Prefix, prefix
-from linkspan.allocator import Allocator
-from linkspan.attach import Attacher
 from linkspan.backends import bridge
-from linkspan.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
-from linkspan.happenings import Happenings
-from linkspan.kernel.durable import Memory
-from linkspan.lasting import lasting
-from linkspan.machine import Worker
-from linkspan.model import AttachRequest, Endpoint, Network
-from linkspan.networks import Networks
-from linkspan.ports import PortTable
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.core.ports import PortTable
+from linkspan.core.supervise import lasting
+from linkspan.endpoints import update
+from linkspan.endpoints.attach import Attacher
+from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.worker import Worker
 from linkspan.runtimes import wishes
 from linkspan.runtimes.docker_engine import Engine, Listed
 from linkspan.runtimes.docker_networks import AGAIN, DockerNetworks
@@ -317,7 +317,7 @@ class Docker:
         interface yet, or Docker makes it after Join only; in another namespace runs a container that joins one more.)
         In doubt the answer is False, and `_tell_unpublished` says it afterwards.
         """
-        if not self._engine.socket or await self._worker.run_brief(alterations.has_interface, self._worker, namespace):
+        if not self._engine.socket or await self._worker.run_brief(update.has_interface, self._worker, namespace):
             return False
         try:
             async with asyncio.timeout(PATIENCE):
@@ -334,18 +334,18 @@ class Docker:
         return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
     async def _leave(self, call: Call) -> Answer:
-        await alterations.returned(self._attacher, (call.endpoint_id, delivered(call.endpoint_id)))
+        await update.returned(self._attacher, (call.endpoint_id, delivered(call.endpoint_id)))
         return {}
 
     async def _publish(self, call: Call) -> Answer:
         identity = self._endpoint(call).identity
-        await alterations.publish(self._attacher, self._ports, identity, *ports(call.options))
+        await update.publish(self._attacher, self._ports, identity, *ports(call.options))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:
         identity = (call.endpoint_id, delivered(call.endpoint_id))
         if identity in self._attacher.endpoints:
-            await alterations.publish(self._attacher, self._ports, identity, (), ())
+            await update.publish(self._attacher, self._ports, identity, (), ())
         return {}
 
     def _begin(self, work: Awaitable[None]) -> None:
@@ -365,7 +365,7 @@ class Docker:
         for _ in range(times):
             if identity not in self._attacher.endpoints:
                 return
-            if await alterations.taken(self._attacher, self._worker, identity, namespace):
+            if await update.taken(self._attacher, self._worker, identity, namespace):
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:
@@ -402,7 +402,7 @@ class Docker:
         name, attachments = await self._engine.names(container)
         for endpoint_id, aliases in attachments.items():
             identity = (endpoint_id, delivered(endpoint_id))
-            await alterations.named(self._attacher, identity, name, aliases)
+            await update.named(self._attacher, identity, name, aliases)
             if endpoint := self._attacher.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
         return attachments

@@ -8,7 +8,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 
 T = TypeVar("T")
 

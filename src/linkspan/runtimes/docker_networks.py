@@ -12,10 +12,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from linkspan.errors import LinkspanError
-from linkspan.lasting import lasting, woken
-from linkspan.model import Network
-from linkspan.networks import Networks
+from linkspan.cluster.networks import Networks
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Network
+from linkspan.core.supervise import lasting, woken
 from linkspan.runtimes.docker_engine import LABEL, Engine, EngineNetwork
 from linkspan.runtimes.docker_types import SPACE
 

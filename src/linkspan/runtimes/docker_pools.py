@@ -11,11 +11,11 @@ import secrets
 
 import msgspec
 
-from linkspan.addresses import Prefix, prefix
-from linkspan.errors import Invalid, NotFound
-from linkspan.kernel.durable import Memory
-from linkspan.model import Network
-from linkspan.networks import Networks
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.model import Network
+from linkspan.kernel.io.durable_files import Memory
 from linkspan.runtimes.docker_types import GATEWAY, Call
 
 PENDING = "pending/"

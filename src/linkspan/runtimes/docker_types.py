@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.errors import Invalid
-from linkspan.model import Port, PortRange, Protocol
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Port, PortRange, Protocol
 from linkspan.runtimes import go_json
 
 SPACE = "linkspan"

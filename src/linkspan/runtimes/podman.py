@@ -14,10 +14,10 @@ from typing import TypeVar
 import msgspec
 
 from linkspan import __version__
-from linkspan.addresses import mac, mac_text, prefix
-from linkspan.errors import Denied, Invalid, LinkspanError, Unavailable
-from linkspan.kernel.namespaces import open_namespace
-from linkspan.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
+from linkspan.core.addresses import mac, mac_text, prefix
+from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.core.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
+from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.cni import CniAgent
 

@@ -7,7 +7,7 @@ import re
 import socket
 from pathlib import Path
 
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
 
 UNIT_NAME = "linkspan.service"
 DOCKER_UNIT_NAME = "linkspan-docker.socket"

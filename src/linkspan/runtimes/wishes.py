@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkspan.errors import Invalid
-from linkspan.model import Network
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Network
 
 
 def check(network: Network, *, internal: str, ipv6: str) -> None:

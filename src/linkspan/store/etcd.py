@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import NoReturn
 
-from linkspan.contracts import JOIN, Batch, Record
-from linkspan.errors import NotFound, Unavailable
-from linkspan.lasting import woken
+from linkspan.core.contracts import JOIN, Batch, Record
+from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.store_url import etcd_parts
+from linkspan.core.supervise import woken
 from linkspan.store.etcd_gateway import Gateway, Lines, Refused
 from linkspan.store.etcd_wire import (
     Event,
@@ -43,7 +44,6 @@ from linkspan.store.etcd_wire import (
 )
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
-from linkspan.store_url import etcd_parts
 
 Records = list[Record]  # inside the class, `list` is a method
 

@@ -16,10 +16,10 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from linkspan.errors import Denied, LinkspanError, Unavailable
-from linkspan.kernel.secrets import alone
+from linkspan.core.errors import Denied, LinkspanError, Unavailable
+from linkspan.core.store_url import EtcdUrl
+from linkspan.kernel.drivers.secrets import alone
 from linkspan.store.etcd_wire import Json, Refusal, Token, decode
-from linkspan.store_url import EtcdUrl
 
 SECONDS = 3.0
 """For one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from linkspan.contracts import Store
-from linkspan.errors import Conflict
+from linkspan.core.contracts import Store
+from linkspan.core.errors import Conflict
 
 TRIES = 5
 """Of a write whose records others change at the same time."""

@@ -9,8 +9,8 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from linkspan.contracts import Batch, Record
-from linkspan.errors import Unavailable
+from linkspan.core.contracts import Batch, Record
+from linkspan.core.errors import Unavailable
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
 
 MOST_KEYS = 120
 """Keys of one transaction. etcd takes 128 operations (its --max-txn-ops), and we add a few of our own."""

@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from linkspan.contracts import Batch, Record
-from linkspan.errors import KernelError, LinkspanError, NotFound, Unavailable
-from linkspan.kernel.folder import FolderWatch
-from linkspan.remedies import reason, remedy
+from linkspan.core.contracts import Batch, Record
+from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.remedies import reason, remedy
+from linkspan.kernel.io.inotify import FolderWatch
 from linkspan.store.request import Request
 from linkspan.store.table import KEEP, Table
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from linkspan.cli.client import Client
-from linkspan.kernel.namespaces import open_namespace
+from linkspan.api.client import Client
+from linkspan.kernel.io.namespaces import open_namespace
 
 _numbers = itertools.count()
 PATIENCE = 60.0

@@ -19,16 +19,18 @@ from typing import Any
 
 import msgspec
 
-from linkspan import config, daemon
-from linkspan.attach import Attacher
-from linkspan.ipam import Block
-from linkspan.journal import Journal
-from linkspan.kernel import announce, sysctl
-from linkspan.kernel.links import Removal
-from linkspan.kernel.netlink import Socket
-from linkspan.kernel.nftables import Nft
-from linkspan.kernel.shaper import ShaperDriver
-from linkspan.ports import PortTable
+from linkspan import daemon
+from linkspan.core import config
+from linkspan.core.ipam import Block
+from linkspan.core.ports import PortTable
+from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints.journal import Journal
+from linkspan.kernel.drivers import sysctl
+from linkspan.kernel.drivers.links import Removal
+from linkspan.kernel.drivers.shaper import ShaperDriver
+from linkspan.kernel.io.netlink import Socket
+from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.probe import gratuitous_arp
 
 _OPTIONS = {"--config": "config", "--state-dir": "state_dir", "--socket": "socket"}
 
@@ -101,7 +103,7 @@ def main(file: str, *words: str) -> None:
         PortTable: ("reserve", "release"),
         ShaperDriver: ("apply",),
         sysctl: ("write",),
-        announce: ("announce",),
+        gratuitous_arp: ("announce",),
     }.items():
         for name in names:
             _bounded(countdown, owner, name)

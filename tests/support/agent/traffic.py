@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from linkspan.kernel import namespaces
+from linkspan.kernel.io import namespaces
 
 SHORT = 0.3
 """Seconds that a negative finding waits: what passes takes less than one millisecond here."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from linkspan.errors import Conflict, Exhausted, LinkspanError, NotFound
-from linkspan.model import AttachRequest, Endpoint, Network
+from linkspan.core.errors import Conflict, Exhausted, LinkspanError, NotFound
+from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.runtimes.cni_types import Interface
 
 DEMO = Network(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linkspan.addresses import prefix
-from linkspan.errors import KernelError
-from linkspan.tell.questions import (
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import KernelError
+from linkspan.diagnose.trace.questions import (
     LOCAL,
     UNICAST,
     Chain,

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.addresses import mac_text
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings
-from linkspan.kernel.openflow import OpenFlowDriver
+from linkspan.core.addresses import mac_text
+from linkspan.core.model import Network
+from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.lab.switches import SCHEMA
-from linkspan.model import Network
-from linkspan.records import BlockRecord, block_key, lease_key
+from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.netns.machine_fixtures import until
 from support.netns.overlay import Cluster
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from linkspan.addresses import prefix
-from linkspan.model import Network
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Network
 from support.netns.forgery import Listener, datagram
 from support.netns.listener import PORT
 from support.netns.overlay import Cluster

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from linkspan.core.states.host import LEARNT_METRIC
 from linkspan.lab import commands
-from linkspan.state import LEARNT_METRIC
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import until
 

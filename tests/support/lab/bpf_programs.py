@@ -6,7 +6,7 @@ import ctypes
 import os
 import struct
 
-from linkspan.kernel.netlink import SETLINK, Message, Socket, attr, u32
+from linkspan.kernel.io.netlink import SETLINK, Message, Socket, attr, u32
 
 # linux/bpf.h; the system call's number on x86_64
 _SYSCALL, _PROG_LOAD, _LINK_CREATE = 321, 5, 28

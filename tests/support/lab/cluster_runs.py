@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.lab import agents, credentials, processes, record
 from linkspan.lab.topology import ETCD_PORT
 from support.lab.lab_runs import LabRun, until

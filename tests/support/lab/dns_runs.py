@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from linkspan.kernel.namespaces import open_namespace
+from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import sockets
 from support.dns_queries import IN, A, Answer, ask, read_name
 from support.lab.cluster_runs import ClusterRun

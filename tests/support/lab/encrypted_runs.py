@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-from linkspan.lab import breaking, commands, record, sockets
+from linkspan.lab import commands, faults, record, sockets
 from support.lab.lab_runs import SHARED, until
 from support.lab.migration_runs import HOSTS, MigratingRun
 from support.lab.underlay_capture import PATTERN, Capture, Echoes
@@ -100,12 +100,12 @@ class SecretRun(MigratingRun):
     def fails(self, host: str, failure: str) -> None:
         """Let a failure happen."""
         found = record.load(self.name)
-        breaking.do(found, found.host(host), failure)
+        faults.do(found, found.host(host), failure)
 
     def mended(self, host: str) -> None:
         """Undo a host's failures."""
         found = record.load(self.name)
-        breaking.mend(found, found.host(host))
+        faults.mend(found, found.host(host))
 
     def restarted(self, host: str) -> None:
         """Restart a host's agent."""

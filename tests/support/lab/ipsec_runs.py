@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from linkspan.kernel import ike
+from linkspan.kernel.io import vici
 from support.lab.encrypted_runs import SecretRun
 from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS
@@ -15,12 +15,12 @@ class IpsecRun(SecretRun):
 
     def asks(self, host: str) -> Any:
         """Return the way to a host's daemon."""
-        return ike.session(self.folder / host / "state/ipsec/charon.vici")
+        return vici.session(self.folder / host / "state/ipsec/charon.vici")
 
     def spis(self, host: str) -> set[str]:
         """Return the SPIs by which a host receives."""
         with self.asks(host) as asked:
-            return {child.spi_in for one in ike.associations(asked) for child in one.children if child.installed}
+            return {child.spi_in for one in vici.associations(asked) for child in one.children if child.installed}
 
     def set(self, host: str, **settings: str) -> None:
         """Change a host's settings of IPsec."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import LinkspanError
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import processes, record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import until

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from linkspan.cli.client import Client
+from linkspan.api.client import Client
 from linkspan.lab import containers, controllers, record, switches
 from linkspan.lab.controllers import KILLED
 from support.lab.migration_runs import MigratingRun

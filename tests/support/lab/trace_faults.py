@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.kernel.namespaces import Namespaces, inode, open_namespace
+from linkspan.kernel.io.namespaces import Namespaces, inode, open_namespace
 from support.lab import bpf_programs
 
 WRONG = "02:00:00:00:00:99"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from itertools import permutations
 
-from linkspan.addresses import Prefix, prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.lab import sockets
 from support.lab.packet_sender import KNOWN
 

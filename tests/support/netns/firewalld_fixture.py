@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import LinkspanError
-from linkspan.kernel.dbus import Bus
-from linkspan.kernel.firewalld import NAME
+from linkspan.core.errors import LinkspanError
+from linkspan.kernel.drivers.firewalld import NAME
+from linkspan.kernel.io.dbus import Bus
 from support.netns.machine_fixtures import needs, run, until
 
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

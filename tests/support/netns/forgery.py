@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from linkspan.addresses import mac, prefix
+from linkspan.core.addresses import mac, prefix
 from linkspan.ipip_endpoint import _checksum
 from support.netns.listener import PORT, Ear
 from support.netns.overlay import Cluster

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel import namespaces
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.machine import Machine
+from linkspan.kernel.io import namespaces
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.worker import Machine
 
 _numbers = itertools.count()
 

@@ -13,13 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan import migration
-from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
-from linkspan.backends import backend
-from linkspan.firewall import skeleton
-from linkspan.ipam import gateway
-from linkspan.machine import Machine
-from linkspan.model import (
+from linkspan.backends import backend, migration
+from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.ipam import gateway
+from linkspan.core.model import (
     Endpoint,
     Facts,
     Host,
@@ -32,8 +29,10 @@ from linkspan.model import (
     Underlay,
     host_ifname,
 )
-from linkspan.reconcile import Report
-from linkspan.state import State
+from linkspan.core.reconcile import Report
+from linkspan.core.ruleset import skeleton
+from linkspan.core.states.host import State
+from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import until
 from support.netns.world import World
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan import multihoming
-from linkspan.addresses import derived_mac, mac_text, prefix
 from linkspan.backends import backend
-from linkspan.firewall import skeleton
-from linkspan.ipam import gateway
-from linkspan.model import Allowance, Endpoint, Facts, HostView, Network, Port, host_ifname
-from linkspan.state import State
+from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.ipam import gateway
+from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Network, Port, host_ifname
+from linkspan.core.ruleset import skeleton
+from linkspan.core.states.host import State
+from linkspan.endpoints import multihoming
 from support.netns.world import World
 
 MTU = 1400

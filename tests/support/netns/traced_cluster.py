@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.kernel.tunnel_table import TABLE
-from linkspan.model import Network
-from linkspan.tell.hops import Map
-from linkspan.tell.parts import Entry, Part
-from linkspan.tell.trace import Trace, Unanswered, trace
-from linkspan.tell.tracing import Local
-from linkspan.tracer import others
+from linkspan.agent.cluster_trace import others
+from linkspan.core.model import Network
+from linkspan.diagnose.trace.hops import Map
+from linkspan.diagnose.trace.parts import Entry, Part
+from linkspan.diagnose.trace.result import Local
+from linkspan.diagnose.trace.trace import Trace, Unanswered, trace
+from linkspan.kernel.drivers.ipip_table import TABLE
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.overlay import Cluster, OverlayHost
 
 

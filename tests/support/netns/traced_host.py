@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linkspan.kernel.namespaces import Namespaces
-from linkspan.model import Allowance, Port, host_ifname
-from linkspan.tell import tracing
-from linkspan.tell.hops import Map
-from linkspan.tell.plan import commands, ordered
-from linkspan.tell.trace import Trace
+from linkspan.core.model import Allowance, Port, host_ifname
+from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.diagnose.trace import result
+from linkspan.diagnose.trace.hops import Map
+from linkspan.diagnose.trace.trace import Trace
+from linkspan.kernel.io.namespaces import Namespaces
 from support.netns import sample
 from support.netns.world import World
 
@@ -69,7 +69,7 @@ class Host:
             for endpoint in self.endpoints:
                 namespaces.register(endpoint.netns, endpoint.netns_path)
             known = Map("h1", self.endpoints, self.networks)
-            return tracing.run(namespaces, known, source, target, to, alive=alive)
+            return result.run(namespaces, known, source, target, to, alive=alive)
 
 
 def made(*, routed: bool) -> Iterator[Host]:

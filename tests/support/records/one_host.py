@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan.addresses import prefix
-from linkspan.endpoints import described
-from linkspan.ipam import gateway
-from linkspan.model import AttachRequest, Endpoint, Network, Port
+from linkspan.core.addresses import prefix
+from linkspan.core.ipam import gateway
+from linkspan.core.model import AttachRequest, Endpoint, Network, Port
+from linkspan.endpoints.build import described
 
 NETNS = 4026532000
 

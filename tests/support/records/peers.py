@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkspan.addresses import prefix
-from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 
 HERE = Underlay("eth0", ("192.0.2.1/24", "fd02::1/64"))
 THERE = Underlay("eth0", ("192.0.2.2/24", "fd02::2/64"))

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from linkspan.allocator import Allocator
-from linkspan.disputes import Disputes
-from linkspan.errors import Exhausted
-from linkspan.happenings import Happenings
-from linkspan.holdings import Holdings
-from linkspan.leases import Leases
-from linkspan.model import AttachRequest, Endpoint, Host, Network
-from linkspan.networks import Networks
-from linkspan.published import Published
-from linkspan.replica import Replica
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.core.errors import Exhausted
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import AttachRequest, Endpoint, Host, Network
 from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.replica import Replica
 
 
 class Raced(MemoryStore):

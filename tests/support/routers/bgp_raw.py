@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
-from linkspan.addresses import Prefix, prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.lab.sockets import inside
 
 OPEN, UPDATE, NOTIFICATION, KEEPALIVE = 1, 2, 3, 4

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from linkspan.store.opening import open_store
+from linkspan.store.factory import open_store
 
 
 async def main(url: str, name: str, count: int) -> int:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from linkspan.contracts import Batch, Store
+from linkspan.core.contracts import Batch, Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.sqlite import SqliteStore

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel import namespaces
+from linkspan.kernel.io import namespaces
 
 _numbers = itertools.count()
 PATIENCE = 60.0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import uninstall
-from linkspan.errors import Unavailable
+from linkspan.agent import uninstall
+from linkspan.core.errors import Unavailable
 
 
 @pytest.mark.parametrize("content", [b"", bytes(range(128, 256)), "²".encode()])

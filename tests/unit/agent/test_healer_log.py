@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan.errors import KernelError, LinkspanError
-from linkspan.fights import Fights
-from linkspan.healing import Healer
-from linkspan.reconcile import Report
-from linkspan.state import NftTable, State
+from linkspan.agent.healer import Healer
+from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.fights import Fights
+from linkspan.core.reconcile import Report
+from linkspan.core.states.host import NftTable, State
 
 
 def test_what_cannot_be_mended_is_logged_once_until_it_is_well(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.errors import Unavailable
-from linkspan.identity import host_id, keep
-from linkspan.store.opening import open_store
+from linkspan.agent.host_identity import host_id, keep
+from linkspan.core.errors import Unavailable
+from linkspan.store.factory import open_store
 
 SPOILT = {"cut off": b"h", "empty": b"", "blank": b"\n", "damaged": b"\xff\x00", "no name": b"a/b\n"}
 

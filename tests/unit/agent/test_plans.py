@@ -10,14 +10,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from linkspan.associations import Strongswan
-from linkspan.config import Config
-from linkspan.desired import Desired
-from linkspan.machine import Worker
-from linkspan.model import Facts, Host, HostView
-from linkspan.plans import Plans
-from linkspan.state import NftElement, Route, State, Wireguard
-from linkspan.wireguard import Tools
+from linkspan.agent.plans import Plans
+from linkspan.core.config import Config
+from linkspan.core.desired import Desired
+from linkspan.core.model import Facts, Host, HostView
+from linkspan.core.states.host import NftElement, Route, State, Wireguard
+from linkspan.core.states.ipsec import Strongswan
+from linkspan.core.states.wireguard import Tools
+from linkspan.kernel.worker import Worker
 from support.records.peers import HERE, network, view
 
 

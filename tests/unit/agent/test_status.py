@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from linkspan import status
-from linkspan.api_waiting import WAITING
+from linkspan.agent import status
+from linkspan.api.startup import WAITING
 from linkspan.cli.status import _show_status
 
 WELL: dict[str, Any] = {

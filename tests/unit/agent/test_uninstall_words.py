@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from linkspan import uninstall
+from linkspan.agent import uninstall
 from linkspan.cli.install import _summary
-from linkspan.model import Endpoint
+from linkspan.core.model import Endpoint
 
 WEB = Endpoint(id="4f1c", ifname="eth0", name="web", network="front")
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.associations import Strongswan
-from linkspan.cautions import KERNEL, cautions, data_path, dropped
-from linkspan.model import Facts, Underlay
-from linkspan.wireguard import Tools
+from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
+from linkspan.core.model import Facts, Underlay
+from linkspan.core.states.ipsec import Strongswan
+from linkspan.core.states.wireguard import Tools
 from support.records.replicas import network
 
 HERE = Underlay("eth0", ("192.0.2.1/24",), mtu=1500)

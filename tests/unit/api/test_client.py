@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.cli import client
-from linkspan.errors import Unavailable
+from linkspan.api import client
+from linkspan.core.errors import Unavailable
 
 
 def full(path: Path) -> tuple[socket.socket, list[socket.socket]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from linkspan import serving
-from linkspan.errors import Conflict
+from linkspan.api import server
+from linkspan.core.errors import Conflict
 
 
 def test_a_socket_for_docker_that_another_process_serves_is_not_taken(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_socket_for_docker_that_another_process_serves_is_not_taken(tmp_path: 
     agent: Any = SimpleNamespace(docker=None, config=SimpleNamespace(docker_socket=str(path)))
 
     async def serve() -> None:
-        async with serving._docker(agent):
+        async with server._docker(agent):
             pytest.fail("it took the socket")
 
     told = f"docker_socket {path} is served by another process, with pid {os.getpid()}"

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.backends import bgp, bird
-from linkspan.errors import Unavailable
-from linkspan.firewall import element
-from linkspan.model import HostView, Migration, Network, Peer
-from linkspan.programs import SECRET, Bird, File, LearntRoutes, Process, Secret
-from linkspan.state import LEARNT_METRIC, UNREACHABLE_METRIC, Address, Route, State
+from linkspan.backends.bgp import backend as bgp
+from linkspan.backends.bgp import bird_config
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import HostView, Migration, Network, Peer
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Address, Route, State
+from linkspan.core.states.programs import SECRET, Bird, File, LearntRoutes, Process, Secret
 from support.records.peers import HERE, ONLY_6, lease, network, peer, view
 
 BOTH = (4, 6)
@@ -171,7 +172,10 @@ def test_a_router_may_give_what_is_in_the_pools_and_what_was_asked_for() -> None
     assert own == 'if own4() then { ls_refused = "own prefix"; reject; }'
     assert rest[0] == "if pool4() then accept;"
     assert rest[-1] == "reject;"
-    assert [rule for line in rest for rule in bird.RULES if rule in line] == ["outside the pools", "wider than a block"]
+    assert [rule for line in rest for rule in bird_config.RULES if rule in line] == [
+        "outside the pools",
+        "wider than a block",
+    ]
     assert "allow local as 1;" in text
     main = speaker(demo, **router)["bird.conf"]
     assert "net ~ [ 10.77.1.0/24+ ]" in main

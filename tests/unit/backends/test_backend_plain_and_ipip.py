@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
 from linkspan.backends import host_gw, ipip
-from linkspan.errors import Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.kernel.wire import checksum
-from linkspan.model import Standing, Underlay
-from linkspan.programs import Process
-from linkspan.state import Address, Bridge, Ipip, Route, TunnelPrefix
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Standing, Underlay
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Address, Bridge, Ipip, Route, TunnelPrefix
+from linkspan.core.states.programs import Process
+from linkspan.kernel.io.packets import checksum
 from support.records.peers import HERE, ONLY_6, network, peer, view
 
 OFFER = {"address": "192.0.2.2"}

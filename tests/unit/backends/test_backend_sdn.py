@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.addresses import GATEWAY_MAC, mac, prefix
-from linkspan.backends.sdn import BACKEND, GATEWAY, gateway, gateway_mac, is_virtual
-from linkspan.errors import Conflict, Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.state import Neighbour, Route
+from linkspan.backends.sdn.backend import BACKEND, GATEWAY, gateway, gateway_mac, is_virtual
+from linkspan.core.addresses import GATEWAY_MAC, mac, prefix
+from linkspan.core.errors import Conflict, Invalid, Unavailable
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Neighbour, Route
 from support.records.peers import network, peer, view
 
 DEMO = BACKEND.completed(network("sdn", (4, 6)), ())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.backends.vxlan import BACKEND, device
-from linkspan.errors import Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.model import Allowance, Standing, Underlay
-from linkspan.state import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
+from linkspan.core.addresses import derived_mac, mac, mac_text, prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Allowance, Standing, Underlay
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 from support.records.peers import HERE, ONLY_6, network, peer, view
 
 MAC = "02:00:00:00:00:02"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan import migration
-from linkspan.addresses import place, prefix
-from linkspan.backends import wireguard
-from linkspan.errors import Conflict, Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.model import Facts, Host, HostView, Migration, Network, Other, Peer, Underlay
-from linkspan.programs import Process
-from linkspan.state import Address, NftElement, Route, Wireguard
-from linkspan.tell.plan import commands
-from linkspan.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer, settings
+from linkspan.backends import migration
+from linkspan.backends.wireguard import backend as wireguard
+from linkspan.core.addresses import place, prefix
+from linkspan.core.errors import Conflict, Invalid, Unavailable
+from linkspan.core.model import Facts, Host, HostView, Migration, Network, Other, Peer, Underlay
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Address, NftElement, Route, Wireguard
+from linkspan.core.states.programs import Process
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer, settings
+from linkspan.diagnose.plan.plan import commands
 from support.records.peers import HERE, ONLY_6, THERE, network, peer, view
 
 MINE, THEIRS, NEXT, THIRD = (f"{letter}{letter * 42}=" for letter in "ABCD")

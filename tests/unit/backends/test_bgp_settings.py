@@ -3,10 +3,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix, whole
-from linkspan.bgp import FAR, Span, in_mesh, mesh_session, number, protocol, router_id, speaker
-from linkspan.errors import Invalid, Unavailable
-from linkspan.model import Host, Underlay
+from linkspan.backends.bgp.settings import (
+    FAR,
+    Span,
+    in_mesh,
+    mesh_session,
+    number,
+    protocol,
+    router_id,
+    speaker,
+)
+from linkspan.core.addresses import prefix, whole
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Host, Underlay
 
 DUAL = Underlay("eth0", ("192.0.2.1/24", "2001:db8::1/64"))
 ONLY_6 = Underlay("eth0", ("2001:db8::2/64",))

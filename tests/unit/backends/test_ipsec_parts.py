@@ -11,9 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.associating import Memory, Try, Wanted, missing, stepped, superfluous, under_way
-from linkspan.associations import (
+from linkspan.agent.ipsec_sessions import Memory, Try, Wanted, missing, stepped, superfluous, under_way
+from linkspan.backends.ipsec.backend import BACKEND
+from linkspan.backends.ipsec.settings import identity, settings
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import NftElement, Route
+from linkspan.core.states.ipsec import (
     ANYWHERE,
     IpsecChild,
     IpsecConnection,
@@ -21,17 +27,11 @@ from linkspan.associations import (
     IpsecLink,
     Strongswan,
 )
-from linkspan.backends.ipsec import BACKEND
-from linkspan.errors import Invalid, Unavailable
-from linkspan.firewall import element
-from linkspan.ipsec import identity, settings
-from linkspan.kernel.ike import Association, Child
-from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.programs import Process
-from linkspan.state import NftElement, Route
-from linkspan.tell import plan_ipsec
-from linkspan.tell.associations import reasons, said
-from linkspan.tell.plan import commands
+from linkspan.core.states.programs import Process
+from linkspan.diagnose.doctor.ipsec_reasons import reasons, said
+from linkspan.diagnose.plan import ipsec as plan_ipsec
+from linkspan.diagnose.plan.plan import commands
+from linkspan.kernel.io.vici import Association, Child
 
 KERNEL = Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True)
 USER = msgspec.structs.replace(KERNEL, kernel=False)

@@ -7,11 +7,10 @@ import itertools
 import msgspec
 import pytest
 
-from linkspan import migration
-from linkspan.backends import backend
-from linkspan.errors import Conflict, Invalid, LinkspanError, Unavailable
-from linkspan.model import HostView, Migration, Network, Offer, Peer
-from linkspan.state import Bridge, Ipip, Route, Sysctl, Vxlan
+from linkspan.backends import backend, migration
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable
+from linkspan.core.model import HostView, Migration, Network, Offer, Peer
+from linkspan.core.states.host import Bridge, Ipip, Route, Sysctl, Vxlan
 from support.records import peers
 
 OPTIONS = {"vxlan": {"vni": "100"}, "ipip": {}, "host-gw": {}, "bgp": {}}

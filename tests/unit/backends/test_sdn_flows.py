@@ -7,15 +7,15 @@ import re
 import msgspec
 import pytest
 
-from linkspan.addresses import GATEWAY_MAC, prefix
-from linkspan.backends.sdn import GATEWAY
-from linkspan.fabric import Map, Seen
-from linkspan.flows import Counted, Flow, Port
-from linkspan.kernel.openflow import added, parsed
-from linkspan.steering import Claim, Held, Served, spared, switches
-from linkspan.tell.parts import Entry, Part
-from linkspan.tell.questions import Packet
-from linkspan.tell.switched import Underlay, part
+from linkspan.backends.sdn.backend import GATEWAY
+from linkspan.backends.sdn.fabric import Map, Seen
+from linkspan.backends.sdn.flows import Claim, Held, Served, spared, switches
+from linkspan.core.addresses import GATEWAY_MAC, prefix
+from linkspan.core.states.openflow import Counted, Flow, Port
+from linkspan.diagnose.trace.parts import Entry, Part
+from linkspan.diagnose.trace.questions import Packet
+from linkspan.diagnose.trace.switches import Underlay, part
+from linkspan.kernel.drivers.openflow import added, parsed
 
 MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}
 OUTER = {"h1": "192.0.2.1", "h2": "192.0.2.2", "h3": "192.0.2.3"}

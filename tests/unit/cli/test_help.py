@@ -11,9 +11,9 @@ import typer.main
 
 from linkspan.backends import BACKENDS, CROSSING
 from linkspan.cli.main import app
+from linkspan.core.errors import Invalid
 from linkspan.demo import across
-from linkspan.errors import Invalid
-from linkspan.lab import breaking, controllers, routers, switches, topology
+from linkspan.lab import controllers, faults, routers, switches, topology
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_the_labs_page_has_every_failure() -> None:
     """Of hosts, routers, switches and controllers, in its tables."""
     rows = [line for line in (ROOT / "docs" / "lab.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     told = set(re.findall(r"`([a-z]+(?:-[a-z]+)?(?::[A-Z]+)?)`", "\n".join(rows)))
-    hosts = {*breaking.FAILURES, "partition:HOST"}
+    hosts = {*faults.FAILURES, "partition:HOST"}
     assert hosts | {*routers.FAILURES, *switches.FAILURES, *controllers.FAILURES} <= told
 
 
@@ -86,5 +86,5 @@ def test_a_failure_that_hosts_have_not_is_refused_with_whose_it_is(backend: str,
     """And where there is one of these, with its name."""
     lab = topology.planned(topology.Wishes(backend=backend))
     with pytest.raises(Invalid, match=f"a host has no failure '{failure}'") as refused:
-        breaking.do(lab, lab.host("h1"), failure)
+        faults.do(lab, lab.host("h1"), failure)
     assert said in refused.value.hint

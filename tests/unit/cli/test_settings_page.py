@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan import config
 from linkspan.cli.agent import agent
 from linkspan.cli.controller import controller
 from linkspan.controller import settings
+from linkspan.core import config
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")

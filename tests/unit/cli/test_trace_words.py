@@ -10,7 +10,7 @@ import typer
 
 from linkspan.cli import trace
 from linkspan.cli.output import Format
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
 
 
 def _hop(action: str) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.blocks import earlier
-from linkspan.errors import Conflict, Exhausted
-from linkspan.model import Network
-from linkspan.records import AddressRecord, BlockRecord
+from linkspan.cluster.blocks import earlier
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, Exhausted
+from linkspan.core.model import Network
 from linkspan.store.memory import Memory
+from linkspan.store.records import AddressRecord, BlockRecord
 from support.records import replicas
 from support.records.replicas import Member, eventually, together
 

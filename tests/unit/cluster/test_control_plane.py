@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.control_plane import FILE, MOST, Control, ControlPlane, parsed, resolved
-from linkspan.model import Host, Network
+from linkspan.cluster.control_plane import FILE, MOST, Control, ControlPlane, parsed, resolved
+from linkspan.core.model import Host, Network
 from linkspan.store.memory import Memory, MemoryStore
 from support.records.replicas import Member
 

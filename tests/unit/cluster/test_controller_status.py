@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.ask import Ask, Question, Standing, Well
-from linkspan.backends.sdn import BACKEND
-from linkspan.controlled import checks, require
+from linkspan.backends.sdn.backend import BACKEND
+from linkspan.cluster.controller_status import checks, require
+from linkspan.cluster.questions import Ask, Question, Standing, Well
 from linkspan.controller.election import KEY
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
+from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.memory import Memory
-from linkspan.tell.parts import CONTROLLER
 from support.records.replicas import Member, network, together
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import Conflict
-from linkspan.happenings import Happenings
-from linkspan.model import Endpoint
-from linkspan.published import Published, by_container
+from linkspan.cluster.endpoint_records import Published, by_container
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, eventually, together
 

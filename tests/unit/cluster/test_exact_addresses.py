@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.allocator import _cool
-from linkspan.errors import NotFound, Unavailable
-from linkspan.records import AddressRecord
+from linkspan.cluster.allocator import _cool
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store.memory import Memory
+from linkspan.store.records import AddressRecord
 from support.records import replicas
 from support.records.replicas import Member, eventually, together
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.errors import Invalid
-from linkspan.host_settings import require_known
+from linkspan.cluster.host_settings import require_known
+from linkspan.core.errors import Invalid
 
 
 @pytest.mark.parametrize("key", ["foo", "wiregard.port", "bgp", "wireguard_port"])

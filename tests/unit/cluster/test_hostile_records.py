@@ -12,20 +12,19 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkspan import migration
-from linkspan.addresses import Prefix, derived_mac, mac_text, prefix
-from linkspan.associations import Strongswan
-from linkspan.backends import CROSSING, backend
-from linkspan.backends.wireguard import asked
+from linkspan.backends import CROSSING, backend, migration
+from linkspan.backends.wireguard.backend import asked
+from linkspan.cluster.peers import seen
 from linkspan.controller.holding import holding
-from linkspan.errors import LinkspanError
-from linkspan.model import Facts, Host, HostView, Lease, Network, Offer, Peer
-from linkspan.peers import seen
-from linkspan.programs import Bird
-from linkspan.records import BlockRecord
-from linkspan.state import Address, NftElement, Route, State
+from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer
+from linkspan.core.states.host import Address, NftElement, Route, State
+from linkspan.core.states.ipsec import Strongswan
+from linkspan.core.states.programs import Bird
+from linkspan.core.states.wireguard import AllowedIp, Tools
 from linkspan.store.memory import Memory
-from linkspan.wireguard import AllowedIp, Tools
+from linkspan.store.records import BlockRecord
 from support.records.peers import HERE, THERE
 from support.records.replicas import Member, eventually
 

@@ -12,13 +12,13 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from linkspan.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
-from linkspan.happenings import Happenings
-from linkspan.kernel.keys import NEXT, PRIVATE, KeyFolder
-from linkspan.leases import Leases
-from linkspan.machine import Worker
-from linkspan.model import Host, HostView, Other
-from linkspan.rotating import Rotating
+from linkspan.cluster.key_rotation import Rotating
+from linkspan.cluster.leases import Leases
+from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Host, HostView, Other
+from linkspan.kernel.probe.keys import NEXT, PRIVATE, KeyFolder
+from linkspan.kernel.worker import Worker
 
 pytestmark = pytest.mark.skipif(shutil.which("wg") is None, reason="needs wg: apt install wireguard-tools")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.blocks import candidates, own_address
-from linkspan.errors import Conflict, Exhausted, Unavailable
-from linkspan.model import Offer
-from linkspan.records import SHARED
+from linkspan.cluster.blocks import candidates, own_address
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, Exhausted, Unavailable
+from linkspan.core.model import Offer
 from linkspan.store.memory import Memory
+from linkspan.store.records import SHARED
 from support.records.replicas import Member, eventually, network, together
 
 

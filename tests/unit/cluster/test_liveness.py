@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import silence
-from linkspan.addresses import prefix
-from linkspan.errors import Conflict, Exhausted
-from linkspan.kernel import durable
-from linkspan.model import Host
-from linkspan.replica import Replica
-from linkspan.silence import Silence
+from linkspan.cluster import liveness
+from linkspan.cluster.liveness import Silence
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, Exhausted
+from linkspan.core.model import Host
+from linkspan.kernel.io import durable_files
 from linkspan.store.memory import Memory
+from linkspan.store.replica import Replica
 from support.records.replicas import Member, eventually, network, together
 
 GAP, PROMISE = 7.0, 60.0
@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(silence, "now", lambda: self.now)
+        monkeypatch.setattr(liveness, "now", lambda: self.now)
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_an_agent_s_restart_does_not_make_its_silence_shorter(
     assert _silence(tmp_path).withdrawn("h1")
     clock.now -= PROMISE - 1
     assert not _silence(tmp_path).withdrawn("h1")
-    monkeypatch.setattr(silence, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(liveness, "boot_id", lambda: "another boot")
     assert _silence(tmp_path).withdrawn("h1")
-    assert durable.boot_id() != "another boot"
+    assert durable_files.boot_id() != "another boot"
 
 
 def test_only_an_overdue_host_s_block_is_reclaimed_and_its_containers_keep_their_addresses(

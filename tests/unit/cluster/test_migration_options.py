@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import migration
-from linkspan.model import Underlay
+from linkspan.backends import migration
+from linkspan.core.model import Underlay
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, network
 

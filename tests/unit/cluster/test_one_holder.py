@@ -10,10 +10,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkspan.addresses import Prefix
-from linkspan.allocator import IDENTITY, Allocator
-from linkspan.errors import LinkspanError
-from linkspan.model import AttachRequest, Network
+from linkspan.cluster.allocator import IDENTITY, Allocator
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import AttachRequest, Network
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, eventually, network, together
 

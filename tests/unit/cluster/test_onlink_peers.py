@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.model import Standing
-from linkspan.segment import EVERY, SOON, Heard
+from linkspan.cluster.onlink_peers import EVERY, SOON, Heard
+from linkspan.core.model import Standing
 
 
 @pytest.mark.parametrize(

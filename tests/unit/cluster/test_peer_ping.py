@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, cast
 
-from linkspan.probes import SILENT, Probes
+from linkspan.cluster.peer_ping import SILENT, Probes
 from support.records.peers import network, peer
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.ask import ANSWER, ASK, Answer, Ask, Question, Walked
-from linkspan.errors import NotFound, Unavailable
+from linkspan.cluster.questions import ANSWER, ASK, Answer, Ask, Question, Walked
+from linkspan.core.errors import NotFound, Unavailable
+from linkspan.diagnose.trace.hops import Hop, Translation
+from linkspan.diagnose.trace.parts import Entry, Part
+from linkspan.diagnose.trace.questions import VXLAN, Outer, Packet
 from linkspan.store.memory import Memory
-from linkspan.tell.hops import Hop, Translation
-from linkspan.tell.parts import Entry, Part
-from linkspan.tell.questions import VXLAN, Outer, Packet
 from support.records.replicas import Member, eventually, together
 
 PACKET = Packet(bytes([10, 244, 1, 2]), bytes([10, 244, 2, 2]), "tcp", 80)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from linkspan import contact, store_health
-from linkspan.contact import ALIVE_TTL, Contact
-from linkspan.contracts import Record
-from linkspan.errors import Unavailable
+from linkspan.agent import store_health
+from linkspan.core.contracts import Record
+from linkspan.core.errors import Unavailable
+from linkspan.store import contact
+from linkspan.store.contact import ALIVE_TTL, Contact
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, eventually, together
 
@@ -165,7 +166,7 @@ def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
         await one.store.transaction({"hosts/h2": b'{"id": "h2", "name": "h2"}'})
         await one.replica.start()
         await one.replica.stop()
-        monkeypatch.setattr("linkspan.replica.FIRST_ANSWER", 0.05)
+        monkeypatch.setattr("linkspan.store.replica.FIRST_ANSWER", 0.05)
         again = Member(memory, tmp_path, "h1")
         monkeypatch.setattr(again.store, "list", lambda _prefix: asyncio.Event().wait())
         await again.replica.start()

@@ -7,16 +7,17 @@ import asyncio
 import msgspec
 import pytest
 
-from linkspan import readable, stations
-from linkspan.addresses import mac
+from linkspan.agent.warnings import cautions
 from linkspan.backends import host_gw, ipip, vxlan
-from linkspan.backends.crossing import is_unchecked
-from linkspan.cautions import cautions
-from linkspan.errors import Invalid
-from linkspan.firewall import element
-from linkspan.kernel.underlay import Link, macs
-from linkspan.model import Host, Network, Underlay
-from linkspan.stations import Stations
+from linkspan.backends.multi_host import is_unchecked
+from linkspan.cluster import underlay_macs
+from linkspan.cluster.underlay_macs import Stations
+from linkspan.core.addresses import mac
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Host, Network, Underlay
+from linkspan.core.ruleset import element
+from linkspan.kernel.probe.underlay import Link, macs
+from linkspan.store import validation
 from support.records.peers import network, peer, view
 
 FIRST, SECOND, THIRD = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
@@ -71,7 +72,7 @@ def test_who_does_not_check_is_warned() -> None:
 
 def test_an_old_mac_counts_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then whoever asked is told, and the old one is not taken any more; a record without any is by any."""
-    monkeypatch.setattr(stations, "GRACE", 0.1)
+    monkeypatch.setattr(underlay_macs, "GRACE", 0.1)
 
     async def go() -> None:
         ended: asyncio.Queue[str] = asyncio.Queue()
@@ -121,8 +122,8 @@ def test_a_bond_has_the_macs_of_its_ports() -> None:
     assert macs(links, 99) == ()
 
 
-@pytest.mark.parametrize("known", [("nonsense",), (f"{FIRST}; drop",), (FIRST,) * (readable.MOST + 1)])
+@pytest.mark.parametrize("known", [("nonsense",), (f"{FIRST}; drop",), (FIRST,) * (validation.MOST + 1)])
 def test_macs_that_are_none_make_a_record_unreadable(known: tuple[str, ...]) -> None:
     """So the host's last readable record stays in force, and `status` names this one."""
     with pytest.raises(Invalid):
-        readable.decode("hosts/h2", msgspec.json.encode(host(*known)), Host)
+        validation.decode("hosts/h2", msgspec.json.encode(host(*known)), Host)

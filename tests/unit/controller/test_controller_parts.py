@@ -7,18 +7,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan import config
-from linkspan.addresses import prefix
-from linkspan.backends.sdn import BACKEND
+from linkspan.backends.sdn.backend import BACKEND
+from linkspan.backends.sdn.flows import Claim
 from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
 from linkspan.controller.holding import holding
-from linkspan.errors import Invalid
-from linkspan.model import Host, Lease, Offer, Underlay
-from linkspan.records import BlockRecord, block_key, lease_key
+from linkspan.core import config
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.runtimes import systemd
-from linkspan.steering import Claim
 from linkspan.store.memory import Memory
+from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.records.replicas import Member, eventually, network, together
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())

@@ -12,21 +12,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.backends.sdn import BACKEND
-from linkspan.contracts import Support
-from linkspan.control_plane import SWITCHES, Control
+from linkspan.backends.sdn.backend import BACKEND
+from linkspan.cluster.control_plane import SWITCHES, Control
 from linkspan.controller import controller as module
 from linkspan.controller import devices
+from linkspan.controller.api import diff, flows, plan, status
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings, services
-from linkspan.controller.telling import diff, flows, plan, status
-from linkspan.errors import LinkspanError, Unavailable
-from linkspan.flows import Counted, Flow, Port
-from linkspan.kernel.openflow import OpenFlowDriver
-from linkspan.model import Host, Lease, Offer, Underlay
-from linkspan.reconcile import Reconciler
-from linkspan.records import BlockRecord, block_key, lease_key
-from linkspan.state import Key, State
+from linkspan.core.contracts import Support
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.model import Host, Lease, Offer, Underlay
+from linkspan.core.reconcile import Reconciler
+from linkspan.core.states.host import Key, State
+from linkspan.core.states.openflow import Counted, Flow, Port
+from linkspan.kernel.drivers.openflow import OpenFlowDriver
+from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.records.replicas import eventually, network, together
 
 MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}

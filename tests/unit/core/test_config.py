@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from linkspan import config
 from linkspan.cli.main import app
-from linkspan.errors import Invalid
+from linkspan.core import config
+from linkspan.core.errors import Invalid
 
 
 @pytest.mark.parametrize("id_", ["a/b", "a b", "-a", "x" * 129])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.api import AttachBody
-from linkspan.errors import Invalid, closest, counted, of_validation
-from linkspan.model import AttachRequest
-from linkspan.networks import NetworkRequest
+from linkspan.api.app import AttachBody
+from linkspan.cluster.networks import NetworkRequest
+from linkspan.core.errors import Invalid, closest, counted, of_validation
+from linkspan.core.model import AttachRequest
 
 REFUSED = [
     (NetworkRequest, {"name": "x", "ipam": "blocks"}, "ipam: 'blocks' is unknown; give one of block, exact"),

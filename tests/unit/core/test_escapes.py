@@ -9,11 +9,12 @@ import sys
 import msgspec
 import pytest
 
-from linkspan.cli import client, output
-from linkspan.cli.client import Client
-from linkspan.errors import Invalid
-from linkspan.escapes import escaped, shown
-from linkspan.process import _Lines
+from linkspan.api import client
+from linkspan.api.client import Client
+from linkspan.cli import output
+from linkspan.core.errors import Invalid
+from linkspan.core.escapes import escaped, shown
+from linkspan.core.process import _Lines
 
 FORGED = "h9\x1b[31m\nh1    alive\r\x9b2J\u202e"
 SHOWN = r"h9\u001b[31m\u000ah1    alive\u000d\u009b2J\u202e"

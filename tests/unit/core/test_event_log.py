@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.happenings import KEPT, Happenings, Once
+from linkspan.core.event_log import KEPT, Happenings, Once
 
 
 def opened(path: Path) -> Happenings:
@@ -33,7 +33,7 @@ def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch
     """Both limits hold together, for a list and before what is followed; 0 is none of what was."""
     log = opened(tmp_path / "events")
     for at in range(5):
-        monkeypatch.setattr("linkspan.happenings.time.time", lambda at=at: float(at))
+        monkeypatch.setattr("linkspan.core.event_log.time.time", lambda at=at: float(at))
         log.add("heal", str(at))
 
     def told(**limits: float) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkspan.fights import ALL, BRIDGED, FIRST, LONGEST, MOST, WINDOW, Fights
-from linkspan.state import Bridge, NftChain, NftElement, NftTable, State
+from linkspan.core.fights import ALL, BRIDGED, FIRST, LONGEST, MOST, WINDOW, Fights
+from linkspan.core.states.host import Bridge, NftChain, NftElement, NftTable, State
 
 ROUTED = Bridge("ls-demo", b"\2\0\0\0\0\1", 1500)
 WRONG = Bridge("ls-demo", b"\2\0\0\0\0\1", 1400)

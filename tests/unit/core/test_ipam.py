@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from linkspan.addresses import Prefix, pool, prefix
-from linkspan.errors import Conflict, Exhausted, Invalid, NotFound
-from linkspan.ipam import REMEMBERED, Block, gateway, usable
+from linkspan.core.addresses import Prefix, pool, prefix
+from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound
+from linkspan.core.ipam import REMEMBERED, Block, gateway, usable
 
 
 def one(text: str) -> Prefix:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan import namesakes
-from linkspan.errors import Conflict, NotFound
+from linkspan.core import namesakes
+from linkspan.core.errors import Conflict, NotFound
 from linkspan.lab.record import Host, Lab
 
 NAMES = {"h1": "h1", "h2": "h2", "f00d": "node", "cafe": "node", "beef": "web"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.errors import Conflict
-from linkspan.model import Endpoint, Port
-from linkspan.ports import PortTable
+from linkspan.core.errors import Conflict
+from linkspan.core.model import Endpoint, Port
+from linkspan.core.ports import PortTable
 
 WEB = Port("", 8080, 80, "tcp")
 

@@ -5,14 +5,14 @@ import logging
 
 import pytest
 
-from linkspan import lasting
+from linkspan.core import supervise
 
 
 def test_a_task_that_fails_is_told_and_begins_anew(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of linkspan ends no task for good; one that is cancelled ends."""
-    monkeypatch.setattr(lasting, "FIRST", 0.01)
+    monkeypatch.setattr(supervise, "FIRST", 0.01)
     begun = asyncio.Event()
 
     async def work() -> None:
@@ -22,7 +22,7 @@ def test_a_task_that_fails_is_told_and_begins_anew(
         await asyncio.sleep(60)
 
     async def run() -> None:
-        task = lasting.lasting("following the store", work)
+        task = supervise.lasting("following the store", work)
         await asyncio.wait_for(begun.wait(), 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -39,8 +39,8 @@ def test_a_fault_after_a_long_time_is_a_first_one(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait grows with faults in a row alone."""
-    monkeypatch.setattr(lasting, "FIRST", 0.01)
-    monkeypatch.setattr(lasting, "LONGEST", 0.02)
+    monkeypatch.setattr(supervise, "FIRST", 0.01)
+    monkeypatch.setattr(supervise, "LONGEST", 0.02)
 
     async def work() -> None:
         if len(caplog.records) == 4:
@@ -50,7 +50,7 @@ def test_a_fault_after_a_long_time_is_a_first_one(
         raise KeyError("x")
 
     async def run() -> None:
-        await lasting.lasting("x", work)
+        await supervise.lasting("x", work)
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(run())
@@ -63,7 +63,7 @@ def test_a_task_that_is_ended_as_its_event_comes_ends() -> None:
 
     async def follow(event: asyncio.Event) -> None:
         while True:
-            await lasting.woken(event, 5)
+            await supervise.woken(event, 5)
             event.clear()
 
     async def run() -> None:
@@ -84,8 +84,8 @@ def test_an_event_that_does_not_come_is_not_waited_for() -> None:
 
     async def run() -> None:
         event = asyncio.Event()
-        assert not await lasting.woken(event, 0.01)
+        assert not await supervise.woken(event, 0.01)
         event.set()
-        assert await lasting.woken(event, None)
+        assert await supervise.woken(event, None)
 
     asyncio.run(run())

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.bgp import Session
-from linkspan.kernel.bird import Protocol, Said
-from linkspan.tell import session_checks
-from linkspan.tell.sessions import Evidence, Why, explain
+from linkspan.backends.bgp.settings import Session
+from linkspan.diagnose.doctor import bgp_checks
+from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
+from linkspan.kernel.probe.bird_control import Protocol, Said
 
 SESSION = Session(
     name="tor", protocol="peer_tor", mesh=False, address="192.0.2.2", source="192.0.2.1", local_as=64512, remote_as=1
@@ -71,9 +71,9 @@ def test_a_mesh_is_told_its_own_settings() -> None:
 def test_doctor_counts_and_names() -> None:
     """The speaker is one check, each session that is down another; without a speaker there is the one."""
     down = Why("TCP refused", "start it")
-    speaker, tor = session_checks.checks({"h2": None, "tor": down}, None)
+    speaker, tor = bgp_checks.checks({"h2": None, "tor": down}, None)
     assert (speaker.status, speaker.detail) == ("ok", "BIRD answers; 1 of 2 sessions are established")
     assert (tor.check, tor.status, tor.detail, tor.fix) == ("BGP session tor", "fail", "TCP refused", "start it")
-    (missing,) = session_checks.checks({"h2": down}, Why("no BIRD", "install it"))
+    (missing,) = bgp_checks.checks({"h2": down}, Why("no BIRD", "install it"))
     assert (missing.check, missing.status, missing.fix) == ("BGP speaker", "fail", "install it")
-    assert list(session_checks.checks({}, None)) == []
+    assert list(bgp_checks.checks({}, None)) == []

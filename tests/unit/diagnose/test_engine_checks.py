@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.model import Network, Underlay
-from linkspan.tell import engine_checks, host_checks
-from linkspan.tell.checks import Check, Surroundings
+from linkspan.core.model import Network, Underlay
+from linkspan.diagnose.doctor import engine_checks, host_checks
+from linkspan.diagnose.doctor.checks import Check, Surroundings
 
 EXPOSED = Network(
     name="demo",

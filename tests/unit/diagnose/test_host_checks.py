@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.tell import host_checks
-from linkspan.tell.checks import Surroundings
+from linkspan.diagnose.doctor import host_checks
+from linkspan.diagnose.doctor.checks import Surroundings
 
 HEAD = "entries  allocs   destroys\n"
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.tell.hooks import passed_iptables
-from linkspan.tell.iptables import tables
-from linkspan.tell.questions import IptablesTable, Packet, Questions
-from linkspan.tell.rules import Frame, Verdict
+from linkspan.core.addresses import prefix
+from linkspan.diagnose.trace.iptables_verdict import tables
+from linkspan.diagnose.trace.netfilter_hooks import passed_iptables
+from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.questions import IptablesTable, Packet, Questions
 
 DOCKER = """
 -P FORWARD DROP

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.tell.hops import Hop, Unknown
-from linkspan.tell.live import Dropped, Goal, Heard, marked
-from linkspan.tell.trace import BROKEN, REACHABLE, UNKNOWN, Trace
+from linkspan.diagnose.trace.hops import Hop, Unknown
+from linkspan.diagnose.trace.live import Dropped, Goal, Heard, marked
+from linkspan.diagnose.trace.trace import BROKEN, REACHABLE, UNKNOWN, Trace
 
 PLAIN = ("eth", "ip 10.244.1.2>10.244.2.2", "icmp")
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from linkspan.tell.probe import way
+from linkspan.diagnose.trace.live_packet import way
 
 MARK = bytes(range(1, 17))
 SEQUENCE = int.from_bytes(MARK[:4], "big")

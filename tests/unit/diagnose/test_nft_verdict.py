@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.errors import KernelError
-from linkspan.tell.hooks import passed, passed_bridge, passed_link
-from linkspan.tell.questions import (
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import KernelError
+from linkspan.diagnose.trace.netfilter_hooks import passed, passed_bridge, passed_link
+from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.questions import (
     FLOWING,
     WIREGUARD,
     Chain,
     Outer,
     Packet,
 )
-from linkspan.tell.rules import Frame
 from support.diagnose.nft_rules import (
     ACCEPT,
     DROP,

@@ -6,17 +6,17 @@ import msgspec
 import pytest
 
 from linkspan.backends import host_gw, ipip, vxlan
-from linkspan.kernel import wire
-from linkspan.needs import Need
-from linkspan.tell import probing
-from linkspan.tell.peer_checks import checks
-from linkspan.tell.probing import TOLD, Carried, Gap, Probed, Refusal, Wanted, largest, sizes
+from linkspan.core.needs import Need
+from linkspan.diagnose.doctor import peer_probe
+from linkspan.diagnose.doctor.peer_checks import checks
+from linkspan.diagnose.doctor.peer_probe import TOLD, Carried, Gap, Probed, Refusal, Wanted, largest, sizes
+from linkspan.kernel.io import packets
 from support.diagnose.nft_rules import ACCEPT, DROP, Kernel, Rule, base, field, match
 from support.records.peers import network, peer, view
 
 NAMES = {"1": "h1", "2": "h2", "3": "h3"}
 WHAT = "UDP port 4789 (VXLAN)"
-TAIL = bytes(range(wire.TAIL))
+TAIL = bytes(range(packets.TAIL))
 VXLAN = network("vxlan", mtu=1450, vni="100", direct="true")
 OFFER = {"mac": "02:00:00:00:00:02", "address": "192.0.2.2"}
 
@@ -103,25 +103,25 @@ def needs() -> list[Need]:
 def test_a_probe_has_exactly_the_size_and_sums_that_add_up(need: Need) -> None:
     """In every size; what is wanted stands in front, the tail at the end, and a router must not fragment it."""
     for size in sizes(need):
-        packet = wire.packet(need, size, TAIL)
+        packet = packets.packet(need, size, TAIL)
         assert len(packet) == size
         assert packet.endswith(TAIL)
         family = 4 if len(need.target) == 4 else 6
         head = 20 if family == 4 else 40
         if family == 4:
             assert (int.from_bytes(packet[2:4], "big"), packet[6] & 0x40, packet[9]) == (
-                size, 0x40, wire.NUMBERS[need.protocol],
+                size, 0x40, packets.NUMBERS[need.protocol],
             )  # fmt: skip
-            assert wire.checksum(packet[:20]) == 0
+            assert packets.checksum(packet[:20]) == 0
         if need.port:
             rest = packet[head:]
             pseudo = (
                 need.source
                 + need.target
                 + len(rest).to_bytes(4, "big")
-                + bytes([0, 0, 0, wire.NUMBERS[need.protocol]])
+                + bytes([0, 0, 0, packets.NUMBERS[need.protocol]])
             )
-            assert wire.checksum(pseudo + rest) == 0
+            assert packets.checksum(pseudo + rest) == 0
             assert int.from_bytes(rest[2:4], "big") == need.port
 
 
@@ -161,8 +161,8 @@ def test_a_rule_is_judged_by_the_ports_that_the_tunnel_sends_from(rule: Rule, ch
     asked = Receiver(base(rule, hook="input"))
     for from_port, words in ((False, chosen), (True, same)):
         need = Need("it", "udp", b"\xc0\0\2\1", b"\xc0\0\2\2", 1500, "", 51820, from_port=from_port)
-        came = wire.Arrival(b"", need.target, need.source, wire.NUMBERS["udp"], 1500, "eth0", b"\2\0\0\0\0\2")
-        assert probing._dropped(asked, need, came) == words
+        came = packets.Arrival(b"", need.target, need.source, packets.NUMBERS["udp"], 1500, "eth0", b"\2\0\0\0\0\2")
+        assert peer_probe._dropped(asked, need, came) == words
 
 
 def merged(*mtus: int) -> Wanted:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.programs import File, Process
-from linkspan.state import (
+from linkspan.core.addresses import prefix
+from linkspan.core.states.host import (
     UNREACHABLE_METRIC,
     Address,
     FdbEntry,
@@ -28,8 +27,9 @@ from linkspan.state import (
     TunnelPrefix,
     Veth,
 )
-from linkspan.tell import plan
-from linkspan.tell.plan import commands, ordered, why
+from linkspan.core.states.programs import File, Process
+from linkspan.diagnose.plan import plan
+from linkspan.diagnose.plan.plan import commands, ordered, why
 
 PATHS = {7: "/run/netns/web", 8: "/proc/12/ns/net"}
 GATEWAY = prefix("10.0.0.1").packed
@@ -174,6 +174,6 @@ def test_the_reason_names_what_it_is_for(source: tuple[str, ...], words: str) ->
 
 def test_every_kind_of_state_has_a_purpose() -> None:
     """A new kind without one fails here and not in a user's terminal."""
-    kinds = [k for k in State.__subclasses__() if k.__module__ == "linkspan.state"]
+    kinds = [k for k in State.__subclasses__() if k.__module__ == "linkspan.core.states.host"]
     assert kinds
     assert [k.__name__ for k in kinds if not plan._PURPOSES.get(k)] == []

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.model import Migration, Network
-from linkspan.tell import program_checks
-from linkspan.tell.checks import Check, Surroundings
+from linkspan.core.model import Migration, Network
+from linkspan.diagnose.doctor import program_checks
+from linkspan.diagnose.doctor.checks import Check, Surroundings
 
 NET = Network(name="demo", pools=("10.77.0.0/16",), subnet_len={"4": 24}, backend="wireguard", mtu=1420)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.tell.questions import Secured
+from linkspan.diagnose.trace.questions import Secured
 
 
 @pytest.mark.parametrize(

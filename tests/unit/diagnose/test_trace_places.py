@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan.errors import Conflict, NotFound
-from linkspan.model import Endpoint, Network
-from linkspan.tell.hops import Map, Other
-from linkspan.tell.trace import place
+from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.model import Endpoint, Network
+from linkspan.diagnose.trace.hops import Map, Other
+from linkspan.diagnose.trace.trace import place
 
 ID = "0123456789abcdef" * 4
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import elsewhere
-from linkspan.elsewhere import Elsewhere
-from linkspan.model import Endpoint
+from linkspan.core.model import Endpoint
+from linkspan.dns import remote_names
+from linkspan.dns.remote_names import Elsewhere
 from linkspan.store.memory import Memory
 from support.records.replicas import Member
 
@@ -71,14 +71,14 @@ def test_a_spoilt_record_is_what_it_was_and_goes_when_it_is_deleted(tmp_path: Pa
 def test_a_host_that_says_nothing_is_named_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its last word, while the store tells something; and it is back with the next word."""
     clock = 1000.0
-    monkeypatch.setattr(elsewhere, "now", lambda: clock)
+    monkeypatch.setattr(remote_names, "now", lambda: clock)
 
     async def work(hearer: Hearer) -> None:
         nonlocal clock
         replica = hearer.member.replica
         await hearer.tell()
         assert hearer.names() == ["web"]
-        clock += elsewhere.SILENT - 0.1
+        clock += remote_names.SILENT - 0.1
         replica.heard = clock
         assert hearer.names() == ["web"]
         clock += 0.2
@@ -92,14 +92,14 @@ def test_a_host_that_says_nothing_is_named_no_more(tmp_path: Path, monkeypatch: 
 def test_a_store_that_tells_nothing_makes_nobody_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who cannot hear does not judge, and begins to count anew when it can."""
     clock = 1000.0
-    monkeypatch.setattr(elsewhere, "now", lambda: clock)
+    monkeypatch.setattr(remote_names, "now", lambda: clock)
 
     async def work(hearer: Hearer) -> None:
         nonlocal clock
         replica = hearer.member.replica
         await hearer.tell()
         clock += 100
-        replica.heard = clock - elsewhere.STUCK - 1
+        replica.heard = clock - remote_names.STUCK - 1
         assert hearer.names() == ["web"]
         replica.heard = clock
         clock += 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan import dns_names, names
-from linkspan.firewall import VIEW_PORTS
-from linkspan.kernel.dnsmasq import upstream
-from linkspan.model import Endpoint, Network, Port
-from linkspan.names import Server
-from linkspan.programs import Dnsmasq, File, Process
-from linkspan.state import NftElement
+from linkspan.core import dns_names
+from linkspan.core.model import Endpoint, Network, Port
+from linkspan.core.ruleset import VIEW_PORTS
+from linkspan.core.states.host import NftElement
+from linkspan.core.states.programs import Dnsmasq, File, Process
+from linkspan.dns import zone
+from linkspan.dns.zone import Server
+from linkspan.kernel.probe.dnsmasq import upstream
 
 DEMO = Network(
     name="demo",
@@ -54,7 +55,7 @@ def said(name: str) -> str:
 )
 def test_an_endpoint_has_these_names(made: Endpoint, given: tuple[str, ...]) -> None:
     """Container, aliases and short id, in small letters; what DNS could not say is left out."""
-    assert names.named(made).names == given
+    assert zone.named(made).names == given
 
 
 def test_what_cannot_be_said_is_told() -> None:
@@ -65,40 +66,40 @@ def test_what_cannot_be_said_is_told() -> None:
 def test_a_file_has_each_address_with_its_names() -> None:
     """The first name is the whole one, which the address leads back to; the order is always the same."""
     two = endpoint("web", aliases="api", addresses=("10.244.1.2/32", "fd00:244::2/128"))
-    every = [names.named(two), names.named(endpoint("db", "c2", addresses=("10.244.1.3/32",)))]
-    assert names.hosts(DEMO, every).decode().splitlines() == [
+    every = [zone.named(two), zone.named(endpoint("db", "c2", addresses=("10.244.1.3/32",)))]
+    assert zone.hosts(DEMO, every).decode().splitlines() == [
         f"10.244.1.2 {said('web')} {said('api')} {said('c1')}",
         f"10.244.1.3 {said('db')} {said('c2')}",
         f"fd00:244::2 {said('web')} {said('api')} {said('c1')}",
     ]
-    assert names.hosts(DEMO, reversed(every)) == names.hosts(DEMO, every)
+    assert zone.hosts(DEMO, reversed(every)) == zone.hosts(DEMO, every)
 
 
 def test_a_name_with_a_dot_is_said_in_the_network_s_domain_alone() -> None:
     """No container of the network can be example.com for the others."""
-    (line,) = names.hosts(DEMO, [names.named(endpoint("example.com"))]).decode().splitlines()
+    (line,) = zone.hosts(DEMO, [zone.named(endpoint("example.com"))]).decode().splitlines()
     assert line == f"10.244.1.2 example.com.demo example.com.demo.internal {said('c1')}"
 
 
 def test_a_name_too_long_for_a_domain_is_said_without_it() -> None:
     """As long as DNS has it."""
     long = ".".join(["x" * 60] * 4) + "y"
-    (line,) = names.hosts(DEMO, [names.named(endpoint(long))]).decode().splitlines()
+    (line,) = zone.hosts(DEMO, [zone.named(endpoint(long))]).decode().splitlines()
     assert line == f"10.244.1.2 {long}.demo {said('c1')}"
 
 
 def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
     """Its file is no broken one."""
     odd = msgspec.structs.replace(DEMO, name="x" * 70)
-    assert names.hosts(odd, [names.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
-    (server,) = [s for s in names.states(odd, Server(PROGRAM), b"", b"", odd.prefixes) if isinstance(s, Process)]
+    assert zone.hosts(odd, [zone.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
+    (server,) = [s for s in zone.states(odd, Server(PROGRAM), b"", b"", odd.prefixes) if isinstance(s, Process)]
     assert [word for word in server.argv if word.startswith("--local=")] == ["--local=//"]
 
 
 def test_states_of_a_server() -> None:
     """Three files, one process that reads them at SIGHUP, and who may ask it."""
     server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",))
-    found = list(names.states(DEMO, server_, b"own\n", b"others\n", DEMO.prefixes))
+    found = list(zone.states(DEMO, server_, b"own\n", b"others\n", DEMO.prefixes))
     files = {s.path.rpartition("/")[2]: s.content for s in found if isinstance(s, File)}
     assert files == {"here": b"own\n", "elsewhere": b"others\n", "resolvers": b"server=192.0.2.53\n"}
     (server,) = [s for s in found if isinstance(s, Process)]
@@ -131,31 +132,31 @@ def test_containers_are_in_views_by_the_networks_that_they_are_in() -> None:
     alone = [placed("back", "10.245.0.5/32", 10, "c4"), placed("back", "10.245.0.6/32", 10, "c4")]
     unknown = [placed("demo", "10.244.1.7/32", 0, "c5"), placed("back", "10.245.0.7/32", 0, "c5")]
     every = [*both, *more, *three, *alone, *unknown]
-    assert names.views(every, {"demo", "back", "other"}) == {VIEW: [*both, *more], ("back", "demo", "other"): three}
-    assert names.views(three, VIEW) == {VIEW: three[1:]}, "a network without a server here has no names"
-    assert names.views(every, {"back"}) == {}
+    assert zone.views(every, {"demo", "back", "other"}) == {VIEW: [*both, *more], ("back", "demo", "other"): three}
+    assert zone.views(three, VIEW) == {VIEW: three[1:]}, "a network without a server here has no names"
+    assert zone.views(every, {"back"}) == {}
     dead = [msgspec.structs.replace(both[0], netns_cookie=8)]
-    assert names.views([*dead, both[1]], VIEW) == {}, "a namespace that had the inode before is another container's"
+    assert zone.views([*dead, both[1]], VIEW) == {}, "a namespace that had the inode before is another container's"
 
 
 def test_views_have_ports_of_their_own() -> None:
     """The same for the same combinations; two that want one port get two, in whatever order they come."""
     many = [("a", f"n{number}") for number in range(len(VIEW_PORTS) // 2)]
-    found = names.ports(many)
+    found = zone.ports(many)
     assert len(set(found.values())) == len(many)
     assert set(found.values()) <= set(VIEW_PORTS)
-    assert names.ports(reversed(many)) == found
-    assert names.ports([VIEW, *many[:1]])[VIEW] == names.ports([VIEW])[VIEW]
-    assert len(names.ports(("a", f"n{number}") for number in range(len(VIEW_PORTS) + 1))) == len(VIEW_PORTS)
+    assert zone.ports(reversed(many)) == found
+    assert zone.ports([VIEW, *many[:1]])[VIEW] == zone.ports([VIEW])[VIEW]
+    assert len(zone.ports(("a", f"n{number}") for number in range(len(VIEW_PORTS) + 1))) == len(VIEW_PORTS)
 
 
 def test_states_of_a_view() -> None:
     """A process that reads the files of both networks, at a port of its own, and where each address is led."""
     six = msgspec.structs.replace(placed("demo", "fd00:244::2/128", 7), ifname="eth9")
     askers = [placed("demo", "10.244.1.2/32", 7), placed("back", "10.245.0.2/32", 7), six]
-    server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO, BACK]))
+    server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=zone.nowhere([DEMO, BACK]))
     networks, used = [BACK, DEMO], [*BACK.prefixes, *DEMO.prefixes]
-    found = [*names.view(networks, server_, used, 61500), *names.leads(networks, used, 61500, askers)]
+    found = [*zone.view(networks, server_, used, 61500), *zone.leads(networks, used, 61500, askers)]
     (file,) = [s for s in found if isinstance(s, File)]
     (server,) = [s for s in found if isinstance(s, Process)]
     assert server.name == "names-back+demo"
@@ -184,23 +185,23 @@ def test_a_view_of_internal_networks_asks_nobody() -> None:
     inner = msgspec.structs.replace(DEMO, internal=True)
     server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",))
     for network, content in ((inner, b""), (DEMO, b"server=192.0.2.53\n")):
-        (file,) = [s for s in names.view([BACK, network], server, (), 61500) if isinstance(s, File)]
+        (file,) = [s for s in zone.view([BACK, network], server, (), 61500) if isinstance(s, File)]
         assert file.content == content
 
 
 def test_a_view_of_many_networks_has_a_name_that_files_may_have() -> None:
     """A file's name has 255 characters at most."""
     networks = tuple("x" * 100 + str(number) for number in range(9))
-    assert len(names.process(networks)) < 100
-    assert names.process(networks) != names.process(networks[1:])
-    assert names.process(VIEW) == "names-back+demo"
+    assert len(zone.process(networks)) < 100
+    assert zone.process(networks) != zone.process(networks[1:])
+    assert zone.process(VIEW) == "names-back+demo"
 
 
 def test_names_of_another_network_are_asked_nowhere() -> None:
     """The host's resolver may have been told to ask that network's server, and it takes the host for the asker."""
     other, odd = (msgspec.structs.replace(DEMO, name=name) for name in ("Other", "x" * 70))
-    server = Server(PROGRAM, ("192.0.2.53",), nowhere=names.nowhere([other, odd, DEMO]))
-    contents = [s.content for s in names.states(DEMO, server, b"", b"", DEMO.prefixes) if isinstance(s, File)]
+    server = Server(PROGRAM, ("192.0.2.53",), nowhere=zone.nowhere([other, odd, DEMO]))
+    contents = [s.content for s in zone.states(DEMO, server, b"", b"", DEMO.prefixes) if isinstance(s, File)]
     assert contents[2] == b"server=192.0.2.53\nserver=/demo.internal/\nserver=/other.internal/\n"
 
 
@@ -211,8 +212,8 @@ def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
         msgspec.structs.replace(endpoint("dns"), ports=ports),
         msgspec.structs.replace(endpoint("web"), ports=(Port("", 80, 53, "tcp"),)),
     )
-    assert names.forwarders([dns, web]) == ("10.244.1.2",)
-    found = names.states(DEMO, Server(PROGRAM, forwarders=("10.244.1.2", "fd00:244::2")), b"", b"", DEMO.prefixes)
+    assert zone.forwarders([dns, web]) == ("10.244.1.2",)
+    found = zone.states(DEMO, Server(PROGRAM, forwarders=("10.244.1.2", "fd00:244::2")), b"", b"", DEMO.prefixes)
     elements = {(s.set, *s.parts) for s in found if isinstance(s, NftElement)}
     assert {("forwarders4", "10.244.1.2"), ("forwarders6", "fd00:244::2")} <= elements
 
@@ -220,8 +221,8 @@ def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
 def test_an_internal_network_asks_nobody() -> None:
     """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
     inner = msgspec.structs.replace(DEMO, internal=True)
-    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=names.nowhere([DEMO]))
-    found = list(names.states(inner, server, b"", b"", inner.prefixes))
+    server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=zone.nowhere([DEMO]))
+    found = list(zone.states(inner, server, b"", b"", inner.prefixes))
     assert [s.content for s in found if isinstance(s, File)] == [b"", b"", b""]
     assert any(isinstance(s, NftElement) and s.set == "resolvers4" for s in found)
 
@@ -229,7 +230,7 @@ def test_an_internal_network_asks_nobody() -> None:
 def test_a_gateway_that_all_networks_share_has_no_server() -> None:
     """Two networks' servers could not both listen there."""
     small = msgspec.structs.replace(DEMO, pools=("192.0.2.4/31",), gateways=("169.254.1.1",))
-    assert names.served(small) == ()
+    assert zone.served(small) == ()
 
 
 def test_resolvers_of_the_host() -> None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from linkspan import SCHEMA
-from linkspan.addresses import pool, prefix
-from linkspan.errors import Conflict, Exhausted, NotFound, Unavailable
-from linkspan.ipam import Block
-from linkspan.journal import WITNESS, Journal, Released
-from linkspan.model import Endpoint, Port
+from linkspan.core.addresses import pool, prefix
+from linkspan.core.errors import Conflict, Exhausted, NotFound, Unavailable
+from linkspan.core.ipam import Block
+from linkspan.core.model import Endpoint, Port
+from linkspan.endpoints.journal import WITNESS, Journal, Released
 
 
 def endpoint(container: str, *addresses: str) -> Endpoint:

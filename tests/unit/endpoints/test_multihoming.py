@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.addresses import prefix
-from linkspan.model import Endpoint, Network, Port
-from linkspan.multihoming import (
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Endpoint, Network, Port
+from linkspan.core.states.host import LinkSysctl, NftElement, PolicyRule, Route
+from linkspan.endpoints.multihoming import (
     INTERNAL,
     MAIN,
     OWN_DEFAULT,
@@ -16,7 +17,6 @@ from linkspan.multihoming import (
     mates,
     source,
 )
-from linkspan.state import LinkSysctl, NftElement, PolicyRule, Route
 
 NETNS = 4026531999
 

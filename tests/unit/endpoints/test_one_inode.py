@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from linkspan.attach import Attacher, Identity
-from linkspan.model import Endpoint
+from linkspan.core.model import Endpoint
+from linkspan.endpoints.attach import Attacher, Identity
 
 NUMBER, OLD, NEW, FD = 4026532000, 70, 71, 9
 

@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan.addresses import prefix
-from linkspan.desired import Change, Desired
-from linkspan.errors import Conflict
-from linkspan.happenings import Happenings
-from linkspan.machine import Worker
-from linkspan.networks import now
-from linkspan.orphans import SOURCE, Orphans
-from linkspan.reconstruction import Link
-from linkspan.state import Bridge, Key, State, TokenBucket, Veth
+from linkspan.cluster.networks import now
+from linkspan.core.addresses import prefix
+from linkspan.core.desired import Change, Desired
+from linkspan.core.errors import Conflict
+from linkspan.core.event_log import Happenings
+from linkspan.core.states.host import Bridge, Key, State, TokenBucket, Veth
+from linkspan.endpoints.orphans import SOURCE, Orphans
+from linkspan.endpoints.reconstruction import Link
+from linkspan.kernel.worker import Worker
 from support.records.peers import network
 
 BRIDGE = Bridge("lsb-demo", bytes(6), 1500)
@@ -123,7 +123,7 @@ def test_an_orphan_whose_container_is_refused_keeps_its_time_and_its_address(
 ) -> None:
     """The grace time begins once, however often the store says something of it."""
     later = now() + 5
-    monkeypatch.setattr("linkspan.orphans.now", lambda: later)
+    monkeypatch.setattr("linkspan.endpoints.orphans.now", lambda: later)
     left = [told["removed_in"] for told in stage.orphans.told()]
     assert all(0 < seconds < 9 for seconds in cast("list[float]", left))
     stage.orphans.unhold("lsp1")

@@ -12,18 +12,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.attach import Attacher
 from linkspan.backends import backend
-from linkspan.desired import Desired
-from linkspan.errors import NotFound
-from linkspan.journal import Journal
-from linkspan.model import Endpoint, Network, host_ifname
-from linkspan.multihoming import container_states
-from linkspan.orphans import SOURCE, Orphans
-from linkspan.ports import PortTable
-from linkspan.published import key_of, record_of
-from linkspan.recovery import Recovery
-from linkspan.state import HOST, State
+from linkspan.cluster.endpoint_records import key_of, record_of
+from linkspan.core.desired import Desired
+from linkspan.core.errors import NotFound
+from linkspan.core.model import Endpoint, Network, host_ifname
+from linkspan.core.ports import PortTable
+from linkspan.core.states.host import HOST, State
+from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints.journal import Journal
+from linkspan.endpoints.multihoming import container_states
+from linkspan.endpoints.orphans import SOURCE, Orphans
+from linkspan.endpoints.recovery import Recovery
 from linkspan.store.memory import Memory
 from support.records.one_host import NETNS, endpoint, network
 from support.records.replicas import Member

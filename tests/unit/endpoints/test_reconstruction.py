@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan import reconstruction
-from linkspan.addresses import mac, prefix
 from linkspan.backends import backend
-from linkspan.endpoints import described, tuned
-from linkspan.model import AttachRequest, Bandwidth, Endpoint, Network, Port
-from linkspan.multihoming import container_states
-from linkspan.state import HOST, State
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.model import AttachRequest, Bandwidth, Endpoint, Network, Port
+from linkspan.core.states.host import HOST, State
+from linkspan.endpoints import reconstruction
+from linkspan.endpoints.build import described, tuned
+from linkspan.endpoints.multihoming import container_states
 from support.records.one_host import NETNS, endpoint, network
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from linkspan.addresses import derived_mac, mac_text, prefix
 from linkspan.backends import backend
-from linkspan.endpoints import described, resized, tuned
-from linkspan.model import AttachRequest, Endpoint, Migration, Network
-from linkspan.state import NftElement
+from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.model import AttachRequest, Endpoint, Migration, Network
+from linkspan.core.states.host import NftElement
+from linkspan.endpoints.build import described, resized, tuned
 
 NETWORK = Network(
     name="demo",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from linkspan.alterations import publish
-from linkspan.errors import Unavailable
-from linkspan.model import Endpoint, Network, Port
-from linkspan.ports import PortTable
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import Endpoint, Network, Port
+from linkspan.core.ports import PortTable
+from linkspan.endpoints.update import publish
 from support.records.replicas import network
 
 OLD, NEW = Port("", 8080, 80, "tcp"), Port("", 9090, 80, "tcp")

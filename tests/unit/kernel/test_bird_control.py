@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from linkspan.kernel import bird
-from linkspan.kernel.bird import Channel, Protocol, Route, Said
+from linkspan.kernel.probe import bird_control
+from linkspan.kernel.probe.bird_control import Channel, Protocol, Route, Said
 
 SHORT = """\
 2002-Name       Proto      Table      State  Since         Info
@@ -161,7 +161,7 @@ ROUTES3 = """\
 
 
 def lines(text: str) -> list[tuple[int, str]]:
-    return list(bird.coded(text.splitlines()))
+    return list(bird_control.coded(text.splitlines()))
 
 
 def at(text: str) -> float:
@@ -170,7 +170,7 @@ def at(text: str) -> float:
 
 def test_sessions_of_the_short_list() -> None:
     """``show protocols`` has each session's state, since when, and its last error; other protocols are no sessions."""
-    up, down = bird.protocols(lines(SHORT))
+    up, down = bird_control.protocols(lines(SHORT))
     assert (up.name, up.established, up.info) == ("mesh_h2", True, "Established")
     assert up.since == pytest.approx(at("2026-11-24 11:16:52") + 0.809)
     assert (down.name, down.established) == ("peer_tor", False)
@@ -179,7 +179,7 @@ def test_sessions_of_the_short_list() -> None:
 
 def test_details_of_bird_2() -> None:
     """Of a session that is up all is read: the ends, what the peer can do, and counts by family."""
-    up, _ = bird.protocols(lines(BIRD2))
+    up, _ = bird_control.protocols(lines(BIRD2))
     assert up == Protocol(
         name="mesh_h2", state="up", since=at("2026-11-24 11:16:52"), info="Established",
         bgp_state="Established", address="192.0.2.2", remote_as=64600, local_as=64512,
@@ -193,27 +193,27 @@ def test_a_limit_and_whether_it_is_reached() -> None:
     """Of a session that is cut off the limit is read, in the channel that has it."""
     limit = "    Import limit:   1024 [HIT]\n      Action:       block\n"
     reached = BIRD2.replace("    Routes:         1 imported, 2", f"{limit}    Routes:         1024 imported, 2")
-    up, _ = bird.protocols(lines(reached))
+    up, _ = bird_control.protocols(lines(reached))
     assert up.channels == (Channel(4, up=True, accepted=1024, filtered=2, sent=3, limit=1024, full=True), Channel(6))
 
 
 def test_details_of_a_session_that_is_down() -> None:
     """Of one that is down the last error is read, and when it is tried again."""
-    _, down = bird.protocols(lines(BIRD2))
+    _, down = bird_control.protocols(lines(BIRD2))
     assert (down.bgp_state, down.last_error, down.wait) == ("Idle", "Received: Bad peer AS", 0.578)
     assert down.channels == (Channel(4),)
 
 
 def test_details_of_bird_3() -> None:
     """BIRD 3, which tells more, is read as BIRD 2 is."""
-    (up,) = bird.protocols(lines(BIRD3))
+    (up,) = bird_control.protocols(lines(BIRD3))
     assert (up.address, up.remote_as, up.families) == ("2001:db8::2", 4200000000, (6,))
     assert up.channels == (Channel(6, up=True),)
 
 
 def test_routes_of_bird_2() -> None:
     """Several routes of one destination are told apart, with all their next hops and attributes."""
-    static, best, other = bird.routes(lines(ROUTES2))
+    static, best, other = bird_control.routes(lines(ROUTES2))
     assert static == Route("10.244.1.0/24", "s4", best=True)
     assert best == Route(
         "10.244.2.0/24", "peer_b", True, (("192.0.2.2", "br0"),), "192.0.2.2", "64601 64600", "IGP", 20, 100,
@@ -224,13 +224,13 @@ def test_routes_of_bird_2() -> None:
 
 def test_route_whose_next_hop_is_not_on_a_link() -> None:
     """What the kernel does not get is told by its missing way, and the next hop that was announced."""
-    (far,) = bird.routes(lines(FAR2))
+    (far,) = bird_control.routes(lines(FAR2))
     assert (far.next_hops, far.next_hop, far.as_path) == ((), "198.51.100.3", "")
 
 
 def test_routes_of_bird_3() -> None:
     """BIRD 3's names of attributes are the same values; a filtered route has the rule that refused it."""
-    (found,) = bird.routes(lines(ROUTES3))
+    (found,) = bird_control.routes(lines(ROUTES3))
     assert found == Route(
         "2001:db8:1::/64", "peer_b", False, (("fe80::1", "eth0"),), "2001:db8::2", "64600", "IGP", 0, 100,
         ("64512:77",), "outside the pools",
@@ -239,7 +239,7 @@ def test_routes_of_bird_3() -> None:
 
 def test_no_routes() -> None:
     """An answer that no network was found is no route, and no error."""
-    assert bird.routes(lines("8001 Network not found\n")) == []
+    assert bird_control.routes(lines("8001 Network not found\n")) == []
 
 
 def test_count() -> None:
@@ -247,7 +247,7 @@ def test_count() -> None:
     text = (
         "1007-1 of 4 routes for 1 networks in table master4\n 2 of 2 routes for 1 networks in table master6\n"
     )
-    assert bird.count(lines(text + "0014 Total: 3 of 6 routes for 2 networks in 2 tables\n")) == 3
+    assert bird_control.count(lines(text + "0014 Total: 3 of 6 routes for 2 networks in 2 tables\n")) == 3
 
 
 def test_log() -> None:
@@ -257,6 +257,6 @@ def test_log() -> None:
         "bird: 2026-11-24 11:13:17.000 [0002] <RMT> peer_tor: Received: Bad peer AS: 64512\n"
         "2026-11-24 11:13:18.000 <INFO> Started\n"
     )
-    stranger, word = bird.said(text)
+    stranger, word = bird_control.said(text)
     assert (stranger.protocol, stranger.stranger) == ("BGP", "192.0.2.2")
     assert word == Said(at("2026-11-24 11:13:17"), "peer_tor", "Received: Bad peer AS: 64512")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Unavailable
-from linkspan.kernel.dbus import Bus, Refused, _path
+from linkspan.core.errors import Unavailable
+from linkspan.kernel.io.dbus import Bus, Refused, _path
 
 BUS = "org.freedesktop.DBus"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.kernel.dnsmasq import Pulse
+from linkspan.kernel.probe.dnsmasq import Pulse
 
 HERE, DEMO = "127.0.0.1", ("demo",)
 

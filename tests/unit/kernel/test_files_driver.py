@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Conflict
-from linkspan.kernel import durable
-from linkspan.kernel.files import FileDriver
-from linkspan.programs import File
-from linkspan.state import HOST
+from linkspan.core.errors import Conflict
+from linkspan.core.states.host import HOST
+from linkspan.core.states.programs import File
+from linkspan.kernel.drivers.files import FileDriver
+from linkspan.kernel.io import durable_files
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_kill_between_memory_and_file_leaves_nothing_behind(driver: FileDriver
     driver.apply([old], [])
     driver.apply([new], [])
     Path(old.path).write_bytes(b"old")  # as if the second write had not come
-    durable.temporary(Path(old.path)).write_bytes(b"ne")
+    durable_files.temporary(Path(old.path)).write_bytes(b"ne")
     again = FileDriver(tmp_path / "state" / "files.json")
     assert again.apply([], [new]) == {}
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
@@ -123,7 +123,7 @@ def test_a_kill_between_memory_and_file_leaves_nothing_behind(driver: FileDriver
 def test_the_temporary_name_matches_no_reader_s_pattern() -> None:
     """Neither *.conf nor *.conflist nor *.json finds a file that is not whole yet."""
     for name in ("10-a.conf", "10-a.conflist", "10-a.json"):
-        new = durable.temporary(Path("/etc/x") / name)
+        new = durable_files.temporary(Path("/etc/x") / name)
         assert new.name.startswith(".")
         assert new.suffix not in (".conf", ".conflist", ".json")
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import struct
 
-from linkspan.addresses import mac, prefix
-from linkspan.kernel.announce import frame
+from linkspan.core.addresses import mac, prefix
+from linkspan.kernel.probe.gratuitous_arp import frame
 
 MAC = mac("02:00:0a:63:01:02")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel.files import FileDriver
-from linkspan.kernel.processes import ProcessDriver
-from linkspan.programs import File, Process
-from linkspan.reconcile import Reconciler
+from linkspan.core.reconcile import Reconciler
+from linkspan.core.states.programs import File, Process
+from linkspan.kernel.drivers.files import FileDriver
+from linkspan.kernel.drivers.processes import ProcessDriver
 
 
 @pytest.fixture

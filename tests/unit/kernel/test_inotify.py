@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan import removals
-from linkspan.errors import Unavailable
-from linkspan.kernel import folder
-from linkspan.kernel.folder import FolderWatch, WriteWatch
-from linkspan.removals import Removals
+from linkspan.core.errors import Unavailable
+from linkspan.kernel.io import inotify
+from linkspan.kernel.io.inotify import FolderWatch, WriteWatch
+from linkspan.runtimes import cni_deletions
+from linkspan.runtimes.cni_deletions import Removals
 
 
 def instances() -> int:
@@ -49,7 +49,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is told of its own folder, two of the same one both, and the rest when one has closed."""
-    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(inotify, "_shared", [])
 
     async def work() -> None:
         one, two = folders(tmp_path)
@@ -76,7 +76,7 @@ def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_who_reads_gives_the_others_their_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread takes what was written to its file; the folder's user is called in the loop all the same."""
-    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
 
     async def work() -> None:
@@ -97,7 +97,7 @@ def test_who_reads_gives_the_others_their_part(tmp_path: Path, monkeypatch: pyte
 
 def test_what_others_read_before_a_user_listens_is_told_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings are watched from the agent's first moment on, and who follows them comes later."""
-    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
 
     async def work() -> None:
@@ -118,10 +118,10 @@ def test_what_others_read_before_a_user_listens_is_told_then(tmp_path: Path, mon
 
 def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user has a number of watches, too: nothing is told then, and the problem is."""
-    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
-    monkeypatch.setattr(folder._libc, "inotify_add_watch", lambda *_: -1)
-    monkeypatch.setattr(folder.ctypes, "get_errno", lambda: errno.ENOSPC)
+    monkeypatch.setattr(inotify._libc, "inotify_add_watch", lambda *_: -1)
+    monkeypatch.setattr(inotify.ctypes, "get_errno", lambda: errno.ENOSPC)
     writes = WriteWatch([tmp_path / "file"])
     assert writes.problem == "no space left on device"
     assert writes.written() == set()
@@ -130,7 +130,7 @@ def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: py
 
 def test_events_that_were_lost_are_told_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel keeps 16,384 events and says where there were more: everybody looks then."""
-    monkeypatch.setattr(folder, "_shared", [])
+    monkeypatch.setattr(inotify, "_shared", [])
 
     async def work() -> None:
         places, told = folders(tmp_path), list[Path]()
@@ -163,9 +163,9 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The agent starts, says so, and looks again and again."""
-    monkeypatch.setattr(folder, "_shared", [])
-    monkeypatch.setattr(folder._libc, "inotify_init1", lambda _flags: -1)
-    monkeypatch.setattr(removals, "RETRY", 0.05)
+    monkeypatch.setattr(inotify, "_shared", [])
+    monkeypatch.setattr(inotify._libc, "inotify_init1", lambda _flags: -1)
+    monkeypatch.setattr(cni_deletions, "RETRY", 0.05)
     removal = b'{"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}'
 
     async def work() -> None:
@@ -183,8 +183,8 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
 
 def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is away fails each removal as it comes; the queue as a whole is tried again later, once."""
-    monkeypatch.setattr(folder, "_shared", [])
-    monkeypatch.setattr(removals, "RETRY", 600.0)
+    monkeypatch.setattr(inotify, "_shared", [])
+    monkeypatch.setattr(cni_deletions, "RETRY", 600.0)
     timers: list[asyncio.TimerHandle] = []
 
     class Failing(Attacher):

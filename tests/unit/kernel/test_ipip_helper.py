@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import linkspan
-from linkspan.kernel.tunnel_table import TABLE
-from linkspan.machine import ipip_helper
+from linkspan.kernel.drivers.ipip_table import TABLE
+from linkspan.kernel.worker import ipip_helper
 
 
 def test_the_ipip_helper_is_started_as_by_every_release_before() -> None:

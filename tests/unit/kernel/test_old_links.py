@@ -6,11 +6,11 @@ from typing import cast
 
 import pytest
 
-from linkspan.firewall import element, skeleton
-from linkspan.kernel.facts import _closed, _Link, _old
-from linkspan.kernel.sysctl import SysctlDriver
-from linkspan.model import Facts
-from linkspan.state import NftChain
+from linkspan.core.model import Facts
+from linkspan.core.ruleset import element, skeleton
+from linkspan.core.states.host import NftChain
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.probe.facts import _closed, _Link, _old
 
 LINKS = [
     _Link(2, "eth0", ""),

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from linkspan.errors import Invalid, NotFound
-from linkspan.kernel import namespaces
-from linkspan.kernel.namespaces import Namespaces, open_namespace
-from linkspan.machine import Machine
-from linkspan.model import Endpoint
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.model import Endpoint
+from linkspan.kernel.io import namespaces
+from linkspan.kernel.io.namespaces import Namespaces, open_namespace
+from linkspan.kernel.worker import Machine
 
 COOKIE = 70
 

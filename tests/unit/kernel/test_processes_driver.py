@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.errors import NotFound, Unavailable
-from linkspan.kernel import processes
-from linkspan.kernel.processes import ProcessDriver
-from linkspan.programs import Process
-from linkspan.state import HOST
+from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.states.host import HOST
+from linkspan.core.states.programs import Process
+from linkspan.kernel.drivers import processes
+from linkspan.kernel.drivers.processes import ProcessDriver
 
 SLEEP = ("sleep", "1000")
 
@@ -66,8 +66,8 @@ def test_a_helper_outlives_the_agent_and_is_adopted(tmp_path: Path, driver: Proc
     """The agent that started it is a process that has ended; the next one knows all of the state."""
     wanted = Process("a", SLEEP, reload=("true",))
     program = (
-        "import sys; from pathlib import Path; from linkspan.kernel.processes import ProcessDriver as D;"
-        "from linkspan.programs import Process;"
+        "import sys; from pathlib import Path; from linkspan.kernel.drivers.processes import ProcessDriver as D;"
+        "from linkspan.core.states.programs import Process;"
         "print(D(Path(sys.argv[1])).apply([Process('a', ('sleep', '1000'), reload=('true',))], []))"
     )
     done = subprocess.run(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from linkspan.addresses import prefix
-from linkspan.flows import RouterRoute
-from linkspan.kernel.frr import TAG, FrrDriver
-from linkspan.reconcile import Reconciler
+from linkspan.core.addresses import prefix
+from linkspan.core.reconcile import Reconciler
+from linkspan.core.states.openflow import RouterRoute
+from linkspan.kernel.drivers.frr import TAG, FrrDriver
 
 BLOCK = "10.244.1.0/24"
 OTHERS = f"ip route {BLOCK} 192.0.2.7 tag 5"

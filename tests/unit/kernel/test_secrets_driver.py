@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.errors import Denied, Invalid, KernelError, LinkspanError
-from linkspan.kernel.secrets import SecretDriver, apart, trusted
-from linkspan.programs import SECRET, Secret
-from linkspan.state import HOST
+from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError
+from linkspan.core.states.host import HOST
+from linkspan.core.states.programs import SECRET, Secret
+from linkspan.kernel.drivers.secrets import SecretDriver, apart, trusted
 
 VALUE = "s3cret word"
 

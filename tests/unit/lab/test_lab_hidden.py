@@ -9,7 +9,7 @@ import pytest
 
 from linkspan.cli import lab
 from linkspan.cli.output import Format
-from linkspan.errors import Denied
+from linkspan.core.errors import Denied
 from linkspan.lab import record, topology
 
 

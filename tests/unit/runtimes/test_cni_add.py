@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from linkspan.addresses import mac_text
 from linkspan.backends.bridge import host_mac
-from linkspan.errors import Conflict, Exhausted, Invalid, KernelError, LinkspanError, NotFound, Unavailable
-from linkspan.model import AttachRequest, Bandwidth, Port
+from linkspan.core.addresses import mac_text
+from linkspan.core.errors import (
+    Conflict,
+    Exhausted,
+    Invalid,
+    KernelError,
+    LinkspanError,
+    NotFound,
+    Unavailable,
+)
+from linkspan.core.model import AttachRequest, Bandwidth, Port
 from support.cni.cni_agent import DEMO, FakeAgent
 from support.cni.cni_calls import PATH, VERSIONS, Runtime, conf
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 from linkspan.runtimes.cni_queue import LARGEST, entries
 
 GOOD: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.errors import KernelError
+from linkspan.core.errors import KernelError
 from support.cni.cni_agent import FakeAgent
 from support.cni.cni_calls import VERSIONS, Runtime, conf
 

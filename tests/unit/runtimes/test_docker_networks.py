@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.errors import Unavailable
+from linkspan.core.errors import Unavailable
 from linkspan.runtimes import docker_networks
 from linkspan.runtimes.docker import starts_within
 from linkspan.runtimes.docker_engine import LABEL, EngineNetwork, Listed, Member

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.errors import Invalid
+from linkspan.core.errors import Invalid
 from linkspan.runtimes.systemd import UNIT_NAME, notify, sockets, unit, watchdog_interval
 
 

@@ -41,20 +41,27 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("kernel/routes.py", "from linkspan.attach import Attach"),
-        ("model.py", "import linkspan.kernel.netlink"),
-        ("reconcile.py", "from linkspan import agent, state"),
-        ("backends/bridge.py", "def f():\n    from linkspan.kernel import links"),
-        ("tell/plan.py", "from linkspan.cli.main import main"),
+        ("kernel/drivers/routes.py", "from linkspan.endpoints.attach import Attacher"),
+        ("kernel/drivers/links.py", "from linkspan.backends import vxlan"),
+        ("kernel/io/netlink.py", "from linkspan.kernel.drivers import links"),
+        ("core/model.py", "import linkspan.kernel.io.netlink"),
+        ("core/reconcile.py", "from linkspan.agent import agent"),
+        ("agent/status.py", "if TYPE_CHECKING:\n    from linkspan.api.app import App"),
+        ("backends/bridge.py", "def f():\n    from linkspan.kernel.drivers import links"),
+        ("diagnose/trace/walk.py", "from linkspan.diagnose.doctor.checks import Check"),
+        ("lab/build.py", "from linkspan.daemon import main"),
+        ("lab/build.py", "from linkspan.sundries import some"),
+        ("ipip_endpoint.py", "from linkspan.core import addresses"),
         ("backends/bridge.py", "import socket"),
-        ("backends/bridge.py", "from os import path"),
+        ("backends/bgp/backend.py", "from os import path"),
         ("backends/bridge.py", "x = open('/etc/hosts')"),
-        ("agent.py", "from . import attach"),
+        ("agent/agent.py", "from . import plans"),
         ("sundries.py", ""),
+        ("sundries/some.py", "import os"),
     ],
 )
 def test_finds_what_goes_upwards(complaints: Callable[[str, str], list[str]], name: str, line: str) -> None:
-    """An import of a higher layer, I/O in a backend, a relative import, a module of no layer: one complaint each."""
+    """An import from above or beside, I/O in a backend, a relative import, no folder: one complaint each."""
     (complaint,) = complaints(f"src/linkspan/{name}", line)
     assert complaint.startswith(f"src/linkspan/{name}")
 
@@ -62,15 +69,59 @@ def test_finds_what_goes_upwards(complaints: Callable[[str, str], list[str]], na
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("attach.py", "from linkspan.kernel import links\nfrom linkspan import __version__, model"),
-        ("kernel/routes.py", "import socket\nfrom linkspan.state import Route"),
-        ("cli/main.py", "from linkspan.agent import Agent"),
-        ("backends/bridge.py", "import hashlib\nfrom linkspan.state import Link"),
+        ("endpoints/attach.py", "from linkspan.kernel.io import namespaces\nfrom linkspan import __version__"),
+        ("kernel/drivers/routes.py", "import socket\nfrom linkspan.core.states.host import Route"),
+        ("kernel/worker.py", "from linkspan.kernel.drivers.links import LinkDriver"),
+        ("cli/main.py", "from linkspan.agent.agent import Agent"),
+        ("backends/bridge.py", "import hashlib\nfrom linkspan.core.states.host import Bridge"),
+        ("daemon.py", "from linkspan.api.server import serving"),
     ],
 )
 def test_lets_pass_what_goes_downwards(complaints: Callable[[str, str], list[str]], name: str, line: str) -> None:
-    """Imports of the same layer and of those below are as they should be."""
+    """Imports of the same folder and of those below are as they should be."""
     assert complaints(f"src/linkspan/{name}", line) == []
+
+
+def test_finds_a_circle_of_files(complaints: Callable[[str, str], list[str]]) -> None:
+    """Three files of one folder that import each other in turn, one of them for types only: one complaint."""
+    assert complaints("src/linkspan/cluster/leases.py", "from linkspan.cluster import blocks") == []
+    assert complaints("src/linkspan/cluster/blocks.py", "from linkspan.cluster.peers import Peers") == []
+    (complaint,) = complaints(
+        "src/linkspan/cluster/peers.py", "if TYPE_CHECKING:\n    from linkspan.cluster.leases import Leases"
+    )
+    names = ("blocks", "peers", "leases", "blocks")
+    assert complaint == "a circle of imports: " + " -> ".join(f"linkspan.cluster.{name}" for name in names)
+
+
+def test_finds_a_folder_too_many(
+    complaints: Callable[[str, str], list[str]], shape: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of folders is bounded; those inside a folder do not count."""
+    monkeypatch.setattr(shape, "FOLDERS", 1)
+    assert complaints("src/linkspan/kernel/io/netlink.py", "") == []
+    assert complaints("src/linkspan/core/model.py", "") == ["src/linkspan: 2 folders, more than 1"]
+
+
+def test_finds_a_unit_test_that_mirrors_no_folder(complaints: Callable[[str, str], list[str]]) -> None:
+    """Only the modules beside the folders have their tests beside the folders of tests."""
+    for name in ("store/test_replica.py", "scripts/test_shape.py", "test_ipip_endpoint.py"):
+        assert complaints(f"tests/unit/{name}", "") == []
+    (complaint,) = complaints("tests/unit/test_leases.py", "")
+    assert complaint.startswith("tests/unit/test_leases.py: ")
+
+
+def test_finds_helpers_of_tests_outside_their_folder(complaints: Callable[[str, str], list[str]]) -> None:
+    """A helper is in tests/support, and no test file is another one's helper."""
+    for name in ("lab/conftest.py", "support/lab/lab_runs.py"):
+        assert complaints(f"tests/{name}", "") == []
+    (complaint,) = complaints("tests/lab/clusters.py", "")
+    assert complaint == "tests/lab/clusters.py: what tests import is in tests/support"
+
+
+def test_finds_a_test_file_that_another_imports(complaints: Callable[[str, str], list[str]]) -> None:
+    """The complaint has the line of the import."""
+    (complaint,) = complaints("tests/lab/test_it.py", "import os\nfrom test_other import Run\n")
+    assert complaint == "tests/lab/test_it.py:2: imports test_other; put what both use into tests/support"
 
 
 @pytest.mark.parametrize("suffix", ["py", "c"])
@@ -87,8 +138,8 @@ def test_finds_a_file_that_is_too_long(
 def test_finds_test_files_of_one_name(complaints: Callable[[str, str], list[str]]) -> None:
     """Pytest refuses to import the second one, and a run without its folder would not notice."""
     assert complaints("tests/lab/test_it.py", "") == []
-    (complaint,) = complaints("tests/unit/test_it.py", "")
-    assert complaint == "tests/unit/test_it.py: named as tests/lab/test_it.py, and pytest imports one of them"
+    (complaint,) = complaints("tests/unit/lab/test_it.py", "")
+    assert complaint == "tests/unit/lab/test_it.py: named as tests/lab/test_it.py, and pytest imports one of them"
 
 
 def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], tmp_path: Path) -> None:
@@ -98,13 +149,13 @@ def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], t
 
 
 def test_finds_a_module_that_the_page_does_not_name_and_one_that_is_gone(shape: ModuleType, tmp_path: Path) -> None:
-    """In packages and beside them; a package may stand in a row of the others."""
-    for name in ("agent.py", "fresh.py", "lab/__init__.py", "lab/build.py", "lab/late.py"):
+    """In folders, in those inside them, and beside them."""
+    for name in ("fresh.py", "kernel/__init__.py", "kernel/late.py", "kernel/io/__init__.py", "kernel/io/batch.py"):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    table = "| top | `agent`, `lab`; `old` |\n| `lab/` | `build`, `gone` |\n"
+    table = "| flat | `old` |\n| `kernel/io/` | `batch`, `gone` |\n"
     page = f"\n## Every module\n{table}\n## More\n| x | `fresh` |\n"
     assert [line.split()[1:3] for line in shape.unnamed(page, tmp_path)] == [
-        ["fresh", "is"], ["old", "is"], ["lab/gone", "is"], ["lab/late", "is"],
+        ["fresh", "is"], ["old", "is"], ["kernel/late", "is"], ["kernel/io/gone", "is"],
     ]  # fmt: skip

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from linkspan import SCHEMA, host_settings
-from linkspan.errors import Conflict, LinkspanError, NotFound
-from linkspan.model import Host, Offer
-from linkspan.records import SETTINGS
-from linkspan.revising import revised
+from linkspan import SCHEMA
+from linkspan.cluster import host_settings
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.model import Host, Offer
+from linkspan.store.compare_and_swap import revised
 from linkspan.store.memory import Memory
+from linkspan.store.records import SETTINGS
 from support.records.replicas import Member, Raced, network, together
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan import readable
-from linkspan.addresses import derived_mac, mac_text, prefix
-from linkspan.errors import Conflict, Invalid
-from linkspan.grants import granted
-from linkspan.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
-from linkspan.networks import NetworkRequest
-from linkspan.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
+from linkspan.cluster.grants import granted
+from linkspan.cluster.networks import NetworkRequest
+from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
+from linkspan.store import validation
 from linkspan.store.memory import Memory
+from linkspan.store.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
 from support.records.replicas import Member, eventually, network, together
 
 VXLAN = {"mac": mac_text(derived_mac("vtep", "h9", "demo")), "address": "192.0.2.9"}
@@ -57,8 +57,8 @@ SOUND: dict[str, msgspec.Struct] = {
 @pytest.mark.parametrize("key", sorted(SOUND))
 def test_what_agents_write_is_taken(key: str) -> None:
     """A record as an agent has it is read, of every kind."""
-    assert not readable.misplaced(key)
-    assert readable.decode(key, msgspec.json.encode(SOUND[key]), type(SOUND[key])) == SOUND[key]
+    assert not validation.misplaced(key)
+    assert validation.decode(key, msgspec.json.encode(SOUND[key]), type(SOUND[key])) == SOUND[key]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_agents_write_is_taken(key: str) -> None:
 def test_what_cannot_be_is_refused_with_the_reason(key: str, record: msgspec.Struct, why: str) -> None:
     """Numbers have bounds, an offer has what peers need, and a record is of the host and network of its key."""
     with pytest.raises(Invalid) as error:
-        readable.decode(key, msgspec.json.encode(record), type(record))
+        validation.decode(key, msgspec.json.encode(record), type(record))
     assert why in error.value.message
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan import SCHEMA, records
-from linkspan.errors import Invalid
-from linkspan.model import Bandwidth, Endpoint, Host, Lease, Migration, Network, Offer, Underlay
+from linkspan import SCHEMA
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Bandwidth, Endpoint, Host, Lease, Migration, Network, Offer, Underlay
+from linkspan.store import records
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, eventually, network, together
 

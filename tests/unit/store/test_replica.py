@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.contracts import Batch, Record
-from linkspan.errors import Conflict, Unavailable
-from linkspan.model import Host, Lease, Network, Reservation, Underlay
-from linkspan.records import AddressRecord, BlockRecord, block_key
-from linkspan.replica import Tombstone, remembered
-from linkspan.standing import doubled
+from linkspan.agent.health import doubled
+from linkspan.core.contracts import Batch, Record
+from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.model import Host, Lease, Network, Reservation, Underlay
 from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.records import AddressRecord, BlockRecord, block_key
+from linkspan.store.replica import Tombstone, remembered
 from support.records.replicas import Member, Raced, eventually, network, together
 
 

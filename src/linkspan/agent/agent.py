@@ -1,0 +1,527 @@
+"""The agent of one host: it holds everything together, and keeps what it holds up to date.
+
+Start: lock the state folder, open store and journal, take over what stands, resync (which takes away what no
+row wants), drain the queue of DELs, serve, say ``ready``. SIGTERM ends it in order; what is in the kernel stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from linkspan import __version__
+from linkspan.agent import locks
+from linkspan.agent.bgp_sessions import Peerings
+from linkspan.agent.cluster_trace import Tracer
+from linkspan.agent.forwarding import Forwarding
+from linkspan.agent.healer import Healer
+from linkspan.agent.host_identity import host_id, keep
+from linkspan.agent.ipsec_sessions import Associating
+from linkspan.agent.metrics import Metrics
+from linkspan.agent.peer_survey import Survey
+from linkspan.agent.plans import Plans
+from linkspan.backends import migration
+from linkspan.backends.wireguard.backend import asked
+from linkspan.cluster import bootstrap, controller_status
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.control_plane import ControlPlane
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.liveness import Silence
+from linkspan.cluster.membership import Cluster
+from linkspan.cluster.networks import NetworkRequest, Networks
+from linkspan.cluster.peer_ping import Probes
+from linkspan.cluster.questions import Ask, Question, Told, Well
+from linkspan.cluster.shared_states import learning
+from linkspan.core import namesakes
+from linkspan.core.config import Config
+from linkspan.core.contracts import Store
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable, counted
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import (
+    Allowance,
+    AttachRequest,
+    Endpoint,
+    Facts,
+    Host,
+    HostView,
+    Network,
+    Reservation,
+)
+from linkspan.core.ports import PortTable
+from linkspan.core.states.host import Key
+from linkspan.core.store_url import told
+from linkspan.diagnose.doctor.peer_probe import Probe
+from linkspan.dns.service import Naming
+from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints.journal import Journal
+from linkspan.endpoints.orphans import Orphans
+from linkspan.endpoints.recovery import Recovery
+from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
+from linkspan.kernel.drivers.ipip_table import TABLE
+from linkspan.kernel.probe import underlay
+from linkspan.kernel.worker import Worker
+from linkspan.runtimes.cni_deletions import Removals
+from linkspan.runtimes.cni_tuning import Tuning
+from linkspan.runtimes.cni_types import Interface
+from linkspan.runtimes.docker import Docker
+from linkspan.store.compare_and_swap import revised
+from linkspan.store.contact import ALIVE_TTL
+from linkspan.store.factory import open_store, own_cluster
+from linkspan.store.replica import SNAPSHOT, Replica, remembered
+
+EVENTS = "events.jsonl"
+log = logging.getLogger("linkspan.agent.agent")
+
+Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
+
+
+class Agent:
+    """All that a host's agent can do; the API and the runtimes' wire formats are thin over it."""
+
+    def __init__(self, config: Config, waiting: Waiting = lambda _agent: contextlib.nullcontext()) -> None:
+        """``waiting`` is entered while a new agent waits for a store that does not answer."""
+        self.config = config
+        self._waiting = waiting
+        self.started = time.time()
+        self.happenings = Happenings(Path(config.state_dir) / EVENTS)
+        self.metrics = Metrics()
+        self.handshakes: dict[str, float] = {}
+        """Seconds since WireGuard's last handshake with each peer, as of the last look for the metrics."""
+        self.worker = Worker()
+        self.host_name = config.host_id or socket.gethostname()
+        self._facts = Facts()
+        self._changing = asyncio.Lock()
+        """One change of networks at a time: each is planned against what is."""
+        self.plans = Plans(self.worker, self.view, self.config)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start, and stop in order at the end. Raises Conflict where another agent has the state folder."""
+        state_dir = Path(self.config.state_dir)
+        with locks.state_folder(state_dir), locks.network_namespace():
+            identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
+            host = Host(id=identity, name=self.host_name, version=__version__)
+            with contextlib.closing(
+                Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
+            ) as self.journal:
+                try:
+                    async with contextlib.AsyncExitStack() as parts:
+                        self.happenings.read()
+                        parts.callback(self.happenings.close)
+                        self.happenings.add("agent", f"the agent started, version {__version__}")
+                        parts.push_async_callback(self.worker.stop)
+                        await self.worker.start(state_dir)
+                        cluster, joins = self._known_cluster()
+                        new = bool(joins) or not (state_dir / SNAPSHOT).exists()
+                        store = open_store(self.config.store, state_dir, cluster)
+                        await self._join(host, store, new, parts)
+                        await self.cluster.refuse_second(self._instance())  # before anything is written
+                        for words in filter(None, (news, joins)):
+                            self._tell(words)
+                        if not self.config.host_id:
+                            keep(state_dir, identity)
+                        await self.replica.accepted()
+                        if new:
+                            self._tell_first()
+                            await self.cluster.come_back()
+                        await self._take_over(parts)
+                        yield
+                finally:
+                    with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
+                        self.journal.checkpoint()
+
+    def _known_cluster(self) -> tuple[str, str]:
+        """Return the id of the cluster that this host belongs to, "" where it may join any, and what is to be told.
+
+        It may where it is new, and where it was alone, without a network, and is given a store.
+
+        The store of a host that is alone is a cluster of its own. Nothing is lost with one that has no network.
+        """
+        state_dir = Path(self.config.state_dir)
+        snapshot = state_dir / SNAPSHOT
+        known = remembered(snapshot)
+        alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
+        if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
+            return known.cluster, ""
+        return "", "this host was alone and had no network: it joins the cluster of its store"
+
+    def _tell(self, what: str) -> None:
+        """Say something of this agent's start in the log and in the events."""
+        log.warning("%s", what)
+        self.happenings.add("agent", what)
+
+    async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
+        """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
+        state_dir = Path(self.config.state_dir)
+        self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed)
+        self.replica.provisional = True
+        self.leases = Leases(self.replica, host, shared=bool(self.config.store))
+        self.networks = Networks(self.replica)
+        self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
+        self.ports = PortTable(lambda *port: self.naming.holder(*port))
+        self.attacher = Attacher(
+            self.worker,
+            self.journal,
+            self.networks,
+            self.allocator,
+            self.ports,
+            self.happenings,
+            host.name,
+        )
+        self.tuning = Tuning(self.worker, self.attacher, self.happenings)
+        parts.push_async_callback(self.tuning.stop)
+        self.docker = Docker(
+            self.worker,
+            self.attacher,
+            self.allocator,
+            self.networks,
+            self.ports,
+            self.happenings,
+            self.config.docker_api,
+            state_dir / "docker.json",
+        )
+        endpoints = self.attacher.endpoints
+        self.published = Published(self.replica, host.id, endpoints)
+        self.naming = Naming(
+            self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
+        )
+        self.attacher.changed = self._endpoint_changed
+        self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
+        self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        self.leases.living = self.disputes.living
+        silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
+        self.leases.overdue = silence.overdue
+        self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
+        self.allocator.stalled = lambda: silence.stalled(host.id)
+        self.allocator.owed = lambda key: self.holdings.note({key})
+        self.cluster = Cluster(
+            self.worker,
+            self.replica,
+            self.leases,
+            self.networks,
+            self.allocator,
+            self.disputes,
+            silence,
+            self.happenings,
+            self.view,
+            self._follow_networks,
+            self.plans.drop,
+        )
+        self.cluster.rotating.changed = self._look
+        self.control = ControlPlane(
+            state_dir, self.replica, self.leases, self.networks, self._addresses, self.cluster.reregister
+        )
+        self.probes = Probes(lambda: self.cluster.peers.known)
+        self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.associating = Associating(self.worker, self.happenings)
+        self.ask = Ask(self.replica, host.id, self._answer)
+        self.tracer = Tracer(
+            self.worker.machine.namespaces,
+            self.leases,
+            self.networks,
+            endpoints,
+            self.published,
+            state_dir / TABLE,
+            self.peerings.learning,
+            self.worker.machine.wireguard.table, self.worker.machine.ike, self.probes.confirmed, self.ask,
+        )
+        self.orphans = Orphans(
+            self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
+        )
+        self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
+        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
+        self.recovery = Recovery(*here, self.attacher, self.published, self.orphans, host.name)
+        self.survey = Survey(
+            self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
+        )
+        self.healer = Healer(
+            self.worker,
+            self.attacher,
+            self.happenings,
+            self.metrics,
+            self.replan,
+            self.cluster.look_around,
+            self._look_at_keys,
+            self.config.reap_after,
+        )
+        self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
+        queue = Path(self.config.socket).parent / "queue"
+        self.removals = Removals(queue, self.attacher, self.journal.boot_id)
+        parts.push_async_callback(self.replica.stop)
+        await self.replica.start(new=new)
+        await bootstrap.known(self.replica, self._waiting(self))
+
+    async def _addresses(self) -> frozenset[str]:
+        return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
+
+    def _busy(self, identity: tuple[str, str]) -> bool:
+        """Tell whether something is under way by which a container comes or goes."""
+        return self.attacher.busy(identity) or self.docker.waits(identity)
+
+    def _endpoint_changed(self, identity: tuple[str, str]) -> None:
+        self.published.note(identity)
+        self.tuning.note(identity)
+        self.naming.note(identity)
+
+    async def _changed(self, keys: frozenset[str]) -> None:
+        self.ask.changed(keys)
+        if self.published.has_own(keys):
+            await self.recovery.learn()  # before records that nobody is known to want are taken away
+        self.naming.changed(keys)
+        self.published.changed(keys)
+        self.holdings.changed(keys)
+        await self.cluster.changed(keys)
+
+    async def _answer(self, question: Question) -> Told:
+        if isinstance(question, Probe):
+            return await self.survey.answer(question)
+        if isinstance(question, Well):
+            raise Invalid("an agent knows no switches: the controller does")
+        return await self.tracer.answer(question)
+
+    async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
+        """Desire what the records and the journal want, make it so, and begin to watch."""
+        sysctls, ran_before = self.worker.machine.sysctls, self.journal.witnessed_this_boot()
+        if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
+            self._tell(lost)
+        self._facts = await self.worker.run(self.worker.machine.facts)
+        self.networks.look(await self.worker.run(self.worker.machine.routes), None)
+        self.networks.refresh()
+        self.allocator.refresh()
+        parts.callback(self.attacher.retry_forgetting)
+        inside = await self.recovery.run(self.replica.listed)
+        await self.control.look()  # before any container's interface is put
+        parts.push_async_callback(self.cluster.stop)
+        await self.cluster.start(
+            self.config.underlay, self.config.advertise, shared=bool(self.config.store)
+        )
+        self._warn_of_namesakes()
+        await self.naming.take_over()
+        await self.orphans.spare()
+        report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
+        self.healer.record(report)
+        for part in (
+            self.healer, self.forwarding, self.removals, self.probes, self.peerings, self.associating,
+        ):  # fmt: skip
+            await part.start()
+            parts.push_async_callback(part.stop)
+        parts.push_async_callback(self.ask.stop)
+        for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
+            follower.start()
+            parts.push_async_callback(follower.stop)
+
+    def _tell_first(self) -> None:
+        """Tell that a new host is the first one in its store: a URL without its prefix leads to such a one, too."""
+        if self.config.store and self.replica.listed and not self.leases.hosts():
+            where = told(self.config.store)
+            self._tell(
+                f"this host is the first one in store {where}, and begins a cluster there; if others should be in it, "
+                "compare the store's URL with theirs, its prefix too"
+            )
+
+    def _warn_of_namesakes(self) -> None:
+        """Tell that another host has this one's name, too."""
+        if ids := namesakes.shared(self.leases.names()).get(self.host_name):
+            own = f"{self.leases.host.id} is this one's"
+            self._tell(f"{namesakes.told(self.host_name, ids)}, of which {own}; {namesakes.FIX}")
+
+    def _instance(self) -> str:
+        """Return what tells this agent, over restarts, from another one with the same host id."""
+        folder = Path(self.config.state_dir).stat()
+        return f"{self.host_name}:{folder.st_dev}:{folder.st_ino}"
+
+    def view(self) -> HostView:
+        """Return what backends see now."""
+        held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
+        here = self.leases.whole(self.leases.host)
+        closed = self.control.closed()
+        seen = HostView(
+            self.networks.all(), self.networks.allowances, self._facts, here, held,
+            control=closed.places, control_here=closed.here,
+        )  # fmt: skip
+        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
+        return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+
+    async def _look(self) -> None:
+        """Look at the machine's facts, from which nothing new follows."""
+        self._facts = await self.worker.run(self.worker.machine.facts)
+
+    async def _look_at_keys(self) -> None:
+        """Follow a change of the keys' files, of which there is no event: of a mode, perhaps."""
+        if await self.worker.run(self.worker.machine.tools) != self._facts.wireguard:
+            await self.replan()
+
+    async def replan(self) -> None:
+        """Look at the machine's facts, and put what follows from them where they have changed."""
+        facts = await self.worker.run(self.worker.machine.facts)
+        if facts != self._facts:
+            self._facts = facts
+            await self.plans.put()
+            await self.plans.drop()
+        await self.cluster.look_around()
+
+    async def _follow_networks(self) -> dict[Key, LinkspanError]:
+        """Follow what networks are now, whichever host changed them."""
+        self.docker.exposed.look()
+        for identity in stranded(self.attacher, self.networks, self.leases):
+            await self.attacher.detach(*identity)
+        failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
+        failed |= await follow_pools(self.attacher, self.networks)
+        failed |= await self.plans.put()
+        await self.recovery.learn()  # a network that is there again may be that of orphans
+        return failed
+
+    # Networks
+
+    async def create_network(self, request: NetworkRequest) -> Network:
+        """Create a network and all that the host needs for it; undone where a part of it is refused."""
+        machine = self.worker.machine
+        async with self._changing:
+            self._facts = await self.worker.run(machine.facts)  # as they are now: a port may have been taken
+            routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
+            here, hosts = self.leases.host.underlay, len(self.leases.hosts())
+            network = self.networks.planned(request, routes, here, mtu, hosts)
+            migration.require(self.view(), network)
+            controller_status.require(self.replica, network, "create network")
+            with self.cluster.watched() as refused:
+                await self.networks.create(network)
+                try:
+                    await self.cluster.converge({"networks/"})
+                    _raise_first(refused)
+                except LinkspanError as error:
+                    await self._delete_network(network.name)
+                    raise error.within(f"create network {network.name}") from error
+        self.happenings.add("network", f"network {network.name} was created", network=network.name)
+        return network
+
+    async def update_network(
+        self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
+    ) -> Network:
+        """Add pools or change the MTU, of running containers too; one that cannot be changed stops no other."""
+        async with self._changing:
+            routes = await self.worker.run(self.worker.machine.routes)
+
+            def enlarged() -> Network:
+                self.networks.refresh()
+                return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
+
+            with self.cluster.watched() as refused:
+                network = await revised(self.replica, f"networks/{name}", enlarged)
+                await self.cluster.converge({"networks/"})
+        self.happenings.add("network", f"network {name} was changed", network=name)
+        _raise_first(refused)
+        return network
+
+    async def delete_network(self, name: str, force: bool = False) -> list[Endpoint]:
+        """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.
+
+        Raises Conflict, naming them, while endpoints exist (unless ``force``).
+        """
+        async with self._changing:
+            if all(network.name != name for network in self.networks.every()):
+                self.networks.get(name)  # raises
+            users = [e for e in self.attacher.endpoints.values() if e.network == name]
+            users += [e for _, e in self.published.others() if e.network == name]
+            if users and not force:
+                names = ", ".join(sorted(e.called for e in users)[:5])
+                raise Conflict(
+                    f"network {name} has {counted(len(users), 'endpoint')} "
+                    f"({names}{', ...' if len(users) > 5 else ''})",
+                    "detach them (or stop their containers) first, or use --force, which cuts them off",
+                )
+            await self._delete_network(name)
+        who = ", ".join(f"{e.called} on host {e.host}" for e in users)
+        cut = f", which cut off {who}" if users else ""
+        self.happenings.add("network", f"network {name} was deleted{cut}", network=name)
+        return users
+
+    async def _delete_network(self, name: str) -> None:
+        await self.networks.delete(name)  # first: an attach that is under way fails then
+        for endpoint in [e for e in self.attacher.endpoints.values() if e.network == name]:
+            await self.attacher.detach(*endpoint.identity)
+        await self.cluster.converge({"networks/"})
+
+    async def allow(self, allowance: Allowance, allowed: bool) -> None:
+        """Allow one network's endpoints to open connections to another's, or take that back."""
+        async with self._changing:
+            self.networks.get(allowance.source)
+            self.networks.get(allowance.target)
+            with self.cluster.watched() as refused:
+                await (self.networks.allow if allowed else self.networks.disallow)(allowance)
+                await self.cluster.converge({"allowances/"})
+            _raise_first(refused)
+
+    async def reserve(self, network: str, cidr: str) -> Reservation:
+        """Reserve addresses of a network."""
+        made = await self.networks.reserve(network, cidr)
+        self.allocator.refresh()
+        return made
+
+    async def unreserve(self, network: str, cidr: str) -> None:
+        """Give reserved addresses back."""
+        await self.networks.unreserve(network, cidr)
+        self.allocator.refresh()
+
+    # Endpoints
+
+    async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
+        """Attach, and count it."""
+        with self._counted("attach"):
+            return await self.attacher.attach(request, namespace_fd, namespace_path)
+
+    async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
+        """Detach, and count it."""
+        with self._counted("detach"):
+            return await self.attacher.detach(id, ifname, network)
+
+    async def recognise(self, container: str, ifname: str = "") -> None:
+        """Know a container again whose id the journal lost."""
+        await self.attacher.recognise(container, ifname)
+
+    @contextlib.contextmanager
+    def _counted(self, verb: str) -> Iterator[None]:
+        begun, result = time.perf_counter(), "error"
+        try:
+            yield
+            result = "ok"
+        finally:
+            self.metrics.operations.labels(verb, result).inc()
+            self.metrics.seconds.labels(verb).observe(time.perf_counter() - begun)
+
+    def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
+        """Return this host's endpoints by (container id, interface)."""
+        return self.attacher.endpoints
+
+    def network(self, name: str) -> Network:
+        """Return a network. Raises NotFound."""
+        return self.networks.get(name)
+
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the addresses of its network's DNS server for a container."""
+        return self.naming.nameservers(endpoint)
+
+    def free(self, network: str) -> int:
+        """Return how many addresses a network has left."""
+        return self.allocator.free(network)
+
+    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
+        """Return what of an endpoint is not as its runtime knows it."""
+        endpoint = await self.tuning.told(endpoint, namespace_fd, shown.mac, shown.mtu)
+        return await self.attacher.check(endpoint, namespace_fd, shown.mac, shown.mtu)
+
+    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
+        """Let an endpoint follow what later plugins of its chain change."""
+        self.tuning.follow(endpoint, namespace_fd)
+
+
+def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
+    for error in failed.values():
+        raise error

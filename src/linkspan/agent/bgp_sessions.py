@@ -1,0 +1,311 @@
+"""This host's BGP sessions, watched: what goes up or down is told with its reason, and counted.
+
+BIRD is asked every few seconds, in a thread of its own, and for few words: details of 50 sessions cost 5 ms of
+Python, for which an attach would wait. The cheap reason, from what BIRD says alone, is for events and `status`;
+`explain` and `doctor` look at the way to the peer as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from linkspan.agent.metrics import Metrics
+from linkspan.backends.bgp import backend as bgp
+from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
+from linkspan.backends.bgp.settings import Session
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import HostView
+from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED
+from linkspan.core.supervise import lasting
+from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
+from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.diagnose.trace.bgp_routes import Learning, Told
+from linkspan.diagnose.trace.kernel_answers import KernelAnswers
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe import bird_control
+from linkspan.kernel.probe.bird_control import Protocol, Route
+from linkspan.kernel.probe.tcp_connect import listenable, md5_refusals
+
+log = logging.getLogger("linkspan.agent.bgp_sessions")
+
+EVERY = 2.0
+"""Seconds between two looks."""
+SELDOM = 5
+"""Looks of which one counts prefixes, too: whether a session is up is asked every time."""
+KEPT = 150
+"""Looks over which refused signatures are counted: five minutes, in which every speaker tries again."""
+
+CLOSELY = 8
+"""Sessions that `doctor` looks at closely, all at once."""
+
+
+class Peering(msgspec.Struct, frozen=True):
+    """A session as it should be, and as it was seen last; ``why`` is the cheap reason where it is down."""
+
+    session: Session
+    seen: Protocol | None
+    why: Why | None
+
+    @property
+    def limited(self) -> Why | None:
+        """Why some of what the peer announces is not taken: it is too much; None where all is."""
+        most = max((one.limit for one in self.seen.channels if one.full), default=0) if self.seen else 0
+        if not most:
+            return None
+        setting = "bgp.prefixes" if self.session.mesh else f"bgp.peer.{self.session.name}.prefixes"
+        return Why(
+            f"it announces more than {most} prefixes, and those beyond them are not taken",
+            f"correct what it announces; if it is right, take more: linkspan host set {setting}=N",
+        )
+
+    @property
+    def state(self) -> str:
+        """RFC 4271's word for the state, in small letters; ``down`` where BIRD has no such session."""
+        return (self.seen.bgp_state.lower() if self.seen else "") or "down"
+
+
+class Peerings:
+    """Watches the sessions that follow from what backends see, ``view``."""
+
+    def __init__(
+        self, view: Callable[[], HostView], namespaces: Namespaces, happenings: Happenings, metrics: Metrics
+    ) -> None:
+        self.silent: Why | None = None
+        """Why there is no speaker that answers; None where it does, or nobody needs one."""
+        self._view = view
+        self._namespaces = namespaces
+        self._happenings = happenings
+        self._metrics = metrics
+        self._known: dict[str, Peering] = {}
+        self._booted = ""
+        self._looking = asyncio.Lock()
+        self._refused: collections.deque[Mapping[str, int]] = collections.deque(maxlen=KEPT)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        self._task = lasting("watching BGP sessions", self._watch)
+
+    async def stop(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        for number in itertools.count():
+            await self.look(counts=number % SELDOM == 0)
+            await asyncio.sleep(EVERY)
+
+    def all(self) -> list[Peering]:
+        """Return all sessions by name, as they were seen last."""
+        return sorted(self._known.values(), key=lambda peering: peering.session.name)
+
+    def find(self, name: str) -> Peering:
+        """Return the session with a peer. Raises NotFound, naming those that there are."""
+        found = [p for p in self.all() if name in (p.session.name, p.session.address, p.session.protocol)]
+        if not found:
+            names = ", ".join(p.session.name for p in self.all()) or "none"
+            raise NotFound(f"BGP peer {name} does not exist (there are: {names})", "`linkspan bgp peers` shows them")
+        return found[0]
+
+    async def look(self, *, counts: bool = True) -> None:
+        """Ask BIRD, and tell of what changed; without ``counts`` those of sessions that stay up are as before."""
+        async with self._looking:
+            view = self._view()
+            if not bgp.pools(view):
+                self._known, self.silent = {}, None
+                return
+            found = await asyncio.to_thread(self._observed, view, counts)
+            for peering in found:
+                self._tell(self._known.get(peering.session.protocol), peering)
+            self._known = {peering.session.protocol: peering for peering in found}
+
+    def _observed(self, view: HostView, counts: bool) -> list[Peering]:
+        """Look (in a thread)."""
+        wanted: list[Session] = []
+        with contextlib.suppress(LinkspanError):  # which is the problem below
+            wanted = bgp.sessions(view)
+        seen: dict[str, Protocol] = {}
+        self._refused.append(md5_refusals())
+        folder, problem = _folder(view), bgp.problem(view)
+        self.silent = Why(problem.message, problem.hint) if problem else None
+        if folder and not problem:
+            try:
+                seen = self._seen(folder / CONTROL, counts)
+                _retry(folder / CONTROL, [s for s in wanted if _deaf(seen.get(s.protocol))])
+            except Unavailable as error:
+                self.silent = Why(error.message, "`linkspan status` tells what cannot be put")
+        well = all(s.protocol in seen and seen[s.protocol].established for s in wanted)
+        said = bgp_evidence.recent(folder / LOG) if folder and not well else ()
+        around = Evidence(silent=self.silent, said=said, refusals=self.refusals())
+        return [Peering(s, seen.get(s.protocol), explain(s, seen.get(s.protocol), around)) for s in wanted]
+
+    def _seen(self, control: Path, counts: bool) -> dict[str, Protocol]:
+        status, told = bird_control.ask(control, "show status", f"show protocols{' all' if counts else ''}")
+        self._count_boot(bird_control.booted(status))
+        found = {protocol.name: protocol for protocol in bird_control.protocols(told)}
+        if not counts:
+            before = {name: peering.seen for name, peering in self._known.items() if peering.seen}
+            stayed = {n: before[n] for n, now in found.items() if n in before and _same(before[n], now)}
+            asked = [f"show protocols all {name}" for name in found.keys() - stayed.keys()]
+            details = (
+                [p for lines in bird_control.ask(control, *asked) for p in bird_control.protocols(lines)]
+                if asked
+                else []
+            )
+            found = {**stayed, **{protocol.name: protocol for protocol in details}}
+        return found
+
+    def _count_boot(self, booted: str) -> None:
+        if self._booted not in ("", booted):
+            self._metrics.speaker_restarts.inc()
+        self._booted = booted
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many signatures the kernel refused of late, by why."""
+        first, last = self._refused[0], self._refused[-1]
+        return {why: last[why] - first[why] for why in last}
+
+    def _tell(self, before: Peering | None, now: Peering) -> None:
+        name = now.session.name
+        if now.limited is not None and (before is None or before.limited is None):
+            what = f"BGP peer {name}: {now.limited.reason}"
+            log.warning("%s", what)
+            self._happenings.add("bgp", what, peer=name, state=now.state)
+        was, is_ = before is not None and before.why is None, now.why is None
+        if was == is_:
+            return
+        if now.why is None:
+            self._happenings.add("bgp", f"BGP session with {name} is up", peer=name, state="up")
+            return
+        self._metrics.session_drops.labels(name).inc()
+        what = f"BGP session with {name} is down: {now.why.reason}"
+        log.warning("%s", what)
+        self._happenings.add("bgp", what, peer=name, state="down")
+
+    async def explain(self, name: str) -> tuple[Peering, Evidence]:
+        """Look closely at the session with a peer, the way to it included. Raises NotFound."""
+        await self.look()
+        return await asyncio.to_thread(self._closely, self.find(name), _folder(self._view()))
+
+    def _closely(self, peering: Peering, folder: Path | None) -> tuple[Peering, Evidence]:
+        """Look closely at one session (in a thread); takes up to 5 s."""
+        session, seen = peering.session, peering.seen
+        alone = sum(other.why is not None for other in self._known.values()) < 2
+        said = bgp_evidence.recent(folder / LOG) if folder else ()
+        with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
+            found = bgp_evidence.gather(session, seen, asked, said, self.refusals())
+        found = msgspec.structs.replace(found, alone=alone, silent=self.silent)
+        return Peering(session, seen, explain(session, seen, found)), found
+
+    async def routes(self, peer: str = "", *, filtered: bool = False, sent: bool = False) -> list[Route]:
+        """Return what peers announce and is taken (or ``filtered``), or what is ``sent`` to one.
+
+        Raises NotFound for an unknown peer, Unavailable where BIRD does not answer.
+        """
+        await self.look(counts=False)
+        protocol = ""
+        if peer:
+            found = self.find(peer)
+            if found.seen is None and found.why:
+                raise Unavailable(f"session with {peer}: {found.why.reason}", found.why.fix)
+            protocol = found.session.protocol
+        command = "show route"
+        if sent:
+            command += f" export {protocol} all"
+        else:
+            command += f"{' filtered' if filtered else ''} where source = RTS_BGP"
+            command += f"{f' protocol {protocol}' if protocol else ''} all"
+        (told,) = await self._asked(command)
+        return await asyncio.to_thread(bird_control.routes, told)
+
+    async def checks(self) -> list[Check]:
+        """Return what `doctor` says of the speaker and its sessions; the first that are down are looked at closely."""
+        await self.look()
+        down = [peering for peering in self.all() if peering.why][:CLOSELY]
+        folder = _folder(self._view())
+        looked = await asyncio.gather(*(asyncio.to_thread(self._closely, peering, folder) for peering in down))
+        known = {**self._known, **{p.session.protocol: p for p, _ in looked}}
+        told = {p.session.name: p.why for p in sorted(known.values(), key=lambda p: p.session.name)}
+        full = {p.session.name: p.limited for p in self.all() if p.limited is not None}
+        return list(bgp_checks.checks(told, self.silent, full))
+
+    def name(self, protocol: str) -> str:
+        """Return a peer's name by BIRD's word for its session, '' for what is no session."""
+        found = self._known.get(protocol)
+        return found.session.name if found else ""
+
+    async def refused_by(self) -> dict[str, dict[str, int]]:
+        """Return how many prefixes each rule filters now, by peer; BIRD counts them."""
+        filtering = [p for p in self.all() if p.seen is not None and p.seen.count("filtered")]
+        pairs = [(p.session, rule) for p in filtering for rule in RULES]
+        if not pairs:
+            return {}
+        asked = [
+            f'show route filtered where {BGP_REFUSED} = "{rule}" protocol {session.protocol} count'
+            for session, rule in pairs
+        ]
+        told = await self._asked(*asked)
+        found: dict[str, dict[str, int]] = {}
+        for (session, rule), lines in zip(pairs, told, strict=True):
+            if number := bird_control.count(lines):
+                found.setdefault(session.name, {})[rule] = number
+        return found
+
+    async def _asked(self, *commands: str) -> list[list[bird_control.Line]]:
+        folder = _folder(self._view())
+        if folder is None or not self._known:
+            raise Unavailable(
+                "this host has no BGP session", "`linkspan bgp peers` shows them; do networks use the backend bgp?"
+            )
+        return await asyncio.to_thread(bird_control.ask, folder / CONTROL, *commands)
+
+    def learning(self) -> Learning | None:
+        """Return what traces ask the speaker by, None where no network learns its routes."""
+        view = self._view()
+        folder, pools = _folder(view), bgp.pools(view)
+        if folder is None or not pools:
+            return None
+        sessions = [peering.session for peering in self.all()]
+        with contextlib.suppress(LinkspanError):  # which is told by `silent`
+            sessions = sorted(bgp.sessions(view), key=lambda session: session.name)
+        return Learning(folder / CONTROL, [self._told(session) for session in sessions], pools)
+
+    def _told(self, session: Session) -> Told:
+        """Return what is known of a session, which may be younger than the last look."""
+        found = self._known.get(session.protocol)
+        why = Why("BIRD was not asked for it yet") if found is None else found.why
+        return Told(session.name, session.protocol, why.reason if why else "")
+
+
+def _same(before: Protocol, now: Protocol) -> bool:
+    """Tell whether a session has been up all the while."""
+    return before.established and now.established and before.since == now.since
+
+
+def _deaf(seen: Protocol | None) -> bool:
+    """Tell whether a session is down because BIRD could not listen: it has disabled it then, for good."""
+    return seen is not None and seen.last_error.endswith("No listening socket")
+
+
+def _retry(control: Path, sessions: Iterable[Session]) -> None:
+    """Let sessions begin anew where BIRD could listen now: the address has come, or the port is free."""
+    for session in sessions:
+        if listenable(session.source, BGP_PORT):
+            log.info("BGP session with %s begins anew: port %s is free now", session.name, BGP_PORT)
+            bird_control.enable(control, session.protocol)
+
+
+def _folder(view: HostView) -> Path | None:
+    return Path(view.facts.bird.folder) if view.facts.bird else None

@@ -1,0 +1,170 @@
+"""Traces over the whole cluster: this host's parts in a thread, the others' parts by asking their agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from pathlib import Path
+
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.questions import Ask, Walked
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import Endpoint, Host, Lease
+from linkspan.diagnose.trace import live
+from linkspan.diagnose.trace.bgp_routes import Learning
+from linkspan.diagnose.trace.hops import Map, Other
+from linkspan.diagnose.trace.live import Heard, Listen
+from linkspan.diagnose.trace.live_packet import new_mark
+from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
+from linkspan.diagnose.trace.questions import Packet
+from linkspan.diagnose.trace.result import Local
+from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
+from linkspan.kernel.drivers.wireguard import Table
+from linkspan.kernel.io.namespaces import Namespaces
+
+
+def others(
+    hosts: Iterable[Host], leases: Iterable[Lease], endpoints: Iterable[tuple[str, Endpoint]]
+) -> dict[str, Other]:
+    """Return hosts as a trace knows them, by id."""
+    addresses: dict[str, dict[str, tuple[bytes, ...]]] = {}
+    held: dict[str, list[Endpoint]] = {}
+    for lease in leases:
+        own = tuple(prefix(text).packed for text in lease.addresses)
+        addresses.setdefault(lease.host, {})[lease.network] = own
+    for host_id, endpoint in endpoints:
+        held.setdefault(host_id, []).append(endpoint)
+    return {
+        host.id: Other(
+            host.name, {"": _underlay(host), **addresses.get(host.id, {})}, tuple(held.get(host.id, ()))
+        )
+        for host in hosts
+    }
+
+
+def _underlay(host: Host) -> tuple[bytes, ...]:
+    if host.underlay is None:
+        return ()
+    return tuple(prefix(text).packed for text in (*host.underlay.advertise, *host.underlay.addresses))
+
+
+class Tracer:
+    """Traces for this host's users, and parts of traces for the other hosts'."""
+
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        leases: Leases,
+        networks: Networks,
+        endpoints: Mapping[tuple[str, str], Endpoint],
+        published: Published,
+        table: Path,
+        learning: Callable[[], Learning | None],
+        wireguard: Callable[[], Table | None],
+        ike: Path,
+        silent: Callable[[], Awaitable[Mapping[tuple[str, str, int], str]]],
+        ask: Ask,
+    ) -> None:
+        self._namespaces = namespaces
+        self._leases = leases
+        self._networks = networks
+        self._endpoints = endpoints
+        self._published = published
+        self._table = table
+        self._learning = learning
+        self._wireguard = wireguard
+        self._ike = ike
+        self._silent = silent
+        self._ask = ask
+
+    async def _known(self) -> Map:
+        silent = await self._silent()
+        own = self._leases.host
+        hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
+        networks = {network.name: network for network in self._networks.all()}
+        leases = [lease for lease in self._leases.all() if lease.network in networks]
+        counting = [self._leases.grant(networks[lease.network], lease).lease for lease in leases]
+        found = others(hosts, counting, self._published.others())
+        peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
+        keys = {
+            public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
+        }
+        here = tuple(self._endpoints.values())
+        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys, silent)
+
+    def _local(self, known: Map) -> Local:
+        return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
+
+    async def answer(self, question: Walked | Listen) -> Part | Heard:
+        """Tell this host's part of a trace that another host makes."""
+        local = self._local(await self._known())
+        if isinstance(question, Listen):
+            return await asyncio.to_thread(local.hear, question)
+        return await asyncio.to_thread(local.part, question.entry)
+
+    async def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
+        """Trace between two ends anywhere, with ``alive`` also by a real packet.
+
+        Raises NotFound, Conflict or Invalid where the words do not say what to trace.
+        """
+        known = await self._known()
+        local = self._local(known)
+        first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
+        going = trace(known, first, last, packet)
+        silent = set()
+        answer: Part | Unanswered | None = None
+        while True:
+            try:
+                host, entry = going.send(answer) if answer is not None else next(going)
+            except StopIteration as end:
+                found: Trace = end.value
+                break
+            answer = await self._part(local, host, entry)
+            if isinstance(answer, Unanswered):
+                silent.add(host)
+        return await self._live(known, first, last, packet, found, silent) if alive else found
+
+    async def _live(
+        self, known: Map, source: Place, target: Place, packet: Packet, found: Trace, silent: Container[str]
+    ) -> Trace:
+        """Send an echo request or a TCP SYN that the other hosts listen for too, without those that are ``silent``."""
+        mark, goal = new_mark(), live.goal(known, target)
+        asked = []
+        for id_, other in known.others.items():
+            if id_ in silent:
+                continue
+            wanted = live.listening(found, goal, other.name, mark, packet.protocol)
+            if wanted.there or wanted.back:
+                asked.append(asyncio.create_task(self._heard(id_, other.name, wanted)))
+
+        def going() -> bool:
+            return not all(task.done() for task in asked)
+
+        try:
+            here = live.listening(found, goal, known.host, mark, packet.protocol)
+            local, size = self._local(known), live.unproven(found)
+            own = await asyncio.to_thread(local.send, source, packet, here, live.end(found), going, size)
+            heard = dict(await asyncio.gather(*asked))
+        finally:
+            for task in asked:
+                task.cancel()
+        return live.marked(found, {known.host: own, **heard}, known.host, goal)
+
+    async def _heard(self, host: str, name: str, wanted: Listen) -> tuple[str, Heard]:
+        try:
+            return name, await self._ask.ask(host, wanted, Heard)
+        except Unavailable:
+            return name, Heard()
+
+    async def _part(self, local: Local, host: str, entry: Entry) -> Part | Unanswered:
+        if not host:
+            return await asyncio.to_thread(local.part, entry)
+        if host == CONTROLLER and host not in self._leases.alive():
+            return Unanswered("no controller is active, and the switches are known to it alone")
+        try:
+            return await self._ask.ask(host, Walked(entry), Part)
+        except Unavailable as error:
+            return Unanswered(error.message)

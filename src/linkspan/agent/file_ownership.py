@@ -1,0 +1,202 @@
+"""Ownership: whether what root runs could be changed by somebody who is not root.
+
+Whoever may write one file of a checkout that a service of root runs, or rename a folder on the way to it, is root. So
+`install` looks at the program, its interpreter, and all that this loads: each file, each folder up to /, and what links
+lead to. Where somebody else may write, the service gets a copy of root's own (``copy``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import importlib.metadata
+import os
+import pwd
+import re
+import shutil
+import stat
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import linkspan
+from linkspan.core.errors import Conflict, Denied
+
+COPY = Path("/opt/linkspan")
+_MARK = ".made-by-linkspan"
+_ACL = "system.posix_acl_access"
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+def program() -> tuple[str, str, str]:
+    """Return the paths of `linkspan` and of its interpreter for root to run, and what there is to tell ("": nothing).
+
+    They are this installation's where nobody but root may write it, else a copy's, which is made here. Raises Denied
+    where not even the machine's own Python is root's alone.
+    """
+    executable = command()
+    why = writer(executable)
+    if not why:
+        return executable, sys.executable, ""
+    if base := next(others(_base()), ""):
+        raise Denied(
+            f"a service of root would run files that others may write: {base}",
+            "install linkspan with a Python that root alone may write, the distribution's for example",
+        )
+    copy()
+    told = f"others may write what this linkspan consists of ({why}): root runs a copy of it, in {COPY}"
+    return str(COPY / "bin" / "linkspan"), str(COPY / "bin" / "python"), told
+
+
+def command() -> str:
+    """Return the path of `linkspan`: that on the PATH, or the one beside this interpreter."""
+    return shutil.which("linkspan") or str(Path(sys.executable).with_name("linkspan"))
+
+
+def writer(executable: str) -> str:
+    """Return who but root may write this linkspan, or something that it is loaded from: a sentence, "" where nobody."""
+    return next(others([Path(executable), *_loaded()]), "")
+
+
+def others(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield who but root may write these files and folders, all in them, or the way to them: a sentence each.
+
+    Packages in a folder of their own below another (``site-packages``) are looked at where they are among the paths.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        yield from _way(path, seen)
+        folders = [path] if path.is_dir() else []
+        while folders:
+            for entry in os.scandir(folders.pop()):
+                place, found = Path(entry.path), entry.stat(follow_symlinks=False)
+                if place in seen or place.name in _PACKAGES:
+                    continue
+                seen.add(place)
+                yield from _place(place, found, seen)
+                if place.is_dir():  # or a link to one
+                    folders.append(place)
+
+
+def _way(path: Path, seen: set[Path]) -> Iterator[str]:
+    """Yield who may write a path, or one of the folders and links that lead to it; each is looked at once."""
+    for place in (*reversed(path.parents), path):
+        if place not in seen:
+            seen.add(place)
+            with contextlib.suppress(FileNotFoundError):
+                yield from _place(place, place.lstat(), seen)
+
+
+def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]:
+    """Yield who may write one file or folder, or what a link leads to."""
+    if why := _who(place, found):
+        yield f"{place} {why}"
+    if stat.S_ISLNK(found.st_mode):
+        yield from _way(Path(os.path.normpath(place.parent / place.readlink())), seen)
+
+
+def _who(place: Path, found: os.stat_result) -> str:
+    """Return who but root may change a file or folder, "" where nobody."""
+    if found.st_uid:
+        return f"is owned by {_name(found.st_uid)}"
+    if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+        return ""  # in such a folder nobody changes what is another's
+    if found.st_mode & stat.S_IWOTH:
+        return "may be written by everybody"
+    if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
+        return f"may be written by group {_group(found.st_gid)}"
+    return ""
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _loaded() -> list[Path]:
+    """Return what this program is loaded from: interpreter, library, packages, and its own files."""
+    here = [Path(sys.executable), Path(sys.prefix, "pyvenv.cfg"), *map(Path, linkspan.__path__)]
+    return [*here, *(Path(place) for place in sys.path if place and Path(place).exists()), *_base()]
+
+
+def _base() -> list[Path]:
+    """Return the interpreter that a virtual environment is of, and its library."""
+    interpreter = getattr(sys, "_base_executable", sys.executable)
+    library = (place for place in sys.path if place.startswith(f"{sys.base_prefix}/{sys.platlibdir}/python"))
+    return [Path(interpreter), Path(sysconfig.get_path("stdlib")), *(Path(p) for p in library if Path(p).exists())]
+
+
+def copy(target: Path = COPY) -> None:
+    """Make (or make anew) a copy of linkspan and of the packages that it needs, which root alone may write.
+
+    Raises Conflict where something else has the place.
+    """
+    if target.exists() and not (target / _MARK).exists():
+        raise Conflict(f"{target} exists and is not linkspan's", "move it away")
+    new, old = (target.with_name(target.name + end) for end in (".new", ".old"))
+    mask = os.umask(0o022)
+    try:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        venv.create(new, symlinks=True, with_pip=False)
+        (new / _MARK).touch()
+        packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(new), "platbase": str(new)}))
+        for source, name in _files():
+            to = packages / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
+            to.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+        script = new / "bin" / "linkspan"
+        script.write_text(
+            f"#!{target}/bin/python\nimport sys\n\nfrom linkspan.cli.main import main\n\nsys.exit(main())\n"
+        )
+        script.chmod(0o755)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.umask(mask)
+
+
+def _files() -> Iterator[tuple[Path, Path]]:
+    """Yield the files of linkspan and of the packages that it needs, each with its place among packages."""
+    for folder in map(Path, linkspan.__path__):
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                yield path, Path("linkspan") / path.relative_to(folder)
+    for name in _needed("linkspan", set()) - {"linkspan"}:
+        for file in importlib.metadata.files(name) or ():
+            path = Path(str(file.locate()))
+            if ".." not in file.parts and path.suffix != ".pyc" and path.is_file():
+                yield path, Path(*file.parts)
+
+
+def _needed(name: str, found: set[str]) -> set[str]:
+    """Return the names of a package and of all that it needs and is installed."""
+    try:
+        requires = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return found
+    found.add(name)
+    for text in requires:
+        word = re.match(r"[A-Za-z0-9._-]+", text)
+        if word and "extra ==" not in text and word[0] not in found:
+            _needed(word[0], found)
+    return found
+
+
+def copied() -> list[Path]:
+    """Return the folder of the copy, where there is one."""
+    return [COPY] if (COPY / _MARK).exists() else []

@@ -1,0 +1,78 @@
+"""How this host stands with the others: what `status` says is not well, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.backends.wireguard import backend as wireguard
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.leases import COME_BACK, Leases
+from linkspan.cluster.membership import Cluster
+from linkspan.core.model import Host, Network
+from linkspan.core.states.wireguard import key_id
+
+Told = dict[str, str]
+
+
+def unreachable(
+    cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
+) -> list[Told]:
+    """Return the peers that cannot be reached or say nothing, and what this host itself ``lacks`` for a network."""
+    hosts = leases.hosts()
+    found: list[Told] = []
+    for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
+        found.append(_told(network, leases.name(peer), why))
+    for id_, host in sorted(hosts.items()):
+        if leases.lives(id_) is False:
+            found.append(_told("", host.name, "its agent has said nothing for a while"))
+    found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
+    if leases.removed():
+        why = f"this host was removed from the cluster; {COME_BACK}"
+        found.append(_told("", leases.host.name, why))
+    if cluster.stalled:
+        what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
+        found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
+    if cluster.astray:
+        found.append(_told("", leases.host.name, cluster.astray))
+    if cluster.second:
+        found.append(_told("", leases.host.name, cluster.second))
+    found += [_told("", leases.host.name, why) for why in (*cluster.speakers.problems.values(), *lacks)]
+    return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
+
+
+def read_all(leases: Leases, published: Published, networks: Iterable[Network]) -> None:
+    """Read every record once, so that those are known that nobody can read."""
+    leases.hosts()
+    leases.all()
+    leases.common()
+    published.everywhere()
+    for network in networks:
+        leases.blocks(network.name)
+        leases.exact(network.name)
+
+
+def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
+    """Return the hosts that say they have one underlay address, and a sentence that names them and it."""
+    owners: dict[str, list[str]] = {}
+    for host in hosts:
+        for family in (4, 6):
+            if host.underlay is not None and (address := host.underlay.address(family)) is not None:
+                owners.setdefault(address.address, []).append(host.name)
+    return [
+        (
+            ", ".join(sorted(names)),
+            f"hosts {' and '.join(sorted(names))} have one underlay address, {address}",
+        )
+        for address, names in sorted(owners.items())
+        if len(names) > 1
+    ]
+
+
+def _one_key(hosts: Iterable[Host]) -> Iterable[tuple[str, str]]:
+    for public, names in wireguard.doubled(hosts):
+        said = f"hosts {' and '.join(names)} have one WireGuard key, {key_id(public)}: none of them is sent to by it"
+        yield ", ".join(names), f"{said} (on one of them: linkspan host rotate-keys)"
+
+
+def _told(network: str, host: str, why: str) -> Told:
+    return {"network": network, "host": host, "why": why}

@@ -1,0 +1,107 @@
+"""What `install` puts on a machine, as File states: a runtime finds linkspan by these.
+
+They are recorded apart from the agent's own files, for a machine is installed before an agent runs, and stays
+so while none does. `uninstall` takes them away by the same record.
+"""
+
+from __future__ import annotations
+
+import grp
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from linkspan.core.config import GROUP
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import ROUTE_PROTOCOL
+from linkspan.core.states.programs import File
+from linkspan.kernel.drivers.files import FileDriver
+from linkspan.runtimes import expose, systemd
+from linkspan.shim import build
+
+RECORD = "installed.json"
+CNI_CONF = "etc/cni/net.d/10-linkspan-{network}.conflist"
+CNI_PLUGIN = "opt/cni/bin/linkspan"
+CNI_DEBIAN = "usr/lib/cni"
+"""Where Debian's containerd looks for pods' plugins, and only there; `ctr` and all others look in /opt/cni/bin."""
+UNIT = f"etc/systemd/system/{systemd.UNIT_NAME}"
+PODMAN_PLUGIN = "usr/local/libexec/netavark/linkspan"
+"""The first of netavark_plugin_dirs (containers.conf(5))."""
+DOCKER_UNIT = f"etc/systemd/system/{systemd.DOCKER_UNIT_NAME}"
+SYSUSERS = "etc/sysusers.d/linkspan.conf"
+PROTOCOLS = "etc/iproute2/rt_protos.d/linkspan.conf"
+
+
+def cni(network: str, socket: str, root: Path, python: str) -> Iterable[File]:
+    """Return the plugin, where runtimes look for it, and, after it, the conflist that names it.
+
+    ``python`` is the interpreter of a plugin that cannot be compiled.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = Path(folder) / "plugin"
+        build.install(plugin, python)
+        content = plugin.read_bytes()
+    yield File(str(root / CNI_PLUGIN), content, 0o755)
+    if (root / CNI_DEBIAN).is_dir():
+        yield File(str(root / CNI_DEBIAN / "linkspan"), content, 0o755)
+    yield File(str(root / CNI_CONF.format(network=network)), expose.conflist(network, socket))
+
+
+def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
+    """Return the agent's unit, the name of our routes' protocol for `ip route`, and (sysusers.d(5)) the group."""
+    yield File(str(root / PROTOCOLS), f"{ROUTE_PROTOCOL} linkspan\n".encode())
+    if group:
+        yield File(str(root / SYSUSERS), f"g {GROUP} -\n".encode())
+    yield File(str(root / UNIT), systemd.unit(executable).encode())
+
+
+def podman(socket: str, root: Path, python: str) -> Iterable[File]:
+    """Return the plugin for this interpreter, in the first of the folders where netavark looks."""
+    yield File(str(root / PODMAN_PLUGIN), build.podman(python, socket), 0o755)
+
+
+def docker(root: Path) -> Iterable[File]:
+    """Return the unit of the Docker plugin's socket, which is there before the agent is."""
+    yield File(str(root / DOCKER_UNIT), systemd.docker_unit().encode())
+
+
+def owns_group(state_dir: Path) -> bool:
+    """Tell whether the group is ours to make and to take away: nobody else made it."""
+    return not _has_group() or any(file.path == f"/{SYSUSERS}" for file in installed(state_dir))
+
+
+def has_own_group(state_dir: Path) -> bool:
+    """Tell whether there is a group that was made by our file."""
+    return _has_group() and owns_group(state_dir)
+
+
+def _has_group() -> bool:
+    return any(one.gr_name == GROUP for one in grp.getgrall())
+
+
+def put(state_dir: Path, files: Iterable[File]) -> list[str]:
+    """Write the files, in order, and return their paths. Raises the first error, after trying all."""
+    wanted = list(files)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    failed = FileDriver(state_dir / RECORD).apply(wanted, ())
+    if failed:
+        raise next(iter(failed.values()))
+    return [file.path for file in wanted]
+
+
+def installed(state_dir: Path) -> list[File]:
+    """Return the files that are installed."""
+    return [s for s in FileDriver(state_dir / RECORD).observe(0) if isinstance(s, File)]
+
+
+def remove(state_dir: Path) -> list[LinkspanError]:
+    """Take all installed files and our group away; go on past errors and return them."""
+    errors = []
+    if has_own_group(state_dir):
+        done = subprocess.run(["groupdel", GROUP], capture_output=True, text=True, check=False)
+        if done.returncode:
+            errors.append(LinkspanError(f"groupdel {GROUP}: {done.stderr.strip()}"))
+    driver = FileDriver(state_dir / RECORD)
+    files = [s for s in driver.observe(0) if isinstance(s, File)]
+    return errors + list(driver.apply((), files).values())

@@ -1,0 +1,255 @@
+"""This host's IPsec connections, watched: what does not stand is begun, and what stands twice is ended.
+
+The daemon renews keys and notices silent peers by itself. What it does not do is to begin anew where a peer refused,
+for it was not ready yet, or has just begun itself and knows nothing: so each second it is asked what stands. Of two
+hosts one begins at once, the other a little later: where both began at once there would be two associations, of
+which either host might end the other's.
+
+A peer behind a NAT begins by itself, for nobody knows where it is; but where it was seen last is remembered, and it is
+looked for there once when its association is gone. A new daemon here would else wait until the peer has noticed the
+silence, which takes it 22 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from linkspan.backends.ipsec.strongswan_config import LOG
+from linkspan.core.desired import Desired
+from linkspan.core.errors import LinkspanError
+from linkspan.core.event_log import Happenings
+from linkspan.core.states.ipsec import ANYWHERE, IpsecChild, IpsecConnection
+from linkspan.core.supervise import lasting
+from linkspan.diagnose.doctor.ipsec_reasons import Reason, reasons, said
+from linkspan.kernel.drivers.ipsec import begun_at
+from linkspan.kernel.io import vici
+from linkspan.kernel.io.vici import Association
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.agent.ipsec_sessions")
+
+EVERY, SOON = 1.0, 0.3
+"""Seconds between two looks, and where something does not stand."""
+LATER = 0.5
+"""Seconds that the second of two hosts leaves to the first."""
+LONGEST = 15.0
+"""Seconds between two tries with a peer that refuses."""
+SETTLED = 3
+"""Seconds after which a second association with a peer is one too many."""
+GRACE = 2.0
+"""Seconds after which one that does not stand is told of, though nobody knows why."""
+LOG_LIMIT = 1 << 20
+"""Bytes of the daemon's log; past it, it is begun anew."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A connection with its children as they should stand."""
+
+    connection: IpsecConnection
+    children: tuple[IpsecChild, ...]
+
+
+class Peering(msgspec.Struct, frozen=True):
+    """A peer: which of its children do not stand, since when (monotonic), and why, as far as is known."""
+
+    connection: IpsecConnection
+    missing: tuple[str, ...]
+    since: float
+    reason: Reason | None
+
+
+class Try(msgspec.Struct):
+    """How often a connection was begun that does not stand, and when it may be begun again (monotonic)."""
+
+    next: float
+    count: int = 0
+
+
+class Memory(msgspec.Struct):
+    """What is known of connections from earlier looks, by name: tries, and where peers behind a NAT were seen."""
+
+    tries: dict[str, Try] = msgspec.field(default_factory=dict)
+    places: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
+
+
+class Associating:
+    """Watches the connections that this host wants."""
+
+    def __init__(self, worker: Worker, happenings: Happenings) -> None:
+        self._worker = worker
+        self._happenings = happenings
+        self._memory = Memory()
+        self._reasons: dict[str, Reason] = {}
+        self._known: dict[str, Peering] = {}
+        self._read = -1
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        self._task = lasting("watching IPsec connections", self._watch)
+
+    async def stop(self) -> None:
+        """End it; what stands stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(LinkspanError):  # a daemon that is gone: healing tells
+                await self.look()
+            await asyncio.sleep(SOON if any(one.missing for one in self._known.values()) else EVERY)
+
+    async def look(self) -> None:
+        """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
+        wanted = await self._worker.run(wanted_of, self._worker.machine.reconciler.desired)
+        for gone in self._known.keys() - {one.connection.name for one in wanted}:
+            for table in (self._known, self._memory.tries, self._memory.places, self._reasons):
+                table.pop(gone, None)
+        if wanted:
+            control = self._worker.machine.ike
+            found = await asyncio.to_thread(_stepped, control, wanted, self._memory)
+            self._note(wanted, found)
+
+    def _note(self, wanted: Iterable[Wanted], found: Sequence[Association]) -> None:
+        """Take down who stands, and tell what has changed."""
+        self._reasons = reasons(said(self._news()), self._reasons)
+        for one in wanted:
+            connection = one.connection
+            absent = missing(one, [a for a in found if a.connection == connection.name])
+            before = self._known.get(connection.name)
+            if not absent:
+                self._reasons.pop(connection.name, None)
+            since = before.since if before is not None and before.missing else time.monotonic()
+            now = Peering(connection, absent, since, self._reasons.get(connection.name))
+            self._known[connection.name] = now
+            if bool(absent) != bool(before.missing if before is not None else True):
+                what = f"IPsec with host {connection.peer} "
+                what += "stands" if not absent else f"does not stand any more{_because(now)}"
+                self._happenings.add("ipsec", what, peer=connection.peer)
+
+    def _news(self) -> str:
+        """Return what the daemon's log has more than at the last look; the first look passes over what is old."""
+        path = self._worker.machine.ike.with_name(LOG)
+        try:
+            with path.open("r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                begin = self._read if 0 <= self._read <= size else max(0, size - (1 << 14))
+                file.seek(begin)
+                text = file.read(size - begin)
+                if size > LOG_LIMIT:
+                    file.truncate(0)  # the daemon appends, wherever the end is
+                    size = 0
+                self._read = size
+        except OSError:
+            return ""
+        return text.decode(errors="replace")
+
+    def all(self) -> list[Peering]:
+        """Return the peers as they were at the last look."""
+        return sorted(self._known.values(), key=lambda one: one.connection.peer)
+
+    def told(self) -> list[dict[str, str]]:
+        """Return those that do not stand, as `status` has them; one that has only just begun is not told of."""
+        return [
+            {"network": "", "host": one.connection.peer, "why": f"IPsec does not stand{_because(one)}"}
+            for one in self.all()
+            if one.missing and (one.reason is not None or time.monotonic() - one.since > GRACE)
+        ]
+
+
+def wanted_of(desired: Desired) -> list[Wanted]:
+    """Return what this host wants to stand."""
+    states = desired.states((IpsecConnection, IpsecChild)).values()
+    children = [state for state in states if isinstance(state, IpsecChild)]
+    return [
+        Wanted(one, tuple(child for child in children if child.connection == one.name))
+        for one in states
+        if isinstance(one, IpsecConnection)
+    ]
+
+
+def stepped(asked: vici.Session, wanted: Iterable[Wanted], memory: Memory) -> list[Association]:
+    """Begin what is to be begun now, end what is superfluous, and return what there was before."""
+    found = vici.associations(asked)
+    loaded: dict[str, tuple[str, ...]] | None = None
+    now = time.monotonic()
+    for one in wanted:
+        name, mine = one.connection.name, [a for a in found if a.connection == one.connection.name]
+        for number in superfluous(one, mine):
+            _tell(asked.terminate, {"ike-id": str(number), "timeout": "-1"})
+        absent = missing(one, mine)
+        seen = [(a.remote, a.port) for a in mine if a.stands]
+        if seen and one.connection.remote == ANYWHERE:
+            memory.places[name] = seen[-1]
+        if not absent:
+            memory.tries.pop(name, None)
+            continue
+        # A daemon that has just begun is given secrets first, and connections after that: what it is asked for before
+        # fails, and where a peer behind a NAT was seen is tried once.
+        loaded = vici.connections(asked) if loaded is None else loaded
+        ready = [child for child in absent if child in loaded.get(name, ())]
+        if not ready:
+            continue
+        state = memory.tries.setdefault(name, Try(next=now if one.connection.first else now + LATER))
+        if now >= state.next and not under_way(mine) and (one.connection.remote != ANYWHERE or name in memory.places):
+            state.count += 1
+            state.next = now + min(2.0 ** (state.count - 2), LONGEST)
+            if place := memory.places.pop(name, None):
+                _tell(asked.load_conn, {name: begun_at(one.connection, one.children, *place)})
+            for child in ready:
+                _tell(asked.initiate, {"ike": name, "child": child, "timeout": "-1"})
+    return found
+
+
+def _because(one: Peering) -> str:
+    if one.reason is None:
+        return f" yet ({len(one.missing)} of its associations)" if one.missing else ""
+    peer = one.connection.peer
+    return f": {one.reason.why.replace('{peer}', peer)}; {one.reason.fix.replace('{peer}', peer)}"
+
+
+def missing(one: Wanted, mine: Iterable[Association]) -> tuple[str, ...]:
+    """Return the names of the children that do not stand."""
+    there = {child.name for a in mine if a.stands for child in a.children if child.installed}
+    return tuple(child.name for child in one.children if child.name not in there)
+
+
+def under_way(mine: Iterable[Association]) -> bool:
+    """Tell whether an association is just being made."""
+    return any(a.state in ("CREATED", "CONNECTING") or any(not c.installed for c in a.children) for a in mine)
+
+
+def superfluous(one: Wanted, mine: Sequence[Association]) -> list[int]:
+    """Return the associations that are one too many: the first of the two hosts ends them, once the newest serves."""
+    standing = sorted((a for a in mine if a.stands), key=lambda a: a.number)
+    if not one.connection.first or len(standing) < 2:
+        return []
+    newest = standing[-1]
+    if missing(one, [newest]) or (newest.age or 0) < SETTLED:
+        return []
+    return [a.number for a in standing[:-1]]
+
+
+def _stepped(control: Path, wanted: Sequence[Wanted], memory: Memory) -> list[Association]:
+    with vici.session(control) as asked:
+        return stepped(asked, wanted, memory)
+
+
+def _tell(act: Callable[[dict[str, str]], object], message: dict[str, Any]) -> None:
+    """Tell the daemon, which may see it otherwise by now."""
+    try:
+        found = act(message)
+        for _ in found if hasattr(found, "__iter__") and not isinstance(found, dict) else ():
+            pass
+    except vici.Refused as error:
+        log.debug("%s: %s", message, error)

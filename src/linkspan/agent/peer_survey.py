@@ -1,0 +1,99 @@
+"""``doctor --peers``: all hosts probe the underlay to each other at once, each asked by one question."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+
+from linkspan.backends import migration
+from linkspan.backends.sdn import backend as sdn
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.questions import Ask
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import HostView, Peer
+from linkspan.diagnose.doctor import peer_checks, peer_probe
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.diagnose.doctor.peer_probe import Probe, Probed, Refusal, Wanted
+from linkspan.diagnose.trace.kernel_answers import KernelAnswers
+from linkspan.kernel.io.namespaces import Namespaces
+
+PATIENCE = 4.0
+"""Seconds over those of the probing, until a host counts as silent: it hears, looks through its rules, answers."""
+SESSION = 16
+
+
+class Survey:
+    """Asks all hosts for a user of this one, and takes part where another one asks."""
+
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        leases: Leases,
+        view: Callable[[], HostView],
+        peers: Callable[[], Mapping[tuple[str, str], Peer]],
+        ask: Ask,
+    ) -> None:
+        self._namespaces = namespaces
+        self._leases = leases
+        self._view = view
+        self._peers = peers
+        self._ask = ask
+
+    async def checks(self) -> list[Check]:
+        """Return what is found; takes some five seconds, for a thousand hosts some eight."""
+        own = self._leases.host.id
+        names = {id_: host.name for id_, host in self._leases.hosts().items()} | {own: self._leases.host.name}
+        if len(names) == 1:
+            return [Check("underlay", "skip", "this host is alone in its cluster")]
+        probe = Probe(os.urandom(SESSION))
+        patience = PATIENCE + peer_probe.lasts(self._wanted()[0])
+        answers = await asyncio.gather(*(self._told(host, probe, patience) for host in names))
+        found = peer_checks.checks(dict(zip(names, answers, strict=True)), names)
+        return found or [Check("underlay", "skip", self._nothing())]
+
+    def _nothing(self) -> str:
+        """Return why there is nothing to try."""
+        names = [network.name for network in self._view().networks if sdn.gateway(network)]
+        if not names:
+            return "no network crosses hosts"
+        return f"network {', '.join(names)}: hosts send all to the gateway; `linkspan doctor` tells of its controller"
+
+    async def _told(self, host: str, probe: Probe, patience: float) -> Probed | str:
+        try:
+            if host == self._leases.host.id:
+                return await self.answer(probe)
+            if host not in self._leases.alive():
+                return "it is silent: its agent has said nothing for a while"
+            return await self._ask.ask(host, probe, Probed, patience)
+        except LinkspanError as error:
+            return error.message
+
+    async def answer(self, probe: Probe) -> Probed:
+        """Take part. Raises LinkspanError where this machine cannot."""
+        wanted, refused = self._wanted()
+
+        def run() -> Probed:
+            with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
+                return peer_probe.run(asked, probe.session, self._leases.host.id, wanted, refused)
+
+        return await asyncio.to_thread(run)
+
+    def _wanted(self) -> tuple[list[Wanted], list[Refusal]]:
+        """Return what this host and its peers need of each other, and what cannot be, whatever the underlay does."""
+        view, alive = self._view(), self._leases.alive()
+        networks = {network.name: network for network in view.networks}
+        wanted, refused = [], []
+        for (name, host), peer in list(self._peers().items()):
+            if name not in networks or host not in alive:
+                continue
+            network = networks[name]
+            needs, problem = migration.needs(view, network, peer)
+            wanted += [Wanted(peer, need, name, network.mtu) for need in needs]
+            if problem:
+                what = f"network {name} by {network.backend}"
+                refused.append(
+                    Refusal(host, what, problem, "another backend: `linkspan network migrate --help`")
+                )
+        return peer_probe.largest(wanted), refused

@@ -1,0 +1,223 @@
+"""What `status` and the metrics' gauges tell of an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from linkspan import __version__
+from linkspan.agent import health, store_health
+from linkspan.backends.wireguard import backend as wireguard
+from linkspan.cluster import controller_status
+from linkspan.core import namesakes
+from linkspan.core.errors import LinkspanError
+from linkspan.core.fights import Contested
+from linkspan.core.states.wireguard import key_id
+from linkspan.endpoints.reconstruction import is_unnamed
+
+if TYPE_CHECKING:
+    from linkspan.agent.agent import Agent
+
+
+def told(agent: Agent) -> dict[str, Any]:
+    """Return the agent's status as cli.md has it."""
+    health.read_all(agent.leases, agent.published, agent.networks.all())
+    heals = [
+        {"at": h.at, "kind": h.about["kind"], "key": h.about["key"], "what": h.about["change"]}
+        for h in agent.happenings.kept("heal", 20)
+    ]
+    networks = [
+        {
+            "name": n.name,
+            "backend": n.backend,
+            "endpoints": _count(agent, n.name),
+            "free": agent.free(n.name),
+            "names": agent.naming.standing(n.name),
+            "not_switched": agent.cluster.migrating.not_switched(n),
+        }
+        for n in agent.networks.all()
+    ]
+    process = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started": agent.started,
+        "socket": agent.config.socket,
+    }
+    found: dict[str, Any] = {
+        "agent": process | {"state_dir": agent.config.state_dir},
+        "store": store_health.told(agent),
+        "records": not_used(agent),
+        "networks": networks,
+        "disputes": disputes(agent),
+        "drift": [
+            *dict.fromkeys(error.told for error in drift(agent)),
+            *agent.docker.exposed.problems.values(),
+            *agent.naming.problems.values(),
+        ],
+        "gone": [
+            {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
+            for identity, seconds in agent.healer.dead().items()
+            if (e := agent.attacher.endpoints.get(identity)) is not None
+        ],
+        "fights": [
+            {
+                "what": f.what,
+                "by": f.by,
+                "since": time.time() - (time.monotonic() - f.since),
+                "repairs": f.repairs,
+                "ports_down": f.closed,
+            }
+            for f in agent.worker.machine.reconciler.fights.open()
+        ],
+        "rebuilt": {
+            "endpoints": agent.recovery.rebuilt,
+            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
+            "unnamed": [e.id for e in agent.attacher.endpoints.values() if is_unnamed(e)],
+        },
+        "orphans": agent.orphans.told(),
+        "heals": heals,
+        "unreachable": unreachable(agent),
+        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.leases.names()).items()],
+        "waiting": "",
+        "bgp": _sessions(agent),
+        "controller": controller_status.active(agent.replica)
+        if controller_status.needed(agent.networks.all())
+        else None,
+    }
+    return {"ok": _well(found, agent.leases.host.name), **found}
+
+
+def _well(found: dict[str, Any], here: str) -> bool:
+    """Tell whether all that the status tells is well, as far as it concerns this host.
+
+    A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
+    """
+    cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
+    bgp = found["bgp"]["down"] or found["bgp"]["limited"]
+    wrong = found["disputes"] or found["drift"] or found["orphans"] or found["records"] or cut or bgp
+    return bool(found["store"]["ok"]) and not wrong
+
+
+def unreachable(agent: Agent) -> list[dict[str, str]]:
+    """Return the peers that are not reached, and what else is not well between hosts."""
+    lacks = [*agent.plans.problems, *wireguard.lacking(agent.view())]
+    found = health.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
+    here = agent.leases.host.name
+    overlaps = agent.networks.overlaps().items()
+    found += [{"network": name, "host": here, "why": why} for name, why in sorted(overlaps)]
+    return [*found, *agent.associating.told()]
+
+
+def not_used(agent: Agent) -> list[dict[str, str]]:
+    """Return the records that are not used, or not whole: each with its key, the host that it is of, and why."""
+    networks = agent.networks
+    why = agent.leases.refused(networks.all())
+    why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
+    for id_, host in agent.leases.hosts().items():
+        if id_ != agent.leases.host.id and (told := networks.covering(host)):
+            why[f"hosts/{id_}"] = told
+    why |= agent.replica.reasons  # last: of such a record an earlier version is in force, which may fail as well
+    return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
+
+
+def disputes(agent: Agent) -> list[dict[str, object]]:
+    """Return the blocks and addresses that two hosts claim."""
+    return [agent.disputes.told(one) for one in (*agent.disputes.open(), *agent.holdings.open())]
+
+
+def _sessions(agent: Agent) -> dict[str, object]:
+    """Return how many BGP sessions there are, and those that are down."""
+    down = [
+        {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
+        for p in agent.peerings.all()
+        if p.why is not None
+    ]
+    limited = [
+        {"peer": p.session.name, "why": p.limited.reason, "fix": p.limited.fix}
+        for p in agent.peerings.all()
+        if p.limited is not None
+    ]
+    return {"sessions": len(agent.peerings.all()), "down": down, "limited": limited}
+
+
+def drift(agent: Agent) -> list[LinkspanError]:
+    """Return why objects cannot be put as they should be; those of a container that is gone are not missed."""
+    reconciler = agent.worker.machine.reconciler
+    found = [error for key, error in list(reconciler.failing.items()) if not agent.healer.orphaned(key)]
+    return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
+
+
+def _count(agent: Agent, network: str) -> int:
+    return sum(e.network == network for e in agent.attacher.endpoints.values())
+
+
+async def look(agent: Agent) -> None:
+    """Look at what gauges are read from and has no event: BGP's counters, and WireGuard's handshakes."""
+    await agent.peerings.look()
+    agent.handshakes = {}
+    if any(map(wireguard.serves, agent.networks.all())):
+        table = await asyncio.to_thread(agent.worker.machine.wireguard.table)
+        names = {host.keys.get(wireguard.BACKEND.name): host.name for host in agent.leases.hosts().values()}
+        for peer in table.peers.values() if table is not None else ():
+            name = names.get(peer.public, key_id(peer.public))
+            agent.handshakes[name] = time.time() - peer.handshake if peer.handshake else float("inf")
+
+
+def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    """Yield the gauges: agent, store, hosts, networks, what could not be mended, and sessions."""
+    yield "linkspan_info", "The version that runs", "version", {__version__: 1.0}
+    well = float(told(agent)["ok"])
+    yield "linkspan_ok", "Whether all is well that `linkspan status` tells of this host", "", {"": well}
+    yield from _of_store(agent)
+    yield from _of_hosts(agent)
+    age = "Seconds since WireGuard's last handshake with a peer, +Inf where there was none"
+    yield "linkspan_wireguard_handshake_age_seconds", age, "peer", agent.handshakes
+    names = [network.name for network in agent.networks.all()]
+    counts = {n: float(_count(agent, n)) for n in names}
+    yield "linkspan_endpoints", "Endpoints attached", "network", counts
+    free = {n: float(agent.free(n)) for n in names}
+    yield "linkspan_addresses_free", "Addresses left", "network", free
+    unreadable = float(len(agent.replica.unreadable))
+    yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
+    failed = float(len(not_used(agent)))
+    yield "linkspan_records_failing", "Records of the store that are not used, or not whole", "", {"": failed}
+    claimed = float(len(disputes(agent)))
+    yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
+    failing = float(len(drift(agent)))
+    yield "linkspan_drift", "Objects that cannot be put as they should be", "", {"": failing}
+    peerings = agent.peerings.all()
+    up = {p.session.name: float(p.why is None) for p in peerings}
+    yield "linkspan_bgp_session_up", "Whether a BGP session is established", "peer", up
+    for what in ("sent", "received", "accepted", "filtered"):
+        numbers = {p.session.name: float(p.seen.count(what)) for p in peerings if p.seen is not None}
+        yield f"linkspan_bgp_prefixes_{what}", f"Prefixes {what} in a BGP session", "peer", numbers
+
+
+def _of_store(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    up, contact = float(store_health.state(agent)[0] in store_health.WELL), agent.replica.contact
+    yield "linkspan_store_up", "Whether the store answers and has all records", "", {"": up}
+    took = {} if contact.seconds is None else {"": contact.seconds}
+    yield "linkspan_store_answer_seconds", "Time that the store's last answer to a write took", "", took
+    last = {} if contact.answered is None else {"": contact.answered}
+    yield "linkspan_store_last_answer_timestamp_seconds", "When the store last answered", "", last
+    lost = float(len(agent.replica.lost))
+    yield "linkspan_store_records_lost", "Records that the store lost and that are not put back", "", {"": lost}
+
+
+def _of_hosts(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    hosts = agent.leases.hosts()
+    words = {True: "alive", False: "silent", None: "unknown"}
+    states = [words[agent.leases.lives(id_)] for id_ in hosts]
+    counts = {word: float(states.count(word)) for word in words.values()}
+    yield "linkspan_hosts", "Hosts of the cluster, as this one sees them; unknown: the store is away", "state", counts
+    # One line for each silent host, and none for the others: a cluster of many hosts has that many agents, too.
+    silent = {host.name: 1.0 for id_, host in hosts.items() if agent.leases.lives(id_) is False}
+    yield "linkspan_host_silent", "1 for each host whose agent has said nothing for a while", "host", silent
+    cut: dict[str, float] = {}
+    for one in unreachable(agent):
+        if one["network"]:
+            cut[one["host"]] = cut.get(one["host"], 0) + 1
+    yield "linkspan_peer_unreachable", "Networks in which a peer is not reached from this host", "host", cut

@@ -1,0 +1,103 @@
+"""The store's health: what `status`, `doctor`, `host list` and the metrics say of it.
+
+`status` tells what is known without asking, so that it answers at once. `doctor` asks the store, and waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from linkspan.core.errors import LinkspanError, counted
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.store.contact import ALIVE_TTL, SLOW, State
+from linkspan.store.records import SETTINGS
+
+if TYPE_CHECKING:
+    from linkspan.agent.agent import Agent
+
+PATIENCE = 5.0
+"""Seconds that `doctor` waits for the store: one endpoint of etcd has 3."""
+WELL: tuple[State, ...] = ("ok", "slow")
+_LOOK = "look at the store's own log, and at the way to it"
+
+
+def state(agent: Agent) -> tuple[State, str, str]:
+    """Return how the store is, why (a sentence, '' where it is well), and what to do about it."""
+    replica, contact = agent.replica, agent.replica.contact
+    if replica.problem:
+        return "away", replica.problem, replica.fix or _LOOK
+    if not replica.listed:
+        why = f"it has not answered since the agent started, {time.time() - agent.started:.0f} s ago"
+        return "away", why, _LOOK
+    if replica.lost:
+        lost = counted(len(replica.lost), "record")
+        why = f"it lost {lost}, and their owners have not put all back: {_some(replica.lost)}"
+        return "lost", why, "restore the store, or remove hosts that will not come back"
+    if agent.leases.shared and contact.silence() > ALIVE_TTL:
+        why = f"it takes what this host writes, and has told nothing of other hosts for {contact.silence():.0f} s"
+        return "stale", why, "restart the agent if this lasts, and look at the store's own log"
+    if contact.seconds is not None and contact.seconds > SLOW:
+        why = f"it is slow: its last answer took {contact.seconds:.1f} s"
+        return "slow", why, "look at the load and the disk where it runs, and at the way to it"
+    return "ok", "", ""
+
+
+def _some(keys: set[str]) -> str:
+    return ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
+
+
+def told(agent: Agent) -> dict[str, object]:
+    """Return the store's part of the status."""
+    replica = agent.replica
+    now, why, fix = state(agent)
+    return {
+        "url": agent.config.store or f"sqlite://{agent.config.state_dir}/store",
+        "ok": now in WELL,
+        "state": now,
+        "problem": why,
+        "fix": fix,
+        "answered": replica.contact.answered,
+        "seconds": replica.contact.seconds,
+        "lost": sorted(replica.lost),
+        "unreadable": sorted(replica.unreadable),
+    }
+
+
+def unknown(agent: Agent) -> list[str]:
+    """Return the names of the hosts of which nobody can tell now whether they live."""
+    hosts = agent.leases.hosts()
+    return sorted(host.name for id_, host in hosts.items() if agent.leases.lives(id_) is None)
+
+
+async def checks(agent: Agent) -> list[Check]:
+    """Return what `doctor` says of the store, which is asked now: it may have gone a moment ago."""
+    begun = time.monotonic()
+    why, fix = "", ""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await agent.replica.store.get(SETTINGS)
+    except TimeoutError:
+        why, fix = f"no answer within {PATIENCE:.0f} s", _LOOK
+    except LinkspanError as error:
+        why, fix = error.message, error.hint
+    seconds = time.monotonic() - begun
+    now, other, remedy = state(agent)
+    if why or now not in WELL:
+        found = [Check("store", "fail", (why or other).removeprefix("store "), fix or remedy or _LOOK)]
+    elif now == "slow" or seconds > SLOW:
+        took = max(seconds, agent.replica.contact.seconds or 0)
+        found = [Check("store", "warn", f"it is slow: an answer took {took:.1f} s", remedy or _LOOK)]
+    else:
+        found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
+    if names := unknown(agent):
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        text = f"whether {some} live is not known: the store has told nothing for {_age(agent)}"
+        found.append(Check("hosts", "warn", text, "packets flow on by what is known; mend the store first"))
+    return found
+
+
+def _age(agent: Agent) -> str:
+    silence = agent.replica.contact.silence()
+    return "all the time since the agent started" if silence == float("inf") else f"{silence:.0f} s"

@@ -1,0 +1,345 @@
+"""Uninstall: desired is nothing, observed is made so, and a second look proves it.
+
+It needs no agent, and works after one has crashed: what is ours is known by its marks on the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from linkspan.agent import file_ownership, installation
+from linkspan.core import namesakes
+from linkspan.core.config import CONFIG_FILE, GROUP, Config
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
+from linkspan.core.model import Endpoint, Host
+from linkspan.core.reconcile import describe
+from linkspan.core.states.host import NftElement, Route, State, Veth
+from linkspan.core.store_url import etcd_parts
+from linkspan.endpoints import reconstruction
+from linkspan.endpoints.journal import Journal
+from linkspan.kernel.probe.stray_links import Stray
+from linkspan.kernel.probe.stray_links import find as find_strays
+from linkspan.kernel.probe.stray_links import remove as remove_strays
+from linkspan.kernel.worker import Machine
+from linkspan.runtimes.docker_engine import Engine
+from linkspan.runtimes.docker_networks import remove_exposed, users_own
+from linkspan.runtimes.expose import podman_id
+from linkspan.runtimes.systemd import DOCKER_PLUGIN
+from linkspan.store import records
+from linkspan.store.replica import SNAPSHOT, remembered
+
+PATIENCE = 15.0
+"""Seconds that an agent has to end in order; it waits for requests under way for 5."""
+
+
+class Outcome(msgspec.Struct):
+    """What was (or would be) removed, what is left although it should go, with why, and what stays on purpose.
+
+    ``refused`` says why nothing would be removed without --force.
+    """
+
+    removed: list[str]
+    left: list[str]
+    stays: list[str] = []
+    refused: list[str] = []
+
+
+def _told(state: State) -> str:
+    return f"{type(state).__name__} {describe(state)}"
+
+
+def living(config: Config) -> list[Endpoint]:
+    """Return the endpoints of this boot: those that the journal has, and pairs that only the kernel has."""
+    with _machine(Path(config.state_dir)) as machine:
+        return _living(config, machine)
+
+
+def _living(config: Config, machine: Machine) -> list[Endpoint]:
+    known = _journalled(config)
+    links = reconstruction.links(machine.reconciler.observed((Veth, NftElement)))
+    return known + [
+        Endpoint(
+            id=link.veth.name,
+            ifname=link.veth.peer_name,
+            network="(not in the journal)",
+            addresses=tuple(str(address) for address in link.addresses),
+            host_ifname=link.veth.name,
+            netns=link.veth.peer_netns,
+        )
+        for link in reconstruction.unheld(known, links)
+    ]
+
+
+def _journalled(config: Config) -> list[Endpoint]:
+    """Return the endpoints of this boot that the journal has; one that cannot be read has none."""
+    file = Path(config.state_dir) / "journal.db"
+    if not file.exists():
+        return []
+    with contextlib.suppress(Unavailable), contextlib.closing(Journal(file)) as journal:
+        return [row.endpoint for row in journal.rows() if row.boot_id == journal.boot_id]
+    return []
+
+
+def _entered(machine: Machine, config: Config) -> set[int]:
+    """Return the namespaces of the containers that live here, which the machine can enter then."""
+    endpoints = [e if e.netns_cookie else machine.reached(e) for e in _living(config, machine) if e.netns]
+    living = [endpoint for endpoint in endpoints if machine.alive(endpoint)]
+    for endpoint in living:
+        machine.enter(endpoint)
+    return {endpoint.netns for endpoint in living}
+
+
+def used(config: Config) -> list[tuple[str, str]]:
+    """Return users' own networks of driver linkspan, each with the command that removes it.
+
+    Without linkspan no engine could remove them any more, nor their containers without long waits.
+    """
+    found = []
+    for name, containers in _docker_networks(config).items():
+        first = f"docker rm -f {' '.join(containers)}; " if containers else ""
+        found.append((f"Docker network {name}", f"{first}docker network rm {name}"))
+    return found + [(f"Podman network {name}", f"podman network rm {name}") for name in _podman_networks(config)]
+
+
+def _docker_networks(config: Config) -> dict[str, list[str]]:
+    if not config.docker_api or not Path(config.docker_api).exists():
+        return {}
+    try:
+        return asyncio.run(users_own(Engine(config.docker_api)))
+    except LinkspanError:  # an engine that is down tells nothing
+        return {}
+
+
+def _podman_networks(config: Config) -> list[str]:
+    found = []
+    for path in sorted(Path(config.podman_networks).glob("*.json")) if config.podman_networks else ():
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            made = msgspec.json.decode(path.read_bytes(), type=_PodmanFile)
+            if made.driver == "linkspan" and made.id != podman_id(made.name):  # else it was exposed, and goes
+                found.append(made.name)
+    return found
+
+
+class _PodmanFile(msgspec.Struct):
+    name: str = ""
+    id: str = ""
+    driver: str = ""
+
+
+def preview(config: Config) -> Outcome:
+    """Return what would be removed, without touching anything."""
+    state_dir = Path(config.state_dir)
+    with _machine(state_dir) as machine:
+        change, _ = machine.reconciler.difference(None, _entered(machine, config))
+        found = [_told(state) for state in change.delete]
+        strays = _strays(config, machine)
+        unknown = _settings(machine)
+    found += [f"Link {one.name}" for one in strays if one.ours]
+    found += _installed(state_dir)
+    found += [str(path) for path in (*_plugin_sockets(config), *file_ownership.copied())]
+    found += _folders(config)
+    why = refusal(living(config), used(config))
+    stays = [*_of_others(strays), *unknown, *_staying(config)]
+    return Outcome(found, [], stays, [why.told] if why else [])
+
+
+def _installed(state_dir: Path) -> list[str]:
+    group = [f"Group {GROUP}"] if installation.has_own_group(state_dir) else []
+    return [f"File {file.path}" for file in installation.installed(state_dir)] + group
+
+
+def carry_out(config: Config) -> Outcome:
+    """Stop the agent, remove everything, and look again. Raises Unavailable where the agent does not end."""
+    state_dir, sockets = Path(config.state_dir), _plugin_sockets(config)
+    owners = [f"{network}, without its driver: {fix}" for network, fix in used(config)]
+    networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent answers the engine
+    _stop_unit(state_dir)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stays = _staying(config)  # first: what tells it is removed
+    with _agent_stopped(state_dir), _machine(state_dir) as machine:
+        strays = _strays(config, machine)  # first: what tells some of them is removed
+        stays += _settings(machine)
+        inside = _entered(machine, config)  # a container's rules do not go with its links
+        report = machine.reconciler.resync(None, inside)
+        removed = [f"{heal.kind} {heal.key}" for heal in report.heals]
+        left = [error.message for error in report.failed.values()]
+        left += [error.message for error in remove_strays(one for one in strays if one.ours)]
+        removed += [f"Link {one.name}" for one in strays if one.ours]
+        change, _ = machine.reconciler.difference(None, inside)
+        left += [_told(state) for state in change.delete]
+        left += [f"Link {one.name}" for one in _strays(config, machine) if one.ours]
+    stays += _of_others(strays)
+    files = _installed(state_dir)
+    left += [error.message for error in installation.remove(state_dir)]
+    copies = file_ownership.copied()
+    folders = _folders(config) + [str(path) for path in (*sockets, *copies)]
+    for path in sockets:
+        path.unlink(missing_ok=True)
+    if not left:  # what is left is known by its record
+        left += _remove_folders(config)
+        for folder in copies:  # last: it may be what runs here
+            shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(networks + removed + files + folders, owners + kept + left, stays)
+
+
+def _strays(config: Config, machine: Machine) -> list[Stray]:
+    """Return links that bear a mark of ours without our alternative name."""
+    journalled = {endpoint.host_ifname for endpoint in _journalled(config)}
+    known = remembered(Path(config.state_dir) / SNAPSHOT).records
+    networks = [key.removeprefix("networks/") for key in known if key.startswith("networks/")]
+    observed = machine.reconciler.observed((NftElement, Route))
+    return find_strays(machine.sockets, observed, journalled, networks)
+
+
+def _of_others(strays: Iterable[Stray]) -> list[str]:
+    return [
+        f"link {one.name}: {', '.join(one.marks)}, and nothing else says that it is linkspan's; if it is: "
+        f"ip link del {one.name}"
+        for one in strays
+        if not one.ours
+    ]
+
+
+def _settings(machine: Machine) -> list[str]:
+    """Return the settings that linkspan set, of which nobody knows any more what they were."""
+    return [
+        f"setting {path.replace('/', '.')} = {value}: linkspan set it, and what it was before is lost; set it to what "
+        f"you want: sysctl -w {path.replace('/', '.')}=VALUE"
+        for path, value in sorted(machine.sysctls.unknown().items())
+    ]
+
+
+def _staying(config: Config) -> list[str]:
+    """Return what uninstall leaves on purpose: this host's place in its cluster, and files that an operator made."""
+    return [*_membership(config), *_own_files(config)]
+
+
+def _membership(config: Config) -> list[str]:
+    """Return that the other hosts still count on this one, where they do."""
+    known = remembered(Path(config.state_dir) / SNAPSHOT)
+    own, keys = f"hosts/{known.host}", known.records.keys()
+    others = [key for key in keys if key.startswith("hosts/") and key != own]
+    if own not in keys or f"gone/{own}" in keys or not (config.store or others):
+        return []
+    names = {known.host: known.host}
+    for key in (*others, own):
+        with contextlib.suppress(LinkspanError):
+            names[key.removeprefix("hosts/")] = records.decode(known.records[key], Host).name
+    who = namesakes.called(names, known.host)
+    word = known.host if who != names[known.host] else who
+    return [
+        f"host {who} is still in the cluster, and the others keep its addresses for it; to take it out, on another "
+        f"host: linkspan host remove {word}"
+    ]
+
+
+def _own_files(config: Config) -> list[str]:
+    """Return the files of settings and secrets that an operator made."""
+    folder = Path(CONFIG_FILE).parent
+    found = set(folder.rglob("*")) if folder.is_dir() else set()
+    if config.store.startswith("etcd://"):
+        with contextlib.suppress(LinkspanError):
+            url = etcd_parts(config.store)
+            found |= {Path(name) for name in (url.ca, url.cert, url.key, url.password_file) if name}
+    files = sorted(str(path) for path in found if path.is_file())
+    return [f"{file}: a file of yours; remove it if nobody needs it: rm {file}" for file in files]
+
+
+@contextlib.contextmanager
+def _machine(state_dir: Path) -> Iterator[Machine]:
+    machine = Machine(state_dir)
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+@contextlib.contextmanager
+def _agent_stopped(state_dir: Path) -> Iterator[None]:
+    """End the agent that has the state folder, and hold its lock so that no other starts."""
+    with (state_dir / "lock").open("a+", encoding="ascii", errors="replace") as lock:
+        deadline = time.monotonic() + PATIENCE
+        asked = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                pid = lock.read().strip()
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"the agent with pid {pid or '?'} does not end", "stop it, and try again"
+                    ) from None
+                if pid.isdigit() and not asked:
+                    os.kill(int(pid), signal.SIGTERM)
+                    asked = True
+                time.sleep(0.05)
+        yield
+
+
+def _stop_unit(state_dir: Path) -> None:
+    """Disable the units that we installed, or systemd would start the agent again."""
+    installed = {file.path for file in installation.installed(state_dir)}
+    units = [u for u in (installation.DOCKER_UNIT, installation.UNIT) if f"/{u}" in installed]
+    if units and Path("/run/systemd/system").is_dir():
+        names = [Path(unit).name for unit in units]
+        subprocess.run(["systemctl", "disable", "--now", *names], check=False, capture_output=True)
+
+
+def _folders(config: Config) -> list[str]:
+    paths = (Path(config.state_dir), Path(config.socket), Path(config.socket).parent / "queue")
+    return [str(path) for path in paths if path.exists()]
+
+
+def _plugin_sockets(config: Config) -> list[Path]:
+    """Return the Docker plugin's sockets that exist: systemd's outlasts its unit, the agent's a kill."""
+    units = {file.path for file in installation.installed(Path(config.state_dir))}
+    handed = [DOCKER_PLUGIN] if f"/{installation.DOCKER_UNIT}" in units else []
+    every = dict.fromkeys([*filter(None, [config.docker_socket]), *handed])
+    return [Path(path) for path in every if Path(path).exists()]
+
+
+def _remove_folders(config: Config) -> list[str]:
+    left = []
+    run = Path(config.socket).parent
+    for path in (Path(config.state_dir), run / "queue"):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            left.append(f"{path}: {error.strerror}")
+    Path(config.socket).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's files may be in it
+        run.rmdir()
+    return left
+
+
+def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> LinkspanError | None:
+    """Return the error that tells, in one line, that endpoints still live and users' networks are there (`used`)."""
+    why, fixes = [], []
+    if endpoints:
+        names = ", ".join(f"{e.called} on {e.network}" for e in endpoints[:5])
+        more = ", ..." if len(endpoints) > 5 else ""
+        verb = "lives" if len(endpoints) == 1 else "live"
+        why.append(f"{counted(len(endpoints), 'endpoint')} {verb} on this host ({names}{more})")
+        fixes.append("detach them (or remove their containers)")
+    if users:
+        why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
+        fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
+    force = "cuts off the ones" if endpoints else ""
+    force += " and leaves the others without a driver" if endpoints and users else ""
+    force = force or "leaves them without a driver"
+    return Conflict("; ".join(why), f"{', and '.join(fixes)} (--force {force})") if why else None

@@ -1,0 +1,70 @@
+"""What a network is warned of when it is made or changed: it may be so, and will not do what was wished; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkspan.backends import backend, bridge, ipip
+from linkspan.backends.ipsec import backend as ipsec
+from linkspan.backends.multi_host import CHECK_MAC
+from linkspan.backends.wireguard import backend as wireguard
+from linkspan.core.model import Facts, Network, Underlay
+
+BRIDGE = bridge.BACKEND.name
+ASSIGNED = ("vni", "gateway", "mac")
+"""Options that a backend chooses where none is given: nobody misses them."""
+KERNEL = "kernel"
+"""The data path of a network whose packets no program touches."""
+
+
+def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[str]:
+    """Yield a sentence for each, for a cluster of so many hosts, as this one sees it."""
+    way = backend(network.backend)
+    if not way.crosses_hosts:
+        if network.backend == BRIDGE and hosts > 1:
+            yield (
+                f"backend bridge stays on each of the {hosts} hosts: containers on different hosts do not reach each "
+                "other, and each host gives the pool's addresses by itself (--backend vxlan crosses hosts)"
+            )
+        return
+    if network.options.get(CHECK_MAC) == "false":
+        yield (
+            f"check-mac=false: any machine on the underlay's segment can send with addresses of network {network.name} "
+            "(leave it out, unless VRRP or proxy ARP changes the hosts' MACs)"
+        )
+    for pool in network.prefixes if network.ipam == "block" else ():
+        length = network.subnet_len[str(pool.family)]
+        blocks = 1 << (length - pool.length)
+        if blocks < hosts:
+            yield (
+                f"pool {pool} has {blocks} block{'s'[: blocks > 1]} of /{length}, and there are {hosts} hosts: "
+                "the last ones get none (a longer --subnet-len, or --ipam exact)"
+            )
+    if here is not None and (most := here.mtu - way.overhead[here.outer]) < network.mtu:
+        yield (
+            f"MTU {network.mtu} is more than this host's underlay carries, {most}: larger packets will not arrive "
+            f"(linkspan network update {network.name} --mtu {most})"
+        )
+
+
+def data_path(network: Network, facts: Facts) -> str:
+    """Return what carries a network's packets on a machine: "kernel", or a program and why, which is slower by far."""
+    lacks = ""
+    match network.backend:
+        case ipip.BACKEND.name if facts.ipip_helper:
+            lacks = "ipip"
+        case wireguard.BACKEND.name if facts.wireguard is not None and facts.wireguard.program:
+            lacks = "wireguard"
+        case ipsec.BACKEND.name if facts.strongswan is not None and not facts.strongswan.kernel:
+            lacks = "ESP"
+    return f"in user space: this kernel has no {lacks}" if lacks else KERNEL
+
+
+def dropped(old: Network, new: Network) -> Iterator[str]:
+    """Yield the options that a migration drops, because the new backend has none of that name."""
+    for key, value in old.options.items():
+        if key not in new.options and key not in ASSIGNED:
+            yield (
+                f"backend {new.backend} has no option {key}, so {key}={value} is dropped; "
+                f"a later migration to a backend that has it needs --opt {key}={value} again"
+            )

@@ -1,0 +1,293 @@
+"""The agent's HTTP API on its unix socket. Who may read is in the socket's group; only root changes anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+import msgspec
+from aiohttp import web
+
+from linkspan.agent.agent import Agent
+from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
+from linkspan.api.bgp import Bgp
+from linkspan.api.cluster import ClusterRoutes
+from linkspan.api.diagnose import Tracing
+from linkspan.api.hosts import Hosts
+from linkspan.api.peer_credentials import peer
+from linkspan.api.responses import answer, body, error_body
+from linkspan.api.status import Telling
+from linkspan.backends import migration
+from linkspan.cluster.endpoint_records import by_container
+from linkspan.cluster.networks import NetworkRequest
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
+from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network
+from linkspan.kernel.io.namespaces import open_namespace
+from linkspan.runtimes.cni import Cni
+from linkspan.runtimes.podman import Podman
+
+log = logging.getLogger("linkspan.api.app")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STATUS = {
+    "invalid": 400,
+    "denied": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "exhausted": 409,
+    "unavailable": 503,
+}
+CNI = "/cni"
+PODMAN = "/podman"
+LARGEST = 2 << 20
+"""Bytes of a request: CNI's conf may have 1 MiB."""
+
+
+class AttachBody(AttachRequest, frozen=True, kw_only=True):
+    """A request, with the number of the caller's descriptor on the container's namespace, and its path."""
+
+    namespace_fd: int = -1
+    namespace_path: str = ""
+
+
+class DetachBody(msgspec.Struct, frozen=True):
+    """Which endpoint goes: one interface, those of one network, or all of a container.
+
+    Where it is ``named``, ``id`` may also be a container's name, or NAME@NETWORK. What an engine manages goes by
+    ``force`` only.
+    """
+
+    id: str
+    named: bool = False
+    force: bool = False
+    ifname: str = ""
+    network: str = ""
+
+
+class UpdateBody(msgspec.Struct, frozen=True):
+    """What of a network changes."""
+
+    add_pools: tuple[str, ...] = ()
+    mtu: int = 0
+    options: dict[str, str] = {}
+
+
+class MigrationBody(msgspec.Struct, frozen=True):
+    """By which way a network's packets shall go."""
+
+    backend: str
+    options: dict[str, str] = {}
+
+
+class ReservationBody(msgspec.Struct, frozen=True):
+    """Which addresses of which network."""
+
+    network: str
+    cidr: str
+
+
+def public(endpoint: Endpoint) -> dict[str, object]:
+    """Return an endpoint as documented: without what only the agent needs."""
+    fields = msgspec.to_builtins(endpoint)
+    for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
+        fields.pop(name)
+    return dict(fields)
+
+
+def _refuse_managed(endpoints: Iterable[Endpoint]) -> None:
+    """Raise Conflict, with the engine's own commands, where an engine attached one of these by a network of its own."""
+    managed = [e for e in endpoints if e.managed]
+    if managed:
+        whose = ", ".join(f"{e.ifname} of {e.called} on network {e.network} is {e.managed.title()}'s" for e in managed)
+        commands = [f"{e.managed} network disconnect {e.network} {e.name or 'CONTAINER'}" for e in managed]
+        raise Conflict(
+            f"{whose}, which would not know that it is gone", f"{'; '.join(commands)} (or --force: cut it off here)"
+        )
+
+
+def _refuse_lengths(ips: Iterable[str]) -> None:
+    """Raise Invalid for an address with a prefix length, which is the network's own and would not be kept."""
+    for text in ips:
+        if "/" in text:
+            raise Invalid(
+                f"--ip {text} has a prefix length, which the network gives", f"give the address alone: --ip "
+                f"{text.partition('/')[0]}"
+            )
+
+
+@web.middleware
+async def errors_and_rights(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Only root changes anything; every error is answered as JSON."""
+    try:
+        uid = peer(request)[1]
+        if uid and request.method != "GET" and request.path not in (CNI, PODMAN):  # they have errors of their own
+            raise Denied(
+                f"user {uid} may read, and only root may change anything", "run the command with sudo"
+            )
+        return await handler(request)
+    except LinkspanError as error:
+        return answer(error_body(error), STATUS.get(error.code, 500))
+    except web.HTTPException as error:  # an unknown path or method, a body too large
+        what = f"{request.method} {request.path}: {error.reason.lower()}"
+        return answer(error_body(LinkspanError(what, "is the caller of another version?")), error.status)
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        failure = LinkspanError(
+            f"{request.method} {request.path} failed inside the agent", "its log says more"
+        )
+        return answer(error_body(failure), 500)
+
+
+class Api:
+    """The routes, over an agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._cni = Cni(agent)
+        self._podman = Podman(agent)
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(middlewares=[errors_and_rights], client_max_size=LARGEST)
+        app.add_routes(
+            [
+                web.post(CNI, self._post_cni),
+                web.post(PODMAN, self._post_podman),
+                web.get("/v1/networks", self._list_networks),
+                web.post("/v1/networks", self._create_network),
+                web.get("/v1/networks/{name}", self._show_network),
+                web.patch("/v1/networks/{name}", self._update_network),
+                web.delete("/v1/networks/{name}", self._delete_network),
+                web.post("/v1/networks/{name}/migration", self._migrate_network),
+                web.post("/v1/allowances", self._allow),
+                web.delete("/v1/allowances", self._allow),
+                web.post("/v1/attach", self._attach),
+                web.post("/v1/detach", self._detach),
+                web.get("/v1/endpoints", self._list_endpoints),
+                web.get("/v1/endpoints/{word}", self._show_endpoint),
+                web.post("/v1/reservations", self._reserve),
+                web.delete("/v1/reservations", self._unreserve),
+                *Telling(self._agent).routes(),
+                *Tracing(self._agent).routes(),
+                *Hosts(self._agent).routes(),
+                *ClusterRoutes(self._agent).routes(),
+                *Bgp(self._agent).routes(),
+            ]
+        )
+        return app
+
+    async def _post_cni(self, request: web.Request) -> web.Response:
+        pid, uid = peer(request)
+        status, text = await self._cni.handle(await request.read(), pid, uid)
+        return web.Response(body=text, status=status, content_type="application/json")
+
+    async def _post_podman(self, request: web.Request) -> web.Response:
+        status, text = await self._podman.handle(await request.read(), *peer(request))
+        return web.Response(body=text, status=status, content_type="application/json")
+
+    async def _list_networks(self, request: web.Request) -> web.Response:
+        return answer(self._agent.networks.every())
+
+    async def _show_network(self, request: web.Request) -> web.Response:
+        network = self._agent.network(request.match_info["name"])
+        allowed = [a for a in self._agent.networks.allowances if network.name in (a.source, a.target)]
+        more = {
+            "allowances": msgspec.to_builtins(allowed),
+            "not_switched": self._agent.cluster.migrating.not_switched(network),
+            "progress": msgspec.to_builtins(self._agent.cluster.migrating.progress(network)),
+            "data_path": data_path(network, self._agent.view().facts),
+        }
+        return answer(msgspec.to_builtins(network) | more)
+
+    async def _create_network(self, request: web.Request) -> web.Response:
+        made = await self._agent.create_network(await body(request, NetworkRequest))
+        return answer(self._with_warnings(made), 201)
+
+    def _with_warnings(self, network: Network) -> dict[str, object]:
+        leases = self._agent.leases
+        found = cautions(network, len(leases.hosts()), leases.host.underlay)
+        return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
+
+    def _slow(self, network: Network) -> Iterator[str]:
+        by = data_path(network, self._agent.view().facts)
+        if by != KERNEL:
+            yield f"packets between hosts go through a program, which is many times slower: {by}"
+
+    async def _update_network(self, request: web.Request) -> web.Response:
+        change = await body(request, UpdateBody)
+        name = request.match_info["name"]
+        changed = await self._agent.update_network(name, change.add_pools, change.mtu, change.options)
+        return answer(self._with_warnings(changed))
+
+    async def _migrate_network(self, request: web.Request) -> web.Response:
+        wanted = await body(request, MigrationBody)
+        name = request.match_info["name"]
+        old = self._agent.network(name)
+        after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
+        new = migration.target(after) or after
+        return answer({**msgspec.to_builtins(after), "warnings": [*dropped(old, new), *self._slow(new)]})
+
+    async def _delete_network(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        cut = await self._agent.delete_network(name, force="force" in request.query)
+        told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
+        return answer({"deleted": name, "cut_off": told})
+
+    async def _allow(self, request: web.Request) -> web.Response:
+        allowance = await body(request, Allowance)
+        await self._agent.allow(allowance, request.method == "POST")
+        return answer(allowance)
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        wanted = await body(request, AttachBody)
+        _refuse_lengths(wanted.ips)
+        pid, _ = peer(request)
+        fd = open_namespace(f"/proc/{pid}/fd/{wanted.namespace_fd}") if wanted.namespace_fd >= 0 else -1
+        try:
+            return answer(public(await self._agent.attach(wanted, fd, wanted.namespace_path)), 201)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        wanted = await body(request, DetachBody)
+        network = wanted.network or (wanted.id.partition("@")[2] if wanted.named else "")
+        known = self._agent.published.here(wanted.id, named=wanted.named)
+        going = [e for e in known if wanted.ifname in ("", e.ifname, e.identity[1]) and network in ("", e.network)]
+        if not wanted.force:
+            _refuse_managed(going)
+        each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
+        if not each:  # one that is known by its pair's name only, or whose attach is under way
+            each[wanted.id, wanted.ifname] = None
+        count = sum([await self._agent.detach(id_, ifname, network) for id_, ifname in each])
+        id_, _ = next(iter(each))
+        why = "" if count else self._missing(wanted)
+        return answer({"detached": count, "id": id_, "why": why})
+
+    def _missing(self, wanted: DetachBody) -> str:
+        return self._agent.published.missing(wanted.id, self._agent.happenings, named=wanted.named)
+
+    async def _list_endpoints(self, request: web.Request) -> web.Response:
+        network = request.query.get("network", "")
+        if network:
+            self._agent.network(network)
+        local = "local" in request.query
+        found = self._agent.endpoints().values() if local else self._agent.published.everywhere()
+        return answer([public(e) for e in by_container(e for e in found if network in ("", e.network))])
+
+    async def _show_endpoint(self, request: web.Request) -> web.Response:
+        return answer([public(e) for e in by_container(self._agent.published.find(request.match_info["word"]))])
+
+    async def _reserve(self, request: web.Request) -> web.Response:
+        wanted = await body(request, ReservationBody)
+        made = await self._agent.reserve(wanted.network, wanted.cidr)
+        held = self._agent.published.holders(made.network, prefix(made.cidr))
+        return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
+
+    async def _unreserve(self, request: web.Request) -> web.Response:
+        wanted = await body(request, ReservationBody)
+        await self._agent.unreserve(wanted.network, wanted.cidr)
+        return answer({"unreserved": wanted.cidr})

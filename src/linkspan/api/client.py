@@ -1,0 +1,122 @@
+"""The command line's way to the agent: HTTP over its unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from linkspan.core import errors
+from linkspan.core.errors import LinkspanError, Unavailable
+
+_ERRORS = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, LinkspanError)
+}
+
+
+PATIENCE = 120.0
+"""Seconds without a byte after which an agent counts as one that hangs: nothing that it is asked takes so long."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str, seconds: float | None) -> None:
+        super().__init__("linkspan", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Where many ask at once, the agent's backlog is full: a socket with Python's own timeout is refused then
+        # (EAGAIN), and one that blocks waits for its turn, for as long as the kernel is told.
+        if self.timeout is not None:
+            limit = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self.sock.connect(self._path)
+        self.sock.settimeout(self.timeout)
+
+
+class Client:
+    """Asks the agent. Every call raises LinkspanError: the agent's own, or Unavailable where it does not answer."""
+
+    shown: ClassVar[Callable[[Any], Any]] = staticmethod(lambda value: value)
+    """What is made of all that agents say: nothing, or for people to read, ``escapes.shown``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def call(self, method: str, url: str, body: object = None) -> Any:
+        """Return the decoded answer."""
+        response = self._send(method, url, body, PATIENCE)
+        try:
+            data = response.read()
+        except TimeoutError as error:
+            raise self._hangs() from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(
+                f"agent at {self.path} ended while it was asked", "`linkspan status` tells"
+            ) from error
+        if response.status >= 400:
+            raise _error(data, response.status)
+        return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
+
+    def clustered(self, hosts: Collection[str]) -> bool:
+        """Tell whether the cluster has several hosts, of which those of a list, ``hosts``, are known already."""
+        return len(hosts) > 1 or len(self.call("GET", "/v1/cluster")["hosts"]) > 1
+
+    def lines(self, url: str) -> Iterator[bytes]:
+        """Yield the lines of an answer as they come."""
+        response = self._send("GET", url, None, None)
+        if response.status >= 400:
+            raise _error(response.read(), response.status)
+        while line := response.readline():
+            yield line
+
+    def _hangs(self) -> Unavailable:
+        return Unavailable(
+            f"the agent at {self.path} has not answered for {PATIENCE:.0f} s",
+            "does its process hang, or is it stopped? `systemctl status linkspan` tells its state",
+        )
+
+    def _send(self, method: str, url: str, body: object, seconds: float | None) -> http.client.HTTPResponse:
+        connection = _Connection(self.path, seconds)
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            connection.request(method, url, data, {"Content-Type": "application/json"})
+            return connection.getresponse()
+        except (TimeoutError, BlockingIOError) as error:
+            raise self._hangs() from error
+        except PermissionError as error:
+            raise Unavailable(
+                f"user {os.geteuid()} may not use the agent's socket {self.path}",
+                "use sudo, or join the group linkspan to read",
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            why = (getattr(error, "strerror", None) or str(error)).lower()
+            raise Unavailable(f"no agent answers at {self.path}: {why}", started(self.path)) from error
+
+
+def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
+    """Return how that is started which should answer at a socket: in a lab by the lab, not on the machine."""
+    lab = os.environ.get("LINKSPAN_LAB", "")
+    if lab and path in (os.environ.get("LINKSPAN_SOCKET"), os.environ.get("LINKSPAN_CONTROLLER_SOCKET")):
+        return f"`linkspan lab mend {Path(path).parent.name} --lab {lab}` starts it"
+    return f"start one: `sudo linkspan {what}`, or `sudo systemctl start {unit}`"
+
+
+def _error(data: bytes, status: int) -> LinkspanError:
+    try:
+        found = Client.shown(msgspec.json.decode(data)["error"])
+        kind = _ERRORS.get(found["code"], LinkspanError)
+        error = LinkspanError.__new__(kind)
+        Exception.__init__(error, found["message"])
+        error.message, error.hint = found["message"], found["hint"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return LinkspanError(f"the agent answered with status {status}", "is it another version?")
+    return error

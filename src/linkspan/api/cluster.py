@@ -1,0 +1,79 @@
+"""The API's routes about what holds for all hosts: the schema of records, reclaiming, and what is in dispute."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from linkspan import SCHEMA
+from linkspan.agent import status
+from linkspan.agent.agent import Agent
+from linkspan.api.responses import answer, body
+from linkspan.cluster.host_settings import change_cluster
+from linkspan.core.errors import Conflict, Invalid
+
+SHORTEST = 60.0
+"""Seconds: a silent host must notice that it is, and others that it was, with room to spare."""
+
+
+class SettingsBody(msgspec.Struct, frozen=True):
+    """What changes; ``reclaim_after`` in seconds, 0: never."""
+
+    reclaim_after: float
+
+
+class ClusterRoutes:
+    """Routes over the agent's replica."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/cluster", self._show),
+            web.patch("/v1/cluster", self._set),
+            web.post("/v1/cluster/schema", self._finalize),
+        ]
+
+    def _told(self) -> dict[str, object]:
+        agent = self._agent
+        settings, hosts = agent.replica.settings, agent.leases.hosts().values()
+        return {
+            "id": agent.replica.store.cluster,
+            "schema": {"reads": SCHEMA, "writes": settings.writes},
+            "reclaim_after": settings.reclaim_after,
+            "settings": agent.leases.common(),
+            "hosts": [
+                {"name": h.name, "version": h.version, "reads": h.reads, "withdraws": h.withdraws}
+                for h in sorted(hosts, key=lambda host: host.name)
+            ],
+            "disputes": status.disputes(agent),
+        }
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return answer(self._told())
+
+    async def _set(self, request: web.Request) -> web.Response:
+        wanted = await body(request, SettingsBody)
+        if wanted.reclaim_after and not wanted.reclaim_after >= SHORTEST:
+            raise Invalid(
+                f"reclaim_after {wanted.reclaim_after:g} s is too short: a host would withdraw at a store's hiccup",
+                f"give {SHORTEST:g} seconds or more, or 0 for never",
+            )
+        await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
+        return answer(self._told())
+
+    async def _finalize(self, request: web.Request) -> web.Response:
+        """Let all hosts write the newest schema that all of them read."""
+        hosts, now = self._agent.leases.hosts().values(), self._agent.replica.settings.writes
+        lowest = min((host.reads for host in hosts), default=SCHEMA)
+        if lowest <= now:
+            behind = ", ".join(sorted(host.name for host in hosts if host.reads <= now))
+            raise Conflict(
+                f"the cluster writes schema {now} already, and no newer one is read by {behind or 'any host'}",
+                "upgrade these hosts first, or remove those that are gone",
+            )
+        await change_cluster(self._agent.replica, writes=lowest)
+        return answer(self._told())
+

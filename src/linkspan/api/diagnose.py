@@ -1,0 +1,163 @@
+"""The API's routes that look at packets' ways and at the machine: trace and doctor.
+
+Both ask the kernel in a thread of their own, with sockets of their own: a live trace waits for its packet, and
+no attach waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from linkspan.agent import status, store_health
+from linkspan.agent.agent import Agent
+from linkspan.backends import migration
+from linkspan.backends.multi_host import is_unchecked
+from linkspan.cluster import control_plane, controller_status
+from linkspan.core import namesakes
+from linkspan.core.addresses import FAMILIES
+from linkspan.diagnose.doctor import doctor, host_checks
+from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
+
+_RECORDS = "docs/clusters.md (Checks of records) tells what each means, and what to do"
+_HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
+
+
+_SHOWN = 6
+"""Places that one line names."""
+
+
+class Tracing:
+    """GET to look; POST for what sends packets (a live trace, probes between hosts), which only root may."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/trace", self._trace),
+            web.post("/v1/trace", self._trace),
+            web.get("/v1/doctor", self._doctor),
+            web.post("/v1/doctor/peers", self._peers),
+        ]
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        words = (request.query.get(name, "") for name in ("source", "target", "port"))
+        found = await self._agent.tracer.trace(*words, alive=request.method == "POST")
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(self._checked)
+        agent = self._agent
+        await agent.cluster.observe_routes()
+        found = [*found, *self._forwarding(), *self._settings(), *self._control(), *await store_health.checks(agent)]
+        found += [*self._stations(), *self._owners(), *self._records(), *self._hosts(), *self._views()]
+        found += await agent.peerings.checks()
+        found += await controller_status.checks(agent.replica, agent.networks.all(), agent.ask)
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        found = await self._agent.survey.checks()
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    def _checked(self) -> list[Check]:
+        agent = self._agent
+        here = agent.leases.host.underlay
+        around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
+        return doctor.examine(agent.worker.machine.namespaces, around)
+
+    def _views(self) -> list[Check]:
+        """Tell why containers in several networks do not find all names; of one network's names examine() tells."""
+        problems = self._agent.naming.problems.items()
+        return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in problems if len(zones) > 1]
+
+    def _forwarding(self) -> list[Check]:
+        """Tell between which links the host still does not forward, though linkspan turned forwarding on."""
+        facts = self._agent.view().facts
+        found = []
+        for family in FAMILIES if self._agent.networks.all() else ():
+            closed, old = (
+                sorted(n for f, n in links if f == family) for links in (facts.closed_links, facts.old_links)
+            )
+            if closed and len(old) > 1:
+                setting = host_checks.FORWARDING[family].replace("/", ".")
+                names = f"{', '.join(closed[:_SHOWN])}{', ...' if len(closed) > _SHOWN else ''}"
+                detail = (
+                    f"{setting} was 0, and linkspan set it to 1 for containers: as before, the host forwards nothing "
+                    f"from {names} to links that were there; what other programs make later is theirs"
+                )
+                fix = f"to have it forward there as well: sysctl -w {setting}=1, which the agent notices"
+                standing: Status = "ok"
+                if problem := self._agent.worker.machine.sysctls.watch.problem:
+                    standing = "warn"
+                    detail += f". The agent cannot notice who turns forwarding on: inotify says {problem}"
+                    fix = "raise fs.inotify.max_user_instances, and restart the agent"
+                found.append(Check(f"routing IPv{family}", standing, detail, fix))
+        return found
+
+    def _settings(self) -> list[Check]:
+        """Tell which settings linkspan could not give back."""
+        unknown = self._agent.worker.machine.sysctls.unknown()
+        if not unknown:
+            return []
+        names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
+        detail = f"linkspan set {names}, and what was there before is lost: uninstalling leaves it so"
+        fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
+        return [Check("settings before linkspan", "warn", detail, fix)]
+
+    def _control(self) -> list[Check]:
+        """Tell what containers are kept from, and whether the store asks who somebody is."""
+        agent = self._agent
+        places = [control_plane.text(where) for where in agent.control.closed().places]
+        if not places:
+            return [Check("control plane", "ok", "the store is a folder: no container reaches it by the network")]
+        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+        detail = f"containers are kept from {', '.join(places[:_SHOWN])}{more}"
+        found = [Check("control plane", "ok", detail)]
+        if agent.config.store.startswith("etcd://") and "user=" not in agent.config.store:
+            why = "etcd is used without a user: whoever reaches it otherwise changes every host's routes"
+            found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))
+        return found
+
+    def _stations(self) -> list[Check]:
+        """Tell of which peers plain packets are taken by any MAC."""
+        agent = self._agent
+        networks = {way.name: way for network in agent.networks.all() for way in migration.ways(network)}
+        known = agent.cluster.peers.known.items()
+        names = {
+            peer.host.name for (name, _), peer in known if name in networks and is_unchecked(networks[name], peer)
+        }
+        if not names:
+            return []
+        detail = (
+            f"{', '.join(sorted(names))} do not say their MACs: whoever is on the segment can send with addresses of "
+            "their containers"
+        )
+        return [Check("MACs of peers", "warn", detail, "upgrade linkspan there: an older one does not say them")]
+
+    def _owners(self) -> list[Check]:
+        """Tell whether every block and address has one owner."""
+        found = status.disputes(self._agent)
+        if not found:
+            return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
+        return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in found]
+
+    def _records(self) -> list[Check]:
+        """Tell which records of the store are not used, or not whole."""
+        found = status.not_used(self._agent)
+        if not found:
+            return [Check("records", "ok", "every record of the store is used as it is written")]
+        return [Check("records", "fail", f"record {one['key']}: {one['why']}", _RECORDS) for one in found]
+
+    def _hosts(self) -> list[Check]:
+        """Tell what `status` says is not well between hosts, and which of them have one name."""
+        found = [
+            Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
+            for one in status.unreachable(self._agent)
+        ]
+        shared = namesakes.shared(self._agent.leases.names()).items()
+        return found + [Check("host names", "warn", namesakes.told(*one), namesakes.FIX) for one in shared]

@@ -1,0 +1,185 @@
+"""The API's routes about hosts: who there is, what they hold, and an operator's acts on them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import msgspec
+from aiohttp import web
+
+from linkspan.agent.agent import Agent
+from linkspan.api.responses import body
+from linkspan.cluster import host_settings
+from linkspan.core import namesakes
+from linkspan.core.addresses import HIDDEN
+from linkspan.core.errors import Conflict, NotFound, Unavailable
+from linkspan.core.model import Host, Underlay
+from linkspan.store.replica import GONE, Tombstone
+
+
+class HostTold(msgspec.Struct):
+    """A host as cli.md has it; ``alive`` is None where nobody can tell, ``last_seen`` None where it was not heard.
+
+    A host that was removed has ``removed_at`` besides.
+    """
+
+    id: str
+    name: str
+    state: str
+    last_seen: float | None
+    version: str
+    underlay: dict[str, object] | None
+    leases: list[dict[str, object]]
+    settings: dict[str, str]
+    schema: int = 1
+    alive: bool | None = None
+    removed_at: float | None = None
+
+
+class Hosts:
+    """Routes over the agent's leases."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get("/v1/hosts", self._list),
+            web.patch("/v1/hosts", self._set_all),
+            web.get("/v1/keys", self._keys),
+            web.post("/v1/keys", self._rotate),
+            web.get("/v1/hosts/{name}", self._show),
+            web.patch("/v1/hosts/{name}", self._set),
+            web.delete("/v1/hosts/{name}", self._remove),
+        ]
+
+    def _told(self, host: Host) -> HostTold:
+        leases = self._agent.leases
+        alive = leases.lives(host.id)
+        word = {True: "alive", False: "silent", None: "unknown"}[alive]
+        state = "drained" if host.settings.get("drained") else word
+        held = [
+            {
+                "network": lease.network,
+                "prefixes": list(lease.prefixes),
+                "host_address": list(lease.addresses),
+                "endpoints": msgspec.to_builtins(lease.endpoints),
+            }
+            for lease in leases.all()
+            if lease.host == host.id
+        ]
+        underlay: dict[str, object] | None = None
+        if host.underlay is not None:
+            underlay = {
+                "ifname": host.underlay.ifname,
+                "addresses": list(host.underlay.addresses),
+                "advertise": _advertised(host.underlay),
+            }
+        seen = time.time() if host.id == leases.host.id else self._agent.replica.contact.seen(host.id)
+        settings = dict(host.settings)
+        return HostTold(host.id, host.name, state, seen, host.version, underlay, held, settings, host.reads, alive)
+
+    def _told_removed(self, id_: str, at: float) -> HostTold:
+        seen = self._agent.replica.contact.seen(id_)
+        return HostTold(id_, "", "removed", seen, "", None, [], {}, alive=False, removed_at=at)
+
+    def _find(self, name: str) -> Host:
+        hosts, names = self._agent.leases.hosts(), self._agent.leases.names()
+        if found := namesakes.meant(names, name):
+            return hosts[found]
+        raise namesakes.missing(names, name)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        known = self._agent.leases.hosts()
+        hosts = [self._told(host) for host in known.values()]
+        removed = {key.removeprefix(f"{GONE}hosts/"): key for key in self._agent.replica.under(f"{GONE}hosts/")}
+        hosts += [
+            self._told_removed(id_, tombstone.at)
+            for id_, key in removed.items()
+            if id_ not in known and (tombstone := self._agent.replica.value(key, Tombstone)) is not None
+        ]
+        return _json(sorted(hosts, key=lambda told: (told.state == "removed", told.name, told.id)))
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return _json(self._told(self._find(request.match_info["name"])))
+
+    async def _set(self, request: web.Request) -> web.Response:
+        """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
+        host = self._find(request.match_info["name"])
+        changes = await body(request, dict[str, str])
+        drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
+        with _doing(f"{drains} host {host.name}"):
+            changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
+        return _json(self._told(changed))
+
+    async def _set_all(self, request: web.Request) -> web.Response:
+        """Set (or unset) settings that every host has which has not its own."""
+        changes = await body(request, dict[str, str])
+        with _doing("change settings of all hosts"):
+            return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
+
+    async def _keys(self, request: web.Request) -> web.Response:
+        """Tell how this host's own keys stand."""
+        return _json(self._agent.cluster.rotating.stand())
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        """Begin to change this host's own key; it is in force once all others take it."""
+        await self._agent.cluster.rotate()
+        return _json(self._agent.cluster.rotating.stand())
+
+    def _removable(self, name: str) -> Host:
+        """Return a host that is known or, by its id, one that has something though no record knows it."""
+        try:
+            return self._find(name)
+        except NotFound:
+            if not self._agent.leases.held(name):
+                raise
+            return Host(id=name, name=name)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        host = self._removable(request.match_info["name"])
+        leases = self._agent.leases
+        if leases.lives(host.id) is not False and "force" not in request.query:
+            now = "is alive" if leases.lives(host.id) else "may be alive (the store tells nothing of it now)"
+            raise Conflict(
+                f"host {host.name} {now}: its containers would lose their network",
+                "drain it and stop its agent first, or use --force",
+            )
+        risk = self._risk(host)
+        with _doing(f"remove host {host.name}"):
+            await leases.remove_host(host.id)
+        return _json({"removed": host.name, "risk": risk})
+
+    def _risk(self, host: Host) -> str:
+        """Say what may come of a removal: nobody can tell a host that is off from one that is cut off."""
+        names = sorted(e.name or e.id for _, e in self._agent.published.others(host.id))
+        if not names:
+            return ""
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return (
+            f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
+            "make sure that the host is off"
+        )
+
+
+@contextlib.contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Name what could not be done because the store is away."""
+    try:
+        yield
+    except Unavailable as error:
+        raise error.within(what) from error
+
+
+def _advertised(here: Underlay) -> list[str]:
+    """Return what the agent was told to advertise."""
+    port = f":{here.advertise_port}" if here.advertise_port else ""
+    found = [f"[{text}]{port}" if port and ":" in text else f"{text}{port}" for text in here.advertise]
+    return [HIDDEN] if here.hidden else found
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -1,0 +1,117 @@
+"""Where the agent listens: its own socket, the Docker plugin's, and the address for metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from linkspan.agent import locks
+from linkspan.agent.agent import Agent
+from linkspan.api.app import Api
+from linkspan.api.docker import plugin
+from linkspan.api.status import Telling
+from linkspan.core.config import GROUP, listening_at
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.remedies import reason, remedy
+from linkspan.runtimes import systemd
+
+BACKLOG = 1024
+"""Callers who may wait for their turn: a whole host's containers may start at once, and 128 are too few."""
+
+@contextlib.asynccontextmanager
+async def serving(agent: Agent) -> AsyncIterator[None]:
+    """Listen on the agent's socket and, for metrics only, where the settings say.
+
+    Raises Invalid where a socket cannot be made.
+    """
+    path = Path(agent.config.socket)
+    async with listening(Api(agent).application()) as runner:
+        await on_socket(runner, path)
+        async with metrics_at(agent.config.metrics, Telling(agent).metrics), _docker(agent):
+            yield
+    path.unlink(missing_ok=True)  # a DEL then finds no socket at once
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """Give a runner of an application, which ends with the block."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
+    """Listen on a unix socket, which the group may use unless the umask says otherwise.
+
+    Raises Invalid where it cannot be made, and Conflict where another process serves it.
+    """
+    another = f"give --{setting} another path" if setting == "socket" else f"give {setting} another path"
+    if (pid := locks.listener(str(path))) is not None:
+        who = f"another process{f', with pid {pid}' if pid else ''}"
+        raise Conflict(f"{setting} {path} is served by {who}", f"stop that one first, or {another}")
+    try:
+        await _listen_at(runner, path, umask)
+    except OSError as error:
+        raise Invalid(f"{setting} {path}: {reason(error)}", remedy(error, path, another)) from error
+
+
+async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.is_socket():
+        path.unlink()  # a dead agent's
+    elif os.path.lexists(path):  # somebody's file, or folder
+        raise FileExistsError(errno.EEXIST, "something else than a socket is there")
+    old = os.umask(umask)
+    try:
+        await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
+    finally:
+        os.umask(old)
+    with contextlib.suppress(KeyError):  # without the group the socket is root's alone
+        os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
+
+
+@contextlib.asynccontextmanager
+async def _docker(agent: Agent) -> AsyncIterator[None]:
+    """Serve Docker's engine, on the socket that systemd handed over or that the settings name."""
+    app = plugin(agent.docker)
+    path = agent.config.docker_socket
+    handed = systemd.sockets(systemd.DOCKER_SOCKET)
+    if not path and not handed:
+        yield
+        return
+    async with listening(app) as runner:
+        for one in handed:
+            await web.SockSite(runner, one, backlog=BACKLOG).start()
+        if path:
+            await on_socket(runner, Path(path), "docker_socket", umask=0o177)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def metrics_at(where: str, handler: Handler) -> AsyncIterator[None]:
+    """Serve /metrics, and nothing else, at ADDRESS:PORT; an empty one is nowhere. Raises Invalid."""
+    address, port = listening_at(where)
+    if not port:
+        yield
+        return
+    app = web.Application()
+    app.add_routes([web.get("/metrics", handler)])
+    async with listening(app) as runner:
+        try:
+            await web.TCPSite(runner, address or None, port).start()
+        except OSError as error:
+            why, hint = reason(error), "give metrics an address of this host (`ip addr`)"
+            if error.errno == errno.EADDRINUSE:
+                why, hint = "another program listens there", "`ss -ltnp` shows it: end it, or give metrics another port"
+            raise Invalid(f"metrics {where}: {why}", hint) from error
+        yield

@@ -1,0 +1,44 @@
+"""The socket of an agent that knows nothing yet, for the store has not answered since it was installed.
+
+`status` says so; everything else is refused with the reason. A runtime's call gets the answer that it gets of no agent
+at all: its plugin tries an ADD again, and queues a DEL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from linkspan.agent import status
+from linkspan.agent.agent import Agent
+from linkspan.api.app import CNI, PODMAN
+from linkspan.api.responses import answer, error_body
+from linkspan.api.server import listening, on_socket
+from linkspan.core.errors import Unavailable
+
+WAITING = "it has no records yet, and attaches nothing until its store answers"
+"""Why `status` knows of no network."""
+
+
+@contextlib.asynccontextmanager
+async def waiting(agent: Agent) -> AsyncIterator[None]:
+    """Serve that, while the agent waits. Raises Invalid where the socket cannot be made."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        if request.path == "/v1/status":
+            return answer(status.told(agent) | {"waiting": WAITING})
+        if request.path in (CNI, PODMAN):
+            return web.Response(status=503)
+        why = f"the agent waits for the store: {agent.replica.problem}"
+        return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    path = Path(agent.config.socket)
+    async with listening(app) as runner:
+        await on_socket(runner, path)
+        yield
+    path.unlink(missing_ok=True)

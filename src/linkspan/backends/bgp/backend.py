@@ -1,0 +1,334 @@
+"""Routes learnt by BGP (RFC 4271): hosts, route reflectors and routers tell each other where containers are.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there a route
+that BIRD put, 10.244.2.0/24 via 192.0.2.2 dev eth0 proto bird metric 1976, leads to host 2, or to a router that has
+learnt the same from host 2. Nothing is wrapped. Host 2's guard takes the source on its underlay link, for it is of
+host 1's block, and a /32 route leads to B's veth.
+
+The speaker is BIRD, an instance of our own: one for all networks of the host, with its own configuration, control
+socket and log in the state folder, and its routes told by their metric. It is a Process whose configuration is
+Files: the main file follows from the host and its leases, and each session has a file of its own. A change is
+``birdc configure``, which keeps all sessions that are not changed themselves.
+
+A peer of the mesh costs a session with a small file, and a set element for each of its prefixes; its routes are
+BIRD's. Without the mesh (``bgp.mesh=false``) it costs the set elements alone. Overhead: none.
+
+What is announced: this host's blocks, and exact addresses that live apart from them as /32 and /128. A drained host
+withdraws the blocks where no container is left, within seconds, and keeps announcing the others, and its own
+address, with the community GRACEFUL_SHUTDOWN (RFC 8326): what runs there goes on.
+
+What is taken: of a host in the mesh just the prefixes of its leases, so none can announce another's; of a peer that
+was set (a router, a reflector) everything in the pools that is at most a block wide, and never this host's own
+prefixes. Anything else, a default route or the host's own networks, only where ``bgp.peer.NAME.import`` asks for
+it. A next hop that is not on a link of this host does not count, unless ``bgp.next-hops=any``.
+
+Fail closed: each pool and each own block ends at an ``unreachable`` route, so what nobody announced goes nowhere.
+
+Faults: BIRD's routes outlive it (``persist``), and so do its peers' (graceful restart, RFC 4724): it is started
+again by the agent and takes up what it finds. Past the restart time without a speaker the agent sweeps them. A
+container may not speak to a peer's port 179: masqueraded, it would have its host's address and be believed.
+Nor may it answer a peer's call for its host: a published port 179 is for everybody else.
+
+Rejected: a speaker of our own, or ExaBGP (no best path, no kernel table: we would write both); one BIRD for each
+network (one TCP port, and routers would see several peers in one host); blackholes in the kernel for blocks
+(BIRD's static table announces them as well); FRR (five daemons, and a configuration that is changed by dialogue).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from linkspan.backends.bgp import bird_config
+from linkspan.backends.bgp.settings import Session, Speaker, in_mesh, mesh_session, speaker
+from linkspan.backends.bridge import routed_endpoint, shaped
+from linkspan.backends.host_gw import plain_states
+from linkspan.backends.multi_host import (
+    admitted,
+    admitted_plainly,
+    check_options,
+    offered,
+    plain_needs,
+    reached,
+    underlay,
+)
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer, Underlay
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Route, State
+from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, File, LearntRoutes, Process, Secret
+
+SPARE = 1000
+"""Prefixes that a peer may announce beside what the store knows of; so the least limit is 1,024."""
+
+
+class BgpBackend:
+    """Routes by a speaker."""
+
+    name = "bgp"
+    crosses_hosts = True
+    learns = True
+    encrypts = False
+    overhead: Mapping[int, int] = {4: 0, 6: 0}
+
+    def check(self, network: Network) -> None:
+        """There is nothing to choose for a network: what there is are settings of hosts."""
+        check_options(network, {})
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """A peer learns all by BGP; the offer says no more than that this host has an underlay."""
+        underlay(view, network)
+        return {}
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Return the speaker with its sessions, and what keeps containers from speaking to its peers."""
+        served = [network for network in view.networks if _serves(network)]
+        if not served:
+            return
+        mine, program, here = _speaker(view, served[0]), _program(view, served[0]), underlay(view, served[0])
+        hops = next_hops(here)
+        _check_families(served, hops)
+        wanted = _wanted(view, mine, served)
+        main = f"{program.folder}/bird.conf"
+        yield File(main, bird_config.main(mine, _serving(view, served, hops), program.folder).encode(), 0o600)
+        # Without a folder to look into, BIRD 3 takes the whole configuration for wrong.
+        yield File(f"{program.folder}/peers/none.conf", b"# A file for each session stands here.\n", 0o600)
+        expected = sum(len(list(reached(peer))) for peer in view.peers)
+        for session, prefixes in wanted:
+            text = bird_config.session(session, prefixes, hops, limit(session, expected))
+            secret = session.password_file
+            # Two kinds of state, two files: one that is put must not meet the one that goes.
+            path = f"{program.folder}/peers/{session.protocol}{'.secret' if secret else ''}.conf"
+            yield Secret(path, secret, text) if secret else File(path, text.encode(), 0o600)
+            yield element(f"bgp_peers{prefix(session.address).family}", session.address)
+        if wanted:
+            yield element("speaker_ports", "179")
+        control = ("-s", f"{program.folder}/{bird_config.CONTROL}")
+        yield LearntRoutes(LEARNT_METRIC, BIRD, mine.restart_time)
+        yield Process(
+            BIRD,
+            (program.speaker, "-f", "-c", main, *control),
+            reload=(program.client, *control, "configure"),
+            files=(main, f"{program.folder}/peers"),
+            again=("-R",),
+        )
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return what host-gw needs too, and where own blocks end: it stands whether a speaker can be or not."""
+        yield from plain_states(view, network)
+        lease = view.lease(network.name)
+        for block in lease.blocks if lease else ():
+            yield Route(block, metric=UNREACHABLE_METRIC)
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return what lets the peer's packets in. Raises Unavailable where no session can lead to it."""
+        offered(network, peer, self.name)
+        if not peer.device:
+            raise _unreached(
+                network, peer, "there is no route to it", "look at `ip route` for its underlay address"
+            )
+        mine = _speaker(view, network)
+        if mine.mesh and in_mesh(peer.host):
+            _mesh_session(view, mine, network, peer)
+        elif not mine.sessions:
+            why = f"bgp.mesh=false on {'it' if mine.mesh else 'this host'}, and this host has no other peer"
+            raise _unreached(network, peer, why, "set one (bgp.peer.NAME.address), or bgp.mesh=true")
+        for target in reached(peer):
+            yield admitted_plainly(view, network, target)
+            if peer.device not in ("", underlay(view, network).ifname):  # routers may lead to it by another link
+                yield admitted("ways", (peer.device,), target)
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Return that the pool's packets get through as they are, to a peer on the link; routers are none of ours."""
+        return plain_needs(view, network, peer) if peer.on_link else ()
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from shaped(endpoint)
+
+
+def sessions(view: HostView) -> list[Session]:
+    """Return the sessions that this host should have. Raises Invalid or Unavailable where it can have none."""
+    served = [network for network in view.networks if _serves(network)]
+    if not served:
+        return []
+    mine = _speaker(view, served[0])
+    return [session for session, _ in _wanted(view, mine, served)]
+
+
+def limit(session: Session, expected: int) -> int:
+    """Return how many prefixes of a family are taken in a session, 0 for any number.
+
+    ``expected`` is how many the other hosts have by the store. Twice as many and SPARE more is more than a peer can
+    have to say; a power of two, so that few changes of leases are a change of the session.
+    """
+    if session.prefixes is not None:
+        return session.prefixes
+    if any(span.longer for span in session.imports):  # of others' networks, which the store does not know
+        return 0
+    return 1 << (SPARE + 2 * expected).bit_length()
+
+
+def problem(view: HostView) -> LinkspanError | None:
+    """Return why this host cannot have the speaker that it should have, None where it can or should not."""
+    try:
+        for network in view.networks:
+            if _serves(network):
+                _program(view, network)
+                _speaker(view, network)
+    except LinkspanError as error:
+        return error
+    return None
+
+
+def pools(view: HostView) -> tuple[Prefix, ...]:
+    """Return the pools whose routes are learnt."""
+    return tuple(pool for network in view.networks if _serves(network) for pool in network.prefixes)
+
+
+def next_hops(here: Underlay) -> dict[int, str]:
+    """Return by which underlay address each family is reached here: its own, or for IPv4 an IPv6 one (RFC 8950)."""
+    four, six = here.address(4), here.address(6)
+    found = {4: four or six, 6: six}
+    return {family: address.address for family, address in found.items() if address is not None}
+
+
+def _check_families(served: Iterable[Network], hops: Mapping[int, str]) -> None:
+    for network in served:
+        for pool in network.prefixes:
+            if pool.family not in hops:
+                raise Unavailable(
+                    f"network {network.name}: pool {pool} needs an underlay address of IPv{pool.family}, "
+                    "and this host has none",
+                    "give it one",
+                )
+
+
+def _speaker(view: HostView, network: Network) -> Speaker:
+    underlay(view, network)
+    assert view.host is not None
+    return speaker(view.host)
+
+
+def _program(view: HostView, network: Network) -> Bird:
+    """Return where BIRD is. Raises Unavailable where it is not installed, or another listens at its address."""
+    found = view.facts.bird
+    if found is None:
+        raise Unavailable(
+            f"network {network.name}: backend bgp needs BIRD, and this host has none",
+            "install the package bird2 (its own service is not needed, and may be off)",
+        )
+    ours = {text.partition("/")[0] for text in underlay(view, network).addresses}
+    for address, who in found.listeners:
+        if address in ours | {"0.0.0.0", "::"}:
+            raise Unavailable(
+                f"network {network.name}: port {BGP_PORT} of {address}, which BGP needs, is held by {who}",
+                "stop it, or let it listen at another address only",
+            )
+    return found
+
+
+def _unreached(network: Network, peer: Peer, why: str, hint: str) -> Unavailable:
+    return Unavailable(
+        f"host {peer.host.name} cannot be reached by bgp in network {network.name}: {why}", hint
+    )
+
+
+def _mesh_session(view: HostView, mine: Speaker, network: Network, peer: Peer) -> Session:
+    assert view.host is not None
+    if not peer.on_link and not mine.any_next_hop:
+        raise _unreached(
+            network,
+            peer,
+            "the way to it leads through a router",
+            "make the router a peer (bgp.peer.NAME.address) with bgp.mesh=false, or set bgp.next-hops=any",
+        )
+    return mesh_session(view.host, peer.host, peer.on_link)
+
+
+def _wanted(
+    view: HostView, mine: Speaker, served: Sequence[Network]
+) -> list[tuple[Session, tuple[Prefix, ...]]]:
+    """Return all sessions: one with each address, for of two BIRD keeps one idle. The mesh's come first."""
+    mesh = list(_mesh(view, mine, served))
+    within = {session.address for session, _ in mesh}
+    return [*((one, ()) for one in mine.sessions if one.address not in within), *mesh]
+
+
+def _mesh(
+    view: HostView, mine: Speaker, served: Sequence[Network]
+) -> Iterable[tuple[Session, tuple[Prefix, ...]]]:
+    """Yield each session of the mesh, with what its host may announce: its leases in all networks served."""
+    networks = {network.name: network for network in served}
+    found: dict[str, tuple[Session, list[Prefix]]] = {}
+    for peer in view.peers:
+        network = networks.get(peer.lease.network)
+        if network is None or not mine.mesh:
+            continue
+        with contextlib.suppress(LinkspanError):  # ``peer`` tells why, also where the other's settings are no good
+            if not in_mesh(peer.host):
+                continue
+            session = _mesh_session(view, mine, network, peer)
+            found.setdefault(peer.host.id, (session, []))[1].extend(reached(peer))
+    for _, (session, prefixes) in sorted(found.items()):
+        yield session, tuple(sorted(prefixes))
+
+
+def _serving(view: HostView, served: Sequence[Network], hops: Mapping[int, str]) -> bird_config.Serving:
+    within: list[bird_config.Pool] = []
+    ours: list[Prefix] = []
+    told: list[Prefix] = []
+    for one in served:
+        lease = view.lease(one.name)
+        blocks = lease.blocks if lease else ()
+        exact = [address for name, address in view.exact if name == one.name]
+        for pool in one.prefixes:
+            source = lease.address(pool.family) if lease else None
+            length = max(one.subnet_len[str(pool.family)], pool.length)
+            within.append(bird_config.Pool(pool, length, source.address if source else ""))
+        ours += [*blocks, *exact]
+        told += [*_told(view, lease), *exact] if lease else exact
+    return bird_config.Serving(
+        pools=tuple(within),
+        own=tuple(sorted(ours)),
+        announced=tuple(sorted(told)),
+        next_hops=hops,
+        drained=_drained(view),
+    )
+
+
+def _drained(view: HostView) -> bool:
+    return view.host is not None and bool(view.host.settings.get("drained"))
+
+
+def _told(view: HostView, lease: Lease) -> list[Prefix]:
+    """Return what of a lease is announced: its blocks, or where the host is drained what something lives in."""
+    if not _drained(view):
+        return list(lease.blocks)
+    living = [address for name, address in view.living if name == lease.network]
+    left = [block for block in lease.blocks if any(block.holds(address) for address in living)]
+    addresses = [prefix(text).single() for text in lease.addresses]
+    return left + [a for a in addresses if not any(block.holds(a) for block in left)]
+
+
+def _serves(network: Network) -> bool:
+    """Tell whether the network uses the speaker, now or at the end of its migration."""
+    ways = (network.backend, network.migration.backend if network.migration else "")
+    return BgpBackend.name in ways
+
+
+BACKEND = BgpBackend()

@@ -1,0 +1,162 @@
+"""The underlay itself carries containers' packets: its switches are the router, and a controller programs them.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there the pool's
+one *route*, 10.244.0.0/16 via 169.254.76.1 dev eth0 onlink, leads to the virtual gateway, whose MAC is a permanent
+*neighbour*. No machine has that address. The switch at host 1's port has two *flows* of the packet: one takes it
+for its source is of host 1's prefixes, and comes from host 1's port and MAC; one lowers its TTL, gives it the gateway's
+MAC as source and host 2's as target, and sends it towards host 2's port. Host 2's guard takes it on eth0 from the
+gateway's MAC, and a /32 route leads to B's veth.
+
+What a host needs is the same for 3 hosts and for 3,000: a route for each pool, a neighbour for each family, one
+element that lets the gateway's packets in. A peer costs this host nothing, and the switches two flows for each of
+its prefixes (``flows``). Overhead: none.
+
+The gateway is virtual, so nothing of the hosts' own traffic passes by it: their real gateway stays as it is. Its
+addresses (link-local, for they need to be known on the link alone) and its MAC are options in the network's record,
+which the first network is given and all others share.
+
+An underlay of routers needs none of that: with ``gateway`` and ``mac`` of the router that is there, hosts send to it,
+and the controller's driver tells it the routes. Its neighbour entry is then left to the kernel, for the host's
+own traffic goes by it too.
+
+Migration: the pool's route is the widest, so each peer's routes of a tunnel win over it for as long as they are there.
+
+Rejected: one gateway for each network (a host then needs as many neighbours, and isolation is by the source's prefix
+anyway); proxy ARP (every container in every switch's and host's table); the host's real gateway (its own
+packets would meet our flows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from linkspan.backends.bridge import routed_endpoint, shaped
+from linkspan.backends.host_gw import plain_states
+from linkspan.backends.multi_host import check_options, offered, own, underlay
+from linkspan.core.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Neighbour, Route, State
+
+GATEWAY = "169.254.76.1"
+"""Of the link-local range (RFC 3927): no router leads there, and no pool may overlap with it."""
+
+
+class SdnBackend:
+    """A route to the gateway; all else is the switches'."""
+
+    name = "sdn"
+    crosses_hosts = True
+    overhead: Mapping[int, int] = {4: 0, 6: 0}
+    learns = False
+    encrypts = False
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options, and a gateway that is none."""
+        check_options(network, {"gateway": "IPV4[,IPV6]", "mac": "MAC"})
+        if "mac" in network.options:
+            try:
+                mac(network.options["mac"])
+            except Invalid as error:
+                raise error.within(f"network {network.name}: --opt mac") from error
+        elif "gateway" in network.options:
+            raise Invalid(
+                f"network {network.name}: gateway={network.options['gateway']} has no MAC",
+                "give it too, --opt mac=02:00:00:00:00:01: its packets are known by it",
+            )
+        for text in network.options.get("gateway", "").split(","):
+            if text and any(pool.holds(prefix(text).single()) for pool in network.prefixes):
+                raise Invalid(
+                    f"network {network.name}: gateway {text} is in its own pool", "give one outside"
+                )
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Give the network the gateway that the others of this backend have: there is one for all."""
+        shared = next((o.options for o in others if o.backend == self.name and o.name != network.name), {})
+        default = {"gateway": f"{GATEWAY},{link_local(mac(GATEWAY_MAC)).address}", "mac": GATEWAY_MAC}
+        if "mac" in network.options and "gateway" not in network.options:
+            text = network.options["mac"]
+            default = {"gateway": f"{GATEWAY},{link_local(mac(text)).address}", "mac": text}
+        options = {**default, **shared, **network.options}
+        for key in shared:
+            if options[key] != shared[key]:
+                raise Conflict(
+                    f"network {network.name}: {key} {options[key]} is not that of the other networks, {shared[key]}",
+                    f"leave --opt {key} out: all networks of backend sdn share one gateway",
+                )
+        return msgspec.structs.replace(network, options=options)
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """The gateway is all networks' together."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """The controller finds the host by its record: underlay addresses and MAC."""
+        underlay(view, network)
+        return {}
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the pools' routes by the gateway, its neighbour entries, and what lets its packets in."""
+        yield from plain_states(view, network)
+        here = underlay(view, network)
+        families = {pool.family for pool in network.prefixes}
+        gateways = {g.family: g for g in gateway(network) if g.family in families}
+        if missing := families - gateways.keys():
+            raise Invalid(
+                f"network {network.name}: its gateway has no address of IPv{min(missing)}",
+                "give one of each family: --opt gateway=192.0.2.254,2001:db8::fe",
+            )
+        for one in gateways.values():
+            if is_virtual(network):
+                yield Neighbour(here.ifname, one.packed, mac(network.options["mac"]))
+        yield element("gateways", here.ifname, network.options["mac"])
+        for pool in network.prefixes:
+            via, source = gateways[pool.family].packed, own(view, network, pool.family)
+            yield Route(pool, here.ifname, via, source, onlink=True)
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return nothing: the switches know the peer. Raises Unavailable where it does not receive by them."""
+        offered(network, peer, self.name)
+        return ()
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Nothing has to get to the peer past the switches; `trace` walks through these."""
+        return ()
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from shaped(endpoint)
+
+
+def gateway(network: Network) -> tuple[Prefix, ...]:
+    """Return the addresses of a network's gateway, alone, IPv4 first; none where it has another backend."""
+    texts = network.options.get("gateway", "").split(",") if network.backend == SdnBackend.name else ()
+    return tuple(sorted((prefix(text).single() for text in texts if text), key=lambda p: p.family))
+
+
+def is_virtual(network: Network) -> bool:
+    """Tell whether the gateway is the switches': a router has an address of its own, which is not link-local."""
+    return all(g.packed.startswith((b"\xa9\xfe", b"\xfe\x80")) for g in gateway(network))
+
+
+def gateway_mac(networks: Iterable[Network], address: bytes) -> bytes:
+    """Return the MAC of the gateway with an address, b'' where no network has it."""
+    for network in networks:
+        if any(one.packed == address for one in gateway(network)):
+            return mac(network.options["mac"])
+    return b""
+
+
+BACKEND = SdnBackend()

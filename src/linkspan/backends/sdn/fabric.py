@@ -1,0 +1,202 @@
+"""An underlay's switches as they are now: who is at which port, and the way from switch to switch.
+
+Nothing is typed in. Hosts are asked by ARP (or neighbour solicitation) from the gateway's MAC, and switches send each
+other LLDP frames; both come back to a flow of ours, which notes port and sender in a table of the switch's own.
+So a controller that starts knows at once what the one before it had found out.
+
+A host stays where it was seen last: its port may be down, the note may have ended with the switch. Another place is
+believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A MAC that
+two hosts say is theirs moves neither, for nobody knows which of them was seen.
+
+A link between switches begins when both ends have heard each other: what comes in by it counts as checked, and a host
+that says after a switch what it has heard makes no link of its own port. It is "up" while that is so and both ports are
+up; "silent" where only the ports are up, and then it is used where no other way is left, for a link that is believed
+dead may carry, and none never does. One that fell often lately is taken up again ever later.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Container, Iterable, Mapping
+
+import msgspec
+
+from linkspan.core.states.openflow import Port
+
+Spot = tuple[str, int]
+"""A switch and the number of one of its ports."""
+
+SILENT_COST = 1000
+"""Of a link that is not seen, where one that is costs 1: more than any way of seen ones."""
+STEADY = 10.0
+"""Seconds after which a fall is forgotten."""
+LONGEST = 30.0
+FORGOTTEN = 60.0
+"""Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
+AWAY = 5.0
+"""Seconds after which a switch that was not looked at counts as one that does not answer."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A switch as it was looked at: its ports, and which MACs it has noted at which of them."""
+
+    ports: tuple[Port, ...] = ()
+    notes: tuple[tuple[int, str], ...] = ()
+
+    def up(self, number: int) -> bool:
+        """Tell whether a port is there and its link is up."""
+        return any(port.number == number and port.up for port in self.ports)
+
+
+class Map(msgspec.Struct, frozen=True):
+    """What paths follow from: where hosts are, and what a link from a port to the switch behind it costs."""
+
+    switches: tuple[str, ...] = ()
+    places: tuple[tuple[str, Spot], ...] = ()
+    """(host, where it is), sorted."""
+    links: tuple[tuple[Spot, str, int], ...] = ()
+    """(port, switch behind it, cost), sorted."""
+    ports: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The numbers of each switch's ports, whether they are up or not."""
+
+    def trunks(self, switch: str) -> tuple[int, ...]:
+        """Return the ports of a switch that lead to others."""
+        return tuple(sorted({number for (here, number), _, _ in self.links if here == switch}))
+
+    def reached(self, switch: str) -> set[str]:
+        """Return the switches to which any way leads from one, itself too."""
+        found, queue = {switch}, [switch]
+        while queue:
+            here = queue.pop()
+            new = {there for (name, _), there, _ in self.links if name == here} - found
+            found |= new
+            queue += new
+        return found
+
+    def ways(self, target: str) -> dict[str, int]:
+        """Return by which port each switch sends what is for another one; those that have no way are left out."""
+        into: dict[str, list[tuple[str, int, int]]] = {}
+        for (here, number), there, cost in self.links:
+            into.setdefault(there, []).append((here, number, cost))
+        found: dict[str, int] = {}
+        best = {target: 0}
+        queue = [(0, target)]
+        while queue:
+            far, name = heapq.heappop(queue)
+            if far > best[name]:
+                continue
+            for here, number, cost in sorted(into.get(name, ())):
+                if far + cost < best.get(here, far + cost + 1):
+                    best[here], found[here] = far + cost, number
+                    heapq.heappush(queue, (far + cost, here))
+        return found
+
+
+class Fabric:
+    """Remembers where hosts and links were seen; ``take`` is given what is seen now."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Spot] = {}
+        self.doubles: dict[str, str] = {}
+        """By host: what is to be said of one that is seen at two ports."""
+        self.seen: dict[str, Seen] = {}
+        self._links: dict[Spot, Spot] = {}
+        """Both ends of each, by each of them."""
+        self._answered: dict[str, float] = {}
+        """When each switch was looked at last."""
+        self._heard: dict[Spot, float] = {}
+        self._falls: dict[Spot, list[float]] = {}
+        self._up: dict[Spot, bool] = {}
+
+    def take(
+        self, seen: Mapping[str, Seen], macs: Mapping[str, str], probes: Mapping[str, Spot], now: float
+    ) -> Map:
+        """Return the map that follows. ``macs`` are hosts' by id, ``probes`` tell whose LLDP frame a MAC is.
+
+        A switch that was not reached is not in ``seen``, and is as it was.
+        """
+        self.seen.update(seen)
+        self._answered.update(dict.fromkeys(seen, now))
+        heard = self._sightings(probes)
+        self._locate(macs, heard.keys())
+        fresh = dict(self._mutual(heard))
+        self._links |= fresh
+        self._heard |= dict.fromkeys(fresh, now)
+        self._forget(now)
+        links = []
+        for here, there in sorted(self._links.items()):
+            if not (self.seen[here[0]].up(here[1]) and self.seen[there[0]].up(there[1])):
+                self._note(here, up=False, now=now)
+                continue
+            up = fresh.get(here) == there
+            self._note(here, up=up, now=now)
+            links.append((here, there[0], 1 if up and self._steady(here, now) else SILENT_COST))
+        places = ((host, spot) for host, spot in self.places.items() if spot[0] in self.seen)
+        ports = ((name, tuple(port.number for port in one.ports)) for name, one in self.seen.items())
+        return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
+
+    def _forget(self, now: float) -> None:
+        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.
+
+        A switch that does not answer cannot be told to say who it is, so its silence means nothing.
+        """
+        hosts = set(self.places.values())
+        for here, there in list(self._links.items()):
+            if any(now - self._answered[name] > AWAY for name, _ in (here, there)):
+                self._heard[here] = now
+            ends = all(self.seen[name].up(number) for name, number in (here, there))
+            silent = ends and now - self._heard[here] > FORGOTTEN
+            if silent or hosts & {here, there} or self._links.get(there) != here:
+                del self._links[here]
+
+    def _sightings(self, probes: Mapping[str, Spot]) -> dict[Spot, set[Spot]]:
+        """Return who is heard at which port: several where a switch that has no flows yet sends on what comes."""
+        found: dict[Spot, set[Spot]] = {}
+        for name, one in self.seen.items():
+            for number, address in one.notes:
+                if (sender := probes.get(address)) is not None and sender[0] != name:
+                    found.setdefault((name, number), set()).add(sender)
+        return found
+
+    def _mutual(self, heard: Mapping[Spot, set[Spot]]) -> Iterable[tuple[Spot, Spot]]:
+        """Yield which ports have heard each other; where one has with several, that is so only of the link before."""
+        for here, senders in heard.items():
+            both = {there for there in senders if here in heard.get(there, ())}
+            if len(both) == 1 or self._links.get(here) in both:
+                yield here, both.pop() if len(both) == 1 else self._links[here]
+
+    def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:
+        """Find hosts; what is seen where a switch is heard has come by that one, which had no flows yet."""
+        at: dict[str, list[Spot]] = {}
+        for name, one in sorted(self.seen.items()):
+            for number, address in one.notes:
+                if one.up(number) and (name, number) not in heard:
+                    at.setdefault(address, []).append((name, number))
+        owners: dict[str, list[str]] = {}
+        for host, address in macs.items():
+            owners.setdefault(address, []).append(host)
+        self.doubles = {}
+        for host, address in macs.items():
+            spots, old = at.get(address, []), self.places.get(host)
+            if len(owners[address]) > 1:
+                continue
+            if spots and old not in spots:
+                self.places[host] = spots[0]
+            if len(spots) > 1:
+                kept = self.places[host]
+                others = ", ".join(f"{s} port {n}" for s, n in spots if (s, n) != kept)
+                self.doubles[host] = f"its MAC {address} is seen at {kept[0]} port {kept[1]} and at {others}"
+        for host in self.places.keys() - macs.keys():
+            del self.places[host]
+
+    def _note(self, link: Spot, *, up: bool, now: float) -> None:
+        falls = [at for at in self._falls.get(link, []) if now - at < STEADY + LONGEST]
+        if self._up.get(link) and not up:
+            falls.append(now)
+        self._falls[link], self._up[link] = falls, up
+
+    def _steady(self, link: Spot, now: float) -> bool:
+        """Tell whether a link may be used: after its first fall at once, after each further one twice as late."""
+        falls = self._falls.get(link, [])
+        wait = min(2.0 ** (len(falls) - 1), LONGEST) if len(falls) > 1 else 0.0
+        return not falls or now - falls[-1] >= wait

@@ -1,0 +1,291 @@
+"""WireGuard: packets in encrypted, authenticated UDP, one device, one key and one port on each host for all networks.
+
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there the route
+10.244.2.0/24 dev lswg leads into the device, whose *allowed IPs* say that this prefix is the peer's with host 2's
+public key. The packet is encrypted for it and sent to where the peer was last heard (or where its record says that it
+is). On host 2 the key of the sender follows from the packet itself; it is let in only where its inner source
+is an allowed IP of just that key, and the guard asks once more whether a peer has it in this network. Networks are told
+apart by their addresses, as in all routed backends.
+
+The private key is made on its host and stays there; the public one is in the host's record, so what a peer will
+announce is known before it does. Where the kernel has no WireGuard, lswg is a persistent TUN that wireguard-go serves:
+its end takes neither device nor routes along. What is on the wire is the same. Either way the pools are sealed.
+
+A peer costs an entry with its key, and for each prefix an allowed IP, a route and a set element. Overhead: 60 bytes
+over IPv4 (outer header 20, UDP 8, WireGuard 32), 80 over IPv6; the device bears the MTU. Inner and outer families are
+independent.
+
+A host behind a NAT that lets nobody in (``--advertise none``) has no endpoint: others wait until it comes, and it
+comes at once and stays, by keepalives. Two such hosts never meet: what they send each other goes by one that both
+reach, the first by its id of those in the network. It has both's addresses as allowed IPs on either side, decrypts,
+and forwards like a router.
+
+Rejected: a device for each network (a port and a key more for each; the peers are the same hosts); public keys in the
+leases (a host has one key, whatever its networks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from linkspan.backends.bridge import routed_endpoint, shaped
+from linkspan.backends.multi_host import (
+    admitted,
+    bound,
+    check_options,
+    network_states,
+    offered,
+    own,
+    own_addresses,
+    reached,
+    tunnel_sysctls,
+    underlay,
+)
+from linkspan.core.addresses import FAMILIES
+from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.model import Endpoint, Host, HostView, Lease, Network, Other, Peer, Underlay
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import element
+from linkspan.core.seal import encrypting
+from linkspan.core.states.host import Route, State, Wireguard
+from linkspan.core.states.programs import Process
+from linkspan.core.states.wireguard import (
+    DEVICE,
+    AllowedIp,
+    Tools,
+    WireguardKey,
+    WireguardPeer,
+    key_id,
+    settings,
+)
+
+PROCESS = "wireguard"
+HEADERS = 8 + 32
+"""Bytes of UDP's header, and of WireGuard's with its authentication tag (section 5.4.6 of its paper)."""
+
+
+class WireguardBackend:
+    """One device for all networks."""
+
+    name = "wireguard"
+    crosses_hosts = True
+    overhead: Mapping[int, int] = {4: 20 + HEADERS, 6: 40 + HEADERS}
+    learns = False
+    encrypts = True
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options: what there is to choose is a host's, not a network's."""
+        check_options(network, {})
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """Return where peers send to first, nothing where this host comes to them."""
+        here = underlay(view, network)
+        assert view.host is not None
+        if self.name not in view.host.keys:
+            raise Unavailable(
+                f"network {network.name}: host {view.host.name} has made no WireGuard key",
+                "its `linkspan status` says why",
+            )
+        place = _place(view.host, here)
+        return {"endpoint": place} if place else {}
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """Where peers send to follows from the host's record; the offer says the same for people."""
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
+        served = [network for network in view.networks if serves(network)]
+        if not served:
+            return
+        here, tools = underlay(view, served[0]), _tools(view)
+        assert view.host is not None
+        mine = settings(view.host.settings)
+        mtu = here.mtu - self.overhead[here.outer]
+        yield Wireguard(DEVICE, mtu, tun=bool(tools.program))
+        if tools.program:
+            yield Process(PROCESS, tools.program)
+        yield from encrypting(DEVICE)
+        yield WireguardKey(DEVICE, view.host.keys.get(self.name, tools.public), mine.port, mtu)
+        twice = {key for key, _ in doubled([view.host, *(one.host for one in view.others)])}
+        for other in view.others:
+            for number, keys in enumerate((other.host.keys, other.host.next_keys)):
+                if (public := keys.get(self.name)) and public not in twice:
+                    place = _endpoint(here, other.host)
+                    # What the peer has not switched to yet must not be asked for: the next try would be 5 s later.
+                    keepalive = 0 if number else mine.keepalive
+                    yield WireguardPeer(DEVICE, public, place, keepalive, mine.shared_file)
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return this host's own addresses, and the guards."""
+        yield from network_states(view, network)
+        underlay(view, network)
+        if view.facts.wireguard is None or view.facts.wireguard.problem:
+            return  # there is no device; ``host`` tells why
+        yield from tunnel_sysctls(DEVICE, network)
+        yield from own_addresses(view, network, DEVICE)
+        if network.internal:
+            yield element("internal_links", DEVICE)
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's routes and allowed IPs, and what lets its packets in."""
+        offered(network, peer, self.name)
+        _tools(view)
+        public = _key(view, network, peer)
+        for target in reached(peer):
+            yield admitted("ways", (DEVICE,), target)
+            yield AllowedIp(DEVICE, target, public)
+            yield Route(target, DEVICE, source=own(view, network, target.family))
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Return that the UDP port gets to the peer; WireGuard lets what it cannot read pass away."""
+        here, there = underlay(view, network), peer.host.underlay
+        if there is None or there.hidden or here.hidden or here.advertise or there.advertise:
+            return  # a NAT between changes what is sent, and what comes back is told by the handshakes
+        port = settings(peer.host.settings).port
+        for family in (here.outer, *(f for f in FAMILIES if f != here.outer)):
+            source, target = bound(here, family), there.address(family)
+            if source and target is not None:
+                size = network.mtu + self.overhead[family]
+                fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
+                what = f"UDP port {port} (WireGuard)"
+                yield Need(what, "udp", source, target.packed, size, fix, port, from_port=True)
+                return
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from shaped(endpoint)
+
+
+def relay(view: HostView, network: str, peer: Host) -> Other | None:
+    """Return the host by which two that are both hidden reach each other, None where they are not.
+
+    Raises Unavailable where there is none.
+    """
+    mine, theirs = view.host and view.host.underlay, peer.underlay
+    if not (mine and theirs and mine.hidden and theirs.hidden):
+        return None
+    for other in sorted(view.others, key=lambda one: one.host.id):
+        public = other.host.underlay is not None and not other.host.underlay.hidden
+        if public and network in other.networks and WireguardBackend.name in other.host.keys:
+            return other
+    raise Unavailable(
+        f"host {peer.name} and this one are both behind a NAT, and network {network} has no host that both reach",
+        "let one of them in (--advertise ADDR:PORT), or let a host that is not behind a NAT join the cluster",
+    )
+
+
+def doubled(hosts: Iterable[Host]) -> list[tuple[str, list[str]]]:
+    """Return the public keys that several hosts have, with their names."""
+    owners: dict[str, list[str]] = {}
+    for host in hosts:
+        if public := host.keys.get(WireguardBackend.name):
+            owners.setdefault(public, []).append(host.name)
+    return [(public, sorted(names)) for public, names in owners.items() if len(names) > 1]
+
+
+def serves(network: Network) -> bool:
+    """Tell whether the network uses the device, now or at the end of its migration."""
+    ways = (network.backend, network.migration.backend if network.migration else "")
+    return WireguardBackend.name in ways
+
+
+def lacking(view: HostView) -> Iterator[str]:
+    """Yield what is wrong with this host's key files; what has a key already goes on."""
+    found = view.facts.wireguard
+    if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
+        return
+    public = view.host.keys.get(WireguardBackend.name, "")
+    if found.unusable:
+        yield f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")
+    elif not public or public not in (found.public, found.next):
+        yield (
+            f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
+            "this host; put it back from a backup, or make another: linkspan host rotate-keys"
+        )
+    if found.unshared:
+        yield f"backend wireguard: {found.unshared}"
+
+
+def _tools(view: HostView) -> Tools:
+    """Return what this host has. Raises Unavailable, with the reason, where nothing serves a device."""
+    found = view.facts.wireguard
+    if found is None or found.problem:
+        why = found.problem if found else "this host has not been looked at yet"
+        raise Unavailable(f"backend wireguard: {why}", found.hint if found else "")
+    return found
+
+
+def _key(view: HostView, network: Network, peer: Peer) -> str:
+    """Return the key for which packets to a peer are encrypted: its own, or the relay's."""
+    name = WireguardBackend.name
+    known = [*([view.host] if view.host else []), *(one.host for one in view.others)]
+    for public, names in doubled(known):
+        if peer.host.keys.get(name) == public:
+            raise Conflict(
+                f"hosts {' and '.join(names)} have one WireGuard key: was one's state folder copied to the other?",
+                "on one of them: linkspan host rotate-keys",
+            )
+    by = relay(view, network.name, peer.host)
+    public = (by.host if by else peer.host).keys.get(name, "")
+    if not public:
+        raise Unavailable(
+            f"host {peer.host.name} has made no WireGuard key", "its `linkspan status` says why"
+        )
+    if not by:
+        _endpoint(underlay(view, network), peer.host, network)
+    return public
+
+
+def _place(host: Host, at: Underlay, family: int = 0) -> str:
+    """Return where a host is sent to first, '' where nobody can."""
+    address = at.address(family or at.outer)
+    if at.hidden or address is None:
+        return ""
+    port = at.advertise_port or settings(host.settings).port
+    return f"{address.address}:{port}" if address.family == 4 else f"[{address.address}]:{port}"
+
+
+def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> str:
+    """Return where another host is sent to from here, in this host's family first.
+
+    Raises Unavailable, where a ``network`` asks for it, if they have no family in common.
+    """
+    there = other.underlay
+    if there is None or there.hidden:
+        return ""
+    for family in (here.outer, *(f for f in FAMILIES if f != here.outer)):
+        if bound(here, family) and (place := _place(other, there, family)):
+            return place
+    if network is not None:
+        raise Unavailable(
+            f"host {other.name} and this one have no family of underlay addresses in common",
+            f"give both an address of IPv{here.outer}",
+        )
+    return ""
+
+
+def asked(view: HostView, hosts: Iterable[Host], networks: Mapping[str, tuple[str, ...]]) -> HostView:
+    """Return the view with the other hosts that have keys, each with the networks in which it has a lease."""
+    if view.host is None or not any(serves(network) for network in view.networks):
+        return view
+    served = {network.name for network in view.networks if serves(network)}
+    others = [
+        Other(host, tuple(sorted(served & set(networks.get(host.id, ())))))
+        for host in sorted(hosts, key=lambda one: one.id)
+        if host.id != view.host.id and WireguardBackend.name in host.keys
+    ]
+    return msgspec.structs.replace(view, others=tuple(one for one in others if one.networks))
+
+
+BACKEND = WireguardBackend()

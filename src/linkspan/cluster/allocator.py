@@ -1,0 +1,341 @@
+"""Who gets which address: from this host's own blocks in memory, or exactly, by the store's one arbiter."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from linkspan.backends import backend
+from linkspan.cluster.blocks import block_of, is_block, is_strange
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks, now
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Conflict, Exhausted, Invalid, LinkspanError, Unavailable
+from linkspan.core.ipam import Allocation, Block, usable
+from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.store.records import SHARED, AddressRecord, address_key
+
+IDENTITY = "linkspan.io/identity"
+"""The label by which a container keeps its address when it moves to another host."""
+
+RACES = 16
+"""Addresses that a claim tries, each after another host was quicker."""
+
+
+def crosses(network: Network) -> bool:
+    """Tell whether a network crosses hosts, so that addresses belong to blocks of hosts."""
+    return backend(network.backend).crosses_hosts
+
+
+class Allocator:
+    """The blocks of all networks on this host, and the way to exact addresses."""
+
+    def __init__(self, networks: Networks, leases: Leases, cooldown: float) -> None:
+        self._networks = networks
+        self._leases = leases
+        self._cooldown = cooldown
+        self._blocks: dict[tuple[str, Prefix], Block] = {}
+        self._frozen: dict[tuple[str, Prefix], str] = {}
+        """Blocks that another host owns by the earlier claim, with that host."""
+        self._forgotten: set[tuple[str, Prefix]] = set()
+        """Blocks of pools that the store has forgotten: their containers keep what they have."""
+        self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
+        self.elsewhere: Callable[[str, Prefix], dict[Prefix, str]] = lambda _network, _block: {}
+        """Tells which addresses of a network's block containers of other hosts have, and whose they are."""
+        self.holder: Callable[[str, Prefix], str] = lambda _network, _address: ""
+        """Tells whose an address is, on any host, by the container's name."""
+        self.stalled: Callable[[], str] = lambda: ""
+        """Tells why no address may be given now."""
+        self.unsure: Callable[[], str] = lambda: ""
+        """Tells why it is not known which addresses are in use here."""
+        self.owed: Callable[[str], None] = lambda _key: None
+        """Called with each exact address whose release the store did not take."""
+        self._cursor: dict[tuple[str, int], int] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Follow networks, leases and reservations; what a block has given stays given."""
+        wanted: dict[tuple[str, Prefix], Network] = {}
+        for network in self._networks.all():
+            for block in self._own(network):
+                wanted[network.name, block] = network
+        for key in self._blocks.keys() - wanted.keys():
+            del self._blocks[key]
+        self._frozen = {
+            (name, block): owner
+            for name in {name for name, _ in wanted}
+            for block, owner in self._leases.frozen(name).items()
+        }
+        self._forgotten = {
+            (network.name, block)
+            for (_, block), network in wanted.items()
+            if crosses(network) and not is_block(network, block)
+        }
+        for (name, block), network in wanted.items():
+            others = self._elsewhere[name, block] = self.elsewhere(name, block)
+            reserved = {prefix(r.cidr) for r in self._networks.reservations if r.network == name}
+            reserved |= self._own_addresses(network, block) | others.keys()
+            found = self._blocks.get((name, block))
+            if found is None:
+                routed = network.routed
+                self._blocks[name, block] = Block(
+                    block, reserved, self._cooldown, routed=routed, network=name
+                )
+                continue
+            here = {r for r in reserved if r.overlaps(block)}
+            for reservation in here - found.reserved:
+                found.reserve(reservation)
+            for reservation in found.reserved - here:
+                found.unreserve(reservation)
+
+    def _own(self, network: Network) -> Iterable[Prefix]:
+        if not crosses(network):
+            return network.prefixes
+        lease = self._leases.mine(network.name)
+        blocks = lease.blocks if lease else ()
+        return [block for block in blocks if not is_strange(network, block)]
+
+    def _own_addresses(self, network: Network, block: Prefix) -> set[Prefix]:
+        """Return the host's own addresses that lie in a block: no container may have them."""
+        lease = self._leases.mine(network.name) if crosses(network) else None
+        return {a for a in map(prefix, lease.addresses if lease else ()) if block.holds(a.single())}
+
+    def blocks(self, name: str, family: int = 0) -> list[Block]:
+        """Return the blocks from which this host gives a network's addresses, of one family or of all."""
+        return [
+            b
+            for (n, p), b in self._blocks.items()
+            if n == name and family in (0, p.family) and (n, p) not in self._frozen and (n, p) not in self._forgotten
+        ]
+
+    async def allocate(
+        self, network: Network, request: AttachRequest, families: Collection[int] = (4, 6)
+    ) -> list[Allocation]:
+        """Give the addresses asked for, and of each other family that the network has the next free one.
+
+        Of ``families`` only. Nothing stays taken where one of them fails.
+        Raises Conflict, Invalid, Exhausted or Unavailable.
+        """
+        host = self._leases.host
+        if host.settings.get("drained"):
+            raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
+        if crosses(network) and (why := self.stalled()):
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
+            )
+        if why := self.unsure():
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
+            )
+        given: list[Allocation] = []
+        try:
+            for text in request.ips:
+                given.append(await self._exactly(network, prefix(text).single(), request))
+            asked = {allocation.address.family for allocation in given}
+            for family in sorted({p.family for p in network.prefixes}.intersection(families) - asked):
+                given.append(await self._next(network, family, request))
+        except Exception:
+            await self.release(network.name, [allocation.address for allocation in given])
+            raise
+        return sorted(given, key=lambda allocation: allocation.address.family)
+
+    def _block_holding(self, name: str, address: Prefix) -> Block | None:
+        return next(
+            (b for (n, p), b in self._blocks.items() if n == name and p.holds(address.single())), None
+        )
+
+    async def _exactly(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:
+        try:
+            return await self._claimed(network, address, request)
+        except Conflict as error:  # a claim bears what its runtime called it at first, which may be no name
+            if whose := self.holder(network.name, address):
+                raise Conflict(
+                    f"address {address.address} is held by {whose}",
+                    "choose another, or detach that one first",
+                ) from error
+            raise
+
+    async def _claimed(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:
+        holder = request.name or request.id
+        if not any(pool.holds(address) for pool in network.prefixes):
+            raise Invalid(
+                f"address {address.address} is in no pool of network {network.name}",
+                f"its pools: {', '.join(network.pools)}",
+            )
+        block = self._block_holding(network.name, address)
+        if block is not None:
+            self._refuse_disputed(network.name, block, address)
+            return block.take(address, holder)
+        self._refuse_unusable(network, address)
+        if whose := self.elsewhere(network.name, block_of(network, address)).get(address.single()):
+            raise Conflict(
+                f"address {address.address} is held by {whose}", "choose another, or detach that one first"
+            )
+        identity = request.labels.get(IDENTITY, "")
+        await self._leases.take(network, address, request.id, request.ifname, identity)
+        return Allocation(address, reused=True)
+
+    def _refuse_disputed(self, name: str, block: Block, address: Prefix) -> None:
+        if (owner := self._frozen.get((name, block.pool))) is not None:
+            raise Conflict(
+                f"address {address.address} is in block {block.pool}, which is host {self._leases.name(owner)}'s "
+                "by an earlier claim, and this host gives nothing from it",
+                "`linkspan status` tells how it is settled; choose an address of another block",
+            )
+        if whose := self._elsewhere.get((name, block.pool), {}).get(address.single()):
+            raise Conflict(
+                f"address {address.address} is held by {whose}", "choose another, or detach that one first"
+            )
+
+    def _refuse_unusable(self, network: Network, address: Prefix) -> None:
+        pool = next(p for p in network.prefixes if p.holds(address))
+        low, high = usable(pool, routed=True)
+        if not low <= int.from_bytes(address.packed, "big") <= high:
+            raise Invalid(
+                f"address {address.address} of pool {pool} is its gateway, network or broadcast address"
+            )
+
+    async def _next(self, network: Network, family: int, request: AttachRequest) -> Allocation:
+        sticky = self._sticky(network, family, request.labels.get(IDENTITY, ""))
+        if sticky is not None:
+            return await self._exactly(network, sticky, request)
+        if crosses(network) and (network.ipam == "exact" or IDENTITY in request.labels):
+            return await self._next_exact(network, family, request)
+        full: Exhausted | None = None
+        for block in self.blocks(network.name, family):
+            try:
+                return block.allocate(now(), request.name or request.id)
+            except Exhausted as error:
+                full = error
+        if not crosses(network):
+            assert full is not None
+            raise full
+        await self._leases.grow(network, family, {block.pool for block in self.blocks(network.name, family)})
+        self.refresh()
+        return self.blocks(network.name, family)[-1].allocate(now(), request.name or request.id)
+
+    def _sticky(self, network: Network, family: int, identity: str) -> Prefix | None:
+        """Return the address that an identity has or had, wherever its container lived."""
+        if not identity:
+            return None
+        records = self._leases.exact(network.name)
+        return next((a for a, r in records.items() if r.identity == identity and a.family == family), None)
+
+    async def _next_exact(self, network: Network, family: int, request: AttachRequest) -> Allocation:
+        """Give a free address of a block that no host owns."""
+        identity = request.labels.get(IDENTITY, "")
+        tried = 0
+        for address in self._free_exact(network, family):
+            try:
+                await self._leases.take(network, address, request.id, request.ifname, identity)
+            except Conflict:  # another host was quicker
+                tried += 1
+                if tried == RACES:
+                    raise
+                continue
+            return Allocation(address, reused=True)
+        raise Exhausted(
+            f"network {network.name}: no address is left that no host's block has",
+            "add a pool (network update)",
+        )
+
+    def _free_exact(self, network: Network, family: int) -> Iterator[Prefix]:
+        """Yield candidates: those that nobody ever held, from a place of this host's own, then those that cooled."""
+        records = self._leases.exact(network.name)
+        owners = self._leases.blocks(network.name)
+        reserved = [prefix(r.cidr) for r in self._networks.reservations if r.network == network.name]
+        elsewhere: dict[Prefix, dict[Prefix, str]] = {}
+        for pool in [p for p in network.prefixes if p.family == family]:
+            low, high = usable(pool, routed=True)
+            size = high - low + 1
+            seed = int.from_bytes(
+                hashlib.blake2b(self._leases.host.id.encode(), digest_size=8).digest(), "big"
+            )
+            start = self._cursor.get((network.name, family), seed % size)
+            number = 0
+            while number < size:
+                at = (start + number) % size
+                address = Prefix((low + at).to_bytes(len(pool.packed), "big"), len(pool.packed) * 8)
+                block = block_of(network, address)
+                if owners.get(block, SHARED) != SHARED:
+                    number += block.size - (low + at - block.first)  # on to the next block
+                    continue
+                number += 1
+                if block not in elsewhere:
+                    elsewhere[block] = self.elsewhere(network.name, block)
+                if address in elsewhere[block]:
+                    continue
+                if address not in records and not any(r.holds(address) for r in reserved):
+                    self._cursor[network.name, family] = (at + 1) % size
+                    yield address
+        cooled = [
+            (r.at, a)
+            for a, r in records.items()
+            if not r.host and a.family == family and _cool(r, self._cooldown)
+        ]
+        yield from (address for _, address in sorted(cooled))
+
+    async def release(self, name: str, addresses: Iterable[Prefix]) -> None:
+        """Take addresses back; they cool from now on. Where the store does not take an exact one it is ``owed``.
+
+        Raises Unavailable then, after all were taken back that could be.
+        """
+        failed: Unavailable | None = None
+        for address in addresses:
+            block = self._block_holding(name, address)
+            if block is not None:
+                block.release(address.single(), now())
+            elif name in {network.name for network in self._networks.all()}:
+                try:
+                    await self._leases.give_back(name, address.single())
+                except Unavailable as error:
+                    failed = error
+                    self.owed(address_key(name, address))
+        if failed is not None:
+            raise failed
+
+    def restore(self, endpoint: Endpoint) -> None:
+        """Put back what an endpoint holds. Raises Conflict, and holds nothing, where another holds it."""
+        held: list[Prefix] = []
+        try:
+            for address in endpoint.prefixes:
+                self.hold(endpoint.network, address, endpoint.called)
+                held.append(address)
+        except LinkspanError:
+            self.unhold(endpoint.network, held)
+            raise
+
+    def hold(self, name: str, address: Prefix, holder: str) -> None:
+        """Give an address to nobody else, because it is in use. Raises Conflict where another holds it."""
+        block = self._block_holding(name, address)
+        if block is not None:
+            block.restore(address.single(), holder)
+
+    def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
+        """Undo ``hold``; the store's records of exact addresses are left to ``Holdings``."""
+        for address in addresses:
+            if (block := self._block_holding(name, address)) is not None:
+                block.release(address.single(), now())
+
+    def cool(self, name: str, address: Prefix, since: float) -> None:
+        """Put back an address that was released before the agent's restart."""
+        block = self._block_holding(name, address)
+        if block is not None:
+            block.cool(address.single(), since)
+
+    def free(self, name: str) -> int:
+        """Return how many addresses are left on this host, in the family that has the least."""
+        left: dict[int, int] = {}
+        for block in self.blocks(name):
+            left[block.pool.family] = left.get(block.pool.family, 0) + block.free(now())
+        return min(left.values(), default=0)
+
+
+def _cool(record: AddressRecord, cooldown: float) -> bool:
+    """Tell whether a released address has cooled; its time is the wall clock's, for all hosts count it.
+
+    One that lies far ahead was written by a clock that was wrong, here or there, and says nothing.
+    """
+    waited = time.time() - record.at
+    return waited >= cooldown or waited < -cooldown

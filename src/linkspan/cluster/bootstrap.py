@@ -1,0 +1,30 @@
+"""What an agent begins with: records. Without any, all that stands on its host would be nobody's, and be taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AbstractAsyncContextManager
+
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.cluster.bootstrap")
+
+AGAIN = 1.0
+"""Seconds between looks whether the store has answered."""
+
+
+async def known(replica: Replica, waiting: AbstractAsyncContextManager[None]) -> None:
+    """Return when there are records, or the store has told that it has none; ``waiting`` is entered meanwhile."""
+    if _known(replica):
+        return
+    said = ""
+    async with waiting:
+        while not _known(replica):
+            if said != replica.problem:
+                log.warning("waiting for the store: %s", said := replica.problem)
+            await asyncio.sleep(AGAIN)
+
+
+def _known(replica: Replica) -> bool:
+    return bool(replica.records) or replica.listed

@@ -1,0 +1,250 @@
+"""Blocks that two hosts claim, as after a restore of the store from a backup: who has lost, and what becomes of it.
+
+A lease lists the blocks that its host has claimed, and a block's record names the one owner. Where they differ the
+lease's host is the loser, and every host sees that by itself. A loser's block is frozen: no address is given from it
+any more, and its running containers keep theirs. The routes of the block lead to the owner, and the loser's containers
+are reached one by one, but for those whose address a container of the owner has too. When the last of them is gone
+the loser lets the block go. It has claimed another one meanwhile, for the host itself and for new containers.
+
+The owner gives none of the addresses that the loser's containers have.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from linkspan.cluster.blocks import earlier, is_strange
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.grants import gateways
+from linkspan.cluster.leases import Leases
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint, Network
+from linkspan.store import records
+from linkspan.store.records import SHARED, BlockRecord, block_key, lease_key
+from linkspan.store.replica import ENDPOINTS, Replica
+
+log = logging.getLogger("linkspan.cluster.conflicts")
+
+Identity = tuple[str, str]
+
+
+class Dispute(msgspec.Struct, frozen=True):
+    """A block or exact address (``what``) of ``winner``, of which ``loser`` has ``containers`` still, by name.
+
+    Hosts are ids. ``doubled`` are the addresses that a container of each has.
+    """
+
+    network: str
+    what: str
+    winner: str
+    loser: str
+    containers: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
+
+
+class Disputes:
+    """All that are open, as this host sees them."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        leases: Leases,
+        endpoints: Mapping[Identity, Endpoint],
+        published: Published,
+        happenings: Happenings,
+    ) -> None:
+        self._replica = replica
+        self._leases = leases
+        self._endpoints = endpoints
+        self._published = published
+        self._happenings = happenings
+        self._lost: dict[tuple[str, str], dict[str, str]] = {}
+        """By (network, host): the blocks that the host has lost, with their owners."""
+        self.fresh: set[tuple[str, str]] = set()
+        """The (network, host) pairs about which something changed; whoever follows that clears it."""
+
+    def look(self, networks: tuple[Network, ...]) -> None:
+        """Look who has lost what now, and tell of what is new."""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for network in networks:
+            for (host, block), owner in self._leases.lost(network.name).items():
+                found.setdefault((network.name, host), {})[block] = owner
+        before, self._lost = self._lost, found
+        fresh = {pair for pair in before.keys() | found.keys() if before.get(pair) != found.get(pair)}
+        self.fresh |= fresh
+        for name, host in sorted(fresh):
+            old, new = before.get((name, host), {}), found.get((name, host), {})
+            for block in sorted(new.keys() - old.keys()):
+                log.warning("%s", self._why(name, f"block {block}", new[block], host))
+                self._tell(name, self._why(name, f"block {block}", new[block], host))
+            for block in sorted(old.keys() - new.keys()):
+                self._tell(name, f"block {block} of network {name} is claimed by one host only again")
+
+    def _tell(self, network: str, text: str) -> None:
+        self._happenings.add("lease", text, network=network)
+
+    def _why(self, network: str, what: str, winner: str, loser: str) -> str:
+        first = "shared" if winner == SHARED else f"host {self._leases.name(winner)}'s"
+        return (
+            f"{what} of network {network} is {first}, by the earlier claim, and host {self._leases.name(loser)} "
+            "claims it too: it gives no new addresses from it"
+        )
+
+    def lost_by(self, network: str, host: str) -> Mapping[str, str]:
+        """Return the blocks of a network that a host has lost, with their owners."""
+        return self._lost.get((network, host), {})
+
+    def concern(self, key: str) -> bool:
+        """Tell whether a record is an endpoint of a host that has lost a block: then the way to it changes."""
+        return key.startswith(ENDPOINTS) and any(host == key.split("/")[1] for _, host in self._lost)
+
+    def _held(self, network: str, host: str) -> Iterator[tuple[Prefix, Endpoint]]:
+        """Yield the addresses that containers on a host have in a network."""
+        found = (
+            self._endpoints.values()
+            if host == self._leases.host.id
+            else (endpoint for other, endpoint in self._published.others(host))
+        )
+        for endpoint in found:
+            if endpoint.network == network:
+                yield from ((address.single(), endpoint) for address in endpoint.prefixes)
+
+    def living(self, network: str, host: str) -> set[Prefix]:
+        """Return the addresses that containers on a host have in a network."""
+        return {address for address, _ in self._held(network, host)}
+
+    def astray(self, network: Network, loser: str) -> set[Prefix]:
+        """Return the addresses by which containers of a loser in its lost blocks are reached, one by one.
+
+        Not those that the owner has, itself or for a container.
+        """
+        name, pools = network.name, network.prefixes
+        lost = self.lost_by(name, loser)
+        blocks = [block for block in map(prefix, lost) if any(pool.holds(block) for pool in pools)]
+        if not blocks:
+            return set()
+        mine = {a for a in self.living(name, loser) if any(block.holds(a) for block in blocks)}
+        for owner in set(lost.values()):
+            lease = self._leases.of(name, owner)
+            mine -= self.living(name, owner) | {prefix(text).single() for text in (lease.addresses if lease else ())}
+        return mine - gateways(network)
+
+    def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
+        """Return the addresses of this host's own block that others' containers have, with whose they are."""
+        record = self._replica.value(block_key(network, block), BlockRecord)
+        if record is None or not record.over:
+            return {}
+        here, found = self._leases.host.id, {}
+        for address, held in self._leases.exact(network).items():
+            if held.host not in ("", here) and block.holds(address):
+                found[address] = f"{held.called} on host {self._leases.name(held.host)}"
+        for host, endpoint in self._published.others():
+            for address in endpoint.prefixes if endpoint.network == network else ():
+                if block.holds(address.single()):
+                    found[address.single()] = f"{endpoint.called} on host {self._leases.name(host)}"
+        return found
+
+    async def settle(self, network: Network) -> None:
+        """Put this host's claims right: those made earlier over the later ones, and let go what is no longer held."""
+        name, here = network.name, self._leases.host.id
+        await self._drop_strange(network)
+        await self._claim_again(network)
+        for block, owner in self._leases.frozen(name).items():
+            key = block_key(name, block)
+            found = self._replica.value(key, BlockRecord)
+            mine = self._displaced(key)
+            if found is None:
+                continue
+            if earlier(mine, found, here):
+                at = mine.at if mine else found.at
+                ours = BlockRecord(here, at, back=True, over=owner)
+                if await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)}):
+                    log.warning(
+                        "block %s of network %s was this host's before host %s claimed it", block, name, owner
+                    )
+            else:
+                held = any(block.holds(address) for address, _ in self._held(name, here))
+                await self._let_go(name, block, keep=held)
+
+    def _displaced(self, key: str) -> BlockRecord | None:
+        """Return this host's own claim of a block as it was before another took its place, None if not known."""
+        try:
+            mine = records.decode(self._replica.displaced[key], BlockRecord)
+        except (KeyError, Invalid):
+            return None
+        return mine if mine.owner == self._leases.host.id else None
+
+    async def _claim_again(self, network: Network) -> None:
+        """Claim the blocks of our lease that nobody owns any more: their owner was removed."""
+        lease = self._leases.mine(network.name)
+        for text in lease.prefixes if lease else ():
+            key = block_key(network.name, text)
+            if key not in self._replica.records:
+                ours = BlockRecord(self._leases.host.id, self._leases.time())
+                await self._replica.write({key: ours}, absent=[key])
+
+    async def _drop_strange(self, network: Network) -> None:
+        """Take out of this host's lease what somebody else put in, and the host cannot have claimed."""
+        async with self._leases.changing:
+            lease = self._leases.mine(network.name)
+            if lease is None or not any(is_strange(network, block) for block in lease.blocks):
+                return
+            key = lease_key(network.name, lease.host)
+            left = [text for text in lease.prefixes if not is_strange(network, prefix(text))]
+            changed = msgspec.structs.replace(lease, prefixes=tuple(left))
+            await self._replica.write({key: changed}, unchanged={key: await self._replica.revision(key)})
+
+    async def _let_go(self, name: str, block: Prefix, keep: bool) -> None:
+        """Take a block out of this host's lease unless containers ``keep`` it, and the host's own address in it."""
+        async with self._leases.changing:
+            lease = self._leases.mine(name)
+            if lease is None:
+                return
+            key = lease_key(name, lease.host)
+            left = msgspec.structs.replace(
+                lease,
+                prefixes=tuple(text for text in lease.prefixes if keep or prefix(text) != block),
+                addresses=tuple(text for text in lease.addresses if not block.holds(prefix(text).single())),
+            )
+            if left != lease:
+                await self._replica.write({key: left}, unchanged={key: await self._replica.revision(key)})
+
+    def open(self) -> list[Dispute]:
+        """Return every dispute about a block, with the loser's containers in it."""
+        found = []
+        for (name, loser), blocks in sorted(self._lost.items()):
+            for text, owner in sorted(blocks.items()):
+                block = prefix(text)
+                held = {a: e for a, e in self._held(name, loser) if block.holds(a)}
+                theirs = {a for a, _ in self._held(name, owner)}
+                names = tuple(sorted({e.name or e.id for e in held.values()}))
+                doubled = tuple(a.address for a in sorted(held.keys() & theirs))
+                found.append(Dispute(name, f"block {text}", owner, loser, names, doubled))
+        return found
+
+    def told(self, dispute: Dispute) -> dict[str, object]:
+        """Return a dispute for `status`: with names, the reason and what to do."""
+        winner = "" if dispute.winner == SHARED else self._leases.name(dispute.winner)
+        loser = self._leases.name(dispute.loser)
+        why = self._why(dispute.network, dispute.what, dispute.winner, dispute.loser)
+        if dispute.doubled:
+            why += f"; containers of both have {', '.join(dispute.doubled)}"
+        fix = f"it is settled when host {loser} has let go of it"
+        if dispute.containers:
+            names = ", ".join(dispute.containers)
+            fix = f"detach {names} on host {loser} and attach them anew: they get other addresses, and it is settled"
+        return {
+            "network": dispute.network,
+            "what": dispute.what,
+            "winner": winner,
+            "loser": loser,
+            "containers": list(dispute.containers),
+            "doubled": list(dispute.doubled),
+            "why": why,
+            "fix": fix,
+        }

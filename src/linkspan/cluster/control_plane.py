@@ -1,0 +1,209 @@
+"""Where the control plane is, so that rules keep containers from it: the store, the switches and what others name.
+
+A host knows the store's endpoints from its own URL, and what etcd's members say of themselves. Each host publishes
+the addresses it knows in its record (``Host.control``): one store has several addresses, and containers of one host
+must not reach it by those that only another host uses. The controller publishes the switches' (``settings/control``).
+
+A name is resolved again every EVERY seconds. Each address that it ever had stays closed, up to MOST: a resolver may
+answer with a part of them, or with none. They are kept in a file, so rules are there before the first container is,
+also where no resolver answers after a start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import place, prefix
+from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.supervise import lasting
+from linkspan.kernel.io.durable_files import write
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.cluster.control_plane")
+
+EVERY = 10.0
+"""Seconds between two looks: names may lead to other addresses, and etcd may have other members."""
+PATIENCE = 2.0
+"""Seconds that a look waits for the resolver."""
+MOST = 256
+"""Addresses that are kept of this host's own knowledge, and that are taken from one record."""
+SWITCHES = "settings/control"
+"""The key of the record in which the controller says where the devices that it programs are."""
+FILE = "control.json"
+
+Place = tuple[str, int]
+"""An address and a TCP port."""
+
+
+class Control(msgspec.Struct, frozen=True):
+    """Addresses with TCP ports, ``192.0.2.9:6653`` or ``[2001:db8::9]:6653``, from which containers are kept."""
+
+    places: tuple[str, ...] = ()
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """What rules close: places, and ports at every address of this host."""
+
+    places: tuple[Place, ...] = ()
+    here: tuple[int, ...] = ()
+
+
+def text(where: Place) -> str:
+    """Return a place as records have it."""
+    address, port = where
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def parsed(texts: Iterable[str]) -> list[Place]:
+    """Return the places of a record; what is none is left out, and so is what would close no real address."""
+    found = []
+    for one in list(texts)[:MOST]:
+        try:
+            address, port = place(one)
+        except Invalid:
+            continue
+        if port and not _special(address.address):
+            found.append((address.address, port))
+    return found
+
+
+def _special(address: str) -> bool:
+    """Tell whether an address means another machine to everybody who reads it, or none at all."""
+    found = ipaddress.ip_address(address)
+    return found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local
+
+
+async def resolved(services: Iterable[str]) -> dict[str, list[str]]:
+    """Return the addresses of each HOST:PORT whose host has any now."""
+    names = {service: service.rpartition(":")[0].strip("[]") for service in services}
+    loop = asyncio.get_running_loop()
+
+    async def look(name: str) -> list[str]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # TimeoutError is an OSError
+            return []
+        return list(dict.fromkeys(str(one[4][0]).partition("%")[0] for one in found))
+
+    hosts = sorted(set(names.values()))
+    addresses = dict(zip(hosts, await asyncio.gather(*map(look, hosts)), strict=True))
+    return {service: addresses[name] for service, name in names.items() if addresses[name]}
+
+
+class ControlPlane:
+    """Looks where the control plane is; ``changed`` is called where anything else is closed by that."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        addresses: Callable[[], Awaitable[frozenset[str]]],
+        changed: Callable[[], Awaitable[object]],
+    ) -> None:
+        """``addresses`` returns all addresses of this host."""
+        self._file = state_dir / FILE
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._addresses = addresses
+        self._changed = changed
+        self._local: frozenset[str] = frozenset()
+        self._known: dict[str, list[str]] = self._remembered()
+        """By service, HOST:PORT: its addresses, the latest first."""
+        self._task: asyncio.Task[None] | None = None
+
+    def _remembered(self) -> dict[str, list[str]]:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, list[str]])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return {}  # the first start, or spoilt: the first look finds it again
+
+    def closed(self) -> Closed:
+        """Return what is closed now, by what this host knows and what records say."""
+        own = self._own()
+        devices = self._replica.value(SWITCHES, Control)
+        texts = {host.control for host in self._leases.hosts().values()}  # most of a thousand hosts say the same
+        texts |= {devices.places} if devices is not None else set()
+        told = {where for one in texts for where in parsed(one) if not self._in_pool(where[0])}
+        here = {port for address, port in own | told if self._is_local(address)}
+        every = own | told | {(address, port) for address in self._local for port in here}
+        return Closed(tuple(sorted(every)), tuple(sorted(here)))
+
+    def _own(self) -> set[Place]:
+        found = set()
+        for service, addresses in self._known.items():
+            port = service.rpartition(":")[2]
+            if port.isdigit() and 0 < int(port) < 65536:
+                found |= {(address, int(port)) for address in addresses}
+        return found
+
+    def _in_pool(self, address: str) -> bool:
+        """Tell whether an address is a container's: no record closes those to each other."""
+        return any(pool.holds(prefix(address)) for network in self._networks.all() for pool in network.prefixes)
+
+    def _is_local(self, address: str) -> bool:
+        found = ipaddress.ip_address(address)
+        return address in self._local or found.is_loopback or found.is_unspecified
+
+    async def look(self) -> bool:
+        """Look once, and return whether anything changed; what cannot be found out stays as it was."""
+        before = self.closed()
+        self._local = await self._addresses()
+        found = await resolved(await self._replica.store.services())
+        known = {service: _latest(addresses, self._known.get(service, [])) for service, addresses in found.items()}
+        merged = dict(list((known | {k: v for k, v in self._known.items() if k not in known}).items())[:MOST])
+        if merged != self._known:
+            self._known = merged
+            self._save()
+        control = tuple(sorted(text(where) for where in self._published()))
+        self._leases.host = msgspec.structs.replace(self._leases.host, control=control)
+        return self.closed() != before
+
+    def _published(self) -> set[Place]:
+        """Return what others are told: where the store is on this host, all addresses by which it may be reached."""
+        own = self._own()
+        here = {port for address, port in own if self._is_local(address)}
+        every = own | {(address, port) for address in self._local for port in here}
+        return {(address, port) for address, port in every if not (_special(address) or self._in_pool(address))}
+
+    def _save(self) -> None:
+        try:
+            write(self._file, msgspec.json.encode(self._known), 0o600)
+        except OSError as error:
+            log.warning("%s: %s", self._file, error.strerror)
+
+    def start(self) -> None:
+        """Begin to look again and again."""
+        self._task = lasting("looking where the control plane is", self._follow)
+
+    async def stop(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            try:
+                if await self.look():
+                    await self._changed()
+            except LinkspanError as error:
+                log.debug("control plane: %s", error.message)
+
+
+def _latest(new: list[str], old: list[str]) -> list[str]:
+    """Return both, the new ones first, and the oldest left out where there are too many."""
+    return list(dict.fromkeys([*sorted(new), *old]))[:MOST]

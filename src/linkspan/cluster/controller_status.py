@@ -1,0 +1,49 @@
+"""What an agent knows of the controller: whether one is active, what is refused without, what it says is not well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from linkspan.backends import migration
+from linkspan.backends.sdn import backend as sdn
+from linkspan.cluster.questions import Ask, Standing, Well
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import Network
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.diagnose.trace.parts import CONTROLLER
+from linkspan.store.replica import Replica
+
+START = "start one where the store and the switches are reached: `linkspan controller` (docs/sdn.md)"
+LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
+
+
+def needed(networks: Iterable[Network]) -> bool:
+    """Tell whether any network is carried by devices that a controller programs."""
+    return any(sdn.gateway(way) for network in networks for way in migration.ways(network))
+
+
+def active(replica: Replica) -> str:
+    """Return the name of the active controller, '' without one."""
+    record = replica.records.get(f"alive/{CONTROLLER}")
+    return record.value.decode(errors="replace") if record is not None else ""
+
+
+def require(replica: Replica, network: Network, what: str) -> None:
+    """Refuse, by Unavailable, what would send a network's packets to switches that nobody programs."""
+    if network.backend == sdn.BACKEND.name and not active(replica):
+        raise Unavailable(f"{what} {network.name}: backend sdn needs a controller, and no controller is active", START)
+
+
+async def checks(replica: Replica, networks: Iterable[Network], ask: Ask) -> list[Check]:
+    """Return what ``doctor`` says of the controller: nothing where no network needs one."""
+    if not needed(networks):
+        return []
+    name = active(replica)
+    if not name:
+        return [Check("controller", "fail", "no controller is active: the switches learn of nothing new", START)]
+    try:
+        found = await ask.ask(CONTROLLER, Well(), Standing)
+    except Unavailable as error:
+        return [Check("controller", "warn", f"{name} is active, and does not tell how it is: {error.message}", LOOK)]
+    bad = [Check("controller", "fail", problem, LOOK) for problem in found.problems]
+    return bad or [Check("controller", "ok", f"{name} is active, and has nothing to complain of")]

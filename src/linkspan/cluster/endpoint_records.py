@@ -1,0 +1,248 @@
+"""This host's endpoints, told to all: ``endpoints/HOST/ID/IFNAME`` in the store, for lists and traces.
+
+Written after the attach, by a task of its own: no container waits for the store. The host's journal stays the
+truth; a record that is missing or old is put right when the agent starts, and when the store lost it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+
+from linkspan.core import dns_names
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, closest
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint
+from linkspan.core.supervise import lasting
+from linkspan.store.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.request import MOST_KEYS
+
+log = logging.getLogger("linkspan.cluster.endpoint_records")
+
+AGAIN = 2.0
+"""Seconds until what the store did not take is tried again."""
+SHOWN = 24
+"""Characters of an id that lists show."""
+FEWEST = 4
+"""Digits of an engine's id that mean it, where it is the only one: fewer are sooner a slip of the keyboard."""
+Identity = tuple[str, str]
+
+
+def key_of(host: str, identity: Identity) -> str:
+    """Return an endpoint's key."""
+    return f"{ENDPOINTS}{host}/{identity[0]}/{identity[1]}"
+
+
+def record_of(endpoint: Endpoint) -> Endpoint:
+    """Return what others may know: not by which path this host reaches the namespace."""
+    return msgspec.structs.replace(endpoint, netns_path="")
+
+
+class Published:
+    """Keeps the records equal to the endpoints of this host, and reads those of the others."""
+
+    def __init__(self, replica: Replica, host: str, endpoints: Mapping[Identity, Endpoint]) -> None:
+        self._replica = replica
+        self._host = host
+        self._endpoints = endpoints
+        self.due: set[str] = set()
+        """Keys that are to be looked at."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Put right whatever differs, and go on."""
+        there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
+        self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
+        self._wake.set()
+        self._task = lasting("publishing endpoints", self._follow)
+
+    async def stop(self) -> None:
+        """End; the records stay, as the containers do."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def note(self, identity: Identity) -> None:
+        """Remember that an endpoint came, changed or went."""
+        self.due.add(key_of(self._host, identity))
+        self._wake.set()
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
+        if self.has_own(keys):
+            self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
+            self._wake.set()
+
+    def has_own(self, keys: frozenset[str]) -> bool:
+        """Tell whether one of the keys is of an endpoint of this host."""
+        return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
+
+    def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
+        """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
+        prefix = f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS
+        for key in self._replica.under(prefix):
+            host = key.split("/")[1]
+            if host != self._host and (endpoint := self._replica.value(key, Endpoint)) is not None:
+                yield host, endpoint
+
+    def own(self) -> list[Endpoint]:
+        """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
+
+        By which path a namespace is reached is not taken from there: others may have written it.
+        """
+        own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
+        return [record_of(endpoint) for endpoint in own if endpoint is not None]
+
+    def everywhere(self) -> list[Endpoint]:
+        """Return the endpoints of all hosts, this one's first."""
+        return [*self._endpoints.values(), *(endpoint for _, endpoint in self.others())]
+
+    def holder(self, network: str, address: Prefix) -> str:
+        """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it.
+
+        Of one on this host the name is enough, where it has one.
+        """
+        return next((who for _, who in self.holders(network, address)), "")
+
+    def holders(self, network: str, among: Prefix) -> Iterator[tuple[str, str]]:
+        """Yield the addresses of a network that endpoints have, and whose each is, as `holder` says it."""
+        for endpoint in self.everywhere():
+            here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
+            for one in endpoint.prefixes if endpoint.network == network else ():
+                if among.holds(one.single()):
+                    yield one.address, f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
+
+    def find(self, word: str) -> list[Endpoint]:
+        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound."""
+        if found := meant(word, self.everywhere()):
+            return found
+        look = "`linkspan endpoint list` shows them"
+        raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))
+
+    def here(self, word: str, *, named: bool = True) -> list[Endpoint]:
+        """Return the endpoints of this host's container that a word means (`meant`), or that has just this id.
+
+        What is not known here is none. Raises Conflict, with the candidates, where several containers fit.
+        """
+        local = list(self._endpoints.values())
+        found = meant(word, local) if named else [e for e in local if e.id == word]
+        containers = len(set(_containers(found)))
+        if containers > 1:
+            each = ", ".join(f"{e.called}@{e.network} ({e.id[:SHOWN]} {e.ifname})" for e in found)
+            raise Conflict(
+                f"{containers} containers on this host are called {word}: {each}", "give NAME@NETWORK, or an id"
+            )
+        return found
+
+    def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
+        """Return why nothing on this host could be detached by a word: an id or, where it is ``named``, a name."""
+        name = word.partition("@")[0]
+        if mine := meant(name, self._endpoints.values()):
+            have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
+            if not any(name == e.id or named for e in mine):
+                return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
+            return f"it has {have}, and no other interface here"
+        if hosts := sorted({e.host for e in meant(name, [e for _, e in self.others()])}):
+            return f"it is on host {' and '.join(hosts)}, where the command can detach it"
+        gone = [h for h in happenings.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
+        if gone:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))
+            return f"it was detached already, at {at}"
+        look = closest(name, _words(self._endpoints.values()), "`linkspan endpoint list` shows those of all hosts")
+        return f"no container on this host has this id or name ({look})"
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            due = sorted(self.due)[:MOST_KEYS]
+            try:
+                await self._write(due)
+            except LinkspanError as error:
+                log.debug("endpoints are not published: %s", error.message)
+                await asyncio.sleep(AGAIN)
+            if self.due:
+                self._wake.set()
+
+    async def _write(self, due: list[str]) -> None:
+        current = {key_of(self._host, i): record_of(e) for i, e in self._current(due)}
+        known = {key: self._replica.encoded(key, endpoint) for key, endpoint in current.items()}
+        there = self._replica.records
+        puts = {k: v for k, v in known.items() if k not in there or there[k].value != v}
+        deletes = [k for k in due if k not in known and k in there]
+        self.due -= set(due)
+        removed = f"{GONE}hosts/{self._host}" in there  # then it does not come back by itself
+        try:
+            if (puts or deletes) and not removed:
+                await self._replica.write(puts, deletes)
+        except LinkspanError:
+            self.due |= set(due)
+            raise
+
+    def _current(self, due: list[str]) -> Iterator[tuple[Identity, Endpoint]]:
+        for key in due:
+            if (found := self._endpoints.get(_identity(key))) is not None:
+                yield found.identity, found
+
+
+def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return the endpoints that a word means, or NAME@NETWORK.
+
+    An id comes first, then a container's name, then what DNS answers, and then the beginning of an id that a list
+    shows: SHOWN characters of any, or FEWEST of one that an engine made. A name of somebody's is no such beginning.
+    """
+    name, _, network = word.partition("@")
+    every = [e for e in endpoints if network in ("", e.network)]
+    ways: tuple[Callable[[Endpoint], bool], ...] = (
+        lambda e: e.id == name,
+        lambda e: e.name == name,
+        lambda e: dns_names.answers(e, name),
+        lambda e: e.id.startswith(name) and len(name) >= (FEWEST if dns_names.DIGEST.fullmatch(e.id) else SHOWN),
+    )
+    found = ([e for e in every if fits(e)] for fits in ways)
+    return next(filter(None, found), [])
+
+
+def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return endpoints with those of one container together, in the order eth0, eth1, eth10."""
+    every = list(endpoints)
+    containers = _containers(every)
+    first: dict[object, int] = {}
+    for number, container in enumerate(containers):
+        first.setdefault(container, number)
+    pairs = zip(containers, every, strict=True)
+    ordered = sorted(pairs, key=lambda pair: (first[pair[0]], len(pair[1].ifname), pair[1].ifname))
+    return [endpoint for _, endpoint in ordered]
+
+
+def _containers(endpoints: Iterable[Endpoint]) -> list[tuple[object, ...]]:
+    """Return for each endpoint what only those of its container have; Docker gives each of them another id.
+
+    The kernel gives a namespace's inode again, but with another cookie. Records of older agents have no cookie: those
+    are of the namespace whose cookie the others with their inode have, if it is one.
+    """
+    every = list(endpoints)
+    cookies: dict[tuple[str, int], set[int]] = {}
+    for endpoint in every:
+        cookies.setdefault((endpoint.host, endpoint.netns), set()).add(endpoint.netns_cookie)
+    found: list[tuple[object, ...]] = []
+    for endpoint in every:
+        known = cookies[endpoint.host, endpoint.netns] - {0}
+        netns = (endpoint.netns, *known) if len(known) < 2 else endpoint.namespace
+        found.append((endpoint.host, *(netns if endpoint.netns else (endpoint.id,))))
+    return found
+
+
+def _words(endpoints: Iterable[Endpoint]) -> Iterator[str]:
+    return (word for e in endpoints for word in (e.id, *dns_names.given(e)))
+
+
+def _identity(key: str) -> Identity:
+    id_, _, ifname = key.split("/", 2)[2].partition("/")  # of any key: somebody may have made one
+    return id_, ifname

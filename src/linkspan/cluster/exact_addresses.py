@@ -1,0 +1,220 @@
+"""This host's exact addresses: the store's records are kept equal to what its containers hold.
+
+A container that went while the store was away leaves a record behind that still says that it holds the address. So
+nothing is remembered for later: whatever differs is put right, at the agent's start, when a record changed, and again
+after what the store did not take. Another host's claim of an address that a container here holds, never released, was
+made after a restore of the store: the earlier claim wins (``blocks.earlier``), and the loser is named in `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from linkspan.cluster.allocator import IDENTITY
+from linkspan.cluster.blocks import block_of, earlier
+from linkspan.cluster.conflicts import Dispute
+from linkspan.cluster.leases import ITSELF, Leases
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.model import Endpoint
+from linkspan.core.supervise import lasting
+from linkspan.store import records
+from linkspan.store.records import SHARED, AddressRecord, BlockRecord, address_key, block_key
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.cluster.exact_addresses")
+
+AGAIN = 2.0
+"""Seconds until what the store did not take is tried again."""
+SOON = 0.5
+"""Seconds in which changes gather."""
+Holder = tuple[str, str, str]
+"""Container, interface and identity."""
+Identity = tuple[str, str]
+
+
+class Holdings:
+    """Looks at the keys that are ``due``."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        endpoints: Mapping[Identity, Endpoint],
+        busy: Callable[[Identity], bool],
+    ) -> None:
+        """``busy`` tells whether an attach or detach of an identity is under way, which does its own part."""
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._endpoints = endpoints
+        self._busy = busy
+        self.due: set[str] = set()
+        self.lost: dict[str, Dispute] = {}
+        """By key: the addresses that this host's containers have and another's hold."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look at everything, and go on."""
+        self.due |= self._replica.under("addresses/").keys() | self._held().keys()
+        self._wake.set()
+        self._task = lasting("looking after exact addresses", self._follow)
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Look at records of exact addresses that changed and are, or were, this host's, or whose block was."""
+        due = {key for key in keys if key.startswith("addresses/") and self._ours(key)}
+        for key in [key for key in keys if key.startswith("blocks/") and key in self._replica.displaced]:
+            due |= self._replica.under(f"addresses/{key.split('/')[1]}/").keys()
+        self.note(due)
+
+    def _ours(self, key: str) -> bool:
+        record = self._replica.value(key, AddressRecord)
+        known = key in self._replica.displaced or key in self.lost
+        return known or record is None or record.host == self._leases.host.id
+
+    def note(self, keys: set[str]) -> None:
+        """Look at these keys soon."""
+        self.due |= keys
+        if keys:
+            self._wake.set()
+
+    def _held(self) -> dict[str, Holder]:
+        """Return what is held here, by key."""
+        found: dict[str, Holder] = {}
+        names = {network.name for network in self._networks.all()}
+        for lease in self._leases.own():
+            for text in lease.addresses if not lease.prefixes else ():
+                found[address_key(lease.network, prefix(text))] = (ITSELF, "", "")
+        blocks = {lease.network: lease.blocks for lease in self._leases.own()}
+        for endpoint in self._endpoints.values():
+            if endpoint.network not in names or endpoint.network not in blocks:
+                continue
+            for address in endpoint.prefixes:
+                if not any(block.holds(address.single()) for block in blocks[endpoint.network]):
+                    who = (*endpoint.identity, endpoint.labels.get(IDENTITY, ""))
+                    found[address_key(endpoint.network, address)] = who
+        return found
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._replica.settled or self._leases.removed():
+                await asyncio.sleep(AGAIN)
+                self._wake.set()
+                continue
+            await asyncio.sleep(SOON)
+            due, self.due = sorted(self.due), set()
+            strange = [key for key in due if not self._plain(key)]
+            held = self._held() if strange else {}
+            for key in strange:
+                try:
+                    await self._look(key, held.get(key))
+                except LinkspanError as error:
+                    log.debug("%s: %s", key, error.message)
+                    self.due.add(key)
+            if self.due:
+                await asyncio.sleep(AGAIN)
+                self._wake.set()
+
+    def _plain(self, key: str) -> bool:
+        """Tell whether a record says just what is: nearly all do."""
+        record = self._replica.value(key, AddressRecord)
+        if record is None or record.host != self._leases.host.id or key in self._replica.displaced:
+            return False
+        if any(one.startswith("blocks/") for one in self._replica.displaced):
+            return False
+        endpoint = self._endpoints.get((record.container, record.ifname))
+        _, name, text = key.split("/", 2)
+        return (
+            endpoint is not None
+            and endpoint.network == name
+            and any(p.address == text for p in endpoint.prefixes)
+        )
+
+    async def _look(self, key: str, held: Holder | None) -> None:
+        _, name, text = key.split("/", 2)
+        record, here = self._replica.value(key, AddressRecord), self._leases.host.id
+        self.lost.pop(key, None)
+        if key in self._replica.unreadable:
+            return
+        if held is None:
+            if record is not None and record.host == here and record.container != ITSELF:
+                if self._busy((record.container, record.ifname)):
+                    self.due.add(key)
+                    return
+                await self._leases.give_back(name, prefix(text).single())
+                log.info("address %s of network %s was held by nobody, and is released", text, name)
+            return
+        if record is not None and record.host == here:
+            await self._share_again(name, prefix(text).single())
+        elif record is None or not record.host:
+            await self._put(key, held, record)
+        elif earlier(self._displaced(key), record, here):
+            await self._put(key, held, record)
+            log.warning("address %s was this host's before host %s took it", text, record.host)
+        else:
+            self.lost[key] = Dispute(name, f"address {text}", record.host, here, (held[0],), (text,))
+
+    def _displaced(self, key: str) -> AddressRecord | None:
+        try:
+            mine = records.decode(self._replica.displaced[key], AddressRecord)
+        except (KeyError, Invalid):
+            return None
+        return mine if mine.host == self._leases.host.id else None
+
+    async def _put(self, key: str, held: Holder, found: AddressRecord | None) -> None:
+        """Say again that a container here holds an address; over another's later claim where there is one."""
+        container, ifname, identity = held
+        mine = self._displaced(key)
+        at = mine.at if mine else found.at if found and found.host else time.time()
+        over = found.host if found else ""
+        ours = AddressRecord(self._leases.host.id, container, ifname, at, identity, back=True, over=over)
+        if found is None:
+            await self._replica.write({key: ours}, absent=[key])
+        else:
+            await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)})
+
+    async def _share_again(self, name: str, address: Prefix) -> None:
+        """Make the address's block shared again, where another host has claimed it after the store lost that."""
+        key = block_key(name, block_of(self._networks.get(name), address))
+        found, here = self._replica.value(key, BlockRecord), self._leases.host.id
+        if found is None or found.owner in (SHARED, here) or key not in self._replica.displaced:
+            return
+        mine = records.decode(self._replica.displaced[key], BlockRecord)
+        if mine.owner == SHARED and not found.back:
+            ours = msgspec.structs.replace(mine, back=True, over=found.owner)
+            await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)})
+
+    def open(self) -> list[Dispute]:
+        """Return the exact addresses in dispute: those that this host lost, and those that it won."""
+        found = list(self.lost.values())
+        for key, record in self._replica.read("addresses/", AddressRecord).items():
+            if record.over and record.host == self._leases.host.id:
+                _, name, text = key.split("/", 2)
+                found += self._loser(name, text, record)
+        return found
+
+    def _loser(self, name: str, text: str, record: AddressRecord) -> list[Dispute]:
+        """Return the dispute about an address that this host won, while the loser's container has it still."""
+        return [
+            Dispute(
+                name, f"address {text}", record.host, record.over, (endpoint.name or endpoint.id,), (text,)
+            )
+            for endpoint in self._replica.read(f"endpoints/{record.over}/", Endpoint).values()
+            if endpoint.network == name and any(p.address == text for p in endpoint.prefixes)
+        ]

@@ -1,0 +1,80 @@
+"""Settings: each host's own, in its record, those that all hosts have, and the cluster's; checked before writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from linkspan.backends.bgp import settings as bgp
+from linkspan.backends.ipsec import settings as ipsec
+from linkspan.cluster.leases import Leases
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Host
+from linkspan.core.states import wireguard
+from linkspan.store.compare_and_swap import revised
+from linkspan.store.records import COMMON, SETTINGS, ClusterSettings, Common
+from linkspan.store.replica import Replica
+
+_KINDS = ("bgp.", "ipsec.", "wireguard.")
+
+
+def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
+    """Refuse, by Invalid, what nothing reads. Of what is given only: records may have what newer hosts know."""
+    for key, value in changes.items():
+        if key == "drained" and of_all:
+            raise Invalid("setting drained is one host's, not all hosts'", "linkspan host drain HOST")
+        if key == "drained" and value not in ("", "1"):
+            raise Invalid(f"setting drained={value} is neither 1 nor empty", "linkspan host drain HOST, or undrain")
+        if value and key != "drained" and not key.startswith(_KINDS):
+            there = ", ".join(f"{kind}.." for kind in _KINDS)
+            raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
+
+
+async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[str, str]) -> Host:
+    """Change (or, by an empty value, unset) a host's settings, which it takes over when it sees them.
+
+    Raises Invalid, naming one.
+    """
+    require_known(changes, of_all=False)
+
+    def changed() -> Host:
+        known = leases.record(host.id) or host
+        found = msgspec.structs.replace(known, settings=_merged(known.settings, changes))
+        _check(leases.whole(found))
+        return found
+
+    return await revised(replica, f"hosts/{host.id}", changed)
+
+
+async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, str]) -> dict[str, str]:
+    """Change the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
+    require_known(changes, of_all=True)
+
+    def changed() -> Common:
+        settings = _merged(leases.common(), changes)
+        _check(Host(id="", name="", settings=settings))
+        for host in leases.hosts().values():
+            try:
+                _check(msgspec.structs.replace(host, settings={**settings, **host.settings}))
+            except Invalid as error:
+                raise error.within(f"with the settings of host {host.name}") from error
+        return Common(settings)
+
+    return (await revised(replica, COMMON, changed)).settings
+
+
+async def change_cluster(replica: Replica, **changes: float) -> ClusterSettings:
+    """Change the cluster's own settings, and nothing of what another host changes of them at the same time."""
+    return await revised(replica, SETTINGS, lambda: msgspec.structs.replace(replica.settings, **changes))
+
+
+def _merged(settings: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in {**settings, **changes}.items() if value}
+
+
+def _check(host: Host) -> None:
+    """Refuse, by Invalid, settings that mean nothing."""
+    bgp.speaker(host)
+    ipsec.settings(host)
+    wireguard.settings(host.settings)

@@ -1,0 +1,170 @@
+"""This host's keys of encrypting backends: made once, and changed while packets flow.
+
+The private key is a file of the state folder; the host's record has the public one, and is the truth about which key
+is in force. To change it, as in a migration, everybody takes packets by the new key before anybody sends by it:
+
+1. The host makes a second key and announces it (``next_keys``).
+2. The others add it as a peer that has no prefix yet, and say in their own records that they take it (``takes``).
+3. When all say so, the host's device gets the new key, and at once the record says that it is in force. The device
+   makes new sessions from that moment on; sessions of the old key still bring packets in. With the record the others
+   move the host's prefixes to the new key: what the host sends in between (some 10 ms) is dropped there.
+
+Where the record cannot be written the device gets the old key back, so nobody is cut off by a store that is away. An
+agent that ends in between begins with the key that the record has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from linkspan.backends.wireguard.backend import WireguardBackend, serves
+from linkspan.cluster.leases import Leases
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import HostView
+from linkspan.core.states.host import Key
+from linkspan.core.states.wireguard import WireguardKey, key_id
+from linkspan.kernel.probe import keys
+from linkspan.kernel.probe.keys import NEXT, PRIVATE
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.cluster.key_rotation")
+
+NAME = WireguardBackend.name
+
+
+async def _nobody() -> None:
+    """Tell nobody."""
+
+
+class Rotation(msgspec.Struct, frozen=True):
+    """How a host's keys stand: their short names, and the hosts that do not take the next one yet.
+
+    ``used`` tells whether a network encrypts by them.
+    """
+
+    key: str
+    next: str = ""
+    waiting: list[str] = []
+    used: bool = True
+
+
+class Rotating:
+    """The keys of this host, and what it takes of others'."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        leases: Leases,
+        happenings: Happenings,
+        view: Callable[[], HostView],
+        put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
+        register: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._worker = worker
+        self._leases = leases
+        self._happenings = happenings
+        self._view = view
+        self._put_plans = put_plans
+        self._register = register
+        self.changed: Callable[[], Awaitable[None]] = _nobody
+        """Called where the files have changed."""
+
+    async def settle(self) -> None:
+        """Make a key where this host never had one, and let its record say what there is."""
+        known = self._leases.record(self._leases.host.id)
+        recorded = (known or self._leases.host).keys.get(NAME, "")
+        try:
+            found = await self._worker.run(self._settled, recorded)
+        except LinkspanError as error:
+            log.info("no WireGuard key: %s", error.message)
+            found = keys.Found(recorded)
+        mine = {NAME: found.public or recorded} if found.public or recorded else {}
+        coming = {NAME: found.next} if found.next else {}
+        takes = known.takes if known else {}
+        self._leases.host = msgspec.structs.replace(self._leases.host, keys=mine, next_keys=coming, takes=takes)
+
+    def _settled(self, recorded: str) -> keys.Found:
+        folder = self._worker.machine.wireguard.keys
+        found = keys.look(folder)
+        if recorded and recorded == found.next:
+            folder.turn()  # the agent ended between the two
+        elif not (recorded or found.public or found.problem):
+            folder.make(PRIVATE)
+        return keys.look(folder)
+
+    def stand(self) -> Rotation:
+        """Return how this host's keys stand."""
+        host = self._leases.host
+        coming = host.next_keys.get(NAME, "")
+        used = any(map(serves, self._view().networks))
+        return Rotation(key_id(host.keys.get(NAME, "")), key_id(coming), self._waiting() if coming else [], used)
+
+    def _waiting(self) -> list[str]:
+        host = self._leases.host
+        return [
+            other.host.name
+            for other in self._view().others
+            if other.host.takes.get(host.id) != host.next_keys.get(NAME)
+        ]
+
+    async def begin(self) -> Rotation:
+        """Make and announce another key; one that is announced already is not made again."""
+        host = self._leases.host
+        if not host.next_keys:
+            found = await self._worker.run(keys.look, self._worker.machine.wireguard.keys)
+            if not found.public or found.public != host.keys.get(NAME):
+                await self._replace()
+                return self.stand()
+            coming = await self._worker.run(self._worker.machine.wireguard.keys.make, NEXT)
+            await self.changed()
+            self._leases.host = msgspec.structs.replace(host, next_keys={NAME: coming})
+            try:
+                await self._register()
+            except LinkspanError:
+                self._leases.host = host
+                raise
+        return self.stand()
+
+    async def _replace(self) -> None:
+        """Make another key at once, where the one in force is lost: no packet can be sent by it any more."""
+        public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
+        await self.changed()
+        self._leases.host = msgspec.structs.replace(self._leases.host, keys={NAME: public}, next_keys={})
+        await self._register()
+        self._tell(public)
+
+    async def advance(self) -> None:
+        """Say which keys of others are taken, and change to this host's next one where all others take it."""
+        host = self._leases.host
+        unwell = self._worker.machine.reconciler.unwell(("host", NAME))
+        if unwell is None:
+            coming = {o.host.id: o.host.next_keys[NAME] for o in self._view().others if NAME in o.host.next_keys}
+            if coming != host.takes:
+                host = self._leases.host = msgspec.structs.replace(host, takes=coming)
+                await self._register()
+        if host.next_keys and not self._waiting():
+            await self._turn()
+
+    async def _turn(self) -> None:
+        before = self._leases.host
+        public = before.next_keys[NAME]
+        self._leases.host = msgspec.structs.replace(before, keys={NAME: public}, next_keys={})
+        try:
+            failed = await self._put_plans()
+            if error := next((e for key, e in failed.items() if key[0] in (WireguardKey.__name__, "host")), None):
+                raise error
+            await self._register()
+        except LinkspanError as error:
+            self._leases.host = before
+            await self._put_plans()
+            raise Unavailable(f"the next WireGuard key is not in force yet: {error.message}", error.hint) from error
+        await self._worker.run(self._worker.machine.wireguard.keys.turn)
+        await self.changed()
+        self._tell(public)
+
+    def _tell(self, public: str) -> None:
+        self._happenings.add("key", f"WireGuard key {key_id(public)} is in force", key=key_id(public))

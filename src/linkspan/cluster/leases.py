@@ -1,0 +1,493 @@
+"""Leases: this host's claims in every network that crosses hosts, and the one arbiter of addresses.
+
+A host allocates from its own blocks in memory. Exact addresses come from shared blocks, each by one transaction.
+A host can never own a shared block, nor share an owned one. Every claim also requires that the network is the one
+that this host knows: nobody claims in a network that is being deleted.
+
+Ownership is created only if absent, and stays until an operator drains or removes the host, or, where the cluster
+has ``reclaim_after``, until the host has been silent for that long (``liveness``); liveness is a record apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from linkspan.cluster.blocks import block_of, candidates, is_strange, own_address
+from linkspan.cluster.grants import Grant, baseless, granted
+from linkspan.core.addresses import BITS, Prefix, prefix
+from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
+from linkspan.core.ipam import usable
+from linkspan.core.model import Host, Lease, Network, Offer
+from linkspan.store import records
+from linkspan.store.contact import ALIVE_TTL
+from linkspan.store.records import (
+    SHARED,
+    AddressRecord,
+    BlockRecord,
+    address_key,
+    block_key,
+    claimant,
+    lease_key,
+)
+from linkspan.store.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.request import MOST_KEYS
+from linkspan.store.validation import MOST_BLOCKS
+
+log = logging.getLogger("linkspan.cluster.leases")
+
+ITSELF = "(host)"
+"""The holder of a host's own address in a network of exact addresses; no container may have that name."""
+COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, and start its agent again"
+"""What an operator does with a host that somebody removed."""
+TRIES = 64
+"""Blocks that a claim tries, each after the store refused the one before: 200 hosts that start at once need few."""
+
+
+class Leases:
+    """What this host holds, and what it sees of the others'."""
+
+    def __init__(self, replica: Replica, host: Host, *, shared: bool = True) -> None:
+        """In a store that is not ``shared`` with other hosts nobody says that it lives."""
+        self._replica = replica
+        self.shared = shared
+        self.host = host
+        self.overdue: Callable[[str], bool] = lambda _host: False
+        """Tells whether a host has been silent for so long that others may have what it holds."""
+        self.living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: ()
+        """Tells the addresses of a host's containers in a network."""
+        self.changing = asyncio.Lock()
+        """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
+
+    def all(self, network: str = "") -> list[Lease]:
+        """Return the leases of one network, or of all."""
+        prefix_ = f"leases/{network}/" if network else "leases/"
+        return list(self._replica.read(prefix_, Lease).values())
+
+    def of(self, network: str, host: str) -> Lease | None:
+        """Return a host's lease in a network, None without one."""
+        return self._replica.value(lease_key(network, host), Lease)
+
+    def grant(self, network: Network, lease: Lease) -> Grant:
+        """Return what a lease counts for."""
+
+        def holds(address: Prefix) -> bool:
+            record = self._replica.value(address_key(network.name, address), AddressRecord)
+            return record is not None and record.host == lease.host and not self._baseless(network, address, record)
+
+        return granted(network, lease, self._owned(network.name), holds, own=lease.host == self.host.id)
+
+    def counted(self, network: Network, hosts: Collection[str]) -> dict[str, list[Prefix]]:
+        """Return the exact addresses of a network that count for these hosts, by host."""
+        found: dict[str, list[Prefix]] = {}
+        for address, record in self.exact(network.name).items():
+            if record.host in hosts and not self._baseless(network, address, record):
+                found.setdefault(record.host, []).append(address)
+        return found
+
+    def _baseless(self, network: Network, address: Prefix, record: AddressRecord) -> str:
+        def living(host: str) -> Collection[Prefix]:
+            lease = self.of(network.name, host)
+            own = {prefix(text).single() for text in lease.addresses} if lease else set()
+            return own | set(self.living(network.name, host))
+
+        return baseless(network, address, record.host, self._owned(network.name), living)
+
+    def _owned(self, network: str) -> Callable[[Prefix], BlockRecord | None]:
+        return lambda block: self._replica.value(block_key(network, block), BlockRecord)
+
+    def refused(self, networks: Iterable[Network]) -> dict[str, str]:
+        """Return why leases, blocks and exact addresses do not count, or not whole, by the record's key.
+
+        What is of a host that no record knows is nobody's to serve, nor to put back.
+        """
+        found = {}
+        hosts = {self.host.id, SHARED, "", *(key.removeprefix("hosts/") for key in self._replica.under("hosts/"))}
+        for network in networks:
+            for block, owner in self.blocks(network.name).items():
+                if owner not in hosts:
+                    found[block_key(network.name, block)] = _unknown(owner)
+            for address, record in self.exact(network.name).items():
+                why = "" if record.host in hosts else _unknown(record.host)
+                if record.host and (why := why or self._baseless(network, address, record)):
+                    found[address_key(network.name, address)] = why
+            for lease in self.all(network.name):
+                why = "" if lease.host in hosts else _unknown(lease.host)
+                if why := why or self.grant(network, lease).refused:
+                    found[lease_key(network.name, lease.host)] = why
+        return found
+
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Return the networks in which each host has a lease, by the host's id."""
+        found: dict[str, list[str]] = {}
+        for lease in self.all():
+            found.setdefault(lease.host, []).append(lease.network)
+        return {host: tuple(names) for host, names in found.items()}
+
+    def own(self) -> tuple[Lease, ...]:
+        """Return this host's leases, as they are written."""
+        keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{self.host.id}")]
+        return tuple(lease for key in keys if (lease := self._replica.value(key, Lease)) is not None)
+
+    def serving(self, networks: Iterable[Network]) -> tuple[Lease, ...]:
+        """Return what this host's leases in these networks count for."""
+        own = {lease.network: lease for lease in self.own()}
+        return tuple(self.grant(one, own[one.name]).lease for one in networks if one.name in own)
+
+    def mine(self, network: str) -> Lease | None:
+        """Return this host's lease in a network, None without one."""
+        return self.of(network, self.host.id)
+
+    def blocks(self, network: str) -> dict[Prefix, str]:
+        """Return every block of a network that has an owner, with it; '' where its record cannot be read."""
+        start = f"blocks/{network}/"
+        read = self._replica.read(start, BlockRecord)
+        found = {}
+        for key in self._replica.under(start):
+            try:
+                found[prefix(key.removeprefix(start))] = read[key].owner if key in read else ""
+            except Invalid as error:
+                self._replica.skip(key, error.message)
+        return found
+
+    def lost(self, network: str) -> dict[tuple[str, str], str]:
+        """Return the blocks that a lease lists and another owns, by (host, block), with the owner.
+
+        So it is after a restore from a backup, when two have claimed a block: the one whose lease is listed here
+        has lost it. A block without a readable record is nobody's, and is not here.
+        """
+        found = {}
+        for lease in self.all(network):
+            for text in lease.prefixes:
+                record = self._replica.value(block_key(network, text), BlockRecord)
+                if record is not None and record.owner != lease.host:
+                    found[lease.host, text] = record.owner
+        return found
+
+    def frozen(self, network: str) -> dict[Prefix, str]:
+        """Return the blocks that this host has lost to another, with the owner: they give no address any more."""
+        lease = self.mine(network)
+        found = {}
+        for text in lease.prefixes if lease else ():
+            record = self._replica.value(block_key(network, text), BlockRecord)
+            if record is not None and record.owner != self.host.id:
+                found[prefix(text)] = record.owner
+        return found
+
+    async def claim(
+        self, network: Network, offers: dict[str, Offer], unchanged: Mapping[str, int] | None = None
+    ) -> Lease:
+        """Make sure that this host has a block of each family, and its offers are published; returns the lease.
+
+        Raises Exhausted where no block is left, Unavailable where the store does not answer or has lost records, and
+        Conflict, with the offers as they are, where the network's record, or one of ``unchanged``, has been changed.
+        """
+        async with self.changing:
+            lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
+            if network.ipam == "block":
+                counting = [block for block in lease.blocks if not is_strange(network, block)]
+                have = {block.family for block in counting if block not in self.frozen(network.name)}
+                for family in sorted({pool.family for pool in network.prefixes} - have):
+                    lease = await self._claim_block(network, lease, family)
+            else:
+                held = self.exact(network.name)
+                mine = [a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self.host.id]
+                lacking = {p.family for p in network.prefixes} - {prefix(text).family for text in mine}
+                own = [await self._own_exact(network, family) for family in sorted(lacking)]
+                lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
+            if lease.endpoints != offers or lease != self.mine(network.name):
+                lease = msgspec.structs.replace(lease, endpoints=offers)
+                same = await self._standing(network) | dict(unchanged or {})
+                if not await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=same):
+                    raise Conflict(f"network {network.name} was changed at this moment", "it is tried again soon")
+            return lease
+
+    async def _standing(self, network: Network) -> dict[str, int]:
+        """Return the condition that network and host are still there. Raises NotFound, or Conflict, where they are not.
+
+        A network that is not in the store at all (in tests of this alone) is nobody's to delete.
+        """
+        key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
+        if self.removed():
+            raise self.gone()
+        gone = NotFound(f"network {network.name} was deleted", "create it again")
+        if key not in self._replica.records:
+            if GONE + key in self._replica.records:
+                raise gone
+            return {grave: 0}
+        try:
+            return {key: await self._replica.revision(key), grave: 0}
+        except NotFound:
+            raise gone from None
+
+    async def _own_exact(self, network: Network, family: int) -> Prefix:
+        """Hold an address for the host itself, where no block gives one; that of an earlier try is taken again."""
+        records = self.exact(network.name)
+        for address, record in records.items():
+            if (record.host, record.container, address.family) == (self.host.id, ITSELF, family):
+                return address
+        tried = 0
+        for pool in [p for p in network.prefixes if p.family == family]:
+            low, high = usable(pool, routed=True)
+            for address in candidates(pool, BITS[family], self.host.id, set(records)):
+                if not low <= int.from_bytes(address.packed, "big") <= high:
+                    continue
+                if tried == TRIES:
+                    break
+                try:
+                    await self.take(network, address, ITSELF, "")
+                except Conflict:
+                    tried += 1
+                    continue
+                return address.single()
+        raise Exhausted(
+            f"network {network.name}: no address is left for host {self.host.name} itself",
+            "add a pool (network update --add-pool)",
+        )
+
+    async def grow(self, network: Network, family: int, known: Collection[Prefix]) -> None:
+        """See to one block more than those ``known``. Raises as ``claim``, and Unavailable without a lease."""
+        async with self.changing:
+            lease = self.mine(network.name)
+            if lease is None:
+                if self.removed():
+                    raise self.gone()
+                raise Unavailable(
+                    f"host {self.host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
+                )
+            mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
+            if mine <= set(known):  # else somebody else was given one meanwhile, from which both may take
+                await self._claim_block(network, lease, family)
+
+    async def _claim_block(self, network: Network, lease: Lease, family: int) -> Lease:
+        self._replica.require_settled(f"claim a block of network {network.name}")
+        if self.host.settings.get("drained"):
+            raise Conflict(f"host {self.host.name} is drained", f"linkspan host undrain {self.host.name}")
+        length, key = network.subnet_len[str(family)], lease_key(network.name, self.host.id)
+        if len(lease.prefixes) >= MOST_BLOCKS:
+            raise Exhausted(
+                f"network {network.name}: host {self.host.name} has {MOST_BLOCKS} blocks, and a lease lists no more",
+                "use another network with larger blocks (--subnet-len) for more containers on this host",
+            )
+        now = self.time()
+        refused: set[Prefix] = set()
+        pools = [p for p in network.prefixes if p.family == family]
+        for pool in pools:
+            for _ in range(TRIES):
+                taken = self.blocks(network.name).keys() | refused
+                block = next(candidates(pool, length, self.host.id, taken), None)
+                if block is None:
+                    break
+                at, claimed = block_key(network.name, block), self._with(lease, pool, block)
+                puts = {at: BlockRecord(self.host.id, now), key: claimed}
+                if await self._replica.write(puts, absent=[at], unchanged=await self._standing(network)):
+                    return claimed
+                refused.add(block)
+        for block, owner in self.blocks(network.name).items():
+            around = [pool for pool in pools if pool.holds(block)]
+            if not around or owner in ("", SHARED, self.host.id) or not self.overdue(owner):
+                continue
+            at, claimed = block_key(network.name, block), self._with(lease, around[0], block)
+            puts = {at: BlockRecord(self.host.id, now, over=owner), key: claimed}
+            same = {**await self._standing(network), at: await self._replica.revision(at)}
+            if await self._replica.write(puts, absent=[f"alive/{owner}"], unchanged=same):
+                log.warning("block %s of network %s is reclaimed from host %s", block, network.name, self.name(owner))
+                return claimed
+        owned = len([b for b in self.blocks(network.name) if b.family == family])
+        raise Exhausted(
+            f"network {network.name}: no /{length} block is left for host {self.host.name} (all {owned} have owners)",
+            "add a pool (network update --add-pool), or remove hosts that are gone (host remove)",
+        )
+
+    def time(self) -> float:
+        """Return the time of a claim: the clock's, but none before that of any block in the store."""
+        known = [record.at for record in self._replica.read("blocks/", BlockRecord).values()]
+        return max([time.time(), *(at + 1e-6 for at in known)])
+
+    def _with(self, lease: Lease, pool: Prefix, block: Prefix) -> Lease:
+        """Return the lease with one more block; the first of a family also gives the host's own address.
+
+        An own address of a block that was lost to another host is the other's now.
+        """
+        lost = self.frozen(lease.network)
+        addresses = [a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in lost)]
+        if not any(prefix(text).family == block.family for text in addresses):
+            addresses.append(str(own_address(pool, block)))
+        return msgspec.structs.replace(lease, prefixes=(*lease.prefixes, str(block)), addresses=tuple(addresses))
+
+    async def take(self, network: Network, address: Prefix, container: str, ifname: str, identity: str = "") -> None:
+        """Hold one exact address of a shared block (which becomes shared by that, where nobody owns it).
+
+        Raises Conflict, naming the host that owns the block or the holder of the address.
+        """
+        self._replica.require_settled(f"take address {address.address}")
+        block, key = block_of(network, address), address_key(network.name, address)
+        owner = self.blocks(network.name).get(block)
+        if owner not in (None, SHARED):
+            raise Conflict(
+                f"address {address.address} is in block {block} of host {self.name(str(owner))}",
+                "attach it there, or choose an address of a block that nobody owns",
+            )
+        puts: dict[str, msgspec.Struct] = {}
+        absent: list[str] = []
+        unchanged = await self._standing(network)
+        if owner is None:
+            puts[block_key(network.name, block)] = BlockRecord(SHARED, time.time())
+            absent.append(block_key(network.name, block))
+        else:
+            unchanged[block_key(network.name, block)] = await self._replica.revision(
+                block_key(network.name, block)
+            )
+        old = await self._replica.store.get(key)
+        over = ""
+        if old is None:
+            absent.append(key)
+        else:
+            held = _address(key, old.value)
+            if held.host and (held.host, held.container, held.ifname) != (self.host.id, container, ifname):
+                if held.host == self.host.id or not self.overdue(held.host):
+                    raise Conflict(
+                        f"address {address.address} is held by {held.called} on host {self.name(held.host)}",
+                        "choose another, or detach that one first",
+                    )
+                over = held.host
+                absent.append(f"alive/{over}")
+            unchanged[key] = old.revision
+        puts[key] = AddressRecord(self.host.id, container, ifname, time.time(), identity, over=over)
+        if not await self._replica.write(puts, absent=absent, unchanged=unchanged):
+            raise Conflict(f"address {address.address} was taken by another host at this moment", "try again")
+
+    async def give_back(self, network: str, address: Prefix) -> None:
+        """Release an exact address of this host: it cools for all hosts, but for the identity that had it.
+
+        Where the store does not take that (Unavailable) ``Holdings`` finds the address held by nobody, later.
+        """
+        key = address_key(network, address)
+        record = self._replica.records.get(key)
+        if record is None or _address(key, record.value).host != self.host.id:
+            return
+        free = AddressRecord("", "", "", time.time(), _address(key, record.value).identity)
+        same = await self._replica.store.get(key)
+        if same is not None and _address(key, same.value).host == self.host.id:
+            await self._replica.write({key: free}, unchanged={key: same.revision})
+
+    def exact(self, network: str) -> dict[Prefix, AddressRecord]:
+        """Return every exact address of a network that has or had a holder."""
+        start = f"addresses/{network}/"
+        found = {}
+        for key, record in self._replica.read(start, AddressRecord).items():
+            try:
+                found[prefix(key.removeprefix(start)).single()] = record
+            except Invalid as error:
+                self._replica.skip(key, error.message)
+        return found
+
+    def hosts(self) -> dict[str, Host]:
+        """Return all hosts by id."""
+        return {host.id: host for host in self._replica.read("hosts/", Host).values()}
+
+    def names(self) -> dict[str, str]:
+        """Return the names of all hosts by their ids; several may have one name."""
+        return {id_: host.name or id_ for id_, host in self.hosts().items()}
+
+    def whole(self, host: Host) -> Host:
+        """Return a host with the settings that all have, of which its own ones come first."""
+        return msgspec.structs.replace(host, settings={**self.common(), **host.settings})
+
+    def common(self) -> dict[str, str]:
+        """Return the settings that all hosts have, also those that come later."""
+        found = self._replica.value(records.COMMON, records.Common)
+        return found.settings if found is not None else {}
+
+    def record(self, host: str) -> Host | None:
+        """Return a host's record, None without one that can be read."""
+        return self._replica.value(f"hosts/{host}", Host)
+
+    def promised(self, host: str) -> float:
+        """Return after how many seconds of silence a host has given up its addresses, 0: never."""
+        known = self.record(host)
+        return known.withdraws if known else 0
+
+    def name(self, host: str) -> str:
+        """Return a host's name, or its id where it has none."""
+        known = self.record(host)
+        return known.name if known else host
+
+    def of_record(self, key: str) -> str:
+        """Return the name of the host that a record is of, by its key or by the claim in it; '' without one."""
+        words = key.split("/")
+        if words[0] in ("hosts", "endpoints") and len(words) > 1:
+            return self.name(words[1])
+        if words[0] == "leases" and len(words) == 3:
+            return self.name(words[2])
+        record = self._replica.records.get(key)
+        owner = claimant(record.value) if words[0] in ("blocks", "addresses") and record is not None else ""
+        return self.name(owner) if owner else ""
+
+    def alive(self) -> set[str]:
+        """Return the ids of the hosts that said lately that they live."""
+        return {key.removeprefix("alive/") for key in self._replica.under("alive/")}
+
+    def lives(self, host: str) -> bool | None:
+        """Tell whether a host said lately that it lives; None where the store tells nothing now, so nobody can know."""
+        if host == self.host.id:
+            return True
+        if self.shared and self._replica.contact.silence() > ALIVE_TTL:
+            return None
+        return host in self.alive()
+
+    def held(self, host: str) -> list[str]:
+        """Return the keys of all that a host holds: leases, blocks, exact addresses."""
+        keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{host}")]
+        keys += [k for k, r in self._replica.read("blocks/", BlockRecord).items() if r.owner == host]
+        return keys + [
+            k for k, r in self._replica.read("addresses/", AddressRecord).items() if r.host == host
+        ]
+
+    async def remove_host(self, host: str) -> None:
+        """Remove a host with all that it holds, by tombstones; its blocks are free for others. Root's decision.
+
+        The host's own record goes first: then it does not come back, whatever becomes of the rest.
+        """
+        await self.delete([f"hosts/{host}", *self.held(host), *self._replica.under(f"{ENDPOINTS}{host}/")])
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete records, with tombstones, in as many transactions as they need."""
+        for start in range(0, len(keys), MOST_KEYS // 2):
+            await self._replica.write({}, deletes=keys[start : start + MOST_KEYS // 2])
+
+    async def leave(self, networks: Iterable[Network]) -> None:
+        """Delete what this host holds in networks that somebody deleted while it claimed there."""
+        there = {network.name for network in networks}
+        stale = []
+        for key in self.held(self.host.id):
+            name = key.split("/")[1]
+            if name not in there and f"{GONE}networks/{name}" in self._replica.records:
+                stale.append(key)
+        await self.delete(stale)
+
+    def gone(self) -> Conflict:
+        """Return the error that this host was removed, and how it comes back."""
+        return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
+
+    def removed(self) -> bool:
+        """Tell whether somebody removed this host: it does not come back by itself."""
+        return f"{GONE}hosts/{self.host.id}" in self._replica.records
+
+
+def _unknown(host: str) -> str:
+    return f"host {host} has no record, so nobody serves this; `linkspan host remove {host}` deletes what it has"
+
+
+def _address(key: str, value: bytes) -> AddressRecord:
+    """Return the record of an exact address. Raises Conflict where it is none: somebody may hold the address."""
+    try:
+        return records.decode(value, AddressRecord)
+    except Invalid as error:
+        raise Conflict(
+            f"record {key} cannot be read: {error.message}", "correct it, or delete it from the store"
+        ) from error

@@ -1,0 +1,416 @@
+"""This host among the others: its record and liveness, its leases, and what it needs to reach each peer.
+
+A change of the store's records wakes ``converge``, which follows just what changed: networks, this host's claims,
+and the peers concerned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+import msgspec
+
+from linkspan import SCHEMA, __version__
+from linkspan.backends import backend, migration
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.key_rotation import Rotating
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.liveness import Silence
+from linkspan.cluster.migration_runner import Migrating
+from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.peers import Peers
+from linkspan.cluster.shared_states import Speakers
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Host, HostView, Network
+from linkspan.core.states.host import Key
+from linkspan.core.supervise import lasting, woken
+from linkspan.kernel.probe import underlay
+from linkspan.kernel.worker import Worker
+from linkspan.store.compare_and_swap import revised
+from linkspan.store.contact import ALIVE_TTL
+from linkspan.store.replica import EPHEMERAL, Replica
+
+log = logging.getLogger("linkspan.cluster.membership")
+
+ALIVE_EVERY = 2.0
+AGAIN = 5.0
+"""Seconds until what is not finished is tried again: a claim that failed (no block left, store away), a fault."""
+CATCH_UP = 1.0
+"""Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at how long this host has been silent, or at another agent of its id."""
+
+OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
+"""Kinds of records that this host's claims depend on."""
+View = Callable[[], HostView]
+
+
+class Cluster:
+    """Follows the store, and keeps the peers' states as they should be."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        allocator: Allocator,
+        disputes: Disputes,
+        silence: Silence,
+        happenings: Happenings,
+        view: View,
+        put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
+        drop_plans: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._worker = worker
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._allocator = allocator
+        self._disputes = disputes
+        self._silence = silence
+        self._happenings = happenings
+        self._view = view
+        self._put_plans = put_plans
+        self._drop_plans = drop_plans
+        self._keys: set[str] = set()
+        self._watching: dict[int, dict[Key, LinkspanError]] = {}
+        self._wake = asyncio.Event()
+        self._converging = asyncio.Lock()
+        self._followed = asyncio.Event()
+        """Set while nothing is being followed, or is to be."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.peers = Peers(worker, leases, networks, disputes, happenings, view)
+        self.second = ""
+        """What is to be said of another agent that lives by this host's id."""
+        self.astray = ""
+        """Why the underlay interface that was chosen cannot be looked at."""
+        self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
+        self.unclaimed: dict[str, str] = {}
+        self.speakers = Speakers(worker, view)
+        self.rotating = Rotating(worker, leases, happenings, view, put_plans, self._register)
+
+    @property
+    def host(self) -> Host:
+        """This host's record."""
+        return self._leases.host
+
+    @property
+    def stalled(self) -> str:
+        """Why this host gives no address now, '' where it does."""
+        return self._silence.stalled(self.host.id)
+
+    async def start(self, choice: str, advertise: tuple[str, ...], *, shared: bool) -> None:
+        """Say who this host is, and take the whole store's state over.
+
+        In a store that is not ``shared`` nobody asks whether this host lives, and the disk is left alone.
+        """
+        self._shared = shared
+        self._choice, self._advertise = choice, advertise
+        await self._observe_underlay()
+        await self.rotating.settle()
+        if not self._replica.problem:
+            await self._say()
+        self.peers.withdrawn = self._silence.withdrawn(self.host.id)
+        self._tasks = [
+            lasting("saying that this host lives", self._live),
+            lasting("following the store's records", self._follow),
+            lasting("minding this host's silence", self._mind),
+        ]
+        await self.converge({""})
+        self.peers.start()
+
+    async def come_back(self) -> None:
+        """Join as a new host, where somebody removed one of this id: this host remembers nothing of the cluster.
+
+        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed while it
+        ran remembers, and stays away.
+        """
+        if not self._leases.removed():
+            return
+        try:
+            await self._replica.write({f"hosts/{self.host.id}": self.host})
+        except LinkspanError as error:
+            log.warning("join as a new host: %s", error.message)
+            return
+        text = f"host {self.host.name} had been removed from the cluster, and joins it as a new one"
+        log.info("%s", text)
+        self._happenings.add("agent", text)
+
+    async def stop(self) -> None:
+        """End what goes on; the records stay, and liveness ends by itself."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.peers.stop()
+
+    async def refuse_second(self, instance: str) -> None:
+        """Raise Conflict where another agent than this ``instance`` says again that it lives by this id.
+
+        What one has said that has ended, perhaps on this host, goes within ALIVE_TTL: that is waited for.
+        """
+        self._instance = instance
+        key = f"alive/{self.host.id}"
+        said = self._replica.known_revision(key)
+        deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY
+        while (other := self._other_agent()) and time.monotonic() < deadline:
+            if self._replica.known_revision(key) != said:
+                raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _other_agent(self) -> str:
+        """Return what is to be said of another agent that says it lives by this id, '' without one."""
+        alive = self._replica.records.get(f"alive/{self.host.id}")
+        if alive is None or alive.value == self._instance.encode():
+            return ""
+        where = alive.value.decode(errors="replace").partition(":")[0]
+        return f"host id {self.host.id} is in use by another agent that lives, on {where}"
+
+    async def changed(self, keys: frozenset[str]) -> None:
+        """Take note of records that changed (called by the replica)."""
+        told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
+        if told:
+            self._keys |= told
+            self._followed.clear()
+            self._wake.set()
+
+    async def _follow(self) -> None:
+        while True:
+            if not await woken(self._wake, AGAIN):
+                if not self._unfinished():
+                    continue
+                self._keys.add("networks/")
+            try:
+                await self.converge()
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+
+    async def _live(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_EVERY)
+            await self._say()
+
+    async def _say(self) -> None:
+        """Say that this host lives, and who it is."""
+        if self._leases.removed():
+            return
+        before, self.second = self.second, self._other_agent()
+        if before and not self.second:  # it may have been the last to write this host's leases
+            await self.changed(frozenset({"networks/"}))
+        at = now()
+        try:
+            if self._shared or self._replica.problem:  # what failed may be well again, and nobody else writes
+                await self._replica.write({f"alive/{self.host.id}": self._instance.encode()}, ttl=ALIVE_TTL)
+                self._silence.spoke(self.host.id, at)
+                self._silence.heard(set(self._leases.hosts()), self._leases.alive(), self._replica.heard)
+            await self._register()
+        except LinkspanError as error:
+            log.debug("alive: %s", error.message)
+
+    async def _mind(self) -> None:
+        """Withdraw when this host has been silent for as long as it promised, and come back when it was heard."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
+                self.peers.withdrawn = withdrawn
+                what = (
+                    "withdraws from all networks that cross hosts" if withdrawn else "is back in its networks"
+                )
+                text = f"host {self.host.name} {what}"
+                log.warning("%s", text)
+                self._happenings.add("lease", text)
+                await self.converge({""})
+
+    async def _register(self) -> None:
+        """Put this host's record where it is not what it should be; one that was removed stays away."""
+        self._adopt_settings()
+        if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
+            await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
+
+    def _adopt_settings(self) -> Host:
+        """Take over settings that were set from another host, and what holds for all; return this host's record."""
+        known = self._leases.record(self.host.id)
+        self._leases.host = msgspec.structs.replace(
+            self.host,
+            settings=known.settings if known is not None else self.host.settings,
+            reads=SCHEMA,
+            withdraws=self._replica.settings.reclaim_after if self._shared else 0,
+        )
+        return self.host
+
+    async def _observe_underlay(self) -> bool:
+        """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
+        machine = self._worker.machine
+        before, self.astray = self.astray, ""
+        try:
+            found = await self._worker.run(underlay.observe, machine.sockets, self._choice, self._advertise)
+        except NotFound as error:
+            found, self.astray = None, error.told
+            if self.astray != before:
+                log.warning("%s", self.astray)
+        if found == self.host.underlay:
+            return False
+        self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
+        return True
+
+    async def observe_routes(self) -> bool:
+        """Look at this host's own routes, and return whether a network may be in force now that was not."""
+        machine = self._worker.machine
+        return self._networks.look(await self._worker.run(machine.routes), self.host.underlay)
+
+    async def look_around(self) -> None:
+        """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
+        moved = await self._observe_underlay()
+        excluded = await self.observe_routes()
+        if moved:
+            self._replica.store.renew()
+            try:
+                await self._register()
+            except LinkspanError as error:
+                log.warning("host record: %s", error.message)
+        if moved or excluded:
+            await self.converge({"networks/"})
+        await self.peers.follow(self.peers.known.keys())
+        await self.speakers.put()
+
+    async def reregister(self) -> None:
+        """Write this host's record where it is another now, and put what networks need by it."""
+        try:
+            await self._register()
+        except LinkspanError as error:
+            log.warning("host record: %s", error.message)
+        await self.converge({"hosts/"})
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Mapping[Key, LinkspanError]]:
+        """Collect what the machine refuses meanwhile: whoever writes a record may not be the first to follow it."""
+        refused: dict[Key, LinkspanError] = {}
+        self._watching[id(refused)] = refused
+        try:
+            yield refused
+        finally:
+            del self._watching[id(refused)]
+
+    async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
+        """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
+        async with self._converging:
+            self._followed.clear()
+            self._wake.clear()
+            changed, self._keys = self._keys | (keys or set()), set()
+            try:
+                failed = await self._converged(changed)
+            except Exception:  # raised on; what it was about is followed again, not forgotten
+                self._keys |= changed
+                raise
+            finally:
+                if not self._keys:
+                    self._followed.set()
+            for refused in self._watching.values():
+                refused.update(failed)
+            return failed
+
+    async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
+        failed: dict[Key, LinkspanError] = {}
+        everything = "" in changed
+        if everything or any(k.startswith("networks/") for k in changed):
+            await self.observe_routes()
+        if everything or any(k.startswith(("networks/", "hosts/", "allowances/", "reservations/")) for k in changed):
+            self._networks.refresh()
+        self._adopt_settings()
+        if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
+            self._disputes.look(self._networks.all())
+        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another. But a
+        # second agent that lives by this id would put it right as often: neither would ever cease.
+        mine = not self.second and any(self._is_own_lease(k) for k in changed)
+        if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
+            await self._claim()
+            self._disputes.look(self._networks.all())
+        self._allocator.refresh()
+        if changed:
+            concerned = set(self.peers.concerned(changed, everything))
+            networks = {network.name: network for network in self._networks.all()}
+            await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
+            failed = dict(await self._put_plans())
+            await self.peers.follow(concerned)
+            failed |= await self.speakers.put()
+            await self._drop_plans()  # last: what peers had on a device that goes
+            unwell = self._worker.machine.reconciler.unwell
+            await self._rotate()
+            stand = {
+                name
+                for name, one in networks.items()
+                if not failed
+                and not unwell(("network", name))
+                and not any(unwell(("host", way.backend)) for way in migration.ways(one))
+            }
+            await self.migrating.advance(stand)
+        self._disputes.fresh.clear()
+        return failed
+
+    async def rotate(self) -> None:
+        """Begin to change this host's key."""
+        async with self._converging:
+            await self.rotating.begin()
+        await self.converge({f"hosts/{self.host.id}"})
+
+    async def _rotate(self) -> None:
+        try:
+            await self.rotating.advance()
+        except LinkspanError as error:
+            log.warning("%s", error.message)
+
+    async def caught_up(self) -> None:
+        """Wait until this host has followed all records that it knows of, but not for a store that is away."""
+        await woken(self._followed, CATCH_UP)
+
+    def _is_own_lease(self, key: str) -> bool:
+        return key.startswith("leases/") and key.endswith(f"/{self.host.id}")
+
+    def _unfinished(self) -> bool:
+        networks = self._networks.all()
+        if self._networks.withheld:  # by a route, perhaps, of whose end nobody tells us
+            return True
+        drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
+        changing = self.host.next_keys
+        if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):
+            return True
+        return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
+
+    async def _claim(self) -> None:
+        """Make sure of this host's lease in every network that crosses hosts."""
+        if self._leases.removed():
+            return
+        await self._leave()
+        for network in self._networks.all():
+            way = backend(network.backend)
+            if not way.crosses_hosts:
+                continue
+            try:
+                await self._disputes.settle(network)
+                mine = self._leases.mine(network.name)
+                await self._leases.claim(network, migration.offers(self._view(), network, mine))
+                self.unclaimed.pop(network.name, None)
+            except LinkspanError as error:
+                if self.unclaimed.get(network.name) != error.told:
+                    log.warning("%s", error.within(f"network {network.name}").told)
+                self.unclaimed[network.name] = error.told
+        for name in self.unclaimed.keys() - {network.name for network in self._networks.all()}:
+            del self.unclaimed[name]
+
+    async def _leave(self) -> None:
+        try:
+            await self._leases.leave(self._networks.all())
+        except LinkspanError as error:
+            log.warning("claims in deleted networks stay for now: %s", error.message)
+
+    async def migrate(self, name: str, way: str, options: Mapping[str, str]) -> Network:
+        """Begin to migrate a network, or turn it round. Raises where this host sees that it could not end well."""
+        await self.migrating.begin(name, way, options)
+        await self.converge({"networks/"})
+        return self._networks.get(name)

@@ -1,0 +1,151 @@
+"""This host's steps in migrations (``migration`` has which there are): what it says, and what it waits for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+
+import msgspec
+
+from linkspan.backends import backend, migration
+from linkspan.backends.wireguard.backend import asked
+from linkspan.cluster import controller_status
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.peers import Pair, Peers
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import HostView, Network
+from linkspan.core.states.host import Key
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.cluster.migration_runner")
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a host is; ``sends`` is the way by which *this* host sends to it now, '' for itself or without one.
+
+    ``alive`` is None where nobody can tell: the store is away.
+    """
+
+    host: str
+    alive: bool | None
+    receives: list[str]
+    sends: str
+    switched: bool
+
+
+class Migrating:
+    """All migrations, as this host takes part in them."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        happenings: Happenings,
+        view: Callable[[], HostView],
+        peers: Peers,
+    ) -> None:
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._happenings = happenings
+        self._view = view
+        self._peers = peers
+
+    async def begin(self, name: str, way: str, options: Mapping[str, str]) -> None:
+        """Write the record of a migration's start, or of its turn. Raises where it could not end well."""
+        network, view = self._networks.get(name), self._view()
+        here = self._leases.host.underlay
+        if here is None:
+            raise Unavailable(
+                f"this host has no underlay, by which network {name} could cross hosts",
+                "give one: linkspan agent --underlay IFNAME",
+            )
+        self._replica.require_settled(f"migrate network {name}")
+        changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
+        new = migration.target(changed)
+        if new is not None:
+            controller_status.require(self._replica, new, "migrate network")
+            hosts = map(self._leases.whole, self._leases.hosts().values())
+            seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks())
+            list(backend(new.backend).network(seen, new))
+            list(backend(new.backend).host(seen))
+            for pair in self._others(name) & self._peers.known.keys():
+                list(backend(new.backend).peer(seen, new, migration.expected(new, self._peers.known[pair])))
+        if not await self._networks.turn(network, changed):
+            raise Conflict(
+                f"network {name}, or what it needs for itself, was changed by another host at this moment",
+                f"look at `linkspan network show {name}`, and try again",
+            )
+        text = f"network {name} migrates from {changed.backend} to {way}"
+        self._happenings.add("network", text, network=name)
+
+    async def advance(self, stand: Collection[str]) -> None:
+        """Take the next step of every migration; networks that ``stand`` have all that they need in the kernel."""
+        for network in self._networks.all():
+            if network.migration is None or network.name not in stand or self._leases.removed():
+                continue
+            try:
+                await self._say(network)
+                if not migration.waiting(network, self._leases.all(network.name)):
+                    await self._finish(network)
+            except LinkspanError as error:
+                log.warning("network %s does not migrate further yet: %s", network.name, error.message)
+
+    async def _say(self, network: Network) -> None:
+        """Offer the new way where all peers' packets are let in by it, and say so where all are sent to by it."""
+        new, move, mine = migration.target(network), network.migration, self._leases.mine(network.name)
+        others = self._others(network.name)
+        if new is None or move is None or mine is None:
+            return
+        if any(self._peers.met.get(pair, (0, ""))[0] != move.number for pair in others):
+            return
+        said = new.backend in mine.endpoints and all(self._peers.met[pair][1] == new.backend for pair in others)
+        offer = migration.offer(self._view(), new, move.number if said else 0)
+        offers = mine.endpoints | {new.backend: offer}
+        await self._leases.claim(network, offers, self._networks.revision(network))
+
+    async def _finish(self, network: Network) -> None:
+        new = migration.target(network)
+        if new is not None and await self._networks.turn(network, new):
+            text = f"network {network.name} has migrated from {network.backend} to {new.backend}"
+            self._happenings.add("network", text, network=network.name)
+
+    def _others(self, name: str) -> set[Pair]:
+        """Return the pairs of the other hosts in a network."""
+        known = self._leases.hosts()
+        hosts = {lease.host for lease in self._leases.all(name)} & known.keys()
+        return {(name, host) for host in hosts - {self._leases.host.id}}
+
+    def not_switched(self, network: Network) -> list[str]:
+        """Return the names of the hosts that keep a migration from its end."""
+        hosts = migration.lagging(network, self._leases.all(network.name))
+        return sorted(self._leases.name(host) for host in hosts)
+
+    def progress(self, network: Network) -> list[Progress]:
+        """Return how far each host is, by name; empty where the network does not migrate."""
+        if network.migration is None:
+            return []
+        leases = self._leases.all(network.name)
+        behind = migration.waiting(network, leases)
+        found = [
+            Progress(
+                host=self._leases.name(lease.host),
+                alive=self._leases.lives(lease.host),
+                receives=sorted(lease.endpoints),
+                sends=self._peers.met.get((network.name, lease.host), (0, ""))[1],
+                switched=lease.host not in behind,
+            )
+            for lease in leases
+        ]
+        return sorted(found, key=lambda one: one.host)
+
+    def reasons(self) -> dict[Key, str]:
+        """Return why states of networks that migrate are there meanwhile, by key."""
+        view = self._view()
+        found: dict[Key, str] = {}
+        for network in self._networks.all():
+            peers = [peer for (name, _), peer in self._peers.known.items() if name == network.name]
+            found |= migration.reasons(view, network, peers)
+        return found

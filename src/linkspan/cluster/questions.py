@@ -1,0 +1,150 @@
+"""Agents ask each other, through the store: there is no other door between them.
+
+``ask/HOST/ID`` is a question to a host, ``answer/HOST/ID`` stands beside it. Both have a TTL, so nothing stays of
+a host that ends in between; the asker takes both away once it has read the answer. The questions are a closed
+list (``Question``) and none of them changes anything. What is no question is answered with an error; what is no
+answer counts as none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.diagnose.doctor.peer_probe import Probe, Probed
+from linkspan.diagnose.trace.live import Heard, Listen
+from linkspan.diagnose.trace.parts import Entry, Part
+from linkspan.store import records
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.cluster.questions")
+
+ASK, ANSWER = "ask/", "answer/"
+PATIENCE = 3.0
+"""Seconds to wait for an answer."""
+TTL = 10.0
+MOST = 16
+"""Questions that are answered at a time: the rest wait, and too many of them run out of time."""
+
+
+class Walked(msgspec.Struct, frozen=True, tag="walk"):
+    """Asks how a packet goes on, on the host that is asked."""
+
+    entry: Entry
+
+
+class Well(msgspec.Struct, frozen=True, tag="well"):
+    """Asks the controller of the underlay's switches and routers what is not well."""
+
+
+class Standing(msgspec.Struct, frozen=True, tag="standing"):
+    """What is not well, a sentence each."""
+
+    problems: tuple[str, ...] = ()
+
+
+Question = Walked | Listen | Probe | Well
+Told = Part | Heard | Probed | Standing
+T = TypeVar("T", Part, Heard, Probed, Standing)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """``error`` says why there is none."""
+
+    told: Told | None = None
+    error: str = ""
+
+
+class Ask:
+    """Asks other hosts, and has ``answer`` answer what they ask this one."""
+
+    def __init__(self, replica: Replica, host: str, answer: Callable[[Question], Awaitable[Told]]) -> None:
+        self._replica = replica
+        self._host = host
+        self._answer = answer
+        self._waiting: dict[str, asyncio.Future[Answer]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MOST)
+
+    async def stop(self) -> None:
+        """Leave what is asked unanswered."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Look at records that changed: questions to this host, answers to its own."""
+        for key in keys:
+            record = self._replica.records.get(key)
+            if record is None:
+                continue
+            if key.startswith(f"{ASK}{self._host}/"):
+                task = asyncio.create_task(self._reply(key, record.value))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif (waiting := self._waiting.get(key)) is not None and not waiting.done():
+                with contextlib.suppress(Invalid):
+                    waiting.set_result(records.parse(record.value, Answer))
+
+    async def _reply(self, key: str, value: bytes) -> None:
+        async with self._room:
+            try:
+                answer = Answer(await self._answer(_asked(value)))
+            except LinkspanError as error:
+                answer = Answer(error=error.message)
+            except Exception as error:
+                log.exception("question %s", key)
+                answer = Answer(error=f"it failed over the question ({error!r})")
+        beside = ANSWER + key.removeprefix(ASK)
+        with contextlib.suppress(LinkspanError):  # the asker runs out of time, and says so
+            await self._replica.store.transaction({beside: msgspec.json.encode(answer)}, ttl=TTL)
+
+    async def ask(self, host: str, question: Question, kind: type[T], patience: float = PATIENCE) -> T:
+        """Ask a host for an answer of a kind. Raises Unavailable, with the reason alone, where it does not answer."""
+        if self._replica.problem:
+            raise Unavailable(f"the store is away ({self._replica.problem})")
+        name = f"{host}/{uuid.uuid4().hex}"
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[ANSWER + name] = waiting
+        taken = False
+        try:
+            async with asyncio.timeout(patience):
+                await self._replica.store.transaction({ASK + name: msgspec.json.encode(question)}, ttl=TTL)
+                taken = True
+                answer = await waiting
+        except TimeoutError:
+            if not taken:
+                raise Unavailable(f"the store is away: it did not take the question in {patience:g} s") from None
+            raise Unavailable(self._silent(host, patience)) from None
+        except LinkspanError as error:
+            raise Unavailable(f"the store is away ({error.message})") from error
+        finally:
+            del self._waiting[ANSWER + name]
+        with contextlib.suppress(LinkspanError):  # the TTL takes them away
+            await self._replica.store.transaction({}, deletes=[ASK + name, ANSWER + name])
+        if not isinstance(answer.told, kind):
+            raise Unavailable(answer.error or "it answered something else")
+        return answer.told
+
+    def _silent(self, host: str, patience: float) -> str:
+        if self._replica.problem:
+            return f"the store is away ({self._replica.problem})"
+        if f"alive/{host}" not in self._replica.records:
+            return "it is silent: its agent has said nothing for a while"
+        return f"it is silent: its agent did not answer within {patience:g} s"
+
+
+def _asked(value: bytes) -> Question:
+    """Return a question. Raises Invalid for one that this version does not know."""
+    try:
+        question: Question = records.parse(value, Question)
+    except Invalid as error:
+        raise Invalid(f"its version does not know this question ({error.message})") from error
+    return question

@@ -1,0 +1,204 @@
+"""The agent's settings: defaults, a TOML file, the command line, in this order."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from linkspan.core.addresses import HIDDEN, place, prefix
+from linkspan.core.errors import Invalid, of_validation
+from linkspan.core.ipam import COOLDOWN
+from linkspan.core.model import CAN_REACH, checked_name
+from linkspan.core.remedies import reason, remedy
+from linkspan.core.store_url import check_url
+
+T = TypeVar("T", bound=msgspec.Struct)
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+SOCKET = "/run/linkspan/agent.sock"
+GROUP = "linkspan"
+"""The group whose members may ask the agent, and change nothing."""
+STATE_DIR = "/var/lib/linkspan"
+CONFIG_FILE = "/etc/linkspan/agent.toml"
+SETTINGS = "LINKSPAN_AGENT_SETTINGS"
+"""The environment variable by which the command line hands the settings to the agent's process."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every key of the file, with its default."""
+
+    state_dir: str = STATE_DIR
+    """Folder of the journal, the store and what is remembered of the machine."""
+    socket: str = SOCKET
+    """Unix socket of the API; DELs are queued in the folder `queue` beside it while no agent runs."""
+    store: str = ""
+    """URL of the store, sqlite:///abs/folder or etcd://h1:2379/prefix?ca=FILE; empty: in the state folder."""
+    host_id: str = ""
+    """This host's id and name in the cluster; empty: an id of its own making, and the host's name."""
+    underlay: str = ""
+    """Interface to the other hosts, or can-reach=IP; empty: the default route's."""
+    advertise: tuple[str, ...] = ()
+    """Addresses by which other hosts reach this one, where they are not the interface's; none: a NAT lets nobody in."""
+    docker_socket: str = ""
+    """Unix socket of the Docker plugin, where systemd does not hand it over (`install docker`); empty: none."""
+    docker_api: str = "/run/docker.sock"
+    """Unix socket of Docker's engine, for networks that are exposed to it; empty: none is."""
+    podman_networks: str = "/etc/containers/networks"
+    """Folder of Podman's networks, for those that are exposed to it; empty: none is."""
+    cni_networks: str = "/etc/cni/net.d"
+    """Folder of CNI's configurations, for networks that are exposed to it; empty: none is."""
+    names: bool = True
+    """Whether containers are found by their names; it needs dnsmasq."""
+    resolv_conf: str = "/etc/resolv.conf"
+    """The file with the host's resolvers, which are asked for all names that are no container's."""
+    cooldown: Seconds = COOLDOWN
+    """Seconds before an address that was released is given again."""
+    reap_after: Seconds = 30.0
+    """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
+    orphans_after: Seconds = 600.0
+    """Seconds for which links stay of which neither the journal, the store nor the kernel tells whose they are."""
+    metrics: str = ""
+    """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error; the log is JSON lines on stderr."""
+
+
+def load(path: str, overrides: Mapping[str, object]) -> Config:
+    """Read the file (the default one may be missing) and lay the command line's values over it.
+
+    Raises Invalid, naming the file and the key.
+    """
+    return checked(given(path, CONFIG_FILE, overrides))
+
+
+def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
+    """Read what can be read of a file that may be broken, and return it with what is wrong ("": nothing).
+
+    For `uninstall`: a mistake in the file must not keep linkspan on the machine. A file that is named and is not there
+    is an error, as for ``load``.
+    """
+    try:
+        return load(path, overrides), ""
+    except Invalid as error:
+        file = Path(path or CONFIG_FILE)
+        if not file.is_file():
+            raise
+        problem = error.message
+    values: dict[str, object] = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(tomllib.TOMLDecodeError, Invalid):
+            one = tomllib.loads(line)
+            checked(one)
+            values |= one
+    return checked(values | {key: value for key, value in overrides.items() if value}), problem
+
+
+def checked(values: Mapping[str, object]) -> Config:
+    """Return what was ``given`` as settings. Raises Invalid, naming the key."""
+    config = typed(values, Config, "linkspan agent")
+    need_paths(config.state_dir, config.socket)
+    listening_at(config.metrics)
+    check_url(config.store)
+    if config.underlay.startswith(CAN_REACH):
+        try:
+            prefix(config.underlay.removeprefix(CAN_REACH))
+        except Invalid as error:
+            what = f"setting underlay: {error.message}"
+            raise Invalid(what, f"write it as {CAN_REACH}192.0.2.1, or give an interface's name") from error
+    _check_told_to_others(config)
+    return config
+
+
+def need_paths(state_dir: str, socket: str) -> None:
+    """Raise Invalid where a path is empty that a daemon cannot do without."""
+    for key, path in (("state_dir", state_dir), ("socket", socket)):
+        if not path:
+            raise Invalid(f"setting {key} is empty", "give a path, or leave the key out")
+
+
+def listening_at(metrics: str) -> tuple[str, int]:
+    """Return where metrics are to be served: the address, '' for every one, and the port, 0 for nowhere.
+
+    Raises Invalid.
+    """
+    address, _, port = metrics.rpartition(":")
+    if not metrics:
+        return "", 0
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or ":" not in metrics:
+        raise Invalid(f"setting metrics: {metrics!r} is not ADDRESS:PORT", "write it as 127.0.0.1:9642 or [::1]:9642")
+    return address.strip("[]"), int(port)
+
+
+def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return what a file and a command line say, which wins, be it right or wrong. Raises Invalid, naming the file."""
+    values: dict[str, object] = {}
+    file = Path(path or default)
+    if path or file.exists():
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            hint = remedy(error, file, "correct the path given by --config")
+            raise Invalid(f"config file {file} cannot be read: {reason(error)}", hint) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            why = str(error)
+            raise Invalid(f"config file {file}: {why[:1].lower()}{why[1:]}", "correct the file: it is TOML") from error
+    values.update({key: value for key, value in overrides.items() if value})
+    return values
+
+
+def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
+    """Return what was ``given`` as settings of a kind. Raises Invalid, naming the key."""
+    hint = f"`{command} --print-config` shows every key"
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise Invalid(f"setting {key}: there is no such key", hint)
+        for name, text in value.items() if isinstance(value, dict) and known[key] == dict[str, str] else ():
+            if not isinstance(text, str):
+                raise Invalid(f"setting {key}.{name}: expected text, got {text!r}", "write it in quotes")
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise of_validation(error, kind, "setting ", hint) from error
+
+
+def _check_told_to_others(config: Config) -> None:
+    """Refuse what would stand in the cluster's records, and be read by every other host."""
+    if config.host_id:
+        checked_name(config.host_id, "setting host_id:")
+    for text in config.advertise:
+        try:
+            if text != HIDDEN:
+                place(text)
+        except Invalid as error:
+            raise Invalid(
+                f"setting advertise: {text!r} is not an IP address",
+                f"write it as 203.0.113.7 or 203.0.113.7:51820, or {HIDDEN} where a NAT lets nobody in",
+            ) from error
+    if HIDDEN in config.advertise and len(config.advertise) > 1:
+        raise Invalid(f"setting advertise: {HIDDEN} stands alone", "leave the addresses out")
+
+
+def as_toml(values: Mapping[str, object]) -> str:
+    """Return settings as a file, what is no table first; ``load`` reads it where they are right."""
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [_line(key, value) for key, value in values.items() if key not in tables]
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *(_line(*item) for item in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: object) -> str:
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", key)
+    return f"{key if bare else msgspec.json.encode(key).decode()} = {msgspec.json.encode(value).decode()}"
+
+
+def shown(kind: type[msgspec.Struct], values: Mapping[str, object]) -> dict[str, object]:
+    """Return every key of a kind of settings with its value, and what was ``given`` of others."""
+    return {**msgspec.structs.asdict(kind()), **values}

@@ -1,0 +1,89 @@
+"""What should be: states by source, each key with its owners.
+
+A source is what the states are for: ``("network", "demo")``, ``("attachment", ID, IFNAME)``. Equal states of
+several sources merge and stay until the last source lets go; unequal states with one key are a conflict that
+names both sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from linkspan.core.errors import Conflict
+from linkspan.core.states.host import Key, State
+
+Source = tuple[str, ...]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a replacement takes: puts by ascending rank, deletes by descending."""
+
+    put: tuple[State, ...]
+    delete: tuple[State, ...]
+
+
+class Desired:
+    """The dictionary of sources, and a second one of owners; a replacement costs its own size only."""
+
+    def __init__(self) -> None:
+        self._sources: dict[Source, dict[Key, State]] = {}
+        self._owners: dict[str, dict[Key, dict[Source, State]]] = {}
+        """By the kind's name (a key's first part), so that a look at few objects costs nothing for the others."""
+
+    def replace(self, source: Source, states: Iterable[State]) -> Change:
+        """Make these the states of a source, and return what to put and to delete.
+
+        Raises Conflict, and changes nothing, where another source has a different state with the same key.
+        """
+        new = {state.key: state for state in states}
+        for key, state in new.items():
+            for other, theirs in self._of(key).items():
+                if other != source and theirs != state:
+                    names = " and ".join(" ".join(s) for s in (source, other))
+                    raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
+        old = self._sources.get(source, {})
+        put = [state for key, state in new.items() if old.get(key) != state]
+        gone = old.keys() - new.keys()
+        delete = [state for key, state in old.items() if key in gone and self._of(key).keys() == {source}]
+        for key in gone:
+            owners = self._of(key)
+            del owners[source]
+            if not owners:
+                del self._owners[str(key[0])][key]
+        for key, state in new.items():
+            self._owners.setdefault(str(key[0]), {}).setdefault(key, {})[source] = state
+        if new:
+            self._sources[source] = new
+        else:
+            self._sources.pop(source, None)
+        return Change(tuple(sorted(put, key=_rank)), tuple(sorted(delete, key=_rank, reverse=True)))
+
+    def _of(self, key: Key) -> dict[Source, State]:
+        return self._owners.get(str(key[0]), {}).get(key, {})
+
+    def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
+        """Return what should be, by key: of these kinds or of all."""
+        names = list(self._owners) if kinds is None else [kind.__name__ for kind in kinds]
+        return {
+            key: next(iter(owners.values()))
+            for name in names
+            for key, owners in list(self._owners.get(name, {}).items())
+        }
+
+    def state(self, key: Key) -> State | None:
+        """Return what should be with this key, None where nothing should."""
+        return next(iter(self._of(key).values()), None)
+
+    def sources(self) -> dict[Source, dict[Key, State]]:
+        """Return the states of every source."""
+        return self._sources
+
+    def owners(self, key: Key) -> Iterator[Source]:
+        """Yield the sources that want the object with this key."""
+        yield from self._of(key)
+
+
+def _rank(state: State) -> int:
+    return state.rank

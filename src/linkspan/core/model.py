@@ -1,0 +1,442 @@
+"""The nouns: what users speak of, as frozen values with plain fields (their JSON is the documented one)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+import msgspec
+
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid
+from linkspan.core.states.ipsec import Strongswan
+from linkspan.core.states.programs import Bird
+from linkspan.core.states.wireguard import Tools
+
+Protocol = Literal["tcp", "udp", "sctp"]
+Runtime = Literal["docker", "podman", "cni"]
+Engine = Literal["", "docker", "podman"]
+Ipam = Literal["block", "exact"]
+
+ALIASES = "aliases"
+"""The label that keeps a container's other names, by commas."""
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+"""Names of networks, containers and hosts (CNI's SPEC.md has the same rule)."""
+
+
+def checked_name(text: str, what: str) -> str:
+    """Return the name if it is a valid one of at most 128 bytes; raises Invalid."""
+    if not NAME.fullmatch(text) or len(text) > 128:
+        raise Invalid(
+            f"{what} {text!r} is not a name", "use letters, digits, _ . - and begin with a letter or digit"
+        )
+    return text
+
+
+def checked_ifname(text: str) -> str:
+    """Return the interface name if the kernel would take it (dev_valid_name in net/core/dev.c); raises Invalid."""
+    if not 1 <= len(text.encode(errors="surrogateescape")) <= 15 or text in (".", ".."):
+        raise Invalid(
+            f"interface name {text!r} has {len(text)} characters", "use 1 to 15 characters, eth0 for example"
+        )
+    if any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise Invalid(
+            f"interface name {text!r} has a character that is not allowed", "no '/', ':' or white space"
+        )
+    if text in ("all", "default"):
+        raise Invalid(
+            f"interface name {text!r} is the kernel's word for its settings", "use eth0, for example"
+        )
+    return text
+
+
+class Migration(msgspec.Struct, frozen=True, kw_only=True):
+    """The other way, to which a network is on its way; ``number`` tells a migration from earlier ones."""
+
+    backend: str
+    options: dict[str, str] = {}
+    mtu: int
+    number: int
+
+
+MTUS = (1280, 65535)
+"""IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A network: pools of addresses and the way by which its endpoints reach each other.
+
+    ``expose`` names the runtimes that have it as a network of their own, on every host.
+    """
+
+    name: str
+    pools: tuple[str, ...]
+    subnet_len: dict[str, int]
+    backend: str
+    options: dict[str, str] = {}
+    mtu: int = 1500
+    masquerade: bool = True
+    internal: bool = False
+    ipam: Ipam = "block"
+    gateways: tuple[str, ...] = ()
+    migration: Migration | None = None
+    expose: tuple[Runtime, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """The pools, parsed."""
+        return tuple(prefix(text) for text in self.pools)
+
+    @property
+    def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
+        """Each pool with its gateway: with the pool's length on a bridge, alone (/32, /128) where routed."""
+        found = []
+        for pool, text in zip(self.prefixes, self.gateways, strict=True):
+            gateway = prefix(text)
+            found.append((pool, gateway if self.routed else Prefix(gateway.packed, pool.length)))
+        return tuple(found)
+
+    @property
+    def routed(self) -> bool:
+        """Whether endpoints are routed (/32 and /128 on a veth) instead of ports of a bridge."""
+        return self.backend != "bridge" or self.options.get("mode") == "routed"
+
+    @property
+    def mtus(self) -> tuple[int, int]:
+        """The MTU of endpoints' interfaces, and what they send at most where that is less, else 0.
+
+        While the network migrates they take what either way brings, and send what both carry.
+        """
+        other = self.migration.mtu if self.migration else self.mtu
+        return max(self.mtu, other), min(self.mtu, other) if other != self.mtu else 0
+
+    @property
+    def bridge(self) -> str:
+        """The bridge's name: ``ls-NAME``, or a hash where that is longer than an interface name may be."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
+        return f"ls-{self.name if len(self.name) <= 12 else digest}"
+
+
+class Port(msgspec.Struct, frozen=True, order=True):
+    """A published port; ``host_ip`` empty means every address of the host."""
+
+    host_ip: str
+    host_port: int
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        at = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
+        return f"{at}{self.host_port}->{self.port}/{self.protocol}"
+
+
+class PortRange(msgspec.Struct, frozen=True):
+    """A wish for one free host port out of ``first`` to ``last``, leading to ``port``."""
+
+    host_ip: str
+    first: int
+    last: int
+    port: int
+    protocol: Protocol
+
+
+class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
+    """Limits in bits a second and bits of burst, seen from the container (CNI's capability of this name)."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One attached interface; ``id`` (the container's) and ``ifname`` together are its identity.
+
+    ``netns`` is the namespace's inode, ``netns_path`` the way by which it was reached and ``netns_cookie`` the
+    kernel's own number for it; all are empty for a container on the host's network. ``metric`` is that of its
+    default routes, and tells it from its container's other interfaces: the first has 0, and a later one takes over when
+    the first goes.
+    ``path_mtu`` is the most that it sends at once where that is less than its interface's MTU, else 0.
+
+    Docker takes the container's end from the host's namespace and sets it up itself: ``delivered`` is the name
+    under which it is put there, which is then its identity, for by which name Docker calls it is learnt later.
+
+    A later plugin of a CNI chain may change MAC and MTU. ``mac`` and ``mtu`` are then those that it has set;
+    ``born_mac`` is the MAC at the attachment, from which its link-local address is made, and ``tuned_mtu`` the MTU
+    that it is to keep however large its network's is. Both are empty where nobody has changed anything.
+
+    ``engine`` is the engine that attached its container by a network of its own, and that takes it out again.
+    """
+
+    id: str
+    ifname: str
+    name: str = ""
+    network: str
+    host: str = ""
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    mac: str = ""
+    mtu: int = 0
+    path_mtu: int = 0
+    host_ifname: str = ""
+    ports: tuple[Port, ...] = ()
+    labels: dict[str, str] = {}
+    netns: int = 0
+    netns_path: str = ""
+    netns_cookie: int = 0
+    bandwidth: Bandwidth | None = None
+    metric: int = 0
+    delivered: str = ""
+    born_mac: str = ""
+    tuned_mtu: int = 0
+    engine: Engine = ""
+
+    @property
+    def managed(self) -> Engine:
+        """The engine that must be asked to take the container out; earlier versions wrote no ``engine``."""
+        return self.engine or ("docker" if self.delivered else "")
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """(id, ifname), or (id, delivered) where the container's end is handed to its runtime."""
+        return self.id, self.delivered or self.ifname
+
+    @property
+    def namespace(self) -> tuple[int, int]:
+        """The container's namespace: the kernel uses an inode again, but never an inode with the same cookie."""
+        return self.netns, self.netns_cookie
+
+    @property
+    def called(self) -> str:
+        """Its container's name, for people; where only an id is known, that, and whose it is where it is Docker's."""
+        return self.name or (f"Docker's endpoint {self.id[:12]}" if self.delivered else self.id)
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """The addresses, parsed."""
+        return tuple(prefix(text) for text in self.addresses)
+
+
+def host_ifname(routed: bool, container: str, ifname: str) -> str:
+    """Return the host end's name: ``lsr`` (routed) or ``lsp`` (bridge port) and 12 hex digits of the identity."""
+    digest = hashlib.blake2b(
+        f"{container}\0{ifname}".encode(errors="surrogateescape"), digest_size=6
+    ).hexdigest()
+    return ("lsr" if routed else "lsp") + digest
+
+
+class Allowance(msgspec.Struct, frozen=True, order=True):
+    """Endpoints of ``source`` may open connections to ``target``, to one port or (port 0) to all."""
+
+    source: str
+    target: str
+    protocol: str = ""
+    port: int = 0
+
+
+class Reservation(msgspec.Struct, frozen=True, order=True):
+    """Addresses of a network that are never given unless asked for by address."""
+
+    network: str
+    cidr: str
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a backend must know of the machine, observed, never assumed.
+
+    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding; ``firewalld`` tells
+    whether it runs; ``forwarding`` has the families for which the host forwarded before linkspan came, or somebody
+    else has turned it on since; ``old_links`` are, with their family, the links that were there then,
+    ``closed_links`` those of them of which it forwarded nothing, and ``bridges`` the bridges among them; ``ra_links``
+    are the links that take router advertisements now; ``ipip_helper`` is how to start the user-space IPIP endpoint,
+    without its addresses, where the kernel has no IPIP device; ``bird`` is None where BIRD is not installed,
+    ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for WireGuard.
+    """
+
+    forward_chains: frozenset[tuple[int, str]] = frozenset()
+    firewalld: bool = False
+    forwarding: frozenset[int] = frozenset()
+    closed_links: frozenset[tuple[int, str]] = frozenset()
+    old_links: frozenset[tuple[int, str]] = frozenset()
+    bridges: frozenset[str] = frozenset()
+    ra_links: frozenset[str] = frozenset()
+    ipip_helper: tuple[str, ...] = ()
+    bird: Bird | None = None
+    strongswan: Strongswan | None = None
+    wireguard: Tools | None = None
+
+
+CAN_REACH = "can-reach="
+"""What stands before the address that is to be reached by the underlay, where a setting names no interface."""
+
+
+class Underlay(msgspec.Struct, frozen=True):
+    """A host's way to the other hosts: its interface, addresses with their lengths, and MTU.
+
+    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
+    ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
+    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By ``mac`` a controller finds the
+    switch's port that the host is at; ``macs`` are all that its frames may bear: a bond's ports have theirs.
+    """
+
+    ifname: str
+    addresses: tuple[str, ...]
+    mtu: int = 1500
+    advertise: tuple[str, ...] = ()
+    advertise_port: int = 0
+    hidden: bool = False
+    mac: str = ""
+    macs: tuple[str, ...] = ()
+
+    def address(self, family: int) -> Prefix | None:
+        """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""
+        for text in (*self.advertise, *self.addresses):
+            if (found := prefix(text)).family == family:
+                return found.single()
+        return None
+
+    @property
+    def outer(self) -> int:
+        """The family that tunnels use: IPv4 where there is any, else IPv6; 4 for a host without an uplink."""
+        return 6 if self.address(4) is None and self.address(6) is not None else 4
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """A host as all others know it. ``settings`` are those that are one a host, never a network's options.
+
+    ``reads`` is the newest schema of records that its agent writes where the cluster does. ``withdraws`` is its
+    promise to give up its addresses after so many seconds without the store, 0: it holds them for ever.
+    ``keys`` are its public keys by backend, ``next_keys`` those that it is about to change to, and ``takes`` the next
+    keys of other hosts, by their ids, from which it takes packets. ``control`` are addresses with TCP ports of the
+    control plane that it knows, ``192.0.2.1:2379``: every host keeps its containers from them.
+    """
+
+    id: str
+    name: str
+    version: str = ""
+    underlay: Underlay | None = None
+    settings: dict[str, str] = {}
+    reads: int = 1
+    withdraws: float = 0
+    keys: dict[str, str] = {}
+    next_keys: dict[str, str] = {}
+    takes: dict[str, str] = {}
+    control: tuple[str, ...] = ()
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A way by which a host receives for a network now: ``data`` is the backend's own, opaque to all else."""
+
+    data: dict[str, str] = {}
+    generation: int = 0
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's claim in a network: its blocks, its own address of each family there, and how it receives.
+
+    ``endpoints`` has an Offer by the backend's name; several while the network migrates.
+    """
+
+    network: str
+    host: str
+    prefixes: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    endpoints: dict[str, Offer] = {}
+
+    @property
+    def blocks(self) -> tuple[Prefix, ...]:
+        """The prefixes, parsed."""
+        return tuple(prefix(text) for text in self.prefixes)
+
+    def address(self, family: int) -> Prefix | None:
+        """Return the host's own address in the network, alone; None where it has none of the family."""
+        return next((p.single() for p in map(prefix, self.addresses) if p.family == family), None)
+
+
+Standing = Literal["answers", "awaited", "lost", "silent"]
+"""Whether a neighbour answers ARP (or ND) on the link: it does; not asked to the end yet; it did, and does no
+more; it never did."""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another host, as a backend sees it in one network.
+
+    ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that is
+    without a router (the kernel's own answer); ``standing`` is what came of asking for it on the link; ``exact``
+    are addresses of shared blocks that live on it, alone. ``learnt`` tells, while a network migrates to a backend
+    that learns, whether all its routes are there. ``macs`` are those by which its plain packets are taken, none where
+    its record does not say: then they are by any.
+    """
+
+    host: Host
+    lease: Lease
+    device: str = ""
+    on_link: bool = False
+    exact: tuple[Prefix, ...] = ()
+    standing: Standing = "answers"
+    learnt: bool = False
+    macs: tuple[str, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """All that leads to this peer: its blocks and the exact addresses."""
+        return (*self.lease.blocks, *self.exact)
+
+
+class Other(msgspec.Struct, frozen=True):
+    """Another host that has keys, with the networks of an encrypting backend in which it has a lease."""
+
+    host: Host
+    networks: tuple[str, ...] = ()
+
+
+class HostView(msgspec.Struct, frozen=True):
+    """All that a backend sees: ``host`` is this one (None until a cluster is joined), ``leases`` its own.
+
+    Backends that encrypt see ``others``, who have keys.
+
+    Backends that learn see more, where a network has one: ``peers`` of all networks, and (network, address) of this
+    host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
+
+    ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports from which
+    they are at every address of this host.
+    """
+
+    networks: tuple[Network, ...]
+    allowances: tuple[Allowance, ...] = ()
+    facts: Facts = Facts()
+    host: Host | None = None
+    leases: tuple[Lease, ...] = ()
+    others: tuple[Other, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    exact: tuple[tuple[str, Prefix], ...] = ()
+    living: tuple[tuple[str, Prefix], ...] = ()
+    control: tuple[tuple[str, int], ...] = ()
+    control_here: tuple[int, ...] = ()
+
+    def lease(self, network: str) -> Lease | None:
+        """Return this host's lease in a network, None where it has none."""
+        return next((lease for lease in self.leases if lease.network == network), None)
+
+
+class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runtime or a user asks for. ``ifname`` empty: the next free ethN. ``ips`` empty: one of each family.
+
+    ``ports_bound``: the runtime listens at the ports itself, as Podman does to keep others away from them.
+    ``engine``: as in Endpoint.
+    """
+
+    id: str
+    network: str
+    ifname: str = ""
+    name: str = ""
+    ips: tuple[str, ...] = ()
+    mac: str = ""
+    ports: tuple[Port, ...] = ()
+    port_ranges: tuple[PortRange, ...] = ()
+    ports_bound: bool = False
+    labels: dict[str, str] = {}
+    bandwidth: Bandwidth | None = None
+    engine: Engine = ""

@@ -1,0 +1,43 @@
+"""A daemon's process: its log is JSON lines on stderr, and an error of ours ends it with one line and exit code 1."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from linkspan.core.errors import LinkspanError
+from linkspan.core.escapes import escaped
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        line = {
+            "at": at,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return escaped(msgspec.json.encode(line).decode())
+
+
+def served(work: Coroutine[Any, Any, None], level: str) -> None:
+    """Do a daemon's work, with a log of JSON lines; an error that ends it is one line, and exit code 1."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    try:
+        asyncio.run(work)
+    except LinkspanError as error:
+        print(f"linkspan: {escaped(error.told)}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,431 @@
+"""The rules that stand once for all networks; networks and containers are elements of their sets.
+
+One more container is one more element and no new rule, so a packet's cost does not grow with their number.
+
+    bridge linkspan   prerouting: a frame that enters by a container's port must bear its MAC and addresses
+                      input: what is for the bridge itself (802.1D's addresses) does not pass there, and is dropped
+    inet linkspan     guard        prerouting: by the name of the link to ``ours``, and there to
+                      routed       what a routed endpoint sends: its MAC and addresses, no loopback address
+                      control      prerouting, before any translation: containers reach no part of the control plane
+                      closed       of these, what a container sends; and ``refused``, what is for the control plane
+                      tunnels      what comes out of a tunnel: from a pool, by the way of the peer that has it
+                      fromN_LEN    what comes from other hosts with a pool's source: only by its host's ways
+                      forward      isolation between networks, internal networks
+                      outsiders    only where linkspan turned forwarding on: what did not pass before does not
+                      input        tunnel packets are peers' only
+                      errors       ICMP errors of containers: about their own flows only
+                      asked        what containers ask of the host's resolvers is led to their network's names;
+                                   what one in several networks asks of any server, to a server of all of these
+                      named        a network's names are told to its own containers and to the host
+                      viewed       those of several networks, to containers in all of them and to the host
+                      counted      so many to each container; by itself, for a kernel may know no ``ct count``
+                      internal     what an internal network may ask of the host
+                      publish      published ports (DNAT), for what comes in and for the host's own traffic
+                      postrouting  masquerade
+                      sealed, sealed_in   only where networks are encrypted: nothing of theirs leaves in clear, or is
+                                   taken so (``seal.py``)
+
+Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
+and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
+is looked up; the guard has seen each of its packets by then. Neither may come before the rules that keep containers
+from peers' tunnel ports: a flow could be older than the peer.
+
+What arrives from another host with a pool's address as source is looked up by that address. The map ``sources``
+leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
+hosts). There the source, cut to the block, must stand in ``ways`` with the device by which it came (IPIP), in
+``stations`` with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC
+(VXLAN: it tells which peer sent it; a device of the pool's network, or of one that is allowed to it). Addresses that
+live apart from their block stand in the same sets' ``_exact``.
+What a gateway has checked (SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``.
+So all of these are plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms
+(measured).
+
+The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a packet
+comes in, so before somebody's DNAT leads it elsewhere, and again behind that, for a DNAT may lead to it. Both look at
+every packet, for a connection may be older than what is known of the store. A store on this host is closed at each
+address that the host has, ``control_here``. No published port takes a place of the control plane: a container would
+answer agents in its stead.
+
+The sets of tunnels' outer addresses hold for a UDP port as a whole: another's VXLAN on this machine needs a
+port of its own.
+
+A ``drop`` is final whatever other tables say; an ``accept`` ends only the chain that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from linkspan.core.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
+from linkspan.core.model import Facts, HostView
+from linkspan.core.states.host import GROUP, NftChain, NftElement, NftSet, NftTable, State
+
+INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
+_IP = {4: "ip", 6: "ip6"}
+_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
+_NFPROTO = {4: "ipv4", 6: "ipv6"}
+_LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
+_REJECT = "reject with icmpx admin-prohibited"
+
+_QUESTIONS = "th dport 53 meta l4proto { tcp, udp }"
+"""The port first, for it tells apart sooner; what has no ports fails by the protocol."""
+
+VIEW_PORTS = range(61440, 1 << 16)
+"""Where servers of several networks listen: above what Linux gives to clients (ip_local_port_range ends at 60999)."""
+_VIEWS = f"th dport >= {VIEW_PORTS.start} meta l4proto {{ tcp, udp }}"
+
+_AT_ONCE = 8
+"""Questions by TCP that a container may have open: a server takes 20 (MAX_PROCS in dnsmasq's config.h), for all."""
+_RATE, _BURST = 10000, 5000
+"""Questions by UDP, a second and at once, to a container; one server answers 14,000 even where the machine is busy."""
+_REMEMBERED = 60
+"""Seconds for which a container's rate is remembered."""
+
+_CONTROL = "tcp dport @control_ports jump closed"
+"""The port first: it tells all but a few packets apart."""
+
+_ERRORS = {
+    4: "destination-unreachable, redirect, time-exceeded, parameter-problem",
+    6: "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
+}
+_RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
+"""IEEE 802.1D, table 7-10: what no bridge forwards."""
+
+_NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
+"""With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
+
+
+def skeleton(facts: Facts) -> Iterable[State]:
+    """Return both tables with their sets and chains."""
+    yield from (NftTable(INET, TABLE), NftTable(BRIDGE, TABLE))
+    yield from _sets()
+    yield _chain(INET, "tunnels", "", [*_by_source(), "drop"])
+    yield _chain(INET, "routed", "", _routed())
+    yield _chain(INET, "ours", "", _ours())
+    yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard())
+    yield _chain(INET, "refused", "", _refused())
+    yield _chain(INET, "closed", "", _closed())
+    # Behind connection tracking and before every DNAT (-100): iptables' and ours.
+    hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
+    yield _chain(INET, "control", hook, [_CONTROL])
+    closed = [family for family in FAMILIES if family not in facts.forwarding]
+    if closed:
+        yield _chain(INET, "outsiders", "", _outsiders(closed))
+        yield from (element(f"closed{family}", link) for family, link in facts.closed_links)
+        yield from (element(f"old{family}", link) for family, link in facts.old_links)
+        yield from (element("within", link, link) for link in facts.bridges)
+    hook = "type filter hook forward priority filter; policy accept;"
+    yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
+    yield _chain(INET, "errors", "", _errors())
+    yield _chain(INET, "internal", "", _internal())
+    yield _chain(INET, "named", "", _named())
+    yield _chain(INET, "viewed", "", _viewed())
+    yield _chain(INET, "asked", "", _asked())
+    yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
+    yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
+    yield _chain(INET, "publish", "", _publish())
+    for name in ("prerouting", "output"):
+        hook = f"type nat hook {name} priority dstnat; policy accept;"
+        # What comes by a tunnel was another host's to lead: of its own containers, or asked by its server.
+        links = ("ls-*", "lsr*") if name == "prerouting" else ()
+        asked = [f'iifname "{link}" {_QUESTIONS} jump asked' for link in links]
+        # A translated ::1 would not come back: the kernel takes it by lo alone, and has no route_localnet for it.
+        loopback = ["ip6 daddr ::1 return"] if name == "output" else []
+        yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
+    hook = "type nat hook postrouting priority srcnat; policy accept;"
+    yield _chain(INET, "postrouting", hook, _postrouting())
+    yield _chain(BRIDGE, "port", "", _port())
+    # -300 is NF_BR_PRI_NAT_DST_BRIDGED (linux/netfilter_bridge.h), which nft calls dstnat in this family.
+    hook = "type filter hook prerouting priority dstnat; policy accept;"
+    yield _chain(BRIDGE, "guard", hook, ['iifname "lsp*" jump port'])
+    # Frames to these addresses pass no prerouting, and a bridge learns by them, too.
+    hook = "type filter hook input priority filter; policy accept;"
+    yield _chain(BRIDGE, "reserved", hook, [f'ether daddr {_RESERVED} iifname "lsp*" drop'])
+
+
+def _chain(family: str, name: str, hook: str, rules: Iterable[str]) -> NftChain:
+    return NftChain(family, TABLE, name, hook, tuple(rules))
+
+
+def _sets() -> Iterable[NftSet]:
+    for table in (INET, BRIDGE):
+        yield NftSet(table, TABLE, "macs", "ifname . ether_addr")
+        for family in FAMILIES:
+            yield NftSet(table, TABLE, f"senders{family}", f"ifname . ether_addr . {_TYPE[family]}")
+    yield NftSet(INET, TABLE, "internal_links", "ifname")
+    yield NftSet(INET, TABLE, "within", "ifname . ifname")
+    for name in ("vxlan_ports", "speaker_ports"):
+        yield NftSet(INET, TABLE, name, "inet_service")
+    yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
+    for name in ("control_ports", "control_here"):
+        yield NftSet(INET, TABLE, name, "inet_service")
+    for name in ("ipip_local", "ipip_peers"):
+        yield NftSet(INET, TABLE, name, _TYPE[4])
+    for family in FAMILIES:
+        type_ = _TYPE[family]
+        for name in ("pools", "masquerade", "internal"):
+            yield NftSet(INET, TABLE, f"{name}{family}", type_, interval=True)
+        yield NftSet(INET, TABLE, f"sources{family}", type_, "verdict", interval=True)
+        for exact in ("", "_exact"):
+            yield NftSet(INET, TABLE, f"vteps{exact}{family}", f"ifname . ether_addr . {type_}")
+            yield NftSet(INET, TABLE, f"stations{exact}{family}", f"ifname . ether_addr . {type_}")
+            yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
+            yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
+        yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"control{family}", f"{type_} . inet_service")
+        for name in ("closed", "old"):
+            yield NftSet(INET, TABLE, f"{name}{family}", "ifname")
+        for name in ("bgp_peers", "servers", "resolvers", "forwarders"):
+            yield NftSet(INET, TABLE, f"{name}{family}", type_)
+        yield NftSet(INET, TABLE, f"asking_tcp{family}", type_, dynamic=True)
+        yield NftSet(INET, TABLE, f"asking_udp{family}", type_, dynamic=True, timeout=_REMEMBERED)
+        yield NftSet(INET, TABLE, f"asking{family}", f"{type_} . {type_}", interval=True)
+        yield NftSet(INET, TABLE, f"server_of{family}", type_, type_, interval=True)
+        yield NftSet(INET, TABLE, f"view_of{family}", type_, f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"views{family}", f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"viewing{family}", f"{type_} . {type_} . inet_service")
+        yield NftSet(INET, TABLE, f"allowed{family}", f"{type_} . {type_}", interval=True)
+        yield NftSet(
+            INET,
+            TABLE,
+            f"allowed_ports{family}",
+            f"{type_} . {type_} . inet_proto . inet_service",
+            interval=True,
+        )
+        target = f"{type_} . inet_service"
+        yield NftSet(INET, TABLE, f"publish{family}", "inet_proto . inet_service", target)
+        yield NftSet(INET, TABLE, f"publish_at{family}", f"{type_} . inet_proto . inet_service", target)
+
+
+def _guard() -> Iterable[str]:
+    yield 'iifname "ls*" jump ours'
+    yield f'iifname "ipsec0" iifgroup {GROUP} goto tunnels'  # by name as well: others may use the group
+    yield 'iifname "lo" accept'
+    yield from _by_source()
+
+
+def _by_source() -> Iterable[str]:
+    yield from (f"{_IP[family]} saddr vmap @sources{family}" for family in FAMILIES)
+
+
+def _ours() -> Iterable[str]:
+    yield 'iifname "lsr*" goto routed'
+    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
+    for link in ("lsipsec", "lswg"):
+        yield f'iifname "{link}" iifgroup {GROUP} goto tunnels'
+        yield f'iifname "{link}" drop'  # another's
+    # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
+    yield 'iifname "lsp*" drop'
+    yield f'iifname "ls-*" {_NO_LOOPBACK}'
+    yield 'iifname "ls-*" accept'
+
+
+def _routed() -> Iterable[str]:
+    yield _NO_LOOPBACK
+    yield "iifname . ether saddr . ip saddr != @senders4 drop"
+    yield "meta nfproto ipv4 accept"
+    yield "ip6 saddr :: iifname . ether saddr != @macs drop"
+    yield "ip6 saddr != :: iifname . ether saddr . ip6 saddr != @senders6 drop"
+    yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
+    yield "accept"
+
+
+def control(view: HostView) -> Iterable[State]:
+    """Return the elements that close the control plane to containers."""
+    for address, port in view.control:
+        yield element(f"control{prefix(address).family}", address, str(port))
+    for port in view.control_here:
+        yield element("control_here", str(port))
+    for port in sorted({port for _, port in view.control} | set(view.control_here)):
+        yield element("control_ports", str(port))
+
+
+def _closed() -> Iterable[str]:
+    yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
+    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f'iifname "ipsec0" iifgroup {GROUP}'))
+    yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
+
+
+def _refused() -> Iterable[str]:
+    for family in FAMILIES:
+        yield f"{_IP[family]} daddr . tcp dport @control{family} reject with tcp reset"
+    yield "tcp dport @control_here fib daddr type local reject with tcp reset"
+
+
+def _forward(*, closed: bool) -> Iterable[str]:
+    yield f"ct status dnat {_CONTROL}"
+    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host. To
+    # whichever address: a peer takes it by each that it has, and not all of them are known here.
+    for family in FAMILIES:
+        outwards = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
+        yield f"udp dport @vxlan_ports {outwards} drop"
+        yield f"tcp dport @speaker_ports {outwards} drop"
+    yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
+    yield "ct state established,related accept"
+    if closed:
+        yield 'iifname != "ls*" oifname != "ls*" jump outsiders'
+    for family in FAMILIES:
+        ip = _IP[family]
+        # With br_netfilter a bridge's own multicast passes here (a neighbour solicitation!), in and out by the bridge.
+        out, into = "oifname != @internal_links", "iifname != @internal_links"
+        yield f"{out} {ip} saddr @internal{family} {ip} daddr != @pools{family} {_REJECT}"
+        yield f"{into} {ip} daddr @internal{family} {ip} saddr != @pools{family} {_REJECT}"
+        yield f"{ip} saddr . {ip} daddr @allowed{family} accept"
+        yield f"{ip} saddr . {ip} daddr . meta l4proto . th dport @allowed_ports{family} accept"
+        # A published port is one of the host's: an internal network does not reach it, everybody else does.
+        yield f"{ip} saddr @internal{family} {ip} daddr @pools{family} {_REJECT}"
+    yield "ct status dnat accept"
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} saddr @pools{family} {ip} daddr @pools{family} {_REJECT}"
+
+
+def _outsiders(families: list[int]) -> Iterable[str]:
+    # Between links that were there before: what other programs make later is theirs to forward for.
+    yield "iifname . oifname @within accept"  # a bridge's own frames, with br_netfilter
+    for family in families:
+        ip, between = _IP[family], f"iifname @closed{family} oifname @old{family}"
+        yield f"{between} {ip} saddr != @pools{family} {ip} daddr != @pools{family} drop"
+
+
+def crossing(pool: Prefix, length: int) -> Iterable[State]:
+    """Return what lets sources of a pool in from other hosts by their own ways, its blocks having this length."""
+    family, chain = pool.family, f"from{pool.family}_{length}"
+    source = f"{_IP[family]} saddr"
+    mask = Prefix(b"\xff" * len(pool.packed), length).network().address
+    block = () if length == BITS[family] else (f"{source} & {mask}",)
+    gated, vtep = "iifname . ether saddr @gateways accept", 'iifname "lsx*" iifname . ether saddr'
+    # The usual gateway's MAC is told apart first, which costs others next to nothing; any other gateway's comes last.
+    rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
+    rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
+    rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
+    rules += [f"iifname . ether saddr . {part} @stations{family} accept" for part in block]
+    rules.append(f"iifname . ether saddr . {source} @stations_exact{family} accept")
+    rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another's: many IPsec daemons call theirs so
+    rules += [f"iifname . {part} @ways{family} accept" for part in block]
+    rules.append(f"iifname . {source} @ways_exact{family} accept")
+    # One XFRM interface serves all peers, and a packet's mark tells from which one it came.
+    mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
+    rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
+    rules += [f"{mark} . {source} @marks_exact{family} {clear}"]
+    rules += [gated, "drop"]
+    yield _chain(INET, chain, "", rules)
+    yield element(f"sources{family}", pool_text(pool), data=(f"jump {chain}",))
+
+
+def _input() -> Iterable[str]:
+    yield f"ct status dnat {_CONTROL}"
+    for family, icmp in ((4, "icmp"), (6, "icmpv6")):
+        yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
+    # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
+    for family in FAMILIES:
+        yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
+    # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
+    yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
+    yield f"{_QUESTIONS} jump named"
+    yield f"{_VIEWS} jump viewed"
+    for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):
+        yield f"{ours} iifname @internal_links jump internal"
+
+
+def _errors() -> Iterable[str]:
+    # An error about a flow between hosts would make the way to a peer as narrow as 552 bytes, for all containers.
+    for family in FAMILIES:
+        yield f"ct original {_IP[family]} saddr @pools{family} return"
+        yield f"ct reply {_IP[family]} saddr @pools{family} return"
+    yield "drop"
+
+
+def _internal() -> Iterable[str]:
+    yield "ct state established,related accept"
+    yield "meta l4proto { icmp, ipv6-icmp } accept"
+    yield f"{_QUESTIONS} accept"
+    yield _REJECT
+
+
+def _named() -> Iterable[str]:
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has seen to it that the source is true
+        yield f"{ip} daddr @servers{family} {_REJECT}"
+
+
+def _viewed() -> Iterable[str]:
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} saddr . {ip} daddr . th dport @viewing{family} accept"
+        yield f"{ip} daddr . th dport @views{family} {_REJECT}"
+
+
+def _counted() -> Iterable[str]:
+    yield f"th dport < {VIEW_PORTS.start} th dport != 53 accept"
+    yield 'iifname "lo" accept'
+    for family in FAMILIES:
+        ip = _IP[family]
+        many = f"{_RATE}/second burst {_BURST} packets"
+        open_ = f"add @asking_tcp{family} {{ {ip} saddr ct count over {_AT_ONCE} }}"
+        by_udp = f"update @asking_udp{family} {{ {ip} saddr limit rate over {many} }}"
+        for server in (f"th dport 53 {ip} daddr @servers{family}", f"{ip} daddr . th dport @views{family}"):
+            yield f"{server} meta l4proto tcp ct state new {open_} reject with tcp reset"
+            yield f"{server} meta l4proto udp {by_udp} drop"
+
+
+def _asked() -> Iterable[str]:
+    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers. Not those whom
+    # the server itself asks, at whatever length: a question would go round.
+    for family in FAMILIES:
+        ip = _IP[family]
+        view = f"meta l4proto {{ tcp, udp }} dnat {ip} to {ip} saddr map @view_of{family}"
+        yield f"{ip} daddr @servers{family} {view}"
+        yield from (f"{ip} saddr @{who}{family} return" for who in ("resolvers", "forwarders"))
+        yield f"{ip} daddr @resolvers{family} {view}"
+        yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
+
+
+def _publish() -> Iterable[str]:
+    for family in FAMILIES:
+        ip = _IP[family]
+        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
+        yield f"{ip} daddr . tcp dport @control{family} accept"
+        # A port that was published before there was a speaker would let a container answer for its host.
+        yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
+        yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"
+        yield f"dnat {ip} to meta l4proto . th dport map @publish{family}"
+
+
+def _postrouting() -> Iterable[str]:
+    for family in FAMILIES:
+        ip = _IP[family]
+        # A container that comes back in by a published port would be answered past the host: layer 2, or itself.
+        yield f"ct status dnat {ip} saddr @pools{family} {ip} daddr @pools{family} masquerade fully-random"
+        yield f"{ip} saddr {_LOOPBACK[family]} {ip} daddr @pools{family} masquerade fully-random"
+        yield f'oifname != "ls*" {ip} saddr @masquerade{family} {ip} daddr != @pools{family} masquerade fully-random'
+
+
+def _port() -> Iterable[str]:
+    yield "iifname . ether saddr . ip saddr != @senders4 drop"
+    yield "udp sport { 67, 547 } drop"
+    yield "ether type ip accept"
+    yield "iifname . ether saddr != @macs drop"
+    yield "iifname . arp saddr ether != @macs drop"
+    yield "arp saddr ip != 0.0.0.0 iifname . ether saddr . arp saddr ip != @senders4 drop"
+    yield "ip6 saddr != :: iifname . ether saddr . ip6 saddr != @senders6 drop"
+    # What has no address yet may ask whether one is free, where a router is, and for multicast (RFC 4862, RFC 3810).
+    asked = "nd-router-solicit, nd-neighbor-solicit, mld2-listener-report"
+    yield f"ip6 saddr :: icmpv6 type != {{ {asked} }} drop"
+    yield "ip6 saddr :: meta l4proto != ipv6-icmp drop"
+    yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
+    yield "icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr != @senders6 drop"
+    yield "ether type != { arp, ip6 } drop"
+
+
+def element(name: str, *parts: str, data: tuple[str, ...] = (), table: str = INET) -> NftElement:
+    """Return an element of one of our sets."""
+    return NftElement(table, TABLE, name, parts, data)
+
+
+def pool_text(pool: Prefix) -> str:
+    """Return a pool as nft prints it: a /32 or /128 without its length."""
+    return pool.address if pool.size == 1 else str(pool)

@@ -1,0 +1,438 @@
+"""Everything that linkspan does to a machine, as frozen values: one class for each kind of object.
+
+Each value has a ``key``, the kernel's own key for the object, and the rest is its value: two states with
+one key are the same object, and equal states need no work. ``netns`` is the inode of the network namespace
+that the object lives in, 0 for the host's own (the one in which the agent runs). Addresses and MACs are
+bytes; text is made at the edge only.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from linkspan.core.addresses import Prefix
+
+Key = tuple[str | int | bytes, ...]
+"""The class's name first, then the kernel's key."""
+
+HOST = 0
+"""``netns`` of the host's own namespace."""
+
+ROUTE_PROTOCOL = 76
+"""Our routes' protocol number (rtnetlink(7)); free in iproute2's rt_protos as of 6.15."""
+
+UNREACHABLE_METRIC = 4294967295
+"""The largest metric there is: the route is used only where nothing else matches."""
+
+LEARNT_METRIC = 1976
+"""Of our BGP speaker's routes: it tells them from another BIRD's, whose default is 32, and lets a tunnel's routes win
+while a network migrates (those have 0, for which the kernel takes 1024 in IPv6)."""
+
+OTHERS = ("docker*", "br-*", "podman*", "cni*", "virbr*", "lxc*", "lxd*")
+"""Bridges of other container and VM systems: forwarding for them is theirs to decide."""
+
+ALTNAME = "linkspan:"
+"""Every link of ours has an alternative name that begins so; a link without it is not ours."""
+
+GROUP = 76
+"""The device group of our devices that encrypt: rules cannot ask for an alternative name, and a name alone may be that
+of another's device, which has group 0."""
+
+
+class State(msgspec.Struct, frozen=True, gc=False):
+    """One object that should be on this machine.
+
+    Kinds with a field ``amiss`` have attributes that linkspan leaves as the kernel makes them, and that stop packets
+    with any other value. A driver observes in ``amiss`` those that differ, in iproute2's words (``isolated on``), and a
+    put sets them right. No desired state has any.
+    """
+
+    rank: ClassVar[int]
+    """Puts go by ascending rank, deletes by descending."""
+
+    @property
+    def key(self) -> Key:
+        """The class's name, then the kernel's key for the object."""
+        raise NotImplementedError
+
+
+class Sysctl(State, frozen=True, gc=False):
+    """A kernel setting: ``path`` below /proc/sys, with slashes. What was there before ours is given back."""
+
+    rank: ClassVar[int] = 10
+    path: str
+    value: str
+    netns: int = HOST
+
+    @property
+    def key(self) -> Key:
+        return ("Sysctl", self.netns, self.path)
+
+
+class LinkSysctl(State, frozen=True, gc=False):
+    """A setting of a link of ours, which goes with the link; ``path`` as for Sysctl."""
+
+    rank: ClassVar[int] = 45
+    path: str
+    value: str
+    netns: int = HOST
+
+    @property
+    def key(self) -> Key:
+        return ("LinkSysctl", self.netns, self.path)
+
+
+class NftTable(State, frozen=True, gc=False):
+    """An nftables table of ours; ``family`` is inet or bridge. The hooks of a table that sleeps see no packet."""
+
+    rank: ClassVar[int] = 20
+    family: str
+    name: str
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("NftTable", self.family, self.name)
+
+
+class NftSet(State, frozen=True, gc=False):
+    """A set, or a map where ``data`` is given; ``type`` and ``data`` in nft's own words (``ifname . ether_addr``).
+
+    A ``dynamic`` one is filled by rules, packet by packet: what is in it is the kernel's, and no state. Its elements go
+    ``timeout`` seconds after the last packet; without that, when what they count is gone.
+    """
+
+    rank: ClassVar[int] = 21
+    family: str
+    table: str
+    name: str
+    type: str
+    data: str = ""
+    interval: bool = False
+    dynamic: bool = False
+    timeout: int = 0
+
+    @property
+    def key(self) -> Key:
+        return ("NftSet", self.family, self.table, self.name)
+
+
+class NftChain(State, frozen=True, gc=False):
+    """A chain with its rules in order, in nft's own words as it lists them; ``hook`` is empty for a plain chain."""
+
+    rank: ClassVar[int] = 22
+    family: str
+    table: str
+    name: str
+    hook: str
+    rules: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("NftChain", self.family, self.table, self.name)
+
+
+class NftElement(State, frozen=True, gc=False):
+    """An element of a set (or, with ``data``, of a map); the parts of a concatenation as nft prints them.
+
+    An interface name is given bare, without quotes.
+    """
+
+    rank: ClassVar[int] = 23
+    family: str
+    table: str
+    set: str
+    parts: tuple[str, ...]
+    data: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("NftElement", self.family, self.table, self.set, *self.parts)
+
+
+class ForwardAccept(State, frozen=True, gc=False):
+    """Two rules in a chain of another's iptables that accept forwarding from and to a pool.
+
+    ``chain`` is DOCKER-USER where there is one, else FORWARD. Ours are known by their comment.
+    """
+
+    rank: ClassVar[int] = 30
+    chain: str
+    prefix: Prefix
+
+    @property
+    def key(self) -> Key:
+        return ("ForwardAccept", self.chain, self.prefix.packed, self.prefix.length)
+
+
+class TrustedSource(State, frozen=True, gc=False):
+    """A pool as a source of firewalld's zone ``trusted`` (at run time only: a reload forgets it)."""
+
+    rank: ClassVar[int] = 31
+    prefix: Prefix
+
+    @property
+    def key(self) -> Key:
+        return ("TrustedSource", self.prefix.packed, self.prefix.length)
+
+
+class Bridge(State, frozen=True, gc=False):
+    """A bridge that is up, with a MAC of its own (it would take its lowest port's otherwise)."""
+
+    rank: ClassVar[int] = 40
+    name: str
+    mac: bytes
+    mtu: int
+    up: bool = True
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Bridge", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the bridge is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
+class Veth(State, frozen=True, gc=False):
+    """A veth pair: the host end ``name``, up, and its peer, born as ``peer_name`` in namespace ``peer_netns``.
+
+    ``master`` is the bridge that the host end is a port of, or empty for a routed one.
+    The alternative name ``linkspan:INODE:PEER`` lets an agent with no memory know whose it is.
+    """
+
+    rank: ClassVar[int] = 41
+    name: str
+    mac: bytes
+    mtu: int
+    master: str
+    peer_netns: int
+    peer_name: str
+    hairpin: bool = False
+    up: bool = True
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Veth", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name of the host end."""
+        return f"{ALTNAME}{self.peer_netns}:{self.peer_name}"
+
+
+class Interface(State, frozen=True, gc=False):
+    """A container's end of a veth pair, up; it is born and goes with its Veth. The namespace's lo is up too."""
+
+    rank: ClassVar[int] = 42
+    netns: int
+    name: str
+    mac: bytes
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("Interface", self.netns, self.name)
+
+
+class Vxlan(State, frozen=True, gc=False):
+    """A VXLAN device that is up and learns nothing; ``local`` is the packed underlay address that it sends from."""
+
+    rank: ClassVar[int] = 43
+    name: str
+    vni: int
+    mac: bytes
+    mtu: int
+    port: int
+    local: bytes
+    up: bool = True
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Vxlan", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the device is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
+class Ipip(State, frozen=True, gc=False):
+    """The host's one IPIP device, up: the kernel's in external mode off, or a persistent TUN where ``tun``.
+
+    Its peers are routes by their underlay addresses (kernel) or TunnelPrefix states (TUN). ``local`` is empty
+    for a TUN: it is the endpoint that has an address.
+    """
+
+    rank: ClassVar[int] = 43
+    name: str
+    mtu: int
+    local: bytes
+    tun: bool
+    up: bool = True
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Ipip", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the device is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
+class Wireguard(State, frozen=True, gc=False):
+    """The host's one WireGuard device, up: the kernel's, or a persistent TUN that wireguard-go serves where ``tun``."""
+
+    rank: ClassVar[int] = 43
+    name: str
+    mtu: int
+    tun: bool
+    up: bool = True
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Wireguard", self.name)
+
+    @property
+    def altname(self) -> str:
+        """The alternative name by which the device is known as ours."""
+        return f"{ALTNAME}{self.name}"
+
+
+class TunnelPrefix(State, frozen=True, gc=False):
+    """A row of the user-space IPIP endpoint's table: a prefix, and the packed underlay address it lives behind."""
+
+    rank: ClassVar[int] = 62
+    prefix: Prefix
+    remote: bytes
+
+    @property
+    def key(self) -> Key:
+        return ("TunnelPrefix", self.prefix.packed, self.prefix.length)
+
+
+class Neighbour(State, frozen=True, gc=False):
+    """A permanent neighbour entry (ARP or ND) on a device of ours."""
+
+    rank: ClassVar[int] = 55
+    device: str
+    address: bytes
+    mac: bytes
+
+    @property
+    def key(self) -> Key:
+        return ("Neighbour", self.device, self.address)
+
+
+class FdbEntry(State, frozen=True, gc=False):
+    """A permanent forwarding entry of a VXLAN device of ours: which underlay address a MAC lives behind."""
+
+    rank: ClassVar[int] = 56
+    device: str
+    mac: bytes
+    remote: bytes
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("FdbEntry", self.device, self.mac)
+
+
+class Address(State, frozen=True, gc=False):
+    """An address on a link, never tentative (IFA_F_NODAD)."""
+
+    rank: ClassVar[int] = 50
+    device: str
+    prefix: Prefix
+    netns: int = HOST
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("Address", self.netns, self.device, self.prefix.packed, self.prefix.length)
+
+
+class Route(State, frozen=True, gc=False):
+    """A route with our protocol number, of the main table or (in a container only) of ``table``.
+
+    ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty; with
+    ``onlink`` the gateway is taken to be on the link, whatever the routes say. ``mtu`` is the largest packet that
+    is sent by it, 0 what the device takes. ``if_id`` is how an XFRM interface of all peers is told which one is meant.
+    """
+
+    rank: ClassVar[int] = 60
+    destination: Prefix
+    device: str = ""
+    gateway: bytes = b""
+    source: bytes = b""
+    metric: int = 0
+    netns: int = HOST
+    onlink: bool = False
+    mtu: int = 0
+    if_id: int = 0
+    table: int = 0
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        table = (self.table,) if self.table else ()
+        return ("Route", self.netns, self.destination.packed, self.destination.length, self.metric, *table)
+
+
+class PolicyRule(State, frozen=True, gc=False):
+    """A rule of a container's routing policy (ip-rule(8)), with our protocol number.
+
+    Packets from ``source`` (``prefix`` of length 0: from anywhere) are routed by ``table`` (0: the main one). With
+    ``specific`` the default route of that table does not count (suppress_prefixlength 0).
+    """
+
+    rank: ClassVar[int] = 63
+    netns: int
+    priority: int
+    prefix: Prefix
+    table: int = 0
+    specific: bool = False
+
+    @property
+    def key(self) -> Key:
+        source = self.prefix.packed, self.prefix.length
+        return ("PolicyRule", self.netns, self.priority, *source, self.table, int(self.specific))
+
+
+class TokenBucket(State, frozen=True, gc=False):
+    """A tbf root qdisc: ``rate`` in bytes a second, ``burst`` in bytes."""
+
+    rank: ClassVar[int] = 61
+    device: str
+    rate: int
+    burst: int
+    netns: int = HOST
+
+    @property
+    def key(self) -> Key:
+        return ("TokenBucket", self.netns, self.device)
+
+
+class ForeignQdisc(State, frozen=True, gc=False):
+    """Another program's root qdisc on a link of ours, which may drop or delay every packet: never desired.
+
+    A tbf counts as a TokenBucket.
+    """
+
+    rank: ClassVar[int] = 61
+    device: str
+    kind: str
+
+    @property
+    def key(self) -> Key:
+        return ("ForeignQdisc", self.device)

@@ -1,0 +1,119 @@
+"""The kinds of state that helper programs are made of: what they read, that they run, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import ClassVar
+
+import msgspec
+
+from linkspan.core.states.host import Key, State
+
+BIRD = "bird"
+"""The BGP speaker's name as a Process."""
+BGP_PORT = 179
+"""RFC 4271 section 8.2.1."""
+BGP_REFUSED = "ls_refused"
+"""The speaker's attribute of a filtered route that has the rule which refused it."""
+
+SECRET = "{secret}"  # noqa: S105 - it is where one goes
+"""Where in a Secret's text the secret stands, in quotes."""
+
+
+def located(name: str) -> str | None:
+    """Return where a program is, None where it is not installed: a user's PATH may lack the folder of daemons."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+class Bird(msgspec.Struct, frozen=True):
+    """The BGP speaker's programs, the folder of its files, and who else listens at BGP's port: (address, name)."""
+
+    speaker: str
+    client: str
+    folder: str
+    listeners: tuple[tuple[str, str], ...] = ()
+
+
+class Dnsmasq(msgspec.Struct, frozen=True):
+    """The names' server: its program, the user whom it becomes, and the folder of its files."""
+
+    program: str
+    user: str
+    folder: str
+
+
+Zones = tuple[str, ...]
+"""The networks whose names a server answers, in the order of the alphabet."""
+
+
+class File(State, frozen=True, gc=False):
+    """A file of ours with exactly this content; ``mode`` is its permission bits.
+
+    What is written into a ``volatile`` one is not remembered: it changes often, and nobody else writes there.
+    """
+
+    rank: ClassVar[int] = 70
+    path: str
+    content: bytes
+    mode: int = 0o644
+    volatile: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("File", self.path)
+
+
+class Secret(State, frozen=True, gc=False):
+    """A file of ours, for root alone, that has a secret in it: ``text`` with SECRET replaced by what is in ``source``.
+
+    The secret itself is in no state. ``current`` tells that the file is as it would be written now.
+    """
+
+    rank: ClassVar[int] = 70
+    path: str
+    source: str
+    text: str
+    current: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("Secret", self.path)
+
+
+class LearntRoutes(State, frozen=True, gc=False):
+    """The routes of the main table that our BGP speaker put there, known by their metric; they are its own to change.
+
+    They outlive ``process`` by ``keep`` seconds, and are ``stale`` afterwards: swept.
+    """
+
+    rank: ClassVar[int] = 69
+    metric: int
+    process: str
+    keep: int
+    stale: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("LearntRoutes", self.metric)
+
+
+class Process(State, frozen=True, gc=False):
+    """A helper program that runs, in a session of its own and outliving the agent.
+
+    ``files`` are the paths that it reads, of files or of whole folders: where one changed, ``reload`` is run once a
+    batch (an argv; empty: the process is restarted), or with ``hup`` SIGHUP is sent. Another ``argv`` is a restart.
+    ``again`` is appended to it at every start after the first one of a boot.
+    """
+
+    rank: ClassVar[int] = 71
+    name: str
+    argv: tuple[str, ...]
+    reload: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+    hup: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("Process", self.name)

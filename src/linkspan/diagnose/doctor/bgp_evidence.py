@@ -1,0 +1,95 @@
+"""What can be seen from this host of a BGP session that is down, gathered for ``bgp_reasons.explain``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from linkspan.backends.bgp.settings import Session
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import HOST
+from linkspan.core.states.programs import BGP_PORT
+from linkspan.diagnose.doctor.bgp_reasons import Evidence
+from linkspan.diagnose.trace.hops import show
+from linkspan.diagnose.trace.questions import Lookup, Packet, Questions
+from linkspan.kernel.probe import bird_control, port_owners
+from linkspan.kernel.probe.bird_control import Protocol, Said
+from linkspan.kernel.probe.tcp_connect import approach, pings
+
+RECENT = 300.0
+"""Seconds of the log that count: BIRD's and FRR's connections are tried again after 120 at most."""
+TAIL = 1 << 16
+"""Bytes of the log that are read."""
+_BUSY = ("OpenSent", "OpenConfirm")
+"""States in which a connection stands: one more would only disturb."""
+
+
+def recent(log: Path) -> tuple[Said, ...]:
+    """Return what the speaker has said lately; nothing where it has no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - TAIL, 0))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    begin = time.time() - RECENT
+    return tuple(line for line in bird_control.said(text) if line.at >= begin)
+
+
+def gather(
+    session: Session,
+    seen: Protocol | None,
+    asked: Questions,
+    said: tuple[Said, ...] = (),
+    refusals: Mapping[str, int] | None = None,
+) -> Evidence:
+    """Look from this host, in any thread that is in its namespace; takes up to 5 s, and disturbs no session that is up.
+
+    ``refusals`` are the signatures that the kernel refused of late.
+    """
+    if seen is None or seen.established:
+        return Evidence(said=said)
+    target, source = prefix(session.address).packed, prefix(session.source).packed if session.source else b""
+    has_source = not source or source in asked.addresses(HOST)
+    if not has_source:
+        return Evidence(said=said, has_source=False)
+    if seen.bgp_state == "Down":
+        return Evidence(said=said, has_source=True, holder=_holder(session.source))
+    lookup = asked.route(HOST, Packet(source, target))
+    if lookup.error:
+        return Evidence(said=said, has_source=True, route="the kernel has none")
+    found = Evidence(
+        said=said,
+        refusals=refusals or {},
+        has_source=True,
+        device=lookup.device,
+        gateway=show(lookup.gateway) if lookup.gateway else "",
+    )
+    if seen.bgp_state in _BUSY:
+        return found
+    tcp = approach(
+        session.source, session.address, BGP_PORT, 255 if session.ttl_security else session.multihop or 1
+    )
+    answers = tcp in ("open", "closed", "refused")
+    return msgspec.structs.replace(
+        found,
+        tcp=tcp,
+        pings=answers or pings(session.address),
+        neighbour=answers or _neighbour(asked, lookup, source, target),
+    )
+
+
+def _neighbour(asked: Questions, lookup: Lookup, source: bytes, target: bytes) -> bool:
+    next_hop = lookup.gateway or target
+    return asked.answering(HOST, lookup.device, source or lookup.source, next_hop) is not None
+
+
+def _holder(source: str) -> str:
+    try:
+        return port_owners.holder("tcp", source, BGP_PORT)
+    except LinkspanError:
+        return ""

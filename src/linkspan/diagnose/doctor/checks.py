@@ -1,0 +1,39 @@
+"""What a check of the machine is, and what it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from linkspan.core.model import Network, Underlay
+
+Status = Literal["ok", "warn", "fail", "skip"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding; ``detail`` says what is, ``fix`` what to do about it ('' where nothing is needed)."""
+
+    check: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """The machine as a doctor meets it; ``root`` is another than / only where an image or a test is looked at."""
+
+    networks: Sequence[Network] = ()
+    state_dir: Path = Path("/var/lib/linkspan")
+    root: Path = Path("/")
+    underlay: Underlay | None = None
+
+    def file(self, path: str) -> Path:
+        """Return a path below the root."""
+        return self.root / path.lstrip("/")
+
+    def families(self) -> tuple[int, ...]:
+        """Return the address families of the networks' pools."""
+        return tuple(sorted({p.family for n in self.networks for p in n.prefixes}))

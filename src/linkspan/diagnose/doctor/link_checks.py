@@ -1,0 +1,100 @@
+"""Checks of the host's links: what keeps linkspan's from finding neighbours, and from what they should receive."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from linkspan.core.addresses import prefix
+from linkspan.core.states.host import HOST
+from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.trace.questions import Questions
+from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
+from linkspan.kernel.drivers.links import is_ours
+from linkspan.kernel.io.netlink import GETLINK, Socket, altnames, attributes, string
+
+RESOLVES = ("ls-", "lsr")
+"""Names of our links begin so on which the host looks for its containers' MACs."""
+_LINK, _LINK_NETNSID = 5, 37  # linux/if_link.h
+_MACVLANS, _MACVLAN_MODE, _PASSTHRU = ("macvlan", "macvtap"), 1, 8
+
+
+class _Link(NamedTuple):
+    number: int
+    name: str
+    ours: bool
+    below: int
+    """The index of the link that it lies on, 0 where that is none of this namespace's."""
+    takes_all: bool
+    """Whether it takes every frame that the link below receives."""
+
+
+def neighbours(asked: Questions, around: Surroundings) -> Iterator[Check]:
+    """The host must ask for containers' and peers' MACs, and answer who asks for its own."""
+    name, found = "neighbour search", list(_refusals(asked, around))
+    for link, family in _resolving(around):
+        # Where no multicast question may be sent, whoever is not known is not looked for (__neigh_event_send).
+        path = f"net/ipv{family}/neigh/{link}/mcast_solicit"
+        if asked.setting(HOST, path) == "0":
+            detail = f"{path}=0: the host asks nobody on {link} for a MAC, so it reaches only whom it knows"
+            found.append(Check(name, "fail", detail, f"sysctl -w {path}=3"))
+    yield from found or [Check(name, "ok", "the host asks for its neighbours' MACs, and answers for its own")]
+
+
+def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
+    """Yield what is wrong with the settings of ARP that hold for all links: each link of ours has its own right."""
+    if 4 not in around.families():
+        return
+    path = "net/ipv4/conf/all/arp_ignore"
+    value = asked.setting(HOST, path)
+    silent = {"8": "nobody", "2": "no container of a routed network"}.get(value)
+    if silent and (value == "8" or any(network.routed for network in around.networks)):
+        detail = f"{path}={value}: {silent} gets an answer who asks for this host's MAC"
+        yield Check("neighbour search", "fail", detail, f"sysctl -w {path}=0")
+    for path in ("net/ipv4/conf/all/proxy_arp", "net/ipv4/conf/all/proxy_arp_pvlan"):
+        if asked.setting(HOST, path) == "1":
+            detail = f"{path}=1: this host answers on containers' links for addresses that others have"
+            yield Check("neighbour search", "warn", detail, f"sysctl -w {path}=0, and set it on the links that need it")
+
+
+def others_above(around: Surroundings) -> Iterator[Check]:
+    """A link of somebody else's that lies on one of ours may take all that this receives."""
+    links = {link.number: link for link in _links()}
+    found = []
+    for link in links.values():
+        below = links.get(link.below)
+        if below is None or not link.takes_all:
+            continue
+        underlay = around.underlay is not None and below.name == around.underlay.ifname
+        if below.ours or underlay:
+            detail = f"{link.name} lies on {below.name} in mode passthru, and takes all that {below.name} receives"
+            found.append(Check("links above", "fail", detail, f"ip link del {link.name}, or put it on another link"))
+    yield from found or [Check("links above", "ok", "no link of another program takes what linkspan's links receive")]
+
+
+def _resolving(around: Surroundings) -> Iterator[tuple[str, int]]:
+    """Yield the links on which the host looks for neighbours, with the address families in which it does."""
+    for link in _links():
+        if link.ours and link.name.startswith(RESOLVES):
+            yield from ((link.name, family) for family in around.families())
+    if around.underlay is not None:
+        families = {prefix(text).family for text in around.underlay.addresses}
+        yield from ((around.underlay.ifname, family) for family in sorted(families))
+
+
+def _links() -> Iterator[_Link]:
+    """Yield the links of the calling thread's namespace."""
+    socket = Socket()
+    try:
+        for payload in socket.dump(GETLINK, ifinfo(), "list links"):
+            found = attributes(payload, 16)
+            info = attributes(found.get(LINKINFO, b""))
+            below = struct.unpack("=I", found[_LINK])[0] if _LINK in found and _LINK_NETNSID not in found else 0
+            mode = attributes(info.get(INFO_DATA, b"")).get(_MACVLAN_MODE, bytes(4))
+            macvlan = string(info.get(INFO_KIND, b"")) in _MACVLANS
+            takes_all = macvlan and struct.unpack("=I", mode)[0] == _PASSTHRU
+            (number,) = struct.unpack_from("=i", payload, 4)
+            yield _Link(number, string(found[IFNAME]), is_ours(altnames(found)), below, takes_all)
+    finally:
+        socket.close()

@@ -1,0 +1,83 @@
+"""What all hosts have found out about the underlay between them, as checks: host, direction and protocol by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.diagnose.doctor.peer_probe import Gap, Probed, Refusal
+
+
+def checks(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> list[Check]:
+    """Return the checks: what does not pass, each direction by itself, then what does, all directions in one.
+
+    ``found`` has what each host (by id) told, or why it told nothing: then it is named once, and no pair of it is.
+    """
+    told = {host: answer for host, answer in found.items() if isinstance(answer, Probed)}
+    faults = [*_refused(told, names), *_missing(told, names)]
+    bad = [*_silent(found, names), *sorted(faults, key=lambda check: check.check)]
+    left_out = sum(answer.left_out for answer in told.values())
+    if left_out:
+        bad.append(
+            Check("underlay", "fail", f"{left_out} faults more, of the same hosts", "mend those above first")
+        )
+    return [*bad, *_passing(told)]
+
+
+def _silent(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> Iterator[Check]:
+    for host, answer in found.items():
+        if isinstance(answer, str):
+            fix = "is its agent running, and does it reach the store? `linkspan status` there"
+            yield Check(f"underlay: host {names[host]}", "fail", f"it takes no part: {answer}", fix)
+
+
+def _refused(told: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[Check]:
+    for host, answer in told.items():
+        for one in answer.refusals:
+            if one.peer not in told:
+                continue
+            check = _named(names, host, one.peer, one.what)
+            if one.spare:
+                yield Check(check, "warn", f"not used, the tunnel is: {one.why}", "")
+            else:
+                yield Check(check, "fail", f"{names[host]} cannot send it: {one.why}", one.fix)
+
+
+def _missing(told: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[Check]:
+    refusals = {(host, one.peer, one.what): one for host, answer in told.items() for one in answer.refusals}
+    for host, answer in told.items():
+        for gap in answer.gaps:
+            if gap.peer in told and not _explained(gap, refusals.get((gap.peer, host, gap.what))):
+                yield Check(
+                    _named(names, gap.peer, host, gap.what), "fail", _words(gap, names, host), gap.fix
+                )
+
+
+def _explained(gap: Gap, refusal: Refusal | None) -> bool:
+    """Tell whether a gap is only that the sender could not send it."""
+    return refusal is not None and not gap.dropped and gap.heard >= refusal.sent
+
+
+def _words(gap: Gap, names: Mapping[str, str], host: str) -> str:
+    if gap.dropped:
+        return f"it arrives at {names[host]}, where {gap.dropped}"
+    if gap.heard:
+        return (
+            f"packets of {gap.size} bytes do not arrive at {names[host]}, those of {gap.heard} do (DF is set)"
+        )
+    return f"blocked: nothing of what {names[gap.peer]} sends arrives at {names[host]}"
+
+
+def _named(names: Mapping[str, str], source: str, target: str, what: str) -> str:
+    return f"underlay {names[source]} to {names[target]}: {what}"
+
+
+def _passing(told: Mapping[str, Probed]) -> Iterator[Check]:
+    figures: dict[str, tuple[int, int]] = {}
+    for answer in told.values():
+        for one in answer.carried:
+            size, count = figures.get(one.what, (0, 0))
+            figures[one.what] = max(size, one.size), count + one.count
+    for what, (size, count) in sorted(figures.items()):
+        ways = "1 direction" if count == 1 else f"{count} directions"
+        yield Check(f"underlay: {what}", "ok", f"passes in {ways}, in packets of up to {size} bytes")

@@ -1,0 +1,331 @@
+"""One host's part of ``doctor --peers``: it sends its peers what each network needs, and listens for what they send.
+
+All hosts do the same at about the same time, each asked once: it listens at once, waits until the others do (WARM),
+sends everything ROUNDS times, and tells at the end what it missed. So the whole takes as long for a thousand hosts
+as for two, and nobody keeps anything in between. Agents hear of a question within WARM of each other, or else in
+a later round.
+
+A probe is a packet of exactly the protocol and size that the network needs, which no socket, device or container takes
+(``Need``). Its tail names sender, receiver, need and size, by a hash that the receiver expects. It is captured as it
+comes in, before any rule: what comes is then held against the host's own rules, which may drop it all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.model import Peer
+from linkspan.core.needs import Need
+from linkspan.core.ruleset import TABLE
+from linkspan.core.states.host import HOST
+from linkspan.diagnose.trace import netfilter_hooks
+from linkspan.diagnose.trace.hops import meaning
+from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.questions import Packet, Questions, client_ports
+from linkspan.kernel.io import packets
+from linkspan.kernel.io.packets import Arrival, Ear, Sender
+from linkspan.kernel.probe import arp
+
+WARM = 1.0
+ROUNDS = 3
+BETWEEN = 0.7
+"""Seconds between rounds."""
+LASTS = 4.0
+"""Seconds after which a host tells what it missed, besides those that sending takes; sooner where all has come."""
+SMALL = 200
+STEPS = (1280, 1400, 1450, 1480, 1492, 1500, 4000, 8900)
+"""Sizes below the one that is needed, to say which passes: IPv6's least, and what links and tunnels often leave."""
+BURST, PAUSE = 64, 0.004
+"""Packets at a time, and seconds between: 16,000 a second, less the time for making them."""
+PACE = 1e-4
+"""Seconds for each packet with both (measured)."""
+TOLD = 64
+"""Faults that a host tells of; of the rest it tells how many."""
+
+
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Asks a host to take part in the probing that these bytes name."""
+
+    session: bytes
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """What a host misses from a peer: ``heard`` is the size of the largest packet that came, 0 for none.
+
+    ``dropped`` is what a rule of the host's own does with those that come, '' where it lets them in.
+    """
+
+    peer: str
+    what: str
+    size: int
+    heard: int
+    fix: str
+    dropped: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What a host cannot send to a peer; ``sent`` is the largest that it could. ``spare``: it goes another way."""
+
+    peer: str
+    what: str
+    why: str
+    fix: str
+    sent: int = 0
+    spare: bool = False
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """From how many peers something came whole, and in which size."""
+
+    what: str
+    size: int
+    count: int
+
+
+class Probed(msgspec.Struct, frozen=True, tag="probed"):
+    """What a host has found; ``left_out`` counts the faults that are not told."""
+
+    gaps: tuple[Gap, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    carried: tuple[Carried, ...] = ()
+    left_out: int = 0
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A need between this host and a peer; ``mtu`` is the network's, whose packets are at most that large inside.
+
+    ``others`` are those of other networks that this one is tried for, too.
+    """
+
+    peer: Peer
+    need: Need
+    network: str
+    mtu: int
+    others: tuple[Wanted, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The peer's id, and what is needed."""
+        return self.peer.host.id, self.need.what
+
+    @property
+    def family(self) -> int:
+        """The outer header's: 4 or 6."""
+        return 4 if len(self.need.target) == 4 else 6
+
+    def smaller(self, size: int) -> str:
+        """Return what to do, for each network that needs more, where no packets larger than this size pass."""
+        return "; ".join(
+            f"linkspan network update {one.network} --mtu {size - (one.need.size - one.mtu)}"
+            for one in (*self.others, self)
+            if one.need.size > size
+        )
+
+
+def largest(wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Return each need of a peer once, in the largest size: networks may have the same."""
+    found: dict[tuple[str, str], list[Wanted]] = {}
+    for one in sorted(wanted, key=lambda w: (w.need.size, w.network)):
+        found.setdefault(one.key, []).append(one)
+    return [msgspec.structs.replace(last, others=tuple(others)) for *others, last in found.values()]
+
+
+def sizes(need: Need) -> tuple[int, ...]:
+    """Return the sizes in which a need is tried."""
+    return (*(size for size in (SMALL, *STEPS) if size < need.size), need.size)
+
+
+def lasts(wanted: Iterable[Wanted]) -> float:
+    """Return after how many seconds a host tells what it missed: 4 for a few hosts, 6 for a thousand."""
+    return LASTS + ROUNDS * PACE * sum(len(sizes(one.need)) for one in wanted)
+
+
+def _tail(session: bytes, source: str, target: str, what: str, size: int) -> bytes:
+    text = "\0".join((source, target, what, str(size))).encode()
+    own = hashlib.blake2b(text, key=session, digest_size=packets.OWN).digest()
+    return session[: packets.COMMON] + own
+
+
+def run(
+    asked: Questions, session: bytes, host: str, wanted: Sequence[Wanted], refused: Sequence[Refusal]
+) -> Probed:
+    """Take part: for as long as ``lasts`` says, in a thread of the host's namespace.
+
+    ``refused`` is what cannot be from the start. Raises KernelError where the machine gives no raw sockets.
+    """
+    expected = {
+        _tail(session, w.peer.host.id, host, w.need.what, size)[packets.COMMON :]: (w.key, size)
+        for w in wanted
+        for size in sizes(w.need)
+    }
+    heard: dict[tuple[str, str], dict[int, Arrival]] = {}
+    start = time.monotonic()
+    with contextlib.closing(Ear(session[: packets.COMMON])) as ear, contextlib.closing(Sender()) as sender:
+
+        def listen(until: float) -> None:
+            while True:
+                for came in ear.heard(until - time.monotonic()):
+                    if came.tail in expected:
+                        key, size = expected[came.tail]
+                        heard.setdefault(key, {}).setdefault(size, came)
+                if time.monotonic() >= until:
+                    return
+
+        out = _Outgoing(asked, sender, session, host, wanted)
+        out.find()
+        for number in range(ROUNDS):
+            listen(start + WARM + number * BETWEEN)
+            for _ in out.burst():
+                listen(time.monotonic() + PAUSE)
+        while time.monotonic() < start + lasts(wanted) and sum(map(len, heard.values())) < len(expected):
+            listen(time.monotonic() + 0.05)
+    return _told(asked, wanted, heard, [*refused, *out.refusals()])
+
+
+class _Outgoing:
+    """What this host sends; what cannot be sent is kept with the reason."""
+
+    def __init__(
+        self, asked: Questions, sender: Sender, session: bytes, host: str, wanted: Sequence[Wanted]
+    ) -> None:
+        self._asked = asked
+        self._sender = sender
+        self._session = session
+        self._host = host
+        self._wanted = wanted
+        self._macs: dict[tuple[str, bytes], bytes] = {}
+        self._sent: dict[tuple[str, str], int] = {}
+        self._errors: dict[tuple[str, str], KernelError] = {}
+
+    def find(self) -> None:
+        """Ask for the neighbours that get plain packets."""
+        links: dict[str, dict[bytes, bytes]] = {}
+        for one in self._wanted:
+            if one.need.neighbour and one.peer.on_link:
+                route = self._asked.route(HOST, Packet(b"", one.need.neighbour))
+                links.setdefault(one.peer.device, {})[one.need.neighbour] = route.source
+        for link, addresses in links.items():
+            self._macs |= {(link, a): mac for a, mac in arp.answering(link, addresses).items()}
+
+    def burst(self) -> Iterator[None]:
+        """Send everything once; yields after every BURST."""
+        number = 0
+        for one in self._wanted:
+            for size in sizes(one.need):
+                tail = _tail(self._session, self._host, one.peer.host.id, one.need.what, size)
+                try:
+                    if not self._send(one, packets.packet(one.need, size, tail)):
+                        break
+                    self._sent[one.key] = max(size, self._sent.get(one.key, 0))
+                except KernelError as error:
+                    self._errors[one.key] = error
+                number += 1
+                if number % BURST == 0:
+                    yield
+
+    def _send(self, one: Wanted, packet: bytes) -> bool:
+        if not one.need.neighbour:
+            self._sender.route(packet, one.need.target)
+            return True
+        place = one.peer.device, one.need.neighbour
+        if place in self._macs:
+            self._sender.hand(packet, one.peer.device, self._macs[place])
+        return place in self._macs
+
+    def refusals(self) -> Iterator[Refusal]:
+        """Yield what was not sent, or not in its whole size."""
+        for one in self._wanted:
+            sent = self._sent.get(one.key, 0)
+            if sent == one.need.size:
+                continue
+            (peer, what), fix = one.key, one.need.fix
+            error = self._errors.get(one.key)
+            if error is None:
+                address = Prefix(one.need.neighbour, 0).address
+                why = (
+                    f"nobody answers for {address} on {one.peer.device}"
+                    if one.peer.on_link
+                    else f"the way to {address} leads through a router"
+                )
+                yield Refusal(peer, what, why, fix, 0, one.need.spare)
+            elif error.errno == errno.EMSGSIZE:
+                link = one.peer.device
+                device = self._asked.device(HOST, link)
+                mtu = device.mtu if device is not None else sent
+                why = f"its own link {link} takes {mtu} bytes, and packets of {one.need.size} are needed"
+                fix = f"ip link set {link} mtu {one.need.size} there, or: {one.smaller(mtu)}"
+                yield Refusal(peer, what, why, fix, sent)
+            elif error.errno == errno.EPERM:
+                why = "its own firewall does not let it out (output)"
+                yield Refusal(peer, what, why, f"on that host: {fix}", sent)
+            elif error.errno == errno.ENOBUFS:
+                why = "the kernel has no room for it: its neighbour table is full (`dmesg`), or the link's queue"
+                fix = f"sysctl -w net.ipv{one.family}.neigh.default.gc_thresh3=8192: it is one for all namespaces"
+                yield Refusal(peer, what, why, fix, sent)
+            else:
+                yield Refusal(peer, what, error.message, "`linkspan trace` shows the way", sent)
+
+
+def _told(
+    asked: Questions,
+    wanted: Sequence[Wanted],
+    heard: Mapping[tuple[str, str], Mapping[int, Arrival]],
+    refusals: Sequence[Refusal],
+) -> Probed:
+    gaps: list[Gap] = []
+    carried: dict[str, tuple[int, int]] = {}
+    for one in wanted:
+        came = heard.get(one.key, {})
+        most = max(came, default=0)
+        dropped = _dropped(asked, one.need, came[most]) if came else ""
+        if most == one.need.size and not dropped:
+            size, count = carried.get(one.need.what, (0, 0))
+            carried[one.need.what] = max(size, most), count + 1
+        else:
+            larger = f"let packets of {one.need.size} bytes pass (the MTU of links and tunnels between), or: "
+            fix = larger + one.smaller(most) if most and not dropped else one.need.fix
+            gaps.append(Gap(*one.key, one.need.size, most, fix, dropped))
+    return Probed(
+        tuple(gaps[:TOLD]),
+        tuple(refusals[:TOLD]),
+        tuple(Carried(what, *figures) for what, figures in carried.items()),
+        max(len(gaps) - TOLD, 0) + max(len(refusals) - TOLD, 0),
+    )
+
+
+def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
+    """Return which rule of this host drops what came, '' where all let it in."""
+    if came.protocol != packets.NUMBERS[need.protocol]:
+        return f"it comes as IP protocol {came.protocol}: something on the way has changed it"
+    # The probe's own source port says nothing: what counts are those that the tunnel sends from. The sender is asked
+    # nothing, and chooses from the range that this host has: Linux's own, unless somebody set it.
+    sent = Packet(came.source, came.target, need.protocol, need.port)
+    try:
+        ports = (need.port, need.port) if need.from_port else client_ports(asked, HOST)
+        one = msgspec.structs.replace(sent, source_port=ports[0] or sent.source_port)
+        packet = one.sent_by(ports)
+        verdicts = _judged(asked, need, came, packet)
+        sure = {rule for verdict in _judged(asked, need, came, one) for rule in verdict.unsure}
+    except LinkspanError:
+        return ""
+    if (verdict := next((found for found in verdicts if not found.passes), None)) is not None:
+        why = f" ({meaning(verdict.rule, packet)})" if TABLE in verdict.where.split() else ""
+        return f"{verdict.where} drops it: {verdict.rule}{why}"
+    some = [rule for found in verdicts for rule in found.unsure if rule not in sure]
+    return f"a rule drops it from some of the source ports {ports[0]} to {ports[1]}: {some[0]}" if some else ""
+
+
+def _judged(asked: Questions, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
+    """Return what the hooks decide that a packet passes which comes as a probe came."""
+    frame = Frame(packet, came.device, mac=came.mac)
+    # A plain packet would be forwarded to a container, after the guard.
+    at = ("prerouting",) if need.neighbour else ("prerouting", "input")
+    return [netfilter_hooks.passed(asked, hook, frame) for hook in at]

@@ -1,0 +1,158 @@
+"""Checks of what runs beside linkspan: the tools it needs, container runtimes, systemd, disk and clock."""
+
+from __future__ import annotations
+
+import configparser
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from linkspan.diagnose.doctor.checks import Check, Surroundings
+
+NFT = (1, 0, 6)
+"""The oldest nft with which linkspan's tables were tried (Debian 12's)."""
+LITTLE, LEAST = 512 << 20, 64 << 20
+"""Bytes free on the state folder's disk below which it is worth a word, and below which attaching will fail."""
+_CONFS = (".conf", ".conflist", ".json")
+_EPOCH = 1_735_689_600  # 2025-01-01: a clock before this release is wrong
+_UNSYNCHRONISED = 5  # TIME_ERROR, adjtimex(2)
+
+
+def nft_version() -> Iterator[Check]:
+    """The library does the work; the command has the same version and is what `plan` is typed with."""
+    fix = "apt install nftables"
+    if not (command := shutil.which("nft")):
+        yield Check("nft", "fail", "nft is not installed", fix)
+        return
+    said = subprocess.run(
+        [command, "--version"], capture_output=True, text=True, timeout=10, check=False
+    ).stdout
+    found = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", said)
+    version = tuple(int(part or 0) for part in found.groups()) if found else (0,)
+    text = found[0] if found else said.strip()
+    if version < NFT:
+        oldest = ".".join(map(str, NFT))
+        yield Check("nft", "warn", f"{text} is older than {oldest}, the oldest that was tried", fix)
+    else:
+        yield Check("nft", "ok", text)
+
+
+def cni(around: Surroundings) -> Iterator[Check]:
+    """Runtimes take the first configuration by name, and execute the plugin that it names."""
+    folder = around.file("/etc/cni/net.d")
+    confs = sorted(p for p in folder.glob("*") if p.suffix in _CONFS)
+    ours = [p for p in confs if "linkspan" in _types(p)]
+    if not ours:
+        yield Check("CNI configuration", "skip", f"none of linkspan's in {folder}", "")
+        return
+    if confs[0] != ours[0]:
+        detail = f"runtimes take {confs[0].name}, which comes before {ours[0].name}"
+        yield Check("CNI configuration", "warn", detail, f"mv {confs[0]} {confs[0]}.disabled")
+    else:
+        yield Check("CNI configuration", "ok", f"{ours[0].name} is the first of {len(confs)}")
+    plugin = around.file("/opt/cni/bin/linkspan")
+    if not plugin.exists():
+        yield Check(
+            "CNI plugin", "fail", f"{plugin} is missing, and {ours[0].name} names it", "linkspan install cni"
+        )
+    elif not os.access(plugin, os.X_OK):
+        yield Check("CNI plugin", "fail", f"{plugin} is not executable", f"chmod 755 {plugin}")
+    else:
+        yield Check("CNI plugin", "ok", f"{plugin}")
+
+
+def _types(conf: Path) -> set[str]:
+    """Return the plugins that a configuration names; what cannot be read names none."""
+    try:
+        read = msgspec.json.decode(conf.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return set()
+    plugins = read.get("plugins", [read]) if isinstance(read, dict) else []
+    return (
+        {str(p.get("type")) for p in plugins if isinstance(p, dict)} if isinstance(plugins, list) else set()
+    )
+
+
+def networkd(around: Surroundings) -> Iterator[Check]:
+    """systemd-networkd removes routes and rules that it did not make, unless told otherwise (networkd.conf(5))."""
+    if not around.file("/run/systemd/netif/state").exists():
+        yield Check("systemd-networkd", "ok", "does not run")
+        return
+    settings = _networkd_settings(around)
+    keys = ("ManageForeignRoutes", "ManageForeignRoutingPolicyRules")
+    loose = [k for k in keys if settings.get(k.lower(), "yes").lower() not in ("no", "false", "off", "0")]
+    if loose:
+        lines = "\\n".join(f"{key}=no" for key in loose)
+        target = "/etc/systemd/networkd.conf.d/linkspan.conf"
+        fix = f"printf '[Network]\\n{lines}\\n' | install -D /dev/stdin {target}; systemctl restart systemd-networkd"
+        detail = f"{' and '.join(loose)} are on: when it restarts it removes routes that it did not make"
+        yield Check("systemd-networkd", "warn", f"{detail} (the agent puts them back)", fix)
+    else:
+        yield Check("systemd-networkd", "ok", "leaves others' routes alone")
+    links = around.file("/etc/systemd/network").glob("*.network")
+    unmanaged = any("ls-" in p.read_text(errors="replace") for p in links)
+    if not unmanaged and (wide := _wide(around)):
+        detail = f"{wide} matches every link, linkspan's too: it may configure bridges and veths of ours"
+        yield Check("systemd-networkd links", "warn", detail, "give it [Match] Name=en* or the uplink's name")
+
+
+def _networkd_settings(around: Surroundings) -> dict[str, str]:
+    folders = [around.file(f"{base}/systemd/networkd.conf.d") for base in ("/usr/lib", "/run", "/etc")]
+    files = [
+        around.file("/etc/systemd/networkd.conf"),
+        *(p for f in folders for p in sorted(f.glob("*.conf"))),
+    ]
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    for file in files:
+        try:
+            parser.read(file)
+        except configparser.Error:
+            continue
+    return dict(parser["Network"]) if parser.has_section("Network") else {}
+
+
+def _wide(around: Surroundings) -> str:
+    """Return a .network file that matches every link, '' where there is none."""
+    for file in sorted(around.file("/etc/systemd/network").glob("*.network")):
+        if re.search(r"^Name=\*\s*$", file.read_text(errors="replace"), re.MULTILINE):
+            return file.name
+    return ""
+
+
+def disk(around: Surroundings) -> Iterator[Check]:
+    """Attaching writes a record before it touches the kernel, and fails on a full disk."""
+    folder = around.state_dir
+    while not folder.exists():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    detail = f"{free >> 20} MiB free for {around.state_dir}"
+    fix = f"free some space: df {folder}; du -xh {folder} | sort -h | tail"
+    if found.f_files and not found.f_favail:
+        yield Check("disk", "fail", f"no inode is left for {around.state_dir}", f"df -i {folder}")
+    elif free < LITTLE:
+        yield Check("disk", "fail" if free < LEAST else "warn", detail, fix)
+    else:
+        yield Check("disk", "ok", detail)
+
+
+def clock() -> Iterator[Check]:
+    """What linkspan does is counted by the clock since boot; certificates and logs need the right time."""
+    fix = "systemctl enable --now systemd-timesyncd (or chrony)"
+    if time.time() < _EPOCH:
+        yield Check("clock", "fail", f"it is {time.strftime('%Y-%m-%d')} here, which cannot be", fix)
+        return
+    state = ctypes.CDLL(None).adjtimex(
+        ctypes.create_string_buffer(256)
+    )  # struct timex, with modes 0: only read
+    if state == _UNSYNCHRONISED:
+        yield Check("clock", "warn", "nothing keeps it in time", fix)
+    else:
+        yield Check("clock", "ok", "kept in time")

@@ -1,0 +1,198 @@
+"""What a trace tells: hops, and why one of them was the last."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.addresses import SOCKET_FAMILY
+from linkspan.core.model import Endpoint, Network, Underlay
+from linkspan.core.states.host import HOST
+from linkspan.diagnose.trace.questions import ESP, VXLAN, WIREGUARD, Outer, Packet
+
+OUTSIDE = -1
+"""The ``netns`` of what is beyond this host."""
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One step. ``port`` is the port by which a bridge sends it on.
+
+    ``seen`` is set by a live trace: whether the packet was captured at the port or device. ``mtu`` is the largest
+    packet (the innermost, where it is wrapped) that has passed up to here.
+    """
+
+    host: str
+    namespace: str
+    device: str
+    action: str
+    detail: str
+    headers: tuple[str, ...] = ()
+    port: str = ""
+    seen: bool | None = None
+    mtu: int = 0
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why.
+
+    ``beyond`` says that the packet leaves all hosts of linkspan's there, or comes from outside: nobody can be asked.
+    ``later`` is true where the packet passes and what follows it may not: no single packet settles that.
+    """
+
+    at: str
+    why: str
+    beyond: bool = False
+    later: bool = False
+
+
+class Broken(Exception):
+    """The walk ends here, and why."""
+
+    def __init__(self, hop: Hop, reason: str) -> None:
+        super().__init__(reason)
+        self.hop = hop
+        self.reason = reason
+
+
+class Translation(msgspec.Struct):
+    """What connection tracking remembers of the way there, for the way back.
+
+    ``dnat`` is the packet before its target was changed, ``masked`` the source before and after, ``arrived``
+    the packet as it reached its end. ``marks`` are the connection's marks and ``untracked`` those without a
+    connection, by namespace.
+    """
+
+    arrived: Packet | None = None
+    dnat: Packet | None = None
+    masked: tuple[bytes, bytes] | None = None
+    marks: dict[int, int | None] = msgspec.field(default_factory=dict)
+    untracked: list[int] = msgspec.field(default_factory=list)
+
+
+class Other(msgspec.Struct, frozen=True):
+    """Another host: ``addresses`` are its own, by network, and under '' those of its underlay."""
+
+    name: str
+    addresses: Mapping[str, tuple[bytes, ...]] = {}
+    endpoints: Sequence[Endpoint] = ()
+
+
+class Map(msgspec.Struct, frozen=True):
+    """What linkspan knows of the host: where links lead, and which network is which.
+
+    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
+    ``keys`` the same by their public keys. ``silent`` says why a host does not answer this host's own pings, by
+    network, host id and family.
+    """
+
+    host: str
+    endpoints: Sequence[Endpoint]
+    networks: Mapping[str, Network]
+    peers: Mapping[bytes, str] = {}
+    underlay: Underlay | None = None
+    id: str = ""
+    others: Mapping[str, Other] = {}
+    keys: Mapping[str, str] = {}
+    silent: Mapping[tuple[str, str, int], str] = {}
+
+    def name(self, netns: int) -> str:
+        """Return a namespace's name for people: the container's, with the network where two have the same."""
+        if netns == HOST:
+            return "host"
+        found = next((e for e in self.endpoints if e.netns == netns), None)
+        if found is None:
+            return str(netns)
+        name = found.name or found.id[:12]
+        others = any((e.name or e.id[:12]) == name and e.netns != netns for e in self.endpoints)
+        return f"{name}@{found.network}" if others or name == "host" else name
+
+    def at(self, netns: int, ifname: str) -> Endpoint | None:
+        """Return the endpoint whose interface it is."""
+        return next((e for e in self.endpoints if (e.netns, e.ifname) == (netns, ifname)), None)
+
+    def behind(self, host_ifname: str) -> Endpoint | None:
+        """Return the endpoint behind a link of the host."""
+        return next((e for e in self.endpoints if host_ifname and e.host_ifname == host_ifname), None)
+
+    def elsewhere(self, address: bytes) -> str:
+        """Return the id of the other host that has an address in a network, or whose container has it; '' for none."""
+        for id_, other in self.others.items():
+            held = any(p.packed == address for e in other.endpoints for p in e.prefixes)
+            if held or any(address in own for own in other.addresses.values()):
+                return id_
+        return ""
+
+    def holding(self, address: bytes) -> Endpoint | None:
+        """Return the endpoint that an address was given to."""
+        return next((e for e in self.endpoints if any(p.packed == address for p in e.prefixes)), None)
+
+
+def where(hop: Hop) -> str:
+    """Return a hop's place as HOST/NAMESPACE/DEVICE, without the device where the hop has none."""
+    return f"{hop.host}/{hop.namespace}" + (f"/{hop.device}" if hop.device else "")
+
+
+def show(address: bytes) -> str:
+    """Return an address as text."""
+    return socket.inet_ntop(SOCKET_FAMILY[4 if len(address) == 4 else 6], address)
+
+
+def forwarding_off(family: int, device: str) -> str:
+    """Return for people that a setting keeps the host from routing."""
+    setting = f"net.ipv{family}.conf.{device}.forwarding"
+    return f"forwarding is off ({setting}=0): the host does not route what it receives"
+
+
+def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
+    """Return a packet's headers from the outside in, as text."""
+    if outer is not None:
+        around = headers(outer.packet())[:2]
+        if outer.kind == VXLAN:
+            return (*around, f"udp {outer.port}", f"vxlan {outer.vni}", *headers(packet))
+        if outer.kind == WIREGUARD:
+            return (*around, f"udp {outer.port}", WIREGUARD, *headers(packet)[1:])
+        if outer.kind == ESP:
+            return (*around, *([f"udp {outer.port}"] if outer.port else []), f"esp {outer.key}", *headers(packet)[1:])
+        return (*around, *headers(packet)[1:])
+    source = show(packet.source) if packet.source else "?"
+    word = "ip" if packet.family == 4 else "ip6"
+    if packet.protocol == "arp":
+        return ("eth", f"arp who-has {show(packet.target)} tell {source}")
+    inner = "icmp" if packet.protocol == "icmp" else f"{packet.protocol} {packet.source_port}>{packet.port}"
+    return ("eth", f"{word} {source}>{show(packet.target)}", inner)
+
+
+def meaning(rule: str, packet: Packet) -> str:
+    """Return for people what a rule of ours that drops is for."""
+    if rule == "drop":  # the end of the chains for what comes from other hosts
+        return f"the guard does not take {show(packet.source)} from there: no peer has it by this way"
+    if rule == "reject":  # the end of the chain for what internal networks ask of the host
+        return "the network is internal, and of the host it may ask for DNS and ICMP only"
+    for mark, meaning in MEANINGS:
+        if mark in rule:
+            return meaning.format(source=show(packet.source), target=show(packet.target))
+    return "a firewall drops it"
+
+
+MEANINGS = (
+    ("@vxlan_peers", "VXLAN is taken from peers only, and {source} is none"),
+    ("@vxlan_ports", "a container's own VXLAN packets would reach a peer as its host's, and do not leave"),
+    ("@speaker_ports", "a container's own BGP session would reach a peer as its host's, and does not leave"),
+    ("@control", "containers are kept from the store, the switches and the controller"),
+    ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
+    ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
+    ("@internal_links", "the network is internal: nothing passes between it and the outside"),
+    ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
+    ("@servers", "names of a network are told to its own containers and to the host only"),
+    ("@views", "names of several networks are told to containers in all of them and to the host only"),
+    ("lsp*", "the port is on no bridge"),
+    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear or is taken so"),
+    ("@macs", "the guard does not know this MAC at this port"),
+    ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
+    ("127.0.0.0/8", "loopback addresses are not taken from the wire"),
+    ("oifname @old", "the host did not forward between these links before linkspan turned forwarding on"),
+    ("daddr @pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
+    ("saddr vmap @sources", "{source} belongs to a container, and does not come from one"),
+)

@@ -1,0 +1,434 @@
+"""``trace --live``: one real packet, at which devices of the walk it was seen, and which rule dropped it.
+
+A packet socket listens at each device, on this host and, where their agents are asked to, on the others. In each
+namespace of the walk nftables traces the packet (``kernel/nftrace``). The packet and the answer to it are known
+again by a mark (``live_packet``), whatever is around them or translates them.
+
+The packet decides: an answer that reaches the sender proves both ways, whatever the walk could not read, and a
+packet without an answer has not arrived, however well every hop looks. One exception: a packet that left all hosts of
+linkspan's may have arrived, because who is outside need not answer. It has the size of
+a usual ping, and proves no larger one: where the walk is not certain, a second ping has the path's MTU. Nor does a SYN
+prove the segments after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.states.host import HOST
+from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Map, Unknown, where
+from linkspan.diagnose.trace.live_packet import BACK, MARK, THERE, Probe, matches, new_mark, way
+from linkspan.diagnose.trace.questions import ESP, WIREGUARD, Packet
+from linkspan.diagnose.trace.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe.drop_monitor import DropMonitor
+from linkspan.kernel.probe.nft_trace import RuleTrace
+
+PATIENCE = 1.5
+"""Seconds to wait for the answer: a neighbour that must be asked for first is asked again after one."""
+AGAIN = 0.2
+"""Seconds after which the packet is sent again while another host may not have begun to listen."""
+LISTENING = 2.0
+"""Seconds that a host listens for another one."""
+LARGE = 0.5
+"""Seconds to wait for the answer to the second ping: nobody need be asked for any more."""
+SETTLE = 0.05
+"""Seconds for what a namespace does with a packet after its device has seen it."""
+_ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
+
+Device = tuple[str, str]
+"""A namespace's name and a device in it."""
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """The device at which a packet for a container arrives, whatever way it takes, and that device's host."""
+
+    host: str
+    device: Device
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """What dropped the packet (``way`` THERE) or its answer (BACK).
+
+    ``by`` is a rule of the namespace, or the kernel's reason where ``namespace`` is ''.
+    """
+
+    namespace: str
+    way: str
+    by: str
+
+
+class Listen(msgspec.Struct, frozen=True, tag="listen"):
+    """Asks at which devices the packet with this mark is seen, at which the answer to it, and what drops them.
+
+    A host that answers makes sockets and, in the namespaces of these devices, nftables' traces for the time that
+    it listens; both end with it.
+    """
+
+    mark: bytes
+    there: tuple[Device, ...] = ()
+    back: tuple[Device, ...] = ()
+    protocol: str = "icmp"
+
+
+class Heard(msgspec.Struct, frozen=True, tag="heard"):
+    """Where the packet and its answer were seen; ``ears`` is where somebody listened.
+
+    ``drops`` are by rules of nftables, ``lost`` by any other part of a kernel that has a drop monitor.
+
+    Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST, which
+    a rule may have sent in the target's name), ``refused`` (the sender's own rules did not let the packet leave) and
+    ``proven`` (the bytes of the largest packet that was answered).
+    """
+
+    there: tuple[Device, ...] = ()
+    back: tuple[Device, ...] = ()
+    ears: tuple[Device, ...] = ()
+    drops: tuple[Dropped, ...] = ()
+    lost: tuple[Dropped, ...] = ()
+    answered: bool = False
+    reset: bool = False
+    refused: bool = False
+    proven: int = 0
+
+
+def goal(known: Map, target: Place) -> Goal | None:
+    """Return where a packet for this end of a trace arrives; None for what is no container."""
+    if target.netns in (HOST, OUTSIDE):
+        return None
+    there = known
+    if target.host:
+        other = known.others[target.host]
+        there = Map(other.name, other.endpoints, known.networks)
+    for one in there.endpoints:
+        if one.netns == target.netns and any(p.packed in target.addresses for p in one.prefixes):
+            return Goal(there.host, (there.name(one.netns), one.ifname))
+    return None
+
+
+def listening(found: Trace, goal: Goal | None, host: str, mark: bytes = b"", protocol: str = "icmp") -> Listen:
+    """Return what a host is to listen for."""
+    ways = ([_device(h) for h in hops if h.device and h.host == host] for hops in (found.hops, found.reply_hops))
+    there, back = (tuple(dict.fromkeys(devices)) for devices in ways)
+    if goal is not None and goal.host == host:
+        there = tuple(dict.fromkeys((*there, goal.device)))
+    if found.hops and found.hops[0].device and found.hops[0].host == host:  # the sender's, where the answer comes to
+        back = tuple(dict.fromkeys((*back, _device(found.hops[0]))))
+    return Listen(mark, there, back, protocol)
+
+
+def end(found: Trace) -> Device | None:
+    """Return the device at which the answer's walk ends."""
+    return _device(found.reply_hops[-1]) if found.reply_hops else None
+
+
+def unproven(found: Trace) -> int:
+    """Return the path's MTU, as far as it is known, where the walk could not tell that such packets pass; else 0."""
+    known = found.path_mtu or (found.hops[-1].mtu if found.hops else 0)
+    return known if found.verdict == UNKNOWN else 0
+
+
+def send(
+    namespaces: Namespaces,
+    known: Map,
+    source: Place,
+    packet: Packet,
+    wanted: Listen,
+    end: Device | None = None,
+    going: Callable[[], bool] = lambda: False,
+    size: int = 0,
+) -> Heard:
+    """Send the packet (again, as long as others are ``going`` to listen), and tell where it is seen on this host.
+
+    ``end`` is where the answer's walk ends, ``size`` what a second ping has, 0 for none. Raises Invalid where
+    the source is outside this host, or the protocol is one that no answer is known of.
+    """
+    if source.netns == OUTSIDE or source.host:
+        raise Invalid(f"{source.name} is not on this host", "a live trace starts at a container or the host")
+    if packet.protocol not in ("icmp", "tcp"):
+        raise Invalid(f"a live trace cannot send {packet.protocol}", "leave --port out, or give a tcp port")
+    with contextlib.ExitStack() as stack:
+        rules = _rules(stack, namespaces, known, wanted, source.netns)
+        ears = _ears(stack, namespaces, known, wanted)
+        monitor = _monitor(stack)
+        probe = Probe(packet, wanted.mark, lambda: namespaces.entered(source.netns))
+        stack.callback(probe.close)
+        probe.send()
+        there, back = _listened(ears, probe, end, going)
+        # A connection is refused by a RST, which is heard, or by an ICMP error, which is no answer of the target's.
+        answered = probe.answered() and bool(back)
+        proven = probe.size if answered else 0
+        if answered and size > proven and packet.protocol == "icmp":
+            proven = max(proven, _proven(namespaces, source, packet, size))
+        return Heard(
+            there=tuple(there), back=tuple(back), ears=tuple(ears.values()),
+            drops=_drops(rules), lost=_lost(monitor, wanted), answered=answered,
+            reset=probe.reset, refused=probe.refused, proven=proven,
+        )  # fmt: skip
+
+
+def _proven(namespaces: Namespaces, source: Place, packet: Packet, size: int) -> int:
+    """Return the size where a ping that has it is answered, else 0."""
+    with contextlib.closing(Probe(packet, new_mark(), lambda: namespaces.entered(source.netns), size)) as probe:
+        try:
+            probe.send()
+        except LinkspanError:  # larger than its own link takes
+            return 0
+        deadline = time.monotonic() + LARGE
+        while not probe.answered() and (left := deadline - time.monotonic()) > 0:
+            select.select(probe.sockets, [], [], left)
+        return size if probe.answered() else 0
+
+
+def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
+    """Listen on this host for what another one sends, until all is seen or LISTENING is over."""
+    seen: tuple[set[Device], set[Device]] = (set(), set())
+    deadline = time.monotonic() + LISTENING
+    if len(wanted.mark) != MARK:
+        raise Invalid(f"a mark has {MARK} bytes, and not {len(wanted.mark)}")
+    with contextlib.ExitStack() as stack:
+        rules = _rules(stack, namespaces, known, wanted)  # first: what the ears tell was in sight of the rules, too
+        ears = _ears(stack, namespaces, known, wanted)
+        monitor = _monitor(stack)
+        while (left := deadline - time.monotonic()) > 0:
+            if seen[0].issuperset(wanted.there) and seen[1].issuperset(wanted.back):
+                break
+            for ear in select.select(list(ears), [], [], left)[0]:
+                which = way(wanted.protocol, wanted.mark, ear.recv(65535))
+                if which is not None:
+                    seen[which].add(ears[ear])
+        time.sleep(SETTLE)
+        return Heard(
+            tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted)
+        )
+
+
+def _by_name(known: Map) -> dict[str, int]:
+    """Return the namespaces of this host by the names that hops give them."""
+    return {known.name(e.netns): e.netns for e in known.endpoints} | {"host": HOST}
+
+
+def _ears(
+    stack: contextlib.ExitStack, namespaces: Namespaces, known: Map, wanted: Listen
+) -> dict[socket.socket, Device]:
+    by_name = _by_name(known)
+    ears = {}
+    for name, device in dict.fromkeys((*wanted.there, *wanted.back)):
+        if name not in by_name:
+            continue
+        with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
+            ears[stack.enter_context(_ear(device))] = (name, device)
+    return ears
+
+
+def _rules(
+    stack: contextlib.ExitStack, namespaces: Namespaces, known: Map, wanted: Listen, *more: int
+) -> dict[str, RuleTrace]:
+    """Begin nftables' traces in the host's namespace, in those of the devices, and in ``more``."""
+    by_name = _by_name(known)
+    devices: dict[str, list[str]] = {known.name(netns): [] for netns in (HOST, *more)}
+    for name, device in dict.fromkeys((*wanted.there, *wanted.back)):
+        devices.setdefault(name, []).append(device)
+    found = {}
+    for name, listed in devices.items():
+        if name not in by_name:
+            continue
+        # Without nftables, or without the right to use it, the devices alone tell how far the packet comes.
+        with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
+            there = [device for device in listed if device in {name for _, name in socket.if_nameindex()}]
+            found[name] = RuleTrace(wanted.mark[:4].hex(), matches(wanted.protocol, wanted.mark), there)
+            stack.callback(found[name].close)
+    return found
+
+
+def _drops(rules: Mapping[str, RuleTrace]) -> tuple[Dropped, ...]:
+    found = []
+    for namespace, trace in rules.items():
+        trace.read()
+        found += [Dropped(namespace, drop.name, drop.described()) for drop in trace.drops()]
+    return tuple(found)
+
+
+def _monitor(stack: contextlib.ExitStack) -> DropMonitor | None:
+    try:
+        found = DropMonitor()
+    except Unavailable:
+        return None
+    stack.callback(found.close)
+    return found
+
+
+def _lost(monitor: DropMonitor | None, wanted: Listen) -> tuple[Dropped, ...]:
+    """Return the kernel's reasons for dropping the packet or its answer."""
+    found: dict[Dropped, None] = {}
+    for lost in monitor.read() if monitor else ():
+        which = way(wanted.protocol, wanted.mark, lost.packet)
+        if which is not None:
+            came = f", received by {lost.came_by}" if lost.came_by else ""
+            found[Dropped("", (THERE, BACK)[which], f"{lost.reason} (in {lost.function}{came})")] = None
+    return tuple(found)
+
+
+def _device(hop: Hop) -> Device:
+    return hop.namespace, hop.port or hop.device
+
+
+def _ear(device: str) -> socket.socket:
+    ear = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    try:
+        ear.bind((device, _ALL))
+    except OSError:
+        ear.close()
+        raise
+    return ear
+
+
+def _listened(
+    ears: dict[socket.socket, Device], probe: Probe, end: Device | None, going: Callable[[], bool]
+) -> tuple[set[Device], ...]:
+    """Collect where the packet and its answer are seen, until the answer is at its end and all have listened."""
+    seen: tuple[set[Device], ...] = (set(), set())
+    now = time.monotonic()
+    deadline, again = now + PATIENCE, now + AGAIN
+    while (now := time.monotonic()) < deadline:
+        # Once the answer has come, what the other devices saw before waits to be read.
+        waiting = going()
+        done = (end is None or end in seen[1] or end not in ears.values()) and not waiting and probe.answered()
+        if waiting and now >= again:
+            probe.send()
+            again = now + AGAIN
+        left = (min(again, deadline) if waiting else min(deadline, now + AGAIN)) - now
+        ready, _, _ = select.select([*ears, *probe.sockets], [], [], 0 if done else max(left, 0))
+        heard = [ear for ear in ready if ear in ears]
+        for ear in heard:
+            which = probe.way(ear.recv(65535))
+            if which is not None:
+                seen[which].add(ears[ear])
+        if done and not heard:
+            break
+    return seen
+
+
+def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | None = None) -> Trace:
+    """Return the trace as the packet decides it, with each hop's ``seen`` set, by what was heard on each host.
+
+    ``sender`` is the host that sent the packet.
+    """
+    hops = tuple(_with_seen(found.hops, {host: (h.there, h.ears) for host, h in heard.items()}))
+    reply_hops = tuple(_with_seen(found.reply_hops, {host: (h.back, h.ears) for host, h in heard.items()}))
+    told = msgspec.structs.replace(found, hops=hops, reply_hops=reply_hops)
+    arrived = _arrived(heard, goal, hops, found)
+    own = heard[sender]
+    rejected = own.reset and any(drop.way == THERE for h in heard.values() for drop in h.drops)
+    foreign = own.reset and told.listens
+    if own.answered and arrived is not False and not rejected and not foreign:
+        return _proved(told, own.proven)
+    last = next((h for h in reversed((*hops, *reply_hops)) if h.seen), None)
+    if _left(told, heard):
+        unknown = tuple(_unanswered(one) if one.beyond else one for one in told.unknown)
+        return msgspec.structs.replace(told, unknown=unknown, reason=unknown[0].why)
+    at, reason = _end(told, heard, last, arrived=arrived, sender=sender)
+    return msgspec.structs.replace(
+        told, reachable=False, path_mtu=0, broken_at=at, reason=reason, verdict=BROKEN
+    )
+
+
+def _arrived(heard: Mapping[str, Heard], goal: Goal | None, hops: Sequence[Hop], found: Trace) -> bool | None:
+    """Tell whether the packet came to its end; None where nobody could listen there."""
+    if goal is None:
+        return hops[-1].seen if found.verdict != BROKEN and hops else None
+    there = heard.get(goal.host, Heard())
+    return goal.device in there.there if goal.device in there.ears else None
+
+
+def _left(told: Trace, heard: Mapping[str, Heard]) -> bool:
+    """Tell whether the packet was seen to leave for the outside, with nothing on this side that has stopped it."""
+    looked = [hop for hop in told.hops if hop.seen is not None]
+    if told.verdict != UNKNOWN or not looked or not looked[-1].seen:
+        return False
+    left = any(one.beyond and one.at == where(told.hops[-1]) for one in told.unknown)
+    dropped = any(h.drops or h.lost or h.refused for h in heard.values())
+    return left and not dropped and not any(hop.seen for hop in told.reply_hops)
+
+
+def _unanswered(one: Unknown) -> Unknown:
+    return msgspec.structs.replace(one, why=f"{one.why}; a packet left there, and no answer came")
+
+
+def _proved(told: Trace, size: int) -> Trace:
+    """Return the trace of a packet that was answered; what the walk said against it is no longer in force.
+
+    It proves no packet larger than itself, and nothing of what may follow it.
+    """
+    if told.verdict == REACHABLE:
+        return told
+    if left := tuple(one for one in told.unknown if one.later):
+        reason = f"a real packet was answered, which does not show what follows it: at {left[0].at}: {left[0].why}"
+        return msgspec.structs.replace(
+            told, path_mtu=size, broken_at=None, reason=reason, verdict=UNKNOWN, unknown=left
+        )
+    if told.verdict == UNKNOWN and all(one.beyond for one in told.unknown):  # the answer came from there
+        return msgspec.structs.replace(
+            told, reachable=True, path_mtu=size, reason="", verdict=REACHABLE, unknown=()
+        )
+    doubt = f"a real packet was answered, though {told.broken_at or told.unknown[0].at} looks otherwise: {told.reason}"
+    return msgspec.structs.replace(
+        told, reachable=True, path_mtu=size, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
+    )
+
+
+def _end(
+    told: Trace, heard: Mapping[str, Heard], last: Hop | None, *, arrived: bool | None, sender: str
+) -> tuple[str | None, str]:
+    """Return where the packet or its answer ended, and why, from what is certain to what is not."""
+    own = heard[sender]
+    source = told.hops[0] if told.hops else None
+    seen = where(last) if last else None
+    order = (BACK, THERE) if arrived else (THERE, BACK)
+    drops = [(host, drop) for host, h in heard.items() for drop in h.drops]
+    for host, drop in sorted((d for d in drops if d[1].way in order), key=lambda d: order.index(d[1].way)):
+        place = f"{host}/{drop.namespace}"
+        what = "the packet" if drop.way == THERE else "the answer"
+        device = next((at for at in (told.broken_at, seen) if at and at.startswith(f"{place}/")), place)
+        return device, f"{what} was dropped by {drop.by}"
+    if own.refused and source:
+        return where(source), f"the rules in {source.namespace} do not let it send the packet (EPERM)"
+    if own.reset and told.listens and arrived is not False:
+        why = "".join(f"; at {one.at}: {one.why}" for one in told.unknown)
+        return seen, f"the connection is refused, though a socket listens there: something else answered{why}"
+    if own.answered and told.verdict != BROKEN:
+        return seen, f"somebody else answered: the packet never came to its end; last seen at {seen or 'no device'}"
+    if told.reply_hops and told.reply_hops[-1].seen:
+        end = told.reply_hops[-1]
+        return where(end), f"the answer came to {end.device}, and {end.namespace} itself drops it there"
+    reasons = [drop for h in heard.values() for drop in h.lost if drop.way in order]
+    kernel = f"; the kernel's reason: {reasons[0].by}" if reasons else ""
+    if told.verdict == BROKEN:
+        return told.broken_at, told.reason + kernel
+    after = f"no answer came; last seen at {seen or 'no device'}{kernel}"
+    if told.verdict == UNKNOWN:
+        why = "; ".join(f"at {one.at}: {one.why}" for one in told.unknown)
+        return seen, f"{after}; not known is {why}"
+    return seen, f"every hop looks well, but {after}"
+
+
+def _with_seen(
+    hops: Iterable[Hop], heard: Mapping[str, tuple[tuple[Device, ...], tuple[Device, ...]]]
+) -> Iterator[Hop]:
+    for hop in hops:
+        seen, ears = heard.get(hop.host, ((), ()))
+        device = _device(hop)
+        told = device in seen or (None if _encrypted(hop) else False)
+        yield msgspec.structs.replace(hop, seen=told if device in ears else None)
+
+
+def _encrypted(hop: Hop) -> bool:
+    """Tell whether the packet is so in this hop that nobody who listens can know it again."""
+    return any(header.split()[0] in (WIREGUARD, ESP) for header in hop.headers)

@@ -1,0 +1,629 @@
+"""What nftables would do with a packet: the kernel's own rules, read as JSON and worked through.
+
+A match is true, false or not known. Where it is not known whether a rule applies, the chain is worked through both
+ways: only where the packet's fate depends on it, the verdict says so in ``unsure``. So neither "passes" nor "drops" is
+claimed on a guess. A statement that this module does not know makes its rule such a rule.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from linkspan.core.addresses import SOCKET_FAMILY, mac_text
+from linkspan.core.errors import KernelError
+from linkspan.diagnose.trace.nft_values import (
+    NUMBERS,
+    Ports,
+    equal,
+    flag_names,
+    in_span,
+    inside,
+    masked,
+    of_status,
+    of_tcp_flags,
+    ordered,
+    spans,
+)
+from linkspan.diagnose.trace.questions import FLOWING, LOCAL, UNICAST, Chain, Packet, Questions, towards
+
+_DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
+_MAC = 6
+"""Bytes of a MAC."""
+_RAW = -200  # NF_IP_PRI_CONNTRACK, linux/netfilter_ipv4.h: before it no connection is known
+_QUIET = frozenset(
+    {"counter", "log", "comment", "ct helper", "ct timeout", "ct expectation", "dup", "flow", "secmark", "last"}
+)
+"""Statements after which the packet goes on as it was, and its rule too."""
+_FINAL = frozenset(
+    {"accept", "drop", "reject", "return", "continue", "jump", "goto", "dnat", "masquerade", "snat", "redirect", "vmap"}
+)
+_HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event", "helper", "dscp", "ecn"})
+"""What may be written into a packet or its connection without a consequence for its way."""
+_ICMP6_TYPES = {"echo-request": 128, "echo-reply": 129}
+_TRACKING = frozenset({"inet", "ip", "ip6"})
+"""Families whose chains know connections."""
+PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"
+"""What a rule of which it is not known whether it applies could do; AFTER: do to the segments after a handshake."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a chain or hook decides.
+
+    ``later`` says what a later segment of the same connection meets that does not let it pass for certain.
+    ``where`` and ``rule`` say who did; ``to`` is a DNAT's target (address, port), ``masked`` says that the source is
+    to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure`` are the rules
+    on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could prevent.
+    ``rerouted`` tells that the packet is to be routed once more. ``removal`` is the command that removes a rule of
+    iptables that drops, in words.
+    """
+
+    passes: bool = True
+    where: str = ""
+    rule: str = ""
+    to: tuple[str, ...] = ()
+    masked: bool = False
+    later: tuple[str, ...] = ()
+    source: str = ""
+    packet: Packet | None = None
+    unsure: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    rerouted: bool = False
+    removal: tuple[str, ...] = ()
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A packet at a hook of the namespace ``netns``: between which devices, and the MACs of its frame.
+
+    ``tracked`` is false before connection tracking has seen it, ``started`` says that this namespace sends it.
+    """
+
+    packet: Packet
+    arriving: str = ""
+    leaving: str = ""
+    mac: bytes = b""
+    to_mac: bytes = b""
+    netns: int = 0
+    tracked: bool = True
+    started: bool = False
+
+
+class Doubts:
+    """What rules could do of which it is not known whether they apply."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str]] = []
+
+    def add(self, rule: str, *could: str) -> None:
+        """Remember a rule and what it could do."""
+        self._found += [(kind, rule) for kind in could]
+
+    def adopt(self, rule: str, other: Doubts) -> None:
+        """Remember what a chain could do to which a rule leads that may apply or not."""
+        self.add(rule, *dict.fromkeys(kind for kind, _ in other._found))
+
+    def about(self, *could: str) -> tuple[str, ...]:
+        """Return the rules that could do one of these."""
+        return tuple(dict.fromkeys(rule for kind, rule in self._found if kind in could))
+
+    def settle(self, found: Verdict) -> Verdict:
+        """Return a chain's verdict with what it depends on; a drop that a rule before it could prevent is none."""
+        if found.passes:
+            later = tuple(f"another answers in the target's place: {rule}" for rule in self.about(AFTER))
+            return msgspec.structs.replace(found, unsure=self.about(DROP, CHANGE), later=later)
+        doubts = self.about(PASS, CHANGE)
+        if not doubts:
+            return found
+        unsure = tuple(f"{found.where}: {found.rule}, unless this applies: {rule}" for rule in doubts)
+        return Verdict(unsure=unsure, unless=(found.where, found.rule))
+
+
+def evaluate(asked: Questions, chains: Sequence[Chain], chain: Chain, frame: Frame) -> Verdict:
+    """Work through a base chain and what it jumps to."""
+    if chain.hook in ("prerouting", "output") and chain.priority < _RAW:
+        frame = msgspec.structs.replace(frame, tracked=False)
+    return _Evaluation(asked, {(c.family, c.table, c.name): c for c in chains}, frame).base(chain)
+
+
+def number(packet: Packet) -> int | None:
+    """Return the number of a packet's protocol (IANA), None where it is of none."""
+    six = (packet.protocol, packet.family) == ("icmp", 6)
+    return NUMBERS.get("icmpv6" if six else packet.protocol)
+
+
+def words(rule: Iterable[Mapping[str, Any]]) -> str:
+    """Return a rule's expressions as text, near to what nft prints."""
+    return " ".join(_word(e) for e in rule if "counter" not in e)
+
+
+def _word(value: Any) -> str:
+    match value:
+        case {"match": {"op": op, "left": left, "right": right}}:
+            sign = {"==": "", "in": ""}.get(op, f"{op} ")
+            return f"{_word(left)} {sign}{_word(right)}"
+        case {"meta": {"key": key}}:
+            return str(key) if key in ("iifname", "oifname", "iifgroup", "oifgroup", "iif", "oif") else f"meta {key}"
+        case {"payload": {"protocol": protocol, "field": field}}:
+            return f"{protocol} {field}"
+        case {"ct": {"key": key}}:
+            return f"ct {key}"
+        case {"fib": {"result": result, "flags": flags}}:
+            return f"fib {' '.join(flags) if isinstance(flags, list) else flags} {result}"
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case {"range": [first, last]}:
+            return f"{_word(first)}-{_word(last)}"
+        case {"set": list(items)}:
+            return "{ " + ", ".join(_word(i) for i in items) + " }"
+        case {"|": list(items)}:
+            return "|".join(_word(i) for i in items)
+        case {"concat": list(items)}:
+            return " . ".join(_word(i) for i in items)
+        case {"jump": {"target": name}} | {"goto": {"target": name}}:
+            return f"{next(iter(value))} {name}"
+        case {"vmap": {"key": key, "data": data}}:
+            return f"{_word(key)} vmap {_word(data)}"
+        case {"&": [left, mask]}:
+            return f"{_word(left)} & {_word(mask)}"
+        case {"limit": {"rate": rate, "per": per, **rest}}:
+            return f"limit rate {'over ' if rest.get('inv') else ''}{rate}/{per}"
+        case {"mangle": {"key": key, "value": new}}:
+            return f"{_word(key)} set {_word(new)}"
+        case {"fwd": {"dev": device}}:
+            return f"fwd to {_word(device)}"
+        case {"dnat": {"addr": address}}:
+            return f"dnat to {_word(address)}"
+        case {"xt": {"name": name}}:
+            return f"xt {name}"
+        case list(items):
+            return ",".join(_word(i) for i in items)
+        case dict():
+            return next(iter(value), "")
+    return str(value)
+
+
+class _Evaluation:
+    """One packet's way through one base chain and what it jumps to."""
+
+    def __init__(self, asked: Questions, chains: Mapping[tuple[str, str, str], Chain], frame: Frame) -> None:
+        self._asked = asked
+        self._chains = chains
+        self._frame = frame
+        self._doubts = Doubts()
+
+    def base(self, chain: Chain) -> Verdict:
+        """Return the base chain's verdict, its policy where no rule decides."""
+        found = self._walk(chain, 0)
+        if found is None:
+            where = f"{chain.family} {chain.table} {chain.name}"
+            found = Verdict(chain.policy != "drop", where, f"policy {chain.policy}")
+        return msgspec.structs.replace(self._doubts.settle(found), packet=self._frame.packet)
+
+    def _walk(self, chain: Chain, depth: int) -> Verdict | None:
+        where = f"{chain.family} {chain.table} {chain.name}"
+        for rule in chain.rules:
+            text = words(rule)
+            applies: bool | None = True
+            for expression in rule:
+                if _FINAL & expression.keys():
+                    if applies is None:
+                        self._may(chain, expression, where, text, depth)
+                        break
+                    outcome = self._final(chain, expression, where, text, depth)
+                    if outcome == "return":
+                        return None
+                    if isinstance(outcome, Verdict):
+                        return outcome
+                    break
+                holds = self._step(chain, expression, applies, f"{where}: {text}")
+                if holds is False:
+                    break
+                applies = None if holds is None else applies
+        return None
+
+    def _step(self, chain: Chain, expression: Mapping[str, Any], applies: bool | None, rule: str) -> bool | None:
+        """Do what an expression does that is no verdict; tell whether its rule goes on, None where nobody knows."""
+        match expression:
+            case {"match": match}:
+                return self._true(chain, match)
+            case {"mangle": {"key": key, "value": value}}:
+                self._change(chain, key, value, applies, rule)
+                return True
+            case {"notrack": _}:
+                if self._frame.tracked:
+                    return True  # it comes too late to have an effect
+                if applies is None:
+                    self._doubts.add(rule, CHANGE)
+                else:
+                    self._replace(ct="untracked")
+                return True
+            case {"xt": {"name": "comment"}}:
+                return True
+            case {"xt": {"type": "match"}} | {"limit": _} | {"quota": _} | {"ct count": _}:
+                return None
+            case {"set": {"stmt": _}} | {"map": {"stmt": _}}:
+                return None  # it counts or limits by element
+            case {"set": _} | {"map": _}:
+                return True
+        if expression.keys() <= _QUIET:
+            return True
+        self._doubts.add(rule, PASS, DROP, CHANGE, *([AFTER] if "synproxy" in expression else []))
+        return None
+
+    def _replace(self, **changes: Any) -> None:
+        self._frame = msgspec.structs.replace(
+            self._frame, packet=msgspec.structs.replace(self._frame.packet, **changes)
+        )
+
+    def _change(self, chain: Chain, key: Any, value: Any, applies: bool | None, rule: str) -> None:
+        known = self._number(chain, value) if applies else None
+        match key:
+            case {"meta": {"key": "mark"}}:
+                self._replace(mark=known)
+            case {"ct": {"key": "mark"}}:
+                self._replace(ct_mark=known)
+            case {"payload": {"protocol": "ip" | "ip6", "field": "ttl" | "hoplimit"}} if known is not None:
+                self._replace(ttl=known, ttl_by=rule)
+            case {"meta": {"key": name}} | {"ct": {"key": name}} | {"payload": {"field": name}} if name in _HARMLESS:
+                pass
+            case {"tcp option": _}:
+                pass
+            case _:
+                self._doubts.add(rule, CHANGE)
+
+    def _number(self, chain: Chain, value: Any) -> int | None:
+        match value:
+            case int():
+                return value
+            case {"|": [left, right]} | {"&": [left, right]} | {"^": [left, right]}:
+                first, second = self._number(chain, left), self._number(chain, right)
+                if first is None or second is None:
+                    return None
+                return {"|": first | second, "&": first & second, "^": first ^ second}[next(iter(value))]
+        found = self._values(chain, value) if isinstance(value, dict) else None
+        return int(found[0], 0) if found and found[0].isdigit() else None
+
+    def _may(self, chain: Chain, final: Mapping[str, Any], where: str, text: str, depth: int) -> None:
+        """Remember what a verdict could do that may come or not."""
+        other = _Evaluation(self._asked, self._chains, self._frame)
+        outcome = other._final(chain, final, where, text, depth)
+        rule = f"{where}: {text}"
+        self._doubts.adopt(rule, other._doubts)
+        if isinstance(outcome, Verdict):
+            kind = PASS if outcome.passes else DROP
+            self._doubts.add(rule, CHANGE if outcome.to or outcome.masked else kind)
+        elif outcome == "return":  # in a base chain it comes to the policy
+            self._doubts.add(rule, DROP if chain.policy == "drop" and not depth else PASS)
+        if other._frame != self._frame:
+            self._doubts.add(rule, CHANGE)
+
+    def _final(
+        self, chain: Chain, final: Mapping[str, Any], where: str, text: str, depth: int
+    ) -> Verdict | str | None:
+        match final:
+            case {"vmap": {"key": key, "data": data}}:
+                known = self._values(chain, key)
+                if known == ():
+                    return None
+                if known is not None:
+                    found = self._mapped(chain, known, data)
+                    if found == ():
+                        return None
+                    if found:
+                        return self._final(chain, found[0], where, text, depth)
+            case {"continue": _}:
+                return None
+            case {"drop": _} | {"reject": _}:
+                return Verdict(False, where, text)
+            case {"accept": _}:
+                return Verdict(True, where, text)
+            case {"return": _}:
+                return "return"
+            case {"masquerade": _}:
+                return Verdict(True, where, text, masked=True)
+            case {"snat": {"addr": str(address)}}:
+                return Verdict(True, where, text, masked=True, source=address)
+            case {"dnat": {"addr": address, **rest}} if isinstance(rest.get("port", 0), int):
+                to = self._values(chain, address) if isinstance(address, dict) else (str(address),)
+                if to is not None:
+                    port = (str(rest["port"]),) if "port" in rest else ()
+                    return Verdict(True, where, text, to=(*to, *port)) if to else None
+            case {"jump": {"target": name}} | {"goto": {"target": name}}:
+                target = self._chains.get((chain.family, chain.table, name))
+                if target is not None and depth < _DEPTH:
+                    inner = self._walk(target, depth + 1)
+                    return inner if inner is not None or "jump" in final else "return"
+        self._doubts.add(f"{where}: {text}", PASS, DROP, CHANGE)
+        return None
+
+    def _mapped(self, chain: Chain, key: tuple[str, ...], data: Any) -> tuple[Any, ...] | None:
+        """Return what a map has for a key: () where it has nothing, None where that is not known."""
+        pairs: Sequence[Any]
+        there: bool | None = False
+        match data:
+            case str() if data.startswith("@"):
+                if not spans(key) and not (there := self._holds(chain, data[1:], key)):
+                    return None if there is None else ()
+                try:
+                    pairs = self._asked.mapping(self._frame.netns, chain, data[1:])
+                except KernelError:
+                    return None
+            case {"set": list(pairs)}:
+                pass
+            case _:
+                return None
+        for pattern, value in pairs:
+            holds = self._compare(chain, key, pattern)
+            if holds is None:
+                return None
+            if holds:
+                return tuple(value["concat"]) if isinstance(value, dict) and "concat" in value else (value,)
+        return None if there else ()
+
+    def _true(self, chain: Chain, match: Mapping[str, Any]) -> bool | None:
+        """Tell whether a match holds; None where it is not known. What the packet lacks never matches."""
+        left, right, op = match["left"], match["right"], match["op"]
+        if isinstance(right, bool):  # of fib: whether there is a route
+            found = self._routed_back(left)
+            return None if found is None else (found == right) == (op == "==")
+        if of_tcp_flags(left):
+            return self._tcp_flags(left, right, op)
+        if (status := of_status(left)) and chain.family in _TRACKING:
+            return self._status(status, right, op)
+        if left == {"ct": {"key": "state"}} and chain.family in _TRACKING:
+            tests = {self._compare(chain, (state,), right) for state in self._states()}
+            found = tests.pop() if len(tests) == 1 else None
+            return found if found is None or op in ("==", "in") else not found
+        known = self._values(chain, left)
+        if known is None:
+            return None
+        if not known:
+            return False
+        if op in ("<", ">", "<=", ">="):
+            port = known[0]
+            return in_span(port.span, right, op) if isinstance(port, Ports) else ordered(port, right, op)
+        found = self._compare(chain, known, right)
+        return found if found is None or op in ("==", "in") else not found
+
+    def _states(self) -> tuple[str, ...]:
+        """Return the states that the packet's connection may have here."""
+        states = self._frame.packet.states
+        if self._frame.tracked:
+            return states
+        return ("untracked",) if states == ("untracked",) else ("invalid",) if "untracked" not in states else states
+
+    def _status(self, left: Mapping[str, Any], right: Any, op: str) -> bool | None:
+        """Tell whether a connection has these of the status flags (``ct status``), so far as they are known."""
+        packet = self._frame.packet
+        if not self._frame.tracked or packet.ct == "untracked":
+            return False
+        masked = flag_names(left["&"][1]) if "&" in left else None
+        wanted = flag_names(right)
+        if wanted is None or ("&" in left and masked is None) or packet.ct:
+            return None
+        answered = packet.established or bool(packet.later)
+        known = dict.fromkeys(("seen-reply", "confirmed"), answered) | {"dnat": packet.translated}
+        known |= {} if answered else dict.fromkeys(("assured", "snat", "expected", "dying"), False)
+        if masked is not None and op in ("==", "!="):
+            have = [known.get(name) for name in masked]
+            return None if None in have else ({n for n in masked if known[n]} == wanted) == (op == "==")
+        if op not in ("in", "!"):
+            return None
+        have = [known.get(name) for name in wanted]
+        found = True if True in have else None if None in have else False
+        return found if found is None or op == "in" else not found
+
+    def _compare(self, chain: Chain, left: tuple[str, ...], right: Any) -> bool | None:
+        match right:
+            case str() if right.startswith("@"):
+                return self._holds(chain, right[1:], left)
+            case int() | {"range": _} if isinstance(left[0], Ports):
+                return in_span(left[0].span, right)
+            case str() | int():
+                return len(left) == 1 and equal(left[0], str(right))
+            case {"elem": {"val": value}}:
+                return self._compare(chain, left, value)
+            case {"concat": list(parts)} if len(parts) == len(left):
+                tests = [self._compare(chain, (one,), part) for one, part in zip(left, parts, strict=True)]
+                return False if False in tests else None if None in tests else True
+            case {"prefix": {"addr": address, "len": length}}:
+                return inside(left[0], f"{address}/{length}")
+            case {"range": [first, last]}:
+                least, most = ordered(left[0], first, ">="), ordered(left[0], last, "<=")
+                return None if least is None or most is None else least and most
+            case {"set": list(items)} | list(items):
+                tests = [self._compare(chain, left, item) for item in items]
+                return True if True in tests else None if None in tests else False
+        return None
+
+    def _holds(self, chain: Chain, name: str, key: tuple[str, ...]) -> bool | None:
+        """Tell whether a set of the chain's table has a key, None where that cannot be asked or depends on a port."""
+        try:
+            if spans(key):
+                tests = [self._compare(chain, key, e) for e in self._asked.elements(self._frame.netns, chain, name)]
+                return True if True in tests else None if None in tests else False
+            return self._asked.holds(self._frame.netns, chain, name, key)
+        except KernelError:
+            return None
+
+    def _values(self, chain: Chain, left: Any) -> tuple[str, ...] | None:
+        """Return what an expression says of this packet: () where the packet has no such field, None if unknown."""
+        match left:
+            case {"concat": list(items)}:
+                parts = [self._values(chain, item) for item in items]
+                if () in parts:
+                    return ()
+                if None in parts:
+                    return None
+                return tuple(p for part in parts if part for p in part)
+            case {"map": {"key": key, "data": data}}:
+                known = self._values(chain, key)
+                found = known and self._mapped(chain, known, data)
+                return found if found is None else tuple(str(part) for part in found)
+            case {"&": [part, mask]}:
+                values = self._values(chain, part)
+                return values and masked(values[0], mask)
+            case {"meta": {"key": key}}:
+                return self._meta(str(key))
+            case {"ct": {"key": key, **rest}} if not rest and chain.family in ("inet", "ip", "ip6"):
+                return self._conntrack(str(key))
+            case {"rt": {"key": "ipsec"}}:  # what is, has left the rules that are looked at by then
+                return ("False",)
+            case {"payload": {"base": "nh", "offset": 72, "len": 8}}:  # protocol of an IPv4 header (RFC 791)
+                packet = self._frame.packet
+                number = NUMBERS.get(packet.protocol)
+                return () if packet.family == 6 or number is None else (str(number),)
+            case {"payload": {"protocol": "ether", "field": ("saddr" | "daddr") as field}}:
+                return self._mac(field)
+            case {"payload": {"protocol": str(protocol), "field": str(field)}}:
+                return self._payload(protocol, field)
+            case {"fib": {"result": "type", "flags": flags}} if list(flags) == ["daddr"] or flags == "daddr":
+                return self._kind(self._frame.packet.target)
+            case {"fib": {"result": "type", "flags": flags}} if list(flags) == ["saddr"] or flags == "saddr":
+                return self._kind(self._frame.packet.source)
+        return None
+
+    def _kind(self, address: bytes) -> tuple[str, ...] | None:
+        """Return an address's type for the host's routes; of others than these two nothing is claimed."""
+        kind = self._asked.route(self._frame.netns, towards(address)).kind
+        return ("local",) if kind == LOCAL else ("unicast",) if kind in (UNICAST, 0) else None
+
+    def _routed_back(self, left: Any) -> bool | None:
+        """Tell whether a ``fib`` expression finds a route: back to the source, by the link where asked so."""
+        match left:
+            case {"fib": {"result": "oif" | "oifname", "flags": flags}}:
+                wanted = {flags} if isinstance(flags, str) else set(flags)
+                if "saddr" not in wanted or wanted - {"saddr", "iif", "mark"}:
+                    return None
+                mark = self._frame.packet.mark if "mark" in wanted else 0
+                back = self._asked.route(self._frame.netns, towards(self._frame.packet.source, mark))
+                there = not back.error and back.kind in (LOCAL, UNICAST)
+                return there and ("iif" not in wanted or back.device == self._frame.arriving)
+        return None
+
+    def _tcp_flags(self, left: Any, right: Any, op: str) -> bool | None:
+        packet = self._frame.packet
+        if packet.protocol != "tcp":
+            return False
+        mask, wanted = flag_names(left["&"][1]) if "&" in left else None, flag_names(right)
+        if wanted is None or ("&" in left and mask is None):
+            return None
+        have = packet.flags
+        if op == "in":
+            return bool(have & wanted)
+        same = (have & mask if mask is not None else have) == wanted
+        return same if op == "==" else not same
+
+    def _meta(self, key: str) -> tuple[str, ...] | None:
+        frame, packet = self._frame, self._frame.packet
+        arp = packet.protocol == "arp"
+        match key:
+            case "iifname" | "iif":
+                return (frame.arriving,)
+            case "oifname" | "oif":
+                return (frame.leaving,)
+            case "ibrname" | "obrname":
+                link = self._asked.device(frame.netns, frame.arriving if key == "ibrname" else frame.leaving)
+                return (link.master,) if link is not None and link.master else ()
+            case "iifgroup" | "oifgroup":
+                link = self._asked.device(frame.netns, frame.arriving if key == "iifgroup" else frame.leaving)
+                return (str(link.group) if link.group else "default",) if link is not None else ()
+            case "l4proto":
+                six = packet.protocol == "icmp" and packet.family == 6
+                return () if arp else ("ipv6-icmp" if six else packet.protocol,)
+            case "nfproto":
+                return (f"ipv{packet.family}",)
+            case "protocol":
+                return ("arp" if arp else "ip" if packet.family == 4 else "ip6",)
+            case "mark":
+                return None if packet.mark is None else (str(packet.mark),)
+            case "pkttype":
+                return ("host",) if not arp else None
+            case "skuid" | "skgid":
+                return None if frame.started else ()
+        return None
+
+    def _mac(self, field: str) -> tuple[str, ...] | None:
+        """Return the frame's sender or target; a device without MACs (IPIP, WireGuard, a TUN) has no such header."""
+        mac = self._frame.mac if field == "saddr" else self._frame.to_mac
+        if mac:
+            return (mac_text(mac),)
+        link = self._asked.device(self._frame.netns, self._frame.arriving) if self._frame.arriving else None
+        return () if link is not None and len(link.mac) != _MAC else None
+
+    def _conntrack(self, key: str) -> tuple[str, ...] | None:
+        packet = self._frame.packet
+        match key:
+            case "state":
+                states = self._states()
+                return states if len(states) == 1 else None
+            case _ if packet.ct == "?":
+                return None
+            case _ if packet.ct == "untracked" or not self._frame.tracked:
+                return ()
+            case "direction" if packet.ct == FLOWING:
+                return None
+            case "direction":
+                return ("reply" if packet.established else "original",)
+            case "mark":
+                return None if packet.ct_mark is None else (str(packet.ct_mark),)
+        return None
+
+    def _payload(self, protocol: str, field: str) -> tuple[str, ...] | None:
+        packet = self._frame.packet
+        arp = packet.protocol == "arp"
+        match protocol, field:
+            case ("ether", "type"):
+                return ("arp" if arp else "ip" if packet.family == 4 else "ip6",)
+            case ("arp", _) if arp:
+                return self._arp(field)
+            case (("ip" | "ip6"), _) if arp or protocol != ("ip" if packet.family == 4 else "ip6"):
+                return ()
+            case (("ip" | "ip6"), ("saddr" | "daddr")):
+                packed = packet.source if field == "saddr" else packet.target
+                return (socket.inet_ntop(SOCKET_FAMILY[packet.family], packed),)
+            case ("ip", "protocol") | ("ip6", "nexthdr"):
+                return self._meta("l4proto")
+            case ("ip", "ttl") | ("ip6", "hoplimit"):
+                return (str(packet.ttl),)
+            case ("ip", "version"):
+                return ("4",)
+            case (("th" | "tcp" | "udp" | "sctp"), ("sport" | "dport")):
+                if not packet.has_ports or protocol not in ("th", packet.protocol):
+                    return ()
+                first, last = packet.target_ports if field == "dport" else packet.source_ports
+                return (str(first) if first == last else Ports(f"{first}-{last}"),)
+            case (("icmp" | "icmpv6"), _) if packet.protocol != "icmp":
+                return ()
+            case ("icmp", _) if packet.family == 6:
+                return ()
+            case ("icmpv6", _) if packet.family == 4:
+                return ()
+            case (("icmp" | "icmpv6"), "type"):
+                return ("echo-reply" if packet.established else "echo-request",)
+            case (("icmp" | "icmpv6"), "code"):
+                return ("0",)
+            case (("tcp" | "udp" | "sctp"), _) if packet.protocol != protocol:
+                return ()
+            case (("arp" | "vlan"), _):
+                return ()
+            case ("icmpv6", "taddr"):  # of a neighbour solicitation or advertisement only
+                return ()
+        return None
+
+    def _arp(self, field: str) -> tuple[str, ...] | None:
+        frame, packet = self._frame, self._frame.packet
+        match field:
+            case "operation":
+                return ("reply" if packet.established else "request",)
+            case "saddr ip" | "daddr ip":
+                packed = packet.source if field == "saddr ip" else packet.target
+                return (socket.inet_ntop(socket.AF_INET, packed),)
+            case "saddr ether":
+                return (mac_text(frame.mac),) if frame.mac else None
+            case "htype" | "hlen" | "plen":
+                return ({"htype": "1", "hlen": "6", "plen": "4"}[field],)
+        return None

@@ -1,0 +1,299 @@
+"""``trace``: a packet's walk both ways, hop by hop, and the first hop that stops it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable
+
+import msgspec
+
+from linkspan.core import dns_names
+from linkspan.core.addresses import FAMILIES, prefix
+from linkspan.core.errors import Conflict, Invalid, NotFound
+from linkspan.core.model import Endpoint
+from linkspan.core.namesakes import meant, missing
+from linkspan.core.states.host import HOST
+from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
+from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
+from linkspan.diagnose.trace.questions import Packet, Questions
+
+_ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
+_MOST = 8
+"""Hosts on one way: two are enough, but for routes that lead elsewhere than they should."""
+_PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """An end of a trace; ``host`` '' is this one, and ``addresses`` empty means any that the host has.
+
+    ``bound`` says that a user named the address, and no other of this end's will do.
+    """
+
+    name: str
+    netns: int
+    addresses: tuple[bytes, ...] = ()
+    host: str = ""
+    network: str = ""
+    bound: bool = False
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """A host did not tell its part, and why."""
+
+    why: str
+
+
+Asking = Generator[tuple[str, Entry], Part | Unanswered, "Trace"]
+"""A trace under way: it yields (host, where the packet's walk through it begins) and is sent what is found."""
+
+
+REACHABLE, BROKEN, UNKNOWN = "reachable", "broken", "unknown"
+"""Verdicts."""
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """What was found; ``path_mtu`` is 0 where the way is broken or lost before its end.
+
+    ``verdict`` is BROKEN where a hop certainly stops the packet, REACHABLE where every hop certainly lets it pass,
+    else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE. What
+    leads outside, or comes from there, is UNKNOWN until a real packet is answered.
+    ``listens`` tells whether a socket takes the connection at the end, None where that is not known or no question.
+    """
+
+    reachable: bool
+    path_mtu: int
+    hops: tuple[Hop, ...]
+    reply_hops: tuple[Hop, ...] = ()
+    broken_at: str | None = None
+    reason: str = ""
+    verdict: str = REACHABLE
+    unknown: tuple[Unknown, ...] = ()
+    listens: bool | None = None
+
+
+class _Lost(Exception):
+    """Nobody tells how the packet goes on."""
+
+
+def place(text: str, known: Map, asked: Questions) -> Place:
+    """Find what a user names: an endpoint's name, NAME@NETWORK or id, ``host:NAME``, or an IP address.
+
+    A name that DNS answers (an alias, NAME.NETWORK, NAME.NETWORK.internal) counts where no endpoint is called so.
+    Raises NotFound, or Conflict with the candidates where several endpoints fit.
+    """
+    if text.startswith("host:"):
+        return _host(text.removeprefix("host:"), known)
+    everywhere = [("", e) for e in known.endpoints]
+    everywhere += [(id_, e) for id_, other in known.others.items() for e in other.endpoints]
+    if _ADDRESS.fullmatch(text):
+        return _address(prefix(text).packed, text, everywhere, known, asked)
+    found = [(host, e) for host, e in everywhere if _called(text, e)]
+    found = found or [(host, e) for host, e in everywhere if _resolved(text, e)]
+    if not found:
+        raise NotFound(
+            f"nobody is called {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{_name(e)} ({e.id[:12]} {e.ifname})" for _, e in found)
+        raise Conflict(
+            f"{text} is the name of several endpoints: {names}", "give NAME@NETWORK, or an address"
+        )
+    host, one = found[0]
+    return Place(_name(one), one.netns, tuple(p.packed for p in one.prefixes), host, one.network)
+
+
+def _host(name: str, known: Map) -> Place:
+    called = {known.id: known.host} | {id_: other.name for id_, other in known.others.items()}
+    id_ = meant(called, name) if name else known.id
+    if id_ == known.id and name in ("", id_, known.host):
+        return Place(f"host:{known.host}", HOST)
+    if other := known.others.get(id_):
+        return Place(f"host:{other.name}", HOST, other.addresses.get("", ()), id_)
+    raise missing(called, name)
+
+
+def _address(
+    address: bytes, text: str, everywhere: Iterable[tuple[str, Endpoint]], known: Map, asked: Questions
+) -> Place:
+    for host, one in everywhere:
+        if any(p.packed == address for p in one.prefixes):
+            return Place(_name(one), one.netns, (address,), host, one.network, bound=True)
+    if address in asked.addresses(HOST):
+        return Place(text, HOST, (address,))
+    for id_, other in known.others.items():
+        if any(address in found for found in other.addresses.values()):
+            return Place(text, HOST, (address,), id_)
+    return Place(text, OUTSIDE, (address,))
+
+
+def port(text: str) -> tuple[int, str]:
+    """Parse ``80/tcp`` or ``80``; '' is ICMP. Raises Invalid."""
+    if not text:
+        return 0, "icmp"
+    match = _PORT.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise Invalid(f"{text!r} is not a port", "write it as 80/tcp")
+    return int(match[1]), match[2] or "tcp"
+
+
+def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
+    """Walk from source to target and back, each host telling its part."""
+    there, back = _Way(known), _Way(known)
+    try:
+        begin = Entry(packet, source.netns, translation=Translation())
+        yield from there.follow(source.host, begin)
+        _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
+        if there.end == OUTSIDE and not there.exit:  # it left by no link of the host's: nobody knows where answers come
+            return _judged(there, back)
+        back.translations = there.translations
+        begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
+        yield from back.follow(there.host, begin)
+        _require_arrival(back, source)
+    except Broken as broken:
+        return _judged(there, back, broken=broken)
+    except _Lost:
+        return _judged(there, back, lost=True)
+    return _judged(there, back)
+
+
+def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:
+    """Return what both ways come to: what certainly stops the packet outweighs what is not known.
+
+    Of the latter, what is on a host of linkspan's comes first: there somebody can look.
+    """
+    unknown = tuple(sorted(dict.fromkeys((*there.unknown, *back.unknown)), key=lambda one: one.beyond))
+    hops, reply = tuple(there.hops), tuple(back.hops)
+    if broken is not None:
+        return Trace(False, 0, hops, reply, where(broken.hop), broken.reason, BROKEN, unknown, there.listens)
+    mtu = 0 if lost else min(there.mtu, back.mtu)
+    if unknown:
+        return Trace(False, mtu, hops, reply, None, unknown[0].why, UNKNOWN, unknown, there.listens)
+    return Trace(True, mtu, hops, reply, listens=there.listens)
+
+
+class _Way:
+    """One way, over as many hosts as it takes; ``host`` is where it ended."""
+
+    def __init__(self, known: Map) -> None:
+        self.hops: list[Hop] = []
+        self.mtu = 65535
+        self.host = ""
+        self.end = OUTSIDE
+        self.exit = ""
+        self.arrived: Packet | None = None
+        self.translations: dict[str, Translation] = {}
+        self.unknown: list[Unknown] = []
+        self.listens: bool | None = None
+        self._known = known
+
+    def follow(
+        self, host: str, entry: Entry
+    ) -> Generator[tuple[str, Entry], Part | Unanswered, None]:
+        """Go on from host to host. Raises Broken where the packet is stopped, _Lost where a host does not tell."""
+        silent = ""
+        for _ in range(_MOST):
+            translation = self.translations.setdefault(host, Translation())
+            found = yield host, msgspec.structs.replace(entry, translation=translation)
+            if isinstance(found, Unanswered):
+                raise self._unanswered(host, found.why, silent)
+            self.unknown += found.unknown
+            self.listens = found.listens
+            if found.broken or not silent:
+                self.hops += [msgspec.structs.replace(hop, mtu=min(hop.mtu, self.mtu)) for hop in found.hops]
+                self.mtu = min(self.mtu, found.mtu)
+            if found.broken:  # where nobody answered on the underlay, this host knows better why
+                raise Broken(self.hops[-1], found.broken)
+            if silent:
+                raise Broken(self.hops[-1], silent)
+            self.translations[host] = found.translation
+            self.arrived = found.translation.arrived or self.arrived
+            self.host, self.end, self.exit, silent = host, found.end, found.exit, found.silent
+            if not found.to:
+                return
+            entry = Entry(found.packet, at=found.at, outer=found.outer, macs=found.macs)
+            host = "" if found.to == self._known.id else found.to
+        raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
+
+    def _unanswered(self, host: str, why: str, silent: str) -> Exception:
+        name = self._known.others[host].name if host in self._known.others else host or self._known.host
+        who = "the controller of the switches" if host == CONTROLLER else f"host {name}"
+        reason = f"{who} did not tell its part of the way: {why}"
+        if silent:
+            return Broken(self.hops[-1], f"{silent}; {reason}")
+        self.hops.append(Hop(name, "host", "", "unknown", reason, mtu=self.mtu))
+        self.unknown.append(Unknown(where(self.hops[-1]), reason))
+        return _Lost()
+
+
+def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> None:
+    """Refuse a packet that ended elsewhere than it should; one to a published port may end in any container."""
+    last = way.hops[-1]
+    if way.end == OUTSIDE != target.netns:
+        raise Broken(last, f"the packet for {target.name} leaves by {last.device}")
+    # Only what the host's own addresses are asked for may be led into a container: a published port.
+    led = translated and target.netns == HOST
+    if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not led:
+        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+    if way.end != OUTSIDE == target.netns and not translated:
+        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+
+
+def _reply(packet: Packet, arrived: Packet | None) -> Packet:
+    """Return the answer as its sender sends it: to the source as it arrived, from the address it arrived at."""
+    arrived = arrived or packet
+    return Packet(
+        arrived.target, arrived.source, packet.protocol, arrived.source_port, arrived.port,
+        established=True, translated=arrived.translated, client=arrived.client,
+    )  # fmt: skip
+
+
+def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
+    """Choose the packet's addresses: one family for both, IPv4 first; the host's own as the kernel would.
+
+    Raises Invalid where the two have no family in common, or neither is here.
+    """
+    if source.netns == target.netns == OUTSIDE:
+        raise Invalid(
+            f"neither {source.name} nor {target.name} is on a host of linkspan's",
+            "trace from or to a container",
+        )
+    number, protocol = to
+    source, target = _addressed(known, source, target), _addressed(known, target, source)
+    for family in FAMILIES:
+        mine = next((a for a in source.addresses if len(a) == (4 if family == 4 else 16)), b"")
+        theirs = next((a for a in target.addresses if len(a) == (4 if family == 4 else 16)), b"")
+        if (source.addresses and not mine) or (target.addresses and not theirs):
+            continue
+        if not theirs and mine:
+            theirs = asked.route(HOST, Packet(b"", mine)).source
+        if not mine and theirs:
+            mine = asked.route(HOST, Packet(b"", theirs)).source
+        if mine and theirs:
+            return Packet(mine, theirs, protocol, number, bound=source.bound)
+    raise Invalid(
+        f"{source.name} and {target.name} have no address family in common",
+        "give the address of the one that you mean",
+    )
+
+
+def _name(endpoint: Endpoint) -> str:
+    return f"{endpoint.name or endpoint.id[:12]}@{endpoint.network}"
+
+
+def _addressed(known: Map, one: Place, other: Place) -> Place:
+    """Return another host that is meant by its name with its addresses in the other end's network, if it has any."""
+    if not one.name.startswith("host:") or one.host not in known.others:
+        return one
+    inside = known.others[one.host].addresses.get(other.network)
+    return msgspec.structs.replace(one, addresses=inside) if inside else one
+
+
+def _called(text: str, endpoint: Endpoint) -> bool:
+    name, _, network = text.partition("@")
+    return network in ("", endpoint.network) and name in (endpoint.name, endpoint.id, endpoint.id[:12])
+
+
+def _resolved(text: str, endpoint: Endpoint) -> bool:
+    """Tell whether DNS answers a name with the endpoint's addresses; NAME@NETWORK asks in that network alone."""
+    name, _, network = text.partition("@")
+    return network in ("", endpoint.network) and dns_names.answers(endpoint, name)

@@ -1,0 +1,98 @@
+"""The other hosts' names: what their endpoints are called, and which of those hosts live."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from linkspan.cluster.networks import now
+from linkspan.core.model import Endpoint
+from linkspan.dns import zone
+from linkspan.dns.zone import Named
+from linkspan.store.replica import ENDPOINTS, Replica
+
+log = logging.getLogger("linkspan.dns.remote_names")
+
+SILENT = 4.2
+"""Seconds: hosts say that they live every 2, and the dead ones' names are to be gone within 5."""
+STUCK = 3.0
+"""Seconds without a word of the store, our own words included, after which others' silence means nothing."""
+
+
+class _Known(msgspec.Struct, frozen=True):
+    host: str
+    network: str
+    named: Named
+
+
+class _Beat(msgspec.Struct, frozen=True):
+    revision: int
+    at: float
+
+
+class Elsewhere:
+    """Follows the records of the others' endpoints, which are decoded once each."""
+
+    def __init__(self, replica: Replica, host: str) -> None:
+        self._replica = replica
+        self._host = host
+        self._known: dict[str, _Known] = {}
+        self._due: set[str] = set()
+        self._beats: dict[str, _Beat] = {}
+        self._hosts: set[str] = set()
+        self._silenced: set[str] = set()
+        self._number = 0
+        self.named: dict[str, list[Named]] = {}
+        """By network: what there is on the other hosts that live, as of the last look."""
+
+    def everything(self) -> None:
+        """Take note that no record has been looked at yet."""
+        self._due |= self._replica.under(ENDPOINTS).keys()
+
+    def changed(self, keys: frozenset[str]) -> bool:
+        """Take note of records that changed; tell whether any of them counts."""
+        due = {key for key in keys if key.startswith(ENDPOINTS) and key.split("/")[1] != self._host}
+        self._due |= due
+        return bool(due) or any(key.startswith("alive/") for key in keys)
+
+    def look(self) -> int:
+        """Bring ``named`` up to date, and return its number: another one is another answer."""
+        read, silent = self._read(), self._silent()
+        if read or silent != self._silenced:
+            self._number += 1
+            self._silenced, self.named = silent, {}
+            for known in self._known.values():
+                if known.host not in silent:
+                    self.named.setdefault(known.network, []).append(known.named)
+        return self._number
+
+    def _read(self) -> bool:
+        """Take in what changed, and tell whether anything did; a record that cannot be read is what it was before."""
+        due, self._due = self._due, set()
+        for key in due:
+            host = key.split("/")[1]
+            record = self._replica.records.get(key)
+            if record is None or host == self._host:
+                self._known.pop(key, None)
+                continue
+            endpoint = self._replica.value(key, Endpoint)
+            if endpoint is not None:  # else the names are as before
+                self._known[key] = _Known(host, endpoint.network, zone.named(endpoint))
+        if due:
+            self._hosts = {known.host for known in self._known.values()}
+        return bool(due)
+
+    def _silent(self) -> set[str]:
+        """Return the hosts with endpoints that say nothing any more, or have never been heard."""
+        stuck = now() - self._replica.heard > STUCK
+        before, self._beats = self._beats, {}
+        for host in self._hosts:
+            if (record := self._replica.records.get(f"alive/{host}")) is None:
+                continue
+            beat = before.get(host)
+            if beat is None or stuck or beat.revision != record.revision:
+                beat = _Beat(record.revision, now())
+            self._beats[host] = beat
+        late = now() - SILENT
+        return {host for host in self._hosts if host not in self._beats or self._beats[host].at < late}

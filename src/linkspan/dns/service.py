@@ -1,0 +1,436 @@
+"""The names of this host's networks, kept as they are: which servers there should be, and what they are told.
+
+Names follow from the endpoints that hosts publish, and from which hosts live; so nothing is stored for
+them. A host whose agent says nothing for a while is taken to be dead, and its containers are named no more
+(`remote_names`): the store's own word for that would come too late. Where the store itself tells nothing, nobody is.
+
+Containers in several networks have views (`zone`). Which there are follows from the containers' namespaces.
+
+While an agent that has just started has not heard from the store, the other hosts' names stay as they stand in the
+file: it is what the last agent knew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from linkspan.cluster.networks import Networks
+from linkspan.core import dns_names
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.config import Config
+from linkspan.core.desired import Source
+from linkspan.core.errors import LinkspanError
+from linkspan.core.event_log import Happenings, Once
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.states.host import NftElement, State
+from linkspan.core.states.programs import Dnsmasq, Zones
+from linkspan.core.supervise import lasting, woken
+from linkspan.dns import zone
+from linkspan.dns.remote_names import Elsewhere
+from linkspan.dns.zone import PORT, Named, Server
+from linkspan.kernel.probe import conntrack, dnsmasq, port_owners
+from linkspan.kernel.worker import Worker
+from linkspan.store.replica import Replica
+
+log = logging.getLogger("linkspan.dns.service")
+
+SETTLE = 0.05
+"""Seconds from a first change to the work: a burst of containers is one reload."""
+REST = 0.15
+"""Seconds between two works: names are to be there within a second, and attaches are not to wait for them."""
+TICK = 0.5
+"""Seconds between looks at what tells nothing by itself: who is silent, resolv.conf, a port that is held."""
+LINGER = 10.0
+"""Seconds that a server outlasts the last container: another one may come at once."""
+PROTOCOLS = ("udp", "tcp")
+BEAT, HUNG = 1.0, 3
+"""Seconds between two questions to each server, and how many may be missed by one that does nothing at all."""
+AGAIN = 2.0
+"""Seconds between two searches for who holds a port."""
+INSTALLED = 5.0
+"""Seconds between two looks whether dnsmasq is installed, and may run as its own user."""
+RESOLVED = "/run/systemd/resolve/resolv.conf"
+PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
+"""What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
+
+
+FOR_EVER = float("inf")
+
+Places = dict[Zones, tuple[list[Prefix], int]]
+"""By server: at which addresses it listens, and at which port."""
+
+
+class _Seen(NamedTuple):
+    """What servers follow from besides this host's endpoints."""
+
+    dnsmasq: Dnsmasq | None
+    resolvers: tuple[str, str]
+    """The text of the host's resolv.conf, and of the one with what systemd-resolved asks."""
+    networks: tuple[Network, ...]
+    listed: bool
+    """Whether the store has told of all records."""
+    others: int
+    """The number of what the other hosts have."""
+
+
+class Naming:
+    """Follows endpoints, hosts and resolvers, and puts the servers' states where they changed."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        networks: Networks,
+        replica: Replica,
+        host: str,
+        endpoints: Mapping[tuple[str, str], Endpoint],
+        config: Config,
+        happenings: Happenings,
+    ) -> None:
+        self._worker = worker
+        self._networks = networks
+        self._replica = replica
+        self._endpoints = endpoints
+        self._resolv_conf = Path(config.resolv_conf)
+        self._folder = Path(config.socket).parent / "names"
+        self._wanted = config.names
+        self._happenings = happenings
+        self.problems: dict[Zones, str] = {}
+        """By server: why it does not run on this host."""
+        self._served: dict[Zones, list[State]] = {}
+        self._places: Places = {}
+        self._views: dict[Zones, float] = {}
+        """By view: until when it lasts, for ever where a container is in all of its networks."""
+        self._others = Elsewhere(replica, host)
+        self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
+        """By network: until when it lasts here, for ever where it has a container, and of which pools that is."""
+        self._remembered: dict[str, bytes] = {}
+        self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
+        self._texts: dict[str, tuple[int, bytes]] = {}
+        self._told = Once()
+        self._spent: dict[Zones, tuple[int, int]] = {}
+        """By server: its process, and the time it had used when it first missed a question."""
+        self._searched = self._asked = self._looked = float("-inf")
+        self._dnsmasq: Dnsmasq | None = None
+        self._pulse = dnsmasq.Pulse()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    # What others ask
+
+    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the addresses of its network's server for a container, none where there is none here."""
+        found = self._networks.get(endpoint.network)
+        if not self._wanted or (endpoint.network,) in self.problems or dnsmasq.found(self._folder) is None:
+            return ()
+        return tuple(gateway.address for _, gateway in zone.own(zone.served(found), endpoint))
+
+    def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
+        """Return whether a network has names here: none without a container, or where they are not to be had.
+
+        They are awaited also where its containers that are in other networks too do not find those' names yet.
+        """
+        if (network,) in self._served:
+            views = self._seen()
+            missing = (zones for zones in views if network in zones and zones not in {*self._served, *self.problems})
+            return "awaited" if any(missing) else "answers"
+        if (network,) in self.problems:
+            return "refused"
+        used = (endpoint for endpoint in self._endpoints.values() if endpoint.network == network)
+        return "awaited" if any(map(self.nameservers, used)) else "none"
+
+    def holder(self, protocol: str, host_ip: str, port: int) -> str:
+        """Return who listens at a port of the host; servers of names are not in the way of who publishes port 53."""
+        running = (at for zones, at in self._places.items() if zones in self._served and not host_ip)
+        ours = frozenset(gateway.packed for gateways, number in running if number == port for gateway in gateways)
+        return port_owners.holder(protocol, host_ip, port, ours)
+
+    def _gateways(self, network: Network) -> list[Prefix]:
+        """Return where a network's server is to listen: at the gateways of the pools that are used here."""
+        _, used = self._used.get(network.name, (0, frozenset()))
+        return [gateway for pool, gateway in zone.served(network) if pool in used]
+
+    def _seen(self) -> dict[Zones, list[Endpoint]]:
+        """Return the views that there should be for the containers that are here, with their endpoints."""
+        there = {network for network in self._used if (network,) not in self.problems}
+        return zone.views(self._endpoints.values(), there)
+
+    def note(self, identity: tuple[str, str]) -> None:
+        """Take note that an endpoint of this host came, changed or went."""
+        if (endpoint := self._endpoints.get(identity)) is not None:
+            self._caution(endpoint)
+        self._wake.set()
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Take note of records that changed."""
+        if self._others.changed(keys) or any(key.startswith("networks/") for key in keys):
+            self._wake.set()
+
+    # Running
+
+    async def take_over(self) -> None:
+        """Desire what should be, before anything is made so: servers that run are to go on."""
+        self._others.everything()
+        for source, states in (await self._plan(self._look())).items():
+            await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
+            self._served[source[1:]] = states
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._task = lasting("following names", self._follow)
+
+    async def stop(self) -> None:
+        """End; the servers go on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._pulse.close()
+
+    async def _follow(self) -> None:
+        seen: _Seen | None = None
+        while True:
+            if noted := await woken(self._wake, TICK):
+                await asyncio.sleep(SETTLE)
+            self._wake.clear()
+            before, seen = seen, self._look()
+            if noted or seen != before or not self._settled():
+                await self._put(seen)
+            await self._revive()
+            await asyncio.sleep(REST)
+
+    def _look(self) -> _Seen:
+        """Return what nobody tells of: it is cheap, and most often as it was."""
+        if self._wanted and time.monotonic() - self._looked >= INSTALLED:
+            self._looked, self._dnsmasq = time.monotonic(), dnsmasq.found(self._folder)
+        texts = _text(self._resolv_conf), _text(Path(RESOLVED))
+        return _Seen(self._dnsmasq, texts, self._networks.all(), self._replica.listed, self._others.look())
+
+    def _settled(self) -> bool:
+        """Tell whether nothing waits: for the end of a network's time, or for a port that another process holds."""
+        ends = {*self._views.values(), *(until for until, _ in self._used.values())}
+        return ends <= {FOR_EVER} and not self.problems and self._places.keys() <= self._served.keys()
+
+    async def _put(self, seen: _Seen) -> None:
+        plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
+        gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
+        before, after = (set(found.get(zone.LEADS, ())) for found in (self._served, plans))
+        for zones, states in {**gone, **plans}.items():
+            if states == self._served.get(zones):
+                continue
+            try:  # what is refused is told as drift, and tried again by healing
+                await self._worker.run(self._worker.machine.reconciler.change, ("names", *zones), states)
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+            self._served[zones] = states
+        for zones in gone:
+            del self._served[zones]
+        await self._forget_questions(before ^ after)
+
+    async def _forget_questions(self, changed: set[State]) -> None:
+        """Let addresses that are led elsewhere now be so at once: a client that goes on by one socket would not be."""
+        addresses = sorted({one.parts[0] for one in changed if isinstance(one, NftElement)})
+        flows = [(prefix(address), protocol, PORT) for address in addresses for protocol in PROTOCOLS]
+        if flows:
+            try:
+                await asyncio.to_thread(conntrack.flush, flows=flows)
+            except LinkspanError as error:
+                log.warning("forget questions of containers in several networks: %s", error.message)
+
+    async def _plan(self, seen: _Seen) -> dict[Source, list[State]]:
+        """Return the states of each server that there should be here now."""
+        now = time.monotonic()
+        there = {network.name: network for network in seen.networks if zone.served(network)}
+        self._note_used(there, now)
+        self._texts = {n: text for n, text in self._texts.items() if n in there}
+        self._remembered = {n: text for n, text in self._remembered.items() if n in there}
+        if seen.dnsmasq is None or not self._used:
+            self.problems.clear()
+            self._places.clear()
+            if self._wanted and self._used:
+                self._tell("dnsmasq is not installed: containers have no names (apt install dnsmasq-base)")
+            return {}
+        askers = self._note_views(now)
+        self._places = self._listening(there)
+        await self._search(now)
+        server = self._server(seen.dnsmasq, seen)
+        local = self._here()
+        plans: dict[Source, list[State]] = {}
+        leads: list[State] = []
+        for zones, (_, port) in self._places.items():
+            if zones in self.problems or any((name,) in self.problems for name in zones):
+                continue
+            networks = [there[name] for name in zones]
+            used = frozenset[Prefix]().union(*(self._used[name][1] for name in zones))
+            if len(zones) > 1:
+                states = zone.view(networks, server, used, port)
+                leads += zone.leads(networks, used, port, askers.get(zones, ()))
+            else:
+                own = zone.hosts(networks[0], local.get(zones[0], ()))
+                others = self._elsewhere(networks[0], seen)
+                states = zone.states(networks[0], server, own, others, used)
+            plans["names", *zones] = list(states)
+        plans["names", *zone.LEADS] = leads
+        return plans
+
+    def _note_views(self, now: float) -> dict[Zones, list[Endpoint]]:
+        """Take note of which views there should be, and return the endpoints of the containers that ask them."""
+        askers = self._seen()
+        usable = {network for network in self._used if (network,) not in self.problems}
+        past = {zones: min(until, now + LINGER) for zones, until in self._views.items() if zones not in askers}
+        self._views = dict.fromkeys(askers, FOR_EVER)
+        self._views |= {zones: until for zones, until in past.items() if now < until and usable.issuperset(zones)}
+        return askers
+
+    def _listening(self, there: Mapping[str, Network]) -> Places:
+        """Return where servers are to listen: networks' own first, whose files views read."""
+        own: Places = {(name,): (self._gateways(there[name]), PORT) for name in sorted(self._used)}
+        views: Places = {
+            zones: ([gateway for name in zones for gateway in own[name,][0]], port)
+            for zones, port in zone.ports(self._views).items()
+        }
+        return own | views
+
+    def _note_used(self, there: Mapping[str, Network], now: float) -> None:
+        """Take note of which networks have containers here, with addresses of which pools."""
+        served = {name: zone.served(network) for name, network in there.items()}
+        used: dict[str, set[Prefix]] = {}
+        for endpoint in self._endpoints.values():
+            if pools := zone.own(served.get(endpoint.network, ()), endpoint):
+                used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
+        past = {n: (min(until, now + LINGER), pools) for n, (until, pools) in self._used.items() if n not in used}
+        self._used = {name: (FOR_EVER, frozenset(pools)) for name, pools in used.items()}
+        self._used |= {n: (until, pools) for n, (until, pools) in past.items() if n in there and now < until}
+
+    def _here(self) -> dict[str, list[Named]]:
+        """Return by network what there is on this host; each endpoint is looked at once."""
+        before, self._own = self._own, {}
+        found: dict[str, list[Named]] = {}
+        for identity, endpoint in self._endpoints.items():
+            known = before.get(identity)
+            self._own[identity] = known if known and known[0] is endpoint else (endpoint, zone.named(endpoint))
+            found.setdefault(endpoint.network, []).append(self._own[identity][1])
+        return found
+
+    def _elsewhere(self, network: Network, seen: _Seen) -> bytes:
+        if not zone.crosses(network):
+            return b""
+        if seen.listed:
+            if self._texts.get(network.name, (-1,))[0] != seen.others:
+                others = self._others.named.get(network.name, ())
+                self._texts[network.name] = seen.others, zone.hosts(network, others)
+            return self._texts[network.name][1]
+        if network.name not in self._remembered:
+            path = Path(zone.elsewhere(str(self._folder), network.name))
+            self._remembered[network.name] = path.read_bytes() if path.exists() else b""
+        return self._remembered[network.name]
+
+    # The machine
+
+    def _server(self, found: Dnsmasq, seen: _Seen) -> Server:
+        ours = {g.address for n in seen.networks for _, g in zone.served(n)}
+        resolvers, beyond = (dnsmasq.upstream(text, ours) for text in seen.resolvers)
+        given = dict.fromkeys((*resolvers, *beyond))
+        asked = tuple(one for one in given if "%" not in one and not _is_loopback(one))
+        forwarders = zone.forwarders(self._endpoints.values())
+        return Server(found, resolvers, asked or PUBLIC, forwarders, zone.nowhere(seen.networks))
+
+    async def _search(self, now: float) -> None:
+        """Look whether another process has the port of a server that does not run."""
+        self.problems = {zones: why for zones, why in self.problems.items() if zones in self._places}
+        fresh = [zones for zones in self._places if zones not in self._served]
+        if not fresh or (now - self._searched < AGAIN and not any(zones not in self.problems for zones in fresh)):
+            return
+        self._searched = now
+        for zones, why in (await self._worker.run(self._held, fresh)).items():
+            if not why:
+                self.problems.pop(zones, None)
+            elif self.problems.get(zones) != why:
+                self.problems[zones] = why
+                self._tell(why)
+
+    def _held(self, servers: list[Zones]) -> dict[Zones, str]:
+        """Return for each server who has its port, '' for nobody (worker thread)."""
+        running = self._worker.machine.processes.pid
+        return {z: "" if running(zone.process(z)) else _held(z, *self._places[z]) for z in servers}
+
+    async def _revive(self) -> None:
+        """Replace a server that does not answer and does nothing: healing starts one that has died."""
+        now = time.monotonic()
+        if now - self._asked < BEAT:
+            return
+        self._asked = now
+        asked = {zones: at for zones, at in self._places.items() if zones in self._served and at[0]}
+        self._pulse.beat({zones: (gateways[0].address, port) for zones, (gateways, port) in asked.items()})
+        missed = {zones: count for zones, count in self._pulse.missed.items() if count}
+        pids = await self._worker.run(self._pids, list(missed)) if missed else {}
+        self._spent = {zones: self._spent.get(zones, (pid, dnsmasq.spent(pid))) for zones, pid in pids.items()}
+        for zones in missed:
+            pid = pids.get(zones, 0)
+            if not pid or self._spent[zones][0] != pid:  # dead, or it has a successor: nothing is known of that yet
+                self._forget(zones)
+            elif missed[zones] >= HUNG and self._spent[zones] == (pid, dnsmasq.spent(pid)):
+                what = f"the names' server of {_of(zones)} hung, and is replaced"
+                self._happenings.add("names", what, network=", ".join(zones))
+                os.kill(pid, signal.SIGKILL)
+                self._forget(zones)
+
+    def _forget(self, zones: Zones) -> None:
+        self._pulse.forget(zones)
+        self._spent.pop(zones, None)
+
+    def _pids(self, servers: list[Zones]) -> dict[Zones, int]:
+        found = {zones: self._worker.machine.processes.pid(zone.process(zones)) for zones in servers}
+        return {zones: pid for zones, pid in found.items() if pid}
+
+    def _caution(self, endpoint: Endpoint) -> None:
+        for name in dns_names.unspeakable(endpoint):
+            who = endpoint.name or endpoint.id
+            self._tell(f"{name!r} of container {who} is no name for DNS, and is not answered", endpoint=endpoint.id)
+
+    def _tell(self, what: str, **about: str) -> None:
+        """Tell of it, once."""
+        if self._told.first(what):
+            log.warning("%s", what)
+            self._happenings.add("names", what, **about)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _is_loopback(address: str) -> bool:
+    found = prefix(address)
+    return any(prefix(one).holds(found.single()) for one in ("127.0.0.0/8", "::1/128"))
+
+
+def _of(zones: Zones) -> str:
+    return f"network {zones[0]}" if len(zones) == 1 else f"networks {', '.join(zones[:-1])} and {zones[-1]}"
+
+
+def _held(zones: Zones, gateways: Iterable[Prefix], port: int) -> str:
+    lacks = (
+        f"{_of(zones)} has no names"
+        if len(zones) == 1
+        else f"containers in {_of(zones)} find the names of one of them only"
+    )
+    for gateway in gateways:
+        for protocol in PROTOCOLS:
+            try:
+                holder = port_owners.holder(protocol, gateway.address, port)
+            except LinkspanError:  # the address is not there yet
+                continue
+            if holder:
+                return (
+                    f"{lacks}: port {port}/{protocol} of {'its' if len(zones) == 1 else 'their'} gateway "
+                    f"{gateway.address} is held by {holder}; end it, or let it listen at other addresses only"
+                )
+    return ""

@@ -1,0 +1,260 @@
+"""Names of containers: what a network's DNS server is told, and the states that it is made of. Pure.
+
+Each network that has containers on this host has a server of its own, at its gateway's address: one ``dnsmasq``,
+which reads two files of addresses and names: this host's, and the other hosts' that live. Where either changes it is
+told by SIGHUP and reads both: it watches nothing itself, for a user has 128 inotify instances in all. It goes on
+without the agent.
+
+    NAME, NAME.NETWORK, NAME.NETWORK.internal    answered from the files, or not at all
+    addresses of the pools                       likewise
+    another network's NAME.NETWORK.internal      not at all
+    everything else                              asked of the host's own resolvers, unless the network is internal
+
+A container in several networks finds the names of all of them. A server answers everybody alike, so there is one more
+for each combination of networks that some container on this host is in: a view. It reads the files of its networks, and
+listens at their gateways too, at a port of its own. A map leads what such a container asks there by the address that it
+asks from, whichever server it asks. Containers in one network cost nothing more.
+
+Whoever is no container of the network and not the host itself is refused (`ruleset`). What a container asks of the
+host's own resolvers comes to its network's server instead: so names are there also for runtimes that take no server
+from a plugin (Docker's 127.0.0.11 asks those, and so does a pod). What the host's resolver itself asks does not, where
+it is a container (`forwarders`, `ruleset`): its question would come back to it. Another way round is found by the
+server: it asks itself by each resolver, and leaves out one by which that question comes back.
+
+Rejected: dnsmasq's ``--hostsdir`` (inotify, and what is gone from a file stays known), one server for all networks
+(one container's storm would be everybody's), ``--bind-dynamic`` (a look at every address of the host for each
+container that comes), views at addresses of their own (the host's choice of source addresses would have to be kept
+from them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import msgspec
+
+from linkspan.backends import backend, migration
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.dns_names import LONGEST, domains, speakable
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.ruleset import VIEW_PORTS, element, pool_text
+from linkspan.core.states.host import NftElement, State
+from linkspan.core.states.programs import Dnsmasq, File, Process, Zones
+
+AT_ONCE = 1000
+"""Questions of the outside under way, for all of a network; one whose own server is slow lasts 10 s."""
+PORT = 53
+"""Where a network's server listens; views listen elsewhere (`ports`)."""
+LEADS: Zones = ()
+"""In place of a server's networks: what leads containers to all views. One whole, for a container changes its view."""
+LONGEST_FILE = 128
+"""Characters of a server's name in the names of files, which may have 255 with what stands around it."""
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What a server must know of an endpoint; the first name is the one that its addresses lead back to."""
+
+    addresses: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What a network's server needs beside names: its program, and the host's resolvers.
+
+    ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of containers that may
+    be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
+    """
+
+    dnsmasq: Dnsmasq
+    resolvers: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    forwarders: tuple[str, ...] = ()
+    nowhere: str = ""
+
+
+def named(endpoint: Endpoint) -> Named:
+    """Return what servers are told of an endpoint."""
+    return Named(tuple(p.address for p in endpoint.prefixes), speakable(endpoint))
+
+
+def forwarders(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """Return the addresses of containers that are servers of names for the outside, and so perhaps for the host."""
+    found = {p.address for e in endpoints if any(port.host_port == 53 for port in e.ports) for p in e.prefixes}
+    return tuple(sorted(found))
+
+
+def nowhere(networks: Iterable[Network]) -> str:
+    """Return the lines by which no network's names are asked outside, where another network's server may be known."""
+    return "".join(sorted(f"server=/{end}/\n" for network in networks for end in domains(network)[1:]))
+
+
+def hosts(network: Network, every: Iterable[Named]) -> bytes:
+    """Return a file of addresses and names as /etc/hosts is, the same for the same endpoints."""
+    ends = domains(network)
+    lines = {line for one in every for line in _lines(ends, one)}
+    return "".join(f"{line}\n" for line in sorted(lines)).encode()
+
+
+def _lines(ends: tuple[str, ...], one: Named) -> Iterator[str]:
+    words: list[str] = []
+    for name in one.names:
+        words += [f"{name}.{end}" for end in ends if len(name) + 1 + len(end) <= LONGEST]
+        if "." not in name:  # a name with a dot could be one of the outside's
+            words.append(name)
+    if words:
+        yield from (f"{address} {' '.join(words)}" for address in one.addresses)
+
+
+def crosses(network: Network) -> bool:
+    """Tell whether other hosts' endpoints are in the same network: by either way, while it migrates."""
+    return any(backend(way.backend).crosses_hosts for way in migration.ways(network))
+
+
+def served(network: Network) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return the pools that have a server, each with its gateway: not where the gateway is every network's."""
+    return tuple((pool, gateway.single()) for pool, gateway in network.pairs if not _shared(gateway))
+
+
+def own(pools: Iterable[tuple[Prefix, Prefix]], endpoint: Endpoint) -> list[tuple[Prefix, Prefix]]:
+    """Return a container's own ones of these pools and gateways.
+
+    A gateway's address is on a host while a container there has an address of its pool.
+    """
+    addresses = endpoint.prefixes
+    return [(pool, gateway) for pool, gateway in pools if any(pool.holds(one) for one in addresses)]
+
+
+def _shared(gateway: Prefix) -> bool:
+    return any(prefix(text).holds(gateway.single()) for text in ("169.254.0.0/16", "fe80::/10"))
+
+
+def views(endpoints: Iterable[Endpoint], networks: Collection[str]) -> dict[Zones, list[Endpoint]]:
+    """Return the combinations of these networks that containers are in, each with those containers' endpoints in them.
+
+    Whose namespace is not known yet is in no combination.
+    """
+    containers: dict[tuple[int, int], list[Endpoint]] = {}
+    for endpoint in endpoints:
+        if endpoint.netns and endpoint.network in networks:
+            containers.setdefault(endpoint.namespace, []).append(endpoint)
+    found: dict[Zones, list[Endpoint]] = {}
+    for mates in containers.values():
+        combination = tuple(sorted({endpoint.network for endpoint in mates}))
+        if len(combination) > 1:
+            found.setdefault(combination, []).extend(mates)
+    return found
+
+
+def ports(combinations: Iterable[Zones]) -> dict[Zones, int]:
+    """Return a port for each view: the same one each time, unless two want one, of which the later then moves on.
+
+    There are no more views than ports.
+    """
+    found: dict[int, Zones] = {}
+    for combination in sorted(combinations)[: len(VIEW_PORTS)]:
+        digest = hashlib.sha256("/".join(combination).encode()).digest()
+        number = int.from_bytes(digest[:2], "big")
+        while (port := VIEW_PORTS[number % len(VIEW_PORTS)]) in found:
+            number += 1
+        found[port] = combination
+    return {combination: port for port, combination in found.items()}
+
+
+def _called(zones: Zones) -> str:
+    """Return a server's name in names of processes and files; no network's name has a plus sign in it."""
+    name = "+".join(zones)
+    return name if len(name) <= LONGEST_FILE else f"+{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def process(zones: Zones) -> str:
+    """Return the name of a server among the processes."""
+    return f"names-{_called(zones)}"
+
+
+def here(folder: str, network: str) -> str:
+    """Return where this host's names stand."""
+    return f"{folder}/{network}/here"
+
+
+def elsewhere(folder: str, network: str) -> str:
+    """Return where the other hosts' names stand."""
+    return f"{folder}/{network}/elsewhere"
+
+
+def states(
+    network: Network, server: Server, own: bytes, others: bytes, used: Collection[Prefix]
+) -> Iterator[State]:
+    """Return what the network's server is made of, for these files of names; ``used`` are its pools on this host."""
+    folder = server.dnsmasq.folder
+    yield File(here(folder, network.name), own, volatile=True)
+    yield File(elsewhere(folder, network.name), others, volatile=True)
+    yield from _running([network], server, used, PORT)
+    for pool, gateway in _at([network], used):
+        family, text = pool.family, pool_text(pool)
+        yield element(f"servers{family}", gateway.address)
+        yield element(f"asking{family}", text, gateway.address)
+        yield element(f"server_of{family}", text, data=(gateway.address,))
+    for name, addresses in (("resolvers", server.asked), ("forwarders", server.forwarders)):
+        yield from (element(f"{name}{found.family}", found.address) for found in map(prefix, addresses))
+
+
+def view(networks: Sequence[Network], server: Server, used: Collection[Prefix], port: int) -> Iterator[State]:
+    """Return what a view is made of. Its networks' own servers bring the files of names that it reads.
+
+    It asks the outside unless all of its networks are internal: a container's default route leads by one that is not.
+    """
+    yield from _running(networks, server, used, port)
+    for _, gateway in _at(networks, used):
+        yield element(f"views{gateway.family}", gateway.address, str(port))
+
+
+def leads(
+    networks: Iterable[Network], used: Collection[Prefix], port: int, askers: Iterable[Endpoint]
+) -> Iterator[NftElement]:
+    """Return what leads these endpoints' questions to the view of their networks, and lets them in there."""
+    at = _at(networks, used)
+    for endpoint in askers:
+        for address in endpoint.prefixes:
+            for gateway in (gateway for pool, gateway in at if pool.holds(address)):
+                to = (gateway.address, str(port))
+                yield element(f"view_of{address.family}", address.address, data=to)
+                yield element(f"viewing{address.family}", address.address, *to)
+
+
+def _at(networks: Iterable[Network], used: Collection[Prefix]) -> list[tuple[Prefix, Prefix]]:
+    """Return the used pools of networks, with the gateways where their server listens."""
+    return [(pool, gateway) for network in networks for pool, gateway in served(network) if pool in used]
+
+
+def _running(networks: Sequence[Network], server: Server, used: Collection[Prefix], port: int) -> Iterator[State]:
+    """Return a server's process, which reads the networks' files, and the file of whom it asks."""
+    folder, zones = server.dnsmasq.folder, tuple(network.name for network in networks)
+    asked = "".join(f"server={one}\n" for one in server.resolvers) + server.nowhere
+    resolvers = f"{folder}/{_called(zones)}/resolvers"
+    inside = all(network.internal for network in networks)
+    yield File(resolvers, b"" if inside else asked.encode(), volatile=True)
+    hosts = [path for name in zones for path in (here(folder, name), elsewhere(folder, name))]
+    at = [gateway.address for _, gateway in _at(networks, used)]
+    argv = tuple(_argv(networks, server.dnsmasq, hosts, resolvers, at, port))
+    yield Process(process(zones), argv, files=(*hosts, resolvers), hup=True)
+
+
+def _argv(
+    networks: Iterable[Network], dnsmasq: Dnsmasq, hosts: Iterable[str], resolvers: str, at: Iterable[str], port: int
+) -> Iterator[str]:
+    # nohup: SIGHUP that comes before the server knows what it means would end it.
+    yield from ("nohup", dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
+    yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last words go to stderr all the same
+    yield "--bind-interfaces"
+    yield from (f"--listen-address={address}" for address in at)
+    yield from () if port == PORT else (f"--port={port}",)
+    yield "--no-hosts"
+    yield from (f"--addn-hosts={path}" for path in hosts)
+    yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
+    yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")
+    # Bare names: the first says so where nobody is asked (else it is a refusal), the second of whatever type.
+    yield from ("--domain-needed", "--local=//")
+    for network in networks:
+        yield from (f"--local=/{end}/" for end in domains(network))
+        yield from (f"--rev-server={pool}" for pool, _ in served(network))

@@ -1,0 +1,134 @@
+"""From what was asked for and what was given to the endpoint as it will be recorded (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import msgspec
+
+from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
+from linkspan.core.errors import Invalid
+from linkspan.core.model import AttachRequest, Bandwidth, Endpoint, Network, host_ifname
+
+LARGEST_LIMIT = 1 << 34
+"""Bits: tc's struct tc_tbf_qopt keeps a burst in 32 bits of bytes, of which rounding may need one more."""
+
+
+def check_numbers(request: AttachRequest) -> None:
+    """Refuse, by Invalid, ports and limits that are none: what comes by the API or CNI is only known to be numbers."""
+    numbers = [n for p in request.ports for n in (p.host_port, p.port)]
+    numbers += [n for r in request.port_ranges for n in (r.first, r.last, r.port)]
+    for number in numbers:
+        if not 1 <= number <= 65535:
+            raise Invalid(f"{number} is not a port", "ports are 1 to 65535")
+    for wish in request.port_ranges:
+        if wish.last < wish.first:
+            raise Invalid(
+                f"the range of ports {wish.first}-{wish.last} goes backwards", "write the lower port first"
+            )
+    if request.bandwidth is not None:
+        check_limits(request.bandwidth)
+
+
+def check_limits(limits: Bandwidth) -> None:
+    """Refuse, by Invalid, limits that no queueing discipline takes."""
+    for name in ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst"):
+        bits = getattr(limits, name)
+        if not 0 <= bits < LARGEST_LIMIT:
+            raise Invalid(
+                f"bandwidth: {name} of {bits} bits is out of range", f"give 0 to {LARGEST_LIMIT - 1}"
+            )
+
+
+def check_ports(network: Network, endpoint: Endpoint) -> None:
+    """Refuse, by Invalid, published ports where the network cannot have them."""
+    if endpoint.ports and network.internal:
+        raise Invalid(f"network {network.name} is internal: it publishes no ports", "leave --publish out")
+    if any(port.host_ip == "::1" for port in endpoint.ports) and network.backend != "host":
+        raise Invalid(
+            "a port cannot be published at ::1: IPv6 has no route_localnet", "publish it at 127.0.0.1"
+        )
+
+
+def described(
+    request: AttachRequest,
+    network: Network,
+    addresses: Sequence[Prefix],
+    netns: int,
+    netns_path: str,
+    cookie: int,
+    host: str,
+    delivered: str = "",
+    taken: Container[str] = (),
+) -> Endpoint:
+    """Return the endpoint of a request with the addresses that it was given; ``netns`` 0 is the host's own.
+
+    ``delivered`` as in Endpoint; ``taken`` are MACs that containers have which no address led to.
+    """
+    hardware = name = ""
+    gateways: tuple[str, ...] = ()
+    mtu, path_mtu = network.mtus if netns or delivered else (0, 0)
+    if netns or delivered:
+        hardware = mac_text(mac(request.mac)) if request.mac else _derived(network, addresses[0], taken)
+        name = host_ifname(network.routed, request.id, delivered or request.ifname)
+        gateways = tuple(next(g.address for pool, g in network.pairs if pool.holds(a)) for a in addresses)
+    return Endpoint(
+        id=request.id,
+        ifname=request.ifname,
+        name=request.name,
+        network=network.name,
+        host=host,
+        addresses=tuple(str(on_interface(network, address)) for address in addresses),
+        gateways=gateways,
+        mac=hardware,
+        mtu=mtu,
+        path_mtu=path_mtu,
+        host_ifname=name,
+        ports=request.ports,
+        labels=request.labels,
+        netns=netns,
+        netns_path=netns_path,
+        netns_cookie=cookie,
+        bandwidth=request.bandwidth,
+        delivered=delivered,
+        engine=request.engine,
+    )
+
+
+def _derived(network: Network, address: Prefix, taken: Container[str]) -> str:
+    """Return the MAC that follows from an address; another one where a container has given itself just that."""
+    seed: tuple[str, ...] = (network.name, address.address)
+    while (found := mac_text(derived_mac(*seed))) in taken:
+        seed = (*seed, "taken")
+    return found
+
+
+def resized(network: Network, endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint with the MTU that its network has now, or the lesser one that a later plugin gave it."""
+    mtu, path_mtu = network.mtus
+    mtu = min(mtu, endpoint.tuned_mtu or mtu)
+    return msgspec.structs.replace(endpoint, mtu=mtu, path_mtu=path_mtu if path_mtu < mtu else 0)
+
+
+def tuned(network: Network, endpoint: Endpoint, hardware: str, mtu: int) -> Endpoint:
+    """Return an endpoint whose interface a later plugin of its chain has given this MAC and MTU.
+
+    An MTU above the network's is not taken over: its bridge or tunnel would drop what is so large.
+    """
+    return resized(
+        network,
+        msgspec.structs.replace(
+            endpoint,
+            mac=hardware,
+            born_mac=endpoint.born_mac or (endpoint.mac if hardware != endpoint.mac else ""),
+            tuned_mtu=mtu if mtu < network.mtus[0] else 0,
+        ),
+    )
+
+
+def on_interface(network: Network, address: Prefix) -> Prefix:
+    """Return an address with the length that it has on the container's interface: the pool's on a bridge."""
+    if network.routed:
+        return address.single()
+    pool = next(pool for pool in network.prefixes if pool.holds(address.single()))
+    return Prefix(address.packed, pool.length)

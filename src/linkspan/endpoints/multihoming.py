@@ -1,0 +1,143 @@
+"""Containers with several interfaces: routing policy and published ports, which follow from all of them together.
+
+An endpoint's own states (its backend's) are those that it needs whatever else its container has: addresses, a route to
+each pool of its network, a default route whose metric says which network is the first. What depends on the other
+interfaces is here. It is one source of states for each container.
+
+A packet that bears no source address yet is routed by the main table: to a network's pool by that network's interface,
+anywhere else by the default route with the lowest metric. The kernel then gives it that interface's address. A packet
+that has a source address must leave by the interface of that address, because the guard of any other interface drops
+it. Three groups of rules do that, in this order (the kernel's own rule for local addresses comes before them):
+
+1. from ADDRESS: the interface's own table, but for its default route. It has the pools of all the container's networks
+   by this interface: a peer in another network of the container is answered the way it came.
+2. from anywhere: the main table, but for its default route: what the container itself routes stays in force.
+3. from ADDRESS: the interface's own table with its default route.
+
+One interface alone needs none of this where it has the first default route, so most containers have no rule. Docker's
+always have them: the engine may give the default route to a network of another driver, and does not tell.
+
+An internal network leads nowhere but to itself: its default route comes after all others (``INTERNAL``). It is there
+nevertheless where nothing else is, so that what a container may not reach is refused at once.
+
+Published ports lead to the interface with the default route, if it has an address of the family: a UDP server that
+does not choose a source address answers by the default route, and is understood by its client only then. Docker decides
+by itself which of its interfaces publishes a container's ports.
+
+Rejected: rules alone, with the pools in the main table (a reply to a peer in another network of the container leaves by
+the wrong interface); one rule for each pair of an address and a pool (they grow by the square, and the kernel goes
+through rules one after the other, but looks routes up in a trie); marks by nftables in the container (its owner's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from linkspan.backends.bridge import gateways, loopback, on_link
+from linkspan.core.addresses import Prefix, prefix, whole
+from linkspan.core.model import Endpoint, Network, Port
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import PolicyRule, Route, State
+
+TABLE = 76000
+"""The first of the containers' tables: the table of an interface is this and the metric of its default routes."""
+
+OWN_POOLS, MAIN, OWN_DEFAULT = 32000, 32001, 32002
+"""Priorities of the three groups: before the main table's rule, 32766, and after those that people choose."""
+
+INTERNAL = 1 << 16
+"""The first metric of internal networks' default routes: more than others have (of DHCP, of other runtimes)."""
+
+LAST = 1 << 30
+"""Metrics from here on are left alone: a container can give its own default routes any."""
+
+Home = tuple[Network, Endpoint]
+
+
+def source(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the name under which the states of the endpoint's container are desired."""
+    return ("container", str(endpoint.netns) if endpoint.netns else "/".join(endpoint.identity))
+
+
+def mates(endpoint: Endpoint, every: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return the other endpoints of the endpoint's container. Where its namespace is not known (yet) there are none."""
+    if not endpoint.netns:
+        return []
+    return [e for e in every if e.namespace == endpoint.namespace and e.identity != endpoint.identity]
+
+
+def first_metric(network: Network, endpoint: Endpoint) -> int:
+    """Return the metric that the endpoint's routes have in a container that has no others yet.
+
+    0 is Docker's in its own containers: it does not start one where a route that it adds is there already.
+    """
+    if network.internal:
+        return INTERNAL
+    return 1 if endpoint.delivered else 0
+
+
+def container_states(homes: Sequence[Home]) -> Iterable[State]:
+    """Return what the interfaces of one container need together."""
+    inside = [home for home in homes if home[1].netns]
+    if len(inside) > 1 or any(endpoint.metric for _, endpoint in inside):
+        for network, endpoint in inside:
+            yield from _table(network, endpoint, inside)
+            yield from _rules(endpoint)
+    yield from _published(homes)
+
+
+def _table(network: Network, endpoint: Endpoint, homes: Sequence[Home]) -> Iterable[Route]:
+    """Return the interface's own table: all pools of the container's networks, and the default, by this interface."""
+    table, device = TABLE + endpoint.metric, endpoint.ifname
+    for family, gateway in gateways(network, endpoint).items():
+        pools = {pool: None for home, _ in homes for pool in home.prefixes if pool.family == family}
+        for target in (*pools, whole(family)):
+            direct = on_link(network, endpoint, target)
+            yield Route(
+                target,
+                device,
+                b"" if direct else gateway.packed,
+                netns=endpoint.netns,
+                onlink=not direct,
+                mtu=endpoint.path_mtu,
+                table=table,
+            )
+
+
+def _rules(endpoint: Endpoint) -> Iterable[PolicyRule]:
+    netns, table = endpoint.netns, TABLE + endpoint.metric
+    for address in endpoint.prefixes:
+        yield PolicyRule(netns, OWN_POOLS, address.single(), table, specific=True)
+        yield PolicyRule(netns, MAIN, whole(address.family), specific=True)
+        yield PolicyRule(netns, OWN_DEFAULT, address.single(), table)
+
+
+def _published(homes: Sequence[Home]) -> Iterable[State]:
+    """Return a map element for each published port and family of address that it can lead to."""
+    shared = sorted((home for home in homes if not home[1].delivered), key=lambda home: home[1].metric)
+    for home in homes:
+        ports = home[1].ports
+        if not ports:
+            continue
+        targets: dict[int, tuple[Prefix, Home]] = {}
+        for other in (home,) if home[1].delivered else shared:
+            for address in other[1].prefixes:
+                targets.setdefault(address.family, (address, other))
+        for family, (address, (network, endpoint)) in targets.items():
+            for port in ports:
+                yield from _port(port, family, address)
+            if family == 4 and network.routed:  # a bridge has it for all its ports
+                yield loopback(endpoint.host_ifname)
+
+
+def _port(port: Port, family: int, target: Prefix) -> Iterable[State]:
+    data = (target.address, str(port.port))
+    key = (port.protocol, str(port.host_port))
+    if port.host_ip and prefix(port.host_ip).family != family:
+        return
+    if not port.host_ip or not any(
+        prefix(port.host_ip).packed
+    ):  # 0.0.0.0 and :: are every address of a family
+        yield element(f"publish{family}", *key, data=data)
+    else:
+        yield element(f"publish_at{family}", prefix(port.host_ip).address, *key, data=data)

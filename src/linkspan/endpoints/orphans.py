@@ -1,0 +1,189 @@
+"""Orphans: pairs of ours of which neither the journal nor the store says whose they are, nor the kernel's rules.
+
+What nobody wants is removed by the first resync. An agent that has just lost its journal may not know yet what is
+wanted, so while there are orphans it lets everything be that the first resync would remove, for a grace time: the pair
+alone would be of no use without its bridge and its rules. It holds their addresses, and says until when in `status`.
+Who knows a container meanwhile (the store's record, a runtime's call) takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.networks import Networks, now
+from linkspan.core.addresses import Prefix
+from linkspan.core.desired import Source
+from linkspan.core.errors import LinkspanError
+from linkspan.core.event_log import Happenings
+from linkspan.core.states.host import State
+from linkspan.core.supervise import lasting, woken
+from linkspan.endpoints import reconstruction
+from linkspan.endpoints.journal import Journal, Row
+from linkspan.endpoints.reconstruction import Link, concerns
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.endpoints.orphans")
+
+SOURCE = ("orphans",)
+
+
+class Orphans:
+    """The orphans of this host, each with the time when it is removed."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        happenings: Happenings,
+        grace: float,
+    ) -> None:
+        self._worker = worker
+        self._journal = journal
+        self._networks = networks
+        self._allocator = allocator
+        self._happenings = happenings
+        self._grace = grace
+        self._until: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.links: dict[str, Link] = {}
+        self.rows: dict[str, Row] = {}
+        """The journal's rows of those whose network nobody knows, by the names of their pairs."""
+        self.ended: set[str] = set()
+        """Host ends of endpoints that the last agent was about to remove: they are no orphans."""
+
+    def start(self) -> None:
+        """Begin to remove each when its time has come."""
+        self._task = lasting("removing orphans", self._remove_in_time)
+
+    async def stop(self) -> None:
+        """End; what stands stays, and the next agent gives it the whole time again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def add(self, link: Link) -> None:
+        """Let a pair be for the grace time, which begins once, and give its addresses to nobody else."""
+        name = link.veth.name
+        for network, address in self._held(link):
+            with contextlib.suppress(LinkspanError):  # another has it as well
+                self._allocator.hold(network, address, f"orphan {name}")
+        if name in self.links:
+            return
+        self.links[name], self._until[name] = link, now() + self._grace
+        what = f"{reconstruction.text_of(link)} is nobody's as far as is known, and is removed in {self._grace:.0f} s"
+        log.warning("%s", what)
+        self._happenings.add("recover", what, link=name)
+        self._wake.set()
+
+    async def spare(self) -> None:
+        """Desire what the first resync would remove, while there are orphans; called once, before it."""
+        if self.links:
+            await self._worker.run(self._spare)
+
+    def _spare(self) -> None:
+        reconciler = self._worker.machine.reconciler
+        change, _ = reconciler.difference()
+        kept = [state for state in change.delete if not any(concerns(state, name) for name in self.ended)]
+        reconciler.desired.replace(SOURCE, map(_as_made, kept))
+
+    def unhold(self, name: str) -> None:
+        """Give back what an orphan holds, for its container, which is known by now; nothing where it is none."""
+        if (link := self.links.get(name)) is not None:
+            self._give_back(link)
+
+    def forget(self, name: str) -> None:
+        """Count a pair no longer among the orphans, where it was one: it is an endpoint's."""
+        self._until.pop(name, None)
+        self.links.pop(name, None)
+
+    def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
+        """Let go of a pair and desire what its endpoint needs (worker thread).
+
+        Both at once: a resync that came between would remove what nobody wants.
+        """
+        desired = self._worker.machine.reconciler.desired
+        if SOURCE in desired.sources():
+            desired.replace(SOURCE, self._kept_without(name))
+        for source, states in wanted.items():
+            desired.replace(source, states)
+
+    async def remove(self) -> None:
+        """Remove all of them now: an operator has decided."""
+        for name in list(self.links):
+            await self._remove(name)
+
+    def told(self) -> list[dict[str, object]]:
+        """Return each orphan, for `status`."""
+        return [
+            {
+                "link": name,
+                "what": reconstruction.text_of(link),
+                "addresses": [address.address for address in link.addresses],
+                "removed_in": max(0.0, self._until[name] - now()),
+            }
+            for name, link in self.links.items()
+        ]
+
+    @property
+    def unknown(self) -> str:
+        """Why nobody knows which addresses are free, "" where that is known."""
+        blind = [name for name, link in self.links.items() if not link.addresses]
+        return f"it does not know the addresses of {', '.join(blind)}, whose containers run" if blind else ""
+
+    def _held(self, link: Link) -> list[tuple[str, Prefix]]:
+        return [
+            (network.name, address)
+            for address in link.addresses
+            for network in self._networks.all()
+            if any(pool.holds(address) for pool in network.prefixes)
+        ]
+
+    def _give_back(self, link: Link) -> None:
+        for network, address in self._held(link):
+            self._allocator.unhold(network, [address])
+
+    def _kept_without(self, name: str) -> list[State]:
+        """Return what is to be kept without a pair; with the last orphan goes all of it (worker thread)."""
+        spared = self._worker.machine.reconciler.desired.sources().get(SOURCE, {}).values()
+        return [state for state in spared if not concerns(state, name)] if self.links else []
+
+    def _taken_away(self, name: str) -> list[LinkspanError]:
+        """Remove a pair, and what is kept for it (worker thread)."""
+        return list(self._worker.machine.reconciler.change(SOURCE, self._kept_without(name)).values())
+
+    async def _remove(self, name: str) -> None:
+        if (link := self.links.get(name)) is None:  # its container has become known meanwhile
+            return
+        self.forget(name)
+        for error in await self._worker.run(self._taken_away, name):
+            log.warning("orphan %s: %s", name, error.message)
+        self._give_back(link)
+        if (row := self.rows.pop(name, None)) is not None:
+            try:  # with its row, the container could never be attached again
+                self._journal.forget(row.endpoint, now())
+            except LinkspanError as error:
+                log.warning("orphan %s: %s", name, error.message)
+        what = f"{reconstruction.text_of(link)} was nobody's, and is removed"
+        self._happenings.add("recover", what, link=name)
+
+    async def _remove_in_time(self) -> None:
+        while True:
+            left = min(self._until.values(), default=None)
+            self._wake.clear()
+            await woken(self._wake, None if left is None else max(0.0, left - now()))
+            for name in [name for name, until in self._until.items() if until <= now()]:
+                await self._remove(name)
+
+
+def _as_made(state: State) -> State:
+    """Return what was observed without the attributes that somebody else has set."""
+    return msgspec.structs.replace(state, amiss=()) if getattr(state, "amiss", ()) else state

@@ -1,0 +1,299 @@
+"""Endpoints that the journal does not know, from the kernel's objects and the store's records (pure).
+
+The journal of a host can be lost, emptied, or be that of an older backup. Its containers run on, and three others
+know of them: the kernel has a pair with an alternative name for each, our rules have the MAC and the addresses that
+each may send from, and the store has the record that this host published.
+
+The kernel is believed first, because it says what is true now. Addresses are read from our own rules and not from
+inside a container, which could claim another one's. A record or a row counts where it says what the kernel says.
+Only the container's id is not in the kernel: the name of a pair is a digest of it. So whoever says an id (a record,
+a runtime's next call, the name of a namespace) is compared with that digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from linkspan.backends import backend
+from linkspan.core.addresses import Prefix, link_local, mac, mac_text, prefix
+from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.model import Bandwidth, Endpoint, Network, Port, Protocol, checked_name, host_ifname
+from linkspan.core.ruleset import TABLE
+from linkspan.core.states.host import HOST, LinkSysctl, NftElement, Route, State, TokenBucket, Veth
+from linkspan.endpoints.build import check_limits, on_interface, resized
+from linkspan.endpoints.multihoming import container_states
+
+_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+_LARGEST_METRIC, _LEAST_MTU = 1 << 31, 68
+"""Of what a record may say: 68 bytes is the least that IPv4 takes (RFC 791)."""
+_LINK_LOCAL = prefix("fe80::/10")
+_ROUTED = "lsr"
+"""Host ends of routed endpoints begin so, those of bridge ports with ``lsp``."""
+
+
+Published = tuple[str, tuple[str, ...], str]
+"""A published port in our maps: the map, its key, and the port that it leads to."""
+
+
+class Link(msgspec.Struct, frozen=True):
+    """What the host's kernel has of one pair: its MAC, its addresses, and all states about them.
+
+    Ports lead to one interface of a container, whichever endpoint publishes them (``multihoming``): ``published`` are
+    those of the whole container, and ``alone`` tells whether it has this pair only.
+    """
+
+    veth: Veth
+    mac: str
+    addresses: tuple[Prefix, ...]
+    born_mac: str = ""
+    states: tuple[State, ...] = ()
+    published: frozenset[Published] = frozenset()
+    alone: bool = True
+
+    @property
+    def identity_of_peer(self) -> tuple[int, str]:
+        """The namespace and the name of the container's end, as the alternative name tells them."""
+        return self.veth.peer_netns, self.veth.peer_name
+
+    @property
+    def routed(self) -> bool:
+        """Whether the container is routed, and no port of a bridge."""
+        return self.veth.name.startswith(_ROUTED)
+
+    @property
+    def senders(self) -> frozenset[NftElement]:
+        """The elements of our sets by which the guard knows what this pair may send."""
+        return frozenset(s for s in self.states if isinstance(s, NftElement) and not _publishes(s))
+
+
+def links(observed: Iterable[State]) -> dict[str, Link]:
+    """Return what was observed on the host of each pair, by the name of its host end."""
+    states = [state for state in observed if int(getattr(state, "netns", HOST)) == HOST]
+    veths = {state.name: state for state in states if isinstance(state, Veth)}
+    about: dict[str, list[State]] = {name: [veth] for name, veth in veths.items()}
+    for state in states:
+        device = state.parts[0] if isinstance(state, NftElement) and state.parts else getattr(state, "device", "")
+        if device in about:
+            about[device].append(state)
+    found = {name: _link(veths[name], its) for name, its in about.items()}
+    containers: dict[tuple[int, str], set[str]] = {}
+    for name, link in found.items():
+        netns, end = link.identity_of_peer
+        containers.setdefault((netns, "" if netns else end), set()).add(name)
+    mates = {name: names for names in containers.values() for name in names}
+    holders = {address.address: name for name, link in found.items() for address in link.addresses}
+    ports = [state for state in states if isinstance(state, NftElement) and _publishes(state)]
+    led: dict[str, set[Published]] = {}
+    for element in ports:
+        if holder := holders.get(element.data[0]):
+            about[holder].append(element)
+            for name in mates[holder]:
+                led.setdefault(name, set()).add(_published(element))
+    return {
+        name: msgspec.structs.replace(
+            link, states=tuple(about[name]), published=frozenset(led.get(name, ())), alone=len(mates[name]) == 1
+        )
+        for name, link in found.items()
+    }
+
+
+def _link(veth: Veth, states: Iterable[State]) -> Link:
+    hardware, born, addresses = "", "", []
+    for state in states:
+        if not isinstance(state, NftElement) or state.table != TABLE:
+            continue
+        if state.set == "macs":
+            hardware = state.parts[1]
+        elif state.set in ("senders4", "senders6"):
+            address = prefix(state.parts[2]).single()
+            if not _LINK_LOCAL.holds(address):
+                addresses.append(address)
+            elif address != link_local(mac(state.parts[1])):  # of the MAC before a CNI chain's later plugin set another
+                seed = address.packed[8:]
+                born = mac_text(bytes((seed[0] ^ 2, *seed[1:3], *seed[5:])))
+    return Link(veth, hardware, tuple(sorted(addresses, key=lambda a: (a.family, a.packed))), born)
+
+
+def _publishes(element: NftElement) -> bool:
+    return element.table == TABLE and element.set.startswith("publish") and len(element.data) == 2
+
+
+def _published(element: NftElement) -> Published:
+    return element.set, element.parts, element.data[1]
+
+
+def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
+    """Tell whether an endpoint is what the kernel has: the same pair, and the same rules where there are any."""
+    end = endpoint.delivered or endpoint.ifname
+    netns = HOST if endpoint.delivered else endpoint.netns
+    if (link.veth.name, *link.identity_of_peer) != (endpoint.host_ifname, netns, end):
+        return False
+    if not called(link, endpoint.id):
+        return False
+    if not link.senders:
+        return True
+    if network is None:
+        return False
+    try:
+        own = [s for s in backend(network.backend).endpoint(network, endpoint) if isinstance(s, NftElement)]
+        together = container_states([(network, endpoint)])
+        ports = {_published(s) for s in together if isinstance(s, NftElement) and _publishes(s)}
+    except LinkspanError:  # an address that no pool has
+        return False
+    if not ports <= link.published or (link.alone and ports != link.published):
+        return False
+    return {s.key: s for s in own if s.parts[0] == link.veth.name} == {s.key: s for s in link.senders}
+
+
+def called(link: Link, container: str) -> bool:
+    """Tell whether a container's id is the one that the pair was named for."""
+    return link.veth.name == host_ifname(link.routed, container, link.veth.peer_name)
+
+
+def is_unnamed(endpoint: Endpoint) -> bool:
+    """Tell whether an endpoint's id is its pair's name, because its container's id is not known (yet)."""
+    return bool(endpoint.host_ifname) and endpoint.id == endpoint.host_ifname
+
+
+def may_be(endpoint: Endpoint, container: str, ifname: str = "") -> bool:
+    """Tell whether an endpoint without its container's id is this container's (and, where one is given, interface)."""
+    end = endpoint.delivered or endpoint.ifname
+    routed = endpoint.host_ifname.startswith(_ROUTED)
+    return ifname in ("", endpoint.ifname, end) and endpoint.host_ifname == host_ifname(routed, container, end)
+
+
+def chosen(
+    link: Link, row: Endpoint | None, record: Endpoint | None, networks: Mapping[str, Network]
+) -> Endpoint | None:
+    """Return which of a journal's row and a store's record is the endpoint of a pair, None where neither is.
+
+    The row, unless the record alone is what the kernel has: then the row is of an older backup.
+    """
+    if row is not None and (record is None or agrees(row, networks.get(row.network), link)):
+        return row
+    if record is not None and agrees(record, networks.get(record.network), link):
+        return record
+    return row
+
+
+def believed(record: Endpoint, network: Network) -> Endpoint:
+    """Return a record with what the kernel does not tell as it can be; whoever may write to the store wrote it.
+
+    A limit that no queueing discipline takes is none, a name that is none is empty.
+    """
+    limits, name = record.bandwidth, record.name
+    try:
+        if limits is not None:
+            check_limits(limits)
+    except Invalid:
+        limits = None
+    try:
+        checked_name(name, "container name")
+    except Invalid:
+        name = ""
+    metric = record.metric if 0 <= record.metric < _LARGEST_METRIC else 0
+    tuned = record.tuned_mtu if _LEAST_MTU <= record.tuned_mtu < network.mtus[0] else 0
+    harmless = msgspec.structs.replace(record, bandwidth=limits, name=name, metric=metric, tuned_mtu=tuned)
+    return resized(network, harmless) if record.host_ifname else harmless
+
+
+def from_kernel(
+    link: Link, networks: Iterable[Network], names: Sequence[str], host: str, metric: int
+) -> Endpoint | None:
+    """Return a pair's endpoint as the kernel alone tells it, None where that says too little.
+
+    ``names`` are words that may be the container's id; without the right one the id is the pair's name. ``metric`` is
+    that of the container's default routes by this interface.
+    """
+    network = _network(link, networks)
+    if network is None or not link.mac:
+        return None
+    netns, end = link.identity_of_peer
+    gateways = [next((g.address for pool, g in network.pairs if pool.holds(a)), "") for a in link.addresses]
+    found = Endpoint(
+        id=next((name for name in names if called(link, name)), link.veth.name),
+        ifname=end,
+        network=network.name,
+        host=host,
+        addresses=tuple(str(on_interface(network, address)) for address in link.addresses),
+        gateways=tuple(gateways),
+        mac=link.mac,
+        born_mac=link.born_mac,
+        tuned_mtu=link.veth.mtu if link.veth.mtu < network.mtus[0] else 0,
+        host_ifname=link.veth.name,
+        ports=_ports(link),
+        netns=netns,
+        bandwidth=_bandwidth(link),
+        metric=metric,
+        delivered=end if netns == HOST else "",
+    )
+    return resized(network, found)
+
+
+def _network(link: Link, networks: Iterable[Network]) -> Network | None:
+    """Return the network that has all of a pair's addresses, and its way of attaching."""
+    for network in networks:
+        held = [any(pool.holds(address) for pool in network.prefixes) for address in link.addresses]
+        bridge = "" if network.routed else network.bridge
+        if held and all(held) and link.routed == network.routed and link.veth.master in (bridge, ""):
+            return network
+    return None
+
+
+def _ports(link: Link) -> tuple[Port, ...]:
+    """Return the published ports that lead to a pair's addresses."""
+    families = {address.family for address in link.addresses}
+    everywhere: dict[tuple[Protocol, int, int], set[int]] = {}
+    found: list[Port] = []
+    for element in link.states:
+        if not isinstance(element, NftElement) or not _publishes(element) or element.parts[-2] not in _PROTOCOLS:
+            continue
+        protocol, number, target = _PROTOCOLS[element.parts[-2]], int(element.parts[-1]), int(element.data[1])
+        if len(element.parts) == 3:
+            found.append(Port(element.parts[0], number, target, protocol))
+        else:
+            everywhere.setdefault((protocol, number, target), set()).add(prefix(element.data[0]).family)
+    for (protocol, number, target), led in everywhere.items():
+        host_ip = "" if led == families else {4: "0.0.0.0", 6: "::"}[min(led)]
+        found.append(Port(host_ip, number, target, protocol))
+    return tuple(sorted(found))
+
+
+def _bandwidth(link: Link) -> Bandwidth | None:
+    """Return the limit on the host's end; the other direction's is inside, and stays as it is."""
+    bucket = next((s for s in link.states if isinstance(s, TokenBucket)), None)
+    return Bandwidth(ingress_rate=bucket.rate * 8, ingress_burst=bucket.burst * 8) if bucket else None
+
+
+def metric(observed: Iterable[State], ifname: str) -> int:
+    """Return the metric of the default routes by an interface, from what was observed inside its namespace."""
+    for state in observed:
+        if isinstance(state, Route) and state.device == ifname and not state.destination.length and not state.table:
+            given = state.metric - 1024 if state.destination.family == 6 and state.metric else state.metric
+            return max(given, 0)
+    return 0
+
+
+def unheld(endpoints: Iterable[Endpoint], every: Mapping[str, Link]) -> Iterator[Link]:
+    """Yield the pairs that no endpoint has."""
+    known = {endpoint.host_ifname for endpoint in endpoints}
+    yield from (link for name, link in every.items() if name not in known)
+
+
+def concerns(state: State, name: str) -> bool:
+    """Tell whether a state on the host is a pair, is on it, or names it."""
+    if isinstance(state, NftElement):
+        return name in state.parts
+    if isinstance(state, LinkSysctl):
+        return f"/{name}/" in state.path
+    return name in (getattr(state, "device", ""), getattr(state, "name", "")) and not getattr(state, "netns", HOST)
+
+
+def text_of(link: Link) -> str:
+    """Return a pair as people read it: its name and where its other end is."""
+    netns, end = link.identity_of_peer
+    where = f"namespace {netns}" if netns != HOST else "a container of Docker's"
+    mac = f", MAC {link.mac}" if link.mac else f", MAC of its host end {mac_text(link.veth.mac)}"
+    return f"{link.veth.name} ({end} of {where}{mac})"

@@ -1,0 +1,338 @@
+"""What an agent does at its start with what the last one left.
+
+An endpoint that stood still stands. One that was being attached or detached is not desired, so the first resync
+takes away what there is of it, and its address is given back.
+
+The journal is not the only one that knows (``reconstruction``). Each pair in the kernel that no row of the journal has
+is an endpoint that the journal lost: it is rebuilt from the store's record or from the kernel alone. A pair of which
+neither says enough is an orphan. What the store says later (it may be away now) is compared when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from linkspan.backends import backend
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.networks import Networks, now
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint
+from linkspan.core.ports import PortTable
+from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
+from linkspan.endpoints import multihoming, reconstruction
+from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints.journal import Journal, Row
+from linkspan.endpoints.orphans import Orphans
+from linkspan.endpoints.reconstruction import Link
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.endpoints.recovery")
+
+_STORE, _KERNEL, _ROW = "the store's record", "what the kernel has", "the journal"
+_ON_PAIRS = (Address, Route, NftElement, TokenBucket)
+"""What the kernel has of an endpoint on the host, besides its pair."""
+
+
+class Recovery:
+    """Goes through the journal once, and through what the kernel and the store know besides."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        ports: PortTable,
+        happenings: Happenings,
+        attacher: Attacher,
+        published: Published,
+        orphans: Orphans,
+        host: str,
+    ) -> None:
+        self._worker = worker
+        self._journal = journal
+        self._networks = networks
+        self._allocator = allocator
+        self._ports = ports
+        self._happenings = happenings
+        self._attacher = attacher
+        self._published = published
+        self._orphans = orphans
+        self._host = host
+        self._done = False
+        self._learning = asyncio.Lock()
+        self.rebuilt = 0
+        """How many endpoints the journal did not know at this agent's start."""
+        self.doubt = ""
+        """Why the journal did not know, "" where it is the last agent's."""
+
+    async def run(self, listed: bool) -> set[int]:
+        """Take over what the last agent left; ``listed`` tells whether the store has told what it has.
+
+        Returns the namespaces in which something of ours is or may be.
+        """
+        self.doubt = self._journal.doubt()
+        rows = self._journal.rows()
+        records = {e.identity: e for e in self._own()}
+        waiting = {row.endpoint.host_ifname: row for row in rows if self._waits(row)}
+        settled = [row for row in rows if row.endpoint.host_ifname not in waiting]
+        links = await self._worker.run(self._links, settled, records)
+        self._orphans.rows = {name: row for name, row in waiting.items() if name in links}
+        gone: list[tuple[Row, str]] = []
+        standing: list[tuple[Endpoint, Row]] = []
+        for row in rows:
+            if row.endpoint.host_ifname in self._orphans.rows:
+                continue
+            link = links.get(row.endpoint.host_ifname)
+            if why := await self._why_gone(row, link, listed and row.endpoint.identity not in records):
+                gone.append((row, why))
+                if not self.doubt and row.boot_id == self._journal.boot_id:
+                    self._end(links, row.endpoint.host_ifname)
+                continue
+            standing.append((await self._current(row, link, records.get(row.endpoint.identity)), row))
+        standing.sort(key=lambda pair: pair[0].host_ifname not in links)  # what the kernel knows holds its addresses
+        for endpoint, row in standing:
+            try:
+                endpoint = self._admit(endpoint, row.attached_ns)
+            except LinkspanError as error:
+                gone.append((row, error.message))
+                if not self.doubt:
+                    self._end(links, endpoint.host_ifname)
+                continue
+            if endpoint != row.endpoint:
+                self._journal.attached(endpoint)
+        await self._desire(list(self._attacher.endpoints.values()))
+        for row, _ in gone:
+            self._journal.forget(row.endpoint, now())
+        for released in self._journal.released():
+            self._allocator.cool(released.network, released.address, released.at)
+        await self._rebuild(reconstruction.unheld(self._attacher.endpoints.values(), links), records.values())
+        for row, why in gone:
+            for address in row.endpoint.prefixes:
+                with contextlib.suppress(LinkspanError):
+                    self._allocator.cool(row.endpoint.network, address, now())
+            who = row.endpoint.name or row.endpoint.id
+            self._happenings.add(
+                "recover", f"{who} of network {row.endpoint.network}: {why}", endpoint=row.endpoint.id
+            )
+        self._journal.witness()
+        self._done = True
+        await self.learn()  # the store may have told what it has meanwhile
+        inside = {endpoint.netns for endpoint in self._attacher.endpoints.values() if endpoint.netns}
+        machine = self._worker.machine
+        for row, _ in gone:
+            halfway = row.phase != "attached" and row.boot_id == self._journal.boot_id
+            if halfway and row.endpoint.netns not in inside and await self._worker.run(machine.alive, row.endpoint):
+                machine.enter(row.endpoint)
+                inside.add(row.endpoint.netns)
+        return inside
+
+    async def learn(self) -> None:
+        """Compare the store's records and networks with what is not known yet: it may have been away at the start."""
+        if not self._done:
+            return
+        async with self._learning:  # records and networks may both bring it here at once
+            await self._learn()
+
+    async def _learn(self) -> None:
+        nameless = {e.host_ifname: e for e in self._attacher.endpoints.values() if reconstruction.is_unnamed(e)}
+        if not nameless and not self._orphans.links:
+            return
+        records = {e.host_ifname: e for e in self._own() if e.host_ifname}
+        links = await self._worker.run(self._links, (), {}) if nameless.keys() & records.keys() else {}
+        for name in nameless.keys() & records.keys() & links.keys():
+            if self._agrees(records[name], links[name]):
+                named = await self._reached(records[name])
+                await self._attacher.rename(nameless[name].identity, named)
+        told = [record for name, record in records.items() if name in self._orphans.links]
+        await self._rebuild(list(self._orphans.links.values()), told)
+
+    def _waits(self, row: Row) -> bool:
+        """Tell whether a row's pair is an orphan until its network is there again; the row then says whose it is.
+
+        A store and a snapshot that are lost do not say that the network was deleted, nor does a record that cannot be
+        used.
+        """
+        standing = row.phase == "attached" and row.boot_id == self._journal.boot_id
+        return standing and bool(row.endpoint.host_ifname) and self._networks.unknown(row.endpoint.network)
+
+    def _end(self, links: dict[str, Link], name: str) -> None:
+        """Leave a pair to the first resync, which takes it away."""
+        links.pop(name, None)
+        self._orphans.ended.add(name)
+
+    def _own(self) -> Iterator[Endpoint]:
+        """Yield the store's records of this host's endpoints, as far as they are of networks that there are."""
+        for record in self._published.own():
+            if self._networks.has(record):
+                yield reconstruction.believed(record, self._networks.get(record.network))
+
+    def _links(self, rows: Iterable[Row], records: Mapping[tuple[str, str], Endpoint]) -> dict[str, Link]:
+        """Observe what the kernel has of endpoints (worker thread).
+
+        Where the journal has a row for each pair, and no record says otherwise, the pairs alone are observed: a look at
+        all elements of our sets takes a while.
+        """
+        reconciler = self._worker.machine.reconciler
+        pairs = reconciler.observed((Veth,))
+        mine = {row.endpoint.host_ifname: row.endpoint for row in rows}
+        differs = any(e.addresses != records.get(e.identity, e).addresses for e in mine.values())
+        if not self.doubt and not differs and all(s.name in mine for s in pairs if isinstance(s, Veth)):
+            return reconstruction.links(pairs)
+        return reconstruction.links([*pairs, *reconciler.observed(_ON_PAIRS)])
+
+    def _agrees(self, endpoint: Endpoint, link: Link) -> bool:
+        networks = {network.name: network for network in self._networks.all()}
+        return reconstruction.agrees(endpoint, networks.get(endpoint.network), link)
+
+    async def _current(self, row: Row, link: Link | None, record: Endpoint | None) -> Endpoint:
+        """Return a row's endpoint as it is now: a row of an older backup is not what the kernel and the store say.
+
+        Agents of older releases did not write cookies down.
+        """
+        found = row.endpoint
+        if link is not None and record is not None:
+            networks = {network.name: network for network in self._networks.all()}
+            found = reconstruction.chosen(link, row.endpoint, record, networks) or row.endpoint
+        if found is row.endpoint and found.netns_cookie:
+            return found
+        return await self._reached(found)
+
+    async def _why_gone(self, row: Row, link: Link | None, unpublished: bool) -> str:
+        """Return why a row's endpoint is not to stand any more, "" where it is."""
+        endpoint = row.endpoint
+        if why := self._networks.missing(endpoint):
+            return why
+        if row.boot_id != self._journal.boot_id:
+            return "the machine was restarted"
+        if row.phase != "attached":
+            return f"the agent ended while it was {row.phase}"
+        if self.doubt and unpublished and link is None and endpoint.host_ifname:
+            return f"the journal {self.doubt}, and neither the kernel nor the store knows this endpoint"
+        if endpoint.netns and not await self._worker.run(self._worker.machine.alive, endpoint):
+            return "its container is gone"
+        return ""
+
+    async def _rebuild(self, links: Iterable[Link], records: Iterable[Endpoint]) -> None:
+        """Take over the pairs that the journal does not know, and endpoints without a pair where it is not current."""
+        every = list(records)
+        told = {record.host_ifname: record for record in every if record.host_ifname}
+        by_store = by_kernel = 0
+        for link in links:
+            found: Endpoint | None
+            name, by = link.veth.name, _KERNEL
+            orphan, record, row = name in self._orphans.links, told.get(name), self._orphans.rows.get(name)
+            if row is not None and self._networks.has(row.endpoint) and self._agrees(row.endpoint, link):
+                found, by = await self._reached(row.endpoint), _ROW
+            elif record is not None and self._agrees(record, link):
+                found, by = await self._reached(record), _STORE
+            else:
+                found = await self._from_kernel(link)
+            if orphan and name not in self._orphans.links:  # its time has come meanwhile
+                continue
+            if found is None or not await self._adopt(found, by):
+                self._orphans.add(link)
+            else:
+                by_store, by_kernel = by_store + (by == _STORE), by_kernel + (by == _KERNEL)
+        if self.doubt and self._journal.witnessed_this_boot():
+            for record in every:  # on the host's own network: ports, and nothing in the kernel
+                known = record.host_ifname or record.identity in self._attacher.endpoints
+                if not known:
+                    by_store += await self._adopt(record, _STORE)
+        if by_store + by_kernel:
+            self.rebuilt += by_store + by_kernel
+            self.doubt = self.doubt or "did not know them"
+            what = f"the journal {self.doubt}: {_count(by_store + by_kernel)} on this host went on, {by_store} by the "
+            what += f"store's records and {by_kernel} by the kernel alone"
+            log.warning("%s", what)
+            self._happenings.add("recover", what)
+
+    async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
+        """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
+        try:
+            await self._make_way(endpoint)
+            self._orphans.unhold(endpoint.host_ifname)  # and held again at once: nobody else gets its addresses
+            endpoint = self._admit(endpoint, 0)
+        except LinkspanError as error:
+            log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
+            return False
+        self._orphans.forget(endpoint.host_ifname)
+        row = self._orphans.rows.pop(endpoint.host_ifname, None)
+        self._journal.adopt(endpoint, instead=row.endpoint.identity if row else None)
+        await self._desire([endpoint])
+        why = "was of a network that nobody knew" if row else "was not in the journal"
+        what = f"{endpoint.called} of network {endpoint.network} {why}: it goes on by {by}"
+        self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
+        return True
+
+    async def _make_way(self, endpoint: Endpoint) -> None:
+        """Detach endpoints of a namespace that is gone and whose inode this endpoint's has now."""
+        lookup, (number, cookie) = self._worker.machine.namespaces.lookup, endpoint.namespace
+        if not cookie:
+            return
+        with contextlib.suppress(NotFound):  # no way leads into it (yet)
+            fd, _ = await self._worker.run(lookup, number, endpoint.netns_path, cookie)
+            try:
+                await self._attacher.make_way(number, cookie, fd)
+            finally:
+                os.close(fd)
+
+    def _admit(self, endpoint: Endpoint, attached_ns: int) -> Endpoint:
+        """Count an endpoint among those that stand, and return it as it does.
+
+        Raises LinkspanError, and holds nothing, where that cannot be.
+        """
+        network = self._networks.get(endpoint.network)
+        for other in self._attacher.endpoints.values():
+            if endpoint.netns and other.netns == endpoint.netns and other.namespace != endpoint.namespace:
+                raise Conflict(f"{other.called} has a namespace with the inode {other.netns}", "attach it again")
+        list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
+        self._allocator.restore(endpoint)
+        self._ports.restore(endpoint)
+        mates = multihoming.mates(endpoint, self._attacher.endpoints.values())
+        tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # of an agent that gave it no table
+        if tableless or any(mate.metric == endpoint.metric for mate in mates):
+            endpoint = self._attacher.ranked(network, endpoint)
+        self._attacher.admit(endpoint, attached_ns)
+        return endpoint
+
+    async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
+        """Desire what endpoints need; all are known, because some follows from a container's interfaces together."""
+        for endpoint in endpoints:
+            if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
+                states = self._attacher.states(self._networks.get(endpoint.network), endpoint)
+                await self._worker.run(self._orphans.hand_over, endpoint.host_ifname, states)
+
+    async def _from_kernel(self, link: Link) -> Endpoint | None:
+        netns, end = link.identity_of_peer
+        ways, inside = await self._worker.run(self._inside, netns) if netns != HOST else ([], [])
+        names = [Path(way).name for way in ways]
+        every = [network for network in self._networks.all() if network.backend != "host"]
+        metric = reconstruction.metric(inside, end)
+        found = reconstruction.from_kernel(link, every, names, self._host, metric)
+        return found if found is None else await self._reached(found)
+
+    def _inside(self, netns: int) -> tuple[list[str], list[State]]:
+        """Return the ways into a namespace, and its routes of ours (worker thread)."""
+        machine = self._worker.machine
+        try:
+            return list(machine.namespaces.ways(netns)), machine.reconciler.observed((Route,), netns)
+        except NotFound:
+            return [], []
+        finally:
+            machine.sockets.release()
+
+    async def _reached(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with the way into its namespace, which only this host can know."""
+        return await self._worker.run(self._worker.machine.reached, endpoint)
+
+
+def _count(number: int) -> str:
+    return "1 endpoint" if number == 1 else f"{number} endpoints"

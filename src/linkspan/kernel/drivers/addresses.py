@@ -1,0 +1,197 @@
+"""Addresses on links: on the host those of our links (and what we put), in a container those of its interfaces.
+
+With an address the kernel makes routes: one that takes packets to the address in (table local), one to the prefix. An
+address on the host without them is of no use. The kernel makes more than these where an address has a peer (a route to
+that alone) or another broadcast address (which it takes in itself), and picks another source where the scope is narrow
+or the flags say so. Only a new address gets what linkspan's have, so one that differs is removed and added.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.states.host import HOST, Address, Key, State
+from linkspan.kernel.drivers.link_attributes import IFF_UP
+from linkspan.kernel.io import batch
+from linkspan.kernel.io.netlink import (
+    DELADDR,
+    F_CREATE,
+    F_REPLACE,
+    GETADDR,
+    GETROUTE,
+    NEWADDR,
+    Message,
+    Sockets,
+    attr,
+    attributes,
+    u32,
+)
+
+# linux/if_addr.h
+_ADDRESS, _LOCAL, _BROADCAST, _FLAGS, _METRIC = 1, 2, 4, 8, 9
+_NODAD, _PERMANENT = 0x02, 0x80
+_FLAWS = {0x08: "dadfailed", 0x20: "deprecated", 0x40: "tentative", 0x100: "mngtmpaddr"}
+_SECONDARY = 0x01
+_SCOPES = {200: "scope site", 253: "scope link", 254: "scope host"}
+_IFADDR = struct.Struct("=BBBBI")
+# linux/rtnetlink.h: struct rtmsg, RTPROT_KERNEL, RT_TABLE_MAIN, _LOCAL, RTN_UNICAST, _LOCAL, RTA_DST, _OIF
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_KERNEL, _MAIN, _LOCAL_TABLE, _UNICAST, _LOCAL_TYPE, _DST, _OIF = 2, 254, 255, 1, 2, 1, 4
+OURS = ("ls-", "lsr", "lsp", "lsx", "lsipip", "lsipsec", "lswg", "ipsec")
+"""Our links' names begin so; whether a link of such a name is ours, its alternative name tells."""
+
+
+class AddressDriver:
+    """Address."""
+
+    kinds: tuple[type[State], ...] = (Address,)
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._wrong: dict[Key, list[bytes]] = {}
+        """Of the host's addresses, those that were amiss at the last look: the peer of each in the kernel.
+
+        The kernel tells IPv4 addresses apart by their peers, too, so one address may be there several times.
+        """
+
+    def probe(self) -> Support:
+        """Every kernel has addresses."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return the global addresses on our links, or on all but lo in a container."""
+        names = self._sockets.names(netns)
+        ours = set((self._sockets.own_links() if netns == HOST else names).values()) - {"lo"}
+        routes = self._routes() if netns == HOST and ours else frozenset()
+        wrong: dict[Key, list[bytes]] = {}
+        found: dict[Key, Address] = {}
+        for payload in self._sockets.at(netns).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
+            family, length, _, scope, index = _IFADDR.unpack_from(payload)
+            name = names.get(index, "lo")
+            if family not in SOCKET_FAMILY.values() or name not in ours:
+                continue
+            told = attributes(payload, 8)
+            address = Address(name, Prefix(bytes(told.get(_LOCAL) or told[_ADDRESS]), length), netns)
+            if _kernel_made(told, address.prefix, netns):
+                continue
+            if netns == HOST:
+                amiss = [*_amiss(told, scope, address.prefix)]
+                if not _routes_of(index, address.prefix) <= routes and self._up(name):
+                    amiss.append("no route")
+                if amiss:
+                    wrong.setdefault(address.key, []).append(_peer(told, address.prefix))
+                before = found.get(address.key, address).amiss
+                address = Address(name, address.prefix, netns, (*before, *amiss))
+            found[address.key] = address
+        if netns == HOST:
+            self._wrong = wrong
+        return found.values()
+
+    def _up(self, name: str) -> bool:
+        """Tell whether a link is up: a link that is down has no routes, and is another driver's to set up."""
+        return bool(self._sockets.flags(HOST, name) & IFF_UP)
+
+    def _routes(self) -> frozenset[_KernelRoute]:
+        """Return the routes that the kernel made for the host's addresses."""
+        found = set()
+        for family in SOCKET_FAMILY.values():
+            for table, type_ in ((_LOCAL_TABLE, _LOCAL_TYPE), (_MAIN, _UNICAST)):
+                body = _RTMSG.pack(family, 0, 0, 0, table, _KERNEL, 0, 0, 0)
+                for payload in self._dumped(body):
+                    if (payload[4], payload[5], payload[7]) == (table, _KERNEL, type_):
+                        attached = attributes(payload, 12)
+                        index = struct.unpack("=I", attached.get(_OIF, bytes(4)))[0]
+                        found.add((index, bytes(attached.get(_DST, b"")), payload[1]))
+        return frozenset(found)
+
+    def _dumped(self, body: bytes) -> list[bytes]:
+        try:
+            return self._sockets.at(HOST).dump(GETROUTE, body, "list the kernel's routes")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:  # a table comes with its first route
+                return []
+            raise
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Add and remove addresses; one whose link is gone is gone."""
+        gone = (errno.EADDRNOTAVAIL, errno.ENODEV)
+        for state in (*put, *delete):
+            for peer in self._wrong.pop(state.key, ()):
+                batch.send(self._sockets, [state], functools.partial(_message, kind=DELADDR, peer=peer), gone)
+        failed = batch.send(self._sockets, put, functools.partial(_message, kind=NEWADDR))
+        return failed | batch.send(self._sockets, delete, functools.partial(_message, kind=DELADDR), gone)
+
+
+_KernelRoute = tuple[int, bytes, int]
+"""The link's index, the destination and its length."""
+
+
+def _routes_of(index: int, prefix: Prefix) -> set[_KernelRoute]:
+    """Return the routes that the kernel makes with an address."""
+    routes = {(index, prefix.packed, BITS[prefix.family])}
+    if prefix.length < BITS[prefix.family]:
+        routes.add((index, prefix.network().packed, prefix.length))
+    return routes
+
+
+def _kernel_made(told: Mapping[int, bytes], prefix: Prefix, netns: int) -> bool:
+    """Tell an address that the kernel made: fe80::/64 of its own or, in a container, by router advertisement.
+
+    The last is not permanent. On the host, our links take no advertisements.
+    """
+    if netns != HOST and not _flags(told) & _PERMANENT:
+        return True
+    return prefix.packed[:2] == b"\xfe\x80" and prefix.length == 64
+
+
+def _amiss(told: Mapping[int, bytes], scope: int, prefix: Prefix) -> Iterator[str]:
+    """Yield in iproute2's words what of an address is not as linkspan makes it, and leads packets elsewhere."""
+    if (peer := _peer(told, prefix)) != prefix.packed:
+        yield f"peer {Prefix(peer, prefix.length)}"
+    if scope and prefix.family == 4:  # IPv6's scope follows from the address
+        yield _SCOPES.get(scope, f"scope {scope}")
+    if prefix.family == 4 and told.get(_BROADCAST, b"") != _broadcast(prefix):
+        yield "brd"
+    flags = _flags(told)
+    if not flags & _PERMANENT:
+        yield "valid_lft"
+    if flags & _SECONDARY:
+        yield "secondary" if prefix.family == 4 else "temporary"
+    yield from (word for flag, word in _FLAWS.items() if flags & flag)
+    if any(told.get(_METRIC, b"")):
+        yield "metric"
+
+
+def _flags(told: Mapping[int, bytes]) -> int:
+    return int(struct.unpack("=I", told[_FLAGS])[0]) if _FLAGS in told else _PERMANENT
+
+
+def _peer(told: Mapping[int, bytes], prefix: Prefix) -> bytes:
+    """Return the other end's address, which is the address itself where there is no other end."""
+    return bytes(told.get(_ADDRESS, bytes(len(prefix.packed))))
+
+
+def _broadcast(prefix: Prefix) -> bytes:
+    """Return the broadcast address of an IPv4 prefix, b"" where it has none."""
+    if prefix.length >= BITS[4] - 1:
+        return b""
+    return (int.from_bytes(prefix.packed, "big") | (1 << (32 - prefix.length)) - 1).to_bytes(4, "big")
+
+
+def _message(state: Address, index: int, kind: int, peer: bytes = b"") -> Message:
+    packed, family = state.prefix.packed, state.prefix.family
+    body = _IFADDR.pack(SOCKET_FAMILY[family], state.prefix.length, 0, 0, index)
+    body += attr(_LOCAL, packed) + attr(_ADDRESS, peer or packed)
+    if kind == NEWADDR:
+        body += u32(_FLAGS, _NODAD)
+        if family == 4 and (broadcast := _broadcast(state.prefix)):
+            body += attr(_BROADCAST, broadcast)
+    verb = "add" if kind == NEWADDR else "remove"
+    flags = F_CREATE | F_REPLACE if kind == NEWADDR else 0
+    return Message(kind, flags, body, f"{verb} address {state.prefix} on {state.device}")

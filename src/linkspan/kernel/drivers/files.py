@@ -1,0 +1,165 @@
+"""Files of ours in folders that others read: configurations of helper programs, a CNI conflist.
+
+A file is ours where the memory file has its path; with which content is in there too, so that one which a
+user has changed since is not deleted. A file that stood there before with other content is never
+overwritten. One with exactly our content is taken as ours: an agent whose state folder was lost finds its
+files again by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict, LinkspanError, of_errno
+from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.programs import File
+from linkspan.kernel.io import durable_files
+from linkspan.kernel.io.batch import each
+from linkspan.kernel.io.durable_files import Memory
+
+ANY = "*"
+
+
+class _Entry(msgspec.Struct):
+    digests: tuple[str, ...] = ()
+    """Of the content last put and the one before (a kill may leave either); none for a folder of ours.
+
+    ANY alone is of a volatile file.
+    """
+
+
+def digest(content: bytes) -> str:
+    """Return a short digest of a file's content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of files and folders, by path."""
+    return {name: _digest(Path(name)) for name in names}
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' for what is not there."""
+    try:
+        if not path.is_dir():
+            return digest(path.read_bytes())
+        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    except OSError:
+        return ""
+    return digest("\n".join(f"{one.name} {_digest(one)}" for one in files).encode())
+
+
+class FileDriver:
+    """Writes files in one step and takes them away again, with the folders made for them."""
+
+    kinds: tuple[type[State], ...] = (File,)
+
+    def __init__(self, memory_file: Path) -> None:
+        self._ours: Memory[_Entry] = Memory(memory_file, _Entry)
+
+    def probe(self) -> Support:
+        """Files are everywhere."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield our files that exist, with their real content and mode."""
+        if netns != HOST:
+            return []
+        names = [name for name, entry in self._ours.entries.items() if entry.digests]
+        return [file for name in names if (file := self._observed(Path(name)))]
+
+    def _observed(self, path: Path) -> File | None:
+        there, entry = _read(path), self._ours.entries.get(str(path), _Entry())
+        return msgspec.structs.replace(there, volatile=True) if there and ANY in entry.digests else there
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Write and take away, each on its own."""
+        return each(put, self._put) | each(delete, self._delete)
+
+    def _put(self, state: File) -> None:
+        with _told(f"write {state.path}"):
+            self._write(state)
+
+    def _delete(self, state: File) -> None:
+        with _told(f"remove {state.path}"):
+            self._remove(state)
+
+    def _write(self, state: File) -> None:
+        path = Path(state.path)
+        entries = self._ours.entries
+        there = self._observed(path)
+        theirs = state.path not in entries and not state.volatile
+        if (there is None and _exists(path)) or (theirs and there is not None and there.content != state.content):
+            raise Conflict(f"{path} exists and is not linkspan's", "move it away, or give another path")
+        old = entries.get(state.path, _Entry()).digests[:1]
+        new = (ANY,) if state.volatile else (digest(state.content),)
+        if there == state and old == new:
+            return
+        if old == new == (ANY,) and path.parent.exists():
+            durable_files.write(path, state.content, state.mode)
+            return
+        made = [folder for folder in path.parents if not folder.exists()]
+        for folder in made:
+            entries[str(folder)] = _Entry()
+        entries[state.path] = _Entry(new if old == new else new + old)
+        self._ours.save()  # first: a kill in between leaves a name in the memory, never a stray file
+        if not state.mode & 0o077:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is root's alone is kept so
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if there != state:
+            durable_files.write(path, state.content, state.mode)
+
+    def _remove(self, state: File) -> None:
+        entry = self._ours.entries.get(state.path)
+        if entry is None:
+            return
+        path = Path(state.path)
+        there = _read(path)
+        if there is not None and {ANY, digest(there.content)} & set(entry.digests):
+            path.unlink(missing_ok=True)
+        durable_files.temporary(path).unlink(missing_ok=True)
+        del self._ours.entries[state.path]
+        for folder in path.parents:
+            if str(folder) in self._ours.entries and not self._serves(folder):
+                with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                    folder.rmdir()
+                del self._ours.entries[str(folder)]
+        self._ours.save()
+
+    def _serves(self, folder: Path) -> bool:
+        """Tell whether another file of ours is below the folder."""
+        return any(e.digests and folder in Path(name).parents for name, e in self._ours.entries.items())
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn an OSError into ours; where it names another path than the file's, a folder's, that one is told too."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) not in what else ""
+        raise of_errno(error.errno or 0, what + where) from error
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _read(path: Path) -> File | None:
+    """Return the regular file at the path, or None where there is none (a link counts as none)."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return File(str(path), path.read_bytes(), stat.S_IMODE(found.st_mode))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"read {path}") from error

@@ -1,0 +1,89 @@
+"""The user-space IPIP endpoint's table: a file of ours, a line for each prefix: ``10.244.2.0/24 192.0.2.2``.
+
+It is written under another name and renamed, so the endpoint, which watches the folder, never reads half of
+it; it swaps the table between two packets and loses none. The file alone is what is observed: what was put is
+what stands in it. It needs no fsync: after a power cut the agent writes it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from linkspan.core.addresses import SOCKET_FAMILY, prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Invalid, LinkspanError, of_errno
+from linkspan.core.states.host import HOST, Key, State, TunnelPrefix
+
+TABLE = "ipip/table"
+"""Its place in the state folder; the folder around it is there for the endpoint to watch."""
+
+
+def line(row: TunnelPrefix) -> str:
+    """Return a row as the file has it."""
+    remote = socket.inet_ntop(SOCKET_FAMILY[4 if len(row.remote) == 4 else 6], row.remote)
+    return f"{row.prefix} {remote}"
+
+
+def rows(text: str) -> Iterable[TunnelPrefix]:
+    """Yield the rows of a file; a line that is none is left out."""
+    for words in map(str.split, text.splitlines()):
+        try:
+            target, remote = words
+            yield TunnelPrefix(prefix(target), prefix(remote).packed)
+        except (ValueError, Invalid):
+            continue
+
+
+class TunnelTableDriver:
+    """TunnelPrefix."""
+
+    kinds: tuple[type[State], ...] = (TunnelPrefix,)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def probe(self) -> Support:
+        """Files are everywhere."""
+        return Support("user space")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return the file's rows."""
+        return list(self._read().values()) if netns == HOST else []
+
+    def _read(self) -> dict[Key, TunnelPrefix]:
+        try:
+            return {row.key: row for row in rows(self.path.read_text(encoding="ascii", errors="replace"))}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise of_errno(error.errno or 0, f"read {self.path}") from error
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Write the file anew; without a row it goes."""
+        try:
+            table = self._read()
+            for state in put:
+                assert isinstance(state, TunnelPrefix)
+                table[state.key] = state
+            for state in delete:
+                table.pop(state.key, None)
+            self._write(table.values())
+        except LinkspanError as error:
+            return {state.key: error for state in (*put, *delete)}
+        except OSError as error:
+            failure = of_errno(error.errno or 0, f"write {self.path}")
+            return {state.key: failure for state in (*put, *delete)}
+        return {}
+
+    def _write(self, table: Iterable[TunnelPrefix]) -> None:
+        text = "".join(f"{line(row)}\n" for row in table)
+        if not text:
+            self.path.unlink(missing_ok=True)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        new.write_text(text, encoding="ascii")
+        new.rename(self.path)

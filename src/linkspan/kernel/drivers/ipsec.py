@@ -1,0 +1,311 @@
+"""strongSwan's daemon, told by its control socket: what hosts prove themselves by, connections, and their children.
+
+What is loaded is asked of the daemon; how it was loaded it does not tell, so that is kept in memory for as long as
+the same process lives. An agent with no memory loads all once more, which changes nothing that stands: the daemon
+compares. A secret is read, given to the daemon, and kept nowhere else; a digest with a key that lives as long as
+this process tells whether its file has changed.
+
+Whoever is put gets its own words in the daemon's log: the agent tells reasons from there (``ipsec_sessions``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from linkspan.core.addresses import prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.ipsec import ANYWHERE, PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
+from linkspan.kernel.drivers.secrets import alone, trusted
+from linkspan.kernel.io import vici
+
+IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")
+ESP = ("aes128gcm16-x25519", "aes256gcm16-ecp384")
+"""AES-GCM alone (RFC 4106, RFC 5282), with a key exchange of its own for each renewal."""
+IKE_PORT, NAT = 500, 4500
+"""UDP: RFC 7296 section 2, RFC 3948."""
+RENEWED = 4
+"""Lifetimes of an ESP association after which the IKE association is renewed as well."""
+
+
+class CharonDriver:
+    """IpsecCredential, IpsecConnection and IpsecChild."""
+
+    kinds: tuple[type[State], ...] = (IpsecCredential, IpsecConnection, IpsecChild)
+
+    def __init__(self, control: Path, pid: Callable[[], int]) -> None:
+        """``pid`` tells which process our daemon is, 0 where it does not run."""
+        self._control = control
+        self._pid = pid
+        self._known_of = 0
+        self._connections: dict[str, IpsecConnection] = {}
+        self._credentials: dict[Key, tuple[IpsecCredential, bytes]] = {}
+        self._digest_key = os.urandom(32)
+
+    def probe(self) -> Support:
+        """Whether there is a daemon is a fact for the backend."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return what is loaded; nothing while the daemon does not run."""
+        if netns != HOST or not self._running():
+            return []
+        with vici.session(self._control, self._running) as asked:
+            loaded = vici.connections(asked)
+        found: list[State] = [
+            IpsecCredential(state.kind, state.path, self._is_current(state, digest))
+            for state, digest in self._credentials.values()
+        ]
+        for name, children in loaded.items():
+            # One of an earlier agent's, of which nobody knows how it was loaded, is like none that is wanted.
+            found.append(self._connections.get(name) or _unknown(name))
+            found += [child for text in children if (child := _child(name, text)) is not None]
+        return found
+
+    def _running(self) -> bool:
+        """Tell whether the daemon runs; another process than before knows nothing."""
+        pid = self._pid()
+        if pid != self._known_of:
+            self._known_of = pid
+            self._connections.clear()
+            self._credentials.clear()
+        return bool(pid)
+
+    def _is_current(self, state: IpsecCredential, digest: bytes) -> bool:
+        try:
+            return self._digest(_content(state)) == digest
+        except LinkspanError:
+            return False
+
+    def _digest(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Load, then unload; what a peer has is loaded as a whole."""
+        if not self._running():
+            if not put:
+                return {}
+            error = Unavailable("strongSwan's daemon does not run, and can be told nothing")
+            return {state.key: error for state in put}
+        try:
+            with vici.session(self._control, self._running) as asked:
+                return _Batch(self, asked).apply(put, delete)
+        except LinkspanError as error:
+            return {state.key: error for state in (*put, *delete)}
+
+    def load(self, asked: vici.Session, state: IpsecCredential) -> None:
+        """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is wrong."""
+        content = _content(state)
+        digest = self._digest(content)
+        before = self._credentials.get(state.key)
+        if before is not None and before[1] != digest:
+            self.unload(asked, state)  # what was there before would go on to count, beside what comes
+        if not self._credentials:
+            _forget_all(asked)  # what an earlier agent loaded, perhaps
+        try:
+            self._load(asked, state, content)
+        except vici.Refused as error:
+            what = {"psk": "shared key", "key": "private key", "ca": "certificate of an authority"}
+            raise Invalid(
+                f"{state.path} is no {what.get(state.kind, state.kind)} that strongSwan takes: {error}",
+                "PEM or DER, without a passphrase" if state.kind != "psk" else "one line with the key",
+            ) from error
+        self._credentials[state.key] = (state, digest)
+
+    def _load(self, asked: vici.Session, state: IpsecCredential, content: bytes) -> None:
+        match state.kind:
+            case "psk":
+                key = {"id": state.path, "type": "IKE", "data": content.strip()}
+                asked.load_shared(key)
+            case "key":
+                asked.load_key({"type": "any", "data": content})
+            case "crl":
+                asked.load_cert({"type": "X509_CRL", "flag": "NONE", "data": content})
+            case _:
+                flag = "CA" if state.kind == "ca" else "NONE"
+                asked.load_cert({"type": "X509", "flag": flag, "data": content})
+
+    def _prove_anew(self, asked: vici.Session) -> None:
+        """Let go of associations that stand by what was before: a key that was changed, a certificate taken back."""
+        for one in vici.associations(asked):
+            _quietly(asked.terminate, {"ike-id": str(one.number), "timeout": "-1", "force": "yes"})
+
+    def unload(self, asked: vici.Session, state: IpsecCredential) -> None:
+        """Forget a file: the daemon has words for that of single shared keys, and else of all together."""
+        if self._credentials.pop(state.key, None) is None:
+            return
+        if state.kind == "psk":
+            asked.unload_shared({"id": state.path})
+            self._prove_anew(asked)
+            return
+        rest, self._credentials = self._credentials, {}
+        _forget_all(asked)
+        for other, digest in rest.values():
+            with contextlib.suppress(LinkspanError):  # one that is no good by now is found so at the next look
+                if self._digest(_content(other)) == digest:
+                    self.load(asked, other)
+        self._prove_anew(asked)
+
+    def connect(
+        self, asked: vici.Session, state: IpsecConnection | None, name: str, children: set[IpsecChild]
+    ) -> None:
+        """Load a connection with its children, which replaces what was loaded by its name."""
+        wanted = state or self._connections.get(name)
+        if wanted is None:
+            raise Unavailable(f"connection {name} is not loaded, and cannot have children")
+        asked.load_conn({name: configuration(wanted, children)})
+        self._connections[name] = wanted
+
+    def disconnect(self, asked: vici.Session, name: str) -> None:
+        """Unload a connection, and end what stands by it; the peer is told."""
+        self._connections.pop(name, None)
+        _quietly(asked.unload_conn, {"name": name})
+        _quietly(asked.terminate, {"ike": name, "timeout": "-1"})
+
+
+class _Batch:
+    """One session's work."""
+
+    def __init__(self, driver: CharonDriver, asked: vici.Session) -> None:
+        self._driver = driver
+        self._asked = asked
+        self._failed: dict[Key, LinkspanError] = {}
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Work in the order of ranks; what a credential is refused for is the credential's alone."""
+        connections = {s.name: s for s in put if isinstance(s, IpsecConnection)}
+        gone = {s.name for s in delete if isinstance(s, IpsecConnection)}
+        added = [s for s in put if isinstance(s, IpsecChild)]
+        removed = [s for s in delete if isinstance(s, IpsecChild) and s.connection not in gone]
+        for state in put:
+            if isinstance(state, IpsecCredential):
+                self._try([state], functools.partial(self._driver.load, self._asked, state))
+        loaded = vici.connections(self._asked)
+        for name in sorted(connections.keys() | {s.connection for s in (*added, *removed)}):
+            concerned = [
+                s for s in (*put, *delete) if name in (getattr(s, "connection", ""), getattr(s, "name", ""))
+            ]
+            there = {child for text in loaded.get(name, ()) if (child := _child(name, text))}
+            children = (there | {s for s in added if s.connection == name}) - set(removed)
+            connect = functools.partial(
+                self._driver.connect, self._asked, connections.get(name), name, children
+            )
+            self._try(concerned, connect)
+        for child in removed:
+            _quietly(self._asked.terminate, {"ike": child.connection, "child": child.name, "timeout": "-1"})
+        for name in gone:
+            self._driver.disconnect(self._asked, name)
+        for state in delete:
+            if isinstance(state, IpsecCredential):
+                self._try([state], functools.partial(self._driver.unload, self._asked, state))
+        return self._failed
+
+    def _try(self, states: Iterable[State], act: Callable[[], None]) -> None:
+        try:
+            act()
+        except LinkspanError as error:
+            self._failed.update((state.key, error) for state in states)
+        except vici.Refused as error:
+            refused = Unavailable(f"strongSwan refuses: {error}")
+            self._failed.update((state.key, refused) for state in states)
+
+
+def begun_at(
+    state: IpsecConnection, children: Iterable[IpsecChild], address: str, port: int
+) -> dict[str, Any]:
+    """Return the connection with a peer behind a NAT, so that it can be begun at where the peer was seen last.
+
+    The way back through the NAT leads from the port to which the peer has sent. There is one try, for the NAT may have
+    forgotten: the peer begins, too, and is taken from anywhere.
+    """
+    there = {"remote_addrs": [address, state.remote], "remote_port": str(port), "keyingtries": "1"}
+    here = {"local_port": str(NAT)} if port != IKE_PORT else {}
+    return configuration(state, children) | there | here
+
+
+def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dict[str, Any]:
+    """Return a connection in the words of swanctl.conf(5); the plan prints the same."""
+    auth = {"auth": "psk" if state.shared else "pubkey"}
+    strict = {"revocation": "strict"} if state.strict else {}
+    return {
+        "version": "2",
+        "local_addrs": [state.local],
+        "remote_addrs": [state.remote],
+        "proposals": list(IKE),
+        "mobike": "no",
+        "encap": "yes" if state.encapsulated else "no",
+        "keyingtries": "0",
+        "dpd_delay": f"{state.probe}s",
+        "rekey_time": f"{state.rekey * RENEWED}s",
+        "send_cert": "always",
+        "local": {**auth, "id": state.me},
+        "remote": {**auth, "id": state.peer, **strict},
+        "children": {
+            child.name: _configured(state, child) for child in sorted(children, key=lambda c: c.name)
+        },
+    }
+
+
+def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
+    return {"local_ts": [str(child.here)], "remote_ts": [str(child.there)], **of_children(state)}
+
+
+def of_children(state: IpsecConnection) -> dict[str, Any]:
+    """Return what all children of a connection have in common."""
+    found: dict[str, Any] = {
+        "mode": "tunnel",
+        "esp_proposals": list(ESP),
+        "rekey_time": f"{state.rekey}s",
+        "dpd_action": "clear" if state.remote == ANYWHERE else "start",
+        "start_action": "start" if state.first else "none",
+    }
+    if state.mark:
+        found |= {
+            "if_id_in": hex(state.mark),
+            "if_id_out": hex(state.mark),
+            "set_mark_in": f"{state.mark:#x}",
+        }
+    return found
+
+
+def _content(state: IpsecCredential) -> bytes:
+    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or others have a hand in."""
+    if state.kind in PRIVATE:
+        return alone(state.path)
+    return trusted(state.path, f"{state.kind} for IPsec")
+
+
+def _child(connection: str, name: str) -> IpsecChild | None:
+    """Return a child by its name, None for one that is not ours."""
+    here, equals, there = name.partition("=")
+    try:
+        return IpsecChild(connection, prefix(here), prefix(there)) if equals else None
+    except Invalid:
+        return None
+
+
+def _unknown(name: str) -> IpsecConnection:
+    return IpsecConnection(name, "", "", "", "", False, False, False, 0, 0, False, 0)
+
+
+def _forget_all(asked: vici.Session) -> None:
+    """Let the daemon forget all that was loaded, and what it keeps of others' certificates."""
+    asked.clear_creds()
+    asked.flush_certs()
+
+
+def _quietly(act: Callable[[dict[str, str]], Any], message: dict[str, str]) -> None:
+    """Tell the daemon to end what may have ended by itself."""
+    try:
+        found = act(message)
+        for _ in found if hasattr(found, "__next__") else ():
+            pass
+    except vici.Refused:
+        pass

@@ -1,0 +1,234 @@
+"""The device of IPsec: the kernel's XFRM interface, or the TUN that strongSwan's daemon makes in user space.
+
+The XFRM interface is the kernel's *external* kind: which peer a packet is for is said by its route (``encap xfrm
+if_id``), and which one it came from by a mark. So one device serves all peers.
+
+The TUN comes and goes with the daemon, and bears the name that the daemon gave it; which one it is, the daemon's own
+descriptors tell (/proc/PID/fdinfo). With it go its addresses and routes, and what follows is what the pools'
+``unreachable`` routes are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
+from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
+from linkspan.core.states.ipsec import IpsecLink
+from linkspan.kernel.drivers.link_attributes import (
+    ALT_IFNAME,
+    DEVGROUP,
+    IFF_UP,
+    IFINFO,
+    IFNAME,
+    INFO_DATA,
+    INFO_KIND,
+    LINKINFO,
+    MTU,
+    NESTED,
+    PROP_LIST,
+    amiss,
+    ifinfo,
+    repairs,
+)
+from linkspan.kernel.drivers.tunnels import in_group
+from linkspan.kernel.io.batch import each
+from linkspan.kernel.io.netlink import (
+    DELLINK,
+    F_CREATE,
+    F_EXCL,
+    GETLINK,
+    NEWLINK,
+    NEWLINKPROP,
+    SETLINK,
+    Message,
+    Sockets,
+    altnames,
+    attr,
+    attributes,
+    string,
+    text,
+    u32,
+)
+
+_IF_ID, _EXTERNAL = 2, 3  # linux/if_link.h: IFLA_XFRM_IF_ID, IFLA_XFRM_COLLECT_METADATA
+_DELRULE, _PRIORITY, _TABLE = 33, 6, 15  # linux/rtnetlink.h, linux/fib_rules.h: FRA_PRIORITY, FRA_TABLE
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENODEV)
+BORN = 5.0
+"""Seconds in which a daemon that has begun makes its TUN; it takes 50 ms (measured)."""
+
+RULE, TABLE = 40000, 76
+"""Where the daemon puts routes of its own in user space: behind all tables that anybody looks at (the default's rule
+has 32767), so that the routes that count are ours."""
+
+
+class IpsecLinkDriver:
+    """IpsecLink."""
+
+    kinds: tuple[type[State], ...] = (IpsecLink,)
+
+    def __init__(
+        self, sockets: Sockets, pid: Callable[[str], int] = lambda _: 0, control: Path = Path()
+    ) -> None:
+        """``pid`` tells which process serves a helper's name, 0 for none; ``control`` is where the daemon answers."""
+        self._sockets = sockets
+        self._pid = pid
+        self._control = control
+        self._xfrm: bool | None = None
+
+    def probe(self) -> Support:
+        """See ``kernel``."""
+        return Support("kernel" if self.kernel() else "user space")
+
+    def kernel(self) -> bool:
+        """Tell whether the kernel makes XFRM interfaces; asked once, with one that cannot come to be."""
+        if self._xfrm is None:
+            # An external one has no if_id (xfrmi_newlink in net/xfrm/xfrm_interface_core.c): this is refused, if there.
+            info = text(INFO_KIND, "xfrm")
+            info += attr(INFO_DATA | NESTED, u32(_IF_ID, 1) + attr(_EXTERNAL, b""))
+            body = ifinfo() + attr(LINKINFO | NESTED, info)
+            message = Message(NEWLINK, F_CREATE | F_EXCL, body, "ask for an XFRM interface")
+            (error,) = self._sockets.at(HOST).batch([message])
+            self._xfrm = error is None or error.errno not in _UNSUPPORTED
+        return self._xfrm
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return our device."""
+        if netns != HOST:
+            return []
+        found = (
+            attributes(p, 16) | {-1: p} for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links")
+        )
+        return [state for one in found if (state := self._state(one)) is not None]
+
+    def _state(self, found: dict[int, bytes]) -> IpsecLink | None:
+        name, kind = string(found[IFNAME]), _kind(found)
+        if f"{ALTNAME}{name}" not in altnames(found) or kind != KINDS.get(name.rstrip("0123456789")):
+            return None
+        flags = IFINFO.unpack_from(found[-1])[3]
+        up = bool(flags & IFF_UP) and in_group(found)
+        mtu = int(struct.unpack("=I", found[MTU])[0])
+        return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up, amiss(flags, found, arp=False))
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Make the kernel's, find the daemon's, and set it up; take away the kernel's."""
+        return each(put, self._put) | each(delete, self._delete)
+
+    def _put(self, state: IpsecLink) -> None:
+        if state.tun:
+            self._await(state)
+            births = []
+        else:
+            births = self._births(state)
+        prop = ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
+        up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu) + u32(DEVGROUP, GROUP)
+        there = self._look(state.name) or {}
+        wrong = amiss(IFINFO.unpack_from(there[-1])[3], there, arp=False) if there else ()
+        results = self._sockets.at(HOST).batch(
+            [
+                *births,
+                Message(NEWLINKPROP, F_CREATE | F_EXCL, prop, f"name link {state.name} {state.altname}"),
+                Message(SETLINK, 0, up, f"set link {state.name} up"),
+                *repairs(state.name, wrong, arp=False),
+            ]
+        )
+        for error in results:
+            if error is not None and error.errno != errno.EEXIST:
+                raise error
+
+    def _births(self, state: IpsecLink) -> list[Message]:
+        there = self._look(state.name)
+        if there is not None and self._state(there) is None and not (_kind(there) == "xfrm" and in_group(there)):
+            hint = f"remove or rename it: ip link del {state.name}"
+            raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
+        if there is not None and _kind(there) == "xfrm":
+            return []
+        info = text(INFO_KIND, "xfrm") + attr(INFO_DATA | NESTED, attr(_EXTERNAL, b""))
+        body = ifinfo() + text(IFNAME, state.name) + attr(LINKINFO | NESTED, info)
+        return [Message(NEWLINK, F_CREATE | F_EXCL, body, f"add XFRM interface {state.name}")]
+
+    def _await(self, state: IpsecLink) -> None:
+        """Wait for the daemon's TUN. Raises Unavailable or Conflict where it does not come by this name."""
+        end = time.monotonic() + BORN
+        while not (names := _tuns(pid := self._pid(state.process))):
+            lost = bool(pid) and self._serves()
+            if lost and not _tuns(pid):  # somebody has removed it: only a new daemon makes a new one
+                os.kill(pid, signal.SIGTERM)
+            if lost or not pid or time.monotonic() > end:
+                raise Unavailable(
+                    f"{state.process} has no device {state.name}", "charon.log in the state folder says why"
+                )
+            time.sleep(0.01)
+        if state.name in names:
+            return
+        if self._look(state.name) is None:  # whose it was has gone: only a new daemon takes the name
+            os.kill(pid, signal.SIGTERM)
+        raise Conflict(
+            f"link {state.name} is another's, so strongSwan's device is called {', '.join(names)}",
+            f"remove or rename it (ip link del {state.name}), or stop whoever made it (another IPsec daemon?)",
+        )
+
+    def _serves(self) -> bool:
+        """Tell whether the daemon has begun: it has its device by then."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as way:
+            return way.connect_ex(str(self._control)) == 0
+
+    def _delete(self, state: IpsecLink) -> None:
+        if state.tun:  # the device went with its daemon; one that was killed has left its rule
+            body = struct.pack("=12B", socket.AF_INET, *bytes(11)) + u32(_PRIORITY, RULE) + u32(_TABLE, TABLE)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                with contextlib.suppress(KernelError):
+                    self._sockets.at(HOST).request(
+                        Message(_DELRULE, 0, bytes([family]) + body[1:], "remove strongSwan's rule")
+                    )
+            return
+        there = self._look(state.name)
+        if there is None or self._state(there) is None:
+            return  # another's, which was in our way
+        try:
+            body = ifinfo() + text(IFNAME, state.name)
+            self._sockets.at(HOST).request(Message(DELLINK, 0, body, f"delete link {state.name}"))
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def _look(self, name: str) -> dict[int, bytes] | None:
+        try:
+            payload = self._sockets.at(HOST).get(
+                Message(GETLINK, 0, ifinfo() + text(IFNAME, name), f"find link {name}")
+            )
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return attributes(payload, 16) | {-1: payload}
+
+
+KINDS = {"lsipsec": "xfrm", "ipsec": "tun"}
+PROCESS = "charon"
+"""The daemon's name as a Process."""
+
+
+def _kind(found: Mapping[int, bytes]) -> str:
+    return string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b""))
+
+
+def _tuns(pid: int) -> list[str]:
+    """Return the names of the TUNs that a process has open (``iff:`` in its fdinfo, drivers/net/tun.c)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{pid}/fdinfo").iterdir() if pid else ():
+            with contextlib.suppress(OSError):
+                for line in file.read_text().splitlines():
+                    if line.startswith("iff:"):
+                        found += line.split()[1:]
+    return found

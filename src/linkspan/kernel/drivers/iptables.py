@@ -1,0 +1,207 @@
+"""Two rules in a chain of another's iptables, so that Docker's or a firewall's DROP does not meet our pools.
+
+A ``drop`` in any base chain of a hook is final: no accept in a table of ours can overrule it. So where
+somebody's FORWARD chain (or DOCKER-USER, which Docker keeps for others' rules and calls first) exists, ours
+stand at its head, known by their comment. There may be two such tables, nftables' and the legacy one, and
+both see every packet: the rules are put into each that has the chain. No table and no chain is ever made.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.addresses import FAMILIES, Prefix, prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Invalid, KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.states.host import HOST, ForwardAccept, Key, State
+from linkspan.kernel.probe import foreign_chains
+
+COMMENT = "linkspan: "
+CHAINS = ("DOCKER-USER", "FORWARD")
+WAIT = "5"
+"""Seconds to wait for the legacy variant's lock, which is one for the machine."""
+IN_PART = " (in part)"
+"""After the chain's name in an observed state: rules of ours that do not make a whole. It is never desired,
+so it is deleted; a put of the whole in the same pass comes first, and then the delete does nothing."""
+_COMMANDS = {4: "iptables", 6: "ip6tables"}
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A chain that exists, and the command that reaches it."""
+
+    family: int
+    chain: str
+    command: str
+    nft: bool
+
+
+def places() -> list[Place]:
+    """Return the chains of this namespace's iptables in which our rules could stand."""
+    filters = foreign_chains.nft_chains()
+    found = []
+    for family in FAMILIES:
+        there = foreign_chains.of_iptables(filters, family)
+        if there and (command := _command(family, "nft")):
+            found += [Place(family, chain, command, nft=True) for chain in CHAINS if chain in there]
+        if rules := legacy_rules(family):
+            command = _command(family, "legacy")
+            names = {words[1] for words in rules}
+            found += [Place(family, chain, command, nft=False) for chain in CHAINS if chain in names]
+    return found
+
+
+def legacy_rules(family: int) -> list[list[str]]:
+    """Return the rules and policies of the legacy filter table, split into words; none where it is not there."""
+    command = _command(family, "legacy") if foreign_chains.legacy(family) else ""
+    return [words for words in _rules(command) if len(words) > 1] if command else []
+
+
+def _command(family: int, variant: str) -> str:
+    """Return the command for a variant, or '': distributions name it by the variant, or have only one."""
+    plain = _COMMANDS[family]
+    if found := shutil.which(f"{plain}-{variant}"):
+        return found
+    found = shutil.which(plain)
+    return found if found and _variant(found) == variant else ""
+
+
+def usual(command: str) -> str:
+    """Return a variant's command (``iptables-nft``) by its short name where that is the same on this machine."""
+    plain, _, variant = command.partition("-")
+    found = shutil.which(plain)
+    return plain if found and _variant(found) == variant else command
+
+
+@functools.lru_cache(maxsize=8)
+def _variant(command: str) -> str:
+    return "nft" if "nf_tables" in _run(command, "-V") else "legacy"
+
+
+def _run(*argv: str) -> str:
+    """Run a command and return its output. Raises KernelError with what it said."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{shlex.join(argv)}: {error}") from error
+    if done.returncode:
+        raise KernelError(f"{shlex.join(argv)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def _rules(command: str, chain: str = "") -> list[list[str]]:
+    listed = _run(command, "-w", WAIT, "-S", *([chain] if chain else []))
+    return [words(line) for line in listed.splitlines() if line.startswith("-")]
+
+
+def words(line: str) -> list[str]:
+    """Return a rule's line as words."""
+    try:
+        return shlex.split(line)
+    except ValueError:  # somebody's comment with half a quotation
+        return line.split()
+
+
+def _marked(place: Place) -> bool:
+    """Tell by one look at the kernel whether any rule of ours may be there; it saves starting a process."""
+    if not place.nft:
+        return True
+    return any(COMMENT.encode() in rule for rule in foreign_chains.nft_rules(place.family, place.chain))
+
+
+def _pair(pool: Prefix) -> list[list[str]]:
+    """Return the two rules as ``iptables -S`` prints them."""
+    mark = ["-m", "comment", "--comment", f"{COMMENT}{pool}", "-j", "ACCEPT"]
+    return [[side, str(pool), *mark] for side in ("-s", "-d")]
+
+
+def pool_of(words: Sequence[str]) -> Prefix | None:
+    """Return the pool that a rule with our comment speaks of, or None for a rule of others."""
+    for word in words:
+        if word.startswith(COMMENT):
+            try:
+                return prefix(word.removeprefix(COMMENT))
+            except Invalid:
+                return None
+    return None
+
+
+def _ours(place: Place) -> dict[Prefix, list[list[str]]]:
+    """Return our rules in a place, without ``-A CHAIN``, by pool."""
+    found: dict[Prefix, list[list[str]]] = {}
+    for words in _rules(place.command, place.chain):
+        if words[:1] == ["-A"] and (pool := pool_of(words)):
+            found.setdefault(pool, []).append(words[2:])
+    return found
+
+
+class IptablesDriver:
+    """Puts and takes away our pair of rules in each chain that lets forwarding pass or not."""
+
+    kinds: tuple[type[State], ...] = (ForwardAccept,)
+
+    def probe(self) -> Support:
+        """Tell whether the command is there; it is needed only where somebody else uses it."""
+        if any(_command(family, variant) for family in FAMILIES for variant in ("nft", "legacy")):
+            return Support("kernel")
+        return Support("", "iptables is not installed; it is needed only where Docker or a firewall uses it")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield the pools of which every place has both rules, and, as IN_PART, those of which some are left."""
+        if netns != HOST:
+            return []
+        return [
+            ForwardAccept(chain if whole else chain + IN_PART, pool)
+            for (chain, pool), whole in self._present(places()).items()
+        ]
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Insert what is missing at the chain's head; delete what carries our comment."""
+        errors: dict[Key, LinkspanError] = {}
+        try:
+            there = places()
+        except LinkspanError as error:
+            return {state.key: error for state in (*put, *delete)}
+        for states, act in ((put, self._put), (delete, self._delete)):
+            for state in states:
+                assert isinstance(state, ForwardAccept)
+                chain = state.chain.removesuffix(IN_PART)
+                try:
+                    act(state, [p for p in there if (p.family, p.chain) == (state.prefix.family, chain)])
+                except LinkspanError as error:
+                    errors[state.key] = error
+        return errors
+
+    def _present(self, there: Sequence[Place]) -> dict[tuple[str, Prefix], bool]:
+        """Tell for each pool with a rule of ours whether all places of its chain have both."""
+        found = {}
+        rules = {place: _ours(place) for place in there if _marked(place)}
+        for place, pools in rules.items():
+            for pool in pools:
+                peers = [p for p in there if (p.family, p.chain) == (place.family, place.chain)]
+                whole = all(rule in rules.get(p, {}).get(pool, []) for p in peers for rule in _pair(pool))
+                found[place.chain, pool] = whole
+        return found
+
+    def _put(self, state: ForwardAccept, there: Sequence[Place]) -> None:
+        if not there:
+            raise NotFound(f"accept forwarding for {state.prefix}: there is no chain {state.chain} any more")
+        for place in there:
+            ours = _ours(place).get(state.prefix, [])
+            for rule in _pair(state.prefix):
+                if rule not in ours:
+                    _run(place.command, "-w", WAIT, "-I", place.chain, "1", *rule)
+
+    def _delete(self, state: ForwardAccept, there: Sequence[Place]) -> None:
+        if state.chain.endswith(IN_PART):
+            whole = self._present(there).get((state.chain.removesuffix(IN_PART), state.prefix))
+            if whole:
+                return  # a put of the same pass has mended it
+        for place in there:
+            for rule in _ours(place).get(state.prefix, []):
+                _run(place.command, "-w", WAIT, "-D", place.chain, *rule)

@@ -1,0 +1,69 @@
+"""Routes that our BGP speaker put into the main table: they are its own to change, and ours to sweep.
+
+They bear protocol ``bird`` and our metric. While the speaker lives nobody looks at them here. Where it does not
+they stay for a while, for it takes them up again; past that, or when no speaker is wanted any more, they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import HOST, LEARNT_METRIC, Key, State
+from linkspan.core.states.programs import LearntRoutes
+from linkspan.kernel.drivers.routes import learnt_routes, sweep
+from linkspan.kernel.io.netlink import Sockets
+
+
+class LearntDriver:
+    """LearntRoutes; ``down`` tells for how many seconds a helper has not lived, None for one that does."""
+
+    kinds: tuple[type[State], ...] = (LearntRoutes,)
+
+    def __init__(self, sockets: Sockets, down: Callable[[str], float | None]) -> None:
+        self._sockets = sockets
+        self._down = down
+        self._wanted: LearntRoutes | None = None
+
+    def probe(self) -> Support:
+        """Every kernel has routes."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield them where there may be any: their speaker lives or is wanted, or they are seen."""
+        if netns != HOST:
+            return
+        wanted = self._wanted
+        if wanted is None:
+            if learnt_routes(self._sockets, LEARNT_METRIC):
+                yield LearntRoutes(LEARNT_METRIC, "", 0)
+        else:
+            yield msgspec.structs.replace(
+                wanted, stale=self._due(wanted) and bool(learnt_routes(self._sockets, LEARNT_METRIC))
+            )
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Sweep those that are stale, and those that nobody wants."""
+        errors: dict[Key, LinkspanError] = {}
+        for state in put:
+            assert isinstance(state, LearntRoutes)
+            self._wanted = state
+            if self._due(state):
+                self._sweep(state, errors)
+        for state in delete:
+            self._wanted = None
+            self._sweep(state, errors)
+        return errors
+
+    def _due(self, state: LearntRoutes) -> bool:
+        down = self._down(state.process)
+        return down is not None and down > state.keep
+
+    def _sweep(self, state: State, errors: dict[Key, LinkspanError]) -> None:
+        try:
+            sweep(self._sockets, learnt_routes(self._sockets, LEARNT_METRIC))
+        except LinkspanError as error:
+            errors[state.key] = error

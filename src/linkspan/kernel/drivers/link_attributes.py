@@ -1,0 +1,157 @@
+"""Attributes of links that linkspan leaves as the kernel makes them, and that decide which packets go where.
+
+Another value stops packets, or takes them to ports that they are not for: a bridge that may learn nothing, or forgets
+at once, floods each container's frames to all others. Each attribute of a link, of a bridge and of a bridge port was
+decided: it is a field of its state (name, MAC, MTU, master, hairpin, up), or it is in a table here, or no value of it
+does either. The last are: alias, group (but of devices that encrypt), txqueuelen, GSO and GRO sizes, promiscuity,
+allmulti; of a bridge forward delay, priorities, the group address, multicast snooping and its timers and versions,
+statistics; of a port priority, cost, fast leave, multicast to unicast and multicast router. An XDP or tc program is
+another program's own: ``trace`` names it.
+
+An attribute that a kernel does not have is not in its answer, and is not looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+
+from linkspan.kernel.io.netlink import NEWLINK, SETLINK, Message, attr, attributes, string, text, u32
+
+# linux/if.h
+IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
+# linux/if_link.h
+ADDRESS, IFNAME, MTU, MASTER, LINKINFO, NET_NS_FD, PROP_LIST, ALT_IFNAME = 1, 3, 4, 10, 18, 28, 52, 53
+_OPERSTATE, _LINKMODE, _PROTO_DOWN, _PROTO_DOWN_REASON = 16, 17, 39, 55
+_REASON_MASK, _REASON_VALUE = 1, 2
+INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
+VETH_PEER, BRPORT_HAIRPIN, _BRPORT_STATE = 1, 4, 1
+DEVGROUP = 27  # IFLA_GROUP
+LINK_NETNSID = 37  # IFLA_LINK_NETNSID
+NESTED = 0x8000
+IFINFO = struct.Struct("=BxHiII")
+
+_TESTING, _DORMANT, _OPER_UP = b"\4", b"\5", b"\6"  # IF_OPER_* in linux/if.h
+_FORWARDING = b"\3"  # BR_STATE_FORWARDING in linux/if_bridge.h
+
+_ON, _OFF, _NONE = b"\1", b"\0", bytes(4)
+# The number of an attribute, its name for `ip` and `bridge`, and its only right value.
+_PORT = (  # IFLA_BRPORT_*
+    (5, "guard", _OFF),
+    (6, "root_block", _OFF),
+    (8, "learning", _ON),
+    (9, "flood", _ON),
+    (10, "proxy_arp", _OFF),
+    (12, "proxy_arp_wifi", _OFF),
+    (27, "mcast_flood", _ON),
+    (29, "vlan_tunnel", _OFF),
+    (30, "bcast_flood", _ON),
+    (32, "neigh_suppress", _OFF),
+    (33, "isolated", _OFF),
+    (34, "backup_port", _NONE),
+    (39, "locked", _OFF),
+    (40, "mab", _OFF),
+    (42, "mcast_max_groups", _NONE),
+    (43, "neigh_vlan_suppress", _OFF),
+)
+_FORWARDED = struct.pack("=H", 1 << 14)
+"""Of the addresses that are a bridge's own (802.1D) that of LLDP: a frame to it passes no netfilter hook otherwise, and
+the bridge learns by it (br_handle_frame in net/bridge/br_input.c). Forwarded, it passes our guard."""
+_BRIDGE = (  # IFLA_BR_*
+    (4, "ageing_time", struct.pack("=I", 30000)),  # in hundredths of a second: BR_DEFAULT_AGEING_TIME
+    (5, "stp_state", _NONE),
+    (7, "vlan_filtering", _OFF),
+    (9, "group_fwd_mask", _FORWARDED),
+    (25, "mcast_querier", _OFF),
+    (36, "nf_call_iptables", _OFF),
+    (37, "nf_call_ip6tables", _OFF),
+    (38, "nf_call_arptables", _OFF),
+    (49, "fdb_max_learned", _NONE),
+)
+BORN_BRIDGE = attr(9, _FORWARDED)
+"""What a bridge is not by itself."""
+_Table = tuple[tuple[int, str, bytes], ...]
+
+
+def ifinfo(up: bool | None = None) -> bytes:
+    """Pack a link message's head: for a link by name, set up or down, or (None) left as it is."""
+    return IFINFO.pack(0, 0, 0, IFF_UP if up else 0, 0 if up is None else IFF_UP)
+
+
+def amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool = False) -> tuple[str, ...]:
+    """Return in words which attributes of a link are not as linkspan leaves them.
+
+    ``arp`` tells that a link of this kind resolves neighbours, and ``master`` that its master is a field of its state.
+    """
+    return tuple(_amiss(flags, found, arp=arp, master=master))
+
+
+def _amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool) -> Iterator[str]:
+    if bool(flags & _IFF_NOARP) == arp:
+        yield f"arp {'off' if arp else 'on'}"
+    if arp and not flags & _IFF_MULTICAST:
+        yield "multicast off"
+    if found.get(_LINKMODE, b"\0") != b"\0":
+        yield "mode dormant"
+    operstate = found.get(_OPERSTATE)
+    if operstate in (_DORMANT, _TESTING):
+        yield "state dormant" if operstate == _DORMANT else "state testing"
+    if found.get(_PROTO_DOWN, b"\0") != b"\0":
+        yield "protodown on"
+    if MASTER in found and not master:
+        yield "master"
+    info = attributes(found.get(LINKINFO, b""))
+    if string(info.get(INFO_KIND, b"")) == "bridge":
+        data = attributes(info.get(INFO_DATA, b""))
+        yield from _wrong(_BRIDGE, data)
+    if INFO_SLAVE_DATA in info and string(info.get(INFO_SLAVE_KIND, b"")) == "bridge":
+        port = attributes(info[INFO_SLAVE_DATA])
+        yield from _wrong(_PORT, port)
+        # A port is disabled, and rightly, while the container's end is down.
+        if operstate == _OPER_UP and flags & IFF_UP and port.get(_BRPORT_STATE) != _FORWARDING:
+            yield "not forwarding"
+
+
+def _wrong(table: _Table, found: Mapping[int, bytes]) -> Iterator[str]:
+    for number, name, right in table:
+        if (value := found.get(number, right)) != right:
+            yield f"{name} {'off' if right is _ON else 'on' if len(value) == 1 else 'set'}"
+
+
+def _right(table: _Table, words: Iterable[str]) -> bytes:
+    names = {word.split()[0] for word in words}
+    return b"".join(attr(number, right) for number, name, right in table if name in names)
+
+
+def repairs(name: str, wrong: Iterable[str], *, arp: bool) -> Iterator[Message]:
+    """Yield the messages that set right what ``amiss`` found on the link ``name``."""
+    words = set(wrong)
+    link, what = text(IFNAME, name), f"set right {', '.join(sorted(words))} on link {name}"
+    flags = (_IFF_NOARP if words & {"arp off", "arp on"} else 0) | (_IFF_MULTICAST if "multicast off" in words else 0)
+    if flags:
+        right = (0 if arp else _IFF_NOARP) | _IFF_MULTICAST
+        yield Message(SETLINK, 0, IFINFO.pack(0, 0, 0, right & flags, flags) + link, what)
+    head = IFINFO.pack(0, 0, 0, 0, 0) + link
+    if "mode dormant" in words:
+        yield Message(SETLINK, 0, head + attr(_LINKMODE, b"\0"), what)
+    if words & {"state dormant", "state testing", "mode dormant"}:
+        yield Message(SETLINK, 0, head + attr(_OPERSTATE, _OPER_UP), what)
+    if "protodown on" in words:
+        # A reason that somebody gave keeps it on.
+        reasons = u32(_REASON_MASK, 0xFFFFFFFF) + u32(_REASON_VALUE, 0)
+        yield Message(SETLINK, 0, head + attr(_PROTO_DOWN_REASON | NESTED, reasons), what)
+        yield Message(SETLINK, 0, head + attr(_PROTO_DOWN, b"\0"), what)
+    if "master" in words:
+        yield Message(SETLINK, 0, head + u32(MASTER, 0), what)
+    if data := _right(_BRIDGE, words):
+        info = text(INFO_KIND, "bridge") + attr(INFO_DATA | NESTED, data)
+        yield Message(NEWLINK, 0, head + attr(LINKINFO | NESTED, info), what)
+    if data := _right(_PORT, words):
+        yield _port(head, data, what)
+    if "not forwarding" in words:
+        yield _port(head, attr(_BRPORT_STATE, _FORWARDING), what)
+
+
+def _port(head: bytes, data: bytes, what: str) -> Message:
+    slave = text(INFO_SLAVE_KIND, "bridge") + attr(INFO_SLAVE_DATA | NESTED, data)
+    return Message(NEWLINK, 0, head + attr(LINKINFO | NESTED, slave), what)

@@ -1,0 +1,404 @@
+"""Links: bridges, veth pairs, and the containers' ends of them.
+
+A veth pair is born with its peer already in the container's namespace, its alternative name, its master and
+hairpin set, and up, by one send of four messages: no agent can be killed between them. A link is ours by an
+alternative name that begins with ``linkspan:``; it says which namespace and interface the other end is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import select
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
+from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
+from linkspan.kernel.drivers.link_attributes import (
+    ADDRESS,
+    ALT_IFNAME,
+    BORN_BRIDGE,
+    BRPORT_HAIRPIN,
+    IFF_UP,
+    IFINFO,
+    IFNAME,
+    INFO_DATA,
+    INFO_KIND,
+    INFO_SLAVE_DATA,
+    INFO_SLAVE_KIND,
+    LINK_NETNSID,
+    LINKINFO,
+    MASTER,
+    MTU,
+    NESTED,
+    NET_NS_FD,
+    PROP_LIST,
+    VETH_PEER,
+    amiss,
+    ifinfo,
+    repairs,
+)
+from linkspan.kernel.io.netlink import (
+    DELLINK,
+    F_CREATE,
+    F_EXCL,
+    GETLINK,
+    NEWLINK,
+    NEWLINKPROP,
+    SETLINK,
+    Message,
+    Socket,
+    Sockets,
+    altnames,
+    attr,
+    attributes,
+    string,
+    text,
+    u32,
+)
+
+_LINK_GROUP = 1  # RTNLGRP_LINK
+_GETNSID = 90  # linux/rtnetlink.h
+_NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
+BRIDGE_PORTS = 1023
+"""Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
+
+
+class _Link(msgspec.Struct, frozen=True, gc=False):
+    """A link as the kernel tells of it: index, flags, attributes."""
+
+    index: int
+    flags: int
+    found: dict[int, bytes]
+
+    @property
+    def kind(self) -> str:
+        return string(attributes(self.found.get(LINKINFO, b"")).get(INFO_KIND, b""))
+
+    def like(self, state: Bridge | Veth) -> bool:
+        """Tell whether kind and MAC are the state's; our MACs follow from names, so another's link has another one."""
+        kind = "bridge" if isinstance(state, Bridge) else "veth"
+        return self.kind == kind and self.found.get(ADDRESS) == state.mac
+
+
+def _link(payload: bytes) -> _Link:
+    _, _, index, flags, _ = IFINFO.unpack_from(payload)
+    return _Link(index, flags, attributes(payload, 16))
+
+
+class LinkDriver:
+    """Bridge, Veth and Interface."""
+
+    kinds: tuple[type[State], ...] = (Bridge, Veth, Interface)
+
+    def __init__(self, sockets: Sockets, removal_threads: int = 16) -> None:
+        self._sockets = sockets
+        self._removal = Removal(removal_threads)
+
+    def close(self) -> None:
+        """End the removal threads."""
+        self._removal.close()
+
+    @property
+    def ports(self) -> set[int]:
+        """The ports of the sockets that ask for deletions, by which events tell our own changes."""
+        return self._removal.ports
+
+    def probe(self) -> Support:
+        """Bridges and veth pairs are in every kernel that runs containers."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return our bridges and veth pairs on the host; in a container, every veth end."""
+        links = [_link(payload) for payload in self._sockets.at(netns).dump(GETLINK, ifinfo(), "list links")]
+        if netns != HOST:
+            return [state for state in (_interface(netns, link) for link in links) if state]
+        names = {link.index: string(link.found[IFNAME]) for link in links}
+        return [state for state in (_host_link(link, names) for link in links) if state]
+
+    def interface(self, netns: int, name: str) -> Interface | None:
+        """Return a container's end by its name, None where there is none."""
+        found = (s for s in self.observe(netns) if isinstance(s, Interface) and s.name == name)
+        return next(found, None)
+
+    def leads_into(self, name: str, fd: int) -> bool:
+        """Tell whether the other end of the host's link with this name is in an open namespace."""
+        there = self._find(name)
+        if there is None or LINK_NETNSID not in there.found:
+            return False
+        question = Message(_GETNSID, 0, bytes(4) + u32(_NETNSA_FD, fd), "find the number of a namespace")
+        answer = attributes(self._sockets.at(HOST).get(question), 4)
+        # The kernel gave the namespace a number when it told where the link's other end is.
+        return answer.get(_NETNSA_NSID) == there.found[LINK_NETNSID]
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Make, mend and remove links; a link of another's with the same name is a Conflict."""
+        failed: dict[Key, LinkspanError] = {}
+        for state in put:
+            try:
+                match state:
+                    case Bridge():
+                        self._put_bridge(state)
+                    case Veth():
+                        self._put_veth(state)
+                    case Interface():
+                        self._put_interface(state)
+            except LinkspanError as error:
+                failed[state.key] = error
+        failed.update(self._remove([s for s in delete if isinstance(s, Bridge | Veth)]))
+        return failed
+
+    def _remove(self, states: Iterable[Bridge | Veth]) -> dict[Key, LinkspanError]:
+        """Remove links; one that is gone, or is another's, is done."""
+        found: dict[int, tuple[Key, str]] = {}
+        failed: dict[Key, LinkspanError] = {}
+        for state in states:
+            try:
+                there = self._find(state.name)
+            except KernelError as error:
+                failed[state.key] = error
+            else:
+                if there and (is_ours(altnames(there.found)) or there.like(state)):
+                    found[there.index] = (state.key, state.name)
+        return failed | (self._removal.remove(found) if found else {})
+
+    def _find(self, name: str, by: int = IFNAME) -> _Link | None:
+        """Return a host's link, None where there is no such link."""
+        message = Message(GETLINK, 0, ifinfo() + text(by, name), f"find link {name}")
+        try:
+            answer = self._sockets.at(HOST).get(message)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _link(answer)
+
+    def _put_bridge(self, state: Bridge) -> None:
+        body = text(IFNAME, state.name) + attr(ADDRESS, state.mac)
+        info = text(INFO_KIND, "bridge") + attr(INFO_DATA | NESTED, BORN_BRIDGE)
+        kind = attr(LINKINFO | NESTED, info)
+        # Born with another MTU: only one that is changed keeps the bridge from following its ports' (br_change_mtu).
+        born = ifinfo() + body + u32(MTU, state.mtu - 1) + kind
+        birth = Message(NEWLINK, F_CREATE | F_EXCL, born, f"add bridge {state.name}")
+        up = Message(SETLINK, 0, ifinfo(up=True) + body + u32(MTU, state.mtu), f"set bridge {state.name} up")
+        self._create(state, birth, [up])
+
+    def _put_veth(self, state: Veth) -> None:
+        name = text(IFNAME, state.name)
+        body = name + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
+        body += u32(MASTER, self._sockets.index(HOST, state.master) if state.master else 0)
+        way = "up" if state.up else "down"
+        finish = [Message(SETLINK, 0, ifinfo(state.up) + body, f"set link {state.name} {way}")]
+        if state.master:
+            hairpin = attr(BRPORT_HAIRPIN, b"\1" if state.hairpin else b"\0")
+            slave = text(INFO_SLAVE_KIND, "bridge") + attr(INFO_SLAVE_DATA | NESTED, hairpin)
+            port = ifinfo() + name + attr(LINKINFO | NESTED, slave)
+            finish.append(Message(NEWLINK, 0, port, f"set hairpin on port {state.name}"))
+        fd = self._sockets.namespaces.open(state.peer_netns)
+        try:
+            peer = ifinfo() + text(IFNAME, state.peer_name) + u32(NET_NS_FD, fd) + u32(MTU, state.mtu)
+            info = text(INFO_KIND, "veth") + attr(INFO_DATA | NESTED, attr(VETH_PEER | NESTED, peer))
+            what = f"add veth pair {state.name} to {state.peer_name}"
+            birth = Message(NEWLINK, F_CREATE | F_EXCL, ifinfo() + body + attr(LINKINFO | NESTED, info), what)
+            self._create(state, birth, finish)
+        except KernelError as error:
+            raise self._explained(state, error) from error
+        finally:
+            os.close(fd)
+
+    def _create(self, state: Bridge | Veth, birth: Message, finish: list[Message]) -> None:
+        """Create a link and finish it, in one send; where it exists and is ours, only finish it.
+
+        It is looked for first: where a birth fails, what follows it in the send would reach another's link. A link that
+        has our kind and our MAC, and no alternative name, is ours too: somebody took the name away.
+        """
+        names = (
+            ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
+        )
+        altname = Message(NEWLINKPROP, F_CREATE | F_EXCL, names, f"name link {state.name} {state.altname}")
+        batch = [birth, altname, *finish]
+        if there := self._find(state.name):
+            known, wrong = altnames(there.found), _repairs(there, state)
+            if state.altname in known:
+                batch = [*finish, *wrong]
+            elif not is_ours(known) and there.like(state):
+                batch = [altname, *finish, *wrong]
+            else:
+                self._remove_stale(state, there.index, known)
+        elif renamed := self._find(state.altname, ALT_IFNAME):  # it has the container's end, or the bridge's ports
+            self._removal.remove({renamed.index: (state.key, state.name)})
+        for error in self._sockets.at(HOST).batch(batch):
+            if error is not None:
+                raise error
+
+    def _remove_stale(self, state: Bridge | Veth, index: int, names: list[str]) -> None:
+        """Remove a link of ours that has the name but leads elsewhere; a link of another's is a Conflict."""
+        if not is_ours(names):
+            raise Conflict(
+                f"link {state.name} exists and is not linkspan's", f"remove or rename it: ip link del {state.name}"
+            )
+        self._removal.remove({index: (state.key, state.name)})
+
+    def _explained(self, state: Veth, error: KernelError) -> LinkspanError:
+        """Say more than the kernel's number does."""
+        if error.errno == errno.EEXIST:
+            return Conflict(
+                f"interface {state.peer_name} exists in the container's namespace already",
+                "detach it first, or choose another name with --ifname",
+            )
+        if error.errno in (errno.EXFULL, errno.EBUSY) and state.master:
+            return Exhausted(
+                f"bridge {state.master} has no port left (a bridge takes {BRIDGE_PORTS:,})",
+                "use a network with --opt mode=routed, which has no such limit",
+            )
+        return error
+
+    def _put_interface(self, state: Interface) -> None:
+        """Set the container's end up, and lo: what a container sends to its own address goes by lo."""
+        body = text(IFNAME, state.name) + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
+        results = self._sockets.at(state.netns).batch(
+            [
+                Message(SETLINK, 0, ifinfo(up=True) + body, f"set {state.name} up in the container"),
+                Message(SETLINK, 0, ifinfo(up=True) + text(IFNAME, "lo"), "set lo up in the container"),
+            ]
+        )
+        for error in results:
+            if error is not None:
+                raise error
+
+
+def _repairs(there: _Link, state: Bridge | Veth) -> Iterator[Message]:
+    found = there.found
+    if isinstance(state, Veth) and not state.master:
+        found = found | {LINKINFO: b""}  # what it is as a port ends with that
+    return repairs(state.name, amiss(there.flags, found, arp=True, master=isinstance(state, Veth)), arp=True)
+
+
+def is_ours(names: Iterable[str]) -> bool:
+    """Tell whether a link with these alternative names is ours, however it is called."""
+    return any(name.startswith(ALTNAME) for name in names)
+
+
+def _host_link(link: _Link, names: Mapping[int, str]) -> Bridge | Veth | None:
+    found = link.found
+    ours = [name for name in altnames(found) if name.startswith(ALTNAME)]
+    if not ours:
+        return None
+    kind = link.kind
+    name, mac, up = names[link.index], bytes(found.get(ADDRESS, b"")), bool(link.flags & IFF_UP)
+    mtu = struct.unpack("=I", found[MTU])[0]
+    wrong = amiss(link.flags, found, arp=True, master=kind == "veth")
+    if kind == "bridge":
+        return Bridge(name, mac, mtu, up, wrong)
+    inode, _, peer = ours[0].removeprefix(ALTNAME).partition(":")
+    if kind != "veth" or not peer or not inode.isdigit():
+        return None
+    master = names.get(struct.unpack("=I", found[MASTER])[0], "?") if MASTER in found else ""
+    port = attributes(attributes(found[LINKINFO]).get(INFO_SLAVE_DATA, b""))
+    hairpin = port.get(BRPORT_HAIRPIN) == b"\1"
+    return Veth(name, mac, mtu, master, int(inode), peer, hairpin, up, wrong)
+
+
+def shown(body: bytes) -> tuple[str, bytes, int]:
+    """Return the name, the MAC and the MTU in a link message's body."""
+    found = attributes(body, 16)
+    mtu = struct.unpack("=I", found[MTU])[0] if MTU in found else 0
+    return string(found.get(IFNAME, b"")), bytes(found.get(ADDRESS, b"")), mtu
+
+
+def _interface(netns: int, link: _Link) -> Interface | None:
+    if link.kind != "veth":
+        return None
+    found = link.found
+    mtu = struct.unpack("=I", found[MTU])[0]
+    return Interface(netns, string(found[IFNAME]), bytes(found[ADDRESS]), mtu, bool(link.flags & IFF_UP))
+
+
+PATIENCE = 5.0
+"""Seconds without any answer: the kernel needs 0.02 for a link (measured), and the watchdog of the agent's loop 30."""
+
+_Answer = tuple[int, LinkspanError | None]
+_Work = tuple[int, str, "queue.SimpleQueue[_Answer]"]
+
+
+class Removal:
+    """Deletes links without waiting for the kernel's acknowledgement.
+
+    That comes after 16-20 ms (an RCU grace period), while the notification that the link is gone comes after
+    0.4 ms, and its name is free by then. So a small pool of threads sends the deletions and the caller waits
+    for whichever comes first: the notification, or the error. Links are told apart by their index, which is
+    never used again, for a link may get its name back at once.
+    """
+
+    def __init__(self, threads: int, patience: float = PATIENCE) -> None:
+        self._patience = patience
+        self._events = Socket(groups=[_LINK_GROUP])
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._requests = [Socket() for _ in range(threads)]
+        self.ports = {requests.port for requests in self._requests}
+        self._threads = [threading.Thread(target=self._run, args=(r,), daemon=True) for r in self._requests]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads, after what is under way."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._events.close()
+
+    def remove(self, links: Mapping[int, tuple[Key, str]]) -> dict[Key, LinkspanError]:
+        """Remove the links with these indexes, "gone already" counting as done; return errors by key.
+
+        Those that the kernel neither removes nor refuses, while it answers for no other, are errors as well: the
+        agent's loop may be waiting here, and what is left the next resync takes away.
+        """
+        for _ in self._gone():
+            pass
+        answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        waiting = dict(links)
+        for index, (_, name) in links.items():
+            self._work.put((index, name, answers))
+        failed: dict[Key, LinkspanError] = {}
+        left, deadline = len(waiting), time.monotonic() + self._patience
+        while waiting and time.monotonic() < deadline:
+            if len(waiting) < left:
+                left, deadline = len(waiting), time.monotonic() + self._patience
+            select.select([self._events], [], [], 0.001)
+            for index in self._gone():
+                waiting.pop(index, None)
+            while not answers.empty():
+                index, error = answers.get()
+                if (found := waiting.pop(index, None)) and error is not None:
+                    failed[found[0]] = error
+        for key, name in waiting.values():
+            failed[key] = KernelError(f"delete link {name}: no answer of the kernel in {self._patience:g} s")
+        return failed
+
+    def _run(self, requests: Socket) -> None:
+        while (work := self._work.get()) is not None:
+            index, name, answers = work
+            body = IFINFO.pack(0, 0, index, 0, 0)
+            error = requests.batch([Message(DELLINK, 0, body, f"delete link {name}")])[0]
+            answers.put((index, None if error is not None and error.errno == errno.ENODEV else error))
+        requests.close()
+
+    def _gone(self) -> Iterator[int]:
+        try:
+            while True:
+                for kind, _, body in self._events.receive():
+                    if kind == DELLINK and body[0] == 0:
+                        yield IFINFO.unpack_from(body)[2]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # events were lost; the acknowledgement ends the wait
+                raise

@@ -1,0 +1,222 @@
+"""Neighbours and forwarding entries: permanent ones, on tunnel devices of ours or with our protocol number.
+
+ARP and ND entries and a VXLAN device's FDB are one message with two families, and easily confused. A packet
+to 10.244.2.9 behind a VXLAN: its *route* names the peer's address in the network (10.244.2.0) as the next
+hop; the *neighbour* entry of that address gives the peer's VTEP MAC; the *forwarding entry* of that MAC
+gives the underlay address to which the frame is sent. What is permanent on a device of ours is ours; on another's
+(a gateway's entry on the underlay) what bears our protocol number, which such an entry is given.
+
+Notifications of a VXLAN's FDB do not tell who changed it (the sender's port is 0, vxlan_fdb_notify in
+drivers/net/vxlan), so the driver notes in ``own`` what it is about to change, and events look there.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
+from linkspan.core.contracts import Support
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
+from linkspan.kernel.drivers.link_attributes import ADDRESS, IFNAME
+from linkspan.kernel.io.netlink import (
+    DELNEIGH,
+    F_CREATE,
+    F_REPLACE,
+    GETNEIGH,
+    NEWNEIGH,
+    Message,
+    Sockets,
+    altnames,
+    attr,
+    attributes,
+    string,
+)
+
+# linux/neighbour.h
+DST, LLADDR, PROTOCOL = 1, 2, 12
+PERMANENT, NOARP, INCOMPLETE, FAILED = 0x80, 0x40, 0x01, 0x20
+_SELF, _MASTER = 0x02, 0x04
+NDMSG = struct.Struct("=BxxxiHBB")
+AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
+TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
+"""Names of our tunnel devices begin so; others' may, too: an alternative name tells."""
+
+_OURS = bytes([ROUTE_PROTOCOL])
+
+_GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+_REMEMBERED = 1.0
+"""Seconds for which a change of ours is known as ours: its notification comes within the same send."""
+
+# Attributes at fixed places, packed in one go: an address is a whole number of words, a MAC is padded. By the
+# length of the address.
+_ENTRY = {n: struct.Struct(f"=BxxxiHBBHH{n}sHH6s2x") for n in (4, 16)}
+_FAMILY = {4: int(SOCKET_FAMILY[4]), 16: int(SOCKET_FAMILY[6])}
+# The kernel's own order in a dump, address first for neighbours (neigh_fill_info), MAC first for forwarding
+# entries (vxlan_fdb_info): three times as fast as looking for each attribute, which is done where it differs.
+_DUMPED = {n: struct.Struct(f"=HH{n}sHH6s") for n in (4, 16)}
+_DUMPED_ENTRY = {n: struct.Struct(f"=HH6sxxHH{n}s") for n in (4, 16)}
+
+_PLAIN_ENTRY = 52
+"""Bytes of an entry with an IPv4 address and nothing but its times (NDA_CACHEINFO)."""
+
+_WHERE = ((6, "port"), (7, "vni"), (8, "via"))  # NDA_PORT, NDA_VNI, NDA_IFINDEX
+
+_BY_MAC = struct.Struct("=BxxxiHBBHH6s2x")
+
+Own = dict[tuple[int, int, bytes, bytes], float]
+"""Changes of ours by (message type, device's index, MAC, underlay address), and when they were made."""
+
+
+class NeighbourDriver:
+    """Neighbour and FdbEntry.
+
+    On a link of ours nobody else has entries that the kernel never checks again (permanent, NUD_NOARP, static or local
+    ones of a bridge): they would lead packets astray.
+    """
+
+    kinds: tuple[type[State], ...] = (Neighbour, FdbEntry)
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self.own: Own = {}
+
+    def probe(self) -> Support:
+        """Every kernel has neighbours; who has no VXLAN has no device for forwarding entries."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return what lasts on our devices, and on others' what bears our protocol number."""
+        if netns != HOST:
+            return []
+        links = list(self._sockets.indexed(HOST))
+        names = {index: string(found[IFNAME]) for index, found in links}
+        ours = {i: names[i] for i, found in links if any(n.startswith(ALTNAME) for n in altnames(found))}
+        macs = {index: found.get(ADDRESS, b"") for index, found in links if index in ours}
+        return [*self._neighbours(names, ours), *(self._entries(ours, macs) if ours else ())]
+
+    def _neighbours(self, names: Mapping[int, str], ours: Mapping[int, str]) -> Iterable[Neighbour]:
+        for payload in self._sockets.at(HOST).dump(GETNEIGH, bytes(12), "list neighbours"):
+            _, index, state, _, _ = NDMSG.unpack_from(payload)
+            if not state & (PERMANENT | NOARP) or index not in names:
+                continue
+            if index in ours:
+                found = Neighbour(names[index], *_address_and_mac(payload))
+                if state & PERMANENT or astray(found.device, found.mac):
+                    yield found
+            elif state & PERMANENT and attributes(payload, 12).get(PROTOCOL) == _OURS:
+                yield Neighbour(names[index], *_address_and_mac(payload))
+
+    def _entries(self, ours: Mapping[int, str], macs: Mapping[int, bytes]) -> Iterable[FdbEntry]:
+        # A MAC has one entry: the kernel appends destinations to all-zero and multicast ones only (vxlan_fdb_update).
+        dump = self._sockets.at(HOST).dump(
+            GETNEIGH, bytes([AF_BRIDGE]) + bytes(11), "list forwarding entries"
+        )
+        for payload in dump:
+            _, index, state, flags, _ = NDMSG.unpack_from(payload)
+            if index not in ours:
+                continue
+            if ours[index].startswith(TUNNELS):
+                if state & PERMANENT:
+                    yield FdbEntry(ours[index], *_mac_and_address(payload), _elsewhere(payload))
+            elif not flags & _SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
+                mac = bytes(attributes(payload, 12).get(LLADDR, b""))
+                if mac != macs[index]:
+                    yield FdbEntry(ours[index], mac, b"")
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Add, replace and remove entries; one whose device is gone is gone."""
+        failed: dict[Key, LinkspanError] = {}
+        for states, kind in ((put, NEWNEIGH), (delete, DELNEIGH)):
+            if states:
+                failed.update(self._apply(states, kind))
+        return failed
+
+    def _apply(self, states: Sequence[State], kind: int) -> dict[Key, LinkspanError]:
+        failed: dict[Key, LinkspanError] = {}
+        messages, sent = [], []
+        indexes: dict[str, int] = {}
+        now = time.monotonic()
+        for state in states:
+            assert isinstance(state, (Neighbour, FdbEntry))
+            try:
+                if state.device not in indexes:
+                    indexes[state.device] = self._sockets.index(HOST, state.device)
+            except LinkspanError as error:
+                if kind == NEWNEIGH:
+                    failed[state.key] = error
+                continue
+            index = indexes[state.device]
+            if isinstance(state, FdbEntry):
+                self.own[kind, index, state.mac, state.remote] = now
+            messages.append(_message(state, index, kind))
+            sent.append(state)
+        for state, result in zip(sent, self._sockets.at(HOST).batch(messages), strict=True):
+            gone = kind == DELNEIGH and result is not None and result.errno in _GONE
+            if result is not None and not gone:
+                failed[state.key] = result
+        for change, since in list(self.own.items()):
+            if now - since > _REMEMBERED:
+                self.own.pop(change, None)
+        return failed
+
+
+def astray(device: str, mac: bytes) -> bool:
+    """Tell whether a neighbour that is never checked was put by somebody: on links that resolve, to a single MAC."""
+    return device.startswith(("ls-", "lsr", "lsp", "lsx")) and len(mac) == 6 and not mac[0] & 1
+
+
+def _address_and_mac(payload: bytes) -> tuple[bytes, bytes]:
+    length = payload[12] - 4
+    if length in _DUMPED and len(payload) >= 12 + _DUMPED[length].size:
+        _, first, address, size, second, mac = _DUMPED[length].unpack_from(payload, 12)
+        if (first, size, second) == (DST, 10, LLADDR):
+            return address, mac
+    found = attributes(payload, 12)
+    return bytes(found[DST]), bytes(found.get(LLADDR, b""))
+
+
+def _mac_and_address(payload: bytes) -> tuple[bytes, bytes]:
+    length = payload[24] - 4 if len(payload) > 24 else 0
+    if length in _DUMPED_ENTRY and len(payload) >= 12 + _DUMPED_ENTRY[length].size:
+        size, first, mac, _, second, address = _DUMPED_ENTRY[length].unpack_from(payload, 12)
+        if (size, first, second) == (10, LLADDR, DST):
+            return mac, address
+    found = attributes(payload, 12)
+    return bytes(found[LLADDR]), bytes(found.get(DST, b""))
+
+
+def _elsewhere(payload: bytes) -> tuple[str, ...]:
+    """Return in words what sends an entry's frames to another port, by another VNI or device than ours."""
+    if len(payload) <= _PLAIN_ENTRY:
+        return ()
+    found = attributes(payload, 12)
+    return tuple(word for kind, word in _WHERE if kind in found)
+
+
+def _message(state: Neighbour | FdbEntry, index: int, kind: int) -> Message:
+    flags = F_CREATE | F_REPLACE if kind == NEWNEIGH else 0
+    mac = 10, LLADDR, state.mac
+    if isinstance(state, Neighbour):
+        address, head = state.address, (_FAMILY[len(state.address)], index, PERMANENT, 0, 0)
+    else:
+        whose = _SELF if state.device.startswith(TUNNELS) else _MASTER
+        address, head = state.remote, (AF_BRIDGE, index, PERMANENT, whose, 0)
+    if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads by now
+        body = _BY_MAC.pack(*head, *mac)
+    else:
+        body = _ENTRY[len(address)].pack(*head, 4 + len(address), DST, address, *mac)
+        if not state.device.startswith(TUNNELS):
+            body += attr(PROTOCOL, _OURS)
+    return Message(kind, flags, body, functools.partial(_what, state, kind))
+
+
+def _what(state: Neighbour | FdbEntry, kind: int) -> str:
+    verb = "add" if kind == NEWNEIGH else "remove"
+    if isinstance(state, Neighbour):
+        return f"{verb} neighbour {Prefix(state.address, 0).address} dev {state.device}"
+    return f"{verb} forwarding entry {mac_text(state.mac)} dev {state.device}"

@@ -1,0 +1,268 @@
+"""nftables: our tables, with their sets, chains and elements.
+
+Rules are compared as nft lists them. Versions of nft differ in how they print a rule, so what was printed
+right after a chain was put is remembered as this chain's rendering; an agent that has just started, on a
+version of nft that prints it otherwise, puts the chain once more (one transaction, no packet sees less).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.states.host import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
+from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
+
+FEW = 64
+"""Elements that go by the short way; more are as quick by libnftables, and fit no netlink attribute (64 KiB)."""
+
+MOST = 65535
+"""Elements of a set that rules fill; past that they add none."""
+
+TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
+"""All tables of ours, by (family, name)."""
+
+_CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
+
+
+class FirewallDriver:
+    """NftTable, NftSet, NftChain and NftElement: all by one transaction for a batch."""
+
+    kinds: tuple[type[State], ...] = (NftTable, NftSet, NftChain, NftElement)
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+        self._netfilter = netfilter_socket()
+        self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
+        self._layouts: dict[tuple[str, str, str], Layout] = {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netfilter.close()
+
+    def probe(self) -> Support:
+        """nf_tables itself is asked, with a table of ours that need not exist."""
+        try:
+            self._nft.run("list tables")
+        except LinkspanError as error:
+            return Support("", error.message)
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return all that is in our tables."""
+        for family, name in TABLES if netns == HOST else ():
+            if not table_exists(self._netfilter, family, name):
+                continue
+            listed = self._nft.json(f"list table {family} {name}")
+            yield NftTable(family, name, ("dormant",) if _sleeps(listed) else ())
+            for chain in self._chains(family, name):
+                wanted, rendering = self._renderings.get(chain.key, (chain, None))
+                yield wanted if rendering == chain else chain
+            yield from _sets(listed)
+
+    def _chains(self, family: str, table: str) -> Iterator[NftChain]:
+        listed = self._nft.text(f"list table {family} {table}")
+        for name, body in _CHAIN.findall(listed):
+            lines = [line.strip() for line in body.splitlines() if line.strip()]
+            hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
+            yield NftChain(family, table, name, hook, tuple(lines))
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Put and delete in one transaction; where that fails, each by itself, to find which one it is."""
+        failed: dict[Key, LinkspanError] = {}
+        if put and not self._elements_only(put, add=True):
+            before = generation(self._netfilter)
+            self._transact(put, _put, failed)
+            self._learn(put)
+            self._remember([s for s in put if isinstance(s, NftChain) and s.key not in failed], before)
+        if delete:
+            tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
+            outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
+            if not self._elements_only(outside, add=False):
+                self._transact(outside, _delete, failed)
+        return failed
+
+    def _learn(self, states: Sequence[State]) -> None:
+        """Remember how the elements of plain sets are laid out."""
+        for state in states:
+            if isinstance(state, NftSet) and (found := layout(state)):
+                self._layouts[state.family, state.table, state.name] = found
+
+    def _elements_only(self, states: Sequence[State], *, add: bool) -> bool:
+        """Carry out a few elements of plain sets without libnftables; False where that is not what there is to do.
+
+        Also where the kernel refuses: libnftables then finds which one it is, and says why.
+        """
+        elements = [s for s in states if isinstance(s, NftElement)]
+        if not 0 < len(elements) == len(states) <= FEW:
+            return False
+        if any((e.family, e.table, e.set) not in self._layouts for e in elements):
+            return False
+        return transact(self._netfilter, elements, self._layouts, add=add) is None
+
+    def _transact(
+        self,
+        states: Sequence[State],
+        render: Callable[[Sequence[State]], Iterator[str]],
+        failed: dict[Key, LinkspanError],
+    ) -> None:
+        try:
+            self._nft.run("\n".join(render(states)))
+        except KernelError as error:
+            if len(states) > 1:
+                for state in states:
+                    self._transact([state], render, failed)
+            elif render is _delete:
+                if not re.search("No such file|does not exist", error.message):
+                    failed[states[0].key] = error.within(_name(states[0]))
+            elif not self._replaced(states[0]):
+                failed[states[0].key] = error.within(_name(states[0]))
+
+    def _replaced(self, state: State) -> bool:
+        """A map's element whose data changed is deleted and added anew, in one transaction."""
+        if not isinstance(state, NftElement) or not state.data:
+            return False
+        try:
+            self._nft.run("\n".join([*_delete([state]), *_put([state])]))
+        except KernelError:
+            return False
+        return True
+
+    def _remember(self, chains: list[NftChain], before: int) -> None:
+        """Remember how nft lists the chains, unless anybody else changed anything since the generation ``before``.
+
+        Else a chain that somebody emptied in between would be taken for the one that was put.
+        """
+        listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
+        if generation(self._netfilter) != before + 1:
+            return
+        for chain in chains:
+            if chain.key in listed:
+                self._renderings[chain.key] = (chain, listed[chain.key])
+
+
+def _table(state: State) -> tuple[str, str]:
+    assert isinstance(state, NftSet | NftChain | NftElement)
+    return state.family, state.table
+
+
+def _name(state: State) -> str:
+    return " ".join(str(part) for part in state.key)
+
+
+_BARE = re.compile(r"[0-9a-f.:/-]+|tcp|udp|sctp")
+
+
+def _quoted(part: str) -> str:
+    """Interface names are quoted; addresses, MACs, ports and protocols are not."""
+    return part if not part.startswith("ls") and _BARE.fullmatch(part) else f'"{part}"'
+
+
+def element_text(state: NftElement) -> str:
+    """Return an element as nft reads it: ``"lsp1" . 02:.. `` or ``tcp . 80 : 10.0.0.2 . 80``."""
+    key = " . ".join(_quoted(p) for p in state.parts)
+    return key + (" : " + " . ".join(state.data) if state.data else "")
+
+
+def set_text(state: NftSet) -> str:
+    """Return a set's or map's declaration body."""
+    more = " flags interval;" if state.interval else ""
+    if state.dynamic:
+        more += f" size {MOST}; flags dynamic;"
+    if state.timeout:
+        more += f" timeout {state.timeout}s;"
+    return f"{{ type {state.type}{f' : {state.data}' if state.data else ''};{more} }}"
+
+
+def _put(states: Sequence[State]) -> Iterator[str]:
+    for state in states:
+        match state:
+            case NftTable(family, name):
+                yield f"add table {family} {name}"
+            case NftSet(family, table, name, _, data):
+                yield f"add {'map' if data else 'set'} {family} {table} {name} {set_text(state)}"
+    chains = [s for s in states if isinstance(s, NftChain)]
+    for chain in chains:
+        at = f"{chain.family} {chain.table} {chain.name}"
+        yield f"add chain {at}" + (f" {{ {chain.hook} }}" if chain.hook else "")
+        yield f"flush chain {at}"
+    for chain in chains:
+        for rule in chain.rules:
+            yield f"add rule {chain.family} {chain.table} {chain.name} {rule}"
+    yield from _elements("add", [s for s in states if isinstance(s, NftElement)])
+
+
+def _delete(states: Sequence[State]) -> Iterator[str]:
+    yield from _elements("delete", [s for s in states if isinstance(s, NftElement)])
+    chains = [s for s in states if isinstance(s, NftChain)]
+    for verb in ("flush", "delete"):
+        for chain in chains:
+            yield f"{verb} chain {chain.family} {chain.table} {chain.name}"
+    for state in states:
+        match state:
+            case NftSet(family, table, name, _, data):
+                yield f"delete {'map' if data else 'set'} {family} {table} {name}"
+            case NftTable(family, name):
+                yield f"delete table {family} {name}"
+
+
+def _elements(verb: str, elements: list[NftElement]) -> Iterator[str]:
+    """One command for each set: libnftables parses that several times faster than one for each element."""
+    by_set: dict[tuple[str, str, str], list[NftElement]] = {}
+    for element in elements:
+        by_set.setdefault((element.family, element.table, element.set), []).append(element)
+    for (family, table, name), found in by_set.items():
+        # A delete names an element by its key alone.
+        texts = (
+            element_text(e if verb == "add" else NftElement(family, table, name, e.parts)) for e in found
+        )
+        yield f"{verb} element {family} {table} {name} {{ {', '.join(texts)} }}"
+
+
+def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
+    for item in listed:
+        for found in (item[word] for word in ("set", "map") if word in item):
+            family, table, name = str(found["family"]), str(found["table"]), str(found["name"])
+            type_, data = _types(found["type"]), _types(found.get("map", ""))
+            flags, timeout = found.get("flags", []), found.get("timeout", 0)
+            assert isinstance(flags, list)
+            assert isinstance(timeout, int)
+            dynamic = "dynamic" in flags
+            yield NftSet(family, table, name, type_, data, "interval" in flags, dynamic, timeout)
+            elements = [] if dynamic else found.get("elem", [])
+            assert isinstance(elements, list)
+            for element in elements:
+                if data:
+                    yield NftElement(family, table, name, _parts(element[0]), _parts(element[1]))
+                else:
+                    yield NftElement(family, table, name, _parts(element))
+
+
+def _sleeps(listed: list[dict[str, dict[str, object]]]) -> bool:
+    """Tell whether a table is dormant: the kernel passes no packet to its chains. ``add table`` wakes it."""
+    return any("dormant" in str(item["table"].get("flags", "")) for item in listed if "table" in item)
+
+
+def _types(value: object) -> str:
+    return " . ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+
+
+def _parts(value: object) -> tuple[str, ...]:
+    """Turn an element in nft's JSON into the parts that a state has."""
+    match value:
+        case {"concat": list(parts)}:
+            return tuple(part for item in parts for part in _parts(item))
+        case {"prefix": {"addr": address, "len": length}}:
+            return (f"{address}/{length}",)
+        case {"range": [first, last]}:
+            return (f"{first}-{last}",)
+        case {"elem": {"val": inner}}:
+            return _parts(inner)
+        case {"jump": {"target": chain}}:
+            return (f"jump {chain}",)
+        case {"drop": None}:
+            return ("drop",)
+    return (str(value),)

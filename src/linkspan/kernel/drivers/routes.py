@@ -1,0 +1,264 @@
+"""Routes with our protocol number: the main table's, and in containers those of tables too; and our BGP speaker's."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.states.host import (
+    HOST,
+    LEARNT_METRIC,
+    ROUTE_PROTOCOL,
+    UNREACHABLE_METRIC,
+    Key,
+    Route,
+    State,
+)
+from linkspan.kernel.drivers.link_attributes import NESTED
+from linkspan.kernel.io import batch
+from linkspan.kernel.io.netlink import (
+    DELROUTE,
+    F_CREATE,
+    F_REPLACE,
+    GETROUTE,
+    NEWROUTE,
+    Message,
+    Sockets,
+    attr,
+    attributes,
+    u32,
+)
+
+# linux/rtnetlink.h
+_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
+_MTU, _HOPLIMIT = 2, 10  # RTAX_MTU, RTAX_HOPLIMIT
+_TYPES = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}  # RTN_*
+_TYPES |= {6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
+_TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
+_XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
+_NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
+_TABLE_MAIN, _TABLE_LOCAL, _EVERY_TABLE = 254, 255, 0
+_UNICAST, _UNREACHABLE, _SCOPE_LINK = 1, 7, 253
+_ONLINK = 4  # RTNH_F_ONLINK
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, _DST, _PREFSRC, _GATEWAY, _OIF)
+"""What the kernel tells of an IPv4 route to a peer, in its own order (fib_dump_info), the table first.
+
+A host has thousands of these, and to look for each attribute takes four times as long.
+"""
+BIRD = 12  # RTPROT_BIRD
+DEFAULT_MTU = 1500
+_IP6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER in net/ipv6_route.h: what the kernel makes of metric 0
+
+
+class RouteDriver:
+    """Route."""
+
+    kinds: tuple[type[State], ...] = (Route,)
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+
+    def probe(self) -> Support:
+        """Every kernel has routes."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return the routes with our protocol number: of the main table, and in a container of all tables."""
+        names = self._sockets.names(netns)
+        for family in SOCKET_FAMILY.values():
+            table = _TABLE_MAIN if netns == HOST else _EVERY_TABLE
+            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table):
+                yield _route(payload, names, netns)
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Add, replace and remove routes; one whose device is gone is gone."""
+        new, old = functools.partial(_message, kind=NEWROUTE), functools.partial(_message, kind=DELROUTE)
+        gone = (errno.ESRCH, errno.ENODEV)
+        failed = batch.send(self._sockets, put, new)
+        # IPv6 takes no gateway on a link that is reached by another one, as it is by a tunnel's predecessor
+        # (ip6_route_check_nh_onlink): what is in its place goes first.
+        again = [s for s in put if isinstance(s, Route) and s.onlink and _refused(failed.get(s.key))]
+        if again:
+            batch.send(self._sockets, [msgspec.structs.replace(s, device="") for s in again], old, gone)
+            kept = {key: error for key, error in failed.items() if key not in {s.key for s in again}}
+            failed = kept | batch.send(self._sockets, again, new)
+        return failed | batch.send(self._sockets, delete, old, gone)
+
+
+def _refused(error: LinkspanError | None) -> bool:
+    return isinstance(error, KernelError) and error.errno == errno.EINVAL
+
+
+def _dump(
+    sockets: Sockets, netns: int, family: int, protocol: int = 0, table: int = _TABLE_MAIN
+) -> list[bytes]:
+    """Return the routes of a family, of one protocol or of all (0), of one table or of all (0)."""
+    body = _RTMSG.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
+    try:
+        found = sockets.at(netns).dump(GETROUTE, body, "list routes")
+    except KernelError as error:
+        if error.errno == errno.ENOENT:  # a namespace that never had a route has no main table
+            return []
+        raise
+    return [p for p in found if table in (0, p[4]) and protocol in (0, p[5])]
+
+
+def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL) -> Message:
+    destination, family = state.destination, state.destination.family
+    scope = _SCOPE_LINK if index and not state.gateway and family == 4 else 0
+    type_ = _UNICAST if state.device else _UNREACHABLE
+    flags = _ONLINK if state.onlink and kind == NEWROUTE else 0
+    if kind == DELROUTE:
+        scope, type_ = 255, 0  # RT_SCOPE_NOWHERE and RTN_UNSPEC match any
+    table = 0 if state.table else _TABLE_MAIN  # a number above 255 comes as an attribute
+    body = _RTMSG.pack(SOCKET_FAMILY[family], destination.length, 0, 0, table, protocol, scope, type_, flags)
+    body += u32(_TABLE, state.table) if state.table else b""
+    body += attr(_DST, destination.packed) if destination.length else b""
+    body += u32(_OIF, index) if index else b""
+    body += attr(_GATEWAY, state.gateway) if state.gateway and kind == NEWROUTE else b""
+    body += attr(_PREFSRC, state.source) if state.source and kind == NEWROUTE else b""
+    body += u32(_PRIORITY, state.metric) if state.metric else b""
+    body += attr(_METRICS, u32(_MTU, state.mtu)) if state.mtu and kind == NEWROUTE else b""
+    if state.if_id and kind == NEWROUTE:
+        body += attr(_ENCAP_TYPE, struct.pack("=H", _XFRM)) + attr(_ENCAP | NESTED, u32(_IF_ID, state.if_id))
+    how = F_CREATE | F_REPLACE if kind == NEWROUTE else 0
+    return Message(kind, how, body, functools.partial(_what, state, kind))
+
+
+def _what(state: Route, kind: int) -> str:
+    where = f" dev {state.device}" if state.device else ""
+    via = f" via {Prefix(state.gateway, 0).address}" if state.gateway else ""
+    verb = "add" if kind == NEWROUTE else "remove"
+    unreachable = "" if state.device else "unreachable "
+    table = f" table {state.table}" if state.table else ""
+    return f"{verb} {unreachable}route {state.destination}{via}{where}{table}"
+
+
+def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
+    if len(payload) == 12 + _BY_PEER.size and payload[7] == _UNICAST:
+        values = _BY_PEER.unpack_from(payload, 12)
+        if values[1::3] == _BY_PEER_KINDS:
+            onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
+            device = names.get(values[14], "?")
+            return Route(Prefix(values[5], payload[1]), device, values[11], values[8], 0, netns, onlink)
+    family = 4 if payload[0] == socket.AF_INET else 6
+    found = attributes(payload, 12)
+    destination = Prefix(bytes(found.get(_DST, bytes(BITS[family] // 8))), payload[1])
+    metric = struct.unpack("=I", found[_PRIORITY])[0] if _PRIORITY in found else 0
+    if family == 6 and metric == _IP6_DEFAULT_METRIC:
+        metric = 0
+    device = ""
+    if payload[7] != _UNREACHABLE and _OIF in found:
+        device = names.get(struct.unpack("=I", found[_OIF])[0], "?")
+    elif _MULTIPATH in found:  # somebody else's: its first way stands for all
+        device = names.get(_NEXTHOP.unpack_from(found[_MULTIPATH])[3], "?")
+    gateway, source = bytes(found.get(_GATEWAY, b"")), bytes(found.get(_PREFSRC, b""))
+    onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
+    metrics = attributes(found.get(_METRICS, b""))
+    mtu = struct.unpack("=I", metrics[_MTU])[0] if _MTU in metrics else 0
+    metric &= UNREACHABLE_METRIC
+    table = 0 if payload[4] == _TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
+    wrong = tuple(_amiss(payload, found, metrics, unreachable=not device))
+    return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table, wrong)
+
+
+def _amiss(
+    payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, bytes], *, unreachable: bool
+) -> Iterator[str]:
+    """Yield in words what of a route is not as linkspan makes it, and may stop packets."""
+    if payload[7] != (_UNREACHABLE if unreachable else _UNICAST):
+        yield _TYPES.get(payload[7], f"type {payload[7]}")
+    if any(metrics.get(_HOPLIMIT, b"")):
+        yield "hoplimit"
+    if _ENCAP in found and found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
+        yield "encap"
+    if _MULTIPATH in found:
+        yield "multipath"
+
+
+def if_id(found: Mapping[int, bytes]) -> int:
+    """Return which way an XFRM interface takes for a route of these attributes, 0 where it is none."""
+    if _ENCAP not in found or found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
+        return 0
+    return int(struct.unpack("=I", attributes(found[_ENCAP])[_IF_ID])[0])
+
+
+def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
+    """Return the routes that are neither ours nor by a link of ours, and how each leads on: ``by eth0``.
+
+    They are those of the main table, and those by which the host takes packets in (``of type local``).
+    """
+    names, ours = sockets.names(HOST), set(sockets.own_links().values())
+    found: dict[Prefix, str] = {}
+    for table in (_TABLE_MAIN, _TABLE_LOCAL):
+        for family in SOCKET_FAMILY.values():
+            for payload in _dump(sockets, HOST, family, table=table):
+                if payload[5] != ROUTE_PROTOCOL:
+                    route = _route(payload, names, HOST)
+                    link_local = route.destination.packed[:2] in (b"\xfe\x80", b"\xa9\xfe")
+                    learnt = payload[5] == BIRD and route.metric == LEARNT_METRIC and route.destination.length
+                    if route.device not in ours and not link_local and not learnt:
+                        found.setdefault(route.destination, _way(payload, route.device))
+    return found
+
+
+def _way(payload: bytes, device: str) -> str:
+    if payload[7] == _UNICAST:
+        return f"by {device}"
+    return f"of type {_TYPES.get(payload[7], payload[7])}"
+
+
+def learnt_routes(sockets: Sockets, metric: int) -> list[Route]:
+    """Return the routes that a BGP speaker put with this metric; one of several next hops has no device."""
+    return [
+        route
+        for family in SOCKET_FAMILY.values()
+        for payload in _dump(sockets, HOST, family, BIRD)
+        if (route := _route(payload, {}, HOST)).metric == metric
+    ]
+
+
+def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
+    """Remove routes of a BGP speaker. Raises KernelError; those that are gone are gone."""
+    messages = [_message(route, 0, DELROUTE, BIRD) for route in routes]
+    for result in sockets.at(HOST).batch(messages) if messages else ():
+        if result is not None and result.errno not in (errno.ESRCH, errno.ENODEV):
+            raise result
+
+
+def default_link(sockets: Sockets) -> str:
+    """Return the link that the host's default route leaves by, '' where it has none."""
+    names, ours = sockets.names(HOST), set(sockets.own_links().values())
+    for family in SOCKET_FAMILY.values():
+        for payload in _dump(sockets, HOST, family):
+            if payload[1] == 0 and payload[7] == _UNICAST and payload[5] != ROUTE_PROTOCOL:
+                device = _route(payload, names, HOST).device
+                if device not in ours:
+                    return device
+    return ""
+
+
+def uplink_mtu(sockets: Sockets) -> int:
+    """Return the MTU of the link that the default route leaves by, 1500 where there is none."""
+    device = default_link(sockets)
+    return sockets.mtu(HOST, device) if device else DEFAULT_MTU
+
+
+def default_metrics(sockets: Sockets, netns: int) -> list[int]:
+    """Return the metrics of a container's default routes, whoever put them."""
+    metrics = []
+    for family in SOCKET_FAMILY.values():
+        for payload in _dump(sockets, netns, family):
+            if payload[1] == 0:
+                metric = _route(payload, {}, netns).metric
+                metrics.append(metric if family == socket.AF_INET else max(metric - _IP6_DEFAULT_METRIC, 0))
+    return metrics

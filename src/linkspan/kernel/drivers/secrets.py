@@ -1,0 +1,144 @@
+"""Files that have a secret in them: rendered from a text and the secret's own file, and never kept anywhere else.
+
+The memory file has the states, in which the secret is not; a file of ours is looked at by rendering it again. The
+secret's file must be root's alone, or the secret would be everybody's already.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, of_errno
+from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.programs import SECRET, Secret
+from linkspan.kernel.io import durable_files
+from linkspan.kernel.io.durable_files import Memory
+
+MODE = 0o600
+LONGEST = 80
+"""Bytes: TCP_MD5SIG_MAXKEYLEN in linux/tcp.h."""
+LARGEST = 1 << 20
+"""Bytes of a file that is read."""
+
+
+class SecretDriver:
+    """Secret."""
+
+    kinds: tuple[type[State], ...] = (Secret,)
+
+    def __init__(self, memory_file: Path) -> None:
+        self._ours: Memory[Secret] = Memory(memory_file, Secret)
+
+    def probe(self) -> Support:
+        """Files are everywhere."""
+        return Support("kernel")
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Yield our files that exist."""
+        if netns == HOST:
+            for state in self._ours.entries.values():
+                if Path(state.path).exists():
+                    yield msgspec.structs.replace(state, current=_current(state))
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Write and take away, each on its own."""
+        errors: dict[Key, LinkspanError] = {}
+        for states, act in ((put, self._put), (delete, self._delete)):
+            for state in states:
+                assert isinstance(state, Secret)
+                try:
+                    act(state)
+                except LinkspanError as error:
+                    errors[state.key] = error
+                except OSError as error:
+                    errors[state.key] = of_errno(error.errno or 0, f"write {state.path}")
+        return errors
+
+    def _put(self, state: Secret) -> None:
+        content = rendered(state)
+        if self._ours.entries.get(state.path) != state:
+            self._ours.entries[state.path] = state
+            self._ours.save()
+        path = Path(state.path)
+        apart(path.parent)
+        durable_files.write(path, content, MODE)
+
+    def _delete(self, state: Secret) -> None:
+        if self._ours.entries.pop(state.path, None):
+            Path(state.path).unlink(missing_ok=True)
+            self._ours.save()
+
+
+def alone(source: str) -> bytes:
+    """Return what is in a secret's file. Raises Denied, naming it, where others may read it, or it is not there."""
+    hint = f"chown root: {source}; chmod 600 {source}"
+    denied = Denied(f"{source} is not root's alone, and a secret should be", hint)
+    content = _read(source, f"read the secret in {source}", os.O_NOFOLLOW, 0o077, denied)
+    return content[: 1 << 14].removesuffix(b"\n")
+
+
+def trusted(source: str, what: str) -> bytes:
+    """Return what is in a file that says whom to trust. Raises Denied, naming it, where others may write it."""
+    denied = Denied(
+        f"{source} ({what}) can be changed by others than root, and says whom this host trusts",
+        f"chown root {source}; chmod go-w {source}",
+    )
+    return _read(source, f"read {source} ({what})", 0, 0o022, denied)
+
+
+def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> bytes:
+    """Return a file's content. Raises ``denied`` where it is not root's, or has one of these modes for others."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & others:
+                raise denied
+            return file.read(LARGEST)
+    except FileNotFoundError as error:
+        raise KernelError(f"{doing}: no such file", errno.ENOENT, "write it, or set another") from error
+    except OSError as error:
+        raise of_errno(error.errno or 0, doing) from error
+
+
+def apart(folder: Path) -> None:
+    """Make a folder root's alone, also where it is there already. Raises LinkspanError, naming it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid():
+                os.fchown(fd, os.geteuid(), os.getegid())
+            if stat.S_IMODE(found.st_mode) != 0o700:
+                os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"make {folder} root's alone") from error
+
+
+def rendered(state: Secret) -> bytes:
+    """Return the file's content. Raises what ``alone`` does, and Invalid where what is in it can be no secret."""
+    text = alone(state.source).decode("ascii", errors="replace")
+    if not 1 <= len(text) <= LONGEST or not text.isascii() or not text.isprintable() or '"' in text:
+        raise Invalid(
+            f"what is in {state.source} can be no password",
+            f'it has 1 to {LONGEST} printable ASCII characters on one line, and no "',
+        )
+    return state.text.replace(SECRET, f'"{text}"').encode()
+
+
+def _current(state: Secret) -> bool:
+    path = Path(state.path)
+    try:
+        return path.read_bytes() == rendered(state) and stat.S_IMODE(path.lstat().st_mode) == MODE
+    except (OSError, LinkspanError):
+        return False

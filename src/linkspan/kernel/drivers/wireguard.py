@@ -1,0 +1,333 @@
+"""The WireGuard device from the inside: its key, its peers, and which prefixes each has.
+
+`wg` speaks to both kinds of device, the kernel's and wireguard-go's, and is handed keys by files and by its standard
+input, never by its arguments. wireguard-go is reached by a socket /run/wireguard/DEVICE.sock, which all network
+namespaces of a machine would share: so ours sees a folder of the state folder there, and so does `wg`.
+
+A batch is one look and at most three commands. A peer is written as a whole, but for its endpoint: that is told only
+where it is new or the host's record changed. It may be another by now, for the peer has roamed; what was told last is
+remembered (``told.json``), and is what is observed. A peer that never had one, for it comes by itself, is told where
+it was last seen when the device begins anew.
+
+A keepalive makes a session at once. Where two devices that learn of each other begin at the same time their first
+messages cross, neither is answered, and both wait 5 s for the next: so the one with the smaller key leaves the other
+the first word, and has the keepalive told with a look half a second later.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.contracts import Support
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.states.host import ALTNAME, HOST, Key, State
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.kernel.drivers.link_attributes import IFNAME, MTU, ifinfo
+from linkspan.kernel.drivers.secrets import apart
+from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.io.netlink import (
+    GETLINK,
+    SETLINK,
+    Message,
+    Socket,
+    Sockets,
+    altnames,
+    attributes,
+    text,
+    u32,
+)
+from linkspan.kernel.probe import keys, port_owners
+from linkspan.kernel.probe.keys import KeyFolder
+
+READY = 5.0
+"""Seconds that wireguard-go may take until it answers: 30 ms where the machine is idle (measured)."""
+FIRST_WORD = 0.5
+"""Seconds that the one with the smaller key leaves the other."""
+_NONE, _OFF = "(none)", "off"
+_APART = '[ -d /run/wireguard ] || mkdir -p /run/wireguard; mount --bind "$0" /run/wireguard && exec "$@"'
+_SECRET = re.compile(r"[A-Za-z0-9+/]{42,}=?")
+_IN_USE = "Address already in use"
+
+
+class Seen(msgspec.Struct):
+    """A peer as the device has it; ``shared`` is the key itself."""
+
+    public: str
+    endpoint: str = ""
+    shared: str = ""
+    keepalive: int = 0
+    handshake: int = 0
+    allowed: set[Prefix] = msgspec.field(default_factory=set)
+
+
+class Table(msgspec.Struct):
+    """The whole device."""
+
+    public: str
+    port: int
+    peers: dict[str, Seen]
+
+    def holder(self, target: Prefix) -> Seen | None:
+        """Return the peer whose prefix holds a target best."""
+        fitting = [(p.length, peer) for peer in self.peers.values() for p in peer.allowed if p.holds(target)]
+        return max(fitting, key=lambda one: one[0])[1] if fitting else None
+
+
+class _Told(msgspec.Struct):
+    endpoint: str = ""
+    shared_file: str = ""
+    seen: str = ""
+
+
+class WireguardDriver:
+    """WireguardKey, WireguardPeer and AllowedIp."""
+
+    kinds: tuple[type[State], ...] = (WireguardKey, WireguardPeer, AllowedIp)
+
+    def __init__(self, sockets: Sockets, folder: Path, support: Callable[[], Support]) -> None:
+        """``support`` tells by what the device is served here."""
+        self.keys = KeyFolder(folder)
+        self._sockets = sockets
+        self._support = support
+        self._run = folder / "run"
+        self._told: Memory[_Told] = Memory(folder / "told.json", _Told, precious=False)
+        self._later: dict[str, tuple[float, int]] = {}
+        """The keepalives of new peers that are told later, and from when on."""
+
+    def probe(self) -> Support:
+        """The kernel, or wireguard-go."""
+        return self._support()
+
+    def inside(self) -> tuple[str, ...]:
+        """Return the words before a command by which it and wireguard-go meet."""
+        if self._support().by != "user space":
+            return ()
+        return ("unshare", "--mount", "sh", "-c", _APART, str(self._run))
+
+    def program(self) -> tuple[str, ...]:
+        """Return how to start the device in user space, () where the kernel has it."""
+        inside = self.inside()
+        return (*inside, "wireguard-go", "-f", DEVICE) if inside else ()
+
+    def prepare(self) -> None:
+        """Make the folder of the keys root's alone, and the one that wireguard-go has its socket in."""
+        apart(self.keys.folder)
+        if self._support().by == "user space":
+            apart(self._run)
+
+    def table(self) -> Table | None:
+        """Return the device as it is, None where there is none that answers, or it is another's."""
+        try:
+            return _table(self._wg("show", DEVICE, "dump")) if _is_ours() else None
+        except (OSError, LinkspanError):
+            return None
+
+    def observe(self, netns: int) -> Iterable[State]:
+        """Return what the device has."""
+        found = self.table() if netns == HOST else None
+        if found is None:
+            return
+        mtu = self._sockets.mtu(HOST, DEVICE)
+        if found.public or found.peers:
+            yield WireguardKey(DEVICE, found.public, found.port, mtu)
+        self._note(found)
+        later = self._greeted(found)
+        for peer in found.peers.values():
+            told = self._told.entries.get(peer.public, _Told(peer.endpoint))
+            endpoint = told.endpoint if peer.endpoint or not told.endpoint else ""
+            keepalive = later.get(peer.public, peer.keepalive)
+            yield WireguardPeer(DEVICE, peer.public, endpoint, keepalive, self._shared_file(peer, told))
+            for one in peer.allowed:
+                yield AllowedIp(DEVICE, one, peer.public)
+
+    def _note(self, found: Table) -> None:
+        """Remember where peers are seen."""
+        changed = False
+        for peer in found.peers.values():
+            told = self._told.entries.get(peer.public)
+            if told is not None and peer.endpoint and told.seen != peer.endpoint:
+                told.seen, changed = peer.endpoint, True
+        if changed:
+            self._told.save()
+
+    def _greeted(self, found: Table) -> dict[str, int]:
+        """Tell the keepalives that have waited, and return them."""
+        later = {public: one for public, one in self._later.items() if public in found.peers}
+        due = [public for public, (since, _) in later.items() if time.monotonic() >= since]
+        words = [w for one in due for w in ("peer", one, "persistent-keepalive", str(later[one][1]))]
+        if words:
+            self._wg("set", DEVICE, *words)
+        self._later = {public: one for public, one in later.items() if public not in due}
+        return {public: seconds for public, (_, seconds) in later.items()}
+
+    def _shared_file(self, peer: Seen, told: _Told) -> str:
+        if not peer.shared:
+            return ""
+        try:
+            same = bool(told.shared_file) and keys.key(Path(told.shared_file)) == peer.shared
+        except LinkspanError:
+            same = True  # it cannot be told anew, and what is told is in force
+        return told.shared_file if same else "another"
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Tell the device, each part on its own: its key, peers with their prefixes, and peers that go."""
+        failed: dict[Key, LinkspanError] = {}
+        try:
+            table = self._awaited() if put else self.table()
+        except LinkspanError as error:
+            return {state.key: error for state in put}
+        if table is None:
+            return failed  # gone with its device
+        for state in put:
+            if isinstance(state, WireguardKey):
+                try:
+                    self._put_key(state)
+                    table.public = state.public
+                except LinkspanError as error:
+                    failed[state.key] = error
+        touched = self._laid(table, put, delete, failed)
+        removed = [s.public for s in delete if isinstance(s, WireguardPeer) and s.public in table.peers]
+        try:
+            if sections := [section for public, section in touched.items() if public not in removed]:
+                self._wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections))
+            if removed:
+                self._wg("set", DEVICE, *(word for one in removed for word in ("peer", one, "remove")))
+            for public in removed:
+                self._told.entries.pop(public, None)
+            if touched or removed:
+                self._told.save()
+        except LinkspanError as error:
+            rest = [s for s in (*put, *delete) if not isinstance(s, WireguardKey)]
+            failed.update((state.key, error) for state in rest if state.key not in failed)
+        return failed
+
+    def _put_key(self, state: WireguardKey) -> None:
+        path = self.keys.holding(state.public)
+        if path is None:
+            raise NotFound(
+                f"no file in {self.keys.folder} has the private key of {state.public[:10]}",
+                "put it back from a backup, or make another: linkspan host rotate-keys",
+            )
+        try:
+            self._wg("set", DEVICE, "private-key", str(path), "listen-port", str(state.port))
+        except LinkspanError as error:
+            if _IN_USE not in error.message:
+                raise
+            who = port_owners.holder("udp", "", state.port) or "another"
+            raise Conflict(
+                f"UDP port {state.port}, which WireGuard needs, is held by {who}",
+                "stop it, or give this host another: linkspan host set --host NAME wireguard.port=51821",
+            ) from error
+        if self._sockets.mtu(HOST, DEVICE) != state.mtu:
+            body = ifinfo() + text(IFNAME, DEVICE) + u32(MTU, state.mtu)
+            self._sockets.at(HOST).request(Message(SETLINK, 0, body, f"set the MTU of {DEVICE}"))
+
+    def _laid(
+        self, table: Table, put: Sequence[State], delete: Sequence[State], failed: dict[Key, LinkspanError]
+    ) -> dict[str, str]:
+        """Change the table as is wanted, and return the peers that it touches as `wg` reads them."""
+        told: dict[str, WireguardPeer | None] = {}
+        there = set(table.peers)
+        for state in put:
+            if isinstance(state, WireguardPeer):
+                table.peers.setdefault(state.public, Seen(state.public))
+                told[state.public] = state
+        for state in delete:
+            if isinstance(state, AllowedIp) and state.public in table.peers:
+                table.peers[state.public].allowed.discard(state.prefix)
+                told.setdefault(state.public, None)
+        for state in put:
+            if not isinstance(state, AllowedIp):
+                continue
+            if state.public not in table.peers:
+                what = f"{state.prefix}: the device has no peer with key {state.public[:10]} yet"
+                failed[state.key] = Unavailable(what)
+                continue
+            for peer in table.peers.values():
+                peer.allowed.discard(state.prefix)
+            table.peers[state.public].allowed.add(state.prefix)
+            told.setdefault(state.public, None)
+        sections = {}
+        for public, wanted in told.items():
+            try:
+                new = wanted is not None and public not in there and public > table.public
+                sections[public] = self._section(table.peers[public], wanted, waits=new)
+            except LinkspanError as error:
+                if wanted is not None:
+                    failed[wanted.key] = error
+        return sections
+
+    def _section(self, peer: Seen, wanted: WireguardPeer | None, *, waits: bool) -> str:
+        lines = ["[Peer]", f"PublicKey = {peer.public}"]
+        if wanted is not None:
+            before = self._told.entries.get(peer.public, _Told())
+            shared = keys.key(Path(wanted.shared_file)) if wanted.shared_file else ""
+            if shared != peer.shared:
+                lines.append(f"PresharedKey = {shared or 'A' * 43 + '='}")  # all zeros: none (wg(8))
+            endpoint = wanted.endpoint if not peer.endpoint or before.endpoint != wanted.endpoint else ""
+            if endpoint or (not peer.endpoint and (endpoint := before.seen)):
+                lines.append(f"Endpoint = {endpoint}")
+            self._later.pop(peer.public, None)
+            if waits and wanted.keepalive:
+                self._later[peer.public] = time.monotonic() + FIRST_WORD, wanted.keepalive
+            else:
+                lines.append(f"PersistentKeepalive = {wanted.keepalive or _OFF}")
+            self._told.entries[peer.public] = _Told(wanted.endpoint, wanted.shared_file, before.seen)
+        if peer.allowed:  # without a line there are none: a section stands for the whole peer
+            lines.append(f"AllowedIPs = {', '.join(map(str, sorted(peer.allowed)))}")
+        return "\n".join(lines) + "\n"
+
+    def _awaited(self) -> Table:
+        """Return the device, which a helper may have begun to serve just now. Raises Unavailable."""
+        self.prepare()
+        deadline = time.monotonic() + READY
+        while (found := self.table()) is None:
+            if self._support().by != "user space" or time.monotonic() > deadline:
+                raise Unavailable(f"{DEVICE} does not answer", "`linkspan status` tells what of it is missing")
+            time.sleep(0.01)
+        return found
+
+    def _wg(self, *words: str, given: str = "") -> str:
+        argv = [*self.inside(), "wg", *words]
+        try:
+            done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=20)
+        except FileNotFoundError as error:
+            raise NotFound(f"{error.filename} is not installed", "install the package wireguard-tools") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"wg {words[0]} {DEVICE} does not end") from error
+        if done.returncode:
+            said = _SECRET.sub("***", "; ".join(done.stderr.split("\n")[:3]).strip("; "))
+            raise KernelError(f"wg {words[0]} {DEVICE}: {said or 'it says nothing'}")
+        return done.stdout
+
+
+def _is_ours() -> bool:
+    """Tell whether there is a device of our name, and it is ours; asked by a socket of the calling thread's own."""
+    route = Socket()
+    try:
+        message = Message(GETLINK, 0, ifinfo() + text(IFNAME, DEVICE), f"find link {DEVICE}")
+        return f"{ALTNAME}{DEVICE}" in altnames(attributes(route.get(message), 16))
+    finally:
+        route.close()
+
+
+def _table(dump: str) -> Table:
+    first, *rest = [line.split("\t") for line in dump.splitlines()]
+    peers = {}
+    for public, shared, endpoint, allowed, handshake, _, _, keepalive in rest:
+        peers[public] = Seen(
+            public,
+            "" if endpoint == _NONE else endpoint,
+            "" if shared == _NONE else shared,
+            0 if keepalive == _OFF else int(keepalive),
+            int(handshake),
+            set() if allowed == _NONE else {prefix(text) for text in allowed.split(",")},
+        )
+    return Table("" if first[1] == _NONE else first[1], int(first[2]), peers)

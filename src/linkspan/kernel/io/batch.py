@@ -1,0 +1,65 @@
+"""How drivers work off a batch: each state by itself, or one message for each, a send for each namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.states.host import Address, Key, PolicyRule, Route, State
+from linkspan.kernel.io.netlink import Message, Sockets
+
+
+def each(states: Iterable[State], act: Callable[[Any], None]) -> dict[Key, LinkspanError]:
+    """Do something with each state; go on past errors and return them by key."""
+    failed: dict[Key, LinkspanError] = {}
+    for state in states:
+        try:
+            act(state)
+        except LinkspanError as error:
+            failed[state.key] = error
+    return failed
+
+
+def send(
+    sockets: Sockets,
+    states: Iterable[State],
+    message: Callable[[Any, int], Message],
+    gone: Collection[int] = (),
+) -> dict[Key, LinkspanError]:
+    """Send what ``message`` makes of each state and the index of its link (0 for one without); return errors by key.
+
+    ``gone`` are the errnos that mean, where states are removed, that there is nothing left to remove; one whose
+    link or namespace is not there is gone as well.
+    """
+    by_netns: dict[int, list[Address | Route | PolicyRule]] = {}
+    for state in states:
+        assert isinstance(state, Address | Route | PolicyRule)
+        by_netns.setdefault(state.netns, []).append(state)
+    failed: dict[Key, LinkspanError] = {}
+    for netns, mine in by_netns.items():
+        messages, sent = [], []
+        indexes = {"": 0}
+        for state in mine:
+            device = "" if isinstance(state, PolicyRule) else state.device
+            try:
+                if device not in indexes:
+                    indexes[device] = sockets.index(netns, device)
+                messages.append(message(state, indexes[device]))
+                sent.append(state)
+            except LinkspanError as error:
+                if not gone:
+                    failed[state.key] = error
+        if not messages:
+            continue
+        try:
+            results = sockets.at(netns).batch(messages)
+        except NotFound as error:  # the container is gone, and all that was in it
+            failed.update({} if gone else {state.key: error for state in sent})
+            continue
+        failed.update(
+            (state.key, error)
+            for state, error in zip(sent, results, strict=True)
+            if error is not None and error.errno not in gone
+        )
+    return failed

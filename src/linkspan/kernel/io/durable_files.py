@@ -1,0 +1,124 @@
+"""Files that are whole after a crash, and what a driver must still know after the agent has gone.
+
+A reader of the folder never sees half a file: it is written under a name that no reader's pattern matches,
+reaches the disk, and is then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from linkspan import SCHEMA
+from linkspan.core.errors import Unavailable
+from linkspan.core.remedies import reason, remedy
+
+Entry = TypeVar("Entry")
+
+WITHOUT = "what was there before linkspan is then not given back"
+"""What follows, as a rule, from moving away a file of what was there before."""
+
+BOOT_ID = "LINKSPAN_BOOT_ID"
+"""The environment variable by which a virtual host's agent is told of its reboot: the kernel's id stays."""
+
+
+def temporary(path: Path) -> Path:
+    """Return the name by which a file is written first: hidden, with no suffix that a reader looks for."""
+    return path.with_name(f".{path.name}.linkspan-new")
+
+
+def write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file in one step, for readers and for a power cut. Raises OSError, and leaves nothing then."""
+    new = temporary(path)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)  # whatever the umask is
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        new.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def boot_id() -> str:
+    """Return the kernel's name for this boot (random(4)); a virtual host that was made anew is told its own."""
+    return os.environ.get(BOOT_ID) or Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class _Document(msgspec.Struct):
+    epoch: str
+    entries: dict[str, msgspec.Raw]
+    schema: int = SCHEMA
+
+
+class Memory(Generic[Entry]):
+    """A small table of entries by name, kept in a JSON file.
+
+    ``epoch`` names the span in which entries are true (a boot, a network namespace): a file of another
+    epoch counts as empty. Change ``entries`` and call ``save``. A file that is damaged is an error and never
+    silently taken as empty, for what it holds is what uninstall gives back; unless it is not ``precious``.
+    ``without`` says in the error's hint what follows from moving the file away.
+    """
+
+    def __init__(
+        self, path: Path, entry: type[Entry], epoch: str = "", *, precious: bool = True, without: str = WITHOUT
+    ) -> None:
+        self.path = path
+        self.found = False
+        """Whether there was a file of this epoch when the entries were read."""
+        self._entry = entry
+        self._epoch = epoch
+        self._precious = precious
+        self._without = without
+        self._entries: dict[str, Entry] | None = None
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The entries, read at the first use. Raises Unavailable, naming the file."""
+        if self._entries is None:
+            self._entries = self._load()
+        return self._entries
+
+    def save(self) -> None:
+        """Write the entries. Raises Unavailable; the file is as before then."""
+        raw = {name: msgspec.Raw(msgspec.json.encode(entry)) for name, entry in self.entries.items()}
+        document = msgspec.json.encode(_Document(epoch=self._epoch, entries=raw))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.path, document + b"\n", 0o600)
+        except OSError as error:
+            hint = remedy(error, self.path, "nothing was changed")
+            raise Unavailable(f"write {self.path}: {reason(error)}", hint) from error
+
+    def _load(self) -> dict[str, Entry]:
+        hint = f"move {self.path} away to go on; {self._without}"
+        try:
+            document = msgspec.json.decode(self.path.read_bytes(), type=_Document)
+            if document.schema > SCHEMA:
+                what = f"{self.path} is of a newer linkspan (schema {document.schema})"
+                raise Unavailable(what, "upgrade this one")
+            if document.epoch != self._epoch:
+                return {}
+            self.found = True
+            return {n: msgspec.json.decode(raw, type=self._entry) for n, raw in document.entries.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise Unavailable(f"read {self.path}: {reason(error)}", hint) from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if not self._precious:
+                return {}
+            raise Unavailable(f"{self.path} is damaged: {error}", hint) from error

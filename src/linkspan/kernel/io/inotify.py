@@ -1,0 +1,212 @@
+"""Watching by inotify(7): a folder, for files that were moved in or closed after writing; and files, for writes.
+
+A process has one instance for all of its watches, because a user has 128 instances: a lab has an agent for each of its
+hosts. Whoever reads it gives each watch its part, whichever thread that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from linkspan.core.errors import LinkspanError, of_errno
+
+_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_MASK_ADD = 0x8, 0x80, 0x20000000  # linux/inotify.h
+_OVERFLOW = -1
+"""The watch of the event that says that events were lost (IN_Q_OVERFLOW)."""
+_EVENT = struct.Struct("=iIII")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Told = Callable[[], None]
+
+
+class _Instance:
+    """An inotify instance, and who watches what by it: several that watch one file have one number for it."""
+
+    def __init__(self) -> None:
+        self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        if self._fd < 0:
+            raise of_errno(ctypes.get_errno(), "make an inotify instance")
+        self._watches: dict[int, list[_Watch]] = {}
+        self._readers: Counter[asyncio.AbstractEventLoop] = Counter()
+        self.lock = threading.Lock()
+
+    def add(self, watch: _Watch, path: Path, mask: int) -> int:
+        """Begin to watch a path, and return its number. Raises KernelError."""
+        with self.lock:
+            number = int(_libc.inotify_add_watch(self._fd, os.fsencode(path), mask | _IN_MASK_ADD))
+            if number < 0:
+                raise of_errno(ctypes.get_errno(), f"watch {path}")
+            self._watches.setdefault(number, []).append(watch)
+            return number
+
+    def remove(self, watch: _Watch, numbers: Iterable[int]) -> None:
+        """Cease to watch."""
+        with self.lock:
+            for number in numbers:
+                rest = [one for one in self._watches.pop(number, []) if one is not watch]
+                if rest:
+                    self._watches[number] = rest
+                else:
+                    _libc.inotify_rm_watch(self._fd, number)  # refused where what was watched is gone: it went along
+
+    def read(self) -> None:
+        """Give each watch what has come."""
+        with self.lock, contextlib.suppress(BlockingIOError):
+            while True:
+                told, at = os.read(self._fd, 1 << 16), 0
+                while at < len(told):
+                    number, _, _, length = _EVENT.unpack_from(told, at)
+                    at += _EVENT.size + length
+                    self.give(number)
+
+    def give(self, number: int) -> None:
+        """Tell those who watch a number; of events that were lost everybody is told, as of one of all numbers."""
+        for each in list(self._watches) if number == _OVERFLOW else [number]:
+            for watch in self._watches.get(each, ()):
+                watch.tell(each)
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop read, for one more watch."""
+        self._readers[loop] += 1
+        if self._readers[loop] == 1:
+            loop.add_reader(self._fd, self.read)
+
+    def ignore(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop read for one watch less."""
+        self._readers[loop] -= 1
+        if not self._readers[loop]:
+            del self._readers[loop]
+            loop.remove_reader(self._fd)
+
+
+_shared: list[_Instance] = []
+
+
+def _instance() -> _Instance:
+    """Return the process's instance. Raises KernelError where the user has none left."""
+    if not _shared:
+        _shared.append(_Instance())
+    return _shared[0]
+
+
+class _Watch:
+    """What one user watches: numbers of files, those of which something was told, and whom to call in its loop."""
+
+    def __init__(self) -> None:
+        self._instance = _instance()
+        self._numbers: list[int] = []
+        self._told: set[int] = set()
+        self._call: tuple[asyncio.AbstractEventLoop, Told] | None = None
+        self._due = False
+
+    def add(self, path: Path, mask: int) -> int:
+        """Watch a path, too, and return its number. Raises KernelError."""
+        self._numbers.append(self._instance.add(self, path, mask))
+        return self._numbers[-1]
+
+    def tell(self, number: int) -> None:
+        """Take note of a file, and have the user called (by the instance, which is locked; any thread may)."""
+        self._told.add(number)
+        if self._call is not None and not self._due:
+            self._due = True
+            self._call[0].call_soon_threadsafe(self._called)
+
+    def _called(self) -> None:
+        self._due = False
+        if self._call is not None:
+            self._call[1]()
+
+    def listen(self, told: Told) -> None:
+        """Call ``told`` in the running loop whenever there is something, also what another watch has read already."""
+        loop = asyncio.get_running_loop()
+        self._call = (loop, told)
+        self._instance.listen(loop)
+        if self._told:
+            loop.call_soon(self._called)
+
+    def ignore(self) -> None:
+        """Call nobody any more."""
+        if self._call is not None:
+            (loop, _), self._call = self._call, None
+            self._instance.ignore(loop)
+
+    def take(self) -> set[int]:
+        """Return the numbers of which something was told since the last time."""
+        self._instance.read()
+        with self._instance.lock:
+            found, self._told = self._told, set()
+        return found
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.ignore()
+        self._instance.remove(self, self._numbers)
+        self._numbers.clear()
+
+
+class FolderWatch(_Watch):
+    """One folder: its user is called in the running loop whenever a file has come, or was written."""
+
+    def __init__(self, folder: Path, told: Told) -> None:
+        """Watch the folder. Raises KernelError."""
+        super().__init__()
+        self.add(folder, _IN_CLOSE_WRITE | _IN_MOVED_TO)
+        self.listen(told)
+
+
+class WriteWatch:
+    """Files of which each writer's end is told, also where it changed nothing, as of settings in /proc/sys.
+
+    Not the write itself: most writers empty a file first, which is told as a write, and has no effect on a setting.
+
+    A setting's file is another one in each network namespace: this watches those of the thread that makes it. A write
+    by another mount of /proc (a process namespace of its own) is not told. Where the user has no instance of inotify
+    left (or no watch), ``problem`` says so, and nothing is told.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        """Watch the files that are there."""
+        self.problem = ""
+        self._watch: _Watch | None = None
+        self._names: dict[int, str] = {}
+        self._open: list[int] = []
+        try:
+            self._watch = _Watch()
+            for file in files:
+                with contextlib.suppress(OSError):  # no IPv6 in this kernel
+                    # Kept open: of a file that nobody has open the kernel may forget which one it was.
+                    self._open.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+                    self._names[self._watch.add(file, _IN_CLOSE_WRITE)] = str(file)
+        except LinkspanError as error:
+            self.close()
+            self.problem = error.message.rpartition(": ")[2]
+
+    def listen(self, told: Told) -> None:
+        """Call ``told`` in the running loop when a file was written to, where anything is told."""
+        if self._watch is not None:
+            self._watch.listen(told)
+
+    def ignore(self) -> None:
+        """Call nobody any more."""
+        if self._watch is not None:
+            self._watch.ignore()
+
+    def written(self) -> set[str]:
+        """Return the files that were written to since the last time."""
+        return set() if self._watch is None else {self._names[number] for number in self._watch.take()}
+
+    def close(self) -> None:
+        """Stop watching; the second time there is nothing to do."""
+        if self._watch is not None:
+            self._watch.close()
+        for fd in self._open:
+            os.close(fd)
+        self._watch, self._open = None, []

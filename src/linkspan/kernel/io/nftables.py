@@ -1,0 +1,98 @@
+"""libnftables by ctypes: one command text is one transaction, in the calling thread's namespace."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+
+import msgspec
+
+from linkspan.core.errors import KernelError, Unavailable
+from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attributes, text
+
+# NFT_CTX_OUTPUT_* in nftables/libnftables.h
+_STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
+_GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_GET_GENERATION = (10 << 8) | 16  # NFT_MSG_GETGEN
+_FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libnftables.so.1")
+    except OSError as error:
+        raise Unavailable("libnftables is not installed", "apt install nftables") from error
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    return library
+
+
+class Nft:
+    """A libnftables context; for the thread that made it only."""
+
+    def __init__(self) -> None:
+        library = _library()
+        self._context = ctypes.c_void_p(library.nft_ctx_new(0))
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+        self._library = library
+
+    def close(self) -> None:
+        """Free the context, after which nothing else may be called."""
+        self._library.nft_ctx_free(self._context)
+
+    def run(self, commands: str) -> str:
+        """Carry out commands as one transaction and return what nft prints; raises KernelError.
+
+        The error bears nft's own first line, and no errno: libnftables gives none.
+        """
+        failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+        output = self._library.nft_ctx_get_output_buffer(self._context)
+        words = self._library.nft_ctx_get_error_buffer(self._context)
+        if failed:
+            said = words.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise KernelError(f"nftables: {said[0].removeprefix('Error: ')}")
+        return str(output.decode(errors="replace"))
+
+    def text(self, command: str, *, handles: bool = False) -> str:
+        """List as text, without counters and without sets' elements; ``handles`` adds those of chains and rules."""
+        flags = _STATELESS | _TERSE | (_HANDLES if handles else 0)
+        self._library.nft_ctx_output_set_flags(self._context, flags)
+        try:
+            return self.run(command)
+        finally:
+            self._library.nft_ctx_output_set_flags(self._context, 0)
+
+    def json(self, command: str, *, terse: bool = False) -> list[dict[str, dict[str, object]]]:
+        """List as JSON: a list of objects such as {"set": {...}}; ``terse`` leaves sets' elements out."""
+        flags = _JSON | _STATELESS | (_TERSE if terse else 0)
+        self._library.nft_ctx_output_set_flags(self._context, flags)
+        try:
+            listed = msgspec.json.decode(self.run(command))
+        finally:
+            self._library.nft_ctx_output_set_flags(self._context, 0)
+        return list(listed["nftables"])
+
+
+def table_exists(socket: Socket, family: str, name: str) -> bool:
+    """Ask the kernel for one table: 20 us, where a listing by libnftables reads the whole ruleset."""
+    body = bytes([_FAMILIES[family], 0, 0, 0]) + text(1, name)  # NFTA_TABLE_NAME
+    try:
+        socket.get(Message(_GET_TABLE, 0, body, f"find table {family} {name}"))
+    except KernelError:
+        return False
+    return True
+
+
+def generation(socket: Socket) -> int:
+    """Return the ruleset's generation: each transaction, whoever makes it, counts one."""
+    answer = socket.get(Message(_GET_GENERATION, 0, bytes(4), "find the generation of the ruleset"))
+    return int(struct.unpack(">I", attributes(answer, 4)[1])[0])  # NFTA_GEN_ID
+
+
+def netfilter_socket() -> Socket:
+    """Return a netlink socket to the netfilter subsystems of the calling thread's namespace."""
+    return Socket(NETFILTER)

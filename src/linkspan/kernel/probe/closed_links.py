@@ -1,0 +1,53 @@
+"""What linkspan's own rules tell of forwarding before linkspan, for an agent whose record of it is lost.
+
+The rules keep a host closed that forwarded nothing before linkspan had it forward (``ruleset``), so they have the
+links that were there, and those by which nothing was let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from linkspan.core.addresses import FAMILIES
+from linkspan.core.errors import LinkspanError
+from linkspan.kernel.io.nftables import Nft, netfilter_socket, table_exists
+
+_TABLE = "inet linkspan"
+
+
+def links_before() -> Mapping[int, Mapping[str, bool]] | None:
+    """Return the links that were there, by family and name, and whether what came in by them was forwarded.
+
+    A family of which the host forwarded everything is left out. None where there are no rules of linkspan's.
+    """
+    netfilter = netfilter_socket()
+    try:
+        if not table_exists(netfilter, *_TABLE.split()):
+            return None
+    finally:
+        netfilter.close()
+    nft = Nft()
+    try:
+        rules = _rules(nft)
+        closed = [family for family in FAMILIES if f"@closed{family} " in rules]
+        return {f: dict.fromkeys(_names(nft, f"old{f}"), True) | dict.fromkeys(_names(nft, f"closed{f}"), False)
+            for f in closed}  # fmt: skip
+    finally:
+        nft.close()
+
+
+def _rules(nft: Nft) -> str:
+    try:
+        return nft.text(f"list chain {_TABLE} outsiders")
+    except LinkspanError:  # there is none where the host forwarded everything
+        return ""
+
+
+def _names(nft: Nft, name: str) -> list[str]:
+    try:
+        listed = nft.json(f"list set {_TABLE} {name}")
+    except LinkspanError:
+        return []
+    found = next((item["set"].get("elem", []) for item in listed if "set" in item), [])
+    assert isinstance(found, list)
+    return [str(one) for one in found]

@@ -1,0 +1,112 @@
+"""What a backend must know of the machine, looked at without changing it (about 1 ms where nothing is odd).
+
+Facts must not follow from what linkspan itself did, or desired state would flap: settings are taken as they
+were before ours, and a chain that holds our rules alone counts as empty.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from linkspan.core.addresses import FAMILIES
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Facts
+from linkspan.core.states.host import OTHERS
+from linkspan.kernel.drivers import firewalld
+from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_KIND, LINKINFO, ifinfo
+from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.netlink import GETADDR, GETLINK, GETROUTE, Socket, attributes, string
+from linkspan.kernel.probe import foreign_chains, forwarders
+
+FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+_NAME = re.compile(r"[A-Za-z0-9_.@-]+")
+"""Names that nft takes as they are."""
+# linux/rtnetlink.h, linux/if_addr.h
+_INET6, _RTPROT_RA, _RTA_OIF, _IFA_FLAGS, _IFA_F_PERMANENT, _SCOPE_GLOBAL = 10, 9, 4, 8, 0x80, 0
+
+
+def observe_facts(sysctls: SysctlDriver) -> Facts:
+    """Look at the calling thread's namespace, the host's."""
+    found = foreign_chains.nft_chains()
+    open_ = frozenset(f for f in FAMILIES if sysctls.before(FORWARDING[f]) not in ("", "0"))
+    links = list(_links())
+    old = frozenset((f, name) for f in FAMILIES if f not in open_ for name in _old(links, sysctls, f))
+    return Facts(
+        forward_chains=frozenset((f, c) for f in FAMILIES for c in forwarders.deciding(found, f)),
+        firewalld=any(c.table == "firewalld" for c in found) and firewalld.running(),
+        forwarding=open_,
+        closed_links=frozenset((f, n) for f in FAMILIES if f not in open_ for n in _closed(links, sysctls, f)),
+        old_links=old,
+        bridges=frozenset(link.name for link in links if link.kind == "bridge") & {name for _, name in old},
+        ra_links=frozenset(n for n in _ra_links() if sysctls.before(f"net/ipv6/conf/{n}/accept_ra") == "1"),
+    )
+
+
+class _Link(NamedTuple):
+    number: int
+    name: str
+    kind: str
+    """What made it: bridge, veth; empty for hardware."""
+
+
+def _links() -> Iterator[_Link]:
+    """Yield the links that are neither linkspan's nor loopback's nor of another container system."""
+    rtnetlink = Socket()
+    try:
+        for payload in rtnetlink.dump(GETLINK, ifinfo(), "list links"):
+            found = attributes(payload, 16)
+            name = string(found[IFNAME])
+            kind = string(attributes(found[LINKINFO], 0).get(INFO_KIND, b"")) if LINKINFO in found else ""
+            if _NAME.fullmatch(name) and not any(fnmatch.fnmatch(name, p) for p in ("lo", "ls*", *OTHERS)):
+                yield _Link(struct.unpack_from("=i", payload, 4)[0], name, kind)
+    finally:
+        rtnetlink.close()
+
+
+def _closed(links: list[_Link], sysctls: SysctlDriver, family: int) -> Iterator[str]:
+    """Yield the old links of which the host did not forward what came in."""
+    there = sysctls.there(FORWARDING[family])
+    return (name for name, number in _old_ones(links, there) if not there.get(number))
+
+
+def _old(links: list[_Link], sysctls: SysctlDriver, family: int) -> Iterator[str]:
+    """Yield the links that were there before linkspan had the host forward, and hardware that came later.
+
+    What another program makes later is its own.
+    """
+    return (name for name, _ in _old_ones(links, sysctls.there(FORWARDING[family])))
+
+
+def _old_ones(links: list[_Link], there: dict[int, bool]) -> Iterator[tuple[str, int]]:
+    return ((link.name, link.number) for link in links if link.number in there or not link.kind)
+
+
+def _ra_links() -> set[str]:
+    """Return the links that have a route or an address from a router advertisement."""
+    rtnetlink = Socket()
+    try:
+        indexes = set()
+        for payload in rtnetlink.dump(GETROUTE, struct.pack("=12B", _INET6, *bytes(11)), "list IPv6 routes"):
+            if payload[5] == _RTPROT_RA and (oif := attributes(payload, 12).get(_RTA_OIF)):
+                indexes.add(struct.unpack("=I", oif)[0])
+        for payload in rtnetlink.dump(GETADDR, struct.pack("=BxBBI", _INET6, 0, 0, 0), "list IPv6 addresses"):
+            (flags,) = struct.unpack("=I", attributes(payload, 8).get(_IFA_FLAGS, b"\0\0\0\0"))
+            if payload[3] == _SCOPE_GLOBAL and not flags & _IFA_F_PERMANENT:
+                indexes.add(struct.unpack_from("=I", payload, 4)[0])
+    except LinkspanError:
+        return set()  # no IPv6 in this kernel
+    finally:
+        rtnetlink.close()
+    return {name for index in indexes if (name := _name(index))}
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""

@@ -1,0 +1,58 @@
+"""Who else forwards on this host: container engines and whoever else decides on forwarding by iptables."""
+
+from __future__ import annotations
+
+import fnmatch
+import socket
+from collections.abc import Iterator
+
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import OTHERS
+from linkspan.kernel.drivers import iptables
+from linkspan.kernel.probe import foreign_chains
+
+_USER, _FORWARD = iptables.CHAINS
+
+
+def present(family: int) -> bool:
+    """Tell whether somebody else in the calling thread's namespace needs forwarding: they do not turn it on again."""
+    links = (name for _, name in socket.if_nameindex())
+    if any(fnmatch.fnmatch(name, pattern) for name in links for pattern in OTHERS):
+        return True
+    return any(deciding(foreign_chains.nft_chains(), family))
+
+
+def deciding(found: list[foreign_chains.Chain], family: int) -> Iterator[str]:
+    """Yield the chains of iptables, of either variant, that decide on forwarding."""
+    yield from (name for name in (_nft(found, family), _legacy(family)) if name)
+
+
+def _nft(found: list[foreign_chains.Chain], family: int) -> str:
+    """Return the chain that decides on forwarding in iptables' filter table (nft variant), or ''."""
+    there = foreign_chains.of_iptables(found, family)
+    forward = there.get(_FORWARD)
+    if forward is None or not forward.hooked:
+        return ""
+    try:
+        # A chain that is jumped to has more uses than rules; one that Docker left behind has not.
+        if (user := there.get(_USER)) and user.uses > len(foreign_chains.nft_rules(family, _USER)):
+            return _USER
+        if not forward.accepts:
+            return _FORWARD
+        rules = foreign_chains.nft_rules(family, _FORWARD) if forward.uses else []
+    except LinkspanError:
+        return ""  # gone between the two looks: the next one tells
+    mark = iptables.COMMENT.encode()
+    return _FORWARD if any(mark not in rule for rule in rules) else ""
+
+
+def _legacy(family: int) -> str:
+    """Return the same for the legacy variant."""
+    try:
+        rules = iptables.legacy_rules(family)
+    except LinkspanError:
+        return ""
+    others = [r for r in rules if r[1:2] == [_FORWARD] and iptables.pool_of(r) is None]
+    if any(r[0] == "-A" and r[-2:] == ["-j", _USER] for r in others):
+        return _USER
+    return _FORWARD if [r for r in others if r != ["-P", _FORWARD, "ACCEPT"]] else ""

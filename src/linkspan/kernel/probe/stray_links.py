@@ -1,0 +1,123 @@
+"""Strays: links of ours that lost their alternative name, known by the other marks that they bear.
+
+An alternative name is taken away by one command (`ip link property del`), and some network managers do so. Two things
+then still say by themselves that a link is ours: the form of its name together with its kind, and its MAC. Either may
+be chance. So one more thing must say the same: our rules that name it as a container's, routes of our protocol that
+lead by it, its group, a link of ours that is its port, a row of the journal. These alone say nothing, because the
+underlay's own link has routes of ours, too. A link that only looks like ours is told, and left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from linkspan.core.addresses import derived_mac
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State
+from linkspan.kernel.drivers.link_attributes import (
+    ADDRESS,
+    DEVGROUP,
+    IFINFO,
+    IFNAME,
+    INFO_KIND,
+    LINKINFO,
+    MASTER,
+    ifinfo,
+)
+from linkspan.kernel.drivers.links import Removal, is_ours
+from linkspan.kernel.io.netlink import GETLINK, Sockets, altnames, attributes, string
+
+_FORMS = (
+    (re.compile(r"ls[rp][0-9a-f]{12}"), {"veth"}),
+    (re.compile(r"ls-.+"), {"bridge"}),
+    (re.compile(r"lsx[0-9a-f]{1,6}"), {"vxlan"}),
+    (re.compile(r"lsipip"), {"ipip", "tun"}),
+    (re.compile(r"lswg"), {"wireguard", "tun"}),
+    (re.compile(r"lsipsec"), {"xfrm"}),
+    (re.compile(r"ipsec0"), {"tun"}),
+)
+
+
+_GUARD = ("macs", "senders4", "senders6", "internal_links")
+"""Sets in which only links of ours are named."""
+
+
+class Stray(msgspec.Struct, frozen=True):
+    """A link without our alternative name that looks like ours: by which ``marks``, in words."""
+
+    index: int
+    name: str
+    marks: tuple[str, ...]
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is certain enough to be removed."""
+        return len(self.marks) > 1
+
+
+def find(
+    sockets: Sockets, observed: Iterable[State], journalled: Collection[str], networks: Iterable[str]
+) -> list[Stray]:
+    """Return the host's links that look like ours, and do not have our alternative name.
+
+    ``observed`` are our routes and elements on the host, ``journalled`` host ends that the journal has, ``networks``
+    the networks whose MACs are known.
+    """
+    found: dict[int, dict[int, bytes]] = {}
+    for payload in sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"):
+        found[IFINFO.unpack_from(payload)[2]] = attributes(payload, 16)
+    hosts_own = {derived_mac(word, name) for name in networks for word in ("bridge", "gateway")}
+    ours = {index for index, link in found.items() if is_ours(altnames(link))}
+    bridges = {_number(found[index], MASTER) for index in found if index in ours or _is_port(found[index])}
+    named = {s.parts[0] for s in observed if isinstance(s, NftElement) and s.set in _GUARD}
+    routed = {s.device for s in observed if isinstance(s, Route) and s.device}
+    strays = []
+    for index in found.keys() - ours:
+        link, name = found[index], string(found[index][IFNAME])
+        kind = _kind(link)
+        mac = bytes(link.get(ADDRESS, b""))
+        looks = {
+            f"it is a {kind} and called as ours are": any(p.fullmatch(name) and kind in kinds for p, kinds in _FORMS),
+            "its MAC is one that linkspan gives": kind in ("veth", "bridge")
+            and mac in {derived_mac("port", name), *hosts_own},
+        }
+        says = {
+            "its name ends in a digest": _is_port(link),
+            f"its group is {GROUP}": _number(link, DEVGROUP) == GROUP,
+            "linkspan's guard knows it": name in named,
+            "routes of protocol 76 lead by it": name in routed,
+            "a link of linkspan's is its port": index in bridges,
+            "it is a port of linkspan's bridge": _number(link, MASTER) in ours,
+            "the journal has it": name in journalled,
+        }
+        if any(looks.values()):
+            marks = tuple(words for words, holds in (looks | says).items() if holds)
+            strays.append(Stray(index, name, marks))
+    return strays
+
+
+def _kind(link: Mapping[int, bytes]) -> str:
+    return string(attributes(link.get(LINKINFO, b"")).get(INFO_KIND, b""))
+
+
+def _is_port(link: Mapping[int, bytes]) -> bool:
+    """Tell whether a link is called as our containers' host ends are, by a digest of 12 digits: that is no chance."""
+    pattern, kinds = _FORMS[0]
+    return bool(pattern.fullmatch(string(link[IFNAME]))) and _kind(link) in kinds
+
+
+def _number(link: Mapping[int, bytes], key: int) -> int:
+    return int(struct.unpack("=I", link[key])[0]) if key in link else 0
+
+
+def remove(strays: Iterable[Stray]) -> list[LinkspanError]:
+    """Remove these links; one that is gone is gone. Returns the errors."""
+    removal = Removal(threads=1)
+    try:
+        return list(removal.remove({one.index: (("Stray", one.name), one.name) for one in strays}).values())
+    finally:
+        removal.close()

@@ -1,0 +1,241 @@
+"""MAC and MTU that later plugins of a CNI chain set: endpoints follow them, so that the guard lets their packets pass.
+
+A plugin does not learn which plugins come after it, and the runtime tells no one when its chain is at the end. So after
+each ADD the agent listens in the container's namespace for changes of the interface, for WINDOW seconds: the next
+plugin is executed at once, and takes milliseconds. A CHECK brings the chain's own result, which counts at any time.
+
+A program in the container that may change its MAC (CAP_NET_ADMIN) can do so within the window, too. So a MAC that
+belongs to somebody else of the network is not taken over: the guard goes on to drop what is sent from it.
+
+The open socket keeps the namespace alive for the window where its container is gone, but not the pair, which a DEL
+deletes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Awaitable
+
+from linkspan.backends.bridge import host_mac
+from linkspan.core.addresses import derived_mac, mac, mac_text
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.states.host import Interface
+from linkspan.endpoints.attach import Attacher, Identity
+from linkspan.endpoints.build import tuned
+from linkspan.kernel.drivers.link_attributes import IFNAME, ifinfo
+from linkspan.kernel.drivers.links import shown
+from linkspan.kernel.drivers.neighbours import AF_BRIDGE
+from linkspan.kernel.io.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.runtimes.cni_tuning")
+
+PAUSE = 0.02
+"""Seconds from the answer until it listens: the next ADD is not kept waiting, and what has changed by then is seen."""
+WINDOW = 10.0
+"""Seconds after an ADD: the reference tuning plugin is done after 5 ms, and a busy machine may take a second."""
+MOST = 64
+"""Namespaces in which it listens at once, two descriptors each: the oldest is given up for one more."""
+_LINKS = 1  # RTNLGRP_LINK in linux/rtnetlink.h
+_CHANGES = 16
+"""Changes that are followed in a window: a chain makes one or two, and a container could make thousands."""
+
+
+class Watch:
+    """One namespace in which changes are listened for."""
+
+    def __init__(self, listening: Socket, namespace_fd: int, timer: asyncio.TimerHandle) -> None:
+        self.listening = listening
+        self.namespace_fd = namespace_fd
+        self.timer = timer
+        self.left = _CHANGES
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        self.timer.cancel()
+        asyncio.get_running_loop().remove_reader(self.listening.fileno())
+        self.listening.close()
+        os.close(self.namespace_fd)
+
+
+class Tuning:
+    """Follows what later plugins do to endpoints that have just come."""
+
+    def __init__(self, worker: Worker, attacher: Attacher, happenings: Happenings) -> None:
+        self._worker = worker
+        self._attacher = attacher
+        self._happenings = happenings
+        self._watches: dict[Identity, Watch] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def stop(self) -> None:
+        """End all that is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for identity in list(self._watches):
+            self._end(identity)
+
+    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
+        """Listen for WINDOW seconds, from after the answer on; the descriptor stays the caller's."""
+        if endpoint.host_ifname:
+            try:
+                self._spawn(self._begin(endpoint, os.dup(namespace_fd)))
+            except OSError as error:  # no descriptor left: no reason to refuse a container
+                log.warning("changes of %s by later plugins are not followed: %s", endpoint.called, error.strerror)
+
+    def note(self, identity: Identity) -> None:
+        """Stop listening where an endpoint is gone."""
+        if identity in self._watches and identity not in self._attacher.endpoints:
+            self._end(identity)
+
+    async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
+        """Take over a chain's own result, as far as the interface is so; "" and 0 are not said.
+
+        Raises Conflict where the MAC belongs to somebody else.
+        """
+        found = await self._worker.run_brief(self._look, endpoint.ifname, namespace_fd)
+        if found is None or not endpoint.host_ifname:
+            return endpoint
+        wanted = mac_text(found[0]) if hardware and mac(hardware) == found[0] else endpoint.mac
+        await self._take_over(endpoint.identity, namespace_fd, wanted, mtu if mtu == found[1] else endpoint.mtu)
+        return self._attacher.endpoints.get(endpoint.identity, endpoint)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def logged() -> None:
+            try:
+                await work
+            except LinkspanError as error:
+                log.warning("%s", error.told)
+            except OSError as error:
+                log.warning("changes by later plugins are not followed: %s", error.strerror)
+
+        task = asyncio.create_task(logged())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _end(self, identity: Identity) -> None:
+        if watch := self._watches.pop(identity, None):
+            watch.close()
+
+    async def _begin(self, endpoint: Endpoint, fd: int) -> None:
+        identity = endpoint.identity
+        try:
+            await asyncio.sleep(PAUSE)
+            if identity not in self._attacher.endpoints:
+                os.close(fd)
+                return
+            listening, found = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._end(identity)
+        loop = asyncio.get_running_loop()
+        self._watches[identity] = Watch(listening, fd, loop.call_later(WINDOW, self._end, identity))
+        loop.add_reader(listening.fileno(), self._come, identity, endpoint.ifname)
+        if len(self._watches) > MOST:
+            self._end(next(iter(self._watches)))
+        if found is not None:
+            self._changed(identity, *found)
+        self.note(identity)  # it may be gone already
+
+    def _listen(self, ifname: str, fd: int) -> tuple[Socket, tuple[bytes, int] | None]:
+        """Subscribe in the namespace, and return how the interface is then (worker thread)."""
+        namespaces = self._worker.machine.namespaces
+        with namespaces.holding(fd) as number, namespaces.entered(number):
+            listening = Socket(ROUTE, (_LINKS,))
+        try:
+            return listening, _found(listening, ifname)
+        except BaseException:
+            listening.close()
+            raise
+
+    def _look(self, ifname: str, fd: int) -> tuple[bytes, int] | None:
+        """Return how the interface is (worker thread)."""
+        listening, found = self._listen(ifname, fd)
+        listening.close()
+        return found
+
+    def _come(self, identity: Identity, ifname: str) -> None:
+        """Read what has changed; of several changes the last one counts."""
+        watch, last = self._watches[identity], None
+        try:
+            while True:
+                for kind, _, body in watch.listening.receive():
+                    if kind == NEWLINK and body[0] != AF_BRIDGE and (link := shown(body))[0] == ifname:
+                        last = link[1:]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        if last is not None:
+            self._changed(identity, *last)
+
+    def _changed(self, identity: Identity, hardware: bytes, mtu: int) -> None:
+        endpoint, watch = self._attacher.endpoints.get(identity), self._watches[identity]
+        if endpoint is None or (mac_text(hardware), mtu) == (endpoint.mac, endpoint.mtu):
+            return
+        watch.left -= 1
+        if watch.left >= 0:
+            self._spawn(self._follow(identity, os.dup(watch.namespace_fd), mac_text(hardware), mtu))
+
+    async def _follow(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
+        """Take over a change, by a descriptor of its own: the watch may end meanwhile."""
+        try:
+            await self._take_over(identity, fd, hardware, mtu)
+        finally:
+            os.close(fd)
+
+    async def _take_over(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
+        """Alter the endpoint. Raises Conflict where the MAC is somebody else's."""
+
+        def altered(network: Network, endpoint: Endpoint) -> Endpoint:
+            if hardware != endpoint.mac:
+                self._refuse_others(network, endpoint, hardware)
+            return tuned(network, endpoint, hardware, mtu)
+
+        with self._worker.machine.namespaces.holding(fd):
+            before = self._attacher.endpoints.get(identity)
+            try:
+                # The interface itself is left alone: the plugin may be in the middle of its changes.
+                after = await self._attacher.alter(identity, altered, (Interface,))
+            except NotFound:  # it ended meanwhile
+                return
+            except Conflict as error:
+                self._happenings.add("attach", error.told, endpoint=identity[0], ifname=identity[1])
+                raise
+        if before is not None and before.mac != after.mac:
+            what = f"{after.called}: another plugin of its chain changed the MAC from {before.mac} to {after.mac}"
+            self._happenings.add("attach", what, endpoint=after.id, ifname=after.ifname, network=after.network)
+
+    def _refuse_others(self, network: Network, endpoint: Endpoint, hardware: str) -> None:
+        """Raise Conflict where a MAC belongs to another endpoint of the network, to its host, or to no interface."""
+        packed = bytes.fromhex(hardware.replace(":", ""))
+        holders = {e.mac: e.called for e in self._attacher.endpoints.values() if e.network == network.name}
+        own = mac_text(host_mac(network, endpoint.host_ifname)), mac_text(derived_mac("bridge", network.name))
+        holder = holders.get(hardware, "the host" if hardware in own else "")
+        if packed[0] & 1 or not any(packed):
+            holder = "no single interface"
+        if holder:
+            raise Conflict(
+                f"{endpoint.ifname} of {endpoint.called} was given MAC {hardware}, which belongs to {holder}: "
+                f"network {network.name} drops what it sends",
+                "choose another MAC in the configuration of the chain's later plugin, and start the container again",
+            )
+
+
+def _found(listening: Socket, ifname: str) -> tuple[bytes, int] | None:
+    """Return an interface's MAC and MTU, None where there is none; changes that were told before are in it."""
+    try:
+        body = listening.get(Message(GETLINK, 0, ifinfo() + text(IFNAME, ifname), f"find {ifname} in the container"))
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return shown(body)[1:]

@@ -1,0 +1,45 @@
+"""What records were before: where one cannot be read, its last readable version stays in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from linkspan.core.errors import Invalid
+
+T = TypeVar("T")
+
+KEPT = 16
+"""Versions of one record that nobody has read: no burst that matters is longer."""
+
+
+class Versions:
+    """Earlier versions of records since the last that was read, by key, the latest at the end."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[bytes]] = {}
+
+    def add(self, key: str, raw: bytes) -> None:
+        """Take note of what a record was before a change."""
+        kept = self._of.setdefault(key, [])
+        kept.append(raw)
+        del kept[1:-KEPT]  # the first was read once
+
+    def forget(self, key: str) -> None:
+        """The record was read, or is gone."""
+        self._of.pop(key, None)
+
+    def last(self, key: str) -> bytes | None:
+        """Return the latest that may be readable."""
+        kept = self._of.get(key)
+        return kept[-1] if kept else None
+
+    def readable(self, key: str, read: Callable[[bytes], T]) -> T | None:
+        """Return the latest that ``read`` takes, which raises Invalid where it does not; None without one."""
+        kept = self._of.get(key, [])
+        while kept:
+            try:
+                return read(kept[-1])
+            except Invalid:
+                kept.pop()
+        return None

@@ -1,0 +1,552 @@
+"""The store's records as this host knows them: what everything reads, and what outlasts a store that fails.
+
+All records are held in memory, kept up to date by a watch, and written to a snapshot in the state folder, so an
+agent that starts while the store is away serves what it knows.
+
+**Removal is a written fact.** Whoever deletes a record leaves a tombstone, ``gone/KEY``, in the same transaction.
+A record that is missing without one was lost: the store was emptied, restored from a backup, or is another one.
+Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its owner puts it back, and
+until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed. Nor is
+what nobody would put back: what is of a host that no record knows, and a block that no lease lists.
+
+**A write is seen at once**, with its revision, and the watch may tell of older ones after that: what is older than
+what is known of a record (or than its tombstone) is passed over. Revisions are compared within one listing and the
+watch from there only: a store that was restored counts from an earlier one.
+
+**A spoilt record changes nothing.** One that cannot be read is named, and the last readable version of it stays in
+force, over restarts too: else a byte in the store would take a network from its containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from linkspan.core.contracts import JOIN, Batch, Record, Store
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, counted
+from linkspan.core.model import Host, Lease
+from linkspan.core.supervise import lasting, woken
+from linkspan.kernel.io.durable_files import write
+from linkspan.store import records, validation
+from linkspan.store.contact import Contact
+from linkspan.store.fence import fenced
+from linkspan.store.record_history import Versions
+from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
+
+log = logging.getLogger("linkspan.store.replica")
+
+GONE = "gone/"
+ENDPOINTS = "endpoints/"
+EPHEMERAL = ("alive/", "ask/", "answer/", ENDPOINTS)
+"""What is never missed: records that end by themselves, and those that their host puts again, unasked."""
+CLAIMS = ("blocks/", "addresses/")
+"""What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
+OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
+"""What is of one host, which alone puts it back, by the first word of its key."""
+FIRST_ANSWER = 3.0
+"""Seconds that a start waits for the store before it serves what the snapshot has."""
+RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+SNAPSHOT = "replica.json"
+"""The snapshot's file in the state folder."""
+T = TypeVar("T")
+
+SNAPSHOT_AFTER = 1.0
+"""Seconds between a change and the snapshot with it: a burst is written once."""
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """Who removed a record, and when (seconds since the epoch)."""
+
+    by: str
+    at: float
+
+
+class _Snapshot(msgspec.Struct):
+    cluster: str
+    records: list[Record]
+    host: str = ""
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What a snapshot tells: the ids of its cluster and of its host ('' where none can be read), and its records."""
+
+    cluster: str = ""
+    host: str = ""
+    records: Mapping[str, bytes] = {}
+
+
+def remembered(snapshot: Path) -> Remembered:
+    """Return what a snapshot tells; one that is missing or damaged tells nothing."""
+    try:
+        found = msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return Remembered()
+    return Remembered(found.cluster, found.host, {record.key: record.value for record in found.records})
+
+
+class Replica:
+    """All records of the store, for the host with the id ``host``; ``changed`` is called with each that changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: Path,
+        host: str,
+        changed: Callable[[frozenset[str]], Awaitable[None]],
+    ) -> None:
+        self.store = store
+        self.records: dict[str, Record] = {}
+        self.displaced: dict[str, bytes] = {}
+        """Claims of this host as it knew them, by key, in whose place the store has another host's."""
+        self.provisional = False
+        """Whether this host may yet be refused: its snapshot is left as it was until then."""
+        self.contact = Contact()
+        self.heard = 0.0
+        """When the watch last told anything, by CLOCK_BOOTTIME."""
+        self.listed = False
+        """Whether the store has told what it has, since the start."""
+        self.fix = ""
+        """What to do about the last ``problem``."""
+        self.lost: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        """Why records are skipped, by key."""
+        self._refused: dict[str, type] = {}
+        """As what those of them were read that could not be."""
+        self.remembered: dict[str, bytes] = {}
+        """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
+        self._recalled: frozenset[str] = frozenset()
+        """Keys of the blocks that the snapshot had at the start."""
+        self.withheld: frozenset[str] = frozenset()
+        """Keys of records that are not in force because they contradict others; the snapshot leaves them out."""
+        self._kinds: dict[str, dict[str, Record]] = {}
+        """The same records by the first word of their keys: most is asked of one kind."""
+        self._decoded: dict[str, tuple[bytes, object]] = {}
+        self._before = Versions()
+        self._reading = ""
+        self._writing = ""
+        self._snapshot = snapshot
+        self._cluster = ""
+        self._host = host
+        self._changed = changed
+        self._first = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsaved = asyncio.Event()
+        self._saving = asyncio.Lock()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the store: found by reading it or, for a watch waits in silence, by writing to it."""
+        return self._reading or self._writing
+
+    @property
+    def unreadable(self) -> set[str]:
+        """The keys of records that are skipped."""
+        return set(self.reasons)
+
+    @property
+    def settled(self) -> bool:
+        """Whether new claims may be made: the store answers, and no record is missed."""
+        return not self.problem and not self.lost
+
+    async def start(self, *, new: bool = False) -> None:
+        """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without.
+
+        A host that is ``new`` in the store's cluster has no snapshot of it: what there is counts for nothing.
+        """
+        try:
+            known = _Snapshot("", []) if new else msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
+            for record in known.records:
+                self._keep(record)
+            self._recalled = frozenset(self.under("blocks/"))
+            self.remembered = {key: record.value for key, record in self.under("networks/").items()}
+            self._cluster = known.cluster
+        except FileNotFoundError:
+            pass  # a new host's
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
+        work = {"following the store": self._follow, "keeping the snapshot": self._keep_snapshot}
+        self._tasks = [lasting(*one) for one in work.items()]
+        await woken(self._first, FIRST_ANSWER)
+
+    async def stop(self) -> None:
+        """End the watch, and write the snapshot."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._save()
+        await self.store.close()
+
+    def under(self, prefix: str) -> dict[str, Record]:
+        """Return the records whose keys begin with ``prefix``, which has a whole word at least: ``hosts/``."""
+        kind, _, rest = prefix.partition("/")
+        found = self._kinds.get(kind, {})
+        return {key: one for key, one in found.items() if key.startswith(prefix)} if rest else dict(found)
+
+    def _keep(self, record: Record) -> None:
+        self.records[record.key] = record
+        self._kinds.setdefault(record.key.partition("/")[0], {})[record.key] = record
+
+    def _drop(self, key: str) -> None:
+        del self.records[key], self._kinds[key.partition("/")[0]][key]
+        self._decoded.pop(key, None)
+        self._before.forget(key)
+
+    def known_revision(self, key: str) -> int:
+        """Return the revision of a record as it is known here, 0 where there is none."""
+        record = self.records.get(key)
+        return record.revision if record is not None else 0
+
+    def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
+        """Return the records under ``prefix`` as values, as ``value`` does."""
+        values = {key: self.value(key, type_) for key in self.under(prefix)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def value(self, key: str, type_: type[T]) -> T | None:
+        """Return one record as a value; decoded once for each change.
+
+        One that cannot be read is named, and is what it was before; None where it never was anything.
+        """
+        record = self.records.get(key)
+        if record is None:
+            return None
+        known, found = self._decoded.get(key, (b"", None))
+        if known != record.value or not isinstance(found, type_):
+            try:
+                found = validation.decode(key, record.value, type_)
+            except Invalid as error:
+                self.skip(key, error.message)
+                self._refused[key] = type_
+                return self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
+            self._decoded[key] = record.value, found
+        self._unskip(key)
+        self._before.forget(key)
+        return found
+
+    @property
+    def settings(self) -> records.ClusterSettings:
+        """What holds for all hosts of the cluster."""
+        return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
+
+    def encoded(self, key: str, value: msgspec.Struct) -> bytes:
+        """Return what would be written for a value: by the cluster's schema, with what newer agents know of it."""
+        old = self.records.get(key)
+        return records.encode(value, old.value if old else b"", self.settings.writes)
+
+    def skip(self, key: str, why: str) -> None:
+        """Take note of a record that says nothing to us."""
+        if self.reasons.get(key) != why:
+            log.warning("record %s is skipped: %s", key, why)
+        self.reasons[key] = why
+
+    def _unskip(self, key: str) -> None:
+        """Take note that a record is right, or gone."""
+        if key in self.reasons:
+            del self.reasons[key]
+            self._refused.pop(key, None)
+
+    def _judge(self, key: str) -> None:
+        """Read a record that changed as it was read when it was skipped: it may be right, and nobody may ask soon."""
+        if (type_ := self._refused.get(key)) is not None:
+            self.value(key, type_)
+
+    def require_settled(self, what: str) -> None:
+        """Raise Unavailable, saying why, where nothing new may be claimed now."""
+        if self.problem:
+            raise Unavailable(f"{what}: {self.problem}", "`linkspan status` shows the store")
+        if self.lost:
+            lost = counted(len(self.lost), "record")
+            raise Unavailable(
+                f"{what}: the store lost {lost}, and their owners have not put all back yet",
+                "`linkspan status` lists them; restore the store, or remove hosts that will not come back",
+            )
+
+    async def write(
+        self,
+        values: Mapping[str, bytes | msgspec.Struct],
+        deletes: Iterable[str] = (),
+        absent: Iterable[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+    ) -> bool:
+        """Write to the store, with tombstones for what is deleted, and see it here at once where it was taken.
+
+        Returns whether the conditions ``absent`` and ``unchanged`` hold. Raises as ``fenced``.
+        """
+        puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
+        tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
+        graves = {GONE + key: tombstone for key in deletes if not key.startswith((GONE, *EPHEMERAL))}
+        raised = [GONE + key for key in puts if GONE + key in self.records]
+        deletes = [*deletes, *raised]
+        asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
+        keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
+        as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
+        begun = time.monotonic()
+        try:
+            if ttl:  # what ends by itself is put again and again, and may come late
+                revision = await self.store.transaction(written, deletes, unchanged=asked, ttl=ttl)
+            else:
+                revision = await fenced(self.store, written, deletes, as_was, asked)
+        except Unavailable as error:
+            if self._writing != error.message:
+                log.warning("store: %s", error.message)
+            self._writing, self.fix = error.message, error.hint
+            raise
+        self._writing = ""
+        self.contact.wrote(time.monotonic() - begun)
+        if revision:
+            seen = (Record(key, value, revision) for key, value in written.items())
+            await self._take(Batch(revision, tuple(seen), tuple(deletes)))
+            with contextlib.suppress(LinkspanError):  # this was written, whatever becomes of what was lost
+                await self._put_back()
+            # A kill now, and a store that is restored or lost, must not forget it.
+            if any(key.startswith(("blocks/", "networks/")) for key in puts):
+                await self._save_soon()
+        return bool(revision)
+
+    async def revision(self, key: str) -> int:
+        """Take a record in as the store has it, and return its revision, for a condition. Raises NotFound without."""
+        if (record := await self.store.get(key)) is None:
+            raise NotFound(f"record {key} is not in the store")
+        await self._take(Batch(record.revision, (record,), ()))
+        return record.revision
+
+    async def _follow(self) -> None:
+        """List, watch from there, and begin again whenever that ends, for as long as the agent runs."""
+        tries = 0
+        while True:
+            try:
+                revision = await self._list()
+                tries = 0
+                async for batch in self.store.watch("", revision):
+                    self.heard = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    self.contact.told(batch.puts)
+                    await self._apply(batch)
+            except NotFound as error:  # compacted, or restored from a backup
+                log.info("store: %s", error.message)
+            except LinkspanError as error:
+                if self._reading != error.message:
+                    log.warning("store: %s", error.message)
+                self._reading, self.fix = error.message, error.hint
+                self._first.set()
+                await asyncio.sleep(RETRIES[min(tries, len(RETRIES) - 1)])
+                tries += 1
+
+    async def _list(self) -> int:
+        for key, old in list(self.records.items()):
+            self._keep(Record(key, old.value, 0))
+        found, revision = await self.store.list("")
+        if self._cluster and self.store.cluster != self._cluster:
+            raise Conflict(
+                f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
+                f"correct the agent's store; {JOIN}",
+            )
+        self._cluster = self.store.cluster
+        self._reading = ""
+        self.contact.told(found)
+        there = {record.key for record in found}
+        # Of a record that was never taken in, nothing but the reason is known here.
+        missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
+        await self._apply(Batch(revision, tuple(found), missing))
+        self.listed = True
+        self._first.set()
+        return revision
+
+    async def _apply(self, batch: Batch) -> None:
+        """Take changes in, and put back what was lost and is ours."""
+        await self._take(batch)
+        await self._put_back()
+
+    async def _take(self, batch: Batch) -> None:
+        """Take changes in, and tell of those that changed anything."""
+        touched: set[str] = set()
+        listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
+        for record in batch.puts:
+            if why := validation.misplaced(record.key):
+                self.skip(record.key, why)
+                continue
+            old = self.records.get(record.key)
+            if self._known(record.key) > record.revision:
+                continue
+            if old is not None and old.value != record.value and not self._passing(old.key):
+                self._before.add(record.key, old.value)
+            self._keep(record)
+            if old is not None and record.key.startswith(CLAIMS):
+                self._compare(old, record)
+            self.lost.discard(record.key)
+            if old is None or old.value != record.value:
+                self._judge(record.key)
+                touched.add(record.key)
+        for key in batch.deletes:
+            if key not in self.records:
+                self._unskip(key)
+                continue
+            if self.records[key].revision > batch.revision:
+                continue
+            removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
+            missed = None if removed else self._missed(key, listed.get(key, ()))
+            self._unskip(key)
+            if missed is None:
+                self._drop(key)
+                self.lost.discard(key)
+                touched.add(key)
+            elif key not in self.lost:
+                self._keep(missed)
+                self.lost.add(key)
+                touched.add(key)
+        touched |= self._found_removed(batch)
+        if touched:
+            self._unsaved.set()
+            await self._changed(frozenset(touched))
+
+    def _found_removed(self, batch: Batch) -> set[str]:
+        """Drop what is missed and was removed, it or its host, by somebody who did not know it; return the keys.
+
+        The store has no such record, so it tells of no deletion, but of the tombstone alone.
+        """
+        if not self.lost or not any(one.key.startswith(GONE) for one in batch.puts):
+            return set()
+        found: set[str] = set()
+        removed = {key for key in self.lost if GONE + key in self.records}
+        for over in (removed.__contains__, self._counts_for_nothing):  # which asks whether the host is among these
+            for key in [key for key in self.lost if over(key)]:
+                self._unskip(key)
+                self._drop(key)
+                self.lost.discard(key)
+                found.add(key)
+        return found
+
+    def _compare(self, old: Record, new: Record) -> None:
+        """Keep a claim of this host, or of all, in whose place another host's is."""
+        before, after = claimant(old.value), claimant(new.value)
+        if before in (self._host, SHARED) and after not in ("", before):
+            self.displaced[new.key] = old.value
+        elif after == self._host:
+            self.displaced.pop(new.key, None)
+
+    def _passing(self, key: str) -> bool:
+        """Tell whether what a record was does not matter: a tombstone, one that ends by itself, one known as spoilt."""
+        return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
+
+    def _counts_for_nothing(self, key: str) -> bool:
+        """Tell whether nobody misses a record: what is of no host that any record names, and what was never in force.
+
+        The last are a network that is withheld, and a lease of what nobody ever owned. A block that another owns now
+        may have been the lease's, before a restore: that lease is missed.
+        """
+        if (owner := self._owner(key)) not in ("", self._host) and f"hosts/{owner}" not in self.records:
+            return True
+        if not key.startswith("leases/") or (lease := self.value(key, Lease)) is None:
+            return key in self.withheld
+        if any(block_key(lease.network, text) in self.records for text in lease.prefixes):
+            return False
+        exact = self.under(f"addresses/{lease.network}/").values()
+        return not any(claimant(one.value) == lease.host for one in exact)
+
+    def _listed(self) -> dict[str, set[str]]:
+        """Return the hosts whose leases list a block, by the block's key."""
+        found: dict[str, set[str]] = {}
+        for lease in self.read("leases/", Lease).values():
+            for text in lease.prefixes:
+                found.setdefault(block_key(lease.network, text), set()).add(lease.host)
+        return found
+
+    def _missed(self, key: str, listing: Collection[str]) -> Record | None:
+        """Return what the store should have of a record that it lost, None where nobody misses it.
+
+        ``listing`` are the hosts whose leases listed it, where it is a block, before the store's last change. A block
+        that is in no lease was never in force, and its owner may not know of it: nobody would put it back. Nor does a
+        host put back what was written in its name alone. One whose claim was overwritten before puts back its own.
+        What is missed already stays so, and of what a snapshot told nobody knows: a store that was restored has leases
+        from before, which do not list the blocks that it lost.
+        """
+        if self._host in listing and key in self.displaced:
+            return Record(key, self.displaced.pop(key), self.records[key].revision)
+        owner = self._owner(key) if key.startswith("blocks/") else ""
+        seen = bool(owner) and key not in self.lost and key not in self._recalled
+        if seen and (not listing or (owner == self._host and owner not in listing)):
+            return None
+        return None if self._counts_for_nothing(key) else self._sound(key)
+
+    def _sound(self, key: str) -> Record | None:
+        """Return the last version of a record that says anything; what nobody could ever read nobody misses."""
+        record = self.records[key]
+        if key.startswith("claims/"):  # whose values are names
+            return record
+        if (type_ := OF_HOSTS.get(key.partition("/")[0])) is not None:
+            self.value(key, type_)  # nobody may have read it yet
+        before = self._before.last(key)
+        if key not in self.reasons and records.well_formed(record.value):
+            return record
+        return Record(key, before, record.revision) if before and records.well_formed(before) else None
+
+    def _known(self, key: str) -> int:
+        """Return the revision of the latest that is known of a record: its value, or that it was removed."""
+        beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
+        return max((self.records[k].revision for k in (key, beside) if k in self.records), default=0)
+
+    def _owner(self, key: str) -> str:
+        """Return the id of the host that a record is of, '' where it is nobody's: an address that was released, too."""
+        kind, _, rest = key.partition("/")
+        if kind == "hosts":
+            return rest
+        if kind == "leases":
+            return rest.rpartition("/")[2]
+        owner = claimant(self.records[key].value) if key.startswith(CLAIMS) else ""
+        return "" if owner == SHARED else owner
+
+    def _mine(self, key: str) -> bool:
+        """Tell whether this host puts a record back that the store lost: its own, and what is nobody's."""
+        return self._owner(key) in (self._host, "")
+
+    async def _put_back(self) -> None:
+        if self.problem:
+            return
+        for key in [k for k in self.lost if self._mine(k)]:
+            if key not in self.lost:  # it is there again, or was removed, while others were put back
+                continue
+            value = self.records[key].value
+            if key.startswith(CLAIMS):
+                value = records.put_back(value)
+            if await self.store.transaction({key: value}, absent=[key, GONE + key]):
+                self.lost.discard(key)
+                log.warning("record %s was lost by the store and is put back", key)
+
+    async def _keep_snapshot(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            await asyncio.sleep(SNAPSHOT_AFTER)
+            await self._save_soon()
+
+    async def _save_soon(self) -> None:
+        async with self._saving:
+            await asyncio.to_thread(self._save)
+
+    async def accepted(self) -> None:
+        """Keep a snapshot from now on: this host is who it says."""
+        self.provisional = False
+        await self._save_soon()
+
+    def _save(self) -> None:
+        self._unsaved.clear()
+        if self.provisional:
+            return
+        left_out = self.withheld
+        known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
+        lasting = [self._lasting(record) for record in known]
+        try:
+            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting, self._host)), 0o600)
+        except OSError as error:
+            log.warning("snapshot %s: %s", self._snapshot, error.strerror)
+
+    def _lasting(self, record: Record) -> Record:
+        """Return what is to be remembered of a record."""
+        if record.key not in self.reasons:
+            return record
+        return Record(record.key, self._before.last(record.key) or record.value, record.revision)

@@ -1,0 +1,252 @@
+"""Checks of one record by itself: its key, the shape of its values, and the bounds of its numbers.
+
+A record that fails is named with the reason and stops no other; what it was before stays in force (``replica``). What a
+record says of others' is checked against theirs (``grants``, ``networks``): that may hold now and fail later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from linkspan.backends import BACKENDS, backend, migration
+from linkspan.backends.bgp import settings as bgp
+from linkspan.backends.ipsec import settings as ipsec
+from linkspan.core import ipam
+from linkspan.core.addresses import BITS, Prefix, host_address, mac, pool, prefix
+from linkspan.core.errors import Invalid
+from linkspan.core.model import (
+    MTUS,
+    Allowance,
+    Endpoint,
+    Host,
+    Lease,
+    Network,
+    Reservation,
+    Underlay,
+    checked_name,
+)
+from linkspan.core.states import wireguard
+from linkspan.store import records
+from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common
+
+T = TypeVar("T")
+
+MOST_BLOCKS = 4096
+"""Blocks in one lease: 16 times what a host with 1,000 containers takes of the smallest, a /30 (four addresses)."""
+MOST = 64
+"""Pools of a network, and addresses of a host in it or on its underlay: each family has one, or a few.
+
+MACs on the underlay, too: more than the ports that a bond takes.
+"""
+LONGEST = 253
+"""Bytes of a host's name: a domain name has no more (RFC 1035 section 2.3.4)."""
+UNDERLAY_MTUS = range(68, 65537)
+"""Bytes: RFC 791 section 3.2 for the least, and the loopback device has the most."""
+RECLAIM_AFTER = (10.0, 366 * 86400.0)
+"""Seconds: below the least, a host that is alive could count as silent: it says so every 2 s, for 7 s."""
+TIMES = (0.0, 1e11)
+"""Seconds since the epoch: up to the year 5138. A later one would make every other claim the earlier one."""
+GENERATIONS = range(1 << 53)
+"""What a number of JSON carries exactly in every language (RFC 8259 section 6)."""
+
+_WORDS = {
+    "hosts": 2,
+    "alive": 2,
+    "networks": 2,
+    "leases": 3,
+    "blocks": 4,
+    "addresses": 3,
+    "settings": 2,
+    "endpoints": 4,
+    "ask": 3,
+    "answer": 3,
+    "allowances": 5,
+    "reservations": 4,
+}
+"""How many words, divided by slashes, the key of each kind of record has."""
+
+
+def misplaced(key: str) -> str:
+    """Return why a key is none that any agent writes, '' where it may be one; kinds that are not known may come."""
+    words = key.split("/")
+    wanted = _WORDS.get(words[0])
+    if wanted is None or (len(words) == wanted and all(words[:2])):
+        return ""
+    return f"a key of kind {words[0]} has {wanted} words that are divided by slashes"
+
+
+def decode(key: str, raw: bytes, type_: type[T]) -> T:
+    """Return a record as a value. Raises Invalid where it cannot be read, or says what cannot be."""
+    found = records.decode(raw, type_)
+    if (check := _CHECKS.get(type_)) is not None:
+        check(found, *key.split("/")[1:])
+    return found
+
+
+def _network(network: Network, name: str) -> None:
+    _same("name", network.name, name)
+    checked_name(name, "network")
+    _bounded("pools", network.pools)
+    for way in migration.ways(network):
+        backend(way.backend).check(way)
+        if backend(way.backend).completed(way, ()) != way:
+            raise Invalid(f"it lacks options that every network of backend {way.backend} has")
+        _within("MTU", way.mtu, range(MTUS[0], MTUS[1] + 1))
+    if network.migration is not None:
+        _within("the migration's number", network.migration.number, GENERATIONS)
+    crosses = backend(network.backend).crosses_hosts
+    if len(network.gateways) != len(network.pools):
+        raise Invalid("it has not one gateway for each pool")
+    for text, gateway in zip(network.pools, network.gateways, strict=True):
+        one = pool(text)
+        given = prefix(gateway).single()
+        if not one.holds(given) and given != ipam.gateway(one, network.routed).single():
+            raise Invalid(f"gateway {gateway} is not in pool {text}")
+        length = network.subnet_len.get(str(one.family), -1)
+        _within(f"the length of IPv{one.family} blocks", length, range(BITS[one.family] + 1))
+        if crosses and not one.length <= length <= BITS[one.family] - 2:
+            raise Invalid(f"blocks of /{length} do not fit pool {one}")
+    parsed = network.prefixes
+    for number, one in enumerate(parsed):
+        if other := next((other for other in parsed[:number] if other.overlaps(one)), None):
+            raise Invalid(f"its pools {other} and {one} overlap")
+
+
+def _lease(lease: Lease, network: str, host: str) -> None:
+    _same("network", lease.network, network)
+    _same("host", lease.host, host)
+    _bounded("blocks", lease.prefixes, MOST_BLOCKS)
+    _bounded("addresses", lease.addresses)
+    _bounded("offers", lease.endpoints)
+    for text in lease.prefixes:
+        _canonical(text)
+    for text in lease.addresses:
+        host_address(text)
+    for name, offer in lease.endpoints.items():
+        _within("an offer's generation", offer.generation, GENERATIONS)
+        if name in BACKENDS:  # a newer agent may offer more, and nobody here asks for that
+            try:
+                BACKENDS[name].check_offer(lease, offer.data)
+            except Invalid as error:
+                raise error.within(f"its offer for {name}") from error
+
+
+def _host(host: Host, key: str) -> None:
+    _same("id", host.id, key)
+    if len(host.name.encode()) > LONGEST:
+        raise Invalid(f"its name has {len(host.name.encode())} bytes, and may have {LONGEST}")
+    _silence("withdraws", host.withdraws)
+    for keys in (host.keys, host.next_keys):
+        if public := keys.get("wireguard"):
+            wireguard.check_key(public)
+    wireguard.settings(host.settings)
+    if host.underlay is not None:
+        _underlay(host.underlay)
+
+
+def _underlay(underlay: Underlay) -> None:
+    for texts in (underlay.addresses, underlay.advertise):
+        _bounded("underlay addresses", texts)
+        for text in texts:
+            host_address(text)
+    _bounded("underlay MACs", underlay.macs)
+    for one in underlay.macs:
+        mac(one)
+    _within("the underlay's MTU", underlay.mtu, UNDERLAY_MTUS)
+    _within("the advertised port", underlay.advertise_port, range(65536))
+
+
+def _endpoint(endpoint: Endpoint, _host: str, id_: str, ifname: str) -> None:
+    _same("id and interface", "/".join(endpoint.identity), f"{id_}/{ifname}")
+    _bounded("addresses", endpoint.addresses)
+    for text in (*endpoint.addresses, *endpoint.gateways):
+        host_address(text)
+    for port in endpoint.ports:
+        for number in (port.host_port, port.port):
+            _within("a published port", number, range(1, 65536))
+
+
+def _block(block: BlockRecord, _network: str, *words: str) -> None:
+    _canonical("/".join(words))
+    _time(block.at)
+
+
+def _address(address: AddressRecord, _network: str, text: str) -> None:
+    if prefix(text).single().address != text:
+        raise Invalid(f"{text} is no address as it is written in keys")
+    _time(address.at)
+
+
+def _allowance(allowance: Allowance, source: str, target: str, protocol: str, port: str) -> None:
+    said = (allowance.source, allowance.target, allowance.protocol, str(allowance.port))
+    _same("networks and port", "/".join(said), f"{source}/{target}/{protocol}/{port}")
+    if allowance.protocol not in (("tcp", "udp", "sctp") if allowance.port else ("",)):
+        raise Invalid(f"{allowance.port}/{allowance.protocol} is no port")
+    _within("the port", allowance.port, range(65536))
+
+
+def _reservation(reservation: Reservation, network: str, *words: str) -> None:
+    _same("network and addresses", f"{reservation.network}/{reservation.cidr}", "/".join((network, *words)))
+    _canonical(reservation.cidr)
+
+
+def _cluster(settings: ClusterSettings, *_key: str) -> None:
+    _within("the schema that is written", settings.writes, range(1 << 31))
+    _silence("reclaim_after", settings.reclaim_after)
+
+
+def _common(common: Common, *_key: str) -> None:
+    host = Host(id="", name="", settings=common.settings)
+    bgp.speaker(host)
+    ipsec.settings(host)
+    wireguard.settings(common.settings)
+
+
+def _same(what: str, said: str, key: str) -> None:
+    if said != key:
+        raise Invalid(f"its {what} {said!r} differs from that of its key, {key!r}")
+
+
+def _bounded(what: str, values: Iterable[object], most: int = MOST) -> None:
+    if (count := len(list(values))) > most:
+        raise Invalid(f"it has {count} {what}, and may have {most}")
+
+
+def _within(what: str, number: int, allowed: range) -> None:
+    if number not in allowed:
+        raise Invalid(f"{what} is {number}, and not from {allowed[0]} to {allowed[-1]}")
+
+
+def _silence(what: str, seconds: float) -> None:
+    least, most = RECLAIM_AFTER
+    if seconds and not least <= seconds <= most:
+        raise Invalid(f"{what} is {seconds:g} s, and neither 0 (never) nor from {least:g} to {most:g}")
+
+
+def _time(at: float) -> None:
+    if not TIMES[0] <= at <= TIMES[1]:
+        raise Invalid(f"its time {at:g} is not from {TIMES[0]:g} to {TIMES[1]:g} seconds since the epoch")
+
+
+def _canonical(text: str) -> Prefix:
+    """Return a prefix that is written in the one way in which keys have it."""
+    found = prefix(text)
+    if str(found) != text or found.network() != found:
+        raise Invalid(f"{text} is no prefix as keys have it: {found.network()} would be")
+    return found
+
+
+_CHECKS: dict[type, Callable[..., None]] = {
+    Network: _network,
+    Lease: _lease,
+    Host: _host,
+    Endpoint: _endpoint,
+    BlockRecord: _block,
+    AddressRecord: _address,
+    Allowance: _allowance,
+    Reservation: _reservation,
+    ClusterSettings: _cluster,
+    Common: _common,
+}
+"""By type: the check of a value, with the words of its key after the kind."""
