@@ -1,0 +1,105 @@
+"""An upgrade of a running host: its helpers go on, whatever the new version has moved in its package."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+import linkspan
+from support.agent.agent_host import Host, World, pings, run, until
+
+ROOT = Path(__file__).parents[2]
+MOVED = "src/linkspan/machine.py"
+"""A file of the last version whose package had no folders: the commit that took it away is the next version."""
+
+
+def git(*words: str) -> bytes:
+    """Return what git prints, or skip the test where the checkout has no history."""
+    if not shutil.which("git"):
+        pytest.skip("no git: the version before cannot be had")
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        pytest.skip(f"no history: the version before cannot be had: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+class Installed:
+    """A folder that has the package of one version, and is where an agent takes it from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.package = folder / "linkspan"
+
+    def command(self) -> tuple[str, ...]:
+        """Return how to start this version's command line: what is in the folder comes before what is installed."""
+        return "env", f"PYTHONPATH={self.folder}", sys.executable, "-P", "-m", "linkspan.cli.main"
+
+    def before(self) -> None:
+        """Have the version before the package got its folders."""
+        moved = git("rev-list", "-1", "HEAD", "--", MOVED).decode().strip()
+        archive = git("archive", f"{moved}^", "src/linkspan")
+        with tarfile.open(fileobj=BytesIO(archive)) as files:
+            files.extractall(self.folder, filter="data")
+        (self.folder / "src" / "linkspan").rename(self.package)
+        assert (self.package / Path(MOVED).name).exists()
+
+    def now(self) -> None:
+        """Have this version, at the same place."""
+        shutil.rmtree(self.package)
+        shutil.copytree(Path(linkspan.__file__).parent, self.package)
+        assert not (self.package / Path(MOVED).name).exists()
+
+
+def helpers(host: Host) -> dict[str, tuple[int, str]]:
+    """Return pid and start time of the agent's helper programs, by name."""
+    found = {}
+    for pid in map(int, run("ip", "netns", "pids", host.netns).split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a command that has ended meanwhile
+            environ = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+            owner = next((word for word in environ if word.startswith(f"LINKSPAN_PROCESS={host.state_dir}:")), "")
+            if owner and os.getsid(pid) == pid:  # its children have the same environment
+                started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+                found[owner.rpartition(":")[2]] = pid, started
+    return found
+
+
+@pytest.fixture
+def host(world: World) -> Iterator[Host]:
+    """Give a host with an uplink, whose agent does not run yet."""
+    made = Host(world)
+    made.outside()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_an_upgrade_keeps_the_ipip_helper(host: Host, world: World, tmp_path: Path) -> None:
+    """The helper that the version before started goes on: the upgrade interrupts no tunnel."""
+    installed = Installed(tmp_path)
+    installed.before()
+    host.start(*installed.command())
+    (gateway,) = host.network("demo", backend="ipip")["gateways"]
+    if host.client.call("GET", "/v1/networks/demo")["data_path"] == "kernel":
+        pytest.skip("the kernel has ipip: no helper runs")
+    name = world.namespace()
+    host.attach(name)
+    until(lambda: host.differences() == [], "the agent of the version before has put everything")
+    before = helpers(host)
+    assert set(before) == {"ipip"}
+    host.stop()
+    installed.now()
+    host.start(*installed.command())
+    until(lambda: host.differences() == [], "the agent of this version has put everything")
+    assert helpers(host) == before
+    assert host.heals() == []
+    assert pings(name, gateway)
