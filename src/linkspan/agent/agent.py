@@ -60,10 +60,11 @@ from linkspan.core.states.host import Key
 from linkspan.core.store_url import told
 from linkspan.diagnose.doctor.peer_probe import Probe
 from linkspan.dns.service import Naming
-from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints import attach, check, detach, rename
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.recovery import Recovery
+from linkspan.endpoints.registry import Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
 from linkspan.kernel.drivers.ipip_table import TABLE
 from linkspan.kernel.probe import underlay
@@ -167,7 +168,7 @@ class Agent:
         self.networks = Networks(self.replica)
         self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
         self.ports = PortTable(lambda *port: self.naming.holder(*port))
-        self.attacher = Attacher(
+        self.registry = Registry(
             self.worker,
             self.journal,
             self.networks,
@@ -176,11 +177,11 @@ class Agent:
             self.happenings,
             host.name,
         )
-        self.tuning = Tuning(self.worker, self.attacher, self.happenings)
+        self.tuning = Tuning(self.worker, self.registry, self.happenings)
         parts.push_async_callback(self.tuning.stop)
         self.docker = Docker(
             self.worker,
-            self.attacher,
+            self.registry,
             self.allocator,
             self.networks,
             self.ports,
@@ -188,12 +189,12 @@ class Agent:
             self.config.docker_api,
             state_dir / "docker.json",
         )
-        endpoints = self.attacher.endpoints
+        endpoints = self.registry.endpoints
         self.published = Published(self.replica, host.id, endpoints)
         self.naming = Naming(
             self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
         )
-        self.attacher.changed = self._endpoint_changed
+        self.registry.changed = self._endpoint_changed
         self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
         self.leases.living = self.disputes.living
@@ -238,13 +239,13 @@ class Agent:
         )
         self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        self.recovery = Recovery(*here, self.attacher, self.published, self.orphans, host.name)
+        self.recovery = Recovery(*here, self.registry, self.published, self.orphans, host.name)
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
         )
         self.healer = Healer(
             self.worker,
-            self.attacher,
+            self.registry,
             self.happenings,
             self.metrics,
             self.replan,
@@ -254,7 +255,7 @@ class Agent:
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
         queue = Path(self.config.socket).parent / "queue"
-        self.removals = Removals(queue, self.attacher, self.journal.boot_id)
+        self.removals = Removals(queue, self.registry, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
         await self.replica.start(new=new)
         await bootstrap.known(self.replica, self._waiting(self))
@@ -264,7 +265,7 @@ class Agent:
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
-        return self.attacher.busy(identity) or self.docker.waits(identity)
+        return self.registry.busy(identity) or self.docker.waits(identity)
 
     def _endpoint_changed(self, identity: tuple[str, str]) -> None:
         self.published.note(identity)
@@ -296,7 +297,7 @@ class Agent:
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
         self.allocator.refresh()
-        parts.callback(self.attacher.retry_forgetting)
+        parts.callback(self.registry.retry_forgetting)
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container's interface is put
         parts.push_async_callback(self.cluster.stop)
@@ -348,7 +349,7 @@ class Agent:
             control=closed.places, control_here=closed.here,
         )  # fmt: skip
         seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
-        return learning(seen, self.leases, self.cluster.peers, self.attacher.endpoints.values())
+        return learning(seen, self.leases, self.cluster.peers, self.registry.endpoints.values())
 
     async def _look(self) -> None:
         """Look at the machine's facts, from which nothing new follows."""
@@ -371,10 +372,10 @@ class Agent:
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow what networks are now, whichever host changed them."""
         self.docker.exposed.look()
-        for identity in stranded(self.attacher, self.networks, self.leases):
-            await self.attacher.detach(*identity)
-        failed = await follow_mtus(self.attacher, self.networks)  # first: a way that carries less may be next
-        failed |= await follow_pools(self.attacher, self.networks)
+        for identity in stranded(self.registry, self.networks, self.leases):
+            await detach.detach(self.registry, *identity)
+        failed = await follow_mtus(self.registry, self.networks)  # first: a way that carries less may be next
+        failed |= await follow_pools(self.registry, self.networks)
         failed |= await self.plans.put()
         await self.recovery.learn()  # a network that is there again may be that of orphans
         return failed
@@ -428,7 +429,7 @@ class Agent:
         async with self._changing:
             if all(network.name != name for network in self.networks.every()):
                 self.networks.get(name)  # raises
-            users = [e for e in self.attacher.endpoints.values() if e.network == name]
+            users = [e for e in self.registry.endpoints.values() if e.network == name]
             users += [e for _, e in self.published.others() if e.network == name]
             if users and not force:
                 names = ", ".join(sorted(e.called for e in users)[:5])
@@ -445,8 +446,8 @@ class Agent:
 
     async def _delete_network(self, name: str) -> None:
         await self.networks.delete(name)  # first: an attach that is under way fails then
-        for endpoint in [e for e in self.attacher.endpoints.values() if e.network == name]:
-            await self.attacher.detach(*endpoint.identity)
+        for endpoint in [e for e in self.registry.endpoints.values() if e.network == name]:
+            await detach.detach(self.registry, *endpoint.identity)
         await self.cluster.converge({"networks/"})
 
     async def allow(self, allowance: Allowance, allowed: bool) -> None:
@@ -475,16 +476,16 @@ class Agent:
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
         """Attach, and count it."""
         with self._counted("attach"):
-            return await self.attacher.attach(request, namespace_fd, namespace_path)
+            return await attach.attach(self.registry, request, namespace_fd, namespace_path)
 
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
         """Detach, and count it."""
         with self._counted("detach"):
-            return await self.attacher.detach(id, ifname, network)
+            return await detach.detach(self.registry, id, ifname, network)
 
     async def recognise(self, container: str, ifname: str = "") -> None:
         """Know a container again whose id the journal lost."""
-        await self.attacher.recognise(container, ifname)
+        await rename.recognise(self.registry, container, ifname)
 
     @contextlib.contextmanager
     def _counted(self, verb: str) -> Iterator[None]:
@@ -498,7 +499,7 @@ class Agent:
 
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return this host's endpoints by (container id, interface)."""
-        return self.attacher.endpoints
+        return self.registry.endpoints
 
     def network(self, name: str) -> Network:
         """Return a network. Raises NotFound."""
@@ -515,7 +516,7 @@ class Agent:
     async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
         """Return what of an endpoint is not as its runtime knows it."""
         endpoint = await self.tuning.told(endpoint, namespace_fd, shown.mac, shown.mtu)
-        return await self.attacher.check(endpoint, namespace_fd, shown.mac, shown.mtu)
+        return await check.check(self.registry, endpoint, namespace_fd, shown.mac, shown.mtu)
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Let an endpoint follow what later plugins of its chain change."""

@@ -23,8 +23,8 @@ from linkspan.core.states.ipsec import IpsecChild, IpsecConnection, IpsecCredent
 from linkspan.core.states.programs import LearntRoutes, Process
 from linkspan.core.states.wireguard import AllowedIp, WireguardKey, WireguardPeer
 from linkspan.core.supervise import lasting, woken
-from linkspan.endpoints import multihoming
-from linkspan.endpoints.attach import Attacher, Identity, source
+from linkspan.endpoints import detach, multihoming
+from linkspan.endpoints.registry import Identity, Registry, source
 from linkspan.kernel.events import ADDRESS_KINDS, LINK_KINDS, NFT_KINDS, SETTING_KINDS, NftEvents, RouteEvents
 from linkspan.kernel.worker import Worker
 
@@ -65,7 +65,7 @@ class Healer:
     def __init__(
         self,
         worker: Worker,
-        attacher: Attacher,
+        registry: Registry,
         happenings: Happenings,
         metrics: Metrics,
         replan: Look,
@@ -74,7 +74,7 @@ class Healer:
         reap_after: float,
     ) -> None:
         self._worker = worker
-        self._attacher = attacher
+        self._registry = registry
         self._happenings = happenings
         self._metrics = metrics
         self._replan = replan
@@ -186,7 +186,7 @@ class Healer:
 
     def orphaned(self, key: Key) -> bool:
         """Tell whether nobody wants the object but containers that are gone."""
-        endpoints = self._attacher.endpoints
+        endpoints = self._registry.endpoints
         dead = [endpoints[identity] for identity in self._dead_since if identity in endpoints]
         gone = {source(endpoint) for endpoint in dead} | {multihoming.source(endpoint) for endpoint in dead}
         owners = set(self._worker.machine.reconciler.desired.owners(key)) if gone else set()
@@ -228,11 +228,11 @@ class Healer:
         self._told = why | (self._told & {error.message for error in failing})
 
     async def _see_settings(self) -> None:
-        self._attacher.retry_forgetting()
+        self._registry.retry_forgetting()
         await self._resync((Sysctl, LinkSysctl, LearntRoutes, *_INSIDE))
 
     async def _checkpoint(self) -> None:
-        await asyncio.to_thread(self._attacher.checkpoint)
+        await asyncio.to_thread(self._registry.checkpoint)
 
     async def _every(self, seconds: float, looks: Sequence[Look]) -> None:
         while True:
@@ -262,7 +262,7 @@ class Healer:
     async def _reap(self) -> None:
         """Detach endpoints whose namespace has been gone for a while: their runtime has forgotten them."""
         failing = {key[1] for key in self._failing() if key[0] == Veth.__name__}
-        suspects = [e for e in self._attacher.endpoints.values() if e.host_ifname in failing]
+        suspects = [e for e in self._registry.endpoints.values() if e.host_ifname in failing]
         dead = set()
         for endpoint in suspects:
             if not await self._worker.run(self._worker.machine.alive, endpoint):
@@ -270,7 +270,7 @@ class Healer:
         self._dead_since = {i: self._dead_since.get(i, time.monotonic()) for i in dead}
         for identity, since in list(self._dead_since.items()):
             if time.monotonic() - since >= self._reap_after:
-                await self._attacher.detach(*identity)
+                await detach.detach(self._registry, *identity)
                 self._happenings.add(
                     "reap", f"{identity[0]} is gone, its address is free again", endpoint=identity[0]
                 )

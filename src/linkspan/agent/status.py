@@ -60,7 +60,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "gone": [
             {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
             for identity, seconds in agent.healer.dead().items()
-            if (e := agent.attacher.endpoints.get(identity)) is not None
+            if (e := agent.registry.endpoints.get(identity)) is not None
         ],
         "fights": [
             {
@@ -75,7 +75,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "rebuilt": {
             "endpoints": agent.recovery.rebuilt,
             "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
-            "unnamed": [e.id for e in agent.attacher.endpoints.values() if is_unnamed(e)],
+            "unnamed": [e.id for e in agent.registry.endpoints.values() if is_unnamed(e)],
         },
         "orphans": agent.orphans.told(),
         "heals": heals,
@@ -151,7 +151,7 @@ def drift(agent: Agent) -> list[LinkspanError]:
 
 
 def _count(agent: Agent, network: str) -> int:
-    return sum(e.network == network for e in agent.attacher.endpoints.values())
+    return sum(e.network == network for e in agent.registry.endpoints.values())
 
 
 async def look(agent: Agent) -> None:

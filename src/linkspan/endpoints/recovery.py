@@ -26,11 +26,11 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
-from linkspan.endpoints import multihoming, reconstruction
-from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints import multihoming, reconstruction, rename, update
 from linkspan.endpoints.journal import Journal, Row
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reconstruction import Link
+from linkspan.endpoints.registry import Registry
 from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.endpoints.recovery")
@@ -51,7 +51,7 @@ class Recovery:
         allocator: Allocator,
         ports: PortTable,
         happenings: Happenings,
-        attacher: Attacher,
+        registry: Registry,
         published: Published,
         orphans: Orphans,
         host: str,
@@ -62,7 +62,7 @@ class Recovery:
         self._allocator = allocator
         self._ports = ports
         self._happenings = happenings
-        self._attacher = attacher
+        self._registry = registry
         self._published = published
         self._orphans = orphans
         self._host = host
@@ -108,12 +108,12 @@ class Recovery:
                 continue
             if endpoint != row.endpoint:
                 self._journal.attached(endpoint)
-        await self._desire(list(self._attacher.endpoints.values()))
+        await self._desire(list(self._registry.endpoints.values()))
         for row, _ in gone:
             self._journal.forget(row.endpoint, now())
         for released in self._journal.released():
             self._allocator.cool(released.network, released.address, released.at)
-        await self._rebuild(reconstruction.unheld(self._attacher.endpoints.values(), links), records.values())
+        await self._rebuild(reconstruction.unheld(self._registry.endpoints.values(), links), records.values())
         for row, why in gone:
             for address in row.endpoint.prefixes:
                 with contextlib.suppress(LinkspanError):
@@ -125,7 +125,7 @@ class Recovery:
         self._journal.witness()
         self._done = True
         await self.learn()  # the store may have told what it has meanwhile
-        inside = {endpoint.netns for endpoint in self._attacher.endpoints.values() if endpoint.netns}
+        inside = {endpoint.netns for endpoint in self._registry.endpoints.values() if endpoint.netns}
         machine = self._worker.machine
         for row, _ in gone:
             halfway = row.phase != "attached" and row.boot_id == self._journal.boot_id
@@ -142,7 +142,7 @@ class Recovery:
             await self._learn()
 
     async def _learn(self) -> None:
-        nameless = {e.host_ifname: e for e in self._attacher.endpoints.values() if reconstruction.is_unnamed(e)}
+        nameless = {e.host_ifname: e for e in self._registry.endpoints.values() if reconstruction.is_unnamed(e)}
         if not nameless and not self._orphans.links:
             return
         records = {e.host_ifname: e for e in self._own() if e.host_ifname}
@@ -150,7 +150,7 @@ class Recovery:
         for name in nameless.keys() & records.keys() & links.keys():
             if self._agrees(records[name], links[name]):
                 named = await self._reached(records[name])
-                await self._attacher.rename(nameless[name].identity, named)
+                await rename.rename(self._registry, nameless[name].identity, named)
         told = [record for name, record in records.items() if name in self._orphans.links]
         await self._rebuild(list(self._orphans.links.values()), told)
 
@@ -243,7 +243,7 @@ class Recovery:
                 by_store, by_kernel = by_store + (by == _STORE), by_kernel + (by == _KERNEL)
         if self.doubt and self._journal.witnessed_this_boot():
             for record in every:  # on the host's own network: ports, and nothing in the kernel
-                known = record.host_ifname or record.identity in self._attacher.endpoints
+                known = record.host_ifname or record.identity in self._registry.endpoints
                 if not known:
                     by_store += await self._adopt(record, _STORE)
         if by_store + by_kernel:
@@ -280,7 +280,7 @@ class Recovery:
         with contextlib.suppress(NotFound):  # no way leads into it (yet)
             fd, _ = await self._worker.run(lookup, number, endpoint.netns_path, cookie)
             try:
-                await self._attacher.make_way(number, cookie, fd)
+                await update.make_way(self._registry, number, cookie, fd)
             finally:
                 os.close(fd)
 
@@ -290,24 +290,24 @@ class Recovery:
         Raises LinkspanError, and holds nothing, where that cannot be.
         """
         network = self._networks.get(endpoint.network)
-        for other in self._attacher.endpoints.values():
+        for other in self._registry.endpoints.values():
             if endpoint.netns and other.netns == endpoint.netns and other.namespace != endpoint.namespace:
                 raise Conflict(f"{other.called} has a namespace with the inode {other.netns}", "attach it again")
         list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
         self._allocator.restore(endpoint)
         self._ports.restore(endpoint)
-        mates = multihoming.mates(endpoint, self._attacher.endpoints.values())
+        mates = multihoming.mates(endpoint, self._registry.endpoints.values())
         tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # of an agent that gave it no table
         if tableless or any(mate.metric == endpoint.metric for mate in mates):
-            endpoint = self._attacher.ranked(network, endpoint)
-        self._attacher.admit(endpoint, attached_ns)
+            endpoint = self._registry.ranked(network, endpoint)
+        self._registry.admit(endpoint, attached_ns)
         return endpoint
 
     async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
         """Desire what endpoints need; all are known, because some follows from a container's interfaces together."""
         for endpoint in endpoints:
             if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
-                states = self._attacher.states(self._networks.get(endpoint.network), endpoint)
+                states = self._registry.states(self._networks.get(endpoint.network), endpoint)
                 await self._worker.run(self._orphans.hand_over, endpoint.host_ifname, states)
 
     async def _from_kernel(self, link: Link) -> Endpoint | None:

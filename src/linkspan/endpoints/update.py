@@ -1,4 +1,4 @@
-"""What changes at endpoints that stand: their MTU, their ports, and where a runtime took them."""
+"""Update: change an endpoint that stands, its MTU, its ports, its routes, and where a runtime took it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,9 +16,10 @@ from linkspan.core.addresses import mac
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.core.ports import PortTable
-from linkspan.core.states.host import Interface, Key
-from linkspan.endpoints.attach import Attacher, Identity
+from linkspan.core.states.host import Interface, Key, State
 from linkspan.endpoints.build import check_ports, resized
+from linkspan.endpoints.detach import detach
+from linkspan.endpoints.registry import Identity, Registry
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.worker import Worker
@@ -26,14 +27,84 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.endpoints.update")
 
 
-def stranded(attacher: Attacher, networks: Networks, leases: Leases) -> list[Identity]:
+async def alter(
+    registry: Registry,
+    identity: Identity,
+    altered: Callable[[Network, Endpoint], Endpoint],
+    there: tuple[type[State], ...] = (),
+) -> Endpoint:
+    """Change an endpoint that stands, from what it and its network are now; returns what it is then.
+
+    States of the kinds ``there`` are so in the kernel already: the endpoint follows what somebody else did.
+    Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
+    was wanted stays desired.
+    """
+    async with registry.one_at_a_time(identity):
+        endpoint = registry.endpoints.get(identity)
+        if endpoint is None:
+            raise NotFound(f"endpoint {identity[0]} does not exist", "`linkspan endpoint list` shows them")
+        network = registry.networks.get(endpoint.network)
+        changed = altered(network, endpoint)
+        if changed == endpoint:
+            return endpoint
+        async with registry.one_in(changed.netns or endpoint.netns):
+            return await _alter(registry, network, endpoint, changed, there)
+
+
+async def _alter(
+    registry: Registry,
+    network: Network,
+    endpoint: Endpoint,
+    changed: Endpoint,
+    there: tuple[type[State], ...],
+) -> Endpoint:
+    machine = registry.worker.machine
+    sources: dict[tuple[str, ...], list[State]] = {}
+    # A runtime took its end, or gives it back. A cookie that is only learnt by now is the same namespace's.
+    moved = changed.netns != endpoint.netns or endpoint.netns_cookie not in (0, changed.netns_cookie)
+    if moved:
+        if changed.netns:
+            changed = registry.ranked(network, changed)
+            machine.enter(changed)
+        sources = registry.without(endpoint)
+    sources |= registry.states(network, changed)
+    failed = await registry.worker.run_brief(machine.reconciler.changes, sources, there)
+    if moved and changed.netns == endpoint.netns:  # states as before, and another namespace, which has none of them
+        look = await registry.worker.run(machine.reconciler.resync, None, (changed.netns,), log=False)
+        own = {state.key for states in sources.values() for state in states}
+        failed = failed | {key: error for key, error in look.failed.items() if key in own}
+    if moved:
+        machine.leave(endpoint, list(registry.endpoints.values()))
+    registry.journal.attached(changed)
+    registry.admit(changed, registry.attached_ns[endpoint.identity])
+    for error in failed.values():
+        raise error
+    return changed
+
+
+async def refresh(registry: Registry, identity: Identity) -> dict[Key, LinkspanError]:
+    """Put an endpoint's states as its network is now; returns what failed.
+
+    One that is gone needs nothing. One whose pool the network has no more keeps what it has: a store that was
+    restored from a backup does not know of a pool that was added since.
+    """
+    async with registry.one_at_a_time(identity):
+        endpoint = registry.endpoints.get(identity)
+        if endpoint is None or not endpoint.host_ifname or not registry.networks.has(endpoint):
+            return {}
+        async with registry.one_in(endpoint.netns):
+            sources = registry.states(registry.networks.get(endpoint.network), endpoint)
+            return await registry.worker.run_brief(registry.worker.machine.reconciler.changes, sources)
+
+
+def stranded(registry: Registry, networks: Networks, leases: Leases) -> list[Identity]:
     """Return the endpoints whose network is gone: it was deleted by force on another host, and perhaps made anew.
 
     One whose address is of a block that this host has is not: a store that was restored from a backup does not know of
     a pool that was added since, and containers go on.
     """
     found = []
-    for endpoint in attacher.endpoints.values():
+    for endpoint in registry.endpoints.values():
         if networks.has(endpoint):
             continue
         if endpoint.network in networks.withheld:  # which is there, though it is not in force
@@ -46,15 +117,15 @@ def stranded(attacher: Attacher, networks: Networks, leases: Leases) -> list[Ide
     return found
 
 
-async def follow_mtus(attacher: Attacher, networks: Networks) -> dict[Key, LinkspanError]:
+async def follow_mtus(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
     """Give running containers the MTUs that their networks have now; returns the errors of those that failed."""
     there = {network.name: network for network in networks.all()}
     failed: dict[Key, LinkspanError] = {}
-    for endpoint in list(attacher.endpoints.values()):
+    for endpoint in list(registry.endpoints.values()):
         network = there.get(endpoint.network)
         if endpoint.host_ifname and network and resized(network, endpoint) != endpoint:
             try:
-                await attacher.alter(endpoint.identity, resized)
+                await alter(registry, endpoint.identity, resized)
             except NotFound:
                 continue
             except LinkspanError as error:
@@ -64,20 +135,20 @@ async def follow_mtus(attacher: Attacher, networks: Networks) -> dict[Key, Links
     return failed
 
 
-async def follow_pools(attacher: Attacher, networks: Networks) -> dict[Key, LinkspanError]:
+async def follow_pools(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
     """Give running containers routes to pools that their networks were given since; returns what failed."""
     pools = {network.name: network.pools for network in networks.all()}
-    changed = {name for name, before in attacher.pools.items() if pools.get(name, before) != before}
-    attacher.pools = pools
+    changed = {name for name, before in registry.pools.items() if pools.get(name, before) != before}
+    registry.pools = pools
     failed: dict[Key, LinkspanError] = {}
-    for identity, endpoint in list(attacher.endpoints.items()):
+    for identity, endpoint in list(registry.endpoints.items()):
         if endpoint.network in changed:
-            failed |= await attacher.refresh(identity)
+            failed |= await refresh(registry, identity)
     return failed
 
 
 async def publish(
-    attacher: Attacher,
+    registry: Registry,
     table: PortTable,
     identity: Identity,
     fixed: Sequence[Port],
@@ -104,9 +175,9 @@ async def publish(
         return changed
 
     try:
-        endpoint = await attacher.alter(identity, published)
+        endpoint = await alter(registry, identity, published)
     except BaseException:
-        if before and after and attacher.endpoints.get(identity) == before:  # a full disk took no change
+        if before and after and registry.endpoints.get(identity) == before:  # a full disk took no change
             table.release(after)
             table.restore(before)
         raise
@@ -117,7 +188,7 @@ async def publish(
     return endpoint
 
 
-async def taken(attacher: Attacher, worker: Worker, identity: Identity, path: str) -> bool:
+async def taken(registry: Registry, worker: Worker, identity: Identity, path: str) -> bool:
     """Learn into which namespace, and as which interface, a runtime took what was delivered to it.
 
     False: it is not there yet. Raises NotFound where the endpoint is gone.
@@ -129,16 +200,37 @@ async def taken(attacher: Attacher, worker: Worker, identity: Identity, path: st
     try:
         number = namespaces.inode(fd)
         cookie = await worker.run_brief(worker.machine.namespaces.cookie, fd)
-        await attacher.make_way(number, cookie, fd, but=identity)
-        wanted = attacher.endpoints[identity].mac if identity in attacher.endpoints else ""
+        await make_way(registry, number, cookie, fd, but=identity)
+        wanted = registry.endpoints[identity].mac if identity in registry.endpoints else ""
         ifname = await worker.run_brief(_interface, worker, fd, wanted)
         if not ifname:
             return False
         place = {"ifname": ifname, "netns": number, "netns_path": path, "netns_cookie": cookie}
-        await attacher.alter(identity, lambda _, endpoint: msgspec.structs.replace(endpoint, **place))
+        await alter(registry, identity, lambda _, endpoint: msgspec.structs.replace(endpoint, **place))
     finally:
         os.close(fd)
     return True
+
+
+async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: Identity | None = None) -> None:
+    """Detach endpoints of a namespace that is gone and whose inode this open one has now; ``but`` not this one.
+
+    States know a namespace by its inode, so endpoints of two must not be there together. While the descriptor is
+    open, no other namespace has the inode: the caller keeps it open until the endpoint that comes is known.
+    """
+    if not cookie:  # an old kernel
+        return
+    machine = registry.worker.machine
+    for endpoint in list(registry.endpoints.values()):
+        if endpoint.netns != number or endpoint.netns_cookie == cookie or endpoint.identity == but:
+            continue
+        name = endpoint.host_ifname
+        if not endpoint.netns_cookie and await registry.worker.run_brief(machine.links.leads_into, name, fd):
+            with contextlib.suppress(NotFound):  # detached meanwhile
+                await alter(registry, endpoint.identity, lambda _, e: msgspec.structs.replace(e, netns_cookie=cookie))
+        else:
+            await detach(registry, *endpoint.identity)
+    machine.namespaces.renew(number, cookie)
 
 
 def has_interface(worker: Worker, path: str) -> bool:
@@ -173,7 +265,7 @@ def _interface(worker: Worker, fd: int, hardware: str) -> str:
             machine.sockets.release()
 
 
-async def named(attacher: Attacher, identity: Identity, name: str, aliases: Sequence[str]) -> None:
+async def named(registry: Registry, identity: Identity, name: str, aliases: Sequence[str]) -> None:
     """Learn a container's name, and its other names on this network."""
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
@@ -181,10 +273,10 @@ async def named(attacher: Attacher, identity: Identity, name: str, aliases: Sequ
         return msgspec.structs.replace(endpoint, name=name, labels=labels)
 
     with contextlib.suppress(NotFound):
-        await attacher.alter(identity, with_names)
+        await alter(registry, identity, with_names)
 
 
-async def returned(attacher: Attacher, identity: Identity) -> None:
+async def returned(registry: Registry, identity: Identity) -> None:
     """Learn that a runtime is about to give back what it took."""
 
     def back(_: Network, endpoint: Endpoint) -> Endpoint:
@@ -193,4 +285,4 @@ async def returned(attacher: Attacher, identity: Identity) -> None:
         )
 
     with contextlib.suppress(NotFound):
-        await attacher.alter(identity, back)
+        await alter(registry, identity, back)

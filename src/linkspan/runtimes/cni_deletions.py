@@ -8,7 +8,8 @@ from pathlib import Path
 
 from linkspan.core.errors import Invalid, KernelError, LinkspanError
 from linkspan.core.remedies import reason, remedy
-from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints import detach, rename
+from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.inotify import FolderWatch
 from linkspan.runtimes import cni_queue
 
@@ -21,9 +22,9 @@ RETRY = 5.0
 class Removals:
     """The queue folder beside the agent's socket."""
 
-    def __init__(self, folder: Path, attacher: Attacher, boot_id: str) -> None:
+    def __init__(self, folder: Path, registry: Registry, boot_id: str) -> None:
         self._folder = folder
-        self._attacher = attacher
+        self._registry = registry
         self._boot_id = boot_id
         self._draining = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,8 +81,8 @@ class Removals:
     async def _apply(self, entry: cni_queue.Entry) -> None:
         """Detach, unless the runtime attached the same identity again after it had queued this."""
         identity = (entry.container_id, entry.ifname)
-        await self._attacher.recognise(*identity)
-        attached = self._attacher.attached_ns.get(identity)
+        await rename.recognise(self._registry, *identity)
+        attached = self._registry.attached_ns.get(identity)
         if attached is not None and entry.applies(self._boot_id, attached, self._boot_id):
-            await self._attacher.detach(entry.container_id, entry.ifname, entry.network)
+            await detach.detach(self._registry, entry.container_id, entry.ifname, entry.network)
         entry.done()

@@ -25,8 +25,9 @@ from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import Interface
-from linkspan.endpoints.attach import Attacher, Identity
+from linkspan.endpoints import update
 from linkspan.endpoints.build import tuned
+from linkspan.endpoints.registry import Identity, Registry
 from linkspan.kernel.drivers.link_attributes import IFNAME, ifinfo
 from linkspan.kernel.drivers.links import shown
 from linkspan.kernel.drivers.neighbours import AF_BRIDGE
@@ -66,9 +67,9 @@ class Watch:
 class Tuning:
     """Follows what later plugins do to endpoints that have just come."""
 
-    def __init__(self, worker: Worker, attacher: Attacher, happenings: Happenings) -> None:
+    def __init__(self, worker: Worker, registry: Registry, happenings: Happenings) -> None:
         self._worker = worker
-        self._attacher = attacher
+        self._registry = registry
         self._happenings = happenings
         self._watches: dict[Identity, Watch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,7 +92,7 @@ class Tuning:
 
     def note(self, identity: Identity) -> None:
         """Stop listening where an endpoint is gone."""
-        if identity in self._watches and identity not in self._attacher.endpoints:
+        if identity in self._watches and identity not in self._registry.endpoints:
             self._end(identity)
 
     async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
@@ -104,7 +105,7 @@ class Tuning:
             return endpoint
         wanted = mac_text(found[0]) if hardware and mac(hardware) == found[0] else endpoint.mac
         await self._take_over(endpoint.identity, namespace_fd, wanted, mtu if mtu == found[1] else endpoint.mtu)
-        return self._attacher.endpoints.get(endpoint.identity, endpoint)
+        return self._registry.endpoints.get(endpoint.identity, endpoint)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def logged() -> None:
@@ -127,7 +128,7 @@ class Tuning:
         identity = endpoint.identity
         try:
             await asyncio.sleep(PAUSE)
-            if identity not in self._attacher.endpoints:
+            if identity not in self._registry.endpoints:
                 os.close(fd)
                 return
             listening, found = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
@@ -178,7 +179,7 @@ class Tuning:
             self._changed(identity, *last)
 
     def _changed(self, identity: Identity, hardware: bytes, mtu: int) -> None:
-        endpoint, watch = self._attacher.endpoints.get(identity), self._watches[identity]
+        endpoint, watch = self._registry.endpoints.get(identity), self._watches[identity]
         if endpoint is None or (mac_text(hardware), mtu) == (endpoint.mac, endpoint.mtu):
             return
         watch.left -= 1
@@ -201,10 +202,10 @@ class Tuning:
             return tuned(network, endpoint, hardware, mtu)
 
         with self._worker.machine.namespaces.holding(fd):
-            before = self._attacher.endpoints.get(identity)
+            before = self._registry.endpoints.get(identity)
             try:
                 # The interface itself is left alone: the plugin may be in the middle of its changes.
-                after = await self._attacher.alter(identity, altered, (Interface,))
+                after = await update.alter(self._registry, identity, altered, (Interface,))
             except NotFound:  # it ended meanwhile
                 return
             except Conflict as error:
@@ -217,7 +218,7 @@ class Tuning:
     def _refuse_others(self, network: Network, endpoint: Endpoint, hardware: str) -> None:
         """Raise Conflict where a MAC belongs to another endpoint of the network, to its host, or to no interface."""
         packed = bytes.fromhex(hardware.replace(":", ""))
-        holders = {e.mac: e.called for e in self._attacher.endpoints.values() if e.network == network.name}
+        holders = {e.mac: e.called for e in self._registry.endpoints.values() if e.network == network.name}
         own = mac_text(host_mac(network, endpoint.host_ifname)), mac_text(derived_mac("bridge", network.name))
         holder = holders.get(hardware, "the host" if hardware in own else "")
         if packed[0] & 1 or not any(packed):

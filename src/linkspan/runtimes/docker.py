@@ -28,8 +28,8 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.ports import PortTable
 from linkspan.core.supervise import lasting
-from linkspan.endpoints import update
-from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints import attach, detach, rename, update
+from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.durable_files import Memory
 from linkspan.kernel.worker import Worker
 from linkspan.runtimes import wishes
@@ -70,7 +70,7 @@ class Docker:
     def __init__(
         self,
         worker: Worker,
-        attacher: Attacher,
+        registry: Registry,
         allocator: Allocator,
         networks: Networks,
         table: PortTable,
@@ -80,7 +80,7 @@ class Docker:
     ) -> None:
         """``api`` is the engine's own socket, and ``record`` the file that remembers its networks."""
         self._worker = worker
-        self._attacher = attacher
+        self._registry = registry
         self._allocator = allocator
         self._ours = networks
         self._ports = table
@@ -143,7 +143,7 @@ class Docker:
             return self._constant[verb]
         known = self._verbs.get(verb)
         if call.endpoint_id:
-            await self._attacher.recognise(call.endpoint_id)
+            await rename.recognise(self._registry, call.endpoint_id)
         return None if known is None else await known(call)
 
     # ---- networks
@@ -252,7 +252,7 @@ class Docker:
         if network.internal and (wanted := ports(call.options)) != ((), ()):
             self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
-        known = self._attacher.endpoints.get((call.endpoint_id, end))
+        known = self._registry.endpoints.get((call.endpoint_id, end))
         if known is None:
             ips = [prefix(a).single() for a in (given.address, given.address_ipv6) if a]
             for address in ips:  # the endpoint's row holds it from here on
@@ -267,20 +267,20 @@ class Docker:
                 mac=given.mac_address,
                 engine="docker",
             )
-            known = await self._attacher.attach(request, -1, "", delivered=True)
+            known = await attach.attach(self._registry, request, -1, "", delivered=True)
         return {"Interface": _missing(given, network, known)}
 
     async def _delete_endpoint(self, call: Call) -> Answer:
         self._unpublished.pop(call.endpoint_id, None)
-        await self._attacher.detach(call.endpoint_id)
+        await detach.detach(self._registry, call.endpoint_id)
         return {}
 
     async def _lives(self, endpoint_id: str) -> bool:
-        await self._attacher.recognise(endpoint_id)
-        return (endpoint_id, delivered(endpoint_id)) in self._attacher.endpoints
+        await rename.recognise(self._registry, endpoint_id)
+        return (endpoint_id, delivered(endpoint_id)) in self._registry.endpoints
 
     def _endpoint(self, call: Call) -> Endpoint:
-        found = self._attacher.endpoints.get((call.endpoint_id, delivered(call.endpoint_id)))
+        found = self._registry.endpoints.get((call.endpoint_id, delivered(call.endpoint_id)))
         if found is None:
             raise NotFound(f"endpoint {call.endpoint_id[:12]} is not known", "start the container again")
         return found
@@ -334,18 +334,18 @@ class Docker:
         return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
     async def _leave(self, call: Call) -> Answer:
-        await update.returned(self._attacher, (call.endpoint_id, delivered(call.endpoint_id)))
+        await update.returned(self._registry, (call.endpoint_id, delivered(call.endpoint_id)))
         return {}
 
     async def _publish(self, call: Call) -> Answer:
         identity = self._endpoint(call).identity
-        await update.publish(self._attacher, self._ports, identity, *ports(call.options))
+        await update.publish(self._registry, self._ports, identity, *ports(call.options))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:
         identity = (call.endpoint_id, delivered(call.endpoint_id))
-        if identity in self._attacher.endpoints:
-            await update.publish(self._attacher, self._ports, identity, (), ())
+        if identity in self._registry.endpoints:
+            await update.publish(self._registry, self._ports, identity, (), ())
         return {}
 
     def _begin(self, work: Awaitable[None]) -> None:
@@ -363,9 +363,9 @@ class Docker:
         """Learn where the engine put the container's end, and its name: both are known after Join only."""
         pause, times = TAKEN
         for _ in range(times):
-            if identity not in self._attacher.endpoints:
+            if identity not in self._registry.endpoints:
                 return
-            if await update.taken(self._attacher, self._worker, identity, namespace):
+            if await update.taken(self._registry, self._worker, identity, namespace):
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:
@@ -375,10 +375,10 @@ class Docker:
 
     def _tell_unpublished(self, identity: tuple[str, str], attachments: Iterable[str]) -> None:
         """Tell of a container whose ports no network publishes: all that it is in are internal."""
-        wanted, endpoint = self._unpublished.pop(identity[0], ""), self._attacher.endpoints.get(identity)
+        wanted, endpoint = self._unpublished.pop(identity[0], ""), self._registry.endpoints.get(identity)
         if not wanted or endpoint is None:
             return
-        all_ours = [self._attacher.endpoints.get((one, delivered(one))) for one in attachments]
+        all_ours = [self._registry.endpoints.get((one, delivered(one))) for one in attachments]
         if all(one is not None and self._ours.get(one.network).internal for one in all_ours):
             what = f"port {wanted} of {endpoint.called} is not published: network {endpoint.network} is internal"
             log.warning("%s", what)
@@ -402,8 +402,8 @@ class Docker:
         name, attachments = await self._engine.names(container)
         for endpoint_id, aliases in attachments.items():
             identity = (endpoint_id, delivered(endpoint_id))
-            await update.named(self._attacher, identity, name, aliases)
-            if endpoint := self._attacher.endpoints.get(identity):
+            await update.named(self._registry, identity, name, aliases)
+            if endpoint := self._registry.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
         return attachments
 

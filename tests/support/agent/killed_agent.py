@@ -23,7 +23,7 @@ from linkspan import daemon
 from linkspan.core import config
 from linkspan.core.ipam import Block
 from linkspan.core.ports import PortTable
-from linkspan.endpoints.attach import Attacher
+from linkspan.endpoints import attach, detach
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.drivers import sysctl
 from linkspan.kernel.drivers.links import Removal
@@ -74,9 +74,9 @@ def _bounded(countdown: Countdown, owner: Any, name: str) -> None:
     setattr(owner, name, bounded)
 
 
-def _counted(countdown: Countdown, name: str) -> None:
-    """Count during an operation of the attacher."""
-    original: Callable[..., Any] = getattr(Attacher, name)
+def _counted(countdown: Countdown, verb: Any, name: str) -> None:
+    """Count while a verb of the endpoints is under way."""
+    original: Callable[..., Any] = getattr(verb, name)
 
     @functools.wraps(original)
     async def counted(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ def _counted(countdown: Countdown, name: str) -> None:
         finally:
             countdown.disarm()
 
-    setattr(Attacher, name, counted)
+    setattr(verb, name, counted)
 
 
 def main(file: str, *words: str) -> None:
@@ -107,8 +107,8 @@ def main(file: str, *words: str) -> None:
     }.items():
         for name in names:
             _bounded(countdown, owner, name)
-    for name in ("attach", "detach"):
-        _counted(countdown, name)
+    for verb, name in ((attach, "attach"), (detach, "detach")):
+        _counted(countdown, verb, name)
     settings = config.load(found.pop("config"), found)
     os.environ[config.SETTINGS] = msgspec.json.encode(settings).decode()
     daemon.main()

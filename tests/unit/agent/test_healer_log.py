@@ -65,8 +65,8 @@ def test_what_fails_before_a_look_at_the_kernel_does_not_skip_it(error: Exceptio
     async def mended() -> None:
         reconciler = SimpleNamespace(failing={}, fights=Fights(), resync=resync)
         worker = cast("Any", SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=run))
-        attacher = cast("Any", SimpleNamespace(endpoints={}))
-        healer = Healer(worker, attacher, cast("Any", None), cast("Any", None), fails, nothing, nothing, 30)
+        registry = cast("Any", SimpleNamespace(endpoints={}))
+        healer = Healer(worker, registry, cast("Any", None), cast("Any", None), fails, nothing, nothing, 30)
         healer._dirty, wanted = {NftTable}, {NftTable}
         healer._wake.set()
         task = asyncio.create_task(healer._mend())

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from linkspan.core.model import Endpoint
-from linkspan.endpoints.attach import Attacher, Identity
+from linkspan.endpoints import update
+from linkspan.endpoints.registry import Identity, Registry
 
 NUMBER, OLD, NEW, FD = 4026532000, 70, 71, 9
 
 
-class Kept(Attacher):
+class Kept(Registry):
     """Endpoints that are there, and what was done to them; which pairs lead into the open namespace is given."""
 
     def __init__(self, *endpoints: Endpoint, pairs: tuple[str, ...] = ()) -> None:
         self.endpoints = {endpoint.identity: endpoint for endpoint in endpoints}
         self.pairs = pairs
         self.renewed: list[tuple[int, int]] = []
-        self._worker: Any = self
+        self.worker: Any = self
         self.machine = self.links = self.namespaces = self
 
     async def run_brief(self, function: Any, *args: Any) -> Any:
@@ -33,15 +36,21 @@ class Kept(Attacher):
         """Note whose inode it is now."""
         self.renewed.append((number, cookie))
 
-    async def detach(self, container: str, ifname: str = "", network: str = "") -> int:
-        """Detach one."""
-        del self.endpoints[container, ifname]
+
+@pytest.fixture(autouse=True)
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detach and alter without a kernel."""
+
+    async def detached(kept: Kept, container: str, ifname: str) -> int:
+        del kept.endpoints[container, ifname]
         return 1
 
-    async def alter(self, identity: Identity, altered: Any, there: Any = ()) -> Endpoint:
-        """Change one."""
-        self.endpoints[identity] = altered(None, self.endpoints[identity])
-        return self.endpoints[identity]
+    async def altered(kept: Kept, identity: Identity, change: Any) -> Endpoint:
+        kept.endpoints[identity] = change(None, kept.endpoints[identity])
+        return kept.endpoints[identity]
+
+    monkeypatch.setattr(update, "detach", detached)
+    monkeypatch.setattr(update, "alter", altered)
 
 
 def endpoint(id_: str, cookie: int, number: int = NUMBER) -> Endpoint:
@@ -53,7 +62,7 @@ def endpoint(id_: str, cookie: int, number: int = NUMBER) -> Endpoint:
 
 def left(kept: Kept, cookie: int = NEW, but: Identity | None = None) -> dict[str, int]:
     """Return who is left when a namespace is about to get an endpoint, each with its cookie."""
-    asyncio.run(kept.make_way(NUMBER, cookie, FD, but=but))
+    asyncio.run(update.make_way(kept, NUMBER, cookie, FD, but=but))
     return {one.id: one.netns_cookie for one in kept.endpoints.values()}
 
 

@@ -19,11 +19,11 @@ from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Network, host_ifname
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import HOST, State
-from linkspan.endpoints.attach import Attacher
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.multihoming import container_states
 from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.recovery import Recovery
+from linkspan.endpoints.registry import Registry
 from linkspan.store.memory import Memory
 from support.records.one_host import NETNS, endpoint, network
 from support.records.replicas import Member
@@ -109,9 +109,9 @@ class Start:
         happenings = member.happenings
         member.allocator.refresh()
         here: Any = (worker, self.journal, member.networks, member.allocator, ports, happenings)
-        self.attacher = Attacher(*here, "h1")
+        self.registry = Registry(*here, "h1")
         self.orphans = Orphans(here[0], here[1], member.networks, member.allocator, happenings, grace=600)
-        self.recovery = Recovery(*here, self.attacher, member.published, self.orphans, "h1")
+        self.recovery = Recovery(*here, self.registry, member.published, self.orphans, "h1")
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
 
@@ -129,7 +129,7 @@ class Start:
     @property
     def endpoints(self) -> dict[tuple[str, str], Endpoint]:
         """What stands."""
-        return self.attacher.endpoints
+        return self.registry.endpoints
 
 
 async def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

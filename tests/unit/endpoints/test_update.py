@@ -12,13 +12,13 @@ import pytest
 from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Network, Port
 from linkspan.core.ports import PortTable
-from linkspan.endpoints.update import publish
+from linkspan.endpoints import update
 from support.records.replicas import network
 
 OLD, NEW = Port("", 8080, 80, "tcp"), Port("", 9090, 80, "tcp")
 
 
-def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has() -> None:
+def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be recorded is held by nobody: another container may publish there."""
     endpoint = Endpoint(
         id="a",
@@ -37,12 +37,13 @@ def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has() -> None:
     table = PortTable(lambda _protocol, _ip, _port: "")
     table.restore(endpoint)
 
-    async def alter(_identity: Any, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
+    async def alter(_registry: Any, _identity: Any, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
         altered(network(), endpoint)
         raise Unavailable("journal: the disk is full")
 
-    attacher: Any = SimpleNamespace(endpoints={endpoint.identity: endpoint}, alter=alter)
+    monkeypatch.setattr(update, "alter", alter)
+    registry: Any = SimpleNamespace(endpoints={endpoint.identity: endpoint})
     with pytest.raises(Unavailable):
-        asyncio.run(publish(attacher, table, endpoint.identity, (NEW,), ()))
+        asyncio.run(update.publish(registry, table, endpoint.identity, (NEW,), ()))
     assert "endpoint a" in table.holder(OLD)
     assert table.holder(NEW) == ""

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from linkspan.core.errors import Unavailable
+from linkspan.endpoints import detach
 from linkspan.kernel.io import inotify
 from linkspan.kernel.io.inotify import FolderWatch, WriteWatch
 from linkspan.runtimes import cni_deletions
@@ -143,22 +145,6 @@ def test_events_that_were_lost_are_told_to_all(tmp_path: Path, monkeypatch: pyte
     asyncio.run(work())
 
 
-class Attacher:
-    """Knows one endpoint, and counts who is detached."""
-
-    def __init__(self) -> None:
-        self.attached_ns = {("c1", "eth0"): 1}
-        self.gone: list[str] = []
-
-    async def recognise(self, container: str, ifname: str) -> None:
-        """Know it already."""
-
-    async def detach(self, container: str, ifname: str, network: str) -> int:
-        """Count it."""
-        self.gone.append(container)
-        return 1
-
-
 def test_queued_removals_are_done_without_an_instance_to_spare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,13 +154,21 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
     monkeypatch.setattr(cni_deletions, "RETRY", 0.05)
     removal = b'{"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}'
 
+    gone: list[str] = []
+
+    async def detached(_registry: Any, container: str, _ifname: str, _network: str) -> int:
+        gone.append(container)
+        return 1
+
+    monkeypatch.setattr(detach, "detach", detached)
+
     async def work() -> None:
-        attacher: Any = Attacher()
-        one = Removals(tmp_path / "queue", attacher, "b")
+        registry: Any = SimpleNamespace(endpoints={}, attached_ns={("c1", "eth0"): 1})
+        one = Removals(tmp_path / "queue", registry, "b")
         await one.start()
         assert "inotify instance" in caplog.text
         (tmp_path / "queue" / "1.json").write_bytes(removal)
-        await until(lambda: attacher.gone == ["c1"])
+        await until(lambda: gone == ["c1"])
         await one.stop()
         assert list((tmp_path / "queue").iterdir()) == []
 
@@ -187,13 +181,17 @@ def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(cni_deletions, "RETRY", 600.0)
     timers: list[asyncio.TimerHandle] = []
 
-    class Failing(Attacher):
-        async def detach(self, container: str, ifname: str, network: str) -> int:
-            await super().detach(container, ifname, network)
-            raise Unavailable("the store is away")
+    gone: list[str] = []
+
+    async def failing(_registry: Any, container: str, _ifname: str, _network: str) -> int:
+        gone.append(container)
+        raise Unavailable("the store is away")
+
+    monkeypatch.setattr(detach, "detach", failing)
 
     async def work() -> None:
-        loop, attacher = asyncio.get_running_loop(), Failing()
+        loop = asyncio.get_running_loop()
+        registry: Any = SimpleNamespace(endpoints={}, attached_ns={("c1", "eth0"): 1})
         later = loop.call_later
 
         def call_later(delay: float, *rest: Any) -> asyncio.TimerHandle:
@@ -201,13 +199,13 @@ def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatc
             return timers[-1]
 
         monkeypatch.setattr(loop, "call_later", call_later)
-        one = Removals(tmp_path / "queue", cast("Any", attacher), "b")
+        one = Removals(tmp_path / "queue", registry, "b")
         await one.start()
         for number in range(5):
-            tried = len(attacher.gone)
+            tried = len(gone)
             removal = {"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}
             (tmp_path / "queue" / f"{number}.json").write_text(json.dumps(removal))
-            await until(lambda tried=tried, number=number: len(attacher.gone) > tried + number)
+            await until(lambda tried=tried, number=number: len(gone) > tried + number)
         await until(lambda: not one._tasks)
         assert len([timer for timer in timers if not timer.cancelled()]) == 1
         await one.stop()

@@ -41,7 +41,7 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("kernel/drivers/routes.py", "from linkspan.endpoints.attach import Attacher"),
+        ("kernel/drivers/routes.py", "from linkspan.endpoints import registry"),
         ("kernel/drivers/links.py", "from linkspan.backends import vxlan"),
         ("kernel/io/netlink.py", "from linkspan.kernel.drivers import links"),
         ("core/model.py", "import linkspan.kernel.io.netlink"),

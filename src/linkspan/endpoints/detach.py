@@ -1,0 +1,84 @@
+"""Detach: write the intent to the journal, take the endpoint's states away, drop the row, give back its addresses.
+
+Killed anywhere, the next agent finds the row: an endpoint that was being detached is not desired, so the first resync
+takes away what there is of it. Nothing waits for a store, and no process is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Endpoint
+from linkspan.endpoints.registry import Registry, logged
+from linkspan.endpoints.rename import recognise
+from linkspan.kernel.probe import conntrack
+
+log = logging.getLogger("linkspan.endpoints.detach")
+
+
+async def detach(registry: Registry, container: str, ifname: str = "", network: str = "") -> int:
+    """Detach a container's interfaces (all, or one, or those of one network); returns how many there were.
+
+    Goes on past errors, which are logged: what is left in the kernel then is no longer desired, and the
+    next resync takes it away.
+    """
+    await recognise(registry, container, ifname)
+    await registry.settled(container, ifname)  # its ADD may be under way
+    found = [
+        endpoint
+        for (id_, name), endpoint in registry.endpoints.items()
+        if id_ == container and ifname in ("", name) and network in ("", endpoint.network)
+    ]
+    for endpoint in found:
+        async with registry.one_at_a_time(endpoint.identity):
+            if registry.endpoints.get(endpoint.identity) is endpoint:
+                async with registry.one_in(endpoint.netns):
+                    await _detach(registry, endpoint)
+    return len(found)
+
+
+async def _detach(registry: Registry, endpoint: Endpoint) -> None:
+    with logged("journal"):  # a full disk must not keep a container's network standing
+        registry.journal.detaching(endpoint.identity)
+    if endpoint.host_ifname:
+        for error in await registry.worker.run_brief(unplumb, registry, endpoint):
+            log.warning("detach %s: %s", endpoint.id, error.message)
+        if endpoint.ports or any(mate.ports for mate in registry.mates(endpoint)):
+            registry.keep(asyncio.create_task(forget_connections(registry, endpoint, endpoint.prefixes)))
+    registry.forget(endpoint)
+    with logged("store"):
+        await registry.allocator.release(endpoint.network, endpoint.prefixes)
+    registry.ports.release(endpoint)
+    registry.drop(endpoint.identity)
+    registry.changed(endpoint.identity)
+    what = f"{endpoint.called} left network {endpoint.network}"
+    about = {"endpoint": endpoint.id, "ifname": endpoint.ifname, "network": endpoint.network}
+    registry.happenings.add("detach", what, **about)
+
+
+def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:
+    """Take the endpoint's states away (worker thread); go on past errors and return them."""
+    machine = registry.worker.machine
+    errors = list(machine.reconciler.changes(registry.without(endpoint)).values())
+    machine.leave(endpoint, list(registry.endpoints.values()))
+    return errors
+
+
+async def forget_connections(registry: Registry, endpoint: Endpoint, addresses: Sequence[Prefix]) -> None:
+    """Flush conntrack where a mapping came or went: a stale UDP entry would send datagrams past it.
+
+    In a thread of its own: a dump walks the whole table, 9 ms and more (measured), and no attach waits for it
+    but one that publishes such a port.
+    """
+    every = [port for one in (endpoint, *registry.mates(endpoint)) for port in one.ports]
+    ports = [(p.protocol, p.host_port) for p in every if p.protocol != "tcp"]
+    if not ports and not addresses:
+        return
+    try:
+        await asyncio.to_thread(conntrack.flush, ports, addresses)
+    except LinkspanError as error:
+        log.warning("forget connections of %s: %s", endpoint.id, error.message)

@@ -1,0 +1,177 @@
+"""The endpoints of this host: which there are, one change to each at a time, and what each needs in the kernel.
+
+The verbs of this package (attach, detach, update, check) are functions that are given the registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from linkspan.backends import backend
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.networks import Networks, now
+from linkspan.core.errors import Unavailable
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.ports import PortTable
+from linkspan.core.states.host import State
+from linkspan.endpoints import multihoming
+from linkspan.endpoints.journal import Journal
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.endpoints.registry")
+
+Identity = tuple[str, str]
+
+
+def source(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the name under which an endpoint's states are desired."""
+    return ("attachment", *endpoint.identity)
+
+
+@contextlib.contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Log that something is unavailable, and go on."""
+    try:
+        yield
+    except Unavailable as error:
+        log.warning("%s", error.within(what).message)
+
+
+class Registry:
+    """The endpoints of this host, and what the verbs need to change them."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        journal: Journal,
+        networks: Networks,
+        allocator: Allocator,
+        ports: PortTable,
+        happenings: Happenings,
+        host: str,
+    ) -> None:
+        self.worker = worker
+        self.journal = journal
+        self.networks = networks
+        self.allocator = allocator
+        self.ports = ports
+        self.happenings = happenings
+        self.host = host
+        self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
+        self._unforgotten: list[Endpoint] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.endpoints: dict[Identity, Endpoint] = {}
+        self.attached_ns: dict[Identity, int] = {}
+        self.pools: dict[str, tuple[str, ...]] = {}
+        """The networks' pools that the endpoints' routes lead to."""
+        self.changed: Callable[[Identity], None] = lambda _identity: None
+        """Called with each endpoint that came, changed or went."""
+
+    # one at a time
+
+    @contextlib.asynccontextmanager
+    async def one_at_a_time(self, identity: Identity) -> AsyncIterator[None]:
+        """Serialise what is done to one endpoint: a DEL may come while its ADD is under way."""
+        lock, users = self._locks.get(identity, (asyncio.Lock(), 0))
+        self._locks[identity] = lock, users + 1  # those who wait count: a lock that is let go has waiters still
+        try:
+            async with lock:
+                yield
+        finally:
+            _, users = self._locks.pop(identity)
+            if users > 1:
+                self._locks[identity] = lock, users - 1
+
+    def one_in(self, number: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Serialise what is done to the endpoints of one namespace: some of their states follow from all of them."""
+        # No container has such an id. Whoever holds an identity may wait for a namespace, and never the other way.
+        return self.one_at_a_time(("/netns", str(number))) if number else contextlib.nullcontext()
+
+    async def settled(self, container: str, ifname: str = "") -> None:
+        """Wait until what is under way for a container's interfaces (all, or one) has ended."""
+        for identity in [i for i in self._locks if i[0] == container and ifname in ("", i[1])]:
+            async with self.one_at_a_time(identity):
+                pass
+
+    def busy(self, identity: Identity) -> bool:
+        """Tell whether an attach or detach of an identity is under way."""
+        return identity in self._locks
+
+    # which there are
+
+    def admit(self, endpoint: Endpoint, at: int) -> None:
+        """Count an endpoint among those that stand; ``at`` is when it was attached (CLOCK_BOOTTIME, ns)."""
+        self.worker.machine.enter(endpoint)  # again: a detach from the same namespace may have come between
+        self.endpoints[endpoint.identity] = endpoint
+        self.attached_ns[endpoint.identity] = at
+        self.changed(endpoint.identity)
+
+    def drop(self, identity: Identity) -> None:
+        """Count an endpoint among those that stand no more."""
+        self.endpoints.pop(identity, None)
+        self.attached_ns.pop(identity, None)
+
+    def mates(self, endpoint: Endpoint) -> list[Endpoint]:
+        """Return the other endpoints of an endpoint's container."""
+        return multihoming.mates(endpoint, self.endpoints.values())
+
+    # what they need in the kernel
+
+    def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
+        return {
+            source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
+            multihoming.source(endpoint): self._together(endpoint, self.mates(endpoint)),
+        }
+
+    def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be without an endpoint, by source."""
+        first, *rest = self.mates(endpoint) or (None,)
+        left = self._together(first, rest) if first else []
+        return {multihoming.source(endpoint): left, source(endpoint): []}
+
+    def _together(self, endpoint: Endpoint, mates: Sequence[Endpoint]) -> list[State]:
+        """Return the states of the endpoint's container that follow from all its interfaces."""
+        # Of a network that is gone the endpoints are about to go, too.
+        homes = [(self.networks.get(e.network), e) for e in (*mates, endpoint) if self.networks.has(e)]
+        return list(multihoming.container_states(homes))
+
+    def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
+        """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
+        first = multihoming.first_metric(network, endpoint)
+        taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self.mates(endpoint)]
+        within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
+        return msgspec.structs.replace(endpoint, metric=max(within, default=first - 1) + 1)
+
+    # what outlasts a verb
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Drop the row; where the disk does not take that now, ``retry_forgetting`` does it later."""
+        try:
+            self.journal.forget(endpoint, now())
+        except Unavailable as error:
+            log.warning("forget %s: %s", endpoint.id, error.message)
+            self._unforgotten.append(endpoint)
+
+    def retry_forgetting(self) -> None:
+        """Drop the rows that a full disk kept."""
+        waiting, self._unforgotten = self._unforgotten, []
+        for endpoint in waiting:
+            if endpoint.identity not in self.endpoints:
+                self.forget(endpoint)
+
+    def checkpoint(self) -> None:
+        """Keep the journal's log short; waits for the disk, so not on the loop."""
+        with logged("journal"):
+            self.journal.checkpoint()
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Keep a task that nobody waits for until it has ended."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
