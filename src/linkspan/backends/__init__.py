@@ -1,4 +1,50 @@
-"""The ways in which endpoints reach each other, one file each; this list is the feature list."""
+"""Backends, one file each: how packets cross between endpoints and between hosts. This list is the feature list.
+
+The contract (``contracts.Backend``)
+    A backend is pure: it returns states and does no I/O. Every backend has ``check``, ``completed``, ``claims``,
+    ``network`` and ``endpoint``. A backend that crosses hosts also has ``announce`` (what peers must know),
+    ``check_offer`` (what a record may say of that), ``peer``, and ``needs`` (what must pass on the underlay). So
+    `network create` refuses what cannot work, and `doctor --peers` tries any backend by its declaration. A process
+    that serves all networks and all peers (a BGP speaker) comes from ``host``. It is a source of its own
+    (``cluster/shared_states``), because the sources of two networks could not change it together. The head of each
+    backend describes a packet's walk, what a peer costs, and what was rejected.
+
+Facts
+    Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.
+    Probes observe this into ``model.Facts``, so backends stay pure, and a change of facts is a new plan. Facts
+    never follow from what linkspan itself did.
+
+Addresses
+    A container's address has the length that its interface has: the pool's on a bridge, /32 and /128 if it is
+    routed.
+
+Migration
+    ``migration`` is pure and describes the three steps, and ``cluster/migration_runner`` takes them. While a
+    network migrates its record has both ways, and they are alike: to turn round is to swap them. The ``endpoints``
+    of a lease say by which ways its host receives. The ``generation`` of an offer says that the host sends to all
+    peers by that way.
+
+    - *A host sends by a way that the other one does not accept yet.* It cannot: routes of the new way appear only
+      if both leases offer it, and a host offers it only after its states for receiving are applied.
+    - *The old way goes while a host sends by it.* It goes only when every lease says so, and a silent host's lease
+      does not.
+    - *A late offer arrives after the turn, because its host was stopped during the write.* The write requires that
+      the network's record has the revision that the offer was made for.
+    - *A packet is too large for one of the ways.* Meanwhile containers' routes have the smaller MTU and their links
+      the larger one, so nothing depends on which host is first. In a trial links were raised host by host. Early
+      senders got "fragmentation needed" from late ones, and a container remembers that for ten minutes.
+    - *An agent starts during a migration.* The store has everything. What agents know in memory (which peers are
+      reached by which way) the new agent finds out again before it announces anything.
+    - *Entries of peers are left without their device, and healing complains.* ``agent/plans`` first applies a
+      network's new states, then the peers follow, then it drops what the network no longer needs.
+
+Encryption
+    ``core/seal`` keeps packets of an encrypted network from leaving in clear, for all backends that encrypt. Beside
+    the pools' unreachable routes there is a chain after all translation, and a second chain before it drops what
+    comes in clear. They exist only while *every* way of the network's record encrypts, so a migration seals at its
+    end. Rules recognise a device that encrypts by its device group as well as its name, because another program may
+    have made a device with that name. States on such a link wait until it is gone (``core/reconcile``).
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,97 @@
+"""The cluster as this host sees it: networks, leases and blocks, the other hosts, and who owns which address.
+
+Who does what
+    - ``membership``: this host's record, and the order in which it follows changed records.
+    - ``blocks``, ``leases``: who owns which addresses, and this host's claims. Each claim is one transaction. It
+      succeeds only if the record is absent and the network still exists. Ownership does not end with liveness
+      (``alive/HOST``).
+    - ``allocator``: the blocks in memory. From its own blocks a host gives addresses without asking the store.
+      `--ip`, `--ipam exact` and identities go through ``leases``.
+    - ``exact_addresses``: keeps this host's exact addresses in the store equal to those of its containers. So a
+      release while the store was away, or a kill between two steps, is put right later without a note on disk.
+    - ``grants``: the part of a lease that counts (below). ``conflicts``: blocks that a lease lists and another host
+      owns.
+    - ``liveness``: for how long hosts have been silent, and ``reclaim_after`` (below).
+    - ``peers``: the states that this host needs for each peer. A peer is one source, ``("peer", NETWORK, HOST)``,
+      from ``backend.peer(view, network, peer)``. A changed record costs the states of the peers that it names.
+    - ``shared_states``: states that serve all networks and all peers of a backend, such as a BGP speaker.
+    - ``onlink_peers``: which peers answer on the underlay's link. It asks in the background, and one silence
+      changes nothing.
+
+    The settings of all hosts are one record, ``settings/hosts``. Backends see a host with its own settings on top
+    of these (``Leases.whole``). A host's place in a pool follows from its id, so hosts that start together seldom
+    try the same block.
+
+Which of two claims is the earlier one
+    Wall clocks jump, and revisions mean nothing across a restore. One thing is certain: a host makes a claim only
+    where no claim is. Take a host that has a block (its lease lists it, and no tombstone ended the lease) or an
+    exact address (a container here has it). If it finds another host's claim in its place, the store had lost its
+    own claim when the other one was made. So **the claim that was lost is the earlier one**. The host writes it
+    back over the other one with ``over: LOSER``, on the condition that the other claim did not change meanwhile.
+    This is final: a host that finds itself named in ``over`` has lost. No clock is asked, with one exception. A
+    claim that its owner wrote back into an empty place carries ``back``. Two such claims (a store that was restored
+    twice) are compared by their times. No host gives out a time that is not later than the times of all blocks in
+    the store, so a clock that was set back does not make a claim old. A host that no longer knows its own claim's
+    time gives way. Claims for shared blocks take part like those of hosts.
+
+    A removal is no conflict, because the lease's tombstone says so. But if the restore lost the tombstone as well,
+    what was removed is back. Nobody can tell it from a record that was created again.
+
+    A block that a lease lists and another host owns is **frozen** on the lease's host. That host gives no address
+    from it, gives up its own address in it, and its containers keep theirs. All hosts see this from the two records
+    alone. Routes of the block lead to the owner. The loser's containers are reached by routes of their own, like
+    exact addresses, unless the owner has the same address or it is the gateway. The owner gives out none of the
+    addresses that other hosts' containers have in its block. When the last container is gone the loser drops the
+    block from its lease. If a lease lists a block that nobody owns, because the winner was removed, its host claims
+    it again.
+
+``reclaim_after``
+    It is off by default, and it is a setting in the store because all hosts need the same. It binds a host from the
+    moment that the host's own record says so (``withdraws``): other hosts reclaim only from a host that has
+    promised. The silent host counts by CLOCK_BOOTTIME (CLOCK_MONOTONIC stops while a machine is suspended) from
+    before it sent its last word. The file ``spoke`` keeps that time over restarts of the agent; after a reboot no
+    host has spoken yet. Other hosts count from when they saw that record expire, and start again if their own
+    connection or watch was away. So their time always ends later. To reclaim is to overwrite with ``over``, as
+    above, on the condition that the owner's ``alive`` record is absent and the block's record is unchanged. A host
+    that comes back finds itself the loser, and the rules above apply to its containers. A host whose agent does not
+    run cannot keep the promise, because nothing in the kernel ends by itself.
+
+What a record counts for
+    Whoever can write to the store can claim anything, and mistakes happen. So agents compare records where they use
+    them:
+
+    - A lease is its host's claim. Routes, allowed IPs, guards, BGP filters and the controller use only the part
+      that ``grants`` leaves (``Leases.grant``; ``Leases.serving`` for this host). Claims and conflicts use the
+      lease as it is written.
+    - A host's own lease may list a block without an owner, because the host claims it again. In another host's
+      lease such a block does not count. A prefix that overlaps a pool and is no block of it cannot have been
+      claimed, so its host takes it out (``Disputes.settle``). A block outside all pools stays: after a restore the
+      store may not know the pool, and containers have addresses of it.
+    - Networks exclude each other by pool, bridge name and ``claims`` (a VNI). ``Networks`` keeps the networks in
+      force apart from those that are written. The one that was in force here stays. The snapshot leaves out
+      withheld networks, so this holds over restarts, too. Otherwise the lower revision wins. A pool that covers
+      this host's own routes or any host's underlay is withheld only while it is new. What is in force is never
+      taken away because somebody adds a route later. It is only named.
+    - A pool in force excludes a host whose underlay address lies in it, not the other way round: one host's record
+      must not be able to take a network from everybody.
+
+Questions to other hosts
+    Agents have no connection to each other except the store. A question is the record ``ask/HOST/ID``, and its
+    answer is ``answer/HOST/ID``. Both have a TTL, and the asker removes them (``questions``). There are four
+    questions, and none changes anything: how does this packet go on at your host (``walk``), where do you see this
+    echo request (``listen``), what do you miss of what your peers send you now (``probe``), and, to the active SDN
+    controller, what is not well (``well``). One coarse question replaces a dozen about routes, neighbours and
+    rules: a host's part of a trace costs one answer through the store, and describes one moment.
+
+Plain routes
+    ``direct=true`` and host-gw use plain routes for peers on the link (``onlink_peers``): the kernel reaches the
+    peer without a router, each of the two records has the other host in its prefix, and the peer answered ARP or
+    neighbour solicitation. The records alone decide what is *accepted*, so both hosts agree on that before either
+    knows whether the other answers. Until a peer answers, the tunnel carries its packets. A neighbour in the
+    kernel's table counts as an answer, so an agent's start changes no path.
+
+Records of endpoints
+    ``endpoint_records`` writes each endpoint to ``endpoints/HOST/ID/IFNAME`` after its attach, for lists and for
+    the names in traces. These records have no tombstones and are not in the snapshot. Their host puts them right at
+    its start, and when the store lost them.
+"""

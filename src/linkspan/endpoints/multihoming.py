@@ -24,6 +24,24 @@ Published ports lead to the interface with the default route, if it has an addre
 does not choose a source address answers by the default route, and is understood by its client only then. Docker decides
 by itself which of its interfaces publishes a container's ports.
 
+What could go wrong, and why it does not:
+
+- *A reply to a peer in the container's other network leaves by that network's interface, and the guard drops it.*
+  Each address has a table with the pools of all the container's networks by its own interface. The rules that lead
+  there come before the main table's.
+- *Routes that the container made itself no longer count.* The main table comes between an address's pools and its
+  default route.
+- *An internal network that was attached first takes the default route.* Its default route has a metric behind all
+  others (``INTERNAL``). Docker is told of no gateway for such a network, and the agent adds that route.
+- *Docker has moved the interface and not yet configured it.* The agent waits until the interface is up. Its routes
+  are `onlink`, so they need no other route.
+- *The agent has already added a route that Docker wants to add, and Docker refuses to start the container.* Routes of
+  Docker's endpoints have metrics from 1 on, and Docker's have 0.
+- *Two Docker endpoints have metric 0 and share one table (endpoints of an agent that knew no tables).* ``recovery``
+  gives them new ranks.
+- *An agent is killed between two steps, and the rule of an address stays.* At its start the agent removes our rules
+  and tables that no endpoint wants.
+
 Rejected: rules alone, with the pools in the main table (a reply to a peer in another network of the container leaves by
 the wrong interface); one rule for each pair of an address and a pool (they grow by the square, and the kernel goes
 through rules one after the other, but looks routes up in a trie); marks by nftables in the container (its owner's).

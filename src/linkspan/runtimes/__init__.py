@@ -1,0 +1,41 @@
+"""Container runtimes: the wire formats of CNI, Docker and Podman, and networks exposed to them.
+
+How they call
+    CNI and Podman execute a plugin for each container (``shim/``). It carries the call to ``cni`` and ``podman``.
+    The call is one HTTP/1.0 POST: a block of ``KEY=VALUE`` that ends with zero bytes, so nothing has to be escaped,
+    and then the plugin's stdin. The container's namespace is the number of a descriptor, which the agent opens at
+    /proc/PID/fd/N, because the runtime's path may lead nowhere in the agent's mount namespace. The CNI plugin is a
+    C program (its Python twin replaces it where there was no compiler). Podman's plugin exists in Python only: the
+    C program is as long as it may be, and Podman itself takes a hundred times as long as Python's start.
+
+    Docker's engine calls the agent at a socket of its own (``api/docker``, ``docker``). It takes the container's
+    end of the veth pair from the host's namespace (``Endpoint.delivered``) and configures it. It tells neither the
+    namespace nor the container's name, so the agent looks for both afterwards (``endpoints/update``). The engine's
+    events report a `docker rename`. If the engine asks for a pool before it says for which network, the pool gets a
+    gateway of its own. The engine names this gateway again together with the network (``docker_pools``).
+
+    Exposed networks are files for CNI and Podman (``expose``). For Docker a task creates them through the engine's
+    API and compares them again and again (``docker_networks``).
+
+JSON from Go
+    All three engines are written in Go, which writes null for each list, map and pointer that was not set. So
+    ``go_json`` drops null before a call is parsed. There is one exception, the list of valid attachments in CNI's
+    GC: null is Go's empty list there, and a missing list is none. A null inside that list is an error, because GC
+    removes what is not in the list and nobody knows which attachment was meant.
+
+CNI chains
+    A CNI plugin does not learn which plugins come after it. A later plugin (``tuning``) may set another MAC, and
+    the guard would drop all packets with it. So the agent listens in the container's namespace for ten seconds
+    after each ADD and adopts MAC and MTU, except a MAC that belongs to another endpoint of the network
+    (``cni_tuning``). A CHECK carries the chain's own result, and the agent compares the machine with that.
+
+What engines do and no specification says
+    - containerd's CRI (go-cni) writes a runtimeConfig with Go's names (``HostPort``, ``IngressRate``). ``cni_conf``
+      reads them like the convention's names.
+    - Debian's containerd looks for the plugins of pods in /usr/lib/cni only. So `install cni` also puts the plugin
+      there.
+    - Kubernetes has no field for a pod's address, so annotations ask for one.
+    - A claim for an exact address carries the name that the runtime used first; for Docker this is an endpoint's
+      id. So the agent looks up the holder among the endpoints of all hosts (``Published.holder``) to name the
+      container.
+"""

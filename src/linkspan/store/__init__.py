@@ -1,0 +1,44 @@
+"""Records that all hosts share: the engines, the replica of each host, schemas and validation.
+
+``contracts.Store`` is the contract: transactions with conditions, and a watch from a revision. One test suite runs
+against all engines (SQLite, etcd, memory).
+
+Records, by key
+    ``settings/hosts``, ``settings/cluster``, ``settings/control``, ``hosts/ID``, ``alive/ID``, ``networks/NAME``,
+    ``leases/NETWORK/ID`` (blocks, own addresses, and ``endpoints``: the host's offer for each backend),
+    ``blocks/NETWORK/CIDR``, ``addresses/NETWORK/IP``, ``allowances/SOURCE/TARGET/PROTOCOL/PORT``,
+    ``reservations/NETWORK/CIDR``, ``endpoints/HOST/ID/IFNAME``, ``gone/KEY`` (a tombstone), ``ask/HOST/ID`` and
+    ``answer/HOST/ID``. A record is decoded once for each change.
+
+Rules
+    - Everything reads from ``replica``, so a store that is away stops nothing.
+    - **Removal is a written fact.** A record that is missing without a tombstone was lost. It stays in force, its
+      owner puts it back, and nothing new is claimed until then. Records of a host without a record are not missed.
+    - ``validation`` checks a record by itself: its key, the bounds of its numbers, the shape of each backend's
+      offer (``check_offer``). A record that fails is named and stops no other. Its last valid version stays in
+      force, in the snapshot too (``record_history``). If somebody deletes the spoilt key by hand, that version is
+      written back.
+    - ``compare_and_swap`` serves records of which several hosts change a part each (settings, pools). It writes
+      only over what was read, so no host undoes what another host did, or brings back what another host removed.
+    - ``fence`` makes late writes harmless. A host whose underlay address went had given up on a write. The kernel
+      sent it once the address was back, and a lease returned to an address that was given up (seen once in thirty
+      changes of address on a busy machine). So each write requires that its records are as they were.
+
+Schema
+    A schema only adds fields. An agent of schema N reads what older agents and agents of schema N+1 wrote. When it
+    rewrites a record it keeps the fields that it does not know, at every depth (``records``). A record that is two
+    schemas ahead is skipped and named. All agents write the cluster's schema (``settings/cluster``, 1 if it is
+    missing), never a newer one than they know. `cluster finalize` raises it to the lowest schema that all hosts'
+    records say they read. The layout of SQLite's tables has a number of its own.
+
+Engines
+    - SQLite has no table of changes. A deleted key stays as a row without a value, and an index by revision is the
+      log. So the file does not grow with liveness, and a watcher gets the last change of each key, all of one
+      moment.
+    - SQLite's file is known by its own inode. Overlayfs may change a folder's inode at a reboot.
+    - Every etcd call compares the cluster's id in the same transaction, so linkspan never reads or writes another
+      cluster's records. The JSON gateway alone is used. A trial showed no fault with TLS, passwords or failover, so
+      grpc stubs were not needed.
+    - A watch that is silent for five seconds is opened again, because agents write every two seconds. It does not
+      matter that the member answers other calls: the watch's own connection may use an address that is gone.
+"""

@@ -1,0 +1,28 @@
+"""IPsec: ESP between hosts, with keys agreed by an own instance of strongSwan's daemon.
+
+Daemon, device and credentials are one source of states. Connections (who the peer is) and their children (what is
+encrypted) are states of peers, keyed by peer and by pair of prefixes. The driver loads a peer's connection as a
+whole. Whether an association is established is no state, because the daemon takes care of it.
+``agent/ipsec_sessions`` starts what is missing, ends duplicates, and reads the reason for people from the daemon's
+log. One XFRM interface serves all peers. Routes name the peer by `encap xfrm if_id`, associations name the sender
+by a mark, and the guard admits a packet only if mark and source belong together.
+
+What could go wrong, and why it does not
+    - *kernel-libipsec insists on routes of its own, and they would win over ours in a migration.* They are in table
+      76, behind a rule (40000) after all tables that count.
+    - *A credential whose file changed still counts beside the new one.* All credentials are unloaded and loaded
+      again, and what was established with them is ended.
+    - *XFRM sends a packet through postrouting once before it encrypts it, with the underlay's device as output.*
+      The seal accepts packets that are about to be encrypted (`rt ipsec exists`).
+    - *Both hosts begin at once, and each ends the other's association.* One of the two begins at once and the other
+      a second later. Only the first one ends duplicates.
+    - *A new daemon does not know where a peer behind a NAT is.* The agent remembers it, and the daemon tries there
+      once.
+    - *A host restarts and knows nothing, while the other one uses the old association.* The first message of a new
+      daemon says so (INITIAL_CONTACT, RFC 7296 section 2.4), and the other host drops the old association.
+
+Measured or found
+    libipsec's device must keep its name ``ipsec0``, because the daemon looks it up by name when it adds routes. A
+    CRL needs an authorityKeyIdentifier, or strongSwan does not find it. Our instance is ready 50 ms after its
+    start.
+"""
