@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names what is in the project."""
+"""ARCHITECTURE.md and docs/glossary.md name what is in the project."""
 
 from __future__ import annotations
 
@@ -27,3 +27,26 @@ def test_every_path_on_a_page_exists(page: str) -> None:
     paths = _paths(page)
     assert paths
     assert {path for path in paths if not any((place / path).exists() for place in PLACES)} == set()
+
+
+def test_every_class_in_the_glossary_exists() -> None:
+    """The last column has the file of a class, then its name; a term without a class has neither."""
+    rows = re.findall(
+        r"^\| (.+?) \| .+ \| ?(.*?) ?\|$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE
+    )
+    terms = [(term, cell) for term, cell in rows if set(term) != {"-"} and cell != "class"]
+    assert len(terms) > 50
+    for term, cell in terms:
+        named = re.findall(r"`([\w/]+\.py)` `(\w+)`", cell)
+        assert ", ".join(f"`{path}` `{name}`" for path, name in named) == cell, term
+        for path, name in named:
+            text = (ROOT / "src" / "linkspan" / path).read_text(encoding="utf-8")
+            assert re.search(rf"^class {name}\b", text, re.MULTILINE), f"{term}: {path} has no class {name}"
+
+
+def test_the_glossary_has_each_term_once() -> None:
+    """Whoever looks for a term finds one meaning."""
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = [term for cell in re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE) for term in cell.split(", ")]
+    terms = [term for term in terms if term != "term"]
+    assert len(set(terms)) == len(terms)
