@@ -50,3 +50,22 @@ def test_the_glossary_has_each_term_once() -> None:
     terms = [term for cell in re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE) for term in cell.split(", ")]
     terms = [term for term in terms if term != "term"]
     assert len(set(terms)) == len(terms)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as they are made from their text on the web."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+?) *$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda page: page.stem
+)
+def test_every_link_on_a_page_leads_somewhere(page: Path) -> None:
+    """A link within the project leads to a file, and to a heading of it."""
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8"))
+    for name, anchor in links:
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in _anchors(target), f"{name}#{anchor}"
