@@ -31,8 +31,9 @@ What could go wrong, and why it does not
       container's namespace. If the host's resolver is on its loopback, Docker gives containers public resolvers, so
       questions to those are led there, too.
     - *The server forwards to itself.* Gateways are left out of what resolv.conf names, however it writes them. A
-      container that may be the host's resolver (its address is one, or it publishes port 53) and hosts that ask
-      from outside are led to no server. dnsmasq finds the remaining loops itself (``--dns-loop-detect``).
+      container may be the host's resolver (its address is one, or it publishes port 53). What such a container
+      asks, and what comes from another host, is led to no server. dnsmasq finds the remaining loops itself
+      (``--dns-loop-detect``).
     - *One container asks so much that others get no answer.* Rules count open TCP connections and UDP packets for
       each source (``ruleset._counted``), in sets that the kernel fills.
     - *The host's resolver knows another network's names and tells them.* No server forwards names that end with a
