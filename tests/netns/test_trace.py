@@ -347,7 +347,7 @@ def test_names_are_resolved_or_their_candidates_listed(host: Host) -> None:
     assert host.trace("a@demo", "b").reachable
     with pytest.raises(NotFound, match="nobody is called"):
         host.trace("nobody", "b")
-    with pytest.raises(NotFound, match="host h9"):
+    with pytest.raises(NotFound, match="host 'h9' does not exist"):
         host.trace("host:h9", "b")
     with pytest.raises(Invalid, match="neither"):
         host.trace("192.0.2.2", "192.0.2.3")
