@@ -132,7 +132,7 @@ def test_ports_are_down_while_guards_do_not_hold(ring: Ring, command: str) -> No
         until(lambda: not ring.up(ring.far) and not ring.up(ring.near), "both ports down", SOON)
         status = ring.status()
         assert status["fights"][0]["ports_down"]
-        assert "nft, process " in status["fights"][0]["by"]
+        until(lambda: "nft, process " in ring.status()["fights"][0]["by"], "the program's name")
         assert any("their ports are down until it holds" in words for words in status["drift"])
         assert ring.host.differences() != []
         until(lambda: ring.status()["fights"][0]["repairs"] > 4, "the rules are put back still", SOON)

@@ -8,8 +8,9 @@ import pytest
 
 from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton
-from linkspan.core.states.host import NftElement
+from linkspan.core.states.host import NftChain, NftElement
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
+from linkspan.kernel.io.nftables import Nft
 from support.netns.machine_fixtures import fresh_namespace, inside, run
 
 ELEMENTS = (
@@ -68,3 +69,21 @@ def test_an_element_of_a_table_that_is_gone_is_an_error_that_names_it(firewall: 
     run("nft", "flush", "ruleset", netns=netns)
     (error,) = driver.apply([ELEMENTS[0]], ()).values()
     assert "lsp0123456789ab" in error.message
+
+
+@pytest.mark.parametrize("listing", ["json", "text"])
+def test_a_table_that_somebody_deletes_meanwhile_is_not_there(
+    firewall: tuple[str, FirewallDriver], monkeypatch: pytest.MonkeyPatch, listing: str
+) -> None:
+    """A table may go between two questions to the kernel: what it held is missing then, and that is no error."""
+    netns, driver = firewall
+    list_it = getattr(Nft, listing)
+
+    def deleted_first(nft: Nft, command: str) -> object:
+        run("ip", "netns", "exec", netns, "nft", "delete", *command.removeprefix("list ").split())
+        return list_it(nft, command)
+
+    assert any(isinstance(s, NftChain) for s in driver.observe(0))
+    monkeypatch.setattr(Nft, listing, deleted_first)
+    assert not any(isinstance(s, NftChain) for s in driver.observe(0))
+    assert driver.apply(list(skeleton(Facts())), ()) == {}

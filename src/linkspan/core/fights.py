@@ -132,12 +132,18 @@ class Fights:
         same = sum(was == seen for _, was in fight.recent)
         if not fight.open and (same >= FREE or len(fight.recent) >= MOST):
             fight.pause, fight.since, fight.closed = FIRST, now, fight.guard
-            at, actor = self._actors.get(fight.kind.__name__, (0.0, ""))
-            fight.by = actor if now - at < FRESH else ""
         elif fight.open and fight.guard and not fight.closed:
             fight.pause, fight.closed = min(2 * fight.pause, LONGEST), True
+        if fight.open:
+            self._accuse(fight)
         fight.waiting = fight.open and not fight.guard and now < fight.due
         return fight if fight.waiting else None
+
+    def _accuse(self, fight: Fight) -> None:
+        """Name who fights, as soon as the kernel has told it."""
+        at, actor = self._actors.get(fight.kind.__name__, (0.0, ""))
+        if not fight.by and self._clock() - at < FRESH:
+            fight.by = actor
 
     def right(self, kinds: Iterable[type[State]], wrong: Collection[Key]) -> None:
         """Take in that of these kinds all but ``wrong`` (subjects) is as it should be, or not desired any more."""
@@ -171,6 +177,7 @@ class Fights:
         if not fight.open:
             fight.pause, fight.since = FIRST, self._clock()
         fight.closed, fight.refused = True, why
+        self._accuse(fight)
 
     def settle(self) -> tuple[list[Fight], bool]:
         """Forget what was quiet for long enough; return the fights that ended, and whether ports may come up again."""

@@ -52,23 +52,30 @@ class FirewallDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return all that is in our tables."""
+        """Return all that is in our tables; nothing of one that somebody deletes meanwhile."""
         for family, name in TABLES if netns == HOST else ():
             if not table_exists(self._netfilter, family, name):
                 continue
-            listed = self._nft.json(f"list table {family} {name}")
+            try:
+                listed = self._nft.json(f"list table {family} {name}")
+                chains = self._chains(family, name)
+            except KernelError as error:
+                if not _gone(error):
+                    raise
+                continue
             yield NftTable(family, name, ("dormant",) if _sleeps(listed) else ())
-            for chain in self._chains(family, name):
+            for chain in chains:
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
                 yield wanted if rendering == chain else chain
             yield from _sets(listed)
 
-    def _chains(self, family: str, table: str) -> Iterator[NftChain]:
-        listed = self._nft.text(f"list table {family} {table}")
-        for name, body in _CHAIN.findall(listed):
+    def _chains(self, family: str, table: str) -> list[NftChain]:
+        found = []
+        for name, body in _CHAIN.findall(self._nft.text(f"list table {family} {table}")):
             lines = [line.strip() for line in body.splitlines() if line.strip()]
             hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
-            yield NftChain(family, table, name, hook, tuple(lines))
+            found.append(NftChain(family, table, name, hook, tuple(lines)))
+        return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put and delete in one transaction; where that fails, each by itself, to find which one it is."""
@@ -116,7 +123,7 @@ class FirewallDriver:
                 for state in states:
                     self._transact([state], render, failed)
             elif render is _delete:
-                if not re.search("No such file|does not exist", error.message):
+                if not _gone(error):
                     failed[states[0].key] = error.within(_name(states[0]))
             elif not self._replaced(states[0]):
                 failed[states[0].key] = error.within(_name(states[0]))
@@ -136,12 +143,22 @@ class FirewallDriver:
 
         Else a chain that somebody emptied in between would be taken for the one that was put.
         """
-        listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
+        try:
+            listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
+        except KernelError as error:
+            if not _gone(error):
+                raise
+            return
         if generation(self._netfilter) != before + 1:
             return
         for chain in chains:
             if chain.key in listed:
                 self._renderings[chain.key] = (chain, listed[chain.key])
+
+
+def _gone(error: KernelError) -> bool:
+    """Return whether nft says that what it was asked for is not there: somebody may delete it between two calls."""
+    return re.search("No such file|does not exist", error.message) is not None
 
 
 def _table(state: State) -> tuple[str, str]:
