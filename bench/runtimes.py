@@ -24,12 +24,13 @@ import report
 from report import Metric, p, progress, result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.polling import until
 from support.runtimes.containerd_engine import Containerd
 from support.runtimes.docker_engine import IMAGE as DOCKER_IMAGE
 from support.runtimes.docker_engine import Docker, handed_over
 from support.runtimes.podman_engine import IMAGE as PODMAN_IMAGE
 from support.runtimes.podman_engine import Podman
-from support.runtimes.virtual_host import VirtualHost, wait_until
+from support.runtimes.virtual_host import VirtualHost
 
 POOL = "10.77.0.0/16"
 AT_A_TIME = 8
@@ -151,10 +152,10 @@ def dockerd_start(host: VirtualHost, engine: Docker, rounds: int) -> tuple[float
             begun = time.perf_counter()
             go.touch()
             engine.launch()
-            wait_until(engine.answers, "dockerd answers", 120)
+            until(engine.answers, "dockerd answers", 120)
             times[network].append(time.perf_counter() - begun)
             host.agent.stdout.readline()
-            wait_until(lambda: engine.run("ps -q"), "the container runs again", 60)
+            until(lambda: engine.run("ps -q"), "the container runs again", 60)
             engine.remove_all()
     progress("")
     return statistics.median(times["demo"]), statistics.median(times["own"])

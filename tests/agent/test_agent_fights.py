@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from support.agent.agent_host import Host, World, first_ip, pings, run, until
+from support.agent.agent_host import Host, World, first_ip, pings, run
+from support.polling import until
 
 SOON = 30.0
 """Seconds in which a fight is noticed, or is over: the pauses of a short one are 4, 8 and 16."""

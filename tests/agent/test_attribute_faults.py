@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.agent.agent_host import HEALED_WITHIN, Host, World, first_ip, pings, run, until
+from support.agent.agent_host import Host, World, first_ip, pings, run
+from support.polling import HEALED_WITHIN, until
 
 
 class Standing:

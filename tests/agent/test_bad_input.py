@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from linkspan.cli import main as command_line
-from support.agent.agent_host import Host, World, first_ip, run, until
+from support.agent.agent_host import Host, World, first_ip, run
+from support.polling import until
 
 MAC = "02:00:00:00:00:07"
 

@@ -11,9 +11,10 @@ import pytest
 
 from linkspan.core.errors import Exhausted
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
-from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.agent_host import Host, World, pings, run
 from support.agent.stage import Container, Stage, options, staged
 from support.agent.traffic import capturing, inside
+from support.polling import until
 
 MBIT = 1_000_000
 SIZE = 500_000

@@ -16,7 +16,8 @@ import pytest
 
 from linkspan.lab.topology import bare
 from linkspan.shim import build
-from support.agent.agent_host import Host, pings, run, until
+from support.agent.agent_host import Host, pings, run
+from support.polling import until
 
 VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 POOLS = ("10.201.0.0/29", "fd00:201::/64")

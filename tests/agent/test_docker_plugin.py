@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from linkspan.runtimes.docker import delivered
-from support.agent.agent_host import Host, World, links, pings, run, until
+from support.agent.agent_host import Host, World, links, pings, run
 from support.agent.damage import forget_records, missing
+from support.polling import until
 
 ENDPOINT = "e" * 64
 NETWORK = "n" * 64

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from support.agent.agent_host import HEALED_WITHIN, Host, first_ip, pings, run, until
+from support.agent.agent_host import Host, first_ip, pings, run
+from support.polling import HEALED_WITHIN, until
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORT = {"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}

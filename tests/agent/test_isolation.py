@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.agent.agent_host import Host, World, first_ip, pings, run, until
+from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.agent.stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, options, port, staged
 from support.agent.traffic import answers, asked, capturing, echoes, inside, refusal, serving
+from support.polling import until
 
 REJECTED = {4: errno.EHOSTUNREACH, 6: errno.EACCES}
 """What a socket makes of "communication administratively prohibited" (ICMP 3/13, ICMPv6 1/1)."""

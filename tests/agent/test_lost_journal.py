@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Conflict
-from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
+from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run
 from support.agent.damage import endpoints, forget_records, inside, missing, published
+from support.polling import until
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORTS = [

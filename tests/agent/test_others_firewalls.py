@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from support.agent.agent_host import HEALED_WITHIN, Host, run, until
+from support.agent.agent_host import Host, run
 from support.agent.stage import MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
 from support.agent.traffic import answers, asked, echoes, inside, serving
 from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
+from support.polling import HEALED_WITHIN, until
 
 IPTABLES = {4: "iptables", 6: "ip6tables"}
 

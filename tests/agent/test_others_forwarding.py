@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.agent_host import Host, World, pings, run
 from support.agent.stage import OUTSIDE, SECOND, SETTINGS, UPLINK, cable
 from support.agent.traffic import echoes
+from support.polling import until
 
 THEIRS = {4: ("10.77.0.1", "10.77.0.2", 24), 6: ("fd00:77::1", "fd00:77::2", 64)}
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from linkspan.core.errors import Conflict, Exhausted, Invalid
-from support.agent.agent_host import Host, World, run, until
+from support.agent.agent_host import Host, World, run
 from support.agent.stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
 from support.agent.traffic import answers, asked, capturing, inside, refusal, serving
+from support.polling import until
 
 WEB = [port(8080, 80), port(8080, 80, "udp"), port(8443, 443, host_ip="127.0.0.1")]
 PROTOCOLS = ["tcp", "udp"]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Conflict, LinkspanError
-from support.agent.agent_host import Host, World, first_ip, links, pings, run, until
+from support.agent.agent_host import Host, World, first_ip, links, pings, run
+from support.polling import until
 
 
 def _failing(work: Callable[[], Any]) -> LinkspanError | None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Unavailable
-from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run, until
+from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run
+from support.polling import until
 
 
 @pytest.fixture

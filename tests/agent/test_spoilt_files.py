@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from support.agent.agent_host import Host, World, clean, pings, refused, run, until
+from support.agent.agent_host import Host, World, clean, pings, refused, run
 from support.agent.damage import begin_with_two, endpoints, follow_move, inside, published, rewritten
+from support.polling import until
 
 GARBAGE = bytes(range(256)) * 4
 TRIES = 3

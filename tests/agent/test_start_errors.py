@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from support.agent.agent_host import Host, World, clean, pings, refused, run, until
+from support.agent.agent_host import Host, World, clean, pings, refused, run
 from support.agent.damage import inside, published, rewritten
 from support.certificates import Authority
+from support.polling import until
 
 Agent = tuple[str, ...]
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.agent.agent_host import Host, World, run, until
+from support.agent.agent_host import Host, World, run
 from support.agent.stage import UPLINK, port
 from support.agent.traffic import answers, asked, refusal, serving
+from support.polling import until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd")
 

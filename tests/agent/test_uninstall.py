@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.agent_host import Host, World, pings, run
+from support.polling import until
 
 SEEN = {
     "links": "ip -j -d link",

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import linkspan
-from support.agent.agent_host import Host, World, pings, run, until
+from support.agent.agent_host import Host, World, pings, run
+from support.polling import until
 
 ROOT = Path(__file__).parents[2]
 MOVED = "src/linkspan/machine.py"

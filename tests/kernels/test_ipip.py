@@ -18,9 +18,10 @@ from linkspan.core.states.programs import Process
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.worker import Machine, ipip_helper
 from support.netns.forgery import Listener, datagram, send
-from support.netns.machine_fixtures import host, machine, run, succeeds, until
+from support.netns.machine_fixtures import host, machine, run, succeeds
 from support.netns.overlay import MTU, Cluster, OverlayHost, network
 from support.netns.traced_cluster import address, traced
+from support.polling import until
 
 __all__ = ["host", "machine"]
 
@@ -122,8 +123,8 @@ def test_a_narrow_path_is_told_to_the_container(trio: Cluster, one: int) -> None
     trio.world.sh(f"h{one}", f"ip route add {way} mtu lock 1400")
     try:
         # The kernel's device answers as of the second packet: the first one tells it of the path.
-        until(lambda: not trio.world.pings(f"c{one}", target, ROOM - 28), "the large packet is refused")
-        until(lambda: trio.world.pings(f"c{one}", target, 1352), "what fits passes")
+        until(lambda: not trio.world.pings(f"c{one}", target, ROOM - 28), "the large packet is refused", 40)
+        until(lambda: trio.world.pings(f"c{one}", target, 1352), "what fits passes", 40)
         assert "mtu 1380" in trio.world.sh(f"c{one}", f"ip route get {target}")
     finally:
         trio.world.sh(f"h{one}", f"ip route del {way}; ip route flush cache")
@@ -250,7 +251,7 @@ def test_a_host_whose_kernel_loses_and_gains_ipip_changes_over(trio: Cluster, tm
         assert [type(s) for s in host.machine.processes.observe(0)] == [Process] * helped
         assert host.machine.tunnel_table.path.exists() == helped
         for other in (1, 2):
-            until(lambda other=other: trio.pings(3, other, DEMO, ROOM - 28), "packets pass", 30)  # type: ignore[misc]
+            until(lambda other=other: trio.pings(3, other, DEMO, ROOM - 28), "packets pass", 30)
             assert trio.pings(other, 3, DEMO)
 
 

@@ -18,9 +18,10 @@ from linkspan.kernel.io.probe_frames import question
 from support.kernels.kernel_switch import KernelSwitch, macs, programmed
 from support.kernels.underlay_stranger import Wire
 from support.netns.forgery import Listener, datagram
-from support.netns.machine_fixtures import run, until
+from support.netns.machine_fixtures import run
 from support.netns.overlay import MTU, Cluster, network
 from support.netns.traced_cluster import address
+from support.polling import until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ovs-vswitchd") is None, reason="needs Open vSwitch: apt install openvswitch-switch"

@@ -20,9 +20,10 @@ from linkspan.kernel.probe.keys import PRIVATE
 from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
-from support.netns.machine_fixtures import host, machine, run, until
+from support.netns.machine_fixtures import host, machine, run
 from support.netns.overlay import MTU, Cluster, OverlayHost, network
 from support.netns.traced_cluster import address
+from support.polling import until
 
 __all__ = ["host", "machine"]
 

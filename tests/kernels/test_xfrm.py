@@ -19,9 +19,9 @@ from linkspan.kernel.io import vici
 from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
-from support.netns.machine_fixtures import until
 from support.netns.overlay import MTU, Cluster, network
 from support.netns.traced_cluster import address
+from support.polling import until
 
 DEMO = network("demo", 77, "ipsec")
 ROOM = MTU - 100
@@ -74,7 +74,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             host.host = msgspec.structs.replace(host.host, settings={"ipsec.psk-file": str(key)})
         cluster.joined([DEMO])
         for number in (1, 2, 3):
-            until(lambda n=number: len(standing(cluster, n)) == 2, f"host {number} has both peers", 60)  # type: ignore[misc]
+            until(lambda n=number: len(standing(cluster, n)) == 2, f"host {number} has both peers", 60)
         yield cluster
     finally:
         cluster.close()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from support.lab.bgp_runs import BgpRun
-from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import HEALED_WITHIN, SHARED, until
 
 HOSTS = ("h1", "h2", "h3")
 
@@ -142,7 +143,7 @@ def test_a_speaker_that_dies_over_and_over_waits_and_is_told(mesh: BgpRun) -> No
         if pid := mesh.bird("h3"):
             os.kill(pid, signal.SIGKILL)
     mesh.set("h3", bgp__restart_time="")
-    until(lambda: mesh.learnt("h3"), "it is started again in the end", 90)
+    until(lambda: mesh.learnt("h3"), "it is started again in the end", 90 * SHARED)
     mesh.meshed()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.lab.bgp_runs import BgpRun
-from support.lab.lab_runs import until
+from support.polling import until
 
 CACHE = Path(sys.prefix, "cache", "bird3")
 

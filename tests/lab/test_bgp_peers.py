@@ -14,7 +14,7 @@ import pytest
 
 from linkspan.lab import commands
 from support.lab.bgp_runs import BgpRun, Speaker, speaking
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 HOSTS = ("h1", "h2")
 ROUTER = {"bgp__peer__r1__address": "192.0.2.101", "bgp__peer__r1__as": "65001"}
@@ -69,7 +69,7 @@ def test_what_a_peer_may_not_give_is_filtered(mesh: BgpRun, router: Speaker) -> 
     assert set(mesh.learnt("h1", 6)) == {FREE6, block(mesh, "h2", 6)}
     assert mesh.standing("h1", "mesh_h2").same(before)
     router.stop()
-    until(lambda: FREE not in mesh.learnt("h1"), "what was withdrawn is gone", 2)
+    until(lambda: FREE not in mesh.learnt("h1"), "what was withdrawn is gone", 2 * SHARED)
 
 
 def test_another_hosts_block_from_a_router_is_the_longer_way(mesh: BgpRun, router: Speaker) -> None:
@@ -195,7 +195,7 @@ def test_the_routes_of_a_dead_peer_go_after_the_hold_time(mesh: BgpRun, router: 
     router.start(65001, [FREE])
     until(lambda: FREE in mesh.learnt("h1"), "its route is there")
     commands.ip(f"{mesh.name}-switch", ["link set r1 down"])
-    until(lambda: FREE not in mesh.learnt("h1"), "its route is gone", 10)
+    until(lambda: FREE not in mesh.learnt("h1"), "its route is gone", 10 * SHARED)
 
 
 OPEN = "b'\\xff'*16+b'\\0\\x1d\\1\\4'+(65001).to_bytes(2,'big')+b'\\0\\x5a'+bytes((192,0,2,101))+b'\\0'"

@@ -16,7 +16,8 @@ from linkspan.core.errors import NotFound
 from linkspan.lab import router_frr, routers, topology
 from linkspan.lab.topology import CLUSTER_AS, HOLD
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import COMMAND, LabRun, until
+from support.lab.lab_runs import COMMAND, LabRun
+from support.polling import SHARED, until
 from support.routers.bgp_raw import RawPeer
 
 BIRD = pytest.mark.skipif(
@@ -148,7 +149,7 @@ def test_a_host_that_is_cut_off_is_withdrawn_within_the_hold_time(racks: Cluster
     gone = block(racks, "h3")
     until(lambda: gone in destinations(racks, "r2"), "r2 knows h3's block")
     racks.run("break", "h3", "link-down")
-    until(lambda: gone not in destinations(racks, "r2"), "r2 knows it no more", HOLD + 6)
+    until(lambda: gone not in destinations(racks, "r2"), "r2 knows it no more", (HOLD + 6) * SHARED)
     until(lambda: gone not in destinations(racks, "h1"), "nor does h1")
     racks.run("mend", "h3")
     until(lambda: gone in destinations(racks, "r2") and gone in destinations(racks, "h1"), "it is back")
@@ -212,10 +213,10 @@ def test_two_equal_routers_are_both_used_and_one_is_enough(pairs: ClusterRun) ->
     ]
     assert ("via 192.0.2.254" in taken) == ("from r1" in taken), taken
     pairs.run("break", "r1", "router-kill")
-    until(lambda: hops() == {"192.0.2.252"}, "h1 uses the one that is left", HOLD + 6)
+    until(lambda: hops() == {"192.0.2.252"}, "h1 uses the one that is left", (HOLD + 6) * SHARED)
     until(lambda: pairs.pings("c1", pairs.address("c2")), "c1 reaches c2 by it")
     pairs.run("mend", "r1")
-    until(lambda: hops() == both, "h1 uses both again", 40)
+    until(lambda: hops() == both, "h1 uses both again", 40 * SHARED)
 
 
 # A route reflector

@@ -17,7 +17,7 @@ import pytest
 
 from linkspan.lab import commands, record
 from support.lab.bgp_runs import BgpRun, Speaker, speaking
-from support.lab.lab_runs import until
+from support.polling import until
 
 HOSTS = ("h1", "h2")
 FREE = "10.244.250.0/24"

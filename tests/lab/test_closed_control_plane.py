@@ -15,7 +15,7 @@ import pytest
 
 from linkspan.lab import commands, sockets
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -128,7 +128,7 @@ def test_a_connection_that_is_older_than_the_rules_is_cut(cluster: ClusterRun) -
                 return True
             return False
 
-        until(cut, "the connection is cut", 10)
+        until(cut, "the connection is cut", 10 * SHARED)
 
 
 def test_no_packet_of_a_fresh_container_gets_to_the_store(cluster: ClusterRun) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from linkspan.core.states.host import ROUTE_PROTOCOL
-from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import HEALED_WITHIN, SHARED, until
 
 HOSTS = 3
 CONTAINERS = HOSTS
@@ -178,7 +179,7 @@ def test_a_link_that_was_down_is_healed_when_it_is_back(vxlan: LabRun) -> None:
     assert all("2" in one["from"] + one["to"] for one in failed)
     vxlan.run("mend", "h2")
     until(
-        lambda: vxlan.run("test", code=-1).returncode == 0, "everybody reaches everybody", HEALED_WITHIN + 2
+        lambda: vxlan.run("test", code=-1).returncode == 0, "everybody reaches everybody", HEALED_WITHIN + 2 * SHARED
     )
 
 
@@ -225,7 +226,7 @@ def test_a_partition_parts_two_hosts_only(vxlan: LabRun) -> None:
     until(
         lambda: "h2" in str(json.loads(vxlan.exec("h1", "linkspan status -o json", code=-1))["unreachable"]),
         "status names the peer that does not answer",
-        10.0,
+        10.0 * SHARED,
     )
     checks = json.loads(vxlan.exec("h1", "linkspan doctor -o json", code=-1))
     assert any((one["check"], one["status"]) == ("hosts", "fail") and "h2" in one["detail"] for one in checks)
@@ -248,4 +249,4 @@ def test_a_killed_helper_is_started_again(lab: LabRun) -> None:
     done = lab.run("break", "h1", "helper-kill", code=-1)
     if "no helper program" in done.stderr:
         pytest.skip("the kernel has ipip: no helper runs")
-    until(lambda: lab.run("test", code=-1).returncode == 0, "everybody reaches everybody", HEALED_WITHIN + 2)
+    until(lambda: lab.run("test", code=-1).returncode == 0, "everybody reaches everybody", HEALED_WITHIN + 2 * SHARED)

@@ -15,8 +15,8 @@ from linkspan.ipip_endpoint import _checksum
 from linkspan.kernel.io import vici
 from linkspan.lab import agents, record, sockets
 from support.lab.ipsec_runs import IpsecRun
-from support.lab.lab_runs import until
 from support.lab.underlay_capture import Echoes
+from support.polling import until
 
 DEVICES = {"wireguard": "lswg", "ipsec": "ipsec0"}
 STRANGER = "198.51.100.7"
@@ -133,7 +133,7 @@ def test_a_removed_host_is_nobody_s_peer(cluster: IpsecRun) -> None:
     cluster.exec("h1", "linkspan host remove h3 --force")
     cluster.cut_off("c3", "c1")
     for host in ("h1", "h2"):
-        until(lambda host=host: len(_peers(cluster, host)) == 1, f"{host} has one peer")  # type: ignore[misc]
+        until(lambda host=host: len(_peers(cluster, host)) == 1, f"{host} has one peer")
     cluster.reaches("c1", "c2")
 
 

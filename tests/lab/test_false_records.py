@@ -12,7 +12,7 @@ from linkspan.core.addresses import derived_mac, mac_text, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -57,7 +57,7 @@ def _named(cluster: ClusterRun, host: str) -> dict[str, str]:
 def _all_name(cluster: ClusterRun, key: str, words: str) -> None:
     """Wait until every host's status says so of a record."""
     for host in HOSTS:
-        until(lambda host=host: words in _named(cluster, host).get(key, ""), f"{host} says {words!r} of {key}")  # type: ignore[misc]
+        until(lambda host=host: words in _named(cluster, host).get(key, ""), f"{host} says {words!r} of {key}")
 
 
 def _routes(cluster: ClusterRun) -> list[str]:
@@ -184,7 +184,7 @@ def test_what_no_agent_could_have_written_stops_no_other(cluster: ClusterRun) ->
     cluster.create("after", "10.90.0.0/16")
     cluster.run("attach", "h1", "a1", "--network after")
     cluster.run("attach", "h2", "a2", "--network after")
-    until(lambda: cluster.pings("a1", cluster.address("a2")), "the new network works", 10)
+    until(lambda: cluster.pings("a1", cluster.address("a2")), "the new network works", 10 * SHARED)
     for name in ("a1", "a2"):
         cluster.run("detach", name)
     cluster.delete("after")
@@ -277,13 +277,13 @@ def test_a_host_s_removal_ends_the_wait_for_what_the_store_lost(cluster: Cluster
     }
     _put(cluster, keys)
     for host in HOSTS:
-        until(lambda host=host: "h8" in {h["id"] for h in cluster.call(host, "GET", "/v1/hosts")}, f"{host} knows h8")  # type: ignore[misc]
+        until(lambda host=host: "h8" in {h["id"] for h in cluster.call(host, "GET", "/v1/hosts")}, f"{host} knows h8")
     _delete(cluster, *keys)
     for host in HOSTS:
-        until(lambda host=host: cluster.status(host)["store"]["lost"] == sorted(keys), f"{host} misses them")  # type: ignore[misc]
+        until(lambda host=host: cluster.status(host)["store"]["lost"] == sorted(keys), f"{host} misses them")
     cluster.call("h1", "DELETE", "/v1/hosts/h8")
     for host in HOSTS:
-        until(lambda host=host: cluster.status(host)["store"]["lost"] == [], f"{host} misses nothing")  # type: ignore[misc]
+        until(lambda host=host: cluster.status(host)["store"]["lost"] == [], f"{host} misses nothing")
 
 
 def test_a_record_that_is_put_back_is_used_and_not_named(cluster: ClusterRun) -> None:

@@ -13,7 +13,7 @@ import pytest
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -106,7 +106,7 @@ def test_a_full_block_is_followed_by_another(cluster: ClusterRun) -> None:
         cluster.run("attach", "h2", f"s{number}", "--network small")
     assert len(cluster.blocks("h2", "small", "h2")) == 2
     until(lambda: len(cluster.blocks("h2", "small", "h1")) == 2, "h1 knows the second block")
-    until(lambda: cluster.pings("h1", cluster.address("s8")), "h1 reaches the last container", 3)
+    until(lambda: cluster.pings("h1", cluster.address("s8")), "h1 reaches the last container", 3 * SHARED)
 
 
 def test_a_pool_too_small_is_an_error_on_the_host_that_got_none(cluster: ClusterRun) -> None:
@@ -136,12 +136,12 @@ def test_exact_addresses_reach_each_other_and_move(cluster: ClusterRun) -> None:
     cluster.create("exact", "10.90.0.0/16", ipam="exact")
     cluster.run("attach", "h1", "e1", "--network exact --ip 10.90.7.7")
     cluster.run("attach", "h3", "e3", "--network exact")
-    until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e1", 5)
+    until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e1", 5 * SHARED)
     said = cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7", code=1).stderr
     assert "held by e1 on host h1" in said
     cluster.run("detach", "e1")
     cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7")
-    until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e2", 5)
+    until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e2", 5 * SHARED)
 
 
 def test_an_exact_address_of_another_host_s_block_is_refused_by_its_name(cluster: ClusterRun) -> None:
@@ -151,7 +151,7 @@ def test_an_exact_address_of_another_host_s_block_is_refused_by_its_name(cluster
     owned = {block for host in ("h1", "h2", "h3") for block in cluster.blocks(host, "demo")}
     free = next(f"10.244.{n}.77" for n in range(9, 250) if f"10.244.{n}.0/24" not in owned)
     cluster.run("attach", "h1", "x1", f"--ip {free}")
-    until(lambda: cluster.pings("c3", free), "c3 reaches it", 5)
+    until(lambda: cluster.pings("c3", free), "c3 reaches it", 5 * SHARED)
 
 
 # Hosts
@@ -177,8 +177,8 @@ def test_a_host_s_new_underlay_address_is_followed(cluster: ClusterRun) -> None:
     cluster.ip("h3", f"addr del {old} dev eth0")
     cluster.ip("h3", f"addr add {new} dev eth0")
     try:
-        until(lambda: new.partition("/")[0] in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2.5)
-        until(lambda: cluster.pings("c1", cluster.address("c3")), "c1 reaches c3", 3)
+        until(lambda: new.partition("/")[0] in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2.5 * SHARED)
+        until(lambda: cluster.pings("c1", cluster.address("c3")), "c1 reaches c3", 3 * SHARED)
         assert cluster.blocks("h3", "demo") == lease
     finally:
         cluster.ip("h3", f"addr del {new} dev eth0")
@@ -193,8 +193,8 @@ def test_a_lease_that_somebody_overwrote_is_put_right(cluster: ClusterRun) -> No
     address = cluster.host("h3")["underlay"]["addresses"][0].partition("/")[0]
     assert right.count(f'"{address}"') == 1
     cluster.etcdctl("put", key, right.replace(f'"{address}"', '"192.0.2.99"'))
-    until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right", 2)
-    until(lambda: address in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2)
+    until(lambda: cluster.etcdctl("get", key, "--print-value-only").strip() == right, "the lease is right", 2 * SHARED)
+    until(lambda: address in cluster.inside("h1", "bridge fdb show"), "h1 sends there", 2 * SHARED)
     assert cluster.pings("c1", cluster.address("c3"))
 
 
@@ -249,10 +249,10 @@ def test_a_silent_host_is_named_within_ten_seconds(cluster: ClusterRun) -> None:
     """With its agent killed its pings are answered still, and liveness tells."""
     cluster.run("break", "h2", "agent-kill")
     said = {"network": "", "host": "h2", "why": "its agent has said nothing for a while"}
-    until(lambda: said in cluster.status("h1")["unreachable"], "h1 names h2", 10)
+    until(lambda: said in cluster.status("h1")["unreachable"], "h1 names h2", 10 * SHARED)
     assert cluster.host("h2")["state"] == "silent"
     cluster.run("mend", "h2")
-    until(lambda: "h2" not in cluster.not_well("h1"), "h2 is well again", 10)
+    until(lambda: "h2" not in cluster.not_well("h1"), "h2 is well again", 10 * SHARED)
 
 
 # The store
@@ -316,7 +316,7 @@ def test_an_agent_that_starts_without_the_store_serves_what_it_knows(cluster: Cl
             "h2", "POST", "/v1/networks", {"name": "no", "pools": ["10.92.0.0/16"], "backend": "vxlan"}
         )
     cluster.run("mend", "h2")
-    until(lambda: cluster.status("h2")["store"]["ok"], "the store is back", 15)
+    until(lambda: cluster.status("h2")["store"]["ok"], "the store is back", 15 * SHARED)
 
 
 def test_a_partition_heals_with_attachments_of_both_sides(cluster: ClusterRun) -> None:
@@ -325,10 +325,10 @@ def test_a_partition_heals_with_attachments_of_both_sides(cluster: ClusterRun) -
     cluster.run("attach", "h1", "p1")
     cluster.run("attach", "h2", "p2")
     assert cluster.silent("p1", cluster.address("p2"))
-    until(lambda: "no answer to pings" in cluster.not_well("h1"), "h1 names the peer", 10)
+    until(lambda: "no answer to pings" in cluster.not_well("h1"), "h1 names the peer", 10 * SHARED)
     cluster.run("mend", "h1")
-    until(lambda: cluster.pings("p1", cluster.address("p2")), "both sides meet", 3)
-    until(lambda: "no answer" not in cluster.not_well("h1"), "h1 is well", 5)
+    until(lambda: cluster.pings("p1", cluster.address("p2")), "both sides meet", 3 * SHARED)
+    until(lambda: "no answer" not in cluster.not_well("h1"), "h1 is well", 5 * SHARED)
 
 
 def test_a_removed_host_stays_away_and_its_block_is_free(cluster: ClusterRun) -> None:

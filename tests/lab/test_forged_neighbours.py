@@ -12,7 +12,7 @@ import pytest
 
 from linkspan.lab import commands, processes, record, sockets
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -107,13 +107,13 @@ def test_a_peer_that_changes_its_mac_is_taken_by_both_for_a_while(segment: Segme
     old = json.loads(cluster.etcdctl("get", "/lab/hosts/h2", "--print-value-only"))["underlay"]["mac"]
     cluster.ip("h2", f"link set eth0 address {NEW}")
     try:
-        until(lambda: NEW in segment.elements(4), "the new MAC is taken", 5)
+        until(lambda: NEW in segment.elements(4), "the new MAC is taken", 5 * SHARED)
         assert old in segment.elements(4)
-        until(lambda: segment.arrives(4, f"{cluster.name}-c2"), "c2 reaches c1 by the new MAC", 30)
-        until(lambda: old not in segment.elements(4), "the old MAC is taken no more", 20)
+        until(lambda: segment.arrives(4, f"{cluster.name}-c2"), "c2 reaches c1 by the new MAC", 30 * SHARED)
+        until(lambda: old not in segment.elements(4), "the old MAC is taken no more", 20 * SHARED)
     finally:
         cluster.ip("h2", f"link set eth0 address {old}")
-    until(lambda: segment.arrives(4, f"{cluster.name}-c2"), "c2 reaches c1 by the old MAC", 30)
+    until(lambda: segment.arrives(4, f"{cluster.name}-c2"), "c2 reaches c1 by the old MAC", 30 * SHARED)
 
 
 def test_a_peer_of_which_no_mac_is_known_is_taken_by_any(segment: Segment) -> None:
@@ -125,13 +125,13 @@ def test_a_peer_of_which_no_mac_is_known_is_taken_by_any(segment: Segment) -> No
         known = json.loads(cluster.etcdctl("get", "/lab/hosts/h2", "--print-value-only"))
         del known["underlay"]["macs"]
         cluster.etcdctl("put", "/lab/hosts/h2", json.dumps(known))
-        until(lambda: segment.arrives(4, segment.evil), "it is taken by any MAC", 20)
+        until(lambda: segment.arrives(4, segment.evil), "it is taken by any MAC", 20 * SHARED)
         told = {one["check"]: one for one in cluster.call("h1", "GET", "/v1/doctor")}
         assert told["MACs of peers"]["detail"].startswith("h2 do not say their MACs")
         assert told["MACs of peers"]["status"] == "warn"
     finally:
         cluster.run("mend", "h2")
-    until(lambda: not segment.arrives(4, segment.evil), "h2 says its MACs again", 20)
+    until(lambda: not segment.arrives(4, segment.evil), "h2 says its MACs again", 20 * SHARED)
 
 
 def test_a_network_may_take_any_mac() -> None:

@@ -16,9 +16,9 @@ from linkspan.kernel.io import vici
 from linkspan.lab import sockets
 from support.lab.certificate_authority import Authority
 from support.lab.ipsec_runs import IpsecRun
-from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS, Flows
 from support.lab.underlay_capture import Capture, Echoes
+from support.polling import SHARED, until
 
 MTU = 1400
 NAT = 4500
@@ -70,7 +70,7 @@ def test_keys_are_renewed_while_packets_flow(cluster: IpsecRun) -> None:
                         with contextlib.suppress(vici.Refused):  # the peer may just have done so
                             asked.rekey(wish)
         for host in HOSTS:
-            until(lambda host=host: not before[host] & cluster.spis(host), f"{host} has other keys")  # type: ignore[misc]
+            until(lambda host=host: not before[host] & cluster.spis(host), f"{host} has other keys")
     flows.check(MTU)
     _clean(capture)
     cluster.well()
@@ -278,7 +278,7 @@ def test_a_certificate_that_is_no_good_is_named(
     """With the peer, the reason and what to do; nothing gets through until there is a good one."""
     _given(cluster, "h3", certified.signed("h3", name, days))
     cluster.cut_off("c1", "c3")
-    until(lambda: reason in "".join(map(cluster.not_well, HOSTS)), f"{what}: {reason}", 40)
+    until(lambda: reason in "".join(map(cluster.not_well, HOSTS)), f"{what}: {reason}", 40 * SHARED)
     cluster.reaches("c1", "c2")
     _given(cluster, "h3", certified.signed("h3"))
     cluster.reaches("c1", "c3")

@@ -9,8 +9,8 @@ import pytest
 
 from linkspan.core.errors import LinkspanError
 from support.lab.ipsec_runs import IpsecRun
-from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS
+from support.polling import until
 
 
 @pytest.mark.parametrize("wishes", ["--underlay v6", "--nat h3"])

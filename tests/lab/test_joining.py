@@ -11,7 +11,7 @@ import pytest
 
 from linkspan.lab import agents, processes, record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -47,7 +47,7 @@ def start(cluster: ClusterRun, host: str) -> None:
 def attaches(cluster: ClusterRun, host: str, name: str) -> None:
     """Attach a container on a host, and see that c1 on h1 reaches it."""
     cluster.run("attach", host, name)
-    until(lambda: cluster.pings("c1", cluster.address(name)), f"c1 reaches {name} on {host}", 10)
+    until(lambda: cluster.pings("c1", cluster.address(name)), f"c1 reaches {name} on {host}", 10 * SHARED)
     cluster.run("detach", name)
 
 

@@ -14,7 +14,8 @@ import pytest
 from linkspan.core.errors import Invalid
 from linkspan.core.states.host import ROUTE_PROTOCOL
 from linkspan.lab import processes, topology
-from support.lab.lab_runs import COMMAND, HEALED_WITHIN, LabRun, until
+from support.lab.lab_runs import COMMAND, LabRun
+from support.polling import HEALED_WITHIN, until
 
 # Names and JSON
 

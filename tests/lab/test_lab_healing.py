@@ -11,7 +11,7 @@ import pytest
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import ROUTE_PROTOCOL
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import HEALED_WITHIN, until
+from support.polling import HEALED_WITHIN, SHARED, until
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_what_is_undone_is_back_and_told(vxlan: ClusterRun, damage: str) -> None
     until(mended, f"{damage} is mended", HEALED_WITHIN)
     # Twenty are kept; the repair is told when all of it is done.
     until(lambda: len(vxlan.status("h1")["heals"]) > min(heals, 19), "the repair is told")
-    until(lambda: vxlan.pings("c1", vxlan.address("c2")), "c1 reaches c2", 2)
+    until(lambda: vxlan.pings("c1", vxlan.address("c2")), "c1 reaches c2", 2 * SHARED)
 
 
 def test_an_fdb_entry_that_was_removed_is_back(vxlan: ClusterRun) -> None:
@@ -172,5 +172,5 @@ def test_the_ipip_device_is_mended(ipip: ClusterRun, damage: str) -> None:
     until(
         lambda: ipip.pings("c1", ipip.address("c2")) and ipip.status("h1")["drift"] == [],
         damage,
-        HEALED_WITHIN + 1,  # a ping that is not answered takes a second
+        HEALED_WITHIN + SHARED,  # a ping that is not answered takes a second
     )

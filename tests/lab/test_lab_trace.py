@@ -13,7 +13,8 @@ import pytest
 from linkspan.api.client import Client
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import HEALED_WITHIN, LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import HEALED_WITHIN, SHARED, until
 
 VXLAN_OUTER = ["eth", "ip 192.0.2.1>192.0.2.2", "udp 4789"]
 WAYS = [
@@ -76,7 +77,7 @@ def vxlan(pair: LabRun) -> Iterator[LabRun]:
     for host in pair.json("show")["hosts"]:
         if host["broken"]:
             pair.run("mend", host["name"])
-    until(lambda: pair.run("test", code=-1).returncode == 0, "all is well again", HEALED_WITHIN + 5)
+    until(lambda: pair.run("test", code=-1).returncode == 0, "all is well again", HEALED_WITHIN + 5 * SHARED)
 
 
 FOREIGN = [
@@ -200,7 +201,7 @@ def test_what_stays_flushed_because_the_agent_is_away_is_not_called_well(vxlan: 
 def test_what_was_flushed_and_healed_is_traced_well(vxlan: LabRun, failure: str) -> None:
     """With the agent there, trace is well again when the packets are."""
     vxlan.run("break", "h2", failure)
-    until(lambda: vxlan.run("test", code=-1).returncode == 0, "the packets pass", HEALED_WITHIN + 2)
+    until(lambda: vxlan.run("test", code=-1).returncode == 0, "the packets pass", HEALED_WITHIN + 2 * SHARED)
     until(lambda: traced(vxlan, "c1", "c2", code=-1)["reachable"], "trace says so", HEALED_WITHIN)
 
 
@@ -300,7 +301,7 @@ def test_what_the_router_between_does_is_found_out(
 
     router(breaks)
     try:
-        until(told, words, 30)
+        until(told, words, 30 * SHARED)
     finally:
         router(mends)
 

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from linkspan.lab import agents, build, record, topology
-from support.lab.lab_runs import LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import SHARED, until
 
 MANY = 24
 """With more than 32 the kernel's one table of neighbours is full (1,024), for what other tests do meanwhile too."""
@@ -27,7 +28,7 @@ def test_agents_that_start_at_once_get_blocks_without_a_duplicate(lab: LabRun, s
         hosts = asked.call("GET", "/v1/hosts")
         return {block: h["name"] for h in hosts for lease in h["leases"] for block in lease["prefixes"]}
 
-    until(lambda: len(set(blocks().values())) == MANY, "every host has a lease", 60)
+    until(lambda: len(set(blocks().values())) == MANY, "every host has a lease", 60 * SHARED)
     owners = blocks()
     assert len(owners) == MANY
     given = {c.name: (c.host, c.attachments[0].addresses[0]) for c in made.containers}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from linkspan.lab import processes
-from support.lab.lab_runs import until
 from support.lab.migration_runs import Flows, MigratingRun
+from support.polling import until
 
 LIVING = ("h1", "h2")
 

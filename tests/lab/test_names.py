@@ -20,7 +20,7 @@ import pytest
 from linkspan.lab import record, sockets
 from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
 from support.lab.dns_runs import GATEWAY, GATEWAY6, NamesRun, resolver
-from support.lab.lab_runs import SHARED, until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 

@@ -16,7 +16,7 @@ import pytest
 from linkspan.lab import record, sockets
 from support.dns_queries import NOERROR, NXDOMAIN, REFUSED, TXT, A, Answer, question
 from support.lab.dns_runs import GATEWAY, NamesRun, Responder
-from support.lab.lab_runs import SHARED, until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 

@@ -17,7 +17,7 @@ from linkspan.lab import sockets
 from linkspan.lab.topology import bare
 from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, A, Answer, question, reverse
 from support.lab.dns_runs import GATEWAY, GATEWAY6, NamesRun, resolver
-from support.lab.lab_runs import until
+from support.polling import until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
@@ -134,7 +134,7 @@ def test_a_third_network_adds_its_names_and_takes_no_others_away(cluster: NamesR
         with cluster.member("h1", "both", "solo"):
             for server in (GATEWAY, BACK, "10.98.0.1"):
                 for name in ("near", "db", "c2"):
-                    until(lambda n=name, s=server: cluster.knows("both", n, s), f"{name} at {server}")  # type: ignore[misc]
+                    until(lambda n=name, s=server: cluster.knows("both", n, s), f"{name} at {server}")
             assert cluster.server("h1", "back+demo+solo")
         until(lambda: not cluster.knows("both", "near") and cluster.knows("both", "db"), "the two networks' alone")
         assert cluster.knows("both", "c2")

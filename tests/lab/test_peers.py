@@ -12,7 +12,7 @@ import pytest
 
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 TABLE = "table bridge test { chain forward { type filter hook forward priority 0; RULE; }; }"
 VXLAN, IPIP = "UDP port 4789 (VXLAN)", "IP protocol 4 (IPIP)"
@@ -73,7 +73,7 @@ def test_a_port_that_is_blocked_one_way_and_a_silent_host_are_named(cluster: Clu
     cluster.run("break", "h3", "agent-kill")
     with cut(cluster, 'iifname "h1" oifname "h2" udp dport 4789 drop'):
         for host, peer in (("h1", "h2"), ("h2", "h1")):
-            until(lambda h=host, p=peer: p in cluster.not_well(h), f"{host} names {peer}", 10)  # type: ignore[misc]
+            until(lambda h=host, p=peer: p in cluster.not_well(h), f"{host} names {peer}", 10 * SHARED)
         until(lambda: cluster.host("h3")["state"] == "silent", "h3 counts as silent")
         done = cluster.run("exec", "h2", "--", "linkspan doctor --peers -o json", code=3)
         found = {one["check"]: one for one in json.loads(done.stdout)}
@@ -158,7 +158,7 @@ def test_a_direct_peer_that_ceases_to_answer_is_tunnelled_to_and_comes_back(clus
             until(lambda: way(cluster, "h1", "direct", "h2").startswith("lsx"), "h1 sends by the tunnel")
             assert way(cluster, "h1", "direct", "h3") == "eth0"
     with cluster.no_loss("d1", cluster.address("d2")):
-        until(lambda: way(cluster, "h1", "direct", "h2") == "eth0", "h1 sends plainly again", 60)
+        until(lambda: way(cluster, "h1", "direct", "h2") == "eth0", "h1 sends plainly again", 60 * SHARED)
     cluster.ip("h1", "neigh del 192.0.2.2 dev eth0")
     for container in ("d1", "d2"):
         cluster.run("detach", container)
@@ -173,7 +173,7 @@ def test_a_host_gw_peer_that_never_answered_is_refused_by_name(cluster: ClusterR
         until(lambda: "nobody answers for 192.0.2.2 on eth0" in cluster.not_well("h1"), "h1 says why")
         assert way(cluster, "h1", "bare", "h2") == ""
         assert way(cluster, "h1", "bare", "h3") == "eth0"
-    until(lambda: way(cluster, "h1", "bare", "h2") == "eth0", "h1 has the route", 60)
+    until(lambda: way(cluster, "h1", "bare", "h2") == "eth0", "h1 has the route", 60 * SHARED)
     assert "nobody answers" not in cluster.not_well("h1")
 
 
@@ -185,7 +185,7 @@ def test_a_route_to_a_peer_by_a_router_ends_the_plain_way_and_its_end_brings_it_
     until(lambda: way(cluster, "h1", "direct", "h2") == "eth0", "h1 sends plainly to h2")
     cluster.ip("h1", "route add 192.0.2.2/32 via 192.0.2.3")
     try:
-        until(lambda: way(cluster, "h1", "direct", "h2").startswith("lsx"), "h1 sends by the tunnel", 2.5)
+        until(lambda: way(cluster, "h1", "direct", "h2").startswith("lsx"), "h1 sends by the tunnel", 2.5 * SHARED)
     finally:
         cluster.ip("h1", "route del 192.0.2.2/32")
-    until(lambda: way(cluster, "h1", "direct", "h2") == "eth0", "h1 sends plainly again", 2.5)
+    until(lambda: way(cluster, "h1", "direct", "h2") == "eth0", "h1 sends plainly again", 2.5 * SHARED)

@@ -15,8 +15,8 @@ from linkspan.api.client import Client
 from linkspan.controller.controller import TAKE_OVER
 from linkspan.core.errors import Unavailable
 from linkspan.lab import agents, record
-from support.lab.lab_runs import HEALED_WITHIN, until
 from support.lab.sdn_runs import TAKEN_OVER, SdnRun
+from support.polling import HEALED_WITHIN, SHARED, until
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("ovs-ofctl") is None, reason="needs Open vSwitch: apt install openvswitch-switch"),
@@ -188,7 +188,11 @@ def test_a_host_with_another_mac_is_followed(sdn: SdnRun) -> None:
     before = next(h["mac"] for h in sdn.controller()["hosts"] if h["host"] == "h3")
     for mac in ("06:00:00:00:00:33", before):
         sdn.ip("h3", f"link set eth0 address {mac}")
-        until(lambda mac=mac: any(f"dl_src={mac}" in flow for flow in sdn.ours("sw2")), "the switch knows it", 10)  # type: ignore[misc]
+        until(
+            lambda mac=mac: any(f"dl_src={mac}" in flow for flow in sdn.ours("sw2")),
+            "the switch knows it",
+            10 * SHARED,
+        )
         until(lambda: sdn.pings("c3", sdn.address("c2")), "c3 reaches c2")
     until(sdn.settled, "nothing differs")
 
@@ -202,7 +206,7 @@ def test_two_hosts_with_one_mac_keep_their_prefixes_where_they_are(sdn: SdnRun) 
         until(lambda: "host h1: its MAC" in str(sdn.controller()["problems"]), "h1 is named")
         assert f"host h3: its MAC {macs['h1']} is also that of host h1" in str(sdn.controller()["problems"])
         for name in ("c1", "c3"):
-            until(lambda name=name: sdn.pings("c2", sdn.address(name)), f"c2 reaches {name}")  # type: ignore[misc]
+            until(lambda name=name: sdn.pings("c2", sdn.address(name)), f"c2 reaches {name}")
         assert {h["host"]: (h["switch"], h["port"]) for h in sdn.controller()["hosts"]} == places
     finally:
         sdn.ip("h3", f"link set eth0 address {macs['h3']}")
@@ -217,7 +221,7 @@ def test_another_controller_takes_over(sdn: SdnRun) -> None:
     other = {"ctl1": "ctl2", "ctl2": "ctl1"}[first]
     with sdn.no_loss("c1", sdn.address("c2")):
         sdn.fail(first, "controller-kill")
-        until(lambda: sdn.controller(other)["active"], f"{other} is active", TAKEN_OVER)
+        until(lambda: sdn.controller(other)["active"], f"{other} is active", TAKEN_OVER * SHARED)
         until(lambda: sdn.status("h1")["controller"] == other, "the agents know")
         until(lambda: sdn.settled(other), "it finds nothing to do")
         sdn.container("h2", "c9")

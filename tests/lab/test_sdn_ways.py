@@ -16,9 +16,9 @@ from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.lab import record, switches
 from linkspan.lab.sockets import inside
 from support.certificates import Authority
-from support.lab.lab_runs import HEALED_WITHIN, until
 from support.lab.migration_runs import HOSTS, Flows
 from support.lab.sdn_runs import SdnRun
+from support.polling import HEALED_WITHIN, until
 from support.routers import frr_router
 from support.routers.frr_router import FrrRouter
 

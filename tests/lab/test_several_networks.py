@@ -13,7 +13,8 @@ import pytest
 from linkspan.core.states.host import ROUTE_PROTOCOL
 from linkspan.endpoints.multihoming import INTERNAL, TABLE
 from linkspan.lab.topology import bare
-from support.lab.lab_runs import LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import until
 
 POOLS = {"web": "10.245.0.0/16,fd45::/48", "data": "10.246.0.0/16,fd46::/48"}
 

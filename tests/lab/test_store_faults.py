@@ -15,7 +15,7 @@ import pytest
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import agents, commands, record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="needs etcd and etcdctl")
 
@@ -64,10 +64,10 @@ def test_an_identity_s_address_moves_over_hosts(cluster: ClusterRun) -> None:
     try:
         first = json.loads(cluster.exec("h1", words))["addresses"]
         address = first[0].partition("/")[0]
-        until(lambda: cluster.pings("c2", address), "c2 reaches it on h1", 5)
+        until(lambda: cluster.pings("c2", address), "c2 reaches it on h1", 5 * SHARED)
         cluster.exec("h1", "linkspan detach --id db")
         assert json.loads(cluster.exec("h3", words))["addresses"] == first
-        until(lambda: cluster.pings("c2", address), "c2 reaches it on h3", 5)
+        until(lambda: cluster.pings("c2", address), "c2 reaches it on h3", 5 * SHARED)
     finally:
         cluster.exec("h3", "linkspan detach --id db")
         _gone(cluster, "db")
@@ -77,20 +77,20 @@ def test_a_store_that_is_away_past_every_timeout_costs_no_ping(cluster: ClusterR
     """Etcd hangs for longer than liveness lasts: no route goes; what was detached meanwhile is released after."""
     cluster.create("exact", "10.90.0.0/16", ipam="exact")
     cluster.run("attach", "h1", "e1", "--network exact --ip 10.90.7.7")
-    until(lambda: cluster.pings("h3", "10.90.7.7"), "h3 reaches it", 5)
+    until(lambda: cluster.pings("h3", "10.90.7.7"), "h3 reaches it", 5 * SHARED)
     routes = cluster.ip("h1", "route show")
     etcd = cluster.etcd()
     with cluster.no_loss("c1", cluster.address("c2")):
         os.kill(etcd, signal.SIGSTOP)
         try:
-            until(lambda: not cluster.status("h1")["store"]["ok"], "h1 says that the store is away", 30)
+            until(lambda: not cluster.status("h1")["store"]["ok"], "h1 says that the store is away", 30 * SHARED)
             cluster.run("detach", "e1")
             away = time.monotonic() + 10  # liveness lasts 7 s, and its lease in etcd too
             until(lambda: time.monotonic() > away, "time has passed")
             assert cluster.ip("h2", "route show").count("lsx") >= 2
         finally:
             os.kill(etcd, signal.SIGCONT)
-        until(lambda: all(cluster.status(h)["store"]["ok"] for h in HOSTS), "all is settled", 30)
+        until(lambda: all(cluster.status(h)["store"]["ok"] for h in HOSTS), "all is settled", 30 * SHARED)
     assert {line for line in routes.splitlines() if "10.244." in line} <= {
         *cluster.ip("h1", "route show").splitlines()
     }
@@ -111,7 +111,7 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     checks = json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))  # before anything has failed
     (store,) = [one for one in checks if one["check"] == "store"]
     assert (store["status"], "etcd" in store["detail"], bool(store["fix"])) == ("fail", True, True)
-    until(lambda: cluster.status("h1")["store"]["state"] == "away", "h1 says that the store is away", 15)
+    until(lambda: cluster.status("h1")["store"]["state"] == "away", "h1 says that the store is away", 15 * SHARED)
     said = cluster.exec("h1", "linkspan status", code=3)
     assert ", away, last answer " in said
     assert "no answer within 3 s" in said
@@ -119,7 +119,7 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     for words, what in (("drain h2", "drain host h2"), ("set --host h2 bgp.as=64513", "change settings of host h2")):
         failed = cluster.run("exec", "h1", "--", f"linkspan host {words}", code=1)
         assert failed.stderr.startswith(f"linkspan: {what}: ")
-    until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15)
+    until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15 * SHARED)
     hosts = {one["name"]: one for one in json.loads(cluster.exec("h1", "linkspan host list -o json"))}
     assert [hosts[h]["alive"] for h in HOSTS] == [True, None, None]
     assert cut - 10 < hosts["h2"]["last_seen"] < cut + 10
@@ -131,8 +131,8 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     assert cut - 10 < seen < cut + 10
     assert cluster.pings("c1", cluster.address("c2"))
     cluster.run("mend", "h1")
-    until(lambda: cluster.host("h2")["state"] == "alive", "h1 hears of h2 again", 30)
-    until(lambda: cluster.status("h1")["ok"], "all is well", 30)
+    until(lambda: cluster.host("h2")["state"] == "alive", "h1 hears of h2 again", 30 * SHARED)
+    until(lambda: cluster.status("h1")["ok"], "all is well", 30 * SHARED)
     assert "store" not in [c["check"] for c in cluster.call("h1", "GET", "/v1/doctor") if c["status"] == "fail"]
 
 
@@ -145,18 +145,18 @@ def test_an_agent_that_knows_nothing_waits_for_its_store_and_says_so(cluster: Cl
     (lab.folder / "h2" / "state" / "replica.json").unlink()
     with cluster.no_loss("c1", cluster.address("c2")):
         _, log, process = agents._started(lab, host)
-        until(lambda: _waits(cluster), "it says in its status that the store is away", 30)
+        until(lambda: _waits(cluster), "it says in its status that the store is away", 30 * SHARED)
         said = cluster.exec("h2", "linkspan status", code=3)
         assert "the agent waits: it has no records yet, and attaches nothing until its store answers" in said
         assert "no network is known yet" in said
         assert "not known" in said
         with pytest.raises(LinkspanError, match="the agent waits for the store"):
             cluster.call("h2", "GET", "/v1/networks")
-        until(lambda: "waiting for the store" in log.with_suffix(".log").read_text(), "its log says so", 5)
+        until(lambda: "waiting for the store" in log.with_suffix(".log").read_text(), "its log says so", 5 * SHARED)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         cluster.run("mend", "h2")
-        until(lambda: cluster.status("h2")["store"]["ok"], "it has joined", 30)
+        until(lambda: cluster.status("h2")["store"]["ok"], "it has joined", 30 * SHARED)
     assert [e["id"] for e in cluster.call("h2", "GET", "/v1/endpoints?local")] == ["c2"]
 
 
@@ -192,7 +192,7 @@ def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun,
     cluster.run("attach", "h2", "d2", "--network one --ip 10.90.0.9")
     cluster.run("mend", "h1")
     cluster.call("h2", "PATCH", "/v1/hosts/h1", {"drained": ""})
-    until(lambda: all(cluster.status(h)["disputes"] for h in HOSTS), "all hosts tell of it", 40)
+    until(lambda: all(cluster.status(h)["disputes"] for h in HOSTS), "all hosts tell of it", 40 * SHARED)
     for host in HOSTS:
         (told,) = cluster.status(host)["disputes"]
         assert (told["winner"], told["loser"], told["containers"]) == ("h1", "h2", ["d2"])
@@ -205,7 +205,7 @@ def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun,
     assert cluster.run("attach", "h1", "d3", "--network one --ip 10.90.0.9", code=1).stderr.count(
         "held by d2"
     )
-    until(lambda: cluster.pings("d1", "10.90.0.9"), "d1 reaches d2: both go on", 5)
+    until(lambda: cluster.pings("d1", "10.90.0.9"), "d1 reaches d2: both go on", 5 * SHARED)
     cluster.run("detach", "d2")
     until(lambda: not any(cluster.status(h)["disputes"] for h in HOSTS), "it is settled")
     cluster.run("attach", "h1", "d3", "--network one --ip 10.90.0.9")
@@ -228,16 +228,16 @@ def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun)
         hosts = lambda: {h["name"]: h["withdraws"] for h in cluster.call("h1", "GET", "/v1/cluster")["hosts"]}  # noqa: E731
         until(lambda: set(hosts().values()) == {12.0}, "all promise it")
         cluster.run("break", "h2", "store-cut")
-        until(lambda: "it gives no address" in cluster.not_well("h2"), "h2 stops at half of it", 30)
+        until(lambda: "it gives no address" in cluster.not_well("h2"), "h2 stops at half of it", 30 * SHARED)
         said = cluster.run("attach", "h2", "late", code=1).stderr
         assert "gives no address now" in said
-        until(lambda: "it has withdrawn" in cluster.not_well("h2"), "h2 withdraws at its end", 30)
+        until(lambda: "it has withdrawn" in cluster.not_well("h2"), "h2 withdraws at its end", 30 * SHARED)
         until(lambda: "lsx" not in cluster.ip("h2", "route show"), "h2 has no way to its peers")
         cluster.call("h1", "PATCH", "/v1/hosts/h1", {"drained": ""})
-        until(lambda: cluster.blocks("h1", "one"), "h1 has its block", 40)
+        until(lambda: cluster.blocks("h1", "one"), "h1 has its block", 40 * SHARED)
         cluster.run("mend", "h2")
-        until(lambda: cluster.pings("c1", cluster.address("c2")), "h2 is back", 15)
-        until(lambda: not cluster.blocks("h2", "one"), "h2 has let the block go", 15)
+        until(lambda: cluster.pings("c1", cluster.address("c2")), "h2 is back", 15 * SHARED)
+        until(lambda: not cluster.blocks("h2", "one"), "h2 has let the block go", 15 * SHARED)
         assert cluster.blocks("h1", "one") == ["10.90.0.0/28"]
     finally:
         cluster.etcdctl("put", f"{prefix}settings/cluster", "{}")

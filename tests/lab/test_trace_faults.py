@@ -13,8 +13,8 @@ import pytest
 
 from support.lab import trace_faults
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
 from support.lab.trace_faults import Fault
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.timeout(900)  # a hundred faults, each with pings, traces and a packet that gets no answer
 
@@ -139,7 +139,7 @@ class Battery:
 
     def await_answer(self, fault: Fault, when: str) -> None:
         """Wait until c2 answers ``when`` ("after", "in spite of") a fault."""
-        until(lambda: not self.silent(fault), f"c2 answers {when} {fault.name} at {fault.at}", 15)
+        until(lambda: not self.silent(fault), f"c2 answers {when} {fault.name} at {fault.at}", 15 * SHARED)
 
     def _judged(self, fault: Fault, told: dict[str, Any], live: str) -> Found:
         at = told["broken_at"] or next((one["at"] for one in told["unknown"]), "")
@@ -185,7 +185,7 @@ def test_what_does_not_arrive_is_never_called_reachable(battery: Battery) -> Non
     assert [(str(one), one.live) for one in counted if one.live != one.fault.live] == []
     wrong = [(str(one), one.at, one.told and one.told["reason"]) for one in counted if not one.right]
     assert len(wrong) <= (1 - RIGHT) * len(counted), wrong
-    until(lambda: battery.traced()["verdict"] == "reachable", "all is well again", 15)
+    until(lambda: battery.traced()["verdict"] == "reachable", "all is well again", 15 * SHARED)
 
 
 def test_what_arrives_is_not_called_broken(battery: Battery) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from linkspan.lab import sockets
 from support.lab.encrypted_runs import SecretRun
-from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS, Flows
 from support.lab.underlay_capture import Capture, Echoes
+from support.polling import until
 
 MTU = 1440
 PORT = 51820
@@ -224,7 +224,7 @@ def test_two_hosts_with_one_key_are_named_on_both(cluster: SecretRun) -> None:
         cluster.told(host, "hosts h1 and h3 have one WireGuard key", "rotate-keys")
     cluster.rotated("h3")
     for host in HOSTS:
-        until(lambda host=host: "one WireGuard key" not in cluster.not_well(host), f"{host} is well")  # type: ignore[misc]
+        until(lambda host=host: "one WireGuard key" not in cluster.not_well(host), f"{host} is well")
     until(lambda: cluster.pings("c3", cluster.address("c1")), "c3 reaches c1")
     cluster.clean()
 
@@ -251,7 +251,7 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     cluster.call("h1", "PATCH", "/v1/hosts", {"wireguard.preshared-key-file": str(file)})
     for host in HOSTS:
         until(
-            lambda host=host: "(none)" not in cluster.wg(host, "show", "lswg", "preshared-keys"),  # type: ignore[misc]
+            lambda host=host: "(none)" not in cluster.wg(host, "show", "lswg", "preshared-keys"),
             f"{host} has the shared key",
         )
     cluster.clean()

@@ -9,9 +9,9 @@ import pytest
 
 from linkspan.lab import record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS, Flows, MigratingRun
 from support.lab.underlay_capture import Capture
+from support.polling import until
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_two_hosts_behind_nats_reach_each_other_through_a_third(behind: ClusterR
     assert "goes on to h3" in detail
     for host in HOSTS:
         until(
-            lambda host=host: behind.call(host, "GET", "/v1/diff") == {"put": [], "delete": []},  # type: ignore[misc]
+            lambda host=host: behind.call(host, "GET", "/v1/diff") == {"put": [], "delete": []},
             f"no drift on {host}",
         )
 

@@ -5,7 +5,8 @@ import pytest
 from linkspan.core.addresses import mac, prefix
 from linkspan.core.errors import KernelError
 from linkspan.kernel.probe.gratuitous_arp import announce
-from support.netns.machine_fixtures import inside, joined, run, until
+from support.netns.machine_fixtures import inside, joined, run
+from support.polling import until
 
 NEW = "02:00:00:00:00:77"
 
@@ -20,7 +21,7 @@ def test_a_neighbour_that_knew_the_old_owner_learns_the_new_one(
     with inside(container):
         run("ip", "link", "set", "eth0", "address", NEW)
         announce("eth0", mac(NEW), [prefix(address)])
-    until(lambda: NEW in run("ip", "neigh", "show", address), "the neighbour's new MAC")
+    until(lambda: NEW in run("ip", "neigh", "show", address), "the neighbour's new MAC", 40)
 
 
 def test_a_device_that_is_gone_is_named(machine: str) -> None:

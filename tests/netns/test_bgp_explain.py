@@ -22,6 +22,7 @@ from linkspan.kernel.probe import bird_control
 from linkspan.kernel.probe.bird_control import Protocol
 from linkspan.kernel.probe.tcp_connect import md5_refusals
 from support.netns.world import World
+from support.polling import explained, until
 from support.routers.bgp_speakers import Bird, Frr, needs
 
 BIRD = """
@@ -134,10 +135,8 @@ class Pair:
 
     def established(self, seconds: float = 60.0) -> None:
         """Wait for the session to be up."""
-        end = time.monotonic() + seconds
-        while not self.seen().established:
-            assert time.monotonic() < end, self.bird.log()
-            time.sleep(0.05)
+        with explained(self.bird.log):
+            until(lambda: self.seen().established, "the session is up", seconds)
 
 
 @pytest.fixture

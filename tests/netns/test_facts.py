@@ -8,7 +8,8 @@ from linkspan.core.states.host import Sysctl
 from linkspan.kernel.drivers.sysctl import SysctlDriver
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe.facts import observe_facts
-from support.netns.machine_fixtures import inside, joined, run, until
+from support.netns.machine_fixtures import inside, joined, run
+from support.polling import until
 
 
 def test_forwarding_is_what_it_was_before_ours(spaces: Namespaces, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_link_that_lives_by_router_advertisements_is_named(
             advertise("eth0")
         return "up0" in observe_facts(sysctls).ra_links
 
-    until(heard, "the advertisement's route")
+    until(heard, "the advertisement's route", 40)
     assert "default" in run("ip", "-6", "route", "show", "proto", "ra")
     sysctls.apply(
         [Sysctl("net/ipv6/conf/up0/accept_ra", "2"), Sysctl("net/ipv6/conf/all/forwarding", "1")], []

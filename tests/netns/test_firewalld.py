@@ -15,7 +15,8 @@ from linkspan.kernel.drivers.sysctl import SysctlDriver
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe.facts import observe_facts
 from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
-from support.netns.machine_fixtures import inside, joined, pings, run, until
+from support.netns.machine_fixtures import inside, joined, pings, run
+from support.polling import until
 
 POOLS = [TrustedSource(prefix("10.99.1.0/24")), TrustedSource(prefix("fd99:1::/64"))]
 
@@ -92,14 +93,14 @@ def test_forwarded_traffic_needs_the_trusted_source(
     """Not without it, with it, not after a reload, and again once it is put back."""
     joined(container, "c0", 1)
     joined(outside, "o0", 2)
-    until(lambda: pings(container, "10.99.1.1"), "the way to the machine")
+    until(lambda: pings(container, "10.99.1.1"), "the way to the machine", 40)
     assert not pings(container, address)
     driver.apply([pool], [])
-    until(lambda: pings(container, address), "the way through the machine")
+    until(lambda: pings(container, address), "the way through the machine", 40)
     firewall_cmd("--reload")
     assert not pings(container, address)
     driver.apply([pool], [])
-    until(lambda: pings(container, address), "the way through the machine, again")
+    until(lambda: pings(container, address), "the way through the machine, again", 40)
     driver.apply([], [pool])
     assert not pings(container, address)
 
@@ -132,7 +133,7 @@ def test_a_published_port_is_reached_through_firewalld(
         return True
 
     with server:
-        until(connects, "the connection to the published port")
+        until(connects, "the connection to the published port", 40)
 
 
 def test_it_runs_only_where_its_table_and_its_name_are(
@@ -144,7 +145,7 @@ def test_it_runs_only_where_its_table_and_its_name_are(
     assert observe_facts(sysctls).firewalld
     daemon.kill()
     daemon.wait()
-    until(lambda: not running(), "its name to be gone")
+    until(lambda: not running(), "its name to be gone", 40)
     assert "firewalld" in run("nft", "list", "tables")
     assert not observe_facts(sysctls).firewalld
     driver = FirewalldDriver(tmp_path / "m", spaces.home)

@@ -61,7 +61,7 @@ def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
     engine = _engine(router)
     with inside(router.name):
         assert _put(engine, WANTED) == set(WANTED)
-        router.until(lambda: "10.244.1.0/24 " in router.routes() and "fd00:244:0:1::/64" in router.routes(6))
+        router.awaited(lambda: "10.244.1.0/24 " in router.routes() and "fd00:244:0:1::/64" in router.routes(6))
         assert "via 192.0.2.1" in router.routes()
         moved = [_route("10.244.1.0/24", "192.0.2.2"), *WANTED[1:]]
         assert _put(engine, moved) == set(moved)

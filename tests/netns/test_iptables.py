@@ -13,7 +13,8 @@ from linkspan.kernel.drivers.sysctl import SysctlDriver
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import foreign_chains
 from linkspan.kernel.probe.facts import observe_facts
-from support.netns.machine_fixtures import inode, joined, needs, pings, run, until
+from support.netns.machine_fixtures import inode, joined, needs, pings, run
+from support.polling import until
 
 POOLS = {4: prefix("10.99.1.0/24"), 6: prefix("fd99:1::/64")}
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -70,7 +71,7 @@ def test_traffic_of_the_pool_passes_a_forward_policy_of_drop(
     joined(container, "c0", 1)
     joined(outside, "o0", 2)
     address = {4: "10.99.2.2", 6: "fd99:2::2"}[family]
-    until(lambda: pings(container, address), "the way without a firewall")
+    until(lambda: pings(container, address), "the way without a firewall", 40)
     like_docker(tool)
     driver = IptablesDriver()
     wanted = ForwardAccept("DOCKER-USER", POOLS[family])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from linkspan.diagnose.trace.live_packet import matches, new_mark
 from linkspan.kernel.io.nftables import Nft
 from linkspan.kernel.probe.nft_trace import TABLE, RuleTrace
 from support.netns.traced_host import OUTSIDE, Host, leads_outside, made
+from support.polling import until
 
 
 @pytest.fixture(params=[False, True], ids=["bridge", "routed"])
@@ -161,9 +161,7 @@ def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:
         assert process.stdout.readline() == "traces\n"
         assert traces_left(bridged, "b").count(TABLE) == 3
         process.kill()
-    deadline = time.monotonic() + 5
-    while traces_left(bridged, "b"):
-        assert time.monotonic() < deadline
+    until(lambda: not traces_left(bridged, "b"), "the tables are gone", 5)
 
 
 def test_a_live_trace_starts_on_this_host_only(host: Host) -> None:

@@ -30,8 +30,9 @@ from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.ipip_endpoint import drops
 from linkspan.kernel.events import RouteEvents
 from linkspan.kernel.worker import Machine
-from support.netns.machine_fixtures import run, until
+from support.netns.machine_fixtures import run
 from support.netns.overlay import MTU, Cluster, network
+from support.polling import until
 
 MAC, OTHER = mac("02:00:00:00:00:01"), mac("02:00:00:00:00:02")
 LOCAL, REMOTE = prefix("192.0.2.1").packed, prefix("192.0.2.2").packed
@@ -169,7 +170,7 @@ def test_what_others_change_is_told_and_our_own_changes_are_not(
         return not events.dirty()
 
     # The new link's state comes to be known a moment after it (linkwatch), and that is nobody's change.
-    until(quiet, "our own changes of entries and routes are no events")
+    until(quiet, "our own changes of entries and routes are no events", 40)
     run(*command.split())
     assert kind in events.dirty()
     events.socket.close()
@@ -229,7 +230,7 @@ def test_no_packet_is_lost_while_the_table_changes(pair: Cluster) -> None:
     """The endpoint takes a new table between two packets, and what the table leaves out stops."""
     demo = network("demo", 77, "ipip")
     pair.joined([demo])
-    until(lambda: pair.world.pings("c1", "10.77.2.5"), "both endpoints are there")
+    until(lambda: pair.world.pings("c1", "10.77.2.5"), "both endpoints are there", 40)
     first = pair.hosts[0].machine.tunnel_table
     more: list[State] = [TunnelPrefix(prefix(f"10.77.{n}.0/24"), REMOTE) for n in range(100, 200)]
     with pair.world.entered("c2"):
@@ -248,9 +249,9 @@ def test_no_packet_is_lost_while_the_table_changes(pair: Cluster) -> None:
     there.close()
     assert sum(drops(first.path).values()) == 0
     first.apply([], list(first.observe(0)))
-    until(lambda: not pair.world.pings("c1", "10.77.2.5"), "the row is gone, and nothing passes")
+    until(lambda: not pair.world.pings("c1", "10.77.2.5"), "the row is gone, and nothing passes", 40)
     pair.hosts[0].resync()
-    until(lambda: pair.world.pings("c1", "10.77.2.5"), "the row is back")
+    until(lambda: pair.world.pings("c1", "10.77.2.5"), "the row is back", 40)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["outwards", "inwards"])
@@ -262,10 +263,10 @@ def test_an_endpoint_of_which_a_half_was_killed_ends_and_is_started_again(pair: 
     leader = host.machine.processes._living()["ipip"].pid
     child = int(Path(f"/proc/{leader}/task/{leader}/children").read_text())
     os.kill((leader, child)[which], signal.SIGKILL)
-    until(lambda: not list(host.machine.processes.observe(0)), "the whole endpoint has ended")
+    until(lambda: not list(host.machine.processes.observe(0)), "the whole endpoint has ended", 40)
     assert "dev lsipip" in pair.world.sh("h1", "ip route get 10.77.2.5")
     assert [heal.kind for heal in host.resync().heals] == [Process.__name__]
-    until(lambda: pair.world.pings("c1", "10.77.2.5"), "packets pass again")
+    until(lambda: pair.world.pings("c1", "10.77.2.5"), "packets pass again", 40)
 
 
 def test_a_tun_that_was_deleted_comes_back_with_its_endpoint(pair: Cluster) -> None:
@@ -274,7 +275,7 @@ def test_a_tun_that_was_deleted_comes_back_with_its_endpoint(pair: Cluster) -> N
     pair.joined([demo])
     host = pair.hosts[0]
     pair.world.sh("h1", "ip link del lsipip")
-    until(lambda: not list(host.machine.processes.observe(0)), "the endpoint ends")
+    until(lambda: not list(host.machine.processes.observe(0)), "the endpoint ends", 40)
     assert host.resync().failed == {}
     assert pair.world.reaches("c1", "10.77.2.5")
     assert host.differs() == []

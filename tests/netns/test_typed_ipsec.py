@@ -15,8 +15,9 @@ import pytest
 from linkspan.core.model import Facts
 from linkspan.diagnose.plan import ipsec as plan_ipsec
 from linkspan.diagnose.plan.plan import commands, ordered
-from support.netns.machine_fixtures import needs, run, until
+from support.netns.machine_fixtures import needs, run
 from support.netns.overlay import Cluster, OverlayHost, network
+from support.polling import until
 
 DEMO = network("demo", 77, "ipsec", (4, 6))
 
@@ -57,5 +58,5 @@ def test_typed_commands_join_two_bare_hosts(pair: Cluster) -> None:
         assert "quote" not in script
         # The daemon keeps what it is given to write to.
         pair.world.sh(host.name, f"exec >{host.folder}/typed 2>&1\n{script}")
-    until(lambda: pair.pings(1, 2, DEMO), "container 1 reaches container 2")
+    until(lambda: pair.pings(1, 2, DEMO), "container 1 reaches container 2", 40)
     assert pair.pings(2, 1, DEMO)

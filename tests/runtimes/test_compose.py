@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from support.polling import until
 from support.runtimes.docker_engine import Docker
 from support.runtimes.segment import Segment
-from support.runtimes.virtual_host import VirtualHost, reaches, wait_until
+from support.runtimes.virtual_host import VirtualHost, reaches
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
@@ -45,7 +46,7 @@ class Shop:
         for docker in self.dockers:
             docker.wait()
             (docker.folder / "compose.yaml").write_text(FILE)
-            wait_until(lambda docker=docker: has_networks(docker), "Docker has both networks")  # type: ignore[misc]
+            until(lambda docker=docker: has_networks(docker), "Docker has both networks")
 
     def compose(self, n: int, command: str) -> str:
         """Run a Compose command on a host."""
@@ -85,7 +86,7 @@ def test_the_web_server_is_in_both_networks_and_reaches_the_database(shop: Shop)
     assert reaches(two, "shop-db-1", one.address("shop-web-1", "back"))
     for name in (address, "db"):
         fetch = f"exec shop-web-1 wget -q -T 5 -O - http://{name}:5432/hostname"
-        wait_until(lambda fetch=fetch: one.attempt(fetch).stdout.strip() == "database", f"{name} answers")
+        until(lambda fetch=fetch: one.attempt(fetch).stdout.strip() == "database", f"{name} answers")
     routes = one.execute("shop-web-1", "ip route")
     assert "default via 10.95.0.1" in routes
     assert "10.96.0.0/16 via 10.96.0.1" in routes
@@ -93,7 +94,7 @@ def test_the_web_server_is_in_both_networks_and_reaches_the_database(shop: Shop)
 
 def test_the_published_port_is_reached_from_outside_and_from_the_database(shop: Shop) -> None:
     """It leads to `front`, which has Docker's default route."""
-    wait_until(lambda: shop.segment.fetched("http://192.0.2.11:8080/hostname") == "shop", "the outside is answered")
+    until(lambda: shop.segment.fetched("http://192.0.2.11:8080/hostname") == "shop", "the outside is answered")
     (endpoint,) = [e for e in shop.hosts[0].linkspan("endpoint", "list", "--local") if e["ports"]]
     assert endpoint["network"] == "front"
 
@@ -118,7 +119,7 @@ def test_a_port_of_a_container_in_back_alone_is_refused(shop: Shop) -> None:
 def test_trace_walks_out_of_the_network_that_is_named(shop: Shop) -> None:
     """The web server's name alone fits two endpoints; with `@back` it is the one that leads to the database."""
     host = shop.hosts[0]
-    wait_until(lambda: {e["name"] for e in host.linkspan("endpoint", "list")} == {"shop-web-1", "shop-db-1"}, "named")
+    until(lambda: {e["name"] for e in host.linkspan("endpoint", "list")} == {"shop-web-1", "shop-db-1"}, "named")
     assert host.linkspan("trace", "shop-web-1@back", "shop-db-1", check=False)["reachable"]
     assert "shop-web-1@front" in host.run("linkspan", "trace", "shop-web-1", "shop-db-1", check=False).stderr
 
@@ -128,5 +129,5 @@ def test_down_leaves_nothing(shop: Shop) -> None:
     for n, host in enumerate(shop.hosts):
         assert host.linkspan("diff") == {"put": [], "delete": []}
         shop.compose(n, "down --timeout 1")
-        wait_until(lambda host=host: not host.linkspan("endpoint", "list", "--local"), "none is left")  # type: ignore[misc]
+        until(lambda host=host: not host.linkspan("endpoint", "list", "--local"), "none is left")
         assert host.linkspan("address", "check")["ok"]

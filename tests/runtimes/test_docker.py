@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from support.polling import until
 from support.runtimes.docker_engine import IMAGE, Docker, handed_over
-from support.runtimes.virtual_host import VirtualHost, reaches, wait_until
+from support.runtimes.virtual_host import VirtualHost, reaches
 
 CREATE = "network create -d linkspan --ipam-driver linkspan"
 POOL = "10.78.0.0/16"
@@ -62,7 +63,7 @@ def test_the_agent_learns_where_the_container_is(docker: Docker) -> None:
     docker.container("c1")
     docker.container("c2")
     host = docker.host
-    wait_until(lambda: {e["ifname"] for e in host.linkspan("endpoint", "list")} == {"eth0"}, "both are found")
+    until(lambda: {e["ifname"] for e in host.linkspan("endpoint", "list")} == {"eth0"}, "both are found")
     assert host.linkspan("trace", docker.address("c1"), docker.address("c2"))["reachable"]
 
 
@@ -70,7 +71,7 @@ def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
     """What Docker calls them is learnt from the engine, and lists and traces show it."""
     docker.container("c1", "--network demo --network-alias web")
     found: list[dict[str, object]] = []
-    wait_until(lambda: found.extend(docker.host.linkspan("endpoint", "list")) or found[-1]["name"], "it is named")
+    until(lambda: found.extend(docker.host.linkspan("endpoint", "list")) or found[-1]["name"], "it is named")
     assert found[-1]["name"] == "c1"
     assert found[-1]["labels"] == {"aliases": "web"}
 
@@ -85,7 +86,7 @@ def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker
         address = made["addresses"][0].partition("/")[0]
         for name in ("elsewhere", "elsewhere.demo", "elsewhere.demo.internal"):
             lookup = f"exec c1 nslookup {name}"
-            wait_until(lambda lookup=lookup: address in docker.attempt(lookup).stdout, f"{name} is known")
+            until(lambda lookup=lookup: address in docker.attempt(lookup).stdout, f"{name} is known")
         assert "elsewhere.demo" in docker.execute("c1", f"nslookup {address}")
         assert docker.address("c1") in docker.execute("c1", "nslookup web.demo")
     finally:
@@ -111,13 +112,13 @@ def test_names_of_a_second_network_are_found_while_the_container_is_in_it(docker
         def found(container: str, name: str) -> bool:
             return where[name] in docker.attempt(f"exec {container} nslookup {name}").stdout
 
-        wait_until(lambda: found("c1", "in-demo"), "the first network's")
+        until(lambda: found("c1", "in-demo"), "the first network's")
         assert not found("c1", "in-second")
         docker.run("network connect second c1")
-        wait_until(lambda: found("c1", "in-second") and found("c1", "in-demo"), "both networks'")
+        until(lambda: found("c1", "in-second") and found("c1", "in-demo"), "both networks'")
         assert not found("c2", "in-second")
         docker.run("network disconnect second c1")
-        wait_until(lambda: not found("c1", "in-second") and found("c1", "in-demo"), "the first network's alone")
+        until(lambda: not found("c1", "in-second") and found("c1", "in-demo"), "the first network's alone")
     finally:
         docker.remove_all()
         docker.run("network rm second")
@@ -131,7 +132,7 @@ def test_a_published_port_leads_to_the_container(docker: Docker) -> None:
     docker.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
     docker.container("c2")
     host = docker.host
-    wait_until(lambda: host.serves(8080), "it listens")
+    until(lambda: host.serves(8080), "it listens")
     assert host.linkspan("endpoint", "show", _id(docker, "c1"))[0]["ports"][0]["host_port"] == 8080
     taken = docker.attempt(f"run --rm --name c3 --network demo -p 8080:80 {IMAGE} true")
     assert "port 8080/tcp is held by endpoint" in taken.stderr
@@ -183,7 +184,7 @@ def test_a_container_in_two_networks_works_in_both(docker: Docker, mode: str) ->
     for number, name in enumerate(names, 91):
         pools = ("--pool", f"10.{number}.0.0/16", "--pool", f"fd{number}::/64")
         host.linkspan("network", "create", name, *pools, "--opt", f"mode={mode}", "--expose", "docker")
-    wait_until(lambda: set(names) <= set(docker.run("network ls --format {{.Name}}").split()), "Docker has both")
+    until(lambda: set(names) <= set(docker.run("network ls --format {{.Name}}").split()), "Docker has both")
     try:
         for name in names:
             docker.container(f"peer-{name}", f"--network {name}")
@@ -191,13 +192,13 @@ def test_a_container_in_two_networks_works_in_both(docker: Docker, mode: str) ->
         docker.run("network connect alpha c1")
 
         def is_well(*inside: str) -> bool:
-            wait_until(lambda: host.linkspan("diff", check=False) == {"put": [], "delete": []}, "no drift")
+            until(lambda: host.linkspan("diff", check=False) == {"put": [], "delete": []}, "no drift")
             for name in inside:
                 for address in _addresses(docker, f"peer-{name}", name):
                     assert reaches(docker, "c1", address)
                 for address in _addresses(docker, "c1", name):
                     assert reaches(docker, f"peer-{name}", address)
-            wait_until(lambda: host.serves(8080), "the port is served")
+            until(lambda: host.serves(8080), "the port is served")
             return True
 
         assert is_well("alpha", "beta")
@@ -220,10 +221,10 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
     """Whichever of its networks comes first by name, a container reaches the outside by the other one."""
     host = docker.host
     host.linkspan("network", "create", "a-hidden", "--pool", "10.93.0.0/16", "--internal", "--expose", "docker")
-    wait_until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     try:
         docker.container("c1", "--network a-hidden")
-        wait_until(lambda: "default via 10.93.0.1" in docker.execute("c1", "ip route"), "it is told what it may not")
+        until(lambda: "default via 10.93.0.1" in docker.execute("c1", "ip route"), "it is told what it may not")
         docker.run("network connect demo c1")
         docker.container("c2", "--network a-hidden")
         assert reaches(docker, "c1", docker.address("c2", "a-hidden"))
@@ -238,7 +239,7 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
 def hidden(docker: Docker) -> Iterator[str]:
     """An internal network, exposed to Docker."""
     docker.host.linkspan("network", "create", "a-hidden", "--pool", "10.93.0.0/16", "--internal", "--expose", "docker")
-    wait_until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     yield "a-hidden"
     docker.remove_all()
     docker.host.linkspan("network", "delete", "a-hidden")
@@ -255,11 +256,11 @@ def test_a_port_on_an_internal_network_alone_is_refused(docker: Docker, hidden: 
     docker.run(f"create --name c1 --stop-timeout 1 {serving}")
     docker.run("network connect demo c1")
     docker.run("start c1")
-    wait_until(lambda: docker.host.serves(8099), "the port is served by the other network")
+    until(lambda: docker.host.serves(8099), "the port is served by the other network")
     docker.run("network disconnect demo c1")
     docker.run("network connect demo c1")
     docker.run("restart -t 0 c1")
-    wait_until(lambda: docker.host.serves(8099), "after a restart, too")
+    until(lambda: docker.host.serves(8099), "after a restart, too")
 
 
 def test_a_running_container_with_ports_may_join_an_internal_network(docker: Docker, hidden: str) -> None:
@@ -267,7 +268,7 @@ def test_a_running_container_with_ports_may_join_an_internal_network(docker: Doc
     docker.run(f"create --name still --network {hidden} {IMAGE} true")
     docker.run(f"run -d --name c1 --stop-timeout 1 --network demo -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc")
     docker.run(f"network connect {hidden} c1")
-    wait_until(lambda: docker.host.serves(8099), "the port is served")
+    until(lambda: docker.host.serves(8099), "the port is served")
     assert not _unpublished(docker, "c1")
 
 
@@ -276,7 +277,7 @@ def test_a_port_that_cannot_be_refused_in_time_is_told_in_the_events(docker: Doc
     docker.run(f"create --name both --network {hidden} {IMAGE} true")
     docker.run("network connect demo both")
     docker.container("c1", f"--network {hidden} -p 8099:80")
-    wait_until(lambda: _unpublished(docker, "c1"), "the event is there")
+    until(lambda: _unpublished(docker, "c1"), "the event is there")
     assert f"network {hidden} is internal" in _unpublished(docker, "c1")[0]
 
 
@@ -374,27 +375,27 @@ def test_a_container_that_is_renamed_gives_its_name_free(docker: Docker) -> None
         return sorted(e["name"] for e in docker.host.linkspan("endpoint", "list")) == sorted(names)
 
     docker.container("web")
-    wait_until(lambda: called("web"), "it is named")
+    until(lambda: called("web"), "it is named")
     docker.run("rename web web-old")
     docker.container("web")
-    wait_until(lambda: called("web", "web-old"), "both are named")
+    until(lambda: called("web", "web-old"), "both are named")
     docker.host.stop_agent()
     docker.run("rename web-old web-older")
     docker.host.start_agent()
-    wait_until(lambda: called("web", "web-older"), "the agent has learnt it")
+    until(lambda: called("web", "web-older"), "the agent has learnt it")
     docker.stop()
     docker.start()
     docker.remove_all()
     docker.container("one")
-    wait_until(lambda: called("one"), "it is named")
+    until(lambda: called("one"), "it is named")
     docker.run("rename one two")
-    wait_until(lambda: called("two"), "an engine that was restarted is followed")
+    until(lambda: called("two"), "an engine that was restarted is followed")
 
 
 def test_what_of_ipv6_loopback_is_not_as_dockers_bridge(docker: Docker) -> None:
     """A published port does not answer at [::1], and one that is wanted there is refused with the reason."""
     docker.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
-    wait_until(lambda: docker.host.serves(8080), "it answers at 127.0.0.1")
+    until(lambda: docker.host.serves(8080), "it answers at 127.0.0.1")
     fetch = ("busybox", "wget", "-q", "-T", "2", "-O", "-", "http://[::1]:8080/hostname")
     assert docker.host.run(*fetch, check=False).returncode != 0
     refused = docker.attempt(f"run --rm --network demo -p [::1]:8081:80 {IMAGE} true")
@@ -434,7 +435,7 @@ def test_dockerd_restarts(docker: Docker) -> None:
     docker.container("c1", "--network demo --restart always")
     docker.stop()
     docker.start()
-    wait_until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
+    until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
     docker.container("c2")
     assert reaches(docker, "c2", docker.address('c1'))
 
@@ -456,7 +457,7 @@ def test_the_plugin_s_socket_is_there_before_the_agent(docker: Docker) -> None:
     assert host.agent.stdout.readline() == "ready\n"
     docker.wait()
     assert "retrying in" not in docker.log()[before:]  # else its start takes 15 s longer
-    wait_until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
+    until(lambda: docker.run("ps -q --filter name=c1"), "the container runs again", 30)
     docker.container("c2")
     assert reaches(docker, "c2", docker.address('c1'))
     host.stop_agent()
@@ -468,40 +469,40 @@ def test_an_exposed_network_is_docker_s_own_while_it_exists(docker: Docker) -> N
     """`--expose docker` makes it, with its subnet, so that `--ip` is taken; deleting it removes it there."""
     words = ("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker,podman,cni")
     assert docker.host.linkspan(*words)["expose"] == ["docker", "podman", "cni"]
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     docker.container("c1", "--network shown --ip 10.80.7.7")
     assert docker.address("c1", "shown") == "10.80.7.7"
     files = ("/etc/cni/net.d/10-linkspan-shown.conflist", "/etc/containers/networks/shown.json")
     assert docker.host.run("ls", *files).returncode == 0
     docker.remove_all()
     docker.host.linkspan("network", "delete", "shown")
-    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
     assert docker.host.run("ls", *files, check=False).stdout == ""
 
 
 def test_an_exposed_network_is_made_again_where_it_was_removed_by_hand(docker: Docker) -> None:
     """Docker's network goes by `docker network rm`, and comes back by itself."""
     docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     docker.run("network rm shown")
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it again")
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it again")
     docker.host.linkspan("network", "delete", "shown")
-    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
 
 
 def test_a_forced_deletion_takes_containers_out_of_docker_s_network(docker: Docker) -> None:
     """It names them; Docker then shows no address that a container no longer has, and no network that is gone."""
     docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     docker.container("c1", "--network shown")
-    wait_until(lambda: docker.host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    until(lambda: docker.host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
     refused = docker.host.run("linkspan", "detach", "c1", check=False)
     assert refused.returncode == 1
     assert "eth0 of c1 on network shown is Docker's" in refused.stderr
     assert "docker network disconnect shown c1" in refused.stderr
     (cut,) = docker.host.linkspan("network", "delete", "shown", "--force")["cut_off"]
     assert (cut["name"], cut["engine"]) == ("c1", "docker")
-    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
     assert json.loads(docker.run("inspect c1"))[0]["NetworkSettings"]["Networks"] == {}
     assert docker.run("ps --format {{.Names}}") == "c1"
 
@@ -511,7 +512,7 @@ def test_linkspan_attaches_a_container_of_docker_s_by_its_name(docker: Docker) -
     host = docker.host
     host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
     docker.container("c1")
-    wait_until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
     words = ("linkspan", "attach", "docker:c1", "--network")
     engine = {"DOCKER_HOST": f"unix://{docker.socket}"}
     try:
@@ -535,11 +536,11 @@ def test_a_network_that_docker_does_not_take_is_named_in_status(docker: Docker) 
     """Docker has another network of that name: `status` says so until it is gone."""
     docker.run("network create --subnet 10.251.101.0/24 shown")
     docker.host.linkspan("network", "create", "shown", "--pool", "10.80.0.0/16", "--expose", "docker")
-    wait_until(lambda: "another network shown" in str(_status(docker)["drift"]), "status says it")
+    until(lambda: "another network shown" in str(_status(docker)["drift"]), "status says it")
     docker.run("network rm shown")
-    wait_until(lambda: _status(docker)["drift"] == [], "it is made", 30)
+    until(lambda: _status(docker)["drift"] == [], "it is made", 30)
     docker.host.linkspan("network", "delete", "shown")
-    wait_until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
+    until(lambda: "shown" not in docker.run("network ls --format {{.Name}}").split(), "Docker has it not")
 
 
 def test_both_families(docker: Docker) -> None:
@@ -547,7 +548,7 @@ def test_both_families(docker: Docker) -> None:
     docker.host.linkspan(
         "network", "create", "dual", "--pool", "10.81.0.0/16", "--pool", "fd81::/48", "--expose", "docker"
     )
-    wait_until(lambda: "dual" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
+    until(lambda: "dual" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     docker.container("c1", "--network dual")
     docker.container("c2", "--network dual")
     found = json.loads(docker.run("inspect c1"))[0]["NetworkSettings"]["Networks"]["dual"]

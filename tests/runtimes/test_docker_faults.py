@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from support.polling import until
 from support.runtimes.docker_engine import IMAGE, PLUGIN, Docker
-from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
+from support.runtimes.virtual_host import VirtualHost, reaches, stop
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
@@ -61,7 +62,7 @@ def test_a_container_that_starts_or_ends_without_an_agent_waits_for_it(docker: D
         host.stop_agent()
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(docker.attempt, command)
-            wait_until(lambda before=before: "retrying in" in docker.log()[before:], "it is asked in vain", 60)  # type: ignore[misc]
+            until(lambda before=before: "retrying in" in docker.log()[before:], "it is asked in vain", 60)
             host.start_agent()
             assert asked.result().returncode == 0, asked.result().stderr
     assert [e["addresses"] for e in host.linkspan("endpoint", "list")] == [[f"{docker.address('c2')}/16"]]
@@ -77,7 +78,7 @@ def test_the_agent_is_killed_while_containers_start(docker: Docker) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(tried, n) for n in range(8)]
-        wait_until(lambda: any(f.done() for f in running), "the first container runs", 60)
+        until(lambda: any(f.done() for f in running), "the first container runs", 60)
         assert host.agent is not None
         stop(host.agent, signal.SIGKILL)
         host.start_agent()
@@ -124,8 +125,8 @@ def test_restart_always_containers_are_back_after_a_reboot(docker: Docker) -> No
         else:
             docker.launch()
             docker.host.start_agent()
-        wait_until(docker.answers, "dockerd answers", 90)
-        wait_until(lambda: len(docker.run("ps -q").split()) == 2, "both run again", 90)
+        until(docker.answers, "dockerd answers", 90)
+        until(lambda: len(docker.run("ps -q").split()) == 2, "both run again", 90)
         assert docker.address("c1") == "10.78.5.5"
         assert reaches(docker, "c2", "10.78.5.5")
         assert reaches(docker, "c1", docker.address('c2'))
@@ -151,7 +152,7 @@ def test_uninstall_names_networks_that_users_made(docker: Docker) -> None:
     assert "give --yes" in refused.stderr
     assert host.linkspan("network", "list")[0]["name"] == "demo"
     host.linkspan("network", "create", "shown", "--pool", "10.79.0.0/16", "--expose", "docker")
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
     gone = host.run(*uninstall, "--yes", "--output", "json", check=False)
     assert json.loads(gone.stdout)["left"] == []
     assert "shown" not in docker.run("network ls --format {{.Name}}").split()
@@ -163,10 +164,10 @@ def test_a_forced_uninstall_leaves_no_network_in_docker(docker: Docker) -> None:
     """Running containers are taken out of the exposed networks, so that Docker waits for no driver afterwards."""
     host = docker.host
     host.linkspan("network", "create", "shown", "--pool", "10.79.0.0/16", "--expose", "docker")
-    wait_until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
+    until(lambda: "shown" in docker.run("network ls --format {{.Name}}").split(), "Docker has it", 60)
     docker.container("c1", "--network shown")
     uninstall = ("linkspan", "uninstall", "--config", host.folder / "agent.toml", "--output", "json")
-    wait_until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
+    until(lambda: host.linkspan("endpoint", "list")[0]["name"] == "c1", "it is named")
     (refused,) = json.loads(host.run(*uninstall, "--dry-run").stdout)["refused"]
     assert "1 endpoint lives on this host (c1 on shown)" in refused
     gone = host.run(*uninstall, "--yes", "--force", check=False)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from support.polling import until
 from support.runtimes.podman_engine import IMAGE, Podman
-from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
+from support.runtimes.virtual_host import VirtualHost, reaches, stop
 
 CREATE = "network create -d linkspan --ipam-driver none"
 
@@ -63,13 +64,13 @@ def test_containers_find_each_other_by_name(podman: Podman) -> None:
     address = podman.address("c1")
     for name in ("c1", "web", "web.demo"):
         lookup = f"exec c2 nslookup {name}"
-        wait_until(lambda lookup=lookup: address in podman.attempt(lookup).stdout, f"{name} is known")
+        until(lambda lookup=lookup: address in podman.attempt(lookup).stdout, f"{name} is known")
 
 
 def test_a_published_port_leads_to_the_container(podman: Podman) -> None:
     """`-p` publishes on the host while the container runs; Podman itself refuses a second one."""
     podman.run(f"run -d --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
-    wait_until(lambda: podman.host.serves(8080), "it answers")
+    until(lambda: podman.host.serves(8080), "it answers")
     refused = podman.attempt(f"run --rm --name c2 --network demo -p 8080:80 {IMAGE} true")
     assert "8080: bind: address already in use" in refused.stderr
     podman.run("rm -f -t 0 c1")
@@ -115,10 +116,10 @@ def test_a_published_port_goes_on_when_its_first_network_is_disconnected(podman:
     """The second network, connected while the container runs, serves it then (C7), and the outside is reached."""
     host = podman.host
     podman.run(f"run -d --stop-timeout 1 --name c1 --network demo -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
-    wait_until(lambda: host.serves(8080), "it answers")
+    until(lambda: host.serves(8080), "it answers")
     podman.run(f"network connect {second} c1")
     podman.run("network disconnect demo c1")
-    wait_until(lambda: host.serves(8080), "it answers by the second network", 10)
+    until(lambda: host.serves(8080), "it answers by the second network", 10)
     assert "via 10.79.0.1 dev eth1" in podman.execute("c1", "ip route show default")
     podman.run("network connect demo c1")
     assert host.serves(8080)
@@ -135,10 +136,10 @@ def test_names_of_two_networks_are_found_whichever_server_podman_asks(podman: Po
         for asked in (name, f"{name}.{'demo' if name == 'one' else second}"):
             for server in ("", " 10.78.0.1", " 10.79.0.1"):
                 lookup = f"exec both nslookup {asked}{server}"
-                wait_until(lambda c=lookup, a=address: a in podman.attempt(c).stdout, f"{asked} at{server}")  # type: ignore[misc]
+                until(lambda c=lookup, a=address: a in podman.attempt(c).stdout, f"{asked} at{server}")
     assert podman.address("two", second) not in podman.attempt("exec one nslookup two").stdout
     podman.run(f"network disconnect {second} both")
-    wait_until(lambda: podman.attempt("exec both nslookup two 10.78.0.1").returncode, "its name is gone")
+    until(lambda: podman.attempt("exec both nslookup two 10.78.0.1").returncode, "its name is gone")
     assert podman.address("one") in podman.execute("both", "nslookup one 10.78.0.1")
 
 
@@ -178,7 +179,7 @@ def test_the_agent_is_killed_while_containers_start(podman: Podman) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(tried, n) for n in range(8)]
-        wait_until(lambda: any(f.done() for f in running), "the first container runs", 60)
+        until(lambda: any(f.done() for f in running), "the first container runs", 60)
         assert host.agent is not None
         stop(host.agent, signal.SIGKILL)
         host.start_agent()

@@ -13,9 +13,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from support.polling import until
 from support.runtimes.containerd_engine import IMAGE, Containerd
 from support.runtimes.cri import Cri
-from support.runtimes.virtual_host import VirtualHost, reaches, stop, wait_until
+from support.runtimes.virtual_host import VirtualHost, reaches, stop
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
@@ -42,7 +43,7 @@ def cri(containerd: Containerd) -> Iterator[Cri]:
     """The CRI; after each test all pods are removed, and nothing of them may be left."""
     found = Cri(containerd.address, IMAGE)
     try:
-        wait_until(found.network_is_ready, "containerd has found the network", 60)
+        until(found.network_is_ready, "containerd has found the network", 60)
         yield found
         found.remove_all()
     finally:
@@ -74,7 +75,7 @@ def test_a_host_port_leads_to_the_pod_while_it_lives(containerd: Containerd, cri
     """A pod's hostPort answers; a second pod that wants it is refused by the first one's name, and leaves nothing."""
     pod = cri.run_pod("web", ports=[("tcp", 8080, 80)])
     cri.run_container(pod, "httpd -f -p 80 -h /etc")
-    wait_until(lambda: containerd.host.serves(8080), "it answers")
+    until(lambda: containerd.host.serves(8080), "it answers")
     with pytest.raises(grpc.RpcError, match=r"port 8080/tcp is held by .*web"):
         cri.run_pod("late", ports=[("tcp", 8080, 80)])
     assert [e["name"] for e in containerd.host.linkspan("endpoint", "list")] == ["web"]
@@ -128,7 +129,7 @@ def test_a_chain_with_tuning_gives_a_pod_that_talks(containerd: Containerd, cri:
     (host.folder / "chain").write_text(json.dumps(chain))
     try:
         host.run("cp", host.folder / "chain", CONF)
-        wait_until(lambda: "tuning" in cri.network_told(), "containerd has read the chain")
+        until(lambda: "tuning" in cri.network_told(), "containerd has read the chain")
         pod = cri.run_pod("tuned")
         container = cri.run_container(pod, "sleep 1000000")
         shown = cri.execute(container, "ip link show eth0")
@@ -139,7 +140,7 @@ def test_a_chain_with_tuning_gives_a_pod_that_talks(containerd: Containerd, cri:
     finally:
         (host.folder / "plain").write_text(plain)
         host.run("cp", host.folder / "plain", CONF)
-        wait_until(lambda: "tuning" not in cri.network_told(), "containerd has read the configuration")
+        until(lambda: "tuning" not in cri.network_told(), "containerd has read the configuration")
 
 
 def test_stop_and_remove_are_two_ends_of_one_pod(containerd: Containerd, cri: Cri) -> None:
@@ -162,7 +163,7 @@ def test_containerd_is_killed_and_comes_back(containerd: Containerd, cri: Cri) -
     assert len(containerd.host.linkspan("endpoint", "list")) == 2
     containerd.host.run("ping", "-c2", "-W5", before)  # fails where nothing comes back
     containerd.start()
-    wait_until(cri.network_is_ready, "containerd has found the network", 60)
+    until(cri.network_is_ready, "containerd has found the network", 60)
     assert cri.address(other) == before
     assert reaches(cri, container, before)
     cri.run_pod("new")
@@ -192,7 +193,7 @@ def test_the_agent_is_killed_while_pods_start(containerd: Containerd, cri: Cri) 
     host = containerd.host
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(tried, n) for n in range(8)]
-        wait_until(lambda: any(f.done() for f in running), "the first pod is there", 60)
+        until(lambda: any(f.done() for f in running), "the first pod is there", 60)
         assert host.agent is not None
         stop(host.agent, signal.SIGKILL)
         pods = {found for one in running if (found := one.result())}
@@ -223,7 +224,7 @@ def test_the_host_restarts(containerd: Containerd, cri: Cri) -> None:
     host.start_agent()
     assert host.linkspan("endpoint", "list") == []
     containerd.start()
-    wait_until(cri.network_is_ready, "containerd has found the network", 60)
+    until(cri.network_is_ready, "containerd has found the network", 60)
     cri.remove_all()
     assert_clean(host)
     again = [cri.run_pod(f"p{n}", ports=[("tcp", 8090 + n, 80)]) for n in range(2)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from support.polling import until
 from support.runtimes.containerd_engine import IMAGE as POD_IMAGE
 from support.runtimes.containerd_engine import Containerd
 from support.runtimes.cri import Cri
@@ -21,7 +22,7 @@ from support.runtimes.docker_engine import Docker
 from support.runtimes.podman_engine import IMAGE as PODMAN_IMAGE
 from support.runtimes.podman_engine import Podman
 from support.runtimes.segment import Segment
-from support.runtimes.virtual_host import VirtualHost, wait_until
+from support.runtimes.virtual_host import VirtualHost
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
@@ -79,8 +80,8 @@ class Three:
         self.cri = Cri(self.containerd.address, POD_IMAGE)
         for docker in self.dockers:
             docker.wait()
-            wait_until(lambda docker=docker: has_network(docker), "Docker has the network", PATIENCE)  # type: ignore[misc]
-        wait_until(self.cri.network_is_ready, "containerd has found the network", PATIENCE)
+            until(lambda docker=docker: has_network(docker), "Docker has the network", PATIENCE)
+        until(self.cri.network_is_ready, "containerd has found the network", PATIENCE)
 
     @staticmethod
     def underlay(n: int) -> str:
@@ -148,8 +149,8 @@ def test_all_reach_all_by_address(three: Three, members: list[Member]) -> None:
     assert len({m.address for m in members}) == 3
     assert all(m.address.startswith("10.90.") for m in members)
     for source, target in permutations(members, 2):
-        wait_until(
-            lambda source=source, target=target: source.pings(target.address),  # type: ignore[misc]
+        until(
+            lambda source=source, target=target: source.pings(target.address),
             f"{source.name} reaches {target.name}",
             PATIENCE,
         )
@@ -162,8 +163,8 @@ def test_all_reach_all_by_name(members: list[Member]) -> None:
     """Each container is known to each other one by its name, alone and with the network's, wherever both run."""
     for source, target in permutations(members, 2):
         for name in (target.name, f"{target.name}.demo", f"{target.name}.demo.internal"):
-            wait_until(
-                lambda source=source, name=name: source.pings(name),  # type: ignore[misc]
+            until(
+                lambda source=source, name=name: source.pings(name),
                 f"{source.name} reaches {name}",
                 PATIENCE,
             )
@@ -173,7 +174,7 @@ def test_published_ports_are_reached_from_outside(three: Three, members: list[Me
     """One who is no host and on no network of ours gets the page of each, from its host's address."""
     for n in (1, 2, 3):
         url = f"http://{three.underlay(n)}:8080/hostname"
-        wait_until(lambda url=url: three.segment.fetched(url), f"{url} answers", PATIENCE)  # type: ignore[misc]
+        until(lambda url=url: three.segment.fetched(url), f"{url} answers", PATIENCE)
 
 
 def test_an_address_of_another_runtime_s_container_is_refused_with_its_name(
@@ -201,8 +202,8 @@ def test_one_compose_file_runs_on_three_hosts(three: Three) -> None:
     addresses = [docker.address("shop-front-1") for docker in three.dockers]
     assert len(set(addresses)) == 3
     for docker, target in zip(three.dockers, addresses[1:] + addresses[:1], strict=True):
-        wait_until(
-            lambda docker=docker, target=target: docker.attempt(  # type: ignore[misc]
+        until(
+            lambda docker=docker, target=target: docker.attempt(
                 f"exec shop-front-1 wget -q -T 5 -O - http://{target}/hostname"
             ).stdout,
             f"{target} answers",
@@ -220,7 +221,7 @@ def test_everything_is_stopped_and_nothing_is_left(three: Three, members: list[M
     three.podman.remove_all()
     three.cri.remove_all()
     for host in three.hosts:
-        wait_until(lambda host=host: not host.linkspan("endpoint", "list"), "none is told", PATIENCE)  # type: ignore[misc]
+        until(lambda host=host: not host.linkspan("endpoint", "list"), "none is told", PATIENCE)
         assert host.linkspan("address", "check")["ok"], host.name
         held = [a for a in host.linkspan("address", "list", "--network", "demo") if a["state"] == "held"]
         assert held == []
@@ -232,7 +233,7 @@ def test_everything_is_stopped_and_nothing_is_left(three: Three, members: list[M
     three.hosts[0].linkspan("network", "delete", "demo")
     files = ("/etc/cni/net.d/10-linkspan-demo.conflist", "/etc/containers/networks/demo.json")
     for docker in three.dockers:
-        wait_until(lambda docker=docker: not has_network(docker), "Docker has it no more", PATIENCE)  # type: ignore[misc]
+        until(lambda docker=docker: not has_network(docker), "Docker has it no more", PATIENCE)
         assert docker.host.run("ls", *files, check=False).stdout == ""
         found = json.loads(docker.host.run("ip", "-json", "link", "show").stdout)
         assert not [link["ifname"] for link in found if link["ifname"].startswith("ls")]

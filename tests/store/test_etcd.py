@@ -16,7 +16,8 @@ from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store import etcd, etcd_gateway
 from linkspan.store.etcd import EtcdStore, Place
 from support.certificates import Authority
-from support.store.engines import Watched, until
+from support.polling import eventually
+from support.store.engines import Watched
 from support.store.etcd_members import Members, run
 
 
@@ -100,7 +101,7 @@ async def test_a_claim_has_one_winner_while_members_die(three: Members) -> None:
         asyncio.create_task(stores[number % 4].transaction({"block": b"%d" % number}, absent=["block"]))
         for number in range(200)
     ]
-    await until(lambda: any(store._gateway._calls for store in stores), "a claim under way")
+    await eventually(lambda: any(store._gateway._calls for store in stores), "a claim under way", 60)
     await asyncio.sleep(0)
     three.members[0].stop()
     told = await asyncio.gather(*claims, return_exceptions=True)
@@ -211,8 +212,8 @@ async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, 
             one.control("put", "/c/a", str(number))
         last = one.control("get", "/c/a", "-w", "fields").split('"Revision" : ')[1].split()[0]
         one.control("compact", last)
-        await until(lambda: not store._gateway._streams, "the watch's end")
-    await until(lambda: watched.ended, "the watch's error")
+        await eventually(lambda: not store._gateway._streams, "the watch's end", 60)
+    await eventually(lambda: watched.ended, "the watch's error", 60)
     assert isinstance(watched.error, NotFound)
     assert "no longer kept" in str(watched.error)
     await store.close()
@@ -246,7 +247,7 @@ async def test_a_store_restored_from_a_backup_is_told(one: Members) -> None:
     _, revision = await store.list("")
     watched = Watched(store, "", revision)
     one.restore(snapshot)
-    await until(lambda: watched.ended, "the watch's error")
+    await eventually(lambda: watched.ended, "the watch's error", 60)
     assert isinstance(watched.error, NotFound)
     assert "went back" in str(watched.error)
     records, before = await store.list("")
@@ -286,7 +287,7 @@ async def test_an_emptied_store_stays_the_same_cluster(one: Members) -> None:
     _, revision = await store.list("")
     watched = Watched(store, "", revision)
     one.control("del", "/c/", "--prefix")
-    await until(lambda: watched.deleted == ["a"], "the delete")
+    await eventually(lambda: watched.deleted == ["a"], "the delete", 60)
     assert await store.list("") != ([], 0)
     assert await other.transaction({"a": b"2"})
     assert one.control("get", "/c/.cluster", "--print-value-only").strip() == store.cluster == other.cluster

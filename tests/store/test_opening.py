@@ -16,7 +16,8 @@ from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import open_store, own_cluster
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.sqlite import SqliteStore
-from support.store.engines import EtcdEngine, Watched, until
+from support.polling import eventually
+from support.store.engines import EtcdEngine, Watched
 from support.store.etcd_members import Members
 
 
@@ -117,7 +118,7 @@ async def test_a_fake_that_is_cut_fails_and_is_mended() -> None:
     near.mend()
     await watched.has({"a": b"2", "b": b"1"})
     await near.close()
-    await until(lambda: watched.ended, "the watch's end")
+    await eventually(lambda: watched.ended, "the watch's end", 60)
 
 
 async def test_a_fake_that_is_restored_says_so() -> None:
@@ -128,7 +129,7 @@ async def test_a_fake_that_is_restored_says_so() -> None:
     await store.transaction({"a": b"1"})
     await watched.has({"a": b"1"})
     memory.restore(0, {})
-    await until(lambda: watched.ended, "the watch's error")
+    await eventually(lambda: watched.ended, "the watch's error", 60)
     assert "went back" in str(watched.error)
 
 

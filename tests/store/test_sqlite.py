@@ -20,7 +20,8 @@ from linkspan import SCHEMA
 from linkspan.core.database import open_database
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store.sqlite import SqliteStore
-from support.store.engines import SqliteEngine, Watched, until
+from support.polling import eventually
+from support.store.engines import SqliteEngine, Watched
 
 CLAIMING = Path(__file__).parents[1] / "support/store/block_claimer.py"
 
@@ -162,7 +163,7 @@ async def test_a_store_that_is_deleted_comes_back_empty(engine: SqliteEngine) ->
     watched = Watched(store, "", revision)
     shutil.rmtree(engine.folder)
     assert await other.transaction({"b": b"1"})
-    await until(lambda: watched.ended, "the watch's error")
+    await eventually(lambda: watched.ended, "the watch's error", 60)
     assert isinstance(watched.error, NotFound)
     assert "went back" in str(watched.error)
     records, _ = await store.list("")

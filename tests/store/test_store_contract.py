@@ -8,7 +8,8 @@ import pytest
 
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.store.request import MOST_KEYS
-from support.store.engines import Engine, Watched, until
+from support.polling import eventually
+from support.store.engines import Engine, Watched
 
 
 async def test_what_one_host_puts_another_reads(engine: Engine) -> None:
@@ -110,7 +111,7 @@ async def test_a_watch_from_an_earlier_revision_yields_what_came_since(engine: E
     watched = Watched(store, "", revision)
     await watched.has({"a": b"2", "b": b"3"})
     _, revision = await store.list("")
-    await until(lambda: watched.batches[-1].revision == revision, "the last change watched")
+    await eventually(lambda: watched.batches[-1].revision == revision, "the last change watched", 60)
     await watched.stop()
 
 
@@ -223,5 +224,5 @@ async def test_a_watch_ends_with_its_store(engine: Engine) -> None:
     await store.transaction({"a": b"2"})
     await watched.has({"a": b"2"})
     await store.close()
-    await until(lambda: watched.ended, "the watch's end")
+    await eventually(lambda: watched.ended, "the watch's end", 60)
     assert watched.error is None

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ _numbers = itertools.count()
 PATIENCE = 60.0
 REUSED_WITHIN = 20.0
 """Seconds in which the kernel is to give the inode of a namespace that is gone to another one."""
-HEALED_WITHIN = 8.0 if "PYTEST_XDIST_WORKER" in os.environ else 2.0
-"""Seconds: the promise of healing is 2; a machine that other tests share may take longer, and the timer takes 60."""
 
 
 def run(*argv: str, netns: str = "", check: bool = True) -> str:
@@ -36,14 +33,6 @@ def run(*argv: str, netns: str = "", check: bool = True) -> str:
     done = subprocess.run((*inside, *argv), capture_output=True, text=True, timeout=120, check=False)
     assert not check or done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
     return done.stdout
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Poll a condition until it holds; fail, saying what was awaited, when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 def pings(netns: str, address: str, *options: str) -> bool:

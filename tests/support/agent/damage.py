@@ -8,7 +8,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from support.agent.agent_host import Host, run, until
+from support.agent.agent_host import Host, run
+from support.polling import until
 
 
 def begin_with_two(host: Host) -> None:

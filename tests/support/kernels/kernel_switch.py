@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -18,8 +17,8 @@ from linkspan.core.model import Network
 from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.lab.switches import SCHEMA
 from linkspan.store.records import BlockRecord, block_key, lease_key
-from support.netns.machine_fixtures import until
 from support.netns.overlay import Cluster
+from support.polling import eventually, explained, until
 
 SWITCH = "sw1"
 PATIENCE = 90.0
@@ -111,10 +110,12 @@ async def programmed(switch: KernelSwitch, network: Network) -> None:
             records |= {block_key(network.name, one): owned for one in lease.prefixes}
         await controller.replica.write(records)
         (one,) = controller.switches
-        end = time.monotonic() + PATIENCE
-        while len(controller.where.places) < len(switch.cluster.hosts) or not one.ready or not _same(controller):
-            assert time.monotonic() < end, f"{controller.where}, {controller.problems()}"
-            await asyncio.sleep(0.05)
+        with explained(lambda: f"{controller.where}, {controller.problems()}"):
+            await eventually(
+                lambda: len(controller.where.places) >= len(switch.cluster.hosts) and one.ready and _same(controller),
+                "the switch has the flows of all hosts",
+                PATIENCE,
+            )
     finally:
         await controller.stop()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from linkspan.core.states.host import LEARNT_METRIC
 from linkspan.lab import commands
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import until
 
 LEARNT = f"proto bird metric {LEARNT_METRIC}"
 

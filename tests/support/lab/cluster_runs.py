@@ -16,7 +16,8 @@ from typing import Any
 from linkspan.api.client import Client
 from linkspan.lab import agents, credentials, processes, record
 from linkspan.lab.topology import ETCD_PORT
-from support.lab.lab_runs import LabRun, until
+from support.lab.lab_runs import LabRun
+from support.polling import until
 
 
 class ClusterRun(LabRun):

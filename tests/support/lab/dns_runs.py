@@ -17,7 +17,7 @@ from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import sockets
 from support.dns_queries import IN, A, Answer, ask, read_name
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
+from support.polling import until
 
 GATEWAY, GATEWAY6 = "10.244.0.1", "fd00:244::1"
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from linkspan.lab import commands, faults, record, sockets
-from support.lab.lab_runs import SHARED, until
 from support.lab.migration_runs import HOSTS, MigratingRun
 from support.lab.underlay_capture import PATTERN, Capture, Echoes
+from support.polling import SHARED, until
 from support.replay import replay
 
 BACK_WITHIN = 5.0 * SHARED

@@ -6,8 +6,8 @@ from typing import Any
 
 from linkspan.kernel.io import vici
 from support.lab.encrypted_runs import SecretRun
-from support.lab.lab_runs import until
 from support.lab.migration_runs import HOSTS
+from support.polling import SHARED, until
 
 
 class IpsecRun(SecretRun):
@@ -33,14 +33,14 @@ class IpsecRun(SecretRun):
 
     def reaches(self, source: str, target: str) -> None:
         """Wait until a container reaches another."""
-        until(lambda: not self.silent(source, self.address(target)), f"{source} reaches {target}", 40)
+        until(lambda: not self.silent(source, self.address(target)), f"{source} reaches {target}", 40 * SHARED)
 
     def peers_tell(self, reason: str) -> None:
         """Wait until a peer of h3 has a reason in its status."""
-        until(lambda: reason in self.not_well("h1") + self.not_well("h2"), reason, 40)
+        until(lambda: reason in self.not_well("h1") + self.not_well("h2"), reason, 40 * SHARED)
 
     def well(self) -> None:
         """Wait until no host misses anything."""
         for host in HOSTS:
-            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is well", 40)  # type: ignore[misc]
+            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is well", 40 * SHARED)
         self.clean()

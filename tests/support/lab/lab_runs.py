@@ -7,30 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from linkspan.lab import processes, record
 
 _numbers = itertools.count()
-PATIENCE = 60.0
-HEALED_WITHIN = 2.0
-"""Seconds: the promise of healing."""
-SHARED = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
-"""Promises are for a host that has a machine, and bench/ measures them. Here a dozen hosts share one with other tests:
-what is shown is that an event has its effect, well before any timer (a minute) would have it."""
 COMMAND = (sys.executable, "-m", "linkspan.cli.main", "lab")
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Poll a condition until it holds; fail, saying what was awaited, when it does not in time."""
-    seconds *= SHARED
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 class LabRun:

@@ -18,8 +18,8 @@ import pytest
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import processes, record
 from support.lab.cluster_runs import ClusterRun
-from support.lab.lab_runs import until
 from support.lab.packet_sender import TICK
+from support.polling import until
 
 LOSS = 1.0
 """Seconds: the most that any pair may lose in a migration."""
@@ -114,7 +114,7 @@ class MigratingRun(ClusterRun):
             known = [self.network(host, name) for host in hosts]
             return all((n["backend"], n["migration"]) == (way, None) for n in known)
 
-        until(there, f"{', '.join(hosts)} migrated {name} to {way}", PATIENCE)
+        until(there, f"{', '.join(hosts)} migrated {name} to {way}")
 
     def moved(self, way: str, hosts: tuple[str, ...] = HOSTS) -> None:
         """Migrate, to the end."""
@@ -128,7 +128,7 @@ class MigratingRun(ClusterRun):
 
     def waits_for(self, *hosts: str, by: str = "h1", name: str = "demo") -> None:
         """Wait until a host says that these alone keep a migration from its end."""
-        until(lambda: self.network(by, name)["not_switched"] == list(hosts), f"{by} waits for {hosts}", PATIENCE)
+        until(lambda: self.network(by, name)["not_switched"] == list(hosts), f"{by} waits for {hosts}")
 
     def progress(self, host: str, asked: str = "h1", name: str = "demo") -> dict[str, Any]:
         """Return how far a host is in a migration."""
@@ -141,7 +141,7 @@ class MigratingRun(ClusterRun):
         def sent() -> bool:
             return (target, way) in [(p["host"], p["sends"]) for p in self.network(source)["progress"]]
 
-        until(sent, f"{source} sends to {target} by {way}", PATIENCE)
+        until(sent, f"{source} sends to {target} by {way}")
 
     def stop(self, host: str) -> None:
         """Stop a host's agent where it is, but not while it has the lock of a store that is a file for all hosts."""

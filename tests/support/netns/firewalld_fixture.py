@@ -13,7 +13,8 @@ import pytest
 from linkspan.core.errors import LinkspanError
 from linkspan.kernel.drivers.firewalld import NAME
 from linkspan.kernel.io.dbus import Bus
-from support.netns.machine_fixtures import needs, run, until
+from support.netns.machine_fixtures import needs, run
+from support.polling import until
 
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -63,7 +64,7 @@ def firewalld_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[su
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={folder / 'bus'}")
     log = folder / "firewalld.log"
     with _started("dbus-daemon", f"--config-file={folder / 'bus.conf'}", "--nofork", log=folder / "bus.log"):
-        until((folder / "bus").exists, f"the bus: {(folder / 'bus.log').read_text()}")
+        until((folder / "bus").exists, f"the bus: {(folder / 'bus.log').read_text()}", 40)
         private = ("unshare", "-m", "--propagation", "private", "sh", "-c", PRIVATE, "sh")
         with _started(*private, "firewalld", "--nofork", "--nopid", log=log) as daemon:
             try:

@@ -7,8 +7,7 @@ import itertools
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +31,6 @@ def succeeds(*argv: str, netns: str = "") -> bool:
     """Tell whether a command ends with 0."""
     inside = ("ip", "netns", "exec", netns) if netns else ()
     return subprocess.run((*inside, *argv), capture_output=True, timeout=120, check=False).returncode == 0
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 40.0) -> None:
-    """Poll a condition until it holds; fail with ``what`` when it does not in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
 
 
 def needs(*tools: str) -> None:

@@ -33,8 +33,8 @@ from linkspan.core.reconcile import Report
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
 from linkspan.kernel.worker import Machine
-from support.netns.machine_fixtures import until
 from support.netns.world import World
+from support.polling import until
 
 MTU = 1500
 BLOCK = {4: 24, 6: 64}

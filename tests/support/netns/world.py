@@ -6,12 +6,12 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from linkspan.lab.sockets import HEADERS, family, ping
+from support.polling import until
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -72,10 +72,10 @@ class World:
 
     def reaches(self, name: str, address: str, seconds: float = 5.0, size: int = 56) -> bool:
         """Tell whether a ping is answered before long: the kernel's own fe80:: addresses are tentative at first."""
-        deadline = time.monotonic() + seconds
-        while not (answered := self.pings(name, address, size)) and time.monotonic() < deadline:
-            pass
-        return answered
+        with contextlib.suppress(AssertionError):
+            until(lambda: self.pings(name, address, size), f"{address} answers", seconds)
+            return True
+        return False
 
     @contextlib.contextmanager
     def entered(self, name: str) -> Iterator[None]:

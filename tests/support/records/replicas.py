@@ -133,10 +133,3 @@ def together(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
 
 
-async def eventually(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    """Poll a condition until it holds; fail, saying what was awaited."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while not condition():
-        assert loop.time() < end, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.005)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+
+from support.polling import explained, until
 
 FRR = Path("/usr/lib/frr")
 """Where FRR's daemons are (Debian, Ubuntu); vtysh is on the PATH."""
@@ -48,17 +50,16 @@ class _Speaker:
 
     def _await_socket(self, path: Path) -> None:
         """Wait until somebody listens at the unix socket."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            with socket.socket(socket.AF_UNIX) as tried:
-                try:
-                    tried.connect(str(path))
-                except OSError:
-                    assert self.processes[-1].poll() is None, f"it ended: {self.log()}"
-                    assert time.monotonic() < end, f"nobody listens at {path}: {self.log()}"
-                    time.sleep(0.02)
-                else:
-                    return
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as tried:
+                tried.connect(str(path))
+                return True
+            assert self.processes[-1].poll() is None, "the daemon ended"
+            return False
+
+        with explained(self.log):
+            until(listens, f"somebody listens at {path}", PATIENCE)
 
     def kill(self) -> None:
         """End the daemons at once, without a word to their peers (SIGKILL)."""

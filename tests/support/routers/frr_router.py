@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from linkspan.lab import router_frr
+from support.polling import Condition, explained, until
 
 PORT = 2222
 PROBE = "198.51.100.99/32 192.0.2.9"
@@ -77,10 +76,11 @@ class FrrRouter:
         for name, socket in (("mgmtd", "mgmtd_be.sock"), ("zebra", "zserv.api"), ("staticd", "staticd.vty")):
             _, words, _ = router_frr._daemon(self.folder, name, socket)
             self._started(name, words)
-            self.until((self.folder / "run" / socket).exists, name)
+            self.awaited((self.folder / "run" / socket).exists, name)
         # Their sockets are there before the three know each other, and until then a route is refused.
         for word in ("ip route", "no ip route"):
-            self.until(lambda word=word: self._typed("configure terminal", f"{word} {PROBE}").returncode == 0, "mgmtd")
+            command = ("configure terminal", f"{word} {PROBE}")
+            self.awaited(lambda command=command: self._typed(*command).returncode == 0, "mgmtd")
 
     def _sshd(self) -> None:
         for name in ("key", "host"):
@@ -95,19 +95,17 @@ class FrrRouter:
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
         enter = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {sshd} -D -e -f {config}"
         self._started("sshd", ["unshare", "--mount", "sh", "-c", enter])
-        self.until(lambda: "listening" in (self.folder / "sshd.log").read_text(), "sshd")
+        self.awaited(lambda: "listening" in (self.folder / "sshd.log").read_text(), "sshd")
 
     def _started(self, name: str, words: list[str]) -> None:
         argv = ["nsenter", f"--net=/run/netns/{self.name}", *words]
         with (self.folder / f"{name}.log").open("wb") as log:
             self._processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
-    def until(self, condition: Callable[[], object], name: str = "zebra") -> None:
-        """Poll a condition until it holds; fail with a daemon's last words."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()[-500:]
-            time.sleep(0.02)
+    def awaited(self, condition: Condition, name: str = "zebra") -> None:
+        """Wait until a condition holds; a failure shows the last words of a daemon."""
+        with explained(lambda: (self.folder / f"{name}.log").read_text()[-500:]):
+            until(condition, f"{name} is ready", PATIENCE)
 
     def vtysh(self, *commands: str) -> str:
         """Type into the router's own vtysh."""

@@ -11,8 +11,9 @@ import subprocess
 
 import pytest
 
+from support.polling import until
 from support.runtimes.images import write_oci_archive
-from support.runtimes.virtual_host import VirtualHost, stop, wait_until
+from support.runtimes.virtual_host import VirtualHost, stop
 
 IMAGE = "linkspan.test/busybox:latest"
 
@@ -54,7 +55,7 @@ class Containerd:
         """Start containerd and wait until it answers."""
         config = self.host.folder / "containerd.toml"
         self.process = self.host.start("containerd", "--config", config, log="containerd.log")
-        wait_until(self.answers, "containerd answers", 60)
+        until(self.answers, "containerd answers", 60)
 
     def kill(self) -> None:
         """End containerd as a crash does; its containers go on."""
@@ -90,13 +91,13 @@ class Containerd:
             found[:] = re.findall(r"inet (\S+)/\d+", self.execute(name, "ip -4 addr show dev eth0"))
             return bool(found)
 
-        wait_until(seen, f"{name} has an IPv4 address on eth0")
+        until(seen, f"{name} has an IPv4 address on eth0")
         return found[0]
 
     def end(self, name: str) -> None:
         """End a container as an operator does; ctr calls the plugin's DEL here."""
         self.ctr("task", "kill", "--signal", "SIGKILL", name)
-        wait_until(lambda: name not in self.running(), f"{name} stopped")
+        until(lambda: name not in self.running(), f"{name} stopped")
         self.ctr("task", "delete", name)
         self.ctr("container", "delete", name)
 

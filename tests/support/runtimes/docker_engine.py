@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.polling import until
 from support.runtimes.images import layer
-from support.runtimes.virtual_host import VirtualHost, stop, wait_until
+from support.runtimes.virtual_host import VirtualHost, stop
 
 IMAGE = "busybox"
 PLUGIN = "/run/docker/plugins/linkspan.sock"
@@ -69,7 +70,7 @@ class Docker:
 
     def wait(self) -> None:
         """Wait until dockerd answers, and load the image where it has none."""
-        wait_until(self.answers, "dockerd answers", 60)
+        until(self.answers, "dockerd answers", 60)
         if not self.run("images -q"):
             archive = self.folder / "rootfs.tar"
             archive.write_bytes(layer())

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from support.polling import until
 
 _KEEPER = """
 set -e
@@ -48,14 +48,6 @@ find /run/netns /run/containerd -mindepth 1 -delete
 """
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Poll until the condition holds; fail, naming it, where it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s: not yet {what}"
-        select.select([], [], [], 0.02)
-
-
 class Engine(Protocol):
     """A runtime that runs commands in its containers."""
 
@@ -73,7 +65,7 @@ def reaches(engine: Engine, container: str, address: str) -> bool:
             return True
         return False
 
-    wait_until(answered, f"{container} reaches {address}")
+    until(answered, f"{container} reaches {address}")
     return True
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from linkspan.core.contracts import Batch, Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.sqlite import SqliteStore
+from support.polling import eventually
 from support.store.etcd_members import Members
 
 
@@ -92,15 +92,6 @@ class EtcdEngine(Engine):
         self.members.control("compact", str(revision))
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    """Poll a condition until it holds; fail with ``what`` when it does not in time."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while not condition():
-        assert loop.time() < end, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.002)
-
-
 class Watched:
     """What a watch has yielded, and the records as whoever applies it has them."""
 
@@ -132,7 +123,7 @@ class Watched:
 
     async def has(self, records: dict[str, bytes]) -> None:
         """Wait until these are the records."""
-        await until(lambda: self.records == records or self.ended, f"{records} watched: {self.records}")
+        await eventually(lambda: self.records == records or self.ended, f"{records} watched: {self.records}", 60)
         assert self.records == records, self.error
 
     async def stop(self) -> None:

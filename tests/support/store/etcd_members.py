@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from linkspan.kernel.io import namespaces
+from support.polling import explained, until
 
 _numbers = itertools.count()
 PATIENCE = 60.0
@@ -129,11 +129,8 @@ class Members:
 
     def ready(self) -> None:
         """Wait until all answer."""
-        end = time.monotonic() + PATIENCE
-        while not self._control("endpoint", "health")[0]:
-            told = "".join(member.told() for member in self.members)
-            assert time.monotonic() < end, f"etcd does not answer: {self._control('endpoint', 'health')[1]} {told}"
-            time.sleep(0.05)
+        with explained(lambda: self._control("endpoint", "health")[1] + "".join(m.told() for m in self.members)):
+            until(lambda: self._control("endpoint", "health")[0], "etcd answers", PATIENCE)
 
     def control(self, *words: str) -> str:
         """Run etcdctl at the first endpoint that answers it."""

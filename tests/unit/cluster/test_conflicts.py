@@ -16,8 +16,9 @@ from linkspan.core.errors import Conflict, Exhausted
 from linkspan.core.model import Network
 from linkspan.store.memory import Memory
 from linkspan.store.records import AddressRecord, BlockRecord
+from support.polling import eventually
 from support.records import replicas
-from support.records.replicas import Member, eventually, together
+from support.records.replicas import Member, together
 
 network = functools.partial(replicas.network, backend="ipip")
 BLOCK = prefix("10.244.0.0/24")

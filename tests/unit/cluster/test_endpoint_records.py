@@ -14,7 +14,8 @@ from linkspan.core.errors import Conflict
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
 from linkspan.store.memory import Memory
-from support.records.replicas import Member, eventually, together
+from support.polling import eventually
+from support.records.replicas import Member, together
 
 
 class Teller:

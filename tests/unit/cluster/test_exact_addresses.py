@@ -14,8 +14,9 @@ from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store.memory import Memory
 from linkspan.store.records import AddressRecord
+from support.polling import eventually
 from support.records import replicas
-from support.records.replicas import Member, eventually, together
+from support.records.replicas import Member, together
 
 network = functools.partial(replicas.network, backend="ipip")
 WANTED = "10.244.9.9"

@@ -25,8 +25,9 @@ from linkspan.core.states.programs import Bird
 from linkspan.core.states.wireguard import AllowedIp, Tools
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord
+from support.polling import eventually
 from support.records.peers import HERE, THERE
-from support.records.replicas import Member, eventually
+from support.records.replicas import Member
 
 KEYS = {1: "A" * 43 + "=", 2: "B" * 42 + "A="}
 FACTS = Facts(

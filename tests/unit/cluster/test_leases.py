@@ -13,7 +13,8 @@ from linkspan.core.errors import Conflict, Exhausted, Unavailable
 from linkspan.core.model import Offer
 from linkspan.store.memory import Memory
 from linkspan.store.records import SHARED
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 
 def test_hosts_that_start_at_once_get_blocks_without_a_duplicate(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from linkspan.core.model import Host
 from linkspan.kernel.io import durable_files
 from linkspan.store.memory import Memory
 from linkspan.store.replica import Replica
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 GAP, PROMISE = 7.0, 60.0
 

@@ -15,7 +15,8 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import AttachRequest, Network
 from linkspan.store.memory import Memory
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 HOSTS = 3
 EXACT = tuple(f"10.244.0.{n}" for n in range(2, 30))

@@ -14,7 +14,8 @@ from linkspan.diagnose.trace.hops import Hop, Translation
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.questions import VXLAN, Outer, Packet
 from linkspan.store.memory import Memory
-from support.records.replicas import Member, eventually, together
+from support.polling import eventually
+from support.records.replicas import Member, together
 
 PACKET = Packet(bytes([10, 244, 1, 2]), bytes([10, 244, 2, 2]), "tcp", 80)
 OUTER = Outer(VXLAN, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]), 4789, 7, b"\2\0\0\0\0\1", b"\2\0\0\0\0\2")

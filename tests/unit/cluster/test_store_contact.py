@@ -16,7 +16,8 @@ from linkspan.core.errors import Unavailable
 from linkspan.store import contact
 from linkspan.store.contact import ALIVE_TTL, Contact
 from linkspan.store.memory import Memory
-from support.records.replicas import Member, eventually, together
+from support.polling import eventually
+from support.records.replicas import Member, together
 
 
 class Clock:

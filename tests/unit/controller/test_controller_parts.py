@@ -19,7 +19,8 @@ from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.runtimes import systemd
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())
 

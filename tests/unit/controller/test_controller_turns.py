@@ -27,7 +27,8 @@ from linkspan.core.states.host import Key, State
 from linkspan.core.states.openflow import Counted, Flow, Port
 from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.store.records import BlockRecord, block_key, lease_key
-from support.records.replicas import eventually, network, together
+from support.polling import eventually
+from support.records.replicas import network, together
 
 MACS = {"h1": "06:00:00:00:00:01", "h2": "06:00:00:00:00:02"}
 TRUNK, HOST = 1, 3

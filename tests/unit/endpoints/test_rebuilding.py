@@ -25,6 +25,7 @@ from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Registry
 from linkspan.store.memory import Memory
+from support.polling import eventually
 from support.records.one_host import NETNS, endpoint, network
 from support.records.replicas import Member
 
@@ -203,10 +204,7 @@ def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
         assert start.endpoints.keys() == {(made.host_ifname, "eth0")}
         await start.put_records()
         await asyncio.sleep(0)
-        deadline = asyncio.get_running_loop().time() + 5
-        while not start.member.published.own():
-            assert asyncio.get_running_loop().time() < deadline
-            await asyncio.sleep(0.01)
+        await eventually(start.member.published.own, "the host's own records are read", 5)
         await start.recovery.learn()
         assert start.endpoints == {made.identity: made}
         assert [row.endpoint.id for row in start.journal.rows()] == ["c0ffee"]

@@ -7,8 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ from linkspan.kernel.io import inotify
 from linkspan.kernel.io.inotify import FolderWatch, WriteWatch
 from linkspan.runtimes import cni_deletions
 from linkspan.runtimes.cni_deletions import Removals
+from support.polling import eventually
 
 
 def instances() -> int:
@@ -31,14 +30,6 @@ def instances() -> int:
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
             found += "inotify" in os.readlink(f"/proc/self/fd/{fd}")
     return found
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Poll a condition until it holds."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 def folders(tmp_path: Path) -> list[Path]:
@@ -62,13 +53,13 @@ def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.Monk
         writes = WriteWatch([one / "none", tmp_path / "file"])
         assert instances() == before + 1
         (one / "x").write_text("")
-        await until(lambda: told == ["a"])
+        await eventually(lambda: told == ["a"], "a is told", 10)
         (two / "x").write_text("")
-        await until(lambda: sorted(told) == ["a", "also b", "b"])
+        await eventually(lambda: sorted(told) == ["a", "also b", "b"], "all are told", 10)
         watches["b"].close()
         told.clear()
         (two / "y").write_text("")
-        await until(lambda: told == ["also b"])
+        await eventually(lambda: told == ["also b"], "the one that is left is told", 10)
         for name in ("a", "also b"):
             watches[name].close()
         writes.close()
@@ -89,7 +80,7 @@ def test_who_reads_gives_the_others_their_part(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "file").write_text("")
         assert writes.written() == {str(tmp_path / "file")}  # before the loop has had a turn
         assert writes.written() == set()
-        await until(lambda: told == ["a"])
+        await eventually(lambda: told == ["a"], "a is told", 10)
         writes.close()
         writes.close()
         watch.close()
@@ -108,9 +99,9 @@ def test_what_others_read_before_a_user_listens_is_told_then(tmp_path: Path, mon
         (tmp_path / "file").write_text("")
         watch = FolderWatch(one, partial(told.append, "a"))
         (one / "y").write_text("")
-        await until(lambda: told == ["a"])
+        await eventually(lambda: told == ["a"], "a is told", 10)
         writes.listen(partial(told.append, "file"))
-        await until(lambda: told == ["a", "file"])
+        await eventually(lambda: told == ["a", "file"], "the file is told", 10)
         assert writes.written() == {str(tmp_path / "file")}
         watch.close()
         writes.close()
@@ -138,7 +129,7 @@ def test_events_that_were_lost_are_told_to_all(tmp_path: Path, monkeypatch: pyte
         places, told = folders(tmp_path), list[Path]()
         watches = [FolderWatch(where, partial(told.append, where)) for where in places]
         watches[0]._instance.give(-1)
-        await until(lambda: set(told) == set(places))
+        await eventually(lambda: set(told) == set(places), "all places are told", 10)
         for watch in watches:
             watch.close()
 
@@ -168,7 +159,7 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
         await one.start()
         assert "inotify instance" in caplog.text
         (tmp_path / "queue" / "1.json").write_bytes(removal)
-        await until(lambda: gone == ["c1"])
+        await eventually(lambda: gone == ["c1"], "c1 is detached", 10)
         await one.stop()
         assert list((tmp_path / "queue").iterdir()) == []
 
@@ -205,8 +196,8 @@ def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatc
             tried = len(gone)
             removal = {"container_id": "c1", "ifname": "eth0", "network": "demo", "boot_id": "b", "boottime_ns": 2}
             (tmp_path / "queue" / f"{number}.json").write_text(json.dumps(removal))
-            await until(lambda tried=tried, number=number: len(gone) > tried + number)
-        await until(lambda: not one._tasks)
+            await eventually(lambda tried=tried, number=number: len(gone) > tried + number, "a try for each file", 10)
+        await eventually(lambda: not one._tasks, "all tries are over", 10)
         assert len([timer for timer in timers if not timer.cancelled()]) == 1
         await one.stop()
         assert all(timer.cancelled() for timer in timers)

@@ -5,8 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,15 +16,9 @@ from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.processes import ProcessDriver
+from support.polling import until
 
 SLEEP = ("sleep", "1000")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, f"not within 10 s: {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -162,14 +155,14 @@ def test_a_helper_that_rereads_is_sent_sighup_once_for_a_change(driver: ProcessD
     )
     wanted = Process("a", ("nohup", sys.executable, "-c", script, str(heard)), files=(str(file),), hup=True)
     assert driver.apply([wanted], []) == {}
-    until(heard.exists, "it is ready")
+    until(heard.exists, "it is ready", 10)
     first = pid(driver)
     file.write_text("2")
     assert list(driver.observe(HOST)) != [wanted]
     assert driver.apply([wanted], []) == {}
     assert list(driver.observe(HOST)) == [wanted]
     assert driver.apply([wanted], []) == {}
-    until(lambda: heard.read_text() == "x", "it was told, once")
+    until(lambda: heard.read_text() == "x", "it was told, once", 10)
     assert pid(driver) == first
 
 
@@ -177,7 +170,7 @@ def test_a_helper_that_is_not_wanted_any_more_leaves_no_log(driver: ProcessDrive
     """What it said is of no use to anybody then."""
     wanted = Process("a", ("sh", "-c", "echo hello; exec sleep 1000"))
     assert driver.apply([wanted], []) == {}
-    until(lambda: driver.log("a").read_text() == "hello\n", "it said something")
+    until(lambda: driver.log("a").read_text() == "hello\n", "it said something", 10)
     assert driver.apply([], [wanted]) == {}
     assert not driver.log("a").exists()
 
@@ -216,10 +209,10 @@ def test_a_helper_that_ignores_sigterm_is_killed_with_its_children(
         "a", ("sh", "-c", f"trap '' TERM; sleep 1000 & echo $! > {child}; while :; do wait; done")
     )
     driver.apply([wanted], [])
-    until(lambda: child.exists() and child.read_text(), "the child's number")
+    until(lambda: child.exists() and child.read_text(), "the child's number", 10)
     number = int(child.read_text())
     assert driver.apply([], [wanted]) == {}
-    until(lambda: not _lives(number), "the child's end")
+    until(lambda: not _lives(number), "the child's end", 10)
 
 
 def _lives(number: int) -> bool:
@@ -260,15 +253,15 @@ def test_a_start_after_a_death_is_told_that_it_is_one(driver: ProcessDriver, tmp
     script = f'echo "$@" >> {log}; exec sleep 1000'
     wanted = Process("a", ("sh", "-c", script, "sh", "-f"), again=("-R",))
     driver.apply([wanted], [])
-    until(lambda: log.exists() and log.read_text() == "-f\n", "the first start")
+    until(lambda: log.exists() and log.read_text() == "-f\n", "the first start", 10)
     kill(driver)
     again = ProcessDriver(tmp_path / "state")
     again.apply([wanted], [])
-    until(lambda: log.read_text() == "-f\n-f -R\n", "the second")
+    until(lambda: log.read_text() == "-f\n-f -R\n", "the second", 10)
     assert list(again.observe(HOST)) == [wanted]
     again.apply([], [wanted])
     again.apply([wanted], [])
-    until(lambda: log.read_text() == "-f\n-f -R\n-f\n", "the third")
+    until(lambda: log.read_text() == "-f\n-f -R\n-f\n", "the third", 10)
     again.apply([], [wanted])
     again.close()
 
@@ -290,7 +283,7 @@ def test_a_helper_that_dies_over_and_over_waits_longer_each_time(driver: Process
     assert "a ended 5 times soon after its start, and waits 1 s" in refused
     since = driver.down("a")
     assert since is not None
-    until(lambda: not driver.apply([wanted], []), "it is started again")
+    until(lambda: not driver.apply([wanted], []), "it is started again", 10)
     kill(driver)
     later = driver.down("a")
     assert later is not None
@@ -306,7 +299,7 @@ def test_a_strangers_process_is_no_helper(driver: ProcessDriver, tmp_path: Path,
     marks = dict(p.split("=", 1) for p in Path(f"/proc/{ours}/environ").read_text().split("\0") if "=" in p)
     posing = subprocess.Popen([*stranger, *SLEEP], env=marks, start_new_session=True)
     try:
-        until(lambda: Path(f"/proc/{posing.pid}/cmdline").read_bytes().startswith(b"sleep"), "it poses")
+        until(lambda: Path(f"/proc/{posing.pid}/cmdline").read_bytes().startswith(b"sleep"), "it poses", 10)
         again = ProcessDriver(tmp_path / "state")
         assert pid(again) == ours
         again.apply([], [wanted])
@@ -334,6 +327,6 @@ def test_a_reload_that_hangs_is_waited_for_once(
     assert "no answer yet" in str(driver.apply([wanted], [])[wanted.key])
     assert count.read_text() == "\n"
     gate.touch()
-    until(lambda: driver.apply([wanted], []) == {}, "it has ended")
+    until(lambda: driver.apply([wanted], []) == {}, "it has ended", 10)
     assert list(driver.observe(HOST)) == [wanted]
     assert count.read_text() == "\n\n"

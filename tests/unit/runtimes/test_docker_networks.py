@@ -14,7 +14,8 @@ from linkspan.runtimes import docker_networks
 from linkspan.runtimes.docker import starts_within
 from linkspan.runtimes.docker_engine import LABEL, EngineNetwork, Listed, Member
 from linkspan.runtimes.docker_networks import DockerNetworks
-from support.records.replicas import eventually, network
+from support.polling import eventually
+from support.records.replicas import network
 
 
 class Engine:

@@ -17,7 +17,8 @@ from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Offer
 from linkspan.store import validation
 from linkspan.store.memory import Memory
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 VXLAN = {"mac": mac_text(derived_mac("vtep", "h9", "demo")), "address": "192.0.2.9"}
 

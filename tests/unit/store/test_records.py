@@ -14,7 +14,8 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import Bandwidth, Endpoint, Host, Lease, Migration, Network, Offer, Underlay
 from linkspan.store import records
 from linkspan.store.memory import Memory
-from support.records.replicas import Member, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, network, together
 
 
 def _fields(value: bytes) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from linkspan.core.model import Host, Lease, Network, Reservation, Underlay
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.records import AddressRecord, BlockRecord, block_key
 from linkspan.store.replica import Tombstone, remembered
-from support.records.replicas import Member, Raced, eventually, network, together
+from support.polling import eventually
+from support.records.replicas import Member, Raced, network, together
 
 
 def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
