@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOTLESS = [Path(__file__).parent / name for name in ("unit", "store")]
-"""What needs root in them skips by itself."""
+"""What needs root in them has the marker ``root``; in the other folders every test has it."""
 
 UNEXPECTED_SKIPS = 10
 """Exit code of a whole run in CI that skipped other tests than expected (pytest itself uses 0 to 5)."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs root where there is none."""
-    if os.geteuid() == 0:
-        return
-    needs_root = pytest.mark.skip(reason="makes network namespaces, which needs root: sudo scripts/test")
+    """Mark what needs root, and skip it, with the reason, where there is none."""
+    needs_root = pytest.mark.skip(reason="needs root: sudo scripts/test")
     for item in items:
         if not any(item.path.is_relative_to(folder) for folder in ROOTLESS):
+            item.add_marker(pytest.mark.root)
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(needs_root)
 
 

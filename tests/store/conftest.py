@@ -40,7 +40,7 @@ def members() -> Iterator[Members]:
         yield started
 
 
-@pytest.fixture(params=["memory", "sqlite", "etcd"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.root)])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """Give each engine in turn, with an empty store."""
     if request.param == "memory":

@@ -20,6 +20,7 @@ from support.polling import eventually
 from support.store.engines import Watched
 from support.store.etcd_members import Members, run
 
+pytestmark = pytest.mark.root
 
 @pytest.fixture
 def one() -> Iterator[Members]:

@@ -83,6 +83,7 @@ def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:
     assert "password-file" in caught.value.hint
 
 
+@pytest.mark.root
 async def test_processes_share_an_etcd(members: Members) -> None:
     """Of the claims of two processes each block goes to one."""
     with members.inside():

@@ -290,6 +290,7 @@ def test_a_helper_that_dies_over_and_over_waits_longer_each_time(driver: Process
     assert later > since  # it counts from the first death of the series
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("stranger", [("setpriv", "--reuid", "65534"), ("unshare", "--net")], ids=["user", "container"])
 def test_a_strangers_process_is_no_helper(driver: ProcessDriver, tmp_path: Path, stranger: tuple[str, ...]) -> None:
     """A mark is what anybody may write: another user's process, or a container's, neither hides nor is a helper."""

@@ -82,7 +82,7 @@ def test_the_next_agent_knows_it_and_sees_what_has_changed(
         (lambda path: path.write_bytes(b"\xff"), Invalid, "can be no password"),
     ],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="not root: files of others cannot be made")
+@pytest.mark.root
 def test_what_is_no_secret_is_refused_by_its_file(
     driver: SecretDriver, wanted: Secret, source: Path, spoil: object, error: type[LinkspanError], words: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_what_is_no_secret_is_refused_by_its_file(
     assert not Path(wanted.path).exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="not root: files of others cannot be made")
+@pytest.mark.root
 def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
     """Everybody may read a certificate, and a link may lead to it; others may neither own nor change it."""
     source.chmod(0o644)
@@ -116,7 +116,7 @@ def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
         trusted(str(tmp_path / "nothing"), "ca")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="not root: folders of others cannot be made")
+@pytest.mark.root
 def test_a_folder_of_secrets_is_root_s_alone_whatever_it_was(tmp_path: Path) -> None:
     """One that is made, one that others could look into, and another's; a link is not followed."""
     folder = tmp_path / "keys"

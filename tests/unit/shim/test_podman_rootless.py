@@ -26,7 +26,7 @@ def test_another_user_is_told_so_before_anything_is_tried(command: str, monkeypa
     assert f"linkspan: {failed.value}" == SAID["error"]
 
 
-@pytest.mark.skipif(posix.geteuid() != 0, reason="needs root")
+@pytest.mark.root
 def test_root_of_a_user_namespace_is_none() -> None:
     """Rootless Podman calls the plugin from a namespace of its own, where it is called root."""
     argv = ["unshare", "--user", "--map-root-user", sys.executable, "-I", "-S", str(PLUGIN), "create"]
