@@ -11,6 +11,8 @@ import pytest
 from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.polling import HEALED_WITHIN, until
 
+pytestmark = pytest.mark.alone
+
 
 class Standing:
     """A host with a bridged and a routed network, a container on each, and a bridge of somebody else's."""
@@ -207,7 +209,9 @@ def test_a_fault_is_put_right(standing: Standing, fault: str) -> None:
     heals = standing.heals()
     # Of several commands the agent sees the end alone: they take less time than it waits after a first event.
     run(*(["sh", "-ec", " ".join(command)] if ";" in command else command), netns=host.netns)
-    until(lambda: standing.heals() > heals, f"a repair after {fault}", HEALED_WITHIN)
-    until(lambda: host.differences() == [], f"no difference after {fault}", HEALED_WITHIN)
-    until(lambda: standing.drift() == [], f"no drift after {fault}", HEALED_WITHIN)
+    until(
+        lambda: standing.heals() > heals and host.differences() == [] and standing.drift() == [],
+        f"a repair, no difference and no drift, after {fault}",
+        HEALED_WITHIN,
+    )
     until(standing.works, f"packets after {fault}")

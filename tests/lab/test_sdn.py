@@ -79,6 +79,7 @@ def test_a_host_knows_no_peer(sdn: SdnRun) -> None:
     assert not [text for text in texts if any(word in text for word in words)]
 
 
+@pytest.mark.alone
 def test_flows_that_are_deleted_are_back_and_others_are_left_alone(sdn: SdnRun) -> None:
     """All of ours are there again within two seconds; a flow of somebody else's outlasts that."""
     before = sdn.ours("sw2")
@@ -91,6 +92,7 @@ def test_flows_that_are_deleted_are_back_and_others_are_left_alone(sdn: SdnRun) 
     assert _reaches(sdn)
 
 
+@pytest.mark.alone
 def test_what_a_host_has_of_it_is_back_too(sdn: SdnRun) -> None:
     """The gateway's neighbour and the pool's route, deleted by hand."""
     before = sorted(sdn.ip("h1", "neigh show nud permanent").splitlines() + sdn.ip("h1", "route").splitlines())
@@ -104,6 +106,7 @@ def test_what_a_host_has_of_it_is_back_too(sdn: SdnRun) -> None:
     until(mended, "both are back", HEALED_WITHIN)
 
 
+@pytest.mark.alone
 def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
     """A prefix that leads elsewhere, and a flow of ours too many, are mended."""
     before = sdn.ours("sw3")

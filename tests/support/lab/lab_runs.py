@@ -50,6 +50,11 @@ class LabRun:
             subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3)
         )
 
+    def answers(self, place: str, address: str, seconds: float = 0.2) -> bool:
+        """Tell whether a single ping is answered within ``seconds``: a look that is short beside a promise of time."""
+        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", f"-W{seconds}", address]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
     def silent(self, place: str, address: str) -> bool:
         """Tell whether a single ping stays without an answer for a second."""
         command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]

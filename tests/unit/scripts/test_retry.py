@@ -18,16 +18,29 @@ def test_fails_at_first(number):
     ran, _ = mark.exists(), mark.touch()
     assert ran
 """
+MEASURES = """
+@pytest.mark.alone
+def test_measures():
+    pathlib.Path("measured").touch(exist_ok=False)
+    assert False
+"""
+
+
+def ran(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in a folder; pytest without its plugins, whose imports take longer than the tests."""
+    few = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=few, capture_output=True, text=True, check=False)
 
 
 def whole_run(folder: Path, suite: str) -> subprocess.CompletedProcess[str]:
-    """Run a suite that fails, with two workers as scripts/test does, and return the second try."""
+    """Run a suite that fails, in the two parts of scripts/test, and return the second try."""
     (folder / "test_it.py").write_text(suite)
-    few = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the plugins' imports take longer than the tests
-    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", "--cache-clear", "-q", "test_it.py"]
-    first = subprocess.run(command, cwd=folder, env=few, capture_output=True, text=True, check=False)
+    beside = ("-p", "xdist", "-n", "2", "-m", "not alone", "--cache-clear")
+    first = ran(folder, "-m", "pytest", *beside, "-q", "test_it.py")
     assert first.returncode == 1, first.stdout
-    return subprocess.run([sys.executable, SCRIPT], cwd=folder, env=few, capture_output=True, text=True, check=False)
+    ran(folder, "-m", "pytest", "-p", "no:cacheprovider", "-m", "alone", "test_it.py")
+    return ran(folder, SCRIPT)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -56,8 +69,17 @@ def test_four_failed_tests_fail_the_run_without_a_second_try(tmp_path: Path) -> 
     assert "passed" not in done.stdout
 
 
+def test_a_test_that_has_the_machine_to_itself_gets_no_second_try(tmp_path: Path) -> None:
+    """It failed without any other test beside it, which is its result."""
+    done = whole_run(tmp_path, FLAKY.format(count=1) + MEASURES)
+    assert (tmp_path / "measured").exists()
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    assert "test_measures" not in done.stdout
+
+
 def test_a_run_that_failed_without_a_failed_test_is_no_success(tmp_path: Path) -> None:
     """The reason is in pytest's own output."""
-    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = ran(tmp_path, SCRIPT)
     assert done.returncode == 1
     assert "names no failed test" in done.stderr

@@ -14,6 +14,22 @@ CONFTEST = Path(__file__).parents[2] / "conftest.py"
 SUITE = "import pytest\ndef test_runs(): pass\ndef test_skips(): pytest.skip('no such kernel')\n"
 
 
+def in_ci(folder: Path, suite: str, expected: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a suite, in a folder for which no root is needed, as CI does."""
+    (folder / "unit").mkdir()
+    (folder / "unit" / "test_it.py").write_text(suite)
+    shutil.copy(CONFTEST, folder)
+    (folder / "expected").write_text(expected)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, "unit"],
+        cwd=folder,
+        env={**os.environ, "CI": "true", "LINKSPAN_EXPECTED_SKIPS": str(folder / "expected")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("expected", "code"),
     [
@@ -27,34 +43,20 @@ SUITE = "import pytest\ndef test_runs(): pass\ndef test_skips(): pytest.skip('no
 )
 def test_a_whole_run_in_ci_fails_where_other_tests_are_skipped(tmp_path: Path, expected: str, code: int) -> None:
     """A skip that is not listed fails the run, and so does a listed one that did not come; both are named."""
-    (tmp_path / "unit").mkdir()
-    (tmp_path / "unit" / "test_it.py").write_text(SUITE)
-    shutil.copy(CONFTEST, tmp_path)
-    (tmp_path / "expected").write_text(expected)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "unit"],
-        cwd=tmp_path,
-        env={**os.environ, "CI": "true", "LINKSPAN_EXPECTED_SKIPS": str(tmp_path / "expected")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_ci(tmp_path, SUITE, expected)
     assert done.returncode == code, done.stdout
     assert ("listed" in done.stdout) is bool(code)
     assert "1 passed, 1 skipped" in done.stdout.splitlines()[-1]
 
 
+def test_a_test_that_is_left_out_need_not_be_skipped(tmp_path: Path) -> None:
+    """The part that has the machine to itself asks for the same list, and most of it is of the other tests."""
+    done = in_ci(tmp_path, SUITE, "unit/test_it.py::test_skips\n", "-k", "test_runs")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 deselected" in done.stdout.splitlines()[-1]
+
+
 def test_unexpected_skips_count_in_a_run_with_failures(tmp_path: Path) -> None:
     """A test that fails as well does not hide them: its second try alone would not notice them."""
-    shutil.copy(CONFTEST, tmp_path)
-    (tmp_path / "test_it.py").write_text(SUITE + "def test_fails(): assert False\n")
-    (tmp_path / "expected").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
-        env={**os.environ, "CI": "true", "LINKSPAN_EXPECTED_SKIPS": str(tmp_path / "expected")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_ci(tmp_path, SUITE + "def test_fails(): assert False\n", "")
     assert done.returncode == 10, done.stdout
