@@ -4,32 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-from linkspan.agent.healer import Healer
+from linkspan.agent.healer import Healer, Look
+from linkspan.agent.metrics import Metrics
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.fights import Fights
-from linkspan.core.reconcile import Report
-from linkspan.core.states.host import NftTable, State
+from linkspan.core.reconcile import Reconciler, Report
+from linkspan.core.states.host import Key, NftTable, State
+from linkspan.kernel.worker import Machine
+from linkspan.store.memory import Memory
+from support.memory_machine import MemoryDriver, MemoryMachine, registry_of
+from support.polling import eventually
+from support.records.replicas import Member
 
 
-def test_what_cannot_be_mended_is_logged_once_until_it_is_well(caplog: pytest.LogCaptureFixture) -> None:
+class Observed(Reconciler):
+    """A reconciler that says at which kinds it was asked to look, and that they are well."""
+
+    def __init__(self) -> None:
+        super().__init__((MemoryDriver(),))
+        self.seen: list[set[type[State]]] = []
+
+    def resync(
+        self,
+        kinds: Iterable[type[State]] | None = None,
+        namespaces: Iterable[int] = (),
+        *,
+        log: bool = True,
+    ) -> Report:
+        """Note the kinds."""
+        self.seen.append(set(kinds or ()))
+        return Report()
+
+
+async def nothing() -> None:
+    """Look at nothing."""
+
+
+def healer_of(machine: Machine, folder: Path, replan: Look) -> Healer:
+    """Return the healer of a host without containers."""
+    member = Member(Memory(), folder, "h1")
+    registry = registry_of(member, folder, machine)
+    return Healer(registry.worker, registry, member.happenings, Metrics(), replan, nothing, nothing, 30)
+
+
+def test_what_cannot_be_mended_is_logged_once_until_it_is_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """For all objects with one cause together; another cause, and the same one later, are told again."""
-    failing: dict[Any, LinkspanError] = {}
-    reconciler = SimpleNamespace(failing=failing, fights=Fights())
-    worker = cast("Any", SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler)))
-    nothing = cast("Any", None)
-    healer = Healer(worker, nothing, nothing, nothing, nothing, nothing, nothing, 30)
+    machine = MemoryMachine()
+    healer = healer_of(machine, tmp_path, nothing)
+    failing = machine.reconciler.failing
 
     def told(**failed: str) -> list[str]:
         caplog.clear()
-        failing.update({key: KernelError(why) for key, why in failed.items()})
+        errors: dict[Key, LinkspanError] = {("Key", name): KernelError(why) for name, why in failed.items()}
+        failing.update(errors)
         with caplog.at_level(logging.WARNING):
-            healer.record(Report([], {key: failing[key] for key in failed}))
+            healer.record(Report([], errors))
         return [record.getMessage().partition(": ")[2] for record in caplog.records]
 
     assert told(x="add a", y="add a") == ["add a"]
@@ -42,37 +77,21 @@ def test_what_cannot_be_mended_is_logged_once_until_it_is_well(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("error", [LinkspanError("the store is away"), RuntimeError("a fault")])
-def test_what_fails_before_a_look_at_the_kernel_does_not_skip_it(error: Exception) -> None:
+def test_what_fails_before_a_look_at_the_kernel_does_not_skip_it(tmp_path: Path, error: Exception) -> None:
     """Facts that cannot be read leave rules mended all the same; the look is tried again."""
-    seen: list[set[type[State]]] = []
-    twice = asyncio.Event()
-
-    def resync(kinds: set[type[State]]) -> Report:
-        seen.append(kinds)
-        if len(seen) == 2:  # the second look is the one that follows a failure
-            twice.set()
-        return Report()
-
-    async def run(function: Callable[..., Any], *words: Any) -> Any:
-        return function(*words)
-
-    async def nothing() -> None:
-        pass
+    machine = MemoryMachine()
+    machine.reconciler = reconciler = Observed()
 
     async def fails() -> None:
         raise error
 
     async def mended() -> None:
-        reconciler = SimpleNamespace(failing={}, fights=Fights(), resync=resync)
-        worker = cast("Any", SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=run))
-        registry = cast("Any", SimpleNamespace(endpoints={}))
-        healer = Healer(worker, registry, cast("Any", None), cast("Any", None), fails, nothing, nothing, 30)
+        healer = healer_of(machine, tmp_path, fails)
         healer._dirty, wanted = {NftTable}, {NftTable}
         healer._wake.set()
         task = asyncio.create_task(healer._mend())
-        async with asyncio.timeout(10):
-            await twice.wait()
+        await eventually(lambda: len(reconciler.seen) >= 2, "the second look", 10)
         task.cancel()
-        assert seen[0] == wanted == seen[1]
+        assert reconciler.seen[0] == wanted == reconciler.seen[1]
 
     asyncio.run(mended())

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
 
 import msgspec
 import pytest
 
 from linkspan.agent.plans import Plans
 from linkspan.core.config import Config
-from linkspan.core.desired import Desired
-from linkspan.core.model import Facts, Host, HostView
-from linkspan.core.states.host import NftElement, Route, State, Wireguard
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Facts, Host, HostView, Underlay
+from linkspan.core.states.host import Key, NftElement, Route, State, Wireguard
 from linkspan.core.states.ipsec import Strongswan
 from linkspan.core.states.wireguard import Tools
-from linkspan.kernel.worker import Worker
+from support.memory_machine import MemoryMachine, worker_of
 from support.records.peers import HERE, network, view
 
 
@@ -25,18 +22,10 @@ class _Stage:
     """A host that may lose its underlay."""
 
     def __init__(self, backend: str) -> None:
-        self.network, self.desired = network(backend, mtu=1400), Desired()
-        self.underlay: Any = HERE
-        reconciler = SimpleNamespace(desired=self.desired, change=self._change)
-        worker = SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=self._run)
-        self.plans = Plans(cast("Worker", worker), self._view, Config())
-
-    def _change(self, source: tuple[str, ...], states: list[State]) -> dict[Any, Any]:
-        self.desired.replace(source, states)
-        return {}
-
-    async def _run(self, function: Callable[..., Any], *words: Any) -> Any:
-        return function(*words)
+        self.network = network(backend, mtu=1400)
+        self.underlay: Underlay | None = HERE
+        self.machine = MemoryMachine()
+        self.plans = Plans(worker_of(self.machine), self._view, Config())
 
     def _view(self) -> HostView:
         key = "A" * 43 + "="
@@ -45,13 +34,13 @@ class _Stage:
         facts = Facts(wireguard=Tools(public=key, file="/state/private.key"), strongswan=daemon)
         return msgspec.structs.replace(view(self.network), host=host, facts=facts)
 
-    def put(self) -> dict[Any, Any]:
+    def put(self) -> dict[Key, LinkspanError]:
         """Put the plans."""
         return asyncio.run(self.plans.put())
 
     def wanted(self, kind: type[State]) -> list[State]:
         """Return what is desired of a kind."""
-        return list(self.desired.states((kind,)).values())
+        return list(self.machine.reconciler.desired.states((kind,)).values())
 
 
 @pytest.mark.parametrize("backend", ["wireguard", "ipsec", "vxlan"])

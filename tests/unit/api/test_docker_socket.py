@@ -7,19 +7,27 @@ import os
 import re
 import socket
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from linkspan.agent.agent import Agent
 from linkspan.api import server
+from linkspan.core.config import Config
 from linkspan.core.errors import Conflict
+from linkspan.runtimes.docker import Docker
+from linkspan.store.memory import Memory
+from support.memory_machine import registry_of
+from support.records.replicas import Member
 
 
 def test_a_socket_for_docker_that_another_process_serves_is_not_taken(tmp_path: Path) -> None:
     """The error names the setting and the process, and the hint the setting that is to be changed."""
     path = tmp_path / "docker.sock"
-    agent: Any = SimpleNamespace(docker=None, config=SimpleNamespace(docker_socket=str(path)))
+    agent = Agent(Config(state_dir=str(tmp_path), docker_socket=str(path)))
+    member = Member(Memory(), tmp_path, "h1")
+    one = registry_of(member, tmp_path)
+    parts = (one.worker, one, one.allocator, one.networks, one.ports, one.happenings)
+    agent.docker = Docker(*parts, api="", record=tmp_path / "docker.json")
 
     async def serve() -> None:
         async with server._docker(agent):

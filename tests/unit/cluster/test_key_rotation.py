@@ -6,19 +6,22 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import msgspec
 import pytest
 
 from linkspan.cluster.key_rotation import Rotating
-from linkspan.cluster.leases import Leases
+from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
-from linkspan.core.event_log import Happenings
 from linkspan.core.model import Host, HostView, Other
+from linkspan.core.states.host import Key
+from linkspan.kernel.drivers.wireguard import WireguardDriver
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.probe.keys import NEXT, PRIVATE, KeyFolder
-from linkspan.kernel.worker import Worker
+from linkspan.store.memory import Memory
+from support.memory_machine import MemoryMachine, worker_of
+from support.records.replicas import Member
 
 pytestmark = pytest.mark.skipif(shutil.which("wg") is None, reason="needs wg: apt install wireguard-tools")
 
@@ -83,33 +86,36 @@ def test_a_file_that_is_no_good_is_refused_by_name(
     assert text not in refusal.value.message
 
 
+class Keeper(MemoryMachine):
+    """A machine with a folder of keys."""
+
+    def __init__(self, folder: KeyFolder) -> None:
+        super().__init__()
+        self.wireguard = WireguardDriver(Sockets(Namespaces()), folder.folder, lambda: Support("memory"))
+
+
 class _Stage:
     """A host whose one peer takes its next key, and a store that may be away."""
 
     def __init__(self, folder: KeyFolder) -> None:
         self.folder, self.puts, self.away = folder, list[str](), False
         self.other = Host(id="id2", name="h2")
-        self.leases = SimpleNamespace(host=Host(id="id1", name="h1"), record=lambda _id: None)
-        reconciler = SimpleNamespace(unwell=lambda _source: None)
-        machine = SimpleNamespace(wireguard=SimpleNamespace(keys=folder), reconciler=reconciler)
-        worker = SimpleNamespace(machine=machine, run=self._run)
-        happenings = SimpleNamespace(add=lambda *_, **__: None)
+        self.member = Member(Memory(), folder.folder, "id1")
+        self.leases = self.member.leases
+        worker = worker_of(Keeper(folder))
         self.rotating = Rotating(
-            cast("Worker", worker),
-            cast("Leases", self.leases),
-            cast("Happenings", happenings),
-            self._view,
-            self._put,
-            self._register,
+            worker, self.leases, self.member.happenings, self._view, self._put, self._register
         )
 
-    async def _run(self, function: Callable[..., Any], *words: Any) -> Any:
-        return function(*words)
+    async def recorded(self, public: str) -> None:
+        """Have the store say which key this host has."""
+        await self.member.replica.start()
+        await self.member.replica.write({"hosts/id1": Host(id="id1", name="h1", keys={"wireguard": public})})
 
     def _view(self) -> HostView:
         return HostView((), others=(Other(self.other, ("demo",)),))
 
-    async def _put(self) -> dict[Any, LinkspanError]:
+    async def _put(self) -> dict[Key, LinkspanError]:
         self.puts.append(self.leases.host.keys["wireguard"])
         return {}
 
@@ -168,8 +174,9 @@ def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder)
 
     async def settle(recorded: str) -> Host:
         stage = _Stage(folder)
-        stage.leases.record = lambda _id: Host(id="id1", name="h1", keys={"wireguard": recorded})
+        await stage.recorded(recorded)
         await stage.rotating.settle()
+        await stage.member.replica.stop()
         return stage.leases.host
 
     before, coming = folder.public(PRIVATE), folder.make(NEXT)
@@ -184,7 +191,12 @@ def test_a_key_that_was_lost_is_not_made_anew_in_silence(folder: KeyFolder) -> N
     public = folder.public(PRIVATE)
     (folder.folder / PRIVATE).unlink()
     stage = _Stage(folder)
-    stage.leases.record = lambda _id: Host(id="id1", name="h1", keys={"wireguard": public})
-    asyncio.run(stage.rotating.settle())
+
+    async def settle() -> None:
+        await stage.recorded(public)
+        await stage.rotating.settle()
+        await stage.member.replica.stop()
+
+    asyncio.run(settle())
     assert stage.leases.host.keys == {"wireguard": public}
     assert not (folder.folder / PRIVATE).exists()

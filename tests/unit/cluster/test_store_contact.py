@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from linkspan.agent import store_health
+from linkspan.agent.agent import Agent
+from linkspan.core.config import Config
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
 from linkspan.store import contact
@@ -34,11 +34,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def _agent(one: Member, *, shared: bool = True) -> Any:
-    """Return as much of an agent as the store's health is read from."""
+def _agent(one: Member, *, shared: bool = True) -> Agent:
+    """Return an agent that has not started, with a host's replica and leases."""
     one.leases.shared = shared
-    config = SimpleNamespace(store="etcd://203.0.113.1" if shared else "", state_dir="/var/lib/linkspan")
-    return SimpleNamespace(replica=one.replica, leases=one.leases, config=config, started=time.time())
+    agent = Agent(Config(store="etcd://203.0.113.1" if shared else ""))
+    agent.replica, agent.leases = one.replica, one.leases
+    return agent
 
 
 async def _two_hosts(folder: Path) -> Member:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from linkspan.cluster.networks import now
-from linkspan.core.addresses import prefix
-from linkspan.core.desired import Change, Desired
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.networks import Networks, now
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict
 from linkspan.core.event_log import Happenings
+from linkspan.core.model import Network
 from linkspan.core.states.host import Bridge, Key, State, TokenBucket, Veth
+from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.reconstruction import Link
-from linkspan.kernel.worker import Worker
+from support.memory_machine import MemoryMachine, worker_of
 from support.records.peers import network
 
 BRIDGE = Bridge("lsb-demo", bytes(6), 1500)
@@ -30,54 +31,51 @@ def veth(name: str, mtu: int = 1500) -> Veth:
     return Veth(name, bytes(6), mtu, "lsb-demo", 4026532000, "eth0")
 
 
-def _any(double: object) -> Any:
-    return double
-
-
-class _Held:
+class _Held(Allocator):
     """An allocator that knows who holds which address."""
 
     def __init__(self) -> None:
         self.holders: dict[tuple[str, str], str] = {}
 
-    def hold(self, name: str, address: Any, holder: str) -> None:
+    def hold(self, name: str, address: Prefix, holder: str) -> None:
+        """Give an address to nobody else."""
         if (name, str(address)) in self.holders:
             raise Conflict("another holds it")
         self.holders[name, str(address)] = holder
 
-    def unhold(self, name: str, addresses: Iterable[Any]) -> None:
+    def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
+        """Undo that."""
         for address in addresses:
             self.holders.pop((name, str(address)), None)
+
+
+class _One(Networks):
+    """The only network."""
+
+    def __init__(self) -> None:
+        self._network = network("bridge")
+
+    def all(self) -> tuple[Network, ...]:
+        """Return it."""
+        return (self._network,)
 
 
 class _Stage:
     """A host whose kernel has a bridge and two pairs that nobody knows."""
 
     def __init__(self, folder: Path) -> None:
-        self.desired, self.allocator = Desired(), _Held()
+        self.allocator = _Held()
         self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2")]
-        reconciler = SimpleNamespace(desired=self.desired, difference=self._difference, change=self._change)
-        worker = SimpleNamespace(machine=SimpleNamespace(reconciler=reconciler), run=self._run)
-        networks = SimpleNamespace(all=lambda: (network("bridge"),))
-        happenings = Happenings(folder / "events")
-        nothing, networks, allocator = map(_any, (None, networks, self.allocator))
-        self.orphans = Orphans(cast("Worker", worker), nothing, networks, allocator, happenings, 9)
+        machine = MemoryMachine(self.kernel)
+        self.desired = machine.reconciler.desired
+        journal, happenings = Journal(folder / "journal.db", boot_id="b1"), Happenings(folder / "events")
+        self.orphans = Orphans(worker_of(machine), journal, _One(), self.allocator, happenings, 9)
         for number, name in enumerate(("lsp1", "lsp2"), 1):
             self.orphans.add(self.link(name, f"10.77.0.{number + 1}"))
         asyncio.run(self.orphans.spare())
 
     def link(self, name: str, address: str) -> Link:
         return Link(veth(name), "02:00:00:00:00:01", (prefix(address),))
-
-    def _difference(self) -> tuple[Change, dict[Key, str]]:
-        return Change((), tuple(self.kernel)), {}
-
-    def _change(self, source: tuple[str, ...], states: Iterable[State]) -> dict[Any, Any]:
-        self.desired.replace(source, states)
-        return {}
-
-    async def _run(self, function: Callable[..., Any], *words: Any) -> Any:
-        return function(*words)
 
     def wanted(self) -> set[Key]:
         return set(self.desired.states())

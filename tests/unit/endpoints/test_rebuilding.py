@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,7 +13,6 @@ import pytest
 
 from linkspan.backends import backend
 from linkspan.cluster.endpoint_records import key_of, record_of
-from linkspan.core.desired import Desired
 from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Network, host_ifname
 from linkspan.core.ports import PortTable
@@ -24,7 +22,10 @@ from linkspan.endpoints.multihoming import container_states
 from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Registry
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
 from linkspan.store.memory import Memory
+from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually
 from support.records.one_host import NETNS, endpoint, network
 from support.records.replicas import Member
@@ -33,41 +34,52 @@ DEMO = network("demo", "10.1.0.0/24", routed=True)
 COOKIE = endpoint(DEMO, "10.1.0.5").netns_cookie
 
 
-class Kernel:
-    """A kernel that has some states, and a reconciler that looks at them."""
+class Spaces(Namespaces):
+    """Namespaces of which those in ``alive`` are there, each by its inode and cookie."""
 
-    def __init__(self, states: Iterable[State]) -> None:
-        self.states = list(states)
-        self.desired = Desired()
-        self.alive = {(NETNS, COOKIE)}
+    def __init__(self, alive: set[tuple[int, int]]) -> None:
+        super().__init__()
+        self.alive = alive
 
-    def reached(self, one: Endpoint) -> Endpoint:
-        """Return an endpoint with the cookie of the namespace that its pair leads into, where it has a pair."""
-        if not any(getattr(state, "name", "") == one.host_ifname for state in self.states):
-            return one
-        return msgspec.structs.replace(one, netns_path="/run/netns/c1", netns_cookie=dict(self.alive)[one.netns])
-
-    def lookup(self, number: int, path: str, cookie: int) -> tuple[int, str]:
+    def lookup(self, number: int, path: str = "", cookie: int = 0) -> tuple[int, str]:
         """Open the namespace with this inode and cookie."""
         if (number, cookie) not in self.alive:
             raise NotFound("it is gone")
         return os.open("/dev/null", os.O_RDONLY), path
 
-    def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
-        """Return what there is."""
-        return [s for s in self.states if isinstance(s, kinds) and int(getattr(s, "netns", HOST)) == netns]
+    def ways(self, number: int) -> Iterator[str]:
+        """Yield the one way."""
+        yield "/run/netns/c1"
 
-    def difference(self) -> tuple[SimpleNamespace, dict[Any, str]]:
+
+class Kernel(MemoryMachine):
+    """A machine that has some states, and the namespace of container c1."""
+
+    def __init__(self, states: Iterable[State]) -> None:
+        super().__init__(states)
+        self.living = {(NETNS, COOKIE)}
+        self.namespaces = Spaces(self.living)
+        self.sockets = Sockets(self.namespaces)
+        self.entered: list[tuple[int, int]] = []
+
+    def enter(self, endpoint: Endpoint) -> None:
+        """Note the namespace."""
+        self.entered.append(endpoint.namespace)
+
+    def reached(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with the cookie of the namespace that its pair leads into, where it has a pair."""
+        if not any(getattr(state, "name", "") == endpoint.host_ifname for state in self.driver.states.values()):
+            return endpoint
+        cookie = dict(self.living)[endpoint.netns]
+        return msgspec.structs.replace(endpoint, netns_path="/run/netns/c1", netns_cookie=cookie)
+
+    def alive(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint's namespace is there."""
+        return (endpoint if endpoint.netns_cookie else self.reached(endpoint)).namespace in self.living
+
+    def difference(self) -> tuple[State, ...]:
         """Return what the first resync would remove."""
-        wanted = self.desired.states()
-        extra = [s for s in self.states if not getattr(s, "netns", HOST) and s.key not in wanted]
-        return SimpleNamespace(put=(), delete=tuple(extra)), {}
-
-    def change(self, source: tuple[str, ...], states: Iterable[State]) -> dict[Any, Exception]:
-        """Replace a source's states, and take away what it let go."""
-        gone = {state.key for state in self.desired.replace(source, states).delete}
-        self.states = [state for state in self.states if state.key not in gone]
-        return {}
+        return self.reconciler.difference()[0].delete
 
 
 class Start:
@@ -80,7 +92,6 @@ class Start:
         self.records = list(records)
         folder.mkdir(exist_ok=True)
         self.journal = Journal(folder / "journal.db", boot_id="b1")
-        self.entered: list[tuple[int, int]] = []
         self.written: dict[str, bytes] = {}
         """Records of the store besides the network's and the endpoints'."""
 
@@ -92,27 +103,14 @@ class Start:
             await self.put_records()
         await self.member.replica.start()
         self.member.networks.refresh()
-        machine = SimpleNamespace(
-            reconciler=self.kernel,
-            enter=lambda one: self.entered.append(one.namespace),
-            leave=lambda *_: None,
-            reached=self.kernel.reached,
-            alive=lambda one: (one if one.netns_cookie else self.kernel.reached(one)).namespace in self.kernel.alive,
-            namespaces=SimpleNamespace(
-                lookup=self.kernel.lookup,
-                ways=lambda _number: iter(["/run/netns/c1"]),
-                renew=lambda *_: None,
-            ),
-            sockets=SimpleNamespace(release=lambda: None),
-        )
-        worker = SimpleNamespace(machine=machine, run=_run, run_brief=_run)
-        member, ports = self.member, PortTable(lambda *_: "")
-        happenings = member.happenings
+        member = self.member
         member.allocator.refresh()
-        here: Any = (worker, self.journal, member.networks, member.allocator, ports, happenings)
-        self.registry = Registry(*here, "h1")
-        self.orphans = Orphans(here[0], here[1], member.networks, member.allocator, happenings, grace=600)
-        self.recovery = Recovery(*here, self.registry, member.published, self.orphans, "h1")
+        worker, ports = worker_of(self.kernel), PortTable(lambda *_: "")
+        here = (worker, self.journal, member.networks, member.allocator)
+        self.registry = Registry(*here, ports, member.happenings, "h1")
+        self.orphans = Orphans(*here, member.happenings, grace=600)
+        known = (self.registry, member.published, self.orphans)
+        self.recovery = Recovery(*here, ports, member.happenings, *known, "h1")
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
 
@@ -126,15 +124,12 @@ class Start:
         """End."""
         await self.member.replica.stop()
         self.journal.close()
+        self.kernel.namespaces.close()
 
     @property
     def endpoints(self) -> dict[tuple[str, str], Endpoint]:
         """What stands."""
         return self.registry.endpoints
-
-
-async def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
 
 
 def states(of: Network, *endpoints: Endpoint) -> list[State]:
@@ -169,7 +164,7 @@ def test_one_of_three_is_enough(tmp_path: Path, known: str) -> None:
     def check() -> None:
         assert start.endpoints == {made.identity: made}
         assert start.inside == {NETNS}
-        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.difference() == ()
         assert [row.endpoint for row in start.journal.rows()] == [made]
         assert start.recovery.rebuilt == (known != "journal")
         assert start.orphans.told() == []
@@ -189,7 +184,7 @@ def test_two_interfaces_of_one_container_are_rebuilt_together(tmp_path: Path) ->
     def check() -> None:
         assert {e.identity: e.metric for e in start.endpoints.values()} == {("c1", "eth0"): 0, ("c1", "eth1"): 1}
         wanted = {state.key: state for state in states(DEMO, first, second)}
-        assert start.kernel.desired.states() == wanted
+        assert start.kernel.reconciler.desired.states() == wanted
 
     started(start, check)
 
@@ -208,7 +203,7 @@ def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
         await start.recovery.learn()
         assert start.endpoints == {made.identity: made}
         assert [row.endpoint.id for row in start.journal.rows()] == ["c0ffee"]
-        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.difference() == ()
         await start.stop()
 
     asyncio.run(work())
@@ -225,10 +220,10 @@ def test_what_nobody_knows_stays_with_all_that_it_needs_until_it_is_removed(tmp_
         assert start.endpoints == {}
         (told,) = start.orphans.told()
         assert told["link"] == made.host_ifname
-        assert start.kernel.difference()[0].delete == ()
-        assert start.kernel.desired.sources()[SOURCE]
+        assert start.kernel.difference() == ()
+        assert start.kernel.reconciler.desired.sources()[SOURCE]
         await start.orphans.remove()
-        assert [s for s in start.kernel.states if getattr(s, "netns", HOST) == HOST] == []
+        assert [s for s in start.kernel.driver.states.values() if getattr(s, "netns", HOST) == HOST] == []
         assert start.orphans.told() == []
         await start.stop()
 
@@ -246,7 +241,7 @@ def test_what_the_last_agent_was_about_to_remove_is_no_orphan(tmp_path: Path) ->
     def check() -> None:
         assert start.endpoints == {}
         assert start.orphans.told() == []
-        assert start.kernel.difference()[0].delete
+        assert start.kernel.difference()
         assert start.journal.rows() == []
 
     started(start, check)
@@ -266,7 +261,7 @@ def test_a_pair_of_a_network_that_nobody_knows_is_what_its_row_says_once_it_is_k
         await start.run()
         assert start.endpoints == {}
         assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
-        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.difference() == ()
         await start.recovery.learn()
         assert start.endpoints == {}
         await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
@@ -294,7 +289,7 @@ def test_an_orphan_that_is_removed_leaves_no_row(tmp_path: Path) -> None:
         assert start.journal.rows()
         await start.orphans.remove()
         assert start.journal.rows() == []
-        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.difference() == ()
         start.journal.begin(made)
         await start.stop()
 
@@ -313,7 +308,7 @@ def test_of_two_rows_with_one_inode_the_one_whose_cookie_the_namespace_has_stand
 
         def check(start: Start = start) -> None:
             assert start.endpoints == {living.identity: living}
-            assert start.kernel.desired.states() == {state.key: state for state in states(DEMO, living)}
+            assert start.kernel.reconciler.desired.states() == {state.key: state for state in states(DEMO, living)}
             assert [row.endpoint for row in start.journal.rows()] == [living]
 
         started(start, check)
@@ -348,7 +343,7 @@ def test_a_namespace_where_the_last_agent_ended_halfway_is_not_another_s_with_it
 
     def check() -> None:
         assert start.inside == {NETNS}
-        assert start.entered[-1] == living.namespace
+        assert start.kernel.entered[-1] == living.namespace
 
     started(start, check)
 
@@ -368,7 +363,7 @@ def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: 
     async def work() -> None:
         await start.run()
         assert [one["link"] for one in start.orphans.told()] == [made.host_ifname]
-        assert start.kernel.difference()[0].delete == ()
+        assert start.kernel.difference() == ()
         await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
         start.member.networks.refresh()
         start.member.allocator.refresh()

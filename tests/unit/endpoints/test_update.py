@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +12,17 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Network, Port
 from linkspan.core.ports import PortTable
 from linkspan.endpoints import update
-from support.records.replicas import network
+from linkspan.endpoints.registry import Identity, Registry
+from linkspan.store.memory import Memory
+from support.memory_machine import registry_of
+from support.records.replicas import Member, network
 
 OLD, NEW = Port("", 8080, 80, "tcp"), Port("", 9090, 80, "tcp")
 
 
-def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What could not be recorded is held by nobody: another container may publish there."""
     endpoint = Endpoint(
         id="a",
@@ -37,12 +41,15 @@ def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(monkeypatch: pytes
     table = PortTable(lambda _protocol, _ip, _port: "")
     table.restore(endpoint)
 
-    async def alter(_registry: Any, _identity: Any, altered: Callable[[Network, Endpoint], Endpoint]) -> Endpoint:
+    async def alter(
+        _registry: Registry, _identity: Identity, altered: Callable[[Network, Endpoint], Endpoint]
+    ) -> Endpoint:
         altered(network(), endpoint)
         raise Unavailable("journal: the disk is full")
 
     monkeypatch.setattr(update, "alter", alter)
-    registry: Any = SimpleNamespace(endpoints={endpoint.identity: endpoint})
+    registry = registry_of(Member(Memory(), tmp_path, "h1"), tmp_path)
+    registry.endpoints[endpoint.identity] = endpoint
     with pytest.raises(Unavailable):
         asyncio.run(update.publish(registry, table, endpoint.identity, (NEW,), ()))
     assert "endpoint a" in table.holder(OLD)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import json
 import os
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from linkspan.core.errors import Unavailable
 from linkspan.endpoints import detach
+from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io import inotify
 from linkspan.kernel.io.inotify import FolderWatch, WriteWatch
 from linkspan.runtimes import cni_deletions
 from linkspan.runtimes.cni_deletions import Removals
+from linkspan.store.memory import Memory
+from support.memory_machine import registry_of
 from support.polling import eventually
+from support.records.replicas import Member
 
 
 def instances() -> int:
@@ -114,7 +118,7 @@ def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
     monkeypatch.setattr(inotify._libc, "inotify_add_watch", lambda *_: -1)
-    monkeypatch.setattr(inotify.ctypes, "get_errno", lambda: errno.ENOSPC)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOSPC)
     writes = WriteWatch([tmp_path / "file"])
     assert writes.problem == "no space left on device"
     assert writes.written() == set()
@@ -147,14 +151,15 @@ def test_queued_removals_are_done_without_an_instance_to_spare(
 
     gone: list[str] = []
 
-    async def detached(_registry: Any, container: str, _ifname: str, _network: str) -> int:
+    async def detached(_registry: Registry, container: str, _ifname: str, _network: str) -> int:
         gone.append(container)
         return 1
 
     monkeypatch.setattr(detach, "detach", detached)
 
     async def work() -> None:
-        registry: Any = SimpleNamespace(endpoints={}, attached_ns={("c1", "eth0"): 1})
+        registry = registry_of(Member(Memory(), tmp_path, "h1"), tmp_path)
+        registry.attached_ns["c1", "eth0"] = 1
         one = Removals(tmp_path / "queue", registry, "b")
         await one.start()
         assert "inotify instance" in caplog.text
@@ -174,7 +179,7 @@ def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatc
 
     gone: list[str] = []
 
-    async def failing(_registry: Any, container: str, _ifname: str, _network: str) -> int:
+    async def failing(_registry: Registry, container: str, _ifname: str, _network: str) -> int:
         gone.append(container)
         raise Unavailable("the store is away")
 
@@ -182,7 +187,8 @@ def test_one_timer_waits_however_many_removals_failed(tmp_path: Path, monkeypatc
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
-        registry: Any = SimpleNamespace(endpoints={}, attached_ns={("c1", "eth0"): 1})
+        registry = registry_of(Member(Memory(), tmp_path, "h1"), tmp_path)
+        registry.attached_ns["c1", "eth0"] = 1
         later = loop.call_later
 
         def call_later(delay: float, *rest: Any) -> asyncio.TimerHandle:

@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.model import Endpoint
+from linkspan.kernel.drivers.links import LinkDriver
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.io.namespaces import Namespaces, open_namespace
-from linkspan.kernel.worker import Machine
+from support.memory_machine import MemoryMachine
 
 COOKIE = 70
 
@@ -90,16 +90,28 @@ def test_what_is_known_of_a_namespace_ends_when_another_has_its_inode(spaces: Na
     assert spaces.path(7) == ""
 
 
-def _machine(spaces: Namespaces, *pairs: str) -> Machine:
-    machine = object.__new__(Machine)
-    machine.namespaces = spaces
-    machine.links = SimpleNamespace(leads_into=lambda name, _fd: name in pairs)  # type: ignore[assignment]
-    return machine
+class Pairs(LinkDriver):
+    """Links of which these lead into whatever namespace is asked for."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def leads_into(self, name: str, fd: int) -> bool:
+        """Tell whether it is one of them."""
+        return name in self._names
+
+
+class Few(MemoryMachine):
+    """A machine with namespaces and with pairs that lead into them."""
+
+    def __init__(self, spaces: Namespaces, *pairs: str) -> None:
+        super().__init__()
+        self.namespaces, self.links = spaces, Pairs(pairs)
 
 
 def test_an_endpoint_lives_in_the_namespace_of_its_cookie_alone(spaces: Namespaces) -> None:
     """Without a cookie it lives where its pair leads, and where that is gone nowhere."""
-    machine = _machine(spaces, "lsp1")
+    machine = Few(spaces, "lsp1")
     endpoint = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home, netns_cookie=COOKIE)
     assert machine.alive(endpoint)
     assert not machine.alive(msgspec.structs.replace(endpoint, netns_cookie=COOKIE - 1))
@@ -113,7 +125,7 @@ def test_a_namespace_is_not_entered_for_an_endpoint_whose_cookie_is_unknown(
     spaces: Namespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be another container's; on a kernel without cookies the inode is all that there is."""
-    machine = _machine(spaces)
+    machine = Few(spaces)
     endpoint = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home)
     machine.enter(endpoint)
     with pytest.raises(NotFound):

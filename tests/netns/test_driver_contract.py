@@ -1,0 +1,11 @@
+"""The contract of drivers on the real kernel; the fake kernel of unit tests passes the same checks."""
+
+from __future__ import annotations
+
+from linkspan.kernel.worker import Machine
+from support import driver_contract
+
+
+def test_the_kernel_s_drivers_hold_the_contract(host: Machine) -> None:
+    """Puts and deletes can be repeated, and what is on a link goes with it."""
+    driver_contract.holds(host.reconciler)
