@@ -21,11 +21,17 @@ from support.polling import until
 MAC = "02:00:00:00:00:07"
 
 
+class Busy(Host):
+    """A host in use; ``names`` has its objects by the words that stand for them in the tables below."""
+
+    names: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def busy() -> Iterator[Host]:
+def busy() -> Iterator[Busy]:
     """A host with two networks, a container, a reservation, a route and a cable of its own."""
     world = World()
-    host = Host(world)
+    host = Busy(world)
     try:
         host.start()
         host.outside()
@@ -38,7 +44,7 @@ def busy() -> Iterator[Host]:
         holder, free = world.namespace(), world.namespace()
         run("ip", "link", "add", "made", "type", "bridge", netns=free)
         host.attach(holder, name="web", mac=MAC, ports=[port(8080)], ips=["10.201.0.9"])
-        host.names = {"FREE": free, "HOLDER": holder, "OWN": host.netns, "FILE": str(host.config)}  # type: ignore[attr-defined]
+        host.names = {"FREE": free, "HOLDER": holder, "OWN": host.netns, "FILE": str(host.config)}
         yield host
     finally:
         host.close()
@@ -147,10 +153,9 @@ REFUSED = [
 ]
 
 
-def spoken(host: Host, monkeypatch: pytest.MonkeyPatch, capfd: Any, *words: str) -> tuple[int, str, str]:
+def spoken(host: Busy, monkeypatch: pytest.MonkeyPatch, capfd: Any, *words: str) -> tuple[int, str, str]:
     """Run the command line in this process, which is a tenth of the time; return its exit code and output."""
-    names: dict[str, str] = host.names  # type: ignore[attr-defined]
-    argv = ["linkspan", *(names.get(word, word) for word in words)]
+    argv = ["linkspan", *(host.names.get(word, word) for word in words)]
     monkeypatch.setattr("sys.argv", argv)
     monkeypatch.setenv("LINKSPAN_SOCKET", str(host.socket))
     capfd.readouterr()
@@ -162,7 +167,7 @@ def spoken(host: Host, monkeypatch: pytest.MonkeyPatch, capfd: Any, *words: str)
 
 @pytest.mark.parametrize(("words", "said"), REFUSED, ids=lambda v: " ".join(v)[:60])
 def test_a_refusal_says_what_and_why(
-    busy: Host, monkeypatch: pytest.MonkeyPatch, capfd: Any, words: list[str], said: list[str]
+    busy: Busy, monkeypatch: pytest.MonkeyPatch, capfd: Any, words: list[str], said: list[str]
 ) -> None:
     """One line on stderr names object and cause, exit code 1; -o json has it as an object; nothing is left."""
     before = state(busy)
@@ -195,7 +200,7 @@ def test_a_refusal_says_what_and_why(
     ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(
-    busy: Host, monkeypatch: pytest.MonkeyPatch, capfd: Any, words: list[str]
+    busy: Busy, monkeypatch: pytest.MonkeyPatch, capfd: Any, words: list[str]
 ) -> None:
     """Words that the command line does not understand end with exit code 2 and never reach the agent."""
     code, out, err = spoken(busy, monkeypatch, capfd, *words)
@@ -203,7 +208,7 @@ def test_wrong_usage_ends_with_2(
     assert err
 
 
-def test_no_agent_is_told(busy: Host, monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path) -> None:
+def test_no_agent_is_told(busy: Busy, monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path) -> None:
     """Without an agent each command says so, with the socket's path and how to start one."""
     missing = tmp_path / "agent.sock"
     for words in (["status"], ["attach", "FREE", "--network", "demo"], ["diff"]):
@@ -244,7 +249,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("body", "status"), BODIES)
-def test_the_api_answers_bad_bodies(busy: Host, body: bytes, status: int) -> None:
+def test_the_api_answers_bad_bodies(busy: Busy, body: bytes, status: int) -> None:
     """What is no request is a 4xx with an error object, the agent lives, and nothing is left."""
     before = state(busy)
     code, answer = raw(busy, "POST", "/v1/attach", body)
@@ -255,7 +260,7 @@ def test_the_api_answers_bad_bodies(busy: Host, body: bytes, status: int) -> Non
 
 
 @pytest.mark.parametrize(("body", "status"), [*BODIES[:2], *BODIES[3:7]])
-def test_every_route_answers_bad_bodies(busy: Host, body: bytes, status: int) -> None:
+def test_every_route_answers_bad_bodies(busy: Busy, body: bytes, status: int) -> None:
     """The other routes that take a body refuse the same ones."""
     for method, path in (
         ("POST", "/v1/networks"),
@@ -269,7 +274,7 @@ def test_every_route_answers_bad_bodies(busy: Host, body: bytes, status: int) ->
         assert answer["error"]["message"]
 
 
-def test_paths_and_methods_that_are_not_there(busy: Host) -> None:
+def test_paths_and_methods_that_are_not_there(busy: Busy) -> None:
     """Unknown paths and methods are a 404 and a 405 with an error object."""
     for method, path, status in (
         ("GET", "/v1/soup", 404),
@@ -282,7 +287,7 @@ def test_paths_and_methods_that_are_not_there(busy: Host) -> None:
         assert (code, bool(answer["error"]["message"])) == (status, True), (path, answer)
 
 
-def test_a_body_that_never_ends_is_let_go(busy: Host) -> None:
+def test_a_body_that_never_ends_is_let_go(busy: Busy) -> None:
     """A client that goes away in the middle of its request leaves nothing."""
     before = state(busy)
     for sent in (b"", b"POST /v1/att", b"POST /v1/attach HTTP/1.1\r\nContent-Length: 100\r\n\r\n{", b"\0" * 1000):
@@ -292,7 +297,7 @@ def test_a_body_that_never_ends_is_let_go(busy: Host) -> None:
     assert state(busy) == before
 
 
-def test_a_namespace_that_goes_between_open_and_attach(busy: Host) -> None:
+def test_a_namespace_that_goes_between_open_and_attach(busy: Busy) -> None:
     """Its name is deleted while the caller holds it open: all that was made goes with it, by --fix at the latest."""
     world = busy.world
     name = world.namespace()
@@ -337,7 +342,7 @@ def as_user(host: Host, group: int, *words: str) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(status), said
 
 
-def test_users_may_read_by_the_group_and_change_nothing(busy: Host) -> None:
+def test_users_may_read_by_the_group_and_change_nothing(busy: Busy) -> None:
     """A member of the socket's group reads; changing is root's, and both refusals say what to do."""
     busy.folder.chmod(0o755)
     os.chown(busy.socket, 0, 4242)
@@ -360,7 +365,7 @@ def test_users_may_read_by_the_group_and_change_nothing(busy: Host) -> None:
     assert state(busy) == before
 
 
-def test_the_agent_lives_on(busy: Host) -> None:
+def test_the_agent_lives_on(busy: Busy) -> None:
     """After all of this the agent that was started first still answers, and never failed inside."""
     assert busy.process is not None
     assert busy.process.poll() is None

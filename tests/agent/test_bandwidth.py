@@ -86,11 +86,12 @@ def test_an_address_used_anew_with_another_mac_is_announced(
             assert arp.sees(mac + ip + bytes(6) + ip)
             target = socket.inet_pton(socket.AF_INET6, ips[1])
             assert advertisement.sees(b"\x20\0\0\0" + target + b"\2\1" + mac)
-        for ip in ips:
+        for address in ips:
             until(
-                lambda ip=ip: "02:00:00:00:00:02" in run("ip", "neigh", "show", ip, netns=watcher), "its MAC"
+                lambda address=address: "02:00:00:00:00:02" in run("ip", "neigh", "show", address, netns=watcher),
+                "its MAC",
             )
-            assert pings(watcher, ip)
+            assert pings(watcher, address)
     finally:
         host.close()
 

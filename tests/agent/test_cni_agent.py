@@ -44,6 +44,12 @@ class Runtime:
         given = {"cniVersion": version, "name": "demo", "type": "linkspan", **conf}
         return self.run(self.plugin, command, netns, path, code, given, ifname)
 
+    def collect(self, *valid: str) -> None:
+        """Run GC: the interfaces eth0 of these containers are valid."""
+        attachments = [{"containerID": netns, "ifname": "eth0"} for netns in valid]
+        given = {"cniVersion": "1.1.0", "name": "demo", "type": "linkspan", "cni.dev/valid-attachments": attachments}
+        self.run(self.plugin, "GC", "", "", 0, given)
+
     def tune(self, netns: str, previous: dict[str, Any], **conf: Any) -> dict[str, Any]:
         """Run the reference plugin tuning as the next one in the chain, and return the chain's result."""
         if not TUNING.exists():
@@ -199,14 +205,13 @@ def test_gc_takes_what_is_not_listed(runtime: Runtime, container: Callable[[], s
     runtime.call("ADD", gone)
     runtime.host.attach(by_hand)
     runtime.call("ADD", elsewhere, name="other")
-    valid = [{"containerID": keep, "ifname": "eth0"}]
-    runtime.call("GC", **{"cni.dev/valid-attachments": valid})
+    runtime.collect(keep)
     assert runtime.attached() == {keep, by_hand, elsewhere}
     assert "eth0" not in run("ip", "link", netns=gone)
     assert pings(keep, "10.201.0.1")
     runtime.call("GC")
     assert runtime.attached() == {keep, by_hand, elsewhere}
-    runtime.call("GC", **{"cni.dev/valid-attachments": []})
+    runtime.collect()
     assert runtime.attached() == {by_hand, elsewhere}
 
 
@@ -337,7 +342,7 @@ def test_check_looks_into_a_namespace_that_the_agent_finds_nowhere(runtime: Runt
     assert keeper.stdout is not None
     assert keeper.stdout.readline() == b"up\n"
     runtime.entered = ("nsenter", f"--mount=/proc/{keeper.pid}/ns/mnt", "--")
-    conf = {"cniVersion": "1.1.0", "name": "demo", "type": "linkspan"}
+    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "demo", "type": "linkspan"}
     plugin = runtime.plugin
     result = runtime.run(plugin, "ADD", "box", "/mnt/box", 0, conf)
     conf |= {"prevResult": result}

@@ -80,7 +80,7 @@ def used(request: pytest.FixtureRequest, world: World) -> Any:
     host.attach(names[1], mac="02:00:00:00:00:77", ips=["10.201.0.77"])
     host.attach(names[1], "back", ifname="net1")
     host.attach(names[2])
-    host.names = names
+    host.containers = names
     published(host, 4)
     try:
         yield host
@@ -91,7 +91,7 @@ def used(request: pytest.FixtureRequest, world: World) -> Any:
 @pytest.mark.parametrize("lose", LOSSES)
 def test_a_lost_journal_disconnects_no_container(used: Host, lose: Callable[[Host], None], world: World) -> None:
     """Whatever became of the file, everything goes on as it was, and the next address is one that nobody has."""
-    names = used.names
+    names = used.containers
     before, rules = {name: inside(name) for name in names}, outline(used)
     known = endpoints(used)
     used.stop(signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_without_the_store_s_records_the_kernel_tells(
     used: Host, lose: Callable[[Host], None], world: World
 ) -> None:
     """Addresses, MACs, ports and the limit of the host's end are the kernel's; so is the id of a named namespace."""
-    names = used.names
+    names = used.containers
     before, known = {name: inside(name) for name in names}, endpoints(used)
     used.stop(signal.SIGKILL)
     lose(used)

@@ -14,10 +14,18 @@ from support.agent.stage import OUTSIDE, SECOND, SETTINGS, cable
 from support.agent.traffic import echoes
 
 
+class Forwarder(Host):
+    """A host with one container; ``second`` and ``third`` are what is at the ends of two more cables."""
+
+    one: str
+    second: str
+    third: str
+
+
 @pytest.fixture
-def host(world: World) -> Iterator[Host]:
+def host(world: World) -> Iterator[Forwarder]:
     """Give a host that forwarded from one link of three before linkspan, whose agent has just been killed."""
-    found = Host(world)
+    found = Forwarder(world)
     beyond = found.outside()
     run("ip", "route", "add", "default", "via", "198.51.100.1", netns=beyond)
     run("ip", "route", "add", "default", "via", "2001:db8::1", netns=beyond)
@@ -35,27 +43,27 @@ def host(world: World) -> Iterator[Host]:
         found.close()
 
 
-def values(host: Host) -> list[str]:
+def values(host: Forwarder) -> list[str]:
     """Return what forwarding is."""
     return [run("sysctl", "-n", name, netns=host.netns).strip() for name in SETTINGS.values()]
 
 
-def removed(host: Host) -> None:
+def removed(host: Forwarder) -> None:
     """Take the record away."""
     (host.state_dir / "sysctls.json").unlink()
 
 
-def emptied(host: Host) -> None:
+def emptied(host: Forwarder) -> None:
     """Empty it, and do what the error says."""
     spoilt(host, b"")
 
 
-def damaged(host: Host) -> None:
+def damaged(host: Forwarder) -> None:
     """Damage it, and do what the error says."""
     spoilt(host, b'{"epoch": "')
 
 
-def spoilt(host: Host, content: bytes) -> None:
+def spoilt(host: Forwarder, content: bytes) -> None:
     """Write something over it, and do what the error says."""
     (host.state_dir / "sysctls.json").write_bytes(content)
     said = refused(host)
@@ -64,13 +72,13 @@ def spoilt(host: Host, content: bytes) -> None:
     follow_move(said)
 
 
-def told(host: Host) -> str:
+def told(host: Forwarder) -> str:
     """Return all that the events say."""
     return " ".join(json.loads(line)["what"] for line in host.client.lines("/v1/events"))
 
 
 @pytest.mark.parametrize("lose", [removed, emptied, damaged])
-def test_a_host_that_was_closed_stays_closed(host: Host, lose: Callable[[Host], None]) -> None:
+def test_a_host_that_was_closed_stays_closed(host: Forwarder, lose: Callable[[Host], None]) -> None:
     """The rules tell what forwarding was before linkspan: nothing is opened by the loss, and all goes back."""
     rules = sorted(run("nft", "list", "ruleset", netns=host.netns).splitlines())
     lose(host)
@@ -89,14 +97,14 @@ def test_a_host_that_was_closed_stays_closed(host: Host, lose: Callable[[Host], 
     assert run("sysctl", "-n", "net.ipv4.conf.third.forwarding", netns=host.netns) == "1\n"
 
 
-def test_an_uninstall_without_the_record_gives_forwarding_back(host: Host) -> None:
+def test_an_uninstall_without_the_record_gives_forwarding_back(host: Forwarder) -> None:
     """No agent has to run in between."""
     removed(host)
     host.cli("uninstall", "--yes", "--force", "--state-dir", str(host.state_dir))
     assert values(host) == ["0", "0"]
 
 
-def test_what_nobody_knows_any_more_is_said_and_left(host: Host) -> None:
+def test_what_nobody_knows_any_more_is_said_and_left(host: Forwarder) -> None:
     """With the rules gone too: no program's forwarding is stopped, and doctor and uninstall name the settings."""
     removed(host)
     run("nft", "flush", "ruleset", netns=host.netns)
@@ -114,7 +122,7 @@ def test_what_nobody_knows_any_more_is_said_and_left(host: Host) -> None:
     assert values(host) == ["1", "1"]
 
 
-def test_of_a_record_that_is_there_nothing_is_said(host: Host) -> None:
+def test_of_a_record_that_is_there_nothing_is_said(host: Forwarder) -> None:
     """A killed agent's, and that of a host that had none yet."""
     host.start()
     assert "lost" not in told(host)

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,30 @@ from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, r
 from support.polling import until
 
 
+class SmallDisk(Host):
+    """A host whose state folder is a small disk; ``command`` starts what sees that disk."""
+
+    command: tuple[str, ...]
+
+
+Disk = tuple[SmallDisk, Path]
+"""The host, and the path at which its disk is seen from here."""
+
+
 @pytest.fixture
-def small_disk(world: World) -> Any:
-    """A host whose state folder is a disk of 1 MiB, and the path at which the disk is seen from here."""
-    host = Host(world)
+def small_disk(world: World) -> Iterator[Disk]:
+    """A host whose state folder is a disk of 1 MiB."""
+    host = SmallDisk(world)
     folder = host.state_dir
     script = f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder} && echo up && exec sleep 600"
     command = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", script)
     holder = world.spawn(host.netns, *command, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"up\n"
-    host.command = (  # type: ignore[attr-defined]
+    host.command = (
         "nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={Path.cwd()}", sys.executable, "-m", "linkspan.cli.main"
     )  # fmt: skip
-    host.start(*host.command)  # type: ignore[attr-defined]
+    host.start(*host.command)
     try:
         yield host, Path(f"/proc/{holder.pid}/root{host.state_dir}")
     finally:
@@ -59,7 +69,7 @@ def attaches(host: Host, name: str) -> bool:
     return bool(host.detach(name))
 
 
-def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+def test_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
     """Attach fails and says so; detach works and is logged; once there is space the journal is right by itself."""
     host, disk = small_disk
     host.network("demo", "10.201.0.0/24")
@@ -84,11 +94,11 @@ def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]
     def recorded() -> set[str]:
         reading = "import sqlite3, sys; print(*(r[0] for r in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])))"
         words = (str(host.state_dir / "journal.db"), "SELECT id FROM endpoints")
-        return set(run(*host.command[:2], sys.executable, "-c", reading, *words).split())  # type: ignore[attr-defined]
+        return set(run(*host.command[:2], sys.executable, "-c", reading, *words).split())
 
     until(lambda: recorded() == {stays}, "the rows of what is attached")
     host.stop(signal.SIGKILL)
-    host.start(*host.command)  # type: ignore[attr-defined]
+    host.start(*host.command)
     clean(host)
     assert ids(host) == {stays}
     assert pings(stays, "10.201.0.1")
@@ -96,7 +106,7 @@ def test_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]
     assert pings(comes, "10.201.0.1")
 
 
-def test_an_agent_starts_on_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+def test_an_agent_starts_on_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
     """It heals, says what is wrong, and attaches again once there is space: packets do not wait for a disk."""
     host, disk = small_disk
     host.network("demo", "10.201.0.0/24")
@@ -107,7 +117,7 @@ def test_an_agent_starts_on_a_full_disk(small_disk: tuple[Host, Path], container
     until(lambda: not attaches(host, two), "the last page of the log")
     host.stop(signal.SIGKILL)
     run("ip", "link", "set", made["host_ifname"], "down", netns=host.netns)
-    host.start(*host.command)  # type: ignore[attr-defined]
+    host.start(*host.command)
     assert pings(one, "10.201.0.1")
     assert ids(host) == {one}
     clean(host)
@@ -115,12 +125,12 @@ def test_an_agent_starts_on_a_full_disk(small_disk: tuple[Host, Path], container
         host.attach(two)
     filler.unlink()
     until(lambda: attaches(host, two), "it attaches again")
-    host.restart(signal.SIGKILL, *host.command)  # type: ignore[attr-defined]
+    host.restart(signal.SIGKILL, *host.command)
     assert ids(host) == {one}
     clean(host)
 
 
-def test_an_agent_ends_in_order_on_a_full_disk(small_disk: tuple[Host, Path], container: Callable[[], str]) -> None:
+def test_an_agent_ends_in_order_on_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
     """SIGTERM ends it with 0, and what was detached meanwhile is gone after the next start."""
     host, disk = small_disk
     host.network("demo", "10.201.0.0/24")
@@ -132,7 +142,7 @@ def test_an_agent_ends_in_order_on_a_full_disk(small_disk: tuple[Host, Path], co
     assert host.process is not None
     assert host.process.returncode == 0
     filler.unlink()
-    host.start(*host.command)  # type: ignore[attr-defined]
+    host.start(*host.command)
     clean(host)
 
 

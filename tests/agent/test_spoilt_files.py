@@ -66,7 +66,7 @@ CONTENTS = pytest.mark.parametrize("content", [b"", GARBAGE, b"{}\n"], ids=["emp
 @CONTENTS
 def test_a_file_that_is_spoilt_costs_no_container_anything(used: Host, content: bytes) -> None:
     """Each one in turn, while no agent runs: containers, addresses and the host's id are what they were."""
-    before = {name: inside(name) for name in used.names}
+    before = {name: inside(name) for name in used.containers}
     known = {identity: (e["addresses"], e["ports"]) for identity, e in endpoints(used).items()}
     (own,) = (one["id"] for one in used.client.call("GET", "/v1/hosts"))
     names, snapshot = files(used), used.state_dir / "replica.json"
@@ -76,11 +76,11 @@ def test_a_file_that_is_spoilt_costs_no_container_anything(used: Host, content: 
         if (used.state_dir / name).exists():  # a log of SQLite's may have gone with its last user
             (used.state_dir / name).write_bytes(content)
         started(used, str(name))
-        assert {one: inside(one) for one in used.names} == before, name
+        assert {one: inside(one) for one in used.containers} == before, name
         assert {i: (e["addresses"], e["ports"]) for i, e in endpoints(used).items()} == known, name
         assert [one["id"] for one in used.client.call("GET", "/v1/hosts")] == [own], name
-        assert pings(used.names[0], "10.201.0.1"), name
-        assert pings(used.names[1], "10.202.0.1"), name
+        assert pings(used.containers[0], "10.201.0.1"), name
+        assert pings(used.containers[1], "10.202.0.1"), name
         until(lambda: used.differences() == [], f"nothing differs after {name}")
         clean(used)
         published(used, 2)

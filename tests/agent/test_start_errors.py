@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,17 @@ from support.polling import until
 Agent = tuple[str, ...]
 
 
+class Killed(Host):
+    """A host with one container, whose agent was killed; ``before`` is what the container has."""
+
+    one: str
+    before: dict[str, Any]
+
+
 @pytest.fixture
-def host(world: World) -> Iterator[Host]:
+def host(world: World) -> Iterator[Killed]:
     """Give a host with one container, whose agent has just been killed."""
-    found = Host(world)
+    found = Killed(world)
     found.start()
     found.network("demo", "10.201.0.0/24")
     found.one = world.namespace()
@@ -36,7 +44,7 @@ def host(world: World) -> Iterator[Host]:
         found.close()
 
 
-def goes_on(host: Host) -> None:
+def goes_on(host: Killed) -> None:
     """The agent starts, and the container has never noticed anything."""
     host.start()
     assert inside(host.one) == host.before
@@ -51,7 +59,7 @@ def commanded(said: str) -> list[str]:
     return found[1].split()
 
 
-def holding(world: World, host: Host, script: str) -> subprocess.Popen[bytes]:
+def holding(world: World, host: Killed, script: str) -> subprocess.Popen[bytes]:
     """Start a Python process on the host that has taken something, and holds it."""
     words = (sys.executable, "-c", f"{script}; print('up', flush=True); import time; time.sleep(60)")
     process = world.spawn(host.netns, *words, stdout=subprocess.PIPE)
@@ -80,7 +88,7 @@ WRONG = [
 ]
 
 
-def test_a_wrong_setting_is_named_and_can_be_put_right(host: Host) -> None:
+def test_a_wrong_setting_is_named_and_can_be_put_right(host: Killed) -> None:
     """The error names the setting and what it takes; with that, or without the line, the agent starts."""
     text = host.config.read_text()
     for line, told, right in WRONG:
@@ -95,7 +103,7 @@ def test_a_wrong_setting_is_named_and_can_be_put_right(host: Host) -> None:
     goes_on(host)
 
 
-def test_a_config_file_that_is_not_there_is_named(host: Host) -> None:
+def test_a_config_file_that_is_not_there_is_named(host: Killed) -> None:
     """By the path given, which is to be corrected."""
     said = refused(host, "--config", "/nowhere/agent.toml")
     assert "config file /nowhere/agent.toml cannot be read: no such file or directory" in said
@@ -103,7 +111,7 @@ def test_a_config_file_that_is_not_there_is_named(host: Host) -> None:
     goes_on(host)
 
 
-def test_a_port_for_metrics_that_is_taken_is_named(host: Host, world: World) -> None:
+def test_a_port_for_metrics_that_is_taken_is_named(host: Killed, world: World) -> None:
     """The hint's command shows who has it; when that has ended the agent starts."""
     other = holding(world, host, "import socket; s = socket.create_server(('127.0.0.1', 9642))")
     host.config.write_text(host.config.read_text() + "metrics = '127.0.0.1:9642'\n")
@@ -118,35 +126,35 @@ def test_a_port_for_metrics_that_is_taken_is_named(host: Host, world: World) -> 
 # Sockets
 
 
-def a_file_for_a_folder(host: Host) -> str:
+def a_file_for_a_folder(host: Killed) -> str:
     """A file stands where the socket's folder should be."""
     host.socket = host.folder / "taken" / "agent.sock"
     host.socket.parent.write_text("somebody's")
     return "taken/queue: not a directory"
 
 
-def a_folder_for_a_socket(host: Host) -> str:
+def a_folder_for_a_socket(host: Killed) -> str:
     """A folder stands where the socket should be."""
     host.socket.unlink(missing_ok=True)
     host.socket.mkdir()
     return "agent.sock: something else than a socket is there"
 
 
-def a_file_for_a_socket(host: Host) -> str:
+def a_file_for_a_socket(host: Killed) -> str:
     """A file of somebody else's stands there, which is not linkspan's to remove."""
     host.socket.unlink(missing_ok=True)
     host.socket.write_text("somebody's")
     return "agent.sock: something else than a socket is there"
 
 
-def a_file_for_the_queue(host: Host) -> str:
+def a_file_for_the_queue(host: Killed) -> str:
     """A file stands where the queue of removals should be."""
     (host.socket.parent / "queue").rmdir()
     (host.socket.parent / "queue").write_text("somebody's")
     return "queue: file exists"
 
 
-def a_file_for_docker_s_socket(host: Host) -> str:
+def a_file_for_docker_s_socket(host: Killed) -> str:
     """A file stands where the settings have the socket for Docker's engine."""
     path = host.folder / "docker.sock"
     path.write_text("somebody's")
@@ -160,7 +168,7 @@ IN_PLACE = [
 
 
 @pytest.mark.parametrize("put", IN_PLACE)
-def test_what_is_in_the_socket_s_place_is_moved_away(host: Host, put: Callable[[Host], str]) -> None:
+def test_what_is_in_the_socket_s_place_is_moved_away(host: Killed, put: Callable[[Host], str]) -> None:
     """The hint has the command; nothing of somebody else's is lost."""
     told = put(host)
     host.client.path = str(host.socket)
@@ -172,14 +180,14 @@ def test_what_is_in_the_socket_s_place_is_moved_away(host: Host, put: Callable[[
     goes_on(host)
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_named(host: Host) -> None:
+def test_a_path_that_is_too_long_for_a_socket_is_named(host: Killed) -> None:
     """Another path will do."""
     said = refused(host, "--socket", str(host.folder / ("x" * 120)))
     assert "give --socket another path" in said
     goes_on(host)
 
 
-def test_a_socket_that_another_agent_serves_is_not_taken(host: Host, world: World) -> None:
+def test_a_socket_that_another_agent_serves_is_not_taken(host: Killed, world: World) -> None:
     """Two agents in two namespaces with one path: the second one says who has it, and starts by another path."""
     host.start()
     other = Host(world)
@@ -198,7 +206,7 @@ def test_a_socket_that_another_agent_serves_is_not_taken(host: Host, world: Worl
 
 
 @pytest.fixture
-def disk(host: Host, world: World) -> Agent:
+def disk(host: Killed, world: World) -> Agent:
     """Return what leads into a mount namespace in which the state folder is a disk of its own, with what was in it."""
     folder, copy = host.state_dir, host.folder / "copy"
     rewritten(folder / "store" / "store.db", "DELETE FROM meta WHERE name = 'inode'")  # a copy that is accepted
@@ -211,7 +219,7 @@ def disk(host: Host, world: World) -> Agent:
     return ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={Path.cwd()}")
 
 
-def test_a_read_only_disk_is_mounted_for_writing_as_the_hint_says(host: Host, disk: Agent) -> None:
+def test_a_read_only_disk_is_mounted_for_writing_as_the_hint_says(host: Killed, disk: Agent) -> None:
     """The error names the folder, the cause, and the mount."""
     run(*disk, "mount", "-o", "remount,ro", str(host.state_dir))
     said = refused(host, inside=disk)
@@ -224,7 +232,7 @@ def test_a_read_only_disk_is_mounted_for_writing_as_the_hint_says(host: Host, di
 
 
 @pytest.mark.parametrize("name", ["lock", "host-id", "journal.db", "store/store.db", "sysctls.json", "."])
-def test_a_folder_or_file_in_the_place_of_another_is_moved_away(host: Host, name: str) -> None:
+def test_a_folder_or_file_in_the_place_of_another_is_moved_away(host: Killed, name: str) -> None:
     """Each file of the state folder, and the folder itself: the hint has the command, and containers go on."""
     path = host.state_dir / name
     aside = host.folder / "aside"
@@ -246,7 +254,7 @@ def test_a_folder_or_file_in_the_place_of_another_is_moved_away(host: Host, name
     goes_on(host)
 
 
-def test_a_journal_that_another_process_holds_is_named(host: Host, world: World) -> None:
+def test_a_journal_that_another_process_holds_is_named(host: Killed, world: World) -> None:
     """The hint's command shows the process; when that has ended the agent starts."""
     held = f"d = sqlite3.connect('{host.state_dir}/journal.db', isolation_level=None)"
     locked = "d.execute('PRAGMA locking_mode=EXCLUSIVE'); d.execute('BEGIN EXCLUSIVE')"
@@ -259,7 +267,7 @@ def test_a_journal_that_another_process_holds_is_named(host: Host, world: World)
     goes_on(host)
 
 
-def test_a_schema_that_is_no_number_is_named(host: Host) -> None:
+def test_a_schema_that_is_no_number_is_named(host: Killed) -> None:
     """As any other damage of the journal."""
     rewritten(host.state_dir / "journal.db", "UPDATE meta SET value = 'x' WHERE name = 'schema'")
     said = refused(host)

@@ -29,7 +29,7 @@ def used(world: World) -> Any:
 
 def unreadable_row(host: Host) -> str:
     """One row of the journal is garbage."""
-    rewritten(host.state_dir / "journal.db", f"UPDATE endpoints SET record = 'x' WHERE id = '{host.names[0]}'")  # noqa: S608
+    rewritten(host.state_dir / "journal.db", f"UPDATE endpoints SET record = 'x' WHERE id = '{host.containers[0]}'")  # noqa: S608
     return "journal.db has a record that cannot be read"
 
 
@@ -54,21 +54,21 @@ def test_what_is_moved_away_as_the_hint_says_costs_no_container_anything(
     used: Host, damage: Callable[[Host], str]
 ) -> None:
     """The agent starts, the networks are there, and nothing has changed inside the containers or on the host."""
-    before = {name: inside(name) for name in used.names}
+    before = {name: inside(name) for name in used.containers}
     rules = sorted(run("nft", "list", "ruleset", netns=used.netns).splitlines())
     what = damage(used)
     said = refused(used)
     assert what in said
     follow_move(said)
     used.start()
-    assert {name: inside(name) for name in used.names} == before
+    assert {name: inside(name) for name in used.containers} == before
     assert sorted(run("nft", "list", "ruleset", netns=used.netns).splitlines()) == rules
     assert {(e["id"], e["network"]) for e in endpoints(used).values()} == {
-        (used.names[0], "demo"), (used.names[1], "far")
+        (used.containers[0], "demo"), (used.containers[1], "far")
     }  # fmt: skip
     clean(used)
-    assert pings(used.names[0], "10.201.0.1")
-    assert pings(used.names[1], "10.202.0.1")
+    assert pings(used.containers[0], "10.201.0.1")
+    assert pings(used.containers[1], "10.202.0.1")
     more = used.world.namespace()
     assert first_ip(used.attach(more)) not in {first_ip(e) for i, e in endpoints(used).items() if i[0] != more}
 
@@ -82,10 +82,11 @@ def test_a_store_that_is_a_copy_is_accepted_as_the_hint_says(used: Host) -> None
     backup.rename(file)  # not over the same inode, as a backup that is copied to an empty place may be
     said = refused(used)
     assert "store.db is a copy" in said
-    statement, target = re.search(r'echo "([^"]+)" \| sqlite3 (\S+)', said).groups()
-    rewritten(Path(target), statement)
+    told = re.search(r'echo "([^"]+)" \| sqlite3 (\S+)', said)
+    assert told is not None
+    rewritten(Path(told[2]), told[1])
     used.start()
-    assert {identity[0] for identity in endpoints(used)} == set(used.names)
+    assert {identity[0] for identity in endpoints(used)} == set(used.containers)
     clean(used)
 
 
@@ -99,7 +100,7 @@ def test_a_store_of_another_machine_is_moved_away_as_the_hint_says(used: Host) -
     for one in file.parent.glob("store.db*"):
         one.rename(one.with_name(f"{one.name}.bad"))
     used.start()
-    assert {identity[0] for identity in endpoints(used)} == set(used.names)
+    assert {identity[0] for identity in endpoints(used)} == set(used.containers)
     clean(used)
 
 
@@ -108,11 +109,11 @@ def test_a_file_of_a_newer_linkspan_is_left_as_it_is(used: Host, name: str) -> N
     """The hint is to upgrade; until then nothing is changed, and the containers go on."""
     file = used.state_dir / name
     rewritten(file, "UPDATE meta SET value = '99' WHERE name = 'schema'")
-    before = {container: inside(container) for container in used.names}
+    before = {container: inside(container) for container in used.containers}
     said = refused(used)
     assert "has schema 99" in said
     assert "upgrade this one" in said
-    assert {container: inside(container) for container in used.names} == before
+    assert {container: inside(container) for container in used.containers} == before
     rewritten(file, "UPDATE meta SET value = '1' WHERE name = 'schema'")
     used.start()
     clean(used)
@@ -136,12 +137,12 @@ def test_a_key_that_is_unknown_is_named_with_the_command_that_shows_all(used: Ho
     """A start that is refused by the settings touches nothing."""
     text = used.config.read_text()
     used.config.write_text(text + "colour = 'red'\n")
-    before = {name: inside(name) for name in used.names}
+    before = {name: inside(name) for name in used.containers}
     said = refused(used)
     assert "setting colour: there is no such key" in said
     assert "`linkspan agent --print-config` shows every key" in said
     assert "colour" in used.cli("agent", "--print-config", "--config", str(used.config), code=1)
     used.config.write_text(text)
     used.start()
-    assert {name: inside(name) for name in used.names} == before
+    assert {name: inside(name) for name in used.containers} == before
     clean(used)

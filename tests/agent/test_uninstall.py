@@ -103,7 +103,7 @@ def used(world: World, root: Path, container: Callable[[], str], before: dict[st
     furnish(host)
     before.update(seen(host.netns, root))
     host.start()
-    host.names = use(host, root, container)  # type: ignore[attr-defined]
+    host.containers = use(host, root, container)
     try:
         yield host
     finally:
@@ -133,7 +133,7 @@ def test_the_machine_is_as_it_was(used: Host, root: Path, before: dict[str, Any]
     assert differing(before, seen(used.netns, root)) == {}
     assert not used.state_dir.exists()
     assert not used.socket.parent.exists()
-    for name in used.names:  # type: ignore[attr-defined]
+    for name in used.containers:
         assert "eth0" not in run("ip", "link", netns=name)
     assert used.process is not None
     used.process.wait(5)
@@ -143,7 +143,7 @@ def test_it_refuses_while_endpoints_live(used: Host, root: Path) -> None:
     """Without --force it lists the endpoints and touches nothing."""
     here = seen(used.netns, root)
     said = used.cli("uninstall", "--yes", code=1)
-    for name in used.names:  # type: ignore[attr-defined]
+    for name in used.containers:
         assert name in said
     assert sum("4 endpoints live" in line and "--force" in line for line in said.splitlines()) == 1
     assert "ADDRESSES" in said

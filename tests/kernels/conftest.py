@@ -54,7 +54,9 @@ def _restored(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     """Return a report from its serial form; JSON makes lists of tuples."""
     if isinstance(data["longrepr"], list):
         data["longrepr"] = tuple(data["longrepr"])
-    return config.hook.pytest_report_from_serializable(config=config, data=data)
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    assert isinstance(report, pytest.TestReport)
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def _from_inside(session: pytest.Session) -> Told:
     """Return what all tests told. The first process of a run of pytest that asks boots, the others wait for it."""
     if _told not in session.stash:
-        folder = session.config._tmp_path_factory.getbasetemp()
+        folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # pytest has no public name
         folder = folder.parent if hasattr(session.config, "workerinput") else folder
         tests = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
         session.stash[_told] = virtual_machine.shared(folder, session.config.rootpath, tests)

@@ -25,7 +25,7 @@ def mesh() -> Iterator[BgpRun]:
 
 def container(lab: BgpRun, name: str, family: int) -> str:
     """Return a container's address of a family."""
-    addresses = next(c["addresses"] for c in lab.json("show")["containers"] if c["name"] == name)
+    addresses: list[str] = next(c["addresses"] for c in lab.json("show")["containers"] if c["name"] == name)
     return next(a.partition("/")[0] for a in addresses if (":" in a) == (family == 6))
 
 

@@ -246,13 +246,15 @@ def test_port_in_use(mesh: BgpRun) -> None:
         ],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    output = holder.stdout
+    assert output is not None
     try:
 
         def held() -> bool:  # the next start of a speaker that died twice waits a second
             if pid := mesh.bird("h1"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            return bool(select.select([holder.stdout], [], [], 0.05)[0])
+            return bool(select.select([output], [], [], 0.05)[0])
 
         until(held, "the other program has the port")
         until(lambda: "port 179" in peers(mesh)["h2"]["why"], "the session says why")

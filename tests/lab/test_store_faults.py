@@ -225,8 +225,11 @@ def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun)
         cluster.call("h1", "PATCH", "/v1/cluster", {"reclaim_after": 5})
     cluster.etcdctl("put", f"{prefix}settings/cluster", '{"reclaim_after": 12}')
     try:
-        hosts = lambda: {h["name"]: h["withdraws"] for h in cluster.call("h1", "GET", "/v1/cluster")["hosts"]}  # noqa: E731
-        until(lambda: set(hosts().values()) == {12.0}, "all promise it")
+
+        def promised() -> set[float]:
+            return {host["withdraws"] for host in cluster.call("h1", "GET", "/v1/cluster")["hosts"]}
+
+        until(lambda: promised() == {12.0}, "all promise it")
         cluster.run("break", "h2", "store-cut")
         until(lambda: "it gives no address" in cluster.not_well("h2"), "h2 stops at half of it", 30 * SHARED)
         said = cluster.run("attach", "h2", "late", code=1).stderr

@@ -184,6 +184,7 @@ async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, im
     store, watched = await watching(one)
     (lines,) = store._gateway._streams
     assert lines._response.connection is not None
+    assert lines._response.connection.transport is not None
     _, port = lines._response.connection.transport.get_extra_info("sockname")
     with dropped(f"tcp sport {port}", f"tcp dport {port}"):
         await store.transaction({"a": b"3"})

@@ -192,7 +192,7 @@ async def test_no_count_is_lost_between_hosts(engine: Engine) -> None:
 
     async def count(number: int) -> None:
         for _ in range(5):
-            done = False
+            done = 0
             while not done:
                 record = await stores[number % 2].get("count")
                 assert record

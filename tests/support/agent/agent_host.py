@@ -124,6 +124,8 @@ class Host:
         self.log = self.folder / "agent.log"
         self.client = Client(str(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
+        self.containers: list[str] = []
+        """The namespaces that a fixture attached, for its tests."""
 
     def start(self, *argv: str) -> None:
         """Start the agent (or the command given in its place) and wait until it says ready."""
@@ -268,7 +270,8 @@ class Host:
 
 def first_ip(endpoint: dict[str, Any], family: int = 4) -> str:
     """Return an endpoint's address of a family, without its length."""
-    return next(a.partition("/")[0] for a in endpoint["addresses"] if (":" in a) == (family == 6))
+    addresses: list[str] = endpoint["addresses"]
+    return next(a.partition("/")[0] for a in addresses if (":" in a) == (family == 6))
 
 
 def refused(host: Host, *words: str, inside: tuple[str, ...] = ()) -> str:

@@ -18,9 +18,9 @@ def begin_with_two(host: Host) -> None:
     host.start()
     host.network("demo", "10.201.0.0/24", "fd00:201::/64")
     host.network("far", "10.202.0.0/24", options={"mode": "routed"})
-    host.names = [host.world.namespace(), host.world.namespace()]
-    host.attach(host.names[0], ports=[{"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}])
-    host.attach(host.names[1], "far")
+    host.containers = [host.world.namespace(), host.world.namespace()]
+    host.attach(host.containers[0], ports=[{"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"}])
+    host.attach(host.containers[1], "far")
     published(host, 2)
 
 

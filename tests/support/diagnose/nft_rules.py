@@ -15,8 +15,8 @@ from linkspan.diagnose.trace.questions import (
     IptablesTable,
     Lookup,
     Packet,
-    Questions,
 )
+from support.diagnose.empty_host import EmptyHost
 
 SOURCE, TARGET = prefix("10.0.0.2").packed, prefix("192.0.2.1").packed
 Rule = tuple[Mapping[str, Any], ...]
@@ -32,7 +32,7 @@ PORTS: Mapping[str, Sequence[Any]] = {
 }
 
 
-class Kernel(Questions):
+class Kernel(EmptyHost):
     """A host with these chains, sets of PORTS and one of addresses, ``known``, and a route to everywhere by eth1."""
 
     def __init__(self, *chains: Chain) -> None:

@@ -24,7 +24,7 @@ def network(name: str, *pools: str, routed: bool) -> Network:
     )
 
 
-def endpoint(of: Network, *addresses: str, id_: str = "c1", ports: Iterable[Port] = (), **more: str) -> Endpoint:
+def endpoint(of: Network, *addresses: str, id_: str = "c1", ports: Iterable[Port] = ()) -> Endpoint:
     """Return an endpoint as an attach describes it."""
-    request = AttachRequest(id=id_, network=of.name, ifname="eth0", ports=tuple(ports), **more)
+    request = AttachRequest(id=id_, network=of.name, ifname="eth0", ports=tuple(ports))
     return described(request, of, [prefix(a) for a in addresses], NETNS, "/run/netns/c1", 7, "h1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Member:
         self.name = name
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
-        self.told: Callable[[frozenset[str]], None] = lambda _keys: None
+        self.told: Callable[[frozenset[str]], object] = lambda _keys: None
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
         self.leases = Leases(self.replica, Host(id=name, name=name))
         self.networks = Networks(self.replica)
@@ -128,8 +128,8 @@ def network(name: str = "demo", pool: str = "10.244.0.0/16", length: int = 24, *
     return msgspec.convert(fields, Network)
 
 
-def together(work: Callable[[], Awaitable[None]]) -> None:
+def together(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine."""
-    asyncio.run(work())  # type: ignore[arg-type]
+    asyncio.run(work())
 
 

@@ -23,14 +23,18 @@ BOTH = (4, 6)
 BIRD = Bird("/usr/sbin/bird", "/usr/sbin/birdc", "/state/bgp")
 
 
-def seen(demo: Network, *peers: Peer, bird: Bird | None = BIRD, **settings: str) -> HostView:
+def seen(demo: Network, *peers: Peer, **settings: str) -> HostView:
     """Return what host 1 sees, with BIRD, peers, and settings (``__`` for a dot, ``_`` for a hyphen)."""
     found = view(demo)
     assert found.host is not None
     named = {k.replace("__", ".").replace("_", "-"): v for k, v in settings.items()}
     host = msgspec.structs.replace(found.host, settings=named)
-    facts = msgspec.structs.replace(found.facts, bird=bird)
-    return msgspec.structs.replace(found, host=host, facts=facts, peers=peers)
+    return by(BIRD, msgspec.structs.replace(found, host=host, peers=peers))
+
+
+def by(bird: Bird | None, found: HostView) -> HostView:
+    """Return what the host sees with another BIRD, or with none."""
+    return msgspec.structs.replace(found, facts=msgspec.structs.replace(found.facts, bird=bird))
 
 
 def files(states: list[State]) -> dict[str, str]:
@@ -121,9 +125,9 @@ def test_a_host_without_bird_is_told_which_package_it_needs() -> None:
     """Its guards stand all the same."""
     demo = network("bgp")
     with pytest.raises(Unavailable, match="needs BIRD") as caught:
-        list(bgp.BACKEND.host(seen(demo, bird=None)))
+        list(bgp.BACKEND.host(by(None, seen(demo))))
     assert "bird2" in caught.value.hint
-    assert list(bgp.BACKEND.network(seen(demo, bird=None), demo))
+    assert list(bgp.BACKEND.network(by(None, seen(demo)), demo))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +139,9 @@ def test_another_speaker_at_our_port_is_named(address: str, refused: bool) -> No
     bird = msgspec.structs.replace(BIRD, listeners=((address, "process 12 (bgpd)"),))
     if refused:
         with pytest.raises(Unavailable, match=r"port 179 of .* is held by process 12 \(bgpd\)"):
-            list(bgp.BACKEND.host(seen(demo, bird=bird)))
+            list(bgp.BACKEND.host(by(bird, seen(demo))))
     else:
-        assert list(bgp.BACKEND.host(seen(demo, bird=bird)))
+        assert list(bgp.BACKEND.host(by(bird, seen(demo))))
 
 
 def test_a_pool_without_a_next_hop_of_its_family_is_refused() -> None:
@@ -268,7 +272,8 @@ def test_bird_takes_every_configuration(wishes: dict[str, str], families: tuple[
     demo = network("bgp", families)
     for underlay in (HERE, ONLY_6):
         bird = msgspec.structs.replace(BIRD, folder=str(tmp_path))
-        found = seen(demo, peer(demo, {}, underlay=ONLY_6 if underlay is ONLY_6 else HERE), bird=bird, **wishes)
+        there = peer(demo, {}, underlay=ONLY_6 if underlay is ONLY_6 else HERE)
+        found = by(bird, seen(demo, there, **wishes))
         assert found.host is not None
         found = msgspec.structs.replace(found, host=msgspec.structs.replace(found.host, underlay=underlay))
         (tmp_path / "peers").mkdir(exist_ok=True)

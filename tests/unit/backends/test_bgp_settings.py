@@ -21,7 +21,7 @@ DUAL = Underlay("eth0", ("192.0.2.1/24", "2001:db8::1/64"))
 ONLY_6 = Underlay("eth0", ("2001:db8::2/64",))
 
 
-def host(underlay: Underlay | None = DUAL, name: str = "h1", **settings: str) -> Host:
+def host(underlay: Underlay | None = DUAL, name: str = "h1", /, **settings: str) -> Host:
     """Describe a host; in settings ``__`` stands for a dot and ``_`` for a hyphen."""
     named = {f"bgp.{k.replace('__', '.').replace('_', '-')}": v for k, v in settings.items()}
     return Host(id=f"id-{name}", name=name, underlay=underlay, settings=named)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli import plan
 from linkspan.cli.output import Format
 
@@ -34,7 +35,7 @@ def test_what_is_inside_containers_is_told_apart(
 ) -> None:
     """With the container's name, and that linkspan does not put it back; the exit code is 3 for either."""
     found: dict[str, Any] = {"put": put, "delete": []}
-    monkeypatch.setattr(plan.Client, "call", lambda *_words: found)
+    monkeypatch.setattr(Client, "call", lambda *_words: found)
     with pytest.raises(typer.Exit) as ended:
         plan.diff(Format.TABLE, "/run/no.sock")
     assert ended.value.exit_code == 3

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from linkspan.api.client import Client
 from linkspan.cli import host
 from linkspan.cli.output import Format
 
@@ -28,7 +29,7 @@ def test_a_host_s_state_says_whether_it_lives_and_when_it_was_heard(
     state, ago, alive = SEEN[told]
     seen = None if ago is None else time.time() - ago
     one = {"id": "h3", "name": "h3", "state": state, "last_seen": seen, "version": "1", "underlay": None}
-    monkeypatch.setattr(host.Client, "call", lambda *words: [{**one, "leases": [], "alive": alive}])
+    monkeypatch.setattr(Client, "call", lambda *words: [{**one, "leases": [], "alive": alive}])
     host.list_(Format.TABLE, "/run/no.sock")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(f"h3    {told}  ")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import pytest
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli import trace
 from linkspan.cli.output import Format
 from linkspan.core.errors import Invalid
@@ -36,8 +38,8 @@ def test_a_way_of_which_nobody_tells_is_not_called_broken(
 ) -> None:
     """The data path needs neither agents nor a controller, so their silence is no answer; the exit code is 3."""
     found = found | {"reachable": False, "hops": [_hop("left")], "reply_hops": []}
-    monkeypatch.setattr(trace.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(trace.Client, "call", lambda *words: found)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(Client, "call", lambda *words: found)
     with pytest.raises(typer.Exit) as ended:
         trace.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert ended.value.exit_code == 3
@@ -67,8 +69,8 @@ def test_where_the_walk_does_not_tell_root_sends_a_packet(
         methods.append(method)
         return UNKNOWN if method == "GET" else PROVED
 
-    monkeypatch.setattr(trace.os, "geteuid", lambda: user)
-    monkeypatch.setattr(trace.Client, "call", call)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(Client, "call", call)
     with contextlib.suppress(typer.Exit):
         trace.trace("c1", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert methods == asked
@@ -85,8 +87,8 @@ def test_a_walk_that_no_packet_can_decide_stays_unknown(
             raise Invalid("192.0.2.2 is not on this host")
         return UNKNOWN
 
-    monkeypatch.setattr(trace.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(trace.Client, "call", call)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Client, "call", call)
     with pytest.raises(typer.Exit):
         trace.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert "not known whether it is reachable" in capsys.readouterr().out

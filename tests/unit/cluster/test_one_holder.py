@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -110,10 +110,9 @@ def test_no_address_ever_has_two_holders(
     together(run)
 
 
-async def _all(acts: object) -> None:
+async def _all(acts: Iterable[Awaitable[object]]) -> None:
     """Do all at once; what a store or a full pool refuses is no failure."""
-    awaitables: list[Awaitable[None]] = list(acts)  # type: ignore[call-overload]
-    for done in await asyncio.gather(*awaitables, return_exceptions=True):
+    for done in await asyncio.gather(*acts, return_exceptions=True):
         if isinstance(done, BaseException) and not isinstance(done, LinkspanError):
             raise done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import underlay_macs
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import mac
+from linkspan.core.contracts import Backend
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Network, Underlay
 from linkspan.core.ruleset import element
@@ -23,7 +25,7 @@ from support.records.peers import network, peer, view
 FIRST, SECOND, THIRD = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 WAYS = [element("ways4", "eth0", "10.77.2.0")]
 STATIONS = [element("stations4", "eth0", one, "10.77.2.0") for one in (FIRST, SECOND)]
-PLAIN = {
+PLAIN: dict[str, tuple[Backend, dict[str, str]]] = {
     "host-gw": (host_gw.BACKEND, {}),
     "vxlan": (vxlan.BACKEND, {"mac": THIRD, "address": "192.0.2.2"}),
     "ipip": (ipip.BACKEND, {"address": "192.0.2.2"}),
@@ -34,10 +36,10 @@ def host(*known: str) -> Host:
     return Host(id="h2", name="h2", underlay=Underlay("eth0", ("192.0.2.2/24",), macs=known))
 
 
-def demo(backend: str, **more: str) -> Network:
+def demo(backend: str, more: Mapping[str, str]) -> Network:
     direct = {} if backend == "host-gw" else {"direct": "true"}
     vni = {"vni": "5"} if backend == "vxlan" else {}
-    return network(backend, **direct, **vni, **more)
+    return msgspec.structs.replace(network(backend), options={**direct, **vni, **more})
 
 
 @pytest.mark.parametrize("backend", PLAIN)
@@ -49,7 +51,7 @@ def test_plain_packets_come_by_a_mac_of_the_record(backend: str) -> None:
         ({}, (), WAYS, STATIONS),
         ({"check-mac": "false"}, (FIRST, SECOND), WAYS, STATIONS),
     ):
-        one = demo(backend, **options)
+        one = demo(backend, options)
         way.check(one)
         there = msgspec.structs.replace(peer(one, offer), macs=known)
         states = list(way.peer(view(one), one, there))
@@ -61,12 +63,12 @@ def test_plain_packets_come_by_a_mac_of_the_record(backend: str) -> None:
 def test_what_is_no_switch_is_refused() -> None:
     """The option is true or false."""
     with pytest.raises(Invalid, match="check-mac=sometimes"):
-        host_gw.BACKEND.check(demo("host-gw", **{"check-mac": "sometimes"}))
+        host_gw.BACKEND.check(demo("host-gw", {"check-mac": "sometimes"}))
 
 
 def test_who_does_not_check_is_warned() -> None:
     """A network that takes any MAC says so when it is made."""
-    (told,) = cautions(demo("host-gw", **{"check-mac": "false"}), 1, None)
+    (told,) = cautions(demo("host-gw", {"check-mac": "false"}), 1, None)
     assert told.startswith("check-mac=false: any machine on the underlay's segment can send with addresses")
 
 

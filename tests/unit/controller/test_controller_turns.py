@@ -19,12 +19,14 @@ from linkspan.controller import devices
 from linkspan.controller.api import diff, flows, plan, status
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings, services
+from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import Key, State
 from linkspan.core.states.openflow import Counted, Flow, Port
+from linkspan.core.supervise import lasting
 from linkspan.kernel.drivers.openflow import OpenFlowDriver
 from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.polling import eventually
@@ -113,14 +115,14 @@ async def _running(
         one.driver = drivers[one.name]
         one.reconciler = Reconciler([one.driver])
     await controller.start()
-    for one in drivers.values():
-        sender = module.mac_text(controller._sender(OTHER[one.name], TRUNK))
-        one.heard = [*one.heard[:1], (TRUNK, sender)]
+    for driver in drivers.values():
+        sender = mac_text(controller._sender(OTHER[driver.name], TRUNK))
+        driver.heard = [*driver.heard[:1], (TRUNK, sender)]
     try:
         yield controller
     finally:
-        for one in drivers.values():
-            one.free.set()
+        for driver in drivers.values():
+            driver.free.set()
         await controller.stop()
 
 
@@ -218,7 +220,7 @@ def test_a_device_that_fails_is_tried_ever_later(monkeypatch: pytest.MonkeyPatch
         return 60.0
 
     async def work() -> None:
-        task = module.lasting("serving", lambda: one.serve(turn))
+        task = lasting("serving", lambda: one.serve(turn))
         await eventually(lambda: len(at) == 5 and not one.away, "it answers")
         task.cancel()
         one.close()

@@ -36,8 +36,8 @@ def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch
         monkeypatch.setattr("linkspan.core.event_log.time.time", lambda at=at: float(at))
         log.add("heal", str(at))
 
-    def told(**limits: float) -> list[str]:
-        return [h.what for h in log.kept(**limits)]  # type: ignore[arg-type]
+    def told(last: int = KEPT, since: float = 0) -> list[str]:
+        return [h.what for h in log.kept(last=last, since=since)]
 
     assert told(last=2) == ["3", "4"]
     assert told(since=2) == ["2", "3", "4"]

@@ -11,7 +11,8 @@ from linkspan.core.addresses import prefix
 from linkspan.diagnose.trace.iptables_verdict import tables
 from linkspan.diagnose.trace.netfilter_hooks import passed_iptables
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
-from linkspan.diagnose.trace.questions import IptablesTable, Packet, Questions
+from linkspan.diagnose.trace.questions import IptablesTable, Packet
+from support.diagnose.empty_host import EmptyHost
 
 DOCKER = """
 -P FORWARD DROP
@@ -29,7 +30,7 @@ REPLY = Frame(ANSWER, "eth0", "ls-demo")
 USER = "-A DOCKER-USER -s 10.0.0.0/24 -j ACCEPT\n-A DOCKER-USER -j"
 
 
-class Kernel(Questions):
+class Kernel(EmptyHost):
     """A host that has these tables of iptables and no others; no route is special."""
 
     def __init__(self, found: Sequence[IptablesTable]) -> None:

@@ -35,14 +35,14 @@ GOAL = Goal("h1", B)
 WELL = Trace(True, 1500, (THERE_HOP, msgspec.structs.replace(BACK_HOP, action="delivered")), (BACK_HOP, THERE_HOP))
 DOUBT = Trace(False, 1500, *(WELL.hops, WELL.reply_hops), None, "", UNKNOWN, (Unknown("h1/host", "a program decides"),))
 STOP = Trace(False, 0, WELL.hops[:1], (), "h1/host/up0", "a rule drops it", BROKEN)
-EARS = {"ears": (A, B)}
+EARS = (A, B)
 LEFT = Hop("h1", "host", "up0", "left", "", PLAIN)
 BACK_IN = Hop("h1", "host", "up0", "received", "", PLAIN)
 NOBODY = Unknown("h1/host/up0", "beyond up0 of host h1 nobody was asked", beyond=True)
 OUT = Trace(False, 1500, (THERE_HOP, LEFT), (BACK_IN, THERE_HOP), None, NOBODY.why, UNKNOWN, (NOBODY,))
 UP0 = ("host", "up0")
-BOTH = {"ears": (A, UP0)}
-ANSWERED = Heard(there=(A, B), back=(B, A), **EARS, answered=True)
+BOTH = (A, UP0)
+ANSWERED = Heard(there=(A, B), back=(B, A), ears=EARS, answered=True)
 RULE, ANSWER_RULE = Dropped("b", "there", "rule `drop`"), Dropped("a", "back", "rule `drop`")
 LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
 
@@ -53,22 +53,22 @@ LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
         (WELL, ANSWERED, REACHABLE, None, ""),
         (DOUBT, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host looks otherwise"),
         (STOP, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host/up0 looks otherwise"),
-        (WELL, Heard((A,), (A,), **EARS, answered=True), BROKEN, "h1/a/eth0", "somebody else answered"),
-        (STOP, Heard((A,), (A,), **EARS, answered=True), BROKEN, "h1/host/up0", "a rule drops it"),
-        (WELL, Heard((A, B), (A,), **EARS, answered=True, reset=True, drops=(RULE,)),
+        (WELL, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/a/eth0", "somebody else answered"),
+        (STOP, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/host/up0", "a rule drops it"),
+        (WELL, Heard((A, B), (A,), ears=EARS, answered=True, reset=True, drops=(RULE,)),
          BROKEN, "h1/b", "the packet was dropped by rule `drop`"),
-        (WELL, Heard((A, B), (B, A), **EARS, answered=True, reset=True), REACHABLE, None, ""),
-        (WELL, Heard((A, B), **EARS, drops=(RULE,)), BROKEN, "h1/b/eth0", "the packet was dropped by rule `drop`"),
-        (WELL, Heard((A, B), (B,), **EARS, drops=(RULE, ANSWER_RULE)),
+        (WELL, Heard((A, B), (B, A), ears=EARS, answered=True, reset=True), REACHABLE, None, ""),
+        (WELL, Heard((A, B), ears=EARS, drops=(RULE,)), BROKEN, "h1/b/eth0", "the packet was dropped by rule `drop`"),
+        (WELL, Heard((A, B), (B,), ears=EARS, drops=(RULE, ANSWER_RULE)),
          BROKEN, "h1/a", "the answer was dropped by rule `drop`"),
-        (WELL, Heard((), (), **EARS, refused=True), BROKEN, "h1/a/eth0", "the rules in a do not let it send"),
-        (WELL, Heard((A, B), (B, A), **EARS), BROKEN, "h1/a/eth0", "the answer came to eth0, and a itself drops it"),
-        (WELL, Heard((A,), **EARS), BROKEN, "h1/a/eth0", "every hop looks well, but no answer came"),
-        (WELL, Heard((A,), **EARS, lost=(LOST,)), BROKEN, "h1/a/eth0",
+        (WELL, Heard((), (), ears=EARS, refused=True), BROKEN, "h1/a/eth0", "the rules in a do not let it send"),
+        (WELL, Heard((A, B), (B, A), ears=EARS), BROKEN, "h1/a/eth0", "the answer came to eth0, and a itself drops it"),
+        (WELL, Heard((A,), ears=EARS), BROKEN, "h1/a/eth0", "every hop looks well, but no answer came"),
+        (WELL, Heard((A,), ears=EARS, lost=(LOST,)), BROKEN, "h1/a/eth0",
          "every hop looks well, but no answer came; last seen at h1/a/eth0; the kernel's reason: IP_RPFILTER"),
-        (DOUBT, Heard((A,), **EARS), BROKEN, "h1/a/eth0",
+        (DOUBT, Heard((A,), ears=EARS), BROKEN, "h1/a/eth0",
          "no answer came; last seen at h1/a/eth0; not known is at h1/host: a program decides"),
-        (STOP, Heard((A,), **EARS), BROKEN, "h1/host/up0", "a rule drops it"),
+        (STOP, Heard((A,), ears=EARS), BROKEN, "h1/host/up0", "a rule drops it"),
     ],
 )  # fmt: skip
 def test_the_packet_decides(found: Trace, heard: Heard, verdict: str, at: str | None, reason: str) -> None:
@@ -83,12 +83,12 @@ def test_the_packet_decides(found: Trace, heard: Heard, verdict: str, at: str | 
 @pytest.mark.parametrize(
     ("heard", "verdict", "reason"),
     [
-        (Heard((A, UP0), (UP0, A), **BOTH, answered=True), REACHABLE, ""),
-        (Heard((A, UP0), **BOTH), UNKNOWN, f"{NOBODY.why}; a packet left there, and no answer came"),
-        (Heard((A, UP0), **BOTH, drops=(RULE,)), BROKEN, "the packet was dropped by rule"),
-        (Heard((A,), **BOTH), BROKEN, "no answer came; last seen at h1/a/eth0"),
-        (Heard((A, UP0), (UP0,), **BOTH), BROKEN, "no answer came; last seen at h1/host/up0"),
-        (Heard((A, UP0), **BOTH, refused=True), BROKEN, "the rules in a do not let it send"),
+        (Heard((A, UP0), (UP0, A), ears=BOTH, answered=True), REACHABLE, ""),
+        (Heard((A, UP0), ears=BOTH), UNKNOWN, f"{NOBODY.why}; a packet left there, and no answer came"),
+        (Heard((A, UP0), ears=BOTH, drops=(RULE,)), BROKEN, "the packet was dropped by rule"),
+        (Heard((A,), ears=BOTH), BROKEN, "no answer came; last seen at h1/a/eth0"),
+        (Heard((A, UP0), (UP0,), ears=BOTH), BROKEN, "no answer came; last seen at h1/host/up0"),
+        (Heard((A, UP0), ears=BOTH, refused=True), BROKEN, "the rules in a do not let it send"),
     ],
     ids=["answered", "silent", "dropped", "never left", "answer lost here", "refused"],
 )
@@ -107,7 +107,7 @@ LATER = Unknown("h1/b", "its later segments are dropped", later=True)
 AFTER = msgspec.structs.replace(DOUBT, unknown=(*DOUBT.unknown, LATER))
 LISTENS = msgspec.structs.replace(WELL, listens=True)
 PROVEN = msgspec.structs.replace(ANSWERED, proven=84)
-RESET = Heard((A, B), (B, A), **EARS, answered=True, reset=True, proven=60)
+RESET = Heard((A, B), (B, A), ears=EARS, answered=True, reset=True, proven=60)
 
 
 @pytest.mark.parametrize(("found", "size"), [(WELL, 1500), (DOUBT, 84), (STOP, 84)])

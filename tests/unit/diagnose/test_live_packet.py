@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -48,7 +49,7 @@ def quoted(segment: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("around", [bare, in_vxlan, in_ipip])
-def test_a_syn_and_its_answer_are_known_by_the_sequence_number(around) -> None:  # type: ignore[no-untyped-def]
+def test_a_syn_and_its_answer_are_known_by_the_sequence_number(around: Callable[[bytes], bytes]) -> None:
     """SYN-ACK and RST are both answers; another connection's are nothing."""
     assert way("tcp", MARK, around(tcp(SYN, SEQUENCE))) == 0
     assert way("tcp", MARK, around(tcp(SYN_ACK, 99, SEQUENCE + 1))) == 1
@@ -69,7 +70,7 @@ def test_an_error_that_quotes_the_packet_is_not_the_packet() -> None:
 
 
 @pytest.mark.parametrize("around", [lambda echo: echo, lambda echo: ip(4, echo)])
-def test_a_ping_of_any_size_and_its_answer_are_known_by_the_mark(around) -> None:  # type: ignore[no-untyped-def]
+def test_a_ping_of_any_size_and_its_answer_are_known_by_the_mark(around: Callable[[bytes], bytes]) -> None:
     """What fills it up comes after the mark."""
     for family, kinds in ((4, (8, 0)), (6, (128, 129))):
         protocol = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}[family]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -40,13 +40,13 @@ class Hearer:
         return [one.names[0] for one in self.others.named.get("demo", ())]
 
 
-def heard(folder: Path, work: Callable[[Hearer], object]) -> None:
+def heard(folder: Path, work: Callable[[Hearer], Awaitable[None]]) -> None:
     """Run a test's work with a hearer that has begun."""
 
     async def run() -> None:
         hearer = Hearer(folder)
         await hearer.member.replica.start()
-        await work(hearer)  # type: ignore[misc]
+        await work(hearer)
         await hearer.member.replica.stop()
 
     asyncio.run(run())

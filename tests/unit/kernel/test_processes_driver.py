@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -230,13 +230,12 @@ def test_a_changed_folder_is_one_reload(driver: ProcessDriver, tmp_path: Path) -
     wanted = Process("a", SLEEP, reload=("sh", "-c", f"echo >> {count}"), files=(str(folder),))
     driver.apply([wanted], [])
     folder.mkdir()
-    for number, change in enumerate(
-        (
-            lambda: (folder / "1.conf").write_text("x"),
-            lambda: (folder / "1.conf").write_text("y"),
-            lambda: (folder / "1.conf").unlink(),
-        )
-    ):
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: (folder / "1.conf").write_text("x"),
+        lambda: (folder / "1.conf").write_text("y"),
+        lambda: (folder / "1.conf").unlink(),
+    )
+    for number, change in enumerate(changes):
         assert (list(driver.observe(HOST)) == [wanted]) == bool(number)
         change()
         assert list(driver.observe(HOST)) != [wanted]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -84,10 +85,15 @@ def test_the_next_agent_knows_it_and_sees_what_has_changed(
 )
 @pytest.mark.root
 def test_what_is_no_secret_is_refused_by_its_file(
-    driver: SecretDriver, wanted: Secret, source: Path, spoil: object, error: type[LinkspanError], words: str
+    driver: SecretDriver,
+    wanted: Secret,
+    source: Path,
+    spoil: Callable[[Path], object],
+    error: type[LinkspanError],
+    words: str,
 ) -> None:
     """The error names the file and not what is in it; nothing is written: no session without its password."""
-    spoil(source)  # type: ignore[operator]
+    spoil(source)
     found = driver.apply([wanted], [])[wanted.key]
     assert isinstance(found, error)
     assert words in found.message
@@ -102,12 +108,9 @@ def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
     source.chmod(0o644)
     (tmp_path / "link").symlink_to(source)
     assert trusted(str(tmp_path / "link"), "ca") == source.read_bytes()
-    for spoil in (
-        lambda: source.chmod(0o664),
-        lambda: source.chmod(0o646),
-        lambda: (source.chmod(0o644), os.chown(source, 1, -1)),
-    ):
-        spoil()
+    for mode, owner in ((0o664, 0), (0o646, 0), (0o644, 1)):
+        source.chmod(mode)
+        os.chown(source, owner, -1)
         with pytest.raises(Denied) as refusal:
             trusted(str(source), "ca")
         assert f"{source} (ca) can be changed by others than root" in refusal.value.message
@@ -120,7 +123,12 @@ def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
 def test_a_folder_of_secrets_is_root_s_alone_whatever_it_was(tmp_path: Path) -> None:
     """One that is made, one that others could look into, and another's; a link is not followed."""
     folder = tmp_path / "keys"
-    for spoil in (lambda: None, lambda: folder.chmod(0o755), lambda: os.chown(folder, 1, 1)):
+    spoils: tuple[Callable[[], None], ...] = (
+        lambda: None,
+        lambda: folder.chmod(0o755),
+        lambda: os.chown(folder, 1, 1),
+    )
+    for spoil in spoils:
         spoil()
         apart(folder)
         assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, 0)

@@ -85,5 +85,5 @@ def test_a_pods_resolver_may_lack_anything(key: str) -> None:
 def test_null_all_over() -> None:
     """Every value null at once is an ordinary call without anything."""
     runtime = Runtime(FakeAgent())
-    runtime.call("ADD", conf(**dict.fromkeys(WHOLE)))
+    runtime.call("ADD", conf() | dict.fromkeys(WHOLE))
     assert json.dumps([e.id for e in runtime.agent.attached.values()]) == '["web"]'

@@ -24,12 +24,12 @@ VXLAN = {"mac": mac_text(derived_mac("vtep", "h9", "demo")), "address": "192.0.2
 
 
 def _lease(**changes: Any) -> Lease:
-    fields = {"network": "demo", "host": "h9", "prefixes": ("10.244.9.0/24",), "addresses": ("10.244.9.1/32",)}
-    return Lease(**(fields | changes))
+    made = Lease(network="demo", host="h9", prefixes=("10.244.9.0/24",), addresses=("10.244.9.1/32",))
+    return msgspec.structs.replace(made, **changes)
 
 
 def _host(**changes: Any) -> Host:
-    return Host(**({"id": "h9", "name": "h9", "underlay": Underlay("eth0", ("192.0.2.9/24",))} | changes))
+    return msgspec.structs.replace(Host(id="h9", name="h9", underlay=Underlay("eth0", ("192.0.2.9/24",))), **changes)
 
 
 def _offers(**data: str) -> Lease:
@@ -37,7 +37,8 @@ def _offers(**data: str) -> Lease:
 
 
 def _endpoint(**changes: Any) -> Endpoint:
-    return Endpoint(**({"id": "c1", "ifname": "eth0", "network": "demo", "addresses": ("10.244.9.2/24",)} | changes))
+    made = Endpoint(id="c1", ifname="eth0", network="demo", addresses=("10.244.9.2/24",))
+    return msgspec.structs.replace(made, **changes)
 
 
 SOUND: dict[str, msgspec.Struct] = {
@@ -265,9 +266,9 @@ def test_what_never_counted_is_not_missed(tmp_path: Path) -> None:
 # Networks
 
 
-def _other(name: str, pool: str, **more: object) -> Network:
+def _other(name: str, pool: str, length: int = 24, **more: object) -> Network:
     gateway = prefix(pool).at(1).address
-    return network(name, pool=pool, backend="ipip", gateways=(gateway,), **more)
+    return network(name, pool, length, backend="ipip", gateways=(gateway,), **more)
 
 
 @pytest.mark.parametrize(
@@ -344,13 +345,14 @@ def test_a_host_in_a_pool_is_not_reached_and_costs_no_network(tmp_path: Path) ->
         await one.start()
         await one.replica.write({"networks/demo": network()})
         one.networks.refresh()
-        inside = Host(id="h9", name="h9", underlay=Underlay("eth0", ("10.244.3.3/24",)))
+        underlay = Underlay("eth0", ("10.244.3.3/24",))
+        inside = Host(id="h9", name="h9", underlay=underlay)
         await one.replica.write({"hosts/h9": inside})
         one.networks.refresh()
         assert [n.name for n in one.networks.all()] == ["demo"]
         why = "its underlay address 10.244.3.3 is in pool 10.244.0.0/16 of network demo"
         assert one.networks.covering(inside) == why
-        hidden = msgspec.structs.replace(inside.underlay, hidden=True)
+        hidden = msgspec.structs.replace(underlay, hidden=True)
         assert not one.networks.covering(msgspec.structs.replace(inside, underlay=hidden))
         await one.stop()
 

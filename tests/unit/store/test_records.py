@@ -14,6 +14,7 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import Bandwidth, Endpoint, Host, Lease, Migration, Network, Offer, Underlay
 from linkspan.store import records
 from linkspan.store.memory import Memory
+from linkspan.store.records import T
 from support.polling import eventually
 from support.records.replicas import Member, network, together
 
@@ -147,9 +148,12 @@ def test_a_value_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch: py
         member.leases.hosts()
         asked: list[bytes] = []
         decode = records.decode
-        monkeypatch.setattr(
-            records, "decode", lambda value, type_: asked.append(value) or decode(value, type_)
-        )
+
+        def counted(value: bytes, type_: type[T]) -> T:
+            asked.append(value)
+            return decode(value, type_)
+
+        monkeypatch.setattr(records, "decode", counted)
         await member.replica.write({"hosts/p3": Host(id="p3", name="other")})
         assert member.leases.hosts()["p3"].name == "other"
         assert len(asked) == 1

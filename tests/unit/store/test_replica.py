@@ -581,12 +581,19 @@ class _Failing(MemoryStore):
         super().__init__(memory)
         self.before: Callable[[str], Awaitable[None]] | None = None
 
-    async def transaction(self, puts: Mapping[str, bytes], *args: Any, absent: Sequence[str] = (), **more: Any) -> int:
+    async def transaction(
+        self,
+        puts: Mapping[str, bytes],
+        deletes: Sequence[str] = (),
+        absent: Sequence[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+    ) -> int:
         """Refuse what requires a record and its tombstone to be absent, as who puts back does."""
         if self.before is not None and len(absent) == 2:
             await self.before(absent[0])
             raise Unavailable("store in memory: away", "mend it")
-        return await super().transaction(puts, *args, absent=absent, **more)
+        return await super().transaction(puts, deletes, absent, unchanged, ttl)
 
 
 def test_a_write_is_taken_whatever_becomes_of_what_the_store_lost(tmp_path: Path) -> None:
