@@ -30,6 +30,9 @@ from report import Metric, p, progress, result
 
 from linkspan.shim import build
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.agent.cpu_time import measured
+
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MS_BIND = 4096  # linux/mount.h
 REFERENCE = Path("/usr/lib/cni")
@@ -200,16 +203,8 @@ class Agent:
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     def cpu(self, seconds: float) -> float:
-        """Return the percentage of one core that the agent uses in this time (proc_pid_schedstat, nanoseconds)."""
-
-        def used() -> int:
-            tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-            return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-
-        before, started = used(), time.monotonic()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        return (used() - before) / 1e9 / (time.monotonic() - started) * 100
+        """Return the percentage of one core that the agent uses in this time."""
+        return measured(self.process, seconds).share * 100
 
     def stop(self) -> None:
         """Delete the network, whose DNS server would outlive the agent, and end the agent, as systemd would."""

@@ -7,6 +7,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import AnyStr
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Use:
         return f"{self.share:.2%} of a core in {self.seconds:.1f} s ({told})"
 
 
-def measured(process: subprocess.Popen[bytes], seconds: float) -> Use:
+def measured(process: subprocess.Popen[AnyStr], seconds: float) -> Use:
     """Return what a process uses in the next ``seconds``; fail if it ends meanwhile."""
     begun, before = time.monotonic(), _threads(process.pid)
     with contextlib.suppress(subprocess.TimeoutExpired):
