@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import Invalid
-from linkspan.kernel.probe.port_owners import holder
+from linkspan.kernel.probe.port_owners import first_free, holder, holders
 from support.netns.machine_fixtures import inside
 
 ME = f"process {os.getpid()} ("
@@ -112,3 +112,14 @@ def test_the_namespace_is_the_calling_thread_s(machine: str, container: str) -> 
         assert holder("tcp", "", port).startswith(ME)
     with found:
         assert holder("tcp", "", port) == ""
+
+
+def test_several_ports_are_looked_up_together(machine: str) -> None:
+    """Each that is held is named, and the first free one of a range is found behind them."""
+    with listener("tcp", V4, "127.0.0.1", 7100), listener("tcp", V6, "::1", 7101):
+        asked: list[tuple[str, str, int]] = [("tcp", "", port) for port in (7100, 7101, 7102)]
+        found = holders(asked)
+        assert set(found) == set(asked[:2])
+        assert all(who.startswith(ME) for who in found.values())
+        assert first_free(asked) == asked[2]
+        assert first_free(asked[:2]) is None

@@ -13,6 +13,7 @@ from linkspan.core.states.host import HOST, Bridge, Key, State, Veth
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.worker import Machine, Worker
+from support.records.listeners import NoListener
 from support.records.replicas import Member
 
 
@@ -85,7 +86,8 @@ def registry_of(member: Member, folder: Path, machine: Machine | None = None) ->
         Journal(folder / "journal.db", boot_id="b1"),
         member.networks,
         member.allocator,
-        PortTable(lambda _protocol, _address, _port: ""),
+        PortTable(NoListener()),
         member.happenings,
         member.name,
+        member.endpoints,
     )

@@ -61,6 +61,7 @@ from linkspan.core.store_url import told
 from linkspan.diagnose.doctor.peer_probe import Probe
 from linkspan.dns.service import Naming
 from linkspan.endpoints import attach, check, detach, rename
+from linkspan.endpoints.host_listeners import HostListeners
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.recovery import Recovery
@@ -167,7 +168,13 @@ class Agent:
         self.leases = Leases(self.replica, host, shared=bool(self.config.store))
         self.networks = Networks(self.replica)
         self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
-        self.ports = PortTable(lambda *port: self.naming.holder(*port))
+        endpoints: dict[tuple[str, str], Endpoint] = {}
+        self.naming = Naming(
+            self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
+        )
+        listeners = HostListeners(self.naming.listening)
+        parts.callback(listeners.close)
+        self.ports = PortTable(listeners)
         self.registry = Registry(
             self.worker,
             self.journal,
@@ -176,6 +183,7 @@ class Agent:
             self.ports,
             self.happenings,
             host.name,
+            endpoints,
         )
         self.tuning = Tuning(self.worker, self.registry, self.happenings)
         parts.push_async_callback(self.tuning.stop)
@@ -189,11 +197,7 @@ class Agent:
             self.config.docker_api,
             state_dir / "docker.json",
         )
-        endpoints = self.registry.endpoints
         self.published = Published(self.replica, host.id, endpoints)
-        self.naming = Naming(
-            self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
-        )
         self.registry.changed = self._endpoint_changed
         self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
         self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)

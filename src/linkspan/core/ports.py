@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol as Contract
 
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted, Invalid
@@ -18,8 +20,16 @@ _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
 Identity = tuple[str, str]
-Holder = Callable[[str, str, int], str]
-"""(protocol, host address or "", port) to the words for who listens there, or ""."""
+
+
+class Listeners(Contract):
+    """The processes that listen at the host's ports. Both questions take a while, and raise LinkspanError."""
+
+    def holders(self, ports: Sequence[Port]) -> Awaitable[Mapping[Port, str]]:
+        """Return the words for who listens at each of the ports; a port that nobody holds is left out."""
+
+    def first_free(self, ports: Sequence[Port]) -> Awaitable[Port | None]:
+        """Return the first of the ports at which nobody listens, None without one."""
 
 
 def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
@@ -59,37 +69,69 @@ class PortTable:
     Endpoints of one container may hold the same port: it leads to whichever of them has the default route.
     """
 
-    def __init__(self, listening: Holder) -> None:
-        self._listening = listening
+    def __init__(self, listeners: Listeners) -> None:
+        self._listeners = listeners
         self._held: dict[tuple[Protocol, int], dict[Port, dict[Identity, Endpoint]]] = {}
 
-    def reserve(
-        self, endpoint: Endpoint, ranges: Iterable[PortRange] = (), *, bound: bool = False
+    async def reserve(
+        self,
+        endpoint: Endpoint,
+        ranges: Iterable[PortRange] = (),
+        *,
+        bound: bool = False,
+        instead: Endpoint | None = None,
     ) -> tuple[Port, ...]:
         """Hold the endpoint's ports and one free port of each range; returns all of them.
 
         ``bound``: it is the runtime that listens at the ports, so that only another endpoint can be in the way.
+        ``instead``: the endpoint as it is now, whose ports these replace. It keeps them where this raises.
 
         Raises Conflict, which names the holder (another endpoint, or the process that listens), or Exhausted.
         """
         taken: list[Port] = []
         try:
-            for port in endpoint.ports:
-                if not self._shared(port, endpoint) and (
-                    holder := self._endpoint(port) if bound else self.holder(port)
-                ):
-                    raise Conflict(
-                        f"port {port.host_port}/{port.protocol}{_at(port)} is held by {holder}",
-                        "choose another host port, or end what holds it",
-                    )
-                self._hold(port, endpoint)
-                taken.append(port)
+            with self._aside(instead):
+                fresh = self._hold_fixed(endpoint, taken)
+            # Held first, and looked up then: while the processes are searched, nobody else gets a port.
+            for port, who in (await self._listeners.holders(fresh)).items() if fresh and not bound else ():
+                raise _conflict(port, who)
             for wish in ranges:
-                taken.append(self._free(wish, endpoint))
-        except Exception:
+                await self._hold_one_of(wish, endpoint, instead, taken)
+        except BaseException:
             self._release(taken, endpoint)
+            if instead is not None:
+                self.restore(instead)
             raise
+        if instead is not None:
+            self._release(set(instead.ports).difference(taken), instead)
         return tuple(taken)
+
+    def _hold_fixed(self, endpoint: Endpoint, taken: list[Port]) -> list[Port]:
+        """Hold the ports that an endpoint names, each noted in ``taken``; return those its container has not yet."""
+        fresh: list[Port] = []
+        for port in endpoint.ports:
+            if not self._shared(port, endpoint):
+                if who := self.holder(port):
+                    raise _conflict(port, who)
+                fresh.append(port)
+            self._hold(port, endpoint)
+            taken.append(port)
+        return fresh
+
+    @contextlib.contextmanager
+    def _aside(self, endpoint: Endpoint | None, but: Collection[Port] = ()) -> Iterator[None]:
+        """Leave an endpoint's ports out of account, ``but`` these; afterwards it holds those that it has not again."""
+        if endpoint is None:
+            yield
+            return
+        left_out = [port for port in endpoint.ports if port not in but]
+        self._release(left_out, endpoint)
+        try:
+            yield
+        finally:
+            for port in left_out:
+                held = self._held.setdefault((port.protocol, port.host_port), {})
+                held.setdefault(port, {}).setdefault(endpoint.identity, endpoint)
 
     def restore(self, endpoint: Endpoint) -> None:
         """Put back what an endpoint held before the agent's restart, whoever listens by now."""
@@ -101,10 +143,7 @@ class PortTable:
         self._release(endpoint.ports, endpoint)
 
     def holder(self, port: Port) -> str:
-        """Return the words for who holds the port, or ""."""
-        return self._endpoint(port) or self._listening(port.protocol, port.host_ip, port.host_port)
-
-    def _endpoint(self, port: Port) -> str:
+        """Return the words for the endpoint that holds the port, or ""."""
         for held, endpoints in self._held.get((port.protocol, port.host_port), {}).items():
             if _clash(held.host_ip, port.host_ip):
                 endpoint = next(iter(endpoints.values()))
@@ -116,15 +155,28 @@ class PortTable:
         holders = self._held.get((port.protocol, port.host_port), {}).get(port, {})
         return any(other.id == endpoint.id for other in holders.values())
 
-    def _free(self, wish: PortRange, endpoint: Endpoint) -> Port:
-        for number in range(wish.first, wish.last + 1):
-            port = Port(wish.host_ip, number, wish.port, wish.protocol)
-            if not self.holder(port):
-                self._hold(port, endpoint)
-                return port
-        first = self.holder(Port(wish.host_ip, wish.first, wish.port, wish.protocol))
+    async def _hold_one_of(
+        self, wish: PortRange, endpoint: Endpoint, instead: Endpoint | None, taken: list[Port]
+    ) -> None:
+        """Hold the first free port of a range, and note it in ``taken``; raises Exhausted without one."""
+        numbers = range(wish.first, wish.last + 1)
+        every = [Port(wish.host_ip, number, wish.port, wish.protocol) for number in numbers]
+        while True:
+            with self._aside(instead, taken):
+                left = [port for port in every if not self.holder(port)]
+            if not left or (found := await self._listeners.first_free(left)) is None:
+                break
+            with self._aside(instead, taken):
+                free = not self.holder(found)
+            if free:
+                self._hold(found, endpoint)
+                taken.append(found)
+                return
+            every = left[left.index(found) + 1 :]  # somebody took it while the processes were searched
+        first = Port(wish.host_ip, wish.first, wish.port, wish.protocol)
+        who = self.holder(first) or (await self._listeners.holders([first])).get(first, "another process")
         raise Exhausted(
-            f"no port of {wish.first}-{wish.last}/{wish.protocol} is free ({wish.first} is held by {first})",
+            f"no port of {wish.first}-{wish.last}/{wish.protocol} is free ({wish.first} is held by {who})",
             "give a larger range",
         )
 
@@ -141,6 +193,13 @@ class PortTable:
                 held.pop(port, None)
             if not held:
                 self._held.pop((port.protocol, port.host_port), None)
+
+
+def _conflict(port: Port, who: str) -> Conflict:
+    return Conflict(
+        f"port {port.host_port}/{port.protocol}{_at(port)} is held by {who}",
+        "choose another host port, or end what holds it",
+    )
 
 
 def _at(port: Port) -> str:

@@ -25,7 +25,7 @@ What could go wrong, and why it does not
     - *A question comes from outside, or from another network.* The chain ``input`` refuses it by (source, gateway).
       The guard has checked the source.
     - *A container receives the question, because it publishes port 53.* Questions to a server are never translated.
-      The server's socket does not keep a container from publishing port 53 (``port_owners.holder``, ``besides``).
+      The server's socket does not keep a container from publishing port 53 (``port_owners.holders``, ``besides``).
     - *A runtime takes no server from a plugin.* A map from pool to gateway leads its containers' questions to the
       host's resolvers to their network's server instead. Docker's 127.0.0.11 asks these resolvers from inside the
       container's namespace. If the host's resolver is on its loopback, Docker gives containers public resolvers, so

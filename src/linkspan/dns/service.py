@@ -145,11 +145,10 @@ class Naming:
         used = (endpoint for endpoint in self._endpoints.values() if endpoint.network == network)
         return "awaited" if any(map(self.nameservers, used)) else "none"
 
-    def holder(self, protocol: str, host_ip: str, port: int) -> str:
-        """Return who listens at a port of the host; servers of names are not in the way of who publishes port 53."""
-        running = (at for zones, at in self._places.items() if zones in self._served and not host_ip)
-        ours = frozenset(gateway.packed for gateways, number in running if number == port for gateway in gateways)
-        return port_owners.holder(protocol, host_ip, port, ours)
+    def listening(self) -> frozenset[tuple[bytes, int]]:
+        """Return the addresses and ports at which this host's servers of names listen now."""
+        running = (at for zones, at in self._places.items() if zones in self._served)
+        return frozenset((gateway.packed, port) for gateways, port in running for gateway in gateways)
 
     def _gateways(self, network: Network) -> list[Prefix]:
         """Return where a network's server is to listen: at the gateways of the pools that are used here."""

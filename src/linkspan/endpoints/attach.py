@@ -157,7 +157,7 @@ async def _attach_alone(
         tuned = {other.mac for other in registry.endpoints.values() if other.born_mac}
         number, path, cookie = place.number, place.path, place.cookie
         endpoint = described(request, network, addresses, number, path, cookie, registry.host, handed, tuned)
-        held = registry.ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
+        held = await registry.ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
         ports = endpoint = msgspec.structs.replace(endpoint, ports=held)
         check_ports(network, endpoint)
         registry.journal.begin(endpoint)

@@ -44,7 +44,10 @@ def logged(what: str) -> Iterator[None]:
 
 
 class Registry:
-    """The endpoints of this host, and what the verbs need to change them."""
+    """The endpoints of this host, and what the verbs need to change them.
+
+    It alone changes ``endpoints``, which others read.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Registry:
         ports: PortTable,
         happenings: Happenings,
         host: str,
+        endpoints: dict[Identity, Endpoint],
     ) -> None:
         self.worker = worker
         self.journal = journal
@@ -66,7 +70,7 @@ class Registry:
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.endpoints: dict[Identity, Endpoint] = {}
+        self.endpoints = endpoints
         self.attached_ns: dict[Identity, int] = {}
         self.pools: dict[str, tuple[str, ...]] = {}
         """The networks' pools that the endpoints' routes lead to."""

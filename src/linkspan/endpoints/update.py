@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -39,16 +39,28 @@ async def alter(
     Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
     was wanted stays desired.
     """
+    async with _standing(registry, identity) as (network, endpoint):
+        return await _changed(registry, network, endpoint, altered(network, endpoint), there)
+
+
+@contextlib.asynccontextmanager
+async def _standing(registry: Registry, identity: Identity) -> AsyncIterator[tuple[Network, Endpoint]]:
+    """Yield an endpoint and its network while nobody else changes it. Raises NotFound where it is gone."""
     async with registry.one_at_a_time(identity):
         endpoint = registry.endpoints.get(identity)
         if endpoint is None:
             raise NotFound(f"endpoint {identity[0]} does not exist", "`linkspan endpoint list` shows them")
-        network = registry.networks.get(endpoint.network)
-        changed = altered(network, endpoint)
-        if changed == endpoint:
-            return endpoint
-        async with registry.one_in(changed.netns or endpoint.netns):
-            return await _alter(registry, network, endpoint, changed, there)
+        yield registry.networks.get(endpoint.network), endpoint
+
+
+async def _changed(
+    registry: Registry, network: Network, endpoint: Endpoint, changed: Endpoint, there: tuple[type[State], ...] = ()
+) -> Endpoint:
+    """Make an endpoint what it is ``changed`` to, while nobody else changes it; as ``alter``."""
+    if changed == endpoint:
+        return endpoint
+    async with registry.one_in(changed.netns or endpoint.netns):
+        return await _alter(registry, network, endpoint, changed, there)
 
 
 async def _alter(
@@ -158,31 +170,18 @@ async def publish(
 
     Raises NotFound, Invalid, Conflict or Exhausted, and nothing changes then.
     """
-    before: Endpoint | None = None
-    after: Endpoint | None = None
-
-    def published(network: Network, endpoint: Endpoint) -> Endpoint:
-        nonlocal before, after
-        table.release(endpoint)
-        bare = msgspec.structs.replace(endpoint, ports=tuple(fixed))
+    async with _standing(registry, identity) as (network, before):
+        bare = msgspec.structs.replace(before, ports=tuple(fixed))
+        check_ports(network, bare)
+        after = msgspec.structs.replace(bare, ports=await table.reserve(bare, wishes, instead=before))
         try:
-            check_ports(network, bare)
-            changed = msgspec.structs.replace(bare, ports=table.reserve(bare, wishes))
+            endpoint = await _changed(registry, network, before, after)
         except BaseException:
-            table.restore(endpoint)
+            if registry.endpoints.get(identity) == before:  # a full disk took no change
+                table.release(after)
+                table.restore(before)
             raise
-        before, after = endpoint, changed
-        return changed
-
-    try:
-        endpoint = await alter(registry, identity, published)
-    except BaseException:
-        if before and after and registry.endpoints.get(identity) == before:  # a full disk took no change
-            table.release(after)
-            table.restore(before)
-        raise
-    old = before.ports if before else ()
-    stale = {(p.protocol, p.host_port) for p in (*old, *endpoint.ports) if p.protocol != "tcp"}
+    stale = {(p.protocol, p.host_port) for p in (*before.ports, *endpoint.ports) if p.protocol != "tcp"}
     if stale:
         await asyncio.to_thread(conntrack.flush, sorted(stale), [])
     return endpoint

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -71,7 +72,14 @@ def _bounded(countdown: Countdown, owner: Any, name: str) -> None:
         finally:
             countdown.boundary()
 
-    setattr(owner, name, bounded)
+    @functools.wraps(original)
+    async def bounded_when_done(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await original(*args, **kwargs)
+        finally:
+            countdown.boundary()
+
+    setattr(owner, name, bounded_when_done if inspect.iscoroutinefunction(original) else bounded)
 
 
 def _counted(countdown: Countdown, verb: Any, name: str) -> None:

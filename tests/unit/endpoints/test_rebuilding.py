@@ -27,6 +27,7 @@ from linkspan.kernel.io.netlink import Sockets
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually
+from support.records.listeners import NoListener
 from support.records.one_host import NETNS, endpoint, network
 from support.records.replicas import Member
 
@@ -105,9 +106,9 @@ class Start:
         self.member.networks.refresh()
         member = self.member
         member.allocator.refresh()
-        worker, ports = worker_of(self.kernel), PortTable(lambda *_: "")
+        worker, ports = worker_of(self.kernel), PortTable(NoListener())
         here = (worker, self.journal, member.networks, member.allocator)
-        self.registry = Registry(*here, ports, member.happenings, "h1")
+        self.registry = Registry(*here, ports, member.happenings, "h1", {})
         self.orphans = Orphans(*here, member.happenings, grace=600)
         known = (self.registry, member.published, self.orphans)
         self.recovery = Recovery(*here, ports, member.happenings, *known, "h1")

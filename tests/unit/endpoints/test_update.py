@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, Network, Port
-from linkspan.core.ports import PortTable
+from linkspan.core.model import Endpoint, Port
 from linkspan.endpoints import update
-from linkspan.endpoints.registry import Identity, Registry
 from linkspan.store.memory import Memory
 from support.memory_machine import registry_of
 from support.records.replicas import Member, network
@@ -38,19 +36,25 @@ def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(
         netns=7,
         netns_path="",
     )
-    table = PortTable(lambda _protocol, _ip, _port: "")
+    member = Member(Memory(), tmp_path, "h1")
+    registry = registry_of(member, tmp_path)
+    registry.endpoints[endpoint.identity] = endpoint
+    table = registry.ports
     table.restore(endpoint)
 
-    async def alter(
-        _registry: Registry, _identity: Identity, altered: Callable[[Network, Endpoint], Endpoint]
-    ) -> Endpoint:
-        altered(network(), endpoint)
+    async def full(*_words: Any) -> Endpoint:
+        assert table.holder(NEW)
         raise Unavailable("journal: the disk is full")
 
-    monkeypatch.setattr(update, "alter", alter)
-    registry = registry_of(Member(Memory(), tmp_path, "h1"), tmp_path)
-    registry.endpoints[endpoint.identity] = endpoint
-    with pytest.raises(Unavailable):
-        asyncio.run(update.publish(registry, table, endpoint.identity, (NEW,), ()))
+    async def work() -> None:
+        await member.replica.start()
+        await member.replica.write({"networks/demo": network()})
+        member.networks.refresh()
+        with pytest.raises(Unavailable):
+            await update.publish(registry, table, endpoint.identity, (NEW,), ())
+        await member.replica.stop()
+
+    monkeypatch.setattr(update, "_alter", full)
+    asyncio.run(work())
     assert "endpoint a" in table.holder(OLD)
     assert table.holder(NEW) == ""

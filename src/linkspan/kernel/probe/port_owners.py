@@ -1,7 +1,8 @@
 """Who holds a port of the host: asked before it is published, so that nobody's listener is cut off in silence.
 
 The kernel is asked by trying to bind, which is exact and takes 0.02 ms; only where it refuses are the
-sockets' owners searched. A client's connection that happens to use the port is not in the way: the
+sockets' owners searched, which walks over the descriptors of all processes: so it is never done on the agent's loop,
+and once for many ports. A client's connection that happens to use the port is not in the way: the
 translation sees only what is sent to one of the host's addresses at that port, and replies to a client's
 connection pass by their own conntrack entry.
 """
@@ -12,7 +13,8 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from linkspan.core.addresses import Prefix, prefix
@@ -26,67 +28,125 @@ _KINDS = {
 _LISTEN, _CLOSE = "0A", "07"
 """States in /proc/net: a listener of TCP, an unconnected socket of UDP (include/net/tcp_states.h)."""
 _ABSENT = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
+_BINDING = threading.Lock()
+"""Two threads never bind at the same time: each would take the other's attempt for a listener."""
+_UNSEEN = "a process of another container or the kernel"
+
+Asked = tuple[str, str, int]
+"""What is asked for: the protocol, the host's address ("" for every one), and the port."""
+Row = tuple[bytes, int, str, str]
+"""A socket of the namespace: its address, port, state and inode."""
 
 
-def holder(protocol: str, host_ip: str, port: int, besides: Collection[bytes] = ()) -> str:
-    """Return who listens at the port in the calling thread's namespace, as ``process 12 (nginx)``; '' if nobody.
+def holder(protocol: str, host_ip: str, port: int) -> str:
+    """Return who listens at the port, as ``holders`` does; "" if nobody."""
+    asked = (protocol, host_ip, port)
+    return holders([asked]).get(asked, "")
 
-    ``host_ip`` '' asks for every address; who listens at one of ``besides`` is not in the way. Raises Invalid where
-    the host does not have the address (and does not allow to bind to one that comes later), and KernelError where
-    the kernel answers neither yes nor no.
+
+def holders(asked: Iterable[Asked], besides: Collection[tuple[bytes, int]] = ()) -> dict[Asked, str]:
+    """Return who listens at each of the ports, as ``process 12 (nginx)``, in the calling thread's namespace.
+
+    A port that nobody holds is left out. ``besides`` are addresses and ports at which a listener is not in the way of
+    who asks for every address. Processes are searched once for all ports together.
+
+    Raises Invalid where the host does not have an address (and does not allow to bind to one that comes later), and
+    KernelError where the kernel answers neither yes nor no.
     """
-    if not _taken(protocol, host_ip, port):
-        return ""
-    inodes, clients = _inodes(protocol, host_ip, port, besides)
-    for inode in inodes:
-        return _process(inode)
-    return "" if clients else "a process of another container or the kernel"
+    look = _Look(besides)
+    inodes = {one: found for one in dict.fromkeys(asked) if (found := look.inode(one)) is not None}
+    names = _processes({inode for inode in inodes.values() if inode})
+    return {one: names.get(inode, _UNSEEN) for one, inode in inodes.items()}
+
+
+def first_free(asked: Iterable[Asked], besides: Collection[tuple[bytes, int]] = ()) -> Asked | None:
+    """Return the first of the ports that nobody holds, None where all are held; raises as ``holders`` does."""
+    look = _Look(besides)
+    return next((one for one in asked if look.inode(one) is None), None)
 
 
 def listeners(protocol: str, port: int) -> list[tuple[str, str]]:
     """Return who listens at a port: (address, ``process 12 (nginx)``)."""
-    if not _taken(protocol, "", port):
+    look = _Look(())
+    if not look.taken((protocol, "", port)):
         return []
+    found = [(row[0], row[3]) for row in look.rows(protocol) if row[1] == port and row[2] == _LISTEN]
+    names = _processes({inode for _, inode in found})
     return [
-        (Prefix(address.removeprefix(bytes(10) + b"\xff\xff"), 0).address, _process(inode))
-        for address, number, state, inode in _table(protocol)
-        if number == port and state == _LISTEN
+        (Prefix(address.removeprefix(bytes(10) + b"\xff\xff"), 0).address, names.get(inode, _UNSEEN))
+        for address, inode in found
     ]
 
 
-def _taken(protocol: str, host_ip: str, port: int) -> bool:
-    """Try to bind; every address is :: which, in one call, covers IPv4, too."""
-    packed = prefix(host_ip).packed if host_ip else b""
-    only = int(bool(host_ip))  # :: that was asked for is IPv6 alone
-    any_family = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
-    wanted = [(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, host_ip)] if host_ip else any_family
-    kind, number = _KINDS[protocol]
-    for family, address in wanted:
-        try:
-            probe = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
-        except OSError as error:
-            if error.errno in _ABSENT:
-                continue  # without IPv6, ask for 0.0.0.0; without SCTP, nobody holds it
-            raise of_errno(error.errno or 0, f"look whether {protocol} port {port} is free") from error
-        with probe:
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-            if protocol == "tcp":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is nobody's
+class _Look:
+    """One look at the ports of a namespace: each protocol's sockets are read once, when the first port is held."""
+
+    def __init__(self, besides: Collection[tuple[bytes, int]]) -> None:
+        self._besides = besides
+        self._rows: dict[str, list[Row]] = {}
+
+    def rows(self, protocol: str) -> list[Row]:
+        """Return the sockets of a protocol."""
+        if protocol not in self._rows:
+            self._rows[protocol] = list(_table(protocol))
+        return self._rows[protocol]
+
+    def inode(self, asked: Asked) -> str | None:
+        """Return the inode of the socket that holds a port, "" where it cannot be told, None where nobody holds it."""
+        if not self.taken(asked):
+            return None
+        inodes, clients = self._inodes(asked)
+        return next(iter(inodes), None if clients else "")
+
+    def taken(self, asked: Asked) -> bool:
+        """Try to bind; every address is :: which, in one call, covers IPv4, too."""
+        protocol, host_ip, port = asked
+        packed = prefix(host_ip).packed if host_ip else b""
+        only = int(bool(host_ip))  # :: that was asked for is IPv6 alone
+        any_family = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
+        wanted = [(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, host_ip)] if host_ip else any_family
+        kind, number = _KINDS[protocol]
+        for family, address in wanted:
             try:
-                probe.bind((address, port))
+                probe = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
             except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    return True
-                if error.errno == errno.EADDRNOTAVAIL and host_ip:
-                    raise _absent(protocol, host_ip, port) from error
-                if error.errno != errno.EINVAL:  # a link-local address, which wants a zone
-                    raise of_errno(
-                        error.errno or 0, f"look whether {protocol} port {port} is free"
-                    ) from error
-                return bool(_inodes(protocol, host_ip, port)[0])
+                if error.errno in _ABSENT:
+                    continue  # without IPv6, ask for 0.0.0.0; without SCTP, nobody holds it
+                raise of_errno(error.errno or 0, f"look whether {protocol} port {port} is free") from error
+            with _BINDING, probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+                if protocol == "tcp":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is nobody's
+                try:
+                    probe.bind((address, port))
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        return True
+                    if error.errno == errno.EADDRNOTAVAIL and host_ip:
+                        raise _absent(protocol, host_ip, port) from error
+                    if error.errno != errno.EINVAL:  # a link-local address, which wants a zone
+                        raise of_errno(
+                            error.errno or 0, f"look whether {protocol} port {port} is free"
+                        ) from error
+                    return bool(self._inodes(asked)[0])
+            return False
         return False
-    return False
+
+    def _inodes(self, asked: Asked) -> tuple[list[str], bool]:
+        """Return the inodes of the sockets that hold the port, and whether others use it: clients' connections."""
+        protocol, host_ip, port = asked
+        packed = prefix(host_ip).packed if host_ip else b""
+        found, clients = [], False
+        for address, number, state, inode in self.rows(protocol):
+            if number != port or not _meet(address, packed):
+                continue
+            ignored = not host_ip and (address, number) in self._besides
+            if state in (_LISTEN, _CLOSE) and not ignored:
+                found.append(inode)
+            else:
+                clients = True
+        return found, clients
 
 
 def _absent(protocol: str, host_ip: str, port: int) -> Invalid:
@@ -96,22 +156,6 @@ def _absent(protocol: str, host_ip: str, port: int) -> Invalid:
         f"port {port}/{protocol} cannot be published at {host_ip}: the host has no such address",
         f"`ip address` shows those it has; for one that comes later: sysctl -w {setting}=1",
     )
-
-
-def _inodes(
-    protocol: str, host_ip: str, port: int, besides: Collection[bytes] = ()
-) -> tuple[list[str], bool]:
-    """Return the inodes of the sockets that hold the port, and whether others use it: clients' connections."""
-    packed = prefix(host_ip).packed if host_ip else b""
-    found, clients = [], False
-    for address, number, state, inode in _table(protocol):
-        if number != port or not _meet(address, packed):
-            continue
-        if state in (_LISTEN, _CLOSE) and address not in besides:
-            found.append(inode)
-        else:
-            clients = True
-    return found, clients
 
 
 def _meet(bound: bytes, wanted: bytes) -> bool:
@@ -125,7 +169,7 @@ def _meet(bound: bytes, wanted: bytes) -> bool:
     return len(bound) == len(wanted) and not (any(bound) and any(wanted))
 
 
-def _table(protocol: str) -> Iterator[tuple[bytes, int, str, str]]:
+def _table(protocol: str) -> Iterator[Row]:
     """Yield (address, port, state, inode) of the namespace's sockets."""
     net = Path("/proc/thread-self/net")
     if protocol == "sctp":
@@ -150,14 +194,18 @@ def _packed(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
-def _process(inode: str) -> str:
-    """Name the process that has the socket open."""
-    link = f"socket:[{inode}]"
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                for fd in (process / "fd").iterdir():
-                    with contextlib.suppress(OSError):
-                        if str(fd.readlink()) == link:
-                            return f"process {process.name} ({(process / 'comm').read_text().strip()})"
-    return "a process of another container or the kernel"
+def _processes(inodes: Collection[str]) -> dict[str, str]:
+    """Name the processes that have these sockets open, by inode; one walk over all processes, as far as it takes."""
+    links, found = {f"socket:[{inode}]": inode for inode in inodes}, dict[str, str]()
+    for process in Path("/proc").iterdir() if links else ():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for fd in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if inode := links.get(str(fd.readlink())):
+                        found[inode] = f"process {process.name} ({(process / 'comm').read_text().strip()})"
+                        del links[f"socket:[{inode}]"]
+        if not links:
+            break
+    return found
