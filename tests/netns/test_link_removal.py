@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 import subprocess
 
-from linkspan.kernel.drivers.links import Removal
+from linkspan.core.states.host import Bridge
+from linkspan.kernel.drivers.links import LinkDriver, Removal
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
 
 
 def test_a_deletion_that_is_not_answered_ends_in_an_error(machine: str) -> None:
     """Nobody works here on what is to be deleted: each link is told, by its key and name."""
-    removal = Removal(threads=0, patience=0.05)
-    failed = removal.remove({17: (("Veth", "lsr1"), "lsr1"), 18: (("Veth", "lsr2"), "lsr2")})
+    removal = Removal(threads=0)
+    failed = removal.remove({17: (("Veth", "lsr1"), "lsr1"), 18: (("Veth", "lsr2"), "lsr2")}, 0.05)
     assert set(failed) == {("Veth", "lsr1"), ("Veth", "lsr2")}
     assert failed["Veth", "lsr1"].message == "delete link lsr1: no answer of the kernel in 0.05 s"
     removal.close()
@@ -25,3 +28,15 @@ def test_what_is_gone_already_is_removed(machine: str) -> None:
     assert removal.remove({index: (("Veth", "lsr1"), "lsr1"), index + 100: (("Veth", "lsr2"), "lsr2")}) == {}
     assert "lsr1" not in subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
     removal.close()
+
+
+def test_a_link_that_does_not_make_way_for_another_is_an_error_soon(machine: str) -> None:
+    """An attach may wait for it on the agent's loop; nobody works here on what is to be deleted."""
+    subprocess.run(["ip", "link", "add", "lsr1", "type", "veth", "peer", "name", "x"], check=True)
+    subprocess.run(["ip", "link", "property", "add", "dev", "lsr1", "altname", "linkspan:1:eth9"], check=True)
+    sockets = Sockets(Namespaces())
+    driver, bridge = LinkDriver(sockets, removal_threads=0), Bridge("lsr1", bytes.fromhex("0200000000aa"), 1500)
+    failed = driver.apply([bridge], [])
+    assert failed[bridge.key].message == "delete link lsr1: no answer of the kernel in 0.5 s"
+    driver.close()
+    sockets.close()

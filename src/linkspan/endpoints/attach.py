@@ -170,7 +170,7 @@ async def _attach_alone(
                 raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
             registry.journal.attached(endpoint)
         except BaseException:
-            await registry.worker.run(unplumb, registry, endpoint)
+            await unplumb(registry, endpoint)
             registry.forget(endpoint)
             raise
     except BaseException:

@@ -45,7 +45,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
     with logged("journal"):  # a full disk must not keep a container's network standing
         registry.journal.detaching(endpoint.identity)
     if endpoint.host_ifname:
-        for error in await registry.worker.run_brief(unplumb, registry, endpoint):
+        for error in await unplumb(registry, endpoint):
             log.warning("detach %s: %s", endpoint.id, error.message)
         if endpoint.ports or any(mate.ports for mate in registry.mates(endpoint)):
             registry.keep(asyncio.create_task(forget_connections(registry, endpoint, endpoint.prefixes)))
@@ -60,12 +60,20 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
     registry.happenings.add("detach", what, **about)
 
 
-def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:
-    """Take the endpoint's states away (worker thread); go on past errors and return them."""
+async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:
+    """Take the endpoint's states away; go on past errors and return them.
+
+    Never on the loop: the kernel may take seconds to remove a link, and meanwhile this host must say that it lives.
+    """
     machine = registry.worker.machine
-    errors = list(machine.reconciler.changes(registry.without(endpoint)).values())
-    machine.leave(endpoint, list(registry.endpoints.values()))
-    return errors
+    sources, every = registry.without(endpoint), tuple(registry.endpoints.values())
+
+    def removed() -> list[LinkspanError]:
+        errors = list(machine.reconciler.changes(sources).values())
+        machine.leave(endpoint, every)
+        return errors
+
+    return await registry.worker.run(removed)
 
 
 async def forget_connections(registry: Registry, endpoint: Endpoint, addresses: Sequence[Prefix]) -> None:

@@ -233,7 +233,7 @@ class LinkDriver:
             else:
                 self._remove_stale(state, there.index, known)
         elif renamed := self._find(state.altname, ALT_IFNAME):  # it has the container's end, or the bridge's ports
-            self._removal.remove({renamed.index: (state.key, state.name)})
+            self._replace(state, renamed.index)
         for error in self._sockets.at(HOST).batch(batch):
             if error is not None:
                 raise error
@@ -244,7 +244,12 @@ class LinkDriver:
             raise Conflict(
                 f"link {state.name} exists and is not linkspan's", f"remove or rename it: ip link del {state.name}"
             )
-        self._removal.remove({index: (state.key, state.name)})
+        self._replace(state, index)
+
+    def _replace(self, state: Bridge | Veth, index: int) -> None:
+        """Remove a link of ours that is in the way of a state; raises where it stays."""
+        for error in self._removal.remove({index: (state.key, state.name)}, REPLACED).values():
+            raise error
 
     def _explained(self, state: Veth, error: KernelError) -> LinkspanError:
         """Say more than the kernel's number does."""
@@ -322,7 +327,9 @@ def _interface(netns: int, link: _Link) -> Interface | None:
 
 
 PATIENCE = 5.0
-"""Seconds without any answer: the kernel needs 0.02 for a link (measured), and the watchdog of the agent's loop 30."""
+"""Seconds without any answer: the kernel needs 0.02 for a link (measured). Only the worker thread waits so long."""
+REPLACED = 0.5
+"""The same for a link that another one replaces: an attach may wait for that on the agent's loop."""
 
 _Answer = tuple[int, LinkspanError | None]
 _Work = tuple[int, str, "queue.SimpleQueue[_Answer]"]
@@ -337,8 +344,7 @@ class Removal:
     never used again, for a link may get its name back at once.
     """
 
-    def __init__(self, threads: int, patience: float = PATIENCE) -> None:
-        self._patience = patience
+    def __init__(self, threads: int) -> None:
         self._events = Socket(groups=[_LINK_GROUP])
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._requests = [Socket() for _ in range(threads)]
@@ -355,11 +361,11 @@ class Removal:
             thread.join()
         self._events.close()
 
-    def remove(self, links: Mapping[int, tuple[Key, str]]) -> dict[Key, LinkspanError]:
+    def remove(self, links: Mapping[int, tuple[Key, str]], patience: float = PATIENCE) -> dict[Key, LinkspanError]:
         """Remove the links with these indexes, "gone already" counting as done; return errors by key.
 
-        Those that the kernel neither removes nor refuses, while it answers for no other, are errors as well: the
-        agent's loop may be waiting here, and what is left the next resync takes away.
+        Those that the kernel neither removes nor refuses for ``patience`` seconds, while it answers for no other, are
+        errors as well: what is left the next resync takes away.
         """
         for _ in self._gone():
             pass
@@ -368,10 +374,10 @@ class Removal:
         for index, (_, name) in links.items():
             self._work.put((index, name, answers))
         failed: dict[Key, LinkspanError] = {}
-        left, deadline = len(waiting), time.monotonic() + self._patience
+        left, deadline = len(waiting), time.monotonic() + patience
         while waiting and time.monotonic() < deadline:
             if len(waiting) < left:
-                left, deadline = len(waiting), time.monotonic() + self._patience
+                left, deadline = len(waiting), time.monotonic() + patience
             select.select([self._events], [], [], 0.001)
             for index in self._gone():
                 waiting.pop(index, None)
@@ -380,7 +386,7 @@ class Removal:
                 if (found := waiting.pop(index, None)) and error is not None:
                     failed[found[0]] = error
         for key, name in waiting.values():
-            failed[key] = KernelError(f"delete link {name}: no answer of the kernel in {self._patience:g} s")
+            failed[key] = KernelError(f"delete link {name}: no answer of the kernel in {patience:g} s")
         return failed
 
     def _run(self, requests: Socket) -> None:
