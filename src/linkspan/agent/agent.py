@@ -434,7 +434,7 @@ class Agent:
             if all(network.name != name for network in self.networks.every()):
                 self.networks.get(name)  # raises
             users = [e for e in self.registry.endpoints.values() if e.network == name]
-            users += [e for _, e in self.published.others() if e.network == name]
+            users += [e for _, e in self.published.others(network=name)]
             if users and not force:
                 names = ", ".join(sorted(e.called for e in users)[:5])
                 raise Conflict(

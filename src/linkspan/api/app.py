@@ -275,7 +275,7 @@ class Api:
         if network:
             self._agent.network(network)
         local = "local" in request.query
-        found = self._agent.endpoints().values() if local else self._agent.published.everywhere()
+        found = self._agent.endpoints().values() if local else self._agent.published.everywhere(network)
         return answer([public(e) for e in by_container(e for e in found if network in ("", e.network))])
 
     async def _show_endpoint(self, request: web.Request) -> web.Response:

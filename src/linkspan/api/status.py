@@ -152,12 +152,15 @@ class Telling:
         network = request.query.get("network", "")
         if network:
             self._agent.network(network)
-        return _json([h for h in self._holdings() if network in ("", h.network)])
+        return _json(self._holdings(network))
 
-    def _holdings(self) -> list[address_audit.Holding]:
+    def _holdings(self, network: str = "") -> list[address_audit.Holding]:
+        """Return who holds which address, in one network or in all."""
         networks, leases = self._agent.networks, self._agent.leases
-        hosts = [(leases.name(lease.host), lease) for lease in leases.all()]
-        return address_audit.holdings(networks.all(), self._agent.published.everywhere(), networks.reservations, hosts)
+        hosts = [(leases.name(lease.host), lease) for lease in leases.all(network)]
+        of = [one for one in networks.all() if network in ("", one.name)]
+        reservations = [one for one in networks.reservations if network in ("", one.network)]
+        return address_audit.holdings(of, self._agent.published.everywhere(network), reservations, hosts)
 
     async def _address(self, request: web.Request) -> web.Response:
         wanted = prefix(request.match_info["address"])

@@ -108,7 +108,7 @@ class Disputes:
         found = (
             self._endpoints.values()
             if host == self._leases.host.id
-            else (endpoint for other, endpoint in self._published.others(host))
+            else (endpoint for _, endpoint in self._published.others(host))
         )
         for endpoint in found:
             if endpoint.network == network:
@@ -143,8 +143,8 @@ class Disputes:
         for address, held in self._leases.exact(network).items():
             if held.host not in ("", here) and block.holds(address):
                 found[address] = f"{held.called} on host {self._leases.name(held.host)}"
-        for host, endpoint in self._published.others():
-            for address in endpoint.prefixes if endpoint.network == network else ():
+        for host, endpoint in self._published.others(network=network):
+            for address in endpoint.prefixes:
                 if block.holds(address.single()):
                     found[address.single()] = f"{endpoint.called} on host {self._leases.name(host)}"
         return found

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -52,6 +53,12 @@ class Published:
         self._endpoints = endpoints
         self.due: set[str] = set()
         """Keys that are to be looked at."""
+        self._unread = {*replica.under(ENDPOINTS)}
+        """Keys of others' endpoints whose networks are not known yet."""
+        self._networks: dict[str, str] = {}
+        """The network of each of the others' endpoints, by its key."""
+        self._keys: dict[str, set[str]] = {}
+        """The keys of the others' endpoints in each network."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -75,21 +82,40 @@ class Published:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
+        self._unread |= {key for key in keys if key.startswith(ENDPOINTS)}
         if self.has_own(keys):
             self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
 
-    def has_own(self, keys: frozenset[str]) -> bool:
+    def has_own(self, keys: AbstractSet[str]) -> bool:
         """Tell whether one of the keys is of an endpoint of this host."""
         return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
-    def others(self, wanted: str = "") -> Iterator[tuple[str, Endpoint]]:
-        """Yield the other hosts' endpoints, or one ``wanted`` host's, each with its host's id."""
-        prefix = f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS
-        for key in self._replica.under(prefix):
+    def others(self, wanted: str = "", network: str = "") -> Iterator[tuple[str, Endpoint]]:
+        """Yield the other hosts' endpoints, each with its host's id: of one ``wanted`` host, of one network, or all."""
+        keys: Iterable[str]
+        if network and not wanted:
+            keys = self._in(network)
+        else:
+            keys = self._replica.under(f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS)
+        for key in keys:
             host = key.split("/")[1]
-            if host != self._host and (endpoint := self._replica.value(key, Endpoint)) is not None:
+            endpoint = self._replica.value(key, Endpoint) if host != self._host else None
+            if endpoint is not None and network in ("", endpoint.network):
                 yield host, endpoint
+
+    def _in(self, network: str) -> list[str]:
+        """Return the keys of the others' endpoints in a network; reads the records that changed since the last time."""
+        unread, self._unread = self._unread, set()
+        for key in unread:
+            if (before := self._networks.pop(key, None)) is not None:
+                self._keys[before].discard(key)
+                if not self._keys[before]:
+                    del self._keys[before]
+            if (endpoint := self._replica.value(key, Endpoint)) is not None and not self.has_own({key}):
+                self._networks[key] = endpoint.network
+                self._keys.setdefault(endpoint.network, set()).add(key)
+        return sorted(self._keys.get(network, ()))
 
     def own(self) -> list[Endpoint]:
         """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
@@ -99,9 +125,10 @@ class Published:
         own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
         return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
-    def everywhere(self) -> list[Endpoint]:
-        """Return the endpoints of all hosts, this one's first."""
-        return [*self._endpoints.values(), *(endpoint for _, endpoint in self.others())]
+    def everywhere(self, network: str = "") -> list[Endpoint]:
+        """Return the endpoints of all hosts, in one network or in all; this host's first."""
+        here = (endpoint for endpoint in self._endpoints.values() if network in ("", endpoint.network))
+        return [*here, *(endpoint for _, endpoint in self.others(network=network))]
 
     def holder(self, network: str, address: Prefix) -> str:
         """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it.
@@ -112,15 +139,15 @@ class Published:
 
     def holders(self, network: str, among: Prefix) -> Iterator[tuple[str, str]]:
         """Yield the addresses of a network that endpoints have, and whose each is, as `holder` says it."""
-        for endpoint in self.everywhere():
+        for endpoint in self.everywhere(network):
             here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
-            for one in endpoint.prefixes if endpoint.network == network else ():
+            for one in endpoint.prefixes:
                 if among.holds(one.single()):
                     yield one.address, f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
 
     def find(self, word: str) -> list[Endpoint]:
         """Return the cluster's endpoints that a word means (`meant`). Raises NotFound."""
-        if found := meant(word, self.everywhere()):
+        if found := meant(word, self.everywhere(word.partition("@")[2])):
             return found
         look = "`linkspan endpoint list` shows them"
         raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))

@@ -74,6 +74,14 @@ class _Snapshot(msgspec.Struct):
     host: str = ""
 
 
+class _Refused(msgspec.Struct, frozen=True):
+    """A record that could not be read: its bytes, as what it was read, and what it was before (None: nothing)."""
+
+    value: bytes
+    type: type
+    instead: object
+
+
 class Remembered(msgspec.Struct, frozen=True):
     """What a snapshot tells: the ids of its cluster and of its host ('' where none can be read), and its records."""
 
@@ -117,16 +125,19 @@ class Replica:
         self.lost: set[str] = set()
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
-        self._refused: dict[str, type] = {}
-        """As what those of them were read that could not be."""
+        self._refused: dict[str, _Refused] = {}
+        """What those of them are that could not be read."""
         self.remembered: dict[str, bytes] = {}
         """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
         self._recalled: frozenset[str] = frozenset()
         """Keys of the blocks that the snapshot had at the start."""
         self.withheld: frozenset[str] = frozenset()
         """Keys of records that are not in force because they contradict others; the snapshot leaves them out."""
-        self._kinds: dict[str, dict[str, Record]] = {}
-        """The same records by the first word of their keys: most is asked of one kind."""
+        self._kinds: dict[str, dict[str, dict[str, Record]]] = {}
+        """The same records by the first word of their keys, and by the second where more follow.
+
+        Most is asked of one kind, or of one kind's records of one network or host.
+        """
         self._decoded: dict[str, tuple[bytes, object]] = {}
         self._before = Versions()
         self._reading = ""
@@ -186,15 +197,25 @@ class Replica:
     def under(self, prefix: str) -> dict[str, Record]:
         """Return the records whose keys begin with ``prefix``, which has a whole word at least: ``hosts/``."""
         kind, _, rest = prefix.partition("/")
-        found = self._kinds.get(kind, {})
-        return {key: one for key, one in found.items() if key.startswith(prefix)} if rest else dict(found)
+        groups = self._kinds.get(kind, {})
+        group, slash, left = rest.partition("/")
+        found = (groups.get(group, {}),) if slash else tuple(groups.values())
+        every: dict[str, Record] = {}
+        for some in found:
+            every.update(some)
+        whole = not left if slash else not group
+        return every if whole else {key: one for key, one in every.items() if key.startswith(prefix)}
 
     def _keep(self, record: Record) -> None:
         self.records[record.key] = record
-        self._kinds.setdefault(record.key.partition("/")[0], {})[record.key] = record
+        kind, group = _place(record.key)
+        self._kinds.setdefault(kind, {}).setdefault(group, {})[record.key] = record
 
     def _drop(self, key: str) -> None:
-        del self.records[key], self._kinds[key.partition("/")[0]][key]
+        kind, group = _place(key)
+        del self.records[key], self._kinds[kind][group][key]
+        if not self._kinds[kind][group]:
+            del self._kinds[kind][group]
         self._decoded.pop(key, None)
         self._before.forget(key)
 
@@ -218,12 +239,16 @@ class Replica:
             return None
         known, found = self._decoded.get(key, (b"", None))
         if known != record.value or not isinstance(found, type_):
+            refused = self._refused.get(key)
+            if refused is not None and refused.value == record.value and refused.type is type_:
+                return refused.instead if isinstance(refused.instead, type_) else None
             try:
                 found = validation.decode(key, record.value, type_)
             except Invalid as error:
                 self.skip(key, error.message)
-                self._refused[key] = type_
-                return self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
+                instead = self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
+                self._refused[key] = _Refused(record.value, type_, instead)
+                return instead
             self._decoded[key] = record.value, found
         self._unskip(key)
         self._before.forget(key)
@@ -253,8 +278,8 @@ class Replica:
 
     def _judge(self, key: str) -> None:
         """Read a record that changed as it was read when it was skipped: it may be right, and nobody may ask soon."""
-        if (type_ := self._refused.get(key)) is not None:
-            self.value(key, type_)
+        if (refused := self._refused.get(key)) is not None:
+            self.value(key, refused.type)
 
     def require_settled(self, what: str) -> None:
         """Raise Unavailable, saying why, where nothing new may be claimed now."""
@@ -550,3 +575,10 @@ class Replica:
         if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Return the first word of a key, and the second one where more words follow ('' where none do)."""
+    kind, _, rest = key.partition("/")
+    group, slash, _ = rest.partition("/")
+    return kind, group if slash else ""

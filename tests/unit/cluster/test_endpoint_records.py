@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +18,16 @@ from linkspan.core.model import Endpoint
 from linkspan.store.memory import Memory
 from support.polling import eventually
 from support.records.replicas import Member, together
+
+
+def noting(function: Callable[..., Any], noted: list[str]) -> Callable[..., Any]:
+    """Return a function that notes the first word with which it is called, each time."""
+
+    def noted_and_called(first: str, *words: Any) -> Any:
+        noted.append(first)
+        return function(first, *words)
+
+    return noted_and_called
 
 
 class Teller:
@@ -111,6 +123,53 @@ def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
         await eventually(lambda: "endpoints/h1/a/eth0" in memory.entries, "h1 puts it again")
         await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees it again")
         assert one.replica.settled
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_listing_reads_the_records_of_its_network_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster of a thousand hosts the other networks have most of the endpoints."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        _named(one, "a", "web")
+        _named(one, "b", "db", network="other")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: len(two.seen()) == 2, "h2 sees both")
+        assert [e.id for e in two.published.everywhere("demo")] == ["a"]
+        read: list[str] = []
+        for name in ("value", "under"):
+            monkeypatch.setattr(two.replica, name, noting(getattr(two.replica, name), read))
+        assert [e.id for e in two.published.everywhere("other")] == ["b"]
+        assert [e.id for e in two.published.find("web@demo")] == ["a"]
+        assert two.published.everywhere("third") == []
+        assert [e.id for _, e in two.published.others("h3")] == []
+        assert read == ["endpoints/h1/b/eth0", "endpoints/h1/a/eth0", "endpoints/h3/"]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_listing_of_a_network_follows_an_endpoint_that_moves(tmp_path: Path) -> None:
+    """Its container may come again on another network, and go."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+
+        def listed() -> list[list[str]]:
+            return [[e.id for e in two.published.everywhere(name)] for name in ("demo", "other")]
+
+        _named(one, "a", "web")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: listed() == [["a"], []], "it is in demo")
+        _named(one, "a", "web", network="other")
+        await eventually(lambda: listed() == [[], ["a"]], "it is in other")
+        one.detach("a")
+        await eventually(lambda: listed() == [[], []], "it is gone")
+        assert not one.published.everywhere("demo")
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
