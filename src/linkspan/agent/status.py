@@ -146,7 +146,7 @@ def _sessions(agent: Agent) -> dict[str, object]:
 def drift(agent: Agent) -> list[LinkspanError]:
     """Return why objects cannot be put as they should be; those of a container that is gone are not missed."""
     reconciler = agent.worker.machine.reconciler
-    found = [error for key, error in list(reconciler.failing.items()) if not agent.healer.orphaned(key)]
+    found = [error for key, error in reconciler.failing.items() if not agent.healer.orphaned(key)]
     return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
 
 

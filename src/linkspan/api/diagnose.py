@@ -7,6 +7,7 @@ no attach waits for it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -51,10 +52,14 @@ class Tracing:
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:
-        found = await asyncio.to_thread(self._checked)
-        agent = self._agent
+        agent, machine = self._agent, self._agent.worker.machine
+        around = Surroundings(
+            agent.networks.all(), Path(agent.config.state_dir), underlay=agent.leases.host.underlay
+        )
+        found = await asyncio.to_thread(doctor.examine, machine.namespaces, around)
         await agent.cluster.observe_routes()
-        found = [*found, *self._forwarding(), *self._settings(), *self._control(), *await store_health.checks(agent)]
+        unknown = await agent.worker.run(machine.sysctls.unknown)
+        found = [*found, *self._forwarding(), *_settings(unknown), *self._control(), *await store_health.checks(agent)]
         found += [*self._stations(), *self._owners(), *self._records(), *self._hosts(), *self._views()]
         found += await agent.peerings.checks()
         found += await controller_status.checks(agent.replica, agent.networks.all(), agent.ask)
@@ -63,12 +68,6 @@ class Tracing:
     async def _peers(self, request: web.Request) -> web.Response:
         found = await self._agent.survey.checks()
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
-
-    def _checked(self) -> list[Check]:
-        agent = self._agent
-        here = agent.leases.host.underlay
-        around = Surroundings(agent.networks.all(), Path(agent.config.state_dir), underlay=here)
-        return doctor.examine(agent.worker.machine.namespaces, around)
 
     def _views(self) -> list[Check]:
         """Tell why containers in several networks do not find all names; of one network's names examine() tells."""
@@ -98,16 +97,6 @@ class Tracing:
                     fix = "raise fs.inotify.max_user_instances, and restart the agent"
                 found.append(Check(f"routing IPv{family}", standing, detail, fix))
         return found
-
-    def _settings(self) -> list[Check]:
-        """Tell which settings linkspan could not give back."""
-        unknown = self._agent.worker.machine.sysctls.unknown()
-        if not unknown:
-            return []
-        names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
-        detail = f"linkspan set {names}, and what was there before is lost: uninstalling leaves it so"
-        fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
-        return [Check("settings before linkspan", "warn", detail, fix)]
 
     def _control(self) -> list[Check]:
         """Tell what containers are kept from, and whether the store asks who somebody is."""
@@ -161,3 +150,13 @@ class Tracing:
         ]
         shared = namesakes.shared(self._agent.leases.names()).items()
         return found + [Check("host names", "warn", namesakes.told(*one), namesakes.FIX) for one in shared]
+
+
+def _settings(unknown: Mapping[str, str]) -> list[Check]:
+    """Tell which settings linkspan could not give back: ``unknown``, by path, with what linkspan set."""
+    if not unknown:
+        return []
+    names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
+    detail = f"linkspan set {names}, and what was there before is lost: uninstalling leaves it so"
+    fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
+    return [Check("settings before linkspan", "warn", detail, fix)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
@@ -13,6 +14,7 @@ from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.event_log import KEPT
+from linkspan.core.model import Endpoint
 from linkspan.core.reconcile import describe
 from linkspan.core.states.host import HOST, Address, Key, State, Veth
 from linkspan.core.states.ipsec import IpsecConnection
@@ -72,21 +74,22 @@ class Telling:
                 break
         return response
 
-    def _inside(self) -> set[int]:
-        return {e.netns for e in self._agent.endpoints().values() if e.netns}
+    def _inside(self) -> frozenset[int]:
+        """Return the namespaces in which there is something of ours."""
+        return frozenset(e.netns for e in self._agent.endpoints().values() if e.netns)
 
-    def _difference(self) -> tuple[Change, dict[Key, str]]:
+    def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str]]:
         """Observe everything (worker thread)."""
         machine = self._worker.machine
         try:
-            change, words = machine.reconciler.difference(None, self._inside())
+            change, words = machine.reconciler.difference(None, inside)
         finally:
             machine.sockets.release()
         return change, words
 
     async def _diff(self, request: web.Request) -> web.Response:
         await self._agent.cluster.caught_up()  # what is being followed at this moment is no difference, nor none
-        change, words = await self._worker.run(self._difference)
+        change, words = await self._worker.run(self._difference, self._inside())
         wanted = [state for state in change.put if not self._agent.healer.orphaned(state.key)]
         put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
         return _json({"put": put, "delete": delete})
@@ -101,7 +104,7 @@ class Telling:
         wanted = request.query.get("network", "")
         if wanted:
             self._agent.network(wanted)
-        change, _ = await self._worker.run(self._difference)
+        change, _ = await self._worker.run(self._difference, self._inside())
         absent = {state.key for state in change.put}
         reconciler = self._worker.machine.reconciler
         names = self._sources(wanted)
@@ -178,16 +181,16 @@ class Telling:
         return _json(await self._checked())
 
     async def _checked(self) -> address_audit.Check:
-        seen = await self._worker.run(self._seen)
+        seen = await self._worker.run(self._seen, self._inside())
         return address_audit.check(self._agent.endpoints().values(), seen)
 
-    def _seen(self) -> address_audit.Seen:
+    def _seen(self, namespaces: frozenset[int]) -> address_audit.Seen:
         """Observe links and containers' addresses (worker thread)."""
         machine = self._worker.machine
         veths = {s.name: s for s in machine.links.observe(0) if isinstance(s, Veth)}
         inside: dict[int, tuple[Address, ...]] = {}
         try:
-            for netns in self._inside():
+            for netns in namespaces:
                 try:
                     inside[netns] = tuple(
                         s for s in machine.addresses.observe(netns) if isinstance(s, Address)
@@ -201,24 +204,23 @@ class Telling:
     async def _fix(self, request: web.Request) -> web.Response:
         """Free what leaked, take away what is orphaned or doubled; answer what is wrong still."""
         endpoints = list(self._agent.endpoints().values())
-        found = address_audit.check(endpoints, await self._worker.run(self._seen))
+        found = address_audit.check(endpoints, await self._worker.run(self._seen, self._inside()))
         leaked = {(f.address, f.network) for f in found.leaked}
         for endpoint in endpoints:
             if any((p.address, endpoint.network) in leaked for p in endpoint.prefixes):
                 await self._agent.detach(*endpoint.identity)
-        await self._worker.run(self._remove_doubles, found)
+        await self._worker.run(self._remove_doubles, found, tuple(self._agent.endpoints().values()))
         await self._agent.orphans.remove()
         await self._worker.run(self._worker.machine.reconciler.resync)
         return _json(await self._checked())
 
-    def _remove_doubles(self, found: address_audit.Check) -> None:
+    def _remove_doubles(self, found: address_audit.Check, endpoints: Sequence[Endpoint]) -> None:
+        """Remove what containers have of others' addresses (worker thread)."""
         machine = self._worker.machine
         doubled = {f.address for f in found.duplicate}
-        holders = {
-            (e.netns, e.ifname, p.address) for e in self._agent.endpoints().values() for p in e.prefixes
-        }
+        holders = {(e.netns, e.ifname, p.address) for e in endpoints for p in e.prefixes}
         try:
-            for addresses in self._seen().inside.values():
+            for addresses in self._seen(frozenset(e.netns for e in endpoints if e.netns)).inside.values():
                 extra = [
                     a
                     for a in addresses

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 
@@ -72,57 +72,83 @@ class Heard(msgspec.Struct):
         return self.standing != before
 
 
-class Segment:
-    """Tells how peers are reached on the underlay, and ``changed`` for which pairs the answer is another now."""
+class Located(msgspec.Struct, frozen=True):
+    """A peer with the kernel's answer of how it is reached, and its neighbours on the link (none behind a router).
 
-    def __init__(
-        self, sockets: Callable[[], Sockets], changed: Callable[[set[Pair]], Awaitable[None]]
-    ) -> None:
-        self._sockets = sockets
+    ``wanted`` has the address from which each neighbour is asked, ``standings`` what the peer's standing follows from.
+    """
+
+    peer: Peer
+    wanted: Mapping[Neighbour, bytes] = {}
+    standings: Mapping[Neighbour, Standing] = {}
+
+
+def located(
+    sockets: Sockets,
+    view: HostView,
+    network: Network,
+    peer: Peer,
+    ways: Ways,
+    known: Mapping[Neighbour, Standing],
+) -> Located:
+    """Return a peer as the kernel reaches it (worker thread), with what is ``known`` of it on the link.
+
+    ``ways`` keeps the kernel's answers of one moment.
+    """
+    there, here = peer.host.underlay, view.host.underlay if view.host is not None else None
+    address = there.address(there.outer) if there else None
+    if address is None or here is None:
+        return Located(peer)
+    if address.packed not in ways:
+        ways[address.packed] = underlay.way(sockets, address.packed)
+    device, on_link = ways[address.packed]
+    peer = msgspec.structs.replace(peer, device=device, on_link=on_link)
+    if not on_link:
+        return Located(peer)
+    needs, _ = migration.needs(view, network, peer)
+    neighbours = dict.fromkeys(need.neighbour for need in needs if need.neighbour)
+    wanted = {(device, a): bound(here, 4 if len(a) == 4 else 6) for a in neighbours}
+    standings = {one: known[one] if one in known else _fresh(sockets, one) for one in wanted}
+    return Located(msgspec.structs.replace(peer, standing=_worst(standings.values())), wanted, standings)
+
+
+def _fresh(sockets: Sockets, neighbour: Neighbour) -> Standing:
+    """Return how a neighbour begins: an agent that starts again leaves a path as it is that the kernel heard of."""
+    return "answers" if underlay.resolved(sockets, *neighbour) else "awaited"
+
+
+def _worst(standings: Iterable[Standing]) -> Standing:
+    """Return the worst: a peer is a router on the link by all of its addresses, or not at all."""
+    found = set(standings)
+    return next((one for one in WORST if one in found), "answers" if found else "awaited")
+
+
+class Segment:
+    """Asks the peers' neighbours on the link, and tells ``changed`` for which pairs the answer is another now."""
+
+    def __init__(self, changed: Callable[[set[Pair]], Awaitable[None]]) -> None:
         self._changed = changed
-        self._wanted: dict[Pair, dict[Neighbour, bytes]] = {}
+        self._wanted: dict[Pair, Mapping[Neighbour, bytes]] = {}
         """The neighbours of each pair, with the address from which they are asked."""
         self._heard: dict[Neighbour, Heard] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def located(self, view: HostView, network: Network, peer: Peer, ways: Ways) -> Peer:
-        """Return the peer with the kernel's own answer of how it is reached, and what is known of it on the link.
+    def standings(self) -> dict[Neighbour, Standing]:
+        """Return what is known of each neighbour now, for ``located``."""
+        return {neighbour: heard.standing for neighbour, heard in self._heard.items()}
 
-        For the worker thread; ``ways`` keeps the kernel's answers of one moment.
+    def note(self, pair: Pair, found: Located | None) -> bool:
+        """Ask the neighbours that were found for a pair, and no others; none where it is no pair any more.
+
+        Returns whether one of them answered, or was lost, meanwhile: then the pair is to be followed again.
         """
-        there, here = peer.host.underlay, view.host.underlay if view.host is not None else None
-        pair = network.name, peer.host.id
-        address = there.address(there.outer) if there else None
-        if address is None or here is None:
-            self.forget(pair)
-            return peer
-        if address.packed not in ways:
-            ways[address.packed] = underlay.way(self._sockets(), address.packed)
-        device, on_link = ways[address.packed]
-        peer = msgspec.structs.replace(peer, device=device, on_link=on_link)
-        if not on_link:
-            self.forget(pair)
-            return peer
-        needs, _ = migration.needs(view, network, peer)
-        neighbours = dict.fromkeys(need.neighbour for need in needs if need.neighbour)
-        wanted = {(device, a): bound(here, 4 if len(a) == 4 else 6) for a in neighbours}
-        for neighbour in wanted.keys() - self._heard.keys():
-            # It answered the kernel some time ago: an agent that starts again leaves a running path as it is.
-            standing: Standing = "answers" if underlay.resolved(self._sockets(), *neighbour) else "awaited"
-            self._heard.setdefault(neighbour, Heard(standing))
-        self._wanted[pair] = wanted
-        return msgspec.structs.replace(peer, standing=self._standing(wanted))
-
-    def forget(self, pair: Pair) -> None:
-        """Ask no more for a pair's sake."""
         self._wanted.pop(pair, None)
-
-    def _standing(self, wanted: Iterable[Neighbour]) -> Standing:
-        """Return the worst: a peer is a router on the link by all of its addresses, or not at all."""
-        known = (self._heard.get(neighbour) for neighbour in wanted)
-        found = {heard.standing if heard is not None else "awaited" for heard in known}
-        return next((one for one in WORST if one in found), "answers" if found else "awaited")
+        if found is None or not found.wanted:
+            return False
+        self._wanted[pair] = found.wanted
+        heard = {one: self._heard.setdefault(one, Heard(was)) for one, was in found.standings.items()}
+        return any(heard[one].standing != was for one, was in found.standings.items())
 
     def start(self) -> None:
         """Begin."""
@@ -142,14 +168,14 @@ class Segment:
         while True:
             self._wake.clear()
             await self._round()
-            due = min((heard.due for heard in list(self._heard.values())), default=None)
+            due = min((heard.due for heard in self._heard.values()), default=None)
             wait = None if due is None else max(due - time.monotonic(), 0)
             await woken(self._wake, wait)
 
     async def _round(self) -> None:
         """Ask all that are due, link by link."""
         wanted = {
-            neighbour: source for pair in list(self._wanted.values()) for neighbour, source in pair.items()
+            neighbour: source for pair in self._wanted.values() for neighbour, source in pair.items()
         }
         for gone in self._heard.keys() - wanted.keys():
             del self._heard[gone]
@@ -175,5 +201,5 @@ class Segment:
             )
         if changed:
             await self._changed(
-                {pair for pair, wanted in list(self._wanted.items()) if changed & wanted.keys()}
+                {pair for pair, wanted in self._wanted.items() if changed & wanted.keys()}
             )

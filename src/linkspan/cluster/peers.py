@@ -5,8 +5,9 @@ A changed record costs the states of the peers that it names.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -15,15 +16,15 @@ from linkspan.backends.multi_host import reached
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
-from linkspan.cluster.onlink_peers import Segment, Ways
+from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.event_log import Happenings
-from linkspan.core.model import HostView, Lease, Network, Peer
+from linkspan.core.model import HostView, Lease, Peer, Standing
 from linkspan.core.states.host import LEARNT_METRIC
 from linkspan.kernel.drivers.routes import learnt_routes
-from linkspan.kernel.worker import Worker
+from linkspan.kernel.worker import Machine, Worker
 
 log = logging.getLogger("linkspan.cluster.peers")
 
@@ -56,7 +57,9 @@ class Peers:
         self.unreachable: dict[Pair, str] = {}
         self.withdrawn = False
         """Whether this host has given up its addresses, for the store has been away for ``reclaim_after``."""
-        self._segment = Segment(lambda: worker.machine.sockets, self.follow)
+        self._following = asyncio.Lock()
+        """Held from the snapshot that crosses to the worker until what came of it is known here."""
+        self._segment = Segment(self.follow)
         self._stations = Stations(self._follow_host)
 
     def start(self) -> None:
@@ -109,57 +112,100 @@ class Peers:
         wanted = list(pairs)
         if not wanted:
             return
-        networks = {network.name: network for network in self._networks.all()}
-        peers = {} if self.withdrawn else seen(self._leases, self._networks, self._disputes, wanted)
+        async with self._following:
+            while wanted:
+                found = await self._worker.run(_put, self._worker.machine, self._snapshot(wanted))
+                wanted = [pair for pair, outcome in found.items() if self._take(pair, outcome)]
+        self._segment.look()
+
+    def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
+        """Return what the worker needs for these pairs."""
+        peers = {} if self.withdrawn else seen(self._leases, self._networks, self._disputes, pairs)
         for pair, peer in peers.items():
             if isinstance(peer, Peer):
                 peers[pair] = msgspec.structs.replace(peer, macs=self._stations.of(peer.host))
-        told = await self._worker.run(self._put, networks, dict.fromkeys(wanted) | peers)
-        self._segment.look()
-        for pair, error in told.items():
-            if error and self.unreachable.get(pair) != error:
-                log.warning("%s", error)
-                self._happenings.add("peer", error, network=pair[0], host=self._leases.name(pair[1]))
-            self.unreachable.pop(pair, None)
-            if error:
-                self.unreachable[pair] = error
-
-    def _put(self, networks: dict[str, Network], peers: Mapping[Pair, Peer | LinkspanError | None]) -> dict[Pair, str]:
-        """Put each peer's states (worker thread); returns what went wrong, '' where nothing did."""
-        machine, view, told = self._worker.machine, self._view(), {}
-        ways: Ways = {}
-        awaited = any(new and backend(new.backend).learns for new in map(migration.target, networks.values()))
-        learnt = [r.destination for r in learnt_routes(machine.sockets, LEARNT_METRIC)] if awaited else []
         # Who has lost a block lets go of what the owner needs: the same prefix, the same address of its own.
-        for (name, other), peer in sorted(peers.items(), key=lambda one: not self._disputes.lost_by(*one[0])):
-            source = ("peer", name, other)
-            told[name, other] = ""
-            try:
-                if peer is None:
-                    self.known.pop((name, other), None)
-                    self.met.pop((name, other), None)
-                    self._segment.forget((name, other))
-                    machine.reconciler.change(source, ())
-                    continue
-                if isinstance(peer, LinkspanError):
-                    raise peer
-                network = networks[name]
-                peer = self._segment.located(view, network, peer, ways)
-                there = all(any(one.holds(target) for one in learnt) for target in reached(peer))
-                peer = msgspec.structs.replace(peer, learnt=awaited and there)
-                self.known[name, other] = peer
-                met = migration.meet(view, network, peer)
-                machine.reconciler.change(source, met.states)
-                error = machine.reconciler.unwell(source)  # of an earlier change, too
-                told[name, other] = error.message if error else met.problem
-                number = network.migration.number if network.migration and not told[name, other] else 0
-                self.met[name, other] = (number, met.by)
-            except LinkspanError as error:
-                self.met.pop((name, other), None)
+        ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))
+        return _Snapshot(self._view(), {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
+
+    def _take(self, pair: Pair, outcome: _Outcome) -> bool:
+        """Take in what the worker did for a pair; returns whether it is to be followed again."""
+        again = False
+        if outcome.located is not None:
+            self.known[pair] = outcome.located.peer
+            again = self._segment.note(pair, outcome.located)
+        elif not outcome.error:
+            self.known.pop(pair, None)
+            self._segment.note(pair, None)
+        self.met.pop(pair, None)
+        if outcome.met is not None:
+            self.met[pair] = outcome.met
+        if outcome.error and self.unreachable.get(pair) != outcome.error:
+            log.warning("%s", outcome.error)
+            self._happenings.add("peer", outcome.error, network=pair[0], host=self._leases.name(pair[1]))
+        self.unreachable.pop(pair, None)
+        if outcome.error:
+            self.unreachable[pair] = outcome.error
+        return again
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    """What crosses to the worker: this host's view, what the records say of each pair, and who answers on the link.
+
+    The pairs are in the order in which they are put. An error in a peer's place says why it cannot be reached.
+    """
+
+    view: HostView
+    peers: Mapping[Pair, Peer | LinkspanError | None]
+    standings: Mapping[Neighbour, Standing]
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    """What came of a pair: where its peer is (None: it is no pair any more, or was not looked for), and ``error``.
+
+    ``met`` is the number of the migration in which both ways serve (or 0), and the way that sends.
+    """
+
+    located: Located | None = None
+    met: tuple[int, str] | None = None
+    error: str = ""
+
+
+def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
+    """Put each peer's states (worker thread)."""
+    ways: Ways = {}
+    standings = dict(snapshot.standings)
+    networks = {network.name: network for network in snapshot.view.networks}
+    awaited = any(new and backend(new.backend).learns for new in map(migration.target, networks.values()))
+    learnt = [r.destination for r in learnt_routes(machine.sockets, LEARNT_METRIC)] if awaited else []
+    outcomes: dict[Pair, _Outcome] = {}
+    for (name, other), peer in snapshot.peers.items():
+        source = ("peer", name, other)
+        there: Located | None = None
+        try:
+            if peer is None:
                 machine.reconciler.change(source, ())
-                named = f"network {name}" in error.message
-                told[name, other] = error.message if named else f"network {name}: {error.message}"
-        return told
+                outcomes[name, other] = _Outcome()
+                continue
+            if isinstance(peer, LinkspanError):
+                raise peer
+            network = networks[name]
+            there = located(machine.sockets, snapshot.view, network, peer, ways, standings)
+            standings.update(there.standings)  # a host is the same neighbour in all networks
+            learns = awaited and all(any(one.holds(target) for one in learnt) for target in reached(there.peer))
+            there = msgspec.structs.replace(there, peer=msgspec.structs.replace(there.peer, learnt=learns))
+            met = migration.meet(snapshot.view, network, there.peer)
+            machine.reconciler.change(source, met.states)
+            failed = machine.reconciler.unwell(source)  # of an earlier change, too
+            why = failed.message if failed else met.problem
+            number = network.migration.number if network.migration and not why else 0
+            outcomes[name, other] = _Outcome(there, (number, met.by), why)
+        except LinkspanError as error:
+            machine.reconciler.change(source, ())
+            named = f"network {name}" in error.message
+            why = error.message if named else f"network {name}: {error.message}"
+            outcomes[name, other] = _Outcome(there, error=why)
+    return outcomes
 
 
 def seen(

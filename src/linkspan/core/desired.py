@@ -7,7 +7,7 @@ names both sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -80,9 +80,9 @@ class Desired:
         """Return the states of every source."""
         return self._sources
 
-    def owners(self, key: Key) -> Iterator[Source]:
-        """Yield the sources that want the object with this key."""
-        yield from self._of(key)
+    def owners(self, key: Key) -> tuple[Source, ...]:
+        """Return the sources that want the object with this key."""
+        return tuple(self._of(key))
 
 
 def _rank(state: State) -> int:

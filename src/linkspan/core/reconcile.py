@@ -96,7 +96,8 @@ class Reconciler:
     def __init__(self, drivers: Sequence[Driver], release: Callable[[], None] = lambda: None) -> None:
         self.desired = Desired()
         self.drivers = tuple(drivers)
-        self.failing: dict[Key, LinkspanError] = {}
+        self.failing: Mapping[Key, LinkspanError] = {}
+        """What could not be mended. It is replaced and never changed: the loop walks over it while the worker works."""
         self.fights = Fights()
         self._release = release
         self._by_kind = {kind: driver for driver in drivers for kind in driver.kinds}
@@ -158,7 +159,7 @@ class Reconciler:
         if not self.failing:
             return None
         keys = self.desired.sources().get(source, {})
-        return next((error for key, error in list(self.failing.items()) if key in keys), None)
+        return next((error for key, error in self.failing.items() if key in keys), None)
 
     def _read_anew(self) -> dict[Key, LinkspanError]:
         """Let the programs read what has changed; those that nobody wants (yet) are left alone."""
@@ -169,14 +170,15 @@ class Reconciler:
         """Put in the order given, then delete in the order given; go on past errors and return them."""
         put, failed = self._shut(change.put)
         for driver, states in self._grouped(put):
-            waiting = _without_link(states, self.failing | failed)
+            waiting = _without_link(states, {**self.failing, **failed})
             failed.update(waiting)
             failed.update(driver.apply([state for state in states if state.key not in waiting], ()))
         for driver, states in self._grouped(_not_falling(change.delete)):
             failed.update(driver.apply((), states))
-        for state in (*change.put, *change.delete) if self.failing else ():
-            self.failing.pop(state.key, None)
-        self.failing.update(failed)
+        tried = (*change.put, *change.delete)
+        if failed or (self.failing and any(state.key in self.failing for state in tried)):
+            keys = {state.key for state in tried}
+            self.failing = {key: error for key, error in self.failing.items() if key not in keys} | failed
         return failed
 
     def _grouped(self, states: Sequence[State]) -> Iterator[tuple[Driver, list[State]]]:
@@ -201,7 +203,7 @@ class Reconciler:
                 refused |= held
                 put = tuple(state for state in change.put if state.key not in refused and state.key not in left)
                 delete = tuple(state for state in change.delete if state.key not in held and state.key not in left)
-                self.failing.update(held)
+                self.failing = {**self.failing, **held}
                 failed = self.apply(Change(put, delete)) if put or delete else {}
                 report.failed = {**refused, **failed}
                 contested, ends = self._contested(), self._other_ends()
@@ -327,8 +329,8 @@ class Reconciler:
             # What was superfluous is not desired; only what is fought for is left so.
             left = {k for k, error in self.failing.items() if isinstance(error, Contested) and k[0] in names}
             wrong = {state.key for state in (*change.put, *change.delete)}
-            for key in (self.failing.keys() & looked.keys() | left) - wrong:
-                del self.failing[key]
+            right = (self.failing.keys() & looked.keys() | left) - wrong
+            self.failing = {key: error for key, error in self.failing.items() if key not in right}
 
     def difference(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = ()
@@ -408,7 +410,7 @@ def behind_links(put: Iterable[State]) -> Callable[[State], tuple[int, bool, int
     return place
 
 
-def _without_link(states: Sequence[State], failed: dict[Key, LinkspanError]) -> dict[Key, LinkspanError]:
+def _without_link(states: Sequence[State], failed: Mapping[Key, LinkspanError]) -> dict[Key, LinkspanError]:
     """Return what cannot stand, for its link could not be made, with the link's error.
 
     A link of that name may be another's, who keeps it as it is.

@@ -346,17 +346,17 @@ class Naming:
         if not fresh or (now - self._searched < AGAIN and not any(zones not in self.problems for zones in fresh)):
             return
         self._searched = now
-        for zones, why in (await self._worker.run(self._held, fresh)).items():
+        for zones, why in (await self._worker.run(self._held, {z: self._places[z] for z in fresh})).items():
             if not why:
                 self.problems.pop(zones, None)
             elif self.problems.get(zones) != why:
                 self.problems[zones] = why
                 self._tell(why)
 
-    def _held(self, servers: list[Zones]) -> dict[Zones, str]:
+    def _held(self, places: Places) -> dict[Zones, str]:
         """Return for each server who has its port, '' for nobody (worker thread)."""
         running = self._worker.machine.processes.pid
-        return {z: "" if running(zone.process(z)) else _held(z, *self._places[z]) for z in servers}
+        return {z: "" if running(zone.process(z)) else _held(z, *at) for z, at in places.items()}
 
     async def _revive(self) -> None:
         """Replace a server that does not answer and does nothing: healing starts one that has died."""

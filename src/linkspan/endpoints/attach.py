@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import msgspec
 
 from linkspan.core.addresses import mac, mac_text
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.core.model import AttachRequest, Endpoint, Network, checked_ifname, checked_name
+from linkspan.core.states.host import State
 from linkspan.endpoints.build import check_numbers, check_ports, described, resized
 from linkspan.endpoints.detach import forget_connections, unplumb
-from linkspan.endpoints.registry import Registry
+from linkspan.endpoints.registry import Mates, Registry
 from linkspan.endpoints.rename import recognise
 from linkspan.endpoints.update import alter, make_way
 from linkspan.kernel.drivers import routes
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.probe import gratuitous_arp
+from linkspan.kernel.worker import Machine
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -74,7 +77,8 @@ async def attach(
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two that ask for the next free name get two
             await _refuse_again(registry, request, number)
-            name = await registry.worker.run_brief(_free_ifname, registry, request.id, namespace_fd)
+            taken = {ifname for id_, ifname in registry.endpoints if id_ == request.id}
+            name = await registry.worker.run_brief(_free_ifname, machine, taken, namespace_fd)
             return await _attach_one(registry, msgspec.structs.replace(request, ifname=name), place)
     except LinkspanError as error:
         raise error.within(f"attach {request.name or request.id} to {network.name}") from error
@@ -132,13 +136,11 @@ def _checked_namespace(registry: Registry, fd: int) -> int:
     return number
 
 
-def _free_ifname(registry: Registry, container: str, fd: int) -> str:
-    """Return the first ethN that neither the namespace nor the container's endpoints have (worker thread)."""
-    taken = {ifname for id_, ifname in list(registry.endpoints) if id_ == container}
+def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
+    """Return the first ethN that neither the namespace has nor is ``taken`` (worker thread)."""
     if fd >= 0:
-        machine = registry.worker.machine
         with machine.namespaces.holding(fd) as number:
-            taken |= set(machine.sockets.names(number).values())
+            taken = taken | set(machine.sockets.names(number).values())
             machine.sockets.release()
     return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
 
@@ -164,7 +166,10 @@ async def _attach_alone(
         try:
             if endpoint.host_ifname:
                 reused = any(allocation.reused for allocation in allocations)
-                endpoint = await registry.worker.run_brief(_plumb, registry, network, endpoint, place.fd, reused)
+                machine, mates = registry.worker.machine, registry.mates(endpoint)
+                endpoint = await registry.worker.run_brief(
+                    _plumb, machine, mates, network, endpoint, place.fd, reused
+                )
                 await forget_connections(registry, endpoint, [])
             if registry.networks.token(network.name) is not token:
                 raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
@@ -204,25 +209,25 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
             raise Conflict(f"MAC {wanted} is used by {other.name or other.id}", "choose another, or leave it out")
 
 
-def _plumb(registry: Registry, network: Network, endpoint: Endpoint, fd: int, reused: bool) -> Endpoint:
+def _plumb(
+    machine: Machine, mates: Mates, network: Network, endpoint: Endpoint, fd: int, reused: bool
+) -> Endpoint:
     """Put the endpoint's states (worker thread); raises the first error, after nothing is left of them."""
-    machine = registry.worker.machine
     if endpoint.delivered:
-        _put(registry, network, endpoint)
+        _put(machine, mates.states(network, endpoint))
         return endpoint
     machine.enter(endpoint)
     with machine.namespaces.holding(fd, endpoint.netns_cookie):
         others = routes.default_metrics(machine.sockets, endpoint.netns)
-        endpoint = registry.ranked(network, endpoint, others)
-        _put(registry, network, endpoint)
+        endpoint = mates.ranked(network, endpoint, others)
+        _put(machine, mates.states(network, endpoint))
         if reused and not network.routed:
             with machine.namespaces.entered(endpoint.netns):
                 gratuitous_arp.announce(endpoint.ifname, mac(endpoint.mac), [p.single() for p in endpoint.prefixes])
     return endpoint
 
 
-def _put(registry: Registry, network: Network, endpoint: Endpoint) -> None:
-    """Put the endpoint's states (worker thread); raises the first error."""
-    failed = registry.worker.machine.reconciler.changes(registry.states(network, endpoint))
-    if failed:
-        raise next(iter(failed.values()))
+def _put(machine: Machine, sources: Mapping[tuple[str, ...], list[State]]) -> None:
+    """Put an endpoint's states (worker thread); raises the first error."""
+    for error in machine.reconciler.changes(sources).values():
+        raise error

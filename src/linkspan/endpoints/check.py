@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import msgspec
 
 from linkspan.core.addresses import mac
-from linkspan.core.model import Endpoint, Network
+from linkspan.core.model import Endpoint
 from linkspan.core.reconcile import describe
 from linkspan.core.states.host import Interface, State
 from linkspan.endpoints.registry import Registry
+from linkspan.kernel.worker import Machine
 
 
 async def check(registry: Registry, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
@@ -19,18 +21,16 @@ async def check(registry: Registry, endpoint: Endpoint, namespace_fd: int, hardw
     Its interface is compared with what the caller knows of it, a MAC and an MTU; "" and 0 are not known.
     """
     network = registry.networks.get(endpoint.network)
-    missing = await registry.worker.run(_missing, registry, network, endpoint, namespace_fd, hardware, mtu)
+    wanted = list(itertools.chain.from_iterable(registry.states(network, endpoint).values()))
+    missing = await registry.worker.run(_missing, registry.worker.machine, wanted, namespace_fd, hardware, mtu)
     return [f"{type(state).__name__} {describe(state)} is not as it should be" for state in missing]
 
 
-def _missing(
-    registry: Registry, network: Network, endpoint: Endpoint, fd: int, hardware: str, mtu: int
-) -> list[State]:
+def _missing(machine: Machine, wanted: Iterable[State], fd: int, hardware: str, mtu: int) -> list[State]:
     """Compare (worker thread), by the caller's descriptor: the path may lead nowhere in our mount namespace."""
-    machine = registry.worker.machine
     with machine.namespaces.holding(fd) as number:
         states = []
-        for state in itertools.chain.from_iterable(registry.states(network, endpoint).values()):
+        for state in wanted:
             if isinstance(state, Interface):
                 found = machine.links.interface(number, state.name)
                 known = mac(hardware) if hardware else state.mac

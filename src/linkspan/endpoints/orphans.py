@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -87,12 +87,13 @@ class Orphans:
     async def spare(self) -> None:
         """Desire what the first resync would remove, while there are orphans; called once, before it."""
         if self.links:
-            await self._worker.run(self._spare)
+            await self._worker.run(self._spare, frozenset(self.ended))
 
-    def _spare(self) -> None:
+    def _spare(self, ended: Collection[str]) -> None:
+        """Desire what would be removed, but for the pairs that ``ended`` (worker thread)."""
         reconciler = self._worker.machine.reconciler
         change, _ = reconciler.difference()
-        kept = [state for state in change.delete if not any(concerns(state, name) for name in self.ended)]
+        kept = [state for state in change.delete if not any(concerns(state, name) for name in ended)]
         reconciler.desired.replace(SOURCE, map(_as_made, kept))
 
     def unhold(self, name: str) -> None:
@@ -105,14 +106,18 @@ class Orphans:
         self._until.pop(name, None)
         self.links.pop(name, None)
 
-    def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
-        """Let go of a pair and desire what its endpoint needs (worker thread).
+    async def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
+        """Let go of a pair and desire what its endpoint needs.
 
         Both at once: a resync that came between would remove what nobody wants.
         """
+        await self._worker.run(self._handed_over, name, wanted, bool(self.links))
+
+    def _handed_over(self, name: str, wanted: Mapping[Source, Iterable[State]], others: bool) -> None:
+        """Do it (worker thread); ``others`` tells whether there are orphans still."""
         desired = self._worker.machine.reconciler.desired
         if SOURCE in desired.sources():
-            desired.replace(SOURCE, self._kept_without(name))
+            desired.replace(SOURCE, self._kept_without(name, others))
         for source, states in wanted.items():
             desired.replace(source, states)
 
@@ -151,20 +156,20 @@ class Orphans:
         for network, address in self._held(link):
             self._allocator.unhold(network, [address])
 
-    def _kept_without(self, name: str) -> list[State]:
+    def _kept_without(self, name: str, others: bool) -> list[State]:
         """Return what is to be kept without a pair; with the last orphan goes all of it (worker thread)."""
         spared = self._worker.machine.reconciler.desired.sources().get(SOURCE, {}).values()
-        return [state for state in spared if not concerns(state, name)] if self.links else []
+        return [state for state in spared if not concerns(state, name)] if others else []
 
-    def _taken_away(self, name: str) -> list[LinkspanError]:
+    def _taken_away(self, name: str, others: bool) -> list[LinkspanError]:
         """Remove a pair, and what is kept for it (worker thread)."""
-        return list(self._worker.machine.reconciler.change(SOURCE, self._kept_without(name)).values())
+        return list(self._worker.machine.reconciler.change(SOURCE, self._kept_without(name, others)).values())
 
     async def _remove(self, name: str) -> None:
         if (link := self.links.get(name)) is None:  # its container has become known meanwhile
             return
         self.forget(name)
-        for error in await self._worker.run(self._taken_away, name):
+        for error in await self._worker.run(self._taken_away, name, bool(self.links)):
             log.warning("orphan %s: %s", name, error.message)
         self._give_back(link)
         if (row := self.rows.pop(name, None)) is not None:

@@ -308,7 +308,7 @@ class Recovery:
         for endpoint in endpoints:
             if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
                 states = self._registry.states(self._networks.get(endpoint.network), endpoint)
-                await self._worker.run(self._orphans.hand_over, endpoint.host_ifname, states)
+                await self._orphans.hand_over(endpoint.host_ifname, states)
 
     async def _from_kernel(self, link: Link) -> Endpoint | None:
         netns, end = link.identity_of_peer

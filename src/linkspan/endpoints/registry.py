@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import msgspec
 
@@ -27,6 +27,36 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.endpoints.registry")
 
 Identity = tuple[str, str]
+
+
+class Mates(msgspec.Struct, frozen=True):
+    """The other endpoints of a container as they are at one moment: this crosses to the worker, the registry does not.
+
+    ``homes`` are those whose networks are there. ``counts`` tells whether the endpoint's own network is.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    homes: tuple[multihoming.Home, ...]
+    counts: bool
+
+    def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
+        own = [(network, endpoint)] if self.counts else []
+        return {
+            source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
+            multihoming.source(endpoint): list(multihoming.container_states([*self.homes, *own])),
+        }
+
+    def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
+        """Return what should be without an endpoint, by source."""
+        return {multihoming.source(endpoint): list(multihoming.container_states(self.homes)), source(endpoint): []}
+
+    def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
+        """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
+        first = multihoming.first_metric(network, endpoint)
+        taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self.endpoints]
+        within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
+        return msgspec.structs.replace(endpoint, metric=max(within, default=first - 1) + 1)
 
 
 def source(endpoint: Endpoint) -> tuple[str, ...]:
@@ -121,37 +151,26 @@ class Registry:
         self.endpoints.pop(identity, None)
         self.attached_ns.pop(identity, None)
 
-    def mates(self, endpoint: Endpoint) -> list[Endpoint]:
-        """Return the other endpoints of an endpoint's container."""
-        return multihoming.mates(endpoint, self.endpoints.values())
+    def mates(self, endpoint: Endpoint) -> Mates:
+        """Return the other endpoints of an endpoint's container as they are now."""
+        found = multihoming.mates(endpoint, self.endpoints.values())
+        # Of a network that is gone the endpoints are about to go, too.
+        homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
+        return Mates(tuple(found), homes, self.networks.has(endpoint))
 
     # what they need in the kernel
 
     def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
         """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
-        return {
-            source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
-            multihoming.source(endpoint): self._together(endpoint, self.mates(endpoint)),
-        }
+        return self.mates(endpoint).states(network, endpoint)
 
     def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
         """Return what should be without an endpoint, by source."""
-        first, *rest = self.mates(endpoint) or (None,)
-        left = self._together(first, rest) if first else []
-        return {multihoming.source(endpoint): left, source(endpoint): []}
+        return self.mates(endpoint).without(endpoint)
 
-    def _together(self, endpoint: Endpoint, mates: Sequence[Endpoint]) -> list[State]:
-        """Return the states of the endpoint's container that follow from all its interfaces."""
-        # Of a network that is gone the endpoints are about to go, too.
-        homes = [(self.networks.get(e.network), e) for e in (*mates, endpoint) if self.networks.has(e)]
-        return list(multihoming.container_states(homes))
-
-    def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
-        """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
-        first = multihoming.first_metric(network, endpoint)
-        taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self.mates(endpoint)]
-        within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
-        return msgspec.structs.replace(endpoint, metric=max(within, default=first - 1) + 1)
+    def ranked(self, network: Network, endpoint: Endpoint) -> Endpoint:
+        """Return the endpoint with a metric behind those of its container's other interfaces."""
+        return self.mates(endpoint).ranked(network, endpoint)
 
     # what outlasts a verb
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import State
 from linkspan.endpoints import reconstruction
 from linkspan.endpoints.registry import Identity, Registry
+from linkspan.kernel.worker import Machine
 
 
 async def recognise(registry: Registry, container: str, ifname: str = "") -> None:
@@ -32,16 +35,14 @@ async def rename(registry: Registry, identity: Identity, named: Endpoint) -> Non
         registry.ports.restore(named)
         registry.drop(identity)
         registry.admit(named, 0)
-        await registry.worker.run(_desire_instead, registry, before, named)
+        after = registry.states(registry.networks.get(named.network), named)
+        await registry.worker.run(_desire, registry.worker.machine, before | after)
         registry.changed(identity)
     who = f"{named.called} of network {named.network}"
     registry.happenings.add("recover", f"{who} is what was known as {old.id}", endpoint=named.id)
 
 
-def _desire_instead(
-    registry: Registry, before: dict[tuple[str, ...], list[State]], named: Endpoint
-) -> None:
+def _desire(machine: Machine, sources: Mapping[tuple[str, ...], list[State]]) -> None:
     """Desire an endpoint's states under its new name (worker thread); a resync mends what is not so yet."""
-    desired = registry.worker.machine.reconciler.desired
-    for one, states in (before | registry.states(registry.networks.get(named.network), named)).items():
-        desired.replace(one, states)
+    for one, states in sources.items():
+        machine.reconciler.desired.replace(one, states)

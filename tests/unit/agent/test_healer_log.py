@@ -57,12 +57,11 @@ def test_what_cannot_be_mended_is_logged_once_until_it_is_well(
     """For all objects with one cause together; another cause, and the same one later, are told again."""
     machine = MemoryMachine()
     healer = healer_of(machine, tmp_path, nothing)
-    failing = machine.reconciler.failing
 
     def told(**failed: str) -> list[str]:
         caplog.clear()
         errors: dict[Key, LinkspanError] = {("Key", name): KernelError(why) for name, why in failed.items()}
-        failing.update(errors)
+        machine.reconciler.failing = {**machine.reconciler.failing, **errors}
         with caplog.at_level(logging.WARNING):
             healer.record(Report([], errors))
         return [record.getMessage().partition(": ")[2] for record in caplog.records]
@@ -71,7 +70,7 @@ def test_what_cannot_be_mended_is_logged_once_until_it_is_well(
     assert told(x="add a") == told() == told(y="add a") == []
     assert told(x="add b", y="add a") == ["add b"]
     assert told(x="add b") == []
-    failing.clear()
+    machine.reconciler.failing = {}
     assert told() == []
     assert told(x="add a") == ["add a"]
 

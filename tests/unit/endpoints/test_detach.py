@@ -1,9 +1,8 @@
-"""A detach waits for the kernel in the worker thread."""
+"""A detach waits for the kernel in the worker thread, which gets a snapshot."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,63 +11,50 @@ from typing import Any
 import msgspec
 
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings
-from linkspan.core.ports import PortTable
+from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Key, State
+from linkspan.endpoints import multihoming
 from linkspan.endpoints.detach import detach
-from linkspan.endpoints.journal import Journal
-from linkspan.endpoints.registry import Registry, source
-from linkspan.kernel.worker import Worker
-from linkspan.store.memory import Memory
-from support.records.listeners import NoListener
+from linkspan.endpoints.registry import source
 from support.records.one_host import endpoint, network
-from support.records.replicas import Member
+from support.records.registry_stage import NotedKernel, RegistryStage
 
 DEMO = network("demo", "10.1.0.0/24", routed=True)
 
 
-class SlowMachine:
+class SlowKernel(NotedKernel):
     """A kernel that removes a link only after the agent's loop has gone on; it gives up after ten seconds."""
 
     def __init__(self) -> None:
-        self.reconciler = self
+        super().__init__()
         self.went_on = threading.Event()
         self.waited_in_vain = False
-        self.taken_away: list[tuple[str, ...]] = []
 
-    def changes(self, sources: Mapping[tuple[str, ...], Iterable[State]]) -> dict[Key, LinkspanError]:
+    def changes(self, sources: Mapping[tuple[str, ...], Iterable[State]], *there: Any) -> dict[Key, LinkspanError]:
         """Take states away, and wait for the loop."""
-        self.taken_away += sources
         self.waited_in_vain = not self.went_on.wait(10)
-        return {}
+        return super().changes(sources, *there)
 
-    def enter(self, *_words: Any) -> None:
-        """Remember nothing."""
 
-    def leave(self, *_words: Any) -> None:
-        """Forget nothing."""
+def _endpoint(ifname: str, address: str) -> Endpoint:
+    return msgspec.structs.replace(endpoint(DEMO, address), ifname=ifname, netns_path="")
 
 
 def test_the_loop_goes_on_while_the_kernel_removes_a_link(tmp_path: Path) -> None:
     """A host that could not say that it lives for so long would be taken for dead."""
 
     async def run() -> None:
-        machine, worker = SlowMachine(), Worker()
-        worker.machine = machine  # type: ignore[assignment]
-        member = Member(Memory(), tmp_path, "h1")
-        await member.replica.start()
-        await member.replica.write({"networks/demo": DEMO})
-        member.networks.refresh()
-        member.allocator.refresh()
-        one = msgspec.structs.replace(endpoint(DEMO, "10.1.0.5"), netns_path="")
-        with contextlib.closing(Journal(tmp_path / "journal.db", cooldown=0)) as journal:
-            ports, happenings = PortTable(NoListener()), Happenings(tmp_path / "events")
-            registry = Registry(worker, journal, member.networks, member.allocator, ports, happenings, "h1", {})
-            registry.admit(one, 0)
-            asyncio.get_running_loop().call_soon(machine.went_on.set)
-            assert await detach(registry, one.id) == 1
-        await member.replica.stop()
-        assert not machine.waited_in_vain
-        assert source(one) in machine.taken_away
+        kernel = SlowKernel()
+        stage = RegistryStage(tmp_path, kernel)
+        await stage.start(DEMO)
+        one, mate = _endpoint("eth0", "10.1.0.5"), _endpoint("eth1", "10.1.0.6")
+        stage.registry.admit(one, 0)
+        stage.registry.admit(mate, 0)
+        asyncio.get_running_loop().call_soon(kernel.went_on.set)
+        assert await detach(stage.registry, one.id, "eth0") == 1
+        await stage.stop()
+        assert not kernel.waited_in_vain
+        assert set(kernel.changed) == {source(one), multihoming.source(one)}
+        assert dict.keys(stage.endpoints) == {mate.identity}
 
     asyncio.run(run())

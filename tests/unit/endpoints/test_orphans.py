@@ -98,7 +98,7 @@ def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
     stage.orphans.unhold("lsp1")
     stage.orphans.forget("lsp1")
     assert veth("lsp1").key in stage.wanted()
-    stage.orphans.hand_over("lsp1", {OURS: [veth("lsp1", 1400)]})
+    asyncio.run(stage.orphans.hand_over("lsp1", {OURS: [veth("lsp1", 1400)]}))
     assert stage.desired.state(veth("lsp1").key) == veth("lsp1", 1400)
     assert TokenBucket("lsp1", 1000, 1000).key not in stage.wanted()
     assert {veth("lsp2").key, BRIDGE.key} <= stage.wanted()
@@ -110,7 +110,7 @@ def test_with_the_last_orphan_goes_all_that_was_kept_for_them(stage: _Stage) -> 
     for name in ("lsp1", "lsp2"):
         stage.orphans.unhold(name)
         stage.orphans.forget(name)
-        stage.orphans.hand_over(name, {(*OURS[:1], name, "eth0"): [veth(name)]})
+        asyncio.run(stage.orphans.hand_over(name, {(*OURS[:1], name, "eth0"): [veth(name)]}))
     assert SOURCE not in stage.desired.sources()
     assert stage.wanted() == {veth("lsp1").key, veth("lsp2").key}
     assert stage.allocator.holders == {}

@@ -1,0 +1,113 @@
+"""A host with some peers in one network, for tests of what it puts for each: a store in memory, and no kernel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.cluster.peers import Pair, Peers
+from linkspan.core.desired import Desired, Source
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
+from linkspan.core.states.host import Key, State
+from linkspan.kernel.probe import underlay
+from linkspan.kernel.worker import Worker
+from linkspan.store.memory import Memory
+from linkspan.store.records import BlockRecord, block_key, lease_key
+from support.records.replicas import Member, network
+
+DEMO = network(backend="host-gw", options={})
+
+
+def _underlay(number: int) -> Underlay:
+    return Underlay("eth0", (f"192.0.2.{number}/24",))
+
+
+class Kernel:
+    """What peers need of the machine: a reconciler that keeps what should be, by source, and writes down each change.
+
+    Nothing may look at ``peers`` half changed: what it was during each change is written down too.
+    """
+
+    def __init__(self) -> None:
+        self.reconciler = self
+        self.sockets = None
+        self.desired = Desired()
+        self.changed: list[Source] = []
+        self.threads: set[int] = set()
+        self.known: list[set[Pair]] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Called during each change."""
+        self.peers: Peers
+
+    def change(self, source: Source, states: Iterable[State]) -> dict[Key, LinkspanError]:
+        """Note what should be."""
+        self.desired.replace(source, states)
+        self.changed.append(source)
+        self.threads.add(threading.get_ident())
+        self.known.append(set(self.peers.known))
+        self.meanwhile()
+        return {}
+
+    def unwell(self, source: Source) -> None:
+        """All that should be is."""
+
+
+class PeerStage(Member):
+    """Host h1, and hosts h2, h3, ... with a lease each."""
+
+    def __init__(self, folder: Path, others: int) -> None:
+        super().__init__(Memory(), folder, "h1")
+        self.count = others + 1
+        self.leases.host = self._host(1)
+        self.kernel, worker = Kernel(), Worker()
+        worker.machine = self.kernel  # type: ignore[assignment]
+        self.views: list[int] = []
+        """The threads in which the view was asked for."""
+        self.peers = self.kernel.peers = Peers(
+            worker, self.leases, self.networks, self.disputes, self.happenings, self._view
+        )
+
+    def _host(self, number: int) -> Host:
+        return Host(id=f"h{number}", name=f"h{number}", underlay=_underlay(number))
+
+    def _view(self) -> HostView:
+        self.views.append(threading.get_ident())
+        mine = self.leases.mine("demo")
+        return HostView(self.networks.all(), host=self.leases.host, leases=(mine,) if mine else ())
+
+    async def start(self) -> None:
+        """Have the network, and all hosts with their leases."""
+        await self.replica.start()
+        written: dict[str, msgspec.Struct] = {"networks/demo": DEMO}
+        for number in range(1, self.count + 1):
+            host, block = f"h{number}", f"10.244.{number}.0/24"
+            written[f"hosts/{host}"] = self._host(number)
+            written[block_key("demo", block)] = BlockRecord(host, 0.0)
+            written[lease_key("demo", host)] = Lease(
+                network="demo",
+                host=host,
+                prefixes=(block,),
+                addresses=(f"10.244.{number}.0",),
+                endpoints={"host-gw": Offer({})},
+            )
+        await self.replica.write(written)
+        self.networks.refresh()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.replica.stop()
+
+    def pairs(self, *numbers: int) -> list[Pair]:
+        """Return the pairs of these hosts, or of all."""
+        return [("demo", f"h{number}") for number in numbers or range(2, self.count + 1)]
+
+
+def one_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a kernel that reaches all peers without a router, and has heard of all of them."""
+    monkeypatch.setattr(underlay, "way", lambda _sockets, _address: ("eth0", True))
+    monkeypatch.setattr(underlay, "resolved", lambda _sockets, _device, _address: True)

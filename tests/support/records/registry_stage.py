@@ -1,0 +1,97 @@
+"""The endpoints of a host whose kernel only notes what should be; nothing but the loop may look at the endpoints."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.ports import PortTable
+from linkspan.core.states.host import Key, State
+from linkspan.endpoints.journal import Journal
+from linkspan.endpoints.registry import Identity, Registry
+from linkspan.kernel.worker import Worker
+from linkspan.store.memory import Memory
+from support.records.listeners import NoListener
+from support.records.replicas import Member
+
+
+class LoopOnly(dict[Identity, Endpoint]):
+    """Endpoints that fail where another thread walks over them: it would do so now and then, while one is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def __iter__(self) -> Iterator[Identity]:
+        """Walk over the identities."""
+        assert threading.get_ident() == self._thread
+        return super().__iter__()
+
+    def values(self) -> Any:
+        """Walk over the endpoints."""
+        assert threading.get_ident() == self._thread
+        return super().values()
+
+    def items(self) -> Any:
+        """Walk over both."""
+        assert threading.get_ident() == self._thread
+        return super().items()
+
+
+class NotedKernel:
+    """What endpoints need of the machine, each call noted by its sources; a test may overwrite ``changes``."""
+
+    def __init__(self) -> None:
+        self.reconciler = self
+        self.changed: list[tuple[str, ...]] = []
+
+    def changes(
+        self, sources: Mapping[tuple[str, ...], Iterable[State]], *_there: Any
+    ) -> dict[Key, LinkspanError]:
+        """Note what should be."""
+        self.changed += sources
+        return {}
+
+    def enter(self, *_words: Any) -> None:
+        """Remember no way."""
+
+    def leave(self, *_words: Any) -> None:
+        """Forget no way."""
+
+
+class RegistryStage:
+    """Such a host, with networks."""
+
+    def __init__(self, folder: Path, kernel: NotedKernel | None = None) -> None:
+        self.kernel, self.worker = kernel or NotedKernel(), Worker()
+        self.worker.machine = self.kernel  # type: ignore[assignment]
+        self.member = Member(Memory(), folder, "h1")
+        self.journal = Journal(folder / "journal.db", cooldown=0)
+        self.endpoints = LoopOnly()
+        member, ports = self.member, PortTable(NoListener())
+        self.registry = Registry(
+            self.worker,
+            self.journal,
+            member.networks,
+            member.allocator,
+            ports,
+            member.happenings,
+            "h1",
+            self.endpoints,
+        )
+
+    async def start(self, *networks: Network) -> None:
+        """Have the networks."""
+        await self.member.replica.start()
+        await self.member.replica.write({f"networks/{network.name}": network for network in networks})
+        self.member.networks.refresh()
+        self.member.allocator.refresh()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.member.replica.stop()
+        self.journal.close()

@@ -1,0 +1,76 @@
+"""What this host needs for each peer: one snapshot crosses to the worker, and a change costs whom it concerns."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.kernel.probe import underlay
+from support.records.peer_stage import PeerStage, one_link
+from support.records.replicas import together
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All peers are on one link."""
+    one_link(monkeypatch)
+
+
+def test_the_worker_gets_a_snapshot_and_changes_nothing_that_the_loop_reads(tmp_path: Path) -> None:
+    """`status` walks over the peers meanwhile, and the view walks over the store's records."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        assert stage.kernel.known == [set(), set(), set()]
+        assert set(stage.peers.known) == set(stage.pairs())
+        assert threading.get_ident() not in stage.kernel.threads
+        assert set(stage.views) == {threading.get_ident()}
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_peer_that_goes_takes_its_states_with_it(tmp_path: Path) -> None:
+    """One that cannot be reached is named, and is known still."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=2)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        assert stage.kernel.desired.sources().keys() == {("peer", *pair) for pair in stage.pairs()}
+        await stage.leases.remove_host("h2")
+        stage.leases.host = msgspec.structs.replace(stage.leases.host, underlay=None)
+        await stage.peers.follow(stage.pairs())
+        assert set(stage.peers.known) == set(stage.pairs(3))
+        assert set(stage.peers.unreachable) == set(stage.pairs(3))
+        assert not stage.kernel.desired.sources()
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_neighbour_that_answers_while_its_peer_is_put_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer is put once more, with what is known by then."""
+    monkeypatch.setattr(underlay, "resolved", lambda _sockets, _device, _address: False)
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=1)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        (pair,) = stage.pairs()
+        assert stage.peers.known[pair].standing == "awaited"
+        (heard,) = stage.peers._segment._heard.values()
+        stage.kernel.meanwhile = lambda: heard.take(True, 0.0)
+        await stage.peers.follow(stage.pairs())
+        assert stage.peers.known[pair].standing == "answers"
+        assert stage.kernel.changed == [("peer", *pair)] * 3
+        await stage.stop()
+
+    together(work)
