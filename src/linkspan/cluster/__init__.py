@@ -14,6 +14,7 @@ Who does what
     - ``liveness``: for how long hosts have been silent, and ``reclaim_after`` (below).
     - ``peers``: the states that this host needs for each peer. A peer is one source, ``("peer", NETWORK, HOST)``,
       from ``backend.peer(view, network, peer)``. A changed record costs the states of the peers that it names.
+      An exact address costs those of its holder, before and now.
     - ``shared_states``: states that serve all networks and all peers of a backend, such as a BGP speaker.
     - ``onlink_peers``: which peers answer on the underlay's link. It asks in the background, and one silence
       changes nothing.

@@ -386,6 +386,11 @@ class Leases:
                 self._replica.skip(key, error.message)
         return found
 
+    def holder(self, network: str, address: Prefix) -> str:
+        """Return the host that holds an exact address by its record, '' where none does."""
+        record = self._replica.value(address_key(network, address), AddressRecord)
+        return record.host if record is not None else ""
+
     def hosts(self) -> dict[str, Host]:
         """Return all hosts by id."""
         return {host.id: host for host in self._replica.read("hosts/", Host).values()}

@@ -6,8 +6,10 @@ A changed record costs the states of the peers that it names.
 from __future__ import annotations
 
 import asyncio
+import bisect
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -57,6 +59,8 @@ class Peers:
         self.unreachable: dict[Pair, str] = {}
         self.withdrawn = False
         """Whether this host has given up its addresses, for the store has been away for ``reclaim_after``."""
+        self._crossed: dict[Pair, _Crossed] = {}
+        """What the states of each pair follow from, as far as exact addresses go; written before it crosses."""
         self._following = asyncio.Lock()
         """Held from the snapshot that crosses to the worker until what came of it is known here."""
         self._segment = Segment(self.follow)
@@ -86,18 +90,41 @@ class Peers:
         words = [key.split("/") for key in changed]
         named = {(w[1], w[2]) for w in words if w[0] == "leases" and len(w) == 3}
         hosts = {w[1] for w in words if w[0] in ("hosts", "endpoints")}
-        exact = {w[1] for w in words if w[0] == "addresses"}
         own = {w[1] for w in words if w[0] == "leases" and w[-1] == here}
         blocks = {(w[1], "/".join(w[2:])) for w in words if w[0] == "blocks" and len(w) == 4}
         for lease in self._leases.all() if blocks else ():
             if any((lease.network, text) in blocks for text in lease.prefixes):
                 named.add((lease.network, lease.host))
+        exact: dict[str, set[Prefix]] = {}
+        for w in words:
+            if w[0] == "addresses" and len(w) == 3:
+                with contextlib.suppress(Invalid):  # of any key: somebody may have made one
+                    exact.setdefault(w[1], set()).add(prefix(w[2]).single())
         hidden = self._hidden() if named or hosts else set()  # the host by which they are reached may be another now
-        return {
-            p
-            for p in others
-            if p in named | self._disputes.fresh | hidden or p[1] in hosts or p[0] in exact | own
-        }
+        named |= self._disputes.fresh | hidden
+        for name, addresses in exact.items():
+            named |= self._by_exact(name, addresses, {pair for pair in others if pair[0] == name})
+        return {p for p in others if p in named or p[1] in hosts or p[0] in own}
+
+    def _by_exact(self, network: str, addresses: Set[Prefix], pairs: Set[Pair]) -> Set[Pair]:
+        """Return which of a network's pairs the records of exact addresses concern.
+
+        Those are the holders, and those whose states follow from an address: it may have had another holder. An address
+        of this host concerns all, where the network's states have this host's exact addresses in them.
+        """
+        holders = {self._leases.holder(network, address) for address in addresses}
+        if self._leases.host.id in holders and any(
+            name == network and address in addresses for name, address in self._view().exact
+        ):
+            return pairs
+        return {pair for pair in pairs if pair[1] in holders or self._follows_from(pair, addresses)}
+
+    def _follows_from(self, pair: Pair, addresses: Set[Prefix]) -> bool:
+        """Tell whether a pair's states follow from one of these exact addresses, or its host has one for itself."""
+        if (crossed := self._crossed.get(pair)) is not None and crossed.has(addresses):
+            return True
+        lease = self._leases.of(*pair)
+        return lease is not None and any(prefix(text).single() in addresses for text in lease.addresses)
 
     def _hidden(self) -> set[Pair]:
         """Return the pairs that are behind a NAT each, as this host is."""
@@ -124,9 +151,16 @@ class Peers:
         for pair, peer in peers.items():
             if isinstance(peer, Peer):
                 peers[pair] = msgspec.structs.replace(peer, macs=self._stations.of(peer.host))
+        view = self._view()
+        names = {name for name, _ in pairs}
+        own = {name: frozenset(address for of, address in view.exact if of == name) for name in names}
+        for pair in pairs:
+            self._crossed.pop(pair, None)
+            if isinstance(there := peers.get(pair), Peer):
+                self._crossed[pair] = _Crossed(there.exact, own[pair[0]])
         # Who has lost a block lets go of what the owner needs: the same prefix, the same address of its own.
         ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))
-        return _Snapshot(self._view(), {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
+        return _Snapshot(view, {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
 
     def _take(self, pair: Pair, outcome: _Outcome) -> bool:
         """Take in what the worker did for a pair; returns whether it is to be followed again."""
@@ -147,6 +181,18 @@ class Peers:
         if outcome.error:
             self.unreachable[pair] = outcome.error
         return again
+
+
+class _Crossed(msgspec.Struct, frozen=True):
+    """The exact addresses that a pair's states follow from: the peer's, sorted, and this host's ``own``."""
+
+    exact: tuple[Prefix, ...]
+    own: frozenset[Prefix]
+
+    def has(self, addresses: Set[Prefix]) -> bool:
+        """Tell whether one of these addresses is among them."""
+        places = ((bisect.bisect_left(self.exact, one), one) for one in addresses)
+        return not self.own.isdisjoint(addresses) or any(self.exact[at : at + 1] == (one,) for at, one in places)
 
 
 class _Snapshot(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from linkspan.cluster.peers import Pair, Peers
+from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Desired, Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
@@ -68,6 +69,8 @@ class PeerStage(Member):
         worker.machine = self.kernel  # type: ignore[assignment]
         self.views: list[int] = []
         """The threads in which the view was asked for."""
+        self.exact: tuple[tuple[str, Prefix], ...] = ()
+        """This host's exact addresses, as backends that encrypt see them."""
         self.peers = self.kernel.peers = Peers(
             worker, self.leases, self.networks, self.disputes, self.happenings, self._view
         )
@@ -78,7 +81,7 @@ class PeerStage(Member):
     def _view(self) -> HostView:
         self.views.append(threading.get_ident())
         mine = self.leases.mine("demo")
-        return HostView(self.networks.all(), host=self.leases.host, leases=(mine,) if mine else ())
+        return HostView(self.networks.all(), host=self.leases.host, leases=(mine,) if mine else (), exact=self.exact)
 
     async def start(self) -> None:
         """Have the network, and all hosts with their leases."""

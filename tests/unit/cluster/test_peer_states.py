@@ -8,9 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from linkspan.cluster.peers import Pair
+from linkspan.core.addresses import prefix
 from linkspan.kernel.probe import underlay
+from linkspan.store.records import SHARED, AddressRecord, BlockRecord
 from support.records.peer_stage import PeerStage, one_link
 from support.records.replicas import together
+
+SHARED_BLOCK = BlockRecord(SHARED, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +76,57 @@ def test_a_neighbour_that_answers_while_its_peer_is_put_is_not_missed(
         await stage.peers.follow(stage.pairs())
         assert stage.peers.known[pair].standing == "answers"
         assert stage.kernel.changed == [("peer", *pair)] * 3
+        await stage.stop()
+
+    together(work)
+
+
+async def _hold(stage: PeerStage, host: str) -> None:
+    record = AddressRecord(host, "c1", "eth0", 0.0)
+    await stage.replica.write({"addresses/demo/10.244.99.7": record, "blocks/demo/10.244.99.0/24": SHARED_BLOCK})
+
+
+def _concerned(stage: PeerStage, key: str = "addresses/demo/10.244.99.7") -> set[Pair]:
+    return set(stage.peers.concerned({key}, everything=False))
+
+
+def test_an_exact_address_concerns_its_holder_and_who_held_it_before(tmp_path: Path) -> None:
+    """The others' routes and tunnels are as they were; a network may have thousands of such addresses."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=4)
+        await stage.start()
+        await _hold(stage, "h2")
+        assert _concerned(stage) == set(stage.pairs(2))
+        await stage.peers.follow(stage.pairs())
+        await _hold(stage, "h3")
+        assert _concerned(stage) == set(stage.pairs(2, 3))
+        await stage.peers.follow(stage.pairs(2, 3))
+        await stage.replica.write({}, deletes=["addresses/demo/10.244.99.7"])
+        assert _concerned(stage) == set(stage.pairs(3))
+        assert _concerned(stage, "addresses/demo/10.244.4.0") == set(stage.pairs(4))
+        assert _concerned(stage, "addresses/demo/no-address") == set()
+        await stage.stop()
+
+    together(work)
+
+
+def test_an_address_of_this_host_concerns_all_whose_states_have_it_in_them(tmp_path: Path) -> None:
+    """So it is where tunnels name both ends' addresses; elsewhere it concerns nobody."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        await _hold(stage, "h1")
+        assert _concerned(stage) == set()
+        stage.exact = (("demo", prefix("10.244.99.7")),)
+        assert _concerned(stage) == set(stage.pairs())
+        await stage.peers.follow(stage.pairs())
+        stage.exact = ()
+        await _hold(stage, "h2")
+        await stage.peers.follow(stage.pairs(2))
+        assert _concerned(stage) == set(stage.pairs())
         await stage.stop()
 
     together(work)
