@@ -157,9 +157,7 @@ def test_what_others_change_is_told_and_our_own_changes_are_not(
     host: Machine, command: str, kind: type[State]
 ) -> None:
     """The kinds to look at follow from the event alone."""
-    events = RouteEvents()
-    events.own_ports = {host.sockets.port, *host.links.ports}
-    events.own_entries = host.neighbours.own
+    events = RouteEvents(host.ports(), host.neighbours.own)
     assert host.reconciler.change(("demo",), [DEVICE, *ENTRIES]) == {}
 
     def quiet() -> bool:

@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from linkspan import __version__
@@ -33,7 +34,7 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.control_plane import ControlPlane
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.leases import Leases, promised
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.networks import NetworkRequest, Networks
@@ -163,12 +164,25 @@ class Agent:
     async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
         state_dir = Path(self.config.state_dir)
-        self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed)
-        self.replica.provisional = True
-        self.leases = Leases(self.replica, host, shared=bool(self.config.store))
-        self.networks = Networks(self.replica)
-        self.allocator = Allocator(self.networks, self.leases, self.config.cooldown)
         endpoints: dict[tuple[str, str], Endpoint] = {}
+        self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed, provisional=True)
+        self.published = Published(self.replica, host.id, endpoints)
+        silence = Silence(state_dir, ALIVE_TTL, partial(promised, self.replica))
+        self.leases = Leases(
+            self.replica, host, self.published.living, silence.overdue, shared=bool(self.config.store)
+        )
+        self.networks = Networks(self.replica)
+        self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
+        self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        self.allocator = Allocator(
+            self.networks,
+            self.leases,
+            self.disputes,
+            self.published,
+            self.config.cooldown,
+            partial(silence.stalled, host.id),
+            self.holdings.note,
+        )
         self.naming = Naming(
             self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
         )
@@ -187,6 +201,8 @@ class Agent:
         )
         self.tuning = Tuning(self.worker, self.registry, self.happenings)
         parts.push_async_callback(self.tuning.stop)
+        for follower in (self.published, self.tuning, self.naming):
+            self.registry.subscribe(follower.note)
         self.docker = Docker(
             self.worker,
             self.registry,
@@ -197,16 +213,6 @@ class Agent:
             self.config.docker_api,
             state_dir / "docker.json",
         )
-        self.published = Published(self.replica, host.id, endpoints)
-        self.registry.changed = self._endpoint_changed
-        self.disputes = Disputes(self.replica, self.leases, endpoints, self.published, self.happenings)
-        self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
-        self.leases.living = self.disputes.living
-        silence = Silence(state_dir, ALIVE_TTL, self.leases.promised)
-        self.leases.overdue = silence.overdue
-        self.allocator.elsewhere, self.allocator.holder = self.disputes.elsewhere, self.published.holder
-        self.allocator.stalled = lambda: silence.stalled(host.id)
-        self.allocator.owed = lambda key: self.holdings.note({key})
         self.cluster = Cluster(
             self.worker,
             self.replica,
@@ -219,12 +225,12 @@ class Agent:
             self.view,
             self._follow_networks,
             self.plans.drop,
+            self._look,
         )
-        self.cluster.rotating.changed = self._look
         self.control = ControlPlane(
             state_dir, self.replica, self.leases, self.networks, self._addresses, self.cluster.reregister
         )
-        self.probes = Probes(lambda: self.cluster.peers.known)
+        self.probes = Probes(self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
         self.ask = Ask(self.replica, host.id, self._answer)
@@ -241,11 +247,10 @@ class Agent:
         self.orphans = Orphans(
             self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
         )
-        self.allocator.unsure = lambda: "" if self.replica.listed else self.orphans.unknown
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
         self.recovery = Recovery(*here, self.registry, self.published, self.orphans, host.name)
         self.survey = Survey(
-            self.worker.machine.namespaces, self.leases, self.view, lambda: self.cluster.peers.known, self.ask
+            self.worker.machine.namespaces, self.leases, self.view, self.cluster.peers.known, self.ask
         )
         self.healer = Healer(
             self.worker,
@@ -270,11 +275,6 @@ class Agent:
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Tell whether something is under way by which a container comes or goes."""
         return self.registry.busy(identity) or self.docker.waits(identity)
-
-    def _endpoint_changed(self, identity: tuple[str, str]) -> None:
-        self.published.note(identity)
-        self.tuning.note(identity)
-        self.naming.note(identity)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)

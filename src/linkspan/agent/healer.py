@@ -94,14 +94,9 @@ class Healer:
     async def start(self) -> None:
         """Subscribe to events, and begin."""
         loop = asyncio.get_running_loop()
-        self._route_events, self._nft_events = RouteEvents(), NftEvents()
         machine = self._worker.machine
-        self._route_events.own_ports = {
-            await self._worker.run(lambda: machine.sockets.port),
-            await self._worker.run(lambda: machine.shaper.port),
-            *machine.links.ports,
-        }
-        self._route_events.own_entries = machine.neighbours.own
+        own_ports = await self._worker.run_brief(machine.ports)
+        self._route_events, self._nft_events = RouteEvents(own_ports, machine.neighbours.own), NftEvents()
         for events in (self._route_events, self._nft_events):
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)

@@ -32,7 +32,7 @@ class Survey:
         namespaces: Namespaces,
         leases: Leases,
         view: Callable[[], HostView],
-        peers: Callable[[], Mapping[tuple[str, str], Peer]],
+        peers: Mapping[tuple[str, str], Peer],
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
@@ -85,7 +85,7 @@ class Survey:
         view, alive = self._view(), self._leases.alive()
         networks = {network.name: network for network in view.networks}
         wanted, refused = [], []
-        for (name, host), peer in list(self._peers().items()):
+        for (name, host), peer in self._peers.items():
             if name not in networks or host not in alive:
                 continue
             network = networks[name]

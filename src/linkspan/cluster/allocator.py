@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from linkspan.backends import backend
 from linkspan.cluster.blocks import block_of, is_block, is_strange
+from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks, now
 from linkspan.core.addresses import Prefix, prefix
@@ -31,26 +33,35 @@ def crosses(network: Network) -> bool:
 class Allocator:
     """The blocks of all networks on this host, and the way to exact addresses."""
 
-    def __init__(self, networks: Networks, leases: Leases, cooldown: float) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        leases: Leases,
+        disputes: Disputes,
+        published: Published,
+        cooldown: float,
+        stalled: Callable[[], str],
+        owed: Callable[[set[str]], None],
+    ) -> None:
+        """``stalled`` tells why no address may be given now, '' where one may.
+
+        ``owed`` is called with the keys of exact addresses whose release the store did not take.
+        """
         self._networks = networks
         self._leases = leases
+        self._disputes = disputes
+        self._published = published
         self._cooldown = cooldown
+        self._stalled = stalled
+        self._owed = owed
+        self._blind: set[str] = set()
+        """Links of containers that run here and whose addresses nobody knows."""
         self._blocks: dict[tuple[str, Prefix], Block] = {}
         self._frozen: dict[tuple[str, Prefix], str] = {}
         """Blocks that another host owns by the earlier claim, with that host."""
         self._forgotten: set[tuple[str, Prefix]] = set()
         """Blocks of pools that the store has forgotten: their containers keep what they have."""
         self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
-        self.elsewhere: Callable[[str, Prefix], dict[Prefix, str]] = lambda _network, _block: {}
-        """Tells which addresses of a network's block containers of other hosts have, and whose they are."""
-        self.holder: Callable[[str, Prefix], str] = lambda _network, _address: ""
-        """Tells whose an address is, on any host, by the container's name."""
-        self.stalled: Callable[[], str] = lambda: ""
-        """Tells why no address may be given now."""
-        self.unsure: Callable[[], str] = lambda: ""
-        """Tells why it is not known which addresses are in use here."""
-        self.owed: Callable[[str], None] = lambda _key: None
-        """Called with each exact address whose release the store did not take."""
         self._cursor: dict[tuple[str, int], int] = {}
         self.refresh()
 
@@ -73,7 +84,7 @@ class Allocator:
             if crosses(network) and not is_block(network, block)
         }
         for (name, block), network in wanted.items():
-            others = self._elsewhere[name, block] = self.elsewhere(name, block)
+            others = self._elsewhere[name, block] = self._disputes.elsewhere(name, block)
             reserved = {prefix(r.cidr) for r in self._networks.reservations if r.network == name}
             reserved |= self._own_addresses(network, block) | others.keys()
             found = self._blocks.get((name, block))
@@ -101,6 +112,14 @@ class Allocator:
         lease = self._leases.mine(network.name) if crosses(network) else None
         return {a for a in map(prefix, lease.addresses if lease else ()) if block.holds(a.single())}
 
+    def doubt(self, link: str) -> None:
+        """Take note of a container's link whose addresses are in use and not known."""
+        self._blind.add(link)
+
+    def trust(self, link: str) -> None:
+        """Take note that a link's addresses are known, or that it is gone."""
+        self._blind.discard(link)
+
     def blocks(self, name: str, family: int = 0) -> list[Block]:
         """Return the blocks from which this host gives a network's addresses, of one family or of all."""
         return [
@@ -120,11 +139,12 @@ class Allocator:
         host = self._leases.host
         if host.settings.get("drained"):
             raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
-        if crosses(network) and (why := self.stalled()):
+        if crosses(network) and (why := self._stalled()):
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
             )
-        if why := self.unsure():
+        if self._blind and not self._leases.listed:  # else the store's records say which addresses those have
+            why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
             )
@@ -149,7 +169,7 @@ class Allocator:
         try:
             return await self._claimed(network, address, request)
         except Conflict as error:  # a claim bears what its runtime called it at first, which may be no name
-            if whose := self.holder(network.name, address):
+            if whose := self._published.holder(network.name, address):
                 raise Conflict(
                     f"address {address.address} is held by {whose}",
                     "choose another, or detach that one first",
@@ -168,7 +188,7 @@ class Allocator:
             self._refuse_disputed(network.name, block, address)
             return block.take(address, holder)
         self._refuse_unusable(network, address)
-        if whose := self.elsewhere(network.name, block_of(network, address)).get(address.single()):
+        if whose := self._disputes.elsewhere(network.name, block_of(network, address)).get(address.single()):
             raise Conflict(
                 f"address {address.address} is held by {whose}", "choose another, or detach that one first"
             )
@@ -263,7 +283,7 @@ class Allocator:
                     continue
                 number += 1
                 if block not in elsewhere:
-                    elsewhere[block] = self.elsewhere(network.name, block)
+                    elsewhere[block] = self._disputes.elsewhere(network.name, block)
                 if address in elsewhere[block]:
                     continue
                 if address not in records and not any(r.holds(address) for r in reserved):
@@ -291,7 +311,7 @@ class Allocator:
                     await self._leases.give_back(name, address.single())
                 except Unavailable as error:
                     failed = error
-                    self.owed(address_key(name, address))
+                    self._owed({address_key(name, address)})
         if failed is not None:
             raise failed
 

@@ -12,7 +12,7 @@ The owner gives none of the addresses that the loser's containers have.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -23,14 +23,12 @@ from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.event_log import Happenings
-from linkspan.core.model import Endpoint, Network
+from linkspan.core.model import Network
 from linkspan.store import records
 from linkspan.store.records import SHARED, BlockRecord, block_key, lease_key
 from linkspan.store.replica import ENDPOINTS, Replica
 
 log = logging.getLogger("linkspan.cluster.conflicts")
-
-Identity = tuple[str, str]
 
 
 class Dispute(msgspec.Struct, frozen=True):
@@ -54,13 +52,11 @@ class Disputes:
         self,
         replica: Replica,
         leases: Leases,
-        endpoints: Mapping[Identity, Endpoint],
         published: Published,
         happenings: Happenings,
     ) -> None:
         self._replica = replica
         self._leases = leases
-        self._endpoints = endpoints
         self._published = published
         self._happenings = happenings
         self._lost: dict[tuple[str, str], dict[str, str]] = {}
@@ -103,21 +99,6 @@ class Disputes:
         """Tell whether a record is an endpoint of a host that has lost a block: then the way to it changes."""
         return key.startswith(ENDPOINTS) and any(host == key.split("/")[1] for _, host in self._lost)
 
-    def _held(self, network: str, host: str) -> Iterator[tuple[Prefix, Endpoint]]:
-        """Yield the addresses that containers on a host have in a network."""
-        found = (
-            self._endpoints.values()
-            if host == self._leases.host.id
-            else (endpoint for _, endpoint in self._published.others(host))
-        )
-        for endpoint in found:
-            if endpoint.network == network:
-                yield from ((address.single(), endpoint) for address in endpoint.prefixes)
-
-    def living(self, network: str, host: str) -> set[Prefix]:
-        """Return the addresses that containers on a host have in a network."""
-        return {address for address, _ in self._held(network, host)}
-
     def astray(self, network: Network, loser: str) -> set[Prefix]:
         """Return the addresses by which containers of a loser in its lost blocks are reached, one by one.
 
@@ -128,10 +109,11 @@ class Disputes:
         blocks = [block for block in map(prefix, lost) if any(pool.holds(block) for pool in pools)]
         if not blocks:
             return set()
-        mine = {a for a in self.living(name, loser) if any(block.holds(a) for block in blocks)}
+        mine = {a for a in self._published.living(name, loser) if any(block.holds(a) for block in blocks)}
         for owner in set(lost.values()):
             lease = self._leases.of(name, owner)
-            mine -= self.living(name, owner) | {prefix(text).single() for text in (lease.addresses if lease else ())}
+            mine -= self._published.living(name, owner)
+            mine -= {prefix(text).single() for text in (lease.addresses if lease else ())}
         return mine - gateways(network)
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
@@ -168,7 +150,7 @@ class Disputes:
                         "block %s of network %s was this host's before host %s claimed it", block, name, owner
                     )
             else:
-                held = any(block.holds(address) for address, _ in self._held(name, here))
+                held = any(block.holds(address) for address, _ in self._published.held(name, here))
                 await self._let_go(name, block, keep=held)
 
     def _displaced(self, key: str) -> BlockRecord | None:
@@ -220,8 +202,8 @@ class Disputes:
         for (name, loser), blocks in sorted(self._lost.items()):
             for text, owner in sorted(blocks.items()):
                 block = prefix(text)
-                held = {a: e for a, e in self._held(name, loser) if block.holds(a)}
-                theirs = {a for a, _ in self._held(name, owner)}
+                held = {a: e for a, e in self._published.held(name, loser) if block.holds(a)}
+                theirs = {a for a, _ in self._published.held(name, owner)}
                 names = tuple(sorted({e.name or e.id for e in held.values()}))
                 doubled = tuple(a.address for a in sorted(held.keys() & theirs))
                 found.append(Dispute(name, f"block {text}", owner, loser, names, doubled))

@@ -130,6 +130,17 @@ class Published:
         here = (endpoint for endpoint in self._endpoints.values() if network in ("", endpoint.network))
         return [*here, *(endpoint for _, endpoint in self.others(network=network))]
 
+    def held(self, network: str, host: str) -> Iterator[tuple[Prefix, Endpoint]]:
+        """Yield the addresses that containers on a host have in a network, each with its endpoint."""
+        mine = host == self._host
+        for endpoint in self._endpoints.values() if mine else (endpoint for _, endpoint in self.others(host)):
+            if endpoint.network == network:
+                yield from ((address.single(), endpoint) for address in endpoint.prefixes)
+
+    def living(self, network: str, host: str) -> set[Prefix]:
+        """Return the addresses that containers on a host have in a network."""
+        return {address for address, _ in self.held(network, host)}
+
     def holder(self, network: str, address: Prefix) -> str:
         """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it.
 

@@ -36,10 +36,6 @@ log = logging.getLogger("linkspan.cluster.key_rotation")
 NAME = WireguardBackend.name
 
 
-async def _nobody() -> None:
-    """Tell nobody."""
-
-
 class Rotation(msgspec.Struct, frozen=True):
     """How a host's keys stand: their short names, and the hosts that do not take the next one yet.
 
@@ -63,15 +59,16 @@ class Rotating:
         view: Callable[[], HostView],
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         register: Callable[[], Awaitable[None]],
+        changed: Callable[[], Awaitable[None]],
     ) -> None:
+        """``changed`` is called where the files have changed."""
         self._worker = worker
         self._leases = leases
         self._happenings = happenings
         self._view = view
         self._put_plans = put_plans
         self._register = register
-        self.changed: Callable[[], Awaitable[None]] = _nobody
-        """Called where the files have changed."""
+        self._changed = changed
 
     async def settle(self) -> None:
         """Make a key where this host never had one, and let its record say what there is."""
@@ -120,7 +117,7 @@ class Rotating:
                 await self._replace()
                 return self.stand()
             coming = await self._worker.run(self._worker.machine.wireguard.keys.make, NEXT)
-            await self.changed()
+            await self._changed()
             self._leases.host = msgspec.structs.replace(host, next_keys={NAME: coming})
             try:
                 await self._register()
@@ -132,7 +129,7 @@ class Rotating:
     async def _replace(self) -> None:
         """Make another key at once, where the one in force is lost: no packet can be sent by it any more."""
         public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
-        await self.changed()
+        await self._changed()
         self._leases.host = msgspec.structs.replace(self._leases.host, keys={NAME: public}, next_keys={})
         await self._register()
         self._tell(public)
@@ -163,7 +160,7 @@ class Rotating:
             await self._put_plans()
             raise Unavailable(f"the next WireGuard key is not in force yet: {error.message}", error.hint) from error
         await self._worker.run(self._worker.machine.wireguard.keys.turn)
-        await self.changed()
+        await self._changed()
         self._tell(public)
 
     def _tell(self, public: str) -> None:

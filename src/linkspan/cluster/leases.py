@@ -51,15 +51,25 @@ TRIES = 64
 class Leases:
     """What this host holds, and what it sees of the others'."""
 
-    def __init__(self, replica: Replica, host: Host, *, shared: bool = True) -> None:
-        """In a store that is not ``shared`` with other hosts nobody says that it lives."""
+    def __init__(
+        self,
+        replica: Replica,
+        host: Host,
+        living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: (),
+        overdue: Callable[[str], bool] = lambda _host: False,
+        *,
+        shared: bool = True,
+    ) -> None:
+        """``living`` tells the addresses that containers on a host have in a network.
+
+        ``overdue`` tells whether a host has been silent for so long that others may have what it holds. In a store that
+        is not ``shared`` with other hosts nobody says that it lives.
+        """
         self._replica = replica
         self.shared = shared
         self.host = host
-        self.overdue: Callable[[str], bool] = lambda _host: False
-        """Tells whether a host has been silent for so long that others may have what it holds."""
-        self.living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: ()
-        """Tells the addresses of a host's containers in a network."""
+        self._overdue = overdue
+        self._living = living
         self.changing = asyncio.Lock()
         """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
 
@@ -93,7 +103,7 @@ class Leases:
         def living(host: str) -> Collection[Prefix]:
             lease = self.of(network.name, host)
             own = {prefix(text).single() for text in lease.addresses} if lease else set()
-            return own | set(self.living(network.name, host))
+            return own | set(self._living(network.name, host))
 
         return baseless(network, address, record.host, self._owned(network.name), living)
 
@@ -289,7 +299,7 @@ class Leases:
                 refused.add(block)
         for block, owner in self.blocks(network.name).items():
             around = [pool for pool in pools if pool.holds(block)]
-            if not around or owner in ("", SHARED, self.host.id) or not self.overdue(owner):
+            if not around or owner in ("", SHARED, self.host.id) or not self._overdue(owner):
                 continue
             at, claimed = block_key(network.name, block), self._with(lease, around[0], block)
             puts = {at: BlockRecord(self.host.id, now, over=owner), key: claimed}
@@ -349,7 +359,7 @@ class Leases:
         else:
             held = _address(key, old.value)
             if held.host and (held.host, held.container, held.ifname) != (self.host.id, container, ifname):
-                if held.host == self.host.id or not self.overdue(held.host):
+                if held.host == self.host.id or not self._overdue(held.host):
                     raise Conflict(
                         f"address {address.address} is held by {held.called} on host {self.name(held.host)}",
                         "choose another, or detach that one first",
@@ -411,11 +421,6 @@ class Leases:
     def record(self, host: str) -> Host | None:
         """Return a host's record, None without one that can be read."""
         return self._replica.value(f"hosts/{host}", Host)
-
-    def promised(self, host: str) -> float:
-        """Return after how many seconds of silence a host has given up its addresses, 0: never."""
-        known = self.record(host)
-        return known.withdraws if known else 0
 
     def name(self, host: str) -> str:
         """Return a host's name, or its id where it has none."""
@@ -479,6 +484,11 @@ class Leases:
         """Return the error that this host was removed, and how it comes back."""
         return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
+    @property
+    def listed(self) -> bool:
+        """Whether the store has told what it has, since the start."""
+        return self._replica.listed
+
     def removed(self) -> bool:
         """Tell whether somebody removed this host: it does not come back by itself."""
         return f"{GONE}hosts/{self.host.id}" in self._replica.records
@@ -496,3 +506,9 @@ def _address(key: str, value: bytes) -> AddressRecord:
         raise Conflict(
             f"record {key} cannot be read: {error.message}", "correct it, or delete it from the store"
         ) from error
+
+
+def promised(replica: Replica, host: str) -> float:
+    """Return after how many seconds of silence a host has given up its addresses by its record, 0: never."""
+    known = replica.value(f"hosts/{host}", Host)
+    return known.withdraws if known else 0

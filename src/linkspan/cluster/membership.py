@@ -67,6 +67,7 @@ class Cluster:
         view: View,
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         drop_plans: Callable[[], Awaitable[None]],
+        keys_changed: Callable[[], Awaitable[None]],
     ) -> None:
         self._worker = worker
         self._replica = replica
@@ -94,7 +95,7 @@ class Cluster:
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.speakers = Speakers(worker, view)
-        self.rotating = Rotating(worker, leases, happenings, view, put_plans, self._register)
+        self.rotating = Rotating(worker, leases, happenings, view, put_plans, self._register, keys_changed)
 
     @property
     def host(self) -> Host:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from linkspan.core.errors import KernelError
 from linkspan.core.model import Peer
@@ -34,7 +34,7 @@ Pair = tuple[str, str]
 class Probes:
     """Pings the peers of all networks; ``silent`` says who does not answer."""
 
-    def __init__(self, peers: Callable[[], Mapping[Pair, Peer]]) -> None:
+    def __init__(self, peers: Mapping[Pair, Peer]) -> None:
         self._peers = peers
         self._echoes: dict[int, Echo] = {}
         self._since: dict[tuple[Pair, str], float] = {}
@@ -69,7 +69,7 @@ class Probes:
     def _targets(self) -> list[tuple[Pair, int, str]]:
         return [
             (pair, family, address.address)
-            for pair, peer in list(self._peers().items())
+            for pair, peer in self._peers.items()
             for family in self._echoes
             if (address := peer.lease.address(family)) is not None
         ]

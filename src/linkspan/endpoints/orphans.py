@@ -78,6 +78,8 @@ class Orphans:
                 self._allocator.hold(network, address, f"orphan {name}")
         if name in self.links:
             return
+        if not link.addresses:
+            self._allocator.doubt(name)
         self.links[name], self._until[name] = link, now() + self._grace
         what = f"{reconstruction.text_of(link)} is nobody's as far as is known, and is removed in {self._grace:.0f} s"
         log.warning("%s", what)
@@ -105,6 +107,7 @@ class Orphans:
         """Count a pair no longer among the orphans, where it was one: it is an endpoint's."""
         self._until.pop(name, None)
         self.links.pop(name, None)
+        self._allocator.trust(name)
 
     async def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
         """Let go of a pair and desire what its endpoint needs.
@@ -137,12 +140,6 @@ class Orphans:
             }
             for name, link in self.links.items()
         ]
-
-    @property
-    def unknown(self) -> str:
-        """Why nobody knows which addresses are free, "" where that is known."""
-        blind = [name for name, link in self.links.items() if not link.addresses]
-        return f"it does not know the addresses of {', '.join(blind)}, whose containers run" if blind else ""
 
     def _held(self, link: Link) -> list[tuple[str, Prefix]]:
         return [

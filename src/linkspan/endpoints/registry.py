@@ -104,8 +104,16 @@ class Registry:
         self.attached_ns: dict[Identity, int] = {}
         self.pools: dict[str, tuple[str, ...]] = {}
         """The networks' pools that the endpoints' routes lead to."""
-        self.changed: Callable[[Identity], None] = lambda _identity: None
-        """Called with each endpoint that came, changed or went."""
+        self._followers: list[Callable[[Identity], None]] = []
+
+    def subscribe(self, follower: Callable[[Identity], None]) -> None:
+        """Call ``follower`` with each endpoint that comes, changes or goes from now on."""
+        self._followers.append(follower)
+
+    def changed(self, identity: Identity) -> None:
+        """Tell the followers that an endpoint came, changed or went."""
+        for follower in self._followers:
+            follower(identity)
 
     # one at a time
 

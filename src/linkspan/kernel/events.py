@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Collection
 
 from linkspan.core.states.host import (
     ROUTE_PROTOCOL,
@@ -104,10 +105,11 @@ ALL_KINDS = SETTING_KINDS | QUEUE_KINDS | LINK_KINDS | ADDRESS_KINDS | NFT_KINDS
 class RouteEvents:
     """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_ports: Collection[int] = (), own_entries: Own | None = None) -> None:
+        """Leave out what comes from linkspan's ``own_ports``; what it made is taken out of ``own_entries``."""
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
-        self.own_ports: set[int] = set()
-        self.own_entries: Own = {}
+        self._own_ports = own_ports
+        self._own_entries: Own = {} if own_entries is None else own_entries
         self._lost: set[int] = set()
         """Indexes of the links whose addresses have lost a route of the kernel's, of what is being read."""
         self.actor = ""
@@ -135,7 +137,7 @@ class RouteEvents:
                             self._tunnels.add(_index(body))
                     elif kind == DELLINK and body[0] != AF_BRIDGE:
                         self._own_macs.pop(_index(body), None)
-                    if port not in self.own_ports and (found := self._kinds(kind, body)):
+                    if port not in self._own_ports and (found := self._kinds(kind, body)):
                         kinds |= found
                         self.actor = _process(port) or self.actor
         except BlockingIOError:
@@ -198,7 +200,7 @@ class RouteEvents:
             return frozenset({Neighbour}) if numbered or (lasts and single) else frozenset()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
-            ours = self.own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
+            ours = self._own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
             return frozenset() if ours is not None else frozenset({FdbEntry})
         # The kernel itself searches for nobody there, so an entry in such a state was one of ours.
         return frozenset({Neighbour})

@@ -230,6 +230,10 @@ class Machine:
             hint=found.hint,
         )
 
+    def ports(self) -> frozenset[int]:
+        """Return the ports of the sockets by which the host is changed: events tell our own changes by them."""
+        return frozenset({self.sockets.port, self.shaper.port, *self.links.ports})
+
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to how it leads on."""
         return foreign_routes(self.sockets)

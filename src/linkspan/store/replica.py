@@ -108,13 +108,15 @@ class Replica:
         snapshot: Path,
         host: str,
         changed: Callable[[frozenset[str]], Awaitable[None]],
+        *,
+        provisional: bool = False,
     ) -> None:
+        """``provisional``: this host may yet be refused; its snapshot is left as it was until it is ``accepted``."""
         self.store = store
         self.records: dict[str, Record] = {}
         self.displaced: dict[str, bytes] = {}
         """Claims of this host as it knew them, by key, in whose place the store has another host's."""
-        self.provisional = False
-        """Whether this host may yet be refused: its snapshot is left as it was until then."""
+        self._provisional = provisional
         self.contact = Contact()
         self.heard = 0.0
         """When the watch last told anything, by CLOCK_BOOTTIME."""
@@ -555,12 +557,12 @@ class Replica:
 
     async def accepted(self) -> None:
         """Keep a snapshot from now on: this host is who it says."""
-        self.provisional = False
+        self._provisional = False
         await self._save_soon()
 
     def _save(self) -> None:
         self._unsaved.clear()
-        if self.provisional:
+        if self._provisional:
             return
         left_out = self.withheld
         known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]

@@ -39,25 +39,37 @@ class Raced(MemoryStore):
 class Member:
     """One host's replica and leases."""
 
-    def __init__(self, memory: Memory, folder: Path, name: str, store: MemoryStore | None = None) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        folder: Path,
+        name: str,
+        store: MemoryStore | None = None,
+        overdue: Callable[[str], bool] = lambda _host: False,
+    ) -> None:
         self.name = name
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
         self.told: Callable[[frozenset[str]], object] = lambda _keys: None
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
-        self.leases = Leases(self.replica, Host(id=name, name=name))
-        self.networks = Networks(self.replica)
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.happenings = Happenings(folder / f"{name}.events")
         self.published = Published(self.replica, name, self.endpoints)
-        self.disputes = Disputes(self.replica, self.leases, self.endpoints, self.published, self.happenings)
-        self.leases.living = self.disputes.living
+        self.leases = Leases(self.replica, Host(id=name, name=name), self.published.living, overdue)
+        self.networks = Networks(self.replica)
+        self.happenings = Happenings(folder / f"{name}.events")
+        self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
             self.replica, self.leases, self.networks, self.endpoints, lambda _identity: False
         )
-        self.allocator = Allocator(self.networks, self.leases, cooldown=0)
-        self.allocator.elsewhere = self.disputes.elsewhere
-        self.allocator.owed = lambda key: self.holdings.note({key})
+        self.allocator = Allocator(
+            self.networks,
+            self.leases,
+            self.disputes,
+            self.published,
+            cooldown=0,
+            stalled=lambda: "",
+            owed=self.holdings.note,
+        )
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)
@@ -102,7 +114,8 @@ class Member:
 
     def holds(self, net: Network, id_: str, address: str) -> None:
         """Have a container, as after an agent's restart."""
-        endpoint = Endpoint(id=id_, ifname="eth0", name=id_, network=net.name, addresses=(address,))
+        made = (address,)
+        endpoint = Endpoint(id=id_, ifname="eth0", name=id_, network=net.name, host=self.name, addresses=made)
         self.endpoints[endpoint.identity] = endpoint
         self.published.note(endpoint.identity)
 

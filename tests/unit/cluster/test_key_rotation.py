@@ -104,7 +104,13 @@ class _Stage:
         self.leases = self.member.leases
         worker = worker_of(Keeper(folder))
         self.rotating = Rotating(
-            worker, self.leases, self.member.happenings, self._view, self._put, self._register
+            worker,
+            self.leases,
+            self.member.happenings,
+            self._view,
+            self._put,
+            self._register,
+            self._changed,
         )
 
     async def recorded(self, public: str) -> None:
@@ -118,6 +124,9 @@ class _Stage:
     async def _put(self) -> dict[Key, LinkspanError]:
         self.puts.append(self.leases.host.keys["wireguard"])
         return {}
+
+    async def _changed(self) -> None:
+        """Look at no facts: the key's files are all that there is."""
 
     async def _register(self) -> None:
         if self.away:

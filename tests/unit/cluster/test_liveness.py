@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster import liveness
+from linkspan.cluster.leases import promised
 from linkspan.cluster.liveness import Silence
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted
@@ -106,7 +107,8 @@ def test_only_an_overdue_host_s_block_is_reclaimed_and_its_containers_keep_their
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/24", backend="ipip")
-        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        overdue: set[str] = set()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2", overdue=overdue.__contains__)
         await asyncio.gather(one.start(), two.start())
         await one.networks.create(net)
         await one.converge(net)
@@ -114,7 +116,7 @@ def test_only_an_overdue_host_s_block_is_reclaimed_and_its_containers_keep_their
         await eventually(lambda: any(two.published.others("h1")), "h2 knows c1")
         with pytest.raises(Exhausted):
             await two.leases.claim(net, {})
-        two.leases.overdue = lambda host: host == "h1"
+        overdue.add("h1")
         await one.replica.write({"alive/h1": b"x"})
         with pytest.raises(Exhausted):
             await two.leases.claim(net, {})
@@ -138,7 +140,8 @@ def test_an_exact_address_of_an_overdue_host_may_be_taken(tmp_path: Path) -> Non
 
     async def work() -> None:
         memory, net, wanted = Memory(), network(ipam="exact", backend="ipip"), "10.244.9.9"
-        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        overdue: set[str] = set()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2", overdue=overdue.__contains__)
         await asyncio.gather(one.start(), two.start())
         await one.networks.create(net)
         await one.converge(net)
@@ -148,7 +151,7 @@ def test_an_exact_address_of_an_overdue_host_may_be_taken(tmp_path: Path) -> Non
         two.networks.refresh()
         with pytest.raises(Conflict):
             await two.attach(net, "c2", wanted)
-        two.leases.overdue = lambda host: host == "h1"
+        overdue.add("h1")
         assert await two.attach(net, "c2", wanted) == wanted
         await eventually(one.holdings.open, "h1 knows that it lost it")
         assert two.leases.exact("demo")[prefix(wanted)].host == "h2"
@@ -166,9 +169,9 @@ def test_a_host_promises_only_what_is_in_its_record(tmp_path: Path) -> None:
         assert isinstance(member.replica, Replica)
         await member.replica.write({"settings/cluster": b'{"reclaim_after": 60}'})
         assert member.replica.settings.reclaim_after == 60
-        assert member.leases.promised("h2") == 0
+        assert promised(member.replica, "h2") == 0
         await member.replica.write({"hosts/h2": Host(id="h2", name="h2", withdraws=60)})
-        assert member.leases.promised("h2") == 60
+        assert promised(member.replica, "h2") == 60
         await member.stop()
 
     together(work)

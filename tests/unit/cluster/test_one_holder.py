@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkspan.cluster.allocator import IDENTITY, Allocator
+from linkspan.cluster.allocator import IDENTITY
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import AttachRequest, Network
@@ -34,7 +34,7 @@ class Machine:
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.allocator = Allocator(member.networks, member.leases, cooldown=0)
+        self.allocator = member.allocator
         self.held: list[tuple[str, list[Prefix]]] = []
         self._number = 0
 

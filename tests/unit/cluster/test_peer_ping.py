@@ -36,7 +36,7 @@ def confirmed(answering: set[str], since: float) -> tuple[dict[tuple[str, str, i
     """Return what a trace is told, and who was asked for it, where a peer has not answered for so long."""
     demo = network("vxlan", (4, 6))
     known = {("demo", "id2"): peer(demo, {})}
-    probes = Probes(lambda: known)
+    probes = Probes(known)
     wire = Wire(probes, answering)
     probes._echoes = dict.fromkeys((4, 6), cast("Any", wire))
     probes._since = {(("demo", "id2"), "10.77.2.0"): time.monotonic() - since}

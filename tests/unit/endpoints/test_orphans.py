@@ -36,12 +36,21 @@ class _Held(Allocator):
 
     def __init__(self) -> None:
         self.holders: dict[tuple[str, str], str] = {}
+        self.blind: set[str] = set()
 
     def hold(self, name: str, address: Prefix, holder: str) -> None:
         """Give an address to nobody else."""
         if (name, str(address)) in self.holders:
             raise Conflict("another holds it")
         self.holders[name, str(address)] = holder
+
+    def doubt(self, link: str) -> None:
+        """Know that a link's addresses are not known."""
+        self.blind.add(link)
+
+    def trust(self, link: str) -> None:
+        """Undo that."""
+        self.blind.discard(link)
 
     def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
         """Undo that."""
@@ -91,6 +100,14 @@ def test_all_that_the_first_resync_would_remove_is_kept(stage: _Stage) -> None:
     """Bridge, pairs and limits stay, and the addresses are given to nobody."""
     assert stage.wanted() == {state.key for state in stage.kernel}
     assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}
+
+
+def test_while_an_orphan_s_addresses_are_not_known_the_allocator_doubts(stage: _Stage) -> None:
+    """Its container runs, and nobody knows which address is its own; with the orphan goes the doubt."""
+    stage.orphans.add(Link(veth("lsp3"), "", ()))
+    assert stage.allocator.blind == {"lsp3"}
+    stage.orphans.forget("lsp3")
+    assert stage.allocator.blind == set()
 
 
 def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
