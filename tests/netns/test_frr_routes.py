@@ -13,7 +13,7 @@ from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import State
 from linkspan.core.states.openflow import RouterRoute
-from linkspan.kernel.drivers.frr import FrrDriver
+from linkspan.kernel.drivers.frr import KINDS, FrrDriver
 from linkspan.lab.sockets import inside
 from support.routers import frr_router
 from support.routers.frr_router import FrrRouter
@@ -45,14 +45,19 @@ WANTED = [
 ]  # fmt: skip
 
 
+def _driver(router: FrrRouter, address: str = "") -> FrrDriver:
+    return FrrDriver("r1", address or router.address, router.ssh)
+
+
 def _engine(router: FrrRouter, address: str = "") -> Reconciler:
-    return Reconciler([FrrDriver("r1", address or router.address, router.ssh)])
+    driver = _driver(router, address)
+    return Reconciler((kind, driver) for kind in KINDS)
 
 
 def _put(engine: Reconciler, states: list[RouterRoute]) -> set[State]:
     engine.desired.replace(("test",), states)
     assert engine.resync().failed == {}
-    return set(engine.drivers[0].observe(0))
+    return set(engine.observed((RouterRoute,)))
 
 
 def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:

@@ -9,6 +9,7 @@ import pytest
 from linkspan.core.addresses import mac, prefix
 from linkspan.core.states.host import Bridge, Ipip, State, Vxlan
 from linkspan.kernel.events import RouteEvents
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import run
 
@@ -46,7 +47,7 @@ def test_a_renamed_link_is_noticed_and_made_anew(host: Machine, link: Vxlan | Ip
     driver = host.links if isinstance(link, Bridge) else host.tunnels
     found: list[State] = [link]
     assert driver.apply(found, []) == {}
-    events = RouteEvents()
+    events = RouteEvents(kinds())
     try:
         run("ip", "link", "set", link.name, "down")
         events.dirty()

@@ -29,6 +29,7 @@ from linkspan.core.states.programs import Process
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.ipip_endpoint import drops
 from linkspan.kernel.events import RouteEvents
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 from support.netns.machine_fixtures import run
 from support.netns.overlay import MTU, Cluster, network
@@ -157,7 +158,7 @@ def test_what_others_change_is_told_and_our_own_changes_are_not(
     host: Machine, command: str, kind: type[State]
 ) -> None:
     """The kinds to look at follow from the event alone."""
-    events = RouteEvents(host.ports(), host.neighbours.own)
+    events = RouteEvents(kinds(), host.ports(), host.neighbours.own)
     assert host.reconciler.change(("demo",), [DEVICE, *ENTRIES]) == {}
 
     def quiet() -> bool:
@@ -178,7 +179,7 @@ def test_neighbours_of_other_links_are_no_events_of_ours(host: Machine) -> None:
     """A busy host has many of them."""
     run("ip", "link", "add", "br9", "type", "bridge")
     run("ip", "link", "set", "br9", "up")
-    events = RouteEvents()
+    events = RouteEvents(kinds())
     run(
         "ip", "neigh", "replace", "192.0.2.7", "lladdr", "02:00:00:00:00:09", "dev", "br9", "nud", "permanent"
     )
@@ -190,7 +191,7 @@ def test_neighbours_of_other_links_are_no_events_of_ours(host: Machine) -> None:
 def test_a_new_mac_of_a_link_that_is_not_ours_is_an_event(host: Machine) -> None:
     """It may be the underlay's: other hosts, and switches, are told. That a link comes, or is up, is none."""
     run("ip", "link", "add", "br8", "type", "bridge")
-    events = RouteEvents()
+    events = RouteEvents(kinds())
     run("ip", "link", "add", "br9", "type", "bridge")
     run("ip", "link", "set", "br8", "mtu", "1400")
     assert Address not in events.dirty()

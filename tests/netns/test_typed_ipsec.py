@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from linkspan.core.model import Facts
-from linkspan.diagnose.plan import ipsec as plan_ipsec
-from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.diagnose.plan.plan import commands, endings, ordered
 from support.netns.machine_fixtures import needs, run
 from support.netns.overlay import Cluster, OverlayHost, network
 from support.polling import until
@@ -48,7 +47,7 @@ def pair(tmp_path: Path) -> Iterator[Cluster]:
 def _typed(cluster: Cluster, host: OverlayHost) -> str:
     states, folder = host.states(), shlex.quote(str(host.folder))
     lines = [line for s in ordered(states) for line in commands(s, cluster.world.by_inode, folder)]
-    return "\n".join([*lines, plan_ipsec.ending(states, folder)])
+    return "\n".join([*lines, *(command for _, command, _ in endings(states, folder))])
 
 
 def test_typed_commands_join_two_bare_hosts(pair: Cluster) -> None:

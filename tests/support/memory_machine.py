@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from linkspan.core.contracts import Driver, Support
 from linkspan.core.errors import LinkspanError
+from linkspan.core.kinds import Kind, Link
 from linkspan.core.ports import PortTable
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.host import HOST, Bridge, Key, State, Veth
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.registry import Registry
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine, Worker
 from support.records.listeners import NoListener
 from support.records.replicas import Member
-
-
-def _kinds(kind: type[State]) -> Iterator[type[State]]:
-    for one in kind.__subclasses__():
-        yield one
-        yield from _kinds(one)
 
 
 def _netns(state: State) -> int:
@@ -31,8 +28,13 @@ class MemoryDriver(Driver):
     """A kernel that has states of every kind; with a link goes what is on it."""
 
     def __init__(self, states: Iterable[State] = ()) -> None:
-        self.kinds = tuple(_kinds(State))
+        self.known = kinds()
         self.states = {state.key: state for state in states}
+
+    def served(self) -> Iterator[tuple[Kind[Any], Driver]]:
+        """Yield all kinds, each with this driver."""
+        for kind in self.known:
+            yield kind, self
 
     def probe(self) -> Support:
         """It serves all kinds."""
@@ -47,17 +49,13 @@ class MemoryDriver(Driver):
         self.states |= {state.key: state for state in put}
         for state in delete:
             self.states.pop(state.key, None)
-            if isinstance(state, Bridge | Veth):
-                self._fall(state)
+            self._fall(set(self.known.makes(state)))
         return {}
 
-    def _fall(self, link: Bridge | Veth) -> None:
-        """Remove what is on a link that was deleted, and on the container's end of it."""
-        ends = {(HOST, link.name)}
-        if isinstance(link, Veth):
-            ends.add((link.peer_netns, link.peer_name))
+    def _fall(self, links: set[Link]) -> None:
+        """Remove what is on links that were deleted. A port of a bridge stays."""
         for key, state in list(self.states.items()):
-            if (_netns(state), getattr(state, "device", "")) in ends:
+            if not self.known.makes(state) and not links.isdisjoint(self.known.on(state)):
                 del self.states[key]
 
 
@@ -69,7 +67,7 @@ class MemoryMachine(Machine):
 
     def __init__(self, states: Iterable[State] = ()) -> None:
         self.driver = MemoryDriver(states)
-        self.reconciler = Reconciler((self.driver,))
+        self.reconciler = Reconciler(self.driver.served())
 
 
 def worker_of(machine: Machine) -> Worker:

@@ -17,15 +17,13 @@ from linkspan.agent.metrics import Metrics
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
 from linkspan.core.fights import Contested, Fights
+from linkspan.core.kinds import Event, Kinds
 from linkspan.core.reconcile import Report
-from linkspan.core.states.host import Address, Ipip, Key, LinkSysctl, State, Sysctl, Veth, Wireguard
-from linkspan.core.states.ipsec import IpsecChild, IpsecConnection, IpsecCredential, IpsecLink
-from linkspan.core.states.programs import LearntRoutes, Process
-from linkspan.core.states.wireguard import AllowedIp, WireguardKey, WireguardPeer
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.supervise import lasting, woken
 from linkspan.endpoints import detach, multihoming
 from linkspan.endpoints.registry import Identity, Registry, source
-from linkspan.kernel.events import ADDRESS_KINDS, LINK_KINDS, NFT_KINDS, SETTING_KINDS, NftEvents, RouteEvents
+from linkspan.kernel.events import NftEvents, RouteEvents
 from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.agent.healer")
@@ -38,10 +36,6 @@ REST = 0.25
 
 FOUGHT = 1.0
 """The same while another program keeps changing something."""
-
-_INSIDE = (WireguardKey, WireguardPeer, AllowedIp, IpsecCredential, IpsecConnection, IpsecChild)
-"""What is inside the WireGuard device or strongSwan's daemon, of whose changes there are no events; the helper that
-serves it may be new."""
 
 POLL = 1.0
 """Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks. A change
@@ -96,7 +90,8 @@ class Healer:
         loop = asyncio.get_running_loop()
         machine = self._worker.machine
         own_ports = await self._worker.run_brief(machine.ports)
-        self._route_events, self._nft_events = RouteEvents(own_ports, machine.neighbours.own), NftEvents()
+        self._route_events = RouteEvents(self._kinds, own_ports, machine.neighbours.own)
+        self._nft_events = NftEvents(self._kinds)
         for events in (self._route_events, self._nft_events):
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)
@@ -131,7 +126,7 @@ class Healer:
         self._reading = [handle for handle in self._reading if handle.when() > asyncio.get_running_loop().time()]
         asyncio.get_running_loop().add_reader(events.socket.fileno(), self._come, events)
         kinds = events.dirty()
-        self._fights.changed_by(kinds - SETTING_KINDS, events.actor)
+        self._fights.changed_by(kinds - self._kinds.after(Event.SETTING), events.actor)
         if kinds:
             self._dirty |= kinds
             self._wake.set()
@@ -149,9 +144,9 @@ class Healer:
             self._wake.clear()
             kinds, self._dirty = self._dirty, set()
             first = []
-            if kinds & NFT_KINDS:
+            if kinds & self._kinds.after(Event.NFT):
                 first = [self._replan]
-            elif Address in kinds:  # somebody's: the underlay's perhaps
+            elif kinds & self._kinds.after(Event.ADDRESS):  # somebody's: the underlay's perhaps
                 first = [self._look_around]
             if not await self._each(*first, partial(self._resync, kinds), self._reap):
                 self._again(kinds)
@@ -164,6 +159,10 @@ class Healer:
     def _fights(self) -> Fights:
         return self._worker.machine.reconciler.fights
 
+    @property
+    def _kinds(self) -> Kinds:
+        return self._worker.machine.reconciler.kinds
+
     async def _settle(self) -> None:
         """Tell of fights that are over, and bring ports up again whose guards hold."""
         ended, opened = await self._worker.run(self._fights.settle)
@@ -172,7 +171,7 @@ class Healer:
             self._happenings.add("fight", f"nobody changes {fight.what} any more", key=fight.what)
         if opened:
             self._happenings.add("fight", "the rules that guard containers hold again: their ports come up")
-            self._dirty |= LINK_KINDS | ADDRESS_KINDS
+            self._dirty |= self._kinds.after(Event.LINK, Event.ADDRESS_GONE)
 
     def dead(self) -> dict[Identity, float]:
         """Return the endpoints whose namespace is gone, with the seconds until they are detached if no runtime does."""
@@ -224,7 +223,7 @@ class Healer:
 
     async def _see_settings(self) -> None:
         self._registry.retry_forgetting()
-        await self._resync((Sysctl, LinkSysctl, LearntRoutes, *_INSIDE))
+        await self._resync(self._kinds.polled)
 
     async def _checkpoint(self) -> None:
         await asyncio.to_thread(self._registry.checkpoint)
@@ -251,12 +250,14 @@ class Healer:
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
             # A helper ends when its device goes, and cannot begin without one; what it had loaded went with it.
-            self._dirty |= {Process, Ipip, IpsecLink, Wireguard, *_INSIDE}
+            self._dirty |= self._kinds.after(Event.HELPER)
             self._wake.set()
 
     async def _reap(self) -> None:
         """Detach endpoints whose namespace has been gone for a while: their runtime has forgotten them."""
-        failing = {key[1] for key in self._failing() if key[0] == Veth.__name__}
+        desired, kinds = self._worker.machine.reconciler.desired, self._kinds
+        states = (state for key in self._failing() if (state := desired.state(key)) is not None)
+        failing = {name for state in states for netns, name in kinds.makes(state) if netns == HOST}
         suspects = [e for e in self._registry.endpoints.values() if e.host_ifname in failing]
         dead = set()
         for endpoint in suspects:

@@ -17,6 +17,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.fights import Contested
 from linkspan.core.states.wireguard import key_id
 from linkspan.endpoints.reconstruction import is_unnamed
+from linkspan.kernel import kinds
 
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
@@ -103,7 +104,7 @@ def _well(found: dict[str, Any], here: str) -> bool:
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
     """Return the peers that are not reached, and what else is not well between hosts."""
-    lacks = [*agent.plans.problems, *wireguard.lacking(agent.view())]
+    lacks = [*agent.plans.problems, *wireguard.lacking(agent.view()), *kinds.problems()]
     found = health.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
     here = agent.leases.host.name
     overlaps = agent.networks.overlaps().items()

@@ -23,7 +23,6 @@ from linkspan.core import namesakes
 from linkspan.core.config import CONFIG_FILE, GROUP, Config
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
 from linkspan.core.model import Endpoint, Host
-from linkspan.core.reconcile import describe
 from linkspan.core.states.host import NftElement, Route, State, Veth
 from linkspan.core.store_url import etcd_parts
 from linkspan.endpoints import reconstruction
@@ -56,7 +55,7 @@ class Outcome(msgspec.Struct):
 
 
 def _told(state: State) -> str:
-    return f"{type(state).__name__} {describe(state)}"
+    return f"{type(state).__name__} {state.label}"
 
 
 def living(config: Config) -> list[Endpoint]:

@@ -15,10 +15,7 @@ from linkspan.core.desired import Change
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.event_log import KEPT
 from linkspan.core.model import Endpoint
-from linkspan.core.reconcile import describe
 from linkspan.core.states.host import HOST, Address, Key, State, Veth
-from linkspan.core.states.ipsec import IpsecConnection
-from linkspan.diagnose.plan import ipsec as plan_ipsec
 from linkspan.diagnose.plan import plan
 from linkspan.dns import zone
 from linkspan.endpoints import address_audit, multihoming
@@ -98,7 +95,7 @@ class Telling:
         """Return a difference, with the container that it is inside of: healing looks at the host alone."""
         netns = getattr(state, "netns", HOST)
         called = (e.called for e in self._agent.endpoints().values() if e.netns == netns != HOST)
-        return {"kind": type(state).__name__, "key": describe(state), "what": what, "inside": next(called, "")}
+        return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": next(called, "")}
 
     async def _plan(self, request: web.Request) -> web.Response:
         wanted = request.query.get("network", "")
@@ -120,18 +117,15 @@ class Telling:
                 lines.append(
                     {
                         "kind": type(state).__name__,
-                        "key": describe(state),
+                        "key": state.label,
                         "command": command,
                         "why": why,
                         "present": state.key not in absent,
                     }
                 )
-        if command := plan_ipsec.ending(states.values(), state_dir):
-            present = not any(key[0] == IpsecConnection.__name__ for key in absent)
-            why = "the daemon reads all that it is told above"
-            lines.append(
-                {"kind": IpsecConnection.__name__, "key": "all", "command": command, "why": why, "present": present}
-            )
+        for kind, command, why in plan.endings(states.values(), state_dir):
+            present = not any(key[0] == kind for key in absent)
+            lines.append({"kind": kind, "key": "all", "command": command, "why": why, "present": present})
         return _json(lines)
 
     def _sources(self, network: str) -> list[tuple[str, ...]]:
@@ -193,7 +187,7 @@ class Telling:
             for netns in namespaces:
                 try:
                     inside[netns] = tuple(
-                        s for s in machine.addresses.observe(netns) if isinstance(s, Address)
+                        s for s in machine.reconciler.observed((Address,), netns) if isinstance(s, Address)
                     )
                 except NotFound:
                     continue

@@ -11,16 +11,18 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from linkspan.backends.sdn.fabric import Seen
 from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change
 from linkspan.core.errors import LinkspanError
+from linkspan.core.kinds import Kind
 from linkspan.core.reconcile import Heal, Reconciler
 from linkspan.core.states.host import State
 from linkspan.core.states.openflow import Flow
 from linkspan.core.supervise import woken
+from linkspan.kernel.drivers import frr, openflow
 from linkspan.kernel.drivers.frr import FrrDriver
 from linkspan.kernel.drivers.openflow import OpenFlowDriver
 
@@ -38,6 +40,9 @@ T = TypeVar("T")
 class Device(Generic[D]):
     """A device by its name: what it should have is ``wanted``; ``problem`` says why it is not known to have it."""
 
+    kinds: ClassVar[tuple[Kind[Any], ...]]
+    """What can be put on such a device."""
+
     def __init__(self, name: str, address: str, driver: D) -> None:
         self.name = name
         self.address = address
@@ -50,7 +55,7 @@ class Device(Generic[D]):
         self.away = False
         """Whether it did not answer when it was asked last."""
         self.wake = asyncio.Event()
-        self.reconciler = Reconciler([driver])
+        self.reconciler = Reconciler((kind, driver) for kind in self.kinds)
         self._hand = ThreadPoolExecutor(1, f"device {name}")
         self.ready = False
         """Whether it has anything of ours, and all of it."""
@@ -128,6 +133,8 @@ class Device(Generic[D]):
 class Switch(Device[OpenFlowDriver]):
     """An OpenFlow switch."""
 
+    kinds = openflow.KINDS
+
     @property
     def flows(self) -> list[Flow]:
         """Which flows it should have, as far as it was told."""
@@ -142,6 +149,8 @@ class Switch(Device[OpenFlowDriver]):
 
 class Router(Device[FrrDriver]):
     """A router."""
+
+    kinds = frr.KINDS
 
 
 def devices(

@@ -80,8 +80,6 @@ class Backend(Protocol):
 class Driver(Protocol):
     """Reads and writes some kinds of state on the real machine. Runs in the worker thread only."""
 
-    kinds: tuple[type[State], ...]
-
     def probe(self) -> Support:
         """Tell whether the machine can do it."""
 

@@ -18,7 +18,7 @@ Source = tuple[str, ...]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What a replacement takes: puts by ascending rank, deletes by descending."""
+    """What must be put and deleted, in that order."""
 
     put: tuple[State, ...]
     delete: tuple[State, ...]
@@ -58,7 +58,7 @@ class Desired:
             self._sources[source] = new
         else:
             self._sources.pop(source, None)
-        return Change(tuple(sorted(put, key=_rank)), tuple(sorted(delete, key=_rank, reverse=True)))
+        return Change(tuple(put), tuple(delete))
 
     def _of(self, key: Key) -> dict[Source, State]:
         return self._owners.get(str(key[0]), {}).get(key, {})
@@ -83,7 +83,3 @@ class Desired:
     def owners(self, key: Key) -> tuple[Source, ...]:
         """Return the sources that want the object with this key."""
         return tuple(self._of(key))
-
-
-def _rank(state: State) -> int:
-    return state.rank

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from linkspan.core.errors import Conflict
-from linkspan.core.states.host import Key, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.core.kinds import ALL, BRIDGED, Kinds
+from linkspan.core.states.host import Key, State
 
 FREE = 3
 """Repairs without a pause."""
@@ -30,12 +31,6 @@ MOST = 60
 
 FRESH = 5.0
 """Seconds after a change in which whoever made it may be the one that fights."""
-
-ALL, BRIDGED = "*", "bridge"
-"""Instead of a port's name: all containers' ports, and all on bridges."""
-
-_SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking", "view_of", "viewing")
-"""Sets that give containers something begin so; every other set of ours guards."""
 
 
 class Contested(Conflict):
@@ -51,7 +46,8 @@ class Fight(msgspec.Struct):
 
     key: Key
     what: str
-    kind: type[State]
+    state: State
+    """What was found wrong first."""
     guard: bool
     recent: list[tuple[float, State | None]] = []
     """The repairs within WINDOW: when, and what was there instead."""
@@ -68,6 +64,11 @@ class Fight(msgspec.Struct):
     """Whether it is wrong now, and left so until it is due."""
     refused: str = ""
     """Why a guard could not be put back at the last look."""
+
+    @property
+    def kind(self) -> type[State]:
+        """Its kind; of a table's or a set's, that of what was found wrong first."""
+        return type(self.state)
 
     @property
     def open(self) -> bool:
@@ -96,7 +97,8 @@ class Fights:
     The worker's thread changes them; the loop's asks ``open``, ``kinds`` and ``soon``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kinds: Kinds, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kinds = kinds
         self._clock = clock
         self._known: dict[Key, Fight] = {}
         self._actors: dict[str, tuple[float, str]] = {}
@@ -111,22 +113,22 @@ class Fights:
 
     def fought(self, state: State) -> bool:
         """Tell whether somebody is known to fight for the object."""
-        found = self._known.get(subject(state))
+        found = self._known.get(self._kinds.subject(state))
         return found is not None and found.open
 
-    def wrong(self, state: State, seen: State | None, name: str) -> Fight | None:
+    def wrong(self, state: State, seen: State | None) -> Fight | None:
         """Take in that an object is wrong, ``seen`` (None: absent or superfluous) instead of ``state``.
 
-        Returns the fight because of which it must not be put back now; a guard always may. ``name`` is how people call
-        the object.
+        Returns the fight because of which it must not be put back now; a guard always may.
         """
-        now, key = self._clock(), subject(state)
+        now, key = self._clock(), self._kinds.subject(state)
         fight = self._known.get(key)
         if fight is None:
-            words = [name] if key == state.key else [part for part in key[1:] if isinstance(part, str)]
-            fight = self._known[key] = Fight(key, " ".join([str(key[0]), *words]), type(state), guards(state))
+            words = [state.label] if key == state.key else [part for part in key[1:] if isinstance(part, str)]
+            guards = bool(self._kinds.guards(state))
+            fight = self._known[key] = Fight(key, " ".join([str(key[0]), *words]), state, guards)
         fight.wrong_at = now
-        fight.ports |= _ports(state)
+        fight.ports |= self._kinds.guards(state)
         seen = None if fight.guard else seen
         fight.recent = [one for one in fight.recent if now - one[0] < WINDOW]
         same = sum(was == seen for _, was in fight.recent)
@@ -154,7 +156,7 @@ class Fights:
 
     def repaired(self, state: State, seen: State | None) -> None:
         """Take in that the object was put back."""
-        if (fight := self._known.get(subject(state))) is None:
+        if (fight := self._known.get(self._kinds.subject(state))) is None:
             return
         now = self._clock()
         if fight.open and not fight.guard:
@@ -169,7 +171,7 @@ class Fights:
 
         Ports that a guard is for are closed at once.
         """
-        if (fight := self._known.get(subject(state))) is None:
+        if (fight := self._known.get(self._kinds.subject(state))) is None:
             return
         if not fight.guard:
             del self._known[fight.key]
@@ -195,7 +197,7 @@ class Fights:
         """Return whose ports must be down: names of links, ALL or BRIDGED."""
         return {port for fight in self._known.values() if fight.closed for port in fight.ports}
 
-    def closing(self, link: str, bridged: bool) -> Fight | None:
+    def closing(self, link: str, *, bridged: bool) -> Fight | None:
         """Return the fight because of which a container's port must be down."""
         names = {link, ALL, *([BRIDGED] if bridged else [])}
         return next((f for f in self._known.values() if f.closed and f.ports & names), None)
@@ -210,29 +212,3 @@ class Fights:
         times = [fight.wrong_at + fight.pause for fight in known if fight.closed]
         times += [fight.due for fight in known if fight.waiting]
         return max(0.0, min(times) - now) if times else None
-
-
-def subject(state: State) -> Key:
-    """Return the key of what is fought for: of our rules the table or the set that they are in."""
-    match state:
-        case NftSet(family, table) | NftChain(family, table):
-            return ("NftTable", family, table)
-        case NftElement(family, table, set_):
-            return ("NftSet", family, table, set_)
-    return state.key
-
-
-def guards(state: State) -> bool:
-    """Tell whether a state keeps containers from forging addresses or from each other."""
-    if isinstance(state, NftElement):
-        return not state.set.startswith(_SERVES)
-    return isinstance(state, NftTable | NftSet | NftChain)
-
-
-def _ports(state: State) -> set[str]:
-    match state:
-        case NftElement(_, _, set_, parts) if set_.startswith(("macs", "senders", "internal_links")):
-            return {parts[0]}
-        case NftTable(family) | NftSet(family) | NftChain(family) | NftElement(family):
-            return {BRIDGED if family == "bridge" else ALL}
-    return set()

@@ -9,7 +9,6 @@ import msgspec
 
 from linkspan.core.addresses import mac
 from linkspan.core.model import Endpoint
-from linkspan.core.reconcile import describe
 from linkspan.core.states.host import Interface, State
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.worker import Machine
@@ -23,7 +22,7 @@ async def check(registry: Registry, endpoint: Endpoint, namespace_fd: int, hardw
     network = registry.networks.get(endpoint.network)
     wanted = list(itertools.chain.from_iterable(registry.states(network, endpoint).values()))
     missing = await registry.worker.run(_missing, registry.worker.machine, wanted, namespace_fd, hardware, mtu)
-    return [f"{type(state).__name__} {describe(state)} is not as it should be" for state in missing]
+    return [f"{type(state).__name__} {state.label} is not as it should be" for state in missing]
 
 
 def _missing(machine: Machine, wanted: Iterable[State], fd: int, hardware: str, mtu: int) -> list[State]:

@@ -17,32 +17,8 @@ import os
 import struct
 from collections.abc import Collection
 
-from linkspan.core.states.host import (
-    ROUTE_PROTOCOL,
-    Address,
-    Bridge,
-    FdbEntry,
-    ForeignQdisc,
-    ForwardAccept,
-    Ipip,
-    LinkSysctl,
-    Neighbour,
-    NftChain,
-    NftElement,
-    NftSet,
-    NftTable,
-    Route,
-    State,
-    Sysctl,
-    TokenBucket,
-    TrustedSource,
-    Veth,
-    Vxlan,
-    Wireguard,
-)
-from linkspan.core.states.ipsec import IpsecLink
-from linkspan.core.states.wireguard import WireguardKey
-from linkspan.kernel.drivers.addresses import OURS
+from linkspan.core.kinds import Event, Kinds
+from linkspan.core.states.host import ROUTE_PROTOCOL, State
 from linkspan.kernel.drivers.link_attributes import ADDRESS, ifinfo
 from linkspan.kernel.drivers.links import is_ours
 from linkspan.kernel.drivers.neighbours import (
@@ -53,7 +29,6 @@ from linkspan.kernel.drivers.neighbours import (
     NOARP,
     PERMANENT,
     PROTOCOL,
-    TUNNELS,
     Own,
 )
 from linkspan.kernel.drivers.routes import BIRD
@@ -88,25 +63,16 @@ _MAIN, _LOCAL, _DST, _OIF = 254, 255, 1, 4
 _KERNEL = 2  # RTPROT_KERNEL
 _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
 
-LINK_KINDS: frozenset[type[State]] = frozenset({Bridge, Veth, LinkSysctl, Sysctl})
-# An address may have gone with a setting: IPv6's go where it is disabled.
-ADDRESS_KINDS: frozenset[type[State]] = frozenset({Address, Route, LinkSysctl, Sysctl})
-NFT_KINDS: frozenset[type[State]] = frozenset(
-    {NftTable, NftSet, NftChain, NftElement, ForwardAccept, TrustedSource}
-)
-TUNNEL_KINDS: frozenset[type[State]] = frozenset(
-    {Vxlan, Ipip, IpsecLink, Wireguard, WireguardKey, Neighbour, FdbEntry, LinkSysctl, Sysctl}
-)
-QUEUE_KINDS: frozenset[type[State]] = frozenset({TokenBucket, ForeignQdisc})
-SETTING_KINDS: frozenset[type[State]] = frozenset({Sysctl, LinkSysctl})
-ALL_KINDS = SETTING_KINDS | QUEUE_KINDS | LINK_KINDS | ADDRESS_KINDS | NFT_KINDS | TUNNEL_KINDS
+Found = tuple[Event, ...]
+"""What one message tells."""
 
 
 class RouteEvents:
     """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
 
-    def __init__(self, own_ports: Collection[int] = (), own_entries: Own | None = None) -> None:
+    def __init__(self, kinds: Kinds, own_ports: Collection[int] = (), own_entries: Own | None = None) -> None:
         """Leave out what comes from linkspan's ``own_ports``; what it made is taken out of ``own_entries``."""
+        self._kinds, self._ours = kinds, kinds.prefixes
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
         self._own_ports = own_ports
         self._own_entries: Own = {} if own_entries is None else own_entries
@@ -117,67 +83,76 @@ class RouteEvents:
         links = Socket()
         try:
             found = list(links.dump(GETLINK, ifinfo(), "list links"))
-            self._tunnels = {_index(body) for body in found if _name(body).startswith(TUNNELS)}
-            self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(OURS)}
+            self._tunnels = {_index(body) for body in found if _name(body).startswith(self._kinds.tunnels)}
+            self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(self._ours)}
             """Of links that are not ours, by index."""
-            self._own_macs = {_index(body): _mac(body) for body in found if _name(body).startswith(OURS)}
+            self._own_macs = {_index(body): _mac(body) for body in found if _name(body).startswith(self._ours)}
         finally:
             links.close()
 
     def dirty(self) -> frozenset[type[State]]:
         """Read what has come and return the kinds to look at; all of them where events were lost."""
-        kinds: set[type[State]] = set()
+        events: set[Event] = set()
         self.actor, self._lost = "", set()
         try:
             while True:
                 for kind, port, body in self.socket.receive():
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(OURS):
+                    if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(self._ours):
                         self._own_macs[_index(body)] = _mac(body)
-                        if name.startswith(TUNNELS):
+                        if name.startswith(self._kinds.tunnels):
                             self._tunnels.add(_index(body))
                     elif kind == DELLINK and body[0] != AF_BRIDGE:
                         self._own_macs.pop(_index(body), None)
-                    if port not in self._own_ports and (found := self._kinds(kind, body)):
-                        kinds |= found
+                    if port not in self._own_ports and (found := self._events(kind, body)):
+                        events.update(found)
                         self.actor = _process(port) or self.actor
         except BlockingIOError:
             # A link that goes takes its addresses along, and is missed by its own message.
-            return frozenset(kinds | (ADDRESS_KINDS if self._lost & self._own_macs.keys() else set()))
+            if self._lost & self._own_macs.keys():
+                events.add(Event.ADDRESS_GONE)
+            return self._kinds.after(*events)
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                return ALL_KINDS
+                return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
 
-    def _kinds(self, kind: int, body: bytes) -> frozenset[type[State]]:
+    def _events(self, kind: int, body: bytes) -> Found:
         if kind in (NEWLINK, DELLINK):
-            name = _name(body)
-            if name.startswith(TUNNELS):
-                # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
-                return TUNNEL_KINDS | ADDRESS_KINDS
-            if not name.startswith(OURS):
-                if is_ours(altnames(attributes(body, 16))):  # somebody has renamed it
-                    return LINK_KINDS | TUNNEL_KINDS | ADDRESS_KINDS
-                return frozenset({Address}) if self._has_new_mac(kind, body) else frozenset()
-            return LINK_KINDS | ADDRESS_KINDS if kind == DELLINK else LINK_KINDS
+            return self._links(kind, body)
         if kind in (NEWADDR, DELADDR):
             # A new address is of interest only where it is put on a link of ours, which the label does not tell.
-            return ADDRESS_KINDS if kind == DELADDR else frozenset({Address})
-        if kind in (NEWROUTE, DELROUTE) and body[5] == BIRD:
-            return frozenset()  # thousands when a peer comes or goes, and the speaker looks after its own
-        if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):  # what takes packets to an address in
-            self._lost.add(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
-            return frozenset()
-        if kind in (NEWROUTE, DELROUTE) and _is_hosts(body):
-            return ADDRESS_KINDS  # the way to a peer may be another: a link that is up again has its prefix's route
-        if kind == DELROUTE or (kind == NEWROUTE and body[5] == ROUTE_PROTOCOL):
-            return frozenset({Route})
+            return (Event.ADDRESS, Event.ADDRESS_GONE) if kind == DELADDR else (Event.ADDRESS,)
+        if kind in (NEWROUTE, DELROUTE):
+            return self._routes(kind, body)
         if kind in (NEWNEIGH, DELNEIGH):
             return self._neighbours(kind, body)
         if kind in (_NEWQDISC, _DELQDISC):
-            return QUEUE_KINDS
+            return (Event.QDISC,)
         if kind == _NEWNETCONF and len(attributes(body, 4)) == 2:  # a link and one setting; a new link tells of all
-            return SETTING_KINDS
-        return frozenset()
+            return (Event.SETTING,)
+        return ()
+
+    def _links(self, kind: int, body: bytes) -> Found:
+        name = _name(body)
+        if name.startswith(self._kinds.tunnels):
+            # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
+            return Event.TUNNEL, Event.ADDRESS_GONE
+        if not name.startswith(self._ours):
+            if is_ours(altnames(attributes(body, 16))):  # somebody has renamed it
+                return Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE
+            return (Event.ADDRESS,) if self._has_new_mac(kind, body) else ()
+        return (Event.LINK, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
+
+    def _routes(self, kind: int, body: bytes) -> Found:
+        if body[5] == BIRD:
+            return ()  # thousands when a peer comes or goes, and the speaker looks after its own
+        if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):  # what takes packets to an address in
+            self._lost.add(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
+            return ()
+        if _is_hosts(body):
+            # The way to a peer may be another: a link that is up again has its prefix's route.
+            return Event.ROUTE, Event.ADDRESS_GONE
+        return (Event.ROUTE,) if kind == DELROUTE or body[5] == ROUTE_PROTOCOL else ()
 
     def _has_new_mac(self, kind: int, body: bytes) -> bool:
         """Tell whether a link that was known before has another MAC now."""
@@ -188,22 +163,22 @@ class RouteEvents:
             self._macs[_index(body)] = _mac(body)
         return kind == NEWLINK and before not in (None, _mac(body))
 
-    def _neighbours(self, kind: int, body: bytes) -> frozenset[type[State]]:
+    def _neighbours(self, kind: int, body: bytes) -> Found:
         family, index, state, _, _ = NDMSG.unpack_from(body)
         if index not in self._tunnels:  # there an entry of ours bears our number, a gateway's on the underlay
             found = attributes(body, 12)
             lasts = state & (PERMANENT | NOARP) and found.get(LLADDR) != self._own_macs.get(index, found.get(LLADDR))
             if family == AF_BRIDGE:
-                return frozenset({FdbEntry}) if lasts else frozenset()
+                return (Event.ENTRY,) if lasts else ()
             single = not (found.get(LLADDR) or b"\1")[0] & 1  # of a multicast group the kernel makes such entries
             numbered = found.get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
-            return frozenset({Neighbour}) if numbered or (lasts and single) else frozenset()
+            return (Event.NEIGHBOUR,) if numbered or (lasts and single) else ()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
             ours = self._own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
-            return frozenset() if ours is not None else frozenset({FdbEntry})
+            return () if ours is not None else (Event.ENTRY,)
         # The kernel itself searches for nobody there, so an entry in such a state was one of ours.
-        return frozenset({Neighbour})
+        return (Event.NEIGHBOUR,)
 
 
 def _is_hosts(body: bytes) -> bool:
@@ -244,13 +219,14 @@ def _name(body: bytes) -> str:
 class NftEvents:
     """Transactions of nftables that another process made: ours or others' tables may differ now."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Kinds) -> None:
+        self._kinds = kinds.after(Event.NFT)
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
         self.actor = ""
         self._pid = os.getpid()
 
     def dirty(self) -> frozenset[type[State]]:
-        """Read what has come and return NFT_KINDS where another process changed anything."""
+        """Read what has come and return the kinds to look at where another process changed anything."""
         found = False
         try:
             while True:
@@ -262,8 +238,8 @@ class NftEvents:
                             found = True
                             self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:
-            return NFT_KINDS if found else frozenset()
+            return self._kinds if found else frozenset()
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                return NFT_KINDS
+                return self._kinds
             raise

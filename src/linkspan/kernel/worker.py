@@ -18,41 +18,32 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.model import Endpoint, Facts
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.ipsec import CHARON, CONTROL, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, Strongswan
+from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, Strongswan
 from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, located
 from linkspan.core.states.wireguard import Tools, WireguardPeer
-from linkspan.kernel.drivers.addresses import AddressDriver
-from linkspan.kernel.drivers.files import FileDriver
-from linkspan.kernel.drivers.firewalld import FirewalldDriver
-from linkspan.kernel.drivers.ipip_table import TABLE, TunnelTableDriver
-from linkspan.kernel.drivers.ipsec import CharonDriver
-from linkspan.kernel.drivers.ipsec_links import IpsecLinkDriver
-from linkspan.kernel.drivers.iptables import IptablesDriver
-from linkspan.kernel.drivers.learnt_routes import LearntDriver
-from linkspan.kernel.drivers.links import LinkDriver
-from linkspan.kernel.drivers.neighbours import NeighbourDriver
-from linkspan.kernel.drivers.nftables_objects import FirewallDriver
-from linkspan.kernel.drivers.policy_rules import PolicyRuleDriver
-from linkspan.kernel.drivers.processes import ProcessDriver
-from linkspan.kernel.drivers.routes import RouteDriver, foreign_routes, uplink_mtu
-from linkspan.kernel.drivers.secrets import SecretDriver
-from linkspan.kernel.drivers.shaper import ShaperDriver
-from linkspan.kernel.drivers.sysctl import SysctlDriver
-from linkspan.kernel.drivers.tunnels import TunnelDriver
-from linkspan.kernel.drivers.wireguard import WireguardDriver
-from linkspan.kernel.io.namespaces import NOBODY, Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.drivers import (
+    ipip_table,
+    ipsec,
+    ipsec_links,
+    links,
+    neighbours,
+    nftables_objects,
+    processes,
+    shaper,
+    sysctl,
+    tunnels,
+    wireguard,
+)
+from linkspan.kernel.drivers.routes import foreign_routes, uplink_mtu
+from linkspan.kernel.io.namespaces import NOBODY
+from linkspan.kernel.kinds import kinds
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys
 from linkspan.kernel.probe.facts import observe_facts
 from linkspan.kernel.probe.port_owners import holder, listeners
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
-IPSEC = "ipsec"
-"""The folder of strongSwan's files there."""
-
-WIREGUARD = "wireguard"
-"""The folder of this host's keys in the state folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,50 +63,23 @@ class Machine:
     """Everything below is used by one thread at a time; ``Worker`` is the way in."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.namespaces = Namespaces()
-        self.sockets = Sockets(self.namespaces)
-        self.sysctls = SysctlDriver(self.namespaces, state_dir / "sysctls.json")
-        self.links = LinkDriver(self.sockets)
-        self.tunnels = TunnelDriver(self.sockets)
-        self.addresses = AddressDriver(self.sockets)
-        self.neighbours = NeighbourDriver(self.sockets)
-        self.tunnel_table = TunnelTableDriver(state_dir / TABLE)
-        self.wireguard = WireguardDriver(self.sockets, state_dir / WIREGUARD, self.tunnels.wireguard)
-        self.firewall = FirewallDriver()
-        self.shaper = ShaperDriver(self.namespaces)
-        self.processes = ProcessDriver(state_dir)
-        self._speaker_folder = state_dir / SPEAKER
-        self._ipsec_folder = state_dir / IPSEC
-        self.ipsec_links = IpsecLinkDriver(self.sockets, self.processes.pid, self.ike)
-        self.reconciler = Reconciler(
-            (
-                self.sysctls,
-                self.firewall,
-                IptablesDriver(),
-                FirewalldDriver(state_dir / "firewalld.json", self.namespaces.home),
-                self.links,
-                self.tunnels,
-                self.addresses,
-                self.neighbours,
-                RouteDriver(self.sockets),
-                PolicyRuleDriver(self.sockets),
-                self.tunnel_table,
-                self.shaper,
-                LearntDriver(self.sockets, self.processes.down),
-                FileDriver(state_dir / "files.json"),
-                SecretDriver(state_dir / "secrets.json"),
-                self.processes,
-                self.ipsec_links,
-                CharonDriver(self.ike, lambda: self.processes.pid(CHARON)),
-                self.wireguard,
-            ),
-            self.sockets.release,
-        )
-
-    @property
-    def ike(self) -> Path:
+        host = LocalHost(state_dir, kinds())
+        self.namespaces, self.sockets = host.namespaces, host.sockets
+        self.sysctls = host.driver(sysctl.driver)
+        self.links = host.driver(links.driver)
+        self.tunnels = host.driver(tunnels.driver)
+        self.neighbours = host.driver(neighbours.driver)
+        self.tunnel_table = host.driver(ipip_table.driver)
+        self.wireguard = host.driver(wireguard.driver)
+        self.firewall = host.driver(nftables_objects.driver)
+        self.shaper = host.driver(shaper.driver)
+        self.processes = host.driver(processes.driver)
+        self.ipsec_links = host.driver(ipsec_links.driver)
+        self.ike = ipsec.control(host)
         """The control socket of strongSwan's daemon."""
-        return self._ipsec_folder / CONTROL
+        self._speaker_folder = state_dir / SPEAKER
+        served = [(kind, host.driver(kind.driver)) for kind in host.kinds if kind.driver is not None]
+        self.reconciler = Reconciler(served, self.sockets.release)
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""
@@ -200,7 +164,7 @@ class Machine:
             found = ((port, holder("udp", "", port)) for port in IKE_PORTS)
             holders = [(port, who) for port, who in found if who]
         plugin = any(Path(folder, LIBIPSEC).exists() for folder in LIBIPSEC_FOLDERS)
-        return Strongswan(daemon, str(self._ipsec_folder), self.ipsec_links.kernel(), plugin, tuple(holders))
+        return Strongswan(daemon, str(self.ike.parent), self.ipsec_links.kernel(), plugin, tuple(holders))
 
     def tools(self) -> Tools:
         """Return what there is for WireGuard; nothing is run where nothing has changed."""

@@ -25,7 +25,7 @@ class Observed(Reconciler):
     """A reconciler that says at which kinds it was asked to look, and that they are well."""
 
     def __init__(self) -> None:
-        super().__init__((MemoryDriver(),))
+        super().__init__(MemoryDriver().served())
         self.seen: list[set[type[State]]] = []
 
     def resync(

@@ -29,8 +29,7 @@ from linkspan.core.states.ipsec import (
 )
 from linkspan.core.states.programs import Process
 from linkspan.diagnose.doctor.ipsec_reasons import reasons, said
-from linkspan.diagnose.plan import ipsec as plan_ipsec
-from linkspan.diagnose.plan.plan import commands
+from linkspan.diagnose.plan.plan import commands, endings
 from linkspan.kernel.io.vici import Association, Child
 
 KERNEL = Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True)
@@ -186,9 +185,10 @@ def test_a_plan_for_swanctl_can_be_typed(tmp_path: Path) -> None:
     at = lines.index("10-77-1-0-24-10-77-2-0-24 : of-ls-h2 {")
     assert lines[at + 1 : at + 3] == ["local_ts = 10.77.1.0/24", "remote_ts = 10.77.2.0/24"]
     assert lines.count("of-ls-h2 {") == lines.count("if_id_in = 0x7") == 1
-    last = plan_ipsec.ending(states, str(tmp_path))
+    ((kind, last, _),) = endings(states, str(tmp_path))
+    assert kind == "IpsecConnection"
     assert last.endswith(f"SWANCTL_DIR={folder} swanctl --load-all --noprompt --uri unix://{folder}/charon.vici")
-    assert plan_ipsec.ending([], str(tmp_path)) == ""
+    assert list(endings([], str(tmp_path))) == []
 
 
 CONNECTION = IpsecConnection("ls-h2", "a", "b", "h1", "h2", True, False, True, 3600, 5, False, 7)

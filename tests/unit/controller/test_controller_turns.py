@@ -113,7 +113,7 @@ async def _running(
     controller = Controller(settings, name)
     for one in controller.switches:
         one.driver = drivers[one.name]
-        one.reconciler = Reconciler([one.driver])
+        one.reconciler = Reconciler((kind, one.driver) for kind in one.kinds)
     await controller.start()
     for driver in drivers.values():
         sender = mac_text(controller._sender(OTHER[driver.name], TRUNK))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from linkspan.core.fights import ALL, BRIDGED, FIRST, LONGEST, MOST, WINDOW, Fights
+from linkspan.core.fights import FIRST, LONGEST, MOST, WINDOW, Fights
+from linkspan.core.kinds import ALL, BRIDGED
 from linkspan.core.states.host import Bridge, NftChain, NftElement, NftTable, State
+from linkspan.kernel.kinds import kinds
 
 ROUTED = Bridge("ls-demo", b"\2\0\0\0\0\1", 1500)
 WRONG = Bridge("ls-demo", b"\2\0\0\0\0\1", 1400)
@@ -24,12 +26,12 @@ class Clock:
 def made() -> tuple[Fights, Clock]:
     """Return fights with a clock."""
     clock = Clock()
-    return Fights(clock), clock
+    return Fights(kinds(), clock), clock
 
 
 def undone(fights: Fights, state: State, seen: State | None = None) -> bool:
     """Find the object wrong, and put it back if that may be; tell whether it was."""
-    if fights.wrong(state, seen, "x") is not None:
+    if fights.wrong(state, seen) is not None:
         return False
     fights.repaired(state, seen)
     return True
@@ -79,7 +81,7 @@ def test_a_fight_is_over_when_nobody_changed_the_object_for_a_minute() -> None:
     assert fights.settle() == ([], False)
     clock.now += 1
     ended, _ = fights.settle()
-    assert [fight.what for fight in ended] == ["Bridge x"]
+    assert [fight.what for fight in ended] == ["Bridge ls-demo"]
     assert fights.settle() == ([], False)
     assert undone(fights, ROUTED)
 
@@ -116,16 +118,16 @@ def test_what_the_kernel_refuses_is_no_fight() -> None:
     """Where a cable is out, a route cannot be put; the next chance counts."""
     fights, _ = made()
     for _ in range(10):
-        assert fights.wrong(ROUTED, None, "x") is None
+        assert fights.wrong(ROUTED, None) is None
         fights.repaired(ROUTED, None)
-        assert fights.wrong(ROUTED, None, "x") is None
+        assert fights.wrong(ROUTED, None) is None
         fights.failed(ROUTED, "network is down")
 
 
 def test_a_guard_that_cannot_be_put_closes_its_ports_at_once() -> None:
     """Nothing guards the containers then; the ports come up when it could be put, and held."""
     fights, clock = made()
-    assert fights.wrong(CHAIN, None, "x") is None
+    assert fights.wrong(CHAIN, None) is None
     fights.failed(CHAIN, "not permitted")
     assert fights.closed() == {ALL}
     (fight,) = fights.open()

@@ -8,12 +8,11 @@ from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Bridge, Key, State
+from linkspan.kernel.kinds import kinds
 
 
 class Refusing:
     """A driver of bridges that refuses those in ``refused``."""
-
-    kinds: tuple[type[State], ...] = (Bridge,)
 
     def __init__(self) -> None:
         self.refused: set[str] = set()
@@ -39,7 +38,7 @@ class Refusing:
 def test_failures_that_were_told_stay_as_they_were() -> None:
     """One fails more, one is mended, and one is not wanted any more."""
     driver = Refusing()
-    reconciler = Reconciler((driver,))
+    reconciler = Reconciler([(kinds()[Bridge], driver)])
     driver.refused = {"br1", "br2"}
     states = [Bridge(f"br{number}", bytes(6), 1500) for number in (1, 2, 3)]
     reconciler.change(("network", "demo"), states)

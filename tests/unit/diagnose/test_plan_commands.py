@@ -28,7 +28,6 @@ from linkspan.core.states.host import (
     Veth,
 )
 from linkspan.core.states.programs import File, Process
-from linkspan.diagnose.plan import plan
 from linkspan.diagnose.plan.plan import commands, ordered, why
 
 PATHS = {7: "/run/netns/web", 8: "/proc/12/ns/net"}
@@ -170,10 +169,3 @@ def test_chains_that_jump_to_each_other_are_all_typed() -> None:
 def test_the_reason_names_what_it_is_for(source: tuple[str, ...], words: str) -> None:
     """In a few words, with an id no longer than people read."""
     assert why(source) == words
-
-
-def test_every_kind_of_state_has_a_purpose() -> None:
-    """A new kind without one fails here and not in a user's terminal."""
-    kinds = [k for k in State.__subclasses__() if k.__module__ == "linkspan.core.states.host"]
-    assert kinds
-    assert [k.__name__ for k in kinds if not plan._PURPOSES.get(k)] == []

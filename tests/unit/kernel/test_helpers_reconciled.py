@@ -7,14 +7,17 @@ import pytest
 
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.programs import File, Process
+from linkspan.kernel.drivers import files
 from linkspan.kernel.drivers.files import FileDriver
+from linkspan.kernel.drivers.processes import KINDS as HELPERS
 from linkspan.kernel.drivers.processes import ProcessDriver
 
 
 @pytest.fixture
 def reconciler(tmp_path: Path) -> Iterator[Reconciler]:
     processes = ProcessDriver(tmp_path / "state")
-    reconciler = Reconciler((FileDriver(tmp_path / "state/files.json"), processes))
+    written = FileDriver(tmp_path / "state/files.json")
+    reconciler = Reconciler([(kind, written) for kind in files.KINDS] + [(kind, processes) for kind in HELPERS])
     yield reconciler
     reconciler.desired.replace(("network", "demo"), ())
     reconciler.resync()

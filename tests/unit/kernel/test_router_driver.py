@@ -5,7 +5,7 @@ from __future__ import annotations
 from linkspan.core.addresses import prefix
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.openflow import RouterRoute
-from linkspan.kernel.drivers.frr import TAG, FrrDriver
+from linkspan.kernel.drivers.frr import KINDS, TAG, FrrDriver
 
 BLOCK = "10.244.1.0/24"
 OTHERS = f"ip route {BLOCK} 192.0.2.7 tag 5"
@@ -35,7 +35,7 @@ def test_a_host_whose_address_changed_leaves_no_route_by_the_old_one() -> None:
     """Nor does one that stayed from before, beside the right one; a route of somebody else's stays."""
     for before in ([_line("192.0.2.1")], [_line("192.0.2.1"), _line("192.0.2.2")], [_line("192.0.2.2")], []):
         router = HereRouter(OTHERS, *before)
-        reconciler = Reconciler([router])
+        reconciler = Reconciler((kind, router) for kind in KINDS)
         reconciler.desired.replace(("controller",), [RouterRoute(prefix(BLOCK), prefix("192.0.2.2").packed)])
         assert reconciler.resync().failed == {}
         assert router.lines == [OTHERS, _line("192.0.2.2")]

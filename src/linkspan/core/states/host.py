@@ -8,11 +8,9 @@ bytes; text is made at the edge only.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
 
-from linkspan.core.addresses import Prefix
+from linkspan.core.addresses import Prefix, mac_text
 
 Key = tuple[str | int | bytes, ...]
 """The class's name first, then the kernel's key."""
@@ -49,19 +47,31 @@ class State(msgspec.Struct, frozen=True, gc=False):
     put sets them right. No desired state has any.
     """
 
-    rank: ClassVar[int]
-    """Puts go by ascending rank, deletes by descending."""
-
     @property
     def key(self) -> Key:
         """The class's name, then the kernel's key for the object."""
         raise NotImplementedError
 
+    @property
+    def label(self) -> str:
+        """The object's key as people write it: addresses as text, no namespace where it is the host's."""
+        prefix = getattr(self, "prefix", None) or getattr(self, "destination", None)
+        if prefix is None:
+            return " ".join(map(_word, self.key[1:]))
+        where = (getattr(self, name, "") for name in ("chain", "device"))
+        return " ".join(str(part) for part in (prefix, *where) if part)
+
+
+def _word(part: str | int | bytes) -> str:
+    """Return a part of a key as people write it: a MAC has 6 bytes, an address 4 or 16."""
+    if isinstance(part, bytes):
+        return mac_text(part) if len(part) == 6 else Prefix(part, len(part) * 8).address
+    return str(part)
+
 
 class Sysctl(State, frozen=True, gc=False):
     """A kernel setting: ``path`` below /proc/sys, with slashes. What was there before ours is given back."""
 
-    rank: ClassVar[int] = 10
     path: str
     value: str
     netns: int = HOST
@@ -70,11 +80,14 @@ class Sysctl(State, frozen=True, gc=False):
     def key(self) -> Key:
         return ("Sysctl", self.netns, self.path)
 
+    @property
+    def label(self) -> str:
+        return self.path
+
 
 class LinkSysctl(State, frozen=True, gc=False):
     """A setting of a link of ours, which goes with the link; ``path`` as for Sysctl."""
 
-    rank: ClassVar[int] = 45
     path: str
     value: str
     netns: int = HOST
@@ -83,11 +96,14 @@ class LinkSysctl(State, frozen=True, gc=False):
     def key(self) -> Key:
         return ("LinkSysctl", self.netns, self.path)
 
+    @property
+    def label(self) -> str:
+        return self.path
+
 
 class NftTable(State, frozen=True, gc=False):
     """An nftables table of ours; ``family`` is inet or bridge. The hooks of a table that sleeps see no packet."""
 
-    rank: ClassVar[int] = 20
     family: str
     name: str
     amiss: tuple[str, ...] = ()
@@ -104,7 +120,6 @@ class NftSet(State, frozen=True, gc=False):
     ``timeout`` seconds after the last packet; without that, when what they count is gone.
     """
 
-    rank: ClassVar[int] = 21
     family: str
     table: str
     name: str
@@ -122,7 +137,6 @@ class NftSet(State, frozen=True, gc=False):
 class NftChain(State, frozen=True, gc=False):
     """A chain with its rules in order, in nft's own words as it lists them; ``hook`` is empty for a plain chain."""
 
-    rank: ClassVar[int] = 22
     family: str
     table: str
     name: str
@@ -140,7 +154,6 @@ class NftElement(State, frozen=True, gc=False):
     An interface name is given bare, without quotes.
     """
 
-    rank: ClassVar[int] = 23
     family: str
     table: str
     set: str
@@ -158,7 +171,6 @@ class ForwardAccept(State, frozen=True, gc=False):
     ``chain`` is DOCKER-USER where there is one, else FORWARD. Ours are known by their comment.
     """
 
-    rank: ClassVar[int] = 30
     chain: str
     prefix: Prefix
 
@@ -170,7 +182,6 @@ class ForwardAccept(State, frozen=True, gc=False):
 class TrustedSource(State, frozen=True, gc=False):
     """A pool as a source of firewalld's zone ``trusted`` (at run time only: a reload forgets it)."""
 
-    rank: ClassVar[int] = 31
     prefix: Prefix
 
     @property
@@ -181,7 +192,6 @@ class TrustedSource(State, frozen=True, gc=False):
 class Bridge(State, frozen=True, gc=False):
     """A bridge that is up, with a MAC of its own (it would take its lowest port's otherwise)."""
 
-    rank: ClassVar[int] = 40
     name: str
     mac: bytes
     mtu: int
@@ -205,7 +215,6 @@ class Veth(State, frozen=True, gc=False):
     The alternative name ``linkspan:INODE:PEER`` lets an agent with no memory know whose it is.
     """
 
-    rank: ClassVar[int] = 41
     name: str
     mac: bytes
     mtu: int
@@ -229,7 +238,6 @@ class Veth(State, frozen=True, gc=False):
 class Interface(State, frozen=True, gc=False):
     """A container's end of a veth pair, up; it is born and goes with its Veth. The namespace's lo is up too."""
 
-    rank: ClassVar[int] = 42
     netns: int
     name: str
     mac: bytes
@@ -244,7 +252,6 @@ class Interface(State, frozen=True, gc=False):
 class Vxlan(State, frozen=True, gc=False):
     """A VXLAN device that is up and learns nothing; ``local`` is the packed underlay address that it sends from."""
 
-    rank: ClassVar[int] = 43
     name: str
     vni: int
     mac: bytes
@@ -271,7 +278,6 @@ class Ipip(State, frozen=True, gc=False):
     for a TUN: it is the endpoint that has an address.
     """
 
-    rank: ClassVar[int] = 43
     name: str
     mtu: int
     local: bytes
@@ -292,7 +298,6 @@ class Ipip(State, frozen=True, gc=False):
 class Wireguard(State, frozen=True, gc=False):
     """The host's one WireGuard device, up: the kernel's, or a persistent TUN that wireguard-go serves where ``tun``."""
 
-    rank: ClassVar[int] = 43
     name: str
     mtu: int
     tun: bool
@@ -312,7 +317,6 @@ class Wireguard(State, frozen=True, gc=False):
 class TunnelPrefix(State, frozen=True, gc=False):
     """A row of the user-space IPIP endpoint's table: a prefix, and the packed underlay address it lives behind."""
 
-    rank: ClassVar[int] = 62
     prefix: Prefix
     remote: bytes
 
@@ -324,7 +328,6 @@ class TunnelPrefix(State, frozen=True, gc=False):
 class Neighbour(State, frozen=True, gc=False):
     """A permanent neighbour entry (ARP or ND) on a device of ours."""
 
-    rank: ClassVar[int] = 55
     device: str
     address: bytes
     mac: bytes
@@ -337,7 +340,6 @@ class Neighbour(State, frozen=True, gc=False):
 class FdbEntry(State, frozen=True, gc=False):
     """A permanent forwarding entry of a VXLAN device of ours: which underlay address a MAC lives behind."""
 
-    rank: ClassVar[int] = 56
     device: str
     mac: bytes
     remote: bytes
@@ -351,7 +353,6 @@ class FdbEntry(State, frozen=True, gc=False):
 class Address(State, frozen=True, gc=False):
     """An address on a link, never tentative (IFA_F_NODAD)."""
 
-    rank: ClassVar[int] = 50
     device: str
     prefix: Prefix
     netns: int = HOST
@@ -370,7 +371,6 @@ class Route(State, frozen=True, gc=False):
     is sent by it, 0 what the device takes. ``if_id`` is how an XFRM interface of all peers is told which one is meant.
     """
 
-    rank: ClassVar[int] = 60
     destination: Prefix
     device: str = ""
     gateway: bytes = b""
@@ -388,6 +388,11 @@ class Route(State, frozen=True, gc=False):
         table = (self.table,) if self.table else ()
         return ("Route", self.netns, self.destination.packed, self.destination.length, self.metric, *table)
 
+    @property
+    def label(self) -> str:
+        table = f"table {self.table}" if self.table else ""
+        return " ".join(part for part in (str(self.destination), self.device, table) if part)
+
 
 class PolicyRule(State, frozen=True, gc=False):
     """A rule of a container's routing policy (ip-rule(8)), with our protocol number.
@@ -396,7 +401,6 @@ class PolicyRule(State, frozen=True, gc=False):
     ``specific`` the default route of that table does not count (suppress_prefixlength 0).
     """
 
-    rank: ClassVar[int] = 63
     netns: int
     priority: int
     prefix: Prefix
@@ -408,11 +412,14 @@ class PolicyRule(State, frozen=True, gc=False):
         source = self.prefix.packed, self.prefix.length
         return ("PolicyRule", self.netns, self.priority, *source, self.table, int(self.specific))
 
+    @property
+    def label(self) -> str:
+        return f"{self.priority} from {self.prefix} lookup {self.table or 'main'}"
+
 
 class TokenBucket(State, frozen=True, gc=False):
     """A tbf root qdisc: ``rate`` in bytes a second, ``burst`` in bytes."""
 
-    rank: ClassVar[int] = 61
     device: str
     rate: int
     burst: int
@@ -429,7 +436,6 @@ class ForeignQdisc(State, frozen=True, gc=False):
     A tbf counts as a TokenBucket.
     """
 
-    rank: ClassVar[int] = 61
     device: str
     kind: str
 

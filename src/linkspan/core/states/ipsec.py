@@ -7,7 +7,7 @@ whether they stand right now is the daemon's to see to, as a session is a BGP sp
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import msgspec
 
@@ -51,7 +51,6 @@ class IpsecLink(State, frozen=True, gc=False):
     It is the kernel's XFRM interface, or the TUN that the daemon of this name, ``process``, makes for itself.
     """
 
-    rank: ClassVar[int] = 72
     name: str
     mtu: int
     process: str = ""
@@ -76,7 +75,6 @@ class IpsecLink(State, frozen=True, gc=False):
 class IpsecCredential(State, frozen=True, gc=False):
     """A file that the daemon has loaded. What is in it is in no state; ``current`` tells that it is what was loaded."""
 
-    rank: ClassVar[int] = 73
     kind: Kind
     path: str
     current: bool = True
@@ -97,7 +95,6 @@ class IpsecConnection(State, frozen=True, gc=False):
     came from the peer and names the way to it (XFRM's if_id), 0 in user space.
     """
 
-    rank: ClassVar[int] = 74
     name: str
     local: str
     remote: str
@@ -119,7 +116,6 @@ class IpsecConnection(State, frozen=True, gc=False):
 class IpsecChild(State, frozen=True, gc=False):
     """What is encrypted in a connection: everything from ``here`` to ``there``, and the other way round."""
 
-    rank: ClassVar[int] = 75
     connection: str
     here: Prefix
     there: Prefix

@@ -7,7 +7,6 @@ is about, so that whoever looks at the switch alone knows both. A router's route
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar
 
 import msgspec
 
@@ -57,7 +56,6 @@ MEANINGS = {
 class Flow(State, frozen=True, gc=False):
     """An OpenFlow entry; ``match`` are its parts in ovs-ofctl's own words, sorted, ``actions`` as it prints them."""
 
-    rank: ClassVar[int] = 80
     table: int
     priority: int
     match: tuple[str, ...]
@@ -88,7 +86,6 @@ class Flow(State, frozen=True, gc=False):
 class RouterRoute(State, frozen=True, gc=False):
     """A static route of a router's: a prefix, by a host's underlay address."""
 
-    rank: ClassVar[int] = 81
     destination: Prefix
     gateway: bytes
 

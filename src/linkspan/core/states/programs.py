@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import ClassVar
 
 import msgspec
 
@@ -53,7 +52,6 @@ class File(State, frozen=True, gc=False):
     What is written into a ``volatile`` one is not remembered: it changes often, and nobody else writes there.
     """
 
-    rank: ClassVar[int] = 70
     path: str
     content: bytes
     mode: int = 0o644
@@ -70,7 +68,6 @@ class Secret(State, frozen=True, gc=False):
     The secret itself is in no state. ``current`` tells that the file is as it would be written now.
     """
 
-    rank: ClassVar[int] = 70
     path: str
     source: str
     text: str
@@ -87,7 +84,6 @@ class LearntRoutes(State, frozen=True, gc=False):
     They outlive ``process`` by ``keep`` seconds, and are ``stale`` afterwards: swept.
     """
 
-    rank: ClassVar[int] = 69
     metric: int
     process: str
     keep: int
@@ -106,7 +102,6 @@ class Process(State, frozen=True, gc=False):
     ``again`` is appended to it at every start after the first one of a boot.
     """
 
-    rank: ClassVar[int] = 71
     name: str
     argv: tuple[str, ...]
     reload: tuple[str, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar
 
 import msgspec
 
@@ -92,7 +91,6 @@ class WireguardKey(State, frozen=True, gc=False):
     wireguard-go gives its device an MTU of its own when it starts.
     """
 
-    rank: ClassVar[int] = 72
     device: str
     public: str
     port: int
@@ -110,7 +108,6 @@ class WireguardPeer(State, frozen=True, gc=False):
     there. ``shared_file`` has the key that is shared with it besides.
     """
 
-    rank: ClassVar[int] = 73
     device: str
     public: str
     endpoint: str = ""
@@ -125,7 +122,6 @@ class WireguardPeer(State, frozen=True, gc=False):
 class AllowedIp(State, frozen=True, gc=False):
     """Which peer of the device has a prefix: what goes there is encrypted for it, and it alone may send from there."""
 
-    rank: ClassVar[int] = 74
     device: str
     prefix: Prefix
     public: str

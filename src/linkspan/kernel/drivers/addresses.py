@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import errno
 import functools
+import shlex
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.states.host import HOST, Address, Key, State
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell
+from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
 from linkspan.kernel.drivers.link_attributes import IFF_UP
 from linkspan.kernel.io import batch
 from linkspan.kernel.io.netlink import (
@@ -32,6 +35,7 @@ from linkspan.kernel.io.netlink import (
     attributes,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 # linux/if_addr.h
 _ADDRESS, _LOCAL, _BROADCAST, _FLAGS, _METRIC = 1, 2, 4, 8, 9
@@ -43,14 +47,10 @@ _IFADDR = struct.Struct("=BBBBI")
 # linux/rtnetlink.h: struct rtmsg, RTPROT_KERNEL, RT_TABLE_MAIN, _LOCAL, RTN_UNICAST, _LOCAL, RTA_DST, _OIF
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _KERNEL, _MAIN, _LOCAL_TABLE, _UNICAST, _LOCAL_TYPE, _DST, _OIF = 2, 254, 255, 1, 2, 1, 4
-OURS = ("ls-", "lsr", "lsp", "lsx", "lsipip", "lsipsec", "lswg", "ipsec")
-"""Our links' names begin so; whether a link of such a name is ours, its alternative name tells."""
 
 
 class AddressDriver:
     """Address."""
-
-    kinds: tuple[type[State], ...] = (Address,)
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -195,3 +195,34 @@ def _message(state: Address, index: int, kind: int, peer: bytes = b"") -> Messag
     verb = "add" if kind == NEWADDR else "remove"
     flags = F_CREATE | F_REPLACE if kind == NEWADDR else 0
     return Message(kind, flags, body, f"{verb} address {state.prefix} on {state.device}")
+
+
+def driver(host: LocalHost) -> AddressDriver:
+    """Return the driver of addresses."""
+    return AddressDriver(host.sockets)
+
+
+def _add(state: Address, shell: Shell) -> tuple[str, ...]:
+    more = " nodad" if state.prefix.family == 6 else " brd +" if state.prefix.length < 31 else ""
+    return (f"{shell.ip(state.netns)} addr replace {state.prefix} dev {shlex.quote(state.device)}{more}",)
+
+
+def _link(state: Address) -> tuple[Link, ...]:
+    return ((state.netns, state.device),)
+
+
+KINDS = (
+    Kind(
+        state=Address,
+        rank=50,
+        driver=driver,
+        known_by="its link",
+        purpose="an address on a link",
+        commands=_add,
+        on=_link,
+        falls=True,
+        # The kernel drops the routes that have it as their source and, with a link's last IPv4 address, all neighbours.
+        takes_along=(Route, Neighbour),
+        events=frozenset({Event.ADDRESS, Event.ADDRESS_GONE}),
+    ),
+)

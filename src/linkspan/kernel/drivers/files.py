@@ -8,8 +8,10 @@ files again by that.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +20,14 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, LinkspanError, of_errno
+from linkspan.core.kinds import Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.programs import File
+from linkspan.core.states.programs import File, Process
 from linkspan.kernel.io import durable_files
 from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.local_host import LocalHost
 
 ANY = "*"
 
@@ -58,8 +63,6 @@ def _digest(path: Path) -> str:
 
 class FileDriver:
     """Writes files in one step and takes them away again, with the folders made for them."""
-
-    kinds: tuple[type[State], ...] = (File,)
 
     def __init__(self, memory_file: Path) -> None:
         self._ours: Memory[_Entry] = Memory(memory_file, _Entry)
@@ -163,3 +166,34 @@ def _read(path: Path) -> File | None:
         return None
     except OSError as error:
         raise of_errno(error.errno or 0, f"read {path}") from error
+
+
+def driver(host: LocalHost) -> FileDriver:
+    """Return the driver of files."""
+    return FileDriver(host.state_dir / "files.json")
+
+
+def _write(state: File, _shell: Shell) -> tuple[str, ...]:
+    if not state.content:
+        return (f"install -D -m {state.mode:04o} /dev/null {shlex.quote(state.path)}",)
+    target = f"install -D -m {state.mode:04o} /dev/stdin {shlex.quote(state.path)}"
+    try:
+        text = state.content.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if text.isascii() and text.endswith("\n") and "\0" not in text and "EOF" not in text.splitlines():
+        return (f"{target} <<'EOF'\n{text}EOF",)
+    return (f"echo {base64.b64encode(state.content).decode()} | base64 -d | {target}",)
+
+
+KINDS = (
+    Kind(
+        state=File,
+        rank=70,
+        driver=driver,
+        known_by="a record in the state folder, with what was there before",
+        purpose="what a helper program reads",
+        commands=_write,
+        read_by=Process,
+    ),
+)

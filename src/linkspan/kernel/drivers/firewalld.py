@@ -19,9 +19,12 @@ import msgspec
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, Unavailable
+from linkspan.core.kinds import Event, Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State, TrustedSource
 from linkspan.kernel.io.dbus import Bus, Refused
 from linkspan.kernel.io.durable_files import Memory, boot_id
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import foreign_chains
 
 NAME = "org.fedoraproject.FirewallD1"
@@ -47,8 +50,6 @@ def running() -> bool:
 
 class FirewalldDriver:
     """Adds and removes sources of the zone ``trusted`` over D-Bus."""
-
-    kinds: tuple[type[State], ...] = (TrustedSource,)
 
     def __init__(self, memory_file: Path, home: int) -> None:
         """``home`` is the inode of the agent's network namespace."""
@@ -148,3 +149,25 @@ def _sources(bus: Bus) -> set[Prefix]:
     except Refused as refused:
         raise Unavailable(f"firewalld: {refused.message}") from refused
     return found
+
+
+def driver(host: LocalHost) -> FirewalldDriver:
+    """Return the driver of firewalld's sources."""
+    return FirewalldDriver(host.state_dir / "firewalld.json", host.namespaces.home)
+
+
+def _add(state: TrustedSource, _shell: Shell) -> tuple[str, ...]:
+    return (f"firewall-cmd --zone=trusted --add-source={state.prefix}",)
+
+
+KINDS = (
+    Kind(
+        state=TrustedSource,
+        rank=31,
+        driver=driver,
+        known_by="a record in the state folder, with what was there before",
+        purpose="firewalld would drop what comes from the pool",
+        commands=_add,
+        events=frozenset({Event.NFT}),
+    ),
+)

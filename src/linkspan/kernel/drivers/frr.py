@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.kinds import Kind
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.openflow import RouterRoute
 
@@ -28,8 +29,6 @@ _BATCH = 400
 
 class FrrDriver:
     """RouterRoute, of the router at ``address``: vtysh:, vtysh:FOLDER (of its sockets) or ssh:[USER@]HOST[:PORT]."""
-
-    kinds: tuple[type[State], ...] = (RouterRoute,)
 
     def __init__(self, name: str, address: str, ssh: Mapping[str, str]) -> None:
         self.name = name
@@ -119,3 +118,14 @@ def route(state: RouterRoute) -> str:
     """Return a route in FRR's words."""
     via = Prefix(state.gateway, 0).address
     return f"{'ip' if state.destination.family == 4 else 'ipv6'} route {state.destination} {via} tag {TAG}"
+
+
+KINDS = (
+    Kind(
+        state=RouterRoute,
+        rank=81,
+        known_by="tag 19539",
+        purpose="where a prefix's host is",
+        counted=False,
+    ),
+)

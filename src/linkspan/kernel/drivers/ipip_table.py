@@ -15,7 +15,10 @@ from pathlib import Path
 from linkspan.core.addresses import SOCKET_FAMILY, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, LinkspanError, of_errno
+from linkspan.core.kinds import Kind
+from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, Key, State, TunnelPrefix
+from linkspan.kernel.local_host import LocalHost
 
 TABLE = "ipip/table"
 """Its place in the state folder; the folder around it is there for the endpoint to watch."""
@@ -39,8 +42,6 @@ def rows(text: str) -> Iterable[TunnelPrefix]:
 
 class TunnelTableDriver:
     """TunnelPrefix."""
-
-    kinds: tuple[type[State], ...] = (TunnelPrefix,)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,3 +88,24 @@ class TunnelTableDriver:
         new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         new.write_text(text, encoding="ascii")
         new.rename(self.path)
+
+
+def driver(host: LocalHost) -> TunnelTableDriver:
+    """Return the driver of the user-space endpoint's table."""
+    return TunnelTableDriver(host.state_dir / TABLE)
+
+
+def _add(state: TunnelPrefix, shell: Shell) -> tuple[str, ...]:
+    return (f"echo '{state.prefix} {address_text(state.remote)}' >>{shell.state_dir}/{TABLE}",)
+
+
+KINDS = (
+    Kind(
+        state=TunnelPrefix,
+        rank=62,
+        driver=driver,
+        known_by="the file `ipip/table` in the state folder",
+        purpose="what the user-space tunnel sends to which host, and takes from it",
+        commands=_add,
+    ),
+)

@@ -14,31 +14,49 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linkspan.core.addresses import prefix
+from linkspan.core.addresses import prefix, whole
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.kinds import Ending, Event, Kind
+from linkspan.core.shell import HIDDEN, Shell
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.ipsec import ANYWHERE, PRIVATE, IpsecChild, IpsecConnection, IpsecCredential
+from linkspan.core.states.ipsec import (
+    ANYWHERE,
+    CHARON,
+    CONTROL,
+    PRIVATE,
+    IpsecChild,
+    IpsecConnection,
+    IpsecCredential,
+)
+from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.secrets import alone, trusted
 from linkspan.kernel.io import vici
+from linkspan.kernel.local_host import LocalHost
 
 IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")
 ESP = ("aes128gcm16-x25519", "aes256gcm16-ecp384")
 """AES-GCM alone (RFC 4106, RFC 5282), with a key exchange of its own for each renewal."""
 IKE_PORT, NAT = 500, 4500
 """UDP: RFC 7296 section 2, RFC 3948."""
+FOLDER = "ipsec"
+"""The folder of the daemon's files in the state folder."""
+_CONF = "swanctl.conf"
+_ODD = re.compile(r"[^0-9a-z]+")
+"""What no section's name may have, in a file."""
+_PLACES = {"key": "private", "certificate": "x509", "ca": "x509ca", "crl": "x509crl"}
 RENEWED = 4
 """Lifetimes of an ESP association after which the IKE association is renewed as well."""
 
 
 class CharonDriver:
     """IpsecCredential, IpsecConnection and IpsecChild."""
-
-    kinds: tuple[type[State], ...] = (IpsecCredential, IpsecConnection, IpsecChild)
 
     def __init__(self, control: Path, pid: Callable[[], int]) -> None:
         """``pid`` tells which process our daemon is, 0 where it does not run."""
@@ -309,3 +327,109 @@ def _quietly(act: Callable[[dict[str, str]], Any], message: dict[str, str]) -> N
             pass
     except vici.Refused:
         pass
+
+
+def control(host: LocalHost) -> Path:
+    """Return the control socket of strongSwan's daemon."""
+    return host.state_dir / FOLDER / CONTROL
+
+
+def driver(host: LocalHost) -> CharonDriver:
+    """Return the driver of strongSwan's daemon."""
+    pid = host.driver(processes.driver).pid
+    return CharonDriver(control(host), lambda: pid(CHARON))
+
+
+# What swanctl would be given, with secrets shown as ***. A connection's configuration is written as a file below the
+# state folder, in which swanctl finds it; a child is one section more of it.
+
+
+def _write_credential(state: IpsecCredential, shell: Shell) -> tuple[str, ...]:
+    folder, path = f"{shell.state_dir}/{FOLDER}", shlex.quote(state.path)
+    if state.kind == "psk":
+        # The key goes from file to file, in base64 (swanctl.conf(5)), and nobody sees it.
+        text = " ".join(map(shlex.quote, ("secrets { ike-linkspan {", f"secret = {HIDDEN}", "} }")))
+        key = f"0s$(tr -d '\\n' <{path} | base64 -w0)"
+        return (f"(umask 077; printf '%s\\n' {text} | sed \"s|[*]*[*]|{key}|\" >>{folder}/{_CONF})",)
+    note = f"  # {HIDDEN}" if state.kind in PRIVATE else ""
+    return (f"install -D -m 0600 {path} -t {folder}/{_PLACES[state.kind]}{note}",)
+
+
+def _write_connection(state: IpsecConnection, shell: Shell) -> tuple[str, ...]:
+    own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
+    # Both hosts begin: the later one succeeds, where no agent begins anew for the earlier one.
+    begins = {"start_action": "start"} if state.remote != ANYWHERE else {}
+    children = of_children(state) | begins
+    return (_appended({f"of-{state.name}": children, "connections": {state.name: own}}, shell),)
+
+
+def _write_child(state: IpsecChild, shell: Shell) -> tuple[str, ...]:
+    here, there = state.here, state.there
+    ways = "everything" if here == there == whole(here.family) else f"{here} === {there}"
+    own = {"local_ts": [str(here)], "remote_ts": [str(there)]}
+    name = f"{_ODD.sub('-', state.name)} : of-{state.connection}"
+    section = {"connections": {state.connection: {"children": {name: own}}}}
+    return (f"{_appended(section, shell)}  # {ways}",)
+
+
+def _load(state_dir: str) -> str:
+    folder = f"{state_dir}/{FOLDER}"
+    waits = f"until [ -S {folder}/{CONTROL} ]; do sleep 0.1; done"
+    return f"{waits}; SWANCTL_DIR={folder} swanctl --load-all --noprompt --uri unix://{folder}/{CONTROL}"
+
+
+def _appended(sections: Mapping[str, Any], shell: Shell) -> str:
+    lines = " ".join(map(shlex.quote, _lines(sections)))
+    return f"printf '%s\\n' {lines} >>{shell.state_dir}/{FOLDER}/{_CONF}"
+
+
+def _lines(section: Mapping[str, Any]) -> Iterable[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield f"{key} {{"
+            yield from _lines(value)
+            yield "}"
+        else:
+            yield f"{key} = {','.join(value) if isinstance(value, list) else value}"
+
+
+_ENDING = Ending(IpsecConnection, _load, "the daemon reads all that it is told above")
+_EVENTS = frozenset({Event.HELPER})
+
+KINDS = (
+    Kind(
+        state=IpsecCredential,
+        rank=73,
+        driver=driver,
+        known_by="all that our own daemon has loaded",
+        purpose="what this host proves itself by to others, or checks them by",
+        commands=_write_credential,
+        ending=_ENDING,
+        events=_EVENTS,
+        poll=True,
+        counted=False,
+    ),
+    Kind(
+        state=IpsecConnection,
+        rank=74,
+        driver=driver,
+        known_by="a name that begins with `ls-`, in our own daemon",
+        purpose="how this host and another prove themselves to each other",
+        commands=_write_connection,
+        ending=_ENDING,
+        events=_EVENTS,
+        poll=True,
+        counted=False,
+    ),
+    Kind(
+        state=IpsecChild,
+        rank=75,
+        driver=driver,
+        known_by="its connection",
+        purpose="what the two then encrypt for each other",
+        commands=_write_child,
+        events=_EVENTS,
+        poll=True,
+        counted=False,
+    ),
+)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -22,8 +23,12 @@ from pathlib import Path
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import IpsecLink
+from linkspan.kernel.drivers import processes
+from linkspan.kernel.drivers.ipsec import control
 from linkspan.kernel.drivers.link_attributes import (
     ALT_IFNAME,
     DEVGROUP,
@@ -59,6 +64,7 @@ from linkspan.kernel.io.netlink import (
     text,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 _IF_ID, _EXTERNAL = 2, 3  # linux/if_link.h: IFLA_XFRM_IF_ID, IFLA_XFRM_COLLECT_METADATA
 _DELRULE, _PRIORITY, _TABLE = 33, 6, 15  # linux/rtnetlink.h, linux/fib_rules.h: FRA_PRIORITY, FRA_TABLE
@@ -73,8 +79,6 @@ has 32767), so that the routes that count are ours."""
 
 class IpsecLinkDriver:
     """IpsecLink."""
-
-    kinds: tuple[type[State], ...] = (IpsecLink,)
 
     def __init__(
         self, sockets: Sockets, pid: Callable[[str], int] = lambda _: 0, control: Path = Path()
@@ -112,7 +116,7 @@ class IpsecLinkDriver:
 
     def _state(self, found: dict[int, bytes]) -> IpsecLink | None:
         name, kind = string(found[IFNAME]), _kind(found)
-        if f"{ALTNAME}{name}" not in altnames(found) or kind != KINDS.get(name.rstrip("0123456789")):
+        if f"{ALTNAME}{name}" not in altnames(found) or kind != _MADE_AS.get(name.rstrip("0123456789")):
             return None
         flags = IFINFO.unpack_from(found[-1])[3]
         up = bool(flags & IFF_UP) and in_group(found)
@@ -213,7 +217,8 @@ class IpsecLinkDriver:
         return attributes(payload, 16) | {-1: payload}
 
 
-KINDS = {"lsipsec": "xfrm", "ipsec": "tun"}
+_MADE_AS = {"lsipsec": "xfrm", "ipsec": "tun"}
+"""The kernel's kind of link by how the device's name begins."""
 PROCESS = "charon"
 """The daemon's name as a Process."""
 
@@ -232,3 +237,42 @@ def _tuns(pid: int) -> list[str]:
                     if line.startswith("iff:"):
                         found += line.split()[1:]
     return found
+
+
+def driver(host: LocalHost) -> IpsecLinkDriver:
+    """Return the driver of IPsec's device."""
+    return IpsecLinkDriver(host.sockets, host.driver(processes.driver).pid, control(host))
+
+
+def _add(state: IpsecLink, _shell: Shell) -> tuple[str, ...]:
+    name = shlex.quote(state.name)
+    if state.tun:
+        born = f"until ip link show {name} >/dev/null 2>&1; do sleep 0.1; done"
+    else:
+        born = f"ip link add {name} type xfrm external"
+    return (
+        born,
+        f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
+        f"ip link set {name} mtu {state.mtu} group {GROUP}{' up' if state.up else ''}",
+    )
+
+
+def _device(state: IpsecLink) -> tuple[Link, ...]:
+    return ((HOST, state.name),)
+
+
+KINDS = (
+    Kind(
+        state=IpsecLink,
+        rank=72,
+        driver=driver,
+        known_by="an alternative name `linkspan:NAME`",
+        purpose="a device by which packets go to be encrypted by IPsec",
+        commands=_add,
+        makes=_device,
+        late=True,
+        events=frozenset({Event.TUNNEL, Event.HELPER}),
+        counted=False,
+        prefixes=tuple(_MADE_AS),
+    ),
+)

@@ -19,7 +19,10 @@ import msgspec
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.kinds import Event, Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForwardAccept, Key, State
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import foreign_chains
 
 COMMENT = "linkspan: "
@@ -143,8 +146,6 @@ def _ours(place: Place) -> dict[Prefix, list[list[str]]]:
 class IptablesDriver:
     """Puts and takes away our pair of rules in each chain that lets forwarding pass or not."""
 
-    kinds: tuple[type[State], ...] = (ForwardAccept,)
-
     def probe(self) -> Support:
         """Tell whether the command is there; it is needed only where somebody else uses it."""
         if any(_command(family, variant) for family in FAMILIES for variant in ("nft", "legacy")):
@@ -205,3 +206,31 @@ class IptablesDriver:
         for place in there:
             for rule in _ours(place).get(state.prefix, []):
                 _run(place.command, "-w", WAIT, "-D", place.chain, *rule)
+
+
+def driver(_host: LocalHost) -> IptablesDriver:
+    """Return the driver of others' iptables chains."""
+    return IptablesDriver()
+
+
+def _add(state: ForwardAccept, _shell: Shell) -> tuple[str, ...]:
+    tables = "iptables" if state.prefix.family == 4 else "ip6tables"
+    comment = shlex.quote(f"{COMMENT}{state.prefix}")
+    chain = shlex.quote(state.chain)
+    return tuple(
+        f"{tables} -w -I {chain} 1 {side} {state.prefix} -m comment --comment {comment} -j ACCEPT"
+        for side in ("-s", "-d")
+    )
+
+
+KINDS = (
+    Kind(
+        state=ForwardAccept,
+        rank=30,
+        driver=driver,
+        known_by="the comment of the rules",
+        purpose="another's firewall would drop what the host forwards",
+        commands=_add,
+        events=frozenset({Event.NFT}),
+    ),
+)

@@ -12,16 +12,18 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
+from linkspan.core.kinds import Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, LEARNT_METRIC, Key, State
 from linkspan.core.states.programs import LearntRoutes
+from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.routes import learnt_routes, sweep
 from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.local_host import LocalHost
 
 
 class LearntDriver:
     """LearntRoutes; ``down`` tells for how many seconds a helper has not lived, None for one that does."""
-
-    kinds: tuple[type[State], ...] = (LearntRoutes,)
 
     def __init__(self, sockets: Sockets, down: Callable[[str], float | None]) -> None:
         self._sockets = sockets
@@ -67,3 +69,29 @@ class LearntDriver:
             sweep(self._sockets, learnt_routes(self._sockets, LEARNT_METRIC))
         except LinkspanError as error:
             errors[state.key] = error
+
+
+def driver(host: LocalHost) -> LearntDriver:
+    """Return the driver of the BGP speaker's routes."""
+    return LearntDriver(host.sockets, host.driver(processes.driver).down)
+
+
+_PURPOSE = "routes that the BGP speaker puts into the kernel"
+
+
+def _note(_state: LearntRoutes, _shell: Shell) -> tuple[str, ...]:
+    return (f": # {_PURPOSE}: they are its own to change",)
+
+
+KINDS = (
+    Kind(
+        state=LearntRoutes,
+        rank=69,
+        driver=driver,
+        known_by="protocol `bird` and metric 1976",
+        purpose=_PURPOSE,
+        commands=_note,
+        poll=True,
+        counted=False,
+    ),
+)

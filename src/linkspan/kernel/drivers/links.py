@@ -11,6 +11,7 @@ import errno
 import os
 import queue
 import select
+import shlex
 import struct
 import threading
 import time
@@ -18,8 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 from linkspan.kernel.drivers.link_attributes import (
     ADDRESS,
@@ -63,6 +67,7 @@ from linkspan.kernel.io.netlink import (
     text,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 _LINK_GROUP = 1  # RTNLGRP_LINK
 _GETNSID = 90  # linux/rtnetlink.h
@@ -95,8 +100,6 @@ def _link(payload: bytes) -> _Link:
 
 class LinkDriver:
     """Bridge, Veth and Interface."""
-
-    kinds: tuple[type[State], ...] = (Bridge, Veth, Interface)
 
     def __init__(self, sockets: Sockets, removal_threads: int = 16) -> None:
         self._sockets = sockets
@@ -408,3 +411,96 @@ class Removal:
         except OSError as error:
             if error.errno != errno.ENOBUFS:  # events were lost; the acknowledgement ends the wait
                 raise
+
+
+def driver(host: LocalHost) -> LinkDriver:
+    """Return the driver of bridges and veth pairs."""
+    return LinkDriver(host.sockets)
+
+
+def _add_bridge(state: Bridge, _shell: Shell) -> tuple[str, ...]:
+    name = shlex.quote(state.name)
+    return (
+        f"ip link add {name} address {mac_text(state.mac)} type bridge group_fwd_mask 0x4000",
+        f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
+        # An MTU given at birth would not keep the bridge from following its ports' (br_change_mtu).
+        f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}",
+    )
+
+
+def _add_veth(state: Veth, shell: Shell) -> tuple[str, ...]:
+    name, peer = shlex.quote(state.name), shlex.quote(state.peer_name)
+    target = shlex.quote(shell.name(state.peer_netns) or shell.paths(state.peer_netns))
+    return (
+        f"ip link add {name} mtu {state.mtu} address {mac_text(state.mac)} "
+        f"type veth peer name {peer} mtu {state.mtu} netns {target}",
+        f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
+        *([f"ip link set {name} master {shlex.quote(state.master)}"] if state.master else []),
+        *([f"bridge link set dev {name} hairpin on"] if state.hairpin else []),
+        *([f"ip link set {name} up"] if state.up else []),
+    )
+
+
+def _set_interface(state: Interface, shell: Shell) -> tuple[str, ...]:
+    ip, up = shell.ip(state.netns), " up" if state.up else ""
+    name = shlex.quote(state.name)
+    return f"{ip} link set lo up", f"{ip} link set {name} address {mac_text(state.mac)} mtu {state.mtu}{up}"
+
+
+def _bridge(state: Bridge) -> tuple[Link, ...]:
+    return ((HOST, state.name),)
+
+
+def _ends(state: Veth) -> tuple[Link, ...]:
+    return (HOST, state.name), (state.peer_netns, state.peer_name)
+
+
+def _master(state: Veth) -> tuple[Link, ...]:
+    return ((HOST, state.master),) if state.master else ()
+
+
+def _end(state: Interface) -> tuple[Link, ...]:
+    return ((state.netns, state.name),)
+
+
+def _shut(state: Veth) -> Veth:
+    return msgspec.structs.replace(state, up=False)
+
+
+_EVENTS = frozenset({Event.LINK})
+
+KINDS = (
+    Kind(
+        state=Bridge,
+        rank=40,
+        driver=driver,
+        known_by="an alternative name `linkspan:NAME`",
+        purpose="a switch in the kernel, to which containers are plugged",
+        commands=_add_bridge,
+        makes=_bridge,
+        events=_EVENTS,
+        prefixes=("ls-",),
+    ),
+    Kind(
+        state=Veth,
+        rank=41,
+        driver=driver,
+        known_by="an alternative name `linkspan:INODE:NAME`, of the other end's namespace and interface",
+        purpose="a cable: one end on the host, the other in the container",
+        commands=_add_veth,
+        on=_master,
+        makes=_ends,
+        shut=_shut,
+        events=_EVENTS,
+        prefixes=("lsr", "lsp"),
+    ),
+    Kind(
+        state=Interface,
+        rank=42,
+        driver=driver,
+        known_by="its veth pair",
+        purpose="the container's end of the cable, switched on",
+        commands=_set_interface,
+        on=_end,
+    ),
+)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shlex
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 from linkspan.kernel.drivers.link_attributes import ADDRESS, IFNAME
 from linkspan.kernel.io.netlink import (
@@ -36,6 +39,7 @@ from linkspan.kernel.io.netlink import (
     attributes,
     string,
 )
+from linkspan.kernel.local_host import LocalHost
 
 # linux/neighbour.h
 DST, LLADDR, PROTOCOL = 1, 2, 12
@@ -43,8 +47,6 @@ PERMANENT, NOARP, INCOMPLETE, FAILED = 0x80, 0x40, 0x01, 0x20
 _SELF, _MASTER = 0x02, 0x04
 NDMSG = struct.Struct("=BxxxiHBB")
 AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
-TUNNELS = ("lsx", "lsipip", "lsipsec", "lswg", "ipsec")
-"""Names of our tunnel devices begin so; others' may, too: an alternative name tells."""
 
 _OURS = bytes([ROUTE_PROTOCOL])
 
@@ -79,10 +81,10 @@ class NeighbourDriver:
     ones of a bridge): they would lead packets astray.
     """
 
-    kinds: tuple[type[State], ...] = (Neighbour, FdbEntry)
-
-    def __init__(self, sockets: Sockets) -> None:
+    def __init__(self, sockets: Sockets, tunnels: tuple[str, ...]) -> None:
+        """``tunnels`` are the beginnings of the names of our tunnel devices."""
         self._sockets = sockets
+        self._tunnels = tunnels
         self.own: Own = {}
 
     def probe(self) -> Support:
@@ -120,7 +122,7 @@ class NeighbourDriver:
             _, index, state, flags, _ = NDMSG.unpack_from(payload)
             if index not in ours:
                 continue
-            if ours[index].startswith(TUNNELS):
+            if ours[index].startswith(self._tunnels):
                 if state & PERMANENT:
                     yield FdbEntry(ours[index], *_mac_and_address(payload), _elsewhere(payload))
             elif not flags & _SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
@@ -153,7 +155,7 @@ class NeighbourDriver:
             index = indexes[state.device]
             if isinstance(state, FdbEntry):
                 self.own[kind, index, state.mac, state.remote] = now
-            messages.append(_message(state, index, kind))
+            messages.append(_message(state, index, kind, tunnel=state.device.startswith(self._tunnels)))
             sent.append(state)
         for state, result in zip(sent, self._sockets.at(HOST).batch(messages), strict=True):
             gone = kind == DELNEIGH and result is not None and result.errno in _GONE
@@ -198,19 +200,19 @@ def _elsewhere(payload: bytes) -> tuple[str, ...]:
     return tuple(word for kind, word in _WHERE if kind in found)
 
 
-def _message(state: Neighbour | FdbEntry, index: int, kind: int) -> Message:
+def _message(state: Neighbour | FdbEntry, index: int, kind: int, *, tunnel: bool) -> Message:
     flags = F_CREATE | F_REPLACE if kind == NEWNEIGH else 0
     mac = 10, LLADDR, state.mac
     if isinstance(state, Neighbour):
         address, head = state.address, (_FAMILY[len(state.address)], index, PERMANENT, 0, 0)
     else:
-        whose = _SELF if state.device.startswith(TUNNELS) else _MASTER
+        whose = _SELF if tunnel else _MASTER
         address, head = state.remote, (AF_BRIDGE, index, PERMANENT, whose, 0)
     if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads by now
         body = _BY_MAC.pack(*head, *mac)
     else:
         body = _ENTRY[len(address)].pack(*head, 4 + len(address), DST, address, *mac)
-        if not state.device.startswith(TUNNELS):
+        if not tunnel:
             body += attr(PROTOCOL, _OURS)
     return Message(kind, flags, body, functools.partial(_what, state, kind))
 
@@ -220,3 +222,49 @@ def _what(state: Neighbour | FdbEntry, kind: int) -> str:
     if isinstance(state, Neighbour):
         return f"{verb} neighbour {Prefix(state.address, 0).address} dev {state.device}"
     return f"{verb} forwarding entry {mac_text(state.mac)} dev {state.device}"
+
+
+def driver(host: LocalHost) -> NeighbourDriver:
+    """Return the driver of neighbours and forwarding entries."""
+    return NeighbourDriver(host.sockets, host.kinds.tunnels)
+
+
+def _add_neighbour(state: Neighbour, shell: Shell) -> tuple[str, ...]:
+    ours = "" if state.device.startswith(shell.tunnels) else f" protocol {ROUTE_PROTOCOL}"
+    where = f"lladdr {mac_text(state.mac)} dev {shlex.quote(state.device)}"
+    return (f"ip neigh replace {address_text(state.address)} {where} nud permanent{ours}",)
+
+
+def _add_entry(state: FdbEntry, _shell: Shell) -> tuple[str, ...]:
+    where = f"dev {shlex.quote(state.device)} dst {address_text(state.remote)}"
+    return (f"bridge fdb replace {mac_text(state.mac)} {where} self permanent",)
+
+
+def _link(state: Neighbour | FdbEntry) -> tuple[Link, ...]:
+    return ((HOST, state.device),)
+
+
+KINDS = (
+    Kind(
+        state=Neighbour,
+        rank=55,
+        driver=driver,
+        known_by="permanent or noarp, on a link of ours; on another link protocol number 76",
+        purpose="which MAC the next one has: another host's end of the tunnel, or a gateway",
+        commands=_add_neighbour,
+        on=_link,
+        falls=True,
+        events=frozenset({Event.NEIGHBOUR, Event.TUNNEL}),
+    ),
+    Kind(
+        state=FdbEntry,
+        rank=56,
+        driver=driver,
+        known_by="permanent or static, on a link of ours",
+        purpose="at which address of the underlay that MAC is reached",
+        commands=_add_entry,
+        on=_link,
+        falls=True,
+        events=frozenset({Event.ENTRY, Event.TUNNEL}),
+    ),
+)

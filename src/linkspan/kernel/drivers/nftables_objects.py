@@ -8,13 +8,17 @@ version of nft that prints it otherwise, puts the chain once more (one transacti
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.kinds import ALL, BRIDGED, Event, Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
 from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
+from linkspan.kernel.local_host import LocalHost
 
 FEW = 64
 """Elements that go by the short way; more are as quick by libnftables, and fit no netlink attribute (64 KiB)."""
@@ -30,8 +34,6 @@ _CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
 class FirewallDriver:
     """NftTable, NftSet, NftChain and NftElement: all by one transaction for a batch."""
-
-    kinds: tuple[type[State], ...] = (NftTable, NftSet, NftChain, NftElement)
 
     def __init__(self) -> None:
         self._nft = Nft()
@@ -283,3 +285,144 @@ def _parts(value: object) -> tuple[str, ...]:
         case {"drop": None}:
             return ("drop",)
     return (str(value),)
+
+
+def driver(_host: LocalHost) -> FirewallDriver:
+    """Return the driver of nftables."""
+    return FirewallDriver()
+
+
+def _commands(*texts: str) -> tuple[str, ...]:
+    return tuple(f"nft {shlex.quote(text)}" for text in texts)
+
+
+def _add_table(state: NftTable, _shell: Shell) -> tuple[str, ...]:
+    return _commands(f"add table {state.family} {state.name}")
+
+
+def _add_set(state: NftSet, _shell: Shell) -> tuple[str, ...]:
+    what = "map" if state.data else "set"
+    return _commands(f"add {what} {state.family} {state.table} {state.name} {set_text(state)}")
+
+
+def _add_chain(state: NftChain, _shell: Shell) -> tuple[str, ...]:
+    where = f"{state.family} {state.table} {state.name}"
+    hook = f" {{ {state.hook} }}" if state.hook else ""
+    return _commands(f"add chain {where}{hook}", *(f"add rule {where} {rule}" for rule in state.rules))
+
+
+def _add_element(state: NftElement, _shell: Shell) -> tuple[str, ...]:
+    return _commands(f"add element {state.family} {state.table} {state.set} {{ {element_text(state)} }}")
+
+
+def _typed(states: Sequence[NftChain]) -> list[NftChain]:
+    """Return chains in an order in which nft takes them: one comes after those that it jumps to."""
+    chains = {state.key: state for state in states}
+    done: dict[NftChain, None] = {}
+    met: set[NftChain] = set()
+
+    def visit(chain: NftChain) -> None:
+        met.add(chain)
+        for rule in chain.rules:
+            for name in _JUMP.findall(rule):
+                target = chains.get(NftChain(chain.family, chain.table, name, "", ()).key)
+                if target is not None and target not in met:
+                    visit(target)
+        done.setdefault(chain)
+
+    for state in states:
+        if state not in met:
+            visit(state)
+    return list(done)
+
+
+_JUMP = re.compile(r"\b(?:jump|goto) ([^\s;,}]+)")
+
+
+def _table_key(state: NftSet | NftChain | NftElement) -> Key:
+    return NftTable(state.family, state.table).key
+
+
+def _set_key(state: NftElement) -> Key:
+    return NftSet(state.family, state.table, state.set, "").key
+
+
+def _in_table(state: NftSet | NftChain) -> tuple[Key, ...]:
+    return (_table_key(state),)
+
+
+def _in_set(state: NftElement) -> tuple[Key, ...]:
+    return _table_key(state), _set_key(state)
+
+
+_SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking", "view_of", "viewing")
+"""Sets that give containers something begin so; every other set of ours keeps containers from forging addresses or from
+each other, as the rules do."""
+_ONE_PORT = ("macs", "senders", "internal_links")
+"""Sets of which each element is for one port, its first part, begin so."""
+
+
+def _guards(state: NftTable | NftSet | NftChain) -> frozenset[str]:
+    return frozenset({BRIDGED if state.family == "bridge" else ALL})
+
+
+def _guard(state: NftElement) -> frozenset[str]:
+    if state.set.startswith(_SERVES):
+        return frozenset()
+    if state.set.startswith(_ONE_PORT):
+        return frozenset({state.parts[0]})
+    return frozenset({BRIDGED if state.family == "bridge" else ALL})
+
+
+_KNOWN_BY = "the tables `inet linkspan` and `bridge linkspan`"
+_EVENTS = frozenset({Event.NFT})
+
+KINDS = (
+    Kind(
+        state=NftTable,
+        rank=20,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="holds all of linkspan's firewall rules of one family",
+        commands=_add_table,
+        guards=_guards,
+        events=_EVENTS,
+    ),
+    Kind(
+        state=NftSet,
+        rank=21,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="what the rules look up: one more container is one more element",
+        commands=_add_set,
+        lost_with=_in_table,
+        part_of=_table_key,
+        guards=_guards,
+        events=_EVENTS,
+    ),
+    Kind(
+        state=NftChain,
+        rank=22,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="rules, the same however many containers there are",
+        commands=_add_chain,
+        typed=_typed,
+        lost_with=_in_table,
+        part_of=_table_key,
+        guards=_guards,
+        events=_EVENTS,
+    ),
+    Kind(
+        state=NftElement,
+        rank=23,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="one entry that the rules look up",
+        commands=_add_element,
+        lost_with=_in_set,
+        part_of=_set_key,
+        guards=_guard,
+        events=_EVENTS,
+    ),
+)

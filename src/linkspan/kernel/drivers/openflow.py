@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.kinds import Kind
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.openflow import OWN_COOKIE, OWNER, Counted, Flow, Port
 
@@ -30,8 +31,6 @@ _OLD = re.compile(r"peer supports versions? ([^)]*)\)")
 
 class OpenFlowDriver:
     """Flow, of the switch at ``address`` (unix:PATH, tcp:IP[:PORT] or ssl:IP[:PORT])."""
-
-    kinds: tuple[type[State], ...] = (Flow,)
 
     def __init__(self, name: str, address: str, tls: Mapping[str, str]) -> None:
         self.name = name
@@ -172,3 +171,14 @@ def _note(flow: Flow) -> tuple[int, str] | None:
     found = dict(part.split("=", 1) for part in flow.match if "=" in part)
     port = found.get("in_port", "")
     return (int(port), found.get("dl_src", "")) if port.isdigit() else None
+
+
+KINDS = (
+    Kind(
+        state=Flow,
+        rank=80,
+        known_by="the first 16 bits of the cookie, 0x4c53; the next 8 are the kind of flow",
+        purpose="what a switch does with the packets that it matches",
+        counted=False,
+    ),
+)

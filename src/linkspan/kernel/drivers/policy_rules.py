@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.kinds import Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import ROUTE_PROTOCOL, Key, PolicyRule, State
 from linkspan.kernel.io import batch
 from linkspan.kernel.io.netlink import (
@@ -24,6 +26,7 @@ from linkspan.kernel.io.netlink import (
     attributes,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 # linux/fib_rules.h
 _SRC, _PRIORITY, _SUPPRESS, _TABLE, _PROTOCOL = 2, 6, 14, 15, 21
@@ -34,8 +37,6 @@ _HEADER = struct.Struct("=12B")
 
 class PolicyRuleDriver:
     """PolicyRule."""
-
-    kinds: tuple[type[State], ...] = (PolicyRule,)
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -96,3 +97,33 @@ def _rule(payload: bytes, found: Mapping[int, bytes], family: int, netns: int) -
         0 if table == _MAIN else table,
         specific=number(_SUPPRESS, _NOTHING) == 0,
     )
+
+
+def driver(host: LocalHost) -> PolicyRuleDriver:
+    """Return the driver of containers' routing policy."""
+    return PolicyRuleDriver(host.sockets)
+
+
+def _add(state: PolicyRule, shell: Shell) -> tuple[str, ...]:
+    source = str(state.prefix) if state.prefix.length else "all"
+    specific = " suppress_prefixlength 0" if state.specific else ""
+    words = [shell.ip(state.netns), f"-{state.prefix.family}", f"rule add pref {state.priority} from {source}"]
+    return (" ".join([*words, f"lookup {state.table or 'main'}{specific} protocol {ROUTE_PROTOCOL}"]),)
+
+
+def _always(_state: PolicyRule) -> bool:
+    # Left from an agent that was killed, it would send packets by an interface that is another's by now.
+    return True
+
+
+KINDS = (
+    Kind(
+        state=PolicyRule,
+        rank=63,
+        driver=driver,
+        known_by="protocol number 76, in a container",
+        purpose="which table routes packets from this address: they must leave by its interface",
+        commands=_add,
+        alone=_always,
+    ),
+)

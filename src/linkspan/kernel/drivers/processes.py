@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -33,10 +34,13 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable, of_errno
+from linkspan.core.kinds import Event, Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers.files import digests
 from linkspan.kernel.io.durable_files import Memory, boot_id
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import dnsmasq
 
 OWNER = "LINKSPAN_PROCESS"
@@ -98,8 +102,6 @@ class _Falls(msgspec.Struct):
 
 class ProcessDriver:
     """Starts, reloads, adopts and stops helper programs."""
-
-    kinds: tuple[type[State], ...] = (Process,)
 
     def __init__(self, state_dir: Path, grace: float = 5.0) -> None:
         """``grace`` is how many seconds a helper has to end after SIGTERM."""
@@ -391,3 +393,26 @@ def _tail(log: Path) -> str:
     """Return the last words of a log, for an error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:] if log.exists() else []
     return " / ".join(line.strip() for line in lines)[-300:] or "it said nothing"
+
+
+def driver(host: LocalHost) -> ProcessDriver:
+    """Return the driver of helper programs."""
+    return ProcessDriver(host.state_dir)
+
+
+def _start(state: Process, _shell: Shell) -> tuple[str, ...]:
+    return (f"setsid --fork {shlex.join(state.argv)} </dev/null",)
+
+
+KINDS = (
+    Kind(
+        state=Process,
+        rank=71,
+        driver=driver,
+        known_by="LINKSPAN_PROCESS in its environment, where it is of our user or of dnsmasq's",
+        purpose="a helper program that outlives the agent",
+        commands=_start,
+        events=frozenset({Event.HELPER}),
+        counted=False,
+    ),
+)

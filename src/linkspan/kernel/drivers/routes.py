@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shlex
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ import msgspec
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import (
     HOST,
     LEARNT_METRIC,
@@ -36,6 +39,7 @@ from linkspan.kernel.io.netlink import (
     attributes,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 # linux/rtnetlink.h
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
@@ -61,8 +65,6 @@ _IP6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER in net/ipv6_route.h: what the ker
 
 class RouteDriver:
     """Route."""
-
-    kinds: tuple[type[State], ...] = (Route,)
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -262,3 +264,62 @@ def default_metrics(sockets: Sockets, netns: int) -> list[int]:
                 metric = _route(payload, {}, netns).metric
                 metrics.append(metric if family == socket.AF_INET else max(metric - _IP6_DEFAULT_METRIC, 0))
     return metrics
+
+
+def driver(host: LocalHost) -> RouteDriver:
+    """Return the driver of routes."""
+    return RouteDriver(host.sockets)
+
+
+def _add(state: Route, shell: Shell) -> tuple[str, ...]:
+    target = str(state.destination) if state.destination.length else "default"
+    words = [shell.ip(state.netns), f"-{state.destination.family}", "route replace"]
+    words += [target] if state.device else ["unreachable", target]
+    if state.gateway:
+        words.append(f"via {address_text(state.gateway)}")
+    if state.device:
+        words.append(f"dev {shlex.quote(state.device)}")
+    if state.onlink:
+        words.append("onlink")
+    if state.if_id:
+        words.append(f"encap xfrm if_id {state.if_id}")
+    if state.source:
+        words.append(f"src {address_text(state.source)}")
+    if state.metric:
+        words.append(f"metric {state.metric}")
+    if state.mtu:
+        words.append(f"mtu {state.mtu}")
+    if state.table:
+        words.append(f"table {state.table}")
+    return (" ".join([*words, f"proto {ROUTE_PROTOCOL}"]),)
+
+
+def _typed(states: Sequence[Route]) -> list[Route]:
+    """Return routes by a gateway after the direct ones, among which is the way to the gateway."""
+    return sorted(states, key=lambda state: bool(state.gateway))
+
+
+def _link(state: Route) -> tuple[Link, ...]:
+    return ((state.netns, state.device),) if state.device else ()
+
+
+def _in_our_table(state: Route) -> bool:
+    # Left from an agent that was killed, it would send packets by an interface that is another's by now.
+    return bool(state.table)
+
+
+KINDS = (
+    Kind(
+        state=Route,
+        rank=60,
+        driver=driver,
+        known_by="protocol number 76",
+        purpose="where packets to these addresses go",
+        commands=_add,
+        typed=_typed,
+        on=_link,
+        falls=True,
+        alone=_in_our_table,
+        events=frozenset({Event.ROUTE, Event.ADDRESS_GONE}),
+    ),
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, of_errno
+from linkspan.core.kinds import Kind
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.programs import SECRET, Secret
+from linkspan.core.states.programs import SECRET, Process, Secret
 from linkspan.kernel.io import durable_files
 from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.local_host import LocalHost
 
 MODE = 0o600
 LONGEST = 80
@@ -30,8 +34,6 @@ LARGEST = 1 << 20
 
 class SecretDriver:
     """Secret."""
-
-    kinds: tuple[type[State], ...] = (Secret,)
 
     def __init__(self, memory_file: Path) -> None:
         self._ours: Memory[Secret] = Memory(memory_file, Secret)
@@ -142,3 +144,28 @@ def _current(state: Secret) -> bool:
         return path.read_bytes() == rendered(state) and stat.S_IMODE(path.lstat().st_mode) == MODE
     except (OSError, LinkspanError):
         return False
+
+
+def driver(host: LocalHost) -> SecretDriver:
+    """Return the driver of files with a secret in them."""
+    return SecretDriver(host.state_dir / "secrets.json")
+
+
+def _write(state: Secret, _shell: Shell) -> tuple[str, ...]:
+    """Return a command that reads the password from its own file, so that nobody sees it."""
+    source, target = shlex.quote(state.source), shlex.quote(state.path)
+    before, after = (shlex.quote(part) for part in state.text.split(SECRET))
+    return (f"(umask 077; printf '%s\"%s\"%s' {before} \"$(cat {source})\" {after} >{target})",)
+
+
+KINDS = (
+    Kind(
+        state=Secret,
+        rank=70,
+        driver=driver,
+        known_by="a record in the state folder, with what was there before",
+        purpose="what a helper program reads, with a password in it",
+        commands=_write,
+        read_by=Process,
+    ),
+)

@@ -13,11 +13,14 @@ nothing remembered it is rounded to GRAIN, which is exact up to 8 Gbyte/s where 
 from __future__ import annotations
 
 import errno
+import shlex
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForeignQdisc, Key, State, TokenBucket
 from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.namespaces import Namespaces
@@ -32,6 +35,7 @@ from linkspan.kernel.io.netlink import (
     text,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 GRAIN = 1024
 """Bytes: a burst should be a multiple of it."""
@@ -57,8 +61,6 @@ def _ticks(burst: int, rate: int) -> int:
 
 class ShaperDriver:
     """Puts and takes away token buckets; takes away what others put in their place."""
-
-    kinds: tuple[type[State], ...] = (TokenBucket, ForeignQdisc)
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._sockets = Sockets(namespaces)
@@ -169,3 +171,47 @@ class ShaperDriver:
     def _remove_root(self, netns: int, index: int, what: str) -> None:
         body = _HEADER.pack(0, index, 0, _ROOT, 0)
         self._sockets.at(netns).request(Message(_DELQDISC, 0, body, what))
+
+
+def driver(host: LocalHost) -> ShaperDriver:
+    """Return the driver of queueing disciplines."""
+    return ShaperDriver(host.namespaces)
+
+
+def _limit(state: TokenBucket, shell: Shell) -> tuple[str, ...]:
+    limits = f"tbf rate {state.rate * 8}bit burst {state.burst}b latency 25ms"
+    return (shell.inside(state.netns) + f"tc qdisc replace dev {shlex.quote(state.device)} root {limits}",)
+
+
+def _link(state: TokenBucket) -> tuple[Link, ...]:
+    return ((state.netns, state.device),)
+
+
+def _host_link(state: ForeignQdisc) -> tuple[Link, ...]:
+    return ((HOST, state.device),)
+
+
+_KNOWN_BY = "a handle, at the root of a link of ours"
+_EVENTS = frozenset({Event.QDISC})
+
+KINDS = (
+    Kind(
+        state=TokenBucket,
+        rank=61,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="a limit on the rate of what leaves by a link",
+        commands=_limit,
+        on=_link,
+        events=_EVENTS,
+    ),
+    Kind(
+        state=ForeignQdisc,
+        rank=61,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="another program's queueing discipline, which may drop packets",
+        on=_host_link,
+        events=_EVENTS,
+    ),
+)

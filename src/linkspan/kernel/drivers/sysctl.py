@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError, NotFound, of_errno
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, LinkSysctl, State, Sysctl
 from linkspan.kernel.io import devconf
 from linkspan.kernel.io.batch import each
@@ -36,6 +39,7 @@ from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.inotify import WriteWatch
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import closed_links, forwarders
 
 ROOT = Path("/proc/sys")
@@ -106,8 +110,6 @@ def _error(error: OSError, what: str) -> LinkspanError:
 
 class SysctlDriver:
     """Sets kernel settings and gives back what was there before."""
-
-    kinds: tuple[type[State], ...] = (Sysctl, LinkSysctl)
 
     def __init__(self, namespaces: Namespaces, memory_file: Path) -> None:
         self._namespaces = namespaces
@@ -360,3 +362,55 @@ def _present(path: str) -> str | None:
         return read(path)
     except NotFound:
         return None
+
+
+def driver(host: LocalHost) -> SysctlDriver:
+    """Return the driver of a host's settings."""
+    return SysctlDriver(host.namespaces, host.state_dir / "sysctls.json")
+
+
+def _command(state: Sysctl | LinkSysctl, shell: Shell) -> tuple[str, ...]:
+    return (shell.inside(state.netns) + f"sysctl -w {shlex.quote(f'{state.path}={state.value}')}",)
+
+
+def _link(state: LinkSysctl) -> tuple[Link, ...]:
+    return ((state.netns, state.path.split("/")[3]),)
+
+
+_OF_ALL = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
+"""What sets the forwarding of every link."""
+
+
+def _set_along(state: LinkSysctl) -> tuple[Key, ...]:
+    if not state.path.endswith("/forwarding"):
+        return ()
+    return (Sysctl(_OF_ALL[state.path.split("/")[1]], "").key,)
+
+
+# An address may have gone with a setting: IPv6's go where it is disabled.
+_EVENTS = frozenset({Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE, Event.SETTING})
+
+KINDS = (
+    Kind(
+        state=Sysctl,
+        rank=10,
+        driver=driver,
+        known_by="a record in the state folder, with what was there before",
+        purpose="a setting of the kernel, put back at uninstall",
+        commands=_command,
+        events=_EVENTS,
+        poll=True,
+    ),
+    Kind(
+        state=LinkSysctl,
+        rank=45,
+        driver=driver,
+        known_by="its link",
+        purpose="a setting of one link, which goes with it",
+        commands=_command,
+        on=_link,
+        lost_with=_set_along,
+        events=_EVENTS,
+        poll=True,
+    ),
+)

@@ -15,13 +15,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.kernel.drivers.link_attributes import (
     ADDRESS,
@@ -60,6 +64,7 @@ from linkspan.kernel.io.netlink import (
     text,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 
 # linux/if_link.h: IFLA_VXLAN_*
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT, _GROUP6, _LOCAL6, _COLLECT = 1, 2, 4, 7, 15, 16, 17, 25
@@ -89,8 +94,6 @@ Tunnel = Vxlan | Ipip | Wireguard
 
 class TunnelDriver:
     """Vxlan, Ipip and Wireguard."""
-
-    kinds: tuple[type[State], ...] = (Vxlan, Ipip, Wireguard)
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -316,3 +319,81 @@ def _same(there: Tunnel | None, wanted: Tunnel) -> bool:
         case Wireguard(), Wireguard():
             return there.tun == wanted.tun
     return False
+
+
+def driver(host: LocalHost) -> TunnelDriver:
+    """Return the driver of tunnel devices."""
+    return TunnelDriver(host.sockets)
+
+
+def _add_vxlan(state: Vxlan, _shell: Shell) -> tuple[str, ...]:
+    what = f"vxlan id {state.vni} dstport {state.port} local {address_text(state.local)} nolearning"
+    add = f"ip link add {shlex.quote(state.name)} address {mac_text(state.mac)} type {what}"
+    return add, *_set_up(state)
+
+
+def _add_ipip(state: Ipip, _shell: Shell) -> tuple[str, ...]:
+    name = shlex.quote(state.name)
+    add = f"ip link add {name} type ipip local {address_text(state.local)}" if not state.tun else _add_tun(name)
+    return add, *_set_up(state)
+
+
+def _add_wireguard(state: Wireguard, _shell: Shell) -> tuple[str, ...]:
+    name = shlex.quote(state.name)
+    add = f"ip link add {name} type wireguard" if not state.tun else _add_tun(name)
+    return add, *_set_up(state, f" group {GROUP}")
+
+
+def _add_tun(name: str) -> str:
+    return f"ip tuntap add dev {name} mode tun"
+
+
+def _set_up(state: Tunnel, group: str = "") -> tuple[str, ...]:
+    name = shlex.quote(state.name)
+    return (
+        f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
+        f"ip link set {name} mtu {state.mtu}{group}{' up' if state.up else ''}",
+    )
+
+
+def _device(state: Tunnel) -> tuple[Link, ...]:
+    return ((HOST, state.name),)
+
+
+_KNOWN_BY = "an alternative name `linkspan:NAME`"
+
+KINDS = (
+    Kind(
+        state=Vxlan,
+        rank=43,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="a tunnel to all other hosts: frames in UDP",
+        commands=_add_vxlan,
+        makes=_device,
+        events=frozenset({Event.TUNNEL}),
+        prefixes=("lsx",),
+    ),
+    Kind(
+        state=Ipip,
+        rank=43,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="a tunnel to all other hosts: packets in packets",
+        commands=_add_ipip,
+        makes=_device,
+        events=frozenset({Event.TUNNEL, Event.HELPER}),
+        prefixes=("lsipip",),
+    ),
+    Kind(
+        state=Wireguard,
+        rank=43,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="a tunnel to all other hosts: encrypted packets in UDP",
+        commands=_add_wireguard,
+        makes=_device,
+        events=frozenset({Event.TUNNEL, Event.HELPER}),
+        prefixes=(WIREGUARD,),
+    ),
+)

@@ -17,6 +17,7 @@ the first word, and has the keepalive told with a look half a second later.
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +28,11 @@ import msgspec
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.shell import HIDDEN, Shell
 from linkspan.core.states.host import ALTNAME, HOST, Key, State
-from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer, key_id
+from linkspan.kernel.drivers import tunnels
 from linkspan.kernel.drivers.link_attributes import IFNAME, MTU, ifinfo
 from linkspan.kernel.drivers.secrets import apart
 from linkspan.kernel.io.durable_files import Memory
@@ -43,9 +47,12 @@ from linkspan.kernel.io.netlink import (
     text,
     u32,
 )
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys, port_owners
 from linkspan.kernel.probe.keys import KeyFolder
 
+FOLDER = "wireguard"
+"""The folder of this host's keys in the state folder."""
 READY = 5.0
 """Seconds that wireguard-go may take until it answers: 30 ms where the machine is idle (measured)."""
 FIRST_WORD = 0.5
@@ -88,8 +95,6 @@ class _Told(msgspec.Struct):
 
 class WireguardDriver:
     """WireguardKey, WireguardPeer and AllowedIp."""
-
-    kinds: tuple[type[State], ...] = (WireguardKey, WireguardPeer, AllowedIp)
 
     def __init__(self, sockets: Sockets, folder: Path, support: Callable[[], Support]) -> None:
         """``support`` tells by what the device is served here."""
@@ -331,3 +336,75 @@ def _table(dump: str) -> Table:
             set() if allowed == _NONE else {prefix(text) for text in allowed.split(",")},
         )
     return Table("" if first[1] == _NONE else first[1], int(first[2]), peers)
+
+
+def driver(host: LocalHost) -> WireguardDriver:
+    """Return the driver of what is in the WireGuard device."""
+    return WireguardDriver(host.sockets, host.state_dir / FOLDER, host.driver(tunnels.driver).wireguard)
+
+
+# Keys are shown as ***, but for public ones. A device in user space has its socket in a folder of the state folder, in
+# which `wg` is shown it.
+
+
+def _set_key(state: WireguardKey, _shell: Shell) -> tuple[str, ...]:
+    device = shlex.quote(state.device)
+    return (f"wg set {device} listen-port {state.port} private-key {HIDDEN}  # of {key_id(state.public)}",)
+
+
+def _set_peer(state: WireguardPeer, _shell: Shell) -> tuple[str, ...]:
+    words = ["wg set", shlex.quote(state.device), "peer", state.public]
+    words += ["endpoint", state.endpoint] if state.endpoint else []
+    words += ["persistent-keepalive", str(state.keepalive)] if state.keepalive else []
+    words += ["preshared-key", HIDDEN] if state.shared_file else []
+    return (" ".join(words),)
+
+
+def _allow(state: AllowedIp, _shell: Shell) -> tuple[str, ...]:
+    return (f"wg set {shlex.quote(state.device)} peer {state.public} allowed-ips +{state.prefix}",)
+
+
+def _device(state: WireguardKey | WireguardPeer | AllowedIp) -> tuple[Link, ...]:
+    return ((HOST, state.device),)
+
+
+_KNOWN_BY = "all that the device `lswg` has"
+
+KINDS = (
+    Kind(
+        state=WireguardKey,
+        rank=72,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="the private key of this host, and the port at which it receives",
+        commands=_set_key,
+        on=_device,
+        events=frozenset({Event.TUNNEL, Event.HELPER}),
+        poll=True,
+        counted=False,
+    ),
+    Kind(
+        state=WireguardPeer,
+        rank=73,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="another host, by its public key, and where it is sent to first",
+        commands=_set_peer,
+        on=_device,
+        events=frozenset({Event.HELPER}),
+        poll=True,
+        counted=False,
+    ),
+    Kind(
+        state=AllowedIp,
+        rank=74,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="for which host packets to this prefix are encrypted; nobody else may send from it",
+        commands=_allow,
+        on=_device,
+        events=frozenset({Event.HELPER}),
+        poll=True,
+        counted=False,
+    ),
+)

@@ -1,0 +1,41 @@
+"""The kinds that this host knows: those declared in ``kernel/drivers``, and those of installed packages.
+
+A package brings kinds by the entry point ``linkspan.kinds``, which leads to its tuple of ``Kind``. One whose kinds
+clash with those that are there is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from typing import Any
+
+from linkspan.core.extensions import extended
+from linkspan.core.kinds import Kind, Kinds
+from linkspan.kernel import drivers
+
+GROUP = "linkspan.kinds"
+"""The entry point's group."""
+
+
+def kinds() -> Kinds:
+    """Return all kinds that are known here; looked for once."""
+    return _found()[0]
+
+
+def problems() -> list[str]:
+    """Return a sentence for each package whose kinds are left out, with the reason."""
+    return [f"the kinds of package {name} are left out: {why}" for name, why in _found()[1].items()]
+
+
+@functools.cache
+def _found() -> tuple[Kinds, dict[str, str]]:
+    names = (f"{drivers.__name__}.{module.name}" for module in pkgutil.iter_modules(drivers.__path__))
+    own = Kinds(kind for name in names for kind in getattr(importlib.import_module(name), "KINDS", ()))
+    return extended(GROUP, own, _with)
+
+
+def _with(known: Kinds, more: Iterable[Kind[Any]]) -> Kinds:
+    return Kinds((*known, *more))

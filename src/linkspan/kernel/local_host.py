@@ -1,0 +1,31 @@
+"""What a host's drivers are made from: its namespaces, netlink sockets, the state folder, and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from linkspan.core.kinds import Kinds
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
+
+D = TypeVar("D")
+
+
+class LocalHost:
+    """This host, as drivers are given it. One thread at a time uses it and them (``Worker``)."""
+
+    def __init__(self, state_dir: Path, kinds: Kinds) -> None:
+        self.state_dir = state_dir
+        self.kinds = kinds
+        self.namespaces = Namespaces()
+        self.sockets = Sockets(self.namespaces)
+        self._drivers: dict[Callable[[LocalHost], Any], Any] = {}
+
+    def driver(self, make: Callable[[LocalHost], D]) -> D:
+        """Return the driver that a function makes: made once, whoever asks."""
+        if make not in self._drivers:
+            self._drivers[make] = make(self)
+        found: D = self._drivers[make]
+        return found
