@@ -30,12 +30,10 @@ import report
 from report import Metric, p, progress, result
 
 from linkspan.backends.sdn.backend import GATEWAY
-from linkspan.backends.sdn.fabric import Map
-from linkspan.backends.sdn.flows import Claim, Held, Served
 from linkspan.backends.sdn.flows import switches as steered
 from linkspan.controller.devices import Switch
 from linkspan.core.addresses import GATEWAY_MAC, Prefix, derived_mac, mac_text, prefix
-from linkspan.core.states.openflow import Flow
+from linkspan.core.states.openflow import Claim, Flow, Held, Map, Served
 from linkspan.kernel.drivers.openflow import OpenFlowDriver, added
 from linkspan.lab import build, commands, matrix, processes, switches, topology, underlay
 from linkspan.lab.record import Host, Lab

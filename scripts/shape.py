@@ -39,6 +39,13 @@ belongs to the longest name that begins its path: kernel/worker.py and kernel/dr
 kernel/io/netlink.py to ``kernel/io``.
 """
 
+APART = (("diagnose", "backends"),)
+"""Folders of which the first never imports the second, though it is above it.
+
+What a trace, a plan or a doctor must know of a way between hosts is declared: in its kinds, or in what the agent hands
+down. So a new backend changes nothing there.
+"""
+
 LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders.split()}
 
 FLAT = {"__init__", "daemon", "ipip_endpoint"}
@@ -151,6 +158,8 @@ def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
         yield f"imports {module}: it needs the standard library only"
     elif there != folder and LEVEL[there] <= LEVEL[folder]:
         yield f"{folder} imports {module}, which is {'beside' if LEVEL[there] == LEVEL[folder] else 'above'} it"
+    elif (parts[0], target[0]) in APART:
+        yield f"{folder} imports {module}, and {parts[0]} knows no {target[0]}"
 
 
 def circles(known: dict[str, Path]) -> Iterator[str]:

@@ -12,7 +12,8 @@ import pytest
 
 from linkspan.backends.bgp import bird_config as configuration
 from linkspan.backends.bgp.bird_config import Serving
-from linkspan.backends.bgp.settings import Session, Speaker
+from linkspan.backends.bgp.settings import Speaker
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import SECRET
 from linkspan.diagnose.doctor import bgp_evidence
 from linkspan.diagnose.doctor.bgp_reasons import Why, explain

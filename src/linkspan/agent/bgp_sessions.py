@@ -20,10 +20,10 @@ import msgspec
 from linkspan.agent.metrics import Metrics
 from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
-from linkspan.backends.bgp.settings import Session
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED
 from linkspan.core.supervise import lasting
 from linkspan.diagnose.doctor import bgp_checks, bgp_evidence

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 
+from linkspan.backends.sdn import backend as sdn
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.questions import Ask, Walked
-from linkspan.core.addresses import prefix
+from linkspan.core.addresses import mac, prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, Host, Lease
+from linkspan.core.model import Endpoint, Host, Lease, Network
 from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.bgp_routes import Learning
-from linkspan.diagnose.trace.hops import Map, Other
+from linkspan.diagnose.trace.hops import Gateway, Map, Other
 from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
 from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
@@ -24,6 +25,16 @@ from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
 from linkspan.kernel.drivers.wireguard import Table
 from linkspan.kernel.io.namespaces import Namespaces
+
+
+def gateways(networks: Iterable[Network]) -> tuple[Gateway, ...]:
+    """Return the gateways that are an underlay's switches, of each way by which the networks are received."""
+    steered = ((way, sdn.gateway(way)) for network in networks for way in network.ways)
+    return tuple(
+        Gateway(way.prefixes, tuple(one.packed for one in found), mac(way.options["mac"]))
+        for way, found in steered
+        if found
+    )
 
 
 def others(
@@ -93,7 +104,8 @@ class Tracer:
             public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
         }
         here = tuple(self._endpoints.values())
-        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys, silent)
+        steered = gateways(networks.values())
+        return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys, silent, steered)
 
     def _local(self, known: Map) -> Local:
         return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)

@@ -18,7 +18,6 @@ from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, body, error_body
 from linkspan.api.status import Telling
-from linkspan.backends import migration
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.cluster.networks import NetworkRequest
 from linkspan.core.addresses import prefix
@@ -227,7 +226,7 @@ class Api:
         name = request.match_info["name"]
         old = self._agent.network(name)
         after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
-        new = migration.target(after) or after
+        new = after.target or after
         return answer({**msgspec.to_builtins(after), "warnings": [*dropped(old, new), *self._slow(new)]})
 
     async def _delete_network(self, request: web.Request) -> web.Response:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from linkspan.agent import status, store_health
 from linkspan.agent.agent import Agent
-from linkspan.backends import migration
+from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
 from linkspan.core import namesakes
@@ -53,9 +53,8 @@ class Tracing:
 
     async def _doctor(self, request: web.Request) -> web.Response:
         agent, machine = self._agent, self._agent.worker.machine
-        around = Surroundings(
-            agent.networks.all(), Path(agent.config.state_dir), underlay=agent.leases.host.underlay
-        )
+        here, state_dir = agent.leases.host.underlay, Path(agent.config.state_dir)
+        around = Surroundings(agent.networks.all(), state_dir, underlay=here, backends=BACKENDS)
         found = await asyncio.to_thread(doctor.examine, machine.namespaces, around)
         await agent.cluster.observe_routes()
         unknown = await agent.worker.run(machine.sysctls.unknown)
@@ -115,7 +114,7 @@ class Tracing:
     def _stations(self) -> list[Check]:
         """Tell of which peers plain packets are taken by any MAC."""
         agent = self._agent
-        networks = {way.name: way for network in agent.networks.all() for way in migration.ways(network)}
+        networks = {way.name: way for network in agent.networks.all() for way in network.ways}
         known = agent.cluster.peers.known.items()
         names = {
             peer.host.name for (name, _), peer in known if name in networks and is_unchecked(networks[name], peer)

@@ -30,7 +30,6 @@ from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted,
     admitted_neighbour,
-    bound,
     check_options,
     facing,
     gateways,
@@ -101,7 +100,7 @@ class IpipBackend:
         """Return the device with this host's own address, the guards, and the endpoint where the kernel has none."""
         yield from network_states(view, network)
         here = underlay(view, network)
-        local, helper = bound(here, 4), view.facts.ipip_helper
+        local, helper = here.bound(4), view.facts.ipip_helper
         if not local:
             raise _without(network)
         text = Prefix(local, 32).address
@@ -149,7 +148,7 @@ class IpipBackend:
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that protocol 4 gets to the peer; the packet inside is for nobody."""
         address = prefix(offered(network, peer, self.name)["address"])
-        source = bound(underlay(view, network), 4)
+        source = underlay(view, network).bound(4)
         if not source:
             raise _without(network)
         fix = f"let IP protocol 4 pass between the hosts, or: linkspan network migrate {network.name} --backend vxlan"

@@ -44,22 +44,6 @@ class Meeting(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def target(network: Network) -> Network | None:
-    """Return the network as it will be at the end; None where it does not migrate."""
-    move = network.migration
-    if move is None:
-        return None
-    return msgspec.structs.replace(
-        network, backend=move.backend, options=move.options, mtu=move.mtu, migration=None
-    )
-
-
-def ways(network: Network) -> tuple[Network, ...]:
-    """Return the network by each way by which it is received: the new one first."""
-    new = target(network)
-    return (network,) if new is None else (new, network)
-
-
 def started(network: Network, new: Network, here: Underlay, leases: Iterable[Lease]) -> Network:
     """Return the record at the start: ``new`` has the backend and options that are wanted.
 
@@ -76,7 +60,7 @@ def started(network: Network, new: Network, here: Underlay, leases: Iterable[Lea
 
 def turned(network: Network, leases: Iterable[Lease]) -> Network:
     """Return the record of a migration that goes back to where it came from."""
-    new, move = target(network), network.migration
+    new, move = network.target, network.migration
     if new is None or move is None:
         return network
     number = max(move.number + 1, _number(leases))
@@ -124,11 +108,11 @@ def network_states(view: HostView, network: Network) -> Iterable[State]:
 
     The network is sealed where every way encrypts.
     """
-    if all(backend(one.backend).encrypts for one in ways(network)):
+    if all(backend(one.backend).encrypts for one in network.ways):
         found = view.facts.strongswan
         yield from seal.sealed(network.prefixes, xfrm=found is not None and found.kernel)
     yield from backend(network.backend).network(view, network)
-    new = target(network)
+    new = network.target
     if new is None:
         return
     try:
@@ -157,7 +141,7 @@ def meet(view: HostView, network: Network, peer: Peer) -> Meeting:
     mine = view.lease(network.name)
     states: dict[object, State] = {}
     by, problem = "", ""
-    for one in ways(network):
+    for one in network.ways:
         try:
             found = list(backend(one.backend).peer(view, one, expected(one, peer)))
         except LinkspanError as error:
@@ -181,7 +165,7 @@ def needs(view: HostView, network: Network, peer: Peer) -> tuple[list[Need], str
     """Return what must get to a peer over the underlay by each way, and why a way cannot be ('' where all can)."""
     found: list[Need] = []
     problem = ""
-    for one in ways(network):
+    for one in network.ways:
         try:
             found += backend(one.backend).needs(view, one, expected(one, peer))
         except LinkspanError as error:
@@ -211,7 +195,7 @@ def offers(view: HostView, network: Network, mine: Lease | None) -> dict[str, Of
     """
     standing = mine.endpoints if mine is not None else {}
     found: dict[str, Offer] = {}
-    for one in [one for one in ways(network) if one.backend in standing] or [network]:
+    for one in [one for one in network.ways if one.backend in standing] or [network]:
         data = backend(one.backend).announce(view, one)
         generation = standing.get(one.backend, Offer()).generation
         found |= {} if data is None else {one.backend: Offer(dict(data), generation)}
@@ -246,7 +230,7 @@ def lagging(network: Network, leases: Iterable[Lease]) -> list[str]:
 
 def reasons(view: HostView, network: Network, peers: Iterable[Peer]) -> dict[Key, str]:
     """Return why each state that one way alone needs is there, by key: empty where the network does not migrate."""
-    new = target(network)
+    new = network.target
     if new is None:
         return {}
     known = list(peers)

@@ -47,14 +47,6 @@ def underlay(view: HostView, network: Network) -> Underlay:
     return view.host.underlay
 
 
-def bound(found: Underlay, family: int) -> bytes:
-    """Return the address of a family that stands on the underlay's link; b'' without one.
-
-    It is what a tunnel sends from; behind a NAT, others know the host by another.
-    """
-    return next((p.packed for p in map(prefix, found.addresses) if p.family == family), b"")
-
-
 def offered(network: Network, peer: Peer, backend: str) -> Mapping[str, str]:
     """Return what a peer announced for a backend. Raises Unavailable where it does not receive by it (yet)."""
     offer = peer.lease.endpoints.get(backend)

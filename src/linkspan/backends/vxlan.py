@@ -46,7 +46,6 @@ from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted,
     admitted_neighbour,
-    bound,
     check_options,
     facing,
     gateways,
@@ -136,7 +135,7 @@ class VxlanBackend:
         """Return the device with this host's own addresses, and the guards."""
         yield from network_states(view, network)
         here = underlay(view, network)
-        name, port, local = device(network), _port(network), bound(here, here.outer)
+        name, port, local = device(network), _port(network), here.bound(here.outer)
         mtu = min(network.mtu, here.mtu - self.overhead[here.outer])
         yield Vxlan(name, vni(network), _mac(view, network), mtu, port, local)
         if is_direct(network):
@@ -191,7 +190,7 @@ class VxlanBackend:
         header = struct.pack("!II", _VALID, vni(network) << 8)
         frame = header + _NOBODY + _mac(view, network) + _EXPERIMENT
         what, size = f"UDP port {port} (VXLAN)", network.mtu + self.overhead[address.family]
-        source = bound(underlay(view, network), address.family)
+        source = underlay(view, network).bound(address.family)
         fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
         yield Need(what, "udp", source, address.packed, size, fix, port, inside=lambda _: frame)
         if is_direct(network):

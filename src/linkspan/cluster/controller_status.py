@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linkspan.backends import migration
 from linkspan.backends.sdn import backend as sdn
 from linkspan.cluster.questions import Ask, Standing, Well
 from linkspan.core.errors import Unavailable
@@ -19,7 +18,7 @@ LOOK = "`linkspan controller status`, where it runs, shows switches, links and h
 
 def needed(networks: Iterable[Network]) -> bool:
     """Tell whether any network is carried by devices that a controller programs."""
-    return any(sdn.gateway(way) for network in networks for way in migration.ways(network))
+    return any(sdn.gateway(way) for network in networks for way in network.ways)
 
 
 def active(replica: Replica) -> str:

@@ -348,7 +348,7 @@ class Cluster:
                 for name, one in networks.items()
                 if not failed
                 and not unwell(("network", name))
-                and not any(unwell(("host", way.backend)) for way in migration.ways(one))
+                and not any(unwell(("host", way.backend)) for way in one.ways)
             }
             await self.migrating.advance(stand)
         self._disputes.fresh.clear()

@@ -64,7 +64,7 @@ class Migrating:
             )
         self._replica.require_settled(f"migrate network {name}")
         changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
-        new = migration.target(changed)
+        new = changed.target
         if new is not None:
             controller_status.require(self._replica, new, "migrate network")
             hosts = map(self._leases.whole, self._leases.hosts().values())
@@ -95,7 +95,7 @@ class Migrating:
 
     async def _say(self, network: Network) -> None:
         """Offer the new way where all peers' packets are let in by it, and say so where all are sent to by it."""
-        new, move, mine = migration.target(network), network.migration, self._leases.mine(network.name)
+        new, move, mine = network.target, network.migration, self._leases.mine(network.name)
         others = self._others(network.name)
         if new is None or move is None or mine is None:
             return
@@ -107,7 +107,7 @@ class Migrating:
         await self._leases.claim(network, offers, self._networks.revision(network))
 
     async def _finish(self, network: Network) -> None:
-        new = migration.target(network)
+        new = network.target
         if new is not None and await self._networks.turn(network, new):
             text = f"network {network.name} has migrated from {network.backend} to {new.backend}"
             self._happenings.add("network", text, network=network.name)

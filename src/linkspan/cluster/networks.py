@@ -378,7 +378,7 @@ class Networks:
 
     def _every_way(self) -> list[Network]:
         """Return the networks as they are, and as those that migrate will be."""
-        return [one for network in self.every() for one in migration.ways(network)]
+        return [one for network in self.every() for one in network.ways]
 
     def migrated(
         self, network: Network, name: str, options: Mapping[str, str], here: Underlay, leases: Iterable[Lease]
@@ -393,7 +393,7 @@ class Networks:
         way.check(new)
         others = [one for one in self._every_way() if one.name != network.name]
         changed = migration.started(network, way.completed(new, others), here, leases)
-        for one in migration.ways(changed):
+        for one in changed.ways:
             self._check_mtu(one)
         return changed
 
@@ -597,7 +597,7 @@ def _family_meant(network: Network, length: int, crosses: bool) -> str:
 def _claims(network: Network) -> list[str]:
     """Return the keys of what only one network may have."""
     return [
-        f"claims/{claim}" for one in migration.ways(network) for claim in backend(one.backend).claims(one)
+        f"claims/{claim}" for one in network.ways for claim in backend(one.backend).claims(one)
     ]
 
 

@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import msgspec
 
 from linkspan.backends import migration
-from linkspan.backends.multi_host import bound
 from linkspan.core.addresses import Prefix
 from linkspan.core.model import HostView, Network, Peer, Standing
 from linkspan.core.supervise import lasting, woken
@@ -107,7 +106,7 @@ def located(
         return Located(peer)
     needs, _ = migration.needs(view, network, peer)
     neighbours = dict.fromkeys(need.neighbour for need in needs if need.neighbour)
-    wanted = {(device, a): bound(here, 4 if len(a) == 4 else 6) for a in neighbours}
+    wanted = {(device, a): here.bound(4 if len(a) == 4 else 6) for a in neighbours}
     standings = {one: known[one] if one in known else _fresh(sockets, one) for one in wanted}
     return Located(msgspec.structs.replace(peer, standing=_worst(standings.values())), wanted, standings)
 

@@ -222,7 +222,7 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
     ways: Ways = {}
     standings = dict(snapshot.standings)
     networks = {network.name: network for network in snapshot.view.networks}
-    awaited = any(new and backend(new.backend).learns for new in map(migration.target, networks.values()))
+    awaited = any(n.target and backend(n.target.backend).learns for n in networks.values())
     learnt = [r.destination for r in learnt_routes(machine.sockets, LEARNT_METRIC)] if awaited else []
     outcomes: dict[Pair, _Outcome] = {}
     for (name, other), peer in snapshot.peers.items():

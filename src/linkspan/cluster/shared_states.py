@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from linkspan.backends import BACKENDS, backend, migration
+from linkspan.backends import BACKENDS, backend
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.peers import Peers
 from linkspan.core.errors import LinkspanError
@@ -20,7 +20,7 @@ log = logging.getLogger("linkspan.cluster.shared_states")
 
 def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
     """Return the view with what backends that learn see more, where a network has one."""
-    names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in migration.ways(n))]
+    names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in n.ways)]
     if not names or view.host is None or peers.withdrawn:
         return view
     exact = [

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from linkspan.backends.sdn.fabric import Fabric, Map, Seen, Spot
+from linkspan.backends.sdn.fabric import Fabric
 from linkspan.backends.sdn.flows import spared
 from linkspan.backends.sdn.flows import switches as steered
 from linkspan.cluster.control_plane import EVERY, SWITCHES, Control, resolved, text
@@ -33,7 +33,7 @@ from linkspan.controller.settings import Settings, services
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Host
-from linkspan.core.states.openflow import Counted, Flow, RouterRoute
+from linkspan.core.states.openflow import Counted, Flow, Map, RouterRoute, Seen, Spot
 from linkspan.core.supervise import lasting
 from linkspan.diagnose.trace import switches
 from linkspan.diagnose.trace.parts import CONTROLLER

@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Generic, TypeVar
 
-from linkspan.backends.sdn.fabric import Seen
 from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind
 from linkspan.core.reconcile import Heal, Reconciler
 from linkspan.core.states.host import State
-from linkspan.core.states.openflow import Flow
+from linkspan.core.states.openflow import Flow, Seen
 from linkspan.core.supervise import woken
 from linkspan.kernel.drivers import frr, openflow
 from linkspan.kernel.drivers.frr import FrrDriver

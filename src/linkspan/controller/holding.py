@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.backends import migration
 from linkspan.backends.multi_host import reached
 from linkspan.backends.sdn import backend as sdn
-from linkspan.backends.sdn.flows import Claim, Held, Served
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, mac
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Lease, Network, Peer
+from linkspan.core.states.openflow import Claim, Held, Served
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
 """What it follows from."""
@@ -42,7 +41,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     """Return what holds now."""
     hosts = leases.hosts()
     problems: list[str] = []
-    carried = [(n, w) for n in networks.all() for w in migration.ways(n) if w.backend == sdn.BACKEND.name]
+    carried = [(n, w) for n in networks.all() for w in n.ways if w.backend == sdn.BACKEND.name]
     names = {network.name for network, _ in carried}
     served = []
     for network, way in carried:

@@ -19,6 +19,7 @@ from linkspan.core.contracts import Driver
 from linkspan.core.errors import Conflict
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import Key, State
+from linkspan.core.wire import Wire
 
 S = TypeVar("S", bound=State)
 
@@ -141,6 +142,8 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
 
     prefixes: tuple[str, ...] = ()
     """Names of its links begin so: reserved, so that no two kinds have one name."""
+    wire: Callable[[S], Wire] | None = None
+    """Of a tunnel device: what it puts around its packets, for a trace."""
 
     @property
     def name(self) -> str:

@@ -113,6 +113,21 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.mtu, other), min(self.mtu, other) if other != self.mtu else 0
 
     @property
+    def target(self) -> Network | None:
+        """The network as it will be at the end of its migration; None where it does not migrate."""
+        if (move := self.migration) is None:
+            return None
+        return msgspec.structs.replace(
+            self, backend=move.backend, options=move.options, mtu=move.mtu, migration=None
+        )
+
+    @property
+    def ways(self) -> tuple[Network, ...]:
+        """The network by each way by which it is received: the new one first."""
+        new = self.target
+        return (self,) if new is None else (new, self)
+
+    @property
     def bridge(self) -> str:
         """The bridge's name: ``ls-NAME``, or a hash where that is longer than an interface name may be."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
@@ -296,6 +311,13 @@ class Underlay(msgspec.Struct, frozen=True):
             if (found := prefix(text)).family == family:
                 return found.single()
         return None
+
+    def bound(self, family: int) -> bytes:
+        """Return the address of a family that stands on the underlay's link; b'' without one.
+
+        It is what a tunnel sends from; behind a NAT, others know the host by another.
+        """
+        return next((p.packed for p in map(prefix, self.addresses) if p.family == family), b"")
 
     @property
     def outer(self) -> int:

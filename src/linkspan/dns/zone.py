@@ -34,7 +34,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
-from linkspan.backends import backend, migration
+from linkspan.backends import backend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.dns_names import LONGEST, domains, speakable
 from linkspan.core.model import Endpoint, Network
@@ -108,7 +108,7 @@ def _lines(ends: tuple[str, ...], one: Named) -> Iterator[str]:
 
 def crosses(network: Network) -> bool:
     """Tell whether other hosts' endpoints are in the same network: by either way, while it migrates."""
-    return any(backend(way.backend).crosses_hosts for way in migration.ways(network))
+    return any(backend(way.backend).crosses_hosts for way in network.ways)
 
 
 def served(network: Network) -> tuple[tuple[Prefix, Prefix], ...]:

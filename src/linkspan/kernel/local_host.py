@@ -16,11 +16,11 @@ D = TypeVar("D")
 class LocalHost:
     """This host, as drivers are given it. One thread at a time uses it and them (``Worker``)."""
 
-    def __init__(self, state_dir: Path, kinds: Kinds) -> None:
+    def __init__(self, state_dir: Path, kinds: Kinds, namespaces: Namespaces, sockets: Sockets) -> None:
         self.state_dir = state_dir
         self.kinds = kinds
-        self.namespaces = Namespaces()
-        self.sockets = Sockets(self.namespaces)
+        self.namespaces = namespaces
+        self.sockets = sockets
         self._drivers: dict[Callable[[LocalHost], Any], Any] = {}
 
     def driver(self, make: Callable[[LocalHost], D]) -> D:

@@ -35,7 +35,8 @@ from linkspan.kernel.drivers import (
     wireguard,
 )
 from linkspan.kernel.drivers.routes import foreign_routes, uplink_mtu
-from linkspan.kernel.io.namespaces import NOBODY
+from linkspan.kernel.io.namespaces import NOBODY, Namespaces
+from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys
@@ -63,8 +64,9 @@ class Machine:
     """Everything below is used by one thread at a time; ``Worker`` is the way in."""
 
     def __init__(self, state_dir: Path) -> None:
-        host = LocalHost(state_dir, kinds())
-        self.namespaces, self.sockets = host.namespaces, host.sockets
+        self.namespaces = Namespaces()
+        self.sockets = Sockets(self.namespaces)
+        host = LocalHost(state_dir, kinds(), self.namespaces, self.sockets)
         self.sysctls = host.driver(sysctl.driver)
         self.links = host.driver(links.driver)
         self.tunnels = host.driver(tunnels.driver)

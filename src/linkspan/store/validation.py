@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from linkspan.backends import BACKENDS, backend, migration
+from linkspan.backends import BACKENDS, backend
 from linkspan.backends.bgp import settings as bgp
 from linkspan.backends.ipsec import settings as ipsec
 from linkspan.core import ipam
@@ -88,7 +88,7 @@ def _network(network: Network, name: str) -> None:
     _same("name", network.name, name)
     checked_name(name, "network")
     _bounded("pools", network.pools)
-    for way in migration.ways(network):
+    for way in network.ways:
         backend(way.backend).check(way)
         if backend(way.backend).completed(way, ()) != way:
             raise Invalid(f"it lacks options that every network of backend {way.backend} has")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from linkspan.core.wire import Wire
 from linkspan.diagnose.trace.questions import (
     Associated,
     Attached,
@@ -17,7 +18,6 @@ from linkspan.diagnose.trace.questions import (
     Packet,
     Questions,
     Secured,
-    Tunnel,
 )
 from linkspan.kernel.probe.path_mtu import Passed
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
@@ -66,7 +66,7 @@ class EmptyHost(Questions):
         """Return none."""
         return None
 
-    def tunnels(self) -> tuple[Tunnel, ...]:
+    def tunnels(self) -> tuple[Wire, ...]:
         """Return none."""
         return ()
 

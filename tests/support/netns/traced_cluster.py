@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from linkspan.agent.cluster_trace import others
+from linkspan.agent.cluster_trace import gateways, others
 from linkspan.core.model import Network
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.parts import Entry, Part
@@ -25,7 +25,9 @@ def known(cluster: Cluster, here: OverlayHost, unanswered: str = "") -> Map:
     peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
     own = [here.container(network) for network in networks.values()]
     silent = {(name, host.host.id, 4): unanswered for name in networks for host in rest} if unanswered else {}
-    return Map(here.name, own, networks, peers, here.host.underlay, here.host.id, found, silent=silent)
+    steered = gateways(networks.values())
+    underlay = here.host.underlay
+    return Map(here.name, own, networks, peers, underlay, here.host.id, found, silent=silent, gateways=steered)
 
 
 def local(cluster: Cluster, host: OverlayHost, unanswered: str = "") -> Local:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.backends.sdn.backend import BACKEND, GATEWAY, gateway, gateway_mac, is_virtual
+from linkspan.backends.sdn.backend import BACKEND, GATEWAY, gateway, is_virtual
 from linkspan.core.addresses import GATEWAY_MAC, mac, prefix
 from linkspan.core.errors import Conflict, Invalid, Unavailable
 from linkspan.core.ruleset import element
@@ -21,8 +21,8 @@ def test_a_network_is_given_the_virtual_gateway() -> None:
     other = network("sdn")
     assert BACKEND.completed(other, (DEMO,)).options == DEMO.options
     assert is_virtual(DEMO)
-    assert gateway_mac((DEMO,), prefix(GATEWAY).packed) == mac(GATEWAY_MAC)
-    assert gateway_mac((network("vxlan"),), prefix(GATEWAY).packed) == b""
+    assert gateway(DEMO)[0] == prefix(GATEWAY).single()
+    assert gateway(network("vxlan")) == ()
 
 
 def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:

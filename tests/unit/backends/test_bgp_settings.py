@@ -3,19 +3,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkspan.backends.bgp.settings import (
-    FAR,
-    Span,
-    in_mesh,
-    mesh_session,
-    number,
-    protocol,
-    router_id,
-    speaker,
-)
+from linkspan.backends.bgp.settings import FAR, in_mesh, mesh_session, number, protocol, router_id, speaker
 from linkspan.core.addresses import prefix, whole
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Host, Underlay
+from linkspan.core.states.bgp import Span
 
 DUAL = Underlay("eth0", ("192.0.2.1/24", "2001:db8::1/64"))
 ONLY_6 = Underlay("eth0", ("2001:db8::2/64",))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkspan.backends.sdn.fabric import SILENT_COST, Fabric, Map, Seen, Spot
-from linkspan.core.states.openflow import Port
+from linkspan.backends.sdn.fabric import SILENT_COST, Fabric
+from linkspan.core.states.openflow import Map, Port, Seen, Spot
 
 H1, H2 = "06:00:00:00:00:01", "06:00:00:00:00:02"
 NAMES = ("spine", "left", "right")

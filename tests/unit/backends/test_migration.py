@@ -39,7 +39,7 @@ def stage(
     mine, theirs = view.leases[0], peer.lease
     seen = msgspec.structs.replace(view, host=peer.host)
     for one, mine_too, theirs_too in zip(
-        reversed(migration.ways(network)), (True, here), (True, there), strict=True
+        reversed(network.ways), (True, here), (True, there), strict=True
     ):
         way = backend(one.backend)
         if mine_too:
@@ -58,7 +58,7 @@ def test_it_sends_by_the_new_way_where_both_offer_it(old: str, new: str, here: b
     by = new if here and there else old
     assert (met.by, met.problem) == (by, "")
     assert {s.device for s in met.states if isinstance(s, Route)} == {DEVICES[by]}
-    for one in migration.ways(network):
+    for one in network.ways:
         alone = backend(one.backend).peer(view, one, migration.expected(one, peer))
         assert {s for s in alone if not isinstance(s, Route)} <= set(met.states)
 
@@ -77,7 +77,7 @@ def test_what_a_peer_will_announce_follows_from_its_host_record() -> None:
     """A host lets a peer in by the new way before that peer has offered it."""
     _, network, peer = stage("host-gw", "vxlan", True, False)
     _, _, later = stage("host-gw", "vxlan", True, True)
-    new = migration.ways(network)[0]
+    new = network.ways[0]
     assert migration.expected(new, peer).lease.endpoints == later.lease.endpoints
 
 
@@ -128,11 +128,11 @@ def test_containers_take_the_larger_mtu_and_send_the_smaller_meanwhile(
     started = migration.started(network, wanted, peers.HERE, ())
     assert started.mtus == meanwhile
     ended = msgspec.structs.replace(wanted, mtu=final)
-    assert migration.target(started) == ended
+    assert started.target == ended
     assert ended.mtus == (final, 0)
     turned = migration.turned(started, ())
     assert turned.mtus == meanwhile
-    assert migration.target(turned) == network
+    assert turned.target == network
 
 
 def test_only_the_word_of_this_migration_counts() -> None:
@@ -164,7 +164,7 @@ def test_turned_round_only_those_are_waited_for_that_may_send_by_the_new_way() -
     leases[0].endpoints["vxlan"] = Offer({}, turned.migration.number)
     assert migration.waiting(turned, leases) == ["id2"]
     again = migration.turned(turned, leases)
-    assert (again.backend, migration.target(again)) == ("vxlan", migration.target(network))
+    assert (again.backend, again.target) == ("vxlan", network.target)
     assert migration.waiting(again, leases) == ["id1", "id2", "id3"]
 
 

@@ -8,10 +8,9 @@ import msgspec
 import pytest
 
 from linkspan.backends.sdn.backend import GATEWAY
-from linkspan.backends.sdn.fabric import Map, Seen
-from linkspan.backends.sdn.flows import Claim, Held, Served, spared, switches
+from linkspan.backends.sdn.flows import spared, switches
 from linkspan.core.addresses import GATEWAY_MAC, prefix
-from linkspan.core.states.openflow import Counted, Flow, Port
+from linkspan.core.states.openflow import Claim, Counted, Flow, Held, Map, Port, Seen, Served
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.switches import Underlay, part

@@ -168,7 +168,7 @@ def _wanted(member: Member, here: Host) -> Iterator[tuple[Network, State]]:
     there = {network.name: network for network in networks}
     for network in networks:
         yield from ((network, state) for state in _possible(migration.network_states(view, network)))
-        for way in migration.ways(network):
+        for way in network.ways:
             yield from ((network, state) for state in _possible(backend(way.backend).host(view)))
     for peer in peers:
         network = there[peer.lease.network]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.backends import migration
 from linkspan.core.model import Underlay
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, network
@@ -19,12 +18,12 @@ def test_an_option_that_both_backends_have_survives_there_and_back(tmp_path: Pat
     """direct=true is both tunnels' and not WireGuard's; what is given with the migration comes first."""
     networks = Member(Memory(), tmp_path, "h1").networks
     first = network(options={"direct": "true", "vni": "7"}, mtu=1400)
-    there = migration.target(networks.migrated(first, between, {}, HERE, []))
+    there = networks.migrated(first, between, {}, HERE, []).target
     assert there is not None
     assert there.options == ({"direct": "true"} if kept else {})
-    back = migration.target(networks.migrated(there, "vxlan", {}, HERE, []))
+    back = networks.migrated(there, "vxlan", {}, HERE, []).target
     assert back is not None
     assert (back.options.get("direct") == "true") == kept
-    given = migration.target(networks.migrated(there, "vxlan", {"direct": "false"}, HERE, []))
+    given = networks.migrated(there, "vxlan", {"direct": "false"}, HERE, []).target
     assert given is not None
     assert given.options["direct"] == "false"

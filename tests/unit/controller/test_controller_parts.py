@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from linkspan.backends.sdn.backend import BACKEND
-from linkspan.backends.sdn.flows import Claim
 from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
 from linkspan.controller.holding import holding
@@ -16,6 +15,7 @@ from linkspan.core import config
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Lease, Offer, Underlay
+from linkspan.core.states.openflow import Claim
 from linkspan.runtimes import systemd
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key

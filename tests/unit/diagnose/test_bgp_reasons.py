@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.backends.bgp.settings import Session
+from linkspan.core.states.bgp import Session
 from linkspan.diagnose.doctor import bgp_checks
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
 from linkspan.kernel.probe.bird_control import Protocol, Said

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.backends import BACKENDS
 from linkspan.core.model import Network, Underlay
 from linkspan.diagnose.doctor import engine_checks, host_checks
 from linkspan.diagnose.doctor.checks import Check, Surroundings
@@ -134,6 +135,7 @@ def test_debian_s_containerd_has_a_plugin_folder_of_its_own(root: Path) -> None:
 @pytest.mark.parametrize(("mtu", "status"), [(1500, "ok"), (1499, "fail")])
 def test_an_mtu_that_the_way_to_the_hosts_does_not_carry_is_found(mtu: int, status: str) -> None:
     """VXLAN adds 50 bytes over IPv4."""
-    (found,) = host_checks.mtus(Surroundings([EXPOSED], underlay=Underlay("eth0", ("192.0.2.1/24",), mtu)))
+    here = Underlay("eth0", ("192.0.2.1/24",), mtu)
+    (found,) = host_checks.mtus(Surroundings([EXPOSED], underlay=here, backends=BACKENDS))
     assert found.status == status
     assert (f"--mtu {mtu - 50}" in found.fix) == (status == "fail")

@@ -49,6 +49,7 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
         ("agent/status.py", "if TYPE_CHECKING:\n    from linkspan.api.app import App"),
         ("backends/bridge.py", "def f():\n    from linkspan.kernel.drivers import links"),
         ("diagnose/trace/walk.py", "from linkspan.diagnose.doctor.checks import Check"),
+        ("diagnose/trace/walk.py", "from linkspan.backends import vxlan"),
         ("lab/build.py", "from linkspan.daemon import main"),
         ("lab/build.py", "from linkspan.sundries import some"),
         ("ipip_endpoint.py", "from linkspan.core import addresses"),

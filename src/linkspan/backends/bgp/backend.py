@@ -40,7 +40,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.backends.bgp import bird_config
-from linkspan.backends.bgp.settings import Session, Speaker, in_mesh, mesh_session, speaker
+from linkspan.backends.bgp.settings import Speaker, in_mesh, mesh_session, speaker
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.host_gw import plain_states
 from linkspan.backends.multi_host import (
@@ -57,6 +57,7 @@ from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Route, State
 from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, File, LearntRoutes, Process, Secret
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from linkspan.backends.bgp.settings import Session, Speaker
+from linkspan.backends.bgp.settings import Speaker
 from linkspan.core.addresses import BITS, FAMILIES, Prefix
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.host import LEARNT_METRIC
 from linkspan.core.states.programs import BGP_REFUSED, SECRET
 

@@ -17,14 +17,12 @@ import msgspec
 from linkspan.core.addresses import FAMILIES, Prefix, prefix, whole
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.states.bgp import HOLD, Session, Span
 
 T = TypeVar("T")
 
 AS = 64512
 """The AS number where none is set: the first one for private use (RFC 6996)."""
-
-HOLD = 90
-"""Seconds without a word after which a peer counts as dead (RFC 4271 section 10)."""
 
 RESTART = 120
 """Seconds that routes outlive their speaker: RFC 4724 section 3 has at most the hold time, BIRD and FRR have this."""
@@ -40,42 +38,6 @@ _DIGITS = re.compile("[0-9]{1,10}")
 
 _RESERVED = {0: "RFC 7607", 23456: "RFC 6793", 65535: "RFC 7300", 4294967295: "RFC 7300"}
 """AS numbers that nobody may have, and which document says so."""
-
-
-class Span(msgspec.Struct, frozen=True):
-    """A prefix in a filter: itself, or with ``longer`` all that it holds too."""
-
-    prefix: Prefix
-    longer: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.prefix}{'+' if self.longer else ''}"
-
-
-class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as it should be.
-
-    ``name`` is the peer's as users write it (a host's name, or NAME of ``bgp.peer.NAME``), ``protocol`` the
-    speaker's. ``prefixes`` is how many of each family are taken at most: 0 for no limit, None where it follows from
-    what the cluster has. ``source`` is this host's address in it, '' for whichever the kernel takes. ``multihop`` is
-    how many hops the peer may be away, 0 for a peer on the link. ``imports`` and ``exports`` are what may come and go
-    beside the networks' pools.
-    """
-
-    name: str
-    protocol: str
-    mesh: bool
-    address: str
-    source: str
-    local_as: int
-    remote_as: int
-    password_file: str = ""
-    ttl_security: bool = False
-    multihop: int = 0
-    hold: int = HOLD
-    prefixes: int | None = None
-    imports: tuple[Span, ...] = ()
-    exports: tuple[Span, ...] = ()
 
 
 class Speaker(msgspec.Struct, frozen=True, kw_only=True):

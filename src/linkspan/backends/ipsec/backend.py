@@ -46,7 +46,6 @@ from linkspan.backends.ipsec import strongswan_config
 from linkspan.backends.ipsec.settings import identity
 from linkspan.backends.multi_host import (
     admitted,
-    bound,
     check_options,
     network_states,
     offered,
@@ -175,7 +174,7 @@ class IpsecBackend:
         address = _far(view, network, peer)
         if _hidden(view, peer) != (False, False):
             return
-        source = bound(underlay(view, network), address.family)
+        source = underlay(view, network).bound(address.family)
         fix = "let UDP ports 500 and 4500 and IP protocol 50 pass between the hosts (firewalls, security groups)"
         for port in IKE_PORTS:
             what = f"UDP port {port} (IKE)"
@@ -247,7 +246,7 @@ def _connection(view: HostView, network: Network, peer: Peer) -> IpsecConnection
         )
     return IpsecConnection(
         name=name(peer.host.id),
-        local=Prefix(bound(underlay(view, network), far.family), len(far.packed) * 8).address,
+        local=Prefix(underlay(view, network).bound(far.family), len(far.packed) * 8).address,
         remote=ANYWHERE if there_hidden else far.address,
         me=view.host.name,
         peer=peer.host.name,

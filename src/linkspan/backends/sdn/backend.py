@@ -151,12 +151,4 @@ def is_virtual(network: Network) -> bool:
     return all(g.packed.startswith((b"\xa9\xfe", b"\xfe\x80")) for g in gateway(network))
 
 
-def gateway_mac(networks: Iterable[Network], address: bytes) -> bytes:
-    """Return the MAC of the gateway with an address, b'' where no network has it."""
-    for network in networks:
-        if any(one.packed == address for one in gateway(network)):
-            return mac(network.options["mac"])
-    return b""
-
-
 BACKEND = SdnBackend()

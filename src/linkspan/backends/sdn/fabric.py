@@ -16,15 +16,9 @@ dead may carry, and none never does. One that fell often lately is taken up agai
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Container, Iterable, Mapping
 
-import msgspec
-
-from linkspan.core.states.openflow import Port
-
-Spot = tuple[str, int]
-"""A switch and the number of one of its ports."""
+from linkspan.core.states.openflow import Map, Seen, Spot
 
 SILENT_COST = 1000
 """Of a link that is not seen, where one that is costs 1: more than any way of seen ones."""
@@ -35,61 +29,6 @@ FORGOTTEN = 60.0
 """Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
 AWAY = 5.0
 """Seconds after which a switch that was not looked at counts as one that does not answer."""
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """A switch as it was looked at: its ports, and which MACs it has noted at which of them."""
-
-    ports: tuple[Port, ...] = ()
-    notes: tuple[tuple[int, str], ...] = ()
-
-    def up(self, number: int) -> bool:
-        """Tell whether a port is there and its link is up."""
-        return any(port.number == number and port.up for port in self.ports)
-
-
-class Map(msgspec.Struct, frozen=True):
-    """What paths follow from: where hosts are, and what a link from a port to the switch behind it costs."""
-
-    switches: tuple[str, ...] = ()
-    places: tuple[tuple[str, Spot], ...] = ()
-    """(host, where it is), sorted."""
-    links: tuple[tuple[Spot, str, int], ...] = ()
-    """(port, switch behind it, cost), sorted."""
-    ports: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """The numbers of each switch's ports, whether they are up or not."""
-
-    def trunks(self, switch: str) -> tuple[int, ...]:
-        """Return the ports of a switch that lead to others."""
-        return tuple(sorted({number for (here, number), _, _ in self.links if here == switch}))
-
-    def reached(self, switch: str) -> set[str]:
-        """Return the switches to which any way leads from one, itself too."""
-        found, queue = {switch}, [switch]
-        while queue:
-            here = queue.pop()
-            new = {there for (name, _), there, _ in self.links if name == here} - found
-            found |= new
-            queue += new
-        return found
-
-    def ways(self, target: str) -> dict[str, int]:
-        """Return by which port each switch sends what is for another one; those that have no way are left out."""
-        into: dict[str, list[tuple[str, int, int]]] = {}
-        for (here, number), there, cost in self.links:
-            into.setdefault(there, []).append((here, number, cost))
-        found: dict[str, int] = {}
-        best = {target: 0}
-        queue = [(0, target)]
-        while queue:
-            far, name = heapq.heappop(queue)
-            if far > best[name]:
-                continue
-            for here, number, cost in sorted(into.get(name, ())):
-                if far + cost < best.get(here, far + cost + 1):
-                    best[here], found[here] = far + cost, number
-                    heapq.heappush(queue, (far + cost, here))
-        return found
 
 
 class Fabric:

@@ -34,11 +34,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import msgspec
-
-from linkspan.backends.sdn.fabric import Map, Spot
 from linkspan.core.addresses import Prefix, link_local, mac
-from linkspan.core.states.openflow import Flow, cookie, flow
+from linkspan.core.states.openflow import Claim, Flow, Held, Map, Spot, cookie, flow
 
 NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
 """Tables; lower numbers are left to others."""
@@ -61,34 +58,6 @@ _SRC = {4: "nw_src", 6: "ipv6_src"}
 _DST = {4: "nw_dst", 6: "ipv6_dst"}
 _OVERRIDE = 0xA0000000
 """RFC 4861 4.4: an advertisement's flags router and override."""
-
-
-class Claim(msgspec.Struct, frozen=True, order=True):
-    """A prefix that a host holds in a network, undisputed."""
-
-    network: str
-    prefix: Prefix
-    host: str
-
-
-class Served(msgspec.Struct, frozen=True):
-    """A network that the switches carry. ``closed``: its packets have no other way than the gateway."""
-
-    name: str
-    pools: tuple[Prefix, ...]
-    gateways: tuple[Prefix, ...]
-    mac: str
-    closed: bool
-    allowed: tuple[str, ...] = ()
-    """Networks that it may speak with, but for itself."""
-
-
-class Held(msgspec.Struct, frozen=True):
-    """Who holds what: ``macs`` are the hosts' underlay MACs by id."""
-
-    networks: tuple[Served, ...] = ()
-    claims: tuple[Claim, ...] = ()
-    macs: tuple[tuple[str, str], ...] = ()
 
 
 def number(network: str) -> int:

@@ -33,7 +33,6 @@ import msgspec
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
     admitted,
-    bound,
     check_options,
     network_states,
     offered,
@@ -153,7 +152,7 @@ class WireguardBackend:
             return  # a NAT between changes what is sent, and what comes back is told by the handshakes
         port = settings(peer.host.settings).port
         for family in (here.outer, *(f for f in FAMILIES if f != here.outer)):
-            source, target = bound(here, family), there.address(family)
+            source, target = here.bound(family), there.address(family)
             if source and target is not None:
                 size = network.mtu + self.overhead[family]
                 fix = f"let UDP port {port} pass between the hosts (firewalls, a cloud's security groups)"
@@ -265,7 +264,7 @@ def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> st
     if there is None or there.hidden:
         return ""
     for family in (here.outer, *(f for f in FAMILIES if f != here.outer)):
-        if bound(here, family) and (place := _place(other, there, family)):
+        if here.bound(family) and (place := _place(other, there, family)):
             return place
     if network is not None:
         raise Unavailable(

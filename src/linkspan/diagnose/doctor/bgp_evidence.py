@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.backends.bgp.settings import Session
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import LinkspanError
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import BGP_PORT
 from linkspan.diagnose.doctor.bgp_reasons import Evidence

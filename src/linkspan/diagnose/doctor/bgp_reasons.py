@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from linkspan.backends.bgp.settings import Session
+from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import BGP_PORT
 from linkspan.kernel.probe.bird_control import Protocol, Said
 from linkspan.kernel.probe.tcp_connect import Outcome

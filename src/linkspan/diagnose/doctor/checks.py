@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from linkspan.core.contracts import Backend
 from linkspan.core.model import Network, Underlay
 
 Status = Literal["ok", "warn", "fail", "skip"]
@@ -23,12 +24,16 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """The machine as a doctor meets it; ``root`` is another than / only where an image or a test is looked at."""
+    """The machine as a doctor meets it; ``root`` is another than / only where an image or a test is looked at.
+
+    ``backends`` are those that there are, by name.
+    """
 
     networks: Sequence[Network] = ()
     state_dir: Path = Path("/var/lib/linkspan")
     root: Path = Path("/")
     underlay: Underlay | None = None
+    backends: Mapping[str, Backend] = {}
 
     def file(self, path: str) -> Path:
         """Return a path below the root."""

@@ -6,7 +6,6 @@ import shlex
 import struct
 from collections.abc import Iterator
 
-from linkspan.backends import backend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
@@ -153,8 +152,8 @@ def mtus(around: Surroundings) -> Iterator[Check]:
     """What a network's tunnel makes of its largest packet must fit the way to the other hosts."""
     here = around.underlay
     for network in around.networks if here else ():
-        way = backend(network.backend)
-        if here is None or not way.crosses_hosts:
+        way = around.backends.get(network.backend)
+        if here is None or way is None or not way.crosses_hosts:
             continue
         most = here.mtu - way.overhead[here.outer]
         name, detail = f"MTU {network.name}", f"{network.mtu} of {most} that {here.ifname} carries"

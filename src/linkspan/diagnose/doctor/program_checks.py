@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linkspan.backends import migration
 from linkspan.core.states.programs import located
 from linkspan.diagnose.doctor.checks import Check, Surroundings
 
@@ -20,7 +19,7 @@ def installed(around: Surroundings) -> Iterator[Check]:
     """A network whose backend lacks its program crosses no hosts from here."""
     users: dict[str, list[str]] = {}
     for network in around.networks:
-        for way in migration.ways(network):
+        for way in network.ways:
             users.setdefault(way.backend, []).append(network.name)
     for backend in sorted(users.keys() & PROGRAMS.keys()):
         missing = {name: package for name, package in PROGRAMS[backend] if not located(name)}

@@ -10,30 +10,23 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.backends import migration
-from linkspan.backends.multi_host import bound
-from linkspan.backends.sdn import backend as sdn
 from linkspan.core.addresses import BITS, Prefix, mac_text
-from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
 from linkspan.core.states.wireguard import key_id
+from linkspan.core.wire import ESP, VXLAN, WIREGUARD, Wire
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Map, Translation, show
 from linkspan.diagnose.trace.nft_verdict import Frame
 from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
 from linkspan.diagnose.trace.questions import (
-    ESP,
     IN,
     LOCAL,
     OUT,
-    VXLAN,
-    WIREGUARD,
     Device,
     Outer,
     Packet,
     Questions,
     Secured,
-    Tunnel,
     client_ports,
     towards,
 )
@@ -81,7 +74,7 @@ class Crossing(Walk):
 
     def _leave(self, device: Device, following: bytes, packet: Packet) -> None:
         self._doubt_silent(device, packet)
-        if sdn.gateway_mac(self._ways(), following):
+        if any(following in gateway.addresses for gateway in self._known.gateways):
             self._steer(device, following, packet)
             return
         tunnel = next((t for t in self._asked.tunnels() if t.device == device.name), None)
@@ -125,7 +118,7 @@ class Crossing(Walk):
         self._arrived(packet)
         self._hop(HOST, device.name, "left", f"towards the gateway {show(gateway)}, the switches", packet)
         self.to = CONTROLLER
-        self.at = bound(here, here.outer) if here is not None else b""
+        self.at = here.bound(here.outer) if here is not None else b""
 
     def _beyond(self, router: bytes, target: bytes) -> bytes:
         """Return the underlay address, of the router's family, of the host that has an address; b'' for none.
@@ -136,7 +129,7 @@ class Crossing(Walk):
         own = self._known.others[host].addresses.get("", ()) if host else ()
         return next((a for a in own if len(a) == len(router) and a in self._known.peers), b"")
 
-    def _wrap(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> None:
+    def _wrap(self, tunnel: Wire, device: Device, following: bytes, packet: Packet) -> None:
         far, how = self._far_end(tunnel, device, following, packet)
         # A device of the kernel's passes the packet's mark on; a program sends a packet of its own.
         mark = packet.mark if device.kind != "tun" else 0
@@ -227,7 +220,7 @@ class Crossing(Walk):
             return ""
         return f"; there it goes on to {self._host(holder)}, for no NAT lets the two meet"
 
-    def _far_end(self, tunnel: Tunnel, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
+    def _far_end(self, tunnel: Wire, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
         """Return the underlay address to which the tunnel sends, and how it is found."""
         name = device.name
         if tunnel.kind == VXLAN:
@@ -249,7 +242,7 @@ class Crossing(Walk):
             raise self._broken(HOST, name, packet, reason)
         return far, f"{show(packet.target)} is behind {show(far)} (the helper's table)"
 
-    def _mac_of_far(self, tunnel: Tunnel, device: Device, following: bytes) -> bytes:
+    def _mac_of_far(self, tunnel: Wire, device: Device, following: bytes) -> bytes:
         if tunnel.kind != VXLAN:
             return b""
         entry = self._asked.neighbour(HOST, device.name, following)
@@ -376,16 +369,11 @@ class Crossing(Walk):
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
 
-    def _ways(self) -> list[Network]:
-        return [way for network in self._known.networks.values() for way in migration.ways(network)]
-
     def _gateway_of(self, packet: Packet) -> bytes:
         """Return the MAC from which a packet comes that switches have sent; b'' where it came by none."""
         source = Prefix(packet.source, BITS[packet.family])
-        for network in self._ways():
-            if sdn.gateway(network) and any(pool.holds(source) for pool in network.prefixes):
-                return sdn.gateway_mac([network], sdn.gateway(network)[0].packed)
-        return b""
+        found = (g.mac for g in self._known.gateways if any(pool.holds(source) for pool in g.pools))
+        return next(found, b"")
 
     def _decrypted(self, device: Device, outer: Outer, packet: Packet) -> None:
         host = self._known.keys.get(outer.key, "")
@@ -414,7 +402,7 @@ class Crossing(Walk):
         here = self._known.underlay
         mine = self._asked.addresses(HOST)
         if here is not None and at not in mine and show(at) in here.advertise:
-            at = bound(here, 4 if len(at) == 4 else 6)
+            at = here.bound(4 if len(at) == 4 else 6)
         if at not in mine:
             device = here.ifname if here is not None else ""
             if device:

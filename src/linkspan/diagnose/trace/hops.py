@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from linkspan.core.addresses import SOCKET_FAMILY
+from linkspan.core.addresses import SOCKET_FAMILY, Prefix
 from linkspan.core.model import Endpoint, Network, Underlay
 from linkspan.core.states.host import HOST
-from linkspan.diagnose.trace.questions import ESP, VXLAN, WIREGUARD, Outer, Packet
+from linkspan.core.wire import ESP, VXLAN, WIREGUARD
+from linkspan.diagnose.trace.questions import Outer, Packet
 
 OUTSIDE = -1
 """The ``netns`` of what is beyond this host."""
@@ -79,12 +80,20 @@ class Other(msgspec.Struct, frozen=True):
     endpoints: Sequence[Endpoint] = ()
 
 
+class Gateway(msgspec.Struct, frozen=True):
+    """A router that is the underlay's switches, for networks with these pools; their controller tells of the way."""
+
+    pools: tuple[Prefix, ...]
+    addresses: tuple[bytes, ...]
+    mac: bytes
+
+
 class Map(msgspec.Struct, frozen=True):
     """What linkspan knows of the host: where links lead, and which network is which.
 
     ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
     ``keys`` the same by their public keys. ``silent`` says why a host does not answer this host's own pings, by
-    network, host id and family.
+    network, host id and family. ``gateways`` are those of networks that switches carry.
     """
 
     host: str
@@ -96,6 +105,7 @@ class Map(msgspec.Struct, frozen=True):
     others: Mapping[str, Other] = {}
     keys: Mapping[str, str] = {}
     silent: Mapping[tuple[str, str, int], str] = {}
+    gateways: tuple[Gateway, ...] = ()
 
     def name(self, netns: int) -> str:
         """Return a namespace's name for people: the container's, with the network where two have the same."""

@@ -15,18 +15,15 @@ from typing import Any
 
 from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY, Prefix, prefix
 from linkspan.core.errors import Invalid, KernelError, LinkspanError
-from linkspan.core.states.host import HOST, Ipip, TunnelPrefix, Vxlan, Wireguard
-from linkspan.core.states.ipsec import NAT, PREFIX, IpsecLink
+from linkspan.core.states.host import HOST, TunnelPrefix
+from linkspan.core.states.ipsec import NAT, PREFIX
+from linkspan.core.wire import Wire
 from linkspan.diagnose.trace import iptables_verdict
 from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import show
 from linkspan.diagnose.trace.questions import (
     BIRD,
-    ESP,
-    IPIP,
     UNREACHABLE,
-    VXLAN,
-    WIREGUARD,
     Associated,
     Attached,
     Chain,
@@ -38,14 +35,11 @@ from linkspan.diagnose.trace.questions import (
     Packet,
     Port,
     Secured,
-    Tunnel,
-)  # fmt: skip
+)
 from linkspan.kernel.drivers.ipip_table import TunnelTableDriver
-from linkspan.kernel.drivers.ipsec_links import IpsecLinkDriver
 from linkspan.kernel.drivers.iptables import words
 from linkspan.kernel.drivers.link_attributes import DEVGROUP
 from linkspan.kernel.drivers.routes import if_id
-from linkspan.kernel.drivers.tunnels import TunnelDriver
 from linkspan.kernel.drivers.wireguard import Table
 from linkspan.kernel.io import vici
 from linkspan.kernel.io.namespaces import Namespaces
@@ -62,6 +56,8 @@ from linkspan.kernel.io.netlink import (
     u32,
 )
 from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.kinds import kinds
+from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import arp, device_filters, nft_trace, policies, port_owners
 from linkspan.kernel.probe.path_mtu import Passed, passing
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
@@ -123,6 +119,7 @@ class KernelAnswers:
         self._learning = learning
         self._table = table
         self._sockets = Sockets(namespaces)
+        self._host = LocalHost(Path(), kinds(), namespaces, self._sockets)
         self._nft: dict[int, Nft] = {}
         self._rulesets: dict[int, tuple[Chain, ...]] = {}
         self._iptables: dict[tuple[int, int], tuple[IptablesTable, ...]] = {}
@@ -322,12 +319,12 @@ class KernelAnswers:
         except KernelError:
             return None
 
-    def tunnels(self) -> tuple[Tunnel, ...]:
+    def tunnels(self) -> tuple[Wire, ...]:
         """Return our tunnel devices."""
-        found = TunnelDriver(self._sockets).observe(HOST)
-        links = IpsecLinkDriver(self._sockets).observe(HOST)
-        secured = [Tunnel(state.name, ESP) for state in links if isinstance(state, IpsecLink)]
-        return (*(_tunnel(s) for s in found if isinstance(s, (Vxlan, Ipip, Wireguard))), *secured)
+        wired = [kind for kind in kinds() if kind.wire is not None]
+        drivers = dict.fromkeys(self._host.driver(kind.driver) for kind in wired if kind.driver is not None)
+        states = (state for driver in drivers for state in driver.observe(HOST))
+        return tuple(wire(state) for state in states if (wire := kinds().of(state).wire) is not None)
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the FDB entry's address, or that of the helper's row that fits best."""
@@ -478,14 +475,6 @@ def _transport(packet: Packet) -> bytes:
     found = attr(_IP_PROTO, bytes([number]))
     ports = ((_SPORT, packet.source_port), (_DPORT, packet.port)) if packet.has_ports else ()
     return found + b"".join(attr(kind, struct.pack("!H", port)) for kind, port in ports if port)
-
-
-def _tunnel(state: Vxlan | Ipip | Wireguard) -> Tunnel:
-    if isinstance(state, Vxlan):
-        return Tunnel(state.name, VXLAN, state.local, state.port, state.vni)
-    if isinstance(state, Wireguard):
-        return Tunnel(state.name, WIREGUARD)
-    return Tunnel(state.name, IPIP, state.local)
 
 
 def _associated(one: vici.Association, child: vici.Child) -> Associated:

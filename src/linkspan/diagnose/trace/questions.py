@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from linkspan.core.wire import ADDED, ESP, IPIP, VXLAN, Encapsulation, Wire
 from linkspan.kernel.probe.path_mtu import Passed
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 
@@ -118,21 +119,6 @@ def towards(address: bytes, mark: int | None = 0) -> Packet:
     return Packet(b"", address, "", mark=mark)
 
 
-VXLAN, IPIP, WIREGUARD, ESP = "vxlan", "ipip", "wireguard", "esp"
-_OVERHEAD = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32, ESP: 8 + 8 + 16 + 5}
-"""Bytes between the outer IP header and the inner one."""
-
-
-class Tunnel(msgspec.Struct, frozen=True):
-    """A device that encapsulates; ``local`` is the outer source, empty where the route decides."""
-
-    device: str
-    kind: str
-    local: bytes = b""
-    port: int = 0
-    vni: int = 0
-
-
 class Outer(msgspec.Struct, frozen=True):
     """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
 
@@ -140,7 +126,7 @@ class Outer(msgspec.Struct, frozen=True):
     have, (0, 0) where it has none.
     """
 
-    kind: str
+    kind: Encapsulation
     source: bytes
     target: bytes
     port: int = 0
@@ -164,7 +150,7 @@ class Outer(msgspec.Struct, frozen=True):
     @property
     def overhead(self) -> int:
         """Bytes that it adds."""
-        return _OVERHEAD[self.kind] + (20 if len(self.target) == 4 else 40)
+        return ADDED[self.kind] + (20 if len(self.target) == 4 else 40)
 
 
 REJECT_AFTER = 180
@@ -347,7 +333,7 @@ class Questions(Protocol):
     def bridge_port(self, bridge: str, mac: bytes) -> Forwarding | None:
         """Return the entry that the host's bridge has for the MAC."""
 
-    def tunnels(self) -> tuple[Tunnel, ...]:
+    def tunnels(self) -> tuple[Wire, ...]:
         """Return the host's devices that encapsulate."""
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:

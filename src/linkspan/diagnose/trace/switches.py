@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from linkspan.backends.sdn.fabric import Map, Seen
-from linkspan.backends.sdn.flows import Held
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
-from linkspan.core.states.openflow import MEANINGS, Counted
+from linkspan.core.states.openflow import MEANINGS, Counted, Held, Map, Seen
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Unknown, headers, show, where
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.questions import Packet, Span, within

@@ -27,6 +27,7 @@ from linkspan.core.kinds import Event, Kind, Link
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import IpsecLink
+from linkspan.core.wire import ESP, Wire
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.ipsec import control
 from linkspan.kernel.drivers.link_attributes import (
@@ -241,7 +242,7 @@ def _tuns(pid: int) -> list[str]:
 
 def driver(host: LocalHost) -> IpsecLinkDriver:
     """Return the driver of IPsec's device."""
-    return IpsecLinkDriver(host.sockets, host.driver(processes.driver).pid, control(host))
+    return IpsecLinkDriver(host.sockets, lambda name: host.driver(processes.driver).pid(name), control(host))
 
 
 def _add(state: IpsecLink, _shell: Shell) -> tuple[str, ...]:
@@ -255,6 +256,10 @@ def _add(state: IpsecLink, _shell: Shell) -> tuple[str, ...]:
         f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
         f"ip link set {name} mtu {state.mtu} group {GROUP}{' up' if state.up else ''}",
     )
+
+
+def _wire(state: IpsecLink) -> Wire:
+    return Wire(state.name, ESP)
 
 
 def _device(state: IpsecLink) -> tuple[Link, ...]:
@@ -274,5 +279,6 @@ KINDS = (
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         counted=False,
         prefixes=tuple(_MADE_AS),
+        wire=_wire,
     ),
 )

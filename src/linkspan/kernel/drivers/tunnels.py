@@ -27,6 +27,8 @@ from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
 from linkspan.core.kinds import Event, Kind, Link
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
+from linkspan.core.states.wireguard import DEVICE
+from linkspan.core.wire import IPIP, VXLAN, WIREGUARD, Wire
 from linkspan.kernel.drivers.link_attributes import (
     ADDRESS,
     ALT_IFNAME,
@@ -85,9 +87,6 @@ wireguard-go takes up to 64 KB at once, and has the kernel's: with 2000 one stre
 GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_NAME = 16, 16, 3, 2  # linux/netlink.h, linux/genetlink.h
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENODEV)
-
-WIREGUARD = "lswg"
-"""The name of our WireGuard device begins so."""
 
 Tunnel = Vxlan | Ipip | Wireguard
 
@@ -288,7 +287,7 @@ def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
     mtu = int(struct.unpack("=I", found[MTU])[0])
     wrong = amiss(flags, found, arp=kind == "vxlan")
     match kind:
-        case "tun" if name.startswith(WIREGUARD):
+        case "tun" if name.startswith(DEVICE):
             return Wireguard(name, mtu, tun=True, up=up and in_group(found), amiss=wrong)
         case "wireguard":
             return Wireguard(name, mtu, tun=False, up=up and in_group(found), amiss=wrong)
@@ -356,6 +355,18 @@ def _set_up(state: Tunnel, group: str = "") -> tuple[str, ...]:
     )
 
 
+def _vxlan(state: Vxlan) -> Wire:
+    return Wire(state.name, VXLAN, state.local, state.port, state.vni)
+
+
+def _ipip(state: Ipip) -> Wire:
+    return Wire(state.name, IPIP, state.local)
+
+
+def _wireguard(state: Wireguard) -> Wire:
+    return Wire(state.name, WIREGUARD)
+
+
 def _device(state: Tunnel) -> tuple[Link, ...]:
     return ((HOST, state.name),)
 
@@ -373,6 +384,7 @@ KINDS = (
         makes=_device,
         events=frozenset({Event.TUNNEL}),
         prefixes=("lsx",),
+        wire=_vxlan,
     ),
     Kind(
         state=Ipip,
@@ -384,6 +396,7 @@ KINDS = (
         makes=_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         prefixes=("lsipip",),
+        wire=_ipip,
     ),
     Kind(
         state=Wireguard,
@@ -394,6 +407,7 @@ KINDS = (
         commands=_add_wireguard,
         makes=_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
-        prefixes=(WIREGUARD,),
+        prefixes=(DEVICE,),
+        wire=_wireguard,
     ),
 )

@@ -1,0 +1,46 @@
+"""BGP's nouns: a session, and what its filters let through."""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan.core.addresses import Prefix
+
+HOLD = 90
+"""Seconds without a word after which a peer counts as dead (RFC 4271 section 10)."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A prefix in a filter: itself, or with ``longer`` all that it holds too."""
+
+    prefix: Prefix
+    longer: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{'+' if self.longer else ''}"
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A session as it should be.
+
+    ``name`` is the peer's as users write it (a host's name, or NAME of ``bgp.peer.NAME``), ``protocol`` the
+    speaker's. ``prefixes`` is how many of each family are taken at most: 0 for no limit, None where it follows from
+    what the cluster has. ``source`` is this host's address in it, '' for whichever the kernel takes. ``multihop`` is
+    how many hops the peer may be away, 0 for a peer on the link. ``imports`` and ``exports`` are what may come and go
+    beside the networks' pools.
+    """
+
+    name: str
+    protocol: str
+    mesh: bool
+    address: str
+    source: str
+    local_as: int
+    remote_as: int
+    password_file: str = ""
+    ttl_security: bool = False
+    multihop: int = 0
+    hold: int = HOLD
+    prefixes: int | None = None
+    imports: tuple[Span, ...] = ()
+    exports: tuple[Span, ...] = ()
