@@ -41,6 +41,7 @@ from linkspan.core.states.host import (
 )
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers.nftables_objects import element_text
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 
 PEERS = 1000
@@ -102,7 +103,7 @@ class Subject:
         with self.namespace.entered():
             self.machine = Machine(folder / "state")
             self.reconciler = self.machine.reconciler
-            self._change(("host",), skeleton(Facts()))
+            self._change(("host",), skeleton(Facts(), kinds()))
             self._change(("network", NETWORK.name), BACKEND.network(view(), NETWORK))
 
     def _change(self, source: tuple[str, ...], states: Any) -> None:
@@ -175,7 +176,7 @@ def by_hand(folder: Path, count: int) -> tuple[float, float]:
     for program, lines in batches.items():
         (folder / program).write_text("\n".join(lines) + "\n")
     with namespace.entered():
-        sets = [s for s in skeleton(Facts()) if isinstance(s, NftTable | NftSet)]
+        sets = [s for s in skeleton(Facts(), kinds()) if isinstance(s, NftTable | NftSet)]
         subprocess.run(["sh", "-e"], input="\n".join(typed([*sets, *link])), text=True, check=True)
         started = time.perf_counter()
         for program in batches:

@@ -6,19 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
+from linkspan.core.addresses import prefix
 from linkspan.core.model import Facts
-from linkspan.core.ruleset import element, skeleton
+from linkspan.core.ruleset import element, skeleton, tunnel_peer, tunnel_port
 from linkspan.core.states.host import NftChain, NftElement
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.kinds import kinds
 from support.netns.machine_fixtures import fresh_namespace, inside, run
 
+PUBLISHED = element("publish4", "sctp", "8080", data=("10.244.0.2", "80"))
 ELEMENTS = (
     element("macs", "lsp0123456789ab", "02:00:0a:f4:00:02", table="bridge"),
     element("senders4", "lsp0123456789ab", "02:00:0a:f4:00:02", "10.244.0.2", table="bridge"),
     element("senders6", "lsp0123456789ab", "02:00:0a:f4:00:02", "fd00::2", table="bridge"),
     element("internal_links", "ls-demo"),
-    element("publish4", "sctp", "8080", data=("10.244.0.2", "80")),
+    tunnel_port("udp", 4789),
+    tunnel_peer(prefix("192.0.2.2"), "udp", 4789),
+    tunnel_peer(prefix("2001:db8::2"), "sctp", 9899),
+    PUBLISHED,
     element("publish_at6", "2001:db8::1", "udp", "53", data=("fd00::2", "5353")),
 )
 
@@ -28,7 +34,7 @@ def firewall() -> Iterator[tuple[str, FirewallDriver]]:
     """A host's namespace with the skeleton in it, and the driver inside."""
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()
-        assert driver.apply(list(skeleton(Facts())), ()) == {}
+        assert driver.apply(list(skeleton(Facts(), kinds())), ()) == {}
         try:
             yield netns, driver
         finally:
@@ -58,7 +64,7 @@ def test_changed_data_replaces_the_element(firewall: tuple[str, FirewallDriver])
     """A port that leads to another address now is changed, not refused."""
     _, driver = firewall
     other = element("publish4", "sctp", "8080", data=("10.244.0.3", "81"))
-    assert driver.apply([ELEMENTS[4]], ()) == {}
+    assert driver.apply([PUBLISHED], ()) == {}
     assert driver.apply([other], ()) == {}
     assert [s for s in driver.observe(0) if isinstance(s, NftElement)] == [other]
 
@@ -86,4 +92,4 @@ def test_a_table_that_somebody_deletes_meanwhile_is_not_there(
     assert any(isinstance(s, NftChain) for s in driver.observe(0))
     monkeypatch.setattr(Nft, listing, deleted_first)
     assert not any(isinstance(s, NftChain) for s in driver.observe(0))
-    assert driver.apply(list(skeleton(Facts())), ()) == {}
+    assert driver.apply(list(skeleton(Facts(), kinds())), ()) == {}

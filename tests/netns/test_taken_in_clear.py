@@ -15,6 +15,7 @@ from linkspan.core.ruleset import crossing, element, skeleton
 from linkspan.core.states.host import GROUP, Address, LinkSysctl, Route, State, Wireguard
 from linkspan.core.states.wireguard import AllowedIp
 from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 from support.netns.listener import PORT, Ear
 from support.netns.machine_fixtures import run
@@ -131,7 +132,7 @@ def test_what_stands_on_another_s_device_waits_until_that_is_gone(machine: str, 
     run("ip", "link", "set", "lswg", "up")
     target = prefix("10.77.2.0/24")
     wanted: list[State] = [
-        *skeleton(Facts()),
+        *skeleton(Facts(), kinds()),
         *crossing(POOLS[0], 24),
         Wireguard("lswg", 1440, tun=True),
         LinkSysctl("net/ipv4/conf/lswg/rp_filter", "2"),

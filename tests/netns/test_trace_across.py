@@ -81,7 +81,7 @@ BROKEN = [
     ("sw", "ip link set p2 nomaster", "h1/host/eth0", "192.0.2.2 does not answer on eth0"),
     ("h2", "ip link set eth0 down", "h2/host/eth0", "link eth0 in host is down"),
     ("h2", "ip addr del 192.0.2.2/24 dev eth0", "h2/host/eth0", "lost its underlay address 192.0.2.2"),
-    ("h2", "nft flush set inet linkspan vxlan_peers4", "h2/host/eth0", "VXLAN is taken from peers only"),
+    ("h2", "nft flush set inet linkspan tunnel_peers4", "h2/host/eth0", "packets are taken from peers only"),
     ("h2", "nft flush set inet linkspan vteps4", "h2/host/lsx64", "10.77.1.5 from this peer"),
     ("h2", "ip link set lsx64 address 02:00:00:00:00:01", "h2/host/lsx64", "the frame is for"),
     ("h2", "ip link del lsx64", "h2/host/eth0", "no device of this host takes VNI 100"),

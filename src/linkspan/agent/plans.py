@@ -16,6 +16,7 @@ from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import HostView
 from linkspan.core.states.host import Key, State
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Worker
 from linkspan.runtimes import expose
 
@@ -41,7 +42,7 @@ class Plans:
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
         used = any(network.backend != "host" for network in view.networks)
-        yield ("host", "firewall"), [*ruleset.skeleton(view.facts), *ruleset.control(view)] if used else []
+        yield ("host", "firewall"), [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if used else []
         for way in BACKENDS.values():
             if way.encrypts:  # one device for all networks: before what they put on it
                 yield ("host", way.name), self._possible(("host", way.name), way.host(view))

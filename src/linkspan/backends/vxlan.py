@@ -68,7 +68,7 @@ from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid, Unavailable
 from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
-from linkspan.core.ruleset import element
+from linkspan.core.ruleset import element, tunnel_peer, tunnel_port
 from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan
 
 PORT = 4789
@@ -142,7 +142,7 @@ class VxlanBackend:
             yield from loose_underlay(view, network)
         yield from tunnel_sysctls(name, network)
         yield from own_addresses(view, network, name)
-        yield element("vxlan_ports", str(port))
+        yield tunnel_port("udp", port)
         if network.internal:
             yield element("internal_links", name)
 
@@ -160,9 +160,8 @@ class VxlanBackend:
         """Return the peer's neighbour and forwarding entries, its routes, and what lets its packets in."""
         offer = offered(network, peer, self.name)
         name, address, vtep = device(network), _far(view, network, peer), mac(offer["mac"])
-        outer = address.family
         yield FdbEntry(name, vtep, address.packed)
-        yield element(f"vxlan_peers{outer}", address.address, str(_port(network)))
+        yield tunnel_peer(address, "udp", _port(network))
         direct = gateways(view, network, peer)
         # What its containers send to another network that they may reach comes by that network's device.
         others = [other for other in related(view, network) if other.backend == self.name]

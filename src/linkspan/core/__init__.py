@@ -22,6 +22,9 @@ Rules (``ruleset``)
       its network's block length. A map leads from the pool to the chain for that length. Sets with intervals would
       need fewer rules, but to remove one of 4,000 elements from such a set takes 50 ms (measured; 0.06 ms from a
       hash set).
+    - One set of tunnels' peers (source, protocol, port) and one set of their ports (protocol, port) serve every tunnel
+      that has a port. IPIP has no port, and its protocol number is no part of the same lookup, so it has sets of its
+      own.
     - Containers may not send to peers' tunnel ports. Such a packet, masqueraded, would reach the peer with the
       address of its host, and the peer would believe it.
     - There is no flowtable. It forwards before the guard has seen the packet, by addresses and ports alone, so

@@ -140,8 +140,12 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """Whether it is a fight if it is wrong again and again. Not what goes with a helper program, a switch or a router
     that starts anew: that has pauses of its own."""
 
-    prefixes: tuple[str, ...] = ()
-    """Names of its links begin so: reserved, so that no two kinds have one name."""
+    names: tuple[str, ...] = ()
+    """What its links are called, with ``*`` at the end where something follows: reserved, so that no two kinds have one
+    name. They begin with ``ls``: rules take all such links for ours. (Only the TUN of strongSwan's has another name.)
+    """
+    grouped: bool = False
+    """Whether its links encrypt, and bear GROUP: rules know them by that, too, because another's may have the name."""
     wire: Callable[[S], Wire] | None = None
     """Of a tunnel device: what it puts around its packets, for a trace."""
 
@@ -149,6 +153,12 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     def name(self) -> str:
         """The kind's name for users."""
         return self.state.__name__
+
+
+def _meet(one: str, other: str) -> bool:
+    """Tell whether a link may have a name of both."""
+    first, second = one.rstrip("*"), other.rstrip("*")
+    return first.startswith(second) or second.startswith(first)
 
 
 class Kinds:
@@ -166,10 +176,10 @@ class Kinds:
         for old in self:
             if old.name == new.name:
                 raise Conflict(f"two kinds of state are called {new.name}", "uninstall one of their packages")
-            for mine in new.prefixes:
-                if clash := next((p for p in old.prefixes if p.startswith(mine) or mine.startswith(p)), ""):
+            for mine in new.names:
+                if clash := next((theirs for theirs in old.names if _meet(mine, theirs)), ""):
                     raise Conflict(
-                        f"kind {new.name} calls its links {mine}..., and kind {old.name} calls its links {clash}...",
+                        f"kind {new.name} calls its links {mine}, and kind {old.name} calls its links {clash}",
                         "uninstall one of their packages",
                     )
 
@@ -219,12 +229,22 @@ class Kinds:
     @cached_property
     def prefixes(self) -> tuple[str, ...]:
         """How the names of all links of ours begin; others' may begin so, too: an alternative name tells."""
-        return tuple(prefix for kind in self for prefix in kind.prefixes)
+        return tuple(name.rstrip("*") for kind in self for name in kind.names)
 
     @cached_property
     def tunnels(self) -> tuple[str, ...]:
         """How the names of our tunnel devices begin."""
-        return tuple(prefix for kind in self if Event.TUNNEL in kind.events for prefix in kind.prefixes)
+        return tuple(name.rstrip("*") for name in (*self.plain_tunnels, *self.grouped_tunnels))
+
+    @cached_property
+    def plain_tunnels(self) -> tuple[str, ...]:
+        """The names of our tunnel devices that encrypt nothing, as rules have them."""
+        return tuple(name for kind in self if kind.wire is not None and not kind.grouped for name in kind.names)
+
+    @cached_property
+    def grouped_tunnels(self) -> tuple[str, ...]:
+        """The names of our tunnel devices that encrypt."""
+        return tuple(name for kind in self if kind.wire is not None and kind.grouped for name in kind.names)
 
     def in_order(self, states: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
         """Return a key by which states are sorted so that none comes before its link.

@@ -46,8 +46,8 @@ every packet, for a connection may be older than what is known of the store. A s
 address that the host has, ``control_here``. No published port takes a place of the control plane: a container would
 answer agents in its stead.
 
-The sets of tunnels' outer addresses hold for a UDP port as a whole: another's VXLAN on this machine needs a
-port of its own.
+The sets of tunnels' outer addresses hold for a protocol's port as a whole: another's VXLAN on this machine needs a port
+of its own.
 
 A ``drop`` is final whatever other tables say; an ``accept`` ends only the chain that it is in.
 """
@@ -57,6 +57,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from linkspan.core.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
+from linkspan.core.kinds import Kinds
 from linkspan.core.model import Facts, HostView
 from linkspan.core.states.host import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
@@ -81,6 +82,13 @@ _RATE, _BURST = 10000, 5000
 _REMEMBERED = 60
 """Seconds for which a container's rate is remembered."""
 
+_TUNNEL = "meta l4proto . th dport"
+"""By what a tunnel that has a port is known.
+
+``tunnel_ports`` are those at which this host receives, ``tunnel_peers`` who may send there. IPIP has no port, and what
+stands in its place differs from packet to packet: it has sets of its own.
+"""
+
 _CONTROL = "tcp dport @control_ports jump closed"
 """The port first: it tells all but a few packets apart."""
 
@@ -95,16 +103,16 @@ _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
 
-def skeleton(facts: Facts) -> Iterable[State]:
-    """Return both tables with their sets and chains."""
+def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
+    """Return both tables with their sets and chains; what links of ours are called, ``kinds`` tell."""
     yield from (NftTable(INET, TABLE), NftTable(BRIDGE, TABLE))
     yield from _sets()
     yield _chain(INET, "tunnels", "", [*_by_source(), "drop"])
     yield _chain(INET, "routed", "", _routed())
-    yield _chain(INET, "ours", "", _ours())
-    yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard())
+    yield _chain(INET, "ours", "", _ours(kinds))
+    yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard(kinds))
     yield _chain(INET, "refused", "", _refused())
-    yield _chain(INET, "closed", "", _closed())
+    yield _chain(INET, "closed", "", _closed(kinds))
     # Behind connection tracking and before every DNAT (-100): iptables' and ours.
     hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
     yield _chain(INET, "control", hook, [_CONTROL])
@@ -154,8 +162,8 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(table, TABLE, f"senders{family}", f"ifname . ether_addr . {_TYPE[family]}")
     yield NftSet(INET, TABLE, "internal_links", "ifname")
     yield NftSet(INET, TABLE, "within", "ifname . ifname")
-    for name in ("vxlan_ports", "speaker_ports"):
-        yield NftSet(INET, TABLE, name, "inet_service")
+    yield NftSet(INET, TABLE, "tunnel_ports", "inet_proto . inet_service")
+    yield NftSet(INET, TABLE, "speaker_ports", "inet_service")
     yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
     for name in ("control_ports", "control_here"):
         yield NftSet(INET, TABLE, name, "inet_service")
@@ -171,7 +179,7 @@ def _sets() -> Iterable[NftSet]:
             yield NftSet(INET, TABLE, f"stations{exact}{family}", f"ifname . ether_addr . {type_}")
             yield NftSet(INET, TABLE, f"ways{exact}{family}", f"ifname . {type_}")
             yield NftSet(INET, TABLE, f"marks{exact}{family}", f"mark . {type_}")
-        yield NftSet(INET, TABLE, f"vxlan_peers{family}", f"{type_} . inet_service")
+        yield NftSet(INET, TABLE, f"tunnel_peers{family}", f"{type_} . inet_proto . inet_service")
         yield NftSet(INET, TABLE, f"control{family}", f"{type_} . inet_service")
         for name in ("closed", "old"):
             yield NftSet(INET, TABLE, f"{name}{family}", "ifname")
@@ -197,9 +205,10 @@ def _sets() -> Iterable[NftSet]:
         yield NftSet(INET, TABLE, f"publish_at{family}", f"{type_} . inet_proto . inet_service", target)
 
 
-def _guard() -> Iterable[str]:
+def _guard(kinds: Kinds) -> Iterable[str]:
     yield 'iifname "ls*" jump ours'
-    yield f'iifname "ipsec0" iifgroup {GROUP} goto tunnels'  # by name as well: others may use the group
+    for name in _outside(kinds):
+        yield f'iifname "{name}" iifgroup {GROUP} goto tunnels'  # by name as well: others may use the group
     yield 'iifname "lo" accept'
     yield from _by_source()
 
@@ -208,10 +217,15 @@ def _by_source() -> Iterable[str]:
     yield from (f"{_IP[family]} saddr vmap @sources{family}" for family in FAMILIES)
 
 
-def _ours() -> Iterable[str]:
+def _outside(kinds: Kinds) -> list[str]:
+    """Return the names of devices that encrypt whose name is not ours to choose."""
+    return [name for name in kinds.grouped_tunnels if not name.startswith("ls")]
+
+
+def _ours(kinds: Kinds) -> Iterable[str]:
     yield 'iifname "lsr*" goto routed'
-    yield from (f'iifname "{links}" goto tunnels' for links in ("lsx*", "lsipip"))
-    for link in ("lsipsec", "lswg"):
+    yield from (f'iifname "{name}" goto tunnels' for name in kinds.plain_tunnels)
+    for link in (name for name in kinds.grouped_tunnels if name.startswith("ls")):
         yield f'iifname "{link}" iifgroup {GROUP} goto tunnels'
         yield f'iifname "{link}" drop'  # another's
     # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
@@ -240,9 +254,10 @@ def control(view: HostView) -> Iterable[State]:
         yield element("control_ports", str(port))
 
 
-def _closed() -> Iterable[str]:
+def _closed(kinds: Kinds) -> Iterable[str]:
     yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
-    yield from (f"{links} jump refused" for links in ('iifname "ls*"', f'iifname "ipsec0" iifgroup {GROUP}'))
+    yield 'iifname "ls*" jump refused'
+    yield from (f'iifname "{name}" iifgroup {GROUP} jump refused' for name in _outside(kinds))
     yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
 
 
@@ -258,7 +273,7 @@ def _forward(*, closed: bool) -> Iterable[str]:
     # whichever address: a peer takes it by each that it has, and not all of them are known here.
     for family in FAMILIES:
         outwards = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
-        yield f"udp dport @vxlan_ports {outwards} drop"
+        yield f"{_TUNNEL} @tunnel_ports {outwards} drop"
         yield f"tcp dport @speaker_ports {outwards} drop"
     yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
     yield "ct state established,related accept"
@@ -319,7 +334,7 @@ def _input() -> Iterable[str]:
         yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
     # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
     for family in FAMILIES:
-        yield f"{_IP[family]} saddr . udp dport != @vxlan_peers{family} udp dport @vxlan_ports drop"
+        yield f"{_TUNNEL} @tunnel_ports {_IP[family]} saddr . {_TUNNEL} != @tunnel_peers{family} drop"
     # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"
@@ -419,6 +434,16 @@ def _port() -> Iterable[str]:
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr != @senders6 drop"
     yield "ether type != { arp, ip6 } drop"
+
+
+def tunnel_port(protocol: str, port: int) -> NftElement:
+    """Return the element by which a port is one of tunnels: only peers reach it, and no container reaches a peer's."""
+    return element("tunnel_ports", protocol, str(port))
+
+
+def tunnel_peer(address: Prefix, protocol: str, port: int) -> NftElement:
+    """Return the element by which a peer may send to a port of tunnels from an address."""
+    return element(f"tunnel_peers{address.family}", address.address, protocol, str(port))
 
 
 def element(name: str, *parts: str, data: tuple[str, ...] = (), table: str = INET) -> NftElement:

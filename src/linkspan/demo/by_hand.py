@@ -29,6 +29,7 @@ from linkspan.core.states.host import (
 from linkspan.demo.stage import HOST, Stage
 from linkspan.diagnose.plan import plan
 from linkspan.kernel.io.namespaces import Namespaces, inode, open_namespace
+from linkspan.kernel.kinds import kinds
 
 NETWORK = Network(
     name="mybr0",
@@ -56,7 +57,7 @@ class ByHand:
         """Return the whole plan: rules, network and both containers, where a FORWARD chain of Docker's drops."""
         view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
         bridge = backend("bridge")
-        states = [*ruleset.skeleton(Facts()), *bridge.network(view, NETWORK)]
+        states = [*ruleset.skeleton(Facts(), kinds()), *bridge.network(view, NETWORK)]
         for name, address in CONTAINERS.items():
             fd = open_namespace(f"/run/netns/{name}")
             number = inode(fd)

@@ -12,12 +12,15 @@ import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
+from linkspan.core.errors import Invalid
 from linkspan.core.extensions import extended
 from linkspan.core.kinds import Kind, Kinds
 from linkspan.kernel import drivers
 
 GROUP = "linkspan.kinds"
 """The entry point's group."""
+OURS = "ls"
+"""What the names of all links of packages' kinds begin with: rules take such links for ours."""
 
 
 def kinds() -> Kinds:
@@ -38,4 +41,10 @@ def _found() -> tuple[Kinds, dict[str, str]]:
 
 
 def _with(known: Kinds, more: Iterable[Kind[Any]]) -> Kinds:
-    return Kinds((*known, *more))
+    added = tuple(more)
+    for kind in added:
+        if not isinstance(kind, Kind):
+            raise Invalid(f"its entry point leads to {kind!r}, which is no Kind")
+        if strange := next((name for name in kind.names if not name.startswith(OURS)), ""):
+            raise Invalid(f"kind {kind.name} calls its links {strange}, and names of links begin with {OURS}")
+    return Kinds((*known, *added))

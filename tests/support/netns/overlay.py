@@ -32,6 +32,7 @@ from linkspan.core.model import (
 from linkspan.core.reconcile import Report
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 from support.netns.world import World
 from support.polling import until
@@ -134,7 +135,7 @@ class OverlayHost:
     def sources(self) -> Iterator[tuple[tuple[str, ...], list[State]]]:
         """Yield everything that this host should have, by source."""
         view = self.view()
-        yield ("host",), list(skeleton(self.facts))
+        yield ("host",), list(skeleton(self.facts, kinds()))
         for name in dict.fromkeys(one.backend for one in self.networks if backend(one.backend).encrypts):
             yield ("host", name), list(backend(name).host(view))
         for one in self.networks:

@@ -11,6 +11,7 @@ from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Network, P
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
 from linkspan.endpoints import multihoming
+from linkspan.kernel.kinds import kinds
 from support.netns.world import World
 
 MTU = 1400
@@ -63,7 +64,7 @@ def states(
     """Return everything that the host should have."""
     view = HostView(tuple(networks), allowances, facts or Facts())
     by_name = {n.name: n for n in view.networks}
-    found = list(skeleton(view.facts))
+    found = list(skeleton(view.facts, kinds()))
     for one in view.networks:
         found += backend(one.backend).network(view, one)
     inside: dict[int, list[tuple[Network, Endpoint]]] = {}

@@ -9,7 +9,7 @@ from linkspan.backends.vxlan import BACKEND, device
 from linkspan.core.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Allowance, Standing, Underlay
-from linkspan.core.ruleset import element
+from linkspan.core.ruleset import element, tunnel_peer
 from linkspan.core.states.host import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 from support.records.peers import HERE, ONLY_6, network, peer, view
 
@@ -34,7 +34,7 @@ def test_a_peer_is_a_neighbour_an_entry_and_a_route_for_each_family() -> None:
         Route(
             prefix("fd77:0:0:2::/64"), "lsx64", packed("fd77:0:0:2::"), packed("fd77:0:0:1::"), onlink=True
         ),
-        element("vxlan_peers4", "192.0.2.2", "4789"),
+        tunnel_peer(prefix("192.0.2.2"), "udp", 4789),
         element("vteps4", "lsx64", MAC, "10.77.2.0"),
         element("vteps6", "lsx64", MAC, "fd77:0:0:2::"),
     }

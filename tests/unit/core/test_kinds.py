@@ -86,7 +86,7 @@ def _link(state: Plug) -> tuple[Link, ...]:
     return ((HOST, state.device),)
 
 
-CABLE = Kind(state=Cable, rank=1, known_by="its name", purpose="a cable", makes=_made, prefixes=("cab",))
+CABLE = Kind(state=Cable, rank=1, known_by="its name", purpose="a cable", makes=_made, names=("cab*",))
 PLUG = Kind(state=Plug, rank=2, known_by="its cable", purpose="a plug", on=_link, falls=True)
 
 
@@ -168,8 +168,8 @@ def test_a_link_that_was_replaced_has_what_is_on_it_put_again() -> None:
 
 def test_two_kinds_cannot_reserve_one_name() -> None:
     """Whose link it is could not be told."""
-    with pytest.raises(Conflict, match=r"kind Plug calls its links cable\.\.\., and kind Cable calls its links cab"):
-        Kinds([CABLE, Kind(state=Plug, rank=2, known_by="", purpose="", prefixes=("cable",))])
+    with pytest.raises(Conflict, match=r"kind Plug calls its links cable\*, and kind Cable calls its links cab\*"):
+        Kinds([CABLE, Kind(state=Plug, rank=2, known_by="", purpose="", names=("cable*",))])
     with pytest.raises(Conflict, match="two kinds of state are called Cable"):
         Kinds([CABLE, CABLE])
 

@@ -16,7 +16,7 @@ from linkspan.core.states.host import State
 class Cable(State, frozen=True, gc=False):
     name: str
 
-KINDS = (Kind(state=Cable, rank=1, known_by="its name", purpose="a cable", prefixes=({prefix!r},)),)
+KINDS = (Kind(state=Cable, rank=1, known_by="its name", purpose="a cable", names=({name!r},)),)
 """
 
 
@@ -39,7 +39,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 def test_kinds_of_installed_packages_are_known(installed: Callable[[str, str], None]) -> None:
     """Beside linkspan's own, by their entry point alone."""
-    installed("lsx_cables", CABLE.format(prefix="cab"))
+    installed("lsx_cables", CABLE.format(name="lscab*"))
     assert "Cable" in [kind.name for kind in kinds.kinds()]
     assert "Bridge" in [kind.name for kind in kinds.kinds()]
     assert kinds.problems() == []
@@ -49,8 +49,9 @@ def test_kinds_of_installed_packages_are_known(installed: Callable[[str, str], N
     ("text", "why"),
     [
         ("import lsx_nowhere", "No module named 'lsx_nowhere'"),
-        (CABLE.format(prefix="lsx"), "kind Cable calls its links lsx..., and kind Vxlan calls its links lsx..."),
-        ("KINDS = (7,)", "'int' object has no attribute 'name'"),
+        (CABLE.format(name="lsx*"), "kind Cable calls its links lsx*, and kind Vxlan calls its links lsx*"),
+        (CABLE.format(name="cab*"), "kind Cable calls its links cab*, and names of links begin with ls"),
+        ("KINDS = (7,)", "its entry point leads to 7, which is no Kind"),
     ],
 )
 def test_a_package_whose_kinds_are_of_no_use_is_left_out_and_named(

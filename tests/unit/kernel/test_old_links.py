@@ -10,6 +10,7 @@ from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton
 from linkspan.core.states.host import NftChain
 from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.probe.facts import _closed, _Link, _old
 
 LINKS = [
@@ -41,7 +42,7 @@ def test_what_was_there_and_hardware_is_old_and_of_that_what_forwarded_is_not_cl
 def test_a_host_that_forwarded_before_is_closed_for_nothing(forwarding: frozenset[int]) -> None:
     """Only where it did not are there rules, and for what is on no list they drop nothing."""
     facts = Facts(forwarding=forwarding, closed_links=frozenset({(4, "eth0")}), old_links=frozenset({(4, "eth0")}))
-    states = list(skeleton(facts))
+    states = list(skeleton(facts, kinds()))
     chains = {state.name: state.rules for state in states if isinstance(state, NftChain)}
     assert ("outsiders" in chains) == (element("closed4", "eth0") in states) == (not forwarding)
     drops = [rule for rule in chains.get("outsiders", ()) if rule.endswith("drop")]

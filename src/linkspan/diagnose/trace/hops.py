@@ -187,8 +187,8 @@ def meaning(rule: str, packet: Packet) -> str:
 
 
 MEANINGS = (
-    ("@vxlan_peers", "VXLAN is taken from peers only, and {source} is none"),
-    ("@vxlan_ports", "a container's own VXLAN packets would reach a peer as its host's, and do not leave"),
+    ("@tunnel_peers", "a tunnel's packets are taken from peers only, and {source} is none"),
+    ("@tunnel_ports", "a container's own packets for a tunnel would reach a peer as its host's, and do not leave"),
     ("@speaker_ports", "a container's own BGP session would reach a peer as its host's, and does not leave"),
     ("@control", "containers are kept from the store, the switches and the controller"),
     ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),

@@ -278,7 +278,8 @@ KINDS = (
         late=True,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         counted=False,
-        prefixes=tuple(_MADE_AS),
+        names=("lsipsec", "ipsec0"),
+        grouped=True,
         wire=_wire,
     ),
 )

@@ -479,7 +479,7 @@ KINDS = (
         commands=_add_bridge,
         makes=_bridge,
         events=_EVENTS,
-        prefixes=("ls-",),
+        names=("ls-*",),
     ),
     Kind(
         state=Veth,
@@ -492,7 +492,7 @@ KINDS = (
         makes=_ends,
         shut=_shut,
         events=_EVENTS,
-        prefixes=("lsr", "lsp"),
+        names=("lsr*", "lsp*"),
     ),
     Kind(
         state=Interface,

@@ -383,7 +383,7 @@ KINDS = (
         commands=_add_vxlan,
         makes=_device,
         events=frozenset({Event.TUNNEL}),
-        prefixes=("lsx",),
+        names=("lsx*",),
         wire=_vxlan,
     ),
     Kind(
@@ -395,7 +395,7 @@ KINDS = (
         commands=_add_ipip,
         makes=_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
-        prefixes=("lsipip",),
+        names=("lsipip",),
         wire=_ipip,
     ),
     Kind(
@@ -407,7 +407,8 @@ KINDS = (
         commands=_add_wireguard,
         makes=_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
-        prefixes=(DEVICE,),
+        names=(DEVICE,),
+        grouped=True,
         wire=_wireguard,
     ),
 )
