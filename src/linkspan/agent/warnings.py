@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linkspan.backends import backend, bridge, ipip
-from linkspan.backends.ipsec import backend as ipsec
+from linkspan.backends import backend, bridge
 from linkspan.backends.multi_host import CHECK_MAC
-from linkspan.backends.wireguard import backend as wireguard
 from linkspan.core.model import Facts, Network, Underlay
 
 BRIDGE = bridge.BACKEND.name
@@ -49,14 +47,7 @@ def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[st
 
 def data_path(network: Network, facts: Facts) -> str:
     """Return what carries a network's packets on a machine: "kernel", or a program and why, which is slower by far."""
-    lacks = ""
-    match network.backend:
-        case ipip.BACKEND.name if facts.ipip_helper:
-            lacks = "ipip"
-        case wireguard.BACKEND.name if facts.wireguard is not None and facts.wireguard.program:
-            lacks = "wireguard"
-        case ipsec.BACKEND.name if facts.strongswan is not None and not facts.strongswan.kernel:
-            lacks = "ESP"
+    lacks = backend(network.backend).lacks(facts)
     return f"in user space: this kernel has no {lacks}" if lacks else KERNEL
 
 

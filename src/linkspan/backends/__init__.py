@@ -54,7 +54,8 @@ from linkspan.backends.ipsec import backend as ipsec_backend
 from linkspan.backends.sdn import backend as sdn_backend
 from linkspan.backends.wireguard import backend as wireguard_backend
 from linkspan.core.contracts import Backend
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.extensions import extended
 
 _ALL: tuple[Backend, ...] = (
     bgp_backend.BACKEND,
@@ -67,7 +68,19 @@ _ALL: tuple[Backend, ...] = (
     vxlan.BACKEND,
     wireguard_backend.BACKEND,
 )
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
+GROUP = "linkspan.backends"
+"""The group of the entry points by which packages bring backends: each leads to one."""
+
+
+def _with(known: dict[str, Backend], new: Backend) -> dict[str, Backend]:
+    if new.name in known:
+        raise Conflict(f"backend {new.name} exists already")
+    return {**known, new.name: new}
+
+
+BACKENDS, _LEFT_OUT = extended(GROUP, {backend.name: backend for backend in _ALL}, _with)
+PROBLEMS = [f"the backend of package {name} is left out: {why}" for name, why in _LEFT_OUT.items()]
+"""A sentence for each package whose backend is left out."""
 CROSSING = tuple(name for name, backend in BACKENDS.items() if backend.crosses_hosts)
 """Those by which a network crosses hosts; it can migrate between all of them."""
 
@@ -77,4 +90,7 @@ def backend(name: str) -> Backend:
     try:
         return BACKENDS[name]
     except KeyError:
-        raise Invalid(f"backend {name!r} does not exist", f"choose one of {', '.join(BACKENDS)}") from None
+        raise Invalid(
+            f"backend {name!r} does not exist on this host",
+            f"choose one of {', '.join(BACKENDS)}, or install the package that brings it",
+        ) from None

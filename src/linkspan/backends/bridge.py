@@ -21,13 +21,13 @@ filtering would need a kernel that has it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from linkspan.backends.base import BaseBackend
 from linkspan.core.addresses import Prefix, derived_mac, link_local, mac, whole
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.ipam import ROUTED_GATEWAY
-from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Lease, Network, Peer
-from linkspan.core.needs import Need
+from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Network
 from linkspan.core.ruleset import BRIDGE, INET, element, pool_text
 from linkspan.core.states.host import (
     HOST,
@@ -55,14 +55,10 @@ GRAIN = 1024
 """Bytes: the kernel keeps a burst as a time, which reads back as exactly the same burst in this grain only."""
 
 
-class BridgeBackend:
+class BridgeBackend(BaseBackend):
     """Bridged and routed endpoints on one host."""
 
     name = "bridge"
-    crosses_hosts = False
-    overhead: Mapping[int, int] = {4: 0, 6: 0}
-    learns = False
-    encrypts = False
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and pools too small."""
@@ -74,32 +70,6 @@ class BridgeBackend:
                 )
         if not network.pools:
             raise Invalid(f"network {network.name} has no pool", "give one, --pool 10.244.0.0/16 for example")
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
-
-    def announce(self, view: HostView, network: Network) -> None:
-        """Nothing crosses hosts."""
-
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
-
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
-
-    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Nothing crosses hosts."""
-        return ()
-
-    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Nothing crosses hosts."""
-        return ()
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the network's sets, sysctls and routes, and the bridge with the gateways."""

@@ -7,22 +7,15 @@ endpoint is given them. Runtimes call no network plugin for such containers; `li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
+from linkspan.backends.base import BaseBackend
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.core.needs import Need
-from linkspan.core.states.host import State
+from linkspan.core.model import Network
 
 
-class HostBackend:
+class HostBackend(BaseBackend):
     """No state at all."""
 
     name = "host"
-    crosses_hosts = False
-    overhead: Mapping[int, int] = {4: 0, 6: 0}
-    learns = False
-    encrypts = False
 
     def check(self, network: Network) -> None:
         """Pools and options have no meaning here."""
@@ -31,40 +24,6 @@ class HostBackend:
                 f"network {network.name}: backend host takes no pool and no option",
                 "its containers have the host's own addresses",
             )
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
-
-    def announce(self, view: HostView, network: Network) -> None:
-        """Nothing crosses hosts."""
-
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
-
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
-
-    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Nothing crosses hosts."""
-        return ()
-
-    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Nothing crosses hosts."""
-        return ()
-
-    def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return nothing."""
-        return ()
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return nothing."""
-        return ()
 
 
 BACKEND = HostBackend()

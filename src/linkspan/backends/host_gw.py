@@ -24,11 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted_neighbour,
-    check_options,
     facing,
     network_states,
     offered,
@@ -38,49 +36,23 @@ from linkspan.backends.multi_host import (
     reached,
     underlay,
 )
+from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix, derived_mac
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.model import HostView, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Bridge, State
 
 
-class HostGwBackend:
+class HostGwBackend(RoutedBackend):
     """Routes by the peers' own addresses."""
 
     name = "host-gw"
-    crosses_hosts = True
-    overhead: Mapping[int, int] = {4: 0, 6: 0}
-    learns = False
-    encrypts = False
-
-    def check(self, network: Network) -> None:
-        """Refuse unknown options."""
-        check_options(network, {CHECK_MAC: "true|false"})
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
-
-    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """A peer needs to know the underlay address only, which is the host's; that there is an offer says all."""
-        underlay(view, network)
-        return {}
+    options: Mapping[str, str] = {CHECK_MAC: "true|false"}
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the guards, and what bears this host's own addresses."""
         yield from plain_states(view, network)
-
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
-
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the peer's routes. Raises Unavailable where a router stands between, or it never answered ARP (ND)."""
@@ -109,11 +81,6 @@ class HostGwBackend:
                     network, peer, f"it and this host have no underlay addresses of one IPv{family} prefix"
                 )
         return found
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def _refused(network: Network, peer: Peer, why: str) -> Unavailable:

@@ -25,30 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
-    CHECK_MAC,
     admitted,
-    admitted_neighbour,
-    check_options,
-    facing,
-    gateways,
     is_direct,
-    loose_underlay,
-    network_states,
     offered,
     own,
-    own_addresses,
     plain_needs,
-    plain_route,
-    reached,
-    sent_to,
-    tunnel_sysctls,
     underlay,
 )
+from linkspan.backends.routed import TunnelBackend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.model import Facts, HostView, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Ipip, Route, State, TunnelPrefix
@@ -62,18 +50,15 @@ OUTER = 20
 """Bytes of an IPv4 header without options (RFC 791 section 3.1)."""
 
 
-class IpipBackend:
+class IpipBackend(TunnelBackend):
     """One device for all networks."""
 
     name = "ipip"
-    crosses_hosts = True
-    overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``network``
-    learns = False
-    encrypts = False
+    overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``received``
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""
-        check_options(network, {"direct": "true|false", CHECK_MAC: "true|false"})
+        super().check(network)
         for pool in network.prefixes:
             if pool.family != 4:
                 raise Invalid(
@@ -81,69 +66,46 @@ class IpipBackend:
                     "use backend vxlan, or leave that pool out",
                 )
 
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
+    def lacks(self, facts: Facts) -> str:
+        """Without IPIP devices a program wraps the packets."""
+        return "ipip" if facts.ipip_helper else ""
 
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
+    def family(self, view: HostView, network: Network) -> int:
+        """IPIP carries IPv4 in IPv4."""
+        return 4
 
-    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """Return the address to which peers send."""
-        address = underlay(view, network).address(4)
-        if address is None:
-            raise _without(network)
-        return {"address": address.address}
+    def device(self, network: Network) -> str:
+        """All networks have one."""
+        return DEVICE
 
-    def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the device with this host's own address, the guards, and the endpoint where the kernel has none."""
-        yield from network_states(view, network)
+    def received(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device, and the endpoint where the kernel has none."""
         here = underlay(view, network)
         local, helper = here.bound(4), view.facts.ipip_helper
         if not local:
             raise _without(network)
         text = Prefix(local, 32).address
         yield Ipip(DEVICE, here.mtu - OUTER, b"" if helper else local, tun=bool(helper))
-        if is_direct(network):
-            yield from loose_underlay(view, network)
-        yield from tunnel_sysctls(DEVICE, network)
-        yield from own_addresses(view, network, DEVICE)
         yield element("ipip_local", text)
         if helper:
             yield Process("ipip", (*helper, "--device", DEVICE, "--local", text))
 
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It has an address to send to."""
-        sent_to(offer, "address")
-
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
-
-    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return the peer's routes (and rows), and what lets its packets in."""
-        address = prefix(offered(network, peer, self.name)["address"])
-        if address.family != 4:
-            raise Unavailable(
-                f"host {peer.host.name} receives IPIP at {address.address}, and that is not IPv4",
-                "give it an underlay address of IPv4",
-            )
-        tun = bool(view.facts.ipip_helper)
+    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+        """Return what takes the peer's tunnel packets."""
         yield element("ipip_peers", address.address)
-        direct = gateways(view, network, peer)
-        plain = facing(view, network, peer) if is_direct(network) else {}
-        for target in reached(peer):
-            yield admitted("ways", (DEVICE,), target)
-            if tun:
-                yield TunnelPrefix(target, address.packed)
-            if target.family in plain:
-                yield from admitted_neighbour(view, network, peer, target)
-            if gateway := direct.get(target.family):
-                yield from plain_route(view, network, peer, target, gateway)
-            else:
-                via = b"" if tun else address.packed
-                yield Route(target, DEVICE, via, own(view, network, 4), onlink=not tun)
+
+    def let_in(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+    ) -> Iterable[State]:
+        """Return what lets the prefix in by the device, and its row where a helper serves that."""
+        yield admitted("ways", (DEVICE,), target)
+        if view.facts.ipip_helper:
+            yield TunnelPrefix(target, address.packed)
+
+    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
+        """Return a route whose next hop is the far end; a helper finds that by its row."""
+        via = b"" if view.facts.ipip_helper else address.packed
+        return Route(target, DEVICE, via, own(view, network, 4), onlink=bool(via))
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that protocol 4 gets to the peer; the packet inside is for nobody."""
@@ -156,11 +118,6 @@ class IpipBackend:
         yield Need("IP protocol 4 (IPIP)", "ipip", source, address.packed, size, fix, inside=_for_nobody)
         if is_direct(network):
             yield from plain_needs(view, network, peer, spare=True)
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def _for_nobody(left: int) -> bytes:

@@ -41,32 +41,21 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
-    CHECK_MAC,
     admitted,
-    admitted_neighbour,
-    check_options,
-    facing,
-    gateways,
     is_direct,
-    loose_underlay,
-    network_states,
     offered,
     own,
-    own_addresses,
     plain_needs,
-    plain_route,
     reached,
     related,
-    sent_to,
     theirs,
-    tunnel_sysctls,
     underlay,
 )
-from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
-from linkspan.core.errors import Conflict, Invalid, Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.backends.routed import TunnelBackend
+from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.model import HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element, tunnel_peer, tunnel_port
 from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan
@@ -81,21 +70,17 @@ _VALID = 0x08000000  # RFC 7348 section 5: the flag I, the VNI is valid
 _NOBODY, _EXPERIMENT = b"\2" + bytes(5), b"\x88\xb5"
 """A locally administered address that no device has, and IEEE 802's EtherType for local experiments."""
 
-_KNOWN = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", "direct": "true|false", CHECK_MAC: "true|false"}
 
-
-class VxlanBackend:
+class VxlanBackend(TunnelBackend):
     """A device for each network."""
 
     name = "vxlan"
-    crosses_hosts = True
     overhead: Mapping[int, int] = {4: 50, 6: 70}
-    learns = False
-    encrypts = False
+    options: Mapping[str, str] = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", **TunnelBackend.options}
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and numbers out of range."""
-        check_options(network, _KNOWN)
+        super().check(network)
         for key, allowed in (("vni", VNIS), ("port", range(1, 65536))):
             text = network.options.get(key, str(allowed[0]))
             if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) in allowed):
@@ -121,71 +106,61 @@ class VxlanBackend:
         """The VNI is the network's alone."""
         return (f"vni/{vni(network)}",)
 
+    def device(self, network: Network) -> str:
+        """Return the device's name: ``lsx`` and the VNI in hexadecimal."""
+        return device(network)
+
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return the VTEP's MAC and the address to which peers send."""
-        here = underlay(view, network)
-        address = here.address(here.outer)
-        if address is None:
-            raise Unavailable(
-                f"network {network.name}: the underlay {here.ifname} has no address", "give it one"
-            )
-        return {"mac": mac_text(_mac(view, network)), "address": address.address}
+        return {"mac": mac_text(_mac(view, network)), **super().announce(view, network)}
 
-    def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the device with this host's own addresses, and the guards."""
-        yield from network_states(view, network)
+    def received(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device, and that peers alone reach its port."""
         here = underlay(view, network)
         name, port, local = device(network), _port(network), here.bound(here.outer)
         mtu = min(network.mtu, here.mtu - self.overhead[here.outer])
         yield Vxlan(name, vni(network), _mac(view, network), mtu, port, local)
-        if is_direct(network):
-            yield from loose_underlay(view, network)
-        yield from tunnel_sysctls(name, network)
-        yield from own_addresses(view, network, name)
         yield tunnel_port("udp", port)
         if network.internal:
             yield element("internal_links", name)
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
         """It has an address to send to, and the MAC that follows from its host: no other's."""
-        sent_to(offer, "address")
+        super().check_offer(lease, offer)
         if offer.get("mac") != mac_text(_vtep(lease.host, lease.network)):
             raise Invalid(f"its VTEP's MAC is {offer.get('mac', 'missing')!r}, which is not its host's own")
 
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
+    def plain(self, view: HostView, network: Network) -> bool:
+        """What a peer's containers send to another network that they may reach goes by that network's device."""
+        return any(map(is_direct, (network, *self._related(view, network))))
 
-    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return the peer's neighbour and forwarding entries, its routes, and what lets its packets in."""
-        offer = offered(network, peer, self.name)
-        name, address, vtep = device(network), _far(view, network, peer), mac(offer["mac"])
-        yield FdbEntry(name, vtep, address.packed)
+    def _related(self, view: HostView, network: Network) -> list[Network]:
+        return [other for other in related(view, network) if other.backend == self.name]
+
+    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+        """Return the peer's neighbour and forwarding entries, and what takes its tunnel packets."""
+        vtep = mac(offered(network, peer, self.name)["mac"])
+        yield FdbEntry(device(network), vtep, address.packed)
         yield tunnel_peer(address, "udp", _port(network))
-        direct = gateways(view, network, peer)
-        # What its containers send to another network that they may reach comes by that network's device.
-        others = [other for other in related(view, network) if other.backend == self.name]
-        plain = facing(view, network, peer) if any(map(is_direct, (network, *others))) else {}
-        targets = list(reached(peer))
-        families = sorted({target.family for target in targets})
-        via = {family: theirs(network, peer, family) for family in families}
-        source = {family: own(view, network, family) for family in families}
-        yield from (Neighbour(name, address, vtep) for address in via.values())
-        places = [(name, offer["mac"])]
-        places += [(device(other), mac_text(_vtep(peer.host.id, other.name))) for other in others]
-        for target in targets:
-            family = target.family
-            yield from (admitted("vteps", place, target) for place in places)
-            if family in plain:
-                yield from admitted_neighbour(view, network, peer, target)
-            if gateway := direct.get(family):
-                yield from plain_route(view, network, peer, target, gateway)
-            else:
-                yield Route(target, name, via[family], source[family], onlink=True)
+        for family in sorted({target.family for target in reached(peer)}):
+            yield Neighbour(device(network), theirs(network, peer, family), vtep)
+
+    def let_in(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+    ) -> Iterable[State]:
+        """Return what lets the prefix in from the peer's VTEPs: of this network, and of those that may reach it."""
+        yield admitted("vteps", (device(network), offered(network, peer, self.name)["mac"]), target)
+        for other in self._related(view, network):
+            yield admitted("vteps", (device(other), mac_text(_vtep(peer.host.id, other.name))), target)
+
+    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
+        """Return a route whose next hop is the peer's own address, at its VTEP."""
+        via, source = theirs(network, peer, target.family), own(view, network, target.family)
+        return Route(target, device(network), via, source, onlink=True)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that the UDP port gets to the peer; the frame inside has the network's VNI, and is for nobody."""
-        address, port = _far(view, network, peer), _port(network)
+        address, port = self.far(view, network, peer), _port(network)
         header = struct.pack("!II", _VALID, vni(network) << 8)
         frame = header + _NOBODY + _mac(view, network) + _EXPERIMENT
         what, size = f"UDP port {port} (VXLAN)", network.mtu + self.overhead[address.family]
@@ -194,11 +169,6 @@ class VxlanBackend:
         yield Need(what, "udp", source, address.packed, size, fix, port, inside=lambda _: frame)
         if is_direct(network):
             yield from plain_needs(view, network, peer, spare=True)
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def vni(network: Network) -> int:
@@ -211,18 +181,6 @@ def vni(network: Network) -> int:
 def device(network: Network) -> str:
     """Return the device's name: ``lsx`` and the VNI in hexadecimal."""
     return f"lsx{vni(network):x}"
-
-
-def _far(view: HostView, network: Network, peer: Peer) -> Prefix:
-    """Return where the peer receives. Raises Unavailable where this host cannot send there."""
-    address = prefix(offered(network, peer, VxlanBackend.name)["address"])
-    outer = underlay(view, network).outer
-    if address.family != outer:
-        raise Unavailable(
-            f"host {peer.host.name} receives VXLAN at {address.address}, and this host sends by IPv{outer}",
-            f"give it an underlay address of IPv{outer}",
-        )
-    return address
 
 
 def _port(network: Network) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Key, State
 
@@ -32,6 +32,8 @@ class Backend(Protocol):
     """Whether the routes to peers come from a speaker, and not from ``peer``'s states."""
     encrypts: bool
     """Whether all that crosses hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
+    programs: tuple[tuple[str, str], ...]
+    """The programs that it runs, each with Debian's package of it."""
 
     def check(self, network: Network) -> None:
         """Refuse, by Invalid, options that this backend does not know or pools that it cannot serve."""
@@ -50,6 +52,9 @@ class Backend(Protocol):
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
         """Refuse, by Invalid, what the lease's host cannot have announced: it was read from the store."""
+
+    def lacks(self, facts: Facts) -> str:
+        """Return what this machine's kernel lacks, so that a program carries the packets; '' where it lacks nothing."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return what serves all networks of this backend together: it follows from all of them and all peers.

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from linkspan.backends import BACKENDS
 from linkspan.core.model import Migration, Network
 from linkspan.diagnose.doctor import program_checks
 from linkspan.diagnose.doctor.checks import Check, Surroundings
@@ -23,7 +24,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found(*networks: Network) -> list[Check]:
     """Return the findings of a host with these networks."""
-    return list(program_checks.installed(Surroundings(networks)))
+    return list(program_checks.installed(Surroundings(networks, backends=BACKENDS)))
 
 
 def test_a_program_is_missed_where_a_network_needs_it(bare: Path) -> None:

@@ -41,20 +41,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.backends.bgp import bird_config
 from linkspan.backends.bgp.settings import Speaker, in_mesh, mesh_session, speaker
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.host_gw import plain_states
 from linkspan.backends.multi_host import (
     admitted,
     admitted_plainly,
-    check_options,
     offered,
     plain_needs,
     reached,
     underlay,
 )
+from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import LinkspanError, Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer, Underlay
+from linkspan.core.model import HostView, Lease, Network, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.bgp import Session
@@ -65,34 +64,12 @@ SPARE = 1000
 """Prefixes that a peer may announce beside what the store knows of; so the least limit is 1,024."""
 
 
-class BgpBackend:
+class BgpBackend(RoutedBackend):
     """Routes by a speaker."""
 
     name = "bgp"
-    crosses_hosts = True
     learns = True
-    encrypts = False
-    overhead: Mapping[int, int] = {4: 0, 6: 0}
-
-    def check(self, network: Network) -> None:
-        """There is nothing to choose for a network: what there is are settings of hosts."""
-        check_options(network, {})
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
-
-    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """A peer learns all by BGP; the offer says no more than that this host has an underlay."""
-        underlay(view, network)
-        return {}
-
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
+    programs: tuple[tuple[str, str], ...] = (("bird", "bird2"), ("birdc", "bird2"))
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the speaker with its sessions, and what keeps containers from speaking to its peers."""
@@ -155,11 +132,6 @@ class BgpBackend:
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that the pool's packets get through as they are, to a peer on the link; routers are none of ours."""
         return plain_needs(view, network, peer) if peer.on_link else ()
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def sessions(view: HostView) -> list[Session]:

@@ -41,12 +41,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.ipsec import strongswan_config
 from linkspan.backends.ipsec.settings import identity
 from linkspan.backends.multi_host import (
     admitted,
-    check_options,
     network_states,
     offered,
     own,
@@ -56,10 +54,11 @@ from linkspan.backends.multi_host import (
     tunnel_sysctls,
     underlay,
 )
+from linkspan.backends.routed import RoutedBackend
 from linkspan.core import seal
 from linkspan.core.addresses import FAMILIES, Prefix, prefix, whole
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.model import Facts, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Route, State
@@ -87,26 +86,13 @@ RULE, TABLE = 40000, 76
 """Where the daemon's own routes go in user space: behind every table that counts."""
 
 
-class IpsecBackend:
+class IpsecBackend(RoutedBackend):
     """One daemon and one device for all networks."""
 
     name = "ipsec"
-    crosses_hosts = True
     overhead: Mapping[int, int] = {4: OVERHEAD, 6: OVERHEAD}
-    learns = False
     encrypts = True
-
-    def check(self, network: Network) -> None:
-        """There is nothing to choose for a network: what there is are settings of hosts."""
-        check_options(network, {})
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
+    programs: tuple[tuple[str, str], ...] = (("charon-systemd", "charon-systemd"),)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return the address of this host's daemon, and who encrypts."""
@@ -123,6 +109,10 @@ class IpsecBackend:
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
         """It has the address of the host's daemon."""
         sent_to(offer, "address")
+
+    def lacks(self, facts: Facts) -> str:
+        """Without ESP strongSwan's daemon encrypts in user space."""
+        return "ESP" if facts.strongswan is not None and not facts.strongswan.kernel else ""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the daemon, its device, and what it proves this host by."""
@@ -179,11 +169,6 @@ class IpsecBackend:
         for port in IKE_PORTS:
             what = f"UDP port {port} (IKE)"
             yield Need(what, "udp", source, address.packed, 576, fix, port, from_port=True, inside=_for_nobody)
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def _for_nobody(_left: int) -> bytes:

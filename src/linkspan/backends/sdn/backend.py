@@ -32,13 +32,12 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.host_gw import plain_states
-from linkspan.backends.multi_host import check_options, offered, own, underlay
+from linkspan.backends.multi_host import offered, own, underlay
+from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
 from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
-from linkspan.core.needs import Need
+from linkspan.core.model import HostView, Network, Peer
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Neighbour, Route, State
 
@@ -46,18 +45,15 @@ GATEWAY = "169.254.76.1"
 """Of the link-local range (RFC 3927): no router leads there, and no pool may overlap with it."""
 
 
-class SdnBackend:
+class SdnBackend(RoutedBackend):
     """A route to the gateway; all else is the switches'."""
 
     name = "sdn"
-    crosses_hosts = True
-    overhead: Mapping[int, int] = {4: 0, 6: 0}
-    learns = False
-    encrypts = False
+    options: Mapping[str, str] = {"gateway": "IPV4[,IPV6]", "mac": "MAC"}
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and a gateway that is none."""
-        check_options(network, {"gateway": "IPV4[,IPV6]", "mac": "MAC"})
+        super().check(network)
         if "mac" in network.options:
             try:
                 mac(network.options["mac"])
@@ -90,15 +86,6 @@ class SdnBackend:
                 )
         return msgspec.structs.replace(network, options=options)
 
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """The gateway is all networks' together."""
-        return ()
-
-    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """The controller finds the host by its record: underlay addresses and MAC."""
-        underlay(view, network)
-        return {}
-
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the pools' routes by the gateway, its neighbour entries, and what lets its packets in."""
         yield from plain_states(view, network)
@@ -118,26 +105,10 @@ class SdnBackend:
             via, source = gateways[pool.family].packed, own(view, network, pool.family)
             yield Route(pool, here.ifname, via, source, onlink=True)
 
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
-
-    def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
-        return ()
-
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return nothing: the switches know the peer. Raises Unavailable where it does not receive by them."""
         offered(network, peer, self.name)
         return ()
-
-    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Nothing has to get to the peer past the switches; `trace` walks through these."""
-        return ()
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def gateway(network: Network) -> tuple[Prefix, ...]:

@@ -30,10 +30,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
     admitted,
-    check_options,
     network_states,
     offered,
     own,
@@ -42,9 +40,10 @@ from linkspan.backends.multi_host import (
     tunnel_sysctls,
     underlay,
 )
+from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Conflict, Unavailable
-from linkspan.core.model import Endpoint, Host, HostView, Lease, Network, Other, Peer, Underlay
+from linkspan.core.model import Facts, Host, HostView, Network, Other, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.seal import encrypting
@@ -65,26 +64,13 @@ HEADERS = 8 + 32
 """Bytes of UDP's header, and of WireGuard's with its authentication tag (section 5.4.6 of its paper)."""
 
 
-class WireguardBackend:
+class WireguardBackend(RoutedBackend):
     """One device for all networks."""
 
     name = "wireguard"
-    crosses_hosts = True
     overhead: Mapping[int, int] = {4: 20 + HEADERS, 6: 40 + HEADERS}
-    learns = False
     encrypts = True
-
-    def check(self, network: Network) -> None:
-        """Refuse unknown options: what there is to choose is a host's, not a network's."""
-        check_options(network, {})
-
-    def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
-        return network
-
-    def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
-        return ()
+    programs: tuple[tuple[str, str], ...] = (("wg", "wireguard-tools"),)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return where peers send to first, nothing where this host comes to them."""
@@ -98,8 +84,9 @@ class WireguardBackend:
         place = _place(view.host, here)
         return {"endpoint": place} if place else {}
 
-    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """Where peers send to follows from the host's record; the offer says the same for people."""
+    def lacks(self, facts: Facts) -> str:
+        """Without WireGuard wireguard-go encrypts in user space."""
+        return "wireguard" if facts.wireguard is not None and facts.wireguard.program else ""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
@@ -159,11 +146,6 @@ class WireguardBackend:
                 what = f"UDP port {port} (WireGuard)"
                 yield Need(what, "udp", source, target.packed, size, fix, port, from_port=True)
                 return
-
-    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return a routed endpoint."""
-        yield from routed_endpoint(network, endpoint)
-        yield from shaped(endpoint)
 
 
 def relay(view: HostView, network: str, peer: Host) -> Other | None:

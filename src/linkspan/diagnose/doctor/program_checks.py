@@ -7,13 +7,6 @@ from collections.abc import Iterator
 from linkspan.core.states.programs import located
 from linkspan.diagnose.doctor.checks import Check, Surroundings
 
-PROGRAMS = {
-    "bgp": (("bird", "bird2"), ("birdc", "bird2")),
-    "ipsec": (("charon-systemd", "charon-systemd"),),
-    "wireguard": (("wg", "wireguard-tools"),),
-}
-"""By backend: program, and Debian's package of it."""
-
 
 def installed(around: Surroundings) -> Iterator[Check]:
     """A network whose backend lacks its program crosses no hosts from here."""
@@ -21,9 +14,10 @@ def installed(around: Surroundings) -> Iterator[Check]:
     for network in around.networks:
         for way in network.ways:
             users.setdefault(way.backend, []).append(network.name)
-    for backend in sorted(users.keys() & PROGRAMS.keys()):
-        missing = {name: package for name, package in PROGRAMS[backend] if not located(name)}
-        names = ", ".join(missing or dict(PROGRAMS[backend]))
+    for backend in sorted(name for name in users.keys() & around.backends.keys() if around.backends[name].programs):
+        programs = around.backends[backend].programs
+        missing = {name: package for name, package in programs if not located(name)}
+        names = ", ".join(missing or dict(programs))
         if not missing:
             yield Check(backend, "ok", f"{names}: installed")
             continue

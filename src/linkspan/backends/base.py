@@ -1,0 +1,66 @@
+"""The defaults of a backend.
+
+A backend is a class that says what is different, an object of it, and a line in ``backends`` (or, in a package of its
+own, an entry point).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
+from linkspan.core.needs import Need
+from linkspan.core.states.host import State
+
+
+class BaseBackend:
+    """The defaults: nothing has to be chosen, nothing crosses hosts, no program is needed."""
+
+    name: str
+    crosses_hosts = False
+    overhead: Mapping[int, int] = {4: 0, 6: 0}
+    learns = False
+    encrypts = False
+    programs: tuple[tuple[str, str], ...] = ()
+
+    def check(self, network: Network) -> None:
+        """Accept it."""
+
+    def completed(self, network: Network, others: Iterable[Network]) -> Network:
+        """Nothing has to be chosen."""
+        return network
+
+    def claims(self, network: Network) -> tuple[str, ...]:
+        """Nothing is the network's alone."""
+        return ()
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
+        """Nothing crosses hosts."""
+        return None
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It says nothing that is used."""
+
+    def lacks(self, facts: Facts) -> str:
+        """The kernel carries the packets."""
+        return ""
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Each network has its own."""
+        return ()
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return nothing."""
+        return ()
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Nothing crosses hosts."""
+        return ()
+
+    def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
+        """Nothing crosses hosts."""
+        return ()
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return nothing."""
+        return ()

@@ -1,0 +1,146 @@
+"""What backends across hosts have in common: routed containers, and tunnels to one address of each peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from linkspan.backends.base import BaseBackend
+from linkspan.backends.bridge import routed_endpoint, shaped
+from linkspan.backends.multi_host import (
+    CHECK_MAC,
+    admitted_neighbour,
+    check_options,
+    facing,
+    gateways,
+    is_direct,
+    loose_underlay,
+    network_states,
+    offered,
+    own_addresses,
+    plain_route,
+    reached,
+    sent_to,
+    tunnel_sysctls,
+    underlay,
+)
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Unavailable
+from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.states.host import Route, State
+
+
+class RoutedBackend(BaseBackend):
+    """Crosses hosts; each container has a link of its own, by which its host routes."""
+
+    crosses_hosts = True
+    options: Mapping[str, str] = {}
+    """Its networks' options, and what may be given."""
+
+    def check(self, network: Network) -> None:
+        """Refuse unknown options."""
+        check_options(network, self.options)
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return pools that fail closed, and the guards."""
+        yield from network_states(view, network)
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
+        """All that a peer needs to know is in the host's record; that there is an offer says that it receives."""
+        underlay(view, network)
+        return {}
+
+    def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
+        """Return a routed endpoint."""
+        yield from routed_endpoint(network, endpoint)
+        yield from shaped(endpoint)
+
+
+class TunnelBackend(RoutedBackend):
+    """A tunnel device to which routes lead; each peer receives at one address of the underlay, which it announces.
+
+    A subclass says what the device is, how it sends to a peer, and by what the guard knows what comes from there. With
+    ``direct=true`` peers on the same link get plain routes besides.
+    """
+
+    options: Mapping[str, str] = {"direct": "true|false", CHECK_MAC: "true|false"}
+
+    def device(self, network: Network) -> str:
+        """Return the name of the device of a network, which may serve other networks too."""
+        raise NotImplementedError
+
+    def received(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device, and whatever else receives."""
+        raise NotImplementedError
+
+    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+        """Return how the device sends to the address of a peer, and takes what comes from there."""
+        raise NotImplementedError
+
+    def let_in(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+    ) -> Iterable[State]:
+        """Return by what the guard lets in what comes by the device from one of the peer's prefixes."""
+        raise NotImplementedError
+
+    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
+        """Return the route by the device to one of the peer's prefixes."""
+        raise NotImplementedError
+
+    def family(self, view: HostView, network: Network) -> int:
+        """Return the family of the underlay's addresses by which this host sends."""
+        return underlay(view, network).outer
+
+    def far(self, view: HostView, network: Network, peer: Peer) -> Prefix:
+        """Return the address at which a peer receives. Raises Unavailable where this host cannot send there."""
+        address, family = prefix(offered(network, peer, self.name)["address"]), self.family(view, network)
+        if address.family != family:
+            raise Unavailable(
+                f"host {peer.host.name} receives by {self.name} at {address.address}, and this host sends by "
+                f"IPv{family}",
+                f"give it an underlay address of IPv{family}",
+            )
+        return address
+
+    def plain(self, view: HostView, network: Network) -> bool:
+        """Tell whether peers on the same link may send plain packets."""
+        return is_direct(network)
+
+    def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
+        """Return the address to which peers send."""
+        here, family = underlay(view, network), self.family(view, network)
+        address = here.address(family)
+        if address is None:
+            raise Unavailable(
+                f"network {network.name}: the underlay {here.ifname} has no address of IPv{family}, by which backend "
+                f"{self.name} receives",
+                "give it one, or use another backend",
+            )
+        return {"address": address.address}
+
+    def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
+        """It has an address to send to."""
+        sent_to(offer, "address")
+
+    def network(self, view: HostView, network: Network) -> Iterable[State]:
+        """Return the device with its settings and this host's own addresses, and the guards."""
+        yield from super().network(view, network)
+        yield from self.received(view, network)
+        if is_direct(network):
+            yield from loose_underlay(view, network)
+        yield from tunnel_sysctls(self.device(network), network)
+        yield from own_addresses(view, network, self.device(network))
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return how the peer is sent to, its routes, and what lets its packets in."""
+        address = self.far(view, network, peer)
+        yield from self.met(view, network, peer, address)
+        direct = gateways(view, network, peer)
+        plain = facing(view, network, peer) if self.plain(view, network) else {}
+        for target in reached(peer):
+            yield from self.let_in(view, network, peer, address, target)
+            if target.family in plain:
+                yield from admitted_neighbour(view, network, peer, target)
+            if gateway := direct.get(target.family):
+                yield from plain_route(view, network, peer, target, gateway)
+            else:
+                yield self.route(view, network, peer, address, target)
