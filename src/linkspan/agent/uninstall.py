@@ -144,13 +144,14 @@ def preview(config: Config) -> Outcome:
         found = [_told(state) for state in change.delete]
         strays = _strays(config, machine)
         unknown = _settings(machine)
+        unseen = machine.used_kinds.unknown()
     found += [f"Link {one.name}" for one in strays if one.ours]
     found += _installed(state_dir)
     found += [str(path) for path in (*_plugin_sockets(config), *file_ownership.copied())]
     found += _folders(config)
     why = refusal(living(config), used(config))
     stays = [*_of_others(strays), *unknown, *_staying(config)]
-    return Outcome(found, [], stays, [why.told] if why else [])
+    return Outcome(found, unseen, stays, [why.told] if why else [])
 
 
 def _installed(state_dir: Path) -> list[str]:
@@ -177,6 +178,7 @@ def carry_out(config: Config) -> Outcome:
         removed += [f"Link {one.name}" for one in strays if one.ours]
         change, _ = machine.reconciler.difference(None, inside)
         left += [_told(state) for state in change.delete]
+        left += machine.used_kinds.unknown()
         left += [f"Link {one.name}" for one in _strays(config, machine) if one.ours]
     stays += _of_others(strays)
     files = _installed(state_dir)

@@ -55,13 +55,17 @@ class Reconciler:
     """Desired states, the drivers that serve them, and what could not be mended so far."""
 
     def __init__(
-        self, served: Iterable[tuple[Kind[Any], Driver]], release: Callable[[], None] = lambda: None
+        self,
+        served: Iterable[tuple[Kind[Any], Driver]],
+        release: Callable[[], None] = lambda: None,
+        before: Callable[[Iterable[State]], None] = lambda _states: None,
     ) -> None:
-        """``served`` are the kinds, each with the driver that serves it here."""
+        """``served`` are the kinds, each with the driver that serves it here; ``before`` is told what is to be put."""
         self.desired = Desired()
         self.failing: Mapping[Key, LinkspanError] = {}
         """What could not be mended. It is replaced and never changed: the loop walks over it while the worker works."""
         self._release = release
+        self._before = before
         self._by_kind = {kind.state: (kind, driver) for kind, driver in served}
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self.fights = Fights(self.kinds)
@@ -141,6 +145,7 @@ class Reconciler:
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
         """Put in the order given, then delete in the order given; go on past errors and return them."""
         put, failed = self._shut(change.put)
+        self._before(put)
         for driver, states in self._grouped(put):
             waiting = self._without_link(states, {**self.failing, **failed})
             failed.update(waiting)

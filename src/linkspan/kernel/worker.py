@@ -42,6 +42,7 @@ from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys
 from linkspan.kernel.probe.facts import observe_facts
 from linkspan.kernel.probe.port_owners import holder, listeners
+from linkspan.kernel.used_kinds import UsedKinds
 
 SPEAKER = "bgp"
 """The folder of the BGP speaker's files in the state folder."""
@@ -81,7 +82,8 @@ class Machine:
         """The control socket of strongSwan's daemon."""
         self._speaker_folder = state_dir / SPEAKER
         served = [(kind, host.driver(kind.driver)) for kind in host.kinds if kind.driver is not None]
-        self.reconciler = Reconciler(served, self.sockets.release)
+        self.used_kinds = UsedKinds(state_dir, host.kinds)
+        self.reconciler = Reconciler(served, self.sockets.release, self.used_kinds.note)
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""
