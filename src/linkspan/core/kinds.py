@@ -18,7 +18,7 @@ import msgspec
 from linkspan.core.contracts import Driver
 from linkspan.core.errors import Conflict
 from linkspan.core.shell import Shell
-from linkspan.core.states.host import Key, State
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.wire import Wire
 
 S = TypeVar("S", bound=State)
@@ -83,6 +83,21 @@ def _nobody(_state: Any) -> frozenset[str]:
 
 def _as_given(states: Any) -> Any:
     return states
+
+
+def named(state: Any) -> tuple[Link, ...]:
+    """Return the link with a state's name: what it makes, or (a container's end) is on."""
+    return ((netns_of(state), state.name),)
+
+
+def on_device(state: Any) -> tuple[Link, ...]:
+    """Return the link that is a state's device, none where it has none."""
+    return ((netns_of(state), state.device),) if state.device else ()
+
+
+def netns_of(state: State) -> int:
+    """Return the network namespace that a state is in."""
+    return int(getattr(state, "netns", HOST))
 
 
 class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):

@@ -27,7 +27,7 @@ from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fight, Fights
-from linkspan.core.kinds import Event, Kind, Kinds, Link
+from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
 from linkspan.core.states.host import HOST, Key, State
 
 PASSES = 3
@@ -234,7 +234,7 @@ class Reconciler:
         for state in states:
             key = self.kinds.subject(state)
             falls = any(p in judged.parents or (p in contested and p != key) for p in self._parents(state))
-            if falls or _netns(state) != HOST or not self.kinds.of(state).counted:
+            if falls or netns_of(state) != HOST or not self.kinds.of(state).counted:
                 continue
             if key not in judged.by:
                 judged.by[key] = self.fights.wrong(state, seen.get(state.key))
@@ -330,7 +330,7 @@ class Reconciler:
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
         """Forget that what was looked at has failed, where it is as it should be by now: others may have mended it."""
         if self.failing:
-            looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if _netns(s) in inside | {HOST}}
+            looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if netns_of(s) in inside | {HOST}}
             names = {kind.__name__ for kind in kinds}
             # What was superfluous is not desired; only what is fought for is left so.
             left = {k for k, error in self.failing.items() if isinstance(error, Contested) and k[0] in names}
@@ -353,7 +353,7 @@ class Reconciler:
         names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
         known = inside | {HOST}
-        desired = {k: s for k, s in self.desired.states(wanted).items() if _netns(s) in known}
+        desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}
         observed: dict[Key, State] = {}
         for driver in self._drivers(wanted):
             observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
@@ -369,7 +369,7 @@ class Reconciler:
                     observed.update((s.key, s) for s in there)
                     extra += [s for s in there if self.kinds.of(s).alone(s) and s.key not in desired]
             except NotFound:  # the container is gone, and all that was in it
-                desired = {key: state for key, state in desired.items() if _netns(state) != netns}
+                desired = {key: state for key, state in desired.items() if netns_of(state) != netns}
         put = [state for key, state in desired.items() if observed.get(key) != state]
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
         words.update((state.key, "removed") for state in extra)
@@ -434,10 +434,6 @@ class _Judged(msgspec.Struct):
 
 
 _NEVER = object()
-
-
-def _netns(state: State) -> int:
-    return int(getattr(state, "netns", HOST))
 
 
 def _heal(state: State, what: str) -> Heal:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
 from linkspan.kernel.drivers.link_attributes import IFF_UP
@@ -207,10 +207,6 @@ def _add(state: Address, shell: Shell) -> tuple[str, ...]:
     return (f"{shell.ip(state.netns)} addr replace {state.prefix} dev {shlex.quote(state.device)}{more}",)
 
 
-def _link(state: Address) -> tuple[Link, ...]:
-    return ((state.netns, state.device),)
-
-
 KINDS = (
     Kind(
         state=Address,
@@ -219,7 +215,7 @@ KINDS = (
         known_by="its link",
         purpose="an address on a link",
         commands=_add,
-        on=_link,
+        on=on_device,
         falls=True,
         # The kernel drops the routes that have it as their source and, with a link's last IPv4 address, all neighbours.
         takes_along=(Route, Neighbour),

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import IpsecLink
@@ -262,10 +262,6 @@ def _wire(state: IpsecLink) -> Wire:
     return Wire(state.name, ESP)
 
 
-def _device(state: IpsecLink) -> tuple[Link, ...]:
-    return ((HOST, state.name),)
-
-
 KINDS = (
     Kind(
         state=IpsecLink,
@@ -274,7 +270,7 @@ KINDS = (
         known_by="an alternative name `linkspan:NAME`",
         purpose="a device by which packets go to be encrypted by IPsec",
         commands=_add,
-        makes=_device,
+        makes=named,
         late=True,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         counted=False,

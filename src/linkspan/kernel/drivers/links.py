@@ -22,7 +22,7 @@ import msgspec
 from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, Link, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 from linkspan.kernel.drivers.link_attributes import (
@@ -447,20 +447,12 @@ def _set_interface(state: Interface, shell: Shell) -> tuple[str, ...]:
     return f"{ip} link set lo up", f"{ip} link set {name} address {mac_text(state.mac)} mtu {state.mtu}{up}"
 
 
-def _bridge(state: Bridge) -> tuple[Link, ...]:
-    return ((HOST, state.name),)
-
-
 def _ends(state: Veth) -> tuple[Link, ...]:
     return (HOST, state.name), (state.peer_netns, state.peer_name)
 
 
 def _master(state: Veth) -> tuple[Link, ...]:
     return ((HOST, state.master),) if state.master else ()
-
-
-def _end(state: Interface) -> tuple[Link, ...]:
-    return ((state.netns, state.name),)
 
 
 def _shut(state: Veth) -> Veth:
@@ -477,7 +469,7 @@ KINDS = (
         known_by="an alternative name `linkspan:NAME`",
         purpose="a switch in the kernel, to which containers are plugged",
         commands=_add_bridge,
-        makes=_bridge,
+        makes=named,
         events=_EVENTS,
         names=("ls-*",),
     ),
@@ -501,6 +493,6 @@ KINDS = (
         known_by="its veth pair",
         purpose="the container's end of the cable, switched on",
         commands=_set_interface,
-        on=_end,
+        on=named,
     ),
 )

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 from linkspan.kernel.drivers.link_attributes import ADDRESS, IFNAME
@@ -240,10 +240,6 @@ def _add_entry(state: FdbEntry, _shell: Shell) -> tuple[str, ...]:
     return (f"bridge fdb replace {mac_text(state.mac)} {where} self permanent",)
 
 
-def _link(state: Neighbour | FdbEntry) -> tuple[Link, ...]:
-    return ((HOST, state.device),)
-
-
 KINDS = (
     Kind(
         state=Neighbour,
@@ -252,7 +248,7 @@ KINDS = (
         known_by="permanent or noarp, on a link of ours; on another link protocol number 76",
         purpose="which MAC the next one has: another host's end of the tunnel, or a gateway",
         commands=_add_neighbour,
-        on=_link,
+        on=on_device,
         falls=True,
         events=frozenset({Event.NEIGHBOUR, Event.TUNNEL}),
     ),
@@ -263,7 +259,7 @@ KINDS = (
         known_by="permanent or static, on a link of ours",
         purpose="at which address of the underlay that MAC is reached",
         commands=_add_entry,
-        on=_link,
+        on=on_device,
         falls=True,
         events=frozenset({Event.ENTRY, Event.TUNNEL}),
     ),

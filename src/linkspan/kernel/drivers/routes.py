@@ -14,7 +14,7 @@ import msgspec
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import (
     HOST,
@@ -299,10 +299,6 @@ def _typed(states: Sequence[Route]) -> list[Route]:
     return sorted(states, key=lambda state: bool(state.gateway))
 
 
-def _link(state: Route) -> tuple[Link, ...]:
-    return ((state.netns, state.device),) if state.device else ()
-
-
 def _in_our_table(state: Route) -> bool:
     # Left from an agent that was killed, it would send packets by an interface that is another's by now.
     return bool(state.table)
@@ -317,7 +313,7 @@ KINDS = (
         purpose="where packets to these addresses go",
         commands=_add,
         typed=_typed,
-        on=_link,
+        on=on_device,
         falls=True,
         alone=_in_our_table,
         events=frozenset({Event.ROUTE, Event.ADDRESS_GONE}),

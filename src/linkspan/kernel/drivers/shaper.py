@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForeignQdisc, Key, State, TokenBucket
 from linkspan.kernel.io.batch import each
@@ -183,14 +183,6 @@ def _limit(state: TokenBucket, shell: Shell) -> tuple[str, ...]:
     return (shell.inside(state.netns) + f"tc qdisc replace dev {shlex.quote(state.device)} root {limits}",)
 
 
-def _link(state: TokenBucket) -> tuple[Link, ...]:
-    return ((state.netns, state.device),)
-
-
-def _host_link(state: ForeignQdisc) -> tuple[Link, ...]:
-    return ((HOST, state.device),)
-
-
 _KNOWN_BY = "a handle, at the root of a link of ours"
 _EVENTS = frozenset({Event.QDISC})
 
@@ -202,7 +194,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="a limit on the rate of what leaves by a link",
         commands=_limit,
-        on=_link,
+        on=on_device,
         events=_EVENTS,
     ),
     Kind(
@@ -211,7 +203,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="another program's queueing discipline, which may drop packets",
-        on=_host_link,
+        on=on_device,
         events=_EVENTS,
     ),
 )

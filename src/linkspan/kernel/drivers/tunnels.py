@@ -24,7 +24,7 @@ import msgspec
 from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, named
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.core.states.wireguard import DEVICE
@@ -367,10 +367,6 @@ def _wireguard(state: Wireguard) -> Wire:
     return Wire(state.name, WIREGUARD)
 
 
-def _device(state: Tunnel) -> tuple[Link, ...]:
-    return ((HOST, state.name),)
-
-
 _KNOWN_BY = "an alternative name `linkspan:NAME`"
 
 KINDS = (
@@ -381,7 +377,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: frames in UDP",
         commands=_add_vxlan,
-        makes=_device,
+        makes=named,
         events=frozenset({Event.TUNNEL}),
         names=("lsx*",),
         wire=_vxlan,
@@ -393,7 +389,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: packets in packets",
         commands=_add_ipip,
-        makes=_device,
+        makes=named,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         names=("lsipip",),
         wire=_ipip,
@@ -405,7 +401,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: encrypted packets in UDP",
         commands=_add_wireguard,
-        makes=_device,
+        makes=named,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         names=(DEVICE,),
         grouped=True,

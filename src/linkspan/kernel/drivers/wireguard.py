@@ -28,7 +28,7 @@ import msgspec
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import HIDDEN, Shell
 from linkspan.core.states.host import ALTNAME, HOST, Key, State
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer, key_id
@@ -364,10 +364,6 @@ def _allow(state: AllowedIp, _shell: Shell) -> tuple[str, ...]:
     return (f"wg set {shlex.quote(state.device)} peer {state.public} allowed-ips +{state.prefix}",)
 
 
-def _device(state: WireguardKey | WireguardPeer | AllowedIp) -> tuple[Link, ...]:
-    return ((HOST, state.device),)
-
-
 _KNOWN_BY = "all that the device `lswg` has"
 
 KINDS = (
@@ -378,7 +374,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="the private key of this host, and the port at which it receives",
         commands=_set_key,
-        on=_device,
+        on=on_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         poll=True,
         counted=False,
@@ -390,7 +386,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="another host, by its public key, and where it is sent to first",
         commands=_set_peer,
-        on=_device,
+        on=on_device,
         events=frozenset({Event.HELPER}),
         poll=True,
         counted=False,
@@ -402,7 +398,7 @@ KINDS = (
         known_by=_KNOWN_BY,
         purpose="for which host packets to this prefix are encrypted; nobody else may send from it",
         commands=_allow,
-        on=_device,
+        on=on_device,
         events=frozenset({Event.HELPER}),
         poll=True,
         counted=False,

@@ -11,7 +11,7 @@ from typing import Any
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, named
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.wire import VXLAN, Wire
@@ -117,10 +117,6 @@ def _make_rule(state: HostRule, _shell: Shell) -> tuple[str, ...]:
     return (shlex.join(["ip", *_rule(state, "add")]),)
 
 
-def _device(state: Overlay) -> tuple[Link, ...]:
-    return ((HOST, state.name),)
-
-
 def _wire(state: Overlay) -> Wire:
     return Wire(state.name, VXLAN, state.local, state.port, state.vni)
 
@@ -141,7 +137,7 @@ KINDS = (
         known_by="an alternative name `linkspan:NAME`, on a VXLAN device that is called lsy...",
         purpose="a tunnel to all other hosts, at UDP port 8473",
         commands=_make_overlay,
-        makes=_device,
+        makes=named,
         events=frozenset({Event.TUNNEL}),
         names=(f"{PREFIX}*",),
         wire=_wire,
