@@ -161,6 +161,8 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """
     grouped: bool = False
     """Whether its links encrypt, and bear GROUP: rules know them by that, too, because another's may have the name."""
+    resolves: bool = False
+    """Whether its links ask for neighbours' MACs: what is not checked there any more was put by somebody."""
     wire: Callable[[S], Wire] | None = None
     """Of a tunnel device: what it puts around its packets, for a trace."""
 
@@ -245,6 +247,11 @@ class Kinds:
     def prefixes(self) -> tuple[str, ...]:
         """How the names of all links of ours begin; others' may begin so, too: an alternative name tells."""
         return tuple(name.rstrip("*") for kind in self for name in kind.names)
+
+    @cached_property
+    def resolving(self) -> tuple[str, ...]:
+        """How the names of our links begin that ask for neighbours' MACs."""
+        return tuple(name.rstrip("*") for kind in self if kind.resolves for name in kind.names)
 
     @cached_property
     def tunnels(self) -> tuple[str, ...]:

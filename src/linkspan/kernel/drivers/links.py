@@ -472,6 +472,7 @@ KINDS = (
         makes=named,
         events=_EVENTS,
         names=("ls-*",),
+        resolves=True,
     ),
     Kind(
         state=Veth,
@@ -485,6 +486,7 @@ KINDS = (
         shut=_shut,
         events=_EVENTS,
         names=("lsr*", "lsp*"),
+        resolves=True,
     ),
     Kind(
         state=Interface,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
-from linkspan.core.kinds import Event, Kind, on_device
+from linkspan.core.kinds import Event, Kind, Kinds, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 from linkspan.kernel.drivers.link_attributes import ADDRESS, IFNAME
@@ -81,10 +81,9 @@ class NeighbourDriver:
     ones of a bridge): they would lead packets astray.
     """
 
-    def __init__(self, sockets: Sockets, tunnels: tuple[str, ...]) -> None:
-        """``tunnels`` are the beginnings of the names of our tunnel devices."""
+    def __init__(self, sockets: Sockets, kinds: Kinds) -> None:
         self._sockets = sockets
-        self._tunnels = tunnels
+        self._tunnels, self._resolving = kinds.tunnels, kinds.resolving
         self.own: Own = {}
 
     def probe(self) -> Support:
@@ -108,10 +107,14 @@ class NeighbourDriver:
                 continue
             if index in ours:
                 found = Neighbour(names[index], *_address_and_mac(payload))
-                if state & PERMANENT or astray(found.device, found.mac):
+                if state & PERMANENT or self._is_astray(found):
                     yield found
             elif state & PERMANENT and attributes(payload, 12).get(PROTOCOL) == _OURS:
                 yield Neighbour(names[index], *_address_and_mac(payload))
+
+    def _is_astray(self, found: Neighbour) -> bool:
+        """Tell whether a neighbour that is never checked was put by somebody: on a link that resolves, a single MAC."""
+        return found.device.startswith(self._resolving) and len(found.mac) == 6 and not found.mac[0] & 1
 
     def _entries(self, ours: Mapping[int, str], macs: Mapping[int, bytes]) -> Iterable[FdbEntry]:
         # A MAC has one entry: the kernel appends destinations to all-zero and multicast ones only (vxlan_fdb_update).
@@ -165,11 +168,6 @@ class NeighbourDriver:
             if now - since > _REMEMBERED:
                 self.own.pop(change, None)
         return failed
-
-
-def astray(device: str, mac: bytes) -> bool:
-    """Tell whether a neighbour that is never checked was put by somebody: on links that resolve, to a single MAC."""
-    return device.startswith(("ls-", "lsr", "lsp", "lsx")) and len(mac) == 6 and not mac[0] & 1
 
 
 def _address_and_mac(payload: bytes) -> tuple[bytes, bytes]:
@@ -226,7 +224,7 @@ def _what(state: Neighbour | FdbEntry, kind: int) -> str:
 
 def driver(host: LocalHost) -> NeighbourDriver:
     """Return the driver of neighbours and forwarding entries."""
-    return NeighbourDriver(host.sockets, host.kinds.tunnels)
+    return NeighbourDriver(host.sockets, host.kinds)
 
 
 def _add_neighbour(state: Neighbour, shell: Shell) -> tuple[str, ...]:

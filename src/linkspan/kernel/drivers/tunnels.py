@@ -380,6 +380,7 @@ KINDS = (
         makes=named,
         events=frozenset({Event.TUNNEL}),
         names=("lsx*",),
+        resolves=True,
         wire=_vxlan,
     ),
     Kind(

@@ -140,6 +140,7 @@ KINDS = (
         makes=named,
         events=frozenset({Event.TUNNEL}),
         names=(f"{PREFIX}*",),
+        resolves=True,
         wire=_wire,
     ),
     Kind(
