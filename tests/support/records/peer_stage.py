@@ -11,14 +11,17 @@ import pytest
 
 from linkspan.cluster.peers import Pair, Peers
 from linkspan.core.addresses import Prefix
-from linkspan.core.desired import Desired, Source
+from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
+from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import Key, State
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.probe import underlay
-from linkspan.kernel.worker import Worker
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key
+from support.memory_machine import MemoryDriver, MemoryMachine, worker_of
 from support.records.replicas import Member, network
 
 DEMO = network(backend="host-gw", options={})
@@ -28,16 +31,14 @@ def _underlay(number: int) -> Underlay:
     return Underlay("eth0", (f"192.0.2.{number}/24",))
 
 
-class Kernel:
-    """What peers need of the machine: a reconciler that keeps what should be, by source, and writes down each change.
+class Kernel(Reconciler):
+    """A reconciler over a kernel in memory, which writes down each change of a source.
 
     Nothing may look at ``peers`` half changed: what it was during each change is written down too.
     """
 
     def __init__(self) -> None:
-        self.reconciler = self
-        self.sockets = None
-        self.desired = Desired()
+        super().__init__(MemoryDriver().served())
         self.changed: list[Source] = []
         self.threads: set[int] = set()
         self.known: list[set[Pair]] = []
@@ -45,17 +46,16 @@ class Kernel:
         """Called during each change."""
         self.peers: Peers
 
-    def change(self, source: Source, states: Iterable[State]) -> dict[Key, LinkspanError]:
-        """Note what should be."""
-        self.desired.replace(source, states)
+    def change(
+        self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
+        """Change, and note it."""
+        failed = super().change(source, states, there)
         self.changed.append(source)
         self.threads.add(threading.get_ident())
         self.known.append(set(self.peers.known))
         self.meanwhile()
-        return {}
-
-    def unwell(self, source: Source) -> None:
-        """All that should be is."""
+        return failed
 
 
 class PeerStage(Member):
@@ -65,14 +65,15 @@ class PeerStage(Member):
         super().__init__(Memory(), folder, "h1")
         self.count = others + 1
         self.leases.host = self._host(1)
-        self.kernel, worker = Kernel(), Worker()
-        worker.machine = self.kernel  # type: ignore[assignment]
+        machine = MemoryMachine()
+        machine.reconciler = self.kernel = Kernel()
+        machine.sockets = Sockets(Namespaces())
         self.views: list[int] = []
         """The threads in which the view was asked for."""
         self.exact: tuple[tuple[str, Prefix], ...] = ()
         """This host's exact addresses, as backends that encrypt see them."""
         self.peers = self.kernel.peers = Peers(
-            worker, self.leases, self.networks, self.disputes, self.happenings, self._view
+            worker_of(machine), self.leases, self.networks, self.disputes, self.happenings, self._view
         )
 
     def _host(self, number: int) -> Host:

@@ -1,4 +1,4 @@
-"""The endpoints of a host whose kernel only notes what should be; nothing but the loop may look at the endpoints."""
+"""The endpoints of a host whose kernel is in memory; nothing but the loop may look at the endpoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ports import PortTable
+from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import Key, State
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.kernel.worker import Worker
 from linkspan.store.memory import Memory
+from support.memory_machine import MemoryDriver, MemoryMachine, worker_of
 from support.records.listeners import NoListener
 from support.records.replicas import Member
 
@@ -42,33 +44,41 @@ class LoopOnly(dict[Identity, Endpoint]):
         return super().items()
 
 
-class NotedKernel:
-    """What endpoints need of the machine, each call noted by its sources; a test may overwrite ``changes``."""
+class NotedReconciler(Reconciler):
+    """A reconciler over a kernel in memory, which notes the sources of what changes."""
 
     def __init__(self) -> None:
-        self.reconciler = self
-        self.changed: list[tuple[str, ...]] = []
+        super().__init__(MemoryDriver().served())
+        self.changed: list[Source] = []
 
     def changes(
-        self, sources: Mapping[tuple[str, ...], Iterable[State]], *_there: Any
+        self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
     ) -> dict[Key, LinkspanError]:
-        """Note what should be."""
+        """Note the sources, and change."""
         self.changed += sources
-        return {}
+        return super().changes(sources, there)
 
-    def enter(self, *_words: Any) -> None:
+
+class NotedMachine(MemoryMachine):
+    """A machine with such a reconciler, and no way into any namespace."""
+
+    def __init__(self, reconciler: NotedReconciler | None = None) -> None:
+        super().__init__()
+        self.reconciler = self.noted = reconciler or NotedReconciler()
+
+    def enter(self, endpoint: Endpoint) -> None:
         """Remember no way."""
 
-    def leave(self, *_words: Any) -> None:
+    def leave(self, endpoint: Endpoint, every: Iterable[Endpoint]) -> None:
         """Forget no way."""
 
 
 class RegistryStage:
     """Such a host, with networks."""
 
-    def __init__(self, folder: Path, kernel: NotedKernel | None = None) -> None:
-        self.kernel, self.worker = kernel or NotedKernel(), Worker()
-        self.worker.machine = self.kernel  # type: ignore[assignment]
+    def __init__(self, folder: Path, machine: NotedMachine | None = None) -> None:
+        machine = machine or NotedMachine()
+        self.kernel, self.worker = machine.noted, worker_of(machine)
         self.member = Member(Memory(), folder, "h1")
         self.journal = Journal(folder / "journal.db", cooldown=0)
         self.endpoints = LoopOnly()

@@ -6,10 +6,10 @@ import asyncio
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Key, State
@@ -17,12 +17,12 @@ from linkspan.endpoints import multihoming
 from linkspan.endpoints.detach import detach
 from linkspan.endpoints.registry import source
 from support.records.one_host import endpoint, network
-from support.records.registry_stage import NotedKernel, RegistryStage
+from support.records.registry_stage import NotedMachine, NotedReconciler, RegistryStage
 
 DEMO = network("demo", "10.1.0.0/24", routed=True)
 
 
-class SlowKernel(NotedKernel):
+class SlowKernel(NotedReconciler):
     """A kernel that removes a link only after the agent's loop has gone on; it gives up after ten seconds."""
 
     def __init__(self) -> None:
@@ -30,10 +30,12 @@ class SlowKernel(NotedKernel):
         self.went_on = threading.Event()
         self.waited_in_vain = False
 
-    def changes(self, sources: Mapping[tuple[str, ...], Iterable[State]], *there: Any) -> dict[Key, LinkspanError]:
+    def changes(
+        self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
         """Take states away, and wait for the loop."""
         self.waited_in_vain = not self.went_on.wait(10)
-        return super().changes(sources, *there)
+        return super().changes(sources, there)
 
 
 def _endpoint(ifname: str, address: str) -> Endpoint:
@@ -45,7 +47,7 @@ def test_the_loop_goes_on_while_the_kernel_removes_a_link(tmp_path: Path) -> Non
 
     async def run() -> None:
         kernel = SlowKernel()
-        stage = RegistryStage(tmp_path, kernel)
+        stage = RegistryStage(tmp_path, NotedMachine(kernel))
         await stage.start(DEMO)
         one, mate = _endpoint("eth0", "10.1.0.5"), _endpoint("eth1", "10.1.0.6")
         stage.registry.admit(one, 0)
