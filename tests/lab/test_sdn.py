@@ -280,6 +280,8 @@ def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
     assert sdn.switch("sw2")["problem"] == ""
     sdn.vsctl("clear", "bridge", "sw1", "protocols")
     until(lambda: sdn.switch("sw1")["problem"] == "", "it is well again")
+    until(sdn.settled, "nothing differs")
+    until(lambda: _reaches(sdn), "containers reach each other")
 
 
 def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
