@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -59,13 +60,19 @@ class Reconciler:
         served: Iterable[tuple[Kind[Any], Driver]],
         release: Callable[[], None] = lambda: None,
         before: Callable[[Iterable[State]], None] = lambda _states: None,
+        one_look: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """``served`` are the kinds, each with the driver that serves it here; ``before`` is told what is to be put."""
+        """``served`` are the kinds, each with the driver that serves it here.
+
+        ``release`` is called after each work, and ``before`` with the states that are about to be put. All drivers
+        observe the host within ``one_look``.
+        """
         self.desired = Desired()
         self.failing: Mapping[Key, LinkspanError] = {}
         """What could not be mended. It is replaced and never changed: the loop walks over it while the worker works."""
         self._release = release
         self._before = before
+        self._one_look = one_look
         self._by_kind = {kind.state: (kind, driver) for kind, driver in served}
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self.fights = Fights(self.kinds)
@@ -355,8 +362,9 @@ class Reconciler:
         known = inside | {HOST}
         desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}
         observed: dict[Key, State] = {}
-        for driver in self._drivers(wanted):
-            observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
+        with self._one_look():
+            for driver in self._drivers(wanted):
+                observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
         if guarded and self.fights.closed():
             put, waiting = self._shut(list(desired.values()))
             desired = {state.key: state for state in put}

@@ -83,7 +83,7 @@ class Machine:
         self._speaker_folder = state_dir / SPEAKER
         served = [(kind, host.driver(kind.driver)) for kind in host.kinds if kind.driver is not None]
         self.used_kinds = UsedKinds(state_dir, host.kinds)
-        self.reconciler = Reconciler(served, self.sockets.release, self.used_kinds.note)
+        self.reconciler = Reconciler(served, self.sockets.release, self.used_kinds.note, self.sockets.one_look)
 
     def close(self) -> None:
         """Let go of sockets and threads; what is in the kernel stays."""

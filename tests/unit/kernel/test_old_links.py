@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 
 from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton
 from linkspan.core.states.host import NftChain
-from linkspan.kernel.drivers.sysctl import SysctlDriver
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.probe.facts import _closed, _Link, _old
 
@@ -23,19 +20,14 @@ LINKS = [
 ]
 
 
-class Before:
-    """Settings as they were: eth0 to br-lan were there, and what came in by eth1 was forwarded."""
-
-    def there(self, _path: str) -> dict[int, bool]:
-        """Return that."""
-        return {1: False, 2: False, 3: True, 4: False}
+BEFORE = {1: False, 2: False, 3: True, 4: False}
+"""The links as they were: eth0 to br-lan were there, and what came in by eth1 was forwarded."""
 
 
 def test_what_was_there_and_hardware_is_old_and_of_that_what_forwarded_is_not_closed() -> None:
     """Links that other programs made later are neither; a card that was plugged in later is both."""
-    before = cast("SysctlDriver", Before())
-    assert set(_old(LINKS, before, 4)) == {"eth0", "eth1", "br-lan", "eth2"}
-    assert set(_closed(LINKS, before, 4)) == {"eth0", "br-lan", "eth2"}
+    assert {link.name for link in _old(LINKS, BEFORE)} == {"eth0", "eth1", "br-lan", "eth2"}
+    assert set(_closed(LINKS, BEFORE)) == {"eth0", "br-lan", "eth2"}
 
 
 @pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset()])

@@ -33,6 +33,8 @@ from linkspan.kernel.io.netlink import (
     Sockets,
     attr,
     attributes,
+    names_of,
+    own_of,
     u32,
 )
 from linkspan.kernel.local_host import LocalHost
@@ -66,8 +68,9 @@ class AddressDriver:
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return the global addresses on our links, or on all but lo in a container."""
-        names = self._sockets.names(netns)
-        ours = set((self._sockets.own_links() if netns == HOST else names).values()) - {"lo"}
+        links = self._sockets.links(netns)
+        names = names_of(links)
+        ours = set((own_of(links) if netns == HOST else names).values()) - {"lo"}
         routes = self._routes() if netns == HOST and ours else frozenset()
         wrong: dict[Key, list[bytes]] = {}
         found: dict[Key, Address] = {}

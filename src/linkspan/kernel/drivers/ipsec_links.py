@@ -34,7 +34,6 @@ from linkspan.kernel.drivers.link_attributes import (
     ALT_IFNAME,
     DEVGROUP,
     IFF_UP,
-    IFINFO,
     IFNAME,
     INFO_DATA,
     INFO_KIND,
@@ -56,11 +55,13 @@ from linkspan.kernel.io.netlink import (
     NEWLINK,
     NEWLINKPROP,
     SETLINK,
+    Link,
     Message,
     Sockets,
     altnames,
     attr,
     attributes,
+    link,
     string,
     text,
     u32,
@@ -110,16 +111,13 @@ class IpsecLinkDriver:
         """Return our device."""
         if netns != HOST:
             return []
-        found = (
-            attributes(p, 16) | {-1: p} for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links")
-        )
-        return [state for one in found if (state := self._state(one)) is not None]
+        return [state for one in self._sockets.links(HOST) if (state := self._state(one)) is not None]
 
-    def _state(self, found: dict[int, bytes]) -> IpsecLink | None:
+    def _state(self, there: Link) -> IpsecLink | None:
+        _, flags, found = there
         name, kind = string(found[IFNAME]), _kind(found)
         if f"{ALTNAME}{name}" not in altnames(found) or kind != _MADE_AS.get(name.rstrip("0123456789")):
             return None
-        flags = IFINFO.unpack_from(found[-1])[3]
         up = bool(flags & IFF_UP) and in_group(found)
         mtu = int(struct.unpack("=I", found[MTU])[0])
         return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up, amiss(flags, found, arp=False))
@@ -136,8 +134,8 @@ class IpsecLinkDriver:
             births = self._births(state)
         prop = ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
         up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu) + u32(DEVGROUP, GROUP)
-        there = self._look(state.name) or {}
-        wrong = amiss(IFINFO.unpack_from(there[-1])[3], there, arp=False) if there else ()
+        there = self._look(state.name)
+        wrong = amiss(there.flags, there.found, arp=False) if there else ()
         results = self._sockets.at(HOST).batch(
             [
                 *births,
@@ -152,10 +150,11 @@ class IpsecLinkDriver:
 
     def _births(self, state: IpsecLink) -> list[Message]:
         there = self._look(state.name)
-        if there is not None and self._state(there) is None and not (_kind(there) == "xfrm" and in_group(there)):
+        xfrm = there is not None and _kind(there.found) == "xfrm"
+        if there is not None and self._state(there) is None and not (xfrm and in_group(there.found)):
             hint = f"remove or rename it: ip link del {state.name}"
             raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
-        if there is not None and _kind(there) == "xfrm":
+        if xfrm:
             return []
         info = text(INFO_KIND, "xfrm") + attr(INFO_DATA | NESTED, attr(_EXTERNAL, b""))
         body = ifinfo() + text(IFNAME, state.name) + attr(LINKINFO | NESTED, info)
@@ -206,7 +205,7 @@ class IpsecLinkDriver:
             if error.errno != errno.ENODEV:
                 raise
 
-    def _look(self, name: str) -> dict[int, bytes] | None:
+    def _look(self, name: str) -> Link | None:
         try:
             payload = self._sockets.at(HOST).get(
                 Message(GETLINK, 0, ifinfo() + text(IFNAME, name), f"find link {name}")
@@ -215,7 +214,7 @@ class IpsecLinkDriver:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return attributes(payload, 16) | {-1: payload}
+        return link(payload)
 
 
 _MADE_AS = {"lsipsec": "xfrm", "ipsec": "tun"}

@@ -120,7 +120,7 @@ class LinkDriver:
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return our bridges and veth pairs on the host; in a container, every veth end."""
-        links = [_link(payload) for payload in self._sockets.at(netns).dump(GETLINK, ifinfo(), "list links")]
+        links = [_Link(*link) for link in self._sockets.links(netns)]
         if netns != HOST:
             return [state for state in (_interface(netns, link) for link in links) if state]
         names = {link.index: string(link.found[IFNAME]) for link in links}

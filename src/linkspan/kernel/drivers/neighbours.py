@@ -24,8 +24,8 @@ from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, on_device
 from linkspan.core.shell import Shell, address_text
-from linkspan.core.states.host import ALTNAME, HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
-from linkspan.kernel.drivers.link_attributes import ADDRESS, IFNAME
+from linkspan.core.states.host import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
+from linkspan.kernel.drivers.link_attributes import ADDRESS
 from linkspan.kernel.io.netlink import (
     DELNEIGH,
     F_CREATE,
@@ -34,10 +34,10 @@ from linkspan.kernel.io.netlink import (
     NEWNEIGH,
     Message,
     Sockets,
-    altnames,
     attr,
     attributes,
-    string,
+    names_of,
+    own_of,
 )
 from linkspan.kernel.local_host import LocalHost
 
@@ -94,10 +94,9 @@ class NeighbourDriver:
         """Return what lasts on our devices, and on others' what bears our protocol number."""
         if netns != HOST:
             return []
-        links = list(self._sockets.indexed(HOST))
-        names = {index: string(found[IFNAME]) for index, found in links}
-        ours = {i: names[i] for i, found in links if any(n.startswith(ALTNAME) for n in altnames(found))}
-        macs = {index: found.get(ADDRESS, b"") for index, found in links if index in ours}
+        links = self._sockets.links(HOST)
+        names, ours = names_of(links), own_of(links)
+        macs = {link.number: link.found.get(ADDRESS, b"") for link in links if link.number in ours}
         return [*self._neighbours(names, ours), *(self._entries(ours, macs) if ours else ())]
 
     def _neighbours(self, names: Mapping[int, str], ours: Mapping[int, str]) -> Iterable[Neighbour]:

@@ -37,6 +37,8 @@ from linkspan.kernel.io.netlink import (
     Sockets,
     attr,
     attributes,
+    names_of,
+    own_of,
     u32,
 )
 from linkspan.kernel.local_host import LocalHost
@@ -199,7 +201,8 @@ def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
 
     They are those of the main table, and those by which the host takes packets in (``of type local``).
     """
-    names, ours = sockets.names(HOST), set(sockets.own_links().values())
+    links = sockets.links(HOST)
+    names, ours = names_of(links), set(own_of(links).values())
     found: dict[Prefix, str] = {}
     for table in (_TABLE_MAIN, _TABLE_LOCAL):
         for family in SOCKET_FAMILY.values():
@@ -239,14 +242,12 @@ def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
 
 def default_link(sockets: Sockets) -> str:
     """Return the link that the host's default route leaves by, '' where it has none."""
-    names, ours = sockets.names(HOST), set(sockets.own_links().values())
-    for family in SOCKET_FAMILY.values():
-        for payload in _dump(sockets, HOST, family):
-            if payload[1] == 0 and payload[7] == _UNICAST and payload[5] != ROUTE_PROTOCOL:
-                device = _route(payload, names, HOST).device
-                if device not in ours:
-                    return device
-    return ""
+    every = (payload for family in SOCKET_FAMILY.values() for payload in _dump(sockets, HOST, family))
+    found = [one for one in every if one[1] == 0 and one[7] == _UNICAST and one[5] != ROUTE_PROTOCOL]
+    links = sockets.links(HOST) if found else []
+    names, ours = names_of(links), set(own_of(links).values())
+    devices = (_route(payload, names, HOST).device for payload in found)
+    return next((device for device in devices if device not in ours), "")
 
 
 def uplink_mtu(sockets: Sockets) -> int:

@@ -145,8 +145,9 @@ class TunnelDriver:
         """Return our tunnel devices."""
         if netns != HOST:
             return []
-        links = (_link(p) for p in self._sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"))
-        return [state for link in links if is_ours(altnames(link[2])) and (state := _tunnel(*link))]
+        ours = (link for link in self._sockets.links(HOST) if is_ours(altnames(link.found)))
+        links = ((string(link.found[IFNAME]), link.flags, link.found) for link in ours)
+        return [state for link in links if (state := _tunnel(*link))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, mend, replace and remove devices; one of another's with the same name is a Conflict, and stays."""

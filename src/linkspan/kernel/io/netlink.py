@@ -7,9 +7,11 @@ SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in 5 ms.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,7 +33,8 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 NEWLINKPROP = 108
-_PROP_LIST, _ALT_IFNAME = 52, 53  # linux/if_link.h
+_IFNAME, _EXT_MASK, _PROP_LIST, _ALT_IFNAME = 3, 29, 52, 53  # linux/if_link.h
+_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h
 
 _RCVBUFFORCE = 33  # asm-generic/socket.h
 _ROOM = 16 << 20
@@ -39,7 +42,7 @@ _ROOM = 16 << 20
 
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
-_INT = struct.Struct("=i")
+_INT, _FLAGS = struct.Struct("=i"), struct.Struct("=I")
 BATCH = 500
 """Messages in one send: more would not fit the default socket buffer of 208 KiB (measured with routes)."""
 
@@ -99,6 +102,19 @@ def altnames(found: dict[int, bytes]) -> list[str]:
             names.append(string(data[offset + 4 : offset + length]))
         offset += max(4, (length + 3) & ~3)
     return names
+
+
+class Link(NamedTuple):
+    """A link as a dump tells of it: its index, its flags (IFF_*) and its attributes."""
+
+    number: int
+    flags: int
+    found: dict[int, bytes]
+
+
+def link(payload: bytes) -> Link:
+    """Unpack a link message's body."""
+    return Link(_INT.unpack_from(payload, 4)[0], _FLAGS.unpack_from(payload, 8)[0], attributes(payload, 16))
 
 
 class Socket:
@@ -175,6 +191,11 @@ class Socket:
                     return objects
                 objects.append(payload)
 
+    def links(self) -> list[Link]:
+        """Return all links of the namespace, without IPv6's statistics: they are a quarter of the bytes."""
+        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + u32(_EXT_MASK, _SKIP_STATS)
+        return [link(payload) for payload in self.dump(GETLINK, body, "list links")]
+
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> KernelError | None:
         """Send messages as one batch of nfnetlink, which takes all of them or none; returns the first error."""
         first = self._sequence + 1
@@ -233,12 +254,37 @@ def _extended(body: bytes) -> str:
     return string(found[1]) if 1 in found else ""
 
 
+def names_of(links: Iterable[Link]) -> dict[int, str]:
+    """Return links' names by their indexes."""
+    return {one.number: string(one.found[_IFNAME]) for one in links}
+
+
+def own_of(links: Iterable[Link]) -> dict[int, str]:
+    """Return the names of those of the host's links that are ours, by index: an alternative name tells."""
+    ours = (one for one in links if any(name.startswith(ALTNAME) for name in altnames(one.found)))
+    return names_of(ours)
+
+
 class Sockets:
     """One rtnetlink socket for each namespace that a batch touches; those of containers only for its time."""
 
     def __init__(self, namespaces: Namespaces) -> None:
         self.namespaces = namespaces
         self._open: dict[int, Socket] = {}
+        self._looking = False
+        self._seen: list[Link] | None = None
+
+    @contextlib.contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Let all who look at the host's links meanwhile see the same ones: they are listed once.
+
+        Nothing is changed by us within it. What others change makes an event, and another look.
+        """
+        self._looking, self._seen = True, None
+        try:
+            yield
+        finally:
+            self._looking, self._seen = False, None
 
     def at(self, netns: int) -> Socket:
         """Return the socket in the namespace, made where there is none; raises NotFound where it is gone."""
@@ -269,27 +315,25 @@ class Sockets:
         """Return a link's attributes; raises KernelError (ENODEV), naming it."""
         return attributes(self._find(netns, device), 16)
 
+    def links(self, netns: int) -> list[Link]:
+        """Return every link."""
+        if netns != HOST or not self._looking:
+            return self.at(netns).links()
+        if self._seen is None:
+            self._seen = self.at(netns).links()
+        return self._seen
+
     def names(self, netns: int) -> dict[int, str]:
         """Return every link's name by its index."""
-        return {index: string(found[3]) for index, found in self.indexed(netns)}
+        return names_of(self.links(netns))
 
     def own_links(self) -> dict[int, str]:
         """Return the host's links that are ours, whatever others' links are called: names by index."""
-        return {
-            index: string(found[3])
-            for index, found in self.indexed(HOST)
-            if any(name.startswith(ALTNAME) for name in altnames(found))
-        }
+        return own_of(self.links(HOST))
 
     def flags(self, netns: int, device: str) -> int:
         """Return a link's flags (IFF_*); raises KernelError (ENODEV), naming it."""
         return int(struct.unpack_from("=I", self._find(netns, device), 8)[0])
-
-    def indexed(self, netns: int) -> Iterator[tuple[int, dict[int, bytes]]]:
-        """Yield every link's index and attributes."""
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
-        for payload in self.at(netns).dump(GETLINK, body, "list links"):
-            yield _INT.unpack_from(payload, 4)[0], attributes(payload, 16)
 
     def release(self) -> None:
         """Close the sockets of containers: an open one would keep a dead container's namespace alive."""

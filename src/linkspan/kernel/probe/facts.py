@@ -18,9 +18,9 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts
 from linkspan.core.states.host import OTHERS
 from linkspan.kernel.drivers import firewalld
-from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_KIND, LINKINFO, ifinfo
+from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_KIND, LINKINFO
 from linkspan.kernel.drivers.sysctl import SysctlDriver
-from linkspan.kernel.io.netlink import GETADDR, GETLINK, GETROUTE, Socket, attributes, string
+from linkspan.kernel.io.netlink import GETADDR, GETROUTE, Socket, attributes, string
 from linkspan.kernel.probe import foreign_chains, forwarders
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
@@ -35,12 +35,13 @@ def observe_facts(sysctls: SysctlDriver) -> Facts:
     found = foreign_chains.nft_chains()
     open_ = frozenset(f for f in FAMILIES if sysctls.before(FORWARDING[f]) not in ("", "0"))
     links = list(_links())
-    old = frozenset((f, name) for f in FAMILIES if f not in open_ for name in _old(links, sysctls, f))
+    there = {f: sysctls.there(FORWARDING[f]) for f in FAMILIES if f not in open_}
+    old = frozenset((f, link.name) for f in there for link in _old(links, there[f]))
     return Facts(
         forward_chains=frozenset((f, c) for f in FAMILIES for c in forwarders.deciding(found, f)),
         firewalld=any(c.table == "firewalld" for c in found) and firewalld.running(),
         forwarding=open_,
-        closed_links=frozenset((f, n) for f in FAMILIES if f not in open_ for n in _closed(links, sysctls, f)),
+        closed_links=frozenset((f, n) for f in there for n in _closed(links, there[f])),
         old_links=old,
         bridges=frozenset(link.name for link in links if link.kind == "bridge") & {name for _, name in old},
         ra_links=frozenset(n for n in _ra_links() if sysctls.before(f"net/ipv6/conf/{n}/accept_ra") == "1"),
@@ -58,32 +59,25 @@ def _links() -> Iterator[_Link]:
     """Yield the links that are neither linkspan's nor loopback's nor of another container system."""
     rtnetlink = Socket()
     try:
-        for payload in rtnetlink.dump(GETLINK, ifinfo(), "list links"):
-            found = attributes(payload, 16)
+        for index, _, found in rtnetlink.links():
             name = string(found[IFNAME])
-            kind = string(attributes(found[LINKINFO], 0).get(INFO_KIND, b"")) if LINKINFO in found else ""
-            if _NAME.fullmatch(name) and not any(fnmatch.fnmatch(name, p) for p in ("lo", "ls*", *OTHERS)):
-                yield _Link(struct.unpack_from("=i", payload, 4)[0], name, kind)
+            if _NAME.fullmatch(name) and not any(fnmatch.fnmatchcase(name, p) for p in ("lo", "ls*", *OTHERS)):
+                yield _Link(index, name, string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b"")))
     finally:
         rtnetlink.close()
 
 
-def _closed(links: list[_Link], sysctls: SysctlDriver, family: int) -> Iterator[str]:
+def _closed(links: list[_Link], there: dict[int, bool]) -> Iterator[str]:
     """Yield the old links of which the host did not forward what came in."""
-    there = sysctls.there(FORWARDING[family])
-    return (name for name, number in _old_ones(links, there) if not there.get(number))
+    return (link.name for link in _old(links, there) if not there.get(link.number))
 
 
-def _old(links: list[_Link], sysctls: SysctlDriver, family: int) -> Iterator[str]:
+def _old(links: list[_Link], there: dict[int, bool]) -> Iterator[_Link]:
     """Yield the links that were there before linkspan had the host forward, and hardware that came later.
 
     What another program makes later is its own.
     """
-    return (name for name, _ in _old_ones(links, sysctls.there(FORWARDING[family])))
-
-
-def _old_ones(links: list[_Link], there: dict[int, bool]) -> Iterator[tuple[str, int]]:
-    return ((link.name, link.number) for link in links if link.number in there or not link.kind)
+    return (link for link in links if link.number in there or not link.kind)
 
 
 def _ra_links() -> set[str]:

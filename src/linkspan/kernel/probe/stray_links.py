@@ -21,15 +21,13 @@ from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State
 from linkspan.kernel.drivers.link_attributes import (
     ADDRESS,
     DEVGROUP,
-    IFINFO,
     IFNAME,
     INFO_KIND,
     LINKINFO,
     MASTER,
-    ifinfo,
 )
 from linkspan.kernel.drivers.links import Removal, is_ours
-from linkspan.kernel.io.netlink import GETLINK, Sockets, altnames, attributes, string
+from linkspan.kernel.io.netlink import Sockets, altnames, attributes, string
 
 _FORMS = (
     (re.compile(r"ls[rp][0-9a-f]{12}"), {"veth"}),
@@ -67,9 +65,7 @@ def find(
     ``observed`` are our routes and elements on the host, ``journalled`` host ends that the journal has, ``networks``
     the networks whose MACs are known.
     """
-    found: dict[int, dict[int, bytes]] = {}
-    for payload in sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"):
-        found[IFINFO.unpack_from(payload)[2]] = attributes(payload, 16)
+    found = {link.number: link.found for link in sockets.links(HOST)}
     hosts_own = {derived_mac(word, name) for name in networks for word in ("bridge", "gateway")}
     ours = {index for index, link in found.items() if is_ours(altnames(link))}
     bridges = {_number(found[index], MASTER) for index in found if index in ours or _is_port(found[index])}

@@ -11,12 +11,11 @@ from linkspan.core.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, pla
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
 from linkspan.core.model import CAN_REACH, Underlay
 from linkspan.core.states.host import HOST
-from linkspan.kernel.drivers.link_attributes import ADDRESS, INFO_KIND, LINKINFO, MASTER, ifinfo
+from linkspan.kernel.drivers.link_attributes import ADDRESS, INFO_KIND, LINKINFO, MASTER
 from linkspan.kernel.drivers.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.drivers.routes import default_link
 from linkspan.kernel.io.netlink import (
     GETADDR,
-    GETLINK,
     GETNEIGH,
     GETROUTE,
     Message,
@@ -102,11 +101,9 @@ class Link(NamedTuple):
 
 def _links(sockets: Sockets) -> list[Link]:
     found = []
-    for payload in sockets.at(HOST).dump(GETLINK, ifinfo(), "list links"):
-        attrs = attributes(payload, 16)
+    for index, _, attrs in sockets.links(HOST):
         info = attributes(attrs[LINKINFO], 0) if LINKINFO in attrs else {}
         master, lower = (int.from_bytes(attrs.get(word, b""), sys.byteorder) for word in (MASTER, _LINK))
-        (index,) = struct.unpack_from("=i", payload, 4)
         found.append(Link(index, string(info.get(INFO_KIND, b"")), attrs.get(ADDRESS, b""), master, lower))
     return found
 
