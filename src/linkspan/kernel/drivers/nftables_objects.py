@@ -40,6 +40,8 @@ class FirewallDriver:
         self._netfilter = netfilter_socket()
         self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
         self._layouts: dict[tuple[str, str, str], Layout] = {}
+        self._listed: tuple[int, tuple[State, ...]] = (-1, ())
+        """What was listed last, and the ruleset's generation: it is so until the kernel tells another generation."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -54,8 +56,20 @@ class FirewallDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return all that is in our tables; nothing of one that somebody deletes meanwhile."""
-        for family, name in TABLES if netns == HOST else ():
+        """Return all that is in our tables: it is listed anew after a transaction, whoever made it."""
+        if netns != HOST:
+            return ()
+        before = generation(self._netfilter)
+        if self._listed[0] != before:
+            found = tuple(self._list())
+            if generation(self._netfilter) != before:  # part of it may be older than the rest
+                return found
+            self._listed = before, found
+        return self._listed[1]
+
+    def _list(self) -> Iterator[State]:
+        """Each table is listed whole, or not at all where somebody deletes it meanwhile."""
+        for family, name in TABLES:
             if not table_exists(self._netfilter, family, name):
                 continue
             try:

@@ -1,0 +1,80 @@
+"""When our tables are listed: after each transaction of anybody, and not else."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkspan.core.states.host import HOST, NftElement
+from linkspan.kernel.drivers import nftables_objects
+from linkspan.kernel.drivers.nftables_objects import FirewallDriver
+
+
+class Ruleset:
+    """A table with one set, as libnftables lists it; each change counts one generation."""
+
+    def __init__(self) -> None:
+        self.generation = 1
+        self.elements = ["10.0.0.1"]
+        self.listed = 0
+        self.meanwhile = False
+        """Whether somebody changes it while it is listed."""
+
+    def put(self, element: str) -> None:
+        """Add an element."""
+        self.elements.append(element)
+        self.generation += 1
+
+    def json(self, _command: str) -> list[dict[str, dict[str, object]]]:
+        """List it."""
+        self.listed += 1
+        found: dict[str, object] = {
+            "family": "inet", "table": "linkspan", "name": "own4", "type": "ipv4_addr", "elem": [*self.elements]
+        }  # fmt: skip
+        if self.meanwhile:
+            self.generation += 1
+        return [{"table": {"family": "inet", "name": "linkspan"}}, {"set": found}]
+
+    def text(self, _command: str) -> str:
+        """List its chains: there are none."""
+        return ""
+
+
+@pytest.fixture
+def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
+    """Let the driver see this ruleset."""
+    ruleset = Ruleset()
+    monkeypatch.setattr(nftables_objects, "TABLES", (("inet", "linkspan"),))
+    monkeypatch.setattr(nftables_objects, "Nft", lambda: ruleset)
+    monkeypatch.setattr(nftables_objects, "netfilter_socket", lambda: None)
+    monkeypatch.setattr(nftables_objects, "table_exists", lambda *_: True)
+    monkeypatch.setattr(nftables_objects, "generation", lambda _: ruleset.generation)
+    return ruleset
+
+
+def _elements(driver: FirewallDriver) -> set[str]:
+    return {state.parts[0] for state in driver.observe(HOST) if isinstance(state, NftElement)}
+
+
+def test_a_ruleset_without_a_transaction_is_listed_once(ruleset: Ruleset) -> None:
+    """The kernel's generation tells that all is as it was."""
+    driver = FirewallDriver()
+    assert _elements(driver) == _elements(driver) == {"10.0.0.1"}
+    assert ruleset.listed == 1
+
+
+def test_a_transaction_is_seen_whoever_made_it(ruleset: Ruleset) -> None:
+    """What was listed before counts no more, though no event came."""
+    driver = FirewallDriver()
+    _elements(driver)
+    ruleset.put("10.0.0.2")
+    assert _elements(driver) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_a_ruleset_that_changes_while_it_is_listed_is_listed_again(ruleset: Ruleset) -> None:
+    """One part of such a list may be older than another, so it is not kept."""
+    driver = FirewallDriver()
+    ruleset.meanwhile = True
+    _elements(driver)
+    ruleset.meanwhile = False
+    ruleset.elements.append("10.0.0.3")  # by that change
+    assert "10.0.0.3" in _elements(driver)
