@@ -46,6 +46,7 @@ from linkspan.kernel.io.netlink import (
     ROUTE,
     Socket,
     altnames,
+    attr,
     attributes,
     string,
 )
@@ -57,7 +58,9 @@ _NEWQDISC, _DELQDISC, _NEWNETCONF = 36, 37, 80
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
 _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _GEN_PROCESS, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
-_IFNAME = 3
+_IFNAME, _PROTINFO = 3, 12
+_PASSING = (21, 22, 23, 38, 41)
+"""Of a bridge port, what passes by itself: timers, and counts of multicast listeners (IFLA_BRPORT_* in if_link.h)."""
 # linux/rtnetlink.h: RT_TABLE_MAIN, RT_TABLE_LOCAL, RTA_DST, RTA_OIF
 _MAIN, _LOCAL, _DST, _OIF = 254, 255, 1, 4
 _KERNEL = 2  # RTPROT_KERNEL
@@ -65,6 +68,34 @@ _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, 
 
 Found = tuple[Event, ...]
 """What one message tells."""
+
+
+class Ports:
+    """What was told last of each bridge's port, by the link's index.
+
+    A port makes an event without a change when its bridge's forward delay ends, 15 s after it came, though the bridge
+    needs none (br_forward_delay_timer_expired in net/bridge/br_stp_timer.c): one for each container.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[int, bytes] = {}
+
+    def as_told(self, kind: int, body: bytes) -> bool:
+        """Take down what an event tells, and return whether it is of a port and tells nothing new."""
+        if kind == DELLINK:
+            self._told.pop(_index(body), None)
+        if kind != NEWLINK or body[0] != AF_BRIDGE:
+            return False
+        found = attributes(body, 16)
+        port = attributes(found.pop(_PROTINFO, b""))
+        lasting = [attr(number, value) for number, value in port.items() if number not in _PASSING]
+        now = body[8:12] + b"".join([*(attr(number, value) for number, value in found.items()), *lasting])
+        before, self._told[_index(body)] = self._told.get(_index(body), b""), now
+        return before == now
+
+    def clear(self) -> None:
+        """Forget all: events were lost."""
+        self._told.clear()
 
 
 class RouteEvents:
@@ -76,6 +107,7 @@ class RouteEvents:
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
         self._own_ports = own_ports
         self._own_entries: Own = {} if own_entries is None else own_entries
+        self._ports = Ports()
         self._lost: set[int] = set()
         """Indexes of the links whose addresses have lost a route of the kernel's, of what is being read."""
         self.actor = ""
@@ -97,6 +129,8 @@ class RouteEvents:
         try:
             while True:
                 for kind, port, body in self.socket.receive():
+                    if self._ports.as_told(kind, body):
+                        continue
                     if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(self._ours):
                         self._own_macs[_index(body)] = _mac(body)
                         if name.startswith(self._kinds.tunnels):
@@ -113,6 +147,7 @@ class RouteEvents:
             return self._kinds.after(*events)
         except OSError as error:
             if error.errno == errno.ENOBUFS:
+                self._ports.clear()
                 return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
 
