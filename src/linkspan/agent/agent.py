@@ -27,7 +27,7 @@ from linkspan.agent.metrics import Metrics
 from linkspan.agent.peer_survey import Survey
 from linkspan.agent.plans import Plans
 from linkspan.backends import migration
-from linkspan.backends.wireguard.backend import asked
+from linkspan.backends.wireguard.backend import WireguardBackend, asked
 from linkspan.cluster import bootstrap, controller_status
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
@@ -360,7 +360,10 @@ class Agent:
         self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def _look_at_keys(self) -> None:
-        """Follow a change of the keys' files, of which there is no event: of a mode, perhaps."""
+        """Follow a change of the keys' files, where they are needed: there is no event of it (of a mode, perhaps)."""
+        ways = {way.backend for network in self.networks.all() for way in network.ways}
+        if WireguardBackend.name not in ways:  # whoever makes the first network of it looks, too
+            return
         if await self.worker.run(self.worker.machine.tools) != self._facts.wireguard:
             await self.replan()
 

@@ -111,7 +111,7 @@ class Associating:
 
     async def look(self) -> None:
         """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
-        wanted = await self._worker.run(wanted_of, self._worker.machine.reconciler.desired)
+        wanted = await self._worker.run_brief(wanted_of, self._worker.machine.reconciler.desired)
         for gone in self._known.keys() - {one.connection.name for one in wanted}:
             for table in (self._known, self._memory.tries, self._memory.places, self._reasons):
                 table.pop(gone, None)

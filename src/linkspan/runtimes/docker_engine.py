@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
@@ -152,6 +153,8 @@ class Engine:
 
         Ends where the engine does. Raises Unavailable where it is not to be had.
         """
+        if not Path(self.socket).exists():  # this is asked again and again where there is no engine
+            raise Unavailable(f"Docker's engine at {self.socket}: there is no such socket", "does dockerd run?")
         wanted = msgspec.json.encode({"type": ["container"], "event": ["rename"]}).decode()
         connector = aiohttp.UnixConnector(self.socket)
         try:

@@ -135,8 +135,8 @@ class WireguardDriver:
             return None
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what the device has."""
-        found = self.table() if netns == HOST else None
+        """Return what the device has; most hosts have none, and are asked each second."""
+        found = self.table() if netns == HOST and self._there() else None
         if found is None:
             return
         mtu = self._sockets.mtu(HOST, DEVICE)
@@ -151,6 +151,13 @@ class WireguardDriver:
             yield WireguardPeer(DEVICE, peer.public, endpoint, keepalive, self._shared_file(peer, told))
             for one in peer.allowed:
                 yield AllowedIp(DEVICE, one, peer.public)
+
+    def _there(self) -> bool:
+        try:
+            self._sockets.index(HOST, DEVICE)
+        except KernelError:
+            return False
+        return True
 
     def _note(self, found: Table) -> None:
         """Remember where peers are seen."""
