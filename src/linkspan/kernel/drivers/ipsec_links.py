@@ -115,8 +115,9 @@ class IpsecLinkDriver:
 
     def _state(self, there: Link) -> IpsecLink | None:
         _, flags, found = there
-        name, kind = string(found[IFNAME]), _kind(found)
-        if f"{ALTNAME}{name}" not in altnames(found) or kind != _MADE_AS.get(name.rstrip("0123456789")):
+        name = string(found[IFNAME])
+        made_as = _MADE_AS.get(name.rstrip("0123456789"))
+        if f"{ALTNAME}{name}" not in altnames(found) or (kind := _kind(found)) != made_as:
             return None
         up = bool(flags & IFF_UP) and in_group(found)
         mtu = int(struct.unpack("=I", found[MTU])[0])
