@@ -25,7 +25,7 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
 from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import lasting, pause
 from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
 from linkspan.diagnose.doctor.checks import Check
@@ -105,7 +105,7 @@ class Peerings:
     async def _watch(self) -> None:
         for number in itertools.count():
             await self.look(counts=number % SELDOM == 0)
-            await asyncio.sleep(EVERY)
+            await pause(EVERY)
 
     def all(self) -> list[Peering]:
         """Return all sessions by name, as they were seen last."""

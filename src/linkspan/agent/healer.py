@@ -20,7 +20,7 @@ from linkspan.core.fights import Contested, Fights
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.reconcile import Report
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import lasting, pause, woken
 from linkspan.endpoints import detach, multihoming
 from linkspan.endpoints.registry import Identity, Registry, source
 from linkspan.kernel.events import NftEvents, RouteEvents
@@ -230,7 +230,7 @@ class Healer:
 
     async def _every(self, seconds: float, looks: Sequence[Look]) -> None:
         while True:
-            await asyncio.sleep(seconds)
+            await pause(seconds)
             await self._each(*looks, self._reap)
 
     async def _each(self, *looks: Look) -> bool:

@@ -28,7 +28,7 @@ from linkspan.core.desired import Desired
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
 from linkspan.core.states.ipsec import ANYWHERE, IpsecChild, IpsecConnection
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import lasting, pause
 from linkspan.diagnose.doctor.ipsec_reasons import Reason, reasons, said
 from linkspan.kernel.drivers.ipsec import begun_at
 from linkspan.kernel.io import vici
@@ -107,7 +107,7 @@ class Associating:
         while True:
             with contextlib.suppress(LinkspanError):  # a daemon that is gone: healing tells
                 await self.look()
-            await asyncio.sleep(SOON if any(one.missing for one in self._known.values()) else EVERY)
+            await pause(SOON if any(one.missing for one in self._known.values()) else EVERY)
 
     async def look(self) -> None:
         """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""

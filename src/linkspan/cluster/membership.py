@@ -29,7 +29,7 @@ from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import lasting, pause, woken
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
@@ -194,7 +194,7 @@ class Cluster:
 
     async def _live(self) -> None:
         while True:
-            await asyncio.sleep(ALIVE_EVERY)
+            await pause(ALIVE_EVERY)
             await self._say()
 
     async def _say(self) -> None:
@@ -217,7 +217,7 @@ class Cluster:
     async def _mind(self) -> None:
         """Withdraw when this host has been silent for as long as it promised, and come back when it was heard."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await pause(LOOK_EVERY)
             if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
                 self.peers.withdrawn = withdrawn
                 what = (

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from linkspan.core.errors import KernelError
 from linkspan.core.model import Peer
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import lasting, pause
 from linkspan.kernel.probe.ping import Echo
 
 log = logging.getLogger("linkspan.cluster.peer_ping")
@@ -85,7 +85,7 @@ class Probes:
                 self._ping(*target)
                 if number % RATE == 0:
                     await asyncio.sleep(1)
-            await asyncio.sleep(EVERY)
+            await pause(EVERY)
 
     def _ping(self, pair: Pair, family: int, address: str) -> None:
         self._since.setdefault((pair, address), time.monotonic())

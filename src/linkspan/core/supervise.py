@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -30,6 +31,20 @@ async def _again(what: str, work: Callable[[], Awaitable[None]]) -> None:
             log.exception("%s failed by a fault of linkspan, and is tried again in %.0f s", what, wait)
         await asyncio.sleep(wait)
         wait = min(wait * 2, LONGEST)
+
+
+LATE = 0.01
+"""Seconds before a whole second in which it is taken to have come: a timer may be early by its resolution."""
+
+
+async def pause(seconds: float) -> None:
+    """Sleep for so long, or a little less: until a whole second of the clock.
+
+    So all that is looked at every few seconds is looked at in one turn of the loop, and the process wakes up once.
+    """
+    now = asyncio.get_running_loop().time()
+    whole = math.floor(now + seconds) - now
+    await asyncio.sleep(whole if whole > LATE else seconds)
 
 
 async def woken(event: asyncio.Event, seconds: float | None) -> bool:

@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar
 from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.remedies import reason, remedy
+from linkspan.core.supervise import pause
 from linkspan.kernel.io.inotify import FolderWatch
 from linkspan.store.request import Request
 from linkspan.store.table import KEEP, Table
@@ -175,7 +176,7 @@ class SqliteStore:
                 if tick.revision != revision:
                     revision = tick.revision
                     self._notice.ring()
-            await asyncio.sleep(wait)
+            await pause(wait)
 
 
 def _changes(table: Table, file: int, prefix: str, after: int) -> tuple[int, tuple[Batch, int]]:

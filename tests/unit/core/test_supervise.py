@@ -89,3 +89,23 @@ def test_an_event_that_does_not_come_is_not_waited_for() -> None:
         assert await supervise.woken(event, None)
 
     asyncio.run(run())
+
+
+def test_looks_of_several_periods_wake_the_process_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in a second a task begins, its next look is at a whole one, and never later than its period."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def at(now: float, period: float) -> float:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+        await supervise.pause(period)
+        return now + slept[-1]
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert asyncio.run(at(7.25, 1.0)) == asyncio.run(at(7.9, 1.0)) == 8.0
+    assert asyncio.run(at(8.001, 1.0)) == 9.0
+    assert asyncio.run(at(7.25, 2.0)) == 9.0
+    assert asyncio.run(at(7.25, 0.25)) == 7.5  # what is asked for more often keeps its own time
+    assert asyncio.run(at(7.9999, 1.0)) == pytest.approx(8.9999)  # that whole second has come, but for a timer's error
