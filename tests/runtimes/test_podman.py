@@ -235,6 +235,29 @@ def test_what_the_network_is_may_be_asked_for(podman: Podman) -> None:
     podman.host.linkspan("network", "delete", "inside")
 
 
+def test_a_port_that_no_network_publishes_is_told_in_the_events(podman: Podman) -> None:
+    """All networks of its container are internal; one in another network too has its port there, and no event."""
+    podman.host.linkspan("network", "create", "inside", "--pool", "10.83.0.0/16", "--internal")
+    podman.run(f"{CREATE} --opt network=inside inside")
+
+    def told(name: str) -> list[str]:
+        lines = podman.host.run("linkspan", "events").stdout.splitlines()
+        return [line for line in lines if f"port 80/tcp of {name} is not published" in line]
+
+    for number in range(3):  # which network comes first is chance
+        both = f"both{number}"
+        podman.run(f"run -d --name {both} --network demo --network inside -p 8080:80 {IMAGE} httpd -f -p 80 -h /etc")
+        until(lambda: podman.host.serves(8080), "it answers")
+        podman.run(f"rm -f -t 0 {both}")
+    podman.container("c1", "--network inside -p 8080:80")
+    until(lambda: told("c1"), "the event is there")
+    assert "network inside is internal" in told("c1")[0]
+    assert not any(told(f"both{number}") for number in range(3))
+    podman.remove_all()
+    podman.run("network rm inside")
+    podman.host.linkspan("network", "delete", "inside")
+
+
 def test_dns_servers_that_are_added_to_a_network_are_refused_at_run(podman: Podman) -> None:
     """`network update` tells no plugin, so the next container says what is wrong and what to do."""
     podman.run(f"{CREATE} --opt network=demo asking")

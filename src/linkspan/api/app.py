@@ -146,7 +146,7 @@ class Api:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._cni = Cni(agent)
-        self._podman = Podman(agent)
+        self._podman = Podman(agent, agent.happenings)
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""

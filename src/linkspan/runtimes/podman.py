@@ -2,13 +2,20 @@ r"""Podman: answers calls of the netavark plugin (plugin API 1.0.0).
 
 The plugin sends ``KEY=VALUE\0...\0\0`` and then its stdin, as the CNI plugin does. The answer's status is 200 or
 400, and its body is what the plugin prints: for an error ``{"error": "..."}``, which Podman shows as it is.
+
+Podman gives all of a container's ports to each of its networks, in no fixed order, and says nothing of the others. So
+an internal network, which publishes none, cannot refuse them: another network of the container may publish them later.
+What was not published at all is known when netavark, the plugin's parent, has ended. It is an event then.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -16,7 +23,9 @@ import msgspec
 from linkspan import __version__
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.core.event_log import Happenings
 from linkspan.core.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
+from linkspan.core.supervise import woken
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.cni import CniAgent
@@ -24,6 +33,8 @@ from linkspan.runtimes.cni import CniAgent
 log = logging.getLogger("linkspan.podman")
 
 API_VERSION = "1.0.0"
+PATIENCE = 60.0
+"""Seconds that netavark may take for all networks of a container."""
 T = TypeVar("T")
 PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
@@ -86,8 +97,10 @@ class Call(msgspec.Struct, frozen=True):
 class Podman:
     """Answers calls of the plugin."""
 
-    def __init__(self, agent: CniAgent) -> None:
+    def __init__(self, agent: CniAgent, happenings: Happenings) -> None:
         self._agent = agent
+        self._happenings = happenings
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:
         """Answer a call of the plugin with this process and user id: HTTP status and body."""
@@ -147,6 +160,11 @@ class Podman:
             endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
         finally:
             os.close(fd)
+        if (wanted := _published(call)) and not endpoint.ports:
+            netavark = _open_parent(pid)  # now: the plugin ends with this answer
+            task = asyncio.create_task(self._tell_unpublished(netavark, call.container_id, wanted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return _result(endpoint, self._agent.nameservers(endpoint))
 
     def _request(self, call: Call) -> AttachRequest:
@@ -168,16 +186,46 @@ class Podman:
         )
 
     def _ports(self, call: Call) -> tuple[Port, ...]:
-        """Return the ports that this network publishes. Podman gives all of a container's for each of its networks.
+        """Return the ports that this network publishes: an internal one none."""
+        return () if self._agent.network(call.network.linkspan).internal else _published(call)
 
-        An internal network publishes none. Which of a container's networks comes first is chance, so this is no error.
-        """
-        ports = _published(call)
-        if ports and self._agent.network(call.network.linkspan).internal:
-            name = call.container_name or call.container_id[:12]
-            log.warning("network %s is internal: it publishes no port of %s", call.network.linkspan, name)
-            return ()
-        return ports
+    async def _tell_unpublished(self, netavark: int, container: str, wanted: Sequence[Port]) -> None:
+        """Tell of a container whose ports no network of ours publishes: all that it is in are internal."""
+        await _ended(netavark)
+        mine = [e for e in self._agent.endpoints().values() if e.id == container]
+        try:
+            hidden = all(self._agent.network(e.network).internal for e in mine)
+        except LinkspanError:  # a network was deleted meanwhile, and its endpoints go with it
+            return
+        if not mine or not hidden:
+            return
+        ports = ", ".join(f"{port.port}/{port.protocol}" for port in wanted)
+        why = ", ".join(f"network {name} is internal" for name in sorted(e.network for e in mine))
+        what = f"port {ports} of {mine[0].called} is not published by linkspan: {why}"
+        log.warning("%s", what)
+        self._happenings.add("network", what, endpoint=container, network=mine[0].network)
+
+
+def _open_parent(pid: int) -> int:
+    """Return a pidfd of a process's parent, -1 where either is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return os.pidfd_open(int(re.findall(r"^PPid:\s+(\d+)", status, re.MULTILINE)[0]))
+    except (OSError, IndexError):
+        return -1
+
+
+async def _ended(pidfd: int) -> None:
+    """Wait until a process has ended, at most PATIENCE, and close its pidfd; -1 is one that has."""
+    if pidfd < 0:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await woken(ended, PATIENCE)
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 def _published(call: Call) -> tuple[Port, ...]:

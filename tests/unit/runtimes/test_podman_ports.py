@@ -1,0 +1,73 @@
+"""Ports of a Podman container whose networks may all be internal: known when netavark has gone through them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from linkspan.core.errors import NotFound
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Endpoint, Port
+from linkspan.runtimes import podman
+from linkspan.runtimes.podman import Podman
+
+WANTED = (Port("", 8080, 80, "tcp"), Port("", 53, 53, "udp"))
+
+
+def endpoint(ifname: str, network: str) -> Endpoint:
+    """Return an interface of container c1."""
+    return Endpoint(id="c1", ifname=ifname, name="web", network=network)
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ([], ["port 80/tcp, 53/udp of web is not published by linkspan: network inside is internal"]),
+        (["demo"], []),
+        (["gone"], []),
+    ],
+)
+def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
+    tmp_path: Path, later: list[str], told: list[str]
+) -> None:
+    """Not before: the container's next network may publish them."""
+    endpoints = {("c1", "eth0"): endpoint("eth0", "inside")}
+    networks = {"inside": SimpleNamespace(internal=True), "demo": SimpleNamespace(internal=False)}
+
+    def network(name: str) -> Any:
+        if name not in networks:
+            raise NotFound("it was deleted")
+        return networks[name]
+
+    agent: Any = SimpleNamespace(endpoints=lambda: endpoints, network=network)
+    happenings = Happenings(tmp_path / "events")
+
+    async def work(netavark: subprocess.Popen[bytes]) -> None:
+        assert netavark.stdin is not None
+        pidfd = os.pidfd_open(netavark.pid)
+        waiting = asyncio.create_task(Podman(agent, happenings)._tell_unpublished(pidfd, "c1", WANTED))
+        await asyncio.sleep(0)
+        assert not happenings.kept("network")
+        for number, name in enumerate(later, 1):
+            endpoints["c1", f"eth{number}"] = endpoint(f"eth{number}", name)
+        netavark.stdin.close()
+        await waiting
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as netavark:
+        asyncio.run(work(netavark))
+    assert [one.what for one in happenings.kept("network")] == told
+
+
+def test_the_parent_of_a_plugin_is_netavark() -> None:
+    """Whose end says that all networks are done; one that is gone is waited for by nobody."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as plugin:
+        parent = podman._open_parent(plugin.pid)
+        assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{parent}").read_text()
+        os.close(parent)
+    assert podman._open_parent(plugin.pid) == -1
