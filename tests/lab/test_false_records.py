@@ -286,6 +286,14 @@ def test_a_host_s_removal_ends_the_wait_for_what_the_store_lost(cluster: Cluster
         until(lambda host=host: cluster.status(host)["store"]["lost"] == [], f"{host} misses nothing")
 
 
+def test_a_block_that_was_removed_is_claimed_again_by_the_host_whose_lease_has_it(cluster: ClusterRun) -> None:
+    """Somebody removed its record as an agent would: the host does not wait for another change, nor for a restart."""
+    key = f"blocks/demo/{cluster.blocks('h1', 'demo')[0]}"
+    _put(cluster, {f"gone/{key}": {"by": "h9", "at": 1.0}})
+    _delete(cluster, key)
+    until(lambda: any("/gone/" not in one for one in cluster.keys(key)), "h1 claims it again", 20)
+
+
 def test_a_record_that_is_put_back_is_used_and_not_named(cluster: ClusterRun) -> None:
     """A host's, a lease's and a network's record is spoilt, and is again what it was."""
     start = cluster.keys("hosts/h2")[0].removesuffix("hosts/h2")

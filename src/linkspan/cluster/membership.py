@@ -326,9 +326,9 @@ class Cluster:
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
             self._disputes.look(self._networks.all())
-        # Its own lease, too: a write of this host that came late, or somebody else's, may have made it another. But a
-        # second agent that lives by this id would put it right as often: neither would ever cease.
-        mine = not self.second and any(self._is_own_lease(k) for k in changed)
+        # Its own lease and blocks, too: a write of this host that came late, or somebody else's, may have made them
+        # others. But a second agent that lives by this id would put them right as often: neither would ever cease.
+        mine = not self.second and any(self._is_own(k) for k in changed)
         if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
             self._disputes.look(self._networks.all())
@@ -370,8 +370,14 @@ class Cluster:
         """Wait until this host has followed all records that it knows of, but not for a store that is away."""
         await woken(self._followed, CATCH_UP)
 
-    def _is_own_lease(self, key: str) -> bool:
-        return key.startswith("leases/") and key.endswith(f"/{self.host.id}")
+    def _is_own(self, key: str) -> bool:
+        """Tell whether a record is a lease of this host, or of a block that it lists."""
+        kind, _, rest = key.partition("/")
+        network, _, last = rest.partition("/")
+        if kind == "blocks":
+            lease = self._leases.mine(network)
+            return lease is not None and last in lease.prefixes
+        return kind == "leases" and last == self.host.id
 
     def _unfinished(self) -> bool:
         networks = self._networks.all()
