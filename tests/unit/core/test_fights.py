@@ -90,11 +90,11 @@ def test_who_fights_is_named_also_where_the_kernel_refused_first() -> None:
     """A table that goes while it is put is refused before anybody knows of a fight; its deleter is told later."""
     fights, _ = made()
     table = NftTable("inet", "linkspan")
-    fights.wrong(table, None, "")
+    fights.wrong(table, None)
     fights.failed(table, "No such file or directory")
     assert [fight.by for fight in fights.open()] == [""]
     fights.changed_by([NftTable], "nft, process 7")
-    fights.wrong(table, None, "")
+    fights.wrong(table, None)
     assert [fight.by for fight in fights.open()] == ["nft, process 7"]
     fights.changed_by([NftTable], "nft, process 8")
     fights.failed(table, "No such file or directory")
