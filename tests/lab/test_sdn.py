@@ -14,7 +14,7 @@ import pytest
 from linkspan.api.client import Client
 from linkspan.controller.controller import TAKE_OVER
 from linkspan.core.errors import Unavailable
-from linkspan.lab import agents, record
+from linkspan.lab import agents, commands, record
 from support.lab.sdn_runs import TAKEN_OVER, SdnRun
 from support.polling import HEALED_WITHIN, SHARED, until
 
@@ -261,6 +261,29 @@ def test_a_controller_that_starts_without_a_switch_leaves_the_others_as_they_are
     until(sdn.settled, "sw3 answers, and nothing differs")
     until(lambda: {name: sdn.ours(name) for name in before} == before, "all is as it was")
     sdn.well("ctl2")
+
+
+def test_a_switch_that_has_lost_its_flows_keeps_its_links(sdn: SdnRun) -> None:
+    """Sw1 is not reached and forwards LLDP frames, so its neighbours hear each other through it; nothing is lost."""
+    until(lambda: set(_by(sdn)) == {"sw2", "sw3"}, "the short way is taken")
+    until(sdn.settled, "nothing differs")
+    pairs = {(a, b) for a in ("sw1", "sw2", "sw3") for b in ("sw1", "sw2", "sw3") if a != b}
+    before = {name: sdn.heard(name, f"{name}-sw1") for name in ("sw2", "sw3")}
+    with sdn.no_loss("c1", sdn.address("c2")):
+        with sdn.unreachable("sw1") as address:
+            commands.run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", address)
+            commands.run("ovs-ofctl", "-O", "OpenFlow13", "add-flow", address, "priority=0,actions=NORMAL")
+            for name, known in before.items():
+                until(
+                    lambda name=name, known=known: sdn.heard(name, f"{name}-sw1").isdisjoint(known),
+                    f"what {name} noted of sw1 itself has ended",
+                )
+                assert sdn.heard(name, f"{name}-sw1")
+            silent = {(a, b, "silent" if "sw1" in (a, b) else "up") for a, b in pairs}
+            until(lambda: _links(sdn) == silent, "the links of sw1 are where they were, and silent")
+        until(lambda: _links(sdn) == {(a, b, "up") for a, b in pairs}, "all links are up")
+        until(sdn.settled, "nothing differs")
+    assert _reaches(sdn)
 
 
 def test_switches_that_start_anew_get_all_flows(sdn: SdnRun) -> None:

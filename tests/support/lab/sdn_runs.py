@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,15 +61,15 @@ class SdnRun(MigratingRun):
             controllers.mend(lab, place)
 
     @contextlib.contextmanager
-    def unreachable(self, switch: str) -> Iterator[None]:
-        """Keep a switch from being programmed, while it carries packets as before."""
+    def unreachable(self, switch: str) -> Iterator[str]:
+        """Keep a switch from being programmed, while it carries packets as before; yields its address meanwhile."""
         lab = record.load(self.name)
         one = next(s for s in lab.switches if s.name == switch)
         path = Path(switches.address(lab, one).removeprefix("unix:"))
         away = path.with_suffix(".away")
         path.rename(away)
         try:
-            yield
+            yield f"unix:{away}"
         finally:
             away.rename(path)
 
@@ -92,6 +93,11 @@ class SdnRun(MigratingRun):
         done = subprocess.run(["ovs-vsctl", database, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def heard(self, switch: str, port: str) -> set[str]:
+        """Return the MACs that a switch has noted at a port."""
+        notes = self.ofctl("dump-flows", switch, f"table=100,in_port={port}")
+        return set(re.findall(r"dl_src=([0-9a-f:]+)", notes))
 
     def dropped(self, kind: str) -> int:
         """Return how many packets flows of a kind have dropped."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from linkspan.backends.sdn.fabric import SILENT_COST, Fabric
 from linkspan.core.states.openflow import Map, Port, Seen, Spot
 
@@ -124,18 +126,81 @@ def test_what_one_end_alone_has_heard_is_no_link() -> None:
     assert {(here, there) for here, there, _ in where.links} == {(a, b[0]) for a, b in BOTH.items()}
 
 
+def _through(seen: dict[str, Seen], one: Spot, other: Spot) -> dict[str, Seen]:
+    """Return what is seen if two ports hear each other as well, through a switch that forwards LLDP frames."""
+    for here, there in ((one, other), (other, one)):
+        was = seen[here[0]]
+        seen[here[0]] = Seen(was.ports, (*was.notes, (here[1], _probe(there))))
+    return seen
+
+
+def _ends(where: Map) -> set[tuple[Spot, str]]:
+    return {(here, there) for here, there, _ in where.links}
+
+
+ALL = {(here, there[0]) for here, there in BOTH.items()}
+
+
 def test_what_comes_by_a_switch_without_flows_misleads_nobody() -> None:
     """It sends on what it should note: a host, and switches, are heard at a port that leads to it."""
     fabric = Fabric()
-    seen = _seen({("right", 3): H2, ("left", 2): H2})
-    seen["left"] = Seen(seen["left"].ports, (*seen["left"].notes, (2, _probe(("spine", 2)))))
-    seen["spine"] = Seen(seen["spine"].ports, (*seen["spine"].notes, (2, _probe(("left", 2)))))
+    seen = _through(_seen({("right", 3): H2, ("left", 2): H2}), ("left", 2), ("spine", 2))
     where = _take(fabric, seen)
     assert where.places == (("h2", ("right", 3)),)
     assert fabric.doubles == {}
-    assert {link[0] for link in where.links} == {("left", 1), ("spine", 1)}
+    assert _ends(where) == ALL
     known = _take(fabric, _seen({}))
     assert _take(fabric, seen).links == known.links
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_switch_that_starts_without_flows_keeps_its_links(answers: bool) -> None:
+    """Its neighbours hear each other through it, and it has heard nobody: its cables are where they were."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    mute = (("right", 1), ("right", 2), ("left", 2), ("spine", 2))
+    seen = _through(_seen({}, unheard=mute), ("left", 2), ("spine", 2))
+    if not answers:
+        del seen["right"]
+    for now in (100.6, 103.0, 107.0):
+        where = _take(fabric, seen, now)
+        assert _ends(where) == ALL
+    assert where.ways("spine")["left"] == 1
+
+
+def test_a_link_through_a_switch_without_flows_ends_when_that_switch_is_heard() -> None:
+    """A controller that starts knows no other. What was heard through the switch is still noted for seconds."""
+    fabric = Fabric()
+    mute = (("right", 1), ("right", 2), ("left", 2), ("spine", 2))
+    where = _take(fabric, _through(_seen({}, unheard=mute), ("left", 2), ("spine", 2)))
+    assert (("left", 2), "spine") in _ends(where)
+    where = _take(fabric, _through(_seen({}), ("left", 2), ("spine", 2)), 100.6)
+    assert _ends(where) == ALL
+
+
+def test_a_cable_that_was_moved_is_a_link_at_once() -> None:
+    """From right's port 2 to spine's port 3: right's port is down, or another cable is in it."""
+    moved = {"unheard": (("left", 2), ("right", 2))}
+    for down in ((("right", 2),), ()):
+        fabric = Fabric()
+        _take(fabric, _seen({}))
+        seen = _through(_seen({}, down=down, **moved), ("left", 2), ("spine", 3))
+        if not down:
+            seen = _through(seen, ("right", 2), ("spine", 4))
+        ends = _ends(_take(fabric, seen, 100.6))
+        assert {(("left", 2), "spine"), (("spine", 3), "left")} <= ends
+        assert (("left", 2), "right") not in ends
+
+
+def test_a_cable_that_was_moved_away_from_a_dead_switch_is_a_link_after_a_minute() -> None:
+    """Until then the switch may be one that forwards what it should note."""
+    fabric = Fabric()
+    _take(fabric, _seen({}))
+    seen = _through(_seen({}, unheard=(("left", 2), ("spine", 2))), ("left", 2), ("spine", 2))
+    del seen["right"]
+    ends = {now: _ends(_take(fabric, seen, now)) for now in (101.0, 130.0, 159.0, 162.0, 163.0)}
+    assert (("left", 2), "right") in ends[159.0]
+    assert (("left", 2), "spine") in ends[163.0]
 
 
 def test_links_of_a_switch_that_does_not_answer_are_not_forgotten() -> None:

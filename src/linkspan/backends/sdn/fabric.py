@@ -12,11 +12,16 @@ A link between switches begins when both ends have heard each other: what comes 
 that says after a switch what it has heard makes no link of its own port. It is "up" while that is so and both ports are
 up; "silent" where only the ports are up, and then it is used where no other way is left, for a link that is believed
 dead may carry, and none never does. One that fell often lately is taken up again ever later.
+
+A switch that starts has no flows, and forwards LLDP frames that it should note. Two of its neighbours then hear each
+other through it, and once it has flows it drops what they would send each other that way. So a known link yields to
+another one only if its cable was moved: a port of it is down, its far end hears somebody else, or it was silent for
+FORGOTTEN. If a port hears several others, its link is to the one that hears nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 
 from linkspan.core.states.openflow import Map, Seen, Spot
 
@@ -58,10 +63,11 @@ class Fabric:
         self._answered.update(dict.fromkeys(seen, now))
         heard = self._sightings(probes)
         self._locate(macs, heard.keys())
-        fresh = dict(self._mutual(heard))
+        mutual = {here: {there for there in senders if here in heard.get(there, ())} for here, senders in heard.items()}
+        fresh = dict(self._chosen(mutual))
         self._links |= fresh
         self._heard |= dict.fromkeys(fresh, now)
-        self._forget(now)
+        self._forget({here for here, others in mutual.items() if others and here not in fresh}, now)
         links = []
         for here, there in sorted(self._links.items()):
             if not (self.seen[here[0]].up(here[1]) and self.seen[there[0]].up(there[1])):
@@ -74,14 +80,16 @@ class Fabric:
         ports = ((name, tuple(port.number for port in one.ports)) for name, one in self.seen.items())
         return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
 
-    def _forget(self, now: float) -> None:
+    def _forget(self, contradicted: Collection[Spot], now: float) -> None:
         """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.
 
-        A switch that does not answer cannot be told to say who it is, so its silence means nothing.
+        A switch that does not answer cannot be told to say who it is, so its silence means nothing, unless the port
+        that leads to it is ``contradicted``: another switch is heard there.
         """
         hosts = set(self.places.values())
         for here, there in list(self._links.items()):
-            if any(now - self._answered[name] > AWAY for name, _ in (here, there)):
+            away = any(now - self._answered[name] > AWAY for name, _ in (here, there))
+            if away and here not in contradicted and there not in contradicted:
                 self._heard[here] = now
             ends = all(self.seen[name].up(number) for name, number in (here, there))
             silent = ends and now - self._heard[here] > FORGOTTEN
@@ -97,12 +105,19 @@ class Fabric:
                     found.setdefault((name, number), set()).add(sender)
         return found
 
-    def _mutual(self, heard: Mapping[Spot, set[Spot]]) -> Iterable[tuple[Spot, Spot]]:
-        """Yield which ports have heard each other; where one has with several, that is so only of the link before."""
-        for here, senders in heard.items():
-            both = {there for there in senders if here in heard.get(there, ())}
-            if len(both) == 1 or self._links.get(here) in both:
-                yield here, both.pop() if len(both) == 1 else self._links[here]
+    def _chosen(self, mutual: Mapping[Spot, set[Spot]]) -> Iterable[tuple[Spot, Spot]]:
+        """Yield each port with the far end of its cable, out of the ports with which it has heard each other."""
+        for here, others in mutual.items():
+            known = self._links.get(here)
+            found = {there for there in others if mutual[there] == {here}} or others
+            if known in found:
+                yield here, known
+            elif len(found) == 1 and (known is None or not self._holds(here, known, mutual)):
+                yield here, next(iter(found))
+
+    def _holds(self, here: Spot, there: Spot, mutual: Mapping[Spot, set[Spot]]) -> bool:
+        """Tell whether nothing shows that a link's cable was moved: both ports are up, and the far end hears nobody."""
+        return all(self.seen[name].up(number) for name, number in (here, there)) and not mutual.get(there)
 
     def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:
         """Find hosts; what is seen where a switch is heard has come by that one, which had no flows yet."""
