@@ -309,11 +309,13 @@ def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
 
 def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
     """Etcd is killed: containers reach each other, and the controllers say what is wrong; it comes back."""
-    with sdn.no_loss("c1", sdn.address("c2")):
-        os.kill(sdn.etcd(), signal.SIGKILL)
-        until(lambda: sdn.controller()["store"]["problem"] != "", "the store is missed")
-        until(lambda: not any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "nobody claims to be active")
-    agents.start_etcd(record.load(sdn.name))
+    try:
+        with sdn.no_loss("c1", sdn.address("c2")):
+            os.kill(sdn.etcd(), signal.SIGKILL)
+            until(lambda: sdn.controller()["store"]["problem"] != "", "the store is missed")
+            until(lambda: not any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "nobody claims to be active")
+    finally:  # the tests after this one need it
+        agents.start_etcd(record.load(sdn.name))
     until(lambda: any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "one is active again")
     until(sdn.settled, "nothing differs")
     assert _reaches(sdn)
