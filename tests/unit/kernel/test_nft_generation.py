@@ -18,6 +18,7 @@ class Ruleset:
         self.listed = 0
         self.meanwhile = False
         """Whether somebody changes it while it is listed."""
+        self.flags: list[str] = []
 
     def put(self, element: str) -> None:
         """Add an element."""
@@ -32,7 +33,7 @@ class Ruleset:
         }  # fmt: skip
         if self.meanwhile:
             self.generation += 1
-        return [{"table": {"family": "inet", "name": "linkspan"}}, {"set": found}]
+        return [{"table": {"family": "inet", "name": "linkspan", "flags": self.flags}}, {"set": found}]
 
     def text(self, _command: str) -> str:
         """List its chains: there are none."""
@@ -78,3 +79,12 @@ def test_a_ruleset_that_changes_while_it_is_listed_is_listed_again(ruleset: Rule
     ruleset.meanwhile = False
     ruleset.elements.append("10.0.0.3")  # by that change
     assert "10.0.0.3" in _elements(driver)
+
+
+def test_a_table_that_goes_with_its_owner_is_looked_for_each_time(ruleset: Ruleset) -> None:
+    """The kernel deletes it with the owner's socket, and counts no transaction."""
+    driver = FirewallDriver()
+    ruleset.flags = ["owner", "persist"]
+    assert _elements(driver) == {"10.0.0.1"}
+    ruleset.elements.clear()
+    assert _elements(driver) == set()

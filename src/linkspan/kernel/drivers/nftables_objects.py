@@ -60,15 +60,22 @@ class FirewallDriver:
         if netns != HOST:
             return ()
         before = generation(self._netfilter)
-        if self._listed[0] != before:
-            found = tuple(self._list())
-            if generation(self._netfilter) != before:  # part of it may be older than the rest
-                return found
+        if self._listed[0] == before:
+            return self._listed[1]
+        found, owned = self._list()
+        # With an owner's socket its tables go, and that is no transaction (nft_rcv_nl_event in nf_tables_api.c). In a
+        # list that another transaction ran into, part may be older than the rest.
+        if not owned and generation(self._netfilter) == before:
             self._listed = before, found
-        return self._listed[1]
+        return found
 
-    def _list(self) -> Iterator[State]:
-        """Each table is listed whole, or not at all where somebody deletes it meanwhile."""
+    def _list(self) -> tuple[tuple[State, ...], bool]:
+        """Return all that is in our tables, and whether a process owns one of them (``flags owner``).
+
+        Each table is listed whole, or not at all where somebody deletes it meanwhile.
+        """
+        found: list[State] = []
+        owned = False
         for family, name in TABLES:
             if not table_exists(self._netfilter, family, name):
                 continue
@@ -79,11 +86,14 @@ class FirewallDriver:
                 if not _gone(error):
                     raise
                 continue
-            yield NftTable(family, name, ("dormant",) if _sleeps(listed) else ())
+            owned = owned or _has_flag(listed, "owner")
+            # Dormant: the kernel passes no packet to its chains. ``add table`` wakes it.
+            found.append(NftTable(family, name, ("dormant",) if _has_flag(listed, "dormant") else ()))
             for chain in chains:
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
-                yield wanted if rendering == chain else chain
-            yield from _sets(listed)
+                found.append(wanted if rendering == chain else chain)
+            found.extend(_sets(listed))
+        return tuple(found), owned
 
     def _chains(self, family: str, table: str) -> list[NftChain]:
         found = []
@@ -274,9 +284,9 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
                     yield NftElement(family, table, name, _parts(element))
 
 
-def _sleeps(listed: list[dict[str, dict[str, object]]]) -> bool:
-    """Tell whether a table is dormant: the kernel passes no packet to its chains. ``add table`` wakes it."""
-    return any("dormant" in str(item["table"].get("flags", "")) for item in listed if "table" in item)
+def _has_flag(listed: list[dict[str, dict[str, object]]], flag: str) -> bool:
+    """Tell whether a table that was listed has a flag; nft gives one as a word, and several as a list."""
+    return any(flag in str(item["table"].get("flags", "")) for item in listed if "table" in item)
 
 
 def _types(value: object) -> str:
