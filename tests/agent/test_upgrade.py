@@ -4,60 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-import linkspan
 from support.agent.agent_host import Host, World, pings, run
 from support.polling import until
-
-ROOT = Path(__file__).parents[2]
-MOVED = "src/linkspan/machine.py"
-"""A file of the last version whose package had no folders: the commit that took it away is the next version."""
-
-
-def git(*words: str) -> bytes:
-    """Return what git prints, or skip the test where the checkout has no history."""
-    if not shutil.which("git"):
-        pytest.skip("no git: the version before cannot be had")
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=False)
-    if done.returncode or not done.stdout:
-        pytest.skip(f"no history: the version before cannot be had: {done.stderr.decode().strip()}")
-    return done.stdout
-
-
-class Installed:
-    """A folder that has the package of one version, and is where an agent takes it from."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.package = folder / "linkspan"
-
-    def command(self) -> tuple[str, ...]:
-        """Return how to start this version's command line: what is in the folder comes before what is installed."""
-        return "env", f"PYTHONPATH={self.folder}", sys.executable, "-P", "-m", "linkspan.cli.main"
-
-    def before(self) -> None:
-        """Have the version before the package got its folders."""
-        moved = git("rev-list", "-1", "HEAD", "--", MOVED).decode().strip()
-        archive = git("archive", f"{moved}^", "src/linkspan")
-        with tarfile.open(fileobj=BytesIO(archive)) as files:
-            files.extractall(self.folder, filter="data")
-        (self.folder / "src" / "linkspan").rename(self.package)
-        assert (self.package / Path(MOVED).name).exists()
-
-    def now(self) -> None:
-        """Have this version, at the same place."""
-        shutil.rmtree(self.package)
-        shutil.copytree(Path(linkspan.__file__).parent, self.package)
-        assert not (self.package / Path(MOVED).name).exists()
+from support.versions import Installed
 
 
 def helpers(host: Host) -> dict[str, tuple[int, str]]:
