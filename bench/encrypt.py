@@ -34,7 +34,7 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.states.host import Route, State, Wireguard
 from linkspan.core.states.ipsec import CONTROL
 from linkspan.core.states.programs import Process
-from linkspan.core.states.wireguard import DEVICE, PORT, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.core.states.wireguard import DEVICE, PORT, AllowedIp, Tools, WireguardKey, WireguardPeer
 from linkspan.kernel.drivers import ipsec as charon
 from linkspan.kernel.io import vici
 from linkspan.kernel.worker import Machine
@@ -221,7 +221,7 @@ def hundred_peers(folder: Path) -> dict[str, Metric]:
         machine = Machine(folder / "peers")
         try:
             public = machine.wireguard.keys.make("private.key")
-            tools = machine.facts().wireguard
+            tools = machine.program(Tools)
             program = tools.program if tools else ()
             device: list[State] = [Wireguard(DEVICE, MTU - 60, tun=bool(program))]
             device += [Process("wireguard", program)] if program else []

@@ -14,9 +14,10 @@ from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError
 from linkspan.core.model import Facts
 from linkspan.core.states.host import Ipip, LinkSysctl, Route, State, Sysctl
-from linkspan.core.states.programs import Process
+from linkspan.core.states.programs import IpipHelper, Process
 from linkspan.diagnose.plan.plan import commands, ordered
-from linkspan.kernel.worker import Machine, ipip_helper
+from linkspan.kernel.drivers.ipip_table import helper
+from linkspan.kernel.worker import Machine
 from support.netns.forgery import Listener, datagram, send
 from support.netns.machine_fixtures import host, machine, run, succeeds
 from support.netns.overlay import MTU, Cluster, OverlayHost, network
@@ -37,7 +38,7 @@ BY_THE_KERNEL, BY_THE_HELPER = (1, 3), (2,)
 def test_the_kernel_is_found_to_have_ipip_and_no_helper_is_used(host: Machine) -> None:
     """The question loads the module, makes no device, and leaves nothing for a backend to know."""
     assert host.tunnels.ipip() == Support("kernel")
-    assert host.facts().ipip_helper == ()
+    assert host.program(IpipHelper) is None
     assert list(host.tunnels.observe(0)) == []
 
 
@@ -78,7 +79,7 @@ def test_what_others_have_made_is_named_and_left_alone(host: Machine) -> None:
 
 def by_helper(host: OverlayHost) -> None:
     """Let a host be as on a kernel without ipip."""
-    host.facts = Facts(ipip_helper=ipip_helper(host.machine.tunnel_table.path))
+    host.facts = Facts(programs=(helper(host.machine.tunnel_table.path),))
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_a_host_whose_kernel_loses_and_gains_ipip_changes_over(trio: Cluster, tm
         with trio.world.entered(host.name):
             host.machine.processes.close()
             host.machine = Machine(host.folder)
-        host.facts = Facts(ipip_helper=ipip_helper(host.machine.tunnel_table.path) if helped else ())
+        host.facts = Facts(programs=(helper(host.machine.tunnel_table.path),) if helped else ())
         with trio.world.entered(host.name):
             desired = host.machine.reconciler.desired
             host.machine.namespaces.register(trio.world.inode("c3"), trio.world.path("c3"))

@@ -15,7 +15,7 @@ from linkspan.core.errors import Conflict
 from linkspan.core.model import Other
 from linkspan.core.states.host import Wireguard
 from linkspan.core.states.programs import Process
-from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer
 from linkspan.kernel.probe.keys import PRIVATE
 from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
@@ -42,7 +42,7 @@ def keyed(host: OverlayHost, *, helper: bool) -> None:
         if helper:
             host.machine.tunnels._wireguard = Support("user space")
         public = host.machine.wireguard.keys.make(PRIVATE)
-        host.facts = msgspec.structs.replace(host.facts, wireguard=host.machine.facts().wireguard)
+        host.facts = host.machine.facts()
     host.host = msgspec.structs.replace(host.host, keys={"wireguard": public})
 
 
@@ -64,7 +64,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_the_kernel_is_found_to_have_wireguard(host: Machine) -> None:
     """The question loads the module, makes no device, and no program is to be started."""
     assert host.tunnels.wireguard() == Support("kernel")
-    found = host.facts().wireguard
+    found = host.program(Tools)
     assert found is not None
     assert (found.program, found.problem) == ((), "")
     assert list(host.tunnels.observe(0)) == []

@@ -66,11 +66,11 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.plugged("x", 9)
         for host in cluster.hosts:
             with cluster.world.entered(host.name):
-                found = host.machine.facts().strongswan
+                found = host.machine.program(Strongswan)
             assert found is not None
             assert found.kernel, "Debian's kernel has XFRM interfaces"
             by = msgspec.structs.replace(found, kernel=host.number in BY_THE_KERNEL)
-            host.facts = Facts(strongswan=by)
+            host.facts = Facts(programs=(by,))
             host.host = msgspec.structs.replace(host.host, settings={"ipsec.psk-file": str(key)})
         cluster.joined([DEMO])
         for number in (1, 2, 3):
@@ -225,7 +225,7 @@ def test_a_host_without_strongswan_or_with_other_s_ports_says_so(trio: Cluster) 
         other.bind(("0.0.0.0", 500))
         folder = trio.hosts[0].folder.with_name("x")
         machine = Machine(folder)
-        found = machine.facts().strongswan
+        found = machine.program(Strongswan)
         machine.close()
         machine.processes.close()
     assert isinstance(found, Strongswan)

@@ -32,7 +32,7 @@ def pair(tmp_path: Path) -> Iterator[Cluster]:
     try:
         for host in cluster.hosts:
             with cluster.world.entered(host.name):
-                host.facts = Facts(strongswan=host.machine.facts().strongswan)
+                host.facts = Facts(programs=host.machine.facts().programs)
             host.host = msgspec.structs.replace(host.host, settings={"ipsec.psk-file": str(key)})
         cluster.known([DEMO])
         yield cluster

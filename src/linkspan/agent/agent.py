@@ -26,8 +26,8 @@ from linkspan.agent.ipsec_sessions import Associating
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.peer_survey import Survey
 from linkspan.agent.plans import Plans
-from linkspan.backends import migration
-from linkspan.backends.wireguard.backend import WireguardBackend, asked
+from linkspan.backends import backend, migration
+from linkspan.backends.wireguard.backend import asked
 from linkspan.cluster import bootstrap, controller_status
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
@@ -259,7 +259,7 @@ class Agent:
             self.metrics,
             self.replan,
             self.cluster.look_around,
-            self._look_at_keys,
+            self._look_at_programs,
             self.config.reap_after,
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
@@ -359,13 +359,15 @@ class Agent:
         """Look at the machine's facts, from which nothing new follows."""
         self._facts = await self.worker.run(self.worker.machine.facts)
 
-    async def _look_at_keys(self) -> None:
-        """Follow a change of the keys' files, where they are needed: there is no event of it (of a mode, perhaps)."""
+    async def _look_at_programs(self) -> None:
+        """Follow changes of which there is no event (of a key's file, its mode perhaps), where a network needs them.
+
+        Whoever makes the first such network looks, too.
+        """
         ways = {way.backend for network in self.networks.all() for way in network.ways}
-        if WireguardBackend.name not in ways:  # whoever makes the first network of it looks, too
-            return
-        if await self.worker.run(self.worker.machine.tools) != self._facts.wireguard:
-            await self.replan()
+        for kind in {kind for way in ways for kind in backend(way).watches}:
+            if await self.worker.run(self.worker.machine.program, kind) != self._facts.program(kind):
+                await self.replan()
 
     async def replan(self) -> None:
         """Look at the machine's facts, and put what follows from them where they have changed."""

@@ -24,7 +24,7 @@ from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
 from linkspan.core.states.bgp import Session
-from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED
+from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
 from linkspan.core.supervise import lasting, pause
 from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
@@ -308,4 +308,5 @@ def _retry(control: Path, sessions: Iterable[Session]) -> None:
 
 
 def _folder(view: HostView) -> Path | None:
-    return Path(view.facts.bird.folder) if view.facts.bird else None
+    found = view.facts.program(Bird)
+    return Path(found.folder) if found else None

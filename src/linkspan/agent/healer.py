@@ -53,7 +53,7 @@ class Healer:
     """Watches, and sends the worker to mend.
 
     ``replan`` is called where facts of the machine may have changed, ``look_around`` where its addresses have, and
-    ``look_at_keys`` again and again.
+    ``look_at_programs`` again and again.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Healer:
         metrics: Metrics,
         replan: Look,
         look_around: Look,
-        look_at_keys: Look,
+        look_at_programs: Look,
         reap_after: float,
     ) -> None:
         self._worker = worker
@@ -73,7 +73,7 @@ class Healer:
         self._metrics = metrics
         self._replan = replan
         self._look_around = look_around
-        self._look_at_keys = look_at_keys
+        self._look_at_programs = look_at_programs
         self._reap_after = reap_after
         self._dirty: set[type[State]] = set()
         self._wake = asyncio.Event()
@@ -95,7 +95,7 @@ class Healer:
         for events in (self._route_events, self._nft_events):
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)
-        settings = (self._see_settings, self._look_at_keys)
+        settings = (self._see_settings, self._look_at_programs)
         everything = (self._checkpoint, self._replan, partial(self._resync, None))
         self._tasks = [
             lasting("healing", self._mend),

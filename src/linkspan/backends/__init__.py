@@ -12,7 +12,8 @@ The contract (``contracts.Backend``)
 Facts
     Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.
     Probes observe this into ``model.Facts``, so backends stay pure, and a change of facts is a new plan. Facts
-    never follow from what linkspan itself did.
+    never follow from what linkspan itself did. The programs that may serve a kind of state are facts, too. The
+    kind's declaration looks for them (``finds``), and a backend asks for one by its class.
 
 Addresses
     A container's address has the length that its interface has: the pool's on a bridge, /32 and /128 if it is

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import State
+from linkspan.core.states.programs import Program
 
 
 class BaseBackend:
@@ -22,6 +23,7 @@ class BaseBackend:
     learns = False
     encrypts = False
     programs: tuple[tuple[str, str], ...] = ()
+    watches: tuple[type[Program], ...] = ()
 
     def check(self, network: Network) -> None:
         """Accept it."""

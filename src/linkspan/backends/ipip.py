@@ -40,7 +40,7 @@ from linkspan.core.model import Facts, HostView, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Ipip, Route, State, TunnelPrefix
-from linkspan.core.states.programs import Process
+from linkspan.core.states.programs import IpipHelper, Process
 
 DEVICE = "lsipip"
 _DUMMY = (192, 0, 0, 8)
@@ -68,7 +68,7 @@ class IpipBackend(TunnelBackend):
 
     def lacks(self, facts: Facts) -> str:
         """Without IPIP devices a program wraps the packets."""
-        return "ipip" if facts.ipip_helper else ""
+        return "ipip" if facts.program(IpipHelper) else ""
 
     def family(self, view: HostView, network: Network) -> int:
         """IPIP carries IPv4 in IPv4."""
@@ -81,14 +81,14 @@ class IpipBackend(TunnelBackend):
     def received(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the device, and the endpoint where the kernel has none."""
         here = underlay(view, network)
-        local, helper = here.bound(4), view.facts.ipip_helper
+        local, helper = here.bound(4), view.facts.program(IpipHelper)
         if not local:
             raise _without(network)
         text = Prefix(local, 32).address
         yield Ipip(DEVICE, here.mtu - OUTER, b"" if helper else local, tun=bool(helper))
         yield element("ipip_local", text)
         if helper:
-            yield Process("ipip", (*helper, "--device", DEVICE, "--local", text))
+            yield Process("ipip", (*helper.argv, "--device", DEVICE, "--local", text))
 
     def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
         """Return what takes the peer's tunnel packets."""
@@ -99,12 +99,12 @@ class IpipBackend(TunnelBackend):
     ) -> Iterable[State]:
         """Return what lets the prefix in by the device, and its row where a helper serves that."""
         yield admitted("ways", (DEVICE,), target)
-        if view.facts.ipip_helper:
+        if view.facts.program(IpipHelper):
             yield TunnelPrefix(target, address.packed)
 
     def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
         """Return a route whose next hop is the far end; a helper finds that by its row."""
-        via = b"" if view.facts.ipip_helper else address.packed
+        via = b"" if view.facts.program(IpipHelper) else address.packed
         return Route(target, DEVICE, via, own(view, network, 4), onlink=bool(via))
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:

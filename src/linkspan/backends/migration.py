@@ -34,6 +34,7 @@ from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable
 from linkspan.core.model import HostView, Lease, Migration, Network, Offer, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Key, Route, State
+from linkspan.core.states.ipsec import Strongswan
 
 
 class Meeting(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ def network_states(view: HostView, network: Network) -> Iterable[State]:
     The network is sealed where every way encrypts.
     """
     if all(backend(one.backend).encrypts for one in network.ways):
-        found = view.facts.strongswan
+        found = view.facts.program(Strongswan)
         yield from seal.sealed(network.prefixes, xfrm=found is not None and found.kernel)
     yield from backend(network.backend).network(view, network)
     new = network.target

@@ -11,6 +11,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Key, State
+from linkspan.core.states.programs import Program
 
 
 class Support(msgspec.Struct, frozen=True):
@@ -34,6 +35,8 @@ class Backend(Protocol):
     """Whether all that crosses hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
     programs: tuple[tuple[str, str], ...]
     """The programs that it runs, each with Debian's package of it."""
+    watches: tuple[type[Program], ...]
+    """Facts that change without an event: while a network of this backend is there, they are looked at each second."""
 
     def check(self, network: Network) -> None:
         """Refuse, by Invalid, options that this backend does not know or pools that it cannot serve."""

@@ -9,16 +9,18 @@ changes none of them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from linkspan.core.contracts import Driver
+from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.programs import Program
 from linkspan.core.wire import Wire
 
 S = TypeVar("S", bound=State)
@@ -116,6 +118,10 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
 
     None for what is on a device apart, a switch or a router: the controller makes its driver.
     """
+
+    finds: Mapping[type[Program], Callable[[Any, Desired], Program | None]] = {}
+    """The programs that may serve it, by their classes: each function looks for one, given the ``LocalHost`` and what
+    is desired there, and returns the fact for backends, or None."""
 
     commands: Callable[[S, Shell], tuple[str, ...]] = _unsaid
     """The command lines that make it, in order; none for what is never desired."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
-from linkspan.core.states.ipsec import Strongswan
-from linkspan.core.states.programs import Bird
-from linkspan.core.states.wireguard import Tools
+from linkspan.core.states.programs import Program
 
 Protocol = Literal["tcp", "udp", "sctp"]
 Runtime = Literal["docker", "podman", "cni"]
@@ -258,6 +256,9 @@ class Reservation(msgspec.Struct, frozen=True, order=True):
     cidr: str
 
 
+P = TypeVar("P", bound=Program)
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What a backend must know of the machine, observed, never assumed.
 
@@ -265,9 +266,8 @@ class Facts(msgspec.Struct, frozen=True):
     whether it runs; ``forwarding`` has the families for which the host forwarded before linkspan came, or somebody
     else has turned it on since; ``old_links`` are, with their family, the links that were there then,
     ``closed_links`` those of them of which it forwarded nothing, and ``bridges`` the bridges among them; ``ra_links``
-    are the links that take router advertisements now; ``ipip_helper`` is how to start the user-space IPIP endpoint,
-    without its addresses, where the kernel has no IPIP device; ``bird`` is None where BIRD is not installed,
-    ``strongswan`` where strongSwan is not; ``wireguard`` is what there is for WireGuard.
+    are the links that take router advertisements now; ``programs`` are those that may serve this host, as the kinds of
+    state found them, one of each class.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
@@ -277,10 +277,11 @@ class Facts(msgspec.Struct, frozen=True):
     old_links: frozenset[tuple[int, str]] = frozenset()
     bridges: frozenset[str] = frozenset()
     ra_links: frozenset[str] = frozenset()
-    ipip_helper: tuple[str, ...] = ()
-    bird: Bird | None = None
-    strongswan: Strongswan | None = None
-    wireguard: Tools | None = None
+    programs: tuple[Program, ...] = ()
+
+    def program(self, kind: type[P]) -> P | None:
+        """Return what was found of a program, None where it is not installed or not needed."""
+        return next((found for found in self.programs if isinstance(found, kind)), None)
 
 
 CAN_REACH = "can-reach="

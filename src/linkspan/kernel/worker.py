@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 from linkspan.core.addresses import Prefix
-from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.desired import Desired
+from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Facts
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, Strongswan
-from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, located
-from linkspan.core.states.wireguard import Tools, WireguardPeer
+from linkspan.core.states.programs import Program
 from linkspan.kernel.drivers import (
     ipip_table,
     ipsec,
-    ipsec_links,
     links,
     neighbours,
     nftables_objects,
@@ -39,26 +35,12 @@ from linkspan.kernel.io.namespaces import NOBODY, Namespaces
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
-from linkspan.kernel.probe import keys
 from linkspan.kernel.probe.facts import observe_facts
-from linkspan.kernel.probe.port_owners import holder, listeners
 from linkspan.kernel.used_kinds import UsedKinds
-
-SPEAKER = "bgp"
-"""The folder of the BGP speaker's files in the state folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def ipip_helper(table: Path) -> tuple[str, ...]:
-    """Return how to start the user-space IPIP endpoint, without its addresses.
-
-    An agent starts a helper again whose argv is another one. So this stays as it is, or an upgrade cuts every tunnel.
-    """
-    # By its file and isolated: it needs the standard library only, and starts in 20 ms whatever is installed.
-    program = Path(__file__).parents[1] / "ipip_endpoint.py"
-    return sys.executable, "-IS", str(program), "--table", str(table)
+Found = TypeVar("Found", bound=Program)
 
 
 class Machine:
@@ -67,7 +49,10 @@ class Machine:
     def __init__(self, state_dir: Path) -> None:
         self.namespaces = Namespaces()
         self.sockets = Sockets(self.namespaces)
-        host = LocalHost(state_dir, kinds(), self.namespaces, self.sockets)
+        self._host = host = LocalHost(state_dir, kinds(), self.namespaces, self.sockets)
+        self._finders: dict[type[Program], Callable[[LocalHost, Desired], Any]] = {
+            program: find for kind in host.kinds for program, find in kind.finds.items()
+        }
         self.sysctls = host.driver(sysctl.driver)
         self.links = host.driver(links.driver)
         self.tunnels = host.driver(tunnels.driver)
@@ -77,10 +62,8 @@ class Machine:
         self.firewall = host.driver(nftables_objects.driver)
         self.shaper = host.driver(shaper.driver)
         self.processes = host.driver(processes.driver)
-        self.ipsec_links = host.driver(ipsec_links.driver)
         self.ike = ipsec.control(host)
         """The control socket of strongSwan's daemon."""
-        self._speaker_folder = state_dir / SPEAKER
         served = [(kind, host.driver(kind.driver)) for kind in host.kinds if kind.driver is not None]
         self.used_kinds = UsedKinds(state_dir, host.kinds)
         self.reconciler = Reconciler(served, self.sockets.release, self.used_kinds.note, self.sockets.one_look)
@@ -140,63 +123,14 @@ class Machine:
 
     def facts(self) -> Facts:
         """Observe what backends must know."""
-        found = msgspec.structs.replace(
-            observe_facts(self.sysctls),
-            bird=self._bird(),
-            strongswan=self._strongswan(),
-            wireguard=self.tools(),
-        )
-        if self.tunnels.ipip().by == "kernel":
-            return found
-        return msgspec.structs.replace(found, ipip_helper=ipip_helper(self.tunnel_table.path))
+        found = (self.program(kind) for kind in self._finders)
+        programs = tuple(program for program in found if program is not None)
+        return msgspec.structs.replace(observe_facts(self.sysctls), programs=programs)
 
-    def _bird(self) -> Bird | None:
-        """Return the BGP speaker's programs, and who listens at its port while it does not run itself."""
-        speaker, client = shutil.which("bird"), shutil.which("birdc")
-        if speaker is None or client is None:
-            return None
-        others = () if self.processes.pid(BIRD) else tuple(listeners("tcp", BGP_PORT))
-        return Bird(speaker, client, str(self._speaker_folder), others)
-
-    def _strongswan(self) -> Strongswan | None:
-        """Return strongSwan's daemon, and who holds IKE's ports while it does not run itself."""
-        daemon = located("charon-systemd")
-        if daemon is None:
-            return None
-        holders: list[tuple[int, str]] = []
-        if not self.processes.pid(CHARON):
-            found = ((port, holder("udp", "", port)) for port in IKE_PORTS)
-            holders = [(port, who) for port, who in found if who]
-        plugin = any(Path(folder, LIBIPSEC).exists() for folder in LIBIPSEC_FOLDERS)
-        return Strongswan(daemon, str(self.ike.parent), self.ipsec_links.kernel(), plugin, tuple(holders))
-
-    def tools(self) -> Tools:
-        """Return what there is for WireGuard; nothing is run where nothing has changed."""
-        kernel = self.tunnels.wireguard()
-        if shutil.which("wg") is None:
-            why = "the program wg is not installed on this host"
-            return Tools(problem=why, hint="install the package wireguard-tools")
-        if not kernel.by:
-            return Tools(problem=kernel.why_not)
-        if kernel.by == "user space" and shutil.which("wireguard-go") is None:
-            why = "the kernel has no WireGuard, and wireguard-go is not installed"
-            return Tools(problem=why, hint="install the package wireguard-go")
-        try:
-            self.wireguard.prepare()
-        except LinkspanError as error:
-            return Tools(problem=error.message, hint=error.hint)
-        found = keys.look(self.wireguard.keys)
-        file = str(self.wireguard.keys.folder / keys.PRIVATE)
-        peers = self.reconciler.desired.states((WireguardPeer,)).values()
-        return Tools(
-            found.public,
-            found.next,
-            file,
-            self.wireguard.program(),
-            unusable=found.problem,
-            unshared=keys.amiss({s.shared_file for s in peers if isinstance(s, WireguardPeer)}),
-            hint=found.hint,
-        )
+    def program(self, kind: type[Found]) -> Found | None:
+        """Look for a program that may serve this host."""
+        found: Found | None = self._finders[kind](self._host, self.reconciler.desired)
+        return found
 
     def ports(self) -> frozenset[int]:
         """Return the ports of the sockets by which the host is changed: events tell our own changes by them."""

@@ -32,6 +32,7 @@ from linkspan.core.model import (
 from linkspan.core.reconcile import Report
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
+from linkspan.core.states.programs import IpipHelper
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Machine
 from support.netns.world import World
@@ -80,8 +81,8 @@ class OverlayHost:
         self.others: tuple[Other, ...] = ()
         with world.entered(self.name):
             self.machine = Machine(self.folder)
-            helper = self.machine.facts().ipip_helper
-        self.facts = Facts(ipip_helper=helper)
+            helper = self.machine.program(IpipHelper)
+        self.facts = Facts(programs=(helper,) if helper else ())
 
     def close(self) -> None:
         """Take all away, and let go."""

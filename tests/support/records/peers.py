@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.states.programs import Program
 
 HERE = Underlay("eth0", ("192.0.2.1/24", "fd02::1/64"))
 THERE = Underlay("eth0", ("192.0.2.2/24", "fd02::2/64"))
@@ -38,10 +39,10 @@ def lease(number: int, network: Network, offer: dict[str, str] | None = None) ->
     )
 
 
-def view(network: Network, underlay: Underlay | None = HERE, helper: tuple[str, ...] = ()) -> HostView:
+def view(network: Network, underlay: Underlay | None = HERE, programs: tuple[Program, ...] = ()) -> HostView:
     """Return what host 1 sees."""
     host = Host(id="id1", name="h1", underlay=underlay)
-    return HostView((network,), facts=Facts(ipip_helper=helper), host=host, leases=(lease(1, network),))
+    return HostView((network,), facts=Facts(programs=programs), host=host, leases=(lease(1, network),))
 
 
 def peer(

@@ -31,7 +31,7 @@ class _Stage:
         key = "A" * 43 + "="
         host = Host(id="id1", name="h1", underlay=self.underlay, keys={"wireguard": key})
         daemon = Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True)
-        facts = Facts(wireguard=Tools(public=key, file="/state/private.key"), strongswan=daemon)
+        facts = Facts(programs=(Tools(public=key, file="/state/private.key"), daemon))
         return msgspec.structs.replace(view(self.network), host=host, facts=facts)
 
     def put(self) -> dict[Key, LinkspanError]:

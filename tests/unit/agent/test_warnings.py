@@ -6,6 +6,7 @@ import pytest
 from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
 from linkspan.core.model import Facts, Underlay
 from linkspan.core.states.ipsec import Strongswan
+from linkspan.core.states.programs import IpipHelper
 from linkspan.core.states.wireguard import Tools
 from support.records.replicas import network
 
@@ -47,13 +48,13 @@ def test_a_bridge_in_a_cluster_is_said_to_stay_on_each_host() -> None:
 @pytest.mark.parametrize(
     ("backend", "facts", "lacks"),
     [
-        ("vxlan", Facts(ipip_helper=("helper",)), ""),
+        ("vxlan", Facts(programs=(IpipHelper(("helper",)),)), ""),
         ("ipip", Facts(), ""),
-        ("ipip", Facts(ipip_helper=("helper",)), "ipip"),
-        ("wireguard", Facts(wireguard=Tools("key")), ""),
-        ("wireguard", Facts(wireguard=Tools("key", program=("wireguard-go",))), "wireguard"),
-        ("ipsec", Facts(strongswan=Strongswan("charon", "/", kernel=True, plugin=True)), ""),
-        ("ipsec", Facts(strongswan=Strongswan("charon", "/", kernel=False, plugin=True)), "ESP"),
+        ("ipip", Facts(programs=(IpipHelper(("helper",)),)), "ipip"),
+        ("wireguard", Facts(programs=(Tools("key"),)), ""),
+        ("wireguard", Facts(programs=(Tools("key", program=("wireguard-go",)),)), "wireguard"),
+        ("ipsec", Facts(programs=(Strongswan("charon", "/", kernel=True, plugin=True),)), ""),
+        ("ipsec", Facts(programs=(Strongswan("charon", "/", kernel=False, plugin=True),)), "ESP"),
     ],
 )
 def test_a_data_path_in_user_space_is_told_with_what_the_kernel_lacks(backend: str, facts: Facts, lacks: str) -> None:

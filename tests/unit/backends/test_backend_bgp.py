@@ -13,7 +13,7 @@ from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp import bird_config
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import HostView, Migration, Network, Peer
+from linkspan.core.model import Facts, HostView, Migration, Network, Peer
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Address, Route, State
 from linkspan.core.states.programs import SECRET, Bird, File, LearntRoutes, Process, Secret
@@ -34,7 +34,7 @@ def seen(demo: Network, *peers: Peer, **settings: str) -> HostView:
 
 def by(bird: Bird | None, found: HostView) -> HostView:
     """Return what the host sees with another BIRD, or with none."""
-    return msgspec.structs.replace(found, facts=msgspec.structs.replace(found.facts, bird=bird))
+    return msgspec.structs.replace(found, facts=Facts(programs=(bird,) if bird else ()))
 
 
 def files(states: list[State]) -> dict[str, str]:

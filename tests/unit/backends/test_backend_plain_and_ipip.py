@@ -11,7 +11,7 @@ from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Standing, Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Address, Bridge, Ipip, Route, TunnelPrefix
-from linkspan.core.states.programs import Process
+from linkspan.core.states.programs import IpipHelper, Process
 from linkspan.kernel.io.packets import checksum
 from support.records.peers import HERE, ONLY_6, network, peer, view
 
@@ -109,7 +109,7 @@ def test_ipip_by_the_kernel_is_a_route_by_the_peers_underlay_address() -> None:
 def test_ipip_in_user_space_is_a_row_of_the_endpoints_table() -> None:
     """The device is a TUN, and a helper process serves it."""
     demo = network("ipip")
-    seen = view(demo, helper=HELPER)
+    seen = view(demo, programs=(IpipHelper(HELPER),))
     states = set(ipip.BACKEND.network(seen, demo))
     assert Ipip("lsipip", 1480, b"", tun=True) in states
     assert Process("ipip", (*HELPER, "--device", "lsipip", "--local", "192.0.2.1")) in states
@@ -120,7 +120,7 @@ def test_ipip_in_user_space_is_a_row_of_the_endpoints_table() -> None:
 def test_ipip_direct_still_takes_the_peers_tunnel_packets() -> None:
     """The peer may not know yet that it is on the link."""
     demo = network("ipip", direct="true")
-    states = set(ipip.BACKEND.peer(view(demo, helper=HELPER), demo, peer(demo, OFFER)))
+    states = set(ipip.BACKEND.peer(view(demo, programs=(IpipHelper(HELPER),)), demo, peer(demo, OFFER)))
     assert Route(BLOCK, "eth0", THEIRS, OWN) in states
     assert {TunnelPrefix(BLOCK, THEIRS), element("ways4", "lsipip", "10.77.2.0")} <= states
 

@@ -29,7 +29,7 @@ def seen(
     """Return what host 1 sees, with these others."""
     found = view(networks[0], here)
     host = Host(id="id1", name="h1", underlay=here, keys={"wireguard": MINE})
-    facts = Facts(wireguard=tools or Tools(public=MINE, file="/state/private.key"))
+    facts = Facts(programs=(tools or Tools(public=MINE, file="/state/private.key"),))
     return msgspec.structs.replace(found, host=host, facts=facts, others=others, networks=networks)
 
 

@@ -57,7 +57,8 @@ def lease(number: int, by: str = "kernel") -> Lease:
 
 def view(found: Strongswan | None = KERNEL, **more: str) -> HostView:
     """Return what host 1 sees."""
-    return HostView((DEMO,), facts=Facts(strongswan=found), host=host(1, **(more or PSK)), leases=(lease(1),))
+    facts = Facts(programs=(found,) if found else ())
+    return HostView((DEMO,), facts=facts, host=host(1, **(more or PSK)), leases=(lease(1),))
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,11 @@ from support.records.replicas import Member
 
 KEYS = {1: "A" * 43 + "=", 2: "B" * 42 + "A="}
 FACTS = Facts(
-    bird=Bird("/usr/sbin/bird", "/usr/sbin/birdc", "/state/bird"),
-    strongswan=Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True),
-    wireguard=Tools(public=KEYS[1], file="/state/private.key"),
+    programs=(
+        Bird("/usr/sbin/bird", "/usr/sbin/birdc", "/state/bird"),
+        Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True),
+        Tools(public=KEYS[1], file="/state/private.key"),
+    )
 )
 POOL, TWO = prefix("10.77.0.0/16"), "10.77.2.0/24"
 ADMITTED = ("ways", "vteps", "marks")

@@ -14,6 +14,7 @@ from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Link
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.programs import Program
 from linkspan.kernel.kinds import kinds
 
 ROOT = Path(__file__).parents[3]
@@ -45,6 +46,13 @@ def test_what_serves_all_kinds_names_none(name: str) -> None:
     words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert words & _classes() == set()
+
+
+def test_each_program_is_looked_for_by_one_kind() -> None:
+    """A backend is given what that kind found; with two of them it would be whichever looked last."""
+    assert sorted(program.__name__ for kind in kinds() for program in kind.finds) == sorted(
+        program.__name__ for program in Program.__subclasses__()
+    )
 
 
 def test_the_table_of_what_objects_are_known_by_is_that_of_the_declarations() -> None:

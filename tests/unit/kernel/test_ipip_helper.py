@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import linkspan
-from linkspan.kernel.drivers.ipip_table import TABLE
-from linkspan.kernel.worker import ipip_helper
+from linkspan.kernel.drivers.ipip_table import TABLE, helper
 
 
 def test_the_ipip_helper_is_started_as_by_every_release_before() -> None:
@@ -15,4 +14,5 @@ def test_the_ipip_helper_is_started_as_by_every_release_before() -> None:
     program = Path(linkspan.__file__).with_name("ipip_endpoint.py")
     assert program.is_file()
     assert TABLE == "ipip/table"
-    assert ipip_helper(Path("/state", TABLE)) == (sys.executable, "-IS", str(program), "--table", "/state/ipip/table")
+    argv = (sys.executable, "-IS", str(program), "--table", "/state/ipip/table")
+    assert helper(Path("/state", TABLE)).argv == argv

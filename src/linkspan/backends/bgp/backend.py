@@ -199,7 +199,7 @@ def _speaker(view: HostView, network: Network) -> Speaker:
 
 def _program(view: HostView, network: Network) -> Bird:
     """Return where BIRD is. Raises Unavailable where it is not installed, or another listens at its address."""
-    found = view.facts.bird
+    found = view.facts.program(Bird)
     if found is None:
         raise Unavailable(
             f"network {network.name}: backend bgp needs BIRD, and this host has none",

@@ -103,7 +103,7 @@ class IpsecBackend(RoutedBackend):
                 f"network {network.name}: the underlay {here.ifname} has no address", "give it one"
             )
         # Another host's announcement, expected in a migration, is made without its facts.
-        found = view.facts.strongswan
+        found = view.facts.program(Strongswan)
         return {"address": address.address, "by": "kernel" if found is not None and found.kernel else "user"}
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
@@ -112,7 +112,8 @@ class IpsecBackend(RoutedBackend):
 
     def lacks(self, facts: Facts) -> str:
         """Without ESP strongSwan's daemon encrypts in user space."""
-        return "ESP" if facts.strongswan is not None and not facts.strongswan.kernel else ""
+        found = facts.program(Strongswan)
+        return "ESP" if found is not None and not found.kernel else ""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the daemon, its device, and what it proves this host by."""
@@ -182,13 +183,13 @@ def name(host: str) -> str:
 
 
 def _device(view: HostView) -> str:
-    found = view.facts.strongswan
+    found = view.facts.program(Strongswan)
     return KERNEL if found is not None and found.kernel else USER
 
 
 def _daemon(view: HostView, network: Network) -> Strongswan:
     """Return strongSwan's daemon. Raises Unavailable where this host cannot have it."""
-    found = view.facts.strongswan
+    found = view.facts.program(Strongswan)
     if found is None:
         raise Unavailable(
             f"network {network.name}: backend ipsec needs strongSwan, and this host has none",

@@ -48,7 +48,7 @@ from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.seal import encrypting
 from linkspan.core.states.host import Route, State, Wireguard
-from linkspan.core.states.programs import Process
+from linkspan.core.states.programs import Process, Program
 from linkspan.core.states.wireguard import (
     DEVICE,
     AllowedIp,
@@ -71,6 +71,7 @@ class WireguardBackend(RoutedBackend):
     overhead: Mapping[int, int] = {4: 20 + HEADERS, 6: 40 + HEADERS}
     encrypts = True
     programs: tuple[tuple[str, str], ...] = (("wg", "wireguard-tools"),)
+    watches: tuple[type[Program], ...] = (Tools,)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return where peers send to first, nothing where this host comes to them."""
@@ -86,7 +87,8 @@ class WireguardBackend(RoutedBackend):
 
     def lacks(self, facts: Facts) -> str:
         """Without WireGuard wireguard-go encrypts in user space."""
-        return "wireguard" if facts.wireguard is not None and facts.wireguard.program else ""
+        found = facts.program(Tools)
+        return "wireguard" if found is not None and found.program else ""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
@@ -115,7 +117,8 @@ class WireguardBackend(RoutedBackend):
         """Return this host's own addresses, and the guards."""
         yield from network_states(view, network)
         underlay(view, network)
-        if view.facts.wireguard is None or view.facts.wireguard.problem:
+        found = view.facts.program(Tools)
+        if found is None or found.problem:
             return  # there is no device; ``host`` tells why
         yield from tunnel_sysctls(DEVICE, network)
         yield from own_addresses(view, network, DEVICE)
@@ -183,7 +186,7 @@ def serves(network: Network) -> bool:
 
 def lacking(view: HostView) -> Iterator[str]:
     """Yield what is wrong with this host's key files; what has a key already goes on."""
-    found = view.facts.wireguard
+    found = view.facts.program(Tools)
     if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
         return
     public = view.host.keys.get(WireguardBackend.name, "")
@@ -200,7 +203,7 @@ def lacking(view: HostView) -> Iterator[str]:
 
 def _tools(view: HostView) -> Tools:
     """Return what this host has. Raises Unavailable, with the reason, where nothing serves a device."""
-    found = view.facts.wireguard
+    found = view.facts.program(Tools)
     if found is None or found.problem:
         why = found.problem if found else "this host has not been looked at yet"
         raise Unavailable(f"backend wireguard: {why}", found.hint if found else "")

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
 from linkspan.core.addresses import Prefix
 from linkspan.core.states.host import ALTNAME, Key, State
+from linkspan.core.states.programs import Program
 
 Kind = Literal["psk", "key", "certificate", "ca", "crl"]
 """What a file proves or checks: shared key, private key, this host's certificate, its authority's, revocation list."""
@@ -32,7 +31,7 @@ CONTROL = "charon.vici"
 """The daemon's control socket, in the folder of its files."""
 
 
-class Strongswan(msgspec.Struct, frozen=True):
+class Strongswan(Program, frozen=True):
     """strongSwan's daemon, the folder of its files, whether the kernel has ESP, and who holds IKE's UDP ports.
 
     Where the kernel has none, ``plugin`` tells whether the daemon can do it in user space (kernel-libipsec).

@@ -25,7 +25,17 @@ def located(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-class Bird(msgspec.Struct, frozen=True):
+class Program(msgspec.Struct, frozen=True):
+    """What was found of a program that may serve this host: a fact that backends are given, by its class."""
+
+
+class IpipHelper(Program, frozen=True):
+    """How to start the user-space IPIP endpoint, without its addresses: the kernel has no IPIP device."""
+
+    argv: tuple[str, ...]
+
+
+class Bird(Program, frozen=True):
     """The BGP speaker's programs, the folder of its files, and who else listens at BGP's port: (address, name)."""
 
     speaker: str

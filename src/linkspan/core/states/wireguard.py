@@ -10,6 +10,7 @@ import msgspec
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.states.host import Key, State
+from linkspan.core.states.programs import Program
 
 DEVICE = "lswg"
 PORT = 51820
@@ -36,7 +37,7 @@ def check_key(public: str) -> None:
         raise Invalid(f"{public[:64]!r} is no WireGuard key", "a key is 32 bytes in base64")
 
 
-class Tools(msgspec.Struct, frozen=True):
+class Tools(Program, frozen=True):
     """What a host has for WireGuard: its ``public`` key and, while it changes, the ``next`` one.
 
     ``file`` has the private key. ``program`` is how to start the device in user space, () where the kernel has it.

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import linkspan
 from linkspan.core.addresses import SOCKET_FAMILY, prefix
 from linkspan.core.contracts import Support
+from linkspan.core.desired import Desired
 from linkspan.core.errors import Invalid, LinkspanError, of_errno
 from linkspan.core.kinds import Kind
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, Key, State, TunnelPrefix
+from linkspan.core.states.programs import IpipHelper
+from linkspan.kernel.drivers import tunnels
 from linkspan.kernel.local_host import LocalHost
 
 TABLE = "ipip/table"
@@ -95,6 +100,20 @@ def driver(host: LocalHost) -> TunnelTableDriver:
     return TunnelTableDriver(host.state_dir / TABLE)
 
 
+def helper(table: Path) -> IpipHelper:
+    """Return how to start the user-space IPIP endpoint, without its addresses.
+
+    An agent starts a helper again whose argv is another one. So this stays as it is, or an upgrade cuts every tunnel.
+    """
+    # By its file and isolated: it needs the standard library only, and starts in 20 ms whatever is installed.
+    program = Path(linkspan.__file__).with_name("ipip_endpoint.py")
+    return IpipHelper((sys.executable, "-IS", str(program), "--table", str(table)))
+
+
+def _helper(host: LocalHost, _desired: Desired) -> IpipHelper | None:
+    return None if host.driver(tunnels.driver).ipip().by == "kernel" else helper(host.driver(driver).path)
+
+
 def _add(state: TunnelPrefix, shell: Shell) -> tuple[str, ...]:
     return (f"echo '{state.prefix} {address_text(state.remote)}' >>{shell.state_dir}/{TABLE}",)
 
@@ -106,6 +125,7 @@ KINDS = (
         driver=driver,
         known_by="the file `ipip/table` in the state folder",
         purpose="what the user-space tunnel sends to which host, and takes from it",
+        finds={IpipHelper: _helper},
         commands=_add,
     ),
 )

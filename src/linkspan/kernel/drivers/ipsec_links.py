@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from linkspan.core.contracts import Support
+from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.core.kinds import Event, Kind, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
-from linkspan.core.states.ipsec import IpsecLink
+from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, IpsecLink, Strongswan
+from linkspan.core.states.programs import located
 from linkspan.core.wire import ESP, Wire
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.ipsec import control
@@ -67,6 +69,7 @@ from linkspan.kernel.io.netlink import (
     u32,
 )
 from linkspan.kernel.local_host import LocalHost
+from linkspan.kernel.probe.port_owners import holder
 
 _IF_ID, _EXTERNAL = 2, 3  # linux/if_link.h: IFLA_XFRM_IF_ID, IFLA_XFRM_COLLECT_METADATA
 _DELRULE, _PRIORITY, _TABLE = 33, 6, 15  # linux/rtnetlink.h, linux/fib_rules.h: FRA_PRIORITY, FRA_TABLE
@@ -245,6 +248,19 @@ def driver(host: LocalHost) -> IpsecLinkDriver:
     return IpsecLinkDriver(host.sockets, lambda name: host.driver(processes.driver).pid(name), control(host))
 
 
+def _daemon(host: LocalHost, _desired: Desired) -> Strongswan | None:
+    """Return strongSwan's daemon, and who holds IKE's ports while it does not run itself."""
+    daemon = located("charon-systemd")
+    if daemon is None:
+        return None
+    holders: list[tuple[int, str]] = []
+    if not host.driver(processes.driver).pid(CHARON):
+        found = ((port, holder("udp", "", port)) for port in IKE_PORTS)
+        holders = [(port, who) for port, who in found if who]
+    plugin = any(Path(folder, LIBIPSEC).exists() for folder in LIBIPSEC_FOLDERS)
+    return Strongswan(daemon, str(control(host).parent), host.driver(driver).kernel(), plugin, tuple(holders))
+
+
 def _add(state: IpsecLink, _shell: Shell) -> tuple[str, ...]:
     name = shlex.quote(state.name)
     if state.tun:
@@ -269,6 +285,7 @@ KINDS = (
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
         purpose="a device by which packets go to be encrypted by IPsec",
+        finds={Strongswan: _daemon},
         commands=_add,
         makes=named,
         late=True,

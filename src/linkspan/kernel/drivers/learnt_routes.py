@@ -6,20 +6,26 @@ they stay for a while, for it takes them up again; past that, or when no speaker
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from linkspan.core.contracts import Support
+from linkspan.core.desired import Desired
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, LEARNT_METRIC, Key, State
-from linkspan.core.states.programs import LearntRoutes
+from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, LearntRoutes
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.routes import learnt_routes, sweep
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.local_host import LocalHost
+from linkspan.kernel.probe.port_owners import listeners
+
+FOLDER = "bgp"
+"""The folder of the speaker's files in the state folder."""
 
 
 class LearntDriver:
@@ -76,6 +82,15 @@ def driver(host: LocalHost) -> LearntDriver:
     return LearntDriver(host.sockets, host.driver(processes.driver).down)
 
 
+def _speaker(host: LocalHost, _desired: Desired) -> Bird | None:
+    """Return the BGP speaker's programs, and who listens at its port while it does not run itself."""
+    speaker, client = shutil.which("bird"), shutil.which("birdc")
+    if speaker is None or client is None:
+        return None
+    others = () if host.driver(processes.driver).pid(BIRD) else tuple(listeners("tcp", BGP_PORT))
+    return Bird(speaker, client, str(host.state_dir / FOLDER), others)
+
+
 _PURPOSE = "routes that the BGP speaker puts into the kernel"
 
 
@@ -90,6 +105,7 @@ KINDS = (
         driver=driver,
         known_by="protocol `bird` and metric 1976",
         purpose=_PURPOSE,
+        finds={Bird: _speaker},
         commands=_note,
         poll=True,
         counted=False,

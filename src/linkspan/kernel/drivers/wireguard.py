@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,11 +28,12 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
+from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import HIDDEN, Shell
 from linkspan.core.states.host import ALTNAME, HOST, Key, State
-from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardKey, WireguardPeer, key_id
+from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer, key_id
 from linkspan.kernel.drivers import tunnels
 from linkspan.kernel.drivers.link_attributes import IFNAME, MTU, ifinfo
 from linkspan.kernel.drivers.secrets import apart
@@ -350,6 +352,35 @@ def driver(host: LocalHost) -> WireguardDriver:
     return WireguardDriver(host.sockets, host.state_dir / FOLDER, host.driver(tunnels.driver).wireguard)
 
 
+def _tools(host: LocalHost, desired: Desired) -> Tools:
+    """Return what there is for WireGuard; nothing is run where nothing has changed."""
+    own, kernel = host.driver(driver), host.driver(tunnels.driver).wireguard()
+    if shutil.which("wg") is None:
+        why = "the program wg is not installed on this host"
+        return Tools(problem=why, hint="install the package wireguard-tools")
+    if not kernel.by:
+        return Tools(problem=kernel.why_not)
+    if kernel.by == "user space" and shutil.which("wireguard-go") is None:
+        why = "the kernel has no WireGuard, and wireguard-go is not installed"
+        return Tools(problem=why, hint="install the package wireguard-go")
+    try:
+        own.prepare()
+    except LinkspanError as error:
+        return Tools(problem=error.message, hint=error.hint)
+    found = keys.look(own.keys)
+    file = str(own.keys.folder / keys.PRIVATE)
+    peers = desired.states((WireguardPeer,)).values()
+    return Tools(
+        found.public,
+        found.next,
+        file,
+        own.program(),
+        unusable=found.problem,
+        unshared=keys.amiss({s.shared_file for s in peers if isinstance(s, WireguardPeer)}),
+        hint=found.hint,
+    )
+
+
 # Keys are shown as ***, but for public ones. A device in user space has its socket in a folder of the state folder, in
 # which `wg` is shown it.
 
@@ -380,6 +411,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="the private key of this host, and the port at which it receives",
+        finds={Tools: _tools},
         commands=_set_key,
         on=on_device,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
