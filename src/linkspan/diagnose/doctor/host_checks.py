@@ -91,9 +91,6 @@ def _iptables_fix(bad: Verdict) -> str:
     if bad.removal:
         command, *words = bad.removal
         return f"{shlex.join([iptables.usual(command), *words])} (and where its rules are kept)"
-    if " -t " in bad.where:
-        before, _, chain = bad.where.rpartition(" ")
-        return f"{before} -P {chain} ACCEPT (and where its rules are kept)"
     return "a running agent puts its rules back within seconds: `linkspan status`, `linkspan diff`"
 
 

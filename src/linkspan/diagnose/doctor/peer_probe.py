@@ -24,12 +24,11 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.model import Peer
 from linkspan.core.needs import Need
-from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks
-from linkspan.diagnose.trace.hops import meaning
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
 from linkspan.diagnose.trace.questions import Packet, Questions, client_ports
+from linkspan.diagnose.trace.rule_meanings import is_ours, meaning
 from linkspan.kernel.io import packets
 from linkspan.kernel.io.packets import Arrival, Ear, Sender
 from linkspan.kernel.probe import arp
@@ -317,7 +316,7 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
     except LinkspanError:
         return ""
     if (verdict := next((found for found in verdicts if not found.passes), None)) is not None:
-        why = f" ({meaning(verdict.rule, packet)})" if TABLE in verdict.where.split() else ""
+        why = f" ({meaning(verdict.by, packet)})" if is_ours(verdict.by) else ""
         return f"{verdict.where} drops it: {verdict.rule}{why}"
     some = [rule for found in verdicts for rule in found.unsure if rule not in sure]
     return f"a rule drops it from some of the source ports {ports[0]} to {ports[1]}: {some[0]}" if some else ""

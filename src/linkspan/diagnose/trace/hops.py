@@ -172,37 +172,3 @@ def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:
         return ("eth", f"arp who-has {show(packet.target)} tell {source}")
     inner = "icmp" if packet.protocol == "icmp" else f"{packet.protocol} {packet.source_port}>{packet.port}"
     return ("eth", f"{word} {source}>{show(packet.target)}", inner)
-
-
-def meaning(rule: str, packet: Packet) -> str:
-    """Return for people what a rule of ours that drops is for."""
-    if rule == "drop":  # the end of the chains for what comes from other hosts
-        return f"the guard does not take {show(packet.source)} from there: no peer has it by this way"
-    if rule == "reject":  # the end of the chain for what internal networks ask of the host
-        return "the network is internal, and of the host it may ask for DNS and ICMP only"
-    for mark, meaning in MEANINGS:
-        if mark in rule:
-            return meaning.format(source=show(packet.source), target=show(packet.target))
-    return "a firewall drops it"
-
-
-MEANINGS = (
-    ("@tunnel_peers", "a tunnel's packets are taken from peers only, and {source} is none"),
-    ("@tunnel_ports", "a container's own packets for a tunnel would reach a peer as its host's, and do not leave"),
-    ("@speaker_ports", "a container's own BGP session would reach a peer as its host's, and does not leave"),
-    ("@control", "containers are kept from the store, the switches and the controller"),
-    ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
-    ("iifname lsx* drop", "the guard does not take {source} from this peer: it is not of its blocks"),
-    ("@internal_links", "the network is internal: nothing passes between it and the outside"),
-    ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
-    ("@servers", "names of a network are told to its own containers and to the host only"),
-    ("@views", "names of several networks are told to containers in all of them and to the host only"),
-    ("lsp*", "the port is on no bridge"),
-    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear or is taken so"),
-    ("@macs", "the guard does not know this MAC at this port"),
-    ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
-    ("127.0.0.0/8", "loopback addresses are not taken from the wire"),
-    ("oifname @old", "the host did not forward between these links before linkspan turned forwarding on"),
-    ("daddr @pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
-    ("saddr vmap @sources", "{source} belongs to a container, and does not come from one"),
-)

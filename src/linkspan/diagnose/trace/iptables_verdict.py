@@ -89,7 +89,11 @@ class _Evaluation:
         found = self._walk(chain, 0)
         if not isinstance(found, Verdict):
             policy = self._table.policies.get(chain, "ACCEPT")
-            found = Verdict(policy != "DROP", f"{self._how} {chain}", f"policy {policy}")
+            # In table filter linkspan's own rules overrule it.
+            undo = (*self._command, "-P", chain, "ACCEPT") if self._table.name != "filter" else ()
+            found = Verdict(
+                policy != "DROP", f"{self._how} {chain}", f"policy {policy}", policy=chain, removal=undo
+            )
         return msgspec.structs.replace(self._doubts.settle(found), packet=self._frame.packet)
 
     def _walk(self, chain: str, depth: int) -> Verdict | None:

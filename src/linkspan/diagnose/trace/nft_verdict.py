@@ -50,20 +50,45 @@ PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"
 """What a rule of which it is not known whether it applies could do; AFTER: do to the segments after a handshake."""
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """A rule with its chain: ``where`` and ``text`` for people, ``expressions`` as nft's JSON has them."""
+
+    family: str
+    table: str
+    chain: str
+    expressions: tuple[Mapping[str, Any], ...]
+
+    @property
+    def where(self) -> str:
+        """The rule's chain, as nft is told it."""
+        return f"{self.family} {self.table} {self.chain}"
+
+    @property
+    def text(self) -> str:
+        """The rule, near to what nft prints."""
+        return words(self.expressions)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What a chain or hook decides.
 
     ``later`` says what a later segment of the same connection meets that does not let it pass for certain.
-    ``where`` and ``rule`` say who did; ``to`` is a DNAT's target (address, port), ``masked`` says that the source is
-    to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure`` are the rules
-    on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could prevent.
-    ``rerouted`` tells that the packet is to be routed once more. ``removal`` is the command that removes a rule of
-    iptables that drops, in words.
+    ``where`` and ``rule`` say who did. ``by`` is the rule of nftables that did (None for a policy, and for iptables),
+    ``policy`` the chain of iptables whose policy did. ``to`` is a DNAT's target (address, port), ``masked`` says that
+    the source is to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure``
+    are the rules on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could
+    prevent. ``rerouted`` tells that the packet is to be routed once more. ``removal`` is the command that takes away
+    what drops in iptables, in words.
     """
 
     passes: bool = True
     where: str = ""
     rule: str = ""
+    by: Rule | None = None
+    policy: str = ""
     to: tuple[str, ...] = ()
     masked: bool = False
     later: tuple[str, ...] = ()
@@ -185,6 +210,10 @@ def _word(value: Any) -> str:
     return str(value)
 
 
+def _by(rule: Rule, *, passes: bool = True, **does: Any) -> Verdict:
+    return Verdict(passes, rule.where, rule.text, rule, **does)
+
+
 class _Evaluation:
     """One packet's way through one base chain and what it jumps to."""
 
@@ -203,28 +232,27 @@ class _Evaluation:
         return msgspec.structs.replace(self._doubts.settle(found), packet=self._frame.packet)
 
     def _walk(self, chain: Chain, depth: int) -> Verdict | None:
-        where = f"{chain.family} {chain.table} {chain.name}"
-        for rule in chain.rules:
-            text = words(rule)
+        for expressions in chain.rules:
+            rule = Rule(chain.family, chain.table, chain.name, expressions)
             applies: bool | None = True
-            for expression in rule:
+            for expression in expressions:
                 if _FINAL & expression.keys():
                     if applies is None:
-                        self._may(chain, expression, where, text, depth)
+                        self._may(chain, expression, rule, depth)
                         break
-                    outcome = self._final(chain, expression, where, text, depth)
+                    outcome = self._final(chain, expression, rule, depth)
                     if outcome == "return":
                         return None
                     if isinstance(outcome, Verdict):
                         return outcome
                     break
-                holds = self._step(chain, expression, applies, f"{where}: {text}")
+                holds = self._step(chain, expression, applies, rule)
                 if holds is False:
                     break
                 applies = None if holds is None else applies
         return None
 
-    def _step(self, chain: Chain, expression: Mapping[str, Any], applies: bool | None, rule: str) -> bool | None:
+    def _step(self, chain: Chain, expression: Mapping[str, Any], applies: bool | None, rule: Rule) -> bool | None:
         """Do what an expression does that is no verdict; tell whether its rule goes on, None where nobody knows."""
         match expression:
             case {"match": match}:
@@ -236,7 +264,7 @@ class _Evaluation:
                 if self._frame.tracked:
                     return True  # it comes too late to have an effect
                 if applies is None:
-                    self._doubts.add(rule, CHANGE)
+                    self._doubts.add(str(rule), CHANGE)
                 else:
                     self._replace(ct="untracked")
                 return True
@@ -250,7 +278,7 @@ class _Evaluation:
                 return True
         if expression.keys() <= _QUIET:
             return True
-        self._doubts.add(rule, PASS, DROP, CHANGE, *([AFTER] if "synproxy" in expression else []))
+        self._doubts.add(str(rule), PASS, DROP, CHANGE, *([AFTER] if "synproxy" in expression else []))
         return None
 
     def _replace(self, **changes: Any) -> None:
@@ -258,7 +286,7 @@ class _Evaluation:
             self._frame, packet=msgspec.structs.replace(self._frame.packet, **changes)
         )
 
-    def _change(self, chain: Chain, key: Any, value: Any, applies: bool | None, rule: str) -> None:
+    def _change(self, chain: Chain, key: Any, value: Any, applies: bool | None, rule: Rule) -> None:
         known = self._number(chain, value) if applies else None
         match key:
             case {"meta": {"key": "mark"}}:
@@ -266,13 +294,13 @@ class _Evaluation:
             case {"ct": {"key": "mark"}}:
                 self._replace(ct_mark=known)
             case {"payload": {"protocol": "ip" | "ip6", "field": "ttl" | "hoplimit"}} if known is not None:
-                self._replace(ttl=known, ttl_by=rule)
+                self._replace(ttl=known, ttl_by=str(rule))
             case {"meta": {"key": name}} | {"ct": {"key": name}} | {"payload": {"field": name}} if name in _HARMLESS:
                 pass
             case {"tcp option": _}:
                 pass
             case _:
-                self._doubts.add(rule, CHANGE)
+                self._doubts.add(str(rule), CHANGE)
 
     def _number(self, chain: Chain, value: Any) -> int | None:
         match value:
@@ -286,23 +314,20 @@ class _Evaluation:
         found = self._values(chain, value) if isinstance(value, dict) else None
         return int(found[0], 0) if found and found[0].isdigit() else None
 
-    def _may(self, chain: Chain, final: Mapping[str, Any], where: str, text: str, depth: int) -> None:
+    def _may(self, chain: Chain, final: Mapping[str, Any], rule: Rule, depth: int) -> None:
         """Remember what a verdict could do that may come or not."""
         other = _Evaluation(self._asked, self._chains, self._frame)
-        outcome = other._final(chain, final, where, text, depth)
-        rule = f"{where}: {text}"
-        self._doubts.adopt(rule, other._doubts)
+        outcome = other._final(chain, final, rule, depth)
+        self._doubts.adopt(str(rule), other._doubts)
         if isinstance(outcome, Verdict):
             kind = PASS if outcome.passes else DROP
-            self._doubts.add(rule, CHANGE if outcome.to or outcome.masked else kind)
+            self._doubts.add(str(rule), CHANGE if outcome.to or outcome.masked else kind)
         elif outcome == "return":  # in a base chain it comes to the policy
-            self._doubts.add(rule, DROP if chain.policy == "drop" and not depth else PASS)
+            self._doubts.add(str(rule), DROP if chain.policy == "drop" and not depth else PASS)
         if other._frame != self._frame:
-            self._doubts.add(rule, CHANGE)
+            self._doubts.add(str(rule), CHANGE)
 
-    def _final(
-        self, chain: Chain, final: Mapping[str, Any], where: str, text: str, depth: int
-    ) -> Verdict | str | None:
+    def _final(self, chain: Chain, final: Mapping[str, Any], rule: Rule, depth: int) -> Verdict | str | None:
         match final:
             case {"vmap": {"key": key, "data": data}}:
                 known = self._values(chain, key)
@@ -313,30 +338,30 @@ class _Evaluation:
                     if found == ():
                         return None
                     if found:
-                        return self._final(chain, found[0], where, text, depth)
+                        return self._final(chain, found[0], rule, depth)
             case {"continue": _}:
                 return None
             case {"drop": _} | {"reject": _}:
-                return Verdict(False, where, text)
+                return _by(rule, passes=False)
             case {"accept": _}:
-                return Verdict(True, where, text)
+                return _by(rule)
             case {"return": _}:
                 return "return"
             case {"masquerade": _}:
-                return Verdict(True, where, text, masked=True)
+                return _by(rule, masked=True)
             case {"snat": {"addr": str(address)}}:
-                return Verdict(True, where, text, masked=True, source=address)
+                return _by(rule, masked=True, source=address)
             case {"dnat": {"addr": address, **rest}} if isinstance(rest.get("port", 0), int):
                 to = self._values(chain, address) if isinstance(address, dict) else (str(address),)
                 if to is not None:
                     port = (str(rest["port"]),) if "port" in rest else ()
-                    return Verdict(True, where, text, to=(*to, *port)) if to else None
+                    return _by(rule, to=(*to, *port)) if to else None
             case {"jump": {"target": name}} | {"goto": {"target": name}}:
                 target = self._chains.get((chain.family, chain.table, name))
                 if target is not None and depth < _DEPTH:
                     inner = self._walk(target, depth + 1)
                     return inner if inner is not None or "jump" in final else "return"
-        self._doubts.add(f"{where}: {text}", PASS, DROP, CHANGE)
+        self._doubts.add(str(rule), PASS, DROP, CHANGE)
         return None
 
     def _mapped(self, chain: Chain, key: tuple[str, ...], data: Any) -> tuple[Any, ...] | None:

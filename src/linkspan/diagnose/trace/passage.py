@@ -12,7 +12,6 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, mac_text
 from linkspan.core.model import Endpoint
-from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks, nft_verdict
 from linkspan.diagnose.trace.hops import (
@@ -22,7 +21,6 @@ from linkspan.diagnose.trace.hops import (
     Unknown,
     forwarding_off,
     headers,
-    meaning,
     show,
     where,
 )
@@ -40,6 +38,7 @@ from linkspan.diagnose.trace.questions import (
     towards,
     within,
 )
+from linkspan.diagnose.trace.rule_meanings import meaning
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 
 _MAC = 6
@@ -75,9 +74,9 @@ class Passage:
             why = f"a connection's first segment passes, and {what}"
             self._note(netns, device, why, packet, later=True)
         if not found.passes:
-            why = meaning(found.rule, packet) if found.where.split()[1:2] == [TABLE] else "a firewall drops it"
-            if found.rule == "policy DROP":
-                why = f"the policy of another's {found.where.split()[-1]} chain drops it"
+            why = meaning(found.by, packet)
+            if found.policy:
+                why = f"the policy of another's {found.policy} chain drops it"
             raise self._broken(netns, device, packet, f"{why} ({found.where}: {found.rule})")
         return found.packet or packet
 
