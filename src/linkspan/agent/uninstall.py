@@ -27,6 +27,7 @@ from linkspan.core.states.host import NftElement, Route, State, Veth
 from linkspan.core.store_url import etcd_parts
 from linkspan.endpoints import reconstruction
 from linkspan.endpoints.journal import Journal
+from linkspan.kernel.kinds import kinds
 from linkspan.kernel.probe.stray_links import Stray
 from linkspan.kernel.probe.stray_links import find as find_strays
 from linkspan.kernel.probe.stray_links import remove as remove_strays
@@ -200,7 +201,7 @@ def _strays(config: Config, machine: Machine) -> list[Stray]:
     known = remembered(Path(config.state_dir) / SNAPSHOT).records
     networks = [key.removeprefix("networks/") for key in known if key.startswith("networks/")]
     observed = machine.reconciler.observed((NftElement, Route))
-    return find_strays(machine.sockets, observed, journalled, networks)
+    return find_strays(machine.sockets, kinds(), observed, journalled, networks)
 
 
 def _of_others(strays: Iterable[Stray]) -> list[str]:

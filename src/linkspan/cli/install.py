@@ -19,6 +19,8 @@ from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, table
 from linkspan.core import config
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.kinds import Sort
+from linkspan.kernel.kinds import kinds
 from linkspan.runtimes import systemd
 
 app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
@@ -219,28 +221,15 @@ def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
         print(f"nothing of linkspan is left on this machine{but}")
 
 
-_KINDS = {
-    ("link", "links"): ("Bridge", "Veth", "Vxlan", "Ipip", "IpsecLink", "Wireguard", "Link"),
-    ("address, route or neighbour", "addresses, routes and neighbours"): (
-        "Address", "Route", "LearntRoutes", "Neighbour", "FdbEntry",
-    ),
-    ("firewall object", "firewall objects"): (
-        "NftTable", "NftSet", "NftChain", "NftElement", "ForwardAccept", "TrustedSource",
-    ),
-    ("kernel setting", "kernel settings"): ("Sysctl", "LinkSysctl"),
-    ("helper program", "helper programs"): ("Process",),
-    ("file", "files"): ("File", "Secret"),
-    ("group", "groups"): ("Group",),
-}  # fmt: skip
-"""Kinds of objects by what people call one of them, and several."""
-_OTHERS = ("other", "others")
+_FORMER = {"Link": Sort.LINK, "Group": Sort.GROUP}
+"""Of objects that are no states: links that lost their mark, and the socket's group."""
 
 
 def _summary(removed: Iterable[str]) -> list[str]:
     """Return how many objects of each kind were removed, and folders and sockets by their paths."""
-    words = {kind: what for what, kinds in _KINDS.items() for kind in kinds}
-    counts = Counter(words.get(item.partition(" ")[0], _OTHERS) for item in removed if not item.startswith("/"))
+    sorts = _FORMER | {kind.name: kind.sort for kind in kinds()}
+    counts = Counter(sorts.get(item.partition(" ")[0], Sort.OTHER) for item in removed if not item.startswith("/"))
     return [
-        *(f"{counts[what]} {what[counts[what] != 1]}" for what in (*_KINDS, _OTHERS) if counts[what]),
+        *(f"{counts[sort]} {sort.value[counts[sort] != 1]}" for sort in Sort if counts[sort]),
         *(item for item in removed if item.startswith("/")),
     ]

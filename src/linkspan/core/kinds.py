@@ -56,6 +56,19 @@ class Event(enum.Enum):
     """A helper program ended."""
 
 
+class Sort(enum.Enum):
+    """What people call an object, and several, where objects are counted, in the order of the count."""
+
+    LINK = "link", "links"
+    PLACE = "address, route or neighbour", "addresses, routes and neighbours"
+    RULE = "firewall object", "firewall objects"
+    SETTING = "kernel setting", "kernel settings"
+    PROGRAM = "helper program", "helper programs"
+    FILE = "file", "files"
+    GROUP = "group", "groups"
+    OTHER = "other", "others"
+
+
 class Ending(msgspec.Struct, frozen=True, eq=False):
     """A command that a plan has once, after all others; ``state`` is the kind under which the plan shows it.
 
@@ -113,6 +126,7 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """How an agent with no memory knows such an object as ours: a row of ARCHITECTURE.md's table."""
     purpose: str
     """What such an object does, in a few words: the plan's reason."""
+    sort: Sort = Sort.OTHER
     driver: Callable[[Any], Driver] | None = None
     """Makes the driver from the ``LocalHost``; kinds that name one function share the driver.
 
@@ -165,6 +179,9 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """What its links are called, with ``*`` at the end where something follows: reserved, so that no two kinds have one
     name. They begin with ``ls``: rules take all such links for ours. (Only the TUN of strongSwan's has another name.)
     """
+    forms: Mapping[str, frozenset[str]] = {}
+    """What its links are called in detail (regular expressions), with the types of link that they are (``ip -d link``):
+    a link that lost its alternative name looks like ours by that."""
     grouped: bool = False
     """Whether its links encrypt, and bear GROUP: rules know them by that, too, because another's may have the name."""
     resolves: bool = False

@@ -20,7 +20,7 @@ from linkspan.kernel.kinds import kinds
 ROOT = Path(__file__).parents[3]
 NAMELESS = (
     "core/reconcile.py", "core/fights.py", "core/desired.py", "agent/healer.py", "kernel/events.py",
-    "diagnose/plan/plan.py",
+    "kernel/worker.py", "diagnose/plan/plan.py",
 )  # fmt: skip
 
 
@@ -46,6 +46,14 @@ def test_what_serves_all_kinds_names_none(name: str) -> None:
     words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert words & _classes() == set()
+
+
+def test_each_link_has_a_form_of_a_name_that_its_kind_reserves() -> None:
+    """Uninstall knows by it a link that lost its mark; a form of another kind's name would be taken for that one."""
+    for kind in kinds():
+        assert bool(kind.forms) == bool(kind.names), kind.name
+        prefixes = tuple(name.rstrip("*") for name in kind.names)
+        assert all(form.startswith(prefixes) for form in kind.forms), kind.name
 
 
 def test_each_program_is_looked_for_by_one_kind() -> None:

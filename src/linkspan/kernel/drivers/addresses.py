@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, on_device
+from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
 from linkspan.kernel.drivers.link_attributes import IFF_UP
@@ -217,6 +217,7 @@ KINDS = (
         driver=driver,
         known_by="its link",
         purpose="an address on a link",
+        sort=Sort.PLACE,
         commands=_add,
         on=on_device,
         falls=True,

@@ -19,7 +19,7 @@ import msgspec
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, Unavailable
-from linkspan.core.kinds import Event, Kind
+from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State, TrustedSource
 from linkspan.kernel.io.dbus import Bus, Refused
@@ -167,6 +167,7 @@ KINDS = (
         driver=driver,
         known_by="a record in the state folder, with what was there before",
         purpose="firewalld would drop what comes from the pool",
+        sort=Sort.RULE,
         commands=_add,
         events=frozenset({Event.NFT}),
     ),

@@ -24,7 +24,7 @@ from pathlib import Path
 from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
-from linkspan.core.kinds import Event, Kind, named
+from linkspan.core.kinds import Event, Kind, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, IpsecLink, Strongswan
@@ -285,6 +285,7 @@ KINDS = (
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
         purpose="a device by which packets go to be encrypted by IPsec",
+        sort=Sort.LINK,
         finds={Strongswan: _daemon},
         commands=_add,
         makes=named,
@@ -292,6 +293,7 @@ KINDS = (
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         counted=False,
         names=("lsipsec", "ipsec0"),
+        forms={"lsipsec": frozenset({"xfrm"}), "ipsec0": frozenset({"tun"})},
         grouped=True,
         wire=_wire,
     ),

@@ -19,7 +19,7 @@ import msgspec
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Invalid, KernelError, LinkspanError, NotFound, Unavailable
-from linkspan.core.kinds import Event, Kind
+from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForwardAccept, Key, State
 from linkspan.kernel.local_host import LocalHost
@@ -230,6 +230,7 @@ KINDS = (
         driver=driver,
         known_by="the comment of the rules",
         purpose="another's firewall would drop what the host forwards",
+        sort=Sort.RULE,
         commands=_add,
         events=frozenset({Event.NFT}),
     ),

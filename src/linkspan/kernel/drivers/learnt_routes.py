@@ -14,7 +14,7 @@ import msgspec
 from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
 from linkspan.core.errors import LinkspanError
-from linkspan.core.kinds import Kind
+from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, LEARNT_METRIC, Key, State
 from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, LearntRoutes
@@ -105,6 +105,7 @@ KINDS = (
         driver=driver,
         known_by="protocol `bird` and metric 1976",
         purpose=_PURPOSE,
+        sort=Sort.PLACE,
         finds={Bird: _speaker},
         commands=_note,
         poll=True,

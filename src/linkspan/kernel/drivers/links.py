@@ -22,7 +22,7 @@ import msgspec
 from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, Link, named
+from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 from linkspan.kernel.drivers.link_attributes import (
@@ -468,10 +468,12 @@ KINDS = (
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
         purpose="a switch in the kernel, to which containers are plugged",
+        sort=Sort.LINK,
         commands=_add_bridge,
         makes=named,
         events=_EVENTS,
         names=("ls-*",),
+        forms={"ls-.+": frozenset({"bridge"})},
         resolves=True,
     ),
     Kind(
@@ -480,12 +482,14 @@ KINDS = (
         driver=driver,
         known_by="an alternative name `linkspan:INODE:NAME`, of the other end's namespace and interface",
         purpose="a cable: one end on the host, the other in the container",
+        sort=Sort.LINK,
         commands=_add_veth,
         on=_master,
         makes=_ends,
         shut=_shut,
         events=_EVENTS,
         names=("lsr*", "lsp*"),
+        forms=dict.fromkeys(("lsr[0-9a-f]{12}", "lsp[0-9a-f]{12}"), frozenset({"veth"})),
         resolves=True,
     ),
     Kind(

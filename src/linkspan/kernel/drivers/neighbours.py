@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError
-from linkspan.core.kinds import Event, Kind, Kinds, on_device
+from linkspan.core.kinds import Event, Kind, Kinds, Sort, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
 from linkspan.kernel.drivers.link_attributes import ADDRESS
@@ -244,6 +244,7 @@ KINDS = (
         driver=driver,
         known_by="permanent or noarp, on a link of ours; on another link protocol number 76",
         purpose="which MAC the next one has: another host's end of the tunnel, or a gateway",
+        sort=Sort.PLACE,
         commands=_add_neighbour,
         on=on_device,
         falls=True,
@@ -255,6 +256,7 @@ KINDS = (
         driver=driver,
         known_by="permanent or static, on a link of ours",
         purpose="at which address of the underlay that MAC is reached",
+        sort=Sort.PLACE,
         commands=_add_entry,
         on=on_device,
         falls=True,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import ALL, BRIDGED, Event, Kind
+from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
 from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
@@ -408,6 +408,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="holds all of linkspan's firewall rules of one family",
+        sort=Sort.RULE,
         commands=_add_table,
         guards=_guards,
         events=_EVENTS,
@@ -418,6 +419,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="what the rules look up: one more container is one more element",
+        sort=Sort.RULE,
         commands=_add_set,
         lost_with=_in_table,
         part_of=_table_key,
@@ -430,6 +432,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="rules, the same however many containers there are",
+        sort=Sort.RULE,
         commands=_add_chain,
         typed=_typed,
         lost_with=_in_table,
@@ -443,6 +446,7 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="one entry that the rules look up",
+        sort=Sort.RULE,
         commands=_add_element,
         lost_with=_in_set,
         part_of=_set_key,

@@ -34,7 +34,7 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable, of_errno
-from linkspan.core.kinds import Event, Kind
+from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.programs import Process
@@ -411,6 +411,7 @@ KINDS = (
         driver=driver,
         known_by="LINKSPAN_PROCESS in its environment, where it is of our user or of dnsmasq's",
         purpose="a helper program that outlives the agent",
+        sort=Sort.PROGRAM,
         commands=_start,
         events=frozenset({Event.HELPER}),
         counted=False,

@@ -14,7 +14,7 @@ import msgspec
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Event, Kind, on_device
+from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import (
     HOST,
@@ -312,6 +312,7 @@ KINDS = (
         driver=driver,
         known_by="protocol number 76",
         purpose="where packets to these addresses go",
+        sort=Sort.PLACE,
         commands=_add,
         typed=_typed,
         on=on_device,

@@ -17,7 +17,7 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, of_errno
-from linkspan.core.kinds import Kind
+from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.programs import SECRET, Process, Secret
@@ -165,6 +165,7 @@ KINDS = (
         driver=driver,
         known_by="a record in the state folder, with what was there before",
         purpose="what a helper program reads, with a password in it",
+        sort=Sort.FILE,
         commands=_write,
         read_by=Process,
     ),

@@ -30,7 +30,7 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import LinkspanError, NotFound, of_errno
-from linkspan.core.kinds import Event, Kind, Link
+from linkspan.core.kinds import Event, Kind, Link, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, LinkSysctl, State, Sysctl
 from linkspan.kernel.io import devconf
@@ -397,6 +397,7 @@ KINDS = (
         driver=driver,
         known_by="a record in the state folder, with what was there before",
         purpose="a setting of the kernel, put back at uninstall",
+        sort=Sort.SETTING,
         commands=_command,
         events=_EVENTS,
         poll=True,
@@ -407,6 +408,7 @@ KINDS = (
         driver=driver,
         known_by="its link",
         purpose="a setting of one link, which goes with it",
+        sort=Sort.SETTING,
         commands=_command,
         on=_link,
         lost_with=_set_along,

@@ -24,7 +24,7 @@ import msgspec
 from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
-from linkspan.core.kinds import Event, Kind, named
+from linkspan.core.kinds import Event, Kind, Sort, named
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.core.states.wireguard import DEVICE
@@ -377,10 +377,12 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: frames in UDP",
+        sort=Sort.LINK,
         commands=_add_vxlan,
         makes=named,
         events=frozenset({Event.TUNNEL}),
         names=("lsx*",),
+        forms={"lsx[0-9a-f]{1,6}": frozenset({"vxlan"})},
         resolves=True,
         wire=_vxlan,
     ),
@@ -390,10 +392,12 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: packets in packets",
+        sort=Sort.LINK,
         commands=_add_ipip,
         makes=named,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         names=("lsipip",),
+        forms={"lsipip": frozenset({"ipip", "tun"})},
         wire=_ipip,
     ),
     Kind(
@@ -402,10 +406,12 @@ KINDS = (
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="a tunnel to all other hosts: encrypted packets in UDP",
+        sort=Sort.LINK,
         commands=_add_wireguard,
         makes=named,
         events=frozenset({Event.TUNNEL, Event.HELPER}),
         names=(DEVICE,),
+        forms={DEVICE: frozenset({"wireguard", "tun"})},
         grouped=True,
         wire=_wireguard,
     ),

@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
 from linkspan.core.addresses import derived_mac
 from linkspan.core.errors import LinkspanError
-from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State
+from linkspan.core.kinds import Kind, Kinds
+from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State, Veth
 from linkspan.kernel.drivers.link_attributes import (
     ADDRESS,
     DEVGROUP,
@@ -28,17 +30,6 @@ from linkspan.kernel.drivers.link_attributes import (
 )
 from linkspan.kernel.drivers.links import Removal, is_ours
 from linkspan.kernel.io.netlink import Sockets, altnames, attributes, string
-
-_FORMS = (
-    (re.compile(r"ls[rp][0-9a-f]{12}"), {"veth"}),
-    (re.compile(r"ls-.+"), {"bridge"}),
-    (re.compile(r"lsx[0-9a-f]{1,6}"), {"vxlan"}),
-    (re.compile(r"lsipip"), {"ipip", "tun"}),
-    (re.compile(r"lswg"), {"wireguard", "tun"}),
-    (re.compile(r"lsipsec"), {"xfrm"}),
-    (re.compile(r"ipsec0"), {"tun"}),
-)
-
 
 _GUARD = ("macs", "senders4", "senders6", "internal_links")
 """Sets in which only links of ours are named."""
@@ -58,7 +49,7 @@ class Stray(msgspec.Struct, frozen=True):
 
 
 def find(
-    sockets: Sockets, observed: Iterable[State], journalled: Collection[str], networks: Iterable[str]
+    sockets: Sockets, kinds: Kinds, observed: Iterable[State], journalled: Collection[str], networks: Iterable[str]
 ) -> list[Stray]:
     """Return the host's links that look like ours, and do not have our alternative name.
 
@@ -68,7 +59,8 @@ def find(
     found = {link.number: link.found for link in sockets.links(HOST)}
     hosts_own = {derived_mac(word, name) for name in networks for word in ("bridge", "gateway")}
     ours = {index for index, link in found.items() if is_ours(altnames(link))}
-    bridges = {_number(found[index], MASTER) for index in found if index in ours or _is_port(found[index])}
+    ports = {index for index, link in found.items() if _looks_like(kinds[Veth], link)}
+    bridges = {_number(found[index], MASTER) for index in ours | ports}
     named = {s.parts[0] for s in observed if isinstance(s, NftElement) and s.set in _GUARD}
     routed = {s.device for s in observed if isinstance(s, Route) and s.device}
     strays = []
@@ -77,12 +69,12 @@ def find(
         kind = _kind(link)
         mac = bytes(link.get(ADDRESS, b""))
         looks = {
-            f"it is a {kind} and called as ours are": any(p.fullmatch(name) and kind in kinds for p, kinds in _FORMS),
+            f"it is a {kind} and called as ours are": any(_looks_like(one, link) for one in kinds),
             "its MAC is one that linkspan gives": kind in ("veth", "bridge")
             and mac in {derived_mac("port", name), *hosts_own},
         }
         says = {
-            "its name ends in a digest": _is_port(link),
+            "its name ends in a digest": index in ports,
             f"its group is {GROUP}": _number(link, DEVGROUP) == GROUP,
             "linkspan's guard knows it": name in named,
             "routes of protocol 76 lead by it": name in routed,
@@ -100,10 +92,10 @@ def _kind(link: Mapping[int, bytes]) -> str:
     return string(attributes(link.get(LINKINFO, b"")).get(INFO_KIND, b""))
 
 
-def _is_port(link: Mapping[int, bytes]) -> bool:
-    """Tell whether a link is called as our containers' host ends are, by a digest of 12 digits: that is no chance."""
-    pattern, kinds = _FORMS[0]
-    return bool(pattern.fullmatch(string(link[IFNAME]))) and _kind(link) in kinds
+def _looks_like(kind: Kind[Any], link: Mapping[int, bytes]) -> bool:
+    """Tell whether a link is of the type, and called, as those of a kind of ours are."""
+    name, type_ = string(link[IFNAME]), _kind(link)
+    return any(re.fullmatch(pattern, name) and type_ in types for pattern, types in kind.forms.items())
 
 
 def _number(link: Mapping[int, bytes], key: int) -> int:
