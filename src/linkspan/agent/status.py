@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from linkspan import __version__
 from linkspan.agent import health, store_health
-from linkspan.backends import PROBLEMS
+from linkspan.backends import BACKENDS, PROBLEMS
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster import controller_status
 from linkspan.core import namesakes
@@ -105,7 +105,9 @@ def _well(found: dict[str, Any], here: str) -> bool:
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
     """Return the peers that are not reached, and what else is not well between hosts."""
-    lacks = [*agent.plans.problems, *wireguard.lacking(agent.view()), *kinds.problems(), *PROBLEMS]
+    view = agent.view()
+    troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
+    lacks = [*agent.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
     found = health.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
     here = agent.leases.host.name
     overlaps = agent.networks.overlaps().items()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
+from linkspan.core.addresses import FAMILIES
+from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import State
 from linkspan.core.states.programs import Program
@@ -18,15 +19,25 @@ class BaseBackend:
     """The defaults: nothing has to be chosen, nothing crosses hosts, no program is needed."""
 
     name: str
+    summary = ""
     crosses_hosts = False
     overhead: Mapping[int, int] = {4: 0, 6: 0}
+    families: tuple[int, ...] = FAMILIES
+    neighbours = False
     learns = False
     encrypts = False
     programs: tuple[tuple[str, str], ...] = ()
+    has_settings = False
     watches: tuple[type[Program], ...] = ()
 
     def check(self, network: Network) -> None:
         """Accept it."""
+
+    def check_settings(self, host: Host) -> None:
+        """Hosts have no settings for it."""
+
+    def check_host(self, host: Host) -> None:
+        """Nothing of it is in a host's record."""
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Nothing has to be chosen."""
@@ -46,6 +57,10 @@ class BaseBackend:
     def lacks(self, facts: Facts) -> str:
         """The kernel carries the packets."""
         return ""
+
+    def troubles(self, view: HostView) -> Iterable[str]:
+        """Nothing is known to be wrong."""
+        return ()
 
     def host(self, view: HostView) -> Iterable[State]:
         """Each network has its own."""

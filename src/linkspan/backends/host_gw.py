@@ -48,6 +48,8 @@ class HostGwBackend(RoutedBackend):
     """Routes by the peers' own addresses."""
 
     name = "host-gw"
+    summary = "host-gw: plain routes; the other host is the gateway to its containers"
+    neighbours = True
     options: Mapping[str, str] = {CHECK_MAC: "true|false"}
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:

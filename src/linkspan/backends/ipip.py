@@ -54,6 +54,8 @@ class IpipBackend(TunnelBackend):
     """One device for all networks."""
 
     name = "ipip"
+    summary = "IPIP: a container's packet goes to the other host in IP (protocol 4)"
+    families: tuple[int, ...] = (4,)
     overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``received``
 
     def check(self, network: Network) -> None:

@@ -75,6 +75,7 @@ class VxlanBackend(TunnelBackend):
     """A device for each network."""
 
     name = "vxlan"
+    summary = "VXLAN: a container's frame goes to the other host in UDP (port 4789)"
     overhead: Mapping[int, int] = {4: 50, 6: 70}
     options: Mapping[str, str] = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", **TunnelBackend.options}
 

@@ -29,7 +29,7 @@ def demo(
     """Show how containers get a network, step by step, in namespaces of the tour's own."""
     from linkspan.demo import across, stage, tour  # rich is heavy
 
-    known = (ONE_HOST, *across.WORDS)
+    known = (ONE_HOST, *CROSSING)
     wanted = list(known) if "all" in backend else split(backend)
     if unknown := [one for one in wanted if one not in known]:
         raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"there is one for {', '.join(known)}")

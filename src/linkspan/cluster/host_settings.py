@@ -6,17 +6,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from linkspan.backends.bgp import settings as bgp
-from linkspan.backends.ipsec import settings as ipsec
+from linkspan.backends import BACKENDS
 from linkspan.cluster.leases import Leases
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host
-from linkspan.core.states import wireguard
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.records import COMMON, SETTINGS, ClusterSettings, Common
 from linkspan.store.replica import Replica
 
-_KINDS = ("bgp.", "ipsec.", "wireguard.")
+_KINDS = tuple(f"{name}." for name, way in BACKENDS.items() if way.has_settings)
 
 
 def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
@@ -75,6 +73,5 @@ def _merged(settings: Mapping[str, str], changes: Mapping[str, str]) -> dict[str
 
 def _check(host: Host) -> None:
     """Refuse, by Invalid, settings that mean nothing."""
-    bgp.speaker(host)
-    ipsec.settings(host)
-    wireguard.settings(host.settings)
+    for way in BACKENDS.values():
+        way.check_settings(host)

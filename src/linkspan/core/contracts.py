@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint, Facts, HostView, Lease, Network, Peer
+from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Key, State
 from linkspan.core.states.programs import Program
@@ -25,21 +25,35 @@ class Backend(Protocol):
     """A pure function, in parts, from what a host knows to states. It does no I/O."""
 
     name: str
+    summary: str
+    """For people, in a sentence: how a packet crosses; '' where none does."""
     crosses_hosts: bool
     """Whether endpoints of several hosts are in one network, so that hosts need leases in it."""
     overhead: Mapping[int, int]
     """Bytes off the underlay's MTU, by the family of the outer header; 0 where nothing is wrapped."""
+    families: tuple[int, ...]
+    """The address families of the networks that it carries."""
+    neighbours: bool
+    """Whether it reaches peers on the same segment only: its routes lead to their own addresses."""
     learns: bool
     """Whether the routes to peers come from a speaker, and not from ``peer``'s states."""
     encrypts: bool
     """Whether all that crosses hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
     programs: tuple[tuple[str, str], ...]
     """The programs that it runs, each with Debian's package of it."""
+    has_settings: bool
+    """Whether hosts have settings for it, each called ``NAME.KEY``."""
     watches: tuple[type[Program], ...]
     """Facts that change without an event: while a network of this backend is there, they are looked at each second."""
 
     def check(self, network: Network) -> None:
         """Refuse, by Invalid, options that this backend does not know or pools that it cannot serve."""
+
+    def check_settings(self, host: Host) -> None:
+        """Refuse, by Invalid, a host's settings (``NAME.KEY``) that mean nothing."""
+
+    def check_host(self, host: Host) -> None:
+        """Refuse, by Invalid, what this host could not use of another's record: it was read from the store."""
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Return the network with what had to be chosen for it among the others.
@@ -58,6 +72,9 @@ class Backend(Protocol):
 
     def lacks(self, facts: Facts) -> str:
         """Return what this machine's kernel lacks, so that a program carries the packets; '' where it lacks nothing."""
+
+    def troubles(self, view: HostView) -> Iterable[str]:
+        """Return a sentence for each thing that is wrong on this host, though what carries packets goes on."""
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return what serves all networks of this backend together: it follows from all of them and all peers.

@@ -9,7 +9,7 @@ from typing import Any
 
 from linkspan.agent.warnings import KERNEL
 from linkspan.api.client import Client
-from linkspan.backends import BACKENDS
+from linkspan.backends import BACKENDS, CROSSING
 from linkspan.core.errors import LinkspanError
 from linkspan.demo import sniffer
 from linkspan.demo.screen import Screen, headline, throughput
@@ -17,15 +17,6 @@ from linkspan.lab import agents, build, controllers, faults, inside, matrix, rec
 from linkspan.lab.record import Lab
 from linkspan.lab.topology import bare
 
-WORDS = {
-    "vxlan": "VXLAN: a container's frame goes to the other host in UDP (port 4789)",
-    "ipip": "IPIP: a container's packet goes to the other host in IP (protocol 4)",
-    "host-gw": "host-gw: plain routes; the other host is the gateway to its containers",
-    "bgp": "BGP: plain routes, which the hosts' speakers (BIRD) tell each other",
-    "sdn": "SDN: the underlay's switch (Open vSwitch) is the router; a controller programs it",
-    "wireguard": "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)",
-    "ipsec": "IPsec: a container's packet goes to the other host encrypted, in ESP",
-}
 HIDDEN = ("nft ", "sysctl ")
 """Rules and settings are counted, not shown, as names are: a host without other hosts has such too."""
 FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
@@ -38,7 +29,7 @@ def run(backend: str, step: build.Step, *, keep: bool) -> bool:
     build.down(name)  # of a tour that was kept, or cut off
     screen = Screen()
     done = False
-    headline(WORDS[backend])
+    headline(BACKENDS[backend].summary or backend)
     try:
         lab = _made(screen, name, backend, step)
         _commands(screen, lab)
@@ -61,7 +52,7 @@ def run(backend: str, step: build.Step, *, keep: bool) -> bool:
 
 def clear() -> None:
     """Take away what tours have left standing."""
-    for backend in WORDS:
+    for backend in CROSSING:
         build.down(f"demo-{backend}")
 
 

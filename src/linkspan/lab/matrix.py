@@ -8,14 +8,13 @@ from itertools import chain
 
 import msgspec
 
+from linkspan.backends import BACKENDS
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import commands, containers, sockets
 from linkspan.lab.record import Container, Host, Lab
 from linkspan.lab.topology import bare
 
 WORKERS = 16
-PLAIN = "host-gw"
-"""The backend whose routes cannot lead through a router: from one segment to another nothing ever comes."""
 
 
 class Failure(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
@@ -119,7 +118,9 @@ def _first_pings(lab: Lab) -> list[tuple[str, str, str, str, bool]]:
     firsts = {c.host: c for c in reversed(lab.containers)}
     for source, target in pairs(lab):
         if firsts.get(target.host) is target and isinstance(source, Container):
-            hope = lab.backend != PLAIN or lab.host(source.host).segment == lab.host(target.host).segment
+            # Plain routes cannot lead through a router: from one segment to another nothing ever comes.
+            across = lab.host(source.host).segment != lab.host(target.host).segment
+            hope = not (across and BACKENDS[lab.backend].neighbours)
             found += [(source.name, target.name, source.namespace, bare(a), hope) for a in _shared(source, target)]
     return found
 

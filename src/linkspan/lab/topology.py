@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from linkspan.backends import CROSSING
+from linkspan.backends import BACKENDS, CROSSING
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid
 from linkspan.lab.record import Container, Controller, Host, Lab, Router, Switch, checked
@@ -34,7 +34,6 @@ PREFIX, USER = "/lab", "linkspan"
 """Where the lab's records are in etcd, and the user that may read and write them, and nothing else."""
 SDN = "sdn"
 SWITCHES, MAX_CONTROLLERS = (1, 3), 3
-IPV4_ONLY = frozenset({"ipip"})
 
 CONTAINERS = {4: "10.240.0.0/12", 6: "fd00::/8"}
 """Where routers with BGP take container networks from."""
@@ -231,9 +230,9 @@ def _pools(backend: str, outer: tuple[int, ...], routers: bool) -> list[str]:
 
     A mesh carries IPv4 over IPv6 next hops (RFC 8950); the routers' configurations of this lab do not.
     """
-    if outer == (6,) and (backend == "host-gw" or routers):
+    if outer == (6,) and (BACKENDS[backend].neighbours or routers):
         return [POOLS[6]]
-    return [POOLS[4], *([POOLS[6]] if 6 in outer and backend not in IPV4_ONLY else [])]
+    return [POOLS[4], *([POOLS[6]] if 6 in outer and 6 in BACKENDS[backend].families else [])]
 
 
 def _check(wishes: Wishes) -> None:
@@ -255,7 +254,7 @@ def _check(wishes: Wishes) -> None:
     ):
         if word not in known:
             raise Invalid(f"{option} {word!r} is unknown", f"give {', '.join(known[:-1])} or {known[-1]}")
-    if wishes.backend in IPV4_ONLY and wishes.underlay == "v6":
+    if 6 not in BACKENDS[wishes.backend].families and wishes.underlay == "v6":
         raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
     _check_nat(wishes)
     _check_routers(wishes)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from linkspan.backends import BACKENDS, backend
-from linkspan.backends.bgp import settings as bgp
-from linkspan.backends.ipsec import settings as ipsec
 from linkspan.core import ipam
 from linkspan.core.addresses import BITS, Prefix, host_address, mac, pool, prefix
 from linkspan.core.errors import Invalid
@@ -26,7 +24,6 @@ from linkspan.core.model import (
     Underlay,
     checked_name,
 )
-from linkspan.core.states import wireguard
 from linkspan.store import records
 from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common
 
@@ -137,10 +134,8 @@ def _host(host: Host, key: str) -> None:
     if len(host.name.encode()) > LONGEST:
         raise Invalid(f"its name has {len(host.name.encode())} bytes, and may have {LONGEST}")
     _silence("withdraws", host.withdraws)
-    for keys in (host.keys, host.next_keys):
-        if public := keys.get("wireguard"):
-            wireguard.check_key(public)
-    wireguard.settings(host.settings)
+    for way in BACKENDS.values():
+        way.check_host(host)
     if host.underlay is not None:
         _underlay(host.underlay)
 
@@ -198,9 +193,8 @@ def _cluster(settings: ClusterSettings, *_key: str) -> None:
 
 def _common(common: Common, *_key: str) -> None:
     host = Host(id="", name="", settings=common.settings)
-    bgp.speaker(host)
-    ipsec.settings(host)
-    wireguard.settings(common.settings)
+    for way in BACKENDS.values():
+        way.check_settings(host)
 
 
 def _same(what: str, said: str, key: str) -> None:

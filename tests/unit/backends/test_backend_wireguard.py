@@ -132,7 +132,7 @@ def test_two_hosts_with_one_key_are_refused_by_name() -> None:
 )
 def test_a_key_file_that_is_no_good_is_told_and_takes_nothing_down(tools: Tools, words: str) -> None:
     """What has the key already goes on."""
-    told = list(wireguard.lacking(seen(other(2, THEIRS), tools=tools)))
+    told = list(wireguard.BACKEND.troubles(seen(other(2, THEIRS), tools=tools)))
     assert len(told) == bool(words) + bool(tools.unusable and tools.unshared)
     assert words in " ".join(told)
     assert WireguardKey(DEVICE, MINE, 51820, 1440) in list(wireguard.BACKEND.host(seen(tools=tools)))

@@ -7,17 +7,18 @@ import io
 import pytest
 from rich.console import Console
 
+from linkspan.backends import BACKENDS, CROSSING
 from linkspan.demo import across, screen
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-@pytest.mark.parametrize("backend", across.WORDS)
+@pytest.mark.parametrize("backend", CROSSING)
 def test_a_headline_is_not_cut(monkeypatch: pytest.MonkeyPatch, backend: str, width: int) -> None:
     """In the rule where it fits, under it where it does not."""
     printed = io.StringIO()
     monkeypatch.setattr(screen, "console", Console(file=printed, width=width, soft_wrap=True))
-    screen.headline(across.WORDS[backend])
-    assert across.WORDS[backend] in printed.getvalue()
+    screen.headline(BACKENDS[backend].summary)
+    assert BACKENDS[backend].summary in printed.getvalue()
 
 
 def test_output_has_no_blanks_where_it_has_no_words(monkeypatch: pytest.MonkeyPatch) -> None:

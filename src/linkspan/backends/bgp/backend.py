@@ -53,7 +53,7 @@ from linkspan.backends.multi_host import (
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import LinkspanError, Unavailable
-from linkspan.core.model import HostView, Lease, Network, Peer, Underlay
+from linkspan.core.model import Host, HostView, Lease, Network, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.bgp import Session
@@ -68,8 +68,14 @@ class BgpBackend(RoutedBackend):
     """Routes by a speaker."""
 
     name = "bgp"
+    summary = "BGP: plain routes, which the hosts' speakers (BIRD) tell each other"
     learns = True
+    has_settings = True
     programs: tuple[tuple[str, str], ...] = (("bird", "bird2"), ("birdc", "bird2"))
+
+    def check_settings(self, host: Host) -> None:
+        """They make a speaker."""
+        speaker(host)
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the speaker with its sessions, and what keeps containers from speaking to its peers."""

@@ -42,7 +42,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan.backends.ipsec import strongswan_config
-from linkspan.backends.ipsec.settings import identity
+from linkspan.backends.ipsec.settings import identity, settings
 from linkspan.backends.multi_host import (
     admitted,
     network_states,
@@ -58,7 +58,7 @@ from linkspan.backends.routed import RoutedBackend
 from linkspan.core import seal
 from linkspan.core.addresses import FAMILIES, Prefix, prefix, whole
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Facts, HostView, Lease, Network, Peer
+from linkspan.core.model import Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Route, State
@@ -90,9 +90,15 @@ class IpsecBackend(RoutedBackend):
     """One daemon and one device for all networks."""
 
     name = "ipsec"
+    summary = "IPsec: a container's packet goes to the other host encrypted, in ESP"
     overhead: Mapping[int, int] = {4: OVERHEAD, 6: OVERHEAD}
     encrypts = True
+    has_settings = True
     programs: tuple[tuple[str, str], ...] = (("charon-systemd", "charon-systemd"),)
+
+    def check_settings(self, host: Host) -> None:
+        """They say by what the host proves itself."""
+        settings(host)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return the address of this host's daemon, and who encrypts."""

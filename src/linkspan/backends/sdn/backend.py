@@ -49,6 +49,7 @@ class SdnBackend(RoutedBackend):
     """A route to the gateway; all else is the switches'."""
 
     name = "sdn"
+    summary = "SDN: the underlay's switch (Open vSwitch) is the router; a controller programs it"
     options: Mapping[str, str] = {"gateway": "IPV4[,IPV6]", "mac": "MAC"}
 
     def check(self, network: Network) -> None:

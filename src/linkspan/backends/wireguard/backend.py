@@ -26,7 +26,7 @@ leases (a host has one key, whatever its networks).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -55,6 +55,7 @@ from linkspan.core.states.wireguard import (
     Tools,
     WireguardKey,
     WireguardPeer,
+    check_key,
     key_id,
     settings,
 )
@@ -68,10 +69,23 @@ class WireguardBackend(RoutedBackend):
     """One device for all networks."""
 
     name = "wireguard"
+    summary = "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)"
     overhead: Mapping[int, int] = {4: 20 + HEADERS, 6: 40 + HEADERS}
     encrypts = True
+    has_settings = True
     programs: tuple[tuple[str, str], ...] = (("wg", "wireguard-tools"),)
     watches: tuple[type[Program], ...] = (Tools,)
+
+    def check_settings(self, host: Host) -> None:
+        """They are those of the device and its peers."""
+        settings(host.settings)
+
+    def check_host(self, host: Host) -> None:
+        """Its keys are keys, and its port, to which others send, is one."""
+        for keys in (host.keys, host.next_keys):
+            if public := keys.get(self.name):
+                check_key(public)
+        settings(host.settings)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return where peers send to first, nothing where this host comes to them."""
@@ -89,6 +103,22 @@ class WireguardBackend(RoutedBackend):
         """Without WireGuard wireguard-go encrypts in user space."""
         found = facts.program(Tools)
         return "wireguard" if found is not None and found.program else ""
+
+    def troubles(self, view: HostView) -> Iterable[str]:
+        """Return what is wrong with this host's key files; what has a key already goes on."""
+        found = view.facts.program(Tools)
+        if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
+            return
+        public = view.host.keys.get(self.name, "")
+        if found.unusable:
+            yield f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")
+        elif not public or public not in (found.public, found.next):
+            yield (
+                f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
+                "this host; put it back from a backup, or make another: linkspan host rotate-keys"
+            )
+        if found.unshared:
+            yield f"backend wireguard: {found.unshared}"
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
@@ -182,23 +212,6 @@ def serves(network: Network) -> bool:
     """Tell whether the network uses the device, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return WireguardBackend.name in ways
-
-
-def lacking(view: HostView) -> Iterator[str]:
-    """Yield what is wrong with this host's key files; what has a key already goes on."""
-    found = view.facts.program(Tools)
-    if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
-        return
-    public = view.host.keys.get(WireguardBackend.name, "")
-    if found.unusable:
-        yield f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")
-    elif not public or public not in (found.public, found.next):
-        yield (
-            f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
-            "this host; put it back from a backup, or make another: linkspan host rotate-keys"
-        )
-    if found.unshared:
-        yield f"backend wireguard: {found.unshared}"
 
 
 def _tools(view: HostView) -> Tools:
