@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import pytest
 from linkspan.backends import BACKENDS
 from linkspan.core.model import Network, Underlay
 from linkspan.diagnose.doctor import engine_checks, host_checks
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Look, Surroundings
+from support.diagnose.empty_host import EmptyHost
 
 EXPOSED = Network(
     name="demo",
@@ -41,9 +42,9 @@ def put(root: Path, path: str, text: str = "", mode: int = 0o755) -> None:
     file.chmod(mode)
 
 
-def only(check: Callable[[Surroundings], Iterator[Check]], root: Path, *networks: Network) -> Check:
+def only(check: Look, root: Path, *networks: Network) -> Check:
     """Return the one finding of a check."""
-    (found,) = check(Surroundings(networks, root=root))
+    (found,) = check(EmptyHost(), Surroundings(networks, root=root))
     return found
 
 
@@ -51,7 +52,7 @@ def test_a_runtime_that_is_not_installed_is_not_spoken_of(tmp_path: Path) -> Non
     """Nobody wants to read of Podman on a host without it."""
     around = Surroundings([EXPOSED], root=tmp_path)
     for check in (engine_checks.docker, engine_checks.podman, engine_checks.containerd):
-        assert list(check(around)) == []
+        assert list(check(EmptyHost(), around)) == []
 
 
 @pytest.mark.parametrize("name", ["docker", "podman"])
@@ -136,6 +137,6 @@ def test_debian_s_containerd_has_a_plugin_folder_of_its_own(root: Path) -> None:
 def test_an_mtu_that_the_way_to_the_hosts_does_not_carry_is_found(mtu: int, status: str) -> None:
     """VXLAN adds 50 bytes over IPv4."""
     here = Underlay("eth0", ("192.0.2.1/24",), mtu)
-    (found,) = host_checks.mtus(Surroundings([EXPOSED], underlay=here, backends=BACKENDS))
+    (found,) = host_checks.mtus(EmptyHost(), Surroundings([EXPOSED], underlay=here, backends=BACKENDS))
     assert found.status == status
     assert (f"--mtu {mtu - 50}" in found.fix) == (status == "fail")

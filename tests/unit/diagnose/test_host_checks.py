@@ -8,6 +8,7 @@ import pytest
 
 from linkspan.diagnose.doctor import host_checks
 from linkspan.diagnose.doctor.checks import Surroundings
+from support.diagnose.empty_host import EmptyHost
 
 HEAD = "entries  allocs   destroys\n"
 
@@ -21,7 +22,7 @@ def test_a_full_neighbour_table_is_told_with_its_fix(tmp_path: Path, entries: in
     for file, text in ((limit, "1024\n"), (table, f"{HEAD}{entries:08x} 0 0\n{entries:08x} 0 0\n")):
         file.parent.mkdir(parents=True)
         file.write_text(text)
-    (found,) = host_checks.neighbours(Surroundings(root=tmp_path))
+    (found,) = host_checks.neighbours(EmptyHost(), Surroundings(root=tmp_path))
     assert found.status == status
     assert found.detail.startswith(f"{entries} of 1024 entries")
     assert bool(found.fix) == (status != "ok")
@@ -29,5 +30,5 @@ def test_a_full_neighbour_table_is_told_with_its_fix(tmp_path: Path, entries: in
 
 def test_a_namespace_that_does_not_see_the_table_is_skipped(tmp_path: Path) -> None:
     """Only the machine's own namespace has the limit."""
-    (found,) = host_checks.neighbours(Surroundings(root=tmp_path))
+    (found,) = host_checks.neighbours(EmptyHost(), Surroundings(root=tmp_path))
     assert found.status == "skip"

@@ -11,6 +11,7 @@ from linkspan.backends import BACKENDS
 from linkspan.core.model import Migration, Network
 from linkspan.diagnose.doctor import program_checks
 from linkspan.diagnose.doctor.checks import Check, Surroundings
+from support.diagnose.empty_host import EmptyHost
 
 NET = Network(name="demo", pools=("10.77.0.0/16",), subnet_len={"4": 24}, backend="wireguard", mtu=1420)
 
@@ -24,7 +25,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found(*networks: Network) -> list[Check]:
     """Return the findings of a host with these networks."""
-    return list(program_checks.installed(Surroundings(networks, backends=BACKENDS)))
+    return list(program_checks.installed(EmptyHost(), Surroundings(networks, backends=BACKENDS)))
 
 
 def test_a_program_is_missed_where_a_network_needs_it(bare: Path) -> None:

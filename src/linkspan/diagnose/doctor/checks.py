@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import msgspec
 
 from linkspan.core.contracts import Backend
 from linkspan.core.model import Network, Underlay
+from linkspan.diagnose.trace.questions import Questions
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -42,3 +43,9 @@ class Surroundings(msgspec.Struct, frozen=True):
     def families(self) -> tuple[int, ...]:
         """Return the address families of the networks' pools."""
         return tuple(sorted({p.family for n in self.networks for p in n.prefixes}))
+
+
+Look = Callable[[Questions, Surroundings], Iterable[Check]]
+"""Looks at one thing, by the kernel's answers and by what is known of the host; it changes nothing."""
+Checks = tuple[tuple[str, Look], ...]
+"""What a file of checks looks at, in order, each by the name under which it is skipped where it fails."""

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Iterator
 
 from linkspan.core.errors import LinkspanError
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
+from linkspan.diagnose.trace.questions import Questions
 from linkspan.kernel.probe.port_owners import holder
 
 PORT = 53
 
 
-def server(around: Surroundings) -> Iterator[Check]:
+def server(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Without dnsmasq containers work, and have no names."""
     if shutil.which("dnsmasq"):
         yield Check("names", "ok", "dnsmasq is installed")
@@ -38,3 +39,8 @@ def _held(address: str) -> str:
         if held and "(dnsmasq)" not in held:
             return held
     return ""
+
+
+CHECKS: Checks = (
+    ("names", server),
+)

@@ -30,6 +30,7 @@ _FEATURES = {
 }
 _DISPENSABLE = frozenset({"tbf", "bridge", "nft bridge"})
 """Without these, what is routed and has no bandwidth limit works."""
+_FILES = (host_checks, link_checks, runtime_checks, engine_checks, dns_checks, program_checks)
 
 
 def examine(namespaces: Namespaces, around: Surroundings) -> list[Check]:
@@ -44,39 +45,12 @@ def examine(namespaces: Namespaces, around: Surroundings) -> list[Check]:
 def machine(asked: Questions, around: Surroundings) -> list[Check]:
     """Return every check of the machine; one that cannot be made is skipped with the reason."""
     found = list(_kernel())
-    for name, check in _checks(asked, around):
+    for name, look in (check for file in _FILES for check in file.CHECKS):
         try:
-            found += check
+            found += look(asked, around)
         except (LinkspanError, OSError, subprocess.SubprocessError) as error:
             found.append(Check(name, "skip", f"could not look: {error}"))
     return found
-
-
-def _checks(asked: Questions, around: Surroundings) -> tuple[tuple[str, Iterator[Check]], ...]:
-    return (
-        ("forwarding", host_checks.forwarding(asked, around)),
-        ("rp_filter", host_checks.rp_filter(asked)),
-        ("br_netfilter", host_checks.br_netfilter(asked)),
-        ("iptables FORWARD", host_checks.forward_policy(asked, around)),
-        ("nft forward", host_checks.nft_forward(asked, around)),
-        ("firewalld", host_checks.firewalld_zone(around)),
-        ("conntrack", host_checks.conntrack(asked)),
-        ("neighbours", host_checks.neighbours(around)),
-        ("neighbour search", link_checks.neighbours(asked, around)),
-        ("links above", link_checks.others_above(around)),
-        ("bridge ports", host_checks.bridge_ports(around)),
-        ("nft", runtime_checks.nft_version()),
-        ("systemd-networkd", runtime_checks.networkd(around)),
-        ("MTU", host_checks.mtus(around)),
-        ("CNI configuration", runtime_checks.cni(around)),
-        ("containerd", engine_checks.containerd(around)),
-        ("Docker", engine_checks.docker(around)),
-        ("Podman", engine_checks.podman(around)),
-        ("names", dns_checks.server(around)),
-        ("programs", program_checks.installed(around)),
-        ("disk", runtime_checks.disk(around)),
-        ("clock", runtime_checks.clock()),
-    )
 
 
 def _kernel() -> Iterator[Check]:

@@ -8,7 +8,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
+from linkspan.diagnose.trace.questions import Questions
 
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 DOCKER_SOCKET = "/run/docker/plugins/linkspan.sock"
@@ -55,7 +56,7 @@ def _not_set_up(around: Surroundings, runtime: str, detail: str) -> Check:
     return Check(name, "skip", f"installed, and not set up for linkspan: {detail}", fix)
 
 
-def docker(around: Surroundings) -> Iterator[Check]:
+def docker(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Docker's engine calls a socket, and has no network of ours while nobody listens there."""
     if not _is_installed(around, "dockerd"):
         return
@@ -74,7 +75,7 @@ def docker(around: Surroundings) -> Iterator[Check]:
     yield Check("Docker", "ok", f"the engine finds linkspan at {path}")
 
 
-def podman(around: Surroundings) -> Iterator[Check]:
+def podman(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Podman executes a plugin, which its configuration may have it look for elsewhere."""
     if not _is_installed(around, "podman"):
         return
@@ -101,7 +102,7 @@ def podman(around: Surroundings) -> Iterator[Check]:
         yield _not_set_up(around, "podman", f"no plugin in {folders[0] if folders else 'any folder'}")
 
 
-def containerd(around: Surroundings) -> Iterator[Check]:
+def containerd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Pods' plugins are looked for where its configuration says; `ctr` and nerdctl look in /opt/cni/bin."""
     if not _is_installed(around, "containerd"):
         return
@@ -130,3 +131,10 @@ def containerd(around: Surroundings) -> Iterator[Check]:
         yield Check("containerd", "warn", detail, fix)
     else:
         yield Check("containerd", "ok", f"pods' plugins are in {folder}")
+
+
+CHECKS: Checks = (
+    ("containerd", containerd),
+    ("Docker", docker),
+    ("Podman", podman),
+)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
-from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
 from linkspan.diagnose.trace.questions import Packet, Questions
@@ -43,7 +43,7 @@ def forwarding(asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check(name, "ok", f"{setting}=0; linkspan sets it with the first network")
 
 
-def rp_filter(asked: Questions) -> Iterator[Check]:
+def rp_filter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
     """A strict filter drops what arrives by another link than the one that leads back."""
     value = asked.setting(HOST, "net/ipv4/conf/all/rp_filter")
     if value == "1":
@@ -57,7 +57,7 @@ def rp_filter(asked: Questions) -> Iterator[Check]:
         yield Check("rp_filter", "ok", f"net.ipv4.conf.all.rp_filter={value or 'absent'}: not strict")
 
 
-def br_netfilter(asked: Questions) -> Iterator[Check]:
+def br_netfilter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
     """With br_netfilter, iptables' FORWARD sees what containers of one bridge send each other."""
     value = asked.setting(HOST, "net/bridge/bridge-nf-call-iptables")
     if value == "":
@@ -135,7 +135,7 @@ def _through(network: Network, pool: Prefix) -> tuple[Frame, Frame]:
     return there, Frame(Packet(outside, inside, established=True), "uplink", link)
 
 
-def firewalld_zone(around: Surroundings) -> Iterator[Check]:
+def firewalld_zone(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """A zone of firewalld must let a pool through."""
     if not firewalld.running():
         yield Check("firewalld", "ok", "does not run")
@@ -145,7 +145,7 @@ def firewalld_zone(around: Surroundings) -> Iterator[Check]:
         yield Check("firewalld", "ok", detail + (f" ({pools})" if pools else ""))
 
 
-def mtus(around: Surroundings) -> Iterator[Check]:
+def mtus(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """What a network's tunnel makes of its largest packet must fit the way to the other hosts."""
     here = around.underlay
     for network in around.networks if here else ():
@@ -161,7 +161,7 @@ def mtus(around: Surroundings) -> Iterator[Check]:
             yield Check(name, "ok", detail)
 
 
-def conntrack(asked: Questions) -> Iterator[Check]:
+def conntrack(asked: Questions, _around: Surroundings) -> Iterator[Check]:
     """A full connection table drops every new connection."""
     count, most = (asked.setting(HOST, f"net/netfilter/nf_conntrack_{n}") for n in ("count", "max"))
     if not count.isdigit() or not most.isdigit() or not int(most):
@@ -173,7 +173,7 @@ def conntrack(asked: Questions) -> Iterator[Check]:
     yield Check("conntrack", status, f"{count} of {most} connections ({part:.0%})", fix)
 
 
-def neighbours(around: Surroundings) -> Iterator[Check]:
+def neighbours(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """A full neighbour table resolves nobody new; it is one for all namespaces of the machine."""
     limit = around.file("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
     table = around.file("/proc/net/stat/arp_cache")
@@ -188,7 +188,7 @@ def neighbours(around: Surroundings) -> Iterator[Check]:
     yield Check("neighbours", status, f"{count} of {most} entries ({part:.0%})", fix)
 
 
-def bridge_ports(around: Surroundings) -> Iterator[Check]:
+def bridge_ports(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """A bridge takes 1,023 ports."""
     bridges = [n for n in around.networks if n.backend == "bridge" and not n.routed]
     if not bridges:
@@ -219,3 +219,17 @@ def _ports() -> dict[str, int]:
     finally:
         socket.close()
     return {names[m]: masters.count(m) for m in set(masters) if m in names}
+
+
+CHECKS: Checks = (
+    ("forwarding", forwarding),
+    ("rp_filter", rp_filter),
+    ("br_netfilter", br_netfilter),
+    ("iptables FORWARD", forward_policy),
+    ("nft forward", nft_forward),
+    ("firewalld", firewalld_zone),
+    ("conntrack", conntrack),
+    ("neighbours", neighbours),
+    ("bridge ports", bridge_ports),
+    ("MTU", mtus),
+)

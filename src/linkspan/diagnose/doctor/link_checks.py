@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import HOST
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.questions import Questions
 from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
 from linkspan.kernel.drivers.links import is_ours
@@ -58,7 +58,7 @@ def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check("neighbour search", "warn", detail, f"sysctl -w {path}=0, and set it on the links that need it")
 
 
-def others_above(around: Surroundings) -> Iterator[Check]:
+def others_above(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """A link of somebody else's that lies on one of ours may take all that this receives."""
     links = {link.number: link for link in _links()}
     found = []
@@ -98,3 +98,9 @@ def _links() -> Iterator[_Link]:
             yield _Link(number, string(found[IFNAME]), is_ours(altnames(found)), below, takes_all)
     finally:
         socket.close()
+
+
+CHECKS: Checks = (
+    ("neighbour search", neighbours),
+    ("links above", others_above),
+)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkspan.core.states.programs import located
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
+from linkspan.diagnose.trace.questions import Questions
 
 
-def installed(around: Surroundings) -> Iterator[Check]:
+def installed(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """A network whose backend lacks its program crosses no hosts from here."""
     users: dict[str, list[str]] = {}
     for network in around.networks:
@@ -24,3 +25,8 @@ def installed(around: Surroundings) -> Iterator[Check]:
         networks = ", ".join(users[backend])
         detail = f"network {networks} needs {names}: not installed"
         yield Check(backend, "fail", detail, f"apt install {' '.join(dict.fromkeys(missing.values()))}")
+
+
+CHECKS: Checks = (
+    ("programs", installed),
+)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
+from linkspan.diagnose.trace.questions import Questions
 
 NFT = (1, 0, 6)
 """The oldest nft with which linkspan's tables were tried (Debian 12's)."""
@@ -25,7 +26,7 @@ _EPOCH = 1_735_689_600  # 2025-01-01: a clock before this release is wrong
 _UNSYNCHRONISED = 5  # TIME_ERROR, adjtimex(2)
 
 
-def nft_version() -> Iterator[Check]:
+def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
     """The library does the work; the command has the same version and is what `plan` is typed with."""
     fix = "apt install nftables"
     if not (command := shutil.which("nft")):
@@ -44,7 +45,7 @@ def nft_version() -> Iterator[Check]:
         yield Check("nft", "ok", text)
 
 
-def cni(around: Surroundings) -> Iterator[Check]:
+def cni(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Runtimes take the first configuration by name, and execute the plugin that it names."""
     folder = around.file("/etc/cni/net.d")
     confs = sorted(p for p in folder.glob("*") if p.suffix in _CONFS)
@@ -80,7 +81,7 @@ def _types(conf: Path) -> set[str]:
     )
 
 
-def networkd(around: Surroundings) -> Iterator[Check]:
+def networkd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """systemd-networkd removes routes and rules that it did not make, unless told otherwise (networkd.conf(5))."""
     if not around.file("/run/systemd/netif/state").exists():
         yield Check("systemd-networkd", "ok", "does not run")
@@ -126,7 +127,7 @@ def _wide(around: Surroundings) -> str:
     return ""
 
 
-def disk(around: Surroundings) -> Iterator[Check]:
+def disk(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Attaching writes a record before it touches the kernel, and fails on a full disk."""
     folder = around.state_dir
     while not folder.exists():
@@ -143,7 +144,7 @@ def disk(around: Surroundings) -> Iterator[Check]:
         yield Check("disk", "ok", detail)
 
 
-def clock() -> Iterator[Check]:
+def clock(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
     """What linkspan does is counted by the clock since boot; certificates and logs need the right time."""
     fix = "systemctl enable --now systemd-timesyncd (or chrony)"
     if time.time() < _EPOCH:
@@ -156,3 +157,12 @@ def clock() -> Iterator[Check]:
         yield Check("clock", "warn", "nothing keeps it in time", fix)
     else:
         yield Check("clock", "ok", "kept in time")
+
+
+CHECKS: Checks = (
+    ("nft", nft_version),
+    ("systemd-networkd", networkd),
+    ("CNI configuration", cni),
+    ("disk", disk),
+    ("clock", clock),
+)
