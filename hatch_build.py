@@ -1,7 +1,7 @@
-"""Build hook: compiles the CNI plugin into the wheel, as linkspan/shim/linkspan-cni, where a compiler is there.
+"""Build hook: compile the CNI plugin into the wheel, as linkspan/shim/linkspan-cni, if there is a compiler.
 
-Without one the wheel is a pure one, and `linkspan install cni` compiles on the spot or takes the Python twin.
-An editable install leaves the source tree as it is, for the same reason.
+Without one the wheel is a pure one, and `linkspan install cni` compiles on the spot or uses the Python twin.
+An editable install leaves the source tree unchanged, for the same reason.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ShimHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["force_include"][str(plugin)] = "linkspan/shim/linkspan-cni"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"  # it uses nothing of Python, whichever that is
+        build_data["tag"] = f"py3-none-{platform}"  # it uses nothing of Python, of any version
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
-        """Take away what was compiled."""
+        """Remove the compiled file."""
         if folder := getattr(self, "_folder", None):
             folder.cleanup()

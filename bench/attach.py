@@ -1,8 +1,8 @@
-"""How fast a container gets its network: linkspan's CNI plugin beside Debian's reference plugins.
+"""Attach benchmark: linkspan's CNI plugin beside Debian's reference plugins.
 
 Every plugin is started in the same way (posix_spawn), in turn within one run, each in a host namespace of its
-own; a round is one ADD and one DEL by each. The whole program runs in network and mount namespaces of its own,
-so that nothing of it can stay on the machine, however it ends.
+own; a round is one ADD and one DEL by each. The whole program runs in network and mount namespaces of its
+own, so that nothing of it can stay on the machine, however it ends.
 
     sudo bench/attach.py [--quick]
 

@@ -1,4 +1,4 @@
-"""How fast routes come by BGP: from a peer to the kernel, from one host to the others, and a whole mesh.
+"""BGP benchmark: routes from a peer to the kernel, from one host to the others, and a whole mesh.
 
 1. A peer announces 1,000 and 10,000 prefixes and withdraws them: a host with an agent beside a namespace where BIRD
    is set up by hand, each with a peer of its own, in turn. The clock runs from the word to the peer to the last
@@ -11,8 +11,8 @@
 
     sudo bench/bgp.py [--quick]
 
-Needs the package bird2. The whole program runs in network and mount namespaces of its own, so that nothing of it
-can stay on the machine.
+Needs the package bird2. The whole program runs in network and mount namespaces of its own, so that nothing of
+it can stay on the machine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Speaker:
         return commands.run("birdc", "-s", self._control, *words)
 
     def established(self) -> bool:
-        """Tell whether the session with the subject is up."""
+        """Return whether the session with the subject is up."""
         return "Established" in self.ask("show", "protocols", "subject")
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ def blocks(rounds: int) -> list[float]:
 
 
 def has(watches: Sequence[Watch], block: Prefix) -> bool:
-    """Tell whether all have a route to a block."""
+    """Return whether all have a route to a block."""
     return all(block in watch.there for watch in watches)
 
 

@@ -1,12 +1,14 @@
-"""How fast a host follows its cluster: a reconciler with simulated VXLAN peers, beside `ip` and `bridge` in batches.
+"""Convergence benchmark: a reconciler with simulated VXLAN peers, beside `ip` and `bridge` in batches.
 
 A peer is one route, one neighbour and one forwarding entry, and three elements of the guard's sets. By hand
-the same routes, neighbours and forwarding entries are made by `ip -batch` and `bridge -batch`, in the same run,
-in turn, each round in namespaces of its own. No agent runs: what is measured is the work in the kernel's thread.
+the same routes, neighbours and forwarding entries are made by `ip -batch` and `bridge -batch`, in the same
+run, in turn, each round in namespaces of its own. No agent runs: what is measured is the work in the kernel's
+thread.
 
     sudo bench/converge.py [--quick]
 
-The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine.
+The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
+machine.
 """
 
 from __future__ import annotations

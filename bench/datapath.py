@@ -1,14 +1,14 @@
-"""How fast packets go from host to host: the bare underlay, the same way by hand with `ip`, and linkspan's.
+"""Data path benchmark: the bare underlay, the same path by hand with `ip`, and linkspan's.
 
 Four virtual hosts on one switch: two with agents, and two where VXLAN, or plain routes, and a table that
-masquerades are made by hand. Everything is measured in turn, round after round, in one run: one TCP stream and
-four (iperf3), and the round trip of a small UDP packet. IPIP has no peer by hand where the kernel has no ipip
-device: there it goes through linkspan's own endpoint in user space.
+masquerades are made by hand. Everything is measured in turn, round after round, in one run: one TCP stream
+and four (iperf3), and the round trip of a small UDP packet. IPIP has no peer by hand where the kernel has no
+ipip device: there it goes through linkspan's own endpoint in user space.
 
     sudo bench/datapath.py [--quick]
 
-Needs iperf3. The whole program runs in network and mount namespaces of its own, so that nothing of it can stay
-on the machine.
+Needs iperf3. The whole program runs in network and mount namespaces of its own, so that nothing of it can
+stay on the machine.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def results(ways: list[Way]) -> dict[str, Any]:
 
 
 def without_rules(lab: Lab, ways: list[Way], quick: bool) -> dict[str, Any]:
-    """Tell what the rules cost: once more, with the masquerading table by hand in the place of linkspan's tables."""
+    """Measure the cost of the rules: once more, with a masquerading table by hand instead of linkspan's tables."""
     for host in lab.hosts:
         processes.kill(lab.folder, lambda name=host.name: processes.agents(lab.folder, name), f"host {host.name}")  # type: ignore[misc]
         rules = ["nft flush ruleset", *masquerading("hand", lab.pools[0])]

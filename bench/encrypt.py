@@ -1,14 +1,15 @@
-"""How fast packets go encrypted: the bare underlay, the same tools set up by hand, and linkspan's.
+"""Encryption benchmark: the bare underlay, the same tools set up by hand, and linkspan's.
 
-Virtual hosts on one switch: two with agents, and two where the tools are set up by hand, each with a container of its
-own and a table that masquerades. By hand there is no rule besides: nothing guards sources there, nor keeps packets
-from leaving in clear. Daemons are those that linkspan starts, with its settings, each in a session of its own.
-Everything is measured in turn, round after round, in one run, as in bench/datapath.py, whose rounds these are. And:
-how long it takes to let a device know 100 peers.
+Virtual hosts on one switch: two with agents, and two where the tools are set up by hand, each with a
+container of its own and a table that masquerades. By hand there is no rule besides: nothing guards sources
+there, nor keeps packets from leaving in clear. Daemons are those that linkspan starts, with its settings,
+each in a session of its own. Everything is measured in turn, round after round, in one run, as in
+bench/datapath.py, whose rounds these are. And: how long it takes to let a device know 100 peers.
 
     sudo bench/encrypt.py [--quick]
 
-Needs iperf3. A backend is one entry of BACKENDS. The whole program runs in network and mount namespaces of its own.
+Needs iperf3. A backend is one entry of BACKENDS. The whole program runs in network and mount namespaces of
+its own.
 """
 
 from __future__ import annotations

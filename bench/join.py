@@ -1,13 +1,14 @@
-"""How soon a new host is reached: from its lease to the first ping that its own address in the network answers.
+"""Join benchmark: from a new host's lease to the first ping that its own address in the network answers.
 
-A lab of two hosts stands; a third joins with an id that the cluster has never seen, is measured, and is removed,
-again and again. The block that it will claim follows from its id, so a container of another host begins to ping
-its address before there is anything, each millisecond; the clock starts at the time that the lease's block
-carries, which is taken just before it is written.
+A lab of two hosts is up; a third joins with an id that the cluster has never seen, is measured, and is
+removed, again and again. The block that it will claim follows from its id, so a container of another host
+begins to ping its address before there is anything, each millisecond; the clock starts at the time that the
+lease's block carries, which is taken just before it is written.
 
     sudo bench/join.py [--quick]
 
-The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine.
+The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
+machine.
 """
 
 from __future__ import annotations

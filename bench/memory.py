@@ -1,11 +1,12 @@
-"""How much memory an agent takes with 1,000 peers, with SQLite and with etcd.
+"""Memory benchmark: an agent with 1,000 peers, with SQLite and with etcd.
 
-A lab of two hosts (VXLAN); then the records of 1,000 hosts that are not there come into its store: host, lease, block
-and liveness. When the first host has a route to each it has 15 s to settle, and is read.
+A lab of two hosts (VXLAN); then the records of 1,000 hosts that are not there come into its store: host,
+lease, block and liveness. When the first host has a route to each it has 15 s to settle, and is read.
 
     sudo bench/memory.py [--quick]
 
-The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine.
+The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
+machine.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""How fast names are answered, and how soon a container has its name on another host.
+"""Names benchmark: answers of names, and the delay until another host answers a new container's name.
 
-A lab of two hosts (VXLAN) in whose store 1,000 containers stand beside those that are there. The server of the first
-host is held on one core, and asked by a client on another: from the host as many questions as it answers with 32 under
-way (a container may ask 10,000 a second), then from the container 5,000 a second, each timed. Then containers come on
-the second host, and the first one's server is asked until it knows them.
+A lab of two hosts (VXLAN) in whose store 1,000 containers stand beside those that are there. The server of
+the first host is held on one core, and asked by a client on another: from the host as many questions as it
+answers with 32 under way (a container may ask 10,000 a second), then from the container 5,000 a second, each
+timed. Then containers come on the second host, and the first one's server is asked until it knows them.
 
     sudo bench/names.py [--quick]
 
-The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine.
+The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
+machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all benchmarks share: namespaces of their own to run in, metrics with targets, and how these are told."""
+"""Shared by all benchmarks: their own namespaces, metrics with targets, and their report."""
 
 from __future__ import annotations
 

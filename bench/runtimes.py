@@ -1,8 +1,9 @@
-"""How long `ctr run`, `podman run` and `docker run` take on a linkspan network, beside each one's own bridge network.
+"""Runtimes benchmark: `ctr run`, `podman run` and `docker run` on a linkspan network, and on each one's own bridge.
 
-Each engine is the real one, in a virtual host of its own. The two networks take turns within one run; a round is one
-container on each, started, ended and removed. Then many containers, eight at a time, after which nothing may be left,
-and dockerd's start with a container that is restarted always, while the agent starts, too.
+Each engine is the real one, in a virtual host of its own. The two networks take turns within one run; a round
+is one container on each, started, ended and removed. Then many containers, eight at a time, after which
+nothing may be left, and dockerd's start with a container that is restarted always, while the agent starts,
+too.
 
     sudo .venv/bin/python bench/runtimes.py [--quick]
 

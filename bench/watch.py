@@ -1,4 +1,4 @@
-"""What kernels tell of their routes, for the benchmarks that wait for some: this is no program."""
+"""Route events of kernels, for the benchmarks that wait for routes: this is no program."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Runs the commands in docs/*.md on a host of namespaces, and puts what they really print into the pages.
+"""Run the commands in docs/*.md on a host of namespaces, and put their real output into the pages.
 
-In a block that opens with ```console each line that begins with "$ " is a command, and what follows is its output.
-A block that opens with ```console fails holds commands that must fail, and one with ```console any commands whose
-exit code depends on the machine. <!-- run: COMMAND --> runs unseen.
-Each page begins with an empty host: nothing of the machine is seen but its files, and nothing is left. Its resolver is
-an address that documents use, so that pages do not change from machine to machine.
+In a block that opens with ```console each line that begins with "$ " is a command, and what follows is its
+output. A block that opens with ```console fails holds commands that must fail, and one with ```console any
+commands whose exit code depends on the machine. <!-- run: COMMAND --> runs unseen. Each page begins with an
+empty host: nothing of the machine is seen but its files, and nothing is left. Its resolver is an address that
+documents use, so that pages do not change from machine to machine.
 
     sudo .venv/bin/python scripts/docs.py [--check] [PAGE..]
 
@@ -58,7 +58,7 @@ class Host:
             sys.exit(f"error: the agent did not start: {self.log.read_text()}")
 
     def run(self, command: str) -> tuple[int, str]:
-        """Run a command as a reader would type it; returns its exit code and all that it printed."""
+        """Run a command as a reader would type it; return its exit code and all its output."""
         done = subprocess.run(
             ["bash", "-c", command],
             stdin=subprocess.DEVNULL,
@@ -72,14 +72,14 @@ class Host:
         return done.returncode, done.stdout.rstrip("\n")
 
     def stop(self) -> None:
-        """End the agent, and what it would leave running."""
+        """End the agent, and the processes that it would leave running."""
         self.agent.terminate()
         self.agent.wait(30)
         subprocess.run(["linkspan", "uninstall", "--yes", "--force"], check=False, capture_output=True, timeout=60)
 
 
 def played(host: Host, lines: list[str], wrong: list[str]) -> Iterator[str]:
-    """Yield the page's lines with the commands' real output; add to ``wrong`` what ended otherwise than it should."""
+    """Yield the page's lines with the commands' real output; add commands that end unexpectedly to ``wrong``."""
     block = ""
     for number, line in enumerate(lines, 1):
         if hidden := HIDDEN.fullmatch(line.strip()):
@@ -98,12 +98,12 @@ def played(host: Host, lines: list[str], wrong: list[str]) -> Iterator[str]:
             yield from (printed.rstrip() for printed in output.splitlines())
             continue
         elif block:
-            continue  # the output of before
+            continue  # the earlier output
         yield line
 
 
 def play(page: Path, folder: Path, check: bool) -> int:
-    """Play one page, in the namespaces in which this process already is."""
+    """Play one page, in the namespaces of this process."""
     lines = page.read_text().splitlines()
     wrong: list[str] = []
     host = Host(folder)

@@ -1,7 +1,7 @@
 """Run the tests that failed in the parallel run once more, alone.
 
 A machine that runs other tests at the same time may cost a test its deadline. Such a test passes alone, and does not
-fail the whole run. It is listed all the same, because its fault, in the code or in the test, is still to be found.
+fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
 More than ``MOST`` failed tests are no accident and fail the run.
 """
 

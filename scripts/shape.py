@@ -42,8 +42,8 @@ kernel/io/netlink.py to ``kernel/io``.
 APART = (("diagnose", "backends"),)
 """Folders of which the first never imports the second, though it is above it.
 
-What a trace, a plan or a doctor must know of a way between hosts is declared: in its kinds, or in what the agent hands
-down. So a new backend changes nothing there.
+What a trace, a plan or a doctor must know of a backend is declared in its kinds, or passed down by the agent.
+So a new backend changes nothing there.
 """
 
 LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders.split()}
@@ -51,8 +51,7 @@ LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in fol
 FLAT = {"__init__", "daemon", "ipip_endpoint"}
 """The only modules beside the folders.
 
-Everybody may import the package's own names (its version). The other two are what a process is started by: nobody
-imports them.
+Everybody may import the package's own names (its version). The other two start a process: nobody imports them.
 """
 
 FOLDERS = 16
@@ -89,7 +88,7 @@ FORBIDDEN = {
 
 
 def folder_of(parts: tuple[str, ...]) -> str:
-    """Return the folder in LEVELS that a module belongs to by its path's parts, '' for none."""
+    """Return the folder in LEVELS of a module, by its path's parts, '' if it has none."""
     for length in range(len(parts), 0, -1):
         if (folder := "/".join(parts[:length])) in LEVEL:
             return folder
@@ -108,7 +107,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, known: Container[str]) -> Iterator[tuple[int, str]]:
-    """Yield line and full name of every module that is imported, wherever in the file: for types only, too."""
+    """Yield line and full name of every imported module, wherever in the file: also those for types only."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -121,7 +120,7 @@ def imports(tree: ast.AST, known: Container[str]) -> Iterator[tuple[int, str]]:
 
 
 def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
-    """Yield what a module imports from above it or beside it, and what a backend imports to do I/O."""
+    """Yield imports of a module from above or beside it, and imports of a backend for I/O."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     where = path.relative_to(ROOT)
     folder = folder_of(parts[:-1])
@@ -183,7 +182,7 @@ def circles(known: dict[str, Path]) -> Iterator[str]:
 
 
 def too_many_folders() -> Iterator[str]:
-    """Yield a complaint where src/linkspan has more folders than a newcomer can read."""
+    """Yield a complaint if src/linkspan has more folders than a newcomer can read."""
     there = {path.relative_to(SOURCE).parts[0] for path in modules().values() if path.parent != SOURCE}
     if len(there) > FOLDERS:
         yield f"{SOURCE.relative_to(ROOT)}: {len(there)} folders, more than {FOLDERS}"
@@ -215,7 +214,7 @@ def misplaced_helpers() -> Iterator[str]:
 
 
 def files() -> list[Path]:
-    """Return the project's own files: what git has, or would have, in it."""
+    """Return the project's own files: those that git has, or would have, in it."""
     names = ""
     if shutil.which("git"):
         command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -263,7 +262,7 @@ def forbidden(path: Path, text: str) -> Iterator[str]:
 
 
 def unnamed(page: str, source: Path) -> Iterator[str]:
-    """Yield the modules that the page's table of all modules does not name, and those in it that there are not."""
+    """Yield the modules that the page's table of all modules lacks, and those in it that do not exist."""
     table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
     named: dict[str, set[str]] = {}
     for where, what in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE):
@@ -279,7 +278,7 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
 
 
 def complaints() -> Iterator[str]:
-    """Yield everything that is not as it should be."""
+    """Yield all complaints."""
     known = modules()
     yield from too_long()
     yield from same_names()

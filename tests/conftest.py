@@ -1,4 +1,4 @@
-"""What all tests share: root where it is needed, and an account of what was skipped."""
+"""Shared by all tests: root where it is needed, and an account of skipped tests."""
 
 from __future__ import annotations
 

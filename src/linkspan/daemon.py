@@ -54,7 +54,7 @@ async def _serve(settings: Config, stop: asyncio.Event, ready: asyncio.Event) ->
 
 
 async def _watchdog() -> None:
-    """Tell systemd that the loop turns, twice in each of its intervals (sd_watchdog_enabled(3))."""
+    """Notify systemd that the event loop runs, twice in each of its intervals (sd_watchdog_enabled(3))."""
     interval = systemd.watchdog_interval()
     while interval:
         systemd.notify("WATCHDOG=1")

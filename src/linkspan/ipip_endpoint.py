@@ -8,7 +8,7 @@ header before it. **Inwards** the same socket gives whole packets from the wire;
 a prefix of the very peer that the outer source is, or the packet is dropped and counted. Both directions are a
 process each, for one packet costs 4 us of Python in each direction, and threads would share one core.
 
-**The table** is read anew whenever it is renamed into its folder (inotify), in a thread that sleeps
+**The table** is read again whenever it is renamed into its folder (inotify), in a thread that sleeps
 otherwise; the loops take the new one with their next packet. What was looked up stays in a dictionary of the
 table, so a packet costs one look-up whatever the table's size.
 
@@ -54,7 +54,7 @@ _COUNT = struct.Struct("=Q")
 _SOURCE, _HEADER, _TCP = struct.Struct("12x4s"), struct.Struct("9xB2x4s"), struct.Struct("!B5xH4x4H16xH")
 # linux/if_tun.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x0001, 0x1000, 0x4000
-# linux/virtio_net.h: flags, GSO type, length of the headers, size of segments, where the checksum starts and stands
+# linux/virtio_net.h: flags, GSO type, length of the headers, size of segments, offsets of the checksum
 _ABOUT = struct.Struct("=BBHHHH")
 _TUN = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
 _NEEDS_CSUM, _GSO_TCPV4 = 1, 1
@@ -71,7 +71,7 @@ _ROOM = 8 << 20
 _MOVED_TO, _DELETE, _CLOSE_WRITE, _IGNORED = 0x80, 0x200, 0x8, 0x8000
 _PDEATHSIG = 1  # linux/prctl.h
 KNOWN = 1 << 16
-"""Addresses whose way is kept; past it they are looked up anew."""
+"""Addresses in the cache; beyond that number the cache starts again."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -128,12 +128,12 @@ class Tables(Generic[Way]):
         while True:
             events = os.read(self._inotify, 1 << 16)
             if struct.unpack_from("=iI", events)[1] & _IGNORED:
-                os.kill(os.getpid(), signal.SIGTERM)  # the folder is gone: whoever starts us makes it anew
+                os.kill(os.getpid(), signal.SIGTERM)  # the folder is gone: the agent that starts us recreates it
             self.current = self._read()
 
 
 class Drops:
-    """Counters of what was dropped, in a file that both processes and whoever wants to know share."""
+    """Counters of what was dropped, in a file that both processes share with their readers."""
 
     def __init__(self, path: Path) -> None:
         with path.open("a+b") as file:
@@ -156,7 +156,7 @@ def drops(table: Path) -> dict[str, int]:
 
 
 def outwards(tun: io.FileIO, wire: socket.socket, tables: Tables[tuple[str, int]], drops: Drops) -> NoReturn:
-    """Wrap what the kernel routes into the TUN, for ever."""
+    """Encapsulate the packets that the kernel routes into the TUN, forever."""
     buffer = bytearray(1 << 16)
     view = memoryview(buffer)[_ABOUT.size :]
     read, send = tun.readinto, wire.sendto
@@ -181,7 +181,7 @@ def outwards(tun: io.FileIO, wire: socket.socket, tables: Tables[tuple[str, int]
 
 
 def inwards(tun: io.FileIO, wire: socket.socket, tables: Tables[bytes], drops: Drops) -> NoReturn:
-    """Unwrap what comes from peers, for ever."""
+    """Decapsulate the packets of peers, forever."""
     room = bytearray(_ABOUT.size + (1 << 16))
     about = _ABOUT.size
     whole = memoryview(room)

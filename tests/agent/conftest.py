@@ -21,7 +21,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def host(world: World) -> Iterator[Host]:
-    """A host whose agent runs."""
+    """Return a host with a running agent."""
     running = Host(world)
     running.start()
     try:

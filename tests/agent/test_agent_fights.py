@@ -54,12 +54,12 @@ class Ring:
         return [event for event in found if event["type"] == type_]
 
     def up(self, endpoint: dict[str, Any]) -> bool:
-        """Tell whether the host's end of an endpoint is up."""
+        """Return whether the host's end of an endpoint is up."""
         (link,) = json.loads(run("ip", "-j", "link", "show", endpoint["host_ifname"], netns=self.host.netns))
         return "UP" in link["flags"]
 
     def works(self) -> bool:
-        """The host reaches both containers."""
+        """Return whether the host reaches both containers."""
         return all(pings(self.host.netns, first_ip(e)) for e in (self.near, self.far))
 
     def heals(self) -> int:
@@ -73,7 +73,7 @@ class Ring:
 
 @pytest.fixture
 def ring(world: World) -> Iterator[Ring]:
-    """A host where all is well."""
+    """Return a host without problems."""
     made = Ring(world)
     try:
         assert made.works()
@@ -94,7 +94,7 @@ def ring(world: World) -> Iterator[Ring]:
     ],
 )
 def test_a_fight_is_told_once_and_slows_down(ring: Ring, command: str, kind: str) -> None:
-    """Three repairs, then pauses; status names the object while it is wrong; when it is quiet, all is well."""
+    """Three repairs, then pauses; status names the object while it is wrong; when it is quiet, everything is ok."""
     command = command.replace("FAR", ring.far["host_ifname"])
     with ring.fighter(command):
         until(lambda: ring.status()["fights"], f"a fight by {command}", SOON)
@@ -113,7 +113,7 @@ def test_a_fight_is_told_once_and_slows_down(ring: Ring, command: str, kind: str
 
 
 def test_a_program_that_changes_a_route_is_named(ring: Ring) -> None:
-    """The kernel tells which process asked for a change of routes and addresses."""
+    """The kernel reports which process requested a change of routes and addresses."""
     loop = "for n in $(seq 600); do echo route delete 10.202.0.2; sleep 0.05; done | ip -force -batch -"
     with ring.fighter(loop):
         until(lambda: ring.status()["fights"], "a fight", SOON)
@@ -134,7 +134,7 @@ def test_ports_are_down_while_guards_do_not_hold(ring: Ring, command: str) -> No
         status = ring.status()
         assert status["fights"][0]["ports_down"]
         until(lambda: "nft, process " in ring.status()["fights"][0]["by"], "the program's name")
-        assert any("their ports are down until it holds" in words for words in status["drift"])
+        assert any("their ports are down until it is in force" in words for words in status["drift"])
         assert ring.host.differences() != []
         until(lambda: ring.status()["fights"][0]["repairs"] > 4, "the rules are put back still", SOON)
         told = ring.heals()
@@ -161,7 +161,7 @@ def test_ports_are_down_while_guards_cannot_be_put(ring: Ring) -> None:
 
 
 def test_only_the_port_whose_guard_does_not_hold_is_down(ring: Ring) -> None:
-    """One container's entry in the guard is fought for: the others go on."""
+    """One container's entry in the guard is fought for: the others continue."""
     port = f'\\"{ring.near["host_ifname"]}\\" . {ring.near["mac"]}'
     entry = f"{port} . {first_ip(ring.near)}"
     with ring.fighter(f'nft "delete element bridge linkspan senders4 {{ {entry} }}"'):

@@ -49,7 +49,7 @@ def test_ipv6_is_usable_when_attach_returns(
 
 @pytest.mark.parametrize("options", MODES)
 def test_detach_leaves_nothing(host: Host, container: Callable[[], str], options: dict[str, str]) -> None:
-    """After detach the links, elements and addresses of the endpoint are gone, and the network stands."""
+    """After detach the links, elements and addresses of the endpoint are gone; the network's objects stay."""
     host.network("demo", *POOLS, options=options)
     before = host.links()
     elements = run("nft", "list", "ruleset", netns=host.netns)
@@ -173,7 +173,7 @@ def test_a_second_pool_serves_when_the_first_is_full(host: Host, container: Call
     first = first_ip(host.attach(one))
     message = host.cli("attach", two, "--network", "demo", code=1)
     assert "10.201.0.0/30" in message
-    assert "1 addresses are held" in message
+    assert "1 addresses are in use" in message
     host.cli("network", "update", "demo", "--add-pool", "10.202.0.0/24")
     assert first_ip(host.attach(two)) == "10.202.0.2"
     assert pings(two, first)
@@ -205,7 +205,7 @@ def test_the_smallest_pools_serve(
 def test_a_namespace_with_ipv6_turned_off_gets_ipv6_from_a_network_that_has_it(
     host: Host, container: Callable[[], str], options: dict[str, str]
 ) -> None:
-    """Runtimes turn IPv6 off in a fresh namespace; the interface of a dual-stack network has it all the same."""
+    """Runtimes turn IPv6 off in a new namespace; the interface of a dual-stack network still has it."""
     host.network("demo", *POOLS, options=options)
     name = container()
     run(

@@ -1,4 +1,4 @@
-"""Every attribute that stops packets is put right within two seconds, whoever changed it."""
+"""Every attribute that stops packets is corrected within two seconds, whoever changed it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Standing:
         return sum(json.loads(line)["type"] == "heal" for line in self.host.client.lines("/v1/events"))
 
     def drift(self) -> list[str]:
-        """Return what `status` says cannot be mended."""
+        """Return what `status` says cannot be repaired."""
         return list(self.host.client.call("GET", "/v1/status")["drift"])
 
 

@@ -29,7 +29,7 @@ class Busy(Host):
 
 @pytest.fixture(scope="module")
 def busy() -> Iterator[Busy]:
-    """A host with two networks, a container, a reservation, a route and a cable of its own."""
+    """Return a host with two networks, a container, a reservation, a route and a cable of its own."""
     world = World()
     host = Busy(world)
     try:
@@ -122,7 +122,7 @@ REFUSED = [
     ([*ATTACH, "--id", "../x"], ["../x"]),
     ([*ATTACH, "--name", "a b"], ["a b"]),
     ([*ATTACH, "--ip", "10.9.9.9"], ["10.9.9.9", "demo", "10.201.0.0/24"]),
-    ([*ATTACH, "--ip", "10.201.0.9"], ["10.201.0.9", "held by web"]),
+    ([*ATTACH, "--ip", "10.201.0.9"], ["10.201.0.9", "in use by web"]),
     ([*ATTACH, "--ip", "10.201.0.0"], ["10.201.0.0", "network address"]),
     ([*ATTACH, "--ip", "10.201.0.255"], ["10.201.0.255", "broadcast"]),
     ([*ATTACH, "--ip", "10.201.0.1"], ["10.201.0.1", "gateway"]),
@@ -250,7 +250,7 @@ BODIES = [
 
 @pytest.mark.parametrize(("body", "status"), BODIES)
 def test_the_api_answers_bad_bodies(busy: Busy, body: bytes, status: int) -> None:
-    """What is no request is a 4xx with an error object, the agent lives, and nothing is left."""
+    """The API answers an invalid body with a 4xx and an error object, the agent lives, and nothing is left."""
     before = state(busy)
     code, answer = raw(busy, "POST", "/v1/attach", body)
     assert code == status, answer
@@ -357,7 +357,7 @@ def test_users_may_read_by_the_group_and_change_nothing(busy: Busy) -> None:
         ["address", "reserve", "demo", "10.201.0.7/32"],
     ):
         code, said = as_user(busy, 4242, *words)
-        assert (code, "only root may change" in said, "sudo" in said) == (1, True, True), (words, said)
+        assert (code, "changes need root" in said, "sudo" in said) == (1, True, True), (words, said)
     code, said = as_user(busy, 65534, "status")
     assert code == 1
     assert "may not use the agent's socket" in said

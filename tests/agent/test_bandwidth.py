@@ -1,4 +1,4 @@
-"""Bandwidth limits, announcements of addresses that are used anew, and the limit of a bridge's ports."""
+"""Bandwidth limits, announcements of addresses that are given again, and the limit of a bridge's ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 500_000
 
 @pytest.fixture(scope="module", params=["bridged", "routed"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A host for the measurements."""
+    """Return a host for the measurements."""
     with staged(request.param) as made:
         yield made
 
@@ -52,7 +52,7 @@ def transfer(sender: str, receiver: str, address: str) -> float:
 
 @pytest.mark.parametrize("limited", ["ingress", "egress"])
 def test_a_limit_holds_in_its_direction_alone(stage: Stage, limited: str) -> None:
-    """What the container receives (ingress) or sends (egress) is held to the rate, and the other direction is free."""
+    """The rate limits what the container receives (ingress) or sends (egress), and leaves the other direction free."""
     container: Container = stage.attach(bandwidth={f"{limited}Rate": 8 * MBIT})
     host, gateway = stage.host.netns, stage.gateway("demo", 4)
     ingress = transfer(host, container.netns, container.ip())

@@ -113,7 +113,7 @@ def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def runtime(host: Host, plugin: Path) -> Runtime:
-    """A runtime on a host with network demo of five addresses."""
+    """Return a runtime on a host with network demo of five addresses."""
     host.network("demo", *POOLS)
     return Runtime(host, plugin)
 
@@ -181,7 +181,7 @@ def test_versions_are_told(runtime: Runtime) -> None:
 
 
 def test_check_finds_what_was_taken_away(runtime: Runtime, container: Callable[[], str]) -> None:
-    """An address or a route removed by hand, or the interface set down, fails CHECK by name until it is mended."""
+    """An address or a route removed by hand, or the interface set down, fails CHECK by name until it is repaired."""
     name = container()
     result = runtime.call("ADD", name)
     for change, named in (
@@ -306,7 +306,7 @@ def test_a_chain_with_tuning_works(runtime: Runtime, container: Callable[[], str
 
 
 def test_a_mac_of_another_container_is_not_taken_over(runtime: Runtime, container: Callable[[], str]) -> None:
-    """What is sent from it is still dropped, the event log says whose it is, and a CHECK fails with that."""
+    """The guard still drops packets from it, the event log names its owner, and a CHECK fails with that."""
     name, other = container(), container()
     victim = runtime.call("ADD", other)["interfaces"][1]["mac"]
     result = runtime.call("ADD", name)
@@ -332,7 +332,7 @@ def test_a_mac_is_taken_over_only_while_a_chain_runs(runtime: Runtime, container
 
 
 def test_check_looks_into_a_namespace_that_the_agent_finds_nowhere(runtime: Runtime) -> None:
-    """Where the runtime has mounts of its own and no process lives in the container yet, its descriptor counts."""
+    """If the runtime has its own mounts and no process lives in the container yet, its descriptor counts."""
     script = """
     mount -t tmpfs tmpfs /mnt; touch /mnt/box; unshare --net mount --bind /proc/self/ns/net /mnt/box
     echo up; exec sleep 600

@@ -88,7 +88,7 @@ class Engine:
 
 @pytest.fixture
 def engine(world: World) -> Iterator[Engine]:
-    """An engine's calls, a host with an agent, and the network demo, which both know."""
+    """Return an engine's calls on a host with an agent, and with the network demo, which both know."""
     host = Host(world)
     made = Engine(host)
     host.start()
@@ -109,7 +109,7 @@ def clean(host: Host) -> None:
 def test_an_agent_that_is_killed_before_a_container_is_found_leaves_it_its_network(
     engine: Engine, container: Callable[[], str]
 ) -> None:
-    """Killed after CreateEndpoint, and again while it looks for the container: the pair of links stands."""
+    """Killed after CreateEndpoint, and again while it looks for the container: the pair of links stays."""
     host, netns = engine.host, container()
     engine.endpoint(engine.address())
     links = host.links()
@@ -129,10 +129,10 @@ def test_who_holds_an_address_is_told_before_docker_has_told_his_name(engine: En
     address = engine.address()
     taken = {"PoolID": "demo/4", "Address": address.partition("/")[0], "Options": {}}
     said = engine.call("IpamDriver.RequestAddress", **taken)
-    assert "is held by a container that Docker starts on this host" in str(said)
+    assert "is in use by a container that Docker starts on this host" in str(said)
     engine.endpoint(address)
     said = engine.call("IpamDriver.RequestAddress", **taken)
-    assert f"is held by Docker's endpoint {ENDPOINT[:12]} on host" in str(said)
+    assert f"is in use by Docker's endpoint {ENDPOINT[:12]} on host" in str(said)
     engine.well("NetworkDriver.DeleteEndpoint", NetworkID=NETWORK, EndpointID=ENDPOINT)
     clean(engine.host)
 
@@ -141,7 +141,7 @@ def test_who_holds_an_address_is_told_before_docker_has_told_his_name(engine: En
 def test_a_container_with_a_dead_one_s_inode_has_its_own_network_alone(
     engine: Engine, container: Callable[[], str], left: bool
 ) -> None:
-    """The dead one was attached to an internal network besides: the new one gets none of it, whatever Docker said."""
+    """The dead one was also attached to an internal network: the new one gets none of it, whatever Docker reported."""
     host, netns, another = engine.host, container(), "d" * 64
     host.network("back", "10.202.0.0/24", internal=True)
     engine.endpoint(engine.address())
@@ -168,7 +168,7 @@ def test_a_container_with_a_dead_one_s_inode_has_its_own_network_alone(
 def test_one_that_is_taken_again_without_having_been_left_is_where_it_is_now(
     engine: Engine, container: Callable[[], str]
 ) -> None:
-    """An engine that was killed joins anew: the endpoint has the new namespace though its inode is the same."""
+    """An engine that was killed joins again: the endpoint has the new namespace though its inode is the same."""
     host, netns = engine.host, container()
     address = engine.address()
     engine.endpoint(address)
@@ -205,7 +205,7 @@ def test_what_docker_attached_is_detached_by_force_only(engine: Engine, containe
     assert host.json("endpoint", "list")[0]["engine"] == "docker"
     for words in ((ENDPOINT[:24],), ("--id", ENDPOINT), (ENDPOINT[:4], "--ifname", "eth0")):
         said = host.cli("detach", *words, code=1)
-        assert "on network demo is Docker's, which would not know that it is gone" in said
+        assert "on network demo is Docker's, and would not learn that it is gone" in said
         assert "docker network disconnect demo CONTAINER" in said
     assert f"Docker's endpoint {ENDPOINT[:12]} has 10.201." in host.cli("events")
     assert host.cli("detach", ENDPOINT[:24], "--ifname", "eth7", "--force").endswith("no other interface here\n")
@@ -215,7 +215,7 @@ def test_what_docker_attached_is_detached_by_force_only(engine: Engine, containe
 
 
 def test_a_forced_deletion_names_those_that_it_cut_off(engine: Engine, container: Callable[[], str]) -> None:
-    """With their host, and with what the engine must be told by hand."""
+    """With their host, and with the Docker commands that an operator must run by hand."""
     host, netns = engine.host, container()
     engine.endpoint(engine.address())
     engine.take(netns)
@@ -267,7 +267,7 @@ def test_a_container_follows_its_network_s_mtu(engine: Engine, container: Callab
 def test_a_lost_journal_costs_no_container_its_network(
     engine: Engine, container: Callable[[], str], known: bool
 ) -> None:
-    """By the store's record or by the kernel alone: ports stay published, and the engine's next call finds it."""
+    """From the store's record or the kernel alone: ports stay published, and the engine's next call finds it."""
     host, netns = engine.host, container()
     address = engine.address()
     engine.endpoint(address)

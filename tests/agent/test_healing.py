@@ -1,4 +1,4 @@
-"""What somebody else breaks is back within two seconds, and told; what is not ours is not touched."""
+"""Healing: what somebody else breaks is back within two seconds, and reported; foreign objects are not touched."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Sound:
     def broken(self, *command: str, flushes_others: bool = False) -> list[dict[str, Any]]:
         """Break something by a command on the host; return the repairs, after all is checked.
 
-        It is mended within two seconds of the break, told in `status`, `events` and the metric, and nothing of others
-        is touched.
+        It is repaired within two seconds of the break, told in `status`, `events` and the metric, and nothing
+        of others is touched.
         """
         before = len(self._heals())
         run(*command, netns=self.host.netns)
@@ -98,7 +98,7 @@ def events(host: Host) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def sound(host: Host) -> Iterator[Sound]:
-    """All is well, at the beginning and at the end."""
+    """All is ok, at the beginning and at the end."""
     made = Sound(host)
     assert made.works()
     assert host.differences() == []
@@ -166,7 +166,7 @@ def test_a_deleted_bridge_comes_back_with_its_ports(sound: Sound) -> None:
 
 @pytest.mark.alone
 def test_deleted_pairs_come_back_in_their_containers(sound: Sound) -> None:
-    """A host end that was deleted is made anew with the container's interface, MAC, addresses and routes."""
+    """A host end that was deleted is made again with the container's interface, MAC, addresses and routes."""
     for netns, endpoint in ((sound.bridged, sound.endpoint), (sound.routed, sound.far)):
         healed = kinds(sound.broken("ip", "link", "delete", endpoint["host_ifname"]))
         assert ("Veth", "added") in healed
@@ -221,7 +221,7 @@ def test_addresses_and_routes_come_back(sound: Sound) -> None:
 
 @pytest.mark.alone
 def test_settings_are_put_again(sound: Sound) -> None:
-    """Kernel settings have no events, and are back in time all the same."""
+    """Kernel settings have no events, but are back in time."""
     for name, value in (
         ("net.ipv4.ip_forward", "0"),
         ("net.ipv6.conf.all.forwarding", "0"),
@@ -234,7 +234,7 @@ def test_settings_are_put_again(sound: Sound) -> None:
 
 
 def test_what_is_inside_a_container_is_its_own(sound: Sound) -> None:
-    """A container that takes its interface down or adds an address is left alone; `diff` tells what is missing."""
+    """A container that takes its interface down or adds an address is left alone; `diff` shows what is missing."""
     run("ip", "addr", "add", "192.0.2.77/32", "dev", "eth0", netns=sound.routed)
     run("ip", "link", "set", "eth0", "down", netns=sound.routed)
     assert ("Interface", "changed") in {(d["kind"], d["what"]) for d in sound.host.differences()}
@@ -249,7 +249,7 @@ def test_what_is_inside_a_container_is_its_own(sound: Sound) -> None:
 
 
 def test_what_differs_inside_a_container_is_told_apart_with_what_to_do(sound: Sound) -> None:
-    """`diff` names the container, and that nothing is put back; `status` is well; what it says to do mends it."""
+    """`diff` names the container, and that nothing is put back; `status` is ok; what it says to do repairs it."""
     host = sound.host
     before = len(events(host))
     run("ip", "link", "set", "eth0", "down", netns=sound.bridged)
@@ -258,7 +258,7 @@ def test_what_differs_inside_a_container_is_told_apart_with_what_to_do(sound: So
     assert {one["inside"] for one in found} == {sound.bridged}
     said = host.cli("diff", code=3)
     assert f"{sound.bridged}  put    Interface" in said
-    assert "inside a container linkspan puts nothing back" in said
+    assert "linkspan repairs nothing inside a running container" in said
     quiet(host, before)
     assert host.json("status")["ok"]
     for line in host.json("plan"):
@@ -282,7 +282,7 @@ def quiet(host: Host, events_before: int) -> None:
 
 @pytest.mark.alone
 def test_a_second_pass_changes_nothing_and_costs_nothing(sound: Sound) -> None:
-    """While nothing happens, nothing is mended, and the agent uses next to no CPU."""
+    """While nothing happens, nothing is repaired, and the agent uses next to no CPU."""
     host = sound.host
     assert host.process is not None
     until(lambda: not host.differences(), "no difference")
@@ -316,7 +316,7 @@ def test_no_packet_is_lost_over_a_restart(sound: Sound, number: signal.Signals) 
 
 
 def test_what_broke_while_no_agent_ran_is_mended_at_its_start(sound: Sound, container: Callable[[], str]) -> None:
-    """Everything that was changed in its absence is put right before it says ready."""
+    """Everything that was changed in its absence is corrected before it says ready."""
     host = sound.host
     host.stop(signal.SIGKILL)
     run("nft", "flush", "ruleset", netns=host.netns)
@@ -331,7 +331,7 @@ def test_what_broke_while_no_agent_ran_is_mended_at_its_start(sound: Sound, cont
 
 @pytest.mark.alone
 def test_rules_in_dockers_chain_come_back(sound: Sound) -> None:
-    """What must stand in DOCKER-USER is put when Docker comes, again when it is flushed, and alone is ours."""
+    """The rules in DOCKER-USER are added when Docker starts, and again after a flush, and only they are ours."""
     netns = sound.host.netns
 
     def rules() -> str:
@@ -356,7 +356,7 @@ def test_rules_in_dockers_chain_come_back(sound: Sound) -> None:
 
 
 def test_a_link_of_anothers_with_our_name_is_told(host: Host) -> None:
-    """Where another's bridge has the name of ours, the network is refused, and that link stays as it is."""
+    """If a foreign bridge has the name of ours, the network is refused, and that link stays unchanged."""
     run("ip", "link", "add", "ls-demo", "type", "bridge", netns=host.netns)
     run("ip", "addr", "add", "192.0.2.1/24", "dev", "ls-demo", netns=host.netns)
 
@@ -374,7 +374,7 @@ def test_a_link_of_anothers_with_our_name_is_told(host: Host) -> None:
 
 @pytest.mark.alone
 def test_a_link_of_anothers_that_took_our_name_meanwhile_is_told(sound: Sound) -> None:
-    """While another's link has the bridge's name, `status` tells; when it is gone, the bridge is back."""
+    """While a foreign link has the bridge's name, `status` reports it; when it is gone, the bridge is back."""
     host = sound.host
     host.stop(signal.SIGKILL)
     run("ip", "link", "delete", "ls-demo", netns=host.netns)

@@ -17,7 +17,7 @@ WISH = {"host_ip": "", "first": 7000, "last": 7002, "port": 7000, "protocol": "t
 
 @pytest.fixture
 def shared(host: Host) -> Host:
-    """A host with a network of backend host, and a bridged one."""
+    """Return a host with a network of backend host, and a bridged one."""
     host.network("demo", "10.201.0.0/16")
     host.client.call("POST", "/v1/networks", {"name": "shared", "backend": "host"})
     return host
@@ -39,7 +39,7 @@ def test_exact_ports_are_reserved_and_given_back(shared: Host) -> None:
     assert (made["addresses"], made["mac"], made["host_ifname"]) == ([], "", "")
     assert (shared.links(), run("nft", "list", "ruleset", netns=shared.netns)) == before
     for taken in made["ports"]:
-        with pytest.raises(Conflict, match="held by endpoint one of network shared"):
+        with pytest.raises(Conflict, match="in use by endpoint one of network shared"):
             reserve(shared, "two", ports=[taken])
     assert shared.detach("one") == 1
     assert reserve(shared, "two", ports=made["ports"]) == made["ports"]
@@ -62,10 +62,10 @@ def test_a_published_and_a_reserved_port_are_one_kind(shared: Host, container: C
     """A bridged endpoint's published port is refused to a container of the host's network, and the other way."""
     bridged = container()
     shared.attach(bridged, ports=[port(8080, 80)])
-    with pytest.raises(Conflict, match=f"8080/tcp is held by endpoint {bridged} of network demo"):
+    with pytest.raises(Conflict, match=f"8080/tcp is in use by endpoint {bridged} of network demo"):
         reserve(shared, "one", ports=[port(8080, 8080)])
     reserve(shared, "one", ports=[port(8081, 8081)])
-    with pytest.raises(Conflict, match="8081/tcp is held by endpoint one of network shared"):
+    with pytest.raises(Conflict, match="8081/tcp is in use by endpoint one of network shared"):
         shared.attach(container(), ports=[port(8081, 80)])
 
 
@@ -74,7 +74,7 @@ def test_a_published_and_a_reserved_port_are_one_kind(shared: Host, container: C
 def test_a_listening_process_is_named(shared: Host, protocol: str, address: str) -> None:
     """A port on which any process of the host listens, at whatever address, is refused with its number and name."""
     with serving(shared.netns, 7100, protocol, address):
-        with pytest.raises(Conflict, match=r"7100/.* is held by process \d+ \(.+\)"):
+        with pytest.raises(Conflict, match=r"7100/.* is in use by process \d+ \(.+\)"):
             reserve(shared, "one", ports=[port(7100, 7100, protocol)])
         assert reserve(shared, "one", ports=[port(7100, 7100, "udp" if protocol == "tcp" else "tcp")])
     assert reserve(shared, "two", ports=[port(7100, 7100, protocol)])
@@ -85,7 +85,7 @@ def test_reserved_ports_outlive_the_agent(shared: Host) -> None:
     reserve(shared, "one", ports=[port(7000, 7000)])
     with serving(shared.netns, 7000):
         shared.restart()
-        with pytest.raises(Conflict, match="held by endpoint one of network shared"):
+        with pytest.raises(Conflict, match="in use by endpoint one of network shared"):
             reserve(shared, "two", ports=[port(7000, 7000)])
         assert [e["id"] for e in shared.json("endpoint", "list")] == ["one"]
     assert shared.detach("one") == 1

@@ -54,7 +54,7 @@ def test_without_systemd_nothing_is_started_and_that_is_said(tmp_path: Path) -> 
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="no systemd-sysusers: apt-get install systemd")
 def test_the_group_comes_by_sysusers_and_goes_with_uninstall(tmp_path: Path) -> None:
-    """Systemd makes it from our file; a group that was there before is nobody's to take away."""
+    """Systemd creates it from our file; linkspan does not remove a group that existed before."""
     make = f"{LINKSPAN} install systemd; systemd-sysusers /etc/sysusers.d/linkspan.conf; getent group linkspan"
     uninstall = f"{LINKSPAN} uninstall --yes -v; getent group linkspan || echo no group"
     said = on_a_machine(tmp_path, f"{make}; {uninstall}")
@@ -67,17 +67,17 @@ def test_the_group_comes_by_sysusers_and_goes_with_uninstall(tmp_path: Path) -> 
 
 
 def test_what_an_operator_made_stays_and_is_named(tmp_path: Path) -> None:
-    """Settings and passwords below /etc/linkspan are the operator's, and each is told with the command to remove it."""
+    """Settings and passwords below /etc/linkspan are the operator's; each is reported with the command to remove it."""
     made = "mkdir -p /etc/linkspan; touch /etc/linkspan/password /etc/linkspan/agent.toml"
     said = on_a_machine(tmp_path, f"{made}; {LINKSPAN} install systemd; {LINKSPAN} uninstall --yes; ls /etc/linkspan")
     for name in ("password", "agent.toml"):
-        assert f"stays: /etc/linkspan/{name}: a file of yours" in said
-    assert "nothing of linkspan is left on this machine, but for what stays" in said
+        assert f"stays: /etc/linkspan/{name}: you made this file" in said
+    assert "nothing of linkspan is left on this machine except what stays on purpose" in said
     assert said.splitlines()[-2:] == ["agent.toml", "password"]
 
 
 def test_root_runs_no_file_that_others_may_write(tmp_path: Path) -> None:
-    """From a checkout of somebody's the service gets a copy of root's own, which goes with `uninstall`."""
+    """From another user's checkout the service gets a copy that root owns; `uninstall` removes the copy."""
     theirs, packages = tmp_path / "theirs", f"{sys.prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", theirs], check=True)
     (site,) = (theirs / "lib").glob("python*/site-packages")
@@ -97,7 +97,7 @@ def test_root_runs_no_file_that_others_may_write(tmp_path: Path) -> None:
         test -e /opt/linkspan || echo gone
         """,
     )
-    assert f"note: others may write what this linkspan consists of ({theirs}" in said
+    assert f"note: users other than root may change this linkspan's files ({theirs}" in said
     assert "is owned by user 12345" in said
     assert "ExecStart=/opt/linkspan/bin/linkspan agent\n" in said
     assert "\nruns\n" in said

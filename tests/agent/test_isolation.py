@@ -1,4 +1,4 @@
-"""What networks keep from each other and from the outside, and as whom containers are seen there."""
+"""Isolation of networks from each other and from the outside, and the source addresses seen there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASK = {4: "tcp", 6: "udp"}
 
 @pytest.fixture(scope="module", params=MODES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A host for this file's tests, with an internal network, too."""
+    """Return a host for this file's tests, also with an internal network."""
     with staged(request.param) as made:
         made.internal()
         yield made
@@ -29,19 +29,19 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def one(stage: Stage) -> Container:
-    """A container of network demo."""
+    """Return a container of network demo."""
     return stage.attach()
 
 
 @pytest.fixture(scope="module")
 def two(stage: Stage) -> Container:
-    """A container of network other."""
+    """Return a container of network other."""
     return stage.attach("other")
 
 
 @pytest.fixture(scope="module")
 def hidden(stage: Stage) -> Container:
-    """A container of the internal network."""
+    """Return a container of the internal network."""
     return stage.attach("secret")
 
 
@@ -249,7 +249,7 @@ def _second_uplink(host: Host, world: World) -> str:
 
 @pytest.mark.parametrize("before", [False, True], ids=["off-before", "on-before"])
 def test_the_host_becomes_a_router_for_its_containers_only(world: World, before: bool) -> None:
-    """What did not forward between two uplinks before linkspan does not with it; what did still does."""
+    """The host forwards between two uplinks only what it forwarded before linkspan."""
     host = Host(world)
     outside = host.outside()
     second = _second_uplink(host, world)

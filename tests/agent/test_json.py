@@ -1,4 +1,4 @@
-"""What commands print with -o json is what docs/json.md says."""
+"""JSON output: commands print with -o json what docs/json.md says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def documented() -> dict[str, tuple[bool, set[str]]]:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host with an agent, two networks and a container."""
+    """Return a host with an agent, two networks and a container."""
     world = World()
     made = Host(world)
     made.start()

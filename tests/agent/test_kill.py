@@ -40,7 +40,7 @@ class Killed:
         )
 
     def within(self, number: int, operation: Callable[[], object]) -> bool:
-        """Tell whether the agent was killed at this boundary of the operation; it runs again afterwards."""
+        """Return whether the agent was killed at this boundary of the operation; it runs again afterwards."""
         self._file.write_text(str(number))
         try:
             operation()
@@ -84,7 +84,7 @@ class Killed:
         return next((e for e in endpoints if e["id"] == self.container), {})
 
     def serves(self) -> None:
-        """The container is attached as it should be, by an address of its own."""
+        """Expect that the container is attached correctly, with an address of its own."""
         endpoint = self.stands()
         assert endpoint
         assert not set(endpoint["addresses"]) & self.held
@@ -94,7 +94,7 @@ class Killed:
 
 @pytest.fixture(params=MODES)
 def killed(world: World, request: pytest.FixtureRequest) -> Iterator[Killed]:
-    """A host of each mode."""
+    """Return a host of each mode."""
     made = Killed(world, request.param)
     try:
         yield made
@@ -124,7 +124,7 @@ def test_killed_in_an_attach(killed: Killed) -> None:
 
 
 def test_killed_in_a_detach(killed: Killed) -> None:
-    """Wherever a detach is cut off, the endpoint stands whole or is gone whole, and a second one ends it."""
+    """Wherever a detach is cut off, the endpoint is complete or gone, and a second detach completes."""
     stood = gone = 0
     for number in itertools.count(1):
         assert number < MOST

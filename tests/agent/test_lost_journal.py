@@ -69,7 +69,7 @@ def told(host: Host) -> list[str]:
 
 @pytest.fixture(params=[{}, {"mode": "routed"}], ids=["bridged", "routed"])
 def used(request: pytest.FixtureRequest, world: World) -> Any:
-    """A host with three containers, one of them in two networks, and all that an endpoint may have."""
+    """Return a host with three containers, one of them in two networks, and all that an endpoint may have."""
     host = Host(world)
     host.outside()
     host.start()
@@ -90,7 +90,7 @@ def used(request: pytest.FixtureRequest, world: World) -> Any:
 
 @pytest.mark.parametrize("lose", LOSSES)
 def test_a_lost_journal_disconnects_no_container(used: Host, lose: Callable[[Host], None], world: World) -> None:
-    """Whatever became of the file, everything goes on as it was, and the next address is one that nobody has."""
+    """Whatever happened to the file, all containers keep their network, and the next address is an unused one."""
     names = used.containers
     before, rules = {name: inside(name) for name in names}, outline(used)
     known = endpoints(used)
@@ -154,7 +154,7 @@ def test_a_container_whose_id_nobody_knows_keeps_its_network(host: Host, world: 
     host.start()
     assert ids(host) == {first["host_ifname"], second["host_ifname"]}
     assert set(host.client.call("GET", "/v1/status")["rebuilt"]["unnamed"]) == ids(host)
-    assert "the id of its container is not known" in host.cli("status")
+    assert "its container's id is unknown" in host.cli("status")
     assert pings(one, first_ip(second))
     clean(host)
     assert host.detach("c0ffee") == 1
@@ -184,7 +184,7 @@ def test_a_container_that_died_meanwhile_holds_nothing(host: Host, world: World)
 
 
 def test_a_journal_of_an_older_backup_takes_nothing_back(host: Host, world: World) -> None:
-    """Who was detached since stays so, who came since goes on, and who has another address now keeps that."""
+    """Who was detached since stays so, who came since continues, and who has another address now keeps that."""
     host.network("demo", "10.201.0.0/24")
     left, stays, moved, comes = (world.namespace() for _ in range(4))
     for name in (left, stays, moved):
@@ -237,9 +237,9 @@ def test_an_orphan_stays_for_a_grace_time_that_is_shown(world: World) -> None:
         (orphan,) = host.client.call("GET", "/v1/status")["orphans"]
         assert orphan["link"] == gone["host_ifname"]
         assert 0 < orphan["removed_in"] <= 3.0
-        assert "is nobody's, and is removed in" in host.cli("status", code=3)
+        assert "is an orphan, and is removed in" in host.cli("status", code=3)
         assert gone["host_ifname"] in host.links()
-        assert any("is nobody's as far as is known" in what for what in told(host))
+        assert any("is an orphan" in what for what in told(host))
         until(lambda: gone["host_ifname"] not in host.links(), "the orphan went", 10)
         assert host.client.call("GET", "/v1/status")["orphans"] == []
         clean(host)
@@ -280,7 +280,7 @@ def lose_networks(host: Host) -> None:
 
 
 def test_a_journal_of_networks_that_nobody_knows_ends_no_container(host: Host, world: World) -> None:
-    """Nothing says that their network was deleted: containers go on, and are what the journal says with it again."""
+    """Nothing says that their network was deleted: containers continue, and are what the journal says with it again."""
     host.network("demo", *POOLS)
     one, two = world.namespace(), world.namespace()
     address, _ = first_ip(host.attach(one, id="c0ffee", name="web", labels=LABELS)), host.attach(two, id="decaf")
@@ -318,7 +318,7 @@ def test_a_journal_forgets_an_orphan_that_was_removed(world: World) -> None:
 
 
 def test_ports_on_the_host_s_own_network_stay_taken(host: Host, world: World) -> None:
-    """Such an endpoint has no pair: the store's record alone tells, and a port is not given to another."""
+    """Such an endpoint has no pair: only the store's record shows it, and its port is not given to another."""
     host.client.call("POST", "/v1/networks", {"name": "own", "backend": "host"})
     port = {"host_ip": "", "host_port": 8080, "port": 8080, "protocol": "tcp"}
     wish = {"id": "web", "network": "own", "ifname": "eth0", "namespace_fd": -1, "namespace_path": "", "ports": [port]}
@@ -332,7 +332,7 @@ def test_ports_on_the_host_s_own_network_stay_taken(host: Host, world: World) ->
 
 
 def test_a_queued_removal_counts_for_what_was_rebuilt(host: Host, world: World) -> None:
-    """What the plugin queued while no agent ran is done, though the journal was lost meanwhile."""
+    """A removal that the plugin queued while no agent ran is done, though the journal was lost meanwhile."""
     host.network("demo", "10.201.0.0/24")
     name = world.namespace()
     made = host.attach(name, id="pod1")

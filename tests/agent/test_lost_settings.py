@@ -68,7 +68,7 @@ def spoilt(host: Forwarder, content: bytes) -> None:
     (host.state_dir / "sysctls.json").write_bytes(content)
     said = refused(host)
     assert "sysctls.json is damaged" in said
-    assert "forwarding is then given back as far as linkspan's rules tell what it was" in said
+    assert "forwarding is then restored as far as linkspan's rules show its old value" in said
     follow_move(said)
 
 
@@ -79,7 +79,7 @@ def told(host: Forwarder) -> str:
 
 @pytest.mark.parametrize("lose", [removed, emptied, damaged])
 def test_a_host_that_was_closed_stays_closed(host: Forwarder, lose: Callable[[Host], None]) -> None:
-    """The rules tell what forwarding was before linkspan: nothing is opened by the loss, and all goes back."""
+    """The rules record what forwarding was before linkspan: the loss opens nothing, and uninstall restores all."""
     rules = sorted(run("nft", "list", "ruleset", netns=host.netns).splitlines())
     lose(host)
     host.start()
@@ -109,7 +109,7 @@ def test_what_nobody_knows_any_more_is_said_and_left(host: Forwarder) -> None:
     removed(host)
     run("nft", "flush", "ruleset", netns=host.netns)
     host.start()
-    assert "no rules of linkspan's tell it" in told(host)
+    assert "no rules of linkspan's show it" in told(host)
     assert pings(host.one, OUTSIDE[4])
     for _ in range(2):
         checks = {check["check"]: check for check in host.client.call("GET", "/v1/doctor")}

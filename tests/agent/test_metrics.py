@@ -42,7 +42,7 @@ def test_the_page_has_every_metric_that_is_served(served: str) -> None:
 
 
 def test_store_version_and_hosts_are_measured(served: str) -> None:
-    """A host that is alone and well."""
+    """On a host that is alone and has no problem."""
     lines = served.splitlines()
     for line in (
         f'linkspan_info{{version="{__version__}"}} 1.0',
@@ -58,7 +58,7 @@ def test_store_version_and_hosts_are_measured(served: str) -> None:
 
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:
-    """Each has a name of its own, and says what to do first."""
+    """Each alert has a unique name, and says what to do first."""
     rules = PAGE.partition("```yaml")[2].partition("```")[0]
     names = re.findall(r"- alert: (\w+)", rules)
     assert len(names) == len(set(names)) >= 10

@@ -33,7 +33,7 @@ def id_of(host: Host) -> str:
 
 
 def test_a_name_of_two_hosts_is_refused_and_an_id_is_taken(pair: Pair) -> None:
-    """By every command that takes a host, and by trace; what was done is said with the id."""
+    """By every command that takes a host, and by trace; the output has the id."""
     host, name, ids = pair[0], socket.gethostname(), sorted(map(id_of, pair))
     for words in (
         ("host", "show", name),
@@ -54,7 +54,7 @@ def test_both_hosts_tell_of_it(pair: Pair) -> None:
     """The second at its start, and status and doctor on each."""
     name, ids = socket.gethostname(), sorted(map(id_of, pair))
     said = f"2 hosts have the name {name}: ids {ids[0]}, {ids[1]}"
-    assert f"{said}, of which {id_of(pair[1])} is this one's" in pair[1].cli("events")
+    assert f"{said}, of which {id_of(pair[1])} is this host's id" in pair[1].cli("events")
     assert said in pair[1].log.read_text()
     for host in pair:
         assert said in host.cli("status")
@@ -74,7 +74,7 @@ def test_uninstall_says_which_one_is_to_be_removed(pair: Pair) -> None:
 
 
 def test_the_first_host_of_a_store_is_told_so(pair: Pair) -> None:
-    """Where others should be there, the URL is wrong: its prefix was forgotten, for example."""
+    """If other hosts should be there, the URL is wrong: its prefix was forgotten, for example."""
     first, second = (host.log.read_text() for host in pair)
     assert "this host is the first one in store sqlite:///" in first
     assert "this host is the first one" not in second

@@ -70,13 +70,13 @@ class Pair:
                 assert asked(self.stage.outside, UPLINK[family], 8080) == (OUTSIDE[family], self.web.netns)
 
     def out(self, family: int) -> bool:
-        """Tell whether the outside answers."""
+        """Return whether the outside answers."""
         return echoes(self.client.netns, OUTSIDE[family])
 
 
 @pytest.fixture(params=MODES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A host for each test."""
+    """Return a host for each test."""
     with staged(request.param) as made:
         yield made
 
@@ -105,7 +105,7 @@ def test_traffic_passes_a_forward_chain_that_drops(stage: Stage, set_up: object,
 
 
 def test_rules_that_were_there_before_the_agent(stage: Stage) -> None:
-    """An agent that starts where Docker has been for long lets its networks through, and after a restart still does."""
+    """Docker has run for long before the agent starts: networks pass its rules, also after a restart."""
     host, pair = stage.host, Pair(stage)
     host.stop()
     docker(host)
@@ -120,7 +120,7 @@ def test_rules_that_were_there_before_the_agent(stage: Stage) -> None:
 
 
 def test_nft_flush_ruleset_is_healed(stage: Stage) -> None:
-    """What Debian's nftables.service does at each reload takes all tables away; ours are back, and work, in time."""
+    """Debian's nftables.service removes all tables at each reload; ours are back, and work, in time."""
     host, pair = stage.host, Pair(stage)
     stranger = stage.attach("other")
     pair.talk()

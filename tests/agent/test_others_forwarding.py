@@ -54,7 +54,7 @@ def test_networks_that_others_make_later_work(host: Host, make: Callable[[Host, 
 
 
 def test_who_turns_forwarding_on_has_it(host: Host) -> None:
-    """Writing 1 where linkspan wrote 1 before opens the host, of that family, over restarts; uninstalling leaves it."""
+    """A user who writes 1 where linkspan wrote 1 opens the host for that family for good; uninstalling leaves it."""
     second = cable(host, "second", SECOND)
     host.start()
     host.network("demo", "10.201.0.0/16", "fd00:201::/64")
@@ -90,7 +90,7 @@ def test_setting_it_to_0_opens_nothing(host: Host) -> None:
 
 
 def test_a_link_that_forwarded_before_does(host: Host) -> None:
-    """Forwarding was on for one link alone: what comes in by it is forwarded, and no other."""
+    """Forwarding was on for one link only: packets that come in by it are forwarded, and no others."""
     second = cable(host, "second", {4: SECOND[4]})
     third = cable(host, "third", {4: ("192.0.2.129", "192.0.2.130", 25)})
     for link in ("second", "uplink"):

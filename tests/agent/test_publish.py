@@ -22,14 +22,14 @@ PROTOCOLS = ["tcp", "udp"]
 
 @pytest.fixture(scope="module", params=MODES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A host for this file's tests."""
+    """Return a host for this file's tests."""
     with staged(request.param) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def web(stage: Stage) -> Iterator[Container]:
-    """A container that publishes ports of tcp and udp, and serves them."""
+    """Return a container that publishes ports of tcp and udp, and serves them."""
     made = stage.attach(ports=WEB)
     with serving(made.netns, 80), serving(made.netns, 80, "udp"), serving(made.netns, 443):
         yield made
@@ -43,7 +43,7 @@ def neighbour(stage: Stage) -> Container:
 
 @pytest.fixture(scope="module")
 def stranger(stage: Stage) -> Container:
-    """A container of another network."""
+    """Return a container of another network."""
     return stage.attach("other")
 
 
@@ -90,7 +90,7 @@ def test_from_other_containers_and_itself(
 
 
 def test_a_port_of_127_0_0_1_is_the_hosts_alone(stage: Stage, web: Container, neighbour: Container) -> None:
-    """What is published at 127.0.0.1 is reached there, and neither by other addresses nor from elsewhere."""
+    """A port published at 127.0.0.1 is reached there, and neither by other addresses nor from elsewhere."""
     assert asked(stage.host.netns, "127.0.0.1", 8443)[1] == web.netns
     assert not answers(stage.host.netns, UPLINK[4], 8443)
     for client in (stage.outside, neighbour.netns):
@@ -204,7 +204,7 @@ def test_a_port_on_which_a_process_listens_is_an_error_that_names_it(
 ) -> None:
     """A published port would cut the listener off, so it is refused with the process's number and name."""
     with serving(stage.host.netns, 6100, protocol, listens):
-        with pytest.raises(Conflict, match=r"6100/.* is held by process \d+ \(.+\)"):
+        with pytest.raises(Conflict, match=r"6100/.* is in use by process \d+ \(.+\)"):
             stage.attach(ports=[port(6100, 80, protocol, wanted)])
         stage.host.detach(
             stage.attach(ports=[port(6100, 80, protocol, UPLINK[4])] if listens != "::" else []).netns
@@ -268,7 +268,7 @@ def _tracked(stage: Stage, number: int) -> bool:
 
 
 def test_published_ports_work_after_the_agents_restart(world: World) -> None:
-    """The data path needs no agent, and the next one takes over what stands without a change."""
+    """The data path needs no agent, and the next agent takes over the rules without a change."""
     host = Host(world)
     outside = host.outside()
     host.start()
@@ -282,7 +282,7 @@ def test_published_ports_work_after_the_agents_restart(world: World) -> None:
             host.start()
             assert asked(outside, UPLINK[4], 8080)[1] == netns
         assert host.differences() == []
-        with pytest.raises(Conflict, match=f"held by endpoint {netns}"):
+        with pytest.raises(Conflict, match=f"in use by endpoint {netns}"):
             host.attach(world.namespace(), ports=[port(8080, 80)])
     finally:
         host.close()

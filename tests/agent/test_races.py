@@ -1,4 +1,4 @@
-"""What happens at the same time, or to what is gone: nothing is revived, and nothing is given twice."""
+"""Races, and operations on objects that are gone: nothing is revived, and nothing is given twice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _in_two(host: Host, name: str) -> dict[str, Any]:
 
 
 def _looked(host: Host, container: Callable[[], str]) -> None:
-    """Wait until the agent has looked at all links: another container's interface is gone, and is back."""
+    """Wait until the agent has checked all links: another container's interface is gone, and is back."""
     name = container()
     lost = host.attach(name)["host_ifname"]
     run("ip", "link", "delete", lost, netns=host.netns)
@@ -79,7 +79,7 @@ def test_a_container_with_a_dead_one_s_inode_has_its_own_networks_alone(
 def test_a_namespace_that_is_never_attached_keeps_no_dead_container_alive(
     world: World, container: Callable[[], str]
 ) -> None:
-    """It has the dead one's inode, and stays empty; the dead one's endpoints are reaped all the same."""
+    """It has the dead one's inode, and stays empty; the dead one's endpoints are reaped."""
     host = Host(world)
     with host.config.open("a") as config:
         config.write("reap_after = 1.0\n")
@@ -100,7 +100,7 @@ def test_a_namespace_that_is_never_attached_keeps_no_dead_container_alive(
 def test_a_journal_without_cookies_leads_into_no_other_namespace(
     host: Host, container: Callable[[], str]
 ) -> None:
-    """The agent learns a container's cookie while its pair stands; of one that is gone it puts nothing anywhere."""
+    """The agent learns a container's cookie while its pair exists; it puts nothing into a namespace that is gone."""
     living, name = container(), container()
     _in_two(host, name)
     host.attach(living)
@@ -131,7 +131,7 @@ def test_a_namespace_made_again_under_its_name_is_told_that_the_old_one_is_gone(
     host.succeed(name)
     world.namespace(name)
     for ifname in ("", "eth0"):
-        with pytest.raises(Conflict, match="is attached still, in a network namespace that is gone"):
+        with pytest.raises(Conflict, match="is still attached, in a network namespace that is gone"):
             host.attach(name, ifname=ifname)
     said = host.cli("attach", name, "--network", "demo", code=1)
     host.cli(*said.rpartition("linkspan ")[2].partition(", or wait")[0].split())
@@ -168,7 +168,7 @@ def test_an_mtu_change_revives_no_container_that_goes(host: Host, container: Cal
 def test_a_network_made_anew_while_the_old_one_goes_gives_no_address_twice(
     host: Host, container: Callable[[], str]
 ) -> None:
-    """Deleting by force and creating the same name at once: whoever is attached afterwards has an address alone."""
+    """Deleting by force and creating the same name at once: each endpoint attached afterwards has a unique address."""
     host.network("demo", "10.201.0.0/24")
     names = [container() for _ in range(8)]
     for name in names:
@@ -282,7 +282,7 @@ def test_of_containers_that_want_one_mac_at_once_one_gets_it(host: Host, contain
 def test_numbers_out_of_range_are_refused(
     host: Host, container: Callable[[], str], more: dict[str, Any]
 ) -> None:
-    """What is no port and no limit is a clear refusal, and leaves nothing."""
+    """An invalid port or limit is refused with a clear error, and leaves nothing."""
     host.network()
     name = container()
     error = _failing(lambda: host.attach(name, **more))
@@ -304,7 +304,7 @@ def test_an_allowance_of_no_port_is_refused(host: Host, protocol: str, port: int
 
 
 def test_healing_outlives_a_fault(host: Host) -> None:
-    """An agent that had no descriptors left for a while mends again once it has."""
+    """An agent that had no descriptors left for a while repairs again once it has."""
     host.network()
     assert host.process is not None
     pid = str(host.process.pid)
@@ -312,7 +312,7 @@ def test_healing_outlives_a_fault(host: Host) -> None:
     subprocess.run(["ip", "netns", "exec", host.netns, "nft", "add", "table", "inet", "other"], check=True)
     log = host.log
     until(
-        lambda: "fault of linkspan" in log.read_text() or "Too many open files" in log.read_text(),
+        lambda: "defect in linkspan" in log.read_text() or "Too many open files" in log.read_text(),
         "it has failed",
     )
     run("prlimit", "--pid", pid, "--nofile=4096:4096")

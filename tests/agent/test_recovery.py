@@ -1,4 +1,4 @@
-"""Full disks, damaged records, reboots and lost containers: nothing is lost, and all of it is told."""
+"""Full disks, damaged records, reboots and lost containers: nothing is lost, and all of it is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Disk = tuple[SmallDisk, Path]
 
 @pytest.fixture
 def small_disk(world: World) -> Iterator[Disk]:
-    """A host whose state folder is a disk of 1 MiB."""
+    """Return a host whose state folder is a disk of 1 MiB."""
     host = SmallDisk(world)
     folder = host.state_dir
     script = f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder} && echo up && exec sleep 600"
@@ -61,7 +61,7 @@ def fill(folder: Path) -> Path:
 
 
 def attaches(host: Host, name: str) -> bool:
-    """Tell whether a container can be attached; it is detached again."""
+    """Return whether a container can be attached; it is detached again."""
     try:
         host.attach(name)
     except Unavailable:
@@ -107,7 +107,7 @@ def test_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
 
 
 def test_an_agent_starts_on_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
-    """It heals, says what is wrong, and attaches again once there is space: packets do not wait for a disk."""
+    """It repairs, reports the problem, and attaches again once there is space: packets do not wait for a disk."""
     host, disk = small_disk
     host.network("demo", "10.201.0.0/24")
     one, two = container(), container()
@@ -131,7 +131,7 @@ def test_an_agent_starts_on_a_full_disk(small_disk: Disk, container: Callable[[]
 
 
 def test_an_agent_ends_in_order_on_a_full_disk(small_disk: Disk, container: Callable[[], str]) -> None:
-    """SIGTERM ends it with 0, and what was detached meanwhile is gone after the next start."""
+    """SIGTERM ends it with code 0; what was detached with the full disk is gone after the next start."""
     host, disk = small_disk
     host.network("demo", "10.201.0.0/24")
     name = container()
@@ -186,7 +186,7 @@ def test_a_newer_record_is_refused_and_left(host: Host, file: str) -> None:
 
 
 def test_a_row_that_cannot_be_read_is_refused(host: Host, container: Callable[[], str]) -> None:
-    """A sound file with a broken record is refused as well, by its name."""
+    """An intact file with a broken record is also refused, and the error names the record."""
     host.network()
     host.attach(container())
     host.stop()
@@ -198,7 +198,7 @@ def test_a_row_that_cannot_be_read_is_refused(host: Host, container: Callable[[]
 
 
 def test_a_second_agent_names_the_first(host: Host) -> None:
-    """One state folder has one agent; the second is told the pid of the first, which goes on."""
+    """A state folder has one agent; the second one's error has the pid of the first, which continues."""
     assert host.process is not None
     said = refused(host)
     assert f"in use by the agent with pid {host.process.pid}" in said
@@ -242,7 +242,7 @@ def test_a_container_that_went_without_a_word(host: Host, world: World) -> None:
 
 
 def test_a_container_that_went_is_reaped(world: World) -> None:
-    """Where no DEL comes within the grace period, the agent detaches it by itself, and tells."""
+    """If no DEL comes within the grace period, the agent detaches the container by itself, and reports it."""
     host = Host(world)
     host.config.write_text("reap_after = 0.5\n")
     host.start()
@@ -264,7 +264,7 @@ def test_a_container_that_went_is_reaped(world: World) -> None:
 
 
 def test_a_container_that_went_is_no_drift(host: Host, world: World) -> None:
-    """While its runtime has time to detach it, status says that it is gone, and nothing is to be mended."""
+    """While its runtime has time to detach it, status says that it is gone, and nothing is to be repaired."""
     host.network("demo", "10.201.0.0/24")
     name, stays = world.namespace(), world.namespace()
     host.attach(name)
@@ -286,7 +286,7 @@ def test_a_container_that_went_is_no_drift(host: Host, world: World) -> None:
 
 
 def test_events_outlive_the_agent(host: Host, world: World) -> None:
-    """What the last agent saw is told by the next one, also after a kill, and so is that it started."""
+    """The next agent shows what the last one saw, also after a kill, and that it started."""
     host.network("demo", "10.201.0.0/24")
     host.attach(world.namespace())
     before = host.cli("events").splitlines()
@@ -301,7 +301,7 @@ def test_events_outlive_the_agent(host: Host, world: World) -> None:
 
 
 def test_a_container_that_went_while_no_agent_ran(host: Host, world: World) -> None:
-    """The next agent frees its address at its start, and tells."""
+    """The next agent releases its address at its start, and reports it."""
     host.network("demo", "10.201.0.0/24")
     name = world.namespace()
     host.attach(name)
@@ -315,7 +315,7 @@ def test_a_container_that_went_while_no_agent_ran(host: Host, world: World) -> N
 
 
 def test_doubles_and_orphans_are_found_and_mended(host: Host, world: World) -> None:
-    """A second container with a held address is told; `--fix` takes it away, and a link of ours that is nobody's."""
+    """A second container with a used address is reported; `--fix` removes it, and links of ours without an endpoint."""
     host.network("demo", "10.201.0.0/24")
     one, two = world.namespace(), world.namespace()
     held = host.attach(one)

@@ -89,7 +89,7 @@ def test_a_file_that_is_spoilt_costs_no_container_anything(used: Host, content: 
 
 @CONTENTS
 def test_uninstall_takes_all_away_whatever_is_spoilt(used: Host, content: bytes) -> None:
-    """All files at once: what is linkspan's is known by its marks in the kernel, and each error's hint helps."""
+    """All files at once: linkspan's marks in the kernel show what is its own, and each error's hint helps."""
     used.stop(signal.SIGKILL)
     for name in files(used):
         (used.state_dir / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""What a container may send: frames of any kind, made by hand, are dropped at its port where they lie."""
+"""Spoofing: forged frames of any kind, made by hand, are dropped at the container's port."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def udp6(ports: tuple[int, int] = (9, 9)) -> bytes:
 
 @pytest.fixture(scope="module", params=MODES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A host for this file's tests."""
+    """Return a host for this file's tests."""
     with staged(request.param) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def forger(stage: Stage) -> Container:
-    """The container that sends what it should not."""
+    """Return the container that sends forged packets."""
     return stage.attach()
 
 
@@ -185,7 +185,7 @@ def test_no_lie_reaches_another_container(stage: Stage, forger: Container, victi
 
 
 def test_no_lie_changes_what_the_host_knows(stage: Stage, forger: Container, victim: Container) -> None:
-    """After all of them the host has no default route, neighbour or address of the forger's making.
+    """After all of them the host has no default route, neighbour or address from the forger.
 
     But for the neighbour that the forger itself is, where its link is the host's own and not a bridge's: who says there
     that its own address has another MAC is heard, where an older entry is, and hurts nobody but itself.
@@ -213,7 +213,7 @@ def test_no_lie_changes_what_the_host_knows(stage: Stage, forger: Container, vic
 def test_no_frame_for_the_bridge_itself_teaches_it_anything(
     stage: Stage, forger: Container, victim: Container
 ) -> None:
-    """Frames to 802.1D's addresses pass no guard of what is forwarded: they move no MAC, and make no neighbour."""
+    """No guard of forwarded packets sees frames to 802.1D's addresses: they move no MAC, and add no neighbour."""
     host, there = stage.host.netns, mac(victim.mac)
     with serving(victim.netns, 80):
         assert asked(host, victim.ip(4), 80)[1] == victim.netns
@@ -251,7 +251,7 @@ def too_big(source: str, target: str, mtu: int) -> bytes:
 
 
 def test_no_container_makes_the_host_s_ways_narrow(stage: Stage, forger: Container) -> None:
-    """An ICMP error about a flow of the host's is no container's to send: the way outwards keeps its MTU."""
+    """No container may send an ICMP error about a flow of the host: the outward route keeps its MTU."""
     host, own = stage.host.netns, mac(forger.mac)
     to = gateway_mac(stage, forger.port)
     message = too_big(UPLINK[4], OUTSIDE[4], 552)
@@ -267,7 +267,7 @@ def test_no_container_makes_the_host_s_ways_narrow(stage: Stage, forger: Contain
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_container_s_own_errors_reach_the_host(stage: Stage, victim: Container, family: int) -> None:
-    """Who sends a datagram to a port that nobody has is refused at once, and does not wait."""
+    """A sender to a port that nobody uses is refused at once, and does not wait."""
     kind = "AF_INET6" if family == 6 else "AF_INET"
     code = f"import socket; s = socket.socket(socket.{kind}, socket.SOCK_DGRAM); s.settimeout(5); "
     code += f"s.connect(({victim.ip(family)!r}, 9)); s.send(b'x'); s.recv(1)"

@@ -45,7 +45,7 @@ def host(world: World) -> Iterator[Killed]:
 
 
 def goes_on(host: Killed) -> None:
-    """The agent starts, and the container has never noticed anything."""
+    """Expect that the agent starts, and that the container has not noticed anything."""
     host.start()
     assert inside(host.one) == host.before
     assert pings(host.one, "10.201.0.1")
@@ -71,18 +71,46 @@ def holding(world: World, host: Killed, script: str) -> subprocess.Popen[bytes]:
 # Settings
 
 WRONG = [
-    ("metrics = '9642'", "setting metrics: '9642' is not ADDRESS:PORT; write it as (127.0.0.1:9642)", "metrics = '{}'"),
-    ("metrics = '127.0.0.1:70000'", "is not ADDRESS:PORT; write it as (127.0.0.1:9642)", "metrics = '{}'"),
+    (
+        "metrics = '9642'",
+        "setting metrics: '9642' is not ADDRESS:PORT; write it like (127.0.0.1:9642)",
+        "metrics = '{}'",
+    ),
+    ("metrics = '127.0.0.1:70000'", "is not ADDRESS:PORT; write it like (127.0.0.1:9642)", "metrics = '{}'"),
     ("metrics = '192.0.2.9:9642'", "metrics 192.0.2.9:9642: .*; give metrics an address of this host", ""),
-    ("orphans_after = -1", "setting orphans_after: expected a number >= 0.0; `linkspan agent --print-config`", ""),
+    (
+        "orphans_after = -1",
+        "setting orphans_after: expected a number >= 0.0; `linkspan agent --print-config`",
+        "",
+    ),
     ("reap_after = inf", "setting reap_after: expected a number <= 1", ""),
     ("podman_networks = 5", "setting podman_networks: expected text, got a whole number", ""),
-    ("log_level = 'loud'", "setting log_level: 'loud' is unknown; give one of debug, (info),", "log_level = '{}'"),
+    (
+        "log_level = 'loud'",
+        "setting log_level: 'loud' is unknown; give one of debug, (info),",
+        "log_level = '{}'",
+    ),
     ("host_id = 'a b'", "host_id: 'a b' is not a name; use letters, digits", ""),
-    ("advertise = ['gate']", "'gate' is not an IP address; write it as (203.0.113.7)", "advertise = ['{}']"),
-    ("underlay = 'can-reach=gate'", "setting underlay: .*gate.*; write it as (can-reach=192.0.2.1)", "underlay = '{}'"),
-    ("store = 'consul://h1'", "store 'consul://h1' is not understood; write sqlite:///abs/folder or etcd://", ""),
-    ("store = 'sqlite://shared'", "store 'sqlite://shared' is not understood; write sqlite:///abs/folder", ""),
+    (
+        "advertise = ['gate']",
+        "'gate' is not an IP address; write it like (203.0.113.7)",
+        "advertise = ['{}']",
+    ),
+    (
+        "underlay = 'can-reach=gate'",
+        "setting underlay: .*gate.*; write it like (can-reach=192.0.2.1)",
+        "underlay = '{}'",
+    ),
+    (
+        "store = 'consul://h1'",
+        "store 'consul://h1' is not understood; write sqlite:///abs/folder or etcd://",
+        "",
+    ),
+    (
+        "store = 'sqlite://shared'",
+        "store 'sqlite://shared' is not understood; write sqlite:///abs/folder",
+        "",
+    ),
     ("store = 'etcd://h1?ca=rel'", "store 'etcd://h1[?]ca=rel': ca is 'rel'; give an absolute path", ""),
     ("names no", "agent.toml: expected '=' after a key.*; correct the file: it is TOML", ""),
 ]
@@ -116,7 +144,7 @@ def test_a_port_for_metrics_that_is_taken_is_named(host: Killed, world: World) -
     other = holding(world, host, "import socket; s = socket.create_server(('127.0.0.1', 9642))")
     host.config.write_text(host.config.read_text() + "metrics = '127.0.0.1:9642'\n")
     said = refused(host)
-    assert "metrics 127.0.0.1:9642: another program listens there; `ss -ltnp` shows it: end it" in said
+    assert "metrics 127.0.0.1:9642: another program listens there; `ss -ltnp` shows it: stop it" in said
     assert f"pid={other.pid}" in run("ss", "-ltnp", netns=host.netns)
     other.kill()
     other.wait()
@@ -127,35 +155,35 @@ def test_a_port_for_metrics_that_is_taken_is_named(host: Killed, world: World) -
 
 
 def a_file_for_a_folder(host: Killed) -> str:
-    """A file stands where the socket's folder should be."""
+    """Put a file where the socket's folder should be."""
     host.socket = host.folder / "taken" / "agent.sock"
     host.socket.parent.write_text("somebody's")
     return "taken/queue: not a directory"
 
 
 def a_folder_for_a_socket(host: Killed) -> str:
-    """A folder stands where the socket should be."""
+    """Put a folder where the socket should be."""
     host.socket.unlink(missing_ok=True)
     host.socket.mkdir()
     return "agent.sock: something else than a socket is there"
 
 
 def a_file_for_a_socket(host: Killed) -> str:
-    """A file of somebody else's stands there, which is not linkspan's to remove."""
+    """Put somebody else's file there, which linkspan must not remove."""
     host.socket.unlink(missing_ok=True)
     host.socket.write_text("somebody's")
     return "agent.sock: something else than a socket is there"
 
 
 def a_file_for_the_queue(host: Killed) -> str:
-    """A file stands where the queue of removals should be."""
+    """Put a file where the queue of removals should be."""
     (host.socket.parent / "queue").rmdir()
     (host.socket.parent / "queue").write_text("somebody's")
     return "queue: file exists"
 
 
 def a_file_for_docker_s_socket(host: Killed) -> str:
-    """A file stands where the settings have the socket for Docker's engine."""
+    """Put a file where the settings have the socket for Docker's engine."""
     path = host.folder / "docker.sock"
     path.write_text("somebody's")
     host.config.write_text(f"{host.config.read_text()}docker_socket = '{path}'\n")
@@ -169,7 +197,7 @@ IN_PLACE = [
 
 @pytest.mark.parametrize("put", IN_PLACE)
 def test_what_is_in_the_socket_s_place_is_moved_away(host: Killed, put: Callable[[Host], str]) -> None:
-    """The hint has the command; nothing of somebody else's is lost."""
+    """The hint has the command; no file of another program is lost."""
     told = put(host)
     host.client.path = str(host.socket)
     said = refused(host)
@@ -233,7 +261,7 @@ def test_a_read_only_disk_is_mounted_for_writing_as_the_hint_says(host: Killed, 
 
 @pytest.mark.parametrize("name", ["lock", "host-id", "journal.db", "store/store.db", "sysctls.json", "."])
 def test_a_folder_or_file_in_the_place_of_another_is_moved_away(host: Killed, name: str) -> None:
-    """Each file of the state folder, and the folder itself: the hint has the command, and containers go on."""
+    """Each file of the state folder, and the folder itself: the hint has the command, and containers continue."""
     path = host.state_dir / name
     aside = host.folder / "aside"
     path.rename(aside)
@@ -280,7 +308,7 @@ def test_a_schema_that_is_no_number_is_named(host: Killed) -> None:
 
 
 def test_a_store_s_folder_that_cannot_be_made_is_named(world: World, tmp_path: Path) -> None:
-    """The hint moves away what is in its place, and the agent starts with that store."""
+    """The hint moves away the file in its place, and the agent then starts with that store."""
     host = Host(world)
     (tmp_path / "taken").write_text("somebody's")
     host.config.write_text(f"{host.config.read_text()}store = 'sqlite://{tmp_path}/taken/store'\n")
@@ -308,7 +336,7 @@ def test_an_id_that_another_agent_has_is_given_up_or_waited_for(world: World, tm
         text = second.config.read_text()
         second.config.write_text(text.replace("'h1'", "'h2'"))
         second.start()
-        assert "this host was" not in second.log.read_text() + second.cli("events")
+        assert "this host's id was" not in second.log.read_text() + second.cli("events")
         second.stop()
         kept = (second.state_dir / "replica.json").read_bytes()
         second.config.write_text(text)
@@ -322,7 +350,7 @@ def test_an_id_that_another_agent_has_is_given_up_or_waited_for(world: World, tm
 
 
 def test_files_of_the_store_s_url_that_are_missing_are_named_one_by_one(world: World, tmp_path: Path) -> None:
-    """A new agent waits, says so by `status`, and goes on by itself when each file is there."""
+    """A new agent waits, says so by `status`, and continues by itself when each file is there."""
     host = Host(world)
     authority = Authority(tmp_path / "authority")
     server = authority.certificate("server")

@@ -17,7 +17,7 @@ from support.agent.damage import begin_with_two, endpoints, follow_move, inside,
 
 @pytest.fixture
 def used(world: World) -> Any:
-    """A host with a bridged and a routed container, whose agent has just been killed."""
+    """Return a host with a bridged and a routed container, whose agent has just been killed."""
     host = Host(world)
     begin_with_two(host)
     host.stop(signal.SIGKILL)
@@ -34,7 +34,7 @@ def unreadable_row(host: Host) -> str:
 
 
 def damaged_store(host: Host) -> str:
-    """The store's file is garbage, and what stood beside it in its log as well."""
+    """Damage the store's file, and its log as well."""
     for file in (host.state_dir / "store").glob("store.db*"):
         file.write_bytes(b"garbage" * 1000)
     return "store.db is corrupt"
@@ -91,7 +91,7 @@ def test_a_store_that_is_a_copy_is_accepted_as_the_hint_says(used: Host) -> None
 
 
 def test_a_store_of_another_machine_is_moved_away_as_the_hint_says(used: Host) -> None:
-    """On a machine that was copied the snapshot makes the networks anew."""
+    """On a machine that was copied the snapshot makes the networks again."""
     file = used.state_dir / "store" / "store.db"
     rewritten(file, "UPDATE meta SET value = 'another' WHERE name = 'machine'")
     said = refused(used)
@@ -106,7 +106,7 @@ def test_a_store_of_another_machine_is_moved_away_as_the_hint_says(used: Host) -
 
 @pytest.mark.parametrize("name", ["journal.db", "store/store.db"])
 def test_a_file_of_a_newer_linkspan_is_left_as_it_is(used: Host, name: str) -> None:
-    """The hint is to upgrade; until then nothing is changed, and the containers go on."""
+    """The hint is to upgrade; until then nothing is changed, and the containers continue."""
     file = used.state_dir / name
     rewritten(file, "UPDATE meta SET value = '99' WHERE name = 'schema'")
     before = {container: inside(container) for container in used.containers}
@@ -127,7 +127,7 @@ def test_a_second_agent_names_the_first_and_starts_when_that_has_ended(used: Hos
     assert "stop that one first" in said
     other = used.folder / "other"
     again = refused(used, "--state-dir", str(other))
-    assert "this network namespace has an agent already, with pid" in again
+    assert "an agent runs in this network namespace already, with pid" in again
     assert "stop that one first" in again
     used.restart()
     clean(used)
@@ -139,7 +139,7 @@ def test_a_key_that_is_unknown_is_named_with_the_command_that_shows_all(used: Ho
     used.config.write_text(text + "colour = 'red'\n")
     before = {name: inside(name) for name in used.containers}
     said = refused(used)
-    assert "setting colour: there is no such key" in said
+    assert "setting colour does not exist" in said
     assert "`linkspan agent --print-config` shows every key" in said
     assert "colour" in used.cli("agent", "--print-config", "--config", str(used.config), code=1)
     used.config.write_text(text)

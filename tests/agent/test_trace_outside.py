@@ -9,12 +9,12 @@ import pytest
 from support.agent.agent_host import Host, World, first_ip
 
 HERE, THERE, NOBODY = "198.51.100.1", "198.51.100.2", "203.0.113.9"
-NOT_KNOWN = "not known whether it is reachable, and packets may pass all the same:"
+NOT_KNOWN = "unknown whether it is reachable; packets may pass nevertheless:"
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host with an uplink, a network, and a container that publishes a port and has an alias."""
+    """Return a host with an uplink, a network, and a container that publishes a port and has an alias."""
     world = World()
     made = Host(world)
     made.outside()
@@ -45,7 +45,7 @@ def test_an_outside_that_does_not_answer_is_not_known(host: Host) -> None:
 
 
 def test_who_comes_from_outside_is_not_known(host: Host) -> None:
-    """No packet can be sent from there: the hops on this host are well, and the rest is not known."""
+    """No packet can be sent from there: the hops on this host are ok, and the rest is not known."""
     (endpoint,) = host.json("endpoint", "list")
     for target, port in ((HERE, "8080/tcp"), (first_ip(endpoint), "80/tcp")):
         said = host.cli("trace", THERE, target, "--port", port, code=3)

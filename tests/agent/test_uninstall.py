@@ -45,7 +45,7 @@ def seen(netns: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The root below which runtimes are installed, with files of others."""
+    """Return the root below which runtimes are installed, with foreign files."""
     (tmp_path / "etc/cni/net.d").mkdir(parents=True)
     (tmp_path / "etc/cni/net.d/99-other.conflist").write_text("{}")
     return tmp_path
@@ -92,13 +92,13 @@ def use(host: Host, root: Path, container: Callable[[], str]) -> list[str]:
 
 @pytest.fixture
 def before(world: World, root: Path) -> dict[str, Any]:
-    """An empty dictionary, filled before the agent comes."""
+    """Return an empty dictionary, which is filled before the agent starts."""
     return {}
 
 
 @pytest.fixture
 def used(world: World, root: Path, container: Callable[[], str], before: dict[str, Any]) -> Any:
-    """A host that is in full use; ``before`` is what it was like."""
+    """Return a host in full use; ``before`` has its earlier state."""
     host = Host(world, names=True)
     furnish(host)
     before.update(seen(host.netns, root))
@@ -153,7 +153,7 @@ def test_it_refuses_while_endpoints_live(used: Host, root: Path) -> None:
 
 
 def test_a_dry_run_touches_nothing(used: Host, root: Path) -> None:
-    """--dry-run names what would go, and all of it stands."""
+    """--dry-run lists what uninstall would remove, and removes nothing."""
     here = seen(used.netns, root)
     said = used.json("uninstall", "--dry-run")
     assert used.cli("uninstall", "--dry-run").startswith("would remove ")
@@ -170,7 +170,7 @@ def test_a_dry_run_touches_nothing(used: Host, root: Path) -> None:
 
 
 def test_a_file_that_a_user_changed_stays(used: Host, root: Path) -> None:
-    """A conflist edited since is not ours alone any more, and is left."""
+    """A conflist that a user has edited is not linkspan's any more, and stays."""
     conf = root / "etc/cni/net.d/10-linkspan-demo.conflist"
     conf.write_text(conf.read_text() + "\n")
     used.cli("uninstall", "--yes", "--force")
@@ -179,7 +179,7 @@ def test_a_file_that_a_user_changed_stays(used: Host, root: Path) -> None:
 
 
 def test_a_second_uninstall_finds_nothing(used: Host, root: Path) -> None:
-    """It succeeds where there is nothing, and leaves nothing of its own."""
+    """It succeeds if nothing is installed, and leaves no file."""
     words = ("uninstall", "--yes", "--force", "--config", str(used.config), "--state-dir", str(used.state_dir))
     used.cli(*words)
     here = seen(used.netns, root)
@@ -213,7 +213,7 @@ def test_links_that_lost_their_alternative_name_go_too(used: Host, root: Path, b
 
 
 def test_a_link_of_somebody_else_s_that_is_called_as_ours_stays(used: Host) -> None:
-    """One mark is not enough: it is named, with the command for whoever knows better."""
+    """One mark is not enough to remove it: the link is named, with the command to remove it by hand."""
     run("ip", "link", "add", "ls-mine", "type", "bridge", netns=used.netns)
     run("ip", "link", "add", "lsr1", "type", "veth", "peer", "name", "lsr2", netns=used.netns)
     run("ip", "link", "add", "br0", "type", "bridge", netns=used.netns)  # an underlay's, which has routes of ours
@@ -241,7 +241,7 @@ def test_it_says_how_much_it_removed_and_names_everything_where_asked(used: Host
     ids=["syntax", "unknown", "wrong", "table"],
 )
 def test_a_broken_config_file_does_not_keep_linkspan_on_the_machine(used: Host, text: str) -> None:
-    """What can be read of it counts, and what is wrong is said."""
+    """Uninstall uses the readable part of the file, and reports the mistakes."""
     used.config.write_text(f"{text}state_dir = '{used.state_dir}'\nsocket = '{used.socket}'\n")
     used.stop(signal.SIGKILL)
     inside = ("ip", "netns", "exec", used.netns, sys.executable, "-m", "linkspan.cli.main")
@@ -254,7 +254,7 @@ def test_a_broken_config_file_does_not_keep_linkspan_on_the_machine(used: Host, 
 
 
 def test_a_journal_that_cannot_be_read_hides_no_container(used: Host, root: Path, before: dict[str, Any]) -> None:
-    """The kernel tells who lives, and --force takes all away."""
+    """The kernel shows which containers run, and --force removes everything."""
     used.stop(signal.SIGKILL)
     (used.state_dir / "journal.db").write_bytes(b"garbage" * 1000)
     words = ("uninstall", "--yes", "--config", str(used.config), "--state-dir", str(used.state_dir))

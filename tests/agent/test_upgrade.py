@@ -1,4 +1,4 @@
-"""An upgrade of a running host: its helpers go on, whatever the new version has moved in its package."""
+"""An upgrade of a running host: its helpers continue, whatever the new version has moved in its package."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def host(world: World) -> Iterator[Host]:
 
 
 def test_an_upgrade_keeps_the_ipip_helper(host: Host, world: World, tmp_path: Path) -> None:
-    """The helper that the version before started goes on: the upgrade interrupts no tunnel."""
+    """The helper that the version before started continues: the upgrade interrupts no tunnel."""
     installed = Installed(tmp_path)
     installed.before()
     host.start(*installed.command())

@@ -1,4 +1,4 @@
-"""What the command line says to somebody who meets it for the first time."""
+"""Messages of the command line for a new user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.agent.agent_host import Host, World
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host with an agent."""
+    """Return a host with an agent."""
     world = World()
     made = Host(world)
     made.start()
@@ -50,7 +50,7 @@ def test_an_update_of_nothing_is_bad_usage(host: Host) -> None:
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
 def test_a_runtimes_container_that_is_not_there_is_named(host: Host, runtime: str) -> None:
-    """Whether or not the runtime is installed: which container, why, and what to do."""
+    """The error names the container, the reason and the fix, with and without the runtime installed."""
     said = host.cli("attach", f"{runtime}:nobody-has-this", "--network", "flat", code=1)
     assert f"{runtime} container 'nobody-has-this': " in said
     assert "; " in said
@@ -81,7 +81,7 @@ def test_completion_is_there_and_does_not_fill_the_help(host: Host) -> None:
 
 
 def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
-    """Its name or id; what is gone already, or was never there, succeeds and is told apart."""
+    """By its name or id; a container that is gone, or never existed, succeeds with a message of its own."""
     container = host.world.namespace()
     host.cli("network", "create", "named", "--pool", "10.205.0.0/24")
     host.attach(container, "named", name="k1")
@@ -98,7 +98,7 @@ def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
 
 
 def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) -> None:
-    """Also where the agent finds it, not the command line."""
+    """Also if the agent refuses it, not the command line."""
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--ipam", "blocks", code=1)
     assert said == "linkspan: create network x: --ipam 'blocks' is unknown; give block or exact\n"
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--expose", "podman,dokcer", code=1)
@@ -121,7 +121,7 @@ def test_names_that_look_like_a_known_one_are_offered(host: Host) -> None:
 
 
 def test_a_container_s_interfaces_are_listed_together_and_in_order(host: Host) -> None:
-    """Whichever came first, and whoever came between."""
+    """Whichever was attached first, and whichever container was attached between."""
     one, two = host.world.namespace(), host.world.namespace()
     host.cli("network", "create", "many", "--pool", "10.208.0.0/24")
     for name, ifname in ((one, "eth10"), (two, "eth0"), (one, "eth2"), (one, "eth0")):
@@ -141,7 +141,7 @@ def test_a_reserved_address_in_use_stays_its_holder_s(host: Host) -> None:
     host.cli("network", "create", "kept", "--pool", "10.209.0.0/24")
     host.attach(container, "kept", name="web", ips=["10.209.0.9"])
     said = host.cli("address", "reserve", "kept", "10.209.0.8/29")
-    assert "10.209.0.9 is in use: web keeps it until it is detached" in said
+    assert "10.209.0.9 is in use: web keeps it until its detach" in said
     assert host.cli("address", "reserve", "kept", "10.209.0.16/29") == "10.209.0.16/29 of network kept is reserved\n"
     assert "has 1 endpoint (web)" in host.cli("network", "delete", "kept", code=1)
     host.cli("network", "delete", "kept", "--force")

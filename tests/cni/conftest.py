@@ -15,7 +15,7 @@ from support.cni.plugin_runs import Plugin, compiled
 
 @pytest.fixture(scope="session")
 def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the forms are, as far as they were made."""
+    """Return the paths of the forms that could be made."""
     return {"folder": tmp_path_factory.mktemp("plugins")}
 
 
@@ -41,6 +41,6 @@ def plugin(form: Path, tmp_path: Path) -> Plugin:
 
 @pytest.fixture
 def agent(plugin: Plugin) -> Iterator[AgentServer]:
-    """An agent for it that answers 200 and nothing."""
+    """Serve as an agent that answers 200 and nothing else."""
     with AgentServer(plugin.socket) as server:
         yield server

@@ -15,7 +15,7 @@ from support.cni.plugin_runs import COMMANDS, CONF, ERROR, NETNS, VERSIONS, Plug
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_call_reaches_the_agent_whole(plugin: Plugin, agent: AgentServer, command: str) -> None:
-    """The agent gets every CNI_ variable and stdin as it was, and its answer is printed."""
+    """The agent gets every CNI_ variable and stdin unchanged, and its answer is printed."""
     agent.reply(lambda request: answer(b'{"ips": []}'))
     outcome = plugin.run(command, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=a", OTHER="no", CNI_EMPTY="")
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, b'{"ips": []}', b"")
@@ -96,14 +96,14 @@ def test_variables_of_ours_cannot_be_forged(plugin: Plugin, agent: AgentServer) 
     ],
 )
 def test_version_needs_no_agent(plugin: Plugin, text: str, version: str) -> None:
-    """VERSION is answered with the version asked for, where it is one of ours."""
+    """VERSION is answered with the requested version, if linkspan supports it."""
     outcome = plugin.run_bare({"CNI_COMMAND": "VERSION"}, text.encode())
     assert (outcome.code, outcome.stderr) == (0, b"")
     assert json.loads(outcome.stdout) == {"cniVersion": version, "supportedVersions": VERSIONS}
 
 
 def test_version_does_not_wait_for_stdin(plugin: Plugin) -> None:
-    """A runtime that leaves stdin open gets its answer all the same."""
+    """A runtime that leaves stdin open still gets its answer."""
     reading, writing = os.pipe()
     environment = {"CNI_COMMAND": "VERSION"}
     try:
@@ -184,7 +184,7 @@ def test_names_that_the_kernel_takes_are_queued_as_they_are(plugin: Plugin, name
 @pytest.mark.parametrize("name", ["", "../x", "-x", "a" * 129, "a" * 200, "a b", "ü", "a\\"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_network_name_is_code_7(plugin: Plugin, command: str, name: str) -> None:
-    """Whether the agent runs or not."""
+    """The code does not depend on a running agent."""
     assert plugin.run(command, {**CONF, "name": name}).error["code"] == 7
 
 
@@ -257,7 +257,7 @@ def test_what_is_wrong_inside_is_the_agents_to_say(plugin: Plugin, agent: AgentS
     ],
 )
 def test_socket_is_found_in_the_configuration(plugin: Plugin, agent: AgentServer, template: str) -> None:
-    """Only the key of the top level counts, wherever it stands and however it is written."""
+    """Only the key of the top level counts, at any place and in any JSON notation."""
     path = str(plugin.socket)
     text = template.replace("PATH", path).replace("ESCAPED", path.replace("/", "\\/"))
     assert plugin.run("ADD", text.encode(), LINKSPAN_SOCKET="").code == 0
@@ -300,7 +300,7 @@ def test_large_environment(plugin: Plugin, agent: AgentServer) -> None:
 
 
 def test_closed_output_is_a_failure(plugin: Plugin, agent: AgentServer) -> None:
-    """Where nobody reads the result the runtime must not take it for a success."""
+    """If nobody reads the result, the runtime must not take it for a success."""
     agent.reply(lambda request: answer(b'{"x":"' + b"y" * 200_000 + b'"}'))
     reading, writing = os.pipe()
     os.close(reading)

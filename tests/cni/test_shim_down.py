@@ -64,7 +64,7 @@ HALVES: list[bytes] = [
 
 @pytest.mark.parametrize("half", HALVES)
 def test_half_an_answer_is_no_answer(plugin: Plugin, agent: AgentServer, half: bytes) -> None:
-    """An agent that dies midway, or what is no agent, counts as down; nothing of it is printed."""
+    """An agent that dies midway, or a socket of another program, counts as down; nothing of its answer is printed."""
     agent.reply(lambda request: half)
     failed = plugin.run("ADD").error
     assert (failed["code"], failed["cniVersion"]) == (11, "1.0.0")
@@ -104,7 +104,7 @@ def test_silent_agent_does_not_hold_the_plugin_for_ever(plugin: Plugin, agent: A
 
 
 def test_removal_is_queued_while_the_agent_is_down(plugin: Plugin) -> None:
-    """DEL succeeds and leaves identity, boot and time, readable for root alone."""
+    """DEL succeeds and leaves identity, boot and time in a file that only root may read."""
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     outcome = plugin.run("DEL", CNI_NETNS="")
     assert (outcome.code, outcome.stdout) == (0, b"")
@@ -133,7 +133,7 @@ def test_removal_that_cannot_be_queued_is_an_error(plugin: Plugin, tmp_path: Pat
 
 
 def test_agent_that_came_up_between_does_it_at_once(plugin: Plugin, agent: AgentServer) -> None:
-    """The second try comes when the file is there, and takes it away where the agent has done the work."""
+    """The second try comes once the file exists, and removes it if the agent has done the work."""
     seen: list[Any] = []
 
     def look(request: Request) -> bytes:
@@ -148,7 +148,7 @@ def test_agent_that_came_up_between_does_it_at_once(plugin: Plugin, agent: Agent
 
 
 def test_queued_removal_stays_where_the_second_try_fails(plugin: Plugin, agent: AgentServer) -> None:
-    """The agent is up but refuses: the entry stands, and the call has succeeded."""
+    """The agent is up but refuses: the entry stays in the queue, and the call has succeeded."""
     agent.reply(dead, lambda request: answer(ERROR, 503))
     outcome = plugin.run("DEL")
     assert (outcome.code, outcome.stdout) == (0, b"")

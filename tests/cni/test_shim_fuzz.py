@@ -44,13 +44,13 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C form, which ends with 99 where it touches what is not its own (where the compiler has the checks)."""
+    """Return the C form, which ends with 99 after an invalid memory access (if the compiler has the checks)."""
     return compiled(tmp_path_factory.mktemp("sanitized") / "linkspan", *sanitizers())
 
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python form."""
+    """Return the Python form."""
     path = tmp_path_factory.mktemp("twin") / "linkspan"
     path.write_bytes(build.script(sys.executable))
     path.chmod(0o755)
@@ -82,7 +82,7 @@ def inputs(dice: random.Random, seconds: float) -> Iterator[tuple[dict[str, str]
 
 
 def judge(outcome: Outcome, what: object) -> None:
-    """A run ends with 0 or 1, and with valid JSON or nothing; 1 always has an error object."""
+    """Expect that a run ends with 0 or 1, and with valid JSON or nothing; 1 always has an error object."""
     assert outcome.code in (0, 1), (what, outcome)
     if outcome.stdout or outcome.code == 1:
         printed = json.loads(outcome.stdout)

@@ -44,7 +44,7 @@ async def serve(agent: FakeAgent, path: str, started: threading.Event, stop: asy
 
 @pytest.fixture
 def agent(plugin: Plugin) -> Iterator[FakeAgent]:
-    """An agent that serves the plugin's socket."""
+    """Return an agent that serves the plugin's socket."""
     fake, started, stop, loop = FakeAgent(), threading.Event(), asyncio.Event(), asyncio.new_event_loop()
     serving = serve(fake, str(plugin.socket), started, stop)
     thread = threading.Thread(target=loop.run_until_complete, args=(serving,))
@@ -78,7 +78,7 @@ def test_life_of_a_container(plugin: Plugin, agent: FakeAgent, version: str) -> 
 
 
 def test_namespace_of_the_plugin_itself_is_refused(plugin: Plugin, agent: FakeAgent) -> None:
-    """Code 8, found by the inode that the plugin tells of itself."""
+    """Code 8, found by the inode that the plugin reports of its own namespace."""
     failed = plugin.run("ADD").error
     assert (failed["code"], failed["cniVersion"]) == (8, "1.0.0")
     assert not agent.attached
@@ -105,7 +105,7 @@ def test_what_the_plugin_lets_pass_is_found_by_the_agent(
 
 
 def test_null_is_absent_on_the_whole_way(plugin: Plugin, agent: FakeAgent) -> None:
-    """A null passes the plugin wherever it stands: what may be missing may be null."""
+    """The plugin passes a null on at any place: a member that may be missing may be null."""
     for number, place in enumerate(one for one in places(conf(**WHOLE)) if not needed(one)):
         added = plugin.run("ADD", nulled(place, "1.0.0"), CNI_CONTAINERID=f"web{number}", **OVERRIDE)
         assert added.code == 0, (place, added)

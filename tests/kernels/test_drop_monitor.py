@@ -32,7 +32,7 @@ def test_a_dropped_packet_is_reported_with_the_kernel_s_reason(host: Host) -> No
 
 
 def test_there_is_one_monitor_at_a_time() -> None:
-    """A second listener is told so, and takes nothing away from the first; after its end the next one can begin."""
+    """A second listener gets an error, and the first one still gets all drops; after its end the next one can begin."""
     first = DropMonitor()
     with pytest.raises(Unavailable, match="drop monitor"):
         DropMonitor()

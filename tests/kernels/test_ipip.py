@@ -43,7 +43,7 @@ def test_the_kernel_is_found_to_have_ipip_and_no_helper_is_used(host: Machine) -
 
 
 def test_a_device_is_made_changed_and_removed(host: Machine) -> None:
-    """Each is done twice; a smaller MTU keeps the device, another local address makes it anew."""
+    """Each is done twice; a smaller MTU keeps the device, another local address makes it again."""
     indexes = []
     for wanted in (DEVICE, Ipip("lsipip", 1400, LOCAL, tun=False), Ipip("lsipip", 1400, OTHER, tun=False)):
         for _ in range(2):
@@ -58,7 +58,7 @@ def test_a_device_is_made_changed_and_removed(host: Machine) -> None:
 
 
 def test_a_tun_and_a_kernel_s_device_take_each_other_s_place(host: Machine) -> None:
-    """Both bear the one name; what stands there of the other kind is no obstacle."""
+    """Both have the same name; an existing device of the other kind is replaced."""
     for wanted in (TUN, DEVICE, TUN, DEVICE):
         assert host.tunnels.apply([wanted], []) == {}
         assert list(host.tunnels.observe(0)) == [wanted]
@@ -110,7 +110,7 @@ def test_containers_reach_each_other_whatever_their_hosts_have(trio: Cluster, on
 
 
 def test_a_second_pass_changes_nothing(trio: Cluster) -> None:
-    """What the kernel tells of its device is what was put; only the host with the helper has a process."""
+    """The kernel reports the device as put; only the host with the helper has a process."""
     for each in trio.hosts:
         assert each.differs() == []
         helped = [state for state in each.states() if isinstance(state, Process)]
@@ -119,7 +119,7 @@ def test_a_second_pass_changes_nothing(trio: Cluster) -> None:
 
 @pytest.mark.parametrize("one", [1, 2])
 def test_a_narrow_path_is_told_to_the_container(trio: Cluster, one: int) -> None:
-    """Where the underlay's route has a smaller MTU, the answer names it, less 20, by either host."""
+    """If the underlay's route has a smaller MTU, the answer names it, less 20, on either host."""
     target, way = address(trio, 3, DEMO), "192.0.2.3/32 dev eth0"
     trio.world.sh(f"h{one}", f"ip route add {way} mtu lock 1400")
     try:
@@ -184,7 +184,7 @@ def test_forged_packets_get_nothing_through(trio: Cluster, to: int) -> None:
 def test_a_trace_shows_the_wrapping_and_whence_the_far_end_is_known(
     trio: Cluster, one: int, other: int
 ) -> None:
-    """By the route's next hop where the kernel wraps, by the table where the helper does; both ways alike."""
+    """By the route's next hop if the kernel encapsulates, by the table if the helper does; both ways are alike."""
     found = traced(trio, address(trio, one, DEMO), address(trio, other, DEMO), at=one)
     assert (found.reachable, found.reason, found.path_mtu) == (True, "", ROOM)
     for hops, here, there in ((found.hops, one, other), (found.reply_hops, other, one)):
@@ -203,22 +203,22 @@ def test_a_trace_shows_the_wrapping_and_whence_the_far_end_is_known(
 BROKEN = [
     ("h1", "ip link del lsipip", "h1/host", "unreachable route"),
     ("h1", "ip route add unreachable 192.0.2.3", "h1/host", "192.0.2.3 meets"),
-    ("h3", "ip link del lsipip", "h3/host/eth0", "no device of this host takes ipip"),
+    ("h3", "ip link del lsipip", "h3/host/eth0", "no device of this host accepts ipip"),
     ("h3", "ip link set lsipip down", "h3/host/lsipip", "link lsipip in host is down"),
     (
         "h3",
         "ip link set lsipip type ipip local 192.0.2.7",
         "h3/host/eth0",
-        "no device of this host takes ipip",
+        "no device of this host accepts ipip",
     ),
-    ("h3", "nft flush set inet linkspan ipip_peers", "h3/host/eth0", "IPIP is taken from peers only"),
+    ("h3", "nft flush set inet linkspan ipip_peers", "h3/host/eth0", "IPIP is accepted from peers only"),
     ("h3", "nft flush set inet linkspan ways4", "h3/host/lsipip", "does not take 10.77.1.5"),
 ]
 
 
 @pytest.mark.parametrize(("where", "what", "at", "reason"), BROKEN, ids=[f"{b[0]} {b[1]}" for b in BROKEN])
 def test_the_first_broken_hop_is_named(trio: Cluster, where: str, what: str, at: str, reason: str) -> None:
-    """No ping gets through either; a resync and the route's removal mend it."""
+    """Pings fail as well; a resync, and removing the route, repair it."""
     trio.world.sh(where, what)
     try:
         found = traced(trio, "10.77.1.5", "10.77.3.5")
@@ -257,7 +257,7 @@ def test_a_host_whose_kernel_loses_and_gains_ipip_changes_over(trio: Cluster, tm
 
 
 def test_what_linkspan_made_goes_and_the_kernel_s_own_stays(trio: Cluster) -> None:
-    """tunl0, which the module brings into every namespace, is nobody's; then all comes back."""
+    """The module adds tunl0 to every namespace: it is not linkspan's; then the network is created again."""
     host = trio.hosts[0]
     with trio.world.entered("h1"):
         for source in list(host.machine.reconciler.desired.sources()):

@@ -75,7 +75,7 @@ def opened(cluster: Cluster, number: int) -> socket.socket:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_packet_gets_both_macs_and_a_lower_ttl(pair: Cluster, switch: KernelSwitch, family: int) -> None:
-    """Full-sized ones pass, which must not be fragmented; before the switch and behind it they are as it should be."""
+    """Full-sized packets that must not be fragmented pass, and are intact before and behind the switch."""
     target = address(pair, 2, DEMO, family)
     assert pair.world.reaches("c1", target, 30)
     kind, ttl, to = AT[family]
@@ -91,7 +91,7 @@ def test_a_packet_gets_both_macs_and_a_lower_ttl(pair: Cluster, switch: KernelSw
 
 
 def test_tcp_passes_whose_checksums_are_left_to_the_card(pair: Cluster, switch: KernelSwitch) -> None:
-    """The kernel's data path takes large segments as they are: hosts need not be told to make checksums themselves."""
+    """The kernel's data path takes large segments unchanged: hosts need not compute checksums themselves."""
     text = b"linkspan" * 100_000
     with pair.world.entered("c2"):
         listening = socket.create_server((address(pair, 2, DEMO), 5001))
@@ -147,7 +147,7 @@ def test_the_gateway_answers_neighbour_solicitation(pair: Cluster, switch: Kerne
 
 
 def test_a_forged_source_is_dropped_and_counted(pair: Cluster, switch: KernelSwitch) -> None:
-    """What host 1 sends from its own prefix passes; from host 2's, an outsider's and past the gateway nothing does."""
+    """Packets of host 1 from its own prefix pass; from host 2's, an outsider's and past the gateway none do."""
     listener = Listener(pair, 2)
     here = own(pair, 1)
     with opened(pair, 1) as port:

@@ -82,7 +82,7 @@ def test_a_device_is_made_changed_and_removed(host: Machine) -> None:
 
 
 def test_a_port_that_another_holds_is_named_with_its_holder(host: Machine) -> None:
-    """The kernel says no more than that it is in use."""
+    """The kernel's error only says that the port is in use."""
     public = host.wireguard.keys.make(PRIVATE)
     assert host.tunnels.apply([Wireguard(DEVICE, 1440, tun=False)], []) == {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
@@ -129,7 +129,7 @@ def test_what_was_changed_by_hand_is_mended_and_who_roamed_is_let_be(trio: Clust
 
 @pytest.mark.parametrize(("one", "other"), [(1, 3), (3, 1)])
 def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) -> None:
-    """No payload and no inner address: while all stands, while the device is gone, and while it begins anew."""
+    """No payload and no inner address: while sessions are up, while the device is gone, and while it starts again."""
     trio.hosts[0].resync()
     until(lambda: trio.pings(one, other, DEMO), f"c{one} reaches c{other}", 30)
     wire, listener = Wire(trio), Listener(trio, other, net=78)
@@ -164,7 +164,7 @@ def test_a_key_sends_from_its_host_s_blocks_only(trio: Cluster, number: int) -> 
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_replayed_packets_are_dropped_by_the_kernel(trio: Cluster, number: int) -> None:
-    """What was on the wire is put there once more and is not delivered; what was held back is, the first time."""
+    """A packet replayed on the wire is not delivered; one that was held back is, the first time."""
     until(lambda: trio.pings(number, 1, DEMO), f"c{number} reaches c1", 30)
     listener = Listener(trio, 1, net=78)
     is_taken_once(trio, number, DEMO, listener, lambda frame: frame[42:46] == DATA)
@@ -172,7 +172,7 @@ def test_replayed_packets_are_dropped_by_the_kernel(trio: Cluster, number: int) 
 
 
 def test_another_s_device_keeps_its_peers(host: Machine) -> None:
-    """One of our name that somebody else made is named, and neither told anything nor taken away."""
+    """A foreign device with our name is reported, and neither changed nor removed."""
     theirs = "A" * 42 + "8="
     run("ip", "link", "add", DEVICE, "type", "wireguard")
     run("wg", "set", DEVICE, "peer", theirs, "allowed-ips", "10.9.0.0/16")

@@ -90,7 +90,7 @@ def test_containers_reach_each_other_whatever_their_hosts_have(trio: Cluster, on
 
 
 def test_a_second_pass_changes_nothing(trio: Cluster) -> None:
-    """What kernel and daemon tell is what was put; between two kernels there is one child, else one a pair."""
+    """Kernel and daemon report what was put; between two kernels there is one child, else one per pair."""
     for host in trio.hosts:
         assert host.differs() == []
     names = {s.name for s in trio.hosts[0].states() if isinstance(s, IpsecChild)}
@@ -120,7 +120,7 @@ def test_what_somebody_broke_is_mended(trio: Cluster, command: str, kinds: set[t
 
 
 def test_a_connection_that_somebody_unloaded_is_loaded_again(trio: Cluster) -> None:
-    """With its children; it stands again when it is begun, and carries."""
+    """With its children; once initiated it is up again, and carries packets."""
     with asks(trio, 1) as asked:
         asked.unload_conn({"name": "ls-id-3"})
     report = trio.hosts[0].resync()
@@ -132,7 +132,7 @@ def test_a_connection_that_somebody_unloaded_is_loaded_again(trio: Cluster) -> N
 
 @pytest.mark.parametrize(("one", "other"), [(1, 3), (1, 2), (2, 1)])
 def test_nothing_is_in_clear_on_the_wire(trio: Cluster, one: int, other: int) -> None:
-    """No payload and no inner address, while keys are renewed and while nothing stands; the packets are ESP."""
+    """No payload and no inner address, while keys are renewed and while no association is up; the packets are ESP."""
     wire, listener = Wire(trio), Listener(trio, other)
 
     def sent() -> None:
@@ -173,7 +173,7 @@ def _associations(cluster: Cluster, number: int) -> list[vici.Association]:
 
 
 def test_a_peer_sends_from_its_own_blocks_only(trio: Cluster) -> None:
-    """Whatever it encrypts for us properly: a source of another's is dropped, by mark or by policy."""
+    """Even if it encrypts properly: a packet with a foreign source is dropped, by mark or by policy."""
     listener = Listener(trio, 1)
     until(lambda: len(standing(trio, 1)) == 2, "both peers stand", 30)
     trio.world.sh("h3", "nft delete chain inet linkspan sealed")  # a host that was broken into
@@ -185,7 +185,7 @@ def test_a_peer_sends_from_its_own_blocks_only(trio: Cluster) -> None:
 
 @pytest.mark.parametrize("one", [3, 2])
 def test_replayed_packets_are_dropped(trio: Cluster, one: int) -> None:
-    """What was on the wire is put there once more and is not delivered; what was held back is, the first time."""
+    """A packet replayed on the wire is not delivered; one that was held back is, the first time."""
     until(lambda: len(standing(trio, 1)) == 2, "both peers stand", 30)
     listener = Listener(trio, 1)
     is_taken_once(trio, one, DEMO, listener, _is_esp)
@@ -193,7 +193,7 @@ def test_replayed_packets_are_dropped(trio: Cluster, one: int) -> None:
 
 
 def _is_esp(frame: bytes) -> bool:
-    """Tell whether a frame has ESP, plain or in UDP (where four zero bytes would mean IKE, RFC 3948 section 2.2)."""
+    """Return whether a frame has ESP, plain or in UDP (where four zero bytes would mean IKE, RFC 3948 section 2.2)."""
     if frame[12:14] != b"\x08\x00":
         return False
     if frame[23] == socket.IPPROTO_ESP:
@@ -203,7 +203,7 @@ def _is_esp(frame: bytes) -> bool:
 
 
 def test_keys_are_renewed_without_loss(trio: Cluster) -> None:
-    """New associations take over while pings go on, and the old ones go."""
+    """New associations take over while pings continue, and the old ones go."""
     until(lambda: len(standing(trio, 1)) == 2, "both peers stand", 30)
     before = {c.spi_in for a in _associations(trio, 1) for c in a.children}
     lost = 0

@@ -75,7 +75,7 @@ def test_a_killed_speaker_is_started_again_and_no_packet_is_lost(mesh: BgpRun) -
 
 
 def test_routes_that_somebody_flushed_are_back(mesh: BgpRun) -> None:
-    """Whether they are the speaker's or ours."""
+    """This holds for the speaker's routes and for ours."""
     before = mesh.learnt("h1").keys()
     mesh.ip("h1", "route flush proto bird")
     until(lambda: mesh.learnt("h1").keys() == before, "routes are back", HEALED_WITHIN)
@@ -106,7 +106,7 @@ def test_exact_addresses_are_announced_alone(mesh: BgpRun) -> None:
 
 
 def test_a_drained_host_withdraws_what_nothing_lives_in(mesh: BgpRun) -> None:
-    """What lives there is reached until it has gone; the block's route goes with its last container."""
+    """Containers there are reached until they are gone; the block's route goes with its last container."""
     (block,) = [b for b in mesh.blocks("h3", "demo") if ":" not in b]
     mesh.run("attach", "h3", "last")
     address = container(mesh, "last", 4)
@@ -128,7 +128,7 @@ def test_a_drained_host_withdraws_what_nothing_lives_in(mesh: BgpRun) -> None:
 def test_a_speaker_that_dies_over_and_over_waits_and_is_told(mesh: BgpRun) -> None:
     """It is not started a hundred times a minute; its routes stay for the restart time, and then they go."""
     deaths, begun, last = 0, time.monotonic(), 0
-    while "waits" not in mesh.not_well("h3"):
+    while "next start in" not in mesh.not_well("h3"):
         assert time.monotonic() - begun < 120
         if (pid := mesh.bird("h3")) and pid != last:
             os.kill(pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_uninstall_leaves_nothing_of_the_speaker(mesh: BgpRun) -> None:
 
 
 def test_the_last_network_takes_the_speaker_along(mesh: BgpRun) -> None:
-    """Nothing of it stays on the hosts where no network needs it."""
+    """Nothing of it stays on hosts without a network that needs it."""
     mesh.delete("demo")
     for host in ("h1", "h2"):
         until(lambda host=host: not mesh.bird(host) and not mesh.learnt(host), f"{host} has no speaker")

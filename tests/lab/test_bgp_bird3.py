@@ -45,7 +45,7 @@ def mesh() -> Iterator[BgpRun]:
 
 
 def test_all_reach_all_by_bird_3(mesh: BgpRun) -> None:
-    """And what is read of it (sessions, routes with their marks) is what it has."""
+    """And linkspan reads from it the sessions, and the routes with their marks, that it has."""
     assert os.readlink(f"/proc/{mesh.bird('h1')}/exe") == str(programs() / "bird")
     assert mesh.json("test")["failed"] == []
     mesh.call("h1", "PATCH", "/v1/hosts/h2", {"bgp.community": "64512:100", "bgp.med": "7"})

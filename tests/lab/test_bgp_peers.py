@@ -1,4 +1,4 @@
-"""What speakers that are none of linkspan's may do to a host, and what they see of it."""
+"""Foreign BGP speakers: what they may do to a host, and what they see of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def count(lab: BgpRun, what: str) -> int:
 
 
 def _up(lab: BgpRun) -> bool:
-    """Tell whether h1 has an established session with the router."""
+    """Return whether h1 has an established session with the router."""
     return "Established" in lab.birdc("h1", "show protocols peer_r1")
 
 
@@ -119,7 +119,7 @@ def test_a_next_hop_that_is_not_on_the_link_does_not_count(mesh: BgpRun, router:
 
 
 def test_equally_good_next_hops_are_all_used(mesh: BgpRun, router: Speaker) -> None:
-    """In both families, and the rest goes on where one of them goes."""
+    """In both families; if one goes, packets take the others."""
     mesh.set("h1", bgp__peer__r2__address="192.0.2.102", bgp__peer__r2__as="65002")
     with speaking(mesh, "r2", 102) as second:
         router.start(65001, [FREE, FREE6])
@@ -134,19 +134,19 @@ def test_equally_good_next_hops_are_all_used(mesh: BgpRun, router: Speaker) -> N
 
 
 def test_a_password_is_the_sessions_and_nowhere_else(mesh: BgpRun, router: Speaker) -> None:
-    """Without the right file there is no session at all, and that is told; the value is in no record, plan or log."""
+    """Without the right file the session is down, and that is reported; the value is in no record, plan or log."""
     value = "correct-horse"
     file = mesh.folder / "password"
     file.write_text(value)
     file.chmod(0o644)
     router.start(65001, [FREE], session=f'authentication md5; password "{value}";')
     mesh.set("h1", bgp__peer__r1__password_file=str(file))
-    until(lambda: "is not root's alone" in mesh.not_well("h1"), "the file's mode is told")
+    until(lambda: "must belong to root" in mesh.not_well("h1"), "the file's mode is told")
     assert "peer_r1" not in mesh.birdc("h1", "show protocols")
     file.chmod(0o600)
     until(router.established, "the session is up")
     until(lambda: FREE in mesh.learnt("h1"), "its route is there")
-    assert "is not root's alone" not in mesh.not_well("h1")
+    assert "must belong to root" not in mesh.not_well("h1")
     told = [mesh.exec("h1", f"linkspan {verb}", code=-1) for verb in ("plan", "host list -o json", "status", "events")]
     logs = [path.read_text() for path in mesh.folder.rglob("*.log")]
     records = [(mesh.state("h1") / name).read_text() for name in ("replica.json", "secrets.json", "files.json")]
@@ -189,7 +189,7 @@ def test_a_peer_that_restarts_keeps_its_routes_for_its_restart_time(mesh: BgpRun
 
 
 def test_the_routes_of_a_dead_peer_go_after_the_hold_time(mesh: BgpRun, router: Speaker) -> None:
-    """A cable that was pulled tells nothing; silence does."""
+    """A pulled cable sends no event; only the silence ends the session."""
     mesh.set("h1", bgp__peer__r1__hold="3")
     mesh.in_use("h1", "peer_r1", "hold time 3;")
     router.start(65001, [FREE])
@@ -209,7 +209,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_message_ends_its_own_session_only(mesh: BgpRun, router: Speaker, what: str) -> None:
-    """The speaker and its other sessions go on, and no route changes."""
+    """The speaker and its other sessions continue, and no route changes."""
     before, routes = mesh.standing("h1", "mesh_h2"), mesh.learnt("h1")
     program = f"""
 import socket as s
@@ -313,13 +313,13 @@ def listening(lab: BgpRun, host: str) -> Iterator[int]:
 
 
 def test_another_speaker_at_port_179_is_named_with_its_pid(mesh: BgpRun) -> None:
-    """Where it stands in the way the network is refused, and made once it is gone."""
+    """If it uses the same address the network is refused, and created once the other speaker is gone."""
     mesh.delete("demo")
     until(lambda: not mesh.bird("h1"), "h1's speaker is gone")
     create = "linkspan network create again --pool 10.60.0.0/16 --backend bgp"
     with listening(mesh, "h1") as pid:
         said = mesh.run("exec", "h1", "--", create, code=1).stderr
-        assert f"port 179 of 0.0.0.0, which BGP needs, is held by process {pid} (" in said
+        assert f"port 179 of 0.0.0.0, which BGP needs, is in use by process {pid} (" in said
         assert "again" not in mesh.exec("h1", "linkspan network list")
     mesh.exec("h1", create)
     until(lambda: mesh.bird("h1"), "the speaker runs")

@@ -112,7 +112,7 @@ def test_hosts_of_a_rack_reach_each_other_directly(racks: ClusterRun) -> None:
 
 
 def test_trace_goes_on_behind_the_routers(racks: ClusterRun) -> None:
-    """From container to container both ways, of both families; who announced the way is told, with its path."""
+    """From container to container both ways, of both families; who announced the way is reported, with its path."""
     (far,) = [c["addresses"] for c in racks.json("show")["containers"] if c["name"] == "c2"]
     for address in far:
         found = json.loads(racks.exec("h1", f"linkspan trace c1 {address.partition('/')[0]} -o json"))
@@ -122,7 +122,7 @@ def test_trace_goes_on_behind_the_routers(racks: ClusterRun) -> None:
 
 
 def test_a_partition_cuts_what_crosses_the_routers(racks: ClusterRun) -> None:
-    """Parted hosts' containers do not reach each other, others do; and routers have failures of their own alone."""
+    """Containers of separated hosts do not reach each other, others do; routers have their own kinds of failures."""
     racks.run("break", "h1", "partition:h2")
     assert racks.silent("c1", racks.address("c2"))
     assert racks.pings("c3", racks.address("c2"))
@@ -132,7 +132,7 @@ def test_a_partition_cuts_what_crosses_the_routers(racks: ClusterRun) -> None:
 
 
 def test_a_router_that_dies_is_seen_and_comes_back(racks: ClusterRun) -> None:
-    """Without its only router a rack is cut off, its hosts say so, and all is well when the router is back."""
+    """Without its only router a rack is cut off, its hosts say so, and everything is ok when the router is back."""
     far = racks.address("c2")
     racks.run("break", "r1", "router-kill")
     (shown,) = [one for one in racks.json("show")["routers"] if one["name"] == "r1"]
@@ -145,7 +145,7 @@ def test_a_router_that_dies_is_seen_and_comes_back(racks: ClusterRun) -> None:
 
 
 def test_a_host_that_is_cut_off_is_withdrawn_within_the_hold_time(racks: ClusterRun) -> None:
-    """Nobody has to be told: the router misses it, and takes its block from the others."""
+    """No message is needed: the router's hold time ends, and it withdraws the host's block from the others."""
     gone = block(racks, "h3")
     until(lambda: gone in destinations(racks, "r2"), "r2 knows h3's block")
     racks.run("break", "h3", "link-down")
@@ -157,7 +157,7 @@ def test_a_host_that_is_cut_off_is_withdrawn_within_the_hold_time(racks: Cluster
 
 
 def established(lab: ClusterRun, host: str, peer: str) -> bool:
-    """Tell whether a host's session with a peer that was set is up."""
+    """Return whether a host's session with a peer that was set is up."""
     (found,) = [one for one in lab.call(host, "GET", "/v1/bgp/peers") if one["peer"] == peer]
     return bool(found["state"] == "established")
 
@@ -241,7 +241,7 @@ def test_a_reflector_stands_for_the_mesh(reflected: ClusterRun) -> None:
 
 @BIRD
 def test_a_next_hop_behind_a_router_is_refused_unless_asked_for(reflected: ClusterRun) -> None:
-    """What a peer announces by a next hop that is not on the link is not used, with bgp.next-hops=any it is."""
+    """A prefix whose next hop is not on the link is not used; with bgp.next-hops=any it is."""
     told, hop = "10.244.99.0/24", "198.51.100.77"
     reflected.run("break", "rr", "router-kill")
     peer = RawPeer(f"{reflected.name}-rr", "192.0.2.254", CLUSTER_AS, only="192.0.2.1")

@@ -1,4 +1,4 @@
-"""What users are told of BGP: `linkspan bgp`, status, events, metrics, doctor and trace, of real sessions."""
+"""Display of BGP: `linkspan bgp`, status, events, metrics, doctor and trace, with real sessions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def metric(lab: BgpRun, series: str) -> float:
 
 
 def test_session_that_is_up(mesh: BgpRun) -> None:
-    """Of an established session state, since when and counts are told, and that it is well."""
+    """Of an established session state, since when and counts are reported, and that it is ok."""
     h2 = peers(mesh)["h2"]
     assert (h2["state"], h2["mesh"], h2["address"], h2["remote_as"]) == ("established", True, "192.0.2.2", 64512)
     assert [h2[what] for what in ("sent", "received", "accepted", "filtered")] == [1, 1, 1, 0]
@@ -87,7 +87,7 @@ def test_session_that_is_up(mesh: BgpRun) -> None:
 
 
 def test_routes_of_a_peer(mesh: BgpRun) -> None:
-    """A route is told with its peer and next hop, and what is sent with none."""
+    """A received route is reported with its peer and next hop, a sent one without a next hop."""
     (route,) = mesh.call("h1", "GET", "/v1/bgp/routes?peer=h2")
     assert (route["prefix"], route["peer"], route["best"]) == (block(mesh, "h2"), "h2", True)
     assert route["next_hops"] == [{"address": "192.0.2.2", "device": "eth0"}]
@@ -97,7 +97,7 @@ def test_routes_of_a_peer(mesh: BgpRun) -> None:
 
 
 def test_unknown_peer_is_refused_with_those_there_are(mesh: BgpRun) -> None:
-    """A word that is no peer's is an error that names the peers."""
+    """A word that names no peer is an error that lists the peers."""
     assert "h2" in subprocess.run(
         [sys.executable, "-m", "linkspan.cli.main", "bgp", "explain", "nobody"],
         env=os.environ | {"LINKSPAN_SOCKET": str(record.load(mesh.name).socket("h1"))},
@@ -125,7 +125,7 @@ def test_what_is_filtered_is_told_by_rule(mesh: BgpRun, router: Speaker) -> None
 
 
 def test_what_a_host_of_the_mesh_may_not_give(mesh: BgpRun) -> None:
-    """A host that announces what it has no lease of is told by that rule."""
+    """A host that announces what it has no lease of is reported by that rule."""
     extra = mesh.state("h2") / "bgp/peers/zz.conf"
     extra.write_text(f"protocol static {{ ipv4; route {FREE} blackhole; }}\n")
     try:
@@ -137,7 +137,7 @@ def test_what_a_host_of_the_mesh_may_not_give(mesh: BgpRun) -> None:
 
 
 def test_session_that_is_down(mesh: BgpRun, router: Speaker) -> None:
-    """It is told by the list, by status, doctor, metrics and an event, each with the reason."""
+    """It is reported by the list, by status, doctor, metrics and an event, each with the reason."""
     router.start(65001, [FREE])
     until(lambda: peers(mesh).get("tor", {}).get("state") == "established", "the session is up")
     until(lambda: happened(mesh, "up", "tor"), "it was told that the session is up")
@@ -159,7 +159,7 @@ def test_session_that_is_down(mesh: BgpRun, router: Speaker) -> None:
 
 
 def test_other_password(mesh: BgpRun, router: Speaker) -> None:
-    """Two passwords that differ are told by what the kernel refused; neither is shown anywhere."""
+    """Two passwords that differ are reported by what the kernel refused; neither is shown anywhere."""
     file = mesh.folder / "password"
     file.write_text("sesame\n")
     file.chmod(0o600)
@@ -175,7 +175,7 @@ def test_other_password(mesh: BgpRun, router: Speaker) -> None:
 
 
 def test_trace_names_the_peer_that_a_route_came_from(mesh: BgpRun, router: Speaker) -> None:
-    """A hop by a learnt route says from whom it came, and by which AS path."""
+    """A hop by a learnt route shows the peer that sent it, and its AS path."""
     router.start(65001, [FREE])
     until(lambda: FREE in mesh.learnt("h1"), "the route is in the kernel")
     found = mesh.call("h1", "GET", "/v1/trace?source=c1&target=10.244.250.9&port=")
@@ -186,7 +186,7 @@ def test_trace_names_the_peer_that_a_route_came_from(mesh: BgpRun, router: Speak
 
 
 def test_trace_names_the_session_that_brings_no_route(mesh: BgpRun, router: Speaker) -> None:
-    """Where no route exists a trace breaks with why: nobody announces it, it is filtered, or a session is down."""
+    """If no route exists, a trace breaks with the reason: nobody announces it, it is filtered, or a session is down."""
     router.start(65001, ["10.244.240.0/20"])
     until(lambda: peers(mesh).get("tor", {}).get("filtered") == 1, "it was filtered")
     query = "/v1/trace?source=c1&target=10.244.250.9&port="
@@ -233,7 +233,7 @@ def test_source_address_that_comes_later(mesh: BgpRun, router: Speaker) -> None:
 
 
 def test_port_in_use(mesh: BgpRun) -> None:
-    """Where another program has port 179, each session and the doctor name it with its pid."""
+    """If another program has port 179, each session and the doctor name it with its pid."""
     holder = subprocess.Popen(
         [
             *commands.entering(f"{mesh.name}-h1"), sys.executable, "-c",

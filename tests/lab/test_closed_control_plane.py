@@ -1,4 +1,4 @@
-"""Containers and the store: none reaches it, by whichever of its addresses, while agents go on using it."""
+"""Containers and the store: none reaches it, at any of its addresses, while agents continue to use it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_what_is_beside_the_store_is_reached(cluster: ClusterRun) -> None:
 
 
 def test_a_translation_opens_no_way_to_the_store(cluster: ClusterRun) -> None:
-    """Another's DNAT leads an address to the store: containers are refused behind it as well."""
+    """A foreign DNAT leads an address to the store: containers are refused behind it as well."""
     rule = f"ip daddr 198.18.99.1 tcp dport 80 dnat to {STORE[0]}:{CLIENTS}"
     table = f"table ip stranger {{ chain in {{ type nat hook prerouting priority dstnat; {rule}; }}; }}"
     commands.run("nft", "-f", "-", given=table, netns=f"{cluster.name}-h1")
@@ -113,7 +113,7 @@ def test_a_translation_opens_no_way_to_the_store(cluster: ClusterRun) -> None:
 
 
 def test_a_connection_that_is_older_than_the_rules_is_cut(cluster: ClusterRun) -> None:
-    """A port at which the store begins to be served is closed to connections that stand already."""
+    """If the store begins to be served at a port, existing connections of containers to it are cut."""
     record = json.loads(cluster.etcdctl("get", "/lab/hosts/h2", "--print-value-only"))
     with beside(cluster, STORE[0]), sockets.inside(f"{cluster.name}-c1"):
         client = socket.create_connection((STORE[0], OTHER), WAIT)
@@ -132,7 +132,7 @@ def test_a_connection_that_is_older_than_the_rules_is_cut(cluster: ClusterRun) -
 
 
 def test_no_packet_of_a_fresh_container_gets_to_the_store(cluster: ClusterRun) -> None:
-    """A container that knocks before it has an interface never gets in, and does get to what is beside the store."""
+    """A container that tries before it has an interface never gets in, and reaches the port beside the store."""
     name = f"{cluster.name}-fresh"
     commands.run("ip", "netns", "add", name)
     seen: list[str] = []
@@ -158,7 +158,7 @@ def test_no_packet_of_a_fresh_container_gets_to_the_store(cluster: ClusterRun) -
 
 
 def test_the_first_container_after_a_reboot_is_kept_out_where_no_store_answers(cluster: ClusterRun) -> None:
-    """A host that comes up while it hears nothing of the store knows from its disk where that is."""
+    """A host that boots without an answer of the store knows the store's addresses from its disk."""
     cluster.run("break", "h1", "store-cut")
     cluster.run("break", "h1", "reboot")
     try:
@@ -184,7 +184,7 @@ def test_the_lab_s_store_takes_its_users_only(cluster: ClusterRun) -> None:
 
 
 def test_ipv6_is_closed_as_well() -> None:
-    """A store at an IPv6 address is kept from containers, and what is beside it is not."""
+    """Containers do not reach a store at an IPv6 address, and do reach the port beside it."""
     found = ClusterRun()
     try:
         found.run("up", "--hosts 2 --store etcd --underlay v6")

@@ -64,9 +64,9 @@ def test_the_network_s_mtu_is_the_underlay_s_less_the_overhead(lab: LabRun, back
 
 
 def test_host_gw_reaches_whom_it_can_and_says_whom_it_cannot(lab: LabRun) -> None:
-    """Over a router plain routes cannot be: up says so, and only the pairs of one segment are well."""
+    """Over a router plain routes cannot be: up says so, and only the pairs of one segment are ok."""
     said = lab.run("up", "--backend host-gw --segments 2", code=1).stderr
-    assert "is up, but not well" in said
+    assert "is up, but has problems" in said
     failed = lab.json("test", code=3)["failed"]
     apart = [{one["from"][1:], one["to"][1:]} for one in failed]
     assert apart
@@ -126,14 +126,14 @@ def test_what_is_flushed_is_back_within_two_seconds(
 
 
 def test_a_heal_names_its_object_as_people_write_it(vxlan: LabRun) -> None:
-    """A forwarding entry that was put back is told with its MAC as text."""
+    """An FDB entry that was put back is reported with its MAC as text."""
     vxlan.run("break", "h1", "fdb-flush")
     mac = vxlan.exec("h1", "linkspan plan").partition("bridge fdb replace ")[2].split()[0]
     until(lambda: mac in vxlan.exec("h1", "linkspan events"), "the heal is told", HEALED_WITHIN)
 
 
 def test_an_option_that_is_given_goes_before_what_auto_would_choose(vxlan: LabRun) -> None:
-    """``direct=false`` without --backend is tunnels alone, and a wrong value of it is refused."""
+    """``direct=false`` without --backend means tunnels only, and a wrong value of it is refused."""
     said = vxlan.exec("h1", "linkspan network create own --pool 10.61.0.0/16 --opt direct=false")
     assert "backend vxlan, direct=false," in said
     vxlan.exec("h1", "linkspan network delete own")
@@ -148,7 +148,7 @@ def test_a_block_length_that_does_not_fit_is_told_the_range(vxlan: LabRun) -> No
 
 
 def test_a_drained_host_takes_no_container_until_it_is_undrained(vxlan: LabRun) -> None:
-    """What runs there goes on; the refusal says what to do."""
+    """Its running containers stay; the refusal says what to do."""
     vxlan.exec("h1", "linkspan host drain h3")
 
     def refused() -> bool:
@@ -185,7 +185,7 @@ def test_a_link_that_was_down_is_healed_when_it_is_back(vxlan: LabRun) -> None:
 
 @ETCD
 def test_a_host_that_is_cut_off_from_the_store_goes_on(vxlan: LabRun) -> None:
-    """No pair is lost; status tells; containers can be attached to it from its own block."""
+    """No pair is lost; status reports it; containers can be attached to it from its own block."""
     vxlan.run("break", "h3", "store-cut")
     assert vxlan.json("test")["failed"] == []
     until(
@@ -209,7 +209,7 @@ def test_endpoints_of_all_hosts_are_listed_on_each(vxlan: LabRun) -> None:
 
 @ETCD
 def test_lists_of_one_host_s_containers_say_which_host_it_is(vxlan: LabRun) -> None:
-    """In a cluster the column is always there; detach says where a container is that is not here."""
+    """In a cluster the column is always there; detach names the host of a container that runs elsewhere."""
     until(lambda: "c2" in vxlan.exec("h1", "linkspan endpoint list"), "h1 knows c2")
     for words in ("endpoint show c2", "endpoint list --local"):
         header, row, *_ = vxlan.exec("h1", f"linkspan {words}").splitlines()
@@ -219,7 +219,7 @@ def test_lists_of_one_host_s_containers_say_which_host_it_is(vxlan: LabRun) -> N
 
 
 def test_a_partition_parts_two_hosts_only(vxlan: LabRun) -> None:
-    """h1 and h2 lose each other, h3 loses nobody; status and doctor name the peer; afterwards all is well."""
+    """h1 and h2 lose each other, h3 loses nobody; status and doctor name the peer; afterwards everything is ok."""
     vxlan.run("break", "h1", "partition:h2")
     apart = vxlan.json("test", code=3)["failed"]
     assert {frozenset((one["from"][1:], one["to"][1:])) for one in apart} == {frozenset("12")}
@@ -244,7 +244,7 @@ def test_a_rebooted_host_has_its_block_again(vxlan: LabRun) -> None:
 
 
 def test_a_killed_helper_is_started_again(lab: LabRun) -> None:
-    """Where IPIP runs in user space its helper is back within two seconds; the kernel's needs none."""
+    """If IPIP runs in user space its helper is back within two seconds; the kernel's needs none."""
     lab.run("up", "--backend ipip --hosts 2")
     done = lab.run("break", "h1", "helper-kill", code=-1)
     if "no helper program" in done.stderr:

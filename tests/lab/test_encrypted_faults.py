@@ -52,7 +52,7 @@ def _echo(source: str, target: str) -> bytes:
 
 
 def test_what_comes_in_clear_reaches_no_container(cluster: IpsecRun) -> None:
-    """From the underlay, whosever address it bears; the outside is reached, and the agent need not run for that."""
+    """From the underlay, whosever address it has; the outside is reached, and the agent need not run for that."""
     target, echoes = cluster.address("c1"), Echoes(f"{cluster.name}-c1")
     with sockets.inside(record.load(cluster.name).switch):
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -83,7 +83,7 @@ def test_what_comes_in_clear_reaches_no_container(cluster: IpsecRun) -> None:
 
 
 def test_another_s_device_with_our_name_is_named_and_left_alone(cluster: IpsecRun) -> None:
-    """No route leads into it, and it stays as it is; all is well once it is gone."""
+    """No route leads into it, and it stays as it is; everything is ok once it is gone."""
     device = _device(cluster)
     cluster.run("break", "h3", "agent-kill")
     cluster.run("break", "h3", "helper-kill")
@@ -108,7 +108,7 @@ def _drift(cluster: IpsecRun, host: str) -> str:
 
 
 def test_an_underlay_that_is_gone_is_named_and_waited_for(cluster: IpsecRun) -> None:
-    """The agent lives on, begins without it, and goes on when it is back."""
+    """The agent lives on, begins without it, and continues when it is back."""
     cluster.ip("h3", "link set eth0 down")
     cluster.ip("h3", "link set eth0 name away")
     cluster.told("h3", "no underlay")

@@ -110,7 +110,7 @@ def test_a_full_block_is_followed_by_another(cluster: ClusterRun) -> None:
 
 
 def test_a_pool_too_small_is_an_error_on_the_host_that_got_none(cluster: ClusterRun) -> None:
-    """Two blocks for three hosts: one says so in its status, the two others are well."""
+    """Two blocks for three hosts: one says so in its status, the two others are ok."""
     wish = {"name": "tight", "pools": ["10.90.0.0/27"], "subnet_len": [28], "backend": "vxlan"}
     cluster.call("h1", "POST", "/v1/networks", wish)
     without = ""
@@ -138,7 +138,7 @@ def test_exact_addresses_reach_each_other_and_move(cluster: ClusterRun) -> None:
     cluster.run("attach", "h3", "e3", "--network exact")
     until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e1", 5 * SHARED)
     said = cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7", code=1).stderr
-    assert "held by e1 on host h1" in said
+    assert "in use by e1 on host h1" in said
     cluster.run("detach", "e1")
     cluster.run("attach", "h2", "e2", "--network exact --ip 10.90.7.7")
     until(lambda: cluster.pings("e3", "10.90.7.7"), "e3 reaches e2", 5 * SHARED)
@@ -170,7 +170,7 @@ def test_a_drained_host_claims_nothing_new(cluster: ClusterRun) -> None:
 
 
 def test_a_host_s_new_underlay_address_is_followed(cluster: ClusterRun) -> None:
-    """Its lease stays as it was, and its peers send to the new address within two seconds."""
+    """Its lease is unchanged, and its peers send to the new address within two seconds."""
     lease = cluster.blocks("h3", "demo")
     old = cluster.host("h3")["underlay"]["addresses"][0]
     new = old.replace(".3/", ".33/")
@@ -221,17 +221,17 @@ def test_two_agents_that_live_by_one_id_do_not_overwrite_each_other_for_ever(clu
 
 
 def test_two_hosts_with_one_underlay_address_are_named(cluster: ClusterRun) -> None:
-    """A record that claims h2's address for another host is told in every status."""
+    """A record that claims h2's address for another host is reported in every status."""
     record_ = json.loads(cluster.etcdctl("get", cluster.keys("hosts/h2")[0], "--print-value-only"))
     twin = cluster.keys("hosts/h2")[0].replace("hosts/h2", "hosts/twin")
     cluster.etcdctl("put", twin, json.dumps(record_ | {"id": "twin", "name": "twin"}))
-    until(lambda: "hosts h2 and twin have one underlay address" in cluster.not_well("h1"), "h1 names both")
+    until(lambda: "hosts h2 and twin have the same underlay address" in cluster.not_well("h1"), "h1 names both")
     cluster.call("h1", "DELETE", "/v1/hosts/twin")
     until(lambda: "twin" not in cluster.not_well("h1"), "it is told no more")
 
 
 def test_a_second_agent_with_one_host_id_is_refused(cluster: ClusterRun) -> None:
-    """It does not start, and says who lives by that id; it runs on the switch, where no other agent is."""
+    """It does not start, and names the host with that id; it runs on the switch, where there is no other agent."""
     lab = record.load(cluster.name)
     folder = lab.folder / "second"
     words = ["--state-dir", str(folder / "state"), "--socket", str(folder / "a.sock"), "--host-id", "h2"]
@@ -246,9 +246,9 @@ def test_a_second_agent_with_one_host_id_is_refused(cluster: ClusterRun) -> None
 
 
 def test_a_silent_host_is_named_within_ten_seconds(cluster: ClusterRun) -> None:
-    """With its agent killed its pings are answered still, and liveness tells."""
+    """With its agent killed, pings to the host are still answered, and liveness reports it."""
     cluster.run("break", "h2", "agent-kill")
-    said = {"network": "", "host": "h2", "why": "its agent has said nothing for a while"}
+    said = {"network": "", "host": "h2", "why": "its agent has been silent for a while"}
     until(lambda: said in cluster.status("h1")["unreachable"], "h1 names h2", 10 * SHARED)
     assert cluster.host("h2")["state"] == "silent"
     cluster.run("mend", "h2")
@@ -259,7 +259,7 @@ def test_a_silent_host_is_named_within_ten_seconds(cluster: ClusterRun) -> None:
 
 
 def test_a_garbage_record_is_skipped_and_named(cluster: ClusterRun) -> None:
-    """Whatever its kind, everybody goes on, and says which record it is until it is gone."""
+    """Whatever its kind, everybody continues, and says which record it is until it is gone."""
     prefix = cluster.keys("hosts/h2")[0].removesuffix("hosts/h2")
     keys = [
         "networks/bad",
@@ -301,7 +301,7 @@ def test_killed_and_started_agents_cost_no_ping(cluster: ClusterRun) -> None:
 
 
 def test_an_agent_that_starts_without_the_store_serves_what_it_knows(cluster: ClusterRun) -> None:
-    """It attaches from its own block, refuses what needs the store and says why, and is well when it is back."""
+    """It attaches from its own block, refuses what needs the store and says why, and is ok when it is back."""
     cluster.run("break", "h2", "agent-kill")
     cluster.run("break", "h2", "store-cut")
     from linkspan.lab import agents  # the lab's own way to start one agent
@@ -320,7 +320,7 @@ def test_an_agent_that_starts_without_the_store_serves_what_it_knows(cluster: Cl
 
 
 def test_a_partition_heals_with_attachments_of_both_sides(cluster: ClusterRun) -> None:
-    """What was attached on both sides meanwhile reaches each other when it is over, and status forgets it."""
+    """Containers attached on both sides meanwhile reach each other when it is over, and status forgets it."""
     cluster.run("break", "h1", "partition:h2")
     cluster.run("attach", "h1", "p1")
     cluster.run("attach", "h2", "p2")

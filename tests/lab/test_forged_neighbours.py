@@ -1,4 +1,4 @@
-"""Another machine on the segment sends with a container's address: peers' plain packets bear peers' MACs."""
+"""Another machine on the segment sends with a container's address: peers' plain packets have peers' MACs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Segment:
         return [text.partition("/")[0] for text in found if (":" in text) == (family == 6)]
 
     def arrives(self, family: int, sender: str, tries: int = 1) -> bool:
-        """Tell whether a datagram that a namespace sends from c2's address gets to c1."""
+        """Return whether a datagram that a namespace sends from c2's address gets to c1."""
         kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         (source,), (target,) = self.addresses("c2", family), self.addresses("c1", family)
         with sockets.inside(f"{self.cluster.name}-c1"):
@@ -91,7 +91,7 @@ def segment(request: pytest.FixtureRequest) -> Iterator[Segment]:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_another_machine_does_not_send_with_a_container_s_address(segment: Segment, family: int) -> None:
-    """Its frames bear its own MAC, and are dropped on the host; the container itself gets through."""
+    """Its frames have its own MAC, and are dropped on the host; the container itself gets through."""
     until(lambda: segment.arrives(family, f"{segment.cluster.name}-c2"), "c2 reaches c1")
     assert not segment.arrives(family, segment.evil, tries=3)
 
@@ -127,7 +127,7 @@ def test_a_peer_of_which_no_mac_is_known_is_taken_by_any(segment: Segment) -> No
         cluster.etcdctl("put", "/lab/hosts/h2", json.dumps(known))
         until(lambda: segment.arrives(4, segment.evil), "it is taken by any MAC", 20 * SHARED)
         told = {one["check"]: one for one in cluster.call("h1", "GET", "/v1/doctor")}
-        assert told["MACs of peers"]["detail"].startswith("h2 do not say their MACs")
+        assert told["MACs of peers"]["detail"].startswith("h2 do not announce their MACs")
         assert told["MACs of peers"]["status"] == "warn"
     finally:
         cluster.run("mend", "h2")
@@ -135,7 +135,7 @@ def test_a_peer_of_which_no_mac_is_known_is_taken_by_any(segment: Segment) -> No
 
 
 def test_a_network_may_take_any_mac() -> None:
-    """`check-mac=false` is for hosts whose MACs others change; whoever makes such a network is warned."""
+    """`check-mac=false` is for hosts whose MACs other programs change; creating such a network gives a warning."""
     found = Segment("--backend host-gw --opt check-mac=false")
     try:
         until(lambda: found.arrives(4, f"{found.cluster.name}-c2"), "c2 reaches c1")

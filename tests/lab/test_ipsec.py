@@ -42,7 +42,7 @@ def _clean(capture: Capture) -> None:
 
 
 def test_nothing_is_in_clear_from_the_first_packet_on(cluster: IpsecRun) -> None:
-    """A network comes to be while its first containers ping, by TCP, UDP and ping, of all sizes; then it is deleted."""
+    """A network is created while its first containers ping, by TCP, UDP and ping, of all sizes; then it is deleted."""
     with cluster.capture() as capture:
         cluster.create("fresh", "10.247.0.0/16", backend="ipsec")
         cluster.run("attach", "h1", "f1", "--network fresh")
@@ -88,7 +88,7 @@ def test_the_daemon_is_killed(cluster: IpsecRun) -> None:
 
 
 def test_daemon_and_agent_are_killed(cluster: IpsecRun) -> None:
-    """Nobody is there to mend, and nothing leaves in clear; the agent's next start brings all back in time."""
+    """Nobody is there to repair, and nothing leaves in clear; the agent's next start brings all back in time."""
     with cluster.capture() as capture, cluster.pinged("c1", "c2"), cluster.pinged("c2", "c1"):
         cluster.run("break", "h2", "agent-kill")
         cluster.run("break", "h2", "helper-kill")
@@ -126,7 +126,7 @@ def _connections(cluster: IpsecRun, host: str) -> set[str]:
 
 
 def test_forged_sources_and_replays_get_nothing_through(cluster: IpsecRun) -> None:
-    """A host that sends as another's container, and who sends again what it has heard."""
+    """A host that sends with another host's container as source, and a host that replays captured packets."""
     echoes = Echoes(f"{cluster.name}-c1")
     target, theirs = cluster.address("c1"), cluster.address("c2")
     cluster.reaches("c3", "c1")
@@ -148,18 +148,18 @@ def test_forged_sources_and_replays_get_nothing_through(cluster: IpsecRun) -> No
 
 
 def _is_data(frame: bytes) -> bool:
-    """Tell whether a frame is ESP in UDP: IKE has four zero bytes there (RFC 3948 section 2.2)."""
+    """Return whether a frame is ESP in UDP: IKE has four zero bytes there (RFC 3948 section 2.2)."""
     return frame[23:24] == b"\x11" and frame[36:38] == NAT.to_bytes(2, "big") and frame[42:46] not in (b"", bytes(4))
 
 
 def test_another_key_gets_nothing_through(cluster: IpsecRun, tmp_path: Path) -> None:
-    """A host with another shared key is cut off and told so, as are its peers; the right one brings it back."""
+    """A host with another shared key is cut off; it and its peers report that; the right key brings it back."""
     other, right = tmp_path / "other.psk", cluster.folder / "ipsec.psk"
     other.touch(mode=0o600)
     other.write_text("another key than all others have\n")
     cluster.set("h3", psk_file=str(other))
     cluster.cut_off("c1", "c3")
-    cluster.told("h1", "IPsec does not stand", "h3")
+    cluster.told("h1", "IPsec is down", "h3")
     cluster.peers_tell("h3 has another shared key")
     cluster.reaches("c1", "c2")
     cluster.set("h3", psk_file=str(right))
@@ -168,7 +168,7 @@ def test_another_key_gets_nothing_through(cluster: IpsecRun, tmp_path: Path) -> 
 
 
 def test_a_key_file_that_is_no_good_is_named(cluster: IpsecRun, tmp_path: Path) -> None:
-    """Others may read it, it is another's, or it is not there: what stands goes on, and is named with what to do."""
+    """Others may read it, another user owns it, or it is missing: associations continue, and the error has a fix."""
     file = tmp_path / "h3.psk"
     file.touch(mode=0o600)
     file.write_text((cluster.folder / "ipsec.psk").read_text())
@@ -177,10 +177,10 @@ def test_a_key_file_that_is_no_good_is_named(cluster: IpsecRun, tmp_path: Path) 
     until(lambda: not before & cluster.spis("h3"), "h3 proves itself anew")
     cluster.reaches("c3", "c1")
     file.chmod(0o640)
-    cluster.told("h3", f"{file} is not root's alone")
+    cluster.told("h3", f"{file} must belong to root")
     file.chmod(0o600)
     os.chown(file, 65534, -1)
-    cluster.told("h3", f"{file} is not root's alone")
+    cluster.told("h3", f"{file} must belong to root")
     os.chown(file, 0, -1)
     kept = file.rename(tmp_path / "kept")
     cluster.told("h3", f"read the secret in {file}: no such file")
@@ -193,7 +193,7 @@ def test_a_key_file_that_is_no_good_is_named(cluster: IpsecRun, tmp_path: Path) 
 
 
 def test_what_is_secret_is_told_nowhere(cluster: IpsecRun) -> None:
-    """No plan, status, log, command line or record has the key, and the plan shows where it would be."""
+    """No plan, status, log, command line or record has the key, and the plan shows only its place."""
     secret = (cluster.folder / "ipsec.psk").read_text().strip()
     plan = cluster.exec("h1", "linkspan plan -o commands")
     assert "secret = ***" in plan
@@ -209,7 +209,7 @@ def test_what_is_secret_is_told_nowhere(cluster: IpsecRun) -> None:
 
 
 def test_a_trace_tells_by_what_it_is_encrypted(cluster: IpsecRun) -> None:
-    """With the association's SPI, which both hosts have; and where none stands, that is the reason."""
+    """With the association's SPI, which both hosts have; and without an association, that is the reason."""
     cluster.reaches("c1", "c2")
     found = cluster.call("h1", "GET", "/v1/trace?source=c1&target=c2")
     assert found["reachable"]
@@ -223,7 +223,7 @@ def test_a_trace_tells_by_what_it_is_encrypted(cluster: IpsecRun) -> None:
 
 
 def test_a_port_that_another_holds_is_named_with_its_holder(cluster: IpsecRun) -> None:
-    """Who came first keeps it; the host is told, and is back when it is free."""
+    """The first user keeps it; the host is reported, and is back when it is free."""
     cluster.run("break", "h3", "agent-kill")
     cluster.run("break", "h3", "helper-kill")
     with sockets.inside(f"{cluster.name}-h3"):
@@ -231,7 +231,7 @@ def test_a_port_that_another_holds_is_named_with_its_holder(cluster: IpsecRun) -
     with holder:
         until(lambda: _bound(holder), "the port is free")
         cluster.run("mend", "h3")
-        cluster.told("h3", f"UDP port {NAT}, which IKE needs, is held by process {os.getpid()}")
+        cluster.told("h3", f"UDP port {NAT}, which IKE needs, is in use by process {os.getpid()}")
     cluster.inside("h3", "nft add table inet other")  # which lets the agent look around
     cluster.inside("h3", "nft delete table inet other")
     cluster.reaches("c3", "c1")
@@ -299,7 +299,7 @@ def test_a_certificate_of_another_authority_is_named(
 
 
 def test_a_revoked_certificate_gets_nothing_through(cluster: IpsecRun, certified: Authority) -> None:
-    """At once, for what stood by it ends with the new list; the others go on."""
+    """At once, because the new list ends its associations; the other hosts continue."""
     certified.revoked("h3")
     cluster.cut_off("c1", "c3")
     cluster.cut_off("c2", "c3")
@@ -311,7 +311,7 @@ def test_a_revoked_certificate_gets_nothing_through(cluster: IpsecRun, certified
 
 
 def test_files_that_others_may_change_are_named(cluster: IpsecRun, certified: Authority) -> None:
-    """Who may write the list of those that are revoked says whom hosts trust. What stands goes on."""
+    """A user who may write the revocation list decides whom hosts trust. Existing associations stay."""
     crl = Path(certified.revoked())
     for mode in (0o664, 0o646):
         crl.chmod(mode)

@@ -35,7 +35,7 @@ def test_all_pairs_reach_each_other(wishes: str) -> None:
 
 
 def _other(cluster: IpsecRun, host: str, before: set[str]) -> bool:
-    """Tell whether a host's new daemon has associations, and none of before."""
+    """Return whether a host's new daemon has associations, and none of before."""
     try:
         now = cluster.spis(host)
     except LinkspanError:  # it has not begun yet
@@ -49,7 +49,7 @@ def test_two_hosts_behind_nats_are_told_that_they_cannot_meet() -> None:
     try:
         cluster.run("up", "--backend ipsec --nat h2,h3 --containers-per-host 0")
         for host, other in (("h2", "h3"), ("h3", "h2")):
-            cluster.told(host, f"host {other} and this one are both behind a NAT")
+            cluster.told(host, f"host {other} and this host are both behind a NAT")
         (target,) = cluster.host("h1")["leases"][0]["host_address"]
         waiting = {"h2", "h3"}
 

@@ -113,7 +113,7 @@ def test_a_host_with_a_network_of_its_own_is_told_what_to_do(cluster: ClusterRun
     _alone(cluster, "h3", network=True)
     start(cluster, "h3")
     until(lambda: "this host belongs to" in cluster.not_well("h3"), "h3 says why it does not join")
-    hint = "to join another cluster: `linkspan uninstall` here, and start its agent again"
+    hint = "to join another cluster: `linkspan uninstall` here, then start its agent again"
     assert hint in cluster.not_well("h3")
     cluster.exec("h3", f"linkspan uninstall --yes --force {words(cluster, 'h3')}")
     start(cluster, "h3")

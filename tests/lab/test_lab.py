@@ -125,7 +125,7 @@ def test_lab_test_counts_pairs_and_names_what_fails(hosts: LabRun) -> None:
 
 
 def test_an_agent_that_was_killed_is_mended(hosts: LabRun) -> None:
-    """After agent-kill no agent runs, and the containers are still reached; mend starts one."""
+    """After agent-kill no agent runs, and the containers are still reached; mend starts an agent."""
     hosts.run("break", "h1", "agent-kill")
     assert processes.agents(hosts.folder, "h1") == []
     shown = hosts.json("show")["hosts"][0]
@@ -168,7 +168,7 @@ def test_what_is_flushed_is_healed(hosts: LabRun, failure: str, shown: str) -> N
 
 
 def test_a_partition_has_two_sides_and_one_end(hosts: LabRun) -> None:
-    """Parted hosts do not reach each other, on one segment or two, and reach all others; either mend ends it."""
+    """Separated hosts do not reach each other, on one segment or two, and reach all others; either mend ends it."""
     hosts.run("break", "h1", "partition:h3")
     hosts.run("break", "h1", "partition:h2")
     for source, address in (("h1", "192.0.2.3"), ("h3", "192.0.2.1"), ("h1", "2001:db8:2::2")):
@@ -226,7 +226,7 @@ def test_two_labs_live_side_by_side(hosts: LabRun, lab: LabRun) -> None:
 
 
 def test_down_without_a_lab_succeeds(lab: LabRun) -> None:
-    """There is nothing to take away, and that is no error."""
+    """There is nothing to remove, and the command succeeds."""
     assert lab.json("down") == {"down": False}
 
 
@@ -245,7 +245,7 @@ def _agents_run(lab: LabRun) -> bool:
     ids=["record", "namespaces", "agents", "containers"],
 )
 def test_down_after_up_was_killed(lab: LabRun, moment: Callable[[LabRun], bool]) -> None:
-    """Wherever `lab up` is killed, what it had made is found again and taken away."""
+    """Wherever `lab up` is killed, what it had made is found again and removed."""
     # So many containers that it is still at work when this process, on a busy machine, has seen the moment.
     words = ["up", "--backend", "bridge", "--hosts", "2", "--containers-per-host", "12", "--lab", lab.name]
     process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -259,7 +259,7 @@ def test_down_after_up_was_killed(lab: LabRun, moment: Callable[[LabRun], bool])
 
 
 def test_up_takes_away_what_it_made_where_a_part_fails(lab: LabRun) -> None:
-    """A namespace of somebody else's is refused by name and left alone; a bad option leaves nothing either."""
+    """A foreign namespace is refused by name and left alone; a bad option leaves nothing either."""
     theirs = f"{lab.name}-c1"
     subprocess.run(["ip", "netns", "add", theirs], check=True)
     try:
@@ -298,7 +298,7 @@ def test_a_process_that_got_a_lab_process_s_pid_is_left_alone(lab: LabRun) -> No
         ({"backend": "vxlna"}, "--backend 'vxlna' is unknown; give bridge, bgp"),
         ({"backend": "host"}, "--backend 'host' is unknown"),
         ({"backend": "sdn", "nat": ("h2",)}, "leave out --nat"),
-        ({"backend": "ipip", "underlay": "v6"}, "needs IPv4"),
+        ({"backend": "ipip", "underlay": "v6"}, "needs an IPv4 underlay"),
         ({"routers": "quagga"}, "kernel, bird or frr"),
         ({"routers": "frr", "routers_per_segment": 3}, "give 1 to 2"),
         ({"routers_per_segment": 2}, "speak BGP"),

@@ -67,7 +67,7 @@ def _kernel(cluster: ClusterRun, device: str) -> list[str]:
 
 
 def _mended(cluster: ClusterRun, device: str, before: list[str]) -> bool:
-    """Tell whether linkspan has on a device what it had before."""
+    """Return whether linkspan has on a device what it had before."""
     try:
         return _kernel(cluster, device) == before
     except AssertionError:  # the device is not there
@@ -114,7 +114,7 @@ def test_what_is_undone_is_back_and_told(vxlan: ClusterRun, damage: str) -> None
 
 
 def test_an_fdb_entry_that_was_removed_is_back(vxlan: ClusterRun) -> None:
-    """The peer's forwarding entry is put again."""
+    """The peer's FDB entry is put again."""
     device = _device(vxlan)
     before = _kernel(vxlan, device)
     vxlan.run("break", "h1", "fdb-flush")
@@ -130,7 +130,7 @@ def test_a_cable_that_was_out_for_a_moment_costs_nothing_after(vxlan: ClusterRun
 
 
 def test_others_objects_are_left_alone(vxlan: ClusterRun) -> None:
-    """A route, a neighbour, an FDB entry's device, a table and an address of somebody else outlast a healing."""
+    """A foreign route, neighbour, FDB entry's device, table and address outlast a repair."""
     for words in (
         "link add theirs type veth peer name theirs2",
         "link set theirs up",
@@ -158,7 +158,7 @@ def test_others_objects_are_left_alone(vxlan: ClusterRun) -> None:
 
 
 def test_a_killed_ipip_helper_is_back(ipip: ClusterRun) -> None:
-    """Where IPIP runs in user space, its death is mended within two seconds; the kernel's has no helper."""
+    """If IPIP runs in user space, its helper is restarted within two seconds; the kernel's has no helper."""
     done = ipip.run("break", "h1", "helper-kill", code=-1)
     if "no helper program" in done.stderr:
         pytest.skip("the kernel has ipip: no helper runs")

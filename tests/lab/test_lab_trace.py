@@ -108,7 +108,7 @@ def test_a_live_trace_names_a_foreign_rule_on_any_host(
 
 
 def test_every_host_lists_the_endpoints_of_all(vxlan: LabRun) -> None:
-    """With --local its own alone; one that comes or goes is seen on the other host."""
+    """With --local only its own; an endpoint that comes or goes is seen on the other host."""
 
     def listed(options: str = "") -> set[tuple[str, str]]:
         found = json.loads(vxlan.exec("h1", f"linkspan endpoint list {options} -o json"))
@@ -129,7 +129,7 @@ def test_every_host_lists_the_endpoints_of_all(vxlan: LabRun) -> None:
 
 
 def test_a_network_s_plan_has_its_peers(vxlan: LabRun) -> None:
-    """The route, the neighbour and the forwarding entry of the other host are in it, and said to be for it."""
+    """It has the route, the neighbour and the FDB entry of the other host, each with that host as the reason."""
     lines = json.loads(vxlan.exec("h1", "linkspan plan --network demo -o json"))
     kinds = {line["kind"] for line in lines if "to reach host" in line["why"]}
     assert {"Route", "Neighbour", "FdbEntry", "NftElement"} <= kinds
@@ -146,7 +146,7 @@ def test_a_network_s_plan_has_its_peers(vxlan: LabRun) -> None:
 def test_an_underlay_that_is_broken_is_named(
     vxlan: LabRun, host: str, failure: str, at: str, reason: str
 ) -> None:
-    """Though the store is up and both agents answer, no packet crosses; trace says where and why."""
+    """Though the store is up and both agents answer, no packet crosses; trace reports the hop and the reason."""
     vxlan.run("break", host, failure)
     assert not vxlan.pings("c1", addresses(vxlan)["c2"])
     found = traced(vxlan, "c1", "c2", code=3)
@@ -155,7 +155,7 @@ def test_an_underlay_that_is_broken_is_named(
 
 
 def test_what_the_agents_know_of_each_other_counts(vxlan: LabRun) -> None:
-    """The switch drops VXLAN, which no walk shows: once pings fail the walk tells no more, and a packet decides."""
+    """The switch drops VXLAN, which no walk shows: once pings fail the walk is doubted, and a packet decides."""
     switch = ["ip", "netns", "exec", record.load(vxlan.name).switch, "nft"]
     rule = "table bridge cut { chain f { type filter hook forward priority 0; udp dport 4789 drop; }; }"
     subprocess.run([*switch, rule], check=True)
@@ -166,7 +166,7 @@ def test_what_the_agents_know_of_each_other_counts(vxlan: LabRun) -> None:
         assert "host h2 does not answer this host's pings in network demo: no answer to pings of" in found["reason"]
         found = traced(vxlan, "c1", "c2", code=3)
         assert found["verdict"] == "broken"
-        assert found["reason"].startswith("no answer came; last seen at h1/host/eth0; not known is at h1/host/lsx")
+        assert found["reason"].startswith("no answer came; last seen at h1/host/eth0; unknown: at h1/host/lsx")
     finally:
         subprocess.run([*switch, "delete", "table", "bridge", "cut"], check=True)
     until(lambda: vxlan.pings("c1", addresses(vxlan)["c2"]), "packets pass again")
@@ -175,31 +175,31 @@ def test_what_the_agents_know_of_each_other_counts(vxlan: LabRun) -> None:
 
 
 def test_an_agent_that_is_away_is_named_though_the_way_is_well(vxlan: LabRun) -> None:
-    """The walk ends at the host that does not tell its part; a real packet decides, and is answered."""
+    """The walk ends at the host that does not report its part; a real packet decides, and is answered."""
     vxlan.run("break", "h2", "agent-kill")
     assert vxlan.pings("c1", addresses(vxlan)["c2"])
     found = traced(vxlan, "c1", "c2")
     assert found["verdict"] == "reachable"
     assert "a real packet was answered, though h2/host looks otherwise" in found["reason"]
-    assert "host h2 did not tell its part of the way: it is silent" in found["reason"]
+    assert "host h2 did not report its part of the path: it is silent" in found["reason"]
     assert [hop["action"] for hop in found["hops"]] == ["sent", "routed", "encapsulated", "left", "unknown"]
 
 
 @pytest.mark.parametrize("failure", ["routes-flush", "fdb-flush", "rules-flush"])
 def test_what_stays_flushed_because_the_agent_is_away_is_not_called_well(vxlan: LabRun, failure: str) -> None:
-    """Nobody tells what is gone on h2, so a real packet decides; the reason names h2 all the same."""
+    """Nothing reports the loss on h2, so a real packet decides; the reason still names h2."""
     vxlan.run("break", "h2", "agent-kill")
     vxlan.run("break", "h2", failure)
     works = vxlan.pings("c1", addresses(vxlan)["c2"])
     assert works == (failure == "rules-flush")
     found = traced(vxlan, "c1", "c2", code=0 if works else 3)
     assert found["verdict"] == ("reachable" if works else "broken")
-    assert "host h2 did not tell" in found["reason"]
+    assert "host h2 did not report" in found["reason"]
 
 
 @pytest.mark.parametrize("failure", ["routes-flush", "fdb-flush", "rules-flush"])
 def test_what_was_flushed_and_healed_is_traced_well(vxlan: LabRun, failure: str) -> None:
-    """With the agent there, trace is well again when the packets are."""
+    """With the agent there, trace is ok again when the packets are."""
     vxlan.run("break", "h2", failure)
     until(lambda: vxlan.run("test", code=-1).returncode == 0, "the packets pass", HEALED_WITHIN + 2 * SHARED)
     until(lambda: traced(vxlan, "c1", "c2", code=-1)["reachable"], "trace says so", HEALED_WITHIN)
@@ -216,7 +216,7 @@ def test_a_live_trace_shows_the_packet_on_both_hosts(vxlan: LabRun) -> None:
 
 @pytest.mark.parametrize("port", [8099, 8098])
 def test_a_live_tcp_trace_shows_syn_and_answer_on_both_hosts(vxlan: LabRun, port: int) -> None:
-    """The SYN there, wrapped and not, and SYN-ACK or RST back; where nobody listens, the answer is a refusal."""
+    """The SYN there, encapsulated and not, and SYN-ACK or RST back; without a listener, the answer is a refusal."""
     program = f"import socket as s\nl=s.create_server(('',{8099}))\nprint(flush=True)\nwhile 1: l.accept()"
     argv = ["ip", "netns", "exec", f"{vxlan.name}-c2", "python3", "-c", program]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
@@ -263,7 +263,7 @@ def routed() -> Iterator[ClusterRun]:
             "add rule inet cut f meta l4proto 4 drop'",
             "nft delete table inet cut",
             False,
-            "{h2} answers pings, and nothing comes back by ipip",
+            "{h2} answers pings, but nothing comes back by ipip",
         ),
         (
             "ip link set eth2 mtu 1400; nft -f - <<< 'add table inet cut; add chain inet cut o "
@@ -280,7 +280,7 @@ def routed() -> Iterator[ClusterRun]:
 def test_what_the_router_between_does_is_found_out(
     routed: ClusterRun, breaks: str, mends: str, reachable: bool, words: str
 ) -> None:
-    """Nobody can ask it, so what passes it and comes back tells, and what it says by ICMP."""
+    """The router cannot be asked: the packets that pass it and come back show it, and its ICMP errors."""
     h2 = routed.host("h2")["underlay"]["addresses"][0].partition("/")[0]
 
     def router(script: str) -> None:
@@ -296,7 +296,7 @@ def test_what_the_router_between_does_is_found_out(
         else:
             assert found["broken_at"] == "h1/host/eth0"
         said = found["reason"] + " ".join(hop["detail"] for hop in (*found["hops"], *found["reply_hops"]))
-        assert "by router" in said
+        assert "through router" in said
         return words.format(h2=h2) in said
 
     router(breaks)
@@ -314,8 +314,8 @@ def test_a_store_that_one_side_does_not_reach_is_named(lab: LabRun) -> None:
     lab.run("break", "h2", "store-cut")
     assert lab.pings("c1", addresses(lab)["c2"])
     found = traced(lab, "c1", "c2")
-    assert "h2/host looks otherwise: host h2 did not tell" in found["reason"]
+    assert "h2/host looks otherwise: host h2 did not report" in found["reason"]
     assert "it is silent" in found["reason"]
     found = traced(lab, "c2", "c1", at="h2")
-    assert "h1/host looks otherwise: host h1 did not tell" in found["reason"]
+    assert "h1/host looks otherwise: host h1 did not report" in found["reason"]
     assert "the store is away" in found["reason"]

@@ -73,7 +73,7 @@ def test_exact_addresses_and_blocks_go_on_by_the_store(cluster: ClusterRun) -> N
 
 
 def test_the_store_is_away_when_the_journal_is_lost(cluster: ClusterRun) -> None:
-    """The kernel tells of what the store never heard; ids come with the store, and no address is given twice."""
+    """The kernel shows what the store never had; ids come with the store, and no address is given twice."""
     until(lambda: records(cluster, "h1") == {"c1", "c3"}, "h1's endpoints are in the store")
     cluster.run("break", "h1", "store-cut")
     cluster.run("attach", "h1", "late")

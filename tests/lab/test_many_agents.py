@@ -16,7 +16,7 @@ MANY = 24
 
 @pytest.mark.parametrize("store", ["sqlite", "etcd"])
 def test_agents_that_start_at_once_get_blocks_without_a_duplicate(lab: LabRun, store: str) -> None:
-    """Each has one block and no two have the same; each container has an address of its own host's block."""
+    """Each has one block and no two have the same; each container has an address in its host's block."""
     if store == "etcd" and not shutil.which("etcd"):
         pytest.skip("needs etcd")
     wishes = topology.Wishes(lab=lab.name, hosts=MANY, store=store, containers_per_host=1)

@@ -1,4 +1,4 @@
-"""A migration that one host keeps from its end: its agent is stopped, and all else goes on.
+"""A migration that one host keeps from its end: its agent is stopped, and all else continues.
 
 The tests of the first part look at one migration from its begin to its end, in their order.
 """
@@ -71,22 +71,22 @@ def test_the_stopped_host_alone_is_listed_and_is_met_by_the_old_way(cluster: Mig
 
 
 def test_trace_shows_for_each_pair_the_way_that_packets_go_now(cluster: MigratingRun, flows: Flows) -> None:
-    """IPIP where both hosts have switched; VXLAN to the stopped one, which does not tell its part."""
+    """IPIP if both hosts have switched; VXLAN to the stopped one, which does not report its part."""
     found = traced(cluster, "c1", "c2")
     assert (found["reachable"], found["path_mtu"]) == (True, 1450)
     for way in ("hops", "reply_hops"):
         assert [header.partition(" ")[0] for header in wires(found, way)[0]] == ["eth", "ip", "ip", "icmp"]
     found = traced(cluster, "c1", "c3")
     assert "udp 4789" in wires(found)[0]
-    assert "h3 did not tell" in found["reason"]
+    assert "h3 did not report" in found["reason"]
 
 
 def test_plan_tells_what_is_kept_and_what_is_new_and_nothing_differs(cluster: MigratingRun, flows: Flows) -> None:
-    """Both devices stand, each with its reason, and so do the entries for peers."""
+    """Both devices exist, each with its reason, and so do the entries for peers."""
     lines = cluster.call("h1", "GET", "/v1/plan?network=demo")
     assert all(line["present"] for line in lines)
     kept = {line["kind"] for line in lines if "kept until all hosts have left vxlan" in line["why"]}
-    new = {line["kind"] for line in lines if "on the way to ipip" in line["why"]}
+    new = {line["kind"] for line in lines if "prepared for ipip" in line["why"]}
     assert {"Vxlan", "FdbEntry", "Neighbour", "NftElement"} <= kept
     assert {"Ipip", "NftElement"} <= new
     assert "Route" not in kept | new
@@ -94,7 +94,7 @@ def test_plan_tells_what_is_kept_and_what_is_new_and_nothing_differs(cluster: Mi
 
 
 def test_a_third_way_is_refused_meanwhile(cluster: MigratingRun, flows: Flows) -> None:
-    """The words tell how to go back, and nothing changes; nor does the same migration begin once more."""
+    """The error says how to go back, and nothing changes; nor does the same migration begin again."""
     before = cluster.network()
     for way in ("host-gw", "ipip"):
         said = cluster.refused(way)
@@ -150,7 +150,7 @@ def test_agents_that_are_killed_meanwhile_go_on_where_they_were(cluster: Migrati
 def test_it_ends_when_the_agent_goes_on_and_no_pair_lost_more_than_a_second(
     cluster: MigratingRun, flows: Flows
 ) -> None:
-    """The old way goes on all hosts, and containers send what the new one carries."""
+    """The old way is removed on all hosts, and containers send what the new one carries."""
     cluster.go_on("h3")
     cluster.ended("ipip")
     cluster.clean()
@@ -185,7 +185,7 @@ def test_turned_round_it_ends_without_a_host_that_never_took_part(cluster: Migra
 
 
 def test_turned_round_it_waits_for_a_host_that_may_send_by_the_new_way(cluster: MigratingRun) -> None:
-    """What that host sends is taken until it says that it is back on the old way."""
+    """That host's packets are accepted until it says that it is back on the old way."""
     cluster.at("ipip")
     with Flows(cluster) as flows:
         cluster.stop("h2")
@@ -229,7 +229,7 @@ def test_a_host_that_joins_meanwhile_takes_part(cluster: MigratingRun) -> None:
 
 
 def test_a_host_that_is_removed_meanwhile_is_not_waited_for(cluster: MigratingRun) -> None:
-    """Killed, it is listed, as is told on the command line; its tombstone ends the migration."""
+    """Killed, it is listed, and the command line says so; its tombstone ends the migration."""
     cluster.at("ipip")
     with Flows(cluster, "c1", "c2") as flows:
         cluster.run("break", "h3", "agent-kill")

@@ -44,7 +44,7 @@ def cluster() -> Iterator[NamesRun]:
 
 
 def kept(promise: float, measure: Callable[[], float]) -> bool:
-    """Tell whether a promise is kept by one of three tries: it is of the product, not of a machine out of breath."""
+    """Return whether a promise is kept by one of three tries: it is of the product, not of a machine out of breath."""
     return any(measure() <= promise * SHARED for _ in range(3))
 
 
@@ -89,7 +89,7 @@ def test_a_name_is_there_within_a_second_and_gone_within_another(cluster: NamesR
 
 
 def test_all_who_share_an_alias_are_answered_in_turn(cluster: NamesRun) -> None:
-    """Two on two hosts: each is first some time, and one that goes is answered no more."""
+    """Two on two hosts: each comes first at times, and one that goes is answered no longer."""
     with contextlib.ExitStack() as second, cluster.container("h1", "web1", aliases="api, WWW") as one:
         two = second.enter_context(cluster.container("h2", "web2", aliases="api"))
         both = {text.partition("/")[0] for text in (one["addresses"][0], two["addresses"][0])}
@@ -112,7 +112,7 @@ def test_names_that_are_none_spoil_nothing(cluster: NamesRun) -> None:
 
 
 def test_a_dead_host_s_names_go_and_come_back_with_it(cluster: NamesRun) -> None:
-    """Within 5 s everywhere else; its own server goes on without the agent, and the other hosts' names stay."""
+    """Within 5 s everywhere else; its own server continues without the agent, and the other hosts' names stay."""
     before = cluster.server("h3")
 
     def dies() -> float:
@@ -167,7 +167,7 @@ def test_another_process_at_the_port_is_named(cluster: NamesRun) -> None:
             other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             other.bind(("10.99.0.1", 53))
         stack.enter_context(cluster.container("h1", "held1", "held"))
-        until(lambda: f"held by process {os.getpid()}" in cluster.not_well("h1"), "status names it")
+        until(lambda: f"in use by process {os.getpid()}" in cluster.not_well("h1"), "status names it")
         assert "network held has no names: port 53/udp of its gateway 10.99.0.1" in cluster.not_well("h1")
         assert not cluster.server("h1", "held")
         other.close()
@@ -197,7 +197,7 @@ def test_a_bridge_s_names_are_its_host_s(cluster: NamesRun) -> None:
 
 
 def test_a_container_that_publishes_the_port_is_not_asked_for_names(cluster: NamesRun) -> None:
-    """The host's port 53 is free for it, and questions to the gateway come to the network's server all the same."""
+    """The host's port 53 is free for it, and questions to the gateway still reach the network's server."""
     port = {"host_ip": "", "host_port": 53, "port": 53, "protocol": "udp"}
     with cluster.container("h1", "dns", ports=[port]):
         for place in ("c1", "c2", "h1"):
@@ -230,7 +230,7 @@ def test_the_underlay_is_not_answered(cluster: NamesRun) -> None:
 
 
 def test_a_storm_and_garbage_are_survived(cluster: NamesRun) -> None:
-    """One container floods its server; other hosts and the agent go on, and the server is well afterwards."""
+    """One container floods its server; other hosts and the agent continue, and the server is ok afterwards."""
     before, over = cluster.server("h1"), threading.Event()
     with sockets.inside(f"{cluster.name}-c1"):
         way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

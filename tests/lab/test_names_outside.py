@@ -1,4 +1,4 @@
-"""What servers of names ask of the outside: all that is not theirs, once; and what they bear of one container."""
+"""DNS servers and the outside: they forward every other query, once, and limit what one container may ask."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OutsideRun(NamesRun):
         return f"n{next(self.numbers)}.example.com"
 
     def hears(self, place: str, server: str = GATEWAY) -> bool:
-        """Tell whether a name of the outside is answered, by the outside."""
+        """Return whether a name of the outside is answered, by the outside."""
         with contextlib.suppress(OSError):
             return self.ask(place, self.fresh(), server=server) == Answer(NOERROR, [SAID])
         return False
@@ -97,7 +97,7 @@ def test_no_name_of_ours_is_asked_outside(cluster: OutsideRun, outside: Responde
 
 
 def test_an_internal_network_is_no_way_outside_and_closes_none(cluster: OutsideRun, outside: Responder) -> None:
-    """Its container alone is refused; one that is in an ordinary network too is answered, whichever server it asks."""
+    """Only its own container is refused; one that is also in an ordinary network is answered by each server."""
     inner = "10.96.0.1"
     cluster.bridged("inner", "10.96.0.0/24", internal=True, hosts=("h1", "h2"))
     with cluster.container("h1", "guest", "inner"):
@@ -148,7 +148,7 @@ def test_a_container_that_publishes_the_port_asks_the_outside(cluster: OutsideRu
 
 
 def test_a_resolver_that_asks_the_gateway_is_left_out(cluster: OutsideRun, outside: Responder) -> None:
-    """Questions would go round: the server finds that out, refuses them at once, and its own names go on."""
+    """Questions would go round: the server finds that out, refuses them at once, and its own names continue."""
     server = Responder(f"{cluster.name}-h1", cluster.underlay, via=GATEWAY)
     try:
         cluster.resolvers(cluster.underlay)
@@ -217,7 +217,7 @@ def test_a_storm_of_one_container_leaves_its_neighbours_their_names(cluster: Out
 
 
 def test_one_client_s_many_questions_are_all_answered(cluster: OutsideRun, outside: Responder) -> None:
-    """5,000 a second, of names here: that is no storm."""
+    """5,000 a second, for names of the network: this is no overload."""
     with sockets.inside(f"{cluster.name}-c1"):
         way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with way:

@@ -50,7 +50,7 @@ def both(cluster: NamesRun) -> Iterator[dict[str, str]]:
 
 
 def direct(cluster: NamesRun, place: str, name: str) -> bool:
-    """Tell whether a container is answered at the port of the view itself, which nobody is told of."""
+    """Return whether a container is answered at the port of the view itself, which nobody is told of."""
     with sockets.inside(f"{cluster.name}-{place}"):
         way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with way:
@@ -96,7 +96,7 @@ def test_who_is_in_one_network_finds_its_names_alone(cluster: NamesRun, both: di
 
 
 def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
-    """Also for a client that goes on by one socket; the view and its files go when nobody has asked for a while."""
+    """Also for a client that continues by one socket; the view and its files go when nobody has asked for a while."""
     with contextlib.ExitStack() as later, cluster.container("h1", "moving"), cluster.container("h2", "db", "back"):
         with sockets.inside(f"{cluster.name}-moving"):
             way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -128,7 +128,7 @@ def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
 
 
 def test_a_third_network_adds_its_names_and_takes_no_others_away(cluster: NamesRun, both: dict[str, str]) -> None:
-    """A container in three networks has a view of its own kind, and goes back to the other one's."""
+    """A container in three networks has a view of its own, and returns to the view of two afterwards."""
     cluster.bridged("solo", "10.98.0.0/24", hosts=("h1", "h2"))
     with cluster.container("h1", "near", "solo"):
         with cluster.member("h1", "both", "solo"):
@@ -154,7 +154,7 @@ def test_one_name_in_two_networks_leads_to_both(cluster: NamesRun, both: dict[st
 def test_a_view_outlives_the_agent_and_is_replaced_when_it_dies_or_hangs(
     cluster: NamesRun, both: dict[str, str]
 ) -> None:
-    """A new agent takes it over; the plan names it, and there is no difference."""
+    """A new agent takes it over; the plan names it, and there is no drift."""
     before = cluster.server("h1", "back+demo")
     cluster.run("break", "h1 agent-kill")
     assert cluster.knows("both", "db")
@@ -186,7 +186,7 @@ def test_another_process_at_a_view_s_port_is_named(cluster: NamesRun) -> None:
     with other, cluster.container("h1", "both"), cluster.container("h2", "db", "back"):
         other.bind((GATEWAY, PORT))
         with cluster.member("h1", "both", "back"):
-            until(lambda: f"held by process {os.getpid()}" in cluster.not_well("h1"), "status names it")
+            until(lambda: f"in use by process {os.getpid()}" in cluster.not_well("h1"), "status names it")
             said = f"containers in networks back and demo find the names of one of them only: port {PORT}/udp"
             assert said in cluster.not_well("h1")
             assert "names of back and demo" in cluster.exec("h1", "linkspan doctor", code=-1)
@@ -201,7 +201,7 @@ def test_trace_says_where_a_question_goes(cluster: NamesRun, both: dict[str, str
     """To the view for a container in both networks, and to nobody for another one that asks at the view's port."""
     asked = cluster.exec("h1", f"linkspan trace both@demo {GATEWAY} --port 53/tcp -o json", code=-1)
     assert json.loads(asked)["reachable"], asked
-    assert f"a question for names: now to {GATEWAY} port {PORT}" in asked
+    assert f"a DNS query: now to {GATEWAY} port {PORT}" in asked
     refused = cluster.exec("h1", f"linkspan trace c1 {GATEWAY} --port {PORT}/udp -o json", code=-1)
     assert not json.loads(refused)["reachable"], refused
-    assert "names of several networks are told to containers in all of them" in refused
+    assert "names of several networks are answered only to containers in all of them" in refused

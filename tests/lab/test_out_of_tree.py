@@ -59,17 +59,17 @@ def device(cluster: MigratingRun, host: str, network: str = "over") -> str:
 
 
 def is_there(cluster: MigratingRun, host: str, name: str) -> bool:
-    """Tell whether a host has a link of this name."""
+    """Return whether a host has a link of this name."""
     return any(link["ifname"] == name for link in json.loads(cluster.ip(host, "-j link")))
 
 
 def rules(cluster: MigratingRun, host: str) -> list[str]:
-    """Return the rules of the host that bear the package's number."""
+    """Return the rules of the host that have the package's number."""
     return [line for line in cluster.ip(host, "rule").splitlines() if line.endswith("proto 77")]
 
 
 def crosses(cluster: MigratingRun, one: str = "h1x", other: str = "h2x") -> bool:
-    """Tell whether each of two containers reaches the other."""
+    """Return whether each of two containers reaches the other."""
     pairs = ((one, other), (other, one))
     return all(cluster.pings(source, cluster.address(target)) for source, target in pairs)
 
@@ -80,11 +80,11 @@ def test_containers_reach_each_other_across_hosts(cluster: MigratingRun) -> None
     for host in ("h1", "h2"):
         assert is_there(cluster, host, device(cluster, host))
         assert len(rules(cluster, host)) == 1
-        assert cluster.exec(host, "linkspan diff").startswith("no difference")
+        assert cluster.exec(host, "linkspan diff").startswith("no drift")
 
 
 def test_a_host_without_the_package_says_so_and_goes_on(cluster: MigratingRun) -> None:
-    """It skips the network alone: its containers of other networks are reached."""
+    """It skips only that network: its containers of other networks are reached."""
     until(lambda: any(r["key"] == "networks/over" for r in cluster.status("h3")["records"]), "h3 names the network")
     (why,) = [r["why"] for r in cluster.status("h3")["records"] if r["key"] == "networks/over"]
     assert "backend 'overlay' does not exist on this host" in why
@@ -92,7 +92,7 @@ def test_a_host_without_the_package_says_so_and_goes_on(cluster: MigratingRun) -
 
 
 def test_what_somebody_broke_is_healed(cluster: MigratingRun) -> None:
-    """A device that is gone, with all that was on it, and a rule, of which no event tells."""
+    """A deleted device with everything on it, and a deleted rule, for which no event comes."""
     cluster.ip("h1", f"link del {device(cluster, 'h1')}")
     until(lambda: crosses(cluster), "the device is back", HEALED_WITHIN)
     cluster.ip("h1", "rule del pref 30077")
@@ -111,7 +111,7 @@ def test_a_trace_follows_the_tunnel(cluster: MigratingRun) -> None:
 
 
 def test_the_plan_typed_by_hand_makes_what_the_agent_made(cluster: MigratingRun) -> None:
-    """While no agent runs, its commands bring back what somebody removed."""
+    """While no agent runs, the plan's commands bring back what was removed."""
     name = device(cluster, "h1")
     rows = plan(cluster, "h1")
     cluster.run("break", "h1", "agent-kill")
@@ -128,7 +128,7 @@ def test_the_plan_typed_by_hand_makes_what_the_agent_made(cluster: MigratingRun)
     finally:
         lab = record.load(cluster.name)
         agents.start(lab, [lab.host("h1")])
-    assert cluster.exec("h1", "linkspan diff").startswith("no difference")
+    assert cluster.exec("h1", "linkspan diff").startswith("no drift")
 
 
 def test_a_network_migrates_from_the_package_s_backend(cluster: MigratingRun) -> None:

@@ -64,7 +64,7 @@ def test_all_is_well_between_sound_hosts(cluster: ClusterRun) -> None:
     done = cluster.run("exec", "h1", "--", "linkspan doctor --peers -o json")
     (found,) = [one for one in json.loads(done.stdout) if one["check"].startswith("underlay")]
     assert (found["check"], found["status"]) == (f"underlay: {VXLAN}", "ok")
-    assert "6 directions, in packets of up to 1500 bytes" in found["detail"]
+    assert "6 directions, with packets of up to 1500 bytes" in found["detail"]
     assert "all hosts probe" in done.stderr
 
 
@@ -78,8 +78,8 @@ def test_a_port_that_is_blocked_one_way_and_a_silent_host_are_named(cluster: Clu
         done = cluster.run("exec", "h2", "--", "linkspan doctor --peers -o json", code=3)
         found = {one["check"]: one for one in json.loads(done.stdout)}
         assert failed(found) == {
-            f"underlay h1 to h2: {VXLAN}": "blocked: nothing of what h1 sends arrives at h2",
-            "underlay: host h3": "it takes no part: it is silent: its agent has said nothing for a while",
+            f"underlay h1 to h2: {VXLAN}": "blocked: no packet from h1 arrives at h2",
+            "underlay: host h3": "it does not take part: its agent has been silent for a while",
         }
         assert "UDP port 4789" in found[f"underlay h1 to h2: {VXLAN}"]["fix"]
         assert "1 direction," in found[f"underlay: {VXLAN}"]["detail"]
@@ -88,7 +88,7 @@ def test_a_port_that_is_blocked_one_way_and_a_silent_host_are_named(cluster: Clu
 
 
 def test_what_the_receiving_host_s_own_rules_drop_is_told_with_the_rule(cluster: ClusterRun) -> None:
-    """It has arrived: the fault is not the underlay's; nor is it where the sender's rules let nothing out."""
+    """The packet has arrived: the underlay has no fault; nor has it if the sender's own rules drop everything."""
     rules = (
         "table inet test { chain i { type filter hook input priority 0; ip saddr 192.0.2.1 udp dport 4789 drop; };"
         " chain o { type filter hook output priority 0; ip daddr 192.0.2.3 udp dport 4789 drop; }; }"
@@ -104,7 +104,7 @@ def test_what_the_receiving_host_s_own_rules_drop_is_told_with_the_rule(cluster:
 
 
 def test_a_smaller_mtu_on_one_side_is_named_with_what_passes(cluster: ClusterRun) -> None:
-    """Others' full packets do not arrive there, and its own cannot be sent; the MTU that would fit is said."""
+    """Full packets from others do not arrive there, and it cannot send its own; the error has the MTU that fits."""
     cluster.ip("h2", "link set eth0 mtu 1400")
     try:
         found = examined(cluster)
@@ -120,7 +120,7 @@ def test_a_smaller_mtu_on_one_side_is_named_with_what_passes(cluster: ClusterRun
 
 
 def test_protocol_4_and_plain_packets_that_are_blocked_one_way_are_named(cluster: ClusterRun) -> None:
-    """IPIP by its protocol; host-gw, where something on the way checks sources, by the network whose they are."""
+    """IPIP by its protocol; host-gw, if something on the way checks sources, by the network of the sources."""
     cluster.create("wrapped", "10.90.0.0/16", backend="ipip")
     cluster.create("bare", "10.91.0.0/16", backend="host-gw")
     ways = [(n, *pair) for n in ("wrapped", "bare") for pair in itertools.permutations(("h1", "h2", "h3"), 2)]

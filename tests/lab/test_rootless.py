@@ -60,7 +60,7 @@ def _keepers() -> list[str]:
 
 
 def test_a_lab_without_root(python: str) -> None:
-    """It is made, tried, broken, mended and taken away; nothing is left, and root's labs never saw it."""
+    """It is created, tried, broken, repaired and removed; nothing is left, and root's labs do not list it."""
     name = f"lkl{os.getpid()}u"
 
     def lab(verb: str, *words: str) -> str:
@@ -83,7 +83,7 @@ def test_a_lab_without_root(python: str) -> None:
 
 
 def test_another_verb_without_root_and_without_a_lab_says_so(python: str) -> None:
-    """Only `lab up` makes the user's namespaces; the rest says that there is no lab."""
+    """Only `lab up` creates the user's namespaces; other verbs report that there is no lab."""
     done = _as_nobody(python, "-m", "linkspan.cli.main", "lab", "show", "--lab", "lkl-none")
     assert done.returncode == 1
     assert "there is no lab lkl-none" in done.stderr

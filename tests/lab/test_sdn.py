@@ -81,7 +81,7 @@ def test_a_host_knows_no_peer(sdn: SdnRun) -> None:
 
 @pytest.mark.alone
 def test_flows_that_are_deleted_are_back_and_others_are_left_alone(sdn: SdnRun) -> None:
-    """All of ours are there again within two seconds; a flow of somebody else's outlasts that."""
+    """All of ours are back within two seconds; a foreign flow stays."""
     before = sdn.ours("sw2")
     sdn.ofctl("del-flows", "sw2", "cookie=0x4c53000000000000/0xffff000000000000")
     sdn.ofctl("add-flow", "sw2", "cookie=0x77,table=0,priority=7,tcp,tp_dst=4711,actions=NORMAL")
@@ -108,7 +108,7 @@ def test_what_a_host_has_of_it_is_back_too(sdn: SdnRun) -> None:
 
 @pytest.mark.alone
 def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
-    """A prefix that leads elsewhere, and a flow of ours too many, are mended."""
+    """A changed prefix and a surplus flow with our cookie are repaired."""
     before = sdn.ours("sw3")
     forward = next(f for f in sdn.flows("sw3") if f["table"] == 102 and f["priority"] > 100)
     text = f"cookie={forward['cookie']},table=102,priority={forward['priority']},{','.join(forward['match'])}"
@@ -118,7 +118,7 @@ def test_a_flow_that_was_changed_is_put_right(sdn: SdnRun) -> None:
 
 
 def test_a_link_that_fails_is_gone_round(sdn: SdnRun) -> None:
-    """The leaves' own link is cut: by the spine within two seconds; and back when it is mended."""
+    """The leaves' own link is cut: by the spine within two seconds; and back when it is repaired."""
     target = sdn.address("c2")
     until(lambda: set(_by(sdn)) == {"sw2", "sw3"}, "the short way is taken")
     sdn.fail("sw2", "link-down:sw3")
@@ -130,7 +130,7 @@ def test_a_link_that_fails_is_gone_round(sdn: SdnRun) -> None:
 
 
 def test_a_trace_walks_the_switches_and_names_what_drops(sdn: SdnRun) -> None:
-    """Flows with cookie and counter, both ways; and the flow of somebody else's that takes the packet."""
+    """Flows with cookie and counter, both ways; and the foreign flow that takes the packet."""
     told: dict[str, Any] = {}
 
     def walked(target: str, condition: Callable[[], object]) -> None:
@@ -145,10 +145,10 @@ def test_a_trace_walks_the_switches_and_names_what_drops(sdn: SdnRun) -> None:
     assert [hop["host"] for hop in steps] == ["sw2", "sw2", "sw2", "sw3", "sw3"]
     assert all("cookie 0x4c53" in hop["detail"] and "packets" in hop["detail"] for hop in steps)
     sdn.ofctl("add-flow", "sw3", f"cookie=0x99,priority=50000,ip,nw_dst={sdn.address('c2')},actions=drop")
-    walked("c2", lambda: "somebody else" in told["reason"])
+    walked("c2", lambda: "a foreign flow" in told["reason"])
     assert told["broken_at"].startswith("sw3/")
     sdn.ofctl("del-flows", "sw3", "cookie=0x99/-1")
-    walked("10.244.3.3", lambda: "nobody holds" in told["reason"])
+    walked("10.244.3.3", lambda: "nobody has" in told["reason"])
     assert not told["reachable"]
     walked("c2", lambda: told["reachable"])
 
@@ -187,7 +187,7 @@ def test_the_gateway_answers_and_hosts_keep_their_own_traffic(sdn: SdnRun) -> No
 
 
 def test_a_host_with_another_mac_is_followed(sdn: SdnRun) -> None:
-    """Its agent hears of it, and the switches let it in by the new one, long before anything is looked at anew."""
+    """Its agent hears of it, and the switches let it in by the new one, long before anything is checked again."""
     before = next(h["mac"] for h in sdn.controller()["hosts"] if h["host"] == "h3")
     for mac in ("06:00:00:00:00:33", before):
         sdn.ip("h3", f"link set eth0 address {mac}")
@@ -218,7 +218,7 @@ def test_two_hosts_with_one_mac_keep_their_prefixes_where_they_are(sdn: SdnRun) 
 
 
 def test_another_controller_takes_over(sdn: SdnRun) -> None:
-    """The active one is killed: what runs goes on, the other is active within five seconds, new containers come."""
+    """The active one is killed: what runs continues, the other is active within five seconds, new containers come."""
     until(lambda: sdn.controller()["active"], "one is active")
     first = sdn.controller()["leader"]
     other = {"ctl1": "ctl2", "ctl2": "ctl1"}[first]
@@ -297,7 +297,7 @@ def test_switches_that_start_anew_get_all_flows(sdn: SdnRun) -> None:
 
 
 def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
-    """It speaks 1.0 alone: that is said, the others are kept; when it speaks 1.3 again, all is well."""
+    """It speaks only 1.0: that is reported, the others continue; when it speaks 1.3 again, everything is ok."""
     sdn.vsctl("set", "bridge", "sw1", "protocols=OpenFlow10")
     until(lambda: "OpenFlow 1.0" in sdn.switch("sw1")["problem"], "the version is named")
     assert sdn.switch("sw2")["problem"] == ""
@@ -308,7 +308,7 @@ def test_a_switch_of_older_openflow_is_named(sdn: SdnRun) -> None:
 
 
 def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
-    """Etcd is killed: containers reach each other, and the controllers say what is wrong; it comes back."""
+    """Etcd is killed: containers reach each other, and the controllers report it; etcd comes back."""
     try:
         with sdn.no_loss("c1", sdn.address("c2")):
             os.kill(sdn.etcd(), signal.SIGKILL)
@@ -322,7 +322,7 @@ def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
 
 
 def test_the_command_line_tells(sdn: SdnRun) -> None:
-    """Status and plan are told as text, flows as JSON; the metrics have every prefix."""
+    """Status and plan are reported as text, flows as JSON; the metrics have every prefix."""
     until(lambda: "active" in sdn.exec("h1", "linkspan controller status", code=-1), "the status is told")
     plan = sdn.exec("h1", "linkspan controller plan --switch sw2")
     assert plan.count("ovs-ofctl -O OpenFlow13 add-flow") > 20

@@ -40,7 +40,7 @@ def sdn() -> Iterator[SdnRun]:
 
 
 def test_a_network_migrates_to_a_tunnel_and_back(sdn: SdnRun) -> None:
-    """No pair loses more than a second; with the tunnel alone no flow of ours is left, nor a route to the gateway."""
+    """No pair loses more than a second; with only the tunnel there is no flow of ours, and no route to the gateway."""
     before = {host: sdn.everything(host) for host in HOSTS}
     flows = sdn.ours("sw1")
     with Flows(sdn) as traffic:
@@ -97,7 +97,7 @@ def test_a_switch_that_is_not_there_is_named(sdn: SdnRun) -> None:
 
 
 def test_a_switch_that_hangs_holds_up_no_other(sdn: SdnRun) -> None:
-    """It takes the connection and says nothing: that is told, and what is deleted elsewhere is back in time."""
+    """It accepts the connection and is silent: that is reported, and flows deleted elsewhere are back in time."""
     lab = record.load(sdn.name)
     mute = record.Switch(name="sw9")
     lab.switches.append(mute)
@@ -151,7 +151,7 @@ def test_a_flow_that_the_switch_refuses_is_named(sdn: SdnRun) -> None:
 
 @pytest.mark.skipif(bool(frr_router.missing()), reason="needs FRR and openssh-server: apt install them")
 def test_an_underlay_of_a_router_carries_containers(tmp_path: Path) -> None:
-    """The controller tells FRR where prefixes are, and packets go by it; the switch has no flow of ours for that."""
+    """The controller gives FRR the routes to prefixes, and packets follow them; the switch needs no flow for that."""
     mac = "02:00:00:00:00:fe"
     sdn = SdnRun()
     for path in (tmp_path, *list(tmp_path.parents)[:2]):

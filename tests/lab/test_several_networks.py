@@ -127,7 +127,7 @@ def several() -> Iterator[LabRun]:
 
 
 def test_a_reply_leaves_by_the_interface_whose_address_it_bears(several: LabRun) -> None:
-    """Who is in demo alone is answered from the web address of a container in both networks, and the reverse."""
+    """A container only in demo gets an answer from the web address of a container in both networks, and the reverse."""
     lab = several
     lab.exec("h1", "linkspan network allow demo web")
     lab.exec("h1", "linkspan network allow web demo")
@@ -143,7 +143,7 @@ def test_a_reply_leaves_by_the_interface_whose_address_it_bears(several: LabRun)
 
 
 def test_the_first_of_three_is_detached_and_attached_again(several: LabRun) -> None:
-    """The default route moves to the second network, every network goes on, and rules and tables are as should be."""
+    """The default route moves to the second network, every network continues, and rules and tables are as should be."""
     lab = several
     ends = {name: lab.json("attach", "h1", "three", f"--network {name}") for name in ("demo", "web", "data")}
     peers = {name: lab.json("attach", "h1", f"peer-{name}", f"--network {name}") for name in ends}
@@ -171,7 +171,7 @@ def test_the_first_of_three_is_detached_and_attached_again(several: LabRun) -> N
 
 
 def test_families_that_networks_share_only_in_part(several: LabRun) -> None:
-    """A network of IPv4 alone and one of IPv6 alone each have the default route of their family."""
+    """An IPv4-only network and an IPv6-only network each have the default route of their family."""
     lab = several
     lab.exec("h1", "linkspan network create six --pool fd47::/48 --subnet-len 64 --backend vxlan")
     lab.json("attach", "h1", "mixed", "--network demo")
@@ -223,7 +223,7 @@ def test_published_ports_follow_the_default_route(several: LabRun) -> None:
         taken = lab.run(
             "exec", "h1", "--", f"linkspan attach {name} --id pub --publish 8080:81 --network data", code=1
         )
-        assert "8080/tcp is held by endpoint pub" in taken.stderr
+        assert "8080/tcp is in use by endpoint pub" in taken.stderr
         lab.exec("h1", "linkspan detach --id pub")
     finally:
         subprocess.run(["ip", "netns", "del", f"{lab.name}-pub"], check=True)
@@ -284,7 +284,7 @@ def test_a_network_reaches_another_one_across_hosts_where_it_is_allowed(several:
 
 
 def test_uninstall_leaves_no_rule_in_a_container(lab: LabRun) -> None:
-    """Rules do not go with a link, as routes do: they are taken away by name."""
+    """Rules do not go with a link, as routes do: they are removed by name."""
     lab.run("up", "--hosts 1 --backend bridge")
     lab.exec("h1", f"linkspan network create web --pool {POOLS['web']}")
     lab.run("attach", "h1", "c1", "--network web")

@@ -74,7 +74,7 @@ def test_an_identity_s_address_moves_over_hosts(cluster: ClusterRun) -> None:
 
 
 def test_a_store_that_is_away_past_every_timeout_costs_no_ping(cluster: ClusterRun) -> None:
-    """Etcd hangs for longer than liveness lasts: no route goes; what was detached meanwhile is released after."""
+    """Etcd hangs for longer than liveness lasts: no route goes; addresses detached meanwhile are released after it."""
     cluster.create("exact", "10.90.0.0/16", ipam="exact")
     cluster.run("attach", "h1", "e1", "--network exact --ip 10.90.7.7")
     until(lambda: cluster.pings("h3", "10.90.7.7"), "h3 reaches it", 5 * SHARED)
@@ -125,7 +125,7 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     assert cut - 10 < hosts["h2"]["last_seen"] < cut + 10
     assert "unknown, last seen" in cluster.exec("h1", "linkspan host list")
     told = json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))
-    assert any(one["check"] == "hosts" and "h2, h3 live is not known" in one["detail"] for one in told)
+    assert any(one["check"] == "hosts" and "liveness of h2, h3 is unknown" in one["detail"] for one in told)
     until(lambda: cluster.host("h1", "h2")["state"] == "silent", "the others miss h1")
     seen = cluster.host("h1", "h2")["last_seen"]
     assert cut - 10 < seen < cut + 10
@@ -169,7 +169,7 @@ def _waits(cluster: ClusterRun) -> bool:
 
 
 def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun, tmp_path: Path) -> None:
-    """h1 claimed it, a backup from before came back, h2 claimed it too: h1 has it, containers go on, all say so."""
+    """h1 claimed it, a backup from before came back, h2 claimed it too: h1 has it, containers continue, all say so."""
     lab, backup = record.load(cluster.name), tmp_path / "backup"
     for host in HOSTS:
         cluster.call("h1", "PATCH", f"/v1/hosts/{host}", {"drained": "1"})
@@ -247,7 +247,7 @@ def test_a_silent_host_withdraws_and_its_block_is_reclaimed(cluster: ClusterRun)
 
 
 def test_a_restore_that_forgets_a_pool_takes_no_container_of_it(cluster: ClusterRun, tmp_path: Path) -> None:
-    """The network is as it was in the backup; what has an address of the pool added since goes on, and is said."""
+    """The network is as in the backup; a container with an address of the later pool continues, and is reported."""
     backup, more = tmp_path / "backup", {"add_pools": ["10.91.0.0/26"]}
 
     def pools(at: str) -> list[str]:

@@ -41,7 +41,7 @@ with socket.create_connection((sys.argv[1], 8000), timeout=0.5) as one:
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a trace said while c2 did not answer; ``told`` is None where the fault stopped nothing.
+    """A trace made while c2 did not answer; ``told`` is None if the fault stopped nothing.
 
     ``live`` is the verdict of a trace that sends a packet.
     """
@@ -170,7 +170,7 @@ def battery(request: pytest.FixtureRequest) -> Iterator[Battery]:
 def test_what_does_not_arrive_is_never_called_reachable(battery: Battery) -> None:
     """A trace finds each fault that stops a packet, nine of ten at their hops; with a packet of its own it finds all.
 
-    Afterwards all is well again.
+    Afterwards everything is ok again.
     """
     assert {battery.traced(method)["verdict"] for method in ("GET", "POST")} == {"reachable"}, battery.traced()
     found = [battery.tried(fault) for fault in trace_faults.of(battery.backend)]
@@ -189,7 +189,7 @@ def test_what_does_not_arrive_is_never_called_reachable(battery: Battery) -> Non
 
 
 def test_what_arrives_is_not_called_broken(battery: Battery) -> None:
-    """Where the walk does not know, it says so, and a packet shows that it arrives."""
+    """If the walk does not know, it says so, and a packet shows that it arrives."""
     said = {}
     for fault in trace_faults.of(battery.backend, trace_faults.HARMLESS):
         with battery.made(fault):

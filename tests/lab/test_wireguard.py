@@ -44,7 +44,7 @@ def _clean(capture: Capture) -> None:
 
 
 def test_nothing_is_in_clear_from_the_first_packet_on(cluster: SecretRun) -> None:
-    """A network comes to be while its first containers ping, by TCP, UDP and ping, of all sizes; then it is deleted."""
+    """A network is created while its first containers ping, by TCP, UDP and ping, of all sizes; then it is deleted."""
     with cluster.capture() as capture:
         cluster.create("fresh", "10.247.0.0/16", backend="wireguard")
         cluster.run("attach", "h1", "f1", "--network fresh")
@@ -99,7 +99,7 @@ def test_wireguard_go_is_killed(cluster: SecretRun) -> None:
 
 
 def test_wireguard_go_and_agent_are_killed(cluster: SecretRun) -> None:
-    """Nobody is there to mend, and nothing leaves in clear; the agent's next start brings all back in time."""
+    """Nobody is there to repair, and nothing leaves in clear; the agent's next start brings all back in time."""
     with cluster.capture() as capture, cluster.pinged("c1", "c2"), cluster.pinged("c2", "c1"):
         cluster.fails("h2", "agent-kill")
         cluster.fails("h2", "helper-kill")
@@ -111,7 +111,7 @@ def test_wireguard_go_and_agent_are_killed(cluster: SecretRun) -> None:
 
 
 def test_routes_or_rules_alone_keep_all_in(cluster: SecretRun) -> None:
-    """Without agent and device one of the two is enough: the unreachable routes, or the rule where others lead out."""
+    """Without agent and device either is enough: the unreachable routes, or the rule if other routes lead out."""
     out = "route replace default via 192.0.2.1"
     target = cluster.address("c1")
     with cluster.capture() as capture, cluster.pinged("c2", "c1"):
@@ -142,7 +142,7 @@ def _link(cluster: SecretRun, host: str) -> str:
 
 
 def test_forged_sources_wrong_keys_and_replays_get_nothing_through(cluster: SecretRun) -> None:
-    """A host that sends as another's container, one whose key nobody knows, and who sends again what it has heard."""
+    """A host that sends with a foreign source, one with an unknown key, and one that replays captured packets."""
     echoes = Echoes(f"{cluster.name}-c1")
     target, mine, theirs = (cluster.address(name) for name in ("c1", "c3", "c2"))
     until(lambda: cluster.pings("c3", target), "c3 reaches c1")
@@ -189,7 +189,7 @@ def test_a_peer_that_was_changed_by_hand_is_healed_but_may_roam(cluster: SecretR
 
 
 def test_a_key_file_that_is_no_good_is_named(cluster: SecretRun) -> None:
-    """Others may read it, it is another's, it is too short, or it is not there: what stands goes on, and is named."""
+    """Others may read it, another user owns it, it is too short, or missing: peers continue, and the file is named."""
     file = cluster.folder / "h3/state/wireguard/private.key"
     text = file.read_text()
 
@@ -198,15 +198,15 @@ def test_a_key_file_that_is_no_good_is_named(cluster: SecretRun) -> None:
         assert cluster.pings("c3", cluster.address("c1"))
 
     file.chmod(0o640)
-    tried("not root's alone")
+    tried("must belong to root")
     file.chmod(0o600)
     os.chown(file, 65534, -1)
-    tried("not root's alone")
+    tried("must belong to root")
     os.chown(file, 0, -1)
     file.write_text("c2hvcnQ=\n")
-    tried("has not the length")
+    tried("its length is wrong")
     kept = file.rename(file.with_name("kept"))
-    tried("has not the private key")
+    tried("does not have the private key")
     kept.rename(file)
     file.write_text(text)
     cluster.restarted("h3")
@@ -215,22 +215,22 @@ def test_a_key_file_that_is_no_good_is_named(cluster: SecretRun) -> None:
 
 
 def test_two_hosts_with_one_key_are_named_on_both(cluster: SecretRun) -> None:
-    """As after a state folder was copied; another key for one of them mends it."""
+    """As after a state folder was copied; another key for one of them repairs it."""
     one, other = (cluster.folder / host / "state/wireguard/private.key" for host in ("h1", "h3"))
     cluster.fails("h3", "agent-kill")
     other.write_text(one.read_text())
     cluster.mended("h3")
     for host in HOSTS:
-        cluster.told(host, "hosts h1 and h3 have one WireGuard key", "rotate-keys")
+        cluster.told(host, "hosts h1 and h3 have the same WireGuard key", "rotate-keys")
     cluster.rotated("h3")
     for host in HOSTS:
-        until(lambda host=host: "one WireGuard key" not in cluster.not_well(host), f"{host} is well")
+        until(lambda host=host: "the same WireGuard key" not in cluster.not_well(host), f"{host} is well")
     until(lambda: cluster.pings("c3", cluster.address("c1")), "c3 reaches c1")
     cluster.clean()
 
 
 def test_a_port_that_another_holds_is_named_with_its_holder(cluster: SecretRun) -> None:
-    """The setting is taken back, and all is well."""
+    """The setting is taken back, and everything is ok."""
     with sockets.inside(f"{cluster.name}-h3"):
         holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with holder:
@@ -243,7 +243,7 @@ def test_a_port_that_another_holds_is_named_with_its_holder(cluster: SecretRun) 
 
 
 def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> None:
-    """With the same file on all hosts packets pass; no plan, log or status has what is in it, nor a private key."""
+    """With the same file on all hosts packets pass; no plan, log or status has its content, nor a private key."""
     shared = subprocess.run(["wg", "genpsk"], capture_output=True, text=True, check=True).stdout
     file = tmp_path / "shared.key"
     file.write_text(shared)
@@ -269,7 +269,7 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     for mode, owner in ((0o640, 0), (0o600, 65534)):  # while the agent runs, as with a host's own key
         file.chmod(mode)
         os.chown(file, owner, -1)
-        cluster.told("h1", f"{file} is not root's alone", f"chmod 600 {file}")
+        cluster.told("h1", f"{file} must belong to root", f"chmod 600 {file}")
         file.chmod(0o600)
         os.chown(file, 0, -1)
         until(lambda: str(file) not in cluster.not_well("h1"), "the file is root's alone again")

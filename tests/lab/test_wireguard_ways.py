@@ -72,14 +72,14 @@ def test_a_network_is_sealed_at_the_end_of_its_migration_and_unsealed_at_the_sta
 
 
 def test_two_hosts_behind_nats_reach_each_other_through_a_third(behind: ClusterRun) -> None:
-    """And the trace says so; where they are seen is not healed."""
+    """And the trace says so; the endpoints at which they are seen are not repaired."""
     assert behind.json("test")["failed"] == []
     found: dict[str, Any] = behind.call("h2", "GET", "/v1/trace?source=c2&target=c3")
     assert found["reachable"]
     assert list(dict.fromkeys(hop["host"] for hop in found["hops"])) == ["h2", "h1", "h3"]
     detail = next(hop["detail"] for hop in found["hops"] if hop["action"] == "encrypted")
     assert "for h1" in detail
-    assert "goes on to h3" in detail
+    assert "forwards it to h3" in detail
     for host in HOSTS:
         until(
             lambda host=host: behind.call(host, "GET", "/v1/diff") == {"put": [], "delete": []},
@@ -88,7 +88,7 @@ def test_two_hosts_behind_nats_reach_each_other_through_a_third(behind: ClusterR
 
 
 def test_a_host_behind_a_nat_comes_back_after_its_relay_began_anew(behind: ClusterRun) -> None:
-    """The relay's wireguard-go forgot where they are, and its host did not."""
+    """The relay's wireguard-go forgot the hosts' endpoints; the hosts did not forget the relay's."""
     behind.run("break", "h1", "helper-kill")
     until(lambda: behind.pings("c2", behind.address("c3")), "c2 reaches c3 again")
 

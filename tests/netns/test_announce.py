@@ -15,7 +15,7 @@ NEW = "02:00:00:00:00:77"
 def test_a_neighbour_that_knew_the_old_owner_learns_the_new_one(
     machine: str, container: str, address: str
 ) -> None:
-    """The neighbour entry of an address that is used anew is overwritten at once."""
+    """The neighbour entry of an address that is given again is overwritten at once."""
     joined(container, "c0", 1)
     run("ip", "neigh", "replace", address, "lladdr", "02:00:00:00:00:01", "dev", "c0", "nud", "stale")
     with inside(container):

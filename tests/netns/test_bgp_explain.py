@@ -157,7 +157,7 @@ def change(pair: Pair, **fields: object) -> None:
 
 
 def test_session_that_is_up_needs_no_reason(pair: Pair) -> None:
-    """Of an established session nothing is said to be wrong, whatever it was before."""
+    """An established session has no reason, whatever its state was before."""
     pair.ours()
     pair.told("TCP refused")
     pair.peer("frr")
@@ -166,7 +166,7 @@ def test_session_that_is_up_needs_no_reason(pair: Pair) -> None:
 
 
 def test_refused_by_a_host_without_a_speaker(pair: Pair) -> None:
-    """Where nobody listens on 179 the reason is TCP's refusal, with the address and the port."""
+    """If nobody listens on 179 the reason is TCP's refusal, with the address and the port."""
     pair.ours()
     why = pair.told("TCP refused", "192.0.2.2 port 179")
     assert "running" in why.fix
@@ -180,7 +180,7 @@ def test_no_route(pair: Pair) -> None:
 
 
 def test_peer_behind_a_router_needs_multihop(pair: Pair) -> None:
-    """A peer that a route leads to by a router, and that is set without multihop, is told from one without a route."""
+    """A peer behind a router, set without multihop, gets another reason than one without a route."""
     pair.world.sh("host", "ip route add 203.0.113.0/24 via 192.0.2.2")
     change(pair, address="203.0.113.9")
     pair.ours()
@@ -188,7 +188,7 @@ def test_peer_behind_a_router_needs_multihop(pair: Pair) -> None:
 
 
 def test_nobody_on_the_link(pair: Pair) -> None:
-    """An address of the link that nobody has is told by the missing ARP answer."""
+    """An address of the link that nobody has is reported by the missing ARP answer."""
     change(pair, address="192.0.2.77")
     pair.ours()
     pair.told("nobody answers for 192.0.2.77 on eth0")
@@ -203,7 +203,7 @@ def test_session_by_ipv6(pair: Pair, last: str, words: str) -> None:
 
 
 def test_filtered(pair: Pair) -> None:
-    """A peer that answers pings, and whose port 179 is dropped by a firewall, is said to be filtered."""
+    """A peer that answers pings, while a firewall drops its port 179, is reported as filtered."""
     pair.world.sh(
         "peer",
         "nft 'add table inet x; add chain inet x i { type filter hook input priority 0; };"
@@ -226,7 +226,7 @@ def test_as_number_that_we_do_not_expect(pair: Pair, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bird", "frr"])
 def test_as_number_that_the_peer_does_not_expect(pair: Pair, kind: str) -> None:
-    """Where the peer refuses this host's AS number, the reason says that it does."""
+    """If the peer refuses this host's AS number, the reason says so."""
     pair.peer(kind, remote=64999)
     pair.ours()
     pair.told("AS number mismatch", "peer expects another AS number than 64512")
@@ -240,11 +240,11 @@ def with_password(pair: Pair, folder: Path) -> None:
 
 
 def test_other_password(pair: Pair, tmp_path: Path) -> None:
-    """Two passwords that differ are told by the signatures that the kernel refused, and none is shown."""
+    """Two passwords that differ are reported by the signatures that the kernel refused, and none is shown."""
     pair.peer("frr", more="neighbor 192.0.2.1 password two")
     with_password(pair, tmp_path)
     why = pair.told("password mismatch", str(tmp_path / "password"), "TCPMD5Failure")
-    assert "same one" in why.fix
+    assert "same password" in why.fix
     assert "two" not in why.reason.split()
 
 
@@ -252,18 +252,18 @@ def test_password_that_the_peer_lacks(pair: Pair, tmp_path: Path) -> None:
     """A peer without a password takes plain connections, which says that it is the one without."""
     pair.peer("frr")
     with_password(pair, tmp_path)
-    pair.told("password mismatch", "takes connections without a password")
+    pair.told("password mismatch", "accepts connections without a password")
 
 
 def test_password_that_we_lack(pair: Pair) -> None:
-    """A peer that signs, where no password is set here, is told from a firewall."""
+    """A peer that signs, without a password here, is distinguished from a firewall."""
     pair.peer("frr", more="neighbor 192.0.2.1 password two")
     pair.ours()
     assert "password-file" in pair.told("password mismatch", "none is set here").fix
 
 
 def test_hold_timer(pair: Pair) -> None:
-    """A session that fell silent is said to have lost its hold timer, and that nothing answers now."""
+    """A session that fell silent is reported with its hold timer, and that nothing answers now."""
     change(pair, hold=3)
     pair.peer("bird")
     pair.ours()
@@ -306,14 +306,14 @@ def test_source_address_of_which_a_passive_peer_knows_nothing(pair: Pair) -> Non
 
 @pytest.mark.parametrize("kind", ["bird", "frr"])
 def test_no_address_family_in_common(pair: Pair, kind: str) -> None:
-    """A peer with IPv6 alone, where we have IPv4 alone, is refused for its capabilities, and that is said."""
+    """A peer has only IPv6 and we only IPv4: the session fails for its capabilities, and that is the reason."""
     pair.peer(kind, family="ipv6")
     pair.ours()
     assert "unicast" in pair.told("no address family in common", "capability").fix
 
 
 def test_port_held_by_another_speaker(pair: Pair) -> None:
-    """Where another speaker of this host has port 179, it is named with its pid."""
+    """If another speaker of this host has port 179, the reason names it with its pid."""
     other = Frr(pair.world.named("host"), "router bgp 65000\n bgp router-id 198.51.100.1\n", kernel=False)
     pair._start(other)
     pair.ours()
@@ -332,24 +332,24 @@ def test_session_shut_down_by_the_peer(pair: Pair) -> None:
 
 
 def test_disabled_here(pair: Pair) -> None:
-    """A session that somebody disabled in our BIRD is said to be that."""
+    """A session that somebody disabled in our BIRD is reported as disabled."""
     pair.ours()
     pair.bird.ask("disable", "peer_tor")
     pair.told("disabled in BIRD")
 
 
 def test_ttl_security_on_one_side(pair: Pair) -> None:
-    """A connection that stands while the peer's OPEN is dropped for its TTL leads to TTL security."""
+    """A TCP connection is up while the peer's OPEN is dropped for its TTL: the reason is TTL security."""
     change(pair, ttl_security=True)
     pair.peer("bird", more="passive;")
     pair.ours()
     why = pair.told("TCP")  # BIRD 2 waits long for an OPEN, BIRD 3 lets its hold timer run out
-    assert "does not come" in why.reason or "hold timer" in why.reason
+    assert "does not answer" in why.reason or "hold timer" in why.reason
     assert "ttl-security" in why.fix
 
 
 def test_speaker_that_does_not_run(pair: Pair) -> None:
-    """Where our BIRD is down the reason is that, and asking it ends at once."""
+    """If our BIRD is down the reason says so, and the request ends at once."""
     pair.ours()
     pair.bird.kill()
     with pytest.raises(Exception, match=r"does not answer"):

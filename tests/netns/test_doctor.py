@@ -123,7 +123,7 @@ def test_what_is_wrong_with_the_host_is_found(
 
 
 def test_what_keeps_the_underlay_from_its_neighbours_is_found(patient: Patient) -> None:
-    """By the families of its own addresses, whatever those of the networks are."""
+    """By the families of the host's own addresses, whatever the families of the networks."""
     patient.world.sh("h", "ip link add up0 type veth peer name up1")
     patient.world.sh("h", "ip link add mv0 link up0 type macvlan mode passthru")
     patient.around = msgspec.structs.replace(patient.around, underlay=Underlay("up0", ("192.0.2.1/24",)))
@@ -135,7 +135,7 @@ def test_what_keeps_the_underlay_from_its_neighbours_is_found(patient: Patient) 
 
 
 def test_a_pool_that_is_accepted_in_anothers_chain_is_well(patient: Patient) -> None:
-    """DROP as policy is no fault where rules let the pool through, both ways."""
+    """DROP as policy is no fault if rules let the pool through, both ways."""
     pool = "10.77.0.0/24"
     patient.world.sh("h", f"iptables -P FORWARD DROP; iptables -I FORWARD -s {pool} -j ACCEPT")
     assert patient.checks()[f"iptables FORWARD {pool}"].status == "fail"
@@ -144,7 +144,7 @@ def test_a_pool_that_is_accepted_in_anothers_chain_is_well(patient: Patient) -> 
 
 
 def test_the_fix_for_anothers_nft_chain_lets_the_pool_through(patient: Patient) -> None:
-    """Typed as it is told, and for a host without networks the chain is named before one is made."""
+    """Typed as shown, and for a host without networks the chain is named before one is made."""
     table = "add table inet mine; add chain inet mine way { type filter hook forward priority 0; policy drop; }"
     patient.world.sh("h", f"nft '{table}'")
     for pool in ("10.77.0.0/24", "fd77::/64"):
@@ -167,7 +167,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("command", "rule"), FOREIGN)
 def test_the_fix_for_anothers_iptables_rule_removes_that_rule_alone(patient: Patient, command: str, rule: str) -> None:
-    """Typed as it is told: linkspan's own rules are there already, and the agent puts nothing back."""
+    """Typed as shown: linkspan's own rules are there already, and the agent puts nothing back."""
     pool, other = ("fd77::/64", "2001:db8:9::/64") if command.startswith("ip6") else ("10.77.0.0/24", "203.0.113.0/24")
     table, chain, spec = rule.format(pool=pool).split(" ", 2)
     patient.world.sh(
@@ -207,7 +207,7 @@ def conf(folder: Path, name: str, plugin: str) -> None:
 
 
 def test_the_order_of_cni_configurations_and_the_plugin_are_checked(patient: Patient) -> None:
-    """Missing plugin, one that cannot be executed, one that others come before; then all is well."""
+    """Missing plugin, one that cannot be executed, one that others come before; then everything is ok."""
     root = patient.around.root
     assert patient.checks()["CNI configuration"].status == "skip"
     conf(root / "etc/cni/net.d", "20-linkspan.conflist", "linkspan")
@@ -226,7 +226,7 @@ def test_the_order_of_cni_configurations_and_the_plugin_are_checked(patient: Pat
 
 
 def test_networkd_that_would_remove_our_routes_is_found(patient: Patient) -> None:
-    """It counts only where it runs, and its drop-in settles it."""
+    """It counts only if it runs, and its drop-in file solves it."""
     root = patient.around.root
     assert patient.checks()["systemd-networkd"].status == "ok"
     (root / "run/systemd/netif").mkdir(parents=True)

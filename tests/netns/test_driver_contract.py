@@ -7,5 +7,5 @@ from support import driver_contract
 
 
 def test_the_kernel_s_drivers_hold_the_contract(host: Machine) -> None:
-    """Puts and deletes can be repeated, and what is on a link goes with it."""
+    """Puts and deletes can be repeated, and deleting a link deletes what is on it."""
     driver_contract.holds(host.reconciler)

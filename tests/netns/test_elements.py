@@ -31,7 +31,7 @@ ELEMENTS = (
 
 @pytest.fixture
 def firewall() -> Iterator[tuple[str, FirewallDriver]]:
-    """A host's namespace with the skeleton in it, and the driver inside."""
+    """Return the driver inside a host's namespace with the skeleton."""
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()
         assert driver.apply(list(skeleton(Facts(), kinds())), ()) == {}
@@ -43,7 +43,7 @@ def firewall() -> Iterator[tuple[str, FirewallDriver]]:
 
 @pytest.mark.parametrize("wanted", ELEMENTS, ids=lambda e: e.set)
 def test_an_element_is_observed_as_it_was_put(firewall: tuple[str, FirewallDriver], wanted: NftElement) -> None:
-    """Every type of part is packed so that nft lists the element as the state has it; a second put is no error."""
+    """Every type of part is packed so that nft lists the element as in the state; a second put succeeds."""
     _, driver = firewall
     assert driver.apply([wanted], ()) == {}
     assert driver.apply([wanted], ()) == {}
@@ -53,7 +53,7 @@ def test_an_element_is_observed_as_it_was_put(firewall: tuple[str, FirewallDrive
 
 
 def test_a_delete_of_what_is_gone_is_done(firewall: tuple[str, FirewallDriver]) -> None:
-    """Two elements of which one is gone already: the other goes, and there is no error."""
+    """One of two elements is gone already: the other is deleted, and the delete succeeds."""
     _, driver = firewall
     assert driver.apply(ELEMENTS[:1], ()) == {}
     assert driver.apply((), ELEMENTS[:2]) == {}
@@ -70,7 +70,7 @@ def test_changed_data_replaces_the_element(firewall: tuple[str, FirewallDriver])
 
 
 def test_an_element_of_a_table_that_is_gone_is_an_error_that_names_it(firewall: tuple[str, FirewallDriver]) -> None:
-    """After `nft flush ruleset` the put fails with the element's name, for the next pass to mend."""
+    """After `nft flush ruleset` the put fails with the element's name, for the next pass to repair."""
     netns, driver = firewall
     run("nft", "flush", "ruleset", netns=netns)
     (error,) = driver.apply([ELEMENTS[0]], ()).values()
@@ -81,7 +81,7 @@ def test_an_element_of_a_table_that_is_gone_is_an_error_that_names_it(firewall: 
 def test_a_table_that_somebody_deletes_meanwhile_is_not_there(
     firewall: tuple[str, FirewallDriver], monkeypatch: pytest.MonkeyPatch, listing: str
 ) -> None:
-    """A table may go between two questions to the kernel: what it held is missing then, and that is no error."""
+    """A table may go between two questions to the kernel: its objects are then missing, without an error."""
     netns, driver = firewall
     list_it = getattr(Nft, listing)
 

@@ -13,7 +13,7 @@ from support.polling import until
 
 
 def test_forwarding_is_what_it_was_before_ours(spaces: Namespaces, tmp_path: Path) -> None:
-    """What linkspan turned on does not count, what a user turned on does."""
+    """Forwarding that linkspan enabled does not count; what a user enabled does."""
     sysctls = SysctlDriver(spaces, tmp_path / "m")
     assert observe_facts(sysctls).forwarding == frozenset()
     sysctls.apply([Sysctl("net/ipv4/ip_forward", "1")], [])

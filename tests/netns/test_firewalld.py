@@ -41,7 +41,7 @@ def trusted() -> set[str]:
 def test_pools_are_trusted_observed_and_taken_away(
     driver: FirewalldDriver, spaces: Namespaces, tmp_path: Path
 ) -> None:
-    """A user's own sources stay, and the next agent knows what is ours."""
+    """A user's own sources stay, and the next agent recognizes linkspan's."""
     firewall_cmd("--zone=trusted", "--add-source=198.51.100.0/24")
     firewall_cmd("--zone=trusted", "--add-source=02:00:00:00:00:01")
     before = trusted()
@@ -77,7 +77,7 @@ def test_a_source_that_the_user_trusts_already_is_used_and_left(driver: Firewall
 
 
 def test_a_source_of_another_zone_is_a_conflict_that_names_the_zone(driver: FirewalldDriver) -> None:
-    """The other pool is trusted all the same."""
+    """The other pool is still trusted."""
     firewall_cmd("--zone=work", "--add-source=10.99.1.0/24")
     errors = driver.apply(POOLS, [])
     assert list(errors) == [POOLS[0].key]
@@ -111,7 +111,7 @@ def test_forwarded_traffic_needs_the_trusted_source(
 def test_a_published_port_is_reached_through_firewalld(
     container: str, outside: str, driver: FirewalldDriver, family: str, to: str, at: str
 ) -> None:
-    """What a table of ours translates passes: firewalld accepts translated connections, we trust the way back."""
+    """Packets translated by our table pass: firewalld accepts translated connections, and we trust the way back."""
     joined(container, "c0", 1)
     joined(outside, "o0", 2)
     driver.apply(POOLS, [])
@@ -139,7 +139,7 @@ def test_a_published_port_is_reached_through_firewalld(
 def test_it_runs_only_where_its_table_and_its_name_are(
     daemon: subprocess.Popen[bytes], spaces: Namespaces, tmp_path: Path
 ) -> None:
-    """A bus shared with another namespace is no sign, nor is a table that was left behind."""
+    """A bus shared with another namespace is no sign, nor is a leftover table."""
     sysctls = SysctlDriver(spaces, tmp_path / "s")
     assert running()
     assert observe_facts(sysctls).firewalld

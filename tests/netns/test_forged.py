@@ -52,7 +52,7 @@ def test_forged_vxlan_gets_nothing_through(trio: Cluster) -> None:
 
 
 def test_forged_ipip_gets_nothing_through(trio: Cluster) -> None:
-    """The outer source must be a peer's and the inner one that same peer's; what is not is counted."""
+    """The outer source must be a peer's, and the inner one that same peer's; other packets are dropped and counted."""
     demo = network("demo", 77, "ipip")
     trio.joined([demo])
     table = trio.hosts[1].machine.tunnel_table.path
@@ -76,7 +76,7 @@ def test_forged_ipip_gets_nothing_through(trio: Cluster) -> None:
 
 @pytest.mark.parametrize("backend", ["host-gw", "vxlan", "ipip"])
 def test_a_pools_source_from_the_wire_needs_a_route_of_that_kind(trio: Cluster, backend: str) -> None:
-    """Plain packets with a pool's source come in only where the network sends that host's block plainly."""
+    """Plain packets with a pool's source come in only if the network sends to that host's block without a tunnel."""
     demo = network("demo", 77, backend, (4,), **({"vni": "100"} if backend == "vxlan" else {}))
     trio.joined([demo])
     listener = Listener(trio)

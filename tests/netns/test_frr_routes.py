@@ -61,7 +61,7 @@ def _put(engine: Reconciler, states: list[RouterRoute]) -> set[State]:
 
 
 def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
-    """The kernel has them; a prefix that moves leads to its new host alone; an operator's own route is left."""
+    """The kernel has them; a prefix that moves leads only to its new host; an operator's own route stays."""
     router.vtysh("configure terminal", "ip route 203.0.113.0/24 192.0.2.9", "ip route 203.0.113.128/25 192.0.2.9 tag 7")
     engine = _engine(router)
     with inside(router.name):
@@ -79,7 +79,7 @@ def test_routes_come_change_and_go_and_others_stay(router: FrrRouter) -> None:
 
 
 def test_what_an_operator_takes_away_is_put_back(router: FrrRouter) -> None:
-    """And a router that starts anew, with none, gets all; here the controller runs on the router itself."""
+    """And a router that starts again, with none, gets all; here the controller runs on the router itself."""
     engine = _engine(router, f"vtysh:{router.folder}/run")
     _put(engine, WANTED)
     router.vtysh("configure terminal", "no ip route 10.244.1.0/24 192.0.2.1")
@@ -94,7 +94,7 @@ def test_what_an_operator_takes_away_is_put_back(router: FrrRouter) -> None:
 
 
 def test_a_router_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """With its address, and what may be done; an address that is none is refused."""
+    """With its address, and a fix; an invalid address is refused."""
     nobody = FrrDriver("r9", "ssh:root@127.0.0.1:1", {})
     assert "router r9 at ssh:root@127.0.0.1:1" in nobody.probe().why_not
     with pytest.raises(Unavailable, match="router r8 at vtysh:"):

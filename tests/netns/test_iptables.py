@@ -89,7 +89,7 @@ def test_traffic_of_the_pool_passes_a_forward_policy_of_drop(
 
 @FAMILIES
 def test_half_a_pair_is_observed_as_such_and_put_or_taken_away(machine: str, family: int) -> None:
-    """A rule deleted by hand: a put completes the pair, and where it is not wanted the rest goes."""
+    """A rule deleted by hand: a put completes the pair, and a delete removes the rest."""
     tool = command(family, "nft")
     like_docker(tool)
     driver = IptablesDriver()
@@ -139,7 +139,7 @@ def test_no_table_is_made_by_looking_or_by_a_put(machine: str, spaces: Namespace
 
 
 def test_others_rules_with_odd_comments_do_no_harm(machine: str) -> None:
-    """Quotes, blanks and a name like ours in somebody's comment."""
+    """Quotes, blanks and a name like ours in a foreign comment."""
     tool = command(4, "nft")
     for comment in ('it\'s "mine"', "linkspan: not a pool", "'", "a b"):
         run(tool, "-A", "FORWARD", "-m", "comment", "--comment", comment, "-j", "ACCEPT")
@@ -173,7 +173,7 @@ def test_a_pool_of_several_is_told_from_the_others(machine: str) -> None:
 def test_facts_name_the_chain_that_decides(
     machine: str, spaces: Namespaces, tmp_path: Path, family: int, variant: str
 ) -> None:
-    """Nothing for an empty FORWARD, FORWARD for rules or DROP in it, DOCKER-USER where it is called."""
+    """Nothing for an empty FORWARD, FORWARD for rules or DROP in it, DOCKER-USER if it is called."""
     tool = command(family, variant)
     sysctls = SysctlDriver(spaces, tmp_path / "m")
 
@@ -202,7 +202,7 @@ def _example(family: int) -> str:
 def test_a_machine_without_the_command_has_nothing_to_observe(
     machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where iptables is not installed, native tables named filter do no harm."""
+    """If iptables is not installed, native tables named filter do no harm."""
     needs("nft")
     nft = shutil.which("nft")
     run(str(nft), "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; }")

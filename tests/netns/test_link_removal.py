@@ -12,7 +12,7 @@ from linkspan.kernel.io.netlink import Sockets
 
 
 def test_a_deletion_that_is_not_answered_ends_in_an_error(machine: str) -> None:
-    """Nobody works here on what is to be deleted: each link is told, by its key and name."""
+    """The kernel never completes the deletions: each link is reported, by its key and name."""
     removal = Removal(threads=0)
     failed = removal.remove({17: (("Veth", "lsr1"), "lsr1"), 18: (("Veth", "lsr2"), "lsr2")}, 0.05)
     assert set(failed) == {("Veth", "lsr1"), ("Veth", "lsr2")}
@@ -31,7 +31,7 @@ def test_what_is_gone_already_is_removed(machine: str) -> None:
 
 
 def test_a_link_that_does_not_make_way_for_another_is_an_error_soon(machine: str) -> None:
-    """An attach may wait for it on the agent's loop; nobody works here on what is to be deleted."""
+    """An attach may wait for it on the agent's loop; the kernel never completes the deletion."""
     subprocess.run(["ip", "link", "add", "lsr1", "type", "veth", "peer", "name", "x"], check=True)
     subprocess.run(["ip", "link", "property", "add", "dev", "lsr1", "altname", "linkspan:1:eth9"], check=True)
     sockets = Sockets(Namespaces())

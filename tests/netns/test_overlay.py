@@ -58,7 +58,7 @@ def test_containers_of_two_hosts_reach_each_other(
 
 @pytest.mark.parametrize("demo", [VXLAN, network("demo", 77, "ipip")], ids=["vxlan", "ipip"])
 def test_a_packet_that_is_too_big_for_the_tunnel_is_answered(cluster: Make, demo: Network) -> None:
-    """A container whose link takes more than the tunnel is told the tunnel's MTU, and then knows it."""
+    """A container whose link has a larger MTU gets the tunnel's MTU by ICMP, and then uses it."""
     pair = cluster()
     pair.joined([demo])
     pair.world.sh("c1", "ip link set eth0 mtu 1500")
@@ -69,7 +69,7 @@ def test_a_packet_that_is_too_big_for_the_tunnel_is_answered(cluster: Make, demo
 
 
 def test_the_host_itself_reaches_remote_containers(cluster: Make) -> None:
-    """What the host sends bears its own address in the network, which peers take from the tunnel."""
+    """Packets from the host itself have its own address in the network, which peers accept from the tunnel."""
     pair = cluster()
     networks = [VXLAN, network("plain", 78, "host-gw", (4, 6)), network("wrapped", 79, "ipip")]
     pair.joined(networks)
@@ -136,7 +136,7 @@ def test_what_somebody_broke_is_mended_by_a_resync(cluster: Make, command: str) 
 
 
 def test_others_entries_are_not_touched(cluster: Make) -> None:
-    """A VXLAN of somebody else's, its entries, and neighbours of the underlay outlive all that linkspan does."""
+    """A foreign VXLAN, its entries, and neighbours of the underlay outlive everything that linkspan does."""
     pair = cluster(2, (4,))
     theirs = """ip link add vx9 type vxlan id 9 dstport 4799 local 192.0.2.1 && ip link set vx9 up
         bridge fdb replace 02:00:00:00:00:99 dev vx9 dst 192.0.2.99 self permanent
@@ -156,7 +156,7 @@ def test_others_entries_are_not_touched(cluster: Make) -> None:
 
 
 def test_a_new_port_replaces_the_device_and_keeps_the_peers(cluster: Make) -> None:
-    """What fell with the old device is put on the new one, at once and without a resync."""
+    """States lost with the old device are put on the new one, at once and without a resync."""
     pair = cluster(2, (4,))
     pair.joined([VXLAN])
     pair.joined([network("demo", 77, "vxlan", (4, 6), vni="100", port="4999")])
@@ -166,7 +166,7 @@ def test_a_new_port_replaces_the_device_and_keeps_the_peers(cluster: Make) -> No
 
 
 def test_a_link_of_another_with_the_name_is_a_conflict(cluster: Make) -> None:
-    """It is named, and left alone."""
+    """It is reported, and left alone."""
     pair = cluster(1, (4,))
     host = pair.hosts[0]
     pair.world.sh("h1", "ip link add lsx64 type bridge")

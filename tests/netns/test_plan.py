@@ -55,7 +55,7 @@ def test_typed_commands_connect_two_containers(world: World, routed: bool) -> No
 
 @pytest.mark.parametrize("routed", [False, True], ids=["bridge", "routed"])
 def test_typed_rules_let_a_container_use_its_second_network(world: World, routed: bool) -> None:
-    """It reaches the network, and is reached, and what bears an address leaves by this address's interface."""
+    """It reaches the network, and is reached, and what has an address leaves by this address's interface."""
     world.sh("h", typed(world, planned_twice(world, routed)))
     for target in ("10.78.0.3", "fd78::3", "10.77.0.1", "fd77::1"):
         assert world.reaches("a", target), target
@@ -108,7 +108,7 @@ def test_typing_the_commands_twice_is_an_error_only_where_the_object_must_be_new
 
 
 def test_a_namespace_without_a_name_is_entered_by_its_path(world: World) -> None:
-    """A container's namespace that ``ip netns`` does not know works as well, by /proc/PID/ns/net."""
+    """A container's namespace that ``ip netns`` does not list works as well, by /proc/PID/ns/net."""
     states = planned(world, routed=True)
     lines = [
         line

@@ -1,4 +1,4 @@
-"""A link of ours that somebody has renamed is noticed, and made anew by its own name: it would be there twice."""
+"""A link of ours that somebody has renamed is noticed, and made again by its own name: it would be there twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINKS = [
 
 @pytest.mark.parametrize("link", LINKS)
 def test_a_link_that_lost_its_alternative_name_gets_it_back(host: Machine, link: Vxlan | Ipip | Bridge) -> None:
-    """It stays the same link, so nothing on it is lost; and it is known as ours where it is to be removed."""
+    """It stays the same link, so nothing on it is lost; and linkspan recognizes it for removal."""
     driver = host.links if isinstance(link, Bridge) else host.tunnels
     found: list[State] = [link]
     assert driver.apply(found, []) == {}

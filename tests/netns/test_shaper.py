@@ -48,7 +48,7 @@ def test_both_ends_are_put_observed_and_lifted(
 
 @pytest.mark.parametrize("rate", [1000, 10 * MBIT, 10_000 * MBIT, 40_000 * MBIT])
 def test_an_agent_with_no_memory_sees_the_same(spaces: Namespaces, pair: int, rate: int) -> None:
-    """Where the burst is a multiple of the grain, at every rate at which it takes less than 274 s."""
+    """This holds for bursts that are multiples of the grain, at every rate at which they take less than 274 s."""
     wanted = TokenBucket("lsp0", rate, 256 * 1024)
     ShaperDriver(spaces).apply([wanted], [])
     assert list(ShaperDriver(spaces).observe(HOST)) == [wanted]
@@ -88,7 +88,7 @@ def test_traffic_is_held_to_the_rate(spaces: Namespaces, pair: int, container: s
 
 
 def test_another_rate_is_changed_in_place_and_drift_is_seen(spaces: Namespaces, pair: int) -> None:
-    """A bucket changed or taken away by hand is not like ours."""
+    """A bucket changed or removed by hand is not like ours."""
     driver = ShaperDriver(spaces)
     wanted = TokenBucket("lsp0", 10 * MBIT, 4096)
     driver.apply([TokenBucket("lsp0", MBIT, 4096)], [])
@@ -111,7 +111,7 @@ def test_another_rate_is_changed_in_place_and_drift_is_seen(spaces: Namespaces, 
 
 @pytest.mark.parametrize("handle", ["", "handle 1:"])
 def test_anothers_qdisc_is_seen_and_makes_way(spaces: Namespaces, pair: int, handle: str) -> None:
-    """It is taken away where no limit is wanted, and replaced where one is, whatever handle it has."""
+    """It is removed if no limit is wanted, and else replaced, whatever its handle."""
     driver = ShaperDriver(spaces)
     run(*f"tc qdisc add dev lsp0 root {handle} pfifo limit 1".split())
     foreign = [ForeignQdisc("lsp0", "pfifo")]

@@ -65,7 +65,7 @@ def test_an_address_that_the_host_does_not_have_is_refused_unless_it_may_come_la
     machine: str, protocol: str, address: str, family: int
 ) -> None:
     """The kernel's own switch for addresses that come later, ip_nonlocal_bind, is the way to ask for one."""
-    with pytest.raises(Invalid, match=f"at {address}: the host has no such address") as refused:
+    with pytest.raises(Invalid, match=f"at {address}: the host does not have this address") as refused:
         holder(protocol, address, 4711)
     setting = f"net.ipv{family}.ip_nonlocal_bind"
     assert f"sysctl -w {setting}=1" in refused.value.hint

@@ -15,7 +15,7 @@ FORWARD = "net/ipv4/ip_forward"
 
 
 def test_a_setting_is_put_observed_and_given_back(spaces: Namespaces, tmp_path: Path) -> None:
-    """What is put is observed, a second put writes nothing, and delete gives back what was there before."""
+    """A put is observed, a second put writes nothing, and delete restores the earlier value."""
     driver = SysctlDriver(spaces, tmp_path / "sysctl.json")
     wanted = Sysctl(FORWARD, "1")
     assert sysctl.read(FORWARD) == "0"
@@ -31,7 +31,7 @@ def test_a_setting_is_put_observed_and_given_back(spaces: Namespaces, tmp_path: 
 
 
 def test_an_agent_with_no_memory_knows_the_value_before_ours(spaces: Namespaces, tmp_path: Path) -> None:
-    """The next agent observes what the last one put, sees drift, and gives back the first value."""
+    """The next agent observes what the last one put, sees drift, and restores the first value."""
     wanted = Sysctl(FORWARD, "1")
     SysctlDriver(spaces, tmp_path / "m").apply([wanted], [])
     driver = SysctlDriver(spaces, tmp_path / "m")
@@ -44,7 +44,7 @@ def test_an_agent_with_no_memory_knows_the_value_before_ours(spaces: Namespaces,
 
 
 def test_a_value_that_someone_else_set_since_is_left(spaces: Namespaces, tmp_path: Path) -> None:
-    """Delete restores only where the value is still ours."""
+    """Delete restores the old value only if the present one is still ours."""
     path = "net/ipv4/conf/lo/rp_filter"
     driver = SysctlDriver(spaces, tmp_path / "m")
     driver.apply([Sysctl(path, "2")], [])
@@ -89,7 +89,7 @@ def test_memory_of_another_namespace_or_boot_counts_for_nothing(spaces: Namespac
 
 
 def test_without_memory_nothing_is_written(spaces: Namespaces, tmp_path: Path) -> None:
-    """Where the value before cannot be kept (a disk that takes nothing), ours is not set."""
+    """If the earlier value cannot be recorded (the disk accepts nothing), ours is not set."""
     (tmp_path / ".m.linkspan-new").mkdir()
     driver = SysctlDriver(spaces, tmp_path / "m")
     wanted = Sysctl(FORWARD, "1")
@@ -99,7 +99,7 @@ def test_without_memory_nothing_is_written(spaces: Namespaces, tmp_path: Path) -
 
 
 def test_a_damaged_memory_is_an_error_that_names_the_file(spaces: Namespaces, tmp_path: Path) -> None:
-    """A file cut off is not taken as empty: what it held is what uninstall gives back."""
+    """A file cut off is not taken as empty: what it held is what uninstall restores."""
     (tmp_path / "m").write_text('{"epoch": "')
     with pytest.raises(Unavailable, match=str(tmp_path / "m")):
         list(SysctlDriver(spaces, tmp_path / "m").observe(HOST))
@@ -152,7 +152,7 @@ def test_a_link_s_setting_goes_with_its_link(spaces: Namespaces, tmp_path: Path)
 
 
 def test_a_refused_value_is_an_error_that_says_what_was_set(spaces: Namespaces, tmp_path: Path) -> None:
-    """The other states of the batch are put all the same."""
+    """The other states of the batch are still put."""
     driver = SysctlDriver(spaces, tmp_path / "m")
     bad, good = Sysctl("net/ipv4/conf/lo/rp_filter", "many"), Sysctl(FORWARD, "1")
     errors = driver.apply([bad, good], [])

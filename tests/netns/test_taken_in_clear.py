@@ -1,4 +1,4 @@
-"""What comes in clear for a sealed network reaches no container, whoever sends it and however it is wrapped."""
+"""Clear packets for a sealed network reach no container, whoever sends them and however they are wrapped."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def seal(cluster: Cluster, number: int, *more: State) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_stranger_on_the_underlay_reaches_no_container(pair: Cluster, family: int) -> None:
-    """Neither plainly nor by a tunnel of its own, which it does where nothing is sealed; all else goes on."""
+    """Neither plainly nor by a tunnel of its own, which succeeds without encryption; all else continues."""
     world, ear = pair.world, Ear(pair.world, "c2")
     for where, here, there in (("h2", 2, 9), ("x", 9, 2)):
         world.sh(where, f"ip link add other type vxlan id 9 dstport 4799 dev eth0 remote 192.0.2.{there}")
@@ -111,7 +111,7 @@ def test_another_s_device_with_our_name_gets_nothing(pair: Cluster) -> None:
 
 
 def test_another_s_device_in_our_group_is_as_any(pair: Cluster) -> None:
-    """The number is anybody's: an underlay that an operator has put there goes on, and encrypts nothing."""
+    """The number is anybody's: an underlay that an operator has put there continues, and encrypts nothing."""
     world = pair.world
     seal(pair, 2)
     world.sh("h2", f"ip link set eth0 group {GROUP}")
@@ -175,7 +175,7 @@ def test_a_trace_says_why_and_what_is_published_is_reached() -> None:
         world.sh("o", "ip route add 10.77.0.0/16 via 192.0.2.1")
         found = host.trace(OUTSIDE[4], "a")
         assert not found.reachable
-        assert "or is taken so" in found.reason
+        assert "nor accepted in clear" in found.reason
         assert not world.pings("o", "10.77.0.2")
         for source, target, to in ((OUTSIDE[4], "192.0.2.1", "8080/tcp"), ("a", OUTSIDE[4], "")):
             found = host.trace(source, target, to)

@@ -1,4 +1,4 @@
-"""What is left of the tour when it has been taken away: nothing that runs."""
+"""The end of the tour: no process is left."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _running(place: str, word: str) -> subprocess.Popen[bytes]:
 
 
 def test_what_serves_names_ends_with_the_tour(place: str, tmp_path: Path) -> None:
-    """It outlives its agent; a shell that a user has opened there is left alone."""
+    """The name server outlives its agent; a shell that a user has opened there is left alone."""
     server, shell = _running(place, f"--addn-hosts={tmp_path}/names"), _running(place, "shell")
     with server, shell:
         try:

@@ -55,7 +55,7 @@ def test_the_outside_is_reached_by_masquerade(host: Host, family: int) -> None:
 
 
 def test_what_is_outside_is_never_called_reachable_by_the_walk_alone(host: Host) -> None:
-    """Neither on the way out nor on the way in, whether somebody is there or not: nobody outside is asked."""
+    """Neither on the way out nor on the way in, whether a host answers or not: the walk asks no host outside."""
     beyond = "198.51.100.9"
     for source, target, other in (("a", OUTSIDE[4], OUTSIDE[4]), ("a", beyond, beyond), (beyond, "a", beyond)):
         found = host.trace(source, target)
@@ -67,7 +67,7 @@ def test_what_is_outside_is_never_called_reachable_by_the_walk_alone(host: Host)
 
 
 def test_an_answer_by_an_unknown_way_is_not_made_up(host: Host) -> None:
-    """By an interface that is not linkspan's a packet leaves for nobody knows where: no way back is told."""
+    """A packet that leaves by a foreign interface goes to an unknown place: no way back is reported."""
     host.sh("ip link add own0 type veth peer name own1; ip link set own0 up; ip link set own1 up", "a")
     host.sh("ip addr add 203.0.113.1/24 dev own0", "a")
     found = host.trace("a", "203.0.113.9")
@@ -129,7 +129,7 @@ def test_a_port_on_which_nobody_listens_is_no_broken_path(host: Host) -> None:
 
 
 def test_a_listener_is_seen(host: Host) -> None:
-    """With a socket listening there, nothing is said."""
+    """With a socket listening there, there is no warning."""
     listener = subprocess.Popen(
         ["ip", "netns", "exec", host.world.named("b"), "python3", "-c",
          "import socket, sys\ns = socket.create_server(('', 81)); print(flush=True); sys.stdin.read()"],
@@ -183,7 +183,7 @@ EVERYWHERE = [
         "FORWARD dropped by another",
         on_host("iptables -P FORWARD DROP"),
         "h1/host/up0",
-        "policy of another's FORWARD chain drops it (iptables FORWARD: policy DROP)",
+        "policy of a foreign FORWARD chain drops it (iptables FORWARD: policy DROP)",
     ),
     (
         "a rule of another's",
@@ -231,7 +231,7 @@ def test_forwarding_that_is_off_is_named(host: Host) -> None:
 def test_a_strict_rp_filter_is_named_where_the_way_back_leads_elsewhere(
     host: Host, level: str, named: bool
 ) -> None:
-    """With the filter the packet is dropped where it arrives; without it, the reply is what goes astray.
+    """With the filter the packet is dropped where it arrives; without it, the reply takes the wrong way.
 
     A routed container is not even told its gateway's MAC: its address is another link's for the host.
     """
@@ -276,7 +276,7 @@ def test_an_internal_network_asks_the_host_for_dns_and_icmp_only(host: Host) -> 
     assert host.trace("d", "10.79.0.1", "53/udp").reachable
     found = host.trace("d", "10.79.0.1", "22/tcp")
     assert not found.reachable
-    assert "DNS and ICMP only" in found.reason
+    assert "only DNS and ICMP" in found.reason
 
 
 def test_a_guard_without_the_containers_address_is_named(host: Host) -> None:
@@ -288,7 +288,7 @@ def test_a_guard_without_the_containers_address_is_named(host: Host) -> None:
     host.sh(f"nft 'delete element {table} linkspan senders4 {{ \"{name}\" . {mac} . 10.77.0.2 }}'")
     found = host.trace("a", "b")
     assert not found.reachable
-    assert "the guard does not let 10.77.0.2 be sent from this port" in found.reason
+    assert "the guard does not allow 10.77.0.2 at this port" in found.reason
     assert found.broken_at == f"h1/host/{name}"
     assert not host.world.pings("a", "10.77.0.3")
     assert host.trace("fd77::2", "fd77::3").reachable
@@ -340,12 +340,12 @@ def test_an_address_of_the_pool_that_nobody_has_is_named(host: Host) -> None:
 
 
 def test_names_are_resolved_or_their_candidates_listed(host: Host) -> None:
-    """NAME@NETWORK tells endpoints of one name apart; what is unknown is an error that says so."""
+    """NAME@NETWORK selects one of several endpoints with a name; an unknown name is an error that says so."""
     host.endpoints[2] = msgspec.structs.replace(host.endpoints[2], name="a")
     with pytest.raises(Conflict, match=r"a@demo .*a@other"):
         host.trace("a", "b")
     assert host.trace("a@demo", "b").reachable
-    with pytest.raises(NotFound, match="nobody is called"):
+    with pytest.raises(NotFound, match="nothing has the name"):
         host.trace("nobody", "b")
     with pytest.raises(NotFound, match="host 'h9' does not exist"):
         host.trace("host:h9", "b")
@@ -356,7 +356,7 @@ def test_names_are_resolved_or_their_candidates_listed(host: Host) -> None:
 
 
 def test_containers_of_one_name_are_told_apart_in_the_hops(host: Host) -> None:
-    """Their namespaces bear the network's name, too."""
+    """Their namespaces have the network's name, too."""
     host.endpoints[1] = msgspec.structs.replace(host.endpoints[1], name="a", network="demo")
     host.endpoints[2] = msgspec.structs.replace(host.endpoints[2], name="a")
     found = host.trace("10.78.0.2", OUTSIDE[4])
@@ -407,7 +407,7 @@ def test_a_rule_that_is_not_understood_is_told_only_where_it_matters(host: Host)
 
 
 def test_a_route_with_a_smaller_mtu_limits_the_path(host: Host) -> None:
-    """Not links alone: a container's route may carry less, too."""
+    """Not only links limit it: a container's route may have a smaller MTU, too."""
     host.sh("ip route change default via 10.77.0.1 dev eth0 mtu 1200", "a")
     assert host.trace("a", OUTSIDE[4]).path_mtu == 1200
 
@@ -433,7 +433,7 @@ ip addr add 192.0.2.1/24 dev br0; ip route add default via 192.0.2.2
 def test_the_ports_of_an_uplink_that_is_somebody_elses_bridge_are_looked_at(
     host: Host, rule: str, words: str
 ) -> None:
-    """Which port it takes is not known for certain, so what a port drops makes the verdict unknown; ping agrees."""
+    """Nobody knows for certain which port it uses, so a drop at a port makes the verdict unknown; ping agrees."""
     host.sh(UPLINK_IN_BRIDGE + (f"nft '{rule}'" if rule else ""))
     found = host.trace("a", OUTSIDE[4])
     assert found.verdict == "unknown"
@@ -443,7 +443,7 @@ def test_the_ports_of_an_uplink_that_is_somebody_elses_bridge_are_looked_at(
 
 
 def test_a_bandwidth_limit_of_linkspans_is_no_reason_to_doubt(host: Host) -> None:
-    """Only queueing disciplines of somebody else's are named, with their device and kind."""
+    """Only foreign queueing disciplines are named, with their device and kind."""
     port = host.endpoints[1].host_ifname
     host.sh(f"tc qdisc add dev {port} root handle 1: tbf rate 8mbit burst 32k latency 25ms")
     assert host.trace("a", "b").reachable
@@ -487,7 +487,7 @@ ON_PORTS = [
      "bridge fdb del {mac_b} dev {b} master || true", "h1/host/{b}", "floods nothing to port"),
     ("not forwarding", False, "bridge link set dev {b} state 0", "h1/host/{b}", "is not forwarding"),
     ("FDB of another port", False, "bridge fdb replace {mac_b} dev {a} master static sticky", "h1/host/ls-demo",
-     "behind which is a"),
+     "which leads to a"),
     ("FDB of the host's own", False, "bridge fdb replace {mac_b} dev {b} master permanent", "h1/host/ls-demo",
      "as the host's own"),
     ("another's bridge", True, "ip link add br9 type bridge; ip link set br9 up; ip link set {a} master br9",
@@ -503,7 +503,7 @@ ON_PORTS = [
     ("routed", "what", "at", "words"), [c[1:] for c in ON_PORTS], ids=[c[0] for c in ON_PORTS]
 )
 def test_faults_at_ports_are_named(routed: bool, what: str, at: str, words: str) -> None:
-    """Where no agent heals them; a ping agrees."""
+    """No agent heals them here; a ping agrees."""
     world = World("h", "a", "b", "c", "d", "o")
     try:
         host = Host(world, routed=routed)

@@ -53,7 +53,7 @@ def test_both_ways_are_shown_with_what_is_around_the_packet(
     outer: tuple[str, ...],
     overhead: int,
 ) -> None:
-    """Containers and hosts, by each family: the outer headers stand on the wire, and the MTU is less by them."""
+    """Containers and hosts, by each family: the outer headers are shown, and the MTU is smaller by them."""
     pair = joined(pairs, tmp_path, demo, underlay)
     for family in sorted({pool.family for pool in demo.prefixes}):
         found = traced(pair, address(pair, 1, demo, family), address(pair, 2, demo, family))
@@ -81,10 +81,10 @@ BROKEN = [
     ("sw", "ip link set p2 nomaster", "h1/host/eth0", "192.0.2.2 does not answer on eth0"),
     ("h2", "ip link set eth0 down", "h2/host/eth0", "link eth0 in host is down"),
     ("h2", "ip addr del 192.0.2.2/24 dev eth0", "h2/host/eth0", "lost its underlay address 192.0.2.2"),
-    ("h2", "nft flush set inet linkspan tunnel_peers4", "h2/host/eth0", "packets are taken from peers only"),
+    ("h2", "nft flush set inet linkspan tunnel_peers4", "h2/host/eth0", "packets are accepted from peers only"),
     ("h2", "nft flush set inet linkspan vteps4", "h2/host/lsx64", "10.77.1.5 from this peer"),
     ("h2", "ip link set lsx64 address 02:00:00:00:00:01", "h2/host/lsx64", "the frame is for"),
-    ("h2", "ip link del lsx64", "h2/host/eth0", "no device of this host takes VNI 100"),
+    ("h2", "ip link del lsx64", "h2/host/eth0", "no device of this host accepts VNI 100"),
     ("h2", "ip route del 10.77.2.5/32", "h2/host/lsx64", "unreachable route"),
     ("h2", "ip route del 10.77.1.0/24", "h2/host/lsx64", "the way back to 10.77.1.5 leads nowhere"),
     ("c2", "ip addr flush dev eth0", "h2/c2-id/eth0", "address 10.77.2.5 is missing"),
@@ -118,7 +118,7 @@ def test_the_first_broken_hop_of_a_vxlan_is_named_with_its_host(
     "add rule inet x o udp dport 4789 udp sport 40000 drop'",
 ])  # fmt: skip
 def test_the_source_port_of_a_vxlan_is_one_of_many(pairs: list[Cluster], tmp_path: Path, what: str) -> None:
-    """It is a hash of what is inside: a rule for some of the ports leaves it open."""
+    """It is a hash of the inner packet: a rule for some of the ports leaves the verdict open."""
     pair = joined(pairs, tmp_path, VXLAN)
     pair.world.sh("h1", what)
     found = traced(pair, "10.77.1.5", "10.77.2.5")
@@ -128,7 +128,7 @@ def test_the_source_port_of_a_vxlan_is_one_of_many(pairs: list[Cluster], tmp_pat
 @pytest.mark.parametrize(
     ("demo", "where", "what", "at", "reason"),
     [
-        (IPIP, "h2", "nft flush set inet linkspan ipip_peers", "h2/host/eth0", "IPIP is taken from peers only"),
+        (IPIP, "h2", "nft flush set inet linkspan ipip_peers", "h2/host/eth0", "IPIP is accepted from peers only"),
         (IPIP, "h2", "nft flush set inet linkspan ways4", "h2/host/lsipip", "does not take 10.77.1.5"),
         (PLAIN, "h2", "nft flush set inet linkspan ways4", "h2/host/eth0", "does not take 10.77.1.5"),
         (PLAIN, "h1", "ip route del 10.77.2.0/24", "h1/host", "unreachable route"),
@@ -190,7 +190,7 @@ def test_between_two_ways_each_direction_is_shown_as_it_goes(pairs: list[Cluster
 def test_a_host_that_does_not_answer_pings_is_not_called_reachable(
     pairs: list[Cluster], tmp_path: Path, number: int, at: str
 ) -> None:
-    """What the agent of either host knows by its own pings counts, in the family in which it is so."""
+    """The pings of either host's agent count, in their family."""
     pair = joined(pairs, tmp_path, VXLAN)
     other = 3 - number
     why = {number: f"no answer to pings of 10.77.{other}.0, its own address there, for 12 s"}
@@ -213,10 +213,10 @@ def test_an_address_that_nobody_has_ends_on_its_block_s_host(pairs: list[Cluster
 def test_a_host_that_does_not_tell_is_named_and_what_is_known_is_shown(
     pairs: list[Cluster], tmp_path: Path
 ) -> None:
-    """The hops up to the underlay stand there, and the reason tells whose part is missing."""
+    """The hops up to the underlay are shown, and the reason names the host whose part is missing."""
     pair = joined(pairs, tmp_path, VXLAN)
     found = traced(pair, "10.77.1.5", "10.77.2.5", silent=(2,))
-    why = "host h2 did not tell its part of the way: it is silent"
+    why = "host h2 did not report its part of the path: it is silent"
     assert (found.reachable, found.verdict, found.broken_at) == (False, "unknown", None)
     assert (found.unknown, found.reason) == ((Unknown("h2/host", why),), why)
     assert [hop.action for hop in found.hops] == ["sent", "routed", "encapsulated", "left", "unknown"]
@@ -224,4 +224,4 @@ def test_a_host_that_does_not_tell_is_named_and_what_is_known_is_shown(
     found = traced(pair, "10.77.1.5", "10.77.2.5", silent=(2,))
     assert (found.verdict, found.broken_at) == ("broken", "h1/host/eth0")
     assert "does not answer on eth0" in found.reason
-    assert "h2 did not tell" in found.reason
+    assert "h2 did not report" in found.reason

@@ -55,7 +55,7 @@ def serving(host: Host, address: str = "") -> Iterator[None]:
 
 
 def served(host: Host) -> bool:
-    """Tell whether a gets what b serves."""
+    """Return whether a gets what b serves."""
     argv = ["ip", "netns", "exec", host.world.named("a"), "python3", "-c", CLIENT]
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
@@ -178,7 +178,7 @@ def test_no_size_is_claimed_that_was_not_proven(host: Host, limit: int, size: in
     ("fd77::2", "fd77::3", "net.ipv6.icmp.ratemask=0-1,3-255 net.ipv6.icmp.ratelimit=600000"),
 ])  # fmt: skip
 def test_a_limit_of_answers_to_pings_is_told(host: Host, source: str, target: str, limits: str) -> None:
-    """Whether this one is answered depends on those before it; the usual limits are for errors only."""
+    """Whether this ping is answered depends on those before it; the usual limits are for errors only."""
     assert host.trace(source, target).reachable
     host.sh(f"sysctl -qw {limits}", "b")
     found = host.trace(source, target)
@@ -198,7 +198,7 @@ AFTER = [
 def test_a_connection_that_opens_and_carries_nothing_is_not_called_reachable(
     host: Host, where: str, script: str, words: str
 ) -> None:
-    """Neither by the walk nor by a SYN that is answered: what follows it is told with its rule."""
+    """Neither by the walk nor by a SYN that is answered: what follows it is reported with its rule."""
     host.sh(script, where)
     with serving(host):
         assert not served(host)
@@ -233,8 +233,8 @@ def test_a_socket_at_another_address_does_not_listen(host: Host) -> None:
 
 ARRIVES = [
     ("b", chain("input", "ip saddr 10.77.0.2 snat ip to 10.77.0.99", kind="nat", priority=100), "change its source"),
-    ("b", "ip link add br0 type bridge; ip link set br0 up; ip link set eth0 master br0", "may hand it on"),
-    ("b", "ip link add mv0 link eth0 type macvlan mode passthru; ip link set mv0 up", "may hand it on"),
+    ("b", "ip link add br0 type bridge; ip link set br0 up; ip link set eth0 master br0", "may pass it on"),
+    ("b", "ip link add mv0 link eth0 type macvlan mode passthru; ip link set mv0 up", "may pass it on"),
 ]
 
 

@@ -54,7 +54,7 @@ def test_a_live_packet_that_is_dropped_is_seen_up_to_there(host: Host) -> None:
 
 @pytest.mark.parametrize("to", ["", "9/tcp"])
 def test_an_outside_that_answers_nothing_is_not_called_broken(host: Host, to: str) -> None:
-    """Every hop here is well and the packet is seen to leave: that it was not answered is all that is known."""
+    """Every hop here is ok and the packet is seen to leave: that it was not answered is all that is known."""
     host.sh("nft 'add table inet x; add chain inet x i { type filter hook input priority 0; policy drop; }'", "o")
     host.sh("nft 'add rule inet x i meta l4proto ipv6-icmp accept'", "o")
     found = host.trace("a", OUTSIDE[4], to, alive=True)
@@ -64,7 +64,7 @@ def test_an_outside_that_answers_nothing_is_not_called_broken(host: Host, to: st
 
 
 def test_an_answer_from_outside_that_is_dropped_here_is_broken(host: Host) -> None:
-    """By a rule that only a real packet shows, the answer ends on this host; so it does where nobody is on the link."""
+    """A rule that only a real packet meets drops the answer on this host; so does a link without the other end."""
     host.sh("nft 'add table inet x; add chain inet x f { type filter hook forward priority 10; }'")
     host.sh("nft 'add rule inet x f icmp type echo-reply limit rate over 1/hour burst 1 packets drop'")
     host.world.pings("a", OUTSIDE[4])
@@ -92,7 +92,7 @@ DROPS = [
     ("a", "iptables-legacy -A OUTPUT -p icmp -j DROP",
      "h1/a/eth0", "the rules in a do not let it send the packet (EPERM)"),
     ("a", "iptables-legacy -A INPUT -p icmp -j DROP",
-     "h1/a/eth0", "the answer came to eth0, and a itself drops it there"),
+     "h1/a/eth0", "the answer reached eth0, but a itself drops it there"),
 ]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ DROPS = [
 def test_a_live_trace_names_the_rule_that_drops_the_packet(
     bridged: Host, where: str, fault: str, at: str, reason: str
 ) -> None:
-    """Wherever it is: the kernel's own trace tells table, chain and rule, and legacy rules show by their effect."""
+    """Wherever it is: the kernel's own trace has table, chain and rule, and legacy rules show by their effect."""
     bridged.sh(fault, where)
     found = bridged.trace("a", "b", alive=True)
     assert not found.reachable
@@ -109,7 +109,7 @@ def test_a_live_trace_names_the_rule_that_drops_the_packet(
 
 
 def test_a_live_trace_of_a_syn_names_the_rule(bridged: Host) -> None:
-    """A SYN that a reset refuses is no answer of the target's."""
+    """A SYN that is refused with a reset has no answer of the target."""
     bridged.sh("iptables -A INPUT -p tcp --dport 81 -j REJECT --reject-with tcp-reset", "b")
     found = bridged.trace("a", "b", "81/tcp", alive=True)
     assert not found.reachable
@@ -117,7 +117,7 @@ def test_a_live_trace_of_a_syn_names_the_rule(bridged: Host) -> None:
 
 
 def test_a_translation_that_comes_after_a_live_trace_is_seen(host: Host) -> None:
-    """Each probe has an id of its own, so connection tracking does not take it the way of the one before."""
+    """Each probe has a new id, so connection tracking does not use the entry of the one before."""
     assert host.trace("a", "b", alive=True).reachable
     host.sh("iptables -t nat -A PREROUTING -d 10.77.0.3 -p icmp -j DNAT --to 192.0.2.2")
     found = host.trace("a", "b", alive=True)
@@ -140,7 +140,7 @@ def test_a_live_trace_leaves_no_table(bridged: Host) -> None:
 
 
 def test_a_trace_is_not_disturbed_by_another_one(bridged: Host) -> None:
-    """The tables of a live trace that goes on in the same namespace make nothing unknown."""
+    """The tables of a live trace that continues in the same namespace make nothing unknown."""
     with bridged.world.entered("h"):
         other = RuleTrace("x", matches("icmp", new_mark()), ["up0"])
     try:

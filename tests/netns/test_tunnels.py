@@ -79,7 +79,7 @@ def test_a_device_is_observed_as_it_was_put(host: Machine, device: Vxlan | Ipip)
 
 
 def test_what_can_change_in_place_does(host: Machine) -> None:
-    """MAC and MTU keep the device and what is on it; another VNI, port or address makes it anew."""
+    """MAC and MTU keep the device and what is on it; another VNI, port or address recreates it."""
     host.tunnels.apply([DEVICE], [])
     index = host.sockets.index(0, "lsx64")
     assert host.tunnels.apply([Vxlan("lsx64", 100, OTHER, 1400, 4789, LOCAL)], []) == {}
@@ -104,7 +104,7 @@ def test_a_vni_that_another_device_has_is_named(host: Machine) -> None:
 
 
 def test_entries_are_observed_as_they_were_put(host: Machine) -> None:
-    """Neighbours, forwarding entries and onlink routes of both families; a second pass changes nothing."""
+    """Neighbours, FDB entries and onlink routes of both families; a second pass changes nothing."""
     assert host.reconciler.change(("demo",), [DEVICE, *ENTRIES]) == {}
     assert host.reconciler.resync().heals == []
     moved = [FdbEntry("lsx64", OTHER, prefix("192.0.2.3").packed), Neighbour("lsx64", LOCAL, MAC)]
@@ -116,7 +116,7 @@ def test_entries_are_observed_as_they_were_put(host: Machine) -> None:
 
 
 def test_an_entry_on_a_device_that_is_gone_is_an_error_to_put_and_none_to_delete(host: Machine) -> None:
-    """What fell with its device is deleted already."""
+    """An entry that was lost with its device is deleted already."""
     entries = [s for s in ENTRIES if isinstance(s, Neighbour | FdbEntry)]
     failed = host.neighbours.apply(entries, [])
     assert set(failed) == {state.key for state in entries}
@@ -157,7 +157,7 @@ def test_of_a_large_batch_each_error_finds_its_message(host: Machine) -> None:
 def test_what_others_change_is_told_and_our_own_changes_are_not(
     host: Machine, command: str, kind: type[State]
 ) -> None:
-    """The kinds to look at follow from the event alone."""
+    """The kinds to check follow from the event alone."""
     events = RouteEvents(kinds(), host.ports(), host.neighbours.own)
     assert host.reconciler.change(("demo",), [DEVICE, *ENTRIES]) == {}
 
@@ -189,7 +189,7 @@ def test_neighbours_of_other_links_are_no_events_of_ours(host: Machine) -> None:
 
 
 def test_a_new_mac_of_a_link_that_is_not_ours_is_an_event(host: Machine) -> None:
-    """It may be the underlay's: other hosts, and switches, are told. That a link comes, or is up, is none."""
+    """It may be the underlay's: other hosts, and switches, learn it. A new link, or a link up, is no event."""
     run("ip", "link", "add", "br8", "type", "bridge")
     events = RouteEvents(kinds())
     run("ip", "link", "add", "br9", "type", "bridge")
@@ -255,7 +255,7 @@ def test_no_packet_is_lost_while_the_table_changes(pair: Cluster) -> None:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["outwards", "inwards"])
 def test_an_endpoint_of_which_a_half_was_killed_ends_and_is_started_again(pair: Cluster, which: int) -> None:
-    """Neither direction goes on without the other; the device and its routes stay."""
+    """Neither direction continues without the other; the device and its routes stay."""
     demo = network("demo", 77, "ipip")
     pair.joined([demo])
     host = pair.hosts[0]
@@ -269,7 +269,7 @@ def test_an_endpoint_of_which_a_half_was_killed_ends_and_is_started_again(pair: 
 
 
 def test_a_tun_that_was_deleted_comes_back_with_its_endpoint(pair: Cluster) -> None:
-    """The endpoint ends with its device, and both are made anew."""
+    """The endpoint ends with its device, and both are made again."""
     demo = network("demo", 77, "ipip")
     pair.joined([demo])
     host = pair.hosts[0]
@@ -281,7 +281,7 @@ def test_a_tun_that_was_deleted_comes_back_with_its_endpoint(pair: Cluster) -> N
 
 
 def test_a_path_that_takes_less_is_told_to_the_container(pair: Cluster) -> None:
-    """Where the underlay's route has a smaller MTU, the endpoint answers; what may be fragmented still passes."""
+    """If the underlay's route has a smaller MTU, the helper answers; packets that may be fragmented still pass."""
     demo = network("demo", 77, "ipip")
     pair.joined([demo])
     pair.world.sh("h1", "ip route add 192.0.2.2/32 dev eth0 mtu lock 1400")

@@ -44,7 +44,7 @@ def test_of_several_default_routes_the_kernel_s_choice_leads_to_the_uplink(
 
 
 def test_the_host_s_own_routes_are_found_whatever_their_type(machine: str, spaces: Namespaces) -> None:
-    """What refuses packets, and what the host takes in itself, by an address or by a route; not what is link-local."""
+    """These are routes that refuse packets, and local ones by an address or by a route; not link-local ones."""
     wanted: dict[str, str] = {}
     for number, kind in enumerate(("blackhole", "unreachable", "prohibit", "throw"), 1):
         run("ip", "route", "add", kind, f"198.18.{number}.0/24")

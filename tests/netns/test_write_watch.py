@@ -1,4 +1,4 @@
-"""Who turns forwarding on besides linkspan is noticed by the write alone, also where it changes nothing."""
+"""Write watch: enabling forwarding is noticed by the write itself, also if it changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_write_of_the_same_value_counts_from_then_on(spaces: Namespaces, tmp_p
 
 
 def test_turning_it_off_and_mending_that_is_nobody_s_wish(spaces: Namespaces, tmp_path: Path) -> None:
-    """Another writes 0, linkspan writes 1: nobody else has turned it on, in whichever order that is looked at."""
+    """Another writes 0, linkspan writes 1: nobody else has turned it on, in whichever order that is checked."""
     driver = SysctlDriver(spaces, tmp_path / "m")
     driver.apply([Sysctl(FORWARD, "1")], [])
     for looked in (True, False):
@@ -58,7 +58,7 @@ def test_a_link_that_comes_later_is_not_among_those_that_were_there(spaces: Name
 def test_a_host_without_a_watch_to_spare_goes_on(
     spaces: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's inotify instances may all be taken: settings are set all the same, and the problem is told."""
+    """A user's inotify instances may all be in use: settings are still set, and the problem is reported."""
     monkeypatch.setattr(inotify, "_shared", [])
     monkeypatch.setattr(inotify._libc, "inotify_init1", lambda _flags: -1)
     driver = SysctlDriver(spaces, tmp_path / "m")

@@ -60,13 +60,13 @@ class Shop:
 
 
 def has_networks(docker: Docker) -> bool:
-    """Tell whether a Docker has both networks."""
+    """Return whether a Docker has both networks."""
     return NETWORKS.keys() <= set(docker.run("network ls --format {{.Name}}").split())
 
 
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
-    """The web server on the first host, the database on the second."""
+    """Start the web server on the first host, and the database on the second."""
     with tempfile.TemporaryDirectory(prefix="lkc") as folder:
         found = Shop(Path(folder))
         try:
@@ -79,7 +79,7 @@ def shop() -> Iterator[Shop]:
 
 
 def test_the_web_server_is_in_both_networks_and_reaches_the_database(shop: Shop) -> None:
-    """By its address and by its name, though it runs on the other host and is in `back` alone."""
+    """By its address and by its name, though it runs on the other host and is only in `back`."""
     one, two = shop.dockers
     address = two.address("shop-db-1", "back")
     assert reaches(one, "shop-web-1", address)
@@ -110,14 +110,14 @@ def test_the_database_is_reached_from_back_alone(shop: Shop) -> None:
 
 
 def test_a_port_of_a_container_in_back_alone_is_refused(shop: Shop) -> None:
-    """The web server's is published by `front`; where there is `back` alone, `docker run -p` fails with the reason."""
+    """The web server's is published by `front`; with only `back`, `docker run -p` fails with the reason."""
     refused = shop.dockers[0].attempt("run --rm --network back -p 8099:80 busybox true")
     assert refused.returncode != 0
     assert "network back is internal, so port 80/tcp is not published" in refused.stderr
 
 
 def test_trace_walks_out_of_the_network_that_is_named(shop: Shop) -> None:
-    """The web server's name alone fits two endpoints; with `@back` it is the one that leads to the database."""
+    """The web server's name fits two endpoints; `@back` selects the one that leads to the database."""
     host = shop.hosts[0]
     until(lambda: {e["name"] for e in host.linkspan("endpoint", "list")} == {"shop-web-1", "shop-db-1"}, "named")
     assert host.linkspan("trace", "shop-web-1@back", "shop-db-1", check=False)["reachable"]

@@ -18,7 +18,7 @@ GATEWAY = "10.77.0.1"
 
 @pytest.fixture(scope="module")
 def containerd() -> Iterator[Containerd]:
-    """A virtual host with an agent, the network, the installed plugin and a containerd."""
+    """Return a virtual host with an agent, the network, the installed plugin and a containerd."""
     with tempfile.TemporaryDirectory(prefix="lkc") as folder:  # short: a socket's path has at most 107 bytes
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
@@ -91,7 +91,7 @@ def test_a_container_that_ends_while_the_agent_is_down(containerd: Containerd) -
 
 
 def test_the_data_path_needs_no_agent(containerd: Containerd) -> None:
-    """Containers go on talking while the agent is down; a new one is refused with CNI's code 11."""
+    """Containers keep talking while the agent is down; a new one is refused with CNI's code 11."""
     second = (containerd.container("first"), containerd.container("second"))[1]
     containerd.host.stop_agent()
     assert reaches(containerd, "first", second)

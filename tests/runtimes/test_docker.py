@@ -23,7 +23,7 @@ RESOLVER = "192.0.2.53"
 
 @pytest.fixture(scope="module")
 def docker() -> Iterator[Docker]:
-    """A virtual host with an agent, a network and a dockerd."""
+    """Return a virtual host with an agent, a network and a dockerd."""
     with tempfile.TemporaryDirectory(prefix="lkd") as folder:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
@@ -68,7 +68,7 @@ def test_the_agent_learns_where_the_container_is(docker: Docker) -> None:
 
 
 def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
-    """What Docker calls them is learnt from the engine, and lists and traces show it."""
+    """The engine provides Docker's names, and lists and traces show them."""
     docker.container("c1", "--network demo --network-alias web")
     until(lambda: docker.host.linkspan("endpoint", "list")[0]["name"], "it is named")
     (found,) = docker.host.linkspan("endpoint", "list")
@@ -77,7 +77,7 @@ def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
 
 
 def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker: Docker) -> None:
-    """127.0.0.11 asks the host's resolver, and the network's server answers: with what is anywhere on the network."""
+    """127.0.0.11 asks the host's resolver, and the network's server answers: with every name of the network."""
     docker.container("c1", "--network demo --network-alias web")
     host = docker.host
     host.run("ip", "netns", "add", f"{host.name}-x")
@@ -135,7 +135,7 @@ def test_a_published_port_leads_to_the_container(docker: Docker) -> None:
     until(lambda: host.serves(8080), "it listens")
     assert host.linkspan("endpoint", "show", _id(docker, "c1"))[0]["ports"][0]["host_port"] == 8080
     taken = docker.attempt(f"run --rm --name c3 --network demo -p 8080:80 {IMAGE} true")
-    assert "port 8080/tcp is held by endpoint" in taken.stderr
+    assert "port 8080/tcp is in use by endpoint" in taken.stderr
     docker.run("rm -f c1 c3")
     assert not host.serves(8080)
 
@@ -152,14 +152,14 @@ def test_an_address_and_a_mac_that_the_user_chose(docker: Docker) -> None:
         assert reaches(docker, "c2", "10.78.5.5")
         refused = docker.attempt(f"run --rm --network fixed --ip 10.78.5.5 {IMAGE} true")
         assert "10.78.5.5" in refused.stderr
-        assert "held by" in refused.stderr
+        assert "in use by" in refused.stderr
         docker.remove_all()
     finally:
         docker.run("network rm fixed")
 
 
 def test_connect_and_disconnect_while_it_runs(docker: Docker) -> None:
-    """A second network comes to a running container and goes again; the first one works all the time."""
+    """A second network is connected to a running container and disconnected; the first works all the time."""
     docker.host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
     docker.run(f"{CREATE} -o network=second second")
     docker.container("c1")
@@ -237,7 +237,7 @@ def test_an_internal_network_is_never_docker_s_default(docker: Docker) -> None:
 
 @pytest.fixture
 def hidden(docker: Docker) -> Iterator[str]:
-    """An internal network, exposed to Docker."""
+    """Create an internal network, exposed to Docker."""
     docker.host.linkspan("network", "create", "a-hidden", "--pool", "10.93.0.0/16", "--internal", "--expose", "docker")
     until(lambda: "a-hidden" in docker.run("network ls --format {{.Name}}").split(), "Docker has it")
     yield "a-hidden"
@@ -264,7 +264,7 @@ def test_a_port_on_an_internal_network_alone_is_refused(docker: Docker, hidden: 
 
 
 def test_a_running_container_with_ports_may_join_an_internal_network(docker: Docker, hidden: str) -> None:
-    """Its port stays published by the other network, though a stopped container has the internal network alone."""
+    """Its port stays published by the other network, though a stopped container has only the internal network."""
     docker.run(f"create --name still --network {hidden} {IMAGE} true")
     docker.run(f"run -d --name c1 --stop-timeout 1 --network demo -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc")
     docker.run(f"network connect {hidden} c1")
@@ -273,7 +273,7 @@ def test_a_running_container_with_ports_may_join_an_internal_network(docker: Doc
 
 
 def test_a_port_that_cannot_be_refused_in_time_is_told_in_the_events(docker: Docker, hidden: str) -> None:
-    """Beside a stopped container in both networks nobody knows which one starts: the event says what is not done."""
+    """A stopped container is in both networks, so linkspan cannot know which one starts: an event names the port."""
     docker.run(f"create --name both --network {hidden} {IMAGE} true")
     docker.run("network connect demo both")
     docker.container("c1", f"--network {hidden} -p 8099:80")
@@ -315,7 +315,7 @@ def test_a_wrong_network_is_refused_with_what_to_do(docker: Docker, command: str
 
 
 def test_a_network_may_be_named_by_an_ipam_option(docker: Docker) -> None:
-    """`--ipam-opt network=` alone says which network is meant, also while the host has a route to its pool."""
+    """`--ipam-opt network=` alone selects the network, also while the host has a route to its pool."""
     docker.container("c1")
     docker.run(f"{CREATE} --ipam-opt network=demo other")
     docker.container("c2", "--network other")
@@ -326,7 +326,7 @@ def test_a_network_may_be_named_by_an_ipam_option(docker: Docker) -> None:
 
 @pytest.mark.parametrize("mode", ["bridged", "routed"])
 def test_an_internal_network_is_internal_in_docker_too(docker: Docker, mode: str) -> None:
-    """`--internal` is taken where the linkspan network is internal: its containers talk, and reach nothing else."""
+    """`--internal` is accepted if the linkspan network is internal: its containers reach only each other."""
     host = docker.host
     options = ("--opt", "mode=routed") if mode == "routed" else ()
     host.linkspan("network", "create", "inside", "--pool", "10.82.0.0/16", "--internal", *options)
@@ -354,7 +354,7 @@ def test_an_internal_network_is_internal_in_docker_too(docker: Docker, mode: str
 
 
 def test_an_ipv6_only_network_is_refused_with_the_reason(docker: Docker) -> None:
-    """Docker asks for an IPv4 address for every container: said when the network is made, by hand or exposed."""
+    """Docker asks for an IPv4 address for every container: the error comes with network create, and with expose."""
     docker.host.linkspan("network", "create", "six", "--pool", "fd66::/48")
     for options in ("-o network=six", "--ipam-opt network=six", "--subnet fd66::/48"):
         refused = docker.attempt(f"{CREATE} --ipv6 {options} x")
@@ -369,7 +369,7 @@ def test_an_ipv6_only_network_is_refused_with_the_reason(docker: Docker) -> None
 
 
 def test_a_container_that_is_renamed_gives_its_name_free(docker: Docker) -> None:
-    """After `docker rename` a new container has the old name alone, also where the agent was away meanwhile."""
+    """After `docker rename` only a new container has the old name, also if the agent was away meanwhile."""
 
     def called(*names: str) -> bool:
         return sorted(e["name"] for e in docker.host.linkspan("endpoint", "list")) == sorted(names)
@@ -418,7 +418,7 @@ def test_a_restarted_container_keeps_what_the_user_chose(docker: Docker) -> None
 
 
 def test_the_agent_restarts_under_running_containers(docker: Docker) -> None:
-    """They reach each other all the time, and what is stopped while it is away is taken back afterwards."""
+    """They reach each other all the time; endpoints of containers stopped meanwhile are released afterwards."""
     docker.container("c1")
     docker.container("c2")
     other = docker.address("c2")
@@ -528,7 +528,7 @@ def test_linkspan_attaches_a_container_of_docker_s_by_its_name(docker: Docker) -
 
 
 def _status(docker: Docker) -> Any:
-    """Return what status tells, whether all is well or not."""
+    """Return what status tells, whether everything is ok or not."""
     return json.loads(docker.host.run("linkspan", "status", "-o", "json", check=False).stdout)
 
 

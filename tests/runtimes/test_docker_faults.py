@@ -23,7 +23,7 @@ POOL = "10.78.0.0/16"
 
 @pytest.fixture(scope="module")
 def docker() -> Iterator[Docker]:
-    """A virtual host with an agent, a network and a dockerd."""
+    """Return a virtual host with an agent, a network and a dockerd."""
     with tempfile.TemporaryDirectory(prefix="lkd") as folder:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
@@ -54,7 +54,7 @@ def assert_clean(host: VirtualHost) -> None:
 
 
 def test_a_container_that_starts_or_ends_without_an_agent_waits_for_it(docker: Docker) -> None:
-    """The engine asks again for half a minute: the agent that comes back meanwhile does what was asked."""
+    """The engine retries for half a minute: an agent that is back in time serves the request."""
     host = docker.host
     docker.container("c1")
     for command in (f"run -d --name c2 --network demo {IMAGE} sleep 1000000", "rm -f c1"):
@@ -69,7 +69,7 @@ def test_a_container_that_starts_or_ends_without_an_agent_waits_for_it(docker: D
 
 
 def test_the_agent_is_killed_while_containers_start(docker: Docker) -> None:
-    """Each container runs or is refused; those that run are on the network (the fixture looks at what is left)."""
+    """Each container runs or is refused; those that run are on the network (the fixture checks what is left)."""
     host = docker.host
 
     def tried(n: int) -> str:

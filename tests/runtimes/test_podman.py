@@ -20,7 +20,7 @@ CREATE = "network create -d linkspan --ipam-driver none"
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Podman]:
-    """A virtual host with an agent, a network, the plugin, and Podman's network."""
+    """Return a virtual host with an agent, a network, the plugin, and Podman's network."""
     with tempfile.TemporaryDirectory(prefix="lkp") as folder:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
@@ -88,7 +88,7 @@ def test_an_address_and_a_mac_that_the_user_chose(podman: Podman) -> None:
 
 
 def test_several_networks_in_one_container(podman: Podman) -> None:
-    """Each has an interface of its own; a port is published once; one can be left while the container runs."""
+    """Each has an interface of its own; a port is published once; one can be disconnected while the container runs."""
     podman.host.linkspan("network", "create", "second", "--pool", "10.79.0.0/16")
     podman.run(f"{CREATE} --opt network=second second")
     podman.container("c1", "--network demo --network second -p 8081:80")
@@ -170,7 +170,7 @@ def test_the_agent_is_down_at_start_and_at_stop(podman: Podman) -> None:
 
 
 def test_the_agent_is_killed_while_containers_start(podman: Podman) -> None:
-    """Each container runs or is refused; those that run reach each other (the fixture looks at what is left)."""
+    """Each container runs or is refused; those that run reach each other (the fixture checks what is left)."""
     host = podman.host
 
     def tried(n: int) -> str:
@@ -212,7 +212,7 @@ def test_a_network_is_deleted_while_podman_knows_it(podman: Podman) -> None:
     ],
 )
 def test_what_would_have_no_effect_is_refused_at_create(podman: Podman, options: str, words: str) -> None:
-    """Podman shows the reason, and there is no such network."""
+    """Podman shows the reason, and creates no network."""
     refused = podman.attempt(f"{CREATE} {options} --opt network=demo x")
     assert refused.returncode != 0
     assert words in refused.stderr
@@ -220,7 +220,7 @@ def test_what_would_have_no_effect_is_refused_at_create(podman: Podman, options:
 
 
 def test_what_the_network_is_may_be_asked_for(podman: Podman) -> None:
-    """`--internal` and `--ipv6` are taken where the linkspan network is so, and hold."""
+    """`--internal` and `--ipv6` are accepted if the linkspan network has them, and take effect."""
     pools = ("--pool", "10.83.0.0/16", "--pool", "fd83::/48")
     podman.host.linkspan("network", "create", "inside", *pools, "--internal")
     podman.run(f"{CREATE} --internal --ipv6 --opt network=inside inside")
@@ -259,7 +259,7 @@ def test_a_port_that_no_network_publishes_is_told_in_the_events(podman: Podman) 
 
 
 def test_dns_servers_that_are_added_to_a_network_are_refused_at_run(podman: Podman) -> None:
-    """`network update` tells no plugin, so the next container says what is wrong and what to do."""
+    """`network update` calls no plugin, so the error comes at the next container, with the fix."""
     podman.run(f"{CREATE} --opt network=demo asking")
     podman.run("network update asking --dns-add 192.0.2.1")
     refused = podman.attempt(f"run --rm --network asking {IMAGE} true")
@@ -279,7 +279,7 @@ def test_an_option_of_a_container_that_linkspan_does_not_know_is_named(podman: P
 
 
 def test_a_rootless_run_says_so_in_one_line(podman: Podman) -> None:
-    """In a user namespace the plugin does not try: it says what is wrong and what to do."""
+    """In a user namespace the plugin does not try: its error has the cause and the fix."""
     plugin = "/usr/local/libexec/netavark/linkspan"
     done = podman.host.run("unshare", "--user", "--map-root-user", plugin, "setup", "/proc/self/ns/net", check=False)
     assert done.returncode == 1
@@ -287,6 +287,6 @@ def test_a_rootless_run_says_so_in_one_line(podman: Podman) -> None:
 
 
 def test_many_containers_at_once_leave_nothing(podman: Podman) -> None:
-    """Eight at a time, each started and removed (the fixture looks at what is left)."""
+    """Eight at a time, each started and removed (the fixture checks what is left)."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: podman.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(16)))

@@ -26,7 +26,7 @@ CONF = f"/etc/cni/net.d/10-linkspan-{NETWORK}.conflist"
 
 @pytest.fixture(scope="module")
 def containerd() -> Iterator[Containerd]:
-    """A virtual host with an agent, the network, the installed plugin and a containerd."""
+    """Return a virtual host with an agent, the network, the installed plugin and a containerd."""
     with tempfile.TemporaryDirectory(prefix="lkc") as folder:
         host = VirtualHost(f"{Path(folder).name}-h1", Path(folder))
         try:
@@ -40,7 +40,7 @@ def containerd() -> Iterator[Containerd]:
 
 @pytest.fixture
 def cri(containerd: Containerd) -> Iterator[Cri]:
-    """The CRI; after each test all pods are removed, and nothing of them may be left."""
+    """Return the CRI; after each test remove all pods, and expect that nothing of them is left."""
     found = Cri(containerd.address, IMAGE)
     try:
         until(found.network_is_ready, "containerd has found the network", 60)
@@ -60,7 +60,7 @@ def assert_clean(host: VirtualHost) -> None:
 
 
 def test_pods_reach_each_other_and_have_their_names(containerd: Containerd, cri: Cri) -> None:
-    """The address that Kubernetes is told is the one that answers, and linkspan knows the pod by its name."""
+    """The address that Kubernetes gets is the one that answers, and linkspan knows the pod by its name."""
     one, other = cri.run_pod("one"), cri.run_pod("other")
     container = cri.run_container(one, "sleep 1000000")
     assert cri.address(one).startswith("10.77.")
@@ -76,7 +76,7 @@ def test_a_host_port_leads_to_the_pod_while_it_lives(containerd: Containerd, cri
     pod = cri.run_pod("web", ports=[("tcp", 8080, 80)])
     cri.run_container(pod, "httpd -f -p 80 -h /etc")
     until(lambda: containerd.host.serves(8080), "it answers")
-    with pytest.raises(grpc.RpcError, match=r"port 8080/tcp is held by .*web"):
+    with pytest.raises(grpc.RpcError, match=r"port 8080/tcp is in use by .*web"):
         cri.run_pod("late", ports=[("tcp", 8080, 80)])
     assert [e["name"] for e in containerd.host.linkspan("endpoint", "list")] == ["web"]
     cri.stop_pod(pod)
@@ -93,7 +93,7 @@ def test_a_pod_s_annotations_limit_its_bandwidth(containerd: Containerd, cri: Cr
 
 
 def test_an_annotation_gives_a_pod_its_address_and_mac(containerd: Containerd, cri: Cri) -> None:
-    """`linkspan/ip` and `linkspan/mac` are what the pod has; another that asks for it is told who holds it."""
+    """`linkspan/ip` and `linkspan/mac` are what the pod has; another that asks for it learns who has it."""
     wishes = {"linkspan/ip": "10.77.5.5", "linkspan/mac": "02:42:0a:4d:05:05", "linkspan/tier": "front"}
     pod = cri.run_pod("fixed", annotations=wishes)
     container = cri.run_container(pod, "sleep 1000000")
@@ -102,7 +102,7 @@ def test_an_annotation_gives_a_pod_its_address_and_mac(containerd: Containerd, c
     (found,) = containerd.host.linkspan("endpoint", "show", "fixed")
     assert found["labels"]["tier"] == "front"
     assert not {"ip", "mac"} & found["labels"].keys()
-    with pytest.raises(grpc.RpcError, match=r"10\.77\.5\.5 .*held by .*fixed"):
+    with pytest.raises(grpc.RpcError, match=r"10\.77\.5\.5 .*in use by .*fixed"):
         cri.run_pod("second", annotations={"linkspan/ip": "10.77.5.5"})
     with pytest.raises(grpc.RpcError, match="nonsense"):
         cri.run_pod("third", annotations={"linkspan/ip": "nonsense"})
@@ -113,7 +113,7 @@ def test_an_annotation_gives_a_pod_its_address_and_mac(containerd: Containerd, c
 def test_a_pods_resolver_settings_may_lack_any_part(
     containerd: Containerd, cri: Cri, present: tuple[int, ...]
 ) -> None:
-    """Of servers, searches and options any may be missing; what is there comes into the pod's resolv.conf."""
+    """Any of servers, searches and options may be missing; the pod's resolv.conf has the others."""
     values = {1: "192.0.2.54", 2: "c.example", 3: "ndots:3"}
     pod = cri.run_pod("resolving", dns=[(field, values[field]) for field in present])
     found = cri.execute(cri.run_container(pod, "sleep 1000000"), "cat /etc/resolv.conf")
@@ -171,7 +171,7 @@ def test_containerd_is_killed_and_comes_back(containerd: Containerd, cri: Cri) -
 
 
 def test_the_agent_is_down_when_pods_come_and_go(containerd: Containerd, cri: Cri) -> None:
-    """A pod that starts is refused with what is missing, one that stops is freed before the agent is ready again."""
+    """A starting pod is refused with the reason; a stopped one is released before the agent is ready again."""
     pod = cri.run_pod("gone")
     containerd.host.stop_agent()
     with pytest.raises(grpc.RpcError, match="is `linkspan agent` running"):
@@ -214,7 +214,7 @@ def test_a_network_is_deleted_while_the_runtime_knows_it(containerd: Containerd,
 
 
 def test_the_host_restarts(containerd: Containerd, cri: Cri) -> None:
-    """After a reboot nothing of the old pods is held, and pods of the same names come up anew."""
+    """After a reboot nothing of the old pods is held, and pods of the same names come up again."""
     host = containerd.host
     pods = [cri.run_pod(f"p{n}", ports=[("tcp", 8090 + n, 80)]) for n in range(2)]
     addresses = {cri.address(pod) for pod in pods}
@@ -232,7 +232,7 @@ def test_the_host_restarts(containerd: Containerd, cri: Cri) -> None:
 
 
 def test_many_pods_at_once_leave_nothing(containerd: Containerd, cri: Cri) -> None:
-    """Eight at a time, each started and removed (the fixture looks at what is left)."""
+    """Eight at a time, each started and removed (the fixture checks what is left)."""
 
     def lived(n: int) -> None:
         pod = cri.run_pod(f"m{n}")

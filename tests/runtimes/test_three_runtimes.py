@@ -98,7 +98,7 @@ class Three:
 
 
 def has_network(docker: Docker) -> bool:
-    """Tell whether a Docker has the network."""
+    """Return whether a Docker has the network."""
     return "demo" in docker.run("network ls --format {{.Name}}").split()
 
 
@@ -121,7 +121,7 @@ class Member:
         self.name, self.address, self.execute = name, address, execute
 
     def pings(self, target: str) -> bool:
-        """Tell whether it reaches an address or a name."""
+        """Return whether it reaches an address or a name."""
         with contextlib.suppress(AssertionError, grpc.RpcError):
             return "1 packets received" in self.execute(f"ping -c 1 -W 2 {target}")
         return False
@@ -129,7 +129,7 @@ class Member:
 
 @pytest.fixture(scope="module")
 def members(three: Three) -> list[Member]:
-    """A web server by each runtime, which publishes its port 80 as 8080 of its host."""
+    """Start a web server with each runtime, which publishes its port 80 as 8080 of its host."""
     docker, podman, cri = three.dockers[0], three.podman, three.cri
     serve = "httpd -f -p 80 -h /etc"
     docker.run(f"run -d --name one --hostname one --network demo -p 8080:80 {DOCKER_IMAGE} {serve}")
@@ -160,7 +160,7 @@ def test_all_reach_all_by_address(three: Three, members: list[Member]) -> None:
 
 
 def test_all_reach_all_by_name(members: list[Member]) -> None:
-    """Each container is known to each other one by its name, alone and with the network's, wherever both run."""
+    """Each container resolves each other one's name, with and without the network's, on either host."""
     for source, target in permutations(members, 2):
         for name in (target.name, f"{target.name}.demo", f"{target.name}.demo.internal"):
             until(
@@ -171,7 +171,7 @@ def test_all_reach_all_by_name(members: list[Member]) -> None:
 
 
 def test_published_ports_are_reached_from_outside(three: Three, members: list[Member]) -> None:
-    """One who is no host and on no network of ours gets the page of each, from its host's address."""
+    """A client that is neither a host nor on a network gets the page of each, from its host's address."""
     for n in (1, 2, 3):
         url = f"http://{three.underlay(n)}:8080/hostname"
         until(lambda url=url: three.segment.fetched(url), f"{url} answers", PATIENCE)
@@ -184,13 +184,13 @@ def test_an_address_of_another_runtime_s_container_is_refused_with_its_name(
     one, two, pod = (m.address for m in members)
     docker, podman, cri = three.dockers[0], three.podman, three.cri
     asked = docker.attempt(f"run --rm --network demo --ip {two} {DOCKER_IMAGE} true")
-    assert "is held by two on host h2" in asked.stderr
+    assert "is in use by two on host h2" in asked.stderr
     asked = podman.attempt(f"run --rm --network demo:ip={pod} {PODMAN_IMAGE} true")
-    assert "is held by three on host h3" in asked.stderr
-    with pytest.raises(grpc.RpcError, match="is held by one on host h1"):
+    assert "is in use by three on host h3" in asked.stderr
+    with pytest.raises(grpc.RpcError, match="is in use by one on host h1"):
         cri.run_pod("late", annotations={"linkspan/ip": one})
     asked = three.dockers[0].attempt(f"run --rm --network demo --ip {one} {DOCKER_IMAGE} true")
-    assert "is held by one" in asked.stderr
+    assert "is in use by one" in asked.stderr
 
 
 def test_one_compose_file_runs_on_three_hosts(three: Three) -> None:

@@ -57,7 +57,7 @@ async def settled(store: EtcdStore, puts: dict[str, bytes], seconds: float = 60)
 
 
 async def test_a_member_that_dies_is_passed_over(three: Members) -> None:
-    """Calls and watches go on at the others, whichever it is, and each change is watched."""
+    """Calls and watches continue at the others, whichever it is, and each change is watched."""
     store, other = EtcdStore(three.url()), EtcdStore(three.url())
     _, revision = await store.list("")
     watched = Watched(store, "", revision)
@@ -95,7 +95,7 @@ async def test_a_member_that_hangs_is_passed_over(three: Members, impatient: Non
 
 
 async def test_a_claim_has_one_winner_while_members_die(three: Members) -> None:
-    """Who was told that it won has won, nobody else was, and a claim whose end is not known is an error."""
+    """A host whose claim succeeded is the only winner, and a claim with an unknown result is an error."""
     stores = [EtcdStore(three.url()) for _ in range(4)]
     await asyncio.gather(*(store.list("") for store in stores))
     claims = [
@@ -119,7 +119,7 @@ async def test_a_claim_has_one_winner_while_members_die(three: Members) -> None:
 
 
 async def test_a_member_without_a_quorum_is_said_to_be_of_no_use(three: Members, impatient: None) -> None:
-    """Unavailable names every endpoint and why; nothing is told as written that is not."""
+    """Unavailable names every endpoint and why; nothing is reported as written that is not."""
     store = EtcdStore(three.url())
     await store.transaction({"a": b"1"})
     for member in three.members[1:]:
@@ -137,7 +137,7 @@ async def test_a_member_without_a_quorum_is_said_to_be_of_no_use(three: Members,
 
 
 async def test_a_watch_goes_on_after_a_restart(one: Members) -> None:
-    """What was changed while this host's connection was down comes, once, when etcd is back."""
+    """Changes made while this host's connection was down arrive, once, when etcd is back."""
     store = EtcdStore(one.url("/c"))
     await store.transaction({"a": b"1"})
     _, revision = await store.list("")
@@ -180,7 +180,7 @@ async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient:
 
 
 async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, impatient: None) -> None:
-    """Nothing tells of that, for the member answers all the while: so it is when an address of the host's went."""
+    """No event reports that, because the member still answers: this happens when an address of the host goes."""
     store, watched = await watching(one)
     (lines,) = store._gateway._streams
     assert lines._response.connection is not None
@@ -193,7 +193,7 @@ async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, im
 
 
 async def test_what_was_connected_from_an_address_that_went_is_left(one: Members) -> None:
-    """Told of that, calls and watches go on at once by connections of their own; none waits for an answer."""
+    """Told of that, calls and watches continue at once by connections of their own; none waits for an answer."""
     store, watched = await watching(one)
     lines = run("ss", "-Htnp", "state", "established", "dport = :2379").splitlines()
     ours = [line.split() for line in lines if f",pid={os.getpid()}," in line]
@@ -240,7 +240,7 @@ def dropped(*packets: str) -> Iterator[None]:
 
 
 async def test_a_store_restored_from_a_backup_is_told(one: Members) -> None:
-    """The watch says that the revision went back; the cluster is the same, and what was lost can be put again."""
+    """The watch reports that the revision went back; the cluster is the same, and lost records can be put again."""
     store = EtcdStore(one.url())
     await store.transaction({"a": b"1"})
     snapshot = one.save()
@@ -282,7 +282,7 @@ async def test_a_restored_store_is_told_though_it_is_as_far_again(one: Members) 
 
 
 async def test_an_emptied_store_stays_the_same_cluster(one: Members) -> None:
-    """Who knows the cluster's id puts it back before anything else, and all go on."""
+    """A host that knows the cluster's id puts it back before anything else, and all continue."""
     store, other = EtcdStore(one.url("/c")), EtcdStore(one.url("/c"))
     await store.transaction({"a": b"1"})
     await other.get("a")
@@ -329,7 +329,7 @@ async def test_a_claim_whose_answer_was_lost_is_known_as_won(one: Members) -> No
 async def test_a_long_listing_comes_in_pages_of_one_revision(
     one: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is missing or there twice where the records do not fit one answer."""
+    """Nothing is missing or twice in it if the records do not fit one answer."""
     monkeypatch.setattr(etcd, "PAGE", 7)
     store = EtcdStore(one.url())
     await store.transaction({f"k{number:03}": b"" for number in range(100)})
@@ -339,7 +339,7 @@ async def test_a_long_listing_comes_in_pages_of_one_revision(
 
 
 async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path) -> None:
-    """With ca, cert and key etcd is spoken to; each wrong file has an error of its own, naming endpoint and cause."""
+    """With ca, cert and key linkspan connects to etcd; each wrong file has its own error, with endpoint and cause."""
     authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "stranger")
     server, client = authority.certificate("server"), authority.certificate("client")
     forged = stranger.certificate("client")
@@ -412,7 +412,7 @@ async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path:
     for prefix, options, why in [
         ("/c", f"?user=agent&password-file={tmp_path}/wrong", "user agent is refused: .*wrong password in .*/wrong"),
         ("/c", "", "lets only users in that it knows, and the store's URL names none"),
-        ("/c", f"?user=agent&password-file={tmp_path}/open", "password-file .*/open is not root's alone"),
+        ("/c", f"?user=agent&password-file={tmp_path}/open", "password-file .*/open must belong to root"),
         ("/d", query, "user agent may not use /d/: permission denied"),
         ("/c", f"?user=agent&password-file={tmp_path}/none", "password-file .*/none cannot be read: no such file"),
     ]:

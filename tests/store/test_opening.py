@@ -1,4 +1,4 @@
-"""Which store a URL opens, and the fake one's switches."""
+"""Factory: the store that a URL opens, and the fake one's switches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_url_opens_its_store(tmp_path: Path) -> None:
 
 
 def test_an_etcd_url_has_its_parts() -> None:
-    """Several endpoints, etcd's port and our prefix where none is given, files, and the user."""
+    """Several endpoints, etcd's port and our prefix as defaults, files, and the user."""
     url = etcd_parts("etcd://h1,h2:1234,[2001:db8::1],[2001:db8::2]:1?ca=/a&cert=/b&key=/c&user=me&password-file=/d%20e")
     assert url.endpoints == ("h1:2379", "h2:1234", "[2001:db8::1]:2379", "[2001:db8::2]:1")
     assert (url.prefix, url.tls) == ("/linkspan/", True)
@@ -76,7 +76,7 @@ def test_a_url_that_is_wrong_is_refused(url: str, tmp_path: Path) -> None:
 
 
 def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:
-    """It is refused, for URLs stand in logs and process lists, and the error does not show it."""
+    """It is refused, because logs and process lists show URLs, and the error does not show it."""
     with pytest.raises(Invalid) as caught:
         open_store("etcd://me:hidden@h1", tmp_path)
     assert "hidden" not in str(caught.value)
@@ -103,7 +103,7 @@ async def test_processes_share_an_etcd(members: Members) -> None:
 
 
 async def test_a_fake_that_is_cut_fails_and_is_mended() -> None:
-    """Only the host that is cut has errors; its watch yields what it missed when it is mended."""
+    """Only the host that is cut has errors; its watch yields what it missed when it is repaired."""
     memory = Memory()
     near, far = MemoryStore(memory), MemoryStore(memory)
     watched = Watched(near, "", 0)

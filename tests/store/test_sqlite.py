@@ -33,7 +33,7 @@ def engine(tmp_path: Path) -> SqliteEngine:
 
 
 async def test_records_outlast_the_agent(engine: SqliteEngine) -> None:
-    """What was put is there after a restart, with its revision and the cluster's id; what was deleted is not."""
+    """Records are there after a restart, with revision and the cluster's id; deleted ones are not."""
     store = engine.open()
     await store.transaction({"networks/demo": b"\x00one", "networks/other": b"two"})
     await store.transaction({}, deletes=["networks/other"])
@@ -82,7 +82,7 @@ async def test_another_agents_change_is_heard_at_once(engine: SqliteEngine) -> N
 
 
 async def test_a_change_is_seen_without_inotify(engine: SqliteEngine) -> None:
-    """Where the machine has no instance left, the poll finds it."""
+    """If the machine has no instance left, the poll finds it."""
     one, other = engine.connect(), engine.connect()
     assert isinstance(one, SqliteStore)
     _, revision = await one.list("")
@@ -183,7 +183,7 @@ async def test_what_expires_is_gone_after_a_reboot(engine: SqliteEngine) -> None
 
 
 async def test_old_deletes_are_pruned(tmp_path: Path) -> None:
-    """The file does not grow with what is put and deleted again and again."""
+    """The file does not grow with keys that are put and deleted again and again."""
     store = SqliteStore(tmp_path, keep=100)
     await store._run(lambda table: table._database.execute("UPDATE clock SET revision = 900"))
     for number in range(60):

@@ -1,4 +1,4 @@
-"""What every store does, whatever it keeps its records in."""
+"""Contract of every store, whatever it keeps its records in."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_listing_holds_exactly_the_keys_that_begin_so(
 
 
 async def test_a_condition_that_fails_stops_the_whole_transaction(engine: Engine) -> None:
-    """A key that exists where it must not, or that has changed: neither puts nor deletes happen."""
+    """A key that must not exist, or that has changed: neither puts nor deletes happen."""
     store = engine.connect()
     await store.transaction({"a": b"1", "b": b"2"})
     before = await store.get("a")
@@ -62,7 +62,7 @@ async def test_a_condition_that_fails_stops_the_whole_transaction(engine: Engine
 
 
 async def test_the_revision_grows_with_every_change_and_with_nothing_else(engine: Engine) -> None:
-    """One transaction is one revision; a delete of what is not there, and a mere condition, are none."""
+    """One transaction is one revision; deleting an absent key, or only a condition, adds none."""
     store = engine.connect()
     _, first = await store.list("")
     await store.transaction({"a": b"1", "b": b"1"})
@@ -116,7 +116,7 @@ async def test_a_watch_from_an_earlier_revision_yields_what_came_since(engine: E
 
 
 async def test_the_changes_of_one_transaction_come_together(engine: Engine) -> None:
-    """Who applies batch after batch never has half of a transaction, and no key twice in a batch."""
+    """A reader that applies batch after batch never has half of a transaction, and no key twice in a batch."""
     store = engine.connect()
     _, revision = await store.list("")
     watched = Watched(store, "", revision)
@@ -131,7 +131,7 @@ async def test_the_changes_of_one_transaction_come_together(engine: Engine) -> N
 
 
 async def test_a_watch_from_before_a_compaction_is_refused(engine: Engine) -> None:
-    """NotFound says to list anew; a watch from the present goes on."""
+    """NotFound says to list again; a watch from the present continues."""
     store = engine.connect()
     await store.transaction({"a": b"1"})
     _, old = await store.list("")
@@ -158,7 +158,7 @@ async def test_a_watch_from_the_future_is_refused(engine: Engine) -> None:
 
 
 async def test_a_record_with_a_time_to_live_goes_by_itself(engine: Engine) -> None:
-    """Its end is a delete in every watch; what was put again with it or without it stays."""
+    """Its expiry is a delete in every watch; a record that was put again, with or without a TTL, stays."""
     one, other = engine.connect(), engine.connect()
     _, revision = await one.list("")
     watched = Watched(one, "", revision)
@@ -186,7 +186,7 @@ async def test_a_key_is_claimed_by_one_host_only(engine: Engine) -> None:
 
 
 async def test_no_count_is_lost_between_hosts(engine: Engine) -> None:
-    """Who changes a record only where it is unchanged, and else reads again, undoes nobody's change."""
+    """A writer that requires an unchanged record, and reads again after a conflict, undoes no other change."""
     stores = [engine.connect(), engine.connect()]
     await stores[0].transaction({"count": b"0"})
 
@@ -216,7 +216,7 @@ async def test_all_hosts_are_in_one_cluster(engine: Engine) -> None:
 
 
 async def test_a_watch_ends_with_its_store(engine: Engine) -> None:
-    """Who iterates it gets to the end, not an error."""
+    """An iterating reader gets to the end, not an error."""
     store = engine.open()
     await store.transaction({"a": b"1"})
     _, revision = await store.list("")

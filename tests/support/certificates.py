@@ -1,4 +1,4 @@
-"""Certificates, made anew for each test by openssl."""
+"""Certificates, made again for each test by openssl."""
 
 from __future__ import annotations
 

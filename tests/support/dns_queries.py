@@ -14,7 +14,7 @@ REFUSED, NXDOMAIN, NOERROR = 5, 3, 0
 
 
 class Answer(NamedTuple):
-    """What came back: the code, and the records' data of the type that was asked for, in order."""
+    """An answer: the code, and the records' data of the requested type, in order."""
 
     code: int
     data: list[str]
@@ -74,7 +74,7 @@ def _text(data: bytes, at: int, size: int, kind: int) -> str:
 
 
 def read_name(data: bytes, at: int) -> tuple[str, int]:
-    """Return the name that stands there, and where it ends."""
+    """Return the name at that offset, and the offset behind it."""
     labels, end = [], 0
     while size := data[at]:
         if size >= 0xC0:  # a pointer (RFC 1035 section 4.1.4)

@@ -37,7 +37,7 @@ class MemoryDriver(Driver):
             yield kind, self
 
     def probe(self) -> Support:
-        """It serves all kinds."""
+        """Return support for all kinds."""
         return Support("memory")
 
     def observe(self, netns: int) -> Iterable[State]:

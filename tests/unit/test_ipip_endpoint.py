@@ -15,7 +15,7 @@ def packed(text: str) -> bytes:
 
 
 def test_the_longest_prefix_wins() -> None:
-    """An address that moved away from its block goes to its new host; what is in no prefix goes nowhere."""
+    """An address that moved out of its block goes to its new host; an address in no prefix goes nowhere."""
     table = Table("10.77.2.0/24 192.0.2.2\n10.77.2.9/32 192.0.2.3\n0.0.0.0/0 192.0.2.9\n", bytes)
     assert table.find(packed("10.77.2.5")) == packed("192.0.2.2")
     assert table.find(packed("10.77.2.9")) == packed("192.0.2.3")

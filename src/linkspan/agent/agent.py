@@ -1,7 +1,8 @@
-"""The agent of one host: it holds everything together, and keeps what it holds up to date.
+"""The agent of one host: composes its parts and keeps the host up to date.
 
-Start: lock the state folder, open store and journal, take over what stands, resync (which takes away what no
-row wants), drain the queue of DELs, serve, say ``ready``. SIGTERM ends it in order; what is in the kernel stays.
+Start: lock the state folder, open store and journal, take over what exists on the machine, resync (which
+removes what no record wants), drain the queue of DELs, serve, print ``ready``. SIGTERM stops the agent in
+order. Everything in the kernel stays.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
 
 class Agent:
-    """All that a host's agent can do; the API and the runtimes' wire formats are thin over it."""
+    """All operations of a host's agent. The API and the runtimes' wire formats are thin layers over it."""
 
     def __init__(self, config: Config, waiting: Waiting = lambda _agent: contextlib.nullcontext()) -> None:
-        """``waiting`` is entered while a new agent waits for a store that does not answer."""
+        """Keep the settings; enter ``waiting`` while a new agent waits for a store that does not answer."""
         self.config = config
         self._waiting = waiting
         self.started = time.time()
@@ -102,12 +103,12 @@ class Agent:
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
         self._changing = asyncio.Lock()
-        """One change of networks at a time: each is planned against what is."""
+        """Lets one change of networks run at a time: each is planned against the networks that exist."""
         self.plans = Plans(self.worker, self.view, self.config)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start, and stop in order at the end. Raises Conflict where another agent has the state folder."""
+        """Start, and stop in order at the end. Raises Conflict if another agent uses the state folder."""
         state_dir = Path(self.config.state_dir)
         with locks.state_folder(state_dir), locks.network_namespace():
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
@@ -138,15 +139,15 @@ class Agent:
                         await self._take_over(parts)
                         yield
                 finally:
-                    with contextlib.suppress(Unavailable):  # a full disk; all is in the log beside the file
+                    with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events
                         self.journal.checkpoint()
 
     def _known_cluster(self) -> tuple[str, str]:
-        """Return the id of the cluster that this host belongs to, "" where it may join any, and what is to be told.
+        """Return the id of this host's cluster ("": it may join any) and a message for the operator.
 
-        It may where it is new, and where it was alone, without a network, and is given a store.
-
-        The store of a host that is alone is a cluster of its own. Nothing is lost with one that has no network.
+        A host may join any cluster if it is new, or if it was alone, has no network, and now gets a store.
+        The store of a host that is alone is a cluster of its own. A cluster without a network has nothing to
+        lose.
         """
         state_dir = Path(self.config.state_dir)
         snapshot = state_dir / SNAPSHOT
@@ -157,12 +158,12 @@ class Agent:
         return "", "this host was alone and had no network: it joins the cluster of its store"
 
     def _tell(self, what: str) -> None:
-        """Say something of this agent's start in the log and in the events."""
+        """Write a message about this agent's start to the log and to the events."""
         log.warning("%s", what)
         self.happenings.add("agent", what)
 
     async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
-        """Make the parts, around a copy of the store; waits for the store where there is no copy yet."""
+        """Make the parts around a replica of the store. Without a snapshot, wait for the store."""
         state_dir = Path(self.config.state_dir)
         endpoints: dict[tuple[str, str], Endpoint] = {}
         self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed, provisional=True)
@@ -273,13 +274,13 @@ class Agent:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
 
     def _busy(self, identity: tuple[str, str]) -> bool:
-        """Tell whether something is under way by which a container comes or goes."""
+        """Return whether an attach or a detach is under way."""
         return self.registry.busy(identity) or self.docker.waits(identity)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
         if self.published.has_own(keys):
-            await self.recovery.learn()  # before records that nobody is known to want are taken away
+            await self.recovery.learn()  # before records with no known owner are removed
         self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
@@ -289,11 +290,11 @@ class Agent:
         if isinstance(question, Probe):
             return await self.survey.answer(question)
         if isinstance(question, Well):
-            raise Invalid("an agent knows no switches: the controller does")
+            raise Invalid("an agent has no switches: only the controller has")
         return await self.tracer.answer(question)
 
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
-        """Desire what the records and the journal want, make it so, and begin to watch."""
+        """Desire what the records and the journal want, apply it, and begin to watch."""
         sysctls, ran_before = self.worker.machine.sysctls, self.journal.witnessed_this_boot()
         if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
             self._tell(lost)
@@ -303,7 +304,7 @@ class Agent:
         self.allocator.refresh()
         parts.callback(self.registry.retry_forgetting)
         inside = await self.recovery.run(self.replica.listed)
-        await self.control.look()  # before any container's interface is put
+        await self.control.look()  # before any container gets an interface
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start(
             self.config.underlay, self.config.advertise, shared=bool(self.config.store)
@@ -324,27 +325,28 @@ class Agent:
             parts.push_async_callback(follower.stop)
 
     def _tell_first(self) -> None:
-        """Tell that a new host is the first one in its store: a URL without its prefix leads to such a one, too."""
+        """Report that a new host is the first one in its store: a URL without its prefix leads to an empty store."""
         if self.config.store and self.replica.listed and not self.leases.hosts():
             where = told(self.config.store)
             self._tell(
-                f"this host is the first one in store {where}, and begins a cluster there; if others should be in it, "
-                "compare the store's URL with theirs, its prefix too"
+                f"this host is the first one in store {where}, and starts a cluster there; if other hosts "
+                "should be in it, "
+                "compare the store's URL and its prefix with theirs"
             )
 
     def _warn_of_namesakes(self) -> None:
-        """Tell that another host has this one's name, too."""
+        """Warn that another host has the same name."""
         if ids := namesakes.shared(self.leases.names()).get(self.host_name):
-            own = f"{self.leases.host.id} is this one's"
+            own = f"{self.leases.host.id} is this host's id"
             self._tell(f"{namesakes.told(self.host_name, ids)}, of which {own}; {namesakes.FIX}")
 
     def _instance(self) -> str:
-        """Return what tells this agent, over restarts, from another one with the same host id."""
+        """Return the id of this agent's installation; it differs from that of another agent with the same host id."""
         folder = Path(self.config.state_dir).stat()
         return f"{self.host_name}:{folder.st_dev}:{folder.st_ino}"
 
     def view(self) -> HostView:
-        """Return what backends see now."""
+        """Return the view for the backends."""
         held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.leases.whole(self.leases.host)
         closed = self.control.closed()
@@ -356,13 +358,13 @@ class Agent:
         return learning(seen, self.leases, self.cluster.peers, self.registry.endpoints.values())
 
     async def _look(self) -> None:
-        """Look at the machine's facts, from which nothing new follows."""
+        """Read facts of the machine from which no new state follows."""
         self._facts = await self.worker.run(self.worker.machine.facts)
 
     async def _look_at_programs(self) -> None:
-        """Follow changes of which there is no event (of a key's file, its mode perhaps), where a network needs them.
+        """Look for changes that cause no event (of a key file's mode, for example) if a network needs the program.
 
-        Whoever makes the first such network looks, too.
+        The first network that needs a program looks, too.
         """
         ways = {way.backend for network in self.networks.all() for way in network.ways}
         for kind in {kind for way in ways for kind in backend(way).watches}:
@@ -370,7 +372,7 @@ class Agent:
                 await self.replan()
 
     async def replan(self) -> None:
-        """Look at the machine's facts, and put what follows from them where they have changed."""
+        """Read the machine's facts, and apply what follows from them if they changed."""
         facts = await self.worker.run(self.worker.machine.facts)
         if facts != self._facts:
             self._facts = facts
@@ -379,23 +381,24 @@ class Agent:
         await self.cluster.look_around()
 
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
-        """Follow what networks are now, whichever host changed them."""
+        """Follow the networks of the store, whichever host changed them."""
         self.docker.exposed.look()
         for identity in stranded(self.registry, self.networks, self.leases):
             await detach.detach(self.registry, *identity)
-        failed = await follow_mtus(self.registry, self.networks)  # first: a way that carries less may be next
+        failed = await follow_mtus(self.registry, self.networks)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry, self.networks)
         failed |= await self.plans.put()
-        await self.recovery.learn()  # a network that is there again may be that of orphans
+        await self.recovery.learn()  # orphans may belong to a network that came back
         return failed
 
     # Networks
 
     async def create_network(self, request: NetworkRequest) -> Network:
-        """Create a network and all that the host needs for it; undone where a part of it is refused."""
+        """Create a network and everything that the host needs for it. If a part is refused, undo the rest."""
         machine = self.worker.machine
         async with self._changing:
-            self._facts = await self.worker.run(machine.facts)  # as they are now: a port may have been taken
+            # read the facts again: another program may have taken a port
+            self._facts = await self.worker.run(machine.facts)
             routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
             here, hosts = self.leases.host.underlay, len(self.leases.hosts())
             network = self.networks.planned(request, routes, here, mtu, hosts)
@@ -415,7 +418,7 @@ class Agent:
     async def update_network(
         self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
     ) -> Network:
-        """Add pools or change the MTU, of running containers too; one that cannot be changed stops no other."""
+        """Add pools or change the MTU, also of running containers. One that cannot change stops no other."""
         async with self._changing:
             routes = await self.worker.run(self.worker.machine.routes)
 
@@ -433,7 +436,7 @@ class Agent:
     async def delete_network(self, name: str, force: bool = False) -> list[Endpoint]:
         """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.
 
-        Raises Conflict, naming them, while endpoints exist (unless ``force``).
+        Raises Conflict with their names if endpoints exist, unless ``force``.
         """
         async with self._changing:
             if all(network.name != name for network in self.networks.every()):
@@ -454,13 +457,13 @@ class Agent:
         return users
 
     async def _delete_network(self, name: str) -> None:
-        await self.networks.delete(name)  # first: an attach that is under way fails then
+        await self.networks.delete(name)  # first: an attach that is under way then fails
         for endpoint in [e for e in self.registry.endpoints.values() if e.network == name]:
             await detach.detach(self.registry, *endpoint.identity)
         await self.cluster.converge({"networks/"})
 
     async def allow(self, allowance: Allowance, allowed: bool) -> None:
-        """Allow one network's endpoints to open connections to another's, or take that back."""
+        """Allow one network's endpoints to open connections to another network's, or withdraw that."""
         async with self._changing:
             self.networks.get(allowance.source)
             self.networks.get(allowance.target)
@@ -476,24 +479,24 @@ class Agent:
         return made
 
     async def unreserve(self, network: str, cidr: str) -> None:
-        """Give reserved addresses back."""
+        """Release reserved addresses."""
         await self.networks.unreserve(network, cidr)
         self.allocator.refresh()
 
     # Endpoints
 
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
-        """Attach, and count it."""
+        """Attach, and count the operation."""
         with self._counted("attach"):
             return await attach.attach(self.registry, request, namespace_fd, namespace_path)
 
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
-        """Detach, and count it."""
+        """Detach, and count the operation."""
         with self._counted("detach"):
             return await detach.detach(self.registry, id, ifname, network)
 
     async def recognise(self, container: str, ifname: str = "") -> None:
-        """Know a container again whose id the journal lost."""
+        """Identify a container whose id the journal lost."""
         await rename.recognise(self.registry, container, ifname)
 
     @contextlib.contextmanager
@@ -515,7 +518,7 @@ class Agent:
         return self.networks.get(name)
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Return the addresses of its network's DNS server for a container."""
+        """Return the addresses of the DNS server of the container's network."""
         return self.naming.nameservers(endpoint)
 
     def free(self, network: str) -> int:
@@ -523,12 +526,12 @@ class Agent:
         return self.allocator.free(network)
 
     async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
-        """Return what of an endpoint is not as its runtime knows it."""
+        """Return the differences between an endpoint and what its runtime knows of it."""
         endpoint = await self.tuning.told(endpoint, namespace_fd, shown.mac, shown.mtu)
         return await check.check(self.registry, endpoint, namespace_fd, shown.mac, shown.mtu)
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Let an endpoint follow what later plugins of its chain change."""
+        """Take over what later plugins of the CNI chain change of an endpoint."""
         self.tuning.follow(endpoint, namespace_fd)
 
 

@@ -1,8 +1,8 @@
-"""This host's BGP sessions, watched: what goes up or down is told with its reason, and counted.
+"""BGP sessions of this host: watches them, reports each change with its reason, and counts.
 
-BIRD is asked every few seconds, in a thread of its own, and for few words: details of 50 sessions cost 5 ms of
-Python, for which an attach would wait. The cheap reason, from what BIRD says alone, is for events and `status`;
-`explain` and `doctor` look at the way to the peer as well.
+A thread of its own asks BIRD every few seconds, and only for a summary: the details of 50 sessions cost 5 ms
+of Python, which would delay an attach. Events and `status` use the cheap reason, from BIRD's answer alone.
+`explain` and `doctor` look at the path to the peer as well.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from linkspan.kernel.probe.tcp_connect import listenable, md5_refusals
 log = logging.getLogger("linkspan.agent.bgp_sessions")
 
 EVERY = 2.0
-"""Seconds between two looks."""
+"""Seconds between two queries."""
 SELDOM = 5
-"""Looks of which one counts prefixes, too: whether a session is up is asked every time."""
+"""One query in so many counts prefixes, too. Each query asks whether a session is up."""
 KEPT = 150
-"""Looks over which refused signatures are counted: five minutes, in which every speaker tries again."""
+"""Queries over which refused signatures are counted: five minutes, in which every speaker retries."""
 
 CLOSELY = 8
 """Sessions that `doctor` looks at closely, all at once."""
 
 
 class Peering(msgspec.Struct, frozen=True):
-    """A session as it should be, and as it was seen last; ``why`` is the cheap reason where it is down."""
+    """A desired session, and its last observed state; ``why`` is the cheap reason if it is down."""
 
     session: Session
     seen: Protocol | None
@@ -58,30 +58,30 @@ class Peering(msgspec.Struct, frozen=True):
 
     @property
     def limited(self) -> Why | None:
-        """Why some of what the peer announces is not taken: it is too much; None where all is."""
+        """Return why some of the peer's prefixes are not accepted (it announces too many), None if all are."""
         most = max((one.limit for one in self.seen.channels if one.full), default=0) if self.seen else 0
         if not most:
             return None
         setting = "bgp.prefixes" if self.session.mesh else f"bgp.peer.{self.session.name}.prefixes"
         return Why(
-            f"it announces more than {most} prefixes, and those beyond them are not taken",
-            f"correct what it announces; if it is right, take more: linkspan host set {setting}=N",
+            f"it announces more than {most} prefixes, and this host does not accept the rest",
+            f"correct what it announces; if that is right, raise the limit: linkspan host set {setting}=N",
         )
 
     @property
     def state(self) -> str:
-        """RFC 4271's word for the state, in small letters; ``down`` where BIRD has no such session."""
+        """Return RFC 4271's word for the state, in small letters; ``down`` if BIRD has no such session."""
         return (self.seen.bgp_state.lower() if self.seen else "") or "down"
 
 
 class Peerings:
-    """Watches the sessions that follow from what backends see, ``view``."""
+    """Watches the sessions that follow from ``view``."""
 
     def __init__(
         self, view: Callable[[], HostView], namespaces: Namespaces, happenings: Happenings, metrics: Metrics
     ) -> None:
         self.silent: Why | None = None
-        """Why there is no speaker that answers; None where it does, or nobody needs one."""
+        """Why no speaker answers; None if one does, or if no network needs one."""
         self._view = view
         self._namespaces = namespaces
         self._happenings = happenings
@@ -97,7 +97,7 @@ class Peerings:
         self._task = lasting("watching BGP sessions", self._watch)
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop watching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -108,11 +108,11 @@ class Peerings:
             await pause(EVERY)
 
     def all(self) -> list[Peering]:
-        """Return all sessions by name, as they were seen last."""
+        """Return all sessions by name, as last observed."""
         return sorted(self._known.values(), key=lambda peering: peering.session.name)
 
     def find(self, name: str) -> Peering:
-        """Return the session with a peer. Raises NotFound, naming those that there are."""
+        """Return the session with a peer. Raises NotFound with the known names."""
         found = [p for p in self.all() if name in (p.session.name, p.session.address, p.session.protocol)]
         if not found:
             names = ", ".join(p.session.name for p in self.all()) or "none"
@@ -120,7 +120,7 @@ class Peerings:
         return found[0]
 
     async def look(self, *, counts: bool = True) -> None:
-        """Ask BIRD, and tell of what changed; without ``counts`` those of sessions that stay up are as before."""
+        """Ask BIRD and report changes; without ``counts`` keep the old counts of sessions that stay up."""
         async with self._looking:
             view = self._view()
             if not bgp.pools(view):
@@ -132,9 +132,9 @@ class Peerings:
             self._known = {peering.session.protocol: peering for peering in found}
 
     def _observed(self, view: HostView, counts: bool) -> list[Peering]:
-        """Look (in a thread)."""
+        """Ask BIRD (in a thread)."""
         wanted: list[Session] = []
-        with contextlib.suppress(LinkspanError):  # which is the problem below
+        with contextlib.suppress(LinkspanError):  # the problem is in `silent`
             wanted = bgp.sessions(view)
         seen: dict[str, Protocol] = {}
         self._refused.append(md5_refusals())
@@ -145,7 +145,7 @@ class Peerings:
                 seen = self._seen(folder / CONTROL, counts)
                 _retry(folder / CONTROL, [s for s in wanted if _deaf(seen.get(s.protocol))])
             except Unavailable as error:
-                self.silent = Why(error.message, "`linkspan status` tells what cannot be put")
+                self.silent = Why(error.message, "`linkspan status` shows what cannot be applied")
         well = all(s.protocol in seen and seen[s.protocol].established for s in wanted)
         said = bgp_evidence.recent(folder / LOG) if folder and not well else ()
         around = Evidence(silent=self.silent, said=said, refusals=self.refusals())
@@ -173,7 +173,7 @@ class Peerings:
         self._booted = booted
 
     def refusals(self) -> dict[str, int]:
-        """Return how many signatures the kernel refused of late, by why."""
+        """Return how many signatures the kernel refused recently, by reason."""
         first, last = self._refused[0], self._refused[-1]
         return {why: last[why] - first[why] for why in last}
 
@@ -195,12 +195,12 @@ class Peerings:
         self._happenings.add("bgp", what, peer=name, state="down")
 
     async def explain(self, name: str) -> tuple[Peering, Evidence]:
-        """Look closely at the session with a peer, the way to it included. Raises NotFound."""
+        """Examine the session with a peer, including the path to it. Raises NotFound."""
         await self.look()
         return await asyncio.to_thread(self._closely, self.find(name), _folder(self._view()))
 
     def _closely(self, peering: Peering, folder: Path | None) -> tuple[Peering, Evidence]:
-        """Look closely at one session (in a thread); takes up to 5 s."""
+        """Examine one session (in a thread); takes up to 5 s."""
         session, seen = peering.session, peering.seen
         alone = sum(other.why is not None for other in self._known.values()) < 2
         said = bgp_evidence.recent(folder / LOG) if folder else ()
@@ -210,9 +210,9 @@ class Peerings:
         return Peering(session, seen, explain(session, seen, found)), found
 
     async def routes(self, peer: str = "", *, filtered: bool = False, sent: bool = False) -> list[Route]:
-        """Return what peers announce and is taken (or ``filtered``), or what is ``sent`` to one.
+        """Return the accepted (or ``filtered``) prefixes from peers, or those that are ``sent`` to one.
 
-        Raises NotFound for an unknown peer, Unavailable where BIRD does not answer.
+        Raises NotFound for an unknown peer, Unavailable if BIRD does not answer.
         """
         await self.look(counts=False)
         protocol = ""
@@ -231,7 +231,7 @@ class Peerings:
         return await asyncio.to_thread(bird_control.routes, told)
 
     async def checks(self) -> list[Check]:
-        """Return what `doctor` says of the speaker and its sessions; the first that are down are looked at closely."""
+        """Return `doctor`'s checks of the speaker and its sessions; the first that are down are examined closely."""
         await self.look()
         down = [peering for peering in self.all() if peering.why][:CLOSELY]
         folder = _folder(self._view())
@@ -242,12 +242,12 @@ class Peerings:
         return list(bgp_checks.checks(told, self.silent, full))
 
     def name(self, protocol: str) -> str:
-        """Return a peer's name by BIRD's word for its session, '' for what is no session."""
+        """Return a peer's name by BIRD's name of its session, '' if the session is not ours."""
         found = self._known.get(protocol)
         return found.session.name if found else ""
 
     async def refused_by(self) -> dict[str, dict[str, int]]:
-        """Return how many prefixes each rule filters now, by peer; BIRD counts them."""
+        """Return how many prefixes each rule filters now, by peer, as counted by BIRD."""
         filtering = [p for p in self.all() if p.seen is not None and p.seen.count("filtered")]
         pairs = [(p.session, rule) for p in filtering for rule in RULES]
         if not pairs:
@@ -267,43 +267,43 @@ class Peerings:
         folder = _folder(self._view())
         if folder is None or not self._known:
             raise Unavailable(
-                "this host has no BGP session", "`linkspan bgp peers` shows them; do networks use the backend bgp?"
+                "this host has no BGP session", "`linkspan bgp peers` shows them; does any network use the backend bgp?"
             )
         return await asyncio.to_thread(bird_control.ask, folder / CONTROL, *commands)
 
     def learning(self) -> Learning | None:
-        """Return what traces ask the speaker by, None where no network learns its routes."""
+        """Return how traces ask the speaker, None if no network learns routes."""
         view = self._view()
         folder, pools = _folder(view), bgp.pools(view)
         if folder is None or not pools:
             return None
         sessions = [peering.session for peering in self.all()]
-        with contextlib.suppress(LinkspanError):  # which is told by `silent`
+        with contextlib.suppress(LinkspanError):  # `silent` reports it
             sessions = sorted(bgp.sessions(view), key=lambda session: session.name)
         return Learning(folder / CONTROL, [self._told(session) for session in sessions], pools)
 
     def _told(self, session: Session) -> Told:
-        """Return what is known of a session, which may be younger than the last look."""
+        """Return what is known of a session, perhaps from after the last query."""
         found = self._known.get(session.protocol)
-        why = Why("BIRD was not asked for it yet") if found is None else found.why
+        why = Why("BIRD has not been asked for it yet") if found is None else found.why
         return Told(session.name, session.protocol, why.reason if why else "")
 
 
 def _same(before: Protocol, now: Protocol) -> bool:
-    """Tell whether a session has been up all the while."""
+    """Return whether a session has been up without interruption."""
     return before.established and now.established and before.since == now.since
 
 
 def _deaf(seen: Protocol | None) -> bool:
-    """Tell whether a session is down because BIRD could not listen: it has disabled it then, for good."""
+    """Return whether a session is down because BIRD could not listen: BIRD then disables it for good."""
     return seen is not None and seen.last_error.endswith("No listening socket")
 
 
 def _retry(control: Path, sessions: Iterable[Session]) -> None:
-    """Let sessions begin anew where BIRD could listen now: the address has come, or the port is free."""
+    """Restart sessions for which BIRD could listen now: the address appeared, or the port is free."""
     for session in sessions:
         if listenable(session.source, BGP_PORT):
-            log.info("BGP session with %s begins anew: port %s is free now", session.name, BGP_PORT)
+            log.info("BGP session with %s restarts: port %s is free now", session.name, BGP_PORT)
             bird_control.enable(control, session.protocol)
 
 

@@ -1,4 +1,4 @@
-"""Traces over the whole cluster: this host's parts in a thread, the others' parts by asking their agents."""
+"""Traces over the whole cluster: walks this host's parts in a thread, and asks the other agents for theirs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from linkspan.kernel.io.namespaces import Namespaces
 
 
 def gateways(networks: Iterable[Network]) -> tuple[Gateway, ...]:
-    """Return the gateways that are an underlay's switches, of each way by which the networks are received."""
+    """Return the gateways that are switches of an underlay, for each way by which the networks receive packets."""
     steered = ((way, sdn.gateway(way)) for network in networks for way in network.ways)
     return tuple(
         Gateway(way.prefixes, tuple(one.packed for one in found), mac(way.options["mac"]))
@@ -40,7 +40,7 @@ def gateways(networks: Iterable[Network]) -> tuple[Gateway, ...]:
 def others(
     hosts: Iterable[Host], leases: Iterable[Lease], endpoints: Iterable[tuple[str, Endpoint]]
 ) -> dict[str, Other]:
-    """Return hosts as a trace knows them, by id."""
+    """Return the hosts by id, in the form that a trace needs."""
     addresses: dict[str, dict[str, tuple[bytes, ...]]] = {}
     held: dict[str, list[Endpoint]] = {}
     for lease in leases:
@@ -63,7 +63,7 @@ def _underlay(host: Host) -> tuple[bytes, ...]:
 
 
 class Tracer:
-    """Traces for this host's users, and parts of traces for the other hosts'."""
+    """Makes traces for this host's users, and parts of traces for other hosts."""
 
     def __init__(
         self,
@@ -111,16 +111,16 @@ class Tracer:
         return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
-        """Tell this host's part of a trace that another host makes."""
+        """Return this host's part of a trace that another host makes."""
         local = self._local(await self._known())
         if isinstance(question, Listen):
             return await asyncio.to_thread(local.hear, question)
         return await asyncio.to_thread(local.part, question.entry)
 
     async def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
-        """Trace between two ends anywhere, with ``alive`` also by a real packet.
+        """Trace between two ends anywhere; ``alive`` adds a real packet.
 
-        Raises NotFound, Conflict or Invalid where the words do not say what to trace.
+        Raises NotFound, Conflict or Invalid if the arguments do not say what to trace.
         """
         known = await self._known()
         local = self._local(known)
@@ -142,7 +142,7 @@ class Tracer:
     async def _live(
         self, known: Map, source: Place, target: Place, packet: Packet, found: Trace, silent: Container[str]
     ) -> Trace:
-        """Send an echo request or a TCP SYN that the other hosts listen for too, without those that are ``silent``."""
+        """Send an echo request or a TCP SYN; the other hosts listen for it, except ``silent`` ones."""
         mark, goal = new_mark(), live.goal(known, target)
         asked = []
         for id_, other in known.others.items():
@@ -175,7 +175,7 @@ class Tracer:
         if not host:
             return await asyncio.to_thread(local.part, entry)
         if host == CONTROLLER and host not in self._leases.alive():
-            return Unanswered("no controller is active, and the switches are known to it alone")
+            return Unanswered("no controller is active, and only the controller knows the switches")
         try:
             return await self._ask.ask(host, Walked(entry), Part)
         except Unavailable as error:

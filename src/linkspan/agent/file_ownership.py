@@ -1,8 +1,9 @@
-"""Ownership: whether what root runs could be changed by somebody who is not root.
+"""File ownership: finds out whether somebody other than root can change what root runs.
 
-Whoever may write one file of a checkout that a service of root runs, or rename a folder on the way to it, is root. So
-`install` looks at the program, its interpreter, and all that this loads: each file, each folder up to /, and what links
-lead to. Where somebody else may write, the service gets a copy of root's own (``copy``).
+A user who can write one file of a checkout that a service of root runs, or rename a folder on its path,
+becomes root. So `install` looks at the program, its interpreter, and all files that these load: each file,
+each folder up to /, and the targets of links. If somebody else may write there, the service gets a copy that
+only root may write (``copy``).
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _PACKAGES = ("site-packages", "dist-packages")
 
 
 def program() -> tuple[str, str, str]:
-    """Return the paths of `linkspan` and of its interpreter for root to run, and what there is to tell ("": nothing).
+    """Return the paths of `linkspan` and its interpreter for root to run, and a message ("": none).
 
-    They are this installation's where nobody but root may write it, else a copy's, which is made here. Raises Denied
-    where not even the machine's own Python is root's alone.
+    They are this installation's if only root may write it, else those of a copy, which this function makes.
+    Raises Denied if even the machine's own Python can be written by others.
     """
     executable = command()
     why = writer(executable)
@@ -43,27 +44,28 @@ def program() -> tuple[str, str, str]:
     if base := next(others(_base()), ""):
         raise Denied(
             f"a service of root would run files that others may write: {base}",
-            "install linkspan with a Python that root alone may write, the distribution's for example",
+            "install linkspan with a Python that only root may write, for example the distribution's",
         )
     copy()
-    told = f"others may write what this linkspan consists of ({why}): root runs a copy of it, in {COPY}"
+    told = f"users other than root may change this linkspan's files ({why}): root runs a copy of it, in {COPY}"
     return str(COPY / "bin" / "linkspan"), str(COPY / "bin" / "python"), told
 
 
 def command() -> str:
-    """Return the path of `linkspan`: that on the PATH, or the one beside this interpreter."""
+    """Return the path of `linkspan`: the one on the PATH, or the one beside this interpreter."""
     return shutil.which("linkspan") or str(Path(sys.executable).with_name("linkspan"))
 
 
 def writer(executable: str) -> str:
-    """Return who but root may write this linkspan, or something that it is loaded from: a sentence, "" where nobody."""
+    """Return a sentence that names who besides root may write this linkspan or a file it loads, "" if nobody."""
     return next(others([Path(executable), *_loaded()]), "")
 
 
 def others(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield who but root may write these files and folders, all in them, or the way to them: a sentence each.
+    """Yield a sentence for each user besides root who may write these paths, their contents, or a parent folder.
 
-    Packages in a folder of their own below another (``site-packages``) are looked at where they are among the paths.
+    Packages in a folder of their own below another (``site-packages``) are checked if they are among the
+    paths.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -76,12 +78,12 @@ def others(paths: Iterable[Path]) -> Iterator[str]:
                     continue
                 seen.add(place)
                 yield from _place(place, found, seen)
-                if place.is_dir():  # or a link to one
+                if place.is_dir():  # or a link to a folder
                     folders.append(place)
 
 
 def _way(path: Path, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write a path, or one of the folders and links that lead to it; each is looked at once."""
+    """Yield who may write a path, or one of the folders and links on it; check each once."""
     for place in (*reversed(path.parents), path):
         if place not in seen:
             seen.add(place)
@@ -90,7 +92,7 @@ def _way(path: Path, seen: set[Path]) -> Iterator[str]:
 
 
 def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write one file or folder, or what a link leads to."""
+    """Yield who may write one file or folder, or the target of a link."""
     if why := _who(place, found):
         yield f"{place} {why}"
     if stat.S_ISLNK(found.st_mode):
@@ -98,11 +100,11 @@ def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]
 
 
 def _who(place: Path, found: os.stat_result) -> str:
-    """Return who but root may change a file or folder, "" where nobody."""
+    """Return who besides root may change a file or folder, "" if nobody."""
     if found.st_uid:
         return f"is owned by {_name(found.st_uid)}"
     if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
-        return ""  # in such a folder nobody changes what is another's
+        return ""  # sticky: nobody can change another user's files in such a folder
     if found.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
     if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
@@ -125,22 +127,22 @@ def _group(gid: int) -> str:
 
 
 def _loaded() -> list[Path]:
-    """Return what this program is loaded from: interpreter, library, packages, and its own files."""
+    """Return the files that this program loads: interpreter, library, packages, and its own files."""
     here = [Path(sys.executable), Path(sys.prefix, "pyvenv.cfg"), *map(Path, linkspan.__path__)]
     return [*here, *(Path(place) for place in sys.path if place and Path(place).exists()), *_base()]
 
 
 def _base() -> list[Path]:
-    """Return the interpreter that a virtual environment is of, and its library."""
+    """Return the interpreter on which a virtual environment is based, and its library."""
     interpreter = getattr(sys, "_base_executable", sys.executable)
     library = (place for place in sys.path if place.startswith(f"{sys.base_prefix}/{sys.platlibdir}/python"))
     return [Path(interpreter), Path(sysconfig.get_path("stdlib")), *(Path(p) for p in library if Path(p).exists())]
 
 
 def copy(target: Path = COPY) -> None:
-    """Make (or make anew) a copy of linkspan and of the packages that it needs, which root alone may write.
+    """Make, or make again, a copy of linkspan and of the packages it needs, which only root may write.
 
-    Raises Conflict where something else has the place.
+    Raises Conflict if something else is in its place.
     """
     if target.exists() and not (target / _MARK).exists():
         raise Conflict(f"{target} exists and is not linkspan's", "move it away")
@@ -171,7 +173,7 @@ def copy(target: Path = COPY) -> None:
 
 
 def _files() -> Iterator[tuple[Path, Path]]:
-    """Yield the files of linkspan and of the packages that it needs, each with its place among packages."""
+    """Yield the files of linkspan and of the packages it needs, each with its path in site-packages."""
     for folder in map(Path, linkspan.__path__):
         for path in folder.rglob("*"):
             if path.is_file() and path.suffix != ".pyc":
@@ -184,7 +186,7 @@ def _files() -> Iterator[tuple[Path, Path]]:
 
 
 def _needed(name: str, found: set[str]) -> set[str]:
-    """Return the names of a package and of all that it needs and is installed."""
+    """Return the names of a package and of all its installed dependencies."""
     try:
         requires = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
@@ -198,5 +200,5 @@ def _needed(name: str, found: set[str]) -> set[str]:
 
 
 def copied() -> list[Path]:
-    """Return the folder of the copy, where there is one."""
+    """Return the folder of the copy, if there is one."""
     return [COPY] if (COPY / _MARK).exists() else []

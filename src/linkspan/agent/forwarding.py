@@ -1,7 +1,8 @@
-"""Who turns forwarding on besides linkspan: from then on the host is closed for nothing on linkspan's account.
+"""Forwarding: notices that another program enables it, and then drops linkspan's restriction on it.
 
-Where linkspan itself had the host forward, rules keep what did not pass before from passing (``core/ruleset.py``). An
-administrator who writes 1 to a setting that is 1 already means it, and nothing but the write can tell.
+If linkspan itself enabled forwarding, rules keep dropping what the host did not forward before
+(``core/ruleset.py``). An administrator who writes 1 to a setting that is 1 already wants forwarding. Only the
+write itself shows that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ log = logging.getLogger("linkspan.agent.forwarding")
 
 
 class Forwarding:
-    """Watches the settings, and has the rules follow."""
+    """Watches the settings, and makes the rules follow."""
 
     def __init__(
         self, worker: Worker, happenings: Happenings, replan: Callable[[], Awaitable[None]]
@@ -31,13 +32,13 @@ class Forwarding:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, where the kernel tells of writes."""
+        """Start watching, if the kernel reports writes."""
         watch = self._worker.machine.sysctls.watch
         if watch.problem:
-            log.warning("writes to settings of forwarding cannot be noticed: %s", watch.problem)
+            log.warning("cannot watch for writes to the forwarding settings: %s", watch.problem)
             return
         watch.listen(self._written.set)
-        self._task = lasting("noticing who turns forwarding on", self._follow)
+        self._task = lasting("watching the forwarding settings", self._follow)
 
     async def _follow(self) -> None:
         while True:
@@ -50,13 +51,13 @@ class Forwarding:
 
     async def _look(self) -> None:
         if await self._worker.run(self._worker.machine.sysctls.noticed):
-            what = "another program turned forwarding on: linkspan keeps nothing from being forwarded any more"
+            what = "another program enabled forwarding: linkspan no longer restricts what the host forwards"
             log.info("%s", what)
             self._happenings.add("network", what)
             await self._replan()
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop watching."""
         self._worker.machine.sysctls.watch.ignore()
         if self._task is not None:
             self._task.cancel()

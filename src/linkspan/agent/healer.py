@@ -1,8 +1,8 @@
-"""Healing: the machine is kept as it should be, by the kernel's events and by timers.
+"""Healing: keeps the machine in its desired state, by kernel events and by timers.
 
-An event only marks kinds as dirty. SETTLE later those kinds are observed and mended, once for a burst of
-events. Settings have no events and are read every POLL; all kinds are read every FULL, for events can be
-lost. What could not be mended is tried again, ever more seldom, up to every FULL.
+An event only marks kinds as dirty. SETTLE later the healer observes and repairs these kinds, once for a burst
+of events. Settings have no events: the healer reads them every POLL. It reads all kinds every FULL, because
+events can be lost. It retries failed repairs with growing backoff, up to every FULL.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.agent.healer")
 
 SETTLE = 0.05
-"""Seconds from a first event to the look: one `ip` command makes several events within 2 ms (measured)."""
+"""Seconds from a first event to the observation: one `ip` command causes several events within 2 ms (measured)."""
 
 REST = 0.25
-"""Seconds after a look before the next one by events: a burst of attaches is not slowed by looks without end."""
+"""Seconds from one observation to the next one by events, so that endless observations do not slow a burst of
+attaches."""
 
 FOUGHT = 1.0
 """The same while another program keeps changing something."""
 
 POLL = 1.0
-"""Seconds between looks at what has no events: settings, a dead speaker's routes, peers of encrypted networks. A change
-is to be mended within 2."""
+"""Seconds between observations of what has no events: settings, a dead speaker's routes, peers of encrypted
+networks. A change must be repaired within 2 s."""
 
 FULL = 60.0
-"""Seconds between looks at everything."""
+"""Seconds between observations of everything."""
 
 
 Look = Callable[[], Awaitable[None]]
-"""One of the things that are done at a look; raises LinkspanError where it cannot be."""
+"""One step of an observation; raises LinkspanError if it fails."""
 
 
 class Healer:
-    """Watches, and sends the worker to mend.
+    """Watches the machine, and has the worker repair it.
 
-    ``replan`` is called where facts of the machine may have changed, ``look_around`` where its addresses have, and
-    ``look_at_programs`` again and again.
+    It calls ``replan`` if facts of the machine may have changed, ``look_around`` if its addresses may have,
+    ``look_at_programs`` every POLL.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Healer:
         self._reading: list[asyncio.TimerHandle] = []
         self._dead_since: dict[Identity, float] = {}
         self._fighting: set[Key] = set()
-        """What is known to be fought for: one event tells of each."""
+        """Fights that are known: each causes one event."""
         self._told: set[str] = set()
-        """Why what fails still could not be mended: each is logged once, however often it is tried."""
+        """Why each failed repair failed: each reason is logged once, however often the repair is retried."""
 
     async def start(self) -> None:
-        """Subscribe to events, and begin."""
+        """Subscribe to events, and start the timers."""
         loop = asyncio.get_running_loop()
         machine = self._worker.machine
         own_ports = await self._worker.run_brief(machine.ports)
@@ -99,8 +100,8 @@ class Healer:
         everything = (self._checkpoint, self._replan, partial(self._resync, None))
         self._tasks = [
             lasting("healing", self._mend),
-            lasting("looking at settings", partial(self._every, POLL, settings)),
-            lasting("looking at everything", partial(self._every, FULL, everything)),
+            lasting("polling settings", partial(self._every, POLL, settings)),
+            lasting("checking everything", partial(self._every, FULL, everything)),
         ]
 
     async def stop(self) -> None:
@@ -117,7 +118,7 @@ class Healer:
         loop.remove_reader(self._worker.machine.processes.fileno())
 
     def _come(self, events: RouteEvents | NftEvents) -> None:
-        """Leave what comes unread for SETTLE: an attach makes a dozen events, and no attach waits for their reading."""
+        """Leave events unread for SETTLE: an attach makes a dozen events, and must not wait until they are read."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(events.socket.fileno())
         self._reading.append(loop.call_later(SETTLE, self._read, events))
@@ -146,7 +147,7 @@ class Healer:
             first = []
             if kinds & self._kinds.after(Event.NFT):
                 first = [self._replan]
-            elif kinds & self._kinds.after(Event.ADDRESS):  # somebody's: the underlay's perhaps
+            elif kinds & self._kinds.after(Event.ADDRESS):  # another program's address: the underlay's, perhaps
                 first = [self._look_around]
             if not await self._each(*first, partial(self._resync, kinds), self._reap):
                 self._again(kinds)
@@ -164,22 +165,22 @@ class Healer:
         return self._worker.machine.reconciler.kinds
 
     async def _settle(self) -> None:
-        """Tell of fights that are over, and bring ports up again whose guards hold."""
+        """Report fights that are over, and set ports up again whose guards are in force."""
         ended, opened = await self._worker.run(self._fights.settle)
         for fight in ended:
             self._fighting.discard(fight.key)
-            self._happenings.add("fight", f"nobody changes {fight.what} any more", key=fight.what)
+            self._happenings.add("fight", f"the fight is over: nobody changes {fight.what} any more", key=fight.what)
         if opened:
-            self._happenings.add("fight", "the rules that guard containers hold again: their ports come up")
+            self._happenings.add("fight", "the rules that guard containers are in force again: their ports come up")
             self._dirty |= self._kinds.after(Event.LINK, Event.ADDRESS_GONE)
 
     def dead(self) -> dict[Identity, float]:
-        """Return the endpoints whose namespace is gone, with the seconds until they are detached if no runtime does."""
+        """Return the endpoints whose namespace is gone, with the seconds until the agent detaches them."""
         now = time.monotonic()
         return {i: max(0.0, since + self._reap_after - now) for i, since in self._dead_since.items()}
 
     def orphaned(self, key: Key) -> bool:
-        """Tell whether nobody wants the object but containers that are gone."""
+        """Return whether only containers that are gone want the object."""
         endpoints = self._registry.endpoints
         dead = [endpoints[identity] for identity in self._dead_since if identity in endpoints]
         gone = {source(endpoint) for endpoint in dead} | {multihoming.source(endpoint) for endpoint in dead}
@@ -187,7 +188,7 @@ class Healer:
         return bool(owners) and owners <= gone
 
     def _again(self, kinds: set[type[State]]) -> None:
-        """Look at the kinds once more, a little later."""
+        """Observe the kinds again, a little later."""
         self._dirty |= kinds
         asyncio.get_running_loop().call_later(POLL, self._wake.set)
 
@@ -202,11 +203,11 @@ class Healer:
         self.record(await self._worker.run(self._worker.machine.reconciler.resync, kinds))
 
     def record(self, report: Report) -> None:
-        """Tell of each repair, and of what could not be repaired."""
+        """Record each repair, and each failed repair."""
         for heal in report.heals:
             log.info("healed %s %s: %s", heal.kind, heal.key, heal.what)
             self._metrics.heals.labels(heal.kind).inc()
-            what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by somebody else, mended"
+            what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by another program, repaired"
             self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what)
         for kind in report.fought:
             self._metrics.heals.labels(kind).inc()
@@ -234,7 +235,7 @@ class Healer:
             await self._each(*looks, self._reap)
 
     async def _each(self, *looks: Look) -> bool:
-        """Do one after the other, and tell whether all went well: what fails keeps the others from nothing."""
+        """Do one step after the other, past errors, and return whether all succeeded."""
         well = True
         for look in looks:
             try:
@@ -242,14 +243,15 @@ class Healer:
             except LinkspanError as error:
                 log.warning("healing: %s", error.message)
                 well = False
-            except Exception:  # a fault of ours must not end all healing; the next look may do
-                log.exception("healing failed by a fault of linkspan")
+            except Exception:  # a defect in one step must not end all healing; the next run may succeed
+                log.exception("healing failed because of a defect in linkspan")
                 well = False
         return well
 
     def _helper_died(self) -> None:
         if self._worker.machine.processes.died():
-            # A helper ends when its device goes, and cannot begin without one; what it had loaded went with it.
+            # A helper ends when its device is removed, and cannot start without one. What it had loaded is
+            # lost with it.
             self._dirty |= self._kinds.after(Event.HELPER)
             self._wake.set()
 

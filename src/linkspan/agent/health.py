@@ -1,4 +1,4 @@
-"""How this host stands with the others: what `status` says is not well, each with the reason."""
+"""Health between this host and its peers: each problem that `status` shows, with its reason."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Told = dict[str, str]
 def unreachable(
     cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
 ) -> list[Told]:
-    """Return the peers that cannot be reached or say nothing, and what this host itself ``lacks`` for a network."""
+    """Return the peers that are unreachable or silent, and what this host itself ``lacks`` for a network."""
     hosts = leases.hosts()
     found: list[Told] = []
     for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
         found.append(_told(network, leases.name(peer), why))
     for id_, host in sorted(hosts.items()):
         if leases.lives(id_) is False:
-            found.append(_told("", host.name, "its agent has said nothing for a while"))
+            found.append(_told("", host.name, "its agent has been silent for a while"))
     found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
     if leases.removed():
         why = f"this host was removed from the cluster; {COME_BACK}"
@@ -41,7 +41,7 @@ def unreachable(
 
 
 def read_all(leases: Leases, published: Published, networks: Iterable[Network]) -> None:
-    """Read every record once, so that those are known that nobody can read."""
+    """Read every record once, so that unreadable records are known."""
     leases.hosts()
     leases.all()
     leases.common()
@@ -52,7 +52,7 @@ def read_all(leases: Leases, published: Published, networks: Iterable[Network]) 
 
 
 def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
-    """Return the hosts that say they have one underlay address, and a sentence that names them and it."""
+    """Return the hosts that announce the same underlay address, and a sentence that names them and the address."""
     owners: dict[str, list[str]] = {}
     for host in hosts:
         for family in (4, 6):
@@ -61,7 +61,7 @@ def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
     return [
         (
             ", ".join(sorted(names)),
-            f"hosts {' and '.join(sorted(names))} have one underlay address, {address}",
+            f"hosts {' and '.join(sorted(names))} have the same underlay address, {address}",
         )
         for address, names in sorted(owners.items())
         if len(names) > 1
@@ -70,7 +70,8 @@ def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:
 
 def _one_key(hosts: Iterable[Host]) -> Iterable[tuple[str, str]]:
     for public, names in wireguard.doubled(hosts):
-        said = f"hosts {' and '.join(names)} have one WireGuard key, {key_id(public)}: none of them is sent to by it"
+        said = f"hosts {' and '.join(names)} have the same WireGuard key, {key_id(public)}"
+        said += ": no host sends to them with it"
         yield ", ".join(names), f"{said} (on one of them: linkspan host rotate-keys)"
 
 

@@ -1,7 +1,7 @@
-"""What `install` puts on a machine, as File states: a runtime finds linkspan by these.
+"""Files that `install` puts on a machine, as File states: runtimes find linkspan by them.
 
-They are recorded apart from the agent's own files, for a machine is installed before an agent runs, and stays
-so while none does. `uninstall` takes them away by the same record.
+They are recorded apart from the agent's own files, because a machine is installed before an agent runs, and
+stays installed while no agent runs. `uninstall` removes them by the same record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORD = "installed.json"
 CNI_CONF = "etc/cni/net.d/10-linkspan-{network}.conflist"
 CNI_PLUGIN = "opt/cni/bin/linkspan"
 CNI_DEBIAN = "usr/lib/cni"
-"""Where Debian's containerd looks for pods' plugins, and only there; `ctr` and all others look in /opt/cni/bin."""
+"""The only folder where Debian's containerd looks for pods' plugins; `ctr` and all others use /opt/cni/bin."""
 UNIT = f"etc/systemd/system/{systemd.UNIT_NAME}"
 PODMAN_PLUGIN = "usr/local/libexec/netavark/linkspan"
 """The first of netavark_plugin_dirs (containers.conf(5))."""
@@ -34,7 +34,7 @@ PROTOCOLS = "etc/iproute2/rt_protos.d/linkspan.conf"
 
 
 def cni(network: str, socket: str, root: Path, python: str) -> Iterable[File]:
-    """Return the plugin, where runtimes look for it, and, after it, the conflist that names it.
+    """Return the plugin, in the folder of the runtimes, and after it the conflist that names it.
 
     ``python`` is the interpreter of a plugin that cannot be compiled.
     """
@@ -49,7 +49,7 @@ def cni(network: str, socket: str, root: Path, python: str) -> Iterable[File]:
 
 
 def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
-    """Return the agent's unit, the name of our routes' protocol for `ip route`, and (sysusers.d(5)) the group."""
+    """Return the agent's unit, the name of our route protocol for `ip route`, and the group (sysusers.d(5))."""
     yield File(str(root / PROTOCOLS), f"{ROUTE_PROTOCOL} linkspan\n".encode())
     if group:
         yield File(str(root / SYSUSERS), f"g {GROUP} -\n".encode())
@@ -57,22 +57,22 @@ def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
 
 
 def podman(socket: str, root: Path, python: str) -> Iterable[File]:
-    """Return the plugin for this interpreter, in the first of the folders where netavark looks."""
+    """Return the plugin for this interpreter, in the first of netavark's plugin folders."""
     yield File(str(root / PODMAN_PLUGIN), build.podman(python, socket), 0o755)
 
 
 def docker(root: Path) -> Iterable[File]:
-    """Return the unit of the Docker plugin's socket, which is there before the agent is."""
+    """Return the unit of the Docker plugin's socket, which exists before the agent starts."""
     yield File(str(root / DOCKER_UNIT), systemd.docker_unit().encode())
 
 
 def owns_group(state_dir: Path) -> bool:
-    """Tell whether the group is ours to make and to take away: nobody else made it."""
+    """Return whether linkspan made the group, so that it may also remove it."""
     return not _has_group() or any(file.path == f"/{SYSUSERS}" for file in installed(state_dir))
 
 
 def has_own_group(state_dir: Path) -> bool:
-    """Tell whether there is a group that was made by our file."""
+    """Return whether a group exists that our file made."""
     return _has_group() and owns_group(state_dir)
 
 
@@ -81,7 +81,7 @@ def _has_group() -> bool:
 
 
 def put(state_dir: Path, files: Iterable[File]) -> list[str]:
-    """Write the files, in order, and return their paths. Raises the first error, after trying all."""
+    """Write the files, in order, and return their paths. Try all, then raise the first error."""
     wanted = list(files)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     failed = FileDriver(state_dir / RECORD).apply(wanted, ())
@@ -96,7 +96,7 @@ def installed(state_dir: Path) -> list[File]:
 
 
 def remove(state_dir: Path) -> list[LinkspanError]:
-    """Take all installed files and our group away; go on past errors and return them."""
+    """Remove all installed files and our group; continue past errors and return them."""
     errors = []
     if has_own_group(state_dir):
         done = subprocess.run(["groupdel", GROUP], capture_output=True, text=True, check=False)

@@ -1,13 +1,13 @@
-"""This host's IPsec connections, watched: what does not stand is begun, and what stands twice is ended.
+"""IPsec connections of this host: starts what is down, and ends duplicate associations.
 
-The daemon renews keys and notices silent peers by itself. What it does not do is to begin anew where a peer refused,
-for it was not ready yet, or has just begun itself and knows nothing: so each second it is asked what stands. Of two
-hosts one begins at once, the other a little later: where both began at once there would be two associations, of
-which either host might end the other's.
+The daemon renews keys and notices silent peers by itself. It does not start again after a peer refused
+because it was not ready, or after a peer restarted and lost its state. So linkspan asks each second which
+associations exist. One of the two hosts starts at once, the other a little later: if both started at once
+there would be two associations, and either host might end the other's.
 
-A peer behind a NAT begins by itself, for nobody knows where it is; but where it was seen last is remembered, and it is
-looked for there once when its association is gone. A new daemon here would else wait until the peer has noticed the
-silence, which takes it 22 s.
+A peer behind a NAT starts by itself, because nobody knows its address. But linkspan remembers where it was
+last seen, and tries that address once when the association is gone. Otherwise a new daemon here would wait
+until the peer notices the silence, which takes it 22 s.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.agent.ipsec_sessions")
 
 EVERY, SOON = 1.0, 0.3
-"""Seconds between two looks, and where something does not stand."""
+"""Seconds between two queries; the second value applies while an association is missing."""
 LATER = 0.5
-"""Seconds that the second of two hosts leaves to the first."""
+"""Seconds that the second of two hosts waits for the first."""
 LONGEST = 15.0
-"""Seconds between two tries with a peer that refuses."""
+"""Longest pause between two attempts with a peer that refuses, in seconds."""
 SETTLED = 3
-"""Seconds after which a second association with a peer is one too many."""
+"""Age in seconds after which a second association with a peer is superfluous."""
 GRACE = 2.0
-"""Seconds after which one that does not stand is told of, though nobody knows why."""
+"""Seconds after which a missing association is reported even without a known reason."""
 LOG_LIMIT = 1 << 20
-"""Bytes of the daemon's log; past it, it is begun anew."""
+"""Largest size of the daemon's log, in bytes; a larger log is truncated."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A connection with its children as they should stand."""
+    """A desired connection with its children."""
 
     connection: IpsecConnection
     children: tuple[IpsecChild, ...]
 
 
 class Peering(msgspec.Struct, frozen=True):
-    """A peer: which of its children do not stand, since when (monotonic), and why, as far as is known."""
+    """A peer: its missing children, since when (monotonic), and the reason, as far as known."""
 
     connection: IpsecConnection
     missing: tuple[str, ...]
@@ -68,14 +68,14 @@ class Peering(msgspec.Struct, frozen=True):
 
 
 class Try(msgspec.Struct):
-    """How often a connection was begun that does not stand, and when it may be begun again (monotonic)."""
+    """Attempts for a missing connection: their number, and the time of the next one (monotonic)."""
 
     next: float
     count: int = 0
 
 
 class Memory(msgspec.Struct):
-    """What is known of connections from earlier looks, by name: tries, and where peers behind a NAT were seen."""
+    """Knowledge of connections from earlier queries, by name: attempts, and last addresses of peers behind a NAT."""
 
     tries: dict[str, Try] = msgspec.field(default_factory=dict)
     places: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
@@ -98,19 +98,19 @@ class Associating:
         self._task = lasting("watching IPsec connections", self._watch)
 
     async def stop(self) -> None:
-        """End it; what stands stays."""
+        """Stop watching; associations stay."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
         while True:
-            with contextlib.suppress(LinkspanError):  # a daemon that is gone: healing tells
+            with contextlib.suppress(LinkspanError):  # the daemon is gone: healing reports that
                 await self.look()
             await pause(SOON if any(one.missing for one in self._known.values()) else EVERY)
 
     async def look(self) -> None:
-        """Ask the daemon what stands, and do what there is to do. Raises Unavailable where it does not answer."""
+        """Ask the daemon for its associations, and start or end them as needed. Raises Unavailable."""
         wanted = await self._worker.run_brief(wanted_of, self._worker.machine.reconciler.desired)
         for gone in self._known.keys() - {one.connection.name for one in wanted}:
             for table in (self._known, self._memory.tries, self._memory.places, self._reasons):
@@ -121,7 +121,7 @@ class Associating:
             self._note(wanted, found)
 
     def _note(self, wanted: Iterable[Wanted], found: Sequence[Association]) -> None:
-        """Take down who stands, and tell what has changed."""
+        """Record which peers are up, and report changes."""
         self._reasons = reasons(said(self._news()), self._reasons)
         for one in wanted:
             connection = one.connection
@@ -134,11 +134,11 @@ class Associating:
             self._known[connection.name] = now
             if bool(absent) != bool(before.missing if before is not None else True):
                 what = f"IPsec with host {connection.peer} "
-                what += "stands" if not absent else f"does not stand any more{_because(now)}"
+                what += "is up" if not absent else f"is down{_because(now)}"
                 self._happenings.add("ipsec", what, peer=connection.peer)
 
     def _news(self) -> str:
-        """Return what the daemon's log has more than at the last look; the first look passes over what is old."""
+        """Return the daemon's new log text since the last query; the first query skips old text."""
         path = self._worker.machine.ike.with_name(LOG)
         try:
             with path.open("r+b") as file:
@@ -147,7 +147,7 @@ class Associating:
                 file.seek(begin)
                 text = file.read(size - begin)
                 if size > LOG_LIMIT:
-                    file.truncate(0)  # the daemon appends, wherever the end is
+                    file.truncate(0)  # the daemon opens the log for append, so truncating is safe
                     size = 0
                 self._read = size
         except OSError:
@@ -155,20 +155,20 @@ class Associating:
         return text.decode(errors="replace")
 
     def all(self) -> list[Peering]:
-        """Return the peers as they were at the last look."""
+        """Return the peers as last observed."""
         return sorted(self._known.values(), key=lambda one: one.connection.peer)
 
     def told(self) -> list[dict[str, str]]:
-        """Return those that do not stand, as `status` has them; one that has only just begun is not told of."""
+        """Return the peers that are down, as `status` shows them; leave out those that have only just started."""
         return [
-            {"network": "", "host": one.connection.peer, "why": f"IPsec does not stand{_because(one)}"}
+            {"network": "", "host": one.connection.peer, "why": f"IPsec is down{_because(one)}"}
             for one in self.all()
             if one.missing and (one.reason is not None or time.monotonic() - one.since > GRACE)
         ]
 
 
 def wanted_of(desired: Desired) -> list[Wanted]:
-    """Return what this host wants to stand."""
+    """Return the connections that this host wants."""
     states = desired.states((IpsecConnection, IpsecChild)).values()
     children = [state for state in states if isinstance(state, IpsecChild)]
     return [
@@ -179,7 +179,7 @@ def wanted_of(desired: Desired) -> list[Wanted]:
 
 
 def stepped(asked: vici.Session, wanted: Iterable[Wanted], memory: Memory) -> list[Association]:
-    """Begin what is to be begun now, end what is superfluous, and return what there was before."""
+    """Start and end connections as needed, and return the associations that existed before."""
     found = vici.associations(asked)
     loaded: dict[str, tuple[str, ...]] | None = None
     now = time.monotonic()
@@ -194,8 +194,8 @@ def stepped(asked: vici.Session, wanted: Iterable[Wanted], memory: Memory) -> li
         if not absent:
             memory.tries.pop(name, None)
             continue
-        # A daemon that has just begun is given secrets first, and connections after that: what it is asked for before
-        # fails, and where a peer behind a NAT was seen is tried once.
+        # A daemon that has just started gets secrets first and connections afterwards. Requests before that
+        # fail, and the last address of a peer behind a NAT is tried only once.
         loaded = vici.connections(asked) if loaded is None else loaded
         ready = [child for child in absent if child in loaded.get(name, ())]
         if not ready:
@@ -213,24 +213,24 @@ def stepped(asked: vici.Session, wanted: Iterable[Wanted], memory: Memory) -> li
 
 def _because(one: Peering) -> str:
     if one.reason is None:
-        return f" yet ({len(one.missing)} of its associations)" if one.missing else ""
+        return f" (missing associations: {len(one.missing)})" if one.missing else ""
     peer = one.connection.peer
     return f": {one.reason.why.replace('{peer}', peer)}; {one.reason.fix.replace('{peer}', peer)}"
 
 
 def missing(one: Wanted, mine: Iterable[Association]) -> tuple[str, ...]:
-    """Return the names of the children that do not stand."""
+    """Return the names of the missing children."""
     there = {child.name for a in mine if a.stands for child in a.children if child.installed}
     return tuple(child.name for child in one.children if child.name not in there)
 
 
 def under_way(mine: Iterable[Association]) -> bool:
-    """Tell whether an association is just being made."""
+    """Return whether an association is being established now."""
     return any(a.state in ("CREATED", "CONNECTING") or any(not c.installed for c in a.children) for a in mine)
 
 
 def superfluous(one: Wanted, mine: Sequence[Association]) -> list[int]:
-    """Return the associations that are one too many: the first of the two hosts ends them, once the newest serves."""
+    """Return the superfluous associations: the first of the two hosts ends them once the newest is in use."""
     standing = sorted((a for a in mine if a.stands), key=lambda a: a.number)
     if not one.connection.first or len(standing) < 2:
         return []
@@ -246,7 +246,7 @@ def _stepped(control: Path, wanted: Sequence[Wanted], memory: Memory) -> list[As
 
 
 def _tell(act: Callable[[dict[str, str]], object], message: dict[str, Any]) -> None:
-    """Tell the daemon, which may see it otherwise by now."""
+    """Send a command to the daemon, whose state may have changed since the query."""
     try:
         found = act(message)
         for _ in found if hasattr(found, "__iter__") and not isinstance(found, dict) else ():

@@ -1,6 +1,6 @@
-"""What keeps a second agent away: from the state folder, and from the network namespace.
+"""Locks against a second agent: on the state folder, and on the network namespace.
 
-Two agents in one namespace would each take away what the other made.
+Each of two agents in one namespace would remove what the other made.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NAMESPACE_LOCK = "\0linkspan-agent"
 
 @contextlib.contextmanager
 def state_folder(folder: Path, what: str = "agent") -> Iterator[None]:
-    """Hold the state folder. Raises Conflict, naming the holder, or Invalid where the folder cannot be used."""
+    """Lock the state folder. Raises Conflict with the holder, or Invalid if the folder cannot be used."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(f"state folder {folder}", folder, error) from error
     lock = folder / "lock"
     try:
-        # Not a text file of Python's, which would write the pid once more where the disk was full.
+        # Not Python's text file, which would write the pid a second time after the disk was full.
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(f"state folder {folder}: its file {lock.name}", lock, error) from error
@@ -42,7 +42,8 @@ def state_folder(folder: Path, what: str = "agent") -> Iterator[None]:
             raise Conflict(f"state folder {folder} is in use by {who}", "stop that one first") from None
         except OSError as error:
             raise _unusable(f"state folder {folder}: its file {lock.name} cannot be locked", lock, error) from error
-        with contextlib.suppress(OSError):  # a full disk: the pid is for people, and the lock is held without it
+        # the disk is full: the pid is only for people, and the lock works without it
+        with contextlib.suppress(OSError):
             os.truncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         yield
@@ -56,14 +57,14 @@ def _unusable(what: str, path: Path, error: OSError) -> Invalid:
 
 @contextlib.contextmanager
 def network_namespace() -> Iterator[None]:
-    """Hold the network namespace. Raises Conflict, naming the agent that has it."""
+    """Lock the network namespace. Raises Conflict with the agent that has it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
         try:
             lock.bind(NAMESPACE_LOCK)
         except OSError:
             pid = listener(NAMESPACE_LOCK)
             raise Conflict(
-                f"this network namespace has an agent already{f', with pid {pid}' if pid else ''}",
+                f"an agent runs in this network namespace already{f', with pid {pid}' if pid else ''}",
                 "one agent serves a host, for all of its networks: stop that one first",
             ) from None
         lock.listen(1)
@@ -71,12 +72,12 @@ def network_namespace() -> Iterator[None]:
 
 
 def listener(address: str) -> int | None:
-    """Return the pid of the process that serves a unix socket: 0 where it cannot be asked, None where nobody does."""
+    """Return the pid that serves a unix socket: 0 if it cannot be asked, None if nobody serves it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
             asking.connect(address)
-        except BlockingIOError:  # so many wait for it that it takes no more
+        except BlockingIOError:  # the backlog is full: many wait for it already
             return 0
         except OSError:
             return None

@@ -15,7 +15,7 @@ Gauge = tuple[str, str, str, dict[str, float]]
 
 
 class Metrics:
-    """Counters of what happened; gauges are read when they are asked for, and come from whoever asks."""
+    """Counters of what happened. The caller gives the gauges, which are read at each request."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -40,7 +40,7 @@ class Metrics:
         )
 
     def text(self, gauges: Iterable[Gauge]) -> bytes:
-        """Return the counters, and these gauges, in Prometheus' text format."""
+        """Return the counters and these gauges in Prometheus' text format."""
         return generate_latest(self._registry) + exposition(map(_table, gauges))
 
 

@@ -1,4 +1,4 @@
-"""``doctor --peers``: all hosts probe the underlay to each other at once, each asked by one question."""
+"""``doctor --peers``: all hosts probe the underlay to each other at once, and one request starts each host."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from linkspan.diagnose.trace.kernel_answers import KernelAnswers
 from linkspan.kernel.io.namespaces import Namespaces
 
 PATIENCE = 4.0
-"""Seconds over those of the probing, until a host counts as silent: it hears, looks through its rules, answers."""
+"""Seconds beyond the probing itself until a host counts as silent: it reads the request, checks its rules, answers."""
 SESSION = 16
 
 
 class Survey:
-    """Asks all hosts for a user of this one, and takes part where another one asks."""
+    """Asks all hosts for a user of this host, and takes part when another host asks."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Survey:
         self._ask = ask
 
     async def checks(self) -> list[Check]:
-        """Return what is found; takes some five seconds, for a thousand hosts some eight."""
+        """Return the findings; takes about five seconds, for a thousand hosts about eight."""
         own = self._leases.host.id
         names = {id_: host.name for id_, host in self._leases.hosts().items()} | {own: self._leases.host.name}
         if len(names) == 1:
@@ -54,24 +54,25 @@ class Survey:
         return found or [Check("underlay", "skip", self._nothing())]
 
     def _nothing(self) -> str:
-        """Return why there is nothing to try."""
+        """Return why there is nothing to probe."""
         names = [network.name for network in self._view().networks if sdn.gateway(network)]
         if not names:
             return "no network crosses hosts"
-        return f"network {', '.join(names)}: hosts send all to the gateway; `linkspan doctor` tells of its controller"
+        what = "hosts send all packets to the gateway; `linkspan doctor` checks its controller"
+        return f"network {', '.join(names)}: {what}"
 
     async def _told(self, host: str, probe: Probe, patience: float) -> Probed | str:
         try:
             if host == self._leases.host.id:
                 return await self.answer(probe)
             if host not in self._leases.alive():
-                return "it is silent: its agent has said nothing for a while"
+                return "its agent has been silent for a while"
             return await self._ask.ask(host, probe, Probed, patience)
         except LinkspanError as error:
             return error.message
 
     async def answer(self, probe: Probe) -> Probed:
-        """Take part. Raises LinkspanError where this machine cannot."""
+        """Take part in another host's survey. Raises LinkspanError if this machine cannot."""
         wanted, refused = self._wanted()
 
         def run() -> Probed:
@@ -81,7 +82,7 @@ class Survey:
         return await asyncio.to_thread(run)
 
     def _wanted(self) -> tuple[list[Wanted], list[Refusal]]:
-        """Return what this host and its peers need of each other, and what cannot be, whatever the underlay does."""
+        """Return what this host and its peers need of each other, and what is impossible on any underlay."""
         view, alive = self._view(), self._leases.alive()
         networks = {network.name: network for network in view.networks}
         wanted, refused = [], []

@@ -1,7 +1,7 @@
-"""What this host needs for its networks whatever their endpoints and peers are, and in which order it comes and goes.
+"""Plans: the host's states for its networks apart from endpoints and peers, and their order.
 
-A device is put before what peers have on it, and goes after that: so a change is put, the peers follow, and then
-what is no longer needed is dropped.
+A device is put before its peers' entries on it, and removed after them. So the agent applies a change, lets
+the peers follow, and then drops what is no longer needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("linkspan.agent.plans")
 
 
 class Plans:
-    """The sources of states that are not an endpoint's or a peer's."""
+    """The sources of states that belong neither to an endpoint nor to a peer."""
 
     def __init__(self, worker: Worker, view: Callable[[], HostView], config: Config) -> None:
         self._worker = worker
@@ -36,7 +36,7 @@ class Plans:
 
     @property
     def problems(self) -> list[str]:
-        """Why this host cannot have what networks want; what it had stays."""
+        """Return why this host cannot have the states that networks want; it keeps those it had."""
         return list(dict.fromkeys(error.told for error in self._refused.values()))
 
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
@@ -44,7 +44,7 @@ class Plans:
         used = any(network.backend != "host" for network in view.networks)
         yield ("host", "firewall"), [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if used else []
         for way in BACKENDS.values():
-            if way.encrypts:  # one device for all networks: before what they put on it
+            if way.encrypts:  # the device that all networks share comes before their states on it
                 yield ("host", way.name), self._possible(("host", way.name), way.host(view))
         for network in view.networks:
             source = ("network", network.name)
@@ -53,13 +53,13 @@ class Plans:
                 yield ("expose", network.name), list(expose.files(network, self._config))
 
     def _possible(self, source: Source, wanted: Iterable[State]) -> list[State]:
-        """Return what a source wants; where this host cannot have it (now), what it had, and what comes before that.
+        """Return the states of a source; if they are impossible (now), the old ones and those that come before them.
 
-        So what keeps a network closed stands in any case.
+        So the states that keep a network closed are always there.
         """
         states: list[State] = []
         try:
-            states.extend(wanted)  # one that raises leaves what it has yielded
+            states.extend(wanted)  # a source that raises has yielded some states before
         except LinkspanError as error:
             if source not in self._refused or self._refused[source].told != error.told:
                 log.warning("%s", error.told)
@@ -70,13 +70,14 @@ class Plans:
         return states
 
     async def put(self) -> dict[Key, LinkspanError]:
-        """Put what every network needs, beside what it needed; one that is at odds with another is an error of its own.
+        """Put what every network needs, beside its earlier states; an error of one network is reported as such.
 
-        What a network needed that is no more goes first, for another may have its addresses or its VNI now.
+        The states of a deleted network go first, because another network may have its addresses or its VNI
+        now.
         """
         failed: dict[Key, LinkspanError] = {}
         plans = dict(self._wanted())
-        for gone in self._plans.keys() - plans.keys():  # a network that another host deleted
+        for gone in self._plans.keys() - plans.keys():  # another host deleted it
             self._refused.pop(gone, None)
             failed.update(await self._worker.run(self._worker.machine.reconciler.change, gone, ()))
         self._plans = plans
@@ -98,13 +99,13 @@ class Plans:
         return reconciler.change(source, (before | new).values())
 
     async def drop(self) -> None:
-        """Take away what networks needed and do not need any more."""
+        """Drop what networks needed and no longer need."""
         too_much, self._too_much = self._too_much, set()
         for source in too_much & self._plans.keys():
             change = self._worker.machine.reconciler.change
             try:
                 failed = await self._worker.run(change, source, self._plans[source])
-            except LinkspanError as error:  # ``put`` told so already, and what the network needed stays
+            except LinkspanError as error:  # ``put`` reported it already, and the network keeps its states
                 failed = {source: error}
             for why in failed.values():
                 log.warning("%s", why.message)

@@ -1,4 +1,4 @@
-"""What `status` and the metrics' gauges tell of an agent."""
+"""Status of an agent: the answer of `status` and the gauges of /metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def told(agent: Agent) -> dict[str, Any]:
-    """Return the agent's status as cli.md has it."""
+    """Return the agent's status as documented for `status -o json`."""
     health.read_all(agent.leases, agent.published, agent.networks.all())
     heals = [
         {"at": h.at, "kind": h.about["kind"], "key": h.about["key"], "what": h.about["change"]}
@@ -93,9 +93,9 @@ def told(agent: Agent) -> dict[str, Any]:
 
 
 def _well(found: dict[str, Any], here: str) -> bool:
-    """Tell whether all that the status tells is well, as far as it concerns this host.
+    """Return whether the status shows no problem of this host.
 
-    A host whose agent is silent does not count: it is no fault of this one, and packets reach it all the same.
+    A host whose agent is silent does not count: that is no fault of this host, and packets still reach it.
     """
     cut = [one for one in found["unreachable"] if one["network"] or here in one["host"].split(", ")]
     bgp = found["bgp"]["down"] or found["bgp"]["limited"]
@@ -104,7 +104,7 @@ def _well(found: dict[str, Any], here: str) -> bool:
 
 
 def unreachable(agent: Agent) -> list[dict[str, str]]:
-    """Return the peers that are not reached, and what else is not well between hosts."""
+    """Return the unreachable peers, and the other problems between hosts."""
     view = agent.view()
     troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
     lacks = [*agent.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
@@ -116,14 +116,14 @@ def unreachable(agent: Agent) -> list[dict[str, str]]:
 
 
 def not_used(agent: Agent) -> list[dict[str, str]]:
-    """Return the records that are not used, or not whole: each with its key, the host that it is of, and why."""
+    """Return the records that are not used completely: each with its key, its host, and the reason."""
     networks = agent.networks
     why = agent.leases.refused(networks.all())
     why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
     for id_, host in agent.leases.hosts().items():
         if id_ != agent.leases.host.id and (told := networks.covering(host)):
             why[f"hosts/{id_}"] = told
-    why |= agent.replica.reasons  # last: of such a record an earlier version is in force, which may fail as well
+    why |= agent.replica.reasons  # last: an earlier version of such a record is in force, which may fail as well
     return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
 
 
@@ -133,7 +133,7 @@ def disputes(agent: Agent) -> list[dict[str, object]]:
 
 
 def _sessions(agent: Agent) -> dict[str, object]:
-    """Return how many BGP sessions there are, and those that are down."""
+    """Return the number of BGP sessions, and those that are down."""
     down = [
         {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
         for p in agent.peerings.all()
@@ -148,7 +148,7 @@ def _sessions(agent: Agent) -> dict[str, object]:
 
 
 def drift(agent: Agent) -> list[LinkspanError]:
-    """Return why objects cannot be put as they should be; those of a container that is gone are not missed."""
+    """Return why objects differ from their desired state; ignore those of a container that is gone."""
     reconciler = agent.worker.machine.reconciler
     found = [error for key, error in reconciler.failing.items() if not agent.healer.orphaned(key)]
     return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
@@ -159,7 +159,7 @@ def _count(agent: Agent, network: str) -> int:
 
 
 async def look(agent: Agent) -> None:
-    """Look at what gauges are read from and has no event: BGP's counters, and WireGuard's handshakes."""
+    """Read the sources of gauges that have no event: BGP's counters, and WireGuard's handshakes."""
     await agent.peerings.look()
     agent.handshakes = {}
     if any(map(wireguard.serves, agent.networks.all())):
@@ -171,10 +171,10 @@ async def look(agent: Agent) -> None:
 
 
 def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
-    """Yield the gauges: agent, store, hosts, networks, what could not be mended, and sessions."""
-    yield "linkspan_info", "The version that runs", "version", {__version__: 1.0}
+    """Yield the gauges: agent, store, hosts, networks, failed repairs, and sessions."""
+    yield "linkspan_info", "The running version", "version", {__version__: 1.0}
     well = float(told(agent)["ok"])
-    yield "linkspan_ok", "Whether all is well that `linkspan status` tells of this host", "", {"": well}
+    yield "linkspan_ok", "Whether `linkspan status` shows no problem on this host", "", {"": well}
     yield from _of_store(agent)
     yield from _of_hosts(agent)
     age = "Seconds since WireGuard's last handshake with a peer, +Inf where there was none"
@@ -187,11 +187,11 @@ def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     unreadable = float(len(agent.replica.unreadable))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
     failed = float(len(not_used(agent)))
-    yield "linkspan_records_failing", "Records of the store that are not used, or not whole", "", {"": failed}
+    yield "linkspan_records_failing", "Records of the store that are not used completely", "", {"": failed}
     claimed = float(len(disputes(agent)))
     yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
     failing = float(len(drift(agent)))
-    yield "linkspan_drift", "Objects that cannot be put as they should be", "", {"": failing}
+    yield "linkspan_drift", "Objects that cannot be brought to their desired state", "", {"": failing}
     peerings = agent.peerings.all()
     up = {p.session.name: float(p.why is None) for p in peerings}
     yield "linkspan_bgp_session_up", "Whether a BGP session is established", "peer", up
@@ -208,7 +208,7 @@ def _of_store(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     last = {} if contact.answered is None else {"": contact.answered}
     yield "linkspan_store_last_answer_timestamp_seconds", "When the store last answered", "", last
     lost = float(len(agent.replica.lost))
-    yield "linkspan_store_records_lost", "Records that the store lost and that are not put back", "", {"": lost}
+    yield "linkspan_store_records_lost", "Records that the store lost and that are not restored", "", {"": lost}
 
 
 def _of_hosts(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
@@ -217,11 +217,12 @@ def _of_hosts(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     states = [words[agent.leases.lives(id_)] for id_ in hosts]
     counts = {word: float(states.count(word)) for word in words.values()}
     yield "linkspan_hosts", "Hosts of the cluster, as this one sees them; unknown: the store is away", "state", counts
-    # One line for each silent host, and none for the others: a cluster of many hosts has that many agents, too.
+    # One line for each silent host, and none for the others, because every agent of a large cluster has these
+    # lines.
     silent = {host.name: 1.0 for id_, host in hosts.items() if agent.leases.lives(id_) is False}
-    yield "linkspan_host_silent", "1 for each host whose agent has said nothing for a while", "host", silent
+    yield "linkspan_host_silent", "1 for each host whose agent is silent", "host", silent
     cut: dict[str, float] = {}
     for one in unreachable(agent):
         if one["network"]:
             cut[one["host"]] = cut.get(one["host"], 0) + 1
-    yield "linkspan_peer_unreachable", "Networks in which a peer is not reached from this host", "host", cut
+    yield "linkspan_peer_unreachable", "Networks in which this host does not reach a peer", "host", cut

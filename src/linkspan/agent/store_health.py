@@ -1,6 +1,7 @@
-"""The store's health: what `status`, `doctor`, `host list` and the metrics say of it.
+"""Store health: what `status`, `doctor`, `host list` and the metrics show of it.
 
-`status` tells what is known without asking, so that it answers at once. `doctor` asks the store, and waits for that.
+`status` shows what is known already, so that it answers at once. `doctor` asks the store, and waits for the
+answer.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds that `doctor` waits for the store: one endpoint of etcd has 3."""
 WELL: tuple[State, ...] = ("ok", "slow")
-_LOOK = "look at the store's own log, and at the way to it"
+_LOOK = "look at the store's own log, and at the path to it"
 
 
 def state(agent: Agent) -> tuple[State, str, str]:
-    """Return how the store is, why (a sentence, '' where it is well), and what to do about it."""
+    """Return the store's state, the reason (a sentence, '' if the state is ok), and the fix."""
     replica, contact = agent.replica, agent.replica.contact
     if replica.problem:
         return "away", replica.problem, replica.fix or _LOOK
@@ -33,14 +34,14 @@ def state(agent: Agent) -> tuple[State, str, str]:
         return "away", why, _LOOK
     if replica.lost:
         lost = counted(len(replica.lost), "record")
-        why = f"it lost {lost}, and their owners have not put all back: {_some(replica.lost)}"
+        why = f"it lost {lost}, and their owners have not restored all: {_some(replica.lost)}"
         return "lost", why, "restore the store, or remove hosts that will not come back"
     if agent.leases.shared and contact.silence() > ALIVE_TTL:
-        why = f"it takes what this host writes, and has told nothing of other hosts for {contact.silence():.0f} s"
+        why = f"it accepts this host's writes, and has sent no change of other hosts for {contact.silence():.0f} s"
         return "stale", why, "restart the agent if this lasts, and look at the store's own log"
     if contact.seconds is not None and contact.seconds > SLOW:
         why = f"it is slow: its last answer took {contact.seconds:.1f} s"
-        return "slow", why, "look at the load and the disk where it runs, and at the way to it"
+        return "slow", why, "look at the load and the disk of its machine, and at the path to it"
     return "ok", "", ""
 
 
@@ -66,13 +67,13 @@ def told(agent: Agent) -> dict[str, object]:
 
 
 def unknown(agent: Agent) -> list[str]:
-    """Return the names of the hosts of which nobody can tell now whether they live."""
+    """Return the names of the hosts whose liveness is unknown now."""
     hosts = agent.leases.hosts()
     return sorted(host.name for id_, host in hosts.items() if agent.leases.lives(id_) is None)
 
 
 async def checks(agent: Agent) -> list[Check]:
-    """Return what `doctor` says of the store, which is asked now: it may have gone a moment ago."""
+    """Return `doctor`'s checks of the store, which is asked now: it may have failed a moment ago."""
     begun = time.monotonic()
     why, fix = "", ""
     try:
@@ -93,11 +94,11 @@ async def checks(agent: Agent) -> list[Check]:
         found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
     if names := unknown(agent):
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        text = f"whether {some} live is not known: the store has told nothing for {_age(agent)}"
-        found.append(Check("hosts", "warn", text, "packets flow on by what is known; mend the store first"))
+        text = f"liveness of {some} is unknown: the store has not answered for {_age(agent)}"
+        found.append(Check("hosts", "warn", text, "packets still flow; repair the store first"))
     return found
 
 
 def _age(agent: Agent) -> str:
     silence = agent.replica.contact.silence()
-    return "all the time since the agent started" if silence == float("inf") else f"{silence:.0f} s"
+    return "the whole time since the agent started" if silence == float("inf") else f"{silence:.0f} s"

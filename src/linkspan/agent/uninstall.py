@@ -1,6 +1,7 @@
-"""Uninstall: desired is nothing, observed is made so, and a second look proves it.
+"""Uninstall: removes everything that is linkspan's, and proves it by a second observation.
 
-It needs no agent, and works after one has crashed: what is ours is known by its marks on the machine.
+It needs no agent, and works after an agent crashed: linkspan's objects are known by their marks on the
+machine.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PATIENCE = 15.0
 
 
 class Outcome(msgspec.Struct):
-    """What was (or would be) removed, what is left although it should go, with why, and what stays on purpose.
+    """The result: what was (or would be) removed, what could not be and why, and what stays on purpose.
 
     ``refused`` says why nothing would be removed without --force.
     """
@@ -60,7 +61,7 @@ def _told(state: State) -> str:
 
 
 def living(config: Config) -> list[Endpoint]:
-    """Return the endpoints of this boot: those that the journal has, and pairs that only the kernel has."""
+    """Return the endpoints of this boot: those in the journal, and veth pairs that only the kernel has."""
     with _machine(Path(config.state_dir)) as machine:
         return _living(config, machine)
 
@@ -82,7 +83,7 @@ def _living(config: Config, machine: Machine) -> list[Endpoint]:
 
 
 def _journalled(config: Config) -> list[Endpoint]:
-    """Return the endpoints of this boot that the journal has; one that cannot be read has none."""
+    """Return the endpoints of this boot in the journal; a journal that cannot be read has none."""
     file = Path(config.state_dir) / "journal.db"
     if not file.exists():
         return []
@@ -92,7 +93,7 @@ def _journalled(config: Config) -> list[Endpoint]:
 
 
 def _entered(machine: Machine, config: Config) -> set[int]:
-    """Return the namespaces of the containers that live here, which the machine can enter then."""
+    """Return the namespaces of this host's containers, which the machine can enter from then on."""
     endpoints = [e if e.netns_cookie else machine.reached(e) for e in _living(config, machine) if e.netns]
     living = [endpoint for endpoint in endpoints if machine.alive(endpoint)]
     for endpoint in living:
@@ -103,7 +104,7 @@ def _entered(machine: Machine, config: Config) -> set[int]:
 def used(config: Config) -> list[tuple[str, str]]:
     """Return users' own networks of driver linkspan, each with the command that removes it.
 
-    Without linkspan no engine could remove them any more, nor their containers without long waits.
+    Without linkspan no engine could remove them, nor their containers without long timeouts.
     """
     found = []
     for name, containers in _docker_networks(config).items():
@@ -117,7 +118,7 @@ def _docker_networks(config: Config) -> dict[str, list[str]]:
         return {}
     try:
         return asyncio.run(users_own(Engine(config.docker_api)))
-    except LinkspanError:  # an engine that is down tells nothing
+    except LinkspanError:  # an engine that is down does not answer
         return {}
 
 
@@ -126,7 +127,8 @@ def _podman_networks(config: Config) -> list[str]:
     for path in sorted(Path(config.podman_networks).glob("*.json")) if config.podman_networks else ():
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             made = msgspec.json.decode(path.read_bytes(), type=_PodmanFile)
-            if made.driver == "linkspan" and made.id != podman_id(made.name):  # else it was exposed, and goes
+            # else linkspan exposed it, and removes it
+            if made.driver == "linkspan" and made.id != podman_id(made.name):
                 found.append(made.name)
     return found
 
@@ -138,7 +140,7 @@ class _PodmanFile(msgspec.Struct):
 
 
 def preview(config: Config) -> Outcome:
-    """Return what would be removed, without touching anything."""
+    """Return what would be removed, without changing anything."""
     state_dir = Path(config.state_dir)
     with _machine(state_dir) as machine:
         change, _ = machine.reconciler.difference(None, _entered(machine, config))
@@ -161,17 +163,17 @@ def _installed(state_dir: Path) -> list[str]:
 
 
 def carry_out(config: Config) -> Outcome:
-    """Stop the agent, remove everything, and look again. Raises Unavailable where the agent does not end."""
+    """Stop the agent, remove everything, and observe again. Raises Unavailable if the agent does not end."""
     state_dir, sockets = Path(config.state_dir), _plugin_sockets(config)
-    owners = [f"{network}, without its driver: {fix}" for network, fix in used(config)]
-    networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent answers the engine
+    owners = [f"{network}, which has no driver now: {fix}" for network, fix in used(config)]
+    networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent still answers the engine
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stays = _staying(config)  # first: what tells it is removed
+    stays = _staying(config)  # first: the removal deletes the files that this needs
     with _agent_stopped(state_dir), _machine(state_dir) as machine:
-        strays = _strays(config, machine)  # first: what tells some of them is removed
+        strays = _strays(config, machine)  # first: the removal deletes the marks that this needs
         stays += _settings(machine)
-        inside = _entered(machine, config)  # a container's rules do not go with its links
+        inside = _entered(machine, config)  # a container's rules are not removed with its links
         report = machine.reconciler.resync(None, inside)
         removed = [f"{heal.kind} {heal.key}" for heal in report.heals]
         left = [error.message for error in report.failed.values()]
@@ -188,15 +190,15 @@ def carry_out(config: Config) -> Outcome:
     folders = _folders(config) + [str(path) for path in (*sockets, *copies)]
     for path in sockets:
         path.unlink(missing_ok=True)
-    if not left:  # what is left is known by its record
+    if not left:  # the record names what is left
         left += _remove_folders(config)
-        for folder in copies:  # last: it may be what runs here
+        for folder in copies:  # last: it may be the running program
             shutil.rmtree(folder, ignore_errors=True)
     return Outcome(networks + removed + files + folders, owners + kept + left, stays)
 
 
 def _strays(config: Config, machine: Machine) -> list[Stray]:
-    """Return links that bear a mark of ours without our alternative name."""
+    """Return links that have a mark of ours without our alternative name."""
     journalled = {endpoint.host_ifname for endpoint in _journalled(config)}
     known = remembered(Path(config.state_dir) / SNAPSHOT).records
     networks = [key.removeprefix("networks/") for key in known if key.startswith("networks/")]
@@ -206,7 +208,7 @@ def _strays(config: Config, machine: Machine) -> list[Stray]:
 
 def _of_others(strays: Iterable[Stray]) -> list[str]:
     return [
-        f"link {one.name}: {', '.join(one.marks)}, and nothing else says that it is linkspan's; if it is: "
+        f"link {one.name}: {', '.join(one.marks)}, and nothing else says that linkspan made it; if it did: "
         f"ip link del {one.name}"
         for one in strays
         if not one.ours
@@ -214,21 +216,21 @@ def _of_others(strays: Iterable[Stray]) -> list[str]:
 
 
 def _settings(machine: Machine) -> list[str]:
-    """Return the settings that linkspan set, of which nobody knows any more what they were."""
+    """Return the settings that linkspan set and whose earlier value is lost."""
     return [
-        f"setting {path.replace('/', '.')} = {value}: linkspan set it, and what it was before is lost; set it to what "
+        f"setting {path.replace('/', '.')} = {value}: linkspan set it, and its earlier value is lost; set it to what "
         f"you want: sysctl -w {path.replace('/', '.')}=VALUE"
         for path, value in sorted(machine.sysctls.unknown().items())
     ]
 
 
 def _staying(config: Config) -> list[str]:
-    """Return what uninstall leaves on purpose: this host's place in its cluster, and files that an operator made."""
+    """Return what uninstall leaves on purpose: this host's place in its cluster, and an operator's files."""
     return [*_membership(config), *_own_files(config)]
 
 
 def _membership(config: Config) -> list[str]:
-    """Return that the other hosts still count on this one, where they do."""
+    """Return that the other hosts still count on this one, if they do."""
     known = remembered(Path(config.state_dir) / SNAPSHOT)
     own, keys = f"hosts/{known.host}", known.records.keys()
     others = [key for key in keys if key.startswith("hosts/") and key != own]
@@ -241,7 +243,7 @@ def _membership(config: Config) -> list[str]:
     who = namesakes.called(names, known.host)
     word = known.host if who != names[known.host] else who
     return [
-        f"host {who} is still in the cluster, and the others keep its addresses for it; to take it out, on another "
+        f"host {who} is still in the cluster, and the others keep its addresses; to remove it, on another "
         f"host: linkspan host remove {word}"
     ]
 
@@ -255,7 +257,7 @@ def _own_files(config: Config) -> list[str]:
             url = etcd_parts(config.store)
             found |= {Path(name) for name in (url.ca, url.cert, url.key, url.password_file) if name}
     files = sorted(str(path) for path in found if path.is_file())
-    return [f"{file}: a file of yours; remove it if nobody needs it: rm {file}" for file in files]
+    return [f"{file}: you made this file; if nobody needs it: rm {file}" for file in files]
 
 
 @contextlib.contextmanager
@@ -269,7 +271,7 @@ def _machine(state_dir: Path) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def _agent_stopped(state_dir: Path) -> Iterator[None]:
-    """End the agent that has the state folder, and hold its lock so that no other starts."""
+    """End the agent that uses the state folder, and hold its lock so that no other starts."""
     with (state_dir / "lock").open("a+", encoding="ascii", errors="replace") as lock:
         deadline = time.monotonic() + PATIENCE
         asked = False
@@ -292,7 +294,7 @@ def _agent_stopped(state_dir: Path) -> Iterator[None]:
 
 
 def _stop_unit(state_dir: Path) -> None:
-    """Disable the units that we installed, or systemd would start the agent again."""
+    """Disable the units that we installed; otherwise systemd would start the agent again."""
     installed = {file.path for file in installation.installed(state_dir)}
     units = [u for u in (installation.DOCKER_UNIT, installation.UNIT) if f"/{u}" in installed]
     if units and Path("/run/systemd/system").is_dir():
@@ -306,7 +308,7 @@ def _folders(config: Config) -> list[str]:
 
 
 def _plugin_sockets(config: Config) -> list[Path]:
-    """Return the Docker plugin's sockets that exist: systemd's outlasts its unit, the agent's a kill."""
+    """Return the Docker plugin's sockets that exist: systemd's outlasts its unit, the agent's outlasts a kill."""
     units = {file.path for file in installation.installed(Path(config.state_dir))}
     handed = [DOCKER_PLUGIN] if f"/{installation.DOCKER_UNIT}" in units else []
     every = dict.fromkeys([*filter(None, [config.docker_socket]), *handed])
@@ -324,13 +326,13 @@ def _remove_folders(config: Config) -> list[str]:
         except OSError as error:
             left.append(f"{path}: {error.strerror}")
     Path(config.socket).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # somebody else's files may be in it
+    with contextlib.suppress(OSError):  # another program's files may be in it
         run.rmdir()
     return left
 
 
 def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> LinkspanError | None:
-    """Return the error that tells, in one line, that endpoints still live and users' networks are there (`used`)."""
+    """Return the one-line error that names the endpoints and the users' networks that exist (`used`)."""
     why, fixes = [], []
     if endpoints:
         names = ", ".join(f"{e.called} on {e.network}" for e in endpoints[:5])

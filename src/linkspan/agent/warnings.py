@@ -1,4 +1,4 @@
-"""What a network is warned of when it is made or changed: it may be so, and will not do what was wished; pure."""
+"""Warnings about a network that is created or changed: it is valid, but may not do what was intended. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KERNEL = "kernel"
 
 
 def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[str]:
-    """Yield a sentence for each, for a cluster of so many hosts, as this one sees it."""
+    """Yield a sentence for each warning, for a cluster of so many hosts, as this one sees it."""
     way = backend(network.backend)
     if not way.crosses_hosts:
         if network.backend == BRIDGE and hosts > 1:
             yield (
-                f"backend bridge stays on each of the {hosts} hosts: containers on different hosts do not reach each "
-                "other, and each host gives the pool's addresses by itself (--backend vxlan crosses hosts)"
+                f"backend bridge does not cross the {hosts} hosts: containers on different hosts do not reach each "
+                "other, and each host allocates from the pool by itself (--backend vxlan crosses hosts)"
             )
         return
     if network.options.get(CHECK_MAC) == "false":
@@ -46,13 +46,13 @@ def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[st
 
 
 def data_path(network: Network, facts: Facts) -> str:
-    """Return what carries a network's packets on a machine: "kernel", or a program and why, which is slower by far."""
+    """Return the data path of a network's packets: "kernel", or a (much slower) program with the reason."""
     lacks = backend(network.backend).lacks(facts)
     return f"in user space: this kernel has no {lacks}" if lacks else KERNEL
 
 
 def dropped(old: Network, new: Network) -> Iterator[str]:
-    """Yield the options that a migration drops, because the new backend has none of that name."""
+    """Return the options that a migration drops, because the new backend does not have them."""
     for key, value in old.options.items():
         if key not in new.options and key not in ASSIGNED:
             yield (

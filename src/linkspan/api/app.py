@@ -1,4 +1,4 @@
-"""The agent's HTTP API on its unix socket. Who may read is in the socket's group; only root changes anything."""
+"""The agent's HTTP API on its unix socket. Members of the socket's group may read; only root may change anything."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ STATUS = {
 CNI = "/cni"
 PODMAN = "/podman"
 LARGEST = 2 << 20
-"""Bytes of a request: CNI's conf may have 1 MiB."""
+"""Largest request in bytes: a CNI conf may have 1 MiB."""
 
 
 class AttachBody(AttachRequest, frozen=True, kw_only=True):
-    """A request, with the number of the caller's descriptor on the container's namespace, and its path."""
+    """A request, with the number of the caller's descriptor of the container's namespace, and its path."""
 
     namespace_fd: int = -1
     namespace_path: str = ""
 
 
 class DetachBody(msgspec.Struct, frozen=True):
-    """Which endpoint goes: one interface, those of one network, or all of a container.
+    """Which endpoints to detach: one interface, those of one network, or all of a container.
 
-    Where it is ``named``, ``id`` may also be a container's name, or NAME@NETWORK. What an engine manages goes by
-    ``force`` only.
+    If ``named``, ``id`` may also be a container's name, or NAME@NETWORK. Endpoints that an engine manages
+    need ``force``.
     """
 
     id: str
@@ -67,7 +67,7 @@ class DetachBody(msgspec.Struct, frozen=True):
 
 
 class UpdateBody(msgspec.Struct, frozen=True):
-    """What of a network changes."""
+    """Changes of a network."""
 
     add_pools: tuple[str, ...] = ()
     mtu: int = 0
@@ -75,21 +75,21 @@ class UpdateBody(msgspec.Struct, frozen=True):
 
 
 class MigrationBody(msgspec.Struct, frozen=True):
-    """By which way a network's packets shall go."""
+    """The backend to which a network migrates."""
 
     backend: str
     options: dict[str, str] = {}
 
 
 class ReservationBody(msgspec.Struct, frozen=True):
-    """Which addresses of which network."""
+    """Addresses of a network to reserve."""
 
     network: str
     cidr: str
 
 
 def public(endpoint: Endpoint) -> dict[str, object]:
-    """Return an endpoint as documented: without what only the agent needs."""
+    """Return an endpoint as documented: without the fields that only the agent needs."""
     fields = msgspec.to_builtins(endpoint)
     for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
         fields.pop(name)
@@ -97,34 +97,35 @@ def public(endpoint: Endpoint) -> dict[str, object]:
 
 
 def _refuse_managed(endpoints: Iterable[Endpoint]) -> None:
-    """Raise Conflict, with the engine's own commands, where an engine attached one of these by a network of its own."""
+    """Raise Conflict with the engine's own commands if an engine attached one of these to a network of its own."""
     managed = [e for e in endpoints if e.managed]
     if managed:
         whose = ", ".join(f"{e.ifname} of {e.called} on network {e.network} is {e.managed.title()}'s" for e in managed)
         commands = [f"{e.managed} network disconnect {e.network} {e.name or 'CONTAINER'}" for e in managed]
         raise Conflict(
-            f"{whose}, which would not know that it is gone", f"{'; '.join(commands)} (or --force: cut it off here)"
+            f"{whose}, and would not learn that it is gone", f"{'; '.join(commands)} (or --force: cut it off here)"
         )
 
 
 def _refuse_lengths(ips: Iterable[str]) -> None:
-    """Raise Invalid for an address with a prefix length, which is the network's own and would not be kept."""
+    """Raise Invalid for an address with a prefix length: the length is the network's own."""
     for text in ips:
         if "/" in text:
             raise Invalid(
-                f"--ip {text} has a prefix length, which the network gives", f"give the address alone: --ip "
+                f"--ip {text} has a prefix length, but the network sets it", f"give the address alone: --ip "
                 f"{text.partition('/')[0]}"
             )
 
 
 @web.middleware
 async def errors_and_rights(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Only root changes anything; every error is answered as JSON."""
+    """Let only root change anything, and answer every error as JSON."""
     try:
         uid = peer(request)[1]
-        if uid and request.method != "GET" and request.path not in (CNI, PODMAN):  # they have errors of their own
+        # these calls have errors of their own
+        if uid and request.method != "GET" and request.path not in (CNI, PODMAN):
             raise Denied(
-                f"user {uid} may read, and only root may change anything", "run the command with sudo"
+                f"user {uid} may only read; changes need root", "run the command with sudo"
             )
         return await handler(request)
     except LinkspanError as error:
@@ -141,7 +142,7 @@ async def errors_and_rights(request: web.Request, handler: Handler) -> web.Strea
 
 
 class Api:
-    """The routes, over an agent."""
+    """The routes over an agent."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -213,7 +214,7 @@ class Api:
     def _slow(self, network: Network) -> Iterator[str]:
         by = data_path(network, self._agent.view().facts)
         if by != KERNEL:
-            yield f"packets between hosts go through a program, which is many times slower: {by}"
+            yield f"a program carries packets between hosts, many times slower than the kernel: {by}"
 
     async def _update_network(self, request: web.Request) -> web.Response:
         change = await body(request, UpdateBody)
@@ -259,7 +260,7 @@ class Api:
         if not wanted.force:
             _refuse_managed(going)
         each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
-        if not each:  # one that is known by its pair's name only, or whose attach is under way
+        if not each:  # a container known only by the name of its veth pair, or whose attach is under way
             each[wanted.id, wanted.ifname] = None
         count = sum([await self._agent.detach(id_, ifname, network) for id_, ifname in each])
         id_, _ = next(iter(each))

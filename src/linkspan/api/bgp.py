@@ -1,4 +1,4 @@
-"""The API's routes about BGP: this host's sessions, their routes, and why one is not established."""
+"""API routes about BGP: this host's sessions, their routes, and why one is not established."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from linkspan.kernel.probe.bird_control import Route
 
 
 class PeerTold(msgspec.Struct, frozen=True):
-    """A session as cli.md has it; ``since`` is in seconds since the epoch, counts are of prefixes now."""
+    """A session in the documented format; ``since`` is in seconds since the epoch, counts are of prefixes now."""
 
     peer: str
     mesh: bool
@@ -32,7 +32,7 @@ class PeerTold(msgspec.Struct, frozen=True):
 
 
 class RouteTold(msgspec.Struct, frozen=True):
-    """A route as cli.md has it; ``filtered_by`` is the rule that refused it, ``unusable`` why the kernel lacks it."""
+    """A route as documented; ``filtered_by`` is the rule that refused it, ``unusable`` why the kernel lacks it."""
 
     prefix: str
     peer: str
@@ -48,7 +48,7 @@ class RouteTold(msgspec.Struct, frozen=True):
 
 
 class Bgp:
-    """Read-only routes over the agent's peerings."""
+    """Read-only routes over the agent's BGP sessions."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -71,7 +71,8 @@ class Bgp:
         peer = request.query.get("peer", "")
         filtered, sent = "filtered" in request.query, "sent" in request.query
         if sent and (filtered or not peer):
-            raise Invalid("what is sent is told of one peer, and is not filtered", "give --peer NAME --sent")
+            why = "--sent shows the prefixes sent to one peer, and cannot be filtered"
+            raise Invalid(why, "give --peer NAME --sent")
         found = await self._agent.peerings.routes(peer, filtered=filtered, sent=sent)
         return _json([self._route(route) for route in found])
 
@@ -94,7 +95,7 @@ class Bgp:
     async def _explain(self, request: web.Request) -> web.Response:
         peering, evidence = await self._agent.peerings.explain(request.match_info["peer"])
         seen = msgspec.to_builtins(evidence)
-        seen.pop("silent")  # it is the reason
+        seen.pop("silent")  # this message is the reason
         seen["said"] = [line["text"] for line in seen["said"][-5:]]
         return _json(msgspec.to_builtins(_told(peering, {})) | {"seen": seen})
 

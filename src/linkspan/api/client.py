@@ -1,4 +1,4 @@
-"""The command line's way to the agent: HTTP over its unix socket."""
+"""Client of the agent for the command line: HTTP over the unix socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ERRORS = {
 
 
 PATIENCE = 120.0
-"""Seconds without a byte after which an agent counts as one that hangs: nothing that it is asked takes so long."""
+"""Seconds without a byte after which the agent counts as hanging: no answer takes so long."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -33,8 +33,9 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Where many ask at once, the agent's backlog is full: a socket with Python's own timeout is refused then
-        # (EAGAIN), and one that blocks waits for its turn, for as long as the kernel is told.
+        # If many clients connect at once, the agent's backlog is full. Then a socket with Python's own
+        # timeout is refused (EAGAIN), and a blocking one waits for its turn, for the time that the kernel is
+        # given.
         if self.timeout is not None:
             limit = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1_000_000))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -43,10 +44,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Client:
-    """Asks the agent. Every call raises LinkspanError: the agent's own, or Unavailable where it does not answer."""
+    """Asks the agent. Every call raises LinkspanError: the agent's own, or Unavailable if it does not answer."""
 
     shown: ClassVar[Callable[[Any], Any]] = staticmethod(lambda value: value)
-    """What is made of all that agents say: nothing, or for people to read, ``escapes.shown``."""
+    """Applied to all text from agents: nothing, or ``escapes.shown`` for people to read."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -60,14 +61,14 @@ class Client:
             raise self._hangs() from error
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
-                f"agent at {self.path} ended while it was asked", "`linkspan status` tells"
+                f"agent at {self.path} ended during the request", "`linkspan status` shows whether it runs again"
             ) from error
         if response.status >= 400:
             raise _error(data, response.status)
         return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
 
     def clustered(self, hosts: Collection[str]) -> bool:
-        """Tell whether the cluster has several hosts, of which those of a list, ``hosts``, are known already."""
+        """Return whether the cluster has several hosts; ``hosts`` are those that the caller knows already."""
         return len(hosts) > 1 or len(self.call("GET", "/v1/cluster")["hosts"]) > 1
 
     def lines(self, url: str) -> Iterator[bytes]:
@@ -81,7 +82,7 @@ class Client:
     def _hangs(self) -> Unavailable:
         return Unavailable(
             f"the agent at {self.path} has not answered for {PATIENCE:.0f} s",
-            "does its process hang, or is it stopped? `systemctl status linkspan` tells its state",
+            "does its process hang, or is it stopped? `systemctl status linkspan` shows its state",
         )
 
     def _send(self, method: str, url: str, body: object, seconds: float | None) -> http.client.HTTPResponse:
@@ -103,7 +104,7 @@ class Client:
 
 
 def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
-    """Return how that is started which should answer at a socket: in a lab by the lab, not on the machine."""
+    """Return the command that starts the agent of a socket: in a lab by the lab, not on the machine."""
     lab = os.environ.get("LINKSPAN_LAB", "")
     if lab and path in (os.environ.get("LINKSPAN_SOCKET"), os.environ.get("LINKSPAN_CONTROLLER_SOCKET")):
         return f"`linkspan lab mend {Path(path).parent.name} --lab {lab}` starts it"

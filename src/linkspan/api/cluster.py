@@ -1,4 +1,4 @@
-"""The API's routes about what holds for all hosts: the schema of records, reclaiming, and what is in dispute."""
+"""API routes about the whole cluster: the schema of records, reclaiming, and conflicts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from linkspan.cluster.host_settings import change_cluster
 from linkspan.core.errors import Conflict, Invalid
 
 SHORTEST = 60.0
-"""Seconds: a silent host must notice that it is, and others that it was, with room to spare."""
+"""Shortest `reclaim_after` in seconds: the silent host and the others must notice the silence in time."""
 
 
 class SettingsBody(msgspec.Struct, frozen=True):
-    """What changes; ``reclaim_after`` in seconds, 0: never."""
+    """Changes of settings; ``reclaim_after`` in seconds, 0: never."""
 
     reclaim_after: float
 
@@ -58,20 +58,21 @@ class ClusterRoutes:
         wanted = await body(request, SettingsBody)
         if wanted.reclaim_after and not wanted.reclaim_after >= SHORTEST:
             raise Invalid(
-                f"reclaim_after {wanted.reclaim_after:g} s is too short: a host would withdraw at a store's hiccup",
+                f"reclaim_after {wanted.reclaim_after:g} s is too short: a host would withdraw during a "
+                "short outage of the store",
                 f"give {SHORTEST:g} seconds or more, or 0 for never",
             )
         await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
         return answer(self._told())
 
     async def _finalize(self, request: web.Request) -> web.Response:
-        """Let all hosts write the newest schema that all of them read."""
+        """Make all hosts write the newest schema that all of them can read."""
         hosts, now = self._agent.leases.hosts().values(), self._agent.replica.settings.writes
         lowest = min((host.reads for host in hosts), default=SCHEMA)
         if lowest <= now:
             behind = ", ".join(sorted(host.name for host in hosts if host.reads <= now))
             raise Conflict(
-                f"the cluster writes schema {now} already, and no newer one is read by {behind or 'any host'}",
+                f"the cluster writes schema {now} already, and {behind or 'no host'} can read a newer one",
                 "upgrade these hosts first, or remove those that are gone",
             )
         await change_cluster(self._agent.replica, writes=lowest)

@@ -1,7 +1,7 @@
-"""The API's routes that look at packets' ways and at the machine: trace and doctor.
+"""API routes of `trace` and `doctor`.
 
-Both ask the kernel in a thread of their own, with sockets of their own: a live trace waits for its packet, and
-no attach waits for it.
+Both ask the kernel in a thread of their own, with sockets of their own: a live trace waits for its packet,
+and must not delay an attach.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from linkspan.core.addresses import FAMILIES
 from linkspan.diagnose.doctor import doctor, host_checks
 from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
 
-_RECORDS = "docs/clusters.md (Checks of records) tells what each means, and what to do"
-_HOSTS = "`linkspan status` there tells how it is, `linkspan doctor --peers` what the underlay lets through"
+_RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
+_HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
 
 
 _SHOWN = 6
-"""Places that one line names."""
+"""Places named in one line."""
 
 
 class Tracing:
-    """GET to look; POST for what sends packets (a live trace, probes between hosts), which only root may."""
+    """GET reads; POST sends packets (a live trace, probes between hosts), and only root may use it."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -69,12 +69,12 @@ class Tracing:
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     def _views(self) -> list[Check]:
-        """Tell why containers in several networks do not find all names; of one network's names examine() tells."""
+        """Return why containers in several networks do not find all names; examine() covers single networks."""
         problems = self._agent.naming.problems.items()
         return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in problems if len(zones) > 1]
 
     def _forwarding(self) -> list[Check]:
-        """Tell between which links the host still does not forward, though linkspan turned forwarding on."""
+        """Return between which links the host still does not forward, though linkspan enabled forwarding."""
         facts = self._agent.view().facts
         found = []
         for family in FAMILIES if self._agent.networks.all() else ():
@@ -85,34 +85,35 @@ class Tracing:
                 setting = host_checks.FORWARDING[family].replace("/", ".")
                 names = f"{', '.join(closed[:_SHOWN])}{', ...' if len(closed) > _SHOWN else ''}"
                 detail = (
-                    f"{setting} was 0, and linkspan set it to 1 for containers: as before, the host forwards nothing "
-                    f"from {names} to links that were there; what other programs make later is theirs"
+                    f"{setting} was 0, and linkspan set it to 1 for containers: as before, the host "
+                    "forwards no packets "
+                    f"from {names} to links that existed then; links that other programs make later are not restricted"
                 )
-                fix = f"to have it forward there as well: sysctl -w {setting}=1, which the agent notices"
+                fix = f"to forward there as well: sysctl -w {setting}=1 (the agent notices the write)"
                 standing: Status = "ok"
                 if problem := self._agent.worker.machine.sysctls.watch.problem:
                     standing = "warn"
-                    detail += f". The agent cannot notice who turns forwarding on: inotify says {problem}"
+                    detail += f". The agent cannot notice that somebody enables forwarding: inotify says {problem}"
                     fix = "raise fs.inotify.max_user_instances, and restart the agent"
                 found.append(Check(f"routing IPv{family}", standing, detail, fix))
         return found
 
     def _control(self) -> list[Check]:
-        """Tell what containers are kept from, and whether the store asks who somebody is."""
+        """Return from which places containers are kept away, and whether the store authenticates its clients."""
         agent = self._agent
         places = [control_plane.text(where) for where in agent.control.closed().places]
         if not places:
-            return [Check("control plane", "ok", "the store is a folder: no container reaches it by the network")]
+            return [Check("control plane", "ok", "the store is a folder: containers cannot reach it over the network")]
         more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         detail = f"containers are kept from {', '.join(places[:_SHOWN])}{more}"
         found = [Check("control plane", "ok", detail)]
         if agent.config.store.startswith("etcd://") and "user=" not in agent.config.store:
-            why = "etcd is used without a user: whoever reaches it otherwise changes every host's routes"
+            why = "etcd has no user: anybody else who reaches it can change every host's routes"
             found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))
         return found
 
     def _stations(self) -> list[Check]:
-        """Tell of which peers plain packets are taken by any MAC."""
+        """Return the peers whose plain packets are accepted from any MAC."""
         agent = self._agent
         networks = {way.name: way for network in agent.networks.all() for way in network.ways}
         known = agent.cluster.peers.known.items()
@@ -122,27 +123,28 @@ class Tracing:
         if not names:
             return []
         detail = (
-            f"{', '.join(sorted(names))} do not say their MACs: whoever is on the segment can send with addresses of "
+            f"{', '.join(sorted(names))} do not announce their MACs: any machine on the segment can send "
+            "with addresses of "
             "their containers"
         )
-        return [Check("MACs of peers", "warn", detail, "upgrade linkspan there: an older one does not say them")]
+        return [Check("MACs of peers", "warn", detail, "upgrade linkspan there: older versions do not announce them")]
 
     def _owners(self) -> list[Check]:
-        """Tell whether every block and address has one owner."""
+        """Return whether every block and address has one owner."""
         found = status.disputes(self._agent)
         if not found:
             return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
         return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in found]
 
     def _records(self) -> list[Check]:
-        """Tell which records of the store are not used, or not whole."""
+        """Return the records of the store that are not used completely."""
         found = status.not_used(self._agent)
         if not found:
-            return [Check("records", "ok", "every record of the store is used as it is written")]
+            return [Check("records", "ok", "every record of the store is used completely")]
         return [Check("records", "fail", f"record {one['key']}: {one['why']}", _RECORDS) for one in found]
 
     def _hosts(self) -> list[Check]:
-        """Tell what `status` says is not well between hosts, and which of them have one name."""
+        """Return the problems between hosts that `status` shows, and hosts that share a name."""
         found = [
             Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
             for one in status.unreachable(self._agent)
@@ -152,10 +154,10 @@ class Tracing:
 
 
 def _settings(unknown: Mapping[str, str]) -> list[Check]:
-    """Tell which settings linkspan could not give back: ``unknown``, by path, with what linkspan set."""
+    """Return the settings that linkspan could not restore: ``unknown``, by path, with what linkspan set."""
     if not unknown:
         return []
     names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
-    detail = f"linkspan set {names}, and what was there before is lost: uninstalling leaves it so"
+    detail = f"linkspan set {names}, and the earlier value is lost: uninstall keeps linkspan's value"
     fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
     return [Check("settings before linkspan", "warn", detail, fix)]

@@ -1,4 +1,4 @@
-"""The Docker plugin's HTTP: each verb is a POST, and an error is a field of the answer."""
+"""Docker plugin API over HTTP: each verb is a POST, and an error is a field of the answer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def plugin(docker: Docker) -> web.Application:
             found = await docker.answer(verb, decoded(await request.read(), peer(request)[0]))
         except LinkspanError as error:
             found = _failure(verb, f"linkspan: {error.told}")
-        except Exception:  # the engine repeats a call that was not answered for half a minute
-            log.exception("Docker's %s failed by a fault of linkspan", verb)
-            found = _failure(verb, "linkspan: the agent failed, its log says more")
+        except Exception:  # the engine repeats a call that has no answer for half a minute
+            log.exception("Docker's %s failed because of a defect in linkspan", verb)
+            found = _failure(verb, "linkspan: the agent failed; its log has the details")
         if found is None:
             raise web.HTTPNotFound
         return web.Response(body=msgspec.json.encode(found), content_type=CONTENT_TYPE)
@@ -39,5 +39,5 @@ def plugin(docker: Docker) -> web.Application:
 
 
 def _failure(verb: str, what: str) -> dict[str, object]:
-    """Return an error: the network driver's are in Err, all others' in Error."""
+    """Return an error: the network driver expects it in Err, all others in Error."""
     return {"Err" if verb.startswith(NETWORK_DRIVER) else "Error": what}

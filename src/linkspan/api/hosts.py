@@ -1,4 +1,4 @@
-"""The API's routes about hosts: who there is, what they hold, and an operator's acts on them."""
+"""API routes about hosts: list, details, and an operator's changes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from linkspan.store.replica import GONE, Tombstone
 
 
 class HostTold(msgspec.Struct):
-    """A host as cli.md has it; ``alive`` is None where nobody can tell, ``last_seen`` None where it was not heard.
+    """A host in the documented format; ``alive`` is None if unknown, ``last_seen`` None if it was never seen.
 
-    A host that was removed has ``removed_at`` besides.
+    A host that was removed also has ``removed_at``.
     """
 
     id: str
@@ -107,7 +107,7 @@ class Hosts:
         return _json(self._told(self._find(request.match_info["name"])))
 
     async def _set(self, request: web.Request) -> web.Response:
-        """Set (or, with an empty value, unset) settings of a host, ``drained`` among them."""
+        """Set (or, with an empty value, unset) settings of a host, among them ``drained``."""
         host = self._find(request.match_info["name"])
         changes = await body(request, dict[str, str])
         drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
@@ -116,22 +116,22 @@ class Hosts:
         return _json(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
-        """Set (or unset) settings that every host has which has not its own."""
+        """Set (or unset) settings that apply to every host without a value of its own."""
         changes = await body(request, dict[str, str])
         with _doing("change settings of all hosts"):
             return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
-        """Tell how this host's own keys stand."""
+        """Return the state of this host's own keys."""
         return _json(self._agent.cluster.rotating.stand())
 
     async def _rotate(self, request: web.Request) -> web.Response:
-        """Begin to change this host's own key; it is in force once all others take it."""
+        """Start to change this host's own key; the new key comes into force once all others accept it."""
         await self._agent.cluster.rotate()
         return _json(self._agent.cluster.rotating.stand())
 
     def _removable(self, name: str) -> Host:
-        """Return a host that is known or, by its id, one that has something though no record knows it."""
+        """Return a host that is known or, by its id, one that has records but no host record."""
         try:
             return self._find(name)
         except NotFound:
@@ -143,7 +143,7 @@ class Hosts:
         host = self._removable(request.match_info["name"])
         leases = self._agent.leases
         if leases.lives(host.id) is not False and "force" not in request.query:
-            now = "is alive" if leases.lives(host.id) else "may be alive (the store tells nothing of it now)"
+            now = "is alive" if leases.lives(host.id) else "may be alive (the store does not answer for it now)"
             raise Conflict(
                 f"host {host.name} {now}: its containers would lose their network",
                 "drain it and stop its agent first, or use --force",
@@ -154,20 +154,21 @@ class Hosts:
         return _json({"removed": host.name, "risk": risk})
 
     def _risk(self, host: Host) -> str:
-        """Say what may come of a removal: nobody can tell a host that is off from one that is cut off."""
+        """Return the risk of a removal: nobody can distinguish a host that is off from one that is cut off."""
         names = sorted(e.name or e.id for _, e in self._agent.published.others(host.id))
         if not names:
             return ""
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         return (
-            f"host {host.name} had containers: {some}; if one of them runs still, another may now get its address: "
+            f"host {host.name} had containers: {some}; if one of them still runs, another container may now "
+            "get its address: "
             "make sure that the host is off"
         )
 
 
 @contextlib.contextmanager
 def _doing(what: str) -> Iterator[None]:
-    """Name what could not be done because the store is away."""
+    """Name the operation that failed because the store is away."""
     try:
         yield
     except Unavailable as error:
@@ -175,7 +176,7 @@ def _doing(what: str) -> Iterator[None]:
 
 
 def _advertised(here: Underlay) -> list[str]:
-    """Return what the agent was told to advertise."""
+    """Return the address that the agent was told to advertise."""
     port = f":{here.advertise_port}" if here.advertise_port else ""
     found = [f"[{text}]{port}" if port and ":" in text else f"{text}{port}" for text in here.advertise]
     return [HIDDEN] if here.hidden else found

@@ -1,4 +1,4 @@
-"""Who calls, over a unix socket."""
+"""Peer credentials of a unix socket: who calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 def peer(request: web.Request) -> tuple[int, int]:
-    """Return the caller's (pid, uid) as the kernel knows them."""
+    """Return the caller's (pid, uid) from the kernel."""
     assert request.transport is not None
     connection: socket.socket = request.transport.get_extra_info("socket")
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -1,4 +1,4 @@
-"""Where the agent listens: its own socket, the Docker plugin's, and the address for metrics."""
+"""Sockets on which the agent listens: its own, the Docker plugin's, and the address for metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from linkspan.core.remedies import reason, remedy
 from linkspan.runtimes import systemd
 
 BACKLOG = 1024
-"""Callers who may wait for their turn: a whole host's containers may start at once, and 128 are too few."""
+"""Length of the backlog: all containers of a host may start at once, and 128 is too few."""
 
 @contextlib.asynccontextmanager
 async def serving(agent: Agent) -> AsyncIterator[None]:
-    """Listen on the agent's socket and, for metrics only, where the settings say.
+    """Listen on the agent's socket, and for metrics only on the address of the settings.
 
-    Raises Invalid where a socket cannot be made.
+    Raises Invalid if a socket cannot be made.
     """
     path = Path(agent.config.socket)
     async with listening(Api(agent).application()) as runner:
@@ -41,7 +41,7 @@ async def serving(agent: Agent) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
-    """Give a runner of an application, which ends with the block."""
+    """Yield a runner of an application, which ends with the block."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
     await runner.setup()
     try:
@@ -51,9 +51,9 @@ async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
 
 
 async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
-    """Listen on a unix socket, which the group may use unless the umask says otherwise.
+    """Listen on a unix socket that the group may use, unless the umask forbids it.
 
-    Raises Invalid where it cannot be made, and Conflict where another process serves it.
+    Raises Invalid if it cannot be made, and Conflict if another process serves it.
     """
     another = f"give --{setting} another path" if setting == "socket" else f"give {setting} another path"
     if (pid := locks.listener(str(path))) is not None:
@@ -68,21 +68,21 @@ async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", 
 async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.is_socket():
-        path.unlink()  # a dead agent's
-    elif os.path.lexists(path):  # somebody's file, or folder
+        path.unlink()  # left by an agent that died
+    elif os.path.lexists(path):  # another program's file or folder
         raise FileExistsError(errno.EEXIST, "something else than a socket is there")
     old = os.umask(umask)
     try:
         await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
     finally:
         os.umask(old)
-    with contextlib.suppress(KeyError):  # without the group the socket is root's alone
+    with contextlib.suppress(KeyError):  # without the group only root may use the socket
         os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
 
 
 @contextlib.asynccontextmanager
 async def _docker(agent: Agent) -> AsyncIterator[None]:
-    """Serve Docker's engine, on the socket that systemd handed over or that the settings name."""
+    """Serve Docker's engine on the socket that systemd passed, or that the settings name."""
     app = plugin(agent.docker)
     path = agent.config.docker_socket
     handed = systemd.sockets(systemd.DOCKER_SOCKET)
@@ -99,7 +99,7 @@ async def _docker(agent: Agent) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def metrics_at(where: str, handler: Handler) -> AsyncIterator[None]:
-    """Serve /metrics, and nothing else, at ADDRESS:PORT; an empty one is nowhere. Raises Invalid."""
+    """Serve /metrics, and nothing else, at ADDRESS:PORT; serve nothing if it is empty. Raises Invalid."""
     address, port = listening_at(where)
     if not port:
         yield
@@ -112,6 +112,7 @@ async def metrics_at(where: str, handler: Handler) -> AsyncIterator[None]:
         except OSError as error:
             why, hint = reason(error), "give metrics an address of this host (`ip addr`)"
             if error.errno == errno.EADDRINUSE:
-                why, hint = "another program listens there", "`ss -ltnp` shows it: end it, or give metrics another port"
+                why = "another program listens there"
+                hint = "`ss -ltnp` shows it: stop it, or give metrics another port"
             raise Invalid(f"metrics {where}: {why}", hint) from error
         yield

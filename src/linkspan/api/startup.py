@@ -1,7 +1,7 @@
-"""The socket of an agent that knows nothing yet, for the store has not answered since it was installed.
+"""Startup API of an agent that has no records yet, because the store has not answered since it was installed.
 
-`status` says so; everything else is refused with the reason. A runtime's call gets the answer that it gets of no agent
-at all: its plugin tries an ADD again, and queues a DEL.
+`status` says so; every other request is refused with the reason. A runtime's call gets the same answer as
+without an agent: its plugin retries an ADD, and queues a DEL.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from linkspan.api.server import listening, on_socket
 from linkspan.core.errors import Unavailable
 
 WAITING = "it has no records yet, and attaches nothing until its store answers"
-"""Why `status` knows of no network."""
+"""Why `status` shows no network."""
 
 
 @contextlib.asynccontextmanager
 async def waiting(agent: Agent) -> AsyncIterator[None]:
-    """Serve that, while the agent waits. Raises Invalid where the socket cannot be made."""
+    """Serve this API while the agent waits. Raises Invalid if the socket cannot be made."""
 
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":

@@ -1,4 +1,4 @@
-"""The API's routes that tell: status, events, metrics, plan, diff, addresses."""
+"""API routes that only read: status, events, metrics, plan, diff, addresses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Telling:
         return web.Response(body=self._agent.metrics.text(status.gauges(self._agent)), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """A line of JSON each, of the ``last`` ones ``since`` a time; with ?follow the answer does not end."""
+        """Answer with a line of JSON for each of the ``last`` events ``since`` a time; with ?follow, go on."""
         try:
             last, since = int(request.query.get("last", KEPT)), float(request.query.get("since", 0))
         except ValueError as error:
@@ -72,7 +72,7 @@ class Telling:
         return response
 
     def _inside(self) -> frozenset[int]:
-        """Return the namespaces in which there is something of ours."""
+        """Return the namespaces that contain objects of ours."""
         return frozenset(e.netns for e in self._agent.endpoints().values() if e.netns)
 
     def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str]]:
@@ -85,14 +85,14 @@ class Telling:
         return change, words
 
     async def _diff(self, request: web.Request) -> web.Response:
-        await self._agent.cluster.caught_up()  # what is being followed at this moment is no difference, nor none
+        await self._agent.cluster.caught_up()  # what the agent is applying at this moment is no drift
         change, words = await self._worker.run(self._difference, self._inside())
         wanted = [state for state in change.put if not self._agent.healer.orphaned(state.key)]
         put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
         return _json({"put": put, "delete": delete})
 
     def _differing(self, state: State, what: str) -> dict[str, str]:
-        """Return a difference, with the container that it is inside of: healing looks at the host alone."""
+        """Return a difference, with the container that contains it: healing looks only at the host."""
         netns = getattr(state, "netns", HOST)
         called = (e.called for e in self._agent.endpoints().values() if e.netns == netns != HOST)
         return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": next(called, "")}
@@ -129,7 +129,7 @@ class Telling:
         return _json(lines)
 
     def _sources(self, network: str) -> list[tuple[str, ...]]:
-        """Return the sources of one network (with its peers, and the firewall that it stands on), or all."""
+        """Return the sources of one network (with its peers, and its firewall), or all sources."""
         every = list(self._worker.machine.reconciler.desired.sources())
         if not network:
             return every
@@ -152,7 +152,7 @@ class Telling:
         return _json(self._holdings(network))
 
     def _holdings(self, network: str = "") -> list[address_audit.Holding]:
-        """Return who holds which address, in one network or in all."""
+        """Return the owner of each address in use, in one network or in all."""
         networks, leases = self._agent.networks, self._agent.leases
         hosts = [(leases.name(lease.host), lease) for lease in leases.all(network)]
         of = [one for one in networks.all() if network in ("", one.name)]
@@ -196,7 +196,7 @@ class Telling:
         return address_audit.Seen(veths, inside)
 
     async def _fix(self, request: web.Request) -> web.Response:
-        """Free what leaked, take away what is orphaned or doubled; answer what is wrong still."""
+        """Free leaked addresses, remove orphans and duplicates; return the problems that remain."""
         endpoints = list(self._agent.endpoints().values())
         found = address_audit.check(endpoints, await self._worker.run(self._seen, self._inside()))
         leaked = {(f.address, f.network) for f in found.leaked}
@@ -209,7 +209,7 @@ class Telling:
         return _json(await self._checked())
 
     def _remove_doubles(self, found: address_audit.Check, endpoints: Sequence[Endpoint]) -> None:
-        """Remove what containers have of others' addresses (worker thread)."""
+        """Remove addresses from containers that belong to others (worker thread)."""
         machine = self._worker.machine
         doubled = {f.address for f in found.duplicate}
         holders = {(e.netns, e.ifname, p.address) for e in endpoints for p in e.prefixes}

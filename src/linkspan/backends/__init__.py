@@ -1,13 +1,13 @@
-"""Backends, one file each: how packets cross between endpoints and between hosts. This list is the feature list.
+"""Backends, one file each: how packets cross between endpoints and between hosts. ``_ALL`` is the complete list.
 
 The contract (``contracts.Backend``)
-    A backend is pure: it returns states and does no I/O. Every backend has ``check``, ``completed``, ``claims``,
-    ``network`` and ``endpoint``. A backend that crosses hosts also has ``announce`` (what peers must know),
-    ``check_offer`` (what a record may say of that), ``peer``, and ``needs`` (what must pass on the underlay). So
-    `network create` refuses what cannot work, and `doctor --peers` tries any backend by its declaration. A process
-    that serves all networks and all peers (a BGP speaker) comes from ``host``. It is a source of its own
-    (``cluster/shared_states``), because the sources of two networks could not change it together. The head of each
-    backend describes a packet's walk, what a peer costs, and what was rejected.
+    A backend is pure: it returns states and does no I/O. Every backend has ``check``, ``completed``,
+    ``claims``, ``network`` and ``endpoint``. A backend that crosses hosts also has ``announce`` (what peers
+    must know), ``check_offer`` (what a record may say of that), ``peer``, and ``needs`` (what must pass on the
+    underlay). Therefore `network create` refuses what cannot work, and `doctor --peers` tries any backend by
+    its declaration. A process that serves all networks and all peers (a BGP speaker) comes from ``host``. It is
+    a source of its own (``cluster/shared_states``), because the sources of two networks could not change it
+    together. The head of each backend describes a packet's walk, what a peer costs, and what was rejected.
 
 Facts
     Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.
@@ -21,9 +21,9 @@ Addresses
 
 Migration
     ``migration`` is pure and describes the three steps, and ``cluster/migration_runner`` takes them. While a
-    network migrates its record has both ways, and they are alike: to turn round is to swap them. The ``endpoints``
-    of a lease say by which ways its host receives. The ``generation`` of an offer says that the host sends to all
-    peers by that way.
+    network migrates, its record has both ways. They are symmetrical: to go back means to swap them. The
+    ``endpoints`` of a lease say by which ways its host receives. The ``generation`` of an offer says that the
+    host sends to all peers by that way.
 
     - *A host sends by a way that the other one does not accept yet.* It cannot: routes of the new way appear only
       if both leases offer it, and a host offers it only after its states for receiving are applied.
@@ -70,7 +70,7 @@ _ALL: tuple[Backend, ...] = (
     wireguard_backend.BACKEND,
 )
 GROUP = "linkspan.backends"
-"""The group of the entry points by which packages bring backends: each leads to one."""
+"""Entry point group of backends in other packages; each entry point leads to one backend."""
 
 
 def _with(known: dict[str, Backend], new: Backend) -> dict[str, Backend]:
@@ -80,18 +80,18 @@ def _with(known: dict[str, Backend], new: Backend) -> dict[str, Backend]:
 
 
 BACKENDS, _LEFT_OUT = extended(GROUP, {backend.name: backend for backend in _ALL}, _with)
-PROBLEMS = [f"the backend of package {name} is left out: {why}" for name, why in _LEFT_OUT.items()]
-"""A sentence for each package whose backend is left out."""
+PROBLEMS = [f"the backend of package {name} is not loaded: {why}" for name, why in _LEFT_OUT.items()]
+"""A sentence for each package whose backend could not be loaded."""
 CROSSING = tuple(name for name, backend in BACKENDS.items() if backend.crosses_hosts)
-"""Those by which a network crosses hosts; it can migrate between all of them."""
+"""Backends that cross hosts; a network can migrate between all of them."""
 
 
 def backend(name: str) -> Backend:
-    """Return the backend with this name. Raises Invalid, listing those there are."""
+    """Return the backend with this name. Raises Invalid with the known names."""
     try:
         return BACKENDS[name]
     except KeyError:
         raise Invalid(
             f"backend {name!r} does not exist on this host",
-            f"choose one of {', '.join(BACKENDS)}, or install the package that brings it",
+            f"choose one of {', '.join(BACKENDS)}, or install the package that has it",
         ) from None

@@ -1,7 +1,7 @@
-"""The defaults of a backend.
+"""Base class of all backends, with the defaults.
 
-A backend is a class that says what is different, an object of it, and a line in ``backends`` (or, in a package of its
-own, an entry point).
+A backend is a class with only its differences, an instance of it, and a line in ``backends`` (or, in a
+package of its own, an entry point).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from linkspan.core.states.programs import Program
 
 
 class BaseBackend:
-    """The defaults: nothing has to be chosen, nothing crosses hosts, no program is needed."""
+    """Defaults: no options to complete, no traffic across hosts, no program needed."""
 
     name: str
     summary = ""
@@ -31,7 +31,7 @@ class BaseBackend:
     watches: tuple[type[Program], ...] = ()
 
     def check(self, network: Network) -> None:
-        """Accept it."""
+        """Accept the network."""
 
     def check_settings(self, host: Host) -> None:
         """Hosts have no settings for it."""
@@ -40,22 +40,22 @@ class BaseBackend:
         """Nothing of it is in a host's record."""
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Nothing has to be chosen."""
+        """Return the network unchanged."""
         return network
 
     def claims(self, network: Network) -> tuple[str, ...]:
-        """Nothing is the network's alone."""
+        """Return no claims: the network needs nothing for itself alone."""
         return ()
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
-        """Nothing crosses hosts."""
+        """Return no offer: no traffic crosses hosts."""
         return None
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It says nothing that is used."""
+        """Accept the offer: the backend uses nothing of it."""
 
     def lacks(self, facts: Facts) -> str:
-        """The kernel carries the packets."""
+        """Return nothing: the kernel carries the packets."""
         return ""
 
     def troubles(self, view: HostView) -> Iterable[str]:
@@ -63,21 +63,21 @@ class BaseBackend:
         return ()
 
     def host(self, view: HostView) -> Iterable[State]:
-        """Each network has its own."""
+        """Return no states: no process serves all networks."""
         return ()
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return nothing."""
+        """Return no states."""
         return ()
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Nothing crosses hosts."""
+        """Return no states: no traffic crosses hosts."""
         return ()
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Nothing crosses hosts."""
+        """Return no needs: no traffic crosses hosts."""
         return ()
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return nothing."""
+        """Return no states."""
         return ()

@@ -1,22 +1,23 @@
-"""One host: a bridge whose address is the gateway, or (mode=routed) a veth and a host route for each container.
+"""Bridge backend, on one host: a bridge whose address is the gateway, or (mode=routed) a host route per container.
 
-A packet's walk on the bridge, container A to B of one network: A's route says that B is on the link; A's
-neighbour entry for B comes from B's own answer; the frame leaves A's eth0, enters its port, passes the guard
-(its MAC, its address), and the bridge's FDB leads to B's port. To another network or outside: A's default
-route leads to the bridge's address; the host routes, the forward chain decides, masquerade makes the source
-the host's own. Outside to A: by a published port (DNAT), or where a router knows the pool.
+A packet's walk on the bridge, container A to B of one network: A's route says that B is on the link. A's
+neighbour entry for B comes from B's own answer. The frame leaves A's eth0, enters its port, and passes the
+guard (its MAC, its address). The bridge's FDB leads to B's port. To another network or outside: A's default
+route leads to the bridge's address, the host routes, the forward chain decides, and masquerade sets the
+source to the host's own address. From outside to A: by a published port (DNAT), or if a router knows the
+pool.
 
 A container costs: a veth pair, an address, a default route, three set elements (MAC, IPv4, and two for IPv6:
 its address and its link-local one). Overhead: none. A bridge takes 1,023 ports.
 
-Routed: the container has /32 and /128, its gateway is on no subnet but reached by a link route, the host end
-of the veth bears the gateway's address, and a host route leads back. There is no layer 2 between containers,
-so no ARP to spoof, no broadcast, and no limit of ports. Every backend across hosts builds on this one; see
+Routed: the container has /32 and /128. Its gateway is on no subnet; a link route leads to it. The host end of
+the veth has the gateway's address, and a host route leads back. There is no layer 2 between containers, so no
+ARP to spoof, no broadcast, and no limit of ports. Every backend across hosts builds on this one; see
 ``routed_endpoint``.
 
-Rejected: the container's address as a secondary on the bridge with proxy ARP (a borrowed address reaches
-nothing); macvlan (no traffic between host and container); one bridge for all networks (isolation by VLAN
-filtering would need a kernel that has it).
+Rejected: the container's address as a secondary on the bridge with proxy ARP (an address used elsewhere
+reaches nothing); macvlan (no traffic between host and container); one bridge for all networks (isolation by
+VLAN filtering would need a kernel that has it).
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ MODES = ("bridged", "routed")
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 BURST = 32 * 1024
-"""Bytes of burst where none is asked for; tbf cuts larger GSO packets up itself."""
+"""Default burst in bytes; tbf splits larger GSO packets itself."""
 
 GRAIN = 1024
-"""Bytes: the kernel keeps a burst as a time, which reads back as exactly the same burst in this grain only."""
+"""Bytes: the kernel stores a burst as a time, and only multiples of this read back unchanged."""
 
 
 class BridgeBackend(BaseBackend):
@@ -61,7 +62,7 @@ class BridgeBackend(BaseBackend):
     name = "bridge"
 
     def check(self, network: Network) -> None:
-        """Refuse unknown options, and pools too small."""
+        """Refuse unknown options, and pools that are too small."""
         for key, value in network.options.items():
             if key != "mode" or value not in MODES:
                 raise Invalid(
@@ -69,7 +70,7 @@ class BridgeBackend(BaseBackend):
                     f"it knows mode={'|'.join(MODES)}",
                 )
         if not network.pools:
-            raise Invalid(f"network {network.name} has no pool", "give one, --pool 10.244.0.0/16 for example")
+            raise Invalid(f"network {network.name} has no pool", "give one, for example --pool 10.244.0.0/16")
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the network's sets, sysctls and routes, and the bridge with the gateways."""
@@ -89,7 +90,7 @@ class BridgeBackend(BaseBackend):
         yield from _solicits(name, network.prefixes)
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
-        """Return both sides of the veth pair, the guard's elements and the limits."""
+        """Return both ends of the veth pair, the guard's elements and the limits."""
         if network.routed:
             yield from routed_endpoint(network, endpoint)
         else:
@@ -98,12 +99,12 @@ class BridgeBackend(BaseBackend):
 
 
 def pool_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return what every network with pools needs on its host, bridged or routed."""
+    """Return the states of every network with pools on its host, bridged or routed."""
     facts = view.facts
     for family in sorted({p.family for p in network.prefixes}):
         if (
             family == 6
-        ):  # forwarding makes the kernel drop what router advertisements gave, unless told otherwise
+        ):  # by default a forwarding kernel drops what router advertisements configured
             yield from (Sysctl(f"net/ipv6/conf/{link}/accept_ra", "2") for link in sorted(facts.ra_links))
         yield Sysctl(_FORWARDING[family], "1")
     for pool in network.prefixes:
@@ -125,7 +126,7 @@ def pool_states(view: HostView, network: Network) -> Iterable[State]:
 
 
 def _accepted(facts: Facts, pool: Prefix) -> Iterable[State]:
-    """Return what lets the pool's traffic through others' firewalls."""
+    """Return the rules that let the pool's traffic through other programs' firewalls."""
     for family, chain in sorted(facts.forward_chains):
         if family == pool.family:
             yield ForwardAccept(chain, pool)
@@ -147,18 +148,18 @@ def _allowed(source: Network, target: Network, allowance: Allowance) -> Iterable
 
 
 def loopback(link: str) -> LinkSysctl:
-    """Return what makes published ports answer on the host's 127.0.0.1 (the guard chain closes what else it opens)."""
+    """Return the setting that makes published ports answer on 127.0.0.1 (the guard chain closes the rest)."""
     return LinkSysctl(f"net/ipv4/conf/{link}/route_localnet", "1")
 
 
 def link_sysctls(link: str, network: Network) -> Iterable[LinkSysctl]:
-    """Return the settings of a host-side link: what comes in by it is forwarded, and its gateway answers ARP."""
+    """Return the settings of a host-side link: it forwards, and answers ARP for its gateway."""
     families = {p.family for p in network.prefixes}
     yield from forwards(link, families)
     if 4 in families:
         for name in ("arp_ignore", "proxy_arp", "proxy_arp_pvlan"):
             yield LinkSysctl(f"net/ipv4/conf/{link}/{name}", "0")
-        if network.routed:  # who asks with another's address is not answered, and becomes no neighbour
+        if network.routed:  # a request with a foreign sender address gets no answer, and adds no neighbour
             yield LinkSysctl(f"net/ipv4/conf/{link}/arp_filter", "1")
         yield LinkSysctl(f"net/ipv4/conf/{link}/accept_redirects", "0")
         yield LinkSysctl(f"net/ipv4/conf/{link}/send_redirects", "0")
@@ -169,20 +170,20 @@ def link_sysctls(link: str, network: Network) -> Iterable[LinkSysctl]:
 
 
 def forwards(link: str, families: Iterable[int]) -> Iterable[LinkSysctl]:
-    """Return the settings by which the host forwards what comes in by a link."""
+    """Return the settings by which the host forwards packets that arrive on a link."""
     for family in sorted(families):
         yield LinkSysctl(f"net/ipv{family}/conf/{link}/forwarding", "1")
 
 
 def _container_sysctls(endpoint: Endpoint) -> Iterable[LinkSysctl]:
-    """A runtime may have turned IPv6 off in the namespace; the network has it, so the interface does."""
+    """Yield the settings of the interface; a runtime may have disabled IPv6 there, although the network has it."""
     if any(p.family == 6 for p in endpoint.prefixes):
         for name, value in (("disable_ipv6", "0"), ("accept_ra", "0")):
             yield LinkSysctl(f"net/ipv6/conf/{endpoint.ifname}/{name}", value, endpoint.netns)
 
 
 def _guarded(endpoint: Endpoint, table: str) -> Iterable[State]:
-    """Return the elements that say from which MAC and addresses the endpoint may send."""
+    """Return the elements with the MAC and addresses from which the endpoint may send."""
     port = (endpoint.host_ifname, endpoint.mac)
     yield element("macs", *port, table=table)
     for address in endpoint.prefixes:
@@ -196,7 +197,7 @@ def _pair(endpoint: Endpoint, host_mac: bytes, master: str) -> Iterable[State]:
     name, netns = endpoint.host_ifname, endpoint.netns
     if endpoint.delivered:
         yield Veth(name, host_mac, endpoint.mtu, master, HOST, endpoint.delivered, hairpin=bool(master))
-        if netns:  # both ends have one MTU: what is larger than the other's is dropped in between, and nobody told
+        if netns:  # both ends have one MTU: an end drops larger packets silently
             yield Interface(netns, endpoint.ifname, mac(endpoint.mac), endpoint.mtu)
         return
     yield Veth(name, host_mac, endpoint.mtu, master, netns, endpoint.ifname, hairpin=bool(master))
@@ -205,7 +206,7 @@ def _pair(endpoint: Endpoint, host_mac: bytes, master: str) -> Iterable[State]:
 
 
 def host_mac(network: Network, host_ifname: str) -> bytes:
-    """Return the MAC of a pair's end on the host: a port's own, and the gateway's where routed."""
+    """Return the MAC of a pair's host end: a port's own, or if routed the gateway's."""
     return derived_mac("gateway", network.name) if network.routed else derived_mac("port", host_ifname)
 
 
@@ -221,12 +222,12 @@ def _bridged_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
 
 
 def _metric(endpoint: Endpoint, family: int) -> int:
-    """Return the endpoint's metric as the family counts: where none is given, IPv6 has 1024 and IPv4 has 0."""
+    """Return the endpoint's metric as the family counts: by default 1024 for IPv6 and 0 for IPv4."""
     return endpoint.metric + 1024 if family == 6 and endpoint.metric else endpoint.metric
 
 
 def _sets_default(network: Network, endpoint: Endpoint) -> bool:
-    """Tell whether the default route is ours to set. Docker sets its containers', but none for an internal network."""
+    """Return whether linkspan sets the default route. Docker sets its own, except on an internal network."""
     return bool(endpoint.netns) and (network.internal or not endpoint.delivered)
 
 
@@ -237,7 +238,7 @@ def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
         gateway.packed,
         metric=_metric(endpoint, gateway.family),
         netns=endpoint.netns,
-        onlink=bool(endpoint.delivered),  # Docker may be about to put the route to the gateway
+        onlink=bool(endpoint.delivered),  # Docker may be about to add the route to the gateway
         mtu=endpoint.path_mtu,
     )
 
@@ -245,7 +246,8 @@ def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
 def _pool_routes(network: Network, endpoint: Endpoint) -> Iterable[Route]:
     """Return a route to each pool by this interface, whichever of the container's networks has the default route.
 
-    The gateway is on the link: so the route can be put before the one to the gateway, by which a runtime may be late.
+    The gateway is on the link, so this route can be added before the route to the gateway, which a runtime
+    may add late.
     """
     for family, gateway in gateways(network, endpoint).items() if endpoint.netns else ():
         for pool in network.prefixes:
@@ -262,17 +264,17 @@ def _pool_routes(network: Network, endpoint: Endpoint) -> Iterable[Route]:
 
 
 def gateways(network: Network, endpoint: Endpoint) -> dict[int, Prefix]:
-    """Return the gateway by which the endpoint sends, for each family that it has. Raises Unavailable as its states."""
+    """Return the gateway that the endpoint uses, for each of its families. Raises Unavailable like its states."""
     return {address.family: gateway for address, gateway in reversed(list(_paired(network, endpoint)))}
 
 
 def on_link(network: Network, endpoint: Endpoint, pool: Prefix) -> bool:
-    """Tell whether the kernel reaches a pool by the interface without a gateway: that of its address on a bridge."""
+    """Return whether the kernel reaches a pool on the interface without a gateway: that of its address on a bridge."""
     return not network.routed and any(address.network() == pool.network() for address in endpoint.prefixes)
 
 
 def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
-    """Return a routed endpoint: /32 and /128, the shared gateway address at the host end, a host route."""
+    """Return a routed endpoint: /32 and /128, the shared gateway address at the host end, and a host route."""
     link, netns = endpoint.host_ifname, endpoint.netns
     yield from _pair(endpoint, host_mac(network, link), "")
     yield from link_sysctls(link, network)
@@ -292,29 +294,29 @@ def routed_endpoint(network: Network, endpoint: Endpoint) -> Iterable[State]:
 
 
 def _solicits(link: str, prefixes: Iterable[Prefix]) -> Iterable[Address]:
-    """Return a link-local address that is never tentative, where the link has IPv6.
+    """Return a link-local address that is never tentative, if the link has IPv6.
 
-    For a packet that it forwards, the host asks for the container's MAC from a link-local address. The one
-    that the kernel makes is tentative for 2 s, in which what the host forwards would be lost (measured).
+    The host uses a link-local address to ask for the container's MAC when it forwards a packet. The kernel's
+    own one is tentative for 2 s, in which forwarded packets would be lost (measured).
     """
     if any(p.family == 6 for p in prefixes):
         yield Address(link, ROUTED_GATEWAY[6])
 
 
 def _paired(network: Network, endpoint: Endpoint) -> Iterable[tuple[Prefix, Prefix]]:
-    """Yield each address (alone) with its pool's gateway. Raises Unavailable where no pool has it (any more)."""
+    """Yield each address (without length) with its pool's gateway. Raises Unavailable if no pool has it (any more)."""
     for address in endpoint.prefixes:
         gateway = next((g for pool, g in network.pairs if pool.holds(address.single())), None)
         if gateway is None:
             raise Unavailable(
-                f"address {address.address} of {endpoint.called} is of no pool of network {network.name}",
-                f"add the pool that it was of: linkspan network update {network.name} --add-pool",
+                f"address {address.address} of {endpoint.called} is in no pool of network {network.name}",
+                f"add the pool that it was in: linkspan network update {network.name} --add-pool",
             )
         yield address.single(), gateway
 
 
 def shaped(endpoint: Endpoint) -> Iterable[TokenBucket]:
-    """Return a token bucket for each direction that is limited; each shapes what leaves its end of the pair."""
+    """Return a token bucket for each limited direction; each shapes what leaves its end of the pair."""
     limits = endpoint.bandwidth
     if limits is None:
         return

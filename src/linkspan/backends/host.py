@@ -1,8 +1,8 @@
-"""Host networking: containers share the host's namespace and addresses; linkspan keeps the host's ports apart.
+"""Host backend: containers share the host's namespace and addresses; linkspan assigns the host's ports.
 
-A packet's walk is the host's own: there is no link, route or rule to make. What a network of this backend
-gives is the agreement on ports: an endpoint names the ports that its container will listen on, and no other
-endpoint is given them. Runtimes call no network plugin for such containers; `linkspan attach` does.
+A packet's walk is the host's own: there is no link, route or rule to make. A network of this backend provides
+only the agreement on ports: an endpoint names the ports on which its container will listen, and no other
+endpoint gets them. Runtimes call no network plugin for such containers; `linkspan attach` does.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from linkspan.core.model import Network
 
 
 class HostBackend(BaseBackend):
-    """No state at all."""
+    """A backend without states."""
 
     name = "host"
 
     def check(self, network: Network) -> None:
-        """Pools and options have no meaning here."""
+        """Refuse pools and options, which have no meaning here."""
         if network.pools or network.options:
             raise Invalid(
                 f"network {network.name}: backend host takes no pool and no option",

@@ -1,23 +1,24 @@
-"""Plain routes: each host is the router of its block, and nothing is wrapped.
+"""host-gw backend (plain routes): each host is the router of its block, and nothing is wrapped.
 
-A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there
-the route 10.244.2.0/24 via 192.0.2.2 dev eth0 leads to host 2 by an ordinary neighbour entry, which the kernel
-resolves by ARP (or ND); host 2's guard takes the source on eth0 because it is of host 1's block, and a /32
-route leads to B's veth. The segment sees the containers' own addresses.
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1. There
+the route 10.244.2.0/24 via 192.0.2.2 dev eth0 leads to host 2 by an ordinary neighbour entry, which the
+kernel resolves by ARP (or ND). Host 2's guard accepts the source on eth0 because it is in host 1's block, and
+a /32 route leads to B's veth. The segment sees the containers' own addresses.
 
 A peer costs one route and one set element for each of its prefixes. Overhead: none, and the throughput is the
-underlay's own. The price: all hosts must be on one segment. A router in between knows nothing of the pools
-and would drop, or worse, send by its default route; so a peer is refused by name where the kernel does not reach
-it without a router, where one of the two does not have the other in its prefix, or where it never answered ARP
-(or neighbour solicitation). One that did and falls silent keeps its routes: there is no other way, and it may be
-back at any moment. Clouds that check source addresses drop these packets (`doctor --peers` finds out). A
-peer's packets must bear one of the MACs that its record gives (``check-mac``), which keeps out whoever sends by its
-own; who forges a peer's MAC as well is taken for the peer: there is no outer address to check.
+underlay's own. In exchange, all hosts must be on one segment. A router in between has no routes to the pools,
+and would drop the packets or, worse, send them by its default route. So linkspan refuses a peer by name in
+three cases: the kernel does not reach it without a router, one of the two does not have the other in its
+prefix, or it never answered ARP (or neighbour solicitation). A peer that answered before and falls silent
+keeps its routes: there is no other way, and it may be back at any moment. Clouds that check source addresses
+drop these packets (`doctor --peers` finds out). A peer's packets must have one of the MACs in its record
+(``check-mac``), which keeps out every sender with a MAC of its own. A sender that also forges a peer's MAC
+passes as the peer: there is no outer address to check.
 
-The host's own address in the network stands on a bridge without ports: a dummy device is not in every kernel,
-and an address on lo could not be told from an administrator's.
+The host's own address in the network is on a bridge without ports. A dummy device is not in every kernel, and
+an address on lo could not be distinguished from an administrator's.
 
-Rejected: telling routers the routes (that is what bgp does); proxy ARP for the pools.
+Rejected: announcing the routes to routers (bgp does that); proxy ARP for the pools.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from linkspan.core.states.host import Bridge, State
 
 
 class HostGwBackend(RoutedBackend):
-    """Routes by the peers' own addresses."""
+    """Routes through the peers' own addresses."""
 
     name = "host-gw"
     summary = "host-gw: plain routes; the other host is the gateway to its containers"
@@ -53,11 +54,11 @@ class HostGwBackend(RoutedBackend):
     options: Mapping[str, str] = {CHECK_MAC: "true|false"}
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the guards, and what bears this host's own addresses."""
+        """Return the guards, and the link with this host's own addresses."""
         yield from plain_states(view, network)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return the peer's routes. Raises Unavailable where a router stands between, or it never answered ARP (ND)."""
+        """Return the peer's routes. Raises Unavailable if a router is in between, or if it never answered ARP (ND)."""
         found = self._gateways(view, network, peer)
         if peer.standing == "silent":
             texts = " and ".join(Prefix(found[f], 0).address for f in {t.family for t in reached(peer)})
@@ -67,20 +68,20 @@ class HostGwBackend(RoutedBackend):
             yield from plain_route(view, network, peer, target, found[target.family])
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that the pool's packets get through as they are."""
+        """Return that the pool's packets reach the peer unwrapped."""
         self._gateways(view, network, peer)
         yield from plain_needs(view, network, peer)
 
     def _gateways(self, view: HostView, network: Network, peer: Peer) -> dict[int, bytes]:
-        """Return the peer's addresses on the link. Raises Unavailable where a family of its prefixes has none."""
+        """Return the peer's addresses on the link. Raises Unavailable if a family of its prefixes has none."""
         offered(network, peer, self.name)
         found = facing(view, network, peer)
         for family in {target.family for target in reached(peer)}:
             if not peer.on_link:
-                raise _refused(network, peer, "the way to it leads through a router")
+                raise _refused(network, peer, "a router is between this host and the peer")
             if family not in found:
                 raise _refused(
-                    network, peer, f"it and this host have no underlay addresses of one IPv{family} prefix"
+                    network, peer, f"it and this host have no underlay addresses in the same IPv{family} prefix"
                 )
         return found
 
@@ -93,7 +94,7 @@ def _refused(network: Network, peer: Peer, why: str) -> Unavailable:
 
 
 def plain_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return what a network needs whose packets are not wrapped: guards, and what bears the host's own addresses."""
+    """Return the states of a network without a tunnel: guards, and the link with the host's own addresses."""
     yield from network_states(view, network)
     mtu = min(network.mtu, underlay(view, network).mtu)
     yield Bridge(network.bridge, derived_mac("bridge", network.name), mtu)

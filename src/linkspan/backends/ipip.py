@@ -1,24 +1,24 @@
-"""IPIP (RFC 2003): IPv4 packets in IPv4 packets, one device on each host for all networks.
+"""IPIP backend (RFC 2003): IPv4 packets in IPv4 packets, one device on each host for all networks.
 
-A packet's walk, container A on host 1 to B (10.244.2.9) on host 2, where the kernel has IPIP: A's default
-route leads to host 1; there the route 10.244.2.0/24 via 192.0.2.2 dev lsipip, onlink, names host 2's
-*underlay* address as the next hop, and the device, which has no fixed far end, takes just that as the outer
-destination: no neighbour, no forwarding entry. On host 2 the input chain takes protocol 4 only from peers'
-underlay addresses, the device unwraps, and the guard takes the inner source only where it is of a peer's block.
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2, if the kernel has IPIP: A's default route
+leads to host 1. There the route 10.244.2.0/24 via 192.0.2.2 dev lsipip, onlink, names host 2's *underlay*
+address as the next hop. The device has no fixed far end, so it uses the next hop as the outer destination: no
+neighbour, no FDB entry. On host 2 the input chain accepts protocol 4 only from peers' underlay addresses, the
+device unwraps, and the guard accepts the inner source only if it is in a peer's block.
 
-Where the kernel has no IPIP device, lsipip is a persistent TUN, the route names no next hop, and a helper process
-(linkspan.ipip_endpoint) wraps and unwraps by a table of prefixes and underlay addresses. It looks closer than the
-kernel's device: the inner source must be of the very host that the outer one is. What is on the wire is the
-same, so both kinds of host meet in one network.
+If the kernel has no IPIP device, lsipip is a persistent TUN, the route names no next hop, and a helper
+process (linkspan.ipip_endpoint) wraps and unwraps by a table of prefixes and underlay addresses. It checks
+more than the kernel's device: the inner source must belong to the same host as the outer one. The packets on
+the wire are the same, so both kinds of host work in one network.
 
 A peer costs one route for each of its prefixes (and a row of the table), and two set elements. Overhead: 20
-bytes (the outer header); a host has one device, so its MTU is the underlay's minus 20, and a network's own
-smaller MTU holds at its containers. ``direct=true`` as for vxlan.
+bytes (the outer header). A host has one device, so its MTU is the underlay's minus 20; a network's smaller
+MTU applies at its containers. ``direct=true`` works as for vxlan.
 
-IPv4 only, inside and out: IPv6 would be other protocols (41, and ip6 tunnels), of which VXLAN needs none.
+IPv4 only, inside and out: IPv6 would need other protocols (41, and ip6 tunnels), while VXLAN needs none.
 
 Rejected: a device for each peer (4,000 devices); GRE (4 bytes more for nothing); the kernel's external mode
-(encapsulating routes, for which neither TUN nor `plan` has an equal).
+(encapsulating routes, for which neither TUN nor `plan` has an equivalent).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class IpipBackend(TunnelBackend):
     name = "ipip"
     summary = "IPIP: a container's packet goes to the other host in IP (protocol 4)"
     families: tuple[int, ...] = (4,)
-    overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # an underlay of IPv6 alone is refused in ``received``
+    overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # ``received`` refuses an underlay without IPv4
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""
@@ -69,19 +69,19 @@ class IpipBackend(TunnelBackend):
                 )
 
     def lacks(self, facts: Facts) -> str:
-        """Without IPIP devices a program wraps the packets."""
+        """Return that a program wraps the packets if the kernel has no IPIP devices."""
         return "ipip" if facts.program(IpipHelper) else ""
 
     def family(self, view: HostView, network: Network) -> int:
-        """IPIP carries IPv4 in IPv4."""
+        """Return IPv4: IPIP carries IPv4 in IPv4."""
         return 4
 
     def device(self, network: Network) -> str:
-        """All networks have one."""
+        """Return the device that all networks share."""
         return DEVICE
 
     def received(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the device, and the endpoint where the kernel has none."""
+        """Return the device, and the helper if the kernel has no IPIP."""
         here = underlay(view, network)
         local, helper = here.bound(4), view.facts.program(IpipHelper)
         if not local:
@@ -93,24 +93,24 @@ class IpipBackend(TunnelBackend):
             yield Process("ipip", (*helper.argv, "--device", DEVICE, "--local", text))
 
     def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
-        """Return what takes the peer's tunnel packets."""
+        """Return the element that admits the peer's tunnel packets."""
         yield element("ipip_peers", address.address)
 
     def let_in(
         self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
     ) -> Iterable[State]:
-        """Return what lets the prefix in by the device, and its row where a helper serves that."""
+        """Return the element that admits the prefix on the device, and its table row if a helper serves the device."""
         yield admitted("ways", (DEVICE,), target)
         if view.facts.program(IpipHelper):
             yield TunnelPrefix(target, address.packed)
 
     def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return a route whose next hop is the far end; a helper finds that by its row."""
+        """Return a route whose next hop is the far end; a helper finds the far end in its table."""
         via = b"" if view.facts.program(IpipHelper) else address.packed
         return Route(target, DEVICE, via, own(view, network, 4), onlink=bool(via))
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that protocol 4 gets to the peer; the packet inside is for nobody."""
+        """Return that protocol 4 reaches the peer; the inner packet has no receiver."""
         address = prefix(offered(network, peer, self.name)["address"])
         source = underlay(view, network).bound(4)
         if not source:
@@ -123,7 +123,7 @@ class IpipBackend(TunnelBackend):
 
 
 def _for_nobody(left: int) -> bytes:
-    """Return an IPv4 header by which no host delivers, forwards or answers: both addresses are RFC 7600's dummy."""
+    """Return an IPv4 header that no host delivers, forwards or answers: both addresses are RFC 7600's dummy."""
     words = [0x45, 0, left >> 8, left & 255, 0, 0, 0, 0, _LAST, _EXPERIMENT, 0, 0, *_DUMMY, *_DUMMY]
     total = sum(words[::2]) * 256 + sum(words[1::2])
     while total >> 16:
@@ -135,7 +135,7 @@ def _for_nobody(left: int) -> bytes:
 def _without(network: Network) -> Unavailable:
     return Unavailable(
         f"network {network.name}: backend ipip needs an underlay address of IPv4, and this host has none",
-        "give it one, or use backend vxlan",
+        "give this host such an address, or use backend vxlan",
     )
 
 

@@ -1,23 +1,23 @@
-"""From one way across to another while packets flow: which states, offers and records each phase has.
+"""Migration of a network to another backend while packets flow: states, offers and records of each phase.
 
-A host must receive by the new way before anyone sends by it. Three steps, which every host takes by itself:
+A host must receive by the new way before any host sends by it. Every host takes these three steps by itself:
 
-1. The record names the target. A host's containers send no more at once than both ways carry, and take what either
-   does (a route's MTU, and the link's: ``Network.mtus``). It puts the new backend's network states
-   beside the old one's, and lets every peer's packets in by both. What a peer will announce follows from its host
-   record, so nobody waits for the other's offer. Only then it offers the new way in its lease.
-2. It sends to a peer by the new way where both offer it, else by the old one. Routes are what sends, and all else
-   a backend's ``peer`` returns is what receives: the routes of one backend, and the rest of both.
-3. When it sends to all peers by the new way it says so: its offer has the migration's number as generation. When all
-   leases say so, any host writes the record with the new backend; the old one goes. Containers send what the new
-   way carries, and whoever is later with that has links that take it since step 1.
+1. The record names the target. A host's containers send packets that both ways carry, and accept packets of either
+   way (by the MTU of a route, and that of the link: ``Network.mtus``). The host puts the new backend's network
+   states beside the old one's, and admits every peer's packets by both. A peer's announcement follows from its host
+   record, so no host waits for another host's offer. Only then the host offers the new way in its lease.
+2. It sends to a peer by the new way if both offer it, else by the old one. Routes decide on sending, and all other
+   states of a backend's ``peer`` are for receiving: it has the routes of one backend, and the rest of both.
+3. When it sends to all peers by the new way, its offer says so: it has the migration's number as generation. When
+   all leases say so, any host writes the record with the new backend, and the old one is removed. Containers then
+   send packets that the new way carries. Links accept them since step 1, also on a host that is later.
 
-A silent host's lease does not say so, and keeps the old way alive; a removed host has no lease.
+The lease of a silent host does not say so, which keeps the old way alive. A removed host has no lease.
 
-The two ways of the record are alike, so to turn round is to swap them: a migration from the new way to the old. Who
-never offered the new way does not send by it, and need not say that it has left it: so a migration that a silent
-host keeps from its end can be taken back without that host. An offer is written only while the record is the one
-that it was made for, or it could come after all others have taken the way down.
+The two ways of the record are symmetrical: to go back means to swap them, a migration from the new way to the old.
+A host that never offered the new way does not send by it, and need not confirm that it has left it. So a migration
+that a silent host blocks can be taken back without that host. An offer is written only while the record is the one
+for which it was made. Otherwise it could arrive after all others have removed the way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from linkspan.core.states.ipsec import Strongswan
 
 
 class Meeting(msgspec.Struct, frozen=True):
-    """How one peer is met: the states, the backend that sends, and why one of the ways does not serve."""
+    """The connection to one peer: its states, the backend that sends, and why one of the ways does not work."""
 
     states: tuple[State, ...]
     by: str
@@ -46,10 +46,10 @@ class Meeting(msgspec.Struct, frozen=True):
 
 
 def started(network: Network, new: Network, here: Underlay, leases: Iterable[Lease]) -> Network:
-    """Return the record at the start: ``new`` has the backend and options that are wanted.
+    """Return the record at the start: ``new`` has the desired backend and options.
 
-    An MTU that was the underlay's less the overhead is so again at the end; a smaller one was somebody's wish, and
-    stays where it fits.
+    An MTU that was the underlay's minus the overhead is so again at the end. A smaller one was a user's
+    choice, and stays if it fits.
     """
     old, way = backend(network.backend), backend(new.backend)
     fits = here.mtu - way.overhead[here.outer]
@@ -60,7 +60,7 @@ def started(network: Network, new: Network, here: Underlay, leases: Iterable[Lea
 
 
 def turned(network: Network, leases: Iterable[Lease]) -> Network:
-    """Return the record of a migration that goes back to where it came from."""
+    """Return the record of a migration that goes back to the old backend."""
     new, move = network.target, network.migration
     if new is None or move is None:
         return network
@@ -70,24 +70,24 @@ def turned(network: Network, leases: Iterable[Lease]) -> Network:
 
 
 def _number(leases: Iterable[Lease]) -> int:
-    """Return a number that no lease speaks of yet."""
+    """Return a number that no lease mentions yet."""
     return 1 + max((offer.generation for lease in leases for offer in lease.endpoints.values()), default=0)
 
 
 def check(network: Network, name: str) -> None:
-    """Refuse what cannot be. Raises Invalid or Conflict, with the reason."""
+    """Refuse an impossible migration. Raises Invalid or Conflict with the reason."""
     move = network.migration
     if move is not None:
         raise Conflict(
             f"network {network.name} migrates from {network.backend} to {move.backend} already",
-            f"wait until it is done, `linkspan network show {network.name}` tells which hosts have not switched; "
+            f"wait until it is done (`linkspan network show {network.name}` lists the hosts that have not switched), "
             f"or go back: linkspan network migrate {network.name} --backend {network.backend}",
         )
     for one in (network.backend, name):
         if not backend(one).crosses_hosts:
             raise Invalid(
                 f"network {network.name} cannot migrate from {network.backend} to {name}: "
-                f"backend {one} stays on one host, and its containers are attached in another way",
+                f"backend {one} does not cross hosts, and attaches its containers in another way",
                 "create a second network, and attach the containers to it",
             )
     if name == network.backend:
@@ -95,7 +95,7 @@ def check(network: Network, name: str) -> None:
 
 
 def check_back(network: Network, options: Mapping[str, str]) -> None:
-    """Refuse, by Invalid, to go back to what was not: options that the network did not have."""
+    """Refuse, by Invalid, to go back to options that the network did not have."""
     if {**network.options, **options} != network.options:
         had = " ".join(f"{key}={value}" for key, value in network.options.items()) or "none"
         raise Invalid(
@@ -105,9 +105,9 @@ def check_back(network: Network, options: Mapping[str, str]) -> None:
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return the network's states of every way; the new one is left out while this host cannot have it.
+    """Return the network's states of every way, without the new one while this host cannot have it.
 
-    The network is sealed where every way encrypts.
+    The network is sealed if every way encrypts.
     """
     if all(backend(one.backend).encrypts for one in network.ways):
         found = view.facts.program(Strongswan)
@@ -119,12 +119,12 @@ def network_states(view: HostView, network: Network) -> Iterable[State]:
     try:
         yield from list(backend(new.backend).network(view, new))
     except LinkspanError:
-        return  # ``offer`` tells why, and the host goes on by the old way
+        return  # ``offer`` reports why, and the host keeps the old way
     yield from loose_underlay(view, network)
 
 
 def expected(network: Network, peer: Peer) -> Peer:
-    """Return the peer with the offer that follows from its host record, where its lease has none yet."""
+    """Return the peer with the offer that follows from its host record, if its lease has none yet."""
     if network.backend in peer.lease.endpoints:
         return peer
     data = backend(network.backend).announce(HostView((network,), host=peer.host), network)
@@ -133,9 +133,9 @@ def expected(network: Network, peer: Peer) -> Peer:
 
 
 def meet(view: HostView, network: Network, peer: Peer) -> Meeting:
-    """Return all that one peer needs: routes by one way, and what receives by every way.
+    """Return everything that one peer needs: routes by one way, and states that receive by every way.
 
-    Raises Unavailable where no way leads to it.
+    Raises Unavailable if no way leads to it.
     """
     if network.migration is None:
         return Meeting(tuple(backend(network.backend).peer(view, network, peer)), network.backend)
@@ -149,21 +149,21 @@ def meet(view: HostView, network: Network, peer: Peer) -> Meeting:
             problem = problem or error.message
             continue
         offers = mine is not None and one.backend in mine.endpoints and one.backend in peer.lease.endpoints
-        # Where a speaker is to put the routes, they have to be there before the old way's go.
+        # If a speaker adds the routes, they must exist before the old way's routes are removed.
         ready = one is network or peer.learnt or not backend(one.backend).learns
         sends = not by and offers and ready
         by = one.backend if sends else by
         states.update((s.key, s) for s in found if sends or not isinstance(s, Route))
     if not by:
         raise Unavailable(
-            problem or f"host {peer.host.name} and this one have no way in common in network {network.name}",
-            "`linkspan network show` tells which hosts have not switched",
+            problem or f"host {peer.host.name} and this host have no backend in common in network {network.name}",
+            "`linkspan network show` lists the hosts that have not switched",
         )
     return Meeting(tuple(states.values()), by, problem)
 
 
 def needs(view: HostView, network: Network, peer: Peer) -> tuple[list[Need], str]:
-    """Return what must get to a peer over the underlay by each way, and why a way cannot be ('' where all can)."""
+    """Return what must reach a peer by each way, and why a way is impossible ('' if all are possible)."""
     found: list[Need] = []
     problem = ""
     for one in network.ways:
@@ -175,7 +175,7 @@ def needs(view: HostView, network: Network, peer: Peer) -> tuple[list[Need], str
 
 
 def offer(view: HostView, network: Network, generation: int = 0) -> Offer:
-    """Return this host's offer of a way. Raises LinkspanError where it cannot have it."""
+    """Return this host's offer of a way. Raises LinkspanError if it cannot have it."""
     way = backend(network.backend)
     list(way.network(view, network))
     list(way.host(view))
@@ -183,16 +183,16 @@ def offer(view: HostView, network: Network, generation: int = 0) -> Offer:
 
 
 def require(view: HostView, network: Network) -> None:
-    """Raise LinkspanError where this host cannot have what a new network's way needs of it."""
+    """Raise LinkspanError if this host cannot have what a new network's backend needs."""
     way = backend(network.backend)
     if way.encrypts:
         list(way.host(msgspec.structs.replace(view, networks=(*view.networks, network))))
 
 
 def offers(view: HostView, network: Network, mine: Lease | None) -> dict[str, Offer]:
-    """Return what this host offers without having looked at its peers: in a migration, what it offered before.
+    """Return this host's offers before it has looked at its peers: in a migration, its earlier offers.
 
-    That outlives the agent, as the data path does. A host that is new begins with the old way.
+    They outlive the agent, as the data path does. A new host starts with the old way.
     """
     standing = mine.endpoints if mine is not None else {}
     found: dict[str, Offer] = {}
@@ -204,7 +204,7 @@ def offers(view: HostView, network: Network, mine: Lease | None) -> dict[str, Of
 
 
 def waiting(network: Network, leases: Iterable[Lease]) -> list[str]:
-    """Return the ids of the hosts that have not said that they send to all by the new way, and may send by the old."""
+    """Return the ids of the hosts that have not said that they send to all by the new way."""
     move = network.migration
     if move is None:
         return []
@@ -218,9 +218,9 @@ def waiting(network: Network, leases: Iterable[Lease]) -> list[str]:
 
 
 def lagging(network: Network, leases: Iterable[Lease]) -> list[str]:
-    """Return the ids of the hosts to look at: those that do not receive by the new way, for all others wait for them.
+    """Return the ids of the hosts that hold up the migration: those that do not receive by the new way.
 
-    Where all receive by it, those that do not send by it.
+    If all receive by it, those that do not send by it.
     """
     known = list(leases)
     behind = waiting(network, known)
@@ -230,14 +230,14 @@ def lagging(network: Network, leases: Iterable[Lease]) -> list[str]:
 
 
 def reasons(view: HostView, network: Network, peers: Iterable[Peer]) -> dict[Key, str]:
-    """Return why each state that one way alone needs is there, by key: empty where the network does not migrate."""
+    """Return why each state that only one way needs exists, by key: empty unless the network migrates."""
     new = network.target
     if new is None:
         return {}
     known = list(peers)
     old_keys, new_keys = (_keys(view, one, known) for one in (network, new))
     kept = f"kept until all hosts have left {network.backend}"
-    coming = f"on the way to {new.backend}"
+    coming = f"prepared for {new.backend}"
     return dict.fromkeys(old_keys - new_keys, kept) | dict.fromkeys(new_keys - old_keys, coming)
 
 

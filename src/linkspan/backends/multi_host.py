@@ -1,8 +1,8 @@
-"""What the backends that cross hosts have in common; each family of addresses is one turn of a loop.
+"""Parts that backends across hosts share; each address family is one turn of a loop.
 
 ``own`` is this host's address in the network, ``theirs`` the peer's. Every route to a peer has ``own`` as its
-source: what the host itself sends to a remote container would otherwise leave with the underlay's address,
-which no peer takes from a tunnel.
+source. Otherwise packets from the host itself to a remote container would have the underlay's address, which
+no peer accepts from a tunnel.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from linkspan.core.states.host import Address, LinkSysctl, Route, State, Sysctl
 
 SWITCH = ("true", "false")
 CHECK_MAC = "check-mac"
-"""The option that says whether plain packets of a peer must bear its MAC: they do, unless it is false."""
+"""Option: plain packets of a peer must have its MAC, unless this is false."""
 DISCARD = 9
-"""RFC 863: who gets it throws it away."""
+"""RFC 863: the receiver discards the packet."""
 
 
 def check_options(network: Network, known: Mapping[str, str]) -> None:
-    """Refuse options that are not in ``known`` (name to what may be given), a bad switch, and no pool at all."""
+    """Refuse options that are not in ``known`` (name to allowed values), invalid switches, and a lack of pools."""
     for key, value in network.options.items():
         if key not in known or (key in ("direct", CHECK_MAC) and value not in SWITCH):
             knows = " ".join(f"{name}={values}" for name, values in known.items()) or "none"
@@ -34,11 +34,11 @@ def check_options(network: Network, known: Mapping[str, str]) -> None:
                 f"it knows {knows}",
             )
     if not network.pools:
-        raise Invalid(f"network {network.name} has no pool", "give one, --pool 10.244.0.0/16 for example")
+        raise Invalid(f"network {network.name} has no pool", "give one, for example --pool 10.244.0.0/16")
 
 
 def underlay(view: HostView, network: Network) -> Underlay:
-    """Return this host's underlay. Raises Unavailable where it has none."""
+    """Return this host's underlay. Raises Unavailable if it has none."""
     if view.host is None or view.host.underlay is None:
         raise Unavailable(
             f"network {network.name} crosses hosts, and this host has no underlay",
@@ -48,7 +48,7 @@ def underlay(view: HostView, network: Network) -> Underlay:
 
 
 def offered(network: Network, peer: Peer, backend: str) -> Mapping[str, str]:
-    """Return what a peer announced for a backend. Raises Unavailable where it does not receive by it (yet)."""
+    """Return what a peer announced for a backend. Raises Unavailable if it does not receive by it (yet)."""
     offer = peer.lease.endpoints.get(backend)
     if offer is None:
         ways = ", ".join(sorted(peer.lease.endpoints)) or "nothing"
@@ -60,28 +60,28 @@ def offered(network: Network, peer: Peer, backend: str) -> Mapping[str, str]:
 
 
 def sent_to(offer: Mapping[str, str], key: str) -> None:
-    """Refuse, by Invalid, an offer without an address that others can send to."""
+    """Refuse, by Invalid, an offer without a usable address."""
     if key not in offer:
         raise Invalid(f"it has no {key}")
     host_address(offer[key])
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return what every network that crosses hosts needs, whatever the way: pools that fail closed, and guards."""
+    """Return the states of every network that crosses hosts, with any backend: pools that fail closed, and guards."""
     yield from pool_states(view, network)
     for pool in network.prefixes:
         yield from crossing(pool, network.subnet_len[str(pool.family)])
 
 
 def own_addresses(view: HostView, network: Network, device: str) -> Iterable[Address]:
-    """Return the host's own addresses in the network, alone, on a device."""
+    """Return the host's own addresses in the network, without length, on a device."""
     lease = view.lease(network.name)
     for text in lease.addresses if lease else ():
         yield Address(device, prefix(text).single())
 
 
 def tunnel_sysctls(device: str, network: Network) -> Iterable[LinkSysctl]:
-    """Return a tunnel device's settings: loose reverse paths, for a peer may answer by another way meanwhile."""
+    """Return a tunnel device's settings: loose reverse path, because a peer may answer by another way meanwhile."""
     families = {p.family for p in network.prefixes}
     yield from forwards(device, families)
     if 4 in families:
@@ -100,14 +100,14 @@ def loose_underlay(view: HostView, network: Network) -> Iterable[Sysctl]:
 
 
 def own(view: HostView, network: Network, family: int) -> bytes:
-    """Return this host's address of a family in the network, b'' where it has none (yet)."""
+    """Return this host's address of a family in the network, b'' if it has none (yet)."""
     lease = view.lease(network.name)
     found = lease.address(family) if lease else None
     return found.packed if found else b""
 
 
 def theirs(network: Network, peer: Peer, family: int) -> bytes:
-    """Return the peer's address of a family in the network. Raises Unavailable where its lease has none."""
+    """Return the peer's address of a family in the network. Raises Unavailable if its lease has none."""
     found = peer.lease.address(family)
     if found is None:
         raise Unavailable(
@@ -118,7 +118,7 @@ def theirs(network: Network, peer: Peer, family: int) -> bytes:
 
 
 def reached(peer: Peer) -> Iterable[Prefix]:
-    """Yield all that leads to a peer, each once: its blocks, exact addresses, and its own where no block has them."""
+    """Yield all prefixes of a peer once: its blocks, exact addresses, and its own if no block has them."""
     found = dict.fromkeys(peer.prefixes)
     for address in (prefix(text).single() for text in peer.lease.addresses):
         if not any(one.holds(address) for one in found):
@@ -127,7 +127,7 @@ def reached(peer: Peer) -> Iterable[Prefix]:
 
 
 def admitted(name: str, where: tuple[str, ...], source: Prefix) -> State:
-    """Return the element by which the guard lets a block or an address in: a set of ``ruleset``."""
+    """Return the element by which the guard admits a block or an address: a set of ``ruleset``."""
     exact = "_exact" if source.length == BITS[source.family] else ""
     return element(f"{name}{exact}{source.family}", *where, source.address)
 
@@ -135,8 +135,8 @@ def admitted(name: str, where: tuple[str, ...], source: Prefix) -> State:
 def facing(view: HostView, network: Network, peer: Peer) -> dict[int, bytes]:
     """Return the peer's underlay addresses by which it may be a router on the link, by family.
 
-    Each host says that the other is on its link: by the lengths of its addresses, in its record. So both find
-    the same, and what one sends by a plain route the other lets in.
+    Each host's record must have the other on its link, by the lengths of the addresses. So both hosts decide
+    alike: one sends by a plain route exactly if the other admits it.
     """
     here, there = underlay(view, network), peer.host.underlay
     if there is None:
@@ -154,12 +154,12 @@ def _holds(one: Underlay, address: Prefix) -> bool:
 
 
 def is_direct(network: Network) -> bool:
-    """Tell whether peers on the link get plain routes, besides the tunnel."""
+    """Return whether peers on the link get plain routes besides the tunnel."""
     return network.options.get("direct") == "true"
 
 
 def gateways(view: HostView, network: Network, peer: Peer) -> dict[int, bytes]:
-    """Return the addresses of ``facing`` to which packets go instead of the tunnel: the peer answers at them."""
+    """Return the addresses of ``facing`` that answer: packets to them need no tunnel."""
     if not is_direct(network) or not peer.on_link or peer.standing != "answers":
         return {}
     return facing(view, network, peer)
@@ -168,20 +168,20 @@ def gateways(view: HostView, network: Network, peer: Peer) -> dict[int, bytes]:
 def plain_route(
     view: HostView, network: Network, peer: Peer, target: Prefix, gateway: bytes
 ) -> Iterable[State]:
-    """Return a route to a prefix with no tunnel, by the peer as a router."""
+    """Return a route to a prefix without a tunnel, with the peer as router."""
     yield Route(target, peer.device, gateway, own(view, network, target.family))
 
 
 def admitted_plainly(view: HostView, network: Network, target: Prefix) -> State:
-    """Return the element that lets the prefix's packets in from the underlay's link itself, whoever sends them."""
+    """Return the element that admits the prefix's packets from the underlay's link, by any sender."""
     return admitted("ways", (underlay(view, network).ifname,), target)
 
 
 def admitted_neighbour(view: HostView, network: Network, peer: Peer, target: Prefix) -> Iterable[State]:
-    """Return what lets the prefix's packets in from the underlay's link by the peer's own MACs.
+    """Return the elements that admit the prefix's packets from the underlay's link by the peer's own MACs.
 
-    By any where the peer's record says none, or the network does not check. A peer sends plain packets only where it
-    reaches this host without a router, so they come with its own MAC and no router's.
+    They admit any MAC if the peer's record has none, or if the network does not check. A peer sends plain
+    packets only if it reaches this host without a router, so they have its own MAC and no router's.
     """
     if not peer.macs or network.options.get(CHECK_MAC) == "false":
         yield admitted_plainly(view, network, target)
@@ -190,20 +190,20 @@ def admitted_neighbour(view: HostView, network: Network, peer: Peer, target: Pre
 
 
 def related(view: HostView, network: Network) -> list[Network]:
-    """Return the networks that may reach this one, or that it may reach: a peer answers by the other one's way."""
+    """Return the networks that may reach this one, or that it may reach: a peer answers by their backend."""
     pairs = [(allowance.source, allowance.target) for allowance in view.allowances]
     names = {one for pair in pairs for one, other in (pair, pair[::-1]) if other == network.name}
     return [other for other in view.networks if other.name in names]
 
 
 def is_unchecked(network: Network, peer: Peer) -> bool:
-    """Tell whether a peer's plain packets are taken by any MAC, though the network checks: its record says none."""
+    """Return whether a peer's plain packets pass with any MAC, though the network checks: its record has none."""
     plain = network.backend == "host-gw" or is_direct(network)
     return plain and not peer.macs and network.options.get(CHECK_MAC) != "false"
 
 
 def plain_needs(view: HostView, network: Network, peer: Peer, *, spare: bool = False) -> Iterable[Need]:
-    """Return that packets with the network's own addresses get to the peer as a neighbour, at each family's."""
+    """Return that packets with the network's own addresses reach the peer as a neighbour, in each family."""
     found = facing(view, network, peer)
     for family in sorted({pool.family for pool in network.prefixes} & found.keys()):
         source, target = own(view, network, family), peer.lease.address(family)

@@ -1,4 +1,4 @@
-"""What backends across hosts have in common: routed containers, and tunnels to one address of each peer."""
+"""Base classes of backends across hosts: routed containers, and tunnels to one address of each peer."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from linkspan.core.states.host import Route, State
 
 
 class RoutedBackend(BaseBackend):
-    """Crosses hosts; each container has a link of its own, by which its host routes."""
+    """Crosses hosts; each container has a link of its own, on which its host routes."""
 
     crosses_hosts = True
     options: Mapping[str, str] = {}
-    """Its networks' options, and what may be given."""
+    """The options of its networks, with the allowed values."""
 
     def check(self, network: Network) -> None:
         """Refuse unknown options."""
@@ -45,7 +45,7 @@ class RoutedBackend(BaseBackend):
         yield from network_states(view, network)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
-        """All that a peer needs to know is in the host's record; that there is an offer says that it receives."""
+        """Return an empty offer: the host record has everything, and the offer only says that the host receives."""
         underlay(view, network)
         return {}
 
@@ -56,10 +56,10 @@ class RoutedBackend(BaseBackend):
 
 
 class TunnelBackend(RoutedBackend):
-    """A tunnel device to which routes lead; each peer receives at one address of the underlay, which it announces.
+    """A tunnel device to which routes lead; each peer announces the one underlay address at which it receives.
 
-    A subclass says what the device is, how it sends to a peer, and by what the guard knows what comes from there. With
-    ``direct=true`` peers on the same link get plain routes besides.
+    A subclass says what the device is, how it sends to a peer, and how the guard recognises packets from the
+    peer. With ``direct=true`` peers on the same link also get plain routes.
     """
 
     options: Mapping[str, str] = {"direct": "true|false", CHECK_MAC: "true|false"}
@@ -69,29 +69,29 @@ class TunnelBackend(RoutedBackend):
         raise NotImplementedError
 
     def received(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the device, and whatever else receives."""
+        """Return the device, and all other states for receiving."""
         raise NotImplementedError
 
     def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
-        """Return how the device sends to the address of a peer, and takes what comes from there."""
+        """Return how the device sends to the address of a peer, and admits the peer's packets."""
         raise NotImplementedError
 
     def let_in(
         self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
     ) -> Iterable[State]:
-        """Return by what the guard lets in what comes by the device from one of the peer's prefixes."""
+        """Return the elements by which the guard admits packets from one of the peer's prefixes on the device."""
         raise NotImplementedError
 
     def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return the route by the device to one of the peer's prefixes."""
+        """Return the route through the device to one of the peer's prefixes."""
         raise NotImplementedError
 
     def family(self, view: HostView, network: Network) -> int:
-        """Return the family of the underlay's addresses by which this host sends."""
+        """Return the family of the underlay addresses by which this host sends."""
         return underlay(view, network).outer
 
     def far(self, view: HostView, network: Network, peer: Peer) -> Prefix:
-        """Return the address at which a peer receives. Raises Unavailable where this host cannot send there."""
+        """Return the address at which a peer receives. Raises Unavailable if this host cannot send there."""
         address, family = prefix(offered(network, peer, self.name)["address"]), self.family(view, network)
         if address.family != family:
             raise Unavailable(
@@ -102,7 +102,7 @@ class TunnelBackend(RoutedBackend):
         return address
 
     def plain(self, view: HostView, network: Network) -> bool:
-        """Tell whether peers on the same link may send plain packets."""
+        """Return whether peers on the same link may send plain packets."""
         return is_direct(network)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
@@ -113,12 +113,12 @@ class TunnelBackend(RoutedBackend):
             raise Unavailable(
                 f"network {network.name}: the underlay {here.ifname} has no address of IPv{family}, by which backend "
                 f"{self.name} receives",
-                "give it one, or use another backend",
+                "give it such an address, or use another backend",
             )
         return {"address": address.address}
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It has an address to send to."""
+        """Accept only an offer with an address to send to."""
         sent_to(offer, "address")
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
@@ -131,7 +131,7 @@ class TunnelBackend(RoutedBackend):
         yield from own_addresses(view, network, self.device(network))
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return how the peer is sent to, its routes, and what lets its packets in."""
+        """Return the states that send to the peer, its routes, and the elements that admit its packets."""
         address = self.far(view, network, peer)
         yield from self.met(view, network, peer, address)
         direct = gateways(view, network, peer)

@@ -1,36 +1,38 @@
-"""VXLAN (RFC 7348): frames in UDP between any two hosts, one device and one VNI for each network.
+"""VXLAN backend (RFC 7348): frames in UDP between any two hosts, one device and one VNI for each network.
 
 A packet's walk, container A on host 1 to B (10.244.2.9) on host 2:
 
 1. A's default route leads to the host end of its veth; host 1 looks up a *route*: 10.244.2.0/24 via
    10.244.2.0, host 2's own address in the network, dev lsx64, onlink (no subnet of the device holds it).
 2. The *neighbour* entry of 10.244.2.0 on lsx64 gives host 2's VTEP MAC, which becomes the frame's target.
-3. The *forwarding entry* of that MAC on lsx64 gives host 2's underlay address; the kernel wraps the frame in
-   UDP, port 4789, with the VNI, and sends it by the host's ordinary routes.
-4. On host 2, the input chain takes it only from a peer's underlay address, the socket finds the device by the
-   VNI, and the guard lets the inner packet pass only where its source is of the block of the host that has
-   this VTEP's MAC. A /32 route leads to B's veth.
+3. The *FDB entry* of that MAC on lsx64 gives host 2's underlay address; the kernel wraps the frame in UDP, port
+   4789, with the VNI, and sends it by the host's ordinary routes.
+4. On host 2, the input chain accepts it only from a peer's underlay address. The socket finds the device by the
+   VNI, and the guard admits the inner packet only if its source is in a block of the host with this VTEP's MAC.
+   A /32 route leads to B's veth.
 
-What goes to a container of another network, where that is allowed, goes by that network's device. So a peer's blocks
-are let in by the devices of such networks, too, with the MAC that the peer's VTEP has there.
+Packets to a container of another network, where that is allowed, use that network's device. So the guard
+admits a peer's blocks on the devices of such networks, too, with the MAC that the peer's VTEP has there.
 
 A peer costs three entries (route, neighbour, forwarding entry; one route more for each further prefix, one
-neighbour for each further family) and three set elements; nothing is learnt, flooded or asked on a miss, so
-the data path needs no agent, and an unknown address ends at the pool's ``unreachable`` route.
+neighbour for each further family) and three set elements. The kernel learns, floods and asks nothing on a
+miss, so the data path needs no agent, and packets to an unknown address end at the pool's ``unreachable``
+route.
 
-Overhead: 50 bytes over IPv4 (inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20), 70 over IPv6. The device bears the MTU,
-so the host answers what is too big (fragmentation needed, packet too big) before it is wrapped. What is carried
-and what carries are independent: the outer family is the underlay's, the inner ones are the pools'.
+Overhead: 50 bytes over IPv4 (inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20), 70 over IPv6. The device has the
+MTU, so the host answers packets that are too big (fragmentation needed, packet too big) before it wraps them.
+Inner and outer families are independent: the outer one is the underlay's, the inner ones are the pools'.
 
-With ``direct=true`` a peer on the same segment gets a plain route by its underlay address, and no overhead. It is on
-the segment where the records of both say so (then each lets the other's plain packets in) and where it answers ARP or
-neighbour solicitation; until it does, and when it ceases to, the tunnel is used, so it is let in by both.
+With ``direct=true`` a peer on the same segment gets a plain route by its underlay address, and no overhead.
+It counts as on the segment if the records of both hosts say so (then each admits the other's plain packets)
+and if it answers ARP or neighbour solicitation. Peers that do not answer yet, or stop answering, use the
+tunnel, so each host admits the other by both.
 
 Rejected: one layer 2 across all hosts (a bridge with the VXLAN as a port, one neighbour and one forwarding
-entry for each *container*, ARP to answer); learning, and multicast or head-end flooding (a host that is silent
-is unknown, one that lies is believed); answering the kernel's misses from user space (the first packets wait
-for the agent); one device for all networks in external mode (routes with encapsulation would need no
-neighbours, but isolation then hangs on every route's VNI, and `ip -d link` shows nothing of it).
+entry for each *container*, ARP to answer); learning, and multicast or head-end flooding (a silent host is
+unknown, a lying one is believed); answering the kernel's misses from user space (the first packets wait for
+the agent); one device for all networks in external mode (routes with encapsulation would need no neighbours,
+but isolation then hangs on every route's VNI, and `ip -d link` shows nothing of it).
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ VNIS = range(1, 1 << 24)
 
 _VALID = 0x08000000  # RFC 7348 section 5: the flag I, the VNI is valid
 _NOBODY, _EXPERIMENT = b"\2" + bytes(5), b"\x88\xb5"
-"""A locally administered address that no device has, and IEEE 802's EtherType for local experiments."""
+"""A locally administered MAC that no device has, and IEEE 802's EtherType for local experiments."""
 
 
 class VxlanBackend(TunnelBackend):
@@ -91,7 +93,7 @@ class VxlanBackend(TunnelBackend):
                 )
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
-        """Give the network a VNI, from a place that follows from its name; two networks seldom meet."""
+        """Give the network a VNI, starting at a number made from its name, so that two networks seldom collide."""
         used = {vni(other): other.name for other in others if other.backend == self.name}
         if "vni" in network.options:
             if holder := used.get(vni(network)):
@@ -104,7 +106,7 @@ class VxlanBackend(TunnelBackend):
         return msgspec.structs.replace(network, options={**network.options, "vni": str(number)})
 
     def claims(self, network: Network) -> tuple[str, ...]:
-        """The VNI is the network's alone."""
+        """Return that the VNI belongs to this network alone."""
         return (f"vni/{vni(network)}",)
 
     def device(self, network: Network) -> str:
@@ -116,7 +118,7 @@ class VxlanBackend(TunnelBackend):
         return {"mac": mac_text(_mac(view, network)), **super().announce(view, network)}
 
     def received(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return the device, and that peers alone reach its port."""
+        """Return the device, and the rule that only peers reach its port."""
         here = underlay(view, network)
         name, port, local = device(network), _port(network), here.bound(here.outer)
         mtu = min(network.mtu, here.mtu - self.overhead[here.outer])
@@ -126,20 +128,20 @@ class VxlanBackend(TunnelBackend):
             yield element("internal_links", name)
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It has an address to send to, and the MAC that follows from its host: no other's."""
+        """Accept only an offer with an address to send to, and the MAC that follows from its host."""
         super().check_offer(lease, offer)
         if offer.get("mac") != mac_text(_vtep(lease.host, lease.network)):
-            raise Invalid(f"its VTEP's MAC is {offer.get('mac', 'missing')!r}, which is not its host's own")
+            raise Invalid(f"its VTEP's MAC is {offer.get('mac', 'missing')!r}, which is not the MAC of its host")
 
     def plain(self, view: HostView, network: Network) -> bool:
-        """What a peer's containers send to another network that they may reach goes by that network's device."""
+        """Return whether plain packets pass: a peer sends to another allowed network by that network's device."""
         return any(map(is_direct, (network, *self._related(view, network))))
 
     def _related(self, view: HostView, network: Network) -> list[Network]:
         return [other for other in related(view, network) if other.backend == self.name]
 
     def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
-        """Return the peer's neighbour and forwarding entries, and what takes its tunnel packets."""
+        """Return the peer's neighbour and FDB entries, and the element that admits its tunnel packets."""
         vtep = mac(offered(network, peer, self.name)["mac"])
         yield FdbEntry(device(network), vtep, address.packed)
         yield tunnel_peer(address, "udp", _port(network))
@@ -149,7 +151,7 @@ class VxlanBackend(TunnelBackend):
     def let_in(
         self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
     ) -> Iterable[State]:
-        """Return what lets the prefix in from the peer's VTEPs: of this network, and of those that may reach it."""
+        """Return the elements that admit the prefix from the peer's VTEPs: of this network, and of allowed ones."""
         yield admitted("vteps", (device(network), offered(network, peer, self.name)["mac"]), target)
         for other in self._related(view, network):
             yield admitted("vteps", (device(other), mac_text(_vtep(peer.host.id, other.name))), target)
@@ -160,7 +162,7 @@ class VxlanBackend(TunnelBackend):
         return Route(target, device(network), via, source, onlink=True)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that the UDP port gets to the peer; the frame inside has the network's VNI, and is for nobody."""
+        """Return that the UDP port reaches the peer; the inner frame has the network's VNI, and no receiver."""
         address, port = self.far(view, network, peer), _port(network)
         header = struct.pack("!II", _VALID, vni(network) << 8)
         frame = header + _NOBODY + _mac(view, network) + _EXPERIMENT
@@ -173,7 +175,7 @@ class VxlanBackend(TunnelBackend):
 
 
 def vni(network: Network) -> int:
-    """Return the network's VNI. Raises Invalid where none was given or allocated."""
+    """Return the network's VNI. Raises Invalid if none was given or allocated."""
     if "vni" not in network.options:
         raise Invalid(f"network {network.name} has no VNI", "give one: --opt vni=100")
     return int(network.options["vni"])

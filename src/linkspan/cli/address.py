@@ -1,4 +1,4 @@
-"""`linkspan address` (alias `ip`): who holds what, reservations, and what has leaked."""
+"""`linkspan address` (alias `ip`): owners of addresses, reservations, and leaks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, table
 
-app = typer.Typer(no_args_is_help=True, help="Addresses: who holds which, and whether that is true.")
+app = typer.Typer(no_args_is_help=True, help="Addresses: who has which, and whether that is true.")
 
 NOT_WELL = 3
 Network = Annotated[str, typer.Argument(metavar="NETWORK", help="The network.")]
@@ -19,7 +19,7 @@ Cidr = Annotated[str, typer.Argument(metavar="CIDR", help="Addresses of one of i
 
 @app.command("list")
 def list_(
-    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    network: Annotated[str, typer.Option(metavar="N", help="Only this network.")] = "",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -34,7 +34,7 @@ def show(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show who holds one address."""
+    """Show who has an address."""
     client = Client(socket)
     _show(client, client.call("GET", f"/v1/addresses/{quote(ip)}"), output)
 
@@ -56,28 +56,28 @@ def _show(client: Client, holdings: list[dict[str, Any]], output: Format) -> Non
         for h in holdings
     ]
     columns = ("address", "network", "state", "holder", *(["host"] if across else []), "interface")
-    table(columns, rows, "no address is held")
+    table(columns, rows, "no address is in use")
 
 
 @app.command()
 def reserve(
     network: Network, cidr: Cidr, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET
 ) -> None:
-    """Never give these addresses, unless one is asked for by --ip."""
+    """Reserve addresses: they are given only if --ip asks for them."""
     made = Client(socket).call("POST", "/v1/reservations", {"network": network, "cidr": cidr})
     if output is Format.JSON:
         as_json(made)
         return
     print(f"{made['cidr']} of network {network} is reserved")
-    for one in made.get("held", ()):  # an agent that still runs may be older
-        say(f"{one['address']} is in use: {one['holder']} keeps it until it is detached")
+    for one in made.get("held", ()):  # a running agent may be older
+        say(f"{one['address']} is in use: {one['holder']} keeps it until its detach")
 
 
 @app.command()
 def unreserve(
     network: Network, cidr: Cidr, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET
 ) -> None:
-    """Give reserved addresses back."""
+    """Release reserved addresses."""
     gone = Client(socket).call("DELETE", "/v1/reservations", {"network": network, "cidr": cidr})
     as_json(gone) if output is Format.JSON else print(f"{cidr} of network {network} is no longer reserved")
 
@@ -85,12 +85,12 @@ def unreserve(
 @app.command()
 def check(
     fix: Annotated[
-        bool, typer.Option("--fix", help="Free what leaked, remove what is orphaned or doubled.")
+        bool, typer.Option("--fix", help="Free leaked addresses, remove orphans and duplicates.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Compare what is held with what lives on this host; exit 3 where they differ."""
+    """Compare the allocated addresses with the running containers of this host; exit 3 if they differ."""
     found = Client(socket).call("POST" if fix else "GET", "/v1/address-check")
     if output is Format.JSON:
         as_json(found)
@@ -103,7 +103,7 @@ def check(
         table(
             ("finding", "address", "network", "holder", "why"),
             rows,
-            "well: what is held is what lives on this host",
+            "ok: every allocated address belongs to a running container on this host",
         )
     if not found["ok"]:
         raise typer.Exit(NOT_WELL)

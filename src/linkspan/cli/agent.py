@@ -1,4 +1,4 @@
-"""`linkspan agent`: the node agent in the foreground."""
+"""`linkspan agent`: run the node agent in the foreground."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from linkspan.core.errors import Denied
 def agent(
     config_file: Annotated[
         str,
-        typer.Option("--config", metavar="FILE", help=f"A TOML file of settings; by default {config.CONFIG_FILE}."),
+        typer.Option("--config", metavar="FILE", help=f"TOML file with settings; default: {config.CONFIG_FILE}."),
     ] = "",
     state_dir: Annotated[
-        str, typer.Option(metavar="DIR", help="Where the agent keeps what it must remember.")
+        str, typer.Option(metavar="DIR", help="Folder for the agent's persistent state.")
     ] = "",
     socket: Annotated[
         str, typer.Option(metavar="PATH", envvar="LINKSPAN_SOCKET", help="The API's unix socket.")
@@ -28,22 +28,22 @@ def agent(
     store: Annotated[
         str,
         typer.Option(
-            metavar="URL", help="etcd://H1:2379,H2:2379/PREFIX, or sqlite:///FOLDER; by default in the state folder."
+            metavar="URL", help="etcd://H1:2379,H2:2379/PREFIX, or sqlite:///FOLDER; default: in the state folder."
         ),
     ] = "",
     host_id: Annotated[str, typer.Option(metavar="ID", help="This host's id and name in the cluster.")] = "",
     underlay: Annotated[
-        str, typer.Option(metavar="IFNAME|can-reach=IP", help="The way to the other hosts.")
+        str, typer.Option(metavar="IFNAME|can-reach=IP", help="Interface or route to the other hosts.")
     ] = "",
     advertise: Annotated[
         list[str],
         typer.Option(
-            metavar="ADDR[:PORT]", help="An address by which other hosts reach this one; none: a NAT lets nobody in."
+            metavar="ADDR[:PORT]", help="Address at which other hosts reach this one; none: a NAT lets nobody in."
         ),
     ] = [],  # noqa: B006 - typer's way
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "",
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show every key with its value, and end.")
+        bool, typer.Option("--print-config", help="Show every key with its value, and exit.")
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -51,7 +51,7 @@ def agent(
     overrides = {"state_dir": state_dir, "socket": socket, "store": store, "log_level": log_level,
         "host_id": host_id, "underlay": underlay, "advertise": list(advertise)}
     given = config.given(config_file, config.CONFIG_FILE, overrides)
-    if print_config and output is Format.TABLE:  # first, so that what is refused is seen
+    if print_config and output is Format.TABLE:  # first, so that errors are visible
         print(config.as_toml(config.shown(config.Config, given)), end="", flush=True)
     settings = config.checked(given)
     if print_config:
@@ -64,5 +64,5 @@ def agent(
         config.SETTINGS: msgspec.json.encode(settings).decode(),
         "MALLOC_ARENA_MAX": "2",
     }
-    # In this process's place: typer and rich would stay in the agent's memory for good.
+    # Replace this process: otherwise typer and rich would stay in the agent's memory.
     os.execve(sys.executable, [sys.executable, "-m", "linkspan.daemon"], environment)  # noqa: S606 - no shell is meant

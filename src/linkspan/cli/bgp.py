@@ -22,13 +22,13 @@ from linkspan.cli.output import (
     table,
 )  # fmt: skip
 
-app = typer.Typer(no_args_is_help=True, help="BGP: this host's sessions, and what they bring.")
-Peer = Annotated[str, typer.Argument(metavar="PEER", help="A host of the mesh, or NAME of bgp.peer.NAME.")]
+app = typer.Typer(no_args_is_help=True, help="BGP: this host's sessions, and the routes they provide.")
+Peer = Annotated[str, typer.Argument(metavar="PEER", help="Host of the mesh, or NAME of bgp.peer.NAME.")]
 
 
 @app.command()
 def peers(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """List the sessions: state, since when, and how many prefixes were sent, received, accepted and filtered."""
+    """List the sessions: state, since when, and the number of prefixes sent, received, accepted and filtered."""
     found = Client(socket).call("GET", "/v1/bgp/peers")
     if output is Format.JSON:
         as_json(found)
@@ -61,13 +61,15 @@ def _filtered(peer: dict[str, Any]) -> str:
 
 @app.command()
 def routes(
-    peer: Annotated[str, typer.Option(metavar="PEER", help="Only what comes from this peer.")] = "",
-    filtered: Annotated[bool, typer.Option("--filtered", help="What was refused, and by which rule.")] = False,
-    sent: Annotated[bool, typer.Option("--sent", help="What is announced to the peer.")] = False,
+    peer: Annotated[str, typer.Option(metavar="PEER", help="Only routes from this peer.")] = "",
+    filtered: Annotated[
+        bool, typer.Option("--filtered", help="Refused routes, and the rule that refused each.")
+    ] = False,
+    sent: Annotated[bool, typer.Option("--sent", help="Routes announced to the peer.")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """List the routes that peers announce: the best of each prefix is marked by *."""
+    """List the routes that peers announce; * marks the best of each prefix."""
     flags = [name for name, given in (("filtered", filtered), ("sent", sent)) if given]
     query = urlencode({"peer": peer, **dict.fromkeys(flags, "1")})
     found = Client(socket).call("GET", f"/v1/bgp/routes?{query}")
@@ -94,7 +96,7 @@ def routes(
 
 @app.command()
 def explain(peer: Peer, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Say why a session is not established, and what to do; exit 3 where it is not."""
+    """Show why a session is not established, and what to do; exit 3 if it is not established."""
     found = Client(socket).call("GET", f"/v1/bgp/explain/{quote(peer)}")
     if output is Format.JSON:
         as_json(found)
@@ -116,12 +118,12 @@ def explain(peer: Peer, output: Output = Format.TABLE, socket: Socket = DEFAULT_
 
 
 def _seen(seen: dict[str, Any]) -> list[str]:
-    """Return what was looked at, a line each."""
+    """Return the evidence, a line each."""
     lines = []
     if seen["device"]:
         by = f" by {seen['gateway']}" if seen["gateway"] else ", on the link"
-        lines.append(f"the route leads out of {seen['device']}{by}")
-    for what, words in (("neighbour", "the next one there answers"), ("pings", "the peer answers pings")):
+        lines.append(f"the route uses {seen['device']}{by}")
+    for what, words in (("neighbour", "the next hop answers"), ("pings", "the peer answers pings")):
         if seen[what] is not None:
             lines.append(f"{words}: {'yes' if seen[what] else 'no'}")
     if seen["tcp"]:

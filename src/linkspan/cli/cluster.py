@@ -9,12 +9,12 @@ import typer
 from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, say, table
 
-app = typer.Typer(no_args_is_help=True, help="What holds for all hosts: schema, reclaiming, disputes.")
+app = typer.Typer(no_args_is_help=True, help="Settings of the whole cluster: schema, reclaiming, conflicts.")
 
 
 @app.command()
 def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show the cluster's id, the settings of all hosts, and what two hosts claim."""
+    """Show the cluster's id, the settings of all hosts, and conflicts between two hosts."""
     found = Client(socket).call("GET", "/v1/cluster")
     if output is Format.JSON:
         as_json(found)
@@ -23,7 +23,7 @@ def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
     details(
         [
             ("id", found["id"]),
-            ("schema", f"{schema['writes']} is written; this host knows {schema['reads']}"),
+            ("schema", f"{schema['writes']} is written; this host supports {schema['reads']}"),
             ("reclaim after", f"{after:g} s of silence" if after else "never"),
         ]
     )
@@ -37,9 +37,9 @@ def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
 
 
 def disputes(found: list[dict[str, Any]]) -> None:
-    """Print what two hosts claim, with what to do."""
+    """Print what two hosts claim, with the fix."""
     for dispute in found:
-        say(f"two hosts claim one: {dispute['why']}; {dispute['fix']}")
+        say(f"conflict: {dispute['why']}; {dispute['fix']}")
 
 
 @app.command("set")
@@ -48,13 +48,13 @@ def set_(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="A host without the store for so long gives up its addresses, and others may have them; 0: never.",
+            help="Seconds without the store after which a host gives up its addresses for others; 0: never.",
         ),
     ],
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Change what holds for all hosts."""
+    """Change settings of all hosts."""
     found = Client(socket).call("PATCH", "/v1/cluster", {"reclaim_after": reclaim_after})
     said = (
         f"silent hosts give up their addresses after {reclaim_after:g} s"
@@ -66,7 +66,7 @@ def set_(
 
 @app.command()
 def finalize(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """End an upgrade: write the newest schema of records that all hosts know. Older agents cannot join then."""
+    """End an upgrade: write the newest schema of records that all hosts support. Older agents cannot join then."""
     found = Client(socket).call("POST", "/v1/cluster/schema")
     as_json(found) if output is Format.JSON else print(
         f"schema {found['schema']['writes']} is written from now on"

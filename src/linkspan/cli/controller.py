@@ -1,4 +1,4 @@
-"""`linkspan controller`: programs an underlay's switches and routers, and tells what it sees of them."""
+"""`linkspan controller`: program an underlay's switches and routers, and show their state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Socket = Annotated[
         "--socket", metavar="PATH", envvar="LINKSPAN_CONTROLLER_SOCKET", help="The controller's unix socket."
     ),
 ]
-SwitchName = Annotated[str, typer.Option("--switch", metavar="NAME", help="Of this switch only.")]
+SwitchName = Annotated[str, typer.Option("--switch", metavar="NAME", help="Only this switch.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -33,23 +33,23 @@ def controller(
     context: typer.Context,
     config_file: Annotated[
         str,
-        typer.Option("--config", metavar="FILE", help=f"A TOML file of settings; by default {settings.FILE}."),
+        typer.Option("--config", metavar="FILE", help=f"TOML file with settings; default: {settings.FILE}."),
     ] = "",
-    store: Annotated[str, typer.Option(metavar="URL", help="The store that the agents have.")] = "",
+    store: Annotated[str, typer.Option(metavar="URL", help="The agents' store.")] = "",
     switch: Annotated[
         list[str],
         typer.Option(metavar="NAME=ADDRESS", help="tcp:IP:PORT, ssl:IP:PORT or unix:/PATH; repeatable."),
     ] = [],  # noqa: B006 - typer's way
     router: Annotated[
-        list[str], typer.Option(metavar="NAME=ADDRESS", help="ssh:USER@HOST[:PORT] or vtysh: of FRR.")
+        list[str], typer.Option(metavar="NAME=ADDRESS", help="FRR by ssh:USER@HOST[:PORT] or vtysh:.")
     ] = [],  # noqa: B006 - typer's way
-    name: Annotated[str, typer.Option(metavar="NAME", help="This controller's name among several.")] = "",
-    state_dir: Annotated[str, typer.Option(metavar="DIR", help="Where it keeps its snapshot.")] = "",
-    socket: Annotated[str, typer.Option(metavar="PATH", help="The unix socket on which it tells its status.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="This controller's name, if there are several.")] = "",
+    state_dir: Annotated[str, typer.Option(metavar="DIR", help="Folder for its snapshot.")] = "",
+    socket: Annotated[str, typer.Option(metavar="PATH", help="Unix socket that serves its status.")] = "",
     metrics: Annotated[str, typer.Option(metavar="ADDRESS:PORT", help="For Prometheus.")] = "",
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "",
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show every key with its value, and end.")
+        bool, typer.Option("--print-config", help="Show every key with its value, and exit.")
     ] = False,
 ) -> None:
     """Run a controller in the foreground; several may run, and one of them is active."""
@@ -59,14 +59,14 @@ def controller(
         "log_level": log_level, "switches": pairs(split(switch), "--switch", "NAME=ADDRESS"),
         "routers": pairs(split(router), "--router", "NAME=ADDRESS")}
     given = config.given(config_file, settings.FILE, overrides)
-    if print_config:  # first, so that what is refused is seen
+    if print_config:  # first, so that errors are visible
         print(config.as_toml(config.shown(settings.Settings, given)), end="", flush=True)
     found = settings.checked(given)
     if print_config:
         return
     settings.complete(found)
     environment = os.environ | {settings.ENVIRONMENT: msgspec.json.encode(found).decode()}
-    # In this process's place, as the agent: it needs neither typer nor rich.
+    # Replace this process, like the agent: the controller needs neither typer nor rich.
     os.execve(sys.executable, [sys.executable, "-m", "linkspan.controller.daemon"], environment)  # noqa: S606
 
 
@@ -82,7 +82,7 @@ def _call(socket: str, url: str) -> Any:
 
 @app.command()
 def status(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """Show who is active, the switches, the links, where hosts are, and what is not well; exit 3 where anything is."""
+    """Show the active controller, switches, links, hosts' ports, and problems; exit 3 if there are any."""
     found = _call(socket, "/v1/controller")
     if output is Format.JSON:
         as_json(found)
@@ -140,7 +140,7 @@ def _say(found: dict[str, Any]) -> None:
     if lines:
         print()
     for line in lines:
-        print(f"not well: {line}")
+        print(f"problem: {line}")
     if heals := found["heals"][-3:]:
         print()
         rows = [(f"{ago(h['at'])} ago", h["device"], h["what"], h["key"]) for h in heals]
@@ -149,7 +149,7 @@ def _say(found: dict[str, Any]) -> None:
 
 @app.command()
 def flows(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """List the switches' flows, others' too, in the order in which packets meet them; exit 3 where one is silent."""
+    """List the switches' flows, also foreign ones, in the order of matching; exit 3 if a switch does not answer."""
     found = _call(socket, f"/v1/controller/flows?switch={switch}")
     if output is Format.JSON:
         as_json(found["flows"])
@@ -165,7 +165,7 @@ def flows(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket
 
 @app.command()
 def plan(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """Show every flow and route that devices should have, as commands; exit 3 where one is silent."""
+    """Show every desired flow and route of the devices, as commands; exit 3 if a device does not answer."""
     found = _call(socket, f"/v1/controller/plan?switch={switch}")
     if output is Format.JSON:
         as_json(found["plan"])
@@ -176,7 +176,7 @@ def plan(switch: SwitchName = "", output: Output = Format.TABLE, socket: Socket 
 
 
 def _name_silent(found: dict[str, Any]) -> None:
-    """Say on stderr which devices do not answer, for what is on stdout is of the others; exit 3 where any."""
+    """Name on stderr the devices that do not answer, because stdout has only the others; exit 3 if there are any."""
     for one in found["unknown"]:
         print(f"not known: {one['device']}: {one['problem']}", file=sys.stderr)
     if found["unknown"]:
@@ -185,24 +185,24 @@ def _name_silent(found: dict[str, Any]) -> None:
 
 @app.command()
 def unit() -> None:
-    """Print a systemd unit of the controller: for /etc/systemd/system/linkspan-controller.service."""
+    """Print a systemd unit of the controller, for /etc/systemd/system/linkspan-controller.service."""
     executable = file_ownership.command()
     if why := file_ownership.writer(executable):
         copy = f"{file_ownership.COPY}/bin/linkspan"
-        fix = f"`linkspan install systemd` makes a copy of root's own; print this by {copy} then"
-        print(f"note: root would run files that others may write: {why}; {fix}", file=sys.stderr)
+        fix = f"`linkspan install systemd` makes a copy that only root may write; then print this with {copy}"
+        print(f"note: root would run files that other users may write: {why}; {fix}", file=sys.stderr)
     print(systemd.controller_unit(executable), end="")
 
 
 @app.command()
 def diff(output: Output = Format.TABLE, socket: Socket = settings.SOCKET) -> None:
-    """Show what differs between what devices should have and have; exit 3 where anything does, or is not known."""
+    """Show drift of the devices; exit 3 if there is any, or if a device does not answer."""
     found = _call(socket, "/v1/controller/diff")
     if output is Format.JSON:
         as_json(found)
     else:
         rows = [(word, one["device"], one["key"]) for word in ("put", "delete") for one in found[word]]
-        table(("change", "device", "object"), rows, f"no difference{' elsewhere' if found['unknown'] else ''}")
+        table(("change", "device", "object"), rows, f"no drift{' elsewhere' if found['unknown'] else ''}")
         for one in found["unknown"]:
             print(f"not known: {one['device']}: {one['problem']}")
     if any(found.values()):

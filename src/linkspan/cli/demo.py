@@ -23,16 +23,16 @@ def demo(
             help=f"bridge: one host; {', '.join(CROSSING)}: three; all: each in turn.",
         ),
     ] = [ONE_HOST],  # noqa: B006 - typer's way
-    keep: Annotated[bool, typer.Option("--keep", help="Leave it standing, with hints what to try.")] = False,
-    down: Annotated[bool, typer.Option("--down", help="Only take away what a tour left standing.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the tour's objects, and show what to try.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Only remove what a tour has kept.")] = False,
 ) -> None:
-    """Show how containers get a network, step by step, in namespaces of the tour's own."""
-    from linkspan.demo import across, stage, tour  # rich is heavy
+    """Show how containers get a network, step by step, in namespaces that the tour makes."""
+    from linkspan.demo import across, stage, tour  # rich takes long to import
 
     known = (ONE_HOST, *CROSSING)
     wanted = list(known) if "all" in backend else split(backend)
     if unknown := [one for one in wanted if one not in known]:
-        raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"there is one for {', '.join(known)}")
+        raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"choose one of {', '.join(known)}")
     if os.geteuid():
         raise Denied("the tour makes network namespaces, which needs root", "sudo linkspan demo")
     if down:

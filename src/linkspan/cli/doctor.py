@@ -1,4 +1,4 @@
-"""`linkspan doctor`: what is in the way on this machine, or between hosts."""
+"""`linkspan doctor`: problems of this machine, or between hosts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from linkspan.core.errors import Unavailable
 
 def doctor(
     peers: Annotated[
-        bool, typer.Option("--peers", help="Let all hosts probe the underlay to each other: 5 s, root only.")
+        bool, typer.Option("--peers", help="All hosts probe the underlay to each other: 5 s, root only.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Check this machine and its runtimes, each with cause and fix; exit 3 where a check fails."""
+    """Check this machine and its runtimes, each finding with cause and fix; exit 3 if a check fails."""
     client = Client(socket)
     try:
         checks = client.call("GET", "/v1/doctor")
@@ -30,7 +30,7 @@ def doctor(
                 checks += client.call("POST", "/v1/doctor/peers")
     except Unavailable as error:
         checks = [{"check": "agent", "status": "fail", "detail": error.message, "fix": error.hint}]
-        if not os.geteuid():  # the kernel tells others too little
+        if not os.geteuid():  # the kernel shows too little to users other than root
             checks += _without_agent()
     if output is Format.JSON:
         as_json(checks)
@@ -42,8 +42,8 @@ def doctor(
 
 
 def _without_agent() -> list[dict[str, str]]:
-    """Return the machine's checks, made here."""
-    # Imported here, because they ask the kernel by libraries that no other command needs.
+    """Return the machine's checks, made in this process."""
+    # Imported here, because they use kernel libraries that no other command needs.
     from linkspan.diagnose.doctor import doctor as machine
     from linkspan.diagnose.doctor.checks import Surroundings
     from linkspan.kernel.io.namespaces import Namespaces

@@ -36,7 +36,7 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="netns:NAME, a path, pid:N, docker:NAME, podman:NAME; a bare word is a namespace.",
+        help="netns:NAME, a path, pid:N, docker:NAME, podman:NAME; a bare word names a namespace.",
     ),
 ]
 
@@ -44,7 +44,7 @@ Target = Annotated[
 def located(target: str) -> tuple[str, str, str]:
     """Return (container id, its name, path of its namespace) for a target as users write it. Raises LinkspanError.
 
-    The name is "" where only a runtime could tell one.
+    The name is "" if only a runtime could know one.
     """
     kind, colon, word = target.partition(":")
     if target.startswith("/"):
@@ -94,10 +94,10 @@ def attach(
     target: Target,
     network: Annotated[str, typer.Option(metavar="N", help="The network.")],
     ifname: Annotated[
-        str, typer.Option(metavar="NAME", help="The interface's name; by default the next free ethN.")
+        str, typer.Option(metavar="NAME", help="The interface's name; default: the next free ethN.")
     ] = "",
     id_: Annotated[
-        str, typer.Option("--id", metavar="ID", help="The container's id; by default made from TARGET.")
+        str, typer.Option("--id", metavar="ID", help="The container's id; default: made from TARGET.")
     ] = "",
     name: Annotated[str, typer.Option(metavar="NAME", help="The container's name.")] = "",
     ip: Annotated[
@@ -131,7 +131,7 @@ def attach(
         "labels": pairs(label, "--label"),
     }
     on_host = client.call("GET", f"/v1/networks/{quote(network)}")["backend"] == "host"
-    # A process or a mere name may well share the host's namespace; a named namespace is one of its own.
+    # A process or a bare name may share the host's namespace; a named namespace is always another one.
     if on_host and not (path.startswith("/run/netns/") and Path(path).exists()):
         endpoint = client.call("POST", "/v1/attach", body)
     else:
@@ -158,16 +158,20 @@ def detach(
             help="A container's name, its name in DNS, or an id as listed; NAME@NETWORK; or as for attach.",
         ),
     ] = "",
-    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The container's id.")] = "",
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="Container id.")] = "",
     ifname: Annotated[str, typer.Option(metavar="NAME", help="Only this interface.")] = "",
     network: Annotated[str, typer.Option(metavar="N", help="Only from this network.")] = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Also from a network that Docker or Podman put it in, behind its back.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Also from a network to which Docker or Podman attached it; the engine does not learn of it.",
+        ),
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Detach a container; succeeds when it is gone already, and says so."""
+    """Detach a container; if it is gone already, say so and succeed."""
     if not id_ and not target:
         raise typer.BadParameter("give TARGET or --id ID")
     identity, named = (id_, False) if id_ else _meant(target)
@@ -176,15 +180,15 @@ def detach(
     if output is Format.JSON:
         as_json(gone)
     else:
-        why = f": {gone['why']}" if gone.get("why") else ""  # an agent that still runs may be older
+        why = f": {gone['why']}" if gone.get("why") else ""  # a running agent may be older
         say(f"{identity}: {counted(gone['detached'], 'interface')} detached{why}")
 
 
 def _meant(target: str) -> tuple[str, bool]:
     """Return a target's container id, and whether it may be a name instead.
 
-    A bare word may, and so must a runtime's container that has ended. A namespace, a path and a process are exact: a
-    container that happens to have that name is another one.
+    A bare word may, and so must a runtime's container that has ended. A namespace, a path and a process are
+    exact: a container that happens to have that name is a different one.
     """
     kind, colon, word = target.partition(":")
     try:
@@ -202,8 +206,8 @@ def _port(port: dict[str, Any]) -> str:
 
 @app.command("list")
 def list_(
-    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
-    local: Annotated[bool, typer.Option("--local", help="Only of this host.")] = False,
+    network: Annotated[str, typer.Option(metavar="N", help="Only this network.")] = "",
+    local: Annotated[bool, typer.Option("--local", help="Only this host.")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:

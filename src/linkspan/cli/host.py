@@ -25,10 +25,10 @@ from linkspan.cli.output import (
 )
 from linkspan.core import namesakes
 
-app = typer.Typer(no_args_is_help=True, help="Hosts: who there is, whether they live, what they hold.")
+app = typer.Typer(no_args_is_help=True, help="Hosts: which exist, whether they are alive, what they own.")
 _PATIENCE = 20.0
-"""Seconds that a change of keys is waited for: the others take the next one within a second."""
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name, or its id where several have the name.")]
+"""Seconds to wait for a key rotation: the other hosts accept the next key within a second."""
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name, or its id if several have the name.")]
 
 
 @app.command("list")
@@ -53,7 +53,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
 
 
 def _names(hosts: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the hosts' names by their ids; one that was removed has none any more, and is called by its id."""
+    """Return the hosts' names by their ids; the id serves as name for a removed host, which has none."""
     return {host["id"]: host["name"] for host in hosts}
 
 
@@ -66,11 +66,11 @@ def _show(hosts: list[dict[str, Any]], names: dict[str, str]) -> None:
         rows.append((namesakes.called(names, host["id"]), _state(host), way, leases, host["version"] or "-"))
     table(("host", "state", "underlay", "leases", "version"), rows, "no host")
     if any(host["alive"] is None for host in hosts):
-        say("unknown: the store tells nothing of these hosts now, `linkspan status` says why; packets flow on")
+        say("unknown: the store does not answer for these hosts now (`linkspan status` shows why); packets still flow")
 
 
 def _state(host: dict[str, Any]) -> str:
-    """Return a host's state in words, with when it was last heard where it is not alive."""
+    """Return a host's state in words, with when it was last seen unless it is alive."""
     words = [host["state"]]
     if host["state"] == "drained" and not host["alive"]:
         words.append("unknown" if host["alive"] is None else "silent")
@@ -86,7 +86,7 @@ def _change(name: str, settings: dict[str, str], output: Format, socket: str, sa
 
 
 def _called(client: Client, host: dict[str, Any]) -> str:
-    """Return how a host is called, so that it is told from another one with its name."""
+    """Return a host's display name, which distinguishes it from another host with its name."""
     return namesakes.called(_names(client.call("GET", "/v1/hosts")) | _names([host]), host["id"])
 
 
@@ -96,11 +96,13 @@ def set_(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE",
-            help="bgp.as=64513, wireguard.port=51821, .. (docs/settings.md); an empty value takes it back.",
+            help="bgp.as=64513, wireguard.port=51821, .. (docs/settings.md); an empty value unsets it.",
         ),
     ],
     host: Annotated[str, typer.Option(metavar="NAME", help="Which host.")] = "",
-    all_: Annotated[bool, typer.Option("--all", help="All hosts, also later ones; a host's own come first.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="All hosts, also later ones; a host's own value has precedence.")
+    ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -117,13 +119,13 @@ def set_(
 
 @app.command()
 def drain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Give a host no new addresses and blocks; what runs there goes on."""
+    """Stop giving a host new addresses and blocks; its running containers stay."""
     _change(name, {"drained": "1"}, output, socket, " takes no new containers")
 
 
 @app.command()
 def undrain(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Take a drain back."""
+    """Undo a drain."""
     _change(name, {"drained": ""}, output, socket, " takes containers again")
 
 
@@ -145,29 +147,29 @@ def rotate_keys(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) 
 def _rotated(before: str, found: dict[str, Any]) -> str:
     if found["next"]:
         return (
-            f"key {found['next']} is announced, and comes into force by itself once these take it: "
-            f"{joined(found['waiting'])} (are their agents running? one that is gone: linkspan host remove)"
+            f"key {found['next']} is announced, and comes into force by itself once these hosts accept it: "
+            f"{joined(found['waiting'])} (are their agents running? if a host is gone: linkspan host remove)"
         )
-    done = f"key {found['key']} is in force; {before} is not taken any more"
+    done = f"key {found['key']} is in force; other hosts no longer accept {before}"
     if found.get("used", True):
         return done
     return (
-        f"{done}\nno network has backend wireguard, so nothing was encrypted by either "
-        "(what a host proves itself by in IPsec are files: write new ones)"
+        f"{done}\nno network has backend wireguard, so neither key encrypted anything "
+        "(for IPsec, credentials are files: write new ones)"
     )
 
 
 @app.command()
 def remove(
     name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Also while it is alive.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also if it is alive.")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Remove a host with all it holds: others may get its addresses, so make sure that it is off."""
+    """Remove a host and release all that it owns. Others may get its addresses, so make sure that it is off."""
     client = Client(socket)
     names = _names(client.call("GET", "/v1/hosts"))
-    id_ = namesakes.meant(names, name) or name  # of a host that no record knows, by its id alone
+    id_ = namesakes.meant(names, name) or name  # a host without a record, known only by its id
     called = namesakes.called(names, id_) if id_ in names else id_
     gone = client.call("DELETE", f"/v1/hosts/{quote(id_)}{'?force' if force else ''}")
     as_json(gone) if output is Format.JSON else print(f"host {called} is removed, and its blocks are free")

@@ -23,26 +23,26 @@ from linkspan.core.kinds import Sort
 from linkspan.kernel.kinds import kinds
 from linkspan.runtimes import systemd
 
-app = typer.Typer(no_args_is_help=True, help="Put what a runtime or the machine needs in its place.")
-Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Below this folder instead of /.")]
+app = typer.Typer(no_args_is_help=True, help="Install files that a runtime or the machine needs.")
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Install below this folder instead of /.")]
 
 
 @app.command()
 def cni(
     network: Annotated[
-        str, typer.Option(metavar="N", help="The network; not needed where there is one only.")
+        str, typer.Option(metavar="N", help="The network; not needed if there is only one.")
     ] = "",
     root: Root = Path("/"),
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Install the CNI plugin and a conflist for one network: containerd, CRI-O, nerdctl and Kubernetes find it."""
+    """Install the CNI plugin and a conflist for one network, for containerd, CRI-O, nerdctl and Kubernetes."""
     _require_root()
     client = Client(socket)
     networks = [n["name"] for n in client.call("GET", "/v1/networks") if n["backend"] != "host"]
     if not network and len(networks) != 1:
         raise Invalid(
-            f"there are {len(networks)} networks ({', '.join(networks) or 'none'})", "name one by --network"
+            f"there are {len(networks)} networks ({', '.join(networks) or 'none'})", "choose one with --network"
         )
     chosen = network or networks[0]
     if chosen not in networks:
@@ -60,7 +60,7 @@ def cni(
 
 @app.command("systemd")
 def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
-    """Install the agent as a service, with the group whose members may read, and start it where systemd runs."""
+    """Install the agent as a service, with the group of users who may read, and start it if systemd runs."""
     _require_root()
     executable, _ = _program(root)
     state_dir = (
@@ -80,7 +80,7 @@ def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
     _run("systemctl", "daemon-reload")
     _run("systemctl", "enable", "--now", systemd.UNIT_NAME)
     if output is Format.TABLE:
-        print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read what it tells")
+        print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read its state")
 
 
 @app.command()
@@ -92,9 +92,9 @@ def podman(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket
 
 @app.command()
 def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Install the socket by which Docker's engine finds linkspan, before the agent is up.
+    """Install the socket at which Docker's engine finds linkspan, before the agent is up.
 
-    The agent is restarted for it, under its running containers.
+    This restarts the agent; running containers are not affected.
     """
     _require_root()
     paths = installation.put(_state_dir(root, socket), installation.docker(root))
@@ -108,7 +108,8 @@ def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket
             file=sys.stderr,
         )
         return
-    # systemd does not open a socket whose service runs already; the data path does not need the agent meanwhile.
+    # systemd does not open a socket whose service runs already. The data path does not need the agent
+    # meanwhile.
     _run("systemctl", "daemon-reload")
     _run("systemctl", "stop", systemd.UNIT_NAME)
     _run("systemctl", "enable", "--now", systemd.DOCKER_UNIT_NAME)
@@ -116,7 +117,7 @@ def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket
 
 
 def _program(root: Path) -> tuple[str, str]:
-    """Return the paths of `linkspan` and its interpreter that root may run; those of an image are not looked at."""
+    """Return paths of `linkspan` and its interpreter that root may run; do not check those of an image."""
     if root != Path("/"):
         return file_ownership.command(), sys.executable
     executable, python, told = file_ownership.program()
@@ -126,7 +127,7 @@ def _program(root: Path) -> tuple[str, str]:
 
 
 def _state_dir(root: Path, socket: str) -> Path:
-    """Return where what is installed is recorded: the agent's folder, or the default one below a root."""
+    """Return the folder of the install record: the agent's, or the default one below a root."""
     if root != Path("/"):
         return root / config.STATE_DIR.lstrip("/")
     return Path(Client(socket).call("GET", "/v1/status")["agent"]["state_dir"])
@@ -144,7 +145,7 @@ def _run(*words: str) -> None:
 
 def _require_root() -> None:
     if os.geteuid():
-        raise Denied("this changes the machine, which needs root", "run the command with sudo")
+        raise Denied("this command changes the machine, which needs root", "run the command with sudo")
 
 
 def _say(paths: list[str], output: Format) -> None:
@@ -158,9 +159,9 @@ def _say(paths: list[str], output: Format) -> None:
 def uninstall(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also while endpoints live: they are cut off.")
+        bool, typer.Option("--force", help="Also if endpoints exist: they lose their network.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Name every object that is removed.")] = False,
     config_file: Annotated[
         str, typer.Option("--config", metavar="FILE", help="The agent's config file.")
@@ -169,18 +170,18 @@ def uninstall(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Take all of linkspan's off this machine, and prove that nothing is left; exit 3 where something is."""
+    """Remove everything of linkspan's from this machine, and prove that nothing is left; exit 3 if something is."""
     _require_root()
-    from linkspan.agent import uninstall as work  # the drivers are heavy
+    from linkspan.agent import uninstall as work  # the drivers take long to import
 
     found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
-    with contextlib.suppress(Unavailable):  # without an agent, what the settings say
+    with contextlib.suppress(Unavailable):  # without an agent, by the settings
         found["state_dir"] = (
             found["state_dir"] or Client(socket).call("GET", "/v1/status")["agent"]["state_dir"]
         )
     settings, problem = config.salvaged(config_file, found)
     if problem:
-        what = f"goes on with what can be read of it, state folder {settings.state_dir} (else give --state-dir)"
+        what = f"uses what it can read of it: state folder {settings.state_dir} (else give --state-dir)"
         print(f"note: {problem}; uninstall {what}", file=sys.stderr)
     if dry_run:
         _tell(work.preview(settings), "would remove", output, verbose=True)
@@ -192,7 +193,7 @@ def uninstall(
             table(("container", "interface", "network", "addresses"), rows, "")
         raise refused
     if not yes and not sys.stdin.isatty():
-        raise Invalid("uninstall asks before it removes anything, and here is no terminal", "give --yes")
+        raise Invalid("uninstall asks before it removes anything, and this is no terminal", "give --yes")
     if not yes:
         typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
     outcome = work.carry_out(settings)
@@ -217,7 +218,7 @@ def _tell(outcome: object, verb: str, output: Format, *, verbose: bool) -> None:
     for item in outcome.stays:
         print(f"stays: {item}")
     if verb == "removed" and not outcome.left:
-        but = ", but for what stays" if outcome.stays else ""
+        but = " except what stays on purpose" if outcome.stays else ""
         print(f"nothing of linkspan is left on this machine{but}")
 
 

@@ -32,7 +32,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def labs(context: typer.Context) -> None:
-    """A cluster of virtual hosts on this machine: to try things in, and to break them."""
+    """Run a cluster of virtual hosts on this machine, to try and to break things."""
     if not context.resilient_parsing and not {"-h", "--help"} & set(sys.argv):
         rootless.enter(make=context.invoked_subcommand == "up")
 
@@ -51,16 +51,19 @@ def up(
     hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 3,
     backend: Annotated[
         str,
-        typer.Option(metavar="B", help=f"Of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing."),
+        typer.Option(
+            metavar="B",
+            help=f"Backend of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing.",
+        ),
     ] = "vxlan",
     segments: Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")] = 1,
     opt: Annotated[
         list[str], typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: direct=true.")
     ] = [],  # noqa: B006 - typer's way
-    store: Annotated[str, typer.Option(metavar="sqlite|etcd", help="What the hosts share.")] = "sqlite",
+    store: Annotated[str, typer.Option(metavar="sqlite|etcd", help="The hosts' store.")] = "sqlite",
     containers_per_host: Annotated[int, typer.Option(metavar="N", help="Containers on each host.")] = 1,
     underlay: Annotated[str, typer.Option(metavar="v4|v6|dual", help="The hosts' own addresses.")] = "v4",
-    mtu: Annotated[int, typer.Option(metavar="N", help="Of the underlay's links.")] = 1500,
+    mtu: Annotated[int, typer.Option(metavar="N", help="MTU of the underlay's links.")] = 1500,
     routers_: Annotated[
         str,
         typer.Option(
@@ -69,19 +72,28 @@ def up(
             help="kernel: one for all segments; else BGP, one for each.",
         ),
     ] = topology.KERNEL,
-    routers_per_segment: Annotated[int, typer.Option(metavar="N", help="1 or 2, with BGP.")] = 1,
+    routers_per_segment: Annotated[
+        int, typer.Option(metavar="N", help="Routers of each segment with BGP: 1 or 2.")
+    ] = 1,
     reflector: Annotated[
         bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
     ] = False,
     switches_: Annotated[
         int,
-        typer.Option("--switches", metavar="1|3", help="OpenFlow, of --backend sdn: one, or a spine and two leaves."),
+        typer.Option(
+            "--switches",
+            metavar="1|3",
+            help="OpenFlow switches for --backend sdn: one, or a spine and two leaves.",
+        ),
     ] = 1,
     controllers_: Annotated[
-        int, typer.Option("--controllers", metavar="N", help="Of --backend sdn, 1 to 3: one is active.")
+        int,
+        typer.Option(
+            "--controllers", metavar="N", help="Controllers for --backend sdn, 1 to 3: one is active."
+        ),
     ] = 1,
     nat: Annotated[
-        list[str], typer.Option(metavar="HOST", help="Hosts behind a NAT each that lets nobody in: h2,h3.")
+        list[str], typer.Option(metavar="HOST", help="Hosts, each behind a NAT that lets nobody in: h2,h3.")
     ] = [],  # noqa: B006 - typer's way
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
@@ -114,13 +126,13 @@ def up(
     with step("containers reach each other"):
         silent = matrix.awaited(made)
         if silent:
-            raise matrix.sentence(silent).within(f"lab {lab} is up, but not well")
+            raise matrix.sentence(silent).within(f"lab {lab} is up, but has problems")
     _show(made, output)
 
 
 @app.command()
 def down(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
-    """Take a lab away, whatever state it is in; succeeds when there is none."""
+    """Remove a lab in any state; succeed if there is none."""
     gone = False
     if record.there(lab):
         with record.locked(lab):
@@ -220,7 +232,7 @@ def _described(lab: Lab) -> dict[str, Any]:
 
 
 def _life(lab: Lab, alive: bool | None) -> str:
-    """Return whether a process lives, in a word; not known to a user who may not look."""
+    """Return whether a process is alive, in a word; unknown to a user who may not see it."""
     return "unknown: permission denied" if lab.hidden or alive is None else "alive" if alive else "dead"
 
 
@@ -306,12 +318,12 @@ def shell(name: Place, lab: Name = DEFAULT) -> None:
 def attach(
     host: HostName,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The container's name: c9.")],
-    network: Annotated[str, typer.Option(metavar="N", help="The network; by default the lab's own.")] = "",
+    network: Annotated[str, typer.Option(metavar="N", help="The network; default: the lab's own.")] = "",
     ip: Annotated[
         list[str], typer.Option(metavar="IP", help="Exactly this address; one for each family.")
     ] = [],  # noqa: B006 - typer's way
     ifname: Annotated[
-        str, typer.Option(metavar="NAME", help="The interface's name; by default the next free ethN.")
+        str, typer.Option(metavar="NAME", help="The interface's name; default: the next free ethN.")
     ] = "",
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
@@ -332,7 +344,7 @@ def detach(
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Take a container away."""
+    """Remove a container."""
     with record.locked(lab):
         count = containers.remove(record.load(lab), name)
     if output is Format.JSON:
@@ -343,7 +355,7 @@ def detach(
 
 @app.command("test")
 def try_(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
-    """Try from every container and host to every container: ping, TCP, and the largest packet with DF."""
+    """Test from every container and host to every container: ping, TCP, and the largest packet with DF."""
     found = record.load(lab)
     found.require_own("test")
     outcome = matrix.test(found)
@@ -354,7 +366,7 @@ def try_(lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
             rows = [(f.source, f.target, f.what) for f in outcome.failed]
             table(("from", "to", "what"), rows, "")
             print()
-        print(f"{outcome.ok} of {outcome.pairs} pairs are well: ping, TCP, and full-sized packets with DF")
+        print(f"{outcome.ok} of {outcome.pairs} pairs are ok: ping, TCP, and full-sized packets with DF")
     if outcome.failed:
         raise typer.Exit(NOT_WELL)
 
@@ -373,7 +385,7 @@ def break_(
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make something fail on a host, router, switch or controller."""
+    """Cause a failure on a host, router, switch or controller."""
     with record.locked(lab):
         found = record.load(lab)
         place = found.breakable(host)
@@ -391,7 +403,7 @@ def break_(
 
 @app.command()
 def mend(host: Breakable, lab: Name = DEFAULT, output: Output = Format.TABLE) -> None:
-    """Undo what was broken there."""
+    """Undo a failure there."""
     with record.locked(lab):
         found = record.load(lab)
         place = found.breakable(host)
@@ -404,7 +416,7 @@ def mend(host: Breakable, lab: Name = DEFAULT, output: Output = Format.TABLE) ->
                 done = switches.mend(found, place)
             case Controller():
                 done = controllers.mend(found, place)
-    _told(host, found, done or [f"nothing of {host} was broken"], output)
+    _told(host, found, done or [f"nothing on {host} was broken"], output)
 
 
 def _told(host: str, lab: Lab, done: list[str], output: Format) -> None:

@@ -1,7 +1,8 @@
-"""Tables that stay readable on a narrow terminal: pure, from cells to lines.
+"""Table layout for narrow terminals: pure, from cells to lines.
 
-Three ways, the first that fits: every cell on one line; long cells wrapped between words, in columns that keep a width
-that can be read; or wide columns taken out of the table, the last first, and written below each row with their names.
+It uses the first of three forms that fits: every cell on one line; long cells wrapped between words, in
+columns of at least a readable width; or wide columns removed from the table, the last first, and written
+below each row with their names.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from collections.abc import Iterable, Sequence
 
 GAP = 2
 READABLE = 32
-"""Cells: a column of sentences that is narrower cannot be read."""
+"""Cells: smallest readable width of a column of sentences."""
 NARROW = 9
-"""Cells: to take a column out that is narrower gains little."""
+"""Cells: removing a narrower column gains little."""
 INDENT = "    "
 _BREAKS = "/,>-.:"
-"""After one of these a word is broken that is longer than its column, rather than anywhere."""
+"""Characters after which a word longer than its column is preferably broken."""
 
 
 def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return the table's lines, the header first, none longer than ``width`` cells where that can be."""
+    """Return the table's lines, the header first, none longer than ``width`` cells if possible."""
     kept = list(range(len(columns)))
     cells = [list(columns), *rows]
     natural = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     least = [min(natural[n], max(READABLE, _longest_word(row[n] for row in cells))) for n in range(len(columns))]
     while len(kept) > 1 and _sum(least, kept) > width:
-        kept.remove(max(kept[1:], key=lambda n: (least[n] > NARROW, n)))  # never the first, which names the row
+        kept.remove(max(kept[1:], key=lambda n: (least[n] > NARROW, n)))  # never the first column, which names the row
     widths = _shared(natural, least, kept, width)
     lines = _row(columns, kept, widths)
     below = [n for n in range(len(columns)) if n not in kept]
@@ -40,7 +41,7 @@ def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
 
 
 def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
-    """Return a text as lines that break between words, each with its start; a word breaks where it must."""
+    """Return a text as lines that break between words, each with its start; a longer word is broken itself."""
     room = max(width - max(len(first), len(later)), 1)
     parts = [part for word in text.split(" ") for part in _parts(word, room)]
     lines, line = [], ""
@@ -56,7 +57,7 @@ def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str
 
 
 def _parts(word: str, room: int) -> list[tuple[str, bool]]:
-    """Return a word, in parts of at most ``room`` cells; each with whether it continues the one before."""
+    """Return a word in parts of at most ``room`` cells; each with whether it continues the one before."""
     found: list[tuple[str, bool]] = []
     while len(word) > room:
         cut = max((word.rfind(mark, 0, room) for mark in _BREAKS), default=-1) + 1
@@ -75,7 +76,7 @@ def _sum(widths: Sequence[int], kept: Sequence[int]) -> int:
 
 
 def _shared(natural: Sequence[int], least: Sequence[int], kept: Sequence[int], width: int) -> dict[int, int]:
-    """Return each column's width: what is over goes to those that are narrower than they would like to be."""
+    """Return each column's width: free space goes to the columns that are narrower than they need."""
     found = {n: least[n] for n in kept}
     over = width - _sum(least, kept)
     for n in sorted(kept, key=lambda n: natural[n] - least[n]):
@@ -101,6 +102,6 @@ def _row(row: Sequence[str], kept: Sequence[int], widths: dict[int, int]) -> lis
 
 
 def filled(text: str, width: int) -> str:
-    """Return a sentence wrapped between words; later lines are indented as the first is, and two cells more."""
+    """Return a sentence wrapped between words; later lines are indented like the first, and two cells more."""
     indent = " " * (len(text) - len(text.lstrip()))
     return "\n".join(wrapped(text.strip(), width, indent, f"{indent}  "))

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 bad usage, 3 looked, and something is not well."""
+"""Command line. Exit codes: 0 done, 1 failed, 2 bad usage, 3 the command found a problem."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="One network for containers on Linux, that can always show why a packet goes where it goes.",
+    help="One network for containers on Linux. It can always show why a packet goes where it goes.",
 )
 for name, group in (
     ("network", network.app),
@@ -79,21 +79,21 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run a command; an error is one line on stderr (with -o json also an object on stdout)."""
+    """Run a command; print an error as one line on stderr (with -o json also as an object on stdout)."""
     command = typer.main.get_command(app)
     for option in command.params:
         if isinstance(option, TyperOption) and option.name in ("install_completion", "show_completion"):
-            option.hidden = True  # used once in a life, and two fifths of the help otherwise
+            option.hidden = True  # completion is used once, and would be two fifths of the help
     usage.tidy(command)
     words = sys.argv[1:]
-    if not _wants_json(words):  # whose own form escapes them
+    if not _wants_json(words):  # their own formatting escapes them
         Client.shown = staticmethod(shown)
     try:
         sys.exit(command(prog_name="linkspan", standalone_mode=False))
@@ -101,12 +101,12 @@ def main() -> None:
         sys.exit(_failed(error, words))
     except usage.SHOWN_ERROR as error:
         if isinstance(error, usage.USAGE_ERROR) and type(error).__name__ == "NoArgsIsHelpError":
-            print(error, end="")  # its message is the help, where that is not printed yet
+            print(error, end="")  # the message is the help, unless it is printed already
             sys.exit(2)
         wrong = isinstance(error, usage.USAGE_ERROR)
         sys.exit(_failed(usage.fault(error, words) if wrong else LinkspanError(str(error)), words))
     except typer.Abort:
-        print("linkspan: nothing was done: it was not confirmed", file=sys.stderr)
+        print("linkspan: nothing was done, because it was not confirmed", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
@@ -124,7 +124,7 @@ def _failed(error: LinkspanError, words: list[str]) -> int:
 
 
 def _wants_json(words: list[str]) -> bool:
-    own = words[: words.index("--")] if "--" in words else words  # what follows is another program's
+    own = words[: words.index("--")] if "--" in words else words  # the rest belongs to another program
     return any(w in ("-ojson", "-o=json", "--output=json") for w in own) or any(
         a in ("-o", "--output") and b == "json" for a, b in itertools.pairwise(own)
     )

@@ -28,7 +28,7 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import Ipam, Runtime
 
 app = typer.Typer(
-    no_args_is_help=True, help="Networks: pools of addresses, and how their endpoints reach each other."
+    no_args_is_help=True, help="Networks: pools of addresses, and the backend that connects their endpoints."
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The network's name.")]
@@ -37,7 +37,11 @@ Pools = Annotated[
 ]
 Options = Annotated[
     list[str],
-    typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: mode=routed, direct=true (docs/settings.md)."),
+    typer.Option(
+        "--opt",
+        metavar="KEY=VALUE",
+        help="Option of the backend: mode=routed, direct=true (docs/settings.md).",
+    ),
 ]
 
 
@@ -46,21 +50,24 @@ def create(
     name: Name,
     pool: Pools = [],  # noqa: B006 - typer's way
     subnet_len: Annotated[str, typer.Option(metavar="N", help="Block length for each family: 24,64.")] = "",
-    backend: Annotated[
-        str, typer.Option(metavar="B", help=f"auto, {', '.join(BACKENDS)}.")
-    ] = "auto",
+    backend: Annotated[str, typer.Option(metavar="B", help=f"auto, {', '.join(BACKENDS)}.")] = "auto",
     opt: Options = [],  # noqa: B006 - typer's way
     mtu: Annotated[
-        int, typer.Option(metavar="N", help="By default what the uplink carries.", show_default=False)
+        int,
+        typer.Option(metavar="N", help="Default: the largest that the uplink carries.", show_default=False),
     ] = 0,
-    internal: Annotated[bool, typer.Option("--internal", help="No way to or from outside.")] = False,
+    internal: Annotated[bool, typer.Option("--internal", help="No connection to or from outside.")] = False,
     no_masquerade: Annotated[
-        bool, typer.Option("--no-masquerade", help="Keep the containers' addresses outside.")
+        bool, typer.Option("--no-masquerade", help="Packets to the outside keep the container's address.")
     ] = False,
-    ipam: Annotated[str, typer.Option(metavar="block|exact", help="How addresses are arbitrated.")] = "block",
+    ipam: Annotated[
+        str, typer.Option(metavar="block|exact", help="How hosts get addresses: in blocks, or one by one.")
+    ] = "block",
     expose: Annotated[
         list[str],
-        typer.Option(metavar="RUNTIME", help="Make it docker's, podman's or cni's network too, on every host."),
+        typer.Option(
+            metavar="RUNTIME", help="Expose it to docker, podman or cni as their network, on every host."
+        ),
     ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
@@ -94,14 +101,14 @@ def create(
 
 
 def _check_word(network: str, option: str, word: str, known: Sequence[str]) -> None:
-    """Raise Invalid, with the network and the option, for a word that it does not take."""
+    """Raise Invalid with the network and the option for a word that the option does not accept."""
     if word not in known:
         choices = f"give {', '.join(known[:-1])} or {known[-1]}"
         raise Invalid(f"create network {network}: {option} {word!r} is unknown", choices)
 
 
 def _warn(network: dict[str, Any]) -> None:
-    for words in network.get("warnings", ()):  # an agent that still runs may be older
+    for words in network.get("warnings", ()):  # a running agent may be older
         say(f"warning: network {network['name']}: {words}", sys.stderr)
 
 
@@ -138,7 +145,7 @@ def _flags(network: dict[str, Any]) -> str:
 
 @app.command()
 def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show one network, with what it is allowed to reach."""
+    """Show one network, with the networks that it may reach."""
     network = Client(socket).call("GET", f"/v1/networks/{quote(name)}")
     if output is Format.JSON:
         as_json(network)
@@ -154,7 +161,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
             *_migration(network),
             ("pools", joined(network["pools"])),
             ("gateways", joined(network["gateways"])),
-            ("data path", network.get("data_path", "")),  # an agent that still runs may be older
+            ("data path", network.get("data_path", "")),  # a running agent may be older
             ("mtu", _mtu(network)),
             ("masquerade", "yes" if network["masquerade"] else "no"),
             ("internal", "yes" if network["internal"] else "no"),
@@ -174,7 +181,7 @@ def _migration(network: dict[str, Any]) -> list[tuple[str, str]]:
         words += [f"this host sends to it by {one['sends']}"] if one["sends"] else []
         words += ["switched" if one["switched"] else "not switched"]
         if not one["alive"]:
-            words.append("its agent is silent" if one["alive"] is False else "whether its agent lives is not known")
+            words.append("its agent is silent" if one["alive"] is False else "its agent's liveness is unknown")
         found.append((f"host {one['host']}", "; ".join(words)))
     return found
 
@@ -196,7 +203,7 @@ def migrate(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Change the way by which a network crosses hosts, while it is in use; --backend OLD goes back meanwhile."""
+    """Change a network's backend while it is in use; meanwhile --backend OLD goes back."""
     body = {"backend": backend, "options": pairs(opt, "--opt")}
     network = Client(socket).call("POST", f"/v1/networks/{quote(name)}/migration", body)
     if output is Format.JSON:
@@ -208,7 +215,7 @@ def migrate(
     else:
         say(
             f"network {name} migrates from {network['backend']} to {backend}, and can go back until it is done; "
-            f"`linkspan network show {name}` tells which hosts have not switched"
+            f"`linkspan network show {name}` lists the hosts that have not switched"
         )
 
 
@@ -220,7 +227,10 @@ def update(
         int, typer.Option(metavar="N", help="The new MTU, of running containers too.", show_default=False)
     ] = 0,
     opt: Annotated[
-        list[str], typer.Option("--opt", metavar="KEY=VALUE", help="As it is already: only a migration changes them.")
+        list[str],
+        typer.Option(
+            "--opt", metavar="KEY=VALUE", help="Refused if it differs: only a migration changes options."
+        ),
     ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
@@ -244,13 +254,13 @@ def delete(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Delete a network; refused while it has endpoints."""
+    """Delete a network; refuse if it has endpoints."""
     gone = Client(socket).call("DELETE", f"/v1/networks/{quote(name)}{'?force' if force else ''}")
     if output is Format.JSON:
         as_json(gone)
         return
     print(f"network {name} is deleted")
-    cut = gone.get("cut_off", [])  # an agent that still runs may be older
+    cut = gone.get("cut_off", [])  # a running agent may be older
     if cut:
         say(f"cut off: {joined(map(_cut_off, cut))}")
     for engine in sorted({one["engine"] for one in cut if one["engine"]}):
@@ -264,7 +274,7 @@ def _cut_off(one: dict[str, str]) -> str:
 def _allowance(source: str, target: str, port: str) -> dict[str, object]:
     number, _, protocol = port.partition("/")
     if port and (not number.isdigit() or protocol not in ("", "tcp", "udp", "sctp")):
-        raise typer.BadParameter(f"{port!r} is not PORT/PROTOCOL, 80/tcp for example", param_hint="--port")
+        raise typer.BadParameter(f"{port!r} is not PORT/PROTOCOL, for example 80/tcp", param_hint="--port")
     return {
         "source": source,
         "target": target,
@@ -273,9 +283,9 @@ def _allowance(source: str, target: str, port: str) -> dict[str, object]:
     }
 
 
-Source = Annotated[str, typer.Argument(metavar="A", help="Whose endpoints open connections.")]
-Target = Annotated[str, typer.Argument(metavar="B", help="To whose endpoints.")]
-AllowedPort = Annotated[str, typer.Option("--port", metavar="80/tcp", help="To this port only.")]
+Source = Annotated[str, typer.Argument(metavar="A", help="Network whose endpoints open connections.")]
+Target = Annotated[str, typer.Argument(metavar="B", help="Network of the destination.")]
+AllowedPort = Annotated[str, typer.Option("--port", metavar="80/tcp", help="Only to this port.")]
 
 
 @app.command()
@@ -286,7 +296,7 @@ def allow(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Let endpoints of A open connections to those of B; answers come back by themselves."""
+    """Let endpoints of A open connections to those of B; replies need no second allowance."""
     allowance = Client(socket).call("POST", "/v1/allowances", _allowance(source, target, port))
     as_json(allowance) if output is Format.JSON else print(
         f"{source} may reach {target}{f' on {port}' if port else ''}"
@@ -301,6 +311,6 @@ def disallow(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Take an allowance back; connections that are open stay open."""
+    """Remove an allowance; open connections stay open."""
     allowance = Client(socket).call("DELETE", "/v1/allowances", _allowance(source, target, port))
     as_json(allowance) if output is Format.JSON else print(f"{source} may no longer reach {target}")

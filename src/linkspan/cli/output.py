@@ -1,4 +1,4 @@
-"""What commands print: tables for people (plain where stdout is no terminal), JSON for scripts."""
+"""Output of commands: tables for people (plain if stdout is no terminal), JSON for scripts."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def as_json(value: object) -> None:
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Return how many cells a line of a terminal has (stdout's, or another stream's), 0 where it is none."""
+    """Return how many cells a terminal's line has (stdout's, or another stream's), 0 if it is no terminal."""
     return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else 0
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print rows as a table that fits the terminal, else in plain columns; ``empty`` is said where there is none."""
+    """Print rows as a table that fits the terminal, else in plain columns; print ``empty`` if there are none."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         say(empty)
@@ -65,7 +65,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
 
 
 def details(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one a line, in two columns; on a terminal values wrap between words."""
+    """Print names and values, one per line, in two columns; on a terminal values wrap between words."""
     shown = [(name, str(value)) for name, value in pairs if value not in ("", None)]
     longest = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
@@ -93,9 +93,9 @@ _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def moment(text: str, option: str) -> float:
-    """Return the time (seconds since the epoch) that an option names: 90s, 10m, 2h, 3d ago, or a date and time.
+    """Return the time (seconds since the epoch) of an option: 90s, 10m, 2h, 3d ago, or a date and time.
 
-    A time alone is today's; without a zone it is this machine's.
+    A time without a date is today's; without a zone it is this machine's.
     """
     if ago_ := re.fullmatch(r"(\d+) ?(s|m|min|h|d)(?: ago)?", text.strip()):
         return time.time() - int(ago_[1]) * _UNITS[ago_[2]]
@@ -111,7 +111,7 @@ def moment(text: str, option: str) -> float:
 
 
 def joined(values: Iterable[Any]) -> str:
-    """Return values joined by commas, "-" where there is none."""
+    """Return values joined by commas, "-" if there are none."""
     return ", ".join(str(v) for v in values) or "-"
 
 
@@ -121,7 +121,7 @@ def split(values: Sequence[str] | None) -> list[str]:
 
 
 def pairs(values: Sequence[str] | None, option: str, form: str = "KEY=VALUE") -> dict[str, str]:
-    """Return KEY=VALUE options as a dictionary; a usage error where one has no ``=``."""
+    """Return KEY=VALUE options as a dictionary; a usage error if one has no ``=``."""
     found = {}
     for value in values or ():
         key, sign, word = value.partition("=")
@@ -133,7 +133,7 @@ def pairs(values: Sequence[str] | None, option: str, form: str = "KEY=VALUE") ->
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
-    """Tell on stderr what is being done, and how long it took."""
+    """Report on stderr what is being done, and how long it took."""
     begun = time.monotonic()
     on_terminal = sys.stderr.isatty()
     if on_terminal:

@@ -1,4 +1,4 @@
-"""`linkspan plan` and `diff`: what this host should have, and what of it is otherwise."""
+"""`linkspan plan` and `diff`: the desired state of this host, and its drift."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class PlanFormat(enum.StrEnum):
 
 
 def plan(
-    network: Annotated[str, typer.Option(metavar="N", help="Only of this network.")] = "",
+    network: Annotated[str, typer.Option(metavar="N", help="Only this network.")] = "",
     output: Annotated[
         PlanFormat,
         typer.Option("--output", "-o", metavar="commands|table|json", help="Commands to type, a table, or JSON."),
     ] = PlanFormat.COMMANDS,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show every object that this host should have, as the command that makes it, with its reason."""
+    """Show every desired object of this host, as the command that makes it, with its reason."""
     lines = Client(socket).call("GET", f"/v1/plan?network={quote(network)}")
     if output is PlanFormat.JSON:
         as_json(lines)
@@ -48,17 +48,19 @@ def plan(
 
 
 _NOT_MENDED = (
-    "inside a container linkspan puts nothing back, because what a container does there is its own: restart the "
-    "container, detach and attach it, or type what `linkspan plan` shows; an agent that starts puts what is missing"
+    "linkspan repairs nothing inside a running container, because the container may change its own "
+    "network: restart the "
+    "container, detach and attach it, or type what `linkspan plan` shows; an agent that starts adds what is missing"
 )
 _FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
-"""What an object is now, by what mending would call the change."""
+"""State of an object now, by the repair's word for the change."""
 
 
 def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show what differs between should and is, on the host and inside containers; exit 3 where anything does.
+    """Show drift: objects that differ from their desired state, on the host and in containers; exit 3 if any do.
 
-    linkspan puts back what differs on the host. Inside a container it puts nothing back, and `status` does not look.
+    linkspan repairs drift on the host. It repairs nothing inside a container, and `status` does not look
+    there.
     """
     found = Client(socket).call("GET", "/v1/diff")
     if output is Format.JSON:
@@ -78,7 +80,7 @@ def _show_differences(found: dict[str, Any]) -> None:
     inside = sorted((row for row in every if row[0]), key=lambda row: row[0])
     on_host = [row[1:] for row in every if not row[0]]
     if on_host or not inside:
-        table(("to do", "kind", "key", "it is"), on_host, "no difference: all is as it should be")
+        table(("to do", "kind", "key", "it is"), on_host, "no drift: this host matches its desired state")
     if on_host and inside:
         print()
     if inside:

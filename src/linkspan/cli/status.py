@@ -34,14 +34,14 @@ from linkspan.core.escapes import escaped
 
 
 def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show agent, store, networks, drift, peers that are not reached, and the last repairs; exit 3 unless all is well.
+    """Show agent, store, networks, drift, unreachable peers, and the last repairs; exit 3 if there is a problem.
 
-    Another host whose agent is silent is shown, and is no fault of this host: it alone does not make it 3.
-    What somebody changes inside a container is not looked at: `linkspan diff` shows it.
+    A silent agent on another host is shown, but is no problem of this host and does not cause exit 3.
+    `status` does not look inside containers: `linkspan diff` does.
     """
     found = Client(socket).call("GET", "/v1/status")
     as_json(found) if output is Format.JSON else _show_status(found)
-    if not found.get("ok", True):  # an agent that still runs may be older
+    if not found.get("ok", True):  # a running agent may be older
         raise typer.Exit(NOT_WELL)
 
 
@@ -59,13 +59,13 @@ def _show_status(found: dict[str, Any]) -> None:
     if waits:
         say(f"  the agent waits: {waits}")
     for words in found["drift"]:
-        say(f"  cannot mend: {words}")
+        say(f"  cannot repair: {words}")
     for words in _of_store(store):
         say(f"  store: {words}")
-    for one in found.get("gone", ()):  # an agent that still runs may be older
+    for one in found.get("gone", ()):  # a running agent may be older
         say(
             f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "
-            f"it is detached in {one['detached_in']:.0f} s, if its runtime does not do so"
+            f"the agent detaches it in {one['detached_in']:.0f} s, unless its runtime does"
         )
     for words in _of_journal(found):
         print(f"  {words}")
@@ -79,15 +79,15 @@ def _show_status(found: dict[str, Any]) -> None:
     if found["disputes"]:
         print()
         disputes(found["disputes"])
-    if failing := found.get("records"):  # an agent that still runs may be older
+    if failing := found.get("records"):  # a running agent may be older
         print()
         lines = [(one["key"], one["host"] or "-", one["why"]) for one in failing]
         table(("record not used", "host", "why"), lines, "")
     if found["unreachable"]:
         print()
         lines = [(one["host"], one["network"] or "-", one["why"]) for one in found["unreachable"]]
-        table(("not well: host", "network", "why"), lines, "")
-    for one in found.get("namesakes", ()):  # an agent that still runs may be older
+        table(("problem: host", "network", "why"), lines, "")
+    for one in found.get("namesakes", ()):  # a running agent may be older
         print()
         say(f"{namesakes.told(one['name'], one['ids'])}; {namesakes.FIX}")
     if found["bgp"]["down"]:
@@ -96,15 +96,15 @@ def _show_status(found: dict[str, Any]) -> None:
         table(("BGP session down: peer", "state", "why"), downs, "")
     for one in found["bgp"].get("limited", ()):
         say(f"BGP peer {one['peer']}: {one['why']}; {one['fix']}")
-    if (active := found.get("controller")) is not None:  # an agent that still runs may be older, and not know it
-        what = f"{active} is active; `linkspan controller status`, where it runs, shows the switches"
-        none = "none is active: what runs goes on, and switches learn of nothing new; `linkspan controller` starts one"
+    if (active := found.get("controller")) is not None:  # a running agent may be older, and not have it
+        what = f"{active} is active; `linkspan controller status` on its machine shows the switches"
+        none = "none is active: traffic continues, and switches learn nothing new; `linkspan controller` starts one"
         print()
         say(f"controller: {what if active else none}")
     if found["heals"]:
         print()
         table(
-            ("mended", "object", "key", "what"),
+            ("repaired", "object", "key", "what"),
             [(f"{ago(h['at'])} ago", h["kind"], h["key"], h["what"]) for h in found["heals"][-10:]],
             "",
         )
@@ -113,10 +113,10 @@ def _show_status(found: dict[str, Any]) -> None:
 
 
 def _store(store: dict[str, Any]) -> str:
-    """Return where the store is and how it is, with when it last answered where it does not now."""
+    """Return the store's place and state, and when it last answered if it does not answer now."""
     words = [store["url"].partition("?")[0]]
     if not store["ok"]:
-        words.append(store.get("state", "not well"))
+        words.append(store.get("state", "not ok"))
     if store.get("state") == "away":
         answered = store["answered"]
         words.append("no answer since the agent started" if answered is None else f"last answer {ago(answered)} ago")
@@ -130,16 +130,16 @@ def _of_store(store: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_journal(found: dict[str, Any]) -> Iterator[str]:
-    """Yield what the journal did not know at the agent's start; an agent that still runs may be older."""
+    """Yield what the journal had lost at the agent's start; a running agent may be older."""
     rebuilt = found.get("rebuilt", {"endpoints": 0, "unnamed": []})
     if rebuilt["endpoints"]:
         many = counted(rebuilt["endpoints"], "endpoint")
         verb = "was" if rebuilt["endpoints"] == 1 else "were"
         yield f"{rebuilt['why']}: {many} {verb} rebuilt from the store and the kernel"
     for name in rebuilt["unnamed"]:
-        yield f"{name}: the id of its container is not known; its runtime's next call, or `attach` of it, tells"
+        yield f"{name}: its container's id is unknown; its runtime's next call, or `attach`, provides it"
     for one in found.get("orphans", ()):
-        yield f"{one['what']} is nobody's, and is removed in {one['removed_in']:.0f} s"
+        yield f"{one['what']} is an orphan, and is removed in {one['removed_in']:.0f} s"
 
 
 def events(
@@ -147,7 +147,7 @@ def events(
     since: Annotated[
         str, typer.Option(metavar="TIME", help="Only since 90s, 10m, 2h or 3d ago, 20:15 or 2026-01-31 20:15.")
     ] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new events until interrupted.")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`linkspan trace`: a packet's way, hop by hop."""
+"""`linkspan trace`: a packet's path, hop by hop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
 from linkspan.core.errors import Invalid
 
-_WHO = "A container's name (or one that DNS answers) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
+_WHO = "Container name (or DNS name) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
 Target = Annotated[str, typer.Argument(metavar="DST", help=_WHO)]
 
@@ -21,17 +21,17 @@ Target = Annotated[str, typer.Argument(metavar="DST", help=_WHO)]
 def trace(
     source: Source,
     target: Target,
-    port: Annotated[str, typer.Option(metavar="N/tcp", help="A connection to this port; else a ping.")] = "",
+    port: Annotated[str, typer.Option(metavar="N/tcp", help="Trace a connection to this port; default: a ping.")] = "",
     live: Annotated[
         bool, typer.Option("--live", help="Send one packet, and show where it was seen.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show a packet's way, hop by hop and back: reachable, broken at a hop, or not known because.
+    """Show a packet's path, hop by hop and back: reachable, broken at a hop, or unknown with the reason.
 
-    Where the walk alone does not tell, root's trace sends a packet too, as with --live. Exit 3 unless it is reachable.
-    Outside the cluster nobody can be asked, so there only a packet that is answered tells.
+    If the walk alone cannot decide, root's trace also sends a packet, as with --live. Exit 3 unless
+    reachable. Nobody can be asked outside the cluster, so there only an answered packet proves reachability.
     """
     query = urlencode({"source": source, "target": target, "port": port})
     found, live = _traced(Client(socket), f"/v1/trace?{query}", live)
@@ -52,7 +52,7 @@ def trace(
         elif found["verdict"] == "broken":
             say(f"broken at {found['broken_at']}: {found['reason']}")
         else:
-            say("not known whether it is reachable, and packets may pass all the same:")
+            say("unknown whether it is reachable; packets may pass nevertheless:")
             for one in found["unknown"]:
                 say(f"  at {one['at']}: {one['why']}")
     if not found["reachable"]:
@@ -60,16 +60,16 @@ def trace(
 
 
 def _traced(client: Client, url: str, live: bool) -> tuple[dict[str, Any], bool]:
-    """Return the trace, and whether a packet was sent for it: asked for by ``live``, or because the walk needs it."""
+    """Return the trace, and whether a packet was sent for it: ``live`` asked for it, or the walk needs it."""
     if live:
         return client.call("POST", url), True
     found = client.call("GET", url)
     if found["verdict"] != "unknown" or os.geteuid():
         return found, False
     try:
-        with step("the walk alone does not tell: one packet is sent"):
+        with step("the walk alone cannot decide: sending one packet"):
             return client.call("POST", url), True
-    except Invalid:  # from there, or by this protocol, none can be sent
+    except Invalid:  # no packet can be sent from there, or with this protocol
         return found, False
 
 

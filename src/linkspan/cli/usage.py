@@ -1,7 +1,8 @@
-"""Wrong usage in our words: what was typed, why it is no command of ours, and what was probably meant.
+"""Usage errors in linkspan's words: what was typed, why it is wrong, and what was probably meant.
 
-The library that parses the command line has words of its own, which change with its version. All of them come through
-here, so that wrong usage reads as every other error does: one line, exit code 2, and an object with `-o json`.
+The library that parses the command line has words of its own, which change with its version. All of them are
+translated here, so that usage errors look like every other error: one line, exit code 2, and an object with
+`-o json`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from linkspan.core.errors import LinkspanError
 
-# The library's base classes, which it does not export: every usage error, and every error that it shows itself.
+# The library's base classes, which it does not export: all usage errors, and all errors that it shows itself.
 USAGE_ERROR, SHOWN_ERROR = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
 
 VERBS = {
@@ -34,7 +35,7 @@ VERBS = {
     **dict.fromkeys(("run", "enter", "ssh"), ("exec", "shell")),
     **dict.fromkeys(("verify", "audit"), ("check", "test")),
 }
-"""Other programs' verbs, and ours for the same, of which a group of commands may have one."""
+"""Other programs' verbs, and our equivalents, of which a group of commands may have one."""
 
 PHRASES = {
     "linkspan": {
@@ -63,7 +64,7 @@ PHRASES = {
     "linkspan cluster": {"members": "host list", "nodes": "host list", "status": "cluster show"},
     "linkspan host": {"status": "host show", "drained": "host drain"},
 }
-"""Where other words are usual, or where another group has the command: by the group, the word, and the command."""
+"""Usual words for commands that have another name or group here: by the group, the word, and the command."""
 
 OPTIONS = {
     **dict.fromkeys(("--subnet", "--cidr", "--ip-range", "--range", "--prefix"), ("--pool", "--add-pool", "--ip")),
@@ -85,22 +86,22 @@ OPTIONS = {
     **dict.fromkeys(("--cluster",), ("--lab", "--store")),
     **dict.fromkeys(("--verify", "--simulate", "--check"), ("--dry-run",)),
 }
-"""Other programs' options, and ours, of which a command may have one."""
+"""Other programs' options, and our equivalents, of which a command may have one."""
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 class UsageFault(LinkspanError):
-    """What was typed is no command of linkspan's: exit code 2."""
+    """The typed words are no command of linkspan: exit code 2."""
 
     code = "usage"
 
 
 class Commands(TyperGroup):
-    """A group of commands that says which one was probably meant."""
+    """A group of commands that suggests the command that was probably meant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command. Raises UsageFault where there is none."""
+        """Find the command. Raises UsageFault if there is none."""
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             path, word = ctx.command_path, args[0]
             raise UsageFault(f"there is no command `{path} {word}`", self._meant(path, word, args[1:]))
@@ -116,7 +117,7 @@ class Commands(TyperGroup):
         verbs = [verb for verb in VERBS.get(word.lower(), ()) if verb in own]
         close = verbs[:1] or difflib.get_close_matches(word.lower(), own, n=2, cutoff=0.6)
         found = [f"{path} {name}" for name in close]
-        if not found and path == root:  # a verb alone: every group that has it
+        if not found and path == root:  # a verb without a group: every group that has it
             groups = {name: group.commands for name, group in own.items() if isinstance(group, TyperGroup)}
             found = [f"{path} {name} {word}" for name, commands in groups.items() if word in commands]
         return _question(found) if found else f"`{path} --help` shows the commands"
@@ -130,7 +131,7 @@ def fault(error: Any, words: Sequence[str]) -> UsageFault:
     """Return the library's usage ``error`` in our words; ``words`` are those of the command line."""
     context = error.ctx
     path = context.command_path if context is not None else "linkspan"
-    help_ = f"`{path} --help` shows what may be given"
+    help_ = f"`{path} --help` shows the options and arguments"
     kind = type(error).__name__
     param = getattr(error, "param", None)
     if kind == "NoSuchOption":
@@ -141,7 +142,7 @@ def fault(error: Any, words: Sequence[str]) -> UsageFault:
         return UsageFault(f"option {error.option_name} needs a value", "the command's --help shows its form")
     if error.message.startswith("Got unexpected extra argument"):
         extra = error.message.partition("(")[2].rpartition(")")[0].removeprefix("s) (")
-        return UsageFault(f"`{path}`: {extra!r} is one word too many", f"write `{_usage(context)}`")
+        return UsageFault(f"`{path}`: {extra!r} is one argument too many", f"write `{_usage(context)}`")
     if isinstance(error, typer.BadParameter):
         hint = error.param_hint or (_name(param) if param is not None else "")
         name = hint if isinstance(hint, str) else " or ".join(hint)
@@ -151,7 +152,7 @@ def fault(error: Any, words: Sequence[str]) -> UsageFault:
 
 
 def _option(error: Any, words: Sequence[str]) -> str:
-    """Return which option was meant, '' where nobody can guess."""
+    """Return a hint with the option that was probably meant, '' if there is none."""
     name = error.option_name
     own = [opt for one in error.ctx.command.params if not getattr(one, "hidden", False) for opt in one.opts]
     meant = [one for one in OPTIONS.get(name, ()) if one in own][:1]
@@ -164,7 +165,7 @@ def _option(error: Any, words: Sequence[str]) -> str:
 
 
 def _value(option: str, words: Sequence[str]) -> str:
-    """Return the number that was given with an option, '' where none was."""
+    """Return the number given with an option, '' if there is none."""
     for number, word in enumerate(words):
         name, sign, value = word.partition("=")
         if name == option:
@@ -174,11 +175,11 @@ def _value(option: str, words: Sequence[str]) -> str:
 
 
 _NUMBERS = {"is not a valid integer": "is not a whole number", "is not a valid float": "is not a number"}
-"""What the library itself says, in versions that use no validator, and what we say."""
+"""The library's own messages, in versions without a validator, and ours."""
 
 
 def _wrong(error: Any) -> str:
-    """Return why a value is refused; a validator's own words are replaced by what was given and what it must be."""
+    """Return why a value is refused; replace a validator's words by the given and the allowed values."""
     details = getattr(error.__cause__, "errors", None)
     if not callable(details):
         text = str(error.message).rstrip(".")
@@ -201,7 +202,7 @@ def _name(param: Any) -> str:
 
 
 def _usage(context: Any) -> str:
-    """Return the shortest command line that is right."""
+    """Return the shortest correct command line."""
     return " ".join((context.command_path, *_pieces(context.command.params)))
 
 
@@ -214,14 +215,14 @@ def _pieces(params: Iterable[Any]) -> Iterator[str]:
 
 
 def _shown(param: Any) -> str:
-    """Return an argument as a usage line has it everywhere: NAME, or [NAME] where it may be left out."""
+    """Return an argument as every usage line shows it: NAME, or [NAME] if it is optional."""
     name = _metavar(param)
     name += "..." if param.nargs != 1 and not name.endswith("...") else ""
     return name if param.required else f"[{name}]"
 
 
 def tidy(command: Any) -> None:
-    """Let a command's help, and that of all below it, show flags without a type and arguments by their names."""
+    """Make help show flags without a type and arguments by their names, for a command and all below it."""
     context = typer.Context(command, info_name=command.name, help_option_names=["-h", "--help"])
     for param in (*command.params, command.get_help_option(context)):
         if isinstance(param, TyperOption) and param.is_flag:

@@ -1,4 +1,4 @@
-"""Who gets which address: from this host's own blocks in memory, or exactly, by the store's one arbiter."""
+"""Address allocator: from this host's own blocks in memory, or exact addresses through the store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RACES = 16
 
 
 def crosses(network: Network) -> bool:
-    """Tell whether a network crosses hosts, so that addresses belong to blocks of hosts."""
+    """Return whether a network crosses hosts, so that addresses belong to blocks of hosts."""
     return backend(network.backend).crosses_hosts
 
 
@@ -43,9 +43,9 @@ class Allocator:
         stalled: Callable[[], str],
         owed: Callable[[set[str]], None],
     ) -> None:
-        """``stalled`` tells why no address may be given now, '' where one may.
+        """Take ``stalled``, which returns why no address may be given now, '' if one may.
 
-        ``owed`` is called with the keys of exact addresses whose release the store did not take.
+        ``owed`` is called with the keys of exact addresses whose release the store refused.
         """
         self._networks = networks
         self._leases = leases
@@ -66,7 +66,7 @@ class Allocator:
         self.refresh()
 
     def refresh(self) -> None:
-        """Follow networks, leases and reservations; what a block has given stays given."""
+        """Follow networks, leases and reservations; addresses already given stay in use."""
         wanted: dict[tuple[str, Prefix], Network] = {}
         for network in self._networks.all():
             for block in self._own(network):
@@ -113,11 +113,11 @@ class Allocator:
         return {a for a in map(prefix, lease.addresses if lease else ()) if block.holds(a.single())}
 
     def doubt(self, link: str) -> None:
-        """Take note of a container's link whose addresses are in use and not known."""
+        """Record a container's link whose addresses are in use but unknown."""
         self._blind.add(link)
 
     def trust(self, link: str) -> None:
-        """Take note that a link's addresses are known, or that it is gone."""
+        """Record that a link's addresses are known, or that it is gone."""
         self._blind.discard(link)
 
     def blocks(self, name: str, family: int = 0) -> list[Block]:
@@ -131,10 +131,10 @@ class Allocator:
     async def allocate(
         self, network: Network, request: AttachRequest, families: Collection[int] = (4, 6)
     ) -> list[Allocation]:
-        """Give the addresses asked for, and of each other family that the network has the next free one.
+        """Allocate the requested addresses, and the next free one of each other family of the network.
 
-        Of ``families`` only. Nothing stays taken where one of them fails.
-        Raises Conflict, Invalid, Exhausted or Unavailable.
+        Of ``families`` only. If one of them fails, all are released. Raises Conflict, Invalid, Exhausted or
+        Unavailable.
         """
         host = self._leases.host
         if host.settings.get("drained"):
@@ -171,7 +171,7 @@ class Allocator:
         except Conflict as error:  # a claim bears what its runtime called it at first, which may be no name
             if whose := self._published.holder(network.name, address):
                 raise Conflict(
-                    f"address {address.address} is held by {whose}",
+                    f"address {address.address} is in use by {whose}",
                     "choose another, or detach that one first",
                 ) from error
             raise
@@ -190,7 +190,7 @@ class Allocator:
         self._refuse_unusable(network, address)
         if whose := self._disputes.elsewhere(network.name, block_of(network, address)).get(address.single()):
             raise Conflict(
-                f"address {address.address} is held by {whose}", "choose another, or detach that one first"
+                f"address {address.address} is in use by {whose}", "choose another, or detach that one first"
             )
         identity = request.labels.get(IDENTITY, "")
         await self._leases.take(network, address, request.id, request.ifname, identity)
@@ -205,7 +205,7 @@ class Allocator:
             )
         if whose := self._elsewhere.get((name, block.pool), {}).get(address.single()):
             raise Conflict(
-                f"address {address.address} is held by {whose}", "choose another, or detach that one first"
+                f"address {address.address} is in use by {whose}", "choose another, or detach that one first"
             )
 
     def _refuse_unusable(self, network: Network, address: Prefix) -> None:
@@ -261,7 +261,7 @@ class Allocator:
         )
 
     def _free_exact(self, network: Network, family: int) -> Iterator[Prefix]:
-        """Yield candidates: those that nobody ever held, from a place of this host's own, then those that cooled."""
+        """Yield candidates: first those never in use, from a place of this host's own, then those past cool-down."""
         records = self._leases.exact(network.name)
         owners = self._leases.blocks(network.name)
         reserved = [prefix(r.cidr) for r in self._networks.reservations if r.network == network.name]
@@ -297,9 +297,9 @@ class Allocator:
         yield from (address for _, address in sorted(cooled))
 
     async def release(self, name: str, addresses: Iterable[Prefix]) -> None:
-        """Take addresses back; they cool from now on. Where the store does not take an exact one it is ``owed``.
+        """Release addresses; their cool-down begins now. If the store refuses an exact one, it is ``owed``.
 
-        Raises Unavailable then, after all were taken back that could be.
+        Then raises Unavailable, after releasing all others.
         """
         failed: Unavailable | None = None
         for address in addresses:
@@ -316,7 +316,7 @@ class Allocator:
             raise failed
 
     def restore(self, endpoint: Endpoint) -> None:
-        """Put back what an endpoint holds. Raises Conflict, and holds nothing, where another holds it."""
+        """Put back an endpoint's addresses. Raises Conflict, and reserves nothing, if another endpoint has one."""
         held: list[Prefix] = []
         try:
             for address in endpoint.prefixes:
@@ -327,7 +327,7 @@ class Allocator:
             raise
 
     def hold(self, name: str, address: Prefix, holder: str) -> None:
-        """Give an address to nobody else, because it is in use. Raises Conflict where another holds it."""
+        """Reserve an address because it is in use. Raises Conflict if another endpoint has it."""
         block = self._block_holding(name, address)
         if block is not None:
             block.restore(address.single(), holder)
@@ -353,9 +353,9 @@ class Allocator:
 
 
 def _cool(record: AddressRecord, cooldown: float) -> bool:
-    """Tell whether a released address has cooled; its time is the wall clock's, for all hosts count it.
+    """Return whether a released address is past its cool-down, by the wall clock, because all hosts compare it.
 
-    One that lies far ahead was written by a clock that was wrong, here or there, and says nothing.
+    A time far ahead comes from a wrong clock, here or there, and means nothing.
     """
     waited = time.time() - record.at
     return waited >= cooldown or waited < -cooldown

@@ -1,6 +1,7 @@
-"""Blocks of addresses: which one an address is of, which are free, and which of two claims was made first; pure.
+"""Blocks of addresses: the block of an address, free blocks, and the earlier of two claims; pure.
 
-Every address belongs to a block of the network's subnet length. A block's record says who owns it (``records``).
+Every address belongs to a block of the network's subnet length. A block's record names its owner
+(``records``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def block_of(network: Network, address: Prefix) -> Prefix:
 
 
 def is_block(network: Network, block: Prefix) -> bool:
-    """Tell whether a prefix is a block of the network: it has the length of blocks, and lies in a pool."""
+    """Return whether a prefix is a block of the network: it has the length of blocks, and is in a pool."""
     try:
         return block_of(network, block) == block
     except NotFound:
@@ -35,9 +36,9 @@ def is_block(network: Network, block: Prefix) -> bool:
 
 
 def is_strange(network: Network, block: Prefix) -> bool:
-    """Tell whether a host cannot have claimed a prefix of its lease: it overlaps a pool, and is no block of that.
+    """Return whether a host cannot have claimed a prefix in its lease: it overlaps a pool, and is no block of it.
 
-    One beside all pools may be of a pool that a store does not know after a restore; its host keeps it.
+    A prefix outside all pools may be of a pool that a restored store does not have; its host keeps it.
     """
     return not is_block(network, block) and any(pool.overlaps(block) for pool in network.prefixes)
 
@@ -62,10 +63,11 @@ def candidates(pool: Prefix, length: int, host: str, taken: set[Prefix]) -> Iter
 
 
 def earlier(mine: BlockRecord | AddressRecord | None, found: BlockRecord | AddressRecord, host: str) -> bool:
-    """Tell whether this host's claim was made before the one that the store has in its place.
+    """Return whether this host's claim was made before the one that the store has in its place.
 
-    A claim is made only where there is none. So the store had lost ours when ``found`` was made, which is the later
-    one then, whatever any clock says. Only where the store lost both, the times decide; and what was decided stays.
+    A claim is made only if there is none. So the store had lost ours when ``found`` was made, which is
+    therefore the later one, whatever any clock says. Only if the store lost both, the times decide; and a
+    decision is final.
     """
     if found.over == host:
         return False

@@ -1,4 +1,4 @@
-"""What an agent begins with: records. Without any, all that stands on its host would be nobody's, and be taken away."""
+"""Bootstrap: wait for records. Without them the first resync would delete everything on this host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AGAIN = 1.0
 
 
 async def known(replica: Replica, waiting: AbstractAsyncContextManager[None]) -> None:
-    """Return when there are records, or the store has told that it has none; ``waiting`` is entered meanwhile."""
+    """Return when there are records, or the store has confirmed that it has none; ``waiting`` is entered meanwhile."""
     if _known(replica):
         return
     said = ""

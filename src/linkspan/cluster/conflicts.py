@@ -1,10 +1,11 @@
-"""Blocks that two hosts claim, as after a restore of the store from a backup: who has lost, and what becomes of it.
+"""Conflicts: blocks that two hosts claim, as after a restore of the store, with the winner and the consequences.
 
-A lease lists the blocks that its host has claimed, and a block's record names the one owner. Where they differ the
-lease's host is the loser, and every host sees that by itself. A loser's block is frozen: no address is given from it
-any more, and its running containers keep theirs. The routes of the block lead to the owner, and the loser's containers
-are reached one by one, but for those whose address a container of the owner has too. When the last of them is gone
-the loser lets the block go. It has claimed another one meanwhile, for the host itself and for new containers.
+A lease lists the blocks that its host has claimed, and a block's record names the one owner. If they differ,
+the lease's host is the loser, and every host sees that by itself. A loser's block is frozen: the host gives
+no address from it any more, and its running containers keep theirs. The routes of the block lead to the
+owner. The loser's containers are reached one by one, except those whose address a container of the owner also
+has. When the last of them is gone the loser drops the block. It has claimed another one meanwhile, for the
+host itself and for new containers.
 
 The owner gives none of the addresses that the loser's containers have.
 """
@@ -32,7 +33,7 @@ log = logging.getLogger("linkspan.cluster.conflicts")
 
 
 class Dispute(msgspec.Struct, frozen=True):
-    """A block or exact address (``what``) of ``winner``, of which ``loser`` has ``containers`` still, by name.
+    """A block or exact address (``what``) of ``winner``, in which ``loser`` still has ``containers``, by name.
 
     Hosts are ids. ``doubled`` are the addresses that a container of each has.
     """
@@ -46,7 +47,7 @@ class Dispute(msgspec.Struct, frozen=True):
 
 
 class Disputes:
-    """All that are open, as this host sees them."""
+    """All open conflicts, as this host sees them."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Disputes:
         """The (network, host) pairs about which something changed; whoever follows that clears it."""
 
     def look(self, networks: tuple[Network, ...]) -> None:
-        """Look who has lost what now, and tell of what is new."""
+        """Find lost blocks, and report new ones."""
         found: dict[tuple[str, str], dict[str, str]] = {}
         for network in networks:
             for (host, block), owner in self._leases.lost(network.name).items():
@@ -96,13 +97,13 @@ class Disputes:
         return self._lost.get((network, host), {})
 
     def concern(self, key: str) -> bool:
-        """Tell whether a record is an endpoint of a host that has lost a block: then the way to it changes."""
+        """Return whether a record is an endpoint of a host that has lost a block, whose route then changes."""
         return key.startswith(ENDPOINTS) and any(host == key.split("/")[1] for _, host in self._lost)
 
     def astray(self, network: Network, loser: str) -> set[Prefix]:
         """Return the addresses by which containers of a loser in its lost blocks are reached, one by one.
 
-        Not those that the owner has, itself or for a container.
+        They exclude those that the owner itself or one of its containers has.
         """
         name, pools = network.name, network.prefixes
         lost = self.lost_by(name, loser)
@@ -117,7 +118,7 @@ class Disputes:
         return mine - gateways(network)
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
-        """Return the addresses of this host's own block that others' containers have, with whose they are."""
+        """Return the addresses of this host's own block that others' containers have, with their owners."""
         record = self._replica.value(block_key(network, block), BlockRecord)
         if record is None or not record.over:
             return {}
@@ -132,7 +133,7 @@ class Disputes:
         return found
 
     async def settle(self, network: Network) -> None:
-        """Put this host's claims right: those made earlier over the later ones, and let go what is no longer held."""
+        """Correct this host's claims: write earlier ones over later ones, and drop what it no longer has."""
         name, here = network.name, self._leases.host.id
         await self._drop_strange(network)
         await self._claim_again(network)
@@ -171,7 +172,7 @@ class Disputes:
                 await self._replica.write({key: ours}, absent=[key])
 
     async def _drop_strange(self, network: Network) -> None:
-        """Take out of this host's lease what somebody else put in, and the host cannot have claimed."""
+        """Remove from this host's lease what somebody else added, and the host cannot have claimed."""
         async with self._leases.changing:
             lease = self._leases.mine(network.name)
             if lease is None or not any(is_strange(network, block) for block in lease.blocks):

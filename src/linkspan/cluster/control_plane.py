@@ -1,12 +1,13 @@
-"""Where the control plane is, so that rules keep containers from it: the store, the switches and what others name.
+"""Control plane addresses, from which rules keep containers: the store, the switches and what other hosts name.
 
-A host knows the store's endpoints from its own URL, and what etcd's members say of themselves. Each host publishes
-the addresses it knows in its record (``Host.control``): one store has several addresses, and containers of one host
-must not reach it by those that only another host uses. The controller publishes the switches' (``settings/control``).
+A host knows the store's endpoints from its own URL, and what etcd's members say of themselves. Each host
+publishes the addresses it knows in its record (``Host.control``): one store has several addresses, and
+containers of one host must not reach it by those that only another host uses. The controller publishes the
+switches' (``settings/control``).
 
-A name is resolved again every EVERY seconds. Each address that it ever had stays closed, up to MOST: a resolver may
-answer with a part of them, or with none. They are kept in a file, so rules are there before the first container is,
-also where no resolver answers after a start.
+A name is resolved again every EVERY seconds. Each address that it ever had stays closed, up to MOST: a
+resolver may answer with a part of them, or with none. They are kept in a file, so rules are there before the
+first container is, also where no resolver answers after a start.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Control(msgspec.Struct, frozen=True):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """What rules close: places, and ports at every address of this host."""
+    """Targets that rules close: places, and ports at every address of this host."""
 
     places: tuple[Place, ...] = ()
     here: tuple[int, ...] = ()
@@ -77,7 +78,7 @@ def parsed(texts: Iterable[str]) -> list[Place]:
 
 
 def _special(address: str) -> bool:
-    """Tell whether an address means another machine to everybody who reads it, or none at all."""
+    """Return whether an address means another machine to everybody who reads it, or none at all."""
     found = ipaddress.ip_address(address)
     return found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local
 
@@ -101,7 +102,7 @@ async def resolved(services: Iterable[str]) -> dict[str, list[str]]:
 
 
 class ControlPlane:
-    """Looks where the control plane is; ``changed`` is called where anything else is closed by that."""
+    """Finds the control plane; calls ``changed`` if other addresses are closed by that."""
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class ControlPlane:
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, list[str]])
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return {}  # the first start, or spoilt: the first look finds it again
+            return {}  # the first start, or a damaged file: the first search finds them again
 
     def closed(self) -> Closed:
         """Return what is closed now, by what this host knows and what records say."""
@@ -150,7 +151,7 @@ class ControlPlane:
         return found
 
     def _in_pool(self, address: str) -> bool:
-        """Tell whether an address is a container's: no record closes those to each other."""
+        """Return whether an address is a container's: no record closes those to each other."""
         return any(pool.holds(prefix(address)) for network in self._networks.all() for pool in network.prefixes)
 
     def _is_local(self, address: str) -> bool:
@@ -158,7 +159,7 @@ class ControlPlane:
         return address in self._local or found.is_loopback or found.is_unspecified
 
     async def look(self) -> bool:
-        """Look once, and return whether anything changed; what cannot be found out stays as it was."""
+        """Search once, and return whether anything changed; what cannot be found out keeps its value."""
         before = self.closed()
         self._local = await self._addresses()
         found = await resolved(await self._replica.store.services())
@@ -172,7 +173,7 @@ class ControlPlane:
         return self.closed() != before
 
     def _published(self) -> set[Place]:
-        """Return what others are told: where the store is on this host, all addresses by which it may be reached."""
+        """Return what others get: if the store is on this host, all addresses by which it may be reached."""
         own = self._own()
         here = {port for address, port in own if self._is_local(address)}
         every = own | {(address, port) for address in self._local for port in here}
@@ -185,7 +186,7 @@ class ControlPlane:
             log.warning("%s: %s", self._file, error.strerror)
 
     def start(self) -> None:
-        """Begin to look again and again."""
+        """Start to search periodically."""
         self._task = lasting("looking where the control plane is", self._follow)
 
     async def stop(self) -> None:

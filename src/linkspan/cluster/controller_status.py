@@ -1,4 +1,4 @@
-"""What an agent knows of the controller: whether one is active, what is refused without, what it says is not well."""
+"""Controller status for an agent: is one active, what is refused without one, and its problems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOK = "`linkspan controller status`, where it runs, shows switches, links and h
 
 
 def needed(networks: Iterable[Network]) -> bool:
-    """Tell whether any network is carried by devices that a controller programs."""
+    """Return whether devices that a controller programs carry any network."""
     return any(sdn.gateway(way) for network in networks for way in network.ways)
 
 
@@ -28,7 +28,7 @@ def active(replica: Replica) -> str:
 
 
 def require(replica: Replica, network: Network, what: str) -> None:
-    """Refuse, by Unavailable, what would send a network's packets to switches that nobody programs."""
+    """Raise Unavailable for a network whose packets would go to switches that nobody programs."""
     if network.backend == sdn.BACKEND.name and not active(replica):
         raise Unavailable(f"{what} {network.name}: backend sdn needs a controller, and no controller is active", START)
 

@@ -1,7 +1,7 @@
-"""This host's endpoints, told to all: ``endpoints/HOST/ID/IFNAME`` in the store, for lists and traces.
+"""Endpoint records of this host for all others: ``endpoints/HOST/ID/IFNAME`` in the store, for lists and traces.
 
-Written after the attach, by a task of its own: no container waits for the store. The host's journal stays the
-truth; a record that is missing or old is put right when the agent starts, and when the store lost it.
+A task of its own writes them after the attach: no container waits for the store. The host's journal stays
+authoritative; the task corrects missing and old records when the agent starts, and after the store lost them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Published:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Put right whatever differs, and go on."""
+        """Correct all differences, and continue."""
         there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
         self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
         self._wake.set()
@@ -76,19 +76,19 @@ class Published:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def note(self, identity: Identity) -> None:
-        """Remember that an endpoint came, changed or went."""
+        """Remember that an endpoint was added, changed or removed."""
         self.due.add(key_of(self._host, identity))
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look at records of ours that changed: what is not as it should be is put again, what is too much goes."""
+        """Check changed records of ours: put wrong ones again, remove superfluous ones."""
         self._unread |= {key for key in keys if key.startswith(ENDPOINTS)}
         if self.has_own(keys):
             self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
 
     def has_own(self, keys: AbstractSet[str]) -> bool:
-        """Tell whether one of the keys is of an endpoint of this host."""
+        """Return whether one of the keys is of an endpoint of this host."""
         return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
     def others(self, wanted: str = "", network: str = "") -> Iterator[tuple[str, Endpoint]]:
@@ -179,7 +179,7 @@ class Published:
         return found
 
     def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
-        """Return why nothing on this host could be detached by a word: an id or, where it is ``named``, a name."""
+        """Return why nothing on this host could be detached by a word: an id or, if ``named``, a name."""
         name = word.partition("@")[0]
         if mine := meant(name, self._endpoints.values()):
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
@@ -230,10 +230,11 @@ class Published:
 
 
 def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """Return the endpoints that a word means, or NAME@NETWORK.
+    """Return the endpoints that match a word, or NAME@NETWORK.
 
-    An id comes first, then a container's name, then what DNS answers, and then the beginning of an id that a list
-    shows: SHOWN characters of any, or FEWEST of one that an engine made. A name of somebody's is no such beginning.
+    Matches by id come first, then by a container's name, then by what DNS answers, and then by the beginning
+    of an id as shown in lists: SHOWN characters of any, or FEWEST of one that an engine made. Another
+    object's name is no such beginning.
     """
     name, _, network = word.partition("@")
     every = [e for e in endpoints if network in ("", e.network)]

@@ -1,9 +1,10 @@
-"""This host's exact addresses: the store's records are kept equal to what its containers hold.
+"""Exact addresses of this host: keeps the store's records equal to its containers' addresses.
 
-A container that went while the store was away leaves a record behind that still says that it holds the address. So
-nothing is remembered for later: whatever differs is put right, at the agent's start, when a record changed, and again
-after what the store did not take. Another host's claim of an address that a container here holds, never released, was
-made after a restore of the store: the earlier claim wins (``blocks.earlier``), and the loser is named in `status`.
+A container that was removed while the store was away leaves a record that still names it as the owner.
+Nothing is remembered for later: all differences are corrected at the agent's start, when a record changed,
+and again after the store refused a write. If another host claims an address that a container here has and
+never released, that claim was made after a restore of the store: the earlier claim wins (``blocks.earlier``),
+and `status` names the loser.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Identity = tuple[str, str]
 
 
 class Holdings:
-    """Looks at the keys that are ``due``."""
+    """Checks the keys that are ``due``."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Holdings:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look at everything, and go on."""
+        """Check everything, and continue."""
         self.due |= self._replica.under("addresses/").keys() | self._held().keys()
         self._wake.set()
         self._task = lasting("looking after exact addresses", self._follow)
@@ -87,7 +88,7 @@ class Holdings:
         return known or record is None or record.host == self._leases.host.id
 
     def note(self, keys: set[str]) -> None:
-        """Look at these keys soon."""
+        """Check these keys soon."""
         self.due |= keys
         if keys:
             self._wake.set()
@@ -132,7 +133,7 @@ class Holdings:
                 self._wake.set()
 
     def _plain(self, key: str) -> bool:
-        """Tell whether a record says just what is: nearly all do."""
+        """Return whether a record matches the container: nearly all do."""
         record = self._replica.value(key, AddressRecord)
         if record is None or record.host != self._leases.host.id or key in self._replica.displaced:
             return False
@@ -178,7 +179,7 @@ class Holdings:
         return mine if mine.host == self._leases.host.id else None
 
     async def _put(self, key: str, held: Holder, found: AddressRecord | None) -> None:
-        """Say again that a container here holds an address; over another's later claim where there is one."""
+        """Write again that a container here has an address; over another host's later claim if there is one."""
         container, ifname, identity = held
         mine = self._displaced(key)
         at = mine.at if mine else found.at if found and found.host else time.time()

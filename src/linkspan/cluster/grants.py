@@ -1,11 +1,13 @@
-"""What a lease counts for: the part of it that the blocks, the exact addresses and the network's pools bear out.
+"""Grants: the part of a lease that the blocks, the exact addresses and the network's pools confirm.
 
-A host writes its own lease, so a lease is a claim and no proof. A block in it counts where it is a block of the
-network and its record names the lease's host. An address in it counts where it lies in such a block, or is an exact
-address of that host. The rest is left out alone. A block that another host owns is a dispute besides (``conflicts``).
+A host writes its own lease, so a lease is a claim and no proof. A block in it counts if it is a block of the
+network and its record names the lease's host. An address in it counts if it is in such a block, or is an
+exact address of that host. Only the rest is left out. A block that another host owns is also a conflict
+(``conflicts``).
 
-Exact addresses are of blocks that hosts share. After a restore of the store the block of one may have another owner,
-until a host has put the shared block back. So an exact address in an owned block counts, unless the owner has it.
+Exact addresses are in blocks that hosts share. After a restore of the store the block of one may have another
+owner, until a host has restored the shared block. So an exact address in an owned block counts, unless the
+owner has it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 def granted(network: Network, lease: Lease, owned: Owned, holds: Holds, *, own: bool = False) -> Grant:
-    """Return what a lease counts for; ``holds`` tells which exact addresses are its host's.
+    """Return the valid part of a lease; ``holds`` says which exact addresses belong to its host.
 
     In a host's ``own`` lease a block without an owner stays: that host claims it again.
     """

@@ -1,4 +1,4 @@
-"""Settings: each host's own, in its record, those that all hosts have, and the cluster's; checked before writing."""
+"""Settings of hosts: each host's own in its record, those of all hosts, and the cluster's; checked before writing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, 
 
 
 async def change_cluster(replica: Replica, **changes: float) -> ClusterSettings:
-    """Change the cluster's own settings, and nothing of what another host changes of them at the same time."""
+    """Change the cluster's own settings, without losing another host's change made at the same time."""
     return await revised(replica, SETTINGS, lambda: msgspec.structs.replace(replica.settings, **changes))
 
 

@@ -1,7 +1,8 @@
-"""This host's keys of encrypting backends: made once, and changed while packets flow.
+"""Key rotation: this host's keys of encrypting backends, made once, and changed while packets flow.
 
-The private key is a file of the state folder; the host's record has the public one, and is the truth about which key
-is in force. To change it, as in a migration, everybody takes packets by the new key before anybody sends by it:
+The private key is a file of the state folder; the host's record has the public one, and is the truth about
+which key is in force. To change it, as in a migration, everybody takes packets by the new key before anybody
+sends by it:
 
 1. The host makes a second key and announces it (``next_keys``).
 2. The others add it as a peer that has no prefix yet, and say in their own records that they take it (``takes``).
@@ -9,8 +10,8 @@ is in force. To change it, as in a migration, everybody takes packets by the new
    makes new sessions from that moment on; sessions of the old key still bring packets in. With the record the others
    move the host's prefixes to the new key: what the host sends in between (some 10 ms) is dropped there.
 
-Where the record cannot be written the device gets the old key back, so nobody is cut off by a store that is away. An
-agent that ends in between begins with the key that the record has.
+Where the record cannot be written the device gets the old key back, so nobody is cut off by a store that is
+away. An agent that ends in between begins with the key that the record has.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NAME = WireguardBackend.name
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """How a host's keys stand: their short names, and the hosts that do not take the next one yet.
+    """State of a host's keys: their short names, and the hosts that do not accept the next one yet.
 
     ``used`` tells whether a network encrypts by them.
     """
@@ -49,7 +50,7 @@ class Rotation(msgspec.Struct, frozen=True):
 
 
 class Rotating:
-    """The keys of this host, and what it takes of others'."""
+    """The keys of this host, and the next keys of others that it accepts."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Rotating:
         register: Callable[[], Awaitable[None]],
         changed: Callable[[], Awaitable[None]],
     ) -> None:
-        """``changed`` is called where the files have changed."""
+        """Take ``changed``, which is called when the files have changed."""
         self._worker = worker
         self._leases = leases
         self._happenings = happenings
@@ -127,7 +128,7 @@ class Rotating:
         return self.stand()
 
     async def _replace(self) -> None:
-        """Make another key at once, where the one in force is lost: no packet can be sent by it any more."""
+        """Make another key at once if the one in force is lost: no packet can be sent with it any more."""
         public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
         await self._changed()
         self._leases.host = msgspec.structs.replace(self._leases.host, keys={NAME: public}, next_keys={})

@@ -1,11 +1,12 @@
-"""Leases: this host's claims in every network that crosses hosts, and the one arbiter of addresses.
+"""Leases: this host's claims in every network that crosses hosts, and exact addresses.
 
-A host allocates from its own blocks in memory. Exact addresses come from shared blocks, each by one transaction.
-A host can never own a shared block, nor share an owned one. Every claim also requires that the network is the one
-that this host knows: nobody claims in a network that is being deleted.
+A host allocates from its own blocks in memory. Exact addresses come from shared blocks, each by one
+transaction. A host can never own a shared block, nor share an owned one. Every claim also requires that the
+network is the one that this host knows: nobody claims in a network that is being deleted.
 
-Ownership is created only if absent, and stays until an operator drains or removes the host, or, where the cluster
-has ``reclaim_after``, until the host has been silent for that long (``liveness``); liveness is a record apart.
+Ownership is created only if absent. It stays until an operator drains or removes the host, or, if the cluster
+has ``reclaim_after``, until the host has been silent for that long (``liveness``). Liveness is a separate
+record.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ log = logging.getLogger("linkspan.cluster.leases")
 
 ITSELF = "(host)"
 """The holder of a host's own address in a network of exact addresses; no container may have that name."""
-COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, and start its agent again"
+COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
 """What an operator does with a host that somebody removed."""
 TRIES = 64
 """Blocks that a claim tries, each after the store refused the one before: 200 hosts that start at once need few."""
 
 
 class Leases:
-    """What this host holds, and what it sees of the others'."""
+    """This host's claims, and its view of the others'."""
 
     def __init__(
         self,
@@ -314,7 +315,7 @@ class Leases:
         )
 
     def time(self) -> float:
-        """Return the time of a claim: the clock's, but none before that of any block in the store."""
+        """Return the time of a claim: the clock's, but not before that of any block in the store."""
         known = [record.at for record in self._replica.read("blocks/", BlockRecord).values()]
         return max([time.time(), *(at + 1e-6 for at in known)])
 
@@ -361,7 +362,7 @@ class Leases:
             if held.host and (held.host, held.container, held.ifname) != (self.host.id, container, ifname):
                 if held.host == self.host.id or not self._overdue(held.host):
                     raise Conflict(
-                        f"address {address.address} is held by {held.called} on host {self.name(held.host)}",
+                        f"address {address.address} is in use by {held.called} on host {self.name(held.host)}",
                         "choose another, or detach that one first",
                     )
                 over = held.host
@@ -443,7 +444,7 @@ class Leases:
         return {key.removeprefix("alive/") for key in self._replica.under("alive/")}
 
     def lives(self, host: str) -> bool | None:
-        """Tell whether a host said lately that it lives; None where the store tells nothing now, so nobody can know."""
+        """Return whether a host is alive by its last renewal; None if the store does not answer, so nobody can know."""
         if host == self.host.id:
             return True
         if self.shared and self._replica.contact.silence() > ALIVE_TTL:
@@ -466,7 +467,7 @@ class Leases:
         await self.delete([f"hosts/{host}", *self.held(host), *self._replica.under(f"{ENDPOINTS}{host}/")])
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """Delete records, with tombstones, in as many transactions as they need."""
+        """Delete records, with tombstones, in as many transactions as needed."""
         for start in range(0, len(keys), MOST_KEYS // 2):
             await self._replica.write({}, deletes=keys[start : start + MOST_KEYS // 2])
 
@@ -486,11 +487,11 @@ class Leases:
 
     @property
     def listed(self) -> bool:
-        """Whether the store has told what it has, since the start."""
+        """Return whether the store has been listed since the start."""
         return self._replica.listed
 
     def removed(self) -> bool:
-        """Tell whether somebody removed this host: it does not come back by itself."""
+        """Return whether somebody removed this host: it does not come back by itself."""
         return f"{GONE}hosts/{self.host.id}" in self._replica.records
 
 

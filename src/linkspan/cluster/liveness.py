@@ -1,12 +1,13 @@
-"""How long hosts have said nothing, and what follows from it where the cluster has ``reclaim_after``.
+"""Liveness: how long hosts have been silent, and the consequences if the cluster has ``reclaim_after``.
 
-A host promises in its own record (``Host.withdraws``) to keep to that time: having reached the store for the last time
-so many seconds ago it has withdrawn from all networks that cross hosts, and at half of them it gives no new address.
-Only a host that has promised can be overdue for others, so nobody is taken by surprise by a setting it did not see.
+A host promises in its own record (``Host.withdraws``) to keep to that time. If it last reached the store so
+many seconds ago, it has withdrawn from all networks that cross hosts; after half of that time it gives no new
+address. Only a host that has promised can be overdue for others, so a setting that it did not see cannot
+surprise it.
 
-Both sides count by CLOCK_BOOTTIME, which nobody sets and which goes on in a suspended machine. The silent host
-counts from before its last word was sent, the others from when they saw that word's record expire or, where they
-could not look themselves, from when they could again: they always end later.
+Both sides count by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. The silent
+host counts from before it sent its last renewal. The others count from when they saw that record expire or,
+if they could not watch, from when they could again: so their time always ends later.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Spoke(msgspec.Struct):
 
 
 class Silence:
-    """The clock of this host's own silence, and of each other's."""
+    """The clock of this host's own silence, and of each other host's."""
 
     def __init__(self, state_dir: Path, gap: float, promise: Callable[[str], float]) -> None:
         """``promise`` tells what a host's record promises (seconds, 0: nothing); after ``gap`` we were silent."""
@@ -63,12 +64,12 @@ class Silence:
         self._since = {host: self._since.get(host, now()) for host in hosts - alive}
 
     def overdue(self, host: str) -> bool:
-        """Tell whether another host has been silent for as long as it promised."""
+        """Return whether another host has been silent for as long as it promised."""
         promised = self._promise(host)
         return promised > 0 and host in self._since and now() - self._since[host] >= promised
 
     def stalled(self, host: str) -> str:
-        """Return why this host gives no address now, '' where it may."""
+        """Return why this host gives no address now, '' if it may."""
         promised, silent = self._promise(host), now() - self._spoke
         if not promised or silent < promised / 2:
             return ""
@@ -76,6 +77,6 @@ class Silence:
         return f"it has reached the store {length}, and others may reclaim its addresses after {promised:g} s"
 
     def withdrawn(self, host: str) -> bool:
-        """Tell whether this host has been silent for so long that others may have its addresses."""
+        """Return whether this host has been silent for so long that others may have its addresses."""
         promised = self._promise(host)
         return promised > 0 and now() - self._spoke >= promised

@@ -1,7 +1,7 @@
-"""This host among the others: its record and liveness, its leases, and what it needs to reach each peer.
+"""Membership of this host in the cluster: its record and liveness, its leases, and its states for each peer.
 
-A change of the store's records wakes ``converge``, which follows just what changed: networks, this host's claims,
-and the peers concerned.
+A change of the store's records wakes ``converge``, which follows exactly what changed: networks, this host's
+claims, and the peers concerned.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ View = Callable[[], HostView]
 
 
 class Cluster:
-    """Follows the store, and keeps the peers' states as they should be."""
+    """Follows the store, and keeps the peers' states reconciled."""
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         self.peers = Peers(worker, leases, networks, disputes, happenings, view)
         self.second = ""
-        """What is to be said of another agent that lives by this host's id."""
+        """Error text if another live agent uses this host id, else empty."""
         self.astray = ""
-        """Why the underlay interface that was chosen cannot be looked at."""
+        """Why the chosen underlay interface cannot be read, else empty."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.speakers = Speakers(worker, view)
@@ -152,9 +152,9 @@ class Cluster:
         await self.peers.stop()
 
     async def refuse_second(self, instance: str) -> None:
-        """Raise Conflict where another agent than this ``instance`` says again that it lives by this id.
+        """Raise Conflict if another agent than this ``instance`` keeps renewing liveness for this id.
 
-        What one has said that has ended, perhaps on this host, goes within ALIVE_TTL: that is waited for.
+        The record of an agent that has ended, perhaps on this host, expires within ALIVE_TTL: wait for that.
         """
         self._instance = instance
         key = f"alive/{self.host.id}"
@@ -166,7 +166,7 @@ class Cluster:
             await asyncio.sleep(LOOK_EVERY)
 
     def _other_agent(self) -> str:
-        """Return what is to be said of another agent that says it lives by this id, '' without one."""
+        """Return the error text if another live agent uses this host id, '' if none does."""
         alive = self._replica.records.get(f"alive/{self.host.id}")
         if alive is None or alive.value == self._instance.encode():
             return ""
@@ -198,7 +198,7 @@ class Cluster:
             await self._say()
 
     async def _say(self) -> None:
-        """Say that this host lives, and who it is."""
+        """Renew this host's liveness and record."""
         if self._leases.removed():
             return
         before, self.second = self.second, self._other_agent()
@@ -215,7 +215,7 @@ class Cluster:
             log.debug("alive: %s", error.message)
 
     async def _mind(self) -> None:
-        """Withdraw when this host has been silent for as long as it promised, and come back when it was heard."""
+        """Withdraw when this host has been silent for as long as it promised, and come back after contact."""
         while True:
             await pause(LOOK_EVERY)
             if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
@@ -290,7 +290,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Mapping[Key, LinkspanError]]:
-        """Collect what the machine refuses meanwhile: whoever writes a record may not be the first to follow it."""
+        """Collect errors meanwhile: the task that writes a record may not be the first to follow it."""
         refused: dict[Key, LinkspanError] = {}
         self._watching[id(refused)] = refused
         try:
@@ -371,7 +371,7 @@ class Cluster:
         await woken(self._followed, CATCH_UP)
 
     def _is_own(self, key: str) -> bool:
-        """Tell whether a record is a lease of this host, or of a block that it lists."""
+        """Return whether a record is a lease of this host, or of a block that it lists."""
         kind, _, rest = key.partition("/")
         network, _, last = rest.partition("/")
         if kind == "blocks":

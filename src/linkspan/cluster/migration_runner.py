@@ -1,4 +1,4 @@
-"""This host's steps in migrations (``migration`` has which there are): what it says, and what it waits for."""
+"""Migration runner: this host's steps in migrations (``migration`` describes them), its offers, and its waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.migration_runner")
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a host is; ``sends`` is the way by which *this* host sends to it now, '' for itself or without one.
+    """Progress of a host; ``sends`` is the way by which *this* host sends to it now, '' for itself or if none.
 
     ``alive`` is None where nobody can tell: the store is away.
     """

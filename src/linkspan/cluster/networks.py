@@ -1,4 +1,4 @@
-"""The networks, and what is said of them: allowed ways between them, and reserved addresses."""
+"""Networks of the cluster, with allowances between them, and reserved addresses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def now() -> float:
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user asks for; empty values are defaults."""
+    """A user's request for a network; empty values are defaults."""
 
     name: str
     pools: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Networks:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over what the replica has now, but for networks that contradict others or this host's own routes."""
+        """Adopt the replica's networks, except those that contradict others or this host's own routes."""
         self._every = {network.name: network for network in self._read("networks/", Network)}
         self._networks, self.withheld = self._in_force()
         self._replica.remembered = {}
@@ -213,7 +213,7 @@ class Networks:
             ) from None
 
     def unknown(self, name: str) -> bool:
-        """Tell whether this host does not know what a network is, and no record says that somebody deleted it."""
+        """Return whether this host does not know a network, and no record says that somebody deleted it."""
         return name not in self._networks and f"{GONE}networks/{name}" not in self._replica.records
 
     def missing(self, endpoint: Endpoint) -> str:
@@ -416,7 +416,7 @@ class Networks:
         return done
 
     async def delete(self, name: str) -> None:
-        """Forget a network, what was said of it, and all claims in it."""
+        """Delete a network, its allowances and reservations, and all claims in it."""
         gone = [a for a in self._allowances if name in (a.source, a.target)]
         reserved = [r for r in self._reservations if r.network == name]
         known = next((network for network in self.every() if network.name == name), None) or self.get(name)
@@ -435,7 +435,7 @@ class Networks:
 
     @property
     def allowances(self) -> tuple[Allowance, ...]:
-        """What is allowed between networks, sorted."""
+        """Return the allowances between networks, sorted."""
         return tuple(sorted(self._allowances))
 
     async def allow(self, allowance: Allowance) -> None:
@@ -501,7 +501,7 @@ class Networks:
 
 
 class _Taken:
-    """What networks have that no other can have beside them: pools, bridges' names, and what they claim."""
+    """Properties that only one network can have: pools, bridges' names, and claims."""
 
     def __init__(self) -> None:
         self._pools: dict[Prefix, str] = {}

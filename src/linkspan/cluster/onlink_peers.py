@@ -1,9 +1,10 @@
-"""Which peers answer on the underlay's own link: asked by ARP or neighbour solicitation, in the background.
+"""On-link peers: which peers answer on the underlay's own link to ARP or neighbour solicitation, in the background.
 
-Plain routes lead to a peer as a router on the link (``direct=true``, host-gw). That it is there is asked once when
-the way to it comes up, and again every minute; until then nothing waits. A single silence means nothing: a running
-path is left, and a lost one taken again, after TWICE the same answer in a row. Another link or address, or a way
-that was away meanwhile, is another neighbour, and asked anew.
+Plain routes lead to a peer as a router on the link (``direct=true``, host-gw). The agent asks whether it is
+there once when the path to it comes up, and again every minute; nothing waits for the first answer. A single
+silence means nothing: a path in use is left, and a lost one used again, after TWICE the same answer in a row.
+After a change of link or address, or if the path was away, the peer counts as a new neighbour, and is asked
+again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Ways = dict[bytes, tuple[str, bool]]
 
 
 class Heard(msgspec.Struct):
-    """What came of asking one neighbour; ``against`` counts the last answers that said otherwise."""
+    """The result of asking one neighbour; ``against`` counts the last answers that contradicted it."""
 
     standing: Standing = "awaited"
     against: int = 0
@@ -49,7 +50,7 @@ class Heard(msgspec.Struct):
     wait: float = SOON
 
     def take(self, answered: bool, now: float) -> bool:
-        """Take in the outcome of a question (all its tries); returns whether the standing changed."""
+        """Record the outcome of a request (all its tries); return whether the standing changed."""
         before = self.standing
         agrees = answered == (before == "answers")
         self.against = 0 if agrees else self.against + 1
@@ -160,7 +161,7 @@ class Segment:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def look(self) -> None:
-        """The neighbours may be others now."""
+        """Look again soon: the neighbours may have changed."""
         self._wake.set()
 
     async def _ask(self) -> None:

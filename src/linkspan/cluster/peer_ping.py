@@ -1,7 +1,7 @@
-"""Who answers: each peer's own address in each network is pinged every few seconds, the way that containers go.
+"""Peer ping: pings each peer's own address in each network every few seconds, on the containers' path.
 
-Liveness in the store tells that a peer's agent runs. It does not tell that packets reach the peer: a cable, a
-firewall between, or a partition of the underlay alone leave the store as it is.
+Liveness in the store shows that a peer's agent runs. It does not show that packets reach the peer: a cable, a
+firewall in between, or a partition of only the underlay leave the store as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 
 
 class Probes:
-    """Pings the peers of all networks; ``silent`` says who does not answer."""
+    """Pings the peers of all networks; ``silent`` has those that do not answer."""
 
     def __init__(self, peers: Mapping[Pair, Peer]) -> None:
         self._peers = peers
@@ -44,7 +44,7 @@ class Probes:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the sockets and begin; a machine that refuses one is not probed in that family."""
+        """Open the sockets and start; a machine that refuses one is not probed in that family."""
         loop = asyncio.get_running_loop()
         for family in (4, 6):
             try:

@@ -1,4 +1,4 @@
-"""What this host needs to reach each of the others: one source of states, ``("peer", NETWORK, HOST)``, for each.
+"""Peers: this host's states for reaching each other host, one source, ``("peer", NETWORK, HOST)``, for each.
 
 A changed record costs the states of the peers that it names.
 """
@@ -120,7 +120,7 @@ class Peers:
         return {pair for pair in pairs if pair[1] in holders or self._follows_from(pair, addresses)}
 
     def _follows_from(self, pair: Pair, addresses: Set[Prefix]) -> bool:
-        """Tell whether a pair's states follow from one of these exact addresses, or its host has one for itself."""
+        """Return whether a pair's states follow from one of these exact addresses, or its host has one for itself."""
         if (crossed := self._crossed.get(pair)) is not None and crossed.has(addresses):
             return True
         lease = self._leases.of(*pair)
@@ -135,7 +135,7 @@ class Peers:
         return {pair for pair, there in found if there is not None and there.hidden}
 
     async def follow(self, pairs: Iterable[Pair]) -> None:
-        """Put what these pairs need now; nothing where this host has ``withdrawn``."""
+        """Apply what these pairs need now; nothing if this host has ``withdrawn``."""
         wanted = list(pairs)
         if not wanted:
             return
@@ -158,7 +158,8 @@ class Peers:
             self._crossed.pop(pair, None)
             if isinstance(there := peers.get(pair), Peer):
                 self._crossed[pair] = _Crossed(there.exact, own[pair[0]])
-        # Who has lost a block lets go of what the owner needs: the same prefix, the same address of its own.
+        # A host that has lost a block must first drop what the owner needs: the same prefix, the same address
+        # of its own.
         ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))
         return _Snapshot(view, {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
 
@@ -196,9 +197,10 @@ class _Crossed(msgspec.Struct, frozen=True):
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
-    """What crosses to the worker: this host's view, what the records say of each pair, and who answers on the link.
+    """A snapshot for the worker: this host's view, the records about each pair, and who answers on the link.
 
-    The pairs are in the order in which they are put. An error in a peer's place says why it cannot be reached.
+    The pairs are in the order in which they are put. An error in a peer's place says why it cannot be
+    reached.
     """
 
     view: HostView
@@ -207,7 +209,7 @@ class _Snapshot(msgspec.Struct, frozen=True):
 
 
 class _Outcome(msgspec.Struct, frozen=True):
-    """What came of a pair: where its peer is (None: it is no pair any more, or was not looked for), and ``error``.
+    """The result for a pair: where its peer is (None: no pair any more, or not looked for), and ``error``.
 
     ``met`` is the number of the migration in which both ways serve (or 0), and the way that sends.
     """

@@ -1,9 +1,9 @@
-"""Agents ask each other, through the store: there is no other door between them.
+"""Questions between agents, through the store: agents have no other connection to each other.
 
-``ask/HOST/ID`` is a question to a host, ``answer/HOST/ID`` stands beside it. Both have a TTL, so nothing stays of
-a host that ends in between; the asker takes both away once it has read the answer. The questions are a closed
-list (``Question``) and none of them changes anything. What is no question is answered with an error; what is no
-answer counts as none.
+``ask/HOST/ID`` is a question to a host, and ``answer/HOST/ID`` its answer. Both have a TTL, so nothing stays
+of a host that ends in between; the asker removes both once it has read the answer. The questions are a closed
+list (``Question``) and none of them changes anything. An invalid question is answered with an error; an
+invalid answer counts as none.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Walked(msgspec.Struct, frozen=True, tag="walk"):
 
 
 class Well(msgspec.Struct, frozen=True, tag="well"):
-    """Asks the controller of the underlay's switches and routers what is not well."""
+    """Asks the controller for problems of the underlay's switches and routers."""
 
 
 class Standing(msgspec.Struct, frozen=True, tag="standing"):
-    """What is not well, a sentence each."""
+    """Problems, a sentence each."""
 
     problems: tuple[str, ...] = ()
 
@@ -74,7 +74,7 @@ class Ask:
         self._room = asyncio.Semaphore(MOST)
 
     async def stop(self) -> None:
-        """Leave what is asked unanswered."""
+        """Stop, and leave open questions unanswered."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -103,7 +103,7 @@ class Ask:
                 log.exception("question %s", key)
                 answer = Answer(error=f"it failed over the question ({error!r})")
         beside = ANSWER + key.removeprefix(ASK)
-        with contextlib.suppress(LinkspanError):  # the asker runs out of time, and says so
+        with contextlib.suppress(LinkspanError):  # the asker times out, and reports that
             await self._replica.store.transaction({beside: msgspec.json.encode(answer)}, ttl=TTL)
 
     async def ask(self, host: str, question: Question, kind: type[T], patience: float = PATIENCE) -> T:
@@ -127,7 +127,7 @@ class Ask:
             raise Unavailable(f"the store is away ({error.message})") from error
         finally:
             del self._waiting[ANSWER + name]
-        with contextlib.suppress(LinkspanError):  # the TTL takes them away
+        with contextlib.suppress(LinkspanError):  # the TTL removes them
             await self._replica.store.transaction({}, deletes=[ASK + name, ANSWER + name])
         if not isinstance(answer.told, kind):
             raise Unavailable(answer.error or "it answered something else")
@@ -137,7 +137,7 @@ class Ask:
         if self._replica.problem:
             return f"the store is away ({self._replica.problem})"
         if f"alive/{host}" not in self._replica.records:
-            return "it is silent: its agent has said nothing for a while"
+            return "it is silent: no heartbeat of its agent for a while"
         return f"it is silent: its agent did not answer within {patience:g} s"
 
 

@@ -1,4 +1,4 @@
-"""What serves all networks of a backend together on this host, and follows from all of its peers: a BGP speaker."""
+"""Shared states: what serves all networks of a backend on this host, and follows from all its peers: a BGP speaker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _sees_more(name: str) -> bool:
 
 
 class Speakers:
-    """Puts them anew whenever anything changed that they may follow from; what is the same costs nothing."""
+    """Re-applies host-wide states when their inputs change; unchanged ones cost nothing."""
 
     def __init__(self, worker: Worker, view: Callable[[], HostView]) -> None:
         self._worker = worker

@@ -1,8 +1,8 @@
-"""By which MACs each host's plain packets are taken: those of its record, and for GRACE those of the record before.
+"""Underlay MACs with which each host's plain packets are accepted: its record's, and for GRACE its former ones.
 
-A host that changes its MAC (a bond fails over, a card is replaced) sends by the new one before the others have read
-its record, and what is under way bears the old one. Nothing is learnt from the segment: whoever forges packets
-there answers ARP, too.
+A host that changes its MAC (a bond fails over, a card is replaced) sends with the new one before the others
+have read its record, and packets under way have the old one. Nothing is learnt from the segment: an attacker
+who forges packets there answers ARP, too.
 """
 
 from __future__ import annotations

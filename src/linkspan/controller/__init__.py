@@ -1,10 +1,10 @@
 """The SDN controller: settings, election, the devices that it programs, and its own API.
 
-``holding`` reads claims from the store, ``backends/sdn/fabric`` takes in what switches have seen, and
+``holding`` reads claims from the store, ``backends/sdn/fabric`` collects what switches have seen, and
 ``backends/sdn/flows`` is the pure function from both to every switch's flows. A reconciler for each device
-(``devices``) makes observed equal desired, through ``kernel/drivers/openflow`` or ``kernel/drivers/frr``. These
-drivers have the same contract as the agent's. A driver for another kind of device is one file there, with
-``observe`` and ``apply``.
+(``devices``) makes observed equal desired, through ``kernel/drivers/openflow`` or ``kernel/drivers/frr``.
+These drivers have the same contract as the agent's. A driver for another kind of device is one file there,
+with ``observe`` and ``apply``.
 
 Choices, and why
     - *`ovs-ofctl`, not os-ken.* os-ken needs the switch to call us and to know each controller. It brings a dozen

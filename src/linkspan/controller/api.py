@@ -1,4 +1,4 @@
-"""What a controller tells: its status, flows, what it would type, what differs, and metrics."""
+"""API of a controller: its status, flows, plan, diff, and metrics."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Telling:
         return _json(await diff(self._controller.devices))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Tell Prometheus."""
+        """Answer with the metrics for Prometheus."""
         text = exposition(_gauges(self._controller))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
@@ -74,14 +74,14 @@ class Telling:
 
 
 async def flows(there: Sequence[Switch]) -> dict[str, list[dict[str, Any]]]:
-    """Return what stands in switches, and of which that is not known."""
+    """Return the flows in switches, and the switches whose flows are unknown."""
     answers, unknown = await _asked(there, lambda one: list(one.driver.dump()), first=True)
     found = [_flow(one.name, counted) for one, dump in answers for counted in sorted(dump, key=_order)]
     return {"flows": found, "unknown": unknown}
 
 
 async def plan(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, Any]]]:
-    """Return what devices should have, as commands, and of which it is not known whether it is there."""
+    """Return the desired states of devices, as commands, and the devices whose state is unknown."""
     answers, unknown = await _asked(there, lambda one: set(one.driver.observe(0)))
     found = [
         {
@@ -89,7 +89,7 @@ async def plan(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, Any
             "kind": type(state).__name__,
             "key": _name(state),
             "command": _line(one, state),
-            "why": state.meaning if isinstance(state, Flow) else "where a prefix's host is",
+            "why": state.meaning if isinstance(state, Flow) else "route of a prefix to its host",
             "present": state in present,
         }
         for one, present in answers
@@ -99,7 +99,7 @@ async def plan(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, Any
 
 
 async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str]]]:
-    """Return what differs between what devices should have and have, and of which that is not known."""
+    """Return the differences between desired and observed, and the devices for which they are unknown."""
     answers, unknown = await _asked(there, lambda one: one.differs())
     told: dict[str, list[dict[str, str]]] = {"put": [], "delete": [], "unknown": unknown}
     for one, change in answers:
@@ -111,9 +111,9 @@ async def diff(there: Sequence[Switch | Router]) -> dict[str, list[dict[str, str
 async def _asked(
     there: Sequence[D], work: Callable[[D], T], *, first: bool = False
 ) -> tuple[list[tuple[D, T]], list[dict[str, str]]]:
-    """Ask all devices at once; return what each answers, and of those that do not, why.
+    """Ask all devices at once; return each answer, and the reason for each missing one.
 
-    Without ``first`` one that had no turn yet is not asked: nobody knows what it should have.
+    Without ``first`` a device that had no turn yet is not asked: nobody knows its desired state.
     """
 
     async def answer(one: D) -> T:
@@ -133,7 +133,7 @@ async def _asked(
 
 
 def status(one: Controller) -> dict[str, Any]:
-    """Return the status, as cli.md's JSON has it."""
+    """Return the status in the documented format."""
     where, held = one.where, one.holding
     places, macs = dict(where.places), dict(held.held.macs)
     wrong = one.misplaced()
@@ -194,7 +194,7 @@ def _port(one: Controller, switch: str, number: int) -> str:
 
 
 def _prefixes(one: Controller) -> list[dict[str, Any]]:
-    """Return each prefix with what its host has sent and was sent, by the flows of its own switch and of all."""
+    """Return each prefix with its host's sent and received packets, by the flows of its own switch and of all."""
     counts: dict[int, list[int]] = {}
     for switch in one.switches:
         for counted in list(switch.driver.counted.values()):
@@ -269,17 +269,17 @@ def _gauges(one: Controller) -> Iterable[tuple[str, str, tuple[str, ...], dict[t
     yield "linkspan_controller_active", "Whether this controller is the active one", (), {(): float(told["active"])}
     switches = told["switches"]
     name = ("switch",)
-    yield "linkspan_switch_up", "Whether the switch answers and is as it should be", name, {
+    yield "linkspan_switch_up", "Whether the switch answers and has its desired flows", name, {
         (s["name"],): float(s["state"] == "ok") for s in switches
     }
     yield "linkspan_switch_flows", "Flows of linkspan's", name, {(s["name"],): s["flows"] for s in switches}
-    yield "linkspan_switch_heals", "Flows that were put back", name, {(s["name"],): s["healed"] for s in switches}
+    yield "linkspan_switch_heals", "Flows that were repaired", name, {(s["name"],): s["healed"] for s in switches}
     yield "linkspan_switch_dropped_packets", "Packets that were dropped, by the kind of flow", ("switch", "kind"), {
         (d["switch"], d["kind"]): d["packets"] for d in told["dropped"]
     }
     for way in ("sent", "received"):
         for what in ("packets", "bytes"):
-            yield f"linkspan_prefix_{way}_{what}", f"What a prefix has {way}", ("network", "prefix"), {
+            yield f"linkspan_prefix_{way}_{what}", f"Traffic that a prefix has {way}", ("network", "prefix"), {
                 (p["network"], p["prefix"]): p[way][what] for p in told["prefixes"]
             }
     yield "linkspan_hosts_found", "Hosts that were found at a port", (), {

@@ -1,12 +1,13 @@
-"""The controller: follows the store, looks at the devices, and keeps them as they should be while it is the active one.
+"""Controller: follows the store, observes the devices, and keeps them in their desired state while it is active.
 
-Each switch has turns of its own, every ROUND: it is looked at (ports, flows with counters, notes), which is taken into
-the fabric; what differs from the flows that follow for it is mended, and it asks for hosts that were not found or not
-lately. A change in the store, or in what another switch has seen, begins a turn at once where it changes flows. One
-that does not answer keeps no other waiting. A controller that stands by looks as well, and changes nothing.
+Each switch has turns of its own, every ROUND. In a turn the controller observes the switch (ports, flows with
+counters, notes), updates the fabric, repairs what differs from the switch's flows, and asks for hosts that
+were not found or not recently. A change in the store, or in what another switch has seen, starts a turn at
+once if it changes flows. A switch that does not answer delays no other. A standby controller observes as
+well, and changes nothing.
 
-Who becomes active takes no flow away of which it may only not know yet why it is there (``flows.spared``): for
-TAKE_OVER, and for as long as a switch was never seen.
+A controller that becomes active removes no flow that may be right for a reason which it does not know yet
+(``flows.spared``): for TAKE_OVER, and for as long as a switch was never seen.
 """
 
 from __future__ import annotations
@@ -46,23 +47,24 @@ log = logging.getLogger("linkspan.controller")
 D = TypeVar("D", bound=Device[Any])
 
 ROUND = 0.6
-"""Seconds between two looks at a switch: healing has two."""
+"""Seconds between two observations of a switch: healing must take at most 2 s."""
 ROUTERS = 1.0
-"""The same of routers, whose answer by ssh takes a fifth of a second."""
+"""The same for routers, whose answer by ssh takes a fifth of a second."""
 TAKE_OVER = 3.0
 """Seconds that hosts and links have to be found, after a takeover and after the first answer of a switch."""
 SETTLE = 0.03
-"""Seconds that a host has to answer before the switch is looked at again; a look that was too early is repeated."""
+"""Seconds within which a host must answer before the next observation of the switch; one that was too early
+is repeated."""
 PATIENCE = 1.0
-"""Seconds that one switch waits for the others to have flows before it asks for hosts and says who it is."""
+"""Seconds that one switch waits for the others' flows before it asks for hosts and announces itself."""
 LINKS = 0.5
-"""Seconds that several switches have to find each other, before hosts are asked by ports that lead to none of them."""
+"""Seconds that several switches have to find each other, before hosts are asked on the other ports."""
 SEEK = 10.0
-"""Seconds after which a host that was found is asked again: it may have moved."""
+"""Seconds after which a known host is asked again: it may have moved."""
 
 
 class Controller:
-    """One of several controllers, and what it knows."""
+    """One of several controllers, with its knowledge."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
@@ -85,27 +87,27 @@ class Controller:
         """When this one became active, by the monotonic clock."""
         self._ask = Ask(self.replica, CONTROLLER, self._answer)
         self._newest = 0.0
-        """When a switch was seen for the first time, last, by the same clock."""
+        """When the last switch was seen for the first time, by the same clock."""
         self._senders: dict[str, Spot] = {}
-        """Whose LLDP frames bear which MAC: nobody can know it who does not know the cluster."""
+        """The MAC of each switch's LLDP frames, which outsiders cannot know."""
         self._waiting = 0.0
-        """Since when a switch that answers has no flows, 0 where all have."""
+        """Since when an answering switch has no flows, 0 if all have."""
         self._begun = 0.0
-        """When switches began to say who they are."""
+        """When switches began to announce themselves."""
         self._stale = True
         self._asked: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def devices(self) -> list[Switch | Router]:
-        """All that it programs."""
+        """Return all programmed devices."""
         return [*self.switches, *self.routers]
 
     async def start(self) -> None:
-        """Read the store, and begin."""
+        """Read the store, and start."""
         await self.replica.start()
         await self.election.start()
-        self._tasks = [lasting("telling where devices are", self._tell_places)]
+        self._tasks = [lasting("publishing the devices' addresses", self._tell_places)]
         self._tasks += [self._serve(one, self.turn) for one in self.switches]
         self._tasks += [self._serve(one, self._tell) for one in self.routers]
 
@@ -113,7 +115,7 @@ class Controller:
         return lasting(f"serving {one.name}", lambda: one.serve(lambda: turn(one)))
 
     async def stop(self) -> None:
-        """End it; flows and routes stay."""
+        """Stop; flows and routes stay."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -136,7 +138,7 @@ class Controller:
         self._wake()
 
     async def _tell_places(self) -> None:
-        """Tell all hosts where devices are, for no container is to reach them."""
+        """Publish the devices' addresses to all hosts, because no container may reach them."""
         due, told = 0.0, Control()
         while True:
             await asyncio.sleep(ROUND)
@@ -147,7 +149,7 @@ class Controller:
                 places = [(address, int(one.rpartition(":")[2])) for one, all_ in found.items() for address in all_]
                 told = Control(tuple(map(text, sorted(places))))
             if told.places and self.replica.value(SWITCHES, Control) != told:
-                with contextlib.suppress(Unavailable):  # tried again
+                with contextlib.suppress(Unavailable):  # the next attempt may succeed
                     await self.replica.write({SWITCHES: told})
 
     def _wake(self) -> None:
@@ -155,7 +157,7 @@ class Controller:
             one.wake.set()
 
     def _read(self) -> None:
-        """Take over what the store says now."""
+        """Adopt the store's present content."""
         if self._stale:
             self._stale = False
             self.networks.refresh()
@@ -165,7 +167,7 @@ class Controller:
     # Switches.
 
     async def turn(self, one: Switch) -> float:
-        """Look at a switch, give it its flows, and ask for hosts by it; returns the seconds until the next time."""
+        """Observe a switch, apply its flows, and ask for hosts; return the seconds until the next turn."""
         self._read()
         seen = await one.call(one.look)
         self._saw(one.name, seen)
@@ -179,7 +181,7 @@ class Controller:
         return SETTLE if await self._seek(one, seen) else ROUND
 
     def _saw(self, name: str, seen: Seen) -> None:
-        """Take a switch as it was seen; what changes by that for others is put there at once."""
+        """Adopt an observed switch; apply resulting changes of other switches at once."""
         now = time.monotonic()
         if name not in self.fabric.seen:
             self._newest = now
@@ -193,7 +195,7 @@ class Controller:
                     one.wake.set()
 
     def _whole(self) -> bool:
-        """Tell whether all that can be seen of hosts and links has been: by each switch, and for long enough."""
+        """Return whether all visible hosts and links have been seen: by each switch, and for long enough."""
         seen = all(one.name in self.fabric.seen for one in self.switches)
         return seen and time.monotonic() - max(self.since, self._newest) >= TAKE_OVER
 
@@ -201,7 +203,7 @@ class Controller:
         return derived_mac("link", self.replica.store.cluster, switch, str(port))
 
     async def _seek(self, one: Switch, seen: Seen) -> bool:
-        """Ask for hosts by a switch, and have it say who it is; tell whether it was asked for one the first time."""
+        """Ask for hosts by a switch, and announce it; return whether this was the first time."""
         held, now = self.holding.held, time.monotonic()
         if not held.networks:
             self._begun = 0.0
@@ -209,7 +211,7 @@ class Controller:
         if self._waits(now):
             return True
         gateway, macs = mac(held.networks[0].mac), dict(held.macs)
-        # Whose port is down may be at another one by now.
+        # A host whose port is down may be at another one by now.
         found = {host for host, (name, port) in self.where.places if self.fabric.seen[name].up(port)}
         frames: list[bytes] = []
         lost = early = len(self.switches) > 1 and now - self._begun < LINKS
@@ -225,7 +227,7 @@ class Controller:
         return lost
 
     def _waits(self, now: float) -> bool:
-        """Tell whether a switch that answers has no flows yet: it would send on what only it should note."""
+        """Return whether an answering switch has no flows yet: it would forward what it should only note."""
         if all(one.ready or one.away for one in self.switches):
             self._waiting = 0.0
         else:
@@ -236,7 +238,7 @@ class Controller:
         return False
 
     def _batch(self, name: str, seen: Seen, gateway: bytes, frames: list[bytes]) -> list[tuple[bytes, list[int]]]:
-        """Return what is sent by the ports at which hosts may be, and by all others to say who is here."""
+        """Return the frames for the ports at which hosts may be, and the announcement for all others."""
         trunks, busy = self.where.trunks(name), {spot for _, spot in self.where.places}
         up = [port.number for port in seen.ports if port.up]
         batch = [(frame, [n for n in up if n not in trunks]) for frame in frames]
@@ -248,42 +250,42 @@ class Controller:
     # Routers.
 
     async def _tell(self, one: Router) -> float:
-        """Give a router its routes; returns the seconds until the next time."""
+        """Give a router its routes; return the seconds until the next time."""
         self._read()
         routes = list(_routes(self.holding))
         if self.election.active:
             await one.call(lambda: one.put(routes))
         else:
-            await one.call(one.differs)  # whether it answers
+            await one.call(one.differs)  # does it answer
             one.stand_by(routes)
         return ROUTERS
 
-    # What others ask.
+    # Queries of others.
 
     async def _answer(self, asked: Question) -> Told:
         if isinstance(asked, Well):
             return Standing(tuple(self.problems()))
         if not isinstance(asked, Walked):
-            raise Invalid("a controller knows the way through switches and how they are, and nothing else")
+            raise Invalid("a controller answers only about switches and paths through them")
         entry = asked.entry
         if not self.switches:
             raise Unavailable("the controller has no switch, and routers cannot be asked")
         return await asyncio.to_thread(switches.part, self.view(), entry)
 
     def problems(self) -> list[str]:
-        """Return what is not well, a sentence each: devices, hosts, prefixes."""
+        """Return the problems, a sentence each: devices, hosts, prefixes."""
         lines = [one.problem for one in self.devices if one.problem]
         lines += [f"host {self.holding.name(host)}: {why}" for host, why in self.misplaced().items()]
         return [*lines, *self.holding.problems]
 
     def misplaced(self) -> dict[str, str]:
-        """Return what is wrong with where hosts are, by their ids."""
+        """Return the problems with hosts' places, by their ids."""
         places = dict(self.where.places)
         missing = [host for host, _ in self.holding.held.macs if host not in places and self.switches]
         return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holding.twins}
 
     def view(self) -> switches.Underlay:
-        """Return what a trace through the switches is told by."""
+        """Return the view for a trace through the switches."""
         hosts = {
             host.id: (host.name, tuple(prefix(text).packed for text in _texts(host)), host.underlay.mtu)
             for host in self.holding.hosts
@@ -303,12 +305,12 @@ def _texts(host: Host) -> tuple[str, ...]:
 
 
 def _addresses(host: Host) -> list[bytes]:
-    """Return the addresses at which a host may be asked, IPv4 first."""
+    """Return the addresses at which to ask for a host, IPv4 first."""
     return [prefix(text).packed for text in host.underlay.addresses] if host.underlay is not None else []
 
 
 def _routes(held: Holding) -> Iterable[RouterRoute]:
-    """Yield each prefix by its host, where that has an underlay address of the family."""
+    """Yield each prefix with its host's underlay address, if it has one of the family."""
     hosts = {host.id: host for host in held.hosts}
     for claim in held.claims:
         here = hosts[claim.host].underlay

@@ -1,4 +1,4 @@
-"""The controller's process: settings in, ``ready`` out, and SIGTERM ends it in order; what it has put stays."""
+"""Process of the controller: settings in, ``ready`` out, and SIGTERM ends it in order; its flows and routes stay."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The devices that a controller programs: each has a driver, a reconciler, a thread and a pace of its own.
+"""Devices that a controller programs: each has a driver, a reconciler, a thread and its own schedule.
 
-So one that hangs, or is away, keeps no other waiting.
+So a device that hangs, or is away, delays no other.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from linkspan.kernel.drivers.openflow import OpenFlowDriver
 log = logging.getLogger("linkspan.controller")
 
 AGAIN, LATEST = 0.5, 4.0
-"""Seconds until a device that did not answer is tried again: each time twice as many, up to these. A switch that
-starts anew has no flows, and carries nothing until it is found to answer."""
+"""Seconds until a device that did not answer is retried: each time twice as many, up to the second value. A
+restarted switch has no flows, and carries nothing until the controller finds that it answers."""
 HEALS = 20
 _SOURCE = ("controller",)
 D = TypeVar("D", bound=Driver)
@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 
 class Device(Generic[D]):
-    """A device by its name: what it should have is ``wanted``; ``problem`` says why it is not known to have it."""
+    """A device by its name: ``wanted`` is its desired state; ``problem`` says why it may not have it."""
 
     kinds: ClassVar[tuple[Kind[Any], ...]]
-    """What can be put on such a device."""
+    """Kinds of state of such a device."""
 
     def __init__(self, name: str, address: str, driver: D) -> None:
         self.name = name
@@ -50,21 +50,21 @@ class Device(Generic[D]):
         self.heals: deque[Heal] = deque(maxlen=HEALS)
         self.healed = 0
         self.since = 0.0
-        """When it was last found to answer, in seconds since the epoch."""
+        """When it last answered, in seconds since the epoch."""
         self.away = False
-        """Whether it did not answer when it was asked last."""
+        """Whether it did not answer the last request."""
         self.wake = asyncio.Event()
         self.reconciler = Reconciler((kind, driver) for kind in self.kinds)
         self._hand = ThreadPoolExecutor(1, f"device {name}")
         self.ready = False
-        """Whether it has anything of ours, and all of it."""
+        """Whether it has all desired states, and at least one."""
         self._settled = False
-        """Whether all that it should have was put once: what is put after that, unasked, was undone by somebody."""
+        """Whether all desired states were put once: later repairs undo somebody's change."""
 
     async def serve(self, turn: Callable[[], Awaitable[float]]) -> None:
-        """Take turns with it for as long as the controller runs: each returns the seconds until the next one.
+        """Take turns with it while the controller runs: each returns the seconds until the next one.
 
-        A turn that failed is taken again ever later; ``wake`` cuts the time short only where it did not.
+        A failed turn is retried with growing backoff; ``wake`` shortens the wait only after a successful one.
         """
         failed = 0
         while True:
@@ -82,36 +82,36 @@ class Device(Generic[D]):
                 await woken(self.wake, pause)
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Do what waits for the device in a thread of its own: one that hangs takes none from the others."""
+        """Run a blocking call to the device in a thread of its own, so that a hanging device does not block others."""
         return await asyncio.get_running_loop().run_in_executor(self._hand, work)
 
     def close(self) -> None:
-        """Let go of its thread; what it does now is not waited for."""
+        """Release its thread; do not wait for what it does now."""
         self._hand.shutdown(wait=False, cancel_futures=True)
 
     def say(self, problem: str) -> None:
-        """Take note of what is wrong, '' where nothing is."""
+        """Record its problem, '' if there is none."""
         if problem and problem != self.problem:
             log.warning("%s", problem)
         elif self.problem and not problem:
-            log.info("%s is as it should be", self.name)
+            log.info("%s has its desired state", self.name)
         self.problem = problem
 
     def want(self, states: Sequence[State]) -> Change:
-        """Take note of what it should have, whether it is ours to put or not; returns what is new of that."""
+        """Record its desired state, whether this controller applies it or not; return the changes."""
         return self.reconciler.desired.replace(_SOURCE, states)
 
     def stand_by(self, states: Sequence[State]) -> None:
-        """Another controller puts this; here it is known what should be (its thread)."""
+        """Adopt the desired state while another controller applies it (its thread)."""
         self.want(states)
         self._settled = False
         self.say("")
 
     def put(self, states: Sequence[State]) -> None:
-        """Make it have these states, and no others (its thread)."""
+        """Make it have exactly these states (its thread)."""
         change = self.want(states)
-        # Once it had all, what differs beyond the change was undone by somebody. Before that nothing is put that is
-        # there already: its counters would begin anew.
+        # After it had all states once, a difference beyond the change was made by somebody else. Before that,
+        # existing states are not put again, because their counters would restart.
         if self._settled and (change.put or change.delete):
             self.reconciler.apply(change)
         report = self.reconciler.resync()
@@ -124,7 +124,7 @@ class Device(Generic[D]):
         self.say("" if first is None else first.message)
 
     def differs(self) -> Change:
-        """Return what it would have to be given and rid of (its thread)."""
+        """Return the states to add and to remove (its thread)."""
         change, _ = self.reconciler.difference()
         return change
 
@@ -136,7 +136,7 @@ class Switch(Device[OpenFlowDriver]):
 
     @property
     def flows(self) -> list[Flow]:
-        """Which flows it should have, as far as it was told."""
+        """Return its desired flows, as last set."""
         return [state for state in self.reconciler.desired.states().values() if isinstance(state, Flow)]
 
     def look(self) -> Seen:
@@ -155,7 +155,7 @@ class Router(Device[FrrDriver]):
 def devices(
     switches: Iterable[tuple[str, str]], routers: Iterable[tuple[str, str]], tls: dict[str, str], ssh: dict[str, str]
 ) -> tuple[list[Switch], list[Router]]:
-    """Return the devices of a controller's settings."""
+    """Return the devices in a controller's settings."""
     return (
         [Switch(name, address, OpenFlowDriver(name, address, tls)) for name, address in switches],
         [Router(name, address, FrrDriver(name, address, ssh)) for name, address in routers],

@@ -1,9 +1,9 @@
-"""Which of several controllers is the active one: who holds a record of the store that ends unless it is put again.
+"""Election of the active one of several controllers: it has a record in the store that expires unless renewed.
 
-Taking it is one transaction, on condition that it is not there; keeping it, that it is still one's own. A controller
-counts itself out before its record can end: by its own clock, from before the last word that the store took was sent.
-So there are never two, whatever the clocks of the machines say, and a store that is away leaves none: flows stay as
-they are then, and nobody mends them.
+To take the record is one transaction, on condition that it does not exist; to keep it, that it is still one's
+own. A controller steps down before its record can expire: by its own clock, counted from before it sent the
+last renewal that the store accepted. So there are never two, whatever the machines' clocks say. If the store
+is away there is none: flows stay as they are then, and nobody repairs them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger("linkspan.controller")
 
 KEY = f"alive/{CONTROLLER}"
 TTL = 3.0
-"""Seconds after which the record ends: a takeover takes these, and EVERY at most."""
+"""Seconds after which the record expires: a takeover takes this long, and at most EVERY more."""
 EVERY = 0.8
 _MARGIN = 0.5
 
 
 class Election:
-    """Stands for election as long as it runs; ``turned`` is called when this one begins or ceases to be active."""
+    """A candidate as long as it runs; ``turned`` is called when it becomes active or stops being active."""
 
     def __init__(self, replica: Replica, name: str, turned: Callable[[], None]) -> None:
         self._replica = replica
@@ -42,28 +42,28 @@ class Election:
 
     @property
     def active(self) -> bool:
-        """Whether this one is active now."""
+        """Return whether this one is active now."""
         return time.monotonic() < self._until
 
     @property
     def leader(self) -> str:
-        """The active one's name, '' without one."""
+        """Return the active one's name, '' if there is none."""
         record = self._replica.records.get(KEY)
         return record.value.decode(errors="replace") if record is not None else ""
 
     async def start(self) -> None:
-        """Try once, where there is a store to try it with, and begin."""
+        """Try once, if the store answers, and start."""
         if self._replica.listed:
             await self._stand_once()
-        self._task = lasting("standing for election", self._stand)
+        self._task = lasting("leader election", self._stand)
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look at once where the record went."""
+        """Check at once, because the record is gone."""
         if KEY in keys and KEY not in self._replica.records:
             self._wake.set()
 
     async def stop(self) -> None:
-        """Give it up, so that another need not wait."""
+        """Give up the record, so that another need not wait."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -86,7 +86,7 @@ class Election:
         await self._try()
         if self.active != self._was:
             self._was = self.active
-            log.info("this controller is %s", "active" if self._was else "standing by")
+            log.info("this controller is %s", "active" if self._was else "on standby")
             self._turned()
 
     async def _try(self) -> None:
@@ -96,7 +96,7 @@ class Election:
         if there and not mine:
             self._until = 0.0
             return
-        with contextlib.suppress(LinkspanError):  # a store that is away; the replica tells of it
+        with contextlib.suppress(LinkspanError):  # the store is away; the replica reports it
             taken = await self._replica.write(
                 {KEY: self._name}, absent=() if mine else [KEY], unchanged=mine or None, ttl=TTL
             )

@@ -1,4 +1,4 @@
-"""What the store says of who holds what in networks that switches carry, and where it contradicts itself."""
+"""Owners by the store in networks that switches carry, and contradictions between records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from linkspan.core.model import Host, Lease, Network, Peer
 from linkspan.core.states.openflow import Claim, Held, Served
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
-"""What it follows from."""
+"""The records from which a ``Holding`` is made."""
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """Who holds what, where each host is asked for, their names, and what is to be said.
+    """Owners of prefixes, where to ask for each host, host names, and problems.
 
-    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches. ``twins`` says of
-    hosts, by id, with whom they share their MAC.
+    ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches. ``twins``
+    says, by host id, with whom a host shares its MAC.
     """
 
     held: Held = Held()
@@ -38,7 +38,7 @@ class Holding(msgspec.Struct, frozen=True):
 
 
 def holding(networks: Networks, leases: Leases) -> Holding:
-    """Return what holds now."""
+    """Return the present owners."""
     hosts = leases.hosts()
     problems: list[str] = []
     carried = [(n, w) for n in networks.all() for w in n.ways if w.backend == sdn.BACKEND.name]
@@ -47,7 +47,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     for network, way in carried:
         allowed = {a.target for a in networks.allowances if a.source == network.name}
         allowed |= {a.source for a in networks.allowances if a.target == network.name}
-        if not sdn.is_virtual(way):  # a router's: no flow may touch what is for its MAC
+        if not sdn.is_virtual(way):  # a router's: no flow may match packets to its MAC
             continue
         closed = network.migration is None and network.masquerade
         others = tuple(sorted(allowed & names))
@@ -73,7 +73,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
         if (here := hosts[host].underlay) is not None and _is_mac(here.mac):
             macs.append((host, here.mac))
         else:
-            problems.append(f"host {hosts[host].name} does not say its underlay's MAC: is its agent an older one?")
+            problems.append(f"host {hosts[host].name} does not announce its underlay's MAC: is its agent older?")
     held = Held(tuple(served), steered, tuple(macs))
     used = sorted(set(claims.values()))
     twins = dict(_twins(macs, hosts))
@@ -81,7 +81,7 @@ def holding(networks: Networks, leases: Leases) -> Holding:
 
 
 def _is_mac(text: str) -> bool:
-    """Tell whether a host's link has a MAC: a tunnel has none, or what is no MAC."""
+    """Return whether a host's link has a MAC: a tunnel has none, or no valid one."""
     try:
         return bool(mac(text))
     except Invalid:
@@ -89,18 +89,18 @@ def _is_mac(text: str) -> bool:
 
 
 def _twins(macs: list[tuple[str, str]], hosts: Mapping[str, Host]) -> Iterable[tuple[str, str]]:
-    """Yield who has a MAC that others have as well."""
+    """Yield hosts with a MAC that others have as well."""
     owners: dict[str, list[str]] = {}
     for host, address in macs:
         owners.setdefault(address, []).append(host)
     for address, found in owners.items():
         for host in found if len(found) > 1 else ():
             others = ", ".join(sorted(hosts[other].name for other in found if other != host))
-            yield host, f"its MAC {address} is also that of host {others}: none of them is followed to another port"
+            yield host, f"its MAC {address} is also that of host {others}: none of them is moved to another port"
 
 
 def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix], str]]:
-    """Return the leases of hosts that receive by the switches, what each counts for, and why the rest does not."""
+    """Return the leases of hosts that receive by the switches, their valid part, and why the rest is not valid."""
     exact = leases.counted(network, hosts)
     found = []
     for lease in leases.all(network.name):

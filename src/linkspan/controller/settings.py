@@ -16,21 +16,21 @@ FILE = "/etc/linkspan/controller.toml"
 SOCKET = "/run/linkspan/controller.sock"
 STATE_DIR = "/var/lib/linkspan-controller"
 ENVIRONMENT = "LINKSPAN_CONTROLLER_SETTINGS"
-"""The environment variable by which the command line hands the settings to the controller's process."""
+"""Environment variable by which the command line passes the settings to the controller's process."""
 _SWITCH = re.compile(r"unix:/.+|(?:tcp|ssl):(?:\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::\d{1,5})?")
 _SSH = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _PORT = re.compile(r"(?:^[^:]+|\]):\d+$")
 OPENFLOW, SSH = 6653, 22
-"""The ports of devices whose addresses name none (IANA)."""
+"""Default ports of devices (IANA)."""
 TLS = ("private-key", "certificate", "ca-cert")
-"""What ovs-ofctl needs for ssl: switches (ovs-ofctl(8)), all three."""
+"""The three files that ovs-ofctl needs for ssl: switches (ovs-ofctl(8))."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every key of the file, with its default."""
 
     store: str = ""
-    """URL of the store that the agents have, etcd://h1:2379,h2:2379/prefix or sqlite:///abs/folder."""
+    """URL of the agents' store, etcd://h1:2379,h2:2379/prefix or sqlite:///abs/folder."""
     name: str = ""
     """This controller's name among the others; empty: the machine's."""
     state_dir: str = STATE_DIR
@@ -52,12 +52,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def load(path: str, overrides: Mapping[str, object]) -> Settings:
-    """Read the file (the default one may be missing) and lay the command line's values over it. Raises Invalid."""
+    """Read the file (the default one may be missing), then apply the command line's values. Raises Invalid."""
     return complete(checked(given(path, FILE, overrides)))
 
 
 def checked(values: Mapping[str, object]) -> Settings:
-    """Return what was ``given`` as settings. Raises Invalid, naming the key of what is wrong."""
+    """Return ``given`` as settings. Raises Invalid with the key of an invalid value."""
     found = typed(values, Settings, "linkspan controller")
     listening_at(found.metrics)
     need_paths(found.state_dir, found.socket)
@@ -66,16 +66,16 @@ def checked(values: Mapping[str, object]) -> Settings:
         if not _SWITCH.fullmatch(address):
             raise Invalid(
                 f"switch {name}: address {address!r} is not understood",
-                "write tcp:IP:PORT, ssl:IP:PORT or unix:/PATH, [IP] where it is IPv6",
+                "write tcp:IP:PORT, ssl:IP:PORT or unix:/PATH, [IP] for IPv6",
             )
     for name in found.routers:
         checked_name(name, "router")
     for key in found.tls:
         if key not in TLS:
-            raise Invalid(f"setting tls.{key}: there is no such key", f"[tls] has {', '.join(TLS)}")
+            raise Invalid(f"setting tls.{key}: the key does not exist", f"[tls] has {', '.join(TLS)}")
     for key in found.ssh:
         if not _SSH.fullmatch(key):
-            raise Invalid(f"setting ssh.{key}: there is no such key", "ssh_config(5) has them: IdentityFile")
+            raise Invalid(f"setting ssh.{key}: the key does not exist", "ssh_config(5) has them: IdentityFile")
     _check_encrypted(found)
     return found
 
@@ -97,14 +97,15 @@ def _check_encrypted(found: Settings) -> None:
         raise Invalid(
             f"switch {switch}: {found.switches[switch]} needs {', '.join(TLS)} in [tls]; "
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
-            "give the controller's own key and certificate, and that of the switches' authority, each a path",
+            "give the controller's own key and certificate, and the certificate of the switches' "
+            "authority, each as a path",
         )
 
 
 def complete(found: Settings) -> Settings:
-    """Return the settings; raises Invalid where a controller could not begin with so few."""
+    """Return the settings; raise Invalid if a required one is missing."""
     if not found.store:
-        raise Invalid("a controller needs the store that the agents have", "give --store etcd://HOST:2379/PREFIX")
+        raise Invalid("a controller needs the agents' store", "give --store etcd://HOST:2379/PREFIX")
     if not found.switches and not found.routers:
         raise Invalid("there is nothing to control", "give --switch sw1=tcp:192.0.2.250:6653")
     return found

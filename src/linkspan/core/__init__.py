@@ -7,11 +7,11 @@ The reconciler
     again.
 
 Fights
-    If another program undoes what linkspan puts, that is a fight (``fights``, pure): three repairs at once, then
+    If another program undoes linkspan's changes, that is a fight (``fights``, pure): three repairs at once, then
     pauses of 4 to 60 s, one event, and a line in `status`. An object counts only if it is wrong by itself. What
     fell with its link, its table or its setting is put back together with that. An object that the kernel refuses
     is no fight: if a cable is unplugged, the next chance must not be missed. Guards are put back at every look.
-    While they do not hold, the host's ends of the containers' links are down: the reconciler puts ``Veth`` with
+    While they are not in force, the host's ends of the containers' links are down: the reconciler puts ``Veth`` with
     ``up=False`` and nothing on it, whatever is desired.
 
 Rules (``ruleset``)

@@ -1,4 +1,4 @@
-"""IP prefixes and MAC addresses as frozen values; the ``ipaddress`` module stays in here, at the edge."""
+"""IP prefixes and MAC addresses as frozen values; only this module uses ``ipaddress``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from linkspan.core.errors import Invalid
 FAMILIES = (4, 6)
 BITS = {4: 32, 6: 128}
 HIDDEN = "none"
-"""Stands for an address where nobody can reach a host first."""
+"""Written instead of an address if no host can contact this one first."""
 GATEWAY_MAC = "02:4c:53:00:00:01"
-"""Of the switches' virtual gateway (SDN) where none is given: locally administered (RFC 7042 2.1), of no device."""
+"""Default MAC of the switches' virtual gateway (SDN): locally administered (RFC 7042 2.1), used by no device."""
 _PLACE = re.compile(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})")
 SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -30,22 +30,22 @@ class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):
 
     @property
     def family(self) -> int:
-        """4 or 6."""
+        """Return 4 or 6."""
         return 4 if len(self.packed) == 4 else 6
 
     @property
     def address(self) -> str:
-        """The address alone, as text."""
+        """Return the address without length, as text."""
         return socket.inet_ntop(SOCKET_FAMILY[self.family], self.packed)
 
     @property
     def size(self) -> int:
-        """How many addresses the prefix holds."""
+        """Return the number of addresses in the prefix."""
         return 1 << (BITS[self.family] - self.length)
 
     @property
     def first(self) -> int:
-        """The lowest address as an integer (host bits cleared)."""
+        """Return the lowest address as an integer (host bits cleared)."""
         value = int.from_bytes(self.packed, "big")
         return value >> (shift := BITS[self.family] - self.length) << shift
 
@@ -58,11 +58,11 @@ class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):
         return Prefix((self.first + offset).to_bytes(len(self.packed), "big"), self.length)
 
     def single(self) -> Prefix:
-        """Return the address alone, as /32 or /128."""
+        """Return the address as /32 or /128."""
         return Prefix(self.packed, BITS[self.family])
 
     def holds(self, other: Prefix) -> bool:
-        """Tell whether ``other`` lies wholly inside this prefix."""
+        """Return whether ``other`` is completely inside this prefix."""
         return (
             self.family == other.family
             and self.length <= other.length
@@ -70,32 +70,32 @@ class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):
         )
 
     def overlaps(self, other: Prefix) -> bool:
-        """Tell whether any address is in both."""
+        """Return whether any address is in both."""
         return self.holds(other) or other.holds(self)
 
     def __str__(self) -> str:
         return f"{self.address}/{self.length}"
 
 
-_EXAMPLES = "write it as 10.244.0.0/16, 10.244.0.5 or fd00:244::/64, for example"
+_EXAMPLES = "write it like 10.244.0.0/16, 10.244.0.5 or fd00:244::/64"
 
 
 @functools.lru_cache(maxsize=65536)
 def prefix(text: str) -> Prefix:
-    """Parse ``10.0.0.0/8``, ``10.1.2.3`` (a /32) or the same of IPv6; host bits are kept.
+    """Parse ``10.0.0.0/8``, ``10.1.2.3`` (a /32) or the same for IPv6; keep host bits.
 
-    Raises Invalid, naming the text.
+    Raises Invalid with the text.
     """
     address, slash, length = text.partition("/")
     family = 6 if ":" in text else 4
-    try:  # the C library's own parser takes a tenth of ipaddress's time, and a thousand peers are 3,000 texts
+    try:  # the C library's parser takes a tenth of ipaddress's time, and a thousand peers are 3,000 texts
         packed = socket.inet_pton(SOCKET_FAMILY[family], address)
         if not slash:
             return Prefix(packed, BITS[family])
         if length.isascii() and length.isdigit() and int(length) <= BITS[family]:
             return Prefix(packed, int(length))
     except (OSError, ValueError):
-        pass  # to be refused below, in words
+        pass  # refused below, with a message
     try:
         parsed = ipaddress.ip_interface(text)
     except ValueError as error:
@@ -118,16 +118,16 @@ def place(text: str) -> tuple[Prefix, int]:
 
 
 def pool(text: str) -> Prefix:
-    """Parse a pool: a prefix with no host bits set. Raises Invalid, naming the prefix that may be meant."""
+    """Parse a pool: a prefix without host bits. Raises Invalid with the prefix that was probably meant."""
     parsed = prefix(text)
     if parsed.network() != parsed:
         raise Invalid(f"pool {text} has host bits set", f"did you mean {parsed.network()}?")
     if "/" not in text:
-        raise Invalid(f"pool {text} has no prefix length", f"write it as {text}/24, for example")
+        raise Invalid(f"pool {text} has no prefix length", f"write it like {text}/24")
     for special, what in _SPECIAL.items():
         if parsed.overlaps(prefix(special)):
-            hint = "use a private range, 10.244.0.0/16 or fd00:244::/64 for example"
-            raise Invalid(f"pool {text} has addresses of {special}, which is {what}", hint)
+            hint = "use a private range, for example 10.244.0.0/16 or fd00:244::/64"
+            raise Invalid(f"pool {text} overlaps with {special}, which is {what}", hint)
     return parsed
 
 
@@ -142,32 +142,33 @@ _SPECIAL = {  # RFC 6890 and the IANA registries that continue it
     "fe80::/10": "link-local",
     "ff00::/8": "multicast",
 }
-"""What no container can have for an address."""
+"""Ranges from which no container can have an address."""
 
 
 _OF_NO_HOST = (
     *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"),
     *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 )
-"""What no other host can be sent to by: the ranges above, but for IPv4's link-local one, which some underlays use."""
+"""Ranges in which no other host can be reached: those above, except IPv4's link-local range, which some
+underlays use."""
 
 
 def host_address(text: str) -> Prefix:
-    """Parse an address that another host may have, with or without a length. Raises Invalid."""
+    """Parse an address that another host may have, with or without a prefix length. Raises Invalid."""
     found = prefix(text)
     for special in _OF_NO_HOST:
         if prefix(special).holds(found.single()):
-            raise Invalid(f"{text} is of {special}, which is {_SPECIAL[special]}: no host has it for others")
+            raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
     return found
 
 
 def mac_text(packed: bytes) -> str:
-    """Six bytes as aa:bb:cc:dd:ee:ff."""
+    """Return six bytes as aa:bb:cc:dd:ee:ff."""
     return packed.hex(":")
 
 
 def mac(text: str) -> bytes:
-    """Parse aa:bb:cc:dd:ee:ff into six bytes; multicast and all-zero are refused with Invalid."""
+    """Parse aa:bb:cc:dd:ee:ff into six bytes; refuse multicast and all-zero MACs with Invalid."""
     try:
         packed = bytes.fromhex(text.replace(":", "").replace("-", ""))
     except ValueError:
@@ -182,7 +183,7 @@ def mac(text: str) -> bytes:
 def derived_mac(*seed: str) -> bytes:
     """Return a locally administered unicast MAC that is always the same for the same seed.
 
-    An address that is used anew keeps its MAC by this, so no neighbour cache ever holds a wrong one.
+    So an address that is given again has the same MAC, and no neighbour cache has a wrong one.
     """
     digest = bytearray(hashlib.blake2b("\0".join(seed).encode(), digest_size=6).digest())
     digest[0] = (digest[0] & 0xFC) | 0x02  # RFC 7042 2.1: local bit set, group bit clear

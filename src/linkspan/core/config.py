@@ -23,46 +23,46 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 SOCKET = "/run/linkspan/agent.sock"
 GROUP = "linkspan"
-"""The group whose members may ask the agent, and change nothing."""
+"""Group whose members may read from the agent, but change nothing."""
 STATE_DIR = "/var/lib/linkspan"
 CONFIG_FILE = "/etc/linkspan/agent.toml"
 SETTINGS = "LINKSPAN_AGENT_SETTINGS"
-"""The environment variable by which the command line hands the settings to the agent's process."""
+"""Environment variable by which the command line passes the settings to the agent's process."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every key of the file, with its default."""
 
     state_dir: str = STATE_DIR
-    """Folder of the journal, the store and what is remembered of the machine."""
+    """Folder of the journal, the store, and the memory of the machine's original settings."""
     socket: str = SOCKET
-    """Unix socket of the API; DELs are queued in the folder `queue` beside it while no agent runs."""
+    """Unix socket of the API; the folder `queue` beside it has DELs that arrive while no agent runs."""
     store: str = ""
     """URL of the store, sqlite:///abs/folder or etcd://h1:2379/prefix?ca=FILE; empty: in the state folder."""
     host_id: str = ""
-    """This host's id and name in the cluster; empty: an id of its own making, and the host's name."""
+    """This host's id and name in the cluster; empty: an id that the agent makes, and the machine's name."""
     underlay: str = ""
-    """Interface to the other hosts, or can-reach=IP; empty: the default route's."""
+    """Interface to the other hosts, or can-reach=IP; empty: the interface of the default route."""
     advertise: tuple[str, ...] = ()
-    """Addresses by which other hosts reach this one, where they are not the interface's; none: a NAT lets nobody in."""
+    """Addresses at which other hosts reach this one, if not the interface's; none: a NAT lets nobody in."""
     docker_socket: str = ""
-    """Unix socket of the Docker plugin, where systemd does not hand it over (`install docker`); empty: none."""
+    """Unix socket of the Docker plugin, unless systemd passes it (`install docker`); empty: none."""
     docker_api: str = "/run/docker.sock"
-    """Unix socket of Docker's engine, for networks that are exposed to it; empty: none is."""
+    """Unix socket of Docker's engine, for networks that are exposed to Docker; empty: none."""
     podman_networks: str = "/etc/containers/networks"
-    """Folder of Podman's networks, for those that are exposed to it; empty: none is."""
+    """Folder of Podman's networks, for networks that are exposed to Podman; empty: none."""
     cni_networks: str = "/etc/cni/net.d"
-    """Folder of CNI's configurations, for networks that are exposed to it; empty: none is."""
+    """Folder of CNI configurations, for networks that are exposed to CNI; empty: none."""
     names: bool = True
-    """Whether containers are found by their names; it needs dnsmasq."""
+    """Whether DNS answers containers' names; needs dnsmasq."""
     resolv_conf: str = "/etc/resolv.conf"
-    """The file with the host's resolvers, which are asked for all names that are no container's."""
+    """The file with the host's resolvers, which answer all names that are not a container's."""
     cooldown: Seconds = COOLDOWN
-    """Seconds before an address that was released is given again."""
+    """Seconds before a released address is given again."""
     reap_after: Seconds = 30.0
     """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
     orphans_after: Seconds = 600.0
-    """Seconds for which links stay of which neither the journal, the store nor the kernel tells whose they are."""
+    """Seconds for which orphaned links stay: neither journal, store nor kernel says whose they are."""
     metrics: str = ""
     """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -70,18 +70,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def load(path: str, overrides: Mapping[str, object]) -> Config:
-    """Read the file (the default one may be missing) and lay the command line's values over it.
+    """Read the file (the default one may be missing), then apply the command line's values.
 
-    Raises Invalid, naming the file and the key.
+    Raises Invalid with the file's name and the key.
     """
     return checked(given(path, CONFIG_FILE, overrides))
 
 
 def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
-    """Read what can be read of a file that may be broken, and return it with what is wrong ("": nothing).
+    """Read as much as possible of a file that may be broken, and return it with the problem ("": none).
 
-    For `uninstall`: a mistake in the file must not keep linkspan on the machine. A file that is named and is not there
-    is an error, as for ``load``.
+    For `uninstall`: a mistake in the file must not keep linkspan on the machine. As for ``load``, an
+    explicitly named file that does not exist is an error.
     """
     try:
         return load(path, overrides), ""
@@ -100,7 +100,7 @@ def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
 
 
 def checked(values: Mapping[str, object]) -> Config:
-    """Return what was ``given`` as settings. Raises Invalid, naming the key."""
+    """Return ``given`` as settings. Raises Invalid with the key."""
     config = typed(values, Config, "linkspan agent")
     need_paths(config.state_dir, config.socket)
     listening_at(config.metrics)
@@ -110,20 +110,20 @@ def checked(values: Mapping[str, object]) -> Config:
             prefix(config.underlay.removeprefix(CAN_REACH))
         except Invalid as error:
             what = f"setting underlay: {error.message}"
-            raise Invalid(what, f"write it as {CAN_REACH}192.0.2.1, or give an interface's name") from error
+            raise Invalid(what, f"write it like {CAN_REACH}192.0.2.1, or give an interface's name") from error
     _check_told_to_others(config)
     return config
 
 
 def need_paths(state_dir: str, socket: str) -> None:
-    """Raise Invalid where a path is empty that a daemon cannot do without."""
+    """Raise Invalid if a path that a daemon needs is empty."""
     for key, path in (("state_dir", state_dir), ("socket", socket)):
         if not path:
             raise Invalid(f"setting {key} is empty", "give a path, or leave the key out")
 
 
 def listening_at(metrics: str) -> tuple[str, int]:
-    """Return where metrics are to be served: the address, '' for every one, and the port, 0 for nowhere.
+    """Return where to serve metrics: the address, '' for all, and the port, 0 for none.
 
     Raises Invalid.
     """
@@ -131,12 +131,12 @@ def listening_at(metrics: str) -> tuple[str, int]:
     if not metrics:
         return "", 0
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or ":" not in metrics:
-        raise Invalid(f"setting metrics: {metrics!r} is not ADDRESS:PORT", "write it as 127.0.0.1:9642 or [::1]:9642")
+        raise Invalid(f"setting metrics: {metrics!r} is not ADDRESS:PORT", "write it like 127.0.0.1:9642 or [::1]:9642")
     return address.strip("[]"), int(port)
 
 
 def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return what a file and a command line say, which wins, be it right or wrong. Raises Invalid, naming the file."""
+    """Return a file's values, overridden by the command line's, unchecked. Raises Invalid with the file's name."""
     values: dict[str, object] = {}
     file = Path(path or default)
     if path or file.exists():
@@ -153,12 +153,12 @@ def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str,
 
 
 def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
-    """Return what was ``given`` as settings of a kind. Raises Invalid, naming the key."""
+    """Return ``given`` as settings of a type. Raises Invalid with the key."""
     hint = f"`{command} --print-config` shows every key"
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in values.items():
         if key not in known:
-            raise Invalid(f"setting {key}: there is no such key", hint)
+            raise Invalid(f"setting {key} does not exist", hint)
         for name, text in value.items() if isinstance(value, dict) and known[key] == dict[str, str] else ():
             if not isinstance(text, str):
                 raise Invalid(f"setting {key}.{name}: expected text, got {text!r}", "write it in quotes")
@@ -169,7 +169,7 @@ def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
 
 
 def _check_told_to_others(config: Config) -> None:
-    """Refuse what would stand in the cluster's records, and be read by every other host."""
+    """Refuse values that the cluster's records must not have, because every other host reads them."""
     if config.host_id:
         checked_name(config.host_id, "setting host_id:")
     for text in config.advertise:
@@ -179,14 +179,14 @@ def _check_told_to_others(config: Config) -> None:
         except Invalid as error:
             raise Invalid(
                 f"setting advertise: {text!r} is not an IP address",
-                f"write it as 203.0.113.7 or 203.0.113.7:51820, or {HIDDEN} where a NAT lets nobody in",
+                f"write it like 203.0.113.7 or 203.0.113.7:51820, or {HIDDEN} if a NAT lets nobody in",
             ) from error
     if HIDDEN in config.advertise and len(config.advertise) > 1:
-        raise Invalid(f"setting advertise: {HIDDEN} stands alone", "leave the addresses out")
+        raise Invalid(f"setting advertise: {HIDDEN} excludes addresses", "leave the addresses out")
 
 
 def as_toml(values: Mapping[str, object]) -> str:
-    """Return settings as a file, what is no table first; ``load`` reads it where they are right."""
+    """Return settings as a TOML file, plain values before tables; ``load`` reads it if it is valid."""
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines = [_line(key, value) for key, value in values.items() if key not in tables]
     for key, table in tables.items():
@@ -200,5 +200,5 @@ def _line(key: str, value: object) -> str:
 
 
 def shown(kind: type[msgspec.Struct], values: Mapping[str, object]) -> dict[str, object]:
-    """Return every key of a kind of settings with its value, and what was ``given`` of others."""
+    """Return every key of the settings with its value, then ``given`` values of unknown keys."""
     return {**msgspec.structs.asdict(kind()), **values}

@@ -1,4 +1,4 @@
-"""SQLite as the journal and the store use it: opened with care, its errors turned into ours in one place."""
+"""SQLite for the journal and the store: safe open, and one place that turns its errors into ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUSY_SECONDS = 5.0
 
 
 def away(path: Path) -> str:
-    """Return the hint to move away a file that cannot be read, and what follows from that."""
+    """Return the hint to move away a file that cannot be read, with the consequences."""
     return (
         f"it was left as it is; move it away (mv {path} {path}.bad) and start again: the agent rebuilds it from what "
         "the kernel, the store and its own snapshot know, and containers keep their network"
@@ -28,7 +28,7 @@ def away(path: Path) -> str:
 
 
 def failure(path: Path, error: sqlite3.Error) -> LinkspanError:
-    """Return our error for one of SQLite's, naming the file and what to do."""
+    """Return our error for one of SQLite's, with the file's name and the fix."""
     # The low byte is the primary code (sqlite.org/rescode.html).
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
@@ -48,7 +48,7 @@ def failure(path: Path, error: sqlite3.Error) -> LinkspanError:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise our errors for SQLite's inside the block."""
+    """Raise our errors instead of SQLite's inside the block."""
     try:
         yield
     except sqlite3.Error as error:
@@ -57,13 +57,13 @@ def translated(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Make the block one transaction: all of it or, on any error, nothing."""
+    """Run the block as one transaction: on any error nothing is written."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
         database.execute("COMMIT")
     except BaseException:
-        # SQLite has rolled back by itself after some errors, a full disk among them.
+        # SQLite has rolled back by itself after some errors, for example a full disk.
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
@@ -72,7 +72,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 def connect(path: Path, synchronous: str, one_thread: bool = True) -> sqlite3.Connection:
     """Open a connection that commits each statement by itself, outside ``transaction``.
 
-    Without ``one_thread`` another thread than this one may use it; the caller sees to it that only one does.
+    Without ``one_thread`` another thread than this one may use it; the caller must ensure that only one does.
     """
     database = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=one_thread)
     database.execute(f"PRAGMA synchronous={synchronous}")
@@ -80,12 +80,12 @@ def connect(path: Path, synchronous: str, one_thread: bool = True) -> sqlite3.Co
 
 
 def open_database(path: Path, synchronous: str, tables: str, one_thread: bool = True) -> sqlite3.Connection:
-    """Open or make the database, whose ``tables`` are statements that can be run again.
+    """Open or make the database; ``tables`` are statements that can be run again.
 
-    A file that is corrupt, or of a newer schema than ours, is refused with Unavailable and left as it is.
+    Refuse with Unavailable a file that is corrupt or of a newer schema, and leave it unchanged.
     """
     try:
-        # Never opened where it exists: closing a file drops all locks that this process has on it (fcntl(2)).
+        # Never open an existing file here: closing it drops all locks that this process has on it (fcntl(2)).
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -108,8 +108,8 @@ def open_database(path: Path, synchronous: str, tables: str, one_thread: bool = 
 def _write_ahead(database: sqlite3.Connection) -> None:
     """Switch to a write-ahead log, once for each file.
 
-    Where several processes make one file at the same time, SQLite refuses this at once, without the wait that all
-    else has: two that hold read locks and both want to write would wait for each other.
+    If several processes make one file at the same time, SQLite refuses this at once, without its usual wait,
+    because two processes that both have a read lock and want to write would wait for each other.
     """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
@@ -137,6 +137,6 @@ def _refuse_unsound(path: Path, database: sqlite3.Connection) -> None:
         raise Unavailable(f"{path} has schema {schema!r}, which is no number", away(path))
     if int(schema) > LAYOUT:
         raise Unavailable(
-            f"{path} has schema {schema}, and this linkspan knows {LAYOUT}",
+            f"{path} has schema {schema}, and this linkspan supports up to {LAYOUT}",
             "a newer linkspan wrote it: upgrade this one",
         )

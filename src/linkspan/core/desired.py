@@ -1,8 +1,8 @@
-"""What should be: states by source, each key with its owners.
+"""Desired states by source; each key knows its owners.
 
-A source is what the states are for: ``("network", "demo")``, ``("attachment", ID, IFNAME)``. Equal states of
-several sources merge and stay until the last source lets go; unequal states with one key are a conflict that
-names both sources.
+A source is the reason for states: ``("network", "demo")``, ``("attachment", ID, IFNAME)``. Equal states of
+several sources merge, and stay until the last source drops them. Different states with one key are a conflict
+that names both sources.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Source = tuple[str, ...]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What must be put and deleted, in that order."""
+    """States to put and to delete, in that order."""
 
     put: tuple[State, ...]
     delete: tuple[State, ...]
 
 
 class Desired:
-    """The dictionary of sources, and a second one of owners; a replacement costs its own size only."""
+    """States by source, and owners by key; to replace a source costs only its own size."""
 
     def __init__(self) -> None:
         self._sources: dict[Source, dict[Key, State]] = {}
         self._owners: dict[str, dict[Key, dict[Source, State]]] = {}
-        """By the kind's name (a key's first part), so that a look at few objects costs nothing for the others."""
+        """By the kind's name (a key's first part), so that observing a few objects costs nothing for the others."""
 
     def replace(self, source: Source, states: Iterable[State]) -> Change:
         """Make these the states of a source, and return what to put and to delete.
 
-        Raises Conflict, and changes nothing, where another source has a different state with the same key.
+        Raises Conflict, and changes nothing, if another source has a different state with the same key.
         """
         new = {state.key: state for state in states}
         for key, state in new.items():
@@ -64,7 +64,7 @@ class Desired:
         return self._owners.get(str(key[0]), {}).get(key, {})
 
     def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
-        """Return what should be, by key: of these kinds or of all."""
+        """Return the desired states by key: of these kinds or of all."""
         names = list(self._owners) if kinds is None else [kind.__name__ for kind in kinds]
         return {
             key: next(iter(owners.values()))
@@ -73,7 +73,7 @@ class Desired:
         }
 
     def state(self, key: Key) -> State | None:
-        """Return what should be with this key, None where nothing should."""
+        """Return the desired state with this key, None if there is none."""
         return next(iter(self._of(key).values()), None)
 
     def sources(self) -> dict[Source, dict[Key, State]]:

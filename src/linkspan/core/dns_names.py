@@ -1,4 +1,4 @@
-"""The names of endpoints and networks as DNS has them (pure); `zone` is what a server is told of them."""
+"""DNS names of endpoints and networks (pure); `zone` builds what a server gets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 """RFC 1035 section 2.3.4 gives the length; underscores are in container names (Compose's), and servers take them."""
 LONGEST = 253
 DIGEST = re.compile(r"[0-9a-f]{64}")
-"""An id that an engine made, which people write by its first digits."""
+"""An id made by an engine, of which people write the first digits."""
 SHORT = 12
 """Digits of a container's id that Docker and Podman show, and give as its host name."""
 NAMESPACE = "default-"
 """``ctr run --cni`` calls its container ID default-ID, by containerd's namespace."""
 WHOLE = "internal"
-"""The top of whole names: a domain for private use, which the outside has not got and never will."""
+"""Top-level domain of full names: reserved for private use, so the Internet never has it."""
 LOCALHOST = "localhost"
-"""RFC 6761 section 6.3: what it means is known without asking, and must not be another."""
+"""RFC 6761 section 6.3: its meaning is fixed, and no server may change it."""
 
 
 def given(endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the names that an endpoint was given, as they were: its container's, the aliases, and a short id."""
+    """Return the names given to an endpoint, unchanged: its container's, the aliases, and a short id."""
     id_ = endpoint.id
     short = id_[:SHORT] if DIGEST.fullmatch(id_) else id_
     bare = short.removeprefix(NAMESPACE)
@@ -31,7 +31,7 @@ def given(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def normal(name: str) -> str:
-    """Return a name as DNS has it, '' where it is none: in small letters, without a dot at the end."""
+    """Return a name as DNS has it: in small letters, without a final dot; '' if it is no valid name."""
     name = name.lower().removesuffix(".")
     labels = name.split(".")
     if len(name) > LONGEST or not all(LABEL.fullmatch(label) for label in labels) or labels[-1] == LOCALHOST:
@@ -50,13 +50,13 @@ def unspeakable(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def answers(endpoint: Endpoint, word: str) -> bool:
-    """Tell whether a server answers a name with an endpoint: NAME, NAME.NETWORK or NAME.NETWORK.internal."""
+    """Return whether a server answers a name with an endpoint: NAME, NAME.NETWORK or NAME.NETWORK.internal."""
     wanted, own, network = normal(word), speakable(endpoint), normal(endpoint.network)
     ends = ("", f".{network}", f".{network}.{WHOLE}") if network else ("",)
     return bool(wanted) and any(f"{name}{end}" == wanted for name in own for end in ends)
 
 
 def domains(network: Network) -> tuple[str, ...]:
-    """Return the domains of a network's names, the whole one last; none where its name is no domain's."""
+    """Return the domains of a network's names, the full one last; none if its name is no valid domain."""
     name = normal(network.name)
     return (name, f"{name}.{WHOLE}") if name else ()

@@ -1,4 +1,4 @@
-"""What can go wrong, in one tree.
+"""Errors of linkspan, in one tree.
 
     LinkspanError
     ├── Invalid       the request itself is wrong: a bad name, address, option
@@ -9,7 +9,7 @@
     ├── Unavailable   a part that is needed does not answer now: agent, store, disk
     └── KernelError   the kernel refused; carries the errno
 
-Each says which object, why, and (``hint``) what to do. Errors read from outer to inner, joined by
+Each says which object failed, why, and (``hint``) what to do. Errors read from outer to inner, joined by
 colons: ``attach web to demo: add route 10.244.2.0/24 via 192.0.2.2: network unreachable``.
 """
 
@@ -35,11 +35,11 @@ class LinkspanError(Exception):
 
     @property
     def told(self) -> str:
-        """Message and hint in one line."""
+        """Return message and hint in one line."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def within(self, what: str) -> LinkspanError:
-        """Return the same error, prefixed by the operation in which it happened."""
+        """Return the same error, prefixed with the operation that failed."""
         outer = type(self).__new__(type(self))
         outer.__dict__.update(self.__dict__)
         outer.message = prefixed(what, self.message)
@@ -48,7 +48,7 @@ class LinkspanError(Exception):
 
 
 class Invalid(LinkspanError):
-    """The request is wrong in itself and will be wrong again."""
+    """The request itself is wrong, and a retry does not help."""
 
     code = "invalid"
 
@@ -60,13 +60,13 @@ class NotFound(LinkspanError):
 
 
 class Conflict(LinkspanError):
-    """Something else holds what was asked for; the message names the holder."""
+    """Something else has what was asked for; the message names the owner."""
 
     code = "conflict"
 
 
 class Exhausted(LinkspanError):
-    """There is none left of what was asked for."""
+    """Nothing is left of what was asked for."""
 
     code = "exhausted"
 
@@ -78,13 +78,13 @@ class Denied(LinkspanError):
 
 
 class Unavailable(LinkspanError):
-    """A part that is needed does not answer now; trying again later may help."""
+    """A part that is needed does not answer now; a retry later may help."""
 
     code = "unavailable"
 
 
 class KernelError(LinkspanError):
-    """The kernel refused; ``errno`` is its own number."""
+    """The kernel refused; ``errno`` is its number."""
 
     code = "kernel"
 
@@ -104,25 +104,25 @@ _WORDS = {
 
 
 def prefixed(what: str, message: str) -> str:
-    """Return a message that begins with its object or operation, once: an inner part may have named it already."""
+    """Return the message with its object or operation in front, unless it begins with it already."""
     return message if message.startswith((f"{what}:", f"{what} ")) else f"{what}: {message}"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things in words: 1 endpoint, 2 endpoints."""
+    """Return a number with its noun: 1 endpoint, 2 endpoints."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a hint for a name that nothing has: the known ones that look like it, or else another hint."""
+    """Return a hint for an unknown name: the known names that look like it, or else another hint."""
     found = difflib.get_close_matches(word, sorted(set(known)), n=2, cutoff=0.75)
     return f"did you mean {' or '.join(found)}?" if found else otherwise
 
 
 def of_errno(number: int, what: str, detail: str = "") -> KernelError:
-    """Turn an errno into a KernelError that says what was being done.
+    """Turn an errno into a KernelError that names the operation.
 
-    ``detail`` is the kernel's own extended message, where it gave one.
+    ``detail`` is the kernel's own extended message, if it gave one.
     """
     words = _WORDS.get(number) or os.strerror(number).lower()
     return KernelError(f"{what}: {words}{f' ({detail})' if detail else ''}", number)
@@ -137,13 +137,13 @@ _KINDS = {
     "object": "an object",
     "null": "null",
 }
-"""The decoder's words for kinds of values (msgspec's), and ours."""
+"""Msgspec's words for types of values, and ours."""
 
 
 def of_validation(error: Exception, kind: object, prefix: str = "", hint: str = "") -> Invalid:
-    """Turn a decoder's refusal of values for a type into an error that names the field and what it takes.
+    """Turn a decoder's error into one of ours that names the field and its allowed values.
 
-    ``prefix`` stands before the field's name, ``hint`` is for what has no better one.
+    ``prefix`` precedes the field's name; ``hint`` is the fallback hint.
     """
     what, _, where = str(error).partition(" - at `$")
     path = where.rstrip("`").lstrip(".")
@@ -157,14 +157,14 @@ def of_validation(error: Exception, kind: object, prefix: str = "", hint: str = 
 
 
 def _choices(kind: Any, path: str) -> Iterable[str]:
-    """Return the words that the field at a path may have."""
+    """Return the allowed words of the field at a path."""
     for name in re.sub(r"\[.*?\]", "", path).split("."):
         kind = get_type_hints(_element(kind)).get(name)
     return map(str, get_args(_element(kind)))
 
 
 def _element(kind: Any) -> Any:
-    """Return the type of what is in a list, or of a dictionary's values; any other type as it is."""
+    """Return the element type of a list, or the value type of a dictionary; any other type unchanged."""
     while (origin := get_origin(kind)) is not None and origin is not Literal:
         kind = [one for one in get_args(kind) if one is not Ellipsis][-1]
     return kind

@@ -1,7 +1,7 @@
-"""What happened: attach, detach, lease, heal, peer. The last ones are kept, and whoever follows gets the rest.
+"""Event log of the agent: attach, detach, lease, heal, peer. It keeps the last events, and followers get new ones.
 
-They are lines of JSON in a file, so that an agent that was started anew can tell what the last one did. Nothing
-depends on them: the file is not waited for, and one that cannot be written or read costs its lines only.
+The events are lines of JSON in a file, so that a restarted agent can show what the last one did. Nothing
+depends on them: nobody waits for the file, and if it cannot be written or read, only its lines are lost.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Happening(msgspec.Struct, frozen=True):
 
 
 class Once:
-    """Remembers the last KEPT things that were told, so that each is told once."""
+    """Remembers the last KEPT messages, so that each is reported once."""
 
     def __init__(self) -> None:
         self._told: dict[str, None] = {}
 
     def first(self, what: str) -> bool:
-        """Tell whether this is new, and remember it."""
+        """Return whether this is new, and remember it."""
         if what in self._told:
             return False
         self._told[what] = None
@@ -55,7 +55,7 @@ class Happenings:
         self._followers: set[asyncio.Queue[Happening]] = set()
 
     def read(self) -> None:
-        """Take over what the last agent wrote; a line that was cut off by its end is left out."""
+        """Read the last agent's events; leave out a line that was cut off when it ended."""
         with contextlib.suppress(OSError):
             for line in self._file.read_bytes().splitlines():
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
@@ -63,7 +63,7 @@ class Happenings:
         self._rewrite()
 
     def close(self) -> None:
-        """Close the file; what happens from now on is not in it."""
+        """Close the file; later events are not written."""
         if self._out is not None:
             self._out.close()
             self._out = None
@@ -74,7 +74,8 @@ class Happenings:
         self._kept.append(happening)
         self._write(happening)
         for follower in self._followers:
-            if not follower.full():  # who reads too slowly loses events rather than our memory
+            # a follower that reads too slowly loses events, so that the agent's memory stays bounded
+            if not follower.full():
                 follower.put_nowait(happening)
 
     def _write(self, happening: Happening) -> None:
@@ -88,7 +89,7 @@ class Happenings:
             self._lines += 1
 
     def _rewrite(self) -> None:
-        """Write what is kept in the file's place, in one step: who is killed here loses nothing."""
+        """Rewrite the file with the kept events, in one step: a kill during it loses nothing."""
         self.close()
         new = self._file.with_name(f"{self._file.name}.new")
         with contextlib.suppress(OSError):
@@ -98,12 +99,12 @@ class Happenings:
             self._out = self._file.open("ab", buffering=0)
 
     def kept(self, type_: str = "", last: int = KEPT, since: float = 0) -> list[Happening]:
-        """Return the last events since a time (seconds since the epoch), oldest first, all or of one type."""
+        """Return the last events since a time (seconds since the epoch), oldest first, of all types or of one."""
         found = [h for h in self._kept if type_ in ("", h.type) and h.at >= since]
         return found[len(found) - min(last, len(found)) :]
 
     async def follow(self, last: int = KEPT, since: float = 0) -> AsyncIterator[Happening]:
-        """Yield what is kept (the last of it, since a time), then what comes, for as long as it is iterated."""
+        """Yield the kept events (the last ones, since a time), then new ones, for as long as it is iterated."""
         queue: asyncio.Queue[Happening] = asyncio.Queue(KEPT)
         self._followers.add(queue)
         try:

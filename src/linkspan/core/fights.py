@@ -1,12 +1,13 @@
 """Fights: objects that another program changes as often as linkspan puts them back.
 
-An object is put back FREE times at once. If it is found wrong in the same way once more within WINDOW, somebody keeps
-changing it: from then on linkspan waits between two repairs, FIRST seconds and each time twice as long, up to LONGEST.
-So neither program costs the machine much, and the log has one event instead of thousands.
+Linkspan puts an object back FREE times at once. If it is wrong in the same way once more within WINDOW,
+somebody keeps changing it. Then linkspan waits between two repairs, first FIRST seconds and each time twice
+as long, up to LONGEST. So neither program costs the machine much, and the log has one event instead of
+thousands.
 
-Guards, the rules that keep containers from forging addresses and from each other, are never left wrong: they are put
-back at every look. While somebody keeps changing them, the ports of the containers that they guard are down instead,
-until the guards held for the pause.
+Guards, the rules that keep containers from forging addresses and from each other, are never left wrong:
+linkspan puts them back at every observation. While somebody keeps changing them, the ports of the guarded
+containers are down, until the guards were in force for the whole pause.
 """
 
 from __future__ import annotations
@@ -21,36 +22,37 @@ from linkspan.core.kinds import ALL, BRIDGED, Kinds
 from linkspan.core.states.host import Key, State
 
 FREE = 3
-"""Repairs without a pause."""
+"""Number of repairs without a pause."""
 WINDOW = 60.0
-"""Seconds: repairs of one object that lie further apart have nothing to do with each other."""
+"""Seconds: repairs of one object that are further apart are unrelated."""
 FIRST, LONGEST = 4.0, 60.0
 """Seconds of pause between repairs."""
 MOST = 60
-"""Repairs within WINDOW that are a fight even if the object was wrong in another way each time: one a second."""
+"""Number of repairs within WINDOW (one a second) that is a fight even if the object was wrong in another way
+each time."""
 
 FRESH = 5.0
-"""Seconds after a change in which whoever made it may be the one that fights."""
+"""Seconds after a change during which its program may be the one that fights."""
 
 
 class Contested(Conflict):
-    """Another program keeps changing the object; ``there`` tells whether the object exists."""
+    """Another program keeps changing the object; ``there`` says whether the object exists."""
 
     def __init__(self, message: str, there: bool) -> None:
-        super().__init__(message, "stop that program, or have it leave what is linkspan's alone")
+        super().__init__(message, "stop that program, or configure it to leave linkspan's objects alone")
         self.there = there
 
 
 class Fight(msgspec.Struct):
-    """One object and its repairs. ``pause`` is 0 until somebody is known to fight for it."""
+    """One object and its repairs. ``pause`` is 0 until a fight is known."""
 
     key: Key
     what: str
     state: State
-    """What was found wrong first."""
+    """The state that was wrong first."""
     guard: bool
     recent: list[tuple[float, State | None]] = []
-    """The repairs within WINDOW: when, and what was there instead."""
+    """The repairs within WINDOW: the time, and the wrong state."""
     repairs: int = 0
     pause: float = 0.0
     since: float = 0.0
@@ -58,43 +60,43 @@ class Fight(msgspec.Struct):
     repaired_at: float = 0.0
     by: str = ""
     ports: set[str] = set()
-    """Whose ports a guard closes: names of links, ALL or BRIDGED."""
+    """The ports that a guard closes: names of links, ALL or BRIDGED."""
     closed: bool = False
     waiting: bool = False
-    """Whether it is wrong now, and left so until it is due."""
+    """Whether it is wrong now, and not repaired until it is due."""
     refused: str = ""
-    """Why a guard could not be put back at the last look."""
+    """Why a guard could not be put back at the last observation."""
 
     @property
     def kind(self) -> type[State]:
-        """Its kind; of a table's or a set's, that of what was found wrong first."""
+        """Return its kind; for a table or a set, the kind that was wrong first."""
         return type(self.state)
 
     @property
     def open(self) -> bool:
-        """Tell whether somebody is known to fight for it."""
+        """Return whether a fight for the object is known."""
         return self.pause > 0
 
     @property
     def due(self) -> float:
-        """When it may be put back again."""
+        """Return when it may be put back again."""
         return max(self.since, self.repaired_at) + self.pause
 
     @property
     def message(self) -> str:
-        """Say who does what, and what linkspan does."""
+        """Return who does what, and what linkspan does."""
         who = f"another program{f' ({self.by})' if self.by else ''} keeps changing {self.what}"
         if self.refused:
             who = f"linkspan cannot put back {self.what} ({self.refused})"
         if self.guard:
-            return f"{who}, by which containers are guarded: their ports are down until it holds"
+            return f"{who}, which guards containers: their ports are down until it is in force"
         return f"{who}: linkspan puts it back every {FIRST:g} to {LONGEST:g} s"
 
 
 class Fights:
-    """All objects that were put back lately.
+    """All objects that were recently put back.
 
-    The worker's thread changes them; the loop's asks ``open``, ``kinds`` and ``soon``.
+    The worker's thread changes them; the event loop reads ``open``, ``kinds`` and ``soon``.
     """
 
     def __init__(self, kinds: Kinds, clock: Callable[[], float] = time.monotonic) -> None:
@@ -104,22 +106,22 @@ class Fights:
         self._actors: dict[str, tuple[float, str]] = {}
 
     def changed_by(self, kinds: Iterable[type[State]], actor: str) -> None:
-        """Take in who changed an object of one of these kinds, where the kernel tells it."""
+        """Record which program changed an object of one of these kinds, if the kernel reports it."""
         self._actors.update((kind.__name__, (self._clock(), actor)) for kind in kinds if actor)
 
     def open(self) -> list[Fight]:
-        """Return the fights that go on, or that have been quiet for less than WINDOW."""
+        """Return the fights that continue, or that have been quiet for less than WINDOW."""
         return [fight for fight in list(self._known.values()) if fight.open]
 
     def fought(self, state: State) -> bool:
-        """Tell whether somebody is known to fight for the object."""
+        """Return whether a fight for the object is known."""
         found = self._known.get(self._kinds.subject(state))
         return found is not None and found.open
 
     def wrong(self, state: State, seen: State | None) -> Fight | None:
-        """Take in that an object is wrong, ``seen`` (None: absent or superfluous) instead of ``state``.
+        """Record that an object is wrong, ``seen`` (None: absent or superfluous) instead of ``state``.
 
-        Returns the fight because of which it must not be put back now; a guard always may.
+        Returns the fight that forbids to put it back now; a guard may always be put back.
         """
         now, key = self._clock(), self._kinds.subject(state)
         fight = self._known.get(key)
@@ -142,20 +144,20 @@ class Fights:
         return fight if fight.waiting else None
 
     def _accuse(self, fight: Fight) -> None:
-        """Name who fights, as soon as the kernel has told it."""
+        """Name the program that fights, as soon as the kernel has reported it."""
         at, actor = self._actors.get(fight.kind.__name__, (0.0, ""))
         if not fight.by and self._clock() - at < FRESH:
             fight.by = actor
 
     def right(self, kinds: Iterable[type[State]], wrong: Collection[Key]) -> None:
-        """Take in that of these kinds all but ``wrong`` (subjects) is as it should be, or not desired any more."""
+        """Record that all objects of these kinds except ``wrong`` (subjects) are right, or no longer desired."""
         names = {kind.__name__ for kind in kinds}
         for key, fight in self._known.items():
             if fight.waiting and fight.kind.__name__ in names and key not in wrong:
                 fight.waiting = False
 
     def repaired(self, state: State, seen: State | None) -> None:
-        """Take in that the object was put back."""
+        """Record that the object was put back."""
         if (fight := self._known.get(self._kinds.subject(state))) is None:
             return
         now = self._clock()
@@ -167,9 +169,9 @@ class Fights:
         fight.recent.append((now, None if fight.guard else seen))
 
     def failed(self, state: State, why: str) -> None:
-        """Take in that the kernel refused the object: that is no fight, and the next chance must not be missed.
+        """Record that the kernel refused the object: that is no fight, and the next chance must not be missed.
 
-        Ports that a guard is for are closed at once.
+        The ports of a guard are closed at once.
         """
         if (fight := self._known.get(self._kinds.subject(state))) is None:
             return
@@ -194,7 +196,7 @@ class Fights:
         return ended, opened
 
     def closed(self) -> set[str]:
-        """Return whose ports must be down: names of links, ALL or BRIDGED."""
+        """Return the ports that must be down: names of links, ALL or BRIDGED."""
         return {port for fight in self._known.values() if fight.closed for port in fight.ports}
 
     def closing(self, link: str, *, bridged: bool) -> Fight | None:
@@ -203,11 +205,11 @@ class Fights:
         return next((f for f in self._known.values() if f.closed and f.ports & names), None)
 
     def kinds(self) -> set[type[State]]:
-        """Return the kinds of what is left wrong until it is due."""
+        """Return the kinds of objects that are left wrong until they are due."""
         return {fight.kind for fight in list(self._known.values()) if fight.waiting}
 
     def soon(self) -> float | None:
-        """Return in how many seconds there is something to do; None where nothing waits."""
+        """Return the seconds until there is something to do; None if nothing waits."""
         now, known = self._clock(), list(self._known.values())
         times = [fight.wrong_at + fight.pause for fight in known if fight.closed]
         times += [fight.due for fight in known if fight.waiting]

@@ -1,16 +1,17 @@
-"""Addresses of one pool: which are held, by whom, and which comes next.
+"""Address allocator of one pool: which addresses are in use, by whom, and which is next.
 
-The naive way, the lowest address that is free, gives an address again at once, while neighbours' caches,
-conntrack entries and DNS answers still lead to its last holder. So a block goes forward instead: a cursor
-over the addresses never used, then the released ones, oldest first. The oldest has cooled longest: where
-even that one is still cooling, nothing else is left, and a container without an address is worse.
+The naive order, the lowest free address first, gives an address again at once, while neighbours' caches,
+conntrack entries and DNS answers still lead to its last owner. So a block goes forward instead: a cursor over
+the addresses never used, then the released ones, oldest first. The oldest has been in cool-down the longest:
+if even that one is still in cool-down, no other is left, and a container without an address is worse.
 
-Everything is in memory and O(1) however many are held; reservations cost O(log n) of their own number.
-What is held outlasts the agent in the journal, whose rows are put back by ``restore`` and ``cool``.
+Everything is in memory and O(1) for any number of addresses in use; reservations cost O(log n) of their own
+number. The journal keeps the addresses in use over restarts, and ``restore`` and ``cool`` put them back from
+its rows.
 
-An address is in one of three places, and never leaves them all again once it was in one: ``_held``,
-``_released`` (given again from its front) or ``_parked`` (released, but inside a reservation). The ranges
-in ``_fresh`` may therefore contain such addresses: the cursor steps over them.
+An address is in one of three places, and never leaves all of them again once it was in one: ``_held``,
+``_released`` (given again from its front) or ``_parked`` (released, but inside a reservation). The ranges in
+``_fresh`` may therefore contain such addresses: the cursor steps over them.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ COOLDOWN = 60.0
 """Seconds; the kernel keeps a stale neighbour at least this long (gc_stale_time, arp(7))."""
 
 REMEMBERED = 4096
-"""Released addresses that are kept in order while fresh ones last; beyond it the oldest that has cooled is
-given first, so that a /64 does not remember every address that it ever gave."""
+"""Released addresses that are kept in order while fresh ones last. Beyond that number the oldest one past its
+cool-down is given first, so that a /64 does not remember every address that it ever gave."""
 
 ROUTED_GATEWAY = {4: prefix("169.254.1.1/32"), 6: prefix("fe80::1/128")}
-"""For a routed pool with no address to spare."""
+"""Gateway of a routed pool without an address for one."""
 
 
 class Allocation(msgspec.Struct, frozen=True):
-    """An address that was given; ``reused`` tells that another held it before, so caches may need telling."""
+    """An address that was given; ``reused``: another endpoint had it before, so caches may need an update."""
 
     address: Prefix
     reused: bool
 
 
 def _spare(pool: Prefix) -> bool:
-    """Tell whether the pool can set addresses aside: /31 (RFC 3021), /127 (RFC 6164) and longer cannot."""
+    """Return whether the pool can set addresses aside: /31 (RFC 3021), /127 (RFC 6164) and longer cannot."""
     return pool.length < BITS[pool.family] - 1
 
 
 def gateway(pool: Prefix, routed: bool) -> Prefix:
-    """Return the gateway of a pool: with the pool's length on a bridge, alone where endpoints are routed.
+    """Return the gateway of a pool: with the pool's length on a bridge, without it if endpoints are routed.
 
     Raises Invalid for a bridge on a single address.
     """
@@ -66,8 +67,8 @@ def gateway(pool: Prefix, routed: bool) -> Prefix:
 def usable(pool: Prefix, routed: bool) -> tuple[int, int]:
     """Return the lowest and the highest address that a container may have, as integers.
 
-    Not among them: the network address (IPv6: the subnet-router anycast address, RFC 4291 2.6.1), the
-    gateway, which is the next one, and IPv4's broadcast address.
+    These exclude the network address (IPv6: the subnet-router anycast address, RFC 4291 2.6.1), the gateway,
+    which is the next one, and IPv4's broadcast address.
     """
     last = pool.first + pool.size - 1
     if _spare(pool):
@@ -76,7 +77,7 @@ def usable(pool: Prefix, routed: bool) -> tuple[int, int]:
 
 
 class Block:
-    """The allocator of one prefix. ``network`` is for messages; times are any clock that does not go back."""
+    """The allocator of one prefix. ``network`` is for messages; times come from any clock that does not go back."""
 
     def __init__(
         self,
@@ -103,16 +104,16 @@ class Block:
 
     @property
     def held(self) -> Mapping[bytes, str]:
-        """The holder of each packed address that is held."""
+        """Return the owner of each packed address in use."""
         return types.MappingProxyType(self._held)
 
     @property
     def reserved(self) -> frozenset[Prefix]:
-        """The reservations that touch this pool."""
+        """Return the reservations that touch this pool."""
         return frozenset(self._reserved)
 
     def allocate(self, now: float, holder: str = "") -> Allocation:
-        """Give the next address. Raises Exhausted, which says how many are held and by whom most."""
+        """Give the next address. Raises Exhausted, which says how many are in use and by whom most."""
         packed = self._cooled(now) or self._unused()
         if packed is None:
             packed = self._oldest()
@@ -123,22 +124,22 @@ class Block:
     def take(self, address: Prefix, holder: str) -> Allocation:
         """Give exactly this address, reserved or not.
 
-        Raises Conflict, which names the holder, or Invalid where no container may have it.
+        Raises Conflict with the owner, or Invalid if no container may have it.
         """
         self._check(address)
         if (other := self._held.get(address.packed)) is not None:
             raise Conflict(
-                f"address {address.address} is held by {other or 'another endpoint'}",
+                f"address {address.address} is in use by {other or 'another endpoint'}",
                 "choose another, or leave it out to get the next free one",
             )
         return self._hold(address.packed, holder)
 
     def restore(self, address: Prefix, holder: str) -> None:
-        """Put back a holder that was recorded, at the agent's start. Raises as ``take`` does."""
+        """Put back a recorded owner, at the agent's start. Raises as ``take`` does."""
         self.take(address, holder)
 
     def release(self, address: Prefix, now: float) -> None:
-        """Take an address back, which cools from now on; what is not held is no error."""
+        """Release an address, which is in cool-down from now on; an address not in use is no error."""
         packed = address.packed
         if (holder := self._held.pop(packed, None)) is None:
             return
@@ -155,19 +156,19 @@ class Block:
             self._released.setdefault(address.packed, since)
 
     def holder(self, address: Prefix) -> str:
-        """Return who holds the address. Raises NotFound."""
+        """Return the owner of the address. Raises NotFound."""
         if (found := self._held.get(address.packed)) is None:
-            raise NotFound(f"address {address.address} of {self._name} is not held")
+            raise NotFound(f"address {address.address} of {self._name} is not in use")
         return found
 
     def reserve(self, reservation: Prefix) -> None:
-        """Give these addresses only by ``take`` from now on; those held stay held."""
+        """Give these addresses only by ``take`` from now on; addresses in use stay in use."""
         if reservation.overlaps(self.pool):
             self._reserved.add(reservation.network())
             self._measure()
 
     def unreserve(self, reservation: Prefix) -> None:
-        """Undo ``reserve``; what is not reserved is no error."""
+        """Undo ``reserve``; an unreserved address is no error."""
         gone = reservation.network()
         if gone not in self._reserved:
             return
@@ -182,7 +183,7 @@ class Block:
             self._released = OrderedDict(sorted(self._released.items(), key=lambda item: item[1]))
 
     def free(self, now: float = 0.0) -> int:  # noqa: ARG002 - cooling addresses count, whatever the time
-        """Return how many ``allocate`` could still give, those that cool included: they come last."""
+        """Return how many ``allocate`` could still give, including those in cool-down, which come last."""
         return self._capacity - self._unreserved_held
 
     def _hold(self, packed: bytes, holder: str) -> Allocation:
@@ -194,7 +195,7 @@ class Block:
         return Allocation(Prefix(packed, self._width * 8), reused)
 
     def _unused(self) -> bytes | None:
-        """Move the cursor to the next address that was never held."""
+        """Move the cursor to the next address that was never in use."""
         while self._fresh:
             first, last = self._fresh.popleft()
             while first <= last:
@@ -216,7 +217,7 @@ class Block:
         return packed if packed is not None and self._released[packed] + self.cooldown <= now else None
 
     def _oldest(self) -> bytes | None:
-        """Return the address that was released first; those met that are reserved by now are parked."""
+        """Return the address that was released first; park those on the way that are reserved now."""
         while self._released:
             packed = next(iter(self._released))
             if not self._is_reserved(int.from_bytes(packed, "big")):
@@ -244,18 +245,18 @@ class Block:
 
     def _exhausted(self) -> Exhausted:
         aside = self.high - self.low + 1 - self._capacity
-        message = f"{self._name}: all {self._capacity} addresses are held"
+        message = f"{self._name}: all {self._capacity} addresses are in use"
         if not self._capacity:
-            message = f"{self._name}: there is no address to give"
+            message = f"{self._name}: the pool has no address to give"
         elif self._holders:
             most, count = max(self._holders.items(), key=lambda item: item[1])
             message += f", most by {most or 'endpoints without a name'} ({count})"
         if aside:
             message += f"; {aside} more are reserved"
-        return Exhausted(message, "detach what is not needed, or add a pool (network update --add-pool)")
+        return Exhausted(message, "detach containers that are not needed, or add a pool (network update --add-pool)")
 
     def _measure(self) -> None:
-        """Work out anew what depends on the reservations."""
+        """Compute again what depends on the reservations."""
         spans: list[tuple[int, int]] = []
         for p in sorted(self._reserved, key=lambda p: (p.first, p.length)):
             first, last = max(p.first, self.low), min(p.first + p.size - 1, self.high)
@@ -267,7 +268,7 @@ class Block:
         self._unreserved_held = sum(not self._is_reserved(int.from_bytes(a, "big")) for a in self._held)
 
     def _reserved_until(self, value: int) -> int | None:
-        """Return the last address of the reservation around ``value``, None where there is none."""
+        """Return the last address of the reservation around ``value``, None if there is none."""
         at = bisect.bisect_right(self._starts, value) - 1
         return self._spans[at][1] if at >= 0 and value <= self._spans[at][1] else None
 

@@ -1,9 +1,9 @@
-"""Kinds: what linkspan knows of each class of state, in one declaration beside the driver that serves it.
+"""Kinds: everything linkspan knows of each class of state, in one declaration beside its driver.
 
-A kind of kernel object has two files: its state (``core/states``, or a package of somebody else's) and its driver with
-the declaration (``kernel/drivers``). Reconciler, healer, events and plan name no class of state. They ask the
-declarations: which link an object is on, what is looked at after an event, what a person would type. So a new kind
-changes none of them.
+A kind of kernel object has two files: its state (``core/states``, or another package) and its driver with the
+declaration (``kernel/drivers``). Reconciler, healer, events and plan name no class of state. They ask the
+declarations: which link an object is on, what to observe after an event, what a person would type. So a new
+kind changes none of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from linkspan.core.wire import Wire
 S = TypeVar("S", bound=State)
 
 Link = tuple[int, str]
-"""A link by its network namespace (an inode, 0 for the host's own) and its name."""
+"""A link: its network namespace (an inode, 0 for the host's own) and its name."""
 
 
 ALL, BRIDGED = "*", "bridge"
@@ -34,16 +34,16 @@ ALL, BRIDGED = "*", "bridge"
 
 
 class Event(enum.Enum):
-    """What may have changed, as far as a notification tells: it carries no state."""
+    """A possible change, as far as a notification says: it carries no state."""
 
     LINK = enum.auto()
     """A link of ours that is no tunnel device."""
     TUNNEL = enum.auto()
     """A tunnel device of ours, with all that is on it."""
     ADDRESS = enum.auto()
-    """An address came or went; the host may be reached by another one."""
+    """An address was added or removed; the host may now have another underlay address."""
     ADDRESS_GONE = enum.auto()
-    """An address went, or the host's own routes changed: what follows from them may have gone too."""
+    """An address was removed, or the host's own routes changed: states that depend on them may be gone too."""
     ROUTE = enum.auto()
     NEIGHBOUR = enum.auto()
     ENTRY = enum.auto()
@@ -101,12 +101,12 @@ def _as_given(states: Any) -> Any:
 
 
 def named(state: Any) -> tuple[Link, ...]:
-    """Return the link with a state's name: what it makes, or (a container's end) is on."""
+    """Return the link with a state's name: the one it makes, or (a container's end) is on."""
     return ((netns_of(state), state.name),)
 
 
 def on_device(state: Any) -> tuple[Link, ...]:
-    """Return the link that is a state's device, none where it has none."""
+    """Return the link that is a state's device, none if it has none."""
     return ((netns_of(state), state.device),) if state.device else ()
 
 
@@ -119,7 +119,7 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """One class of state: everything that linkspan knows of it beyond its key and values."""
 
     state: type[S]
-    """The class; its name is the kind's name for users (heal log, JSON, metrics)."""
+    """The class; its name is the kind's public name (heal log, JSON, metrics)."""
     rank: int
     """Puts go by ascending rank, deletes by descending."""
     known_by: str
@@ -130,7 +130,7 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     driver: Callable[[Any], Driver] | None = None
     """Makes the driver from the ``LocalHost``; kinds that name one function share the driver.
 
-    None for what is on a device apart, a switch or a router: the controller makes its driver.
+    None for kinds on another device, a switch or a router: the controller makes their driver.
     """
 
     finds: Mapping[type[Program], Callable[[Any, Desired], Program | None]] = {}
@@ -138,74 +138,75 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     is desired there, and returns the fact for backends, or None."""
 
     commands: Callable[[S, Shell], tuple[str, ...]] = _unsaid
-    """The command lines that make it, in order; none for what is never desired."""
+    """The command lines that make it, in order; none for kinds that are never desired."""
     typed: Callable[[Sequence[S]], Sequence[S]] = _as_given
-    """The order in which a person types several of this kind."""
+    """Returns several states of this kind in the order in which a person types their commands."""
     ending: Ending | None = None
 
     on: Callable[[S], tuple[Link, ...]] = _nothing
-    """The links that it is on: it is put only once they are there, and a link that was made anew may have lost it."""
+    """The links that it is on: it is put only after them, and a link that was made again may have lost it."""
     makes: Callable[[S], tuple[Link, ...]] = _nothing
-    """The links that come and go with it; the host's end comes first."""
+    """The links that are made and removed with it; the host's end comes first."""
     falls: bool = False
-    """Whether the kernel removes it with its link, and its driver remembers nothing of it: it needs no delete then."""
+    """Whether the kernel removes it with its link, and its driver keeps nothing of it: it then needs no delete."""
     late: bool = False
-    """Whether its link comes only once a helper has started: what is on the link is put after this kind."""
+    """Whether its link appears only after a helper has started: states on the link are put after this kind."""
     shut: Callable[[S], S] | None = None
-    """Of a container's port: returns it as it is while the rules that guard the container do not hold."""
+    """For a container's port: returns its state while the container's guard rules are not in force."""
     lost_with: Callable[[S], tuple[Key, ...]] = _nothing
-    """Keys of the objects, besides its links, with which it is lost or changed."""
+    """Keys of the objects, besides its links, together with which it is lost or changed."""
     takes_along: tuple[type[State], ...] = ()
-    """Kinds of which objects on the same link may be lost when one of this kind is removed or replaced."""
+    """Kinds whose objects on the same link may be lost when one of this kind is removed or replaced."""
     read_by: type[State] | None = None
     """The kind of the helper programs that read it: a change is a reload."""
 
     part_of: Callable[[S], Key] | None = None
     """The key of the object for which another program fights when it changes this part of it."""
     guards: Callable[[S], frozenset[str]] = _nobody
-    """The containers' ports that must be down while it is wrong: names of links, ALL or BRIDGED."""
+    """Containers' ports that must be down while it is wrong: names of links, ALL or BRIDGED."""
 
     events: frozenset[Event] = frozenset()
-    """What it is looked at after."""
+    """Events after which it is observed."""
     poll: bool = False
-    """Whether it changes without an event, and is looked at every second."""
+    """Whether it changes without an event, and is observed every second."""
     alone: Callable[[S], bool] = _never
-    """Tells of an object inside a container whether it is nobody's but ours: removed where nobody wants it any more."""
+    """Returns whether an object inside a container is certainly ours: it is removed if no source wants it any more."""
     counted: bool = True
-    """Whether it is a fight if it is wrong again and again. Not what goes with a helper program, a switch or a router
-    that starts anew: that has pauses of its own."""
+    """Whether it is a fight if it is wrong again and again. Not for states that are lost when a helper
+    program, a switch or a router restarts: those have pauses of their own."""
 
     names: tuple[str, ...] = ()
-    """What its links are called, with ``*`` at the end where something follows: reserved, so that no two kinds have one
-    name. They begin with ``ls``: rules take all such links for ours. (Only the TUN of strongSwan's has another name.)
+    """The names of its links, with ``*`` at the end of a prefix: reserved, so that no two kinds have one
+    name. They begin with ``ls``: rules treat all such links as ours. (Only strongSwan's TUN has another name.)
     """
     forms: Mapping[str, frozenset[str]] = {}
     """What its links are called in detail (regular expressions), with the types of link that they are (``ip -d link``):
     a link that lost its alternative name looks like ours by that."""
     grouped: bool = False
-    """Whether its links encrypt, and bear GROUP: rules know them by that, too, because another's may have the name."""
+    """Whether its links encrypt, and are in GROUP: rules check that, too, because another program's link may
+    have the name."""
     resolves: bool = False
-    """Whether its links ask for neighbours' MACs: what is not checked there any more was put by somebody."""
+    """Whether its links ask for neighbours' MACs: a permanent entry there was made by somebody."""
     wire: Callable[[S], Wire] | None = None
-    """Of a tunnel device: what it puts around its packets, for a trace."""
+    """For a tunnel device: what it puts around its packets, for a trace."""
 
     @property
     def name(self) -> str:
-        """The kind's name for users."""
+        """Return the kind's name for users."""
         return self.state.__name__
 
 
 def _meet(one: str, other: str) -> bool:
-    """Tell whether a link may have a name of both."""
+    """Return whether a link may have a name of both."""
     first, second = one.rstrip("*"), other.rstrip("*")
     return first.startswith(second) or second.startswith(first)
 
 
 class Kinds:
-    """The kinds that are known on a host, by their classes of state and in the order of their ranks."""
+    """The kinds known on a host, by class of state and in the order of their ranks."""
 
     def __init__(self, kinds: Iterable[Kind[Any]] = ()) -> None:
-        """Raises Conflict where two have one name, or names of links that cannot be told apart."""
+        """Check the kinds. Raises Conflict if two have one name, or link names that cannot be distinguished."""
         self._kinds: dict[type[State], Kind[Any]] = {}
         for kind in kinds:
             self._check(kind)
@@ -241,11 +242,11 @@ class Kinds:
         return self.of(state).on(state)
 
     def makes(self, state: State) -> tuple[Link, ...]:
-        """Return the links that come and go with a state."""
+        """Return the links that are made and removed with a state."""
         return self.of(state).makes(state)
 
     def subject(self, state: State) -> Key:
-        """Return the key of what is fought for where somebody keeps changing a state."""
+        """Return the key of the object of a fight, if somebody keeps changing a state."""
         part_of = self.of(state).part_of
         return state.key if part_of is None else part_of(state)
 
@@ -258,43 +259,43 @@ class Kinds:
         return self.of(state).rank
 
     def after(self, *events: Event) -> frozenset[type[State]]:
-        """Return the kinds to look at after one of these events."""
+        """Return the kinds to observe after one of these events."""
         return frozenset(kind.state for kind in self if not kind.events.isdisjoint(events))
 
     @cached_property
     def polled(self) -> frozenset[type[State]]:
-        """The kinds that are looked at every second."""
+        """Return the kinds that are observed every second."""
         return frozenset(kind.state for kind in self if kind.poll)
 
     @cached_property
     def prefixes(self) -> tuple[str, ...]:
-        """How the names of all links of ours begin; others' may begin so, too: an alternative name tells."""
+        """Return how the names of all our links begin. Others' may begin so, too: the alternative name decides."""
         return tuple(name.rstrip("*") for kind in self for name in kind.names)
 
     @cached_property
     def resolving(self) -> tuple[str, ...]:
-        """How the names of our links begin that ask for neighbours' MACs."""
+        """Return how the names of our links begin that ask for neighbours' MACs."""
         return tuple(name.rstrip("*") for kind in self if kind.resolves for name in kind.names)
 
     @cached_property
     def tunnels(self) -> tuple[str, ...]:
-        """How the names of our tunnel devices begin."""
+        """Return how the names of our tunnel devices begin."""
         return tuple(name.rstrip("*") for name in (*self.plain_tunnels, *self.grouped_tunnels))
 
     @cached_property
     def plain_tunnels(self) -> tuple[str, ...]:
-        """The names of our tunnel devices that encrypt nothing, as rules have them."""
+        """Return the names of our tunnel devices that do not encrypt, as rules have them."""
         return tuple(name for kind in self if kind.wire is not None and not kind.grouped for name in kind.names)
 
     @cached_property
     def grouped_tunnels(self) -> tuple[str, ...]:
-        """The names of our tunnel devices that encrypt."""
+        """Return the names of our tunnel devices that encrypt."""
         return tuple(name for kind in self if kind.wire is not None and kind.grouped for name in kind.names)
 
     def in_order(self, states: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
-        """Return a key by which states are sorted so that none comes before its link.
+        """Return a sort key by which no state comes before its link.
 
-        A link of another's may have that name until then. A link that a helper makes comes late.
+        Until then another program's link may have that name. A link that a helper makes comes late.
         """
         late = {link: kind.rank for s in states if (kind := self.of(s)).late for link in kind.makes(s)}
 

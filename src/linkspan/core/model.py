@@ -1,4 +1,4 @@
-"""The nouns: what users speak of, as frozen values with plain fields (their JSON is the documented one)."""
+"""Model of what users name: frozen values with plain fields. Their JSON is the documented format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
 def checked_name(text: str, what: str) -> str:
-    """Return the name if it is a valid one of at most 128 bytes; raises Invalid."""
+    """Return the name if it is valid and has at most 128 bytes; raises Invalid."""
     if not NAME.fullmatch(text) or len(text) > 128:
         raise Invalid(
             f"{what} {text!r} is not a name", "use letters, digits, _ . - and begin with a letter or digit"
@@ -34,10 +34,10 @@ def checked_name(text: str, what: str) -> str:
 
 
 def checked_ifname(text: str) -> str:
-    """Return the interface name if the kernel would take it (dev_valid_name in net/core/dev.c); raises Invalid."""
+    """Return the interface name if the kernel accepts it (dev_valid_name in net/core/dev.c); raises Invalid."""
     if not 1 <= len(text.encode(errors="surrogateescape")) <= 15 or text in (".", ".."):
         raise Invalid(
-            f"interface name {text!r} has {len(text)} characters", "use 1 to 15 characters, eth0 for example"
+            f"interface name {text!r} has {len(text)} characters", "use 1 to 15 characters, for example eth0"
         )
     if any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise Invalid(
@@ -45,13 +45,13 @@ def checked_ifname(text: str) -> str:
         )
     if text in ("all", "default"):
         raise Invalid(
-            f"interface name {text!r} is the kernel's word for its settings", "use eth0, for example"
+            f"interface name {text!r} is a word in the kernel's settings", "use another name, for example eth0"
         )
     return text
 
 
 class Migration(msgspec.Struct, frozen=True, kw_only=True):
-    """The other way, to which a network is on its way; ``number`` tells a migration from earlier ones."""
+    """The backend to which a network migrates; ``number`` distinguishes a migration from earlier ones."""
 
     backend: str
     options: dict[str, str] = {}
@@ -64,7 +64,7 @@ MTUS = (1280, 65535)
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """A network: pools of addresses and the way by which its endpoints reach each other.
+    """A network: pools of addresses, and the backend by which its endpoints reach each other.
 
     ``expose`` names the runtimes that have it as a network of their own, on every host.
     """
@@ -84,12 +84,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """The pools, parsed."""
+        """Return the pools, parsed."""
         return tuple(prefix(text) for text in self.pools)
 
     @property
     def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
-        """Each pool with its gateway: with the pool's length on a bridge, alone (/32, /128) where routed."""
+        """Return each pool with its gateway: with the pool's length on a bridge, without (/32, /128) if routed."""
         found = []
         for pool, text in zip(self.prefixes, self.gateways, strict=True):
             gateway = prefix(text)
@@ -98,21 +98,21 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def routed(self) -> bool:
-        """Whether endpoints are routed (/32 and /128 on a veth) instead of ports of a bridge."""
+        """Return whether endpoints are routed (/32 and /128 on a veth) instead of ports of a bridge."""
         return self.backend != "bridge" or self.options.get("mode") == "routed"
 
     @property
     def mtus(self) -> tuple[int, int]:
-        """The MTU of endpoints' interfaces, and what they send at most where that is less, else 0.
+        """Return the MTU of endpoints' interfaces, and their largest packet if that is smaller, else 0.
 
-        While the network migrates they take what either way brings, and send what both carry.
+        While the network migrates, endpoints accept packets of either backend, and send what both carry.
         """
         other = self.migration.mtu if self.migration else self.mtu
         return max(self.mtu, other), min(self.mtu, other) if other != self.mtu else 0
 
     @property
     def target(self) -> Network | None:
-        """The network as it will be at the end of its migration; None where it does not migrate."""
+        """Return the network as it will be at the end of its migration; None if it does not migrate."""
         if (move := self.migration) is None:
             return None
         return msgspec.structs.replace(
@@ -121,13 +121,13 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ways(self) -> tuple[Network, ...]:
-        """The network by each way by which it is received: the new one first."""
+        """Return the network once for each backend by which it receives: the new one first."""
         new = self.target
         return (self,) if new is None else (new, self)
 
     @property
     def bridge(self) -> str:
-        """The bridge's name: ``ls-NAME``, or a hash where that is longer than an interface name may be."""
+        """Return the bridge's name: ``ls-NAME``, or a hash if that is too long for an interface name."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
         return f"ls-{self.name if len(self.name) <= 12 else digest}"
 
@@ -146,7 +146,7 @@ class Port(msgspec.Struct, frozen=True, order=True):
 
 
 class PortRange(msgspec.Struct, frozen=True):
-    """A wish for one free host port out of ``first`` to ``last``, leading to ``port``."""
+    """A request for one free host port from ``first`` to ``last``, which leads to ``port``."""
 
     host_ip: str
     first: int
@@ -156,7 +156,7 @@ class PortRange(msgspec.Struct, frozen=True):
 
 
 class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
-    """Limits in bits a second and bits of burst, seen from the container (CNI's capability of this name)."""
+    """Limits in bits per second and bits of burst, seen from the container (CNI's capability of this name)."""
 
     ingress_rate: int = 0
     ingress_burst: int = 0
@@ -167,20 +167,20 @@ class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One attached interface; ``id`` (the container's) and ``ifname`` together are its identity.
 
-    ``netns`` is the namespace's inode, ``netns_path`` the way by which it was reached and ``netns_cookie`` the
-    kernel's own number for it; all are empty for a container on the host's network. ``metric`` is that of its
-    default routes, and tells it from its container's other interfaces: the first has 0, and a later one takes over when
-    the first goes.
-    ``path_mtu`` is the most that it sends at once where that is less than its interface's MTU, else 0.
+    ``netns`` is the namespace's inode, ``netns_path`` the path by which the agent reached it, and
+    ``netns_cookie`` the kernel's own number for it; all are empty for a container on the host's network.
+    ``metric`` is that of its default routes, and distinguishes it from its container's other interfaces: the
+    first has 0, and a later one takes over when the first is removed. ``path_mtu`` is the largest packet that
+    it sends if that is less than its interface's MTU, else 0.
 
-    Docker takes the container's end from the host's namespace and sets it up itself: ``delivered`` is the name
-    under which it is put there, which is then its identity, for by which name Docker calls it is learnt later.
+    Docker takes the container's end from the host's namespace and sets it up itself. ``delivered`` is the
+    name of that end there, and the endpoint's identity, because the agent learns Docker's name only later.
 
-    A later plugin of a CNI chain may change MAC and MTU. ``mac`` and ``mtu`` are then those that it has set;
-    ``born_mac`` is the MAC at the attachment, from which its link-local address is made, and ``tuned_mtu`` the MTU
-    that it is to keep however large its network's is. Both are empty where nobody has changed anything.
+    A later plugin of a CNI chain may change MAC and MTU. ``mac`` and ``mtu`` are then the plugin's values.
+    ``born_mac`` is the MAC at the attach, from which its link-local address is made, and ``tuned_mtu`` is the
+    MTU that it keeps, however large its network's is. Both are empty if nobody has changed anything.
 
-    ``engine`` is the engine that attached its container by a network of its own, and that takes it out again.
+    ``engine`` is the engine that attached its container by a network of its own, and that detaches it.
     """
 
     id: str
@@ -208,27 +208,27 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def managed(self) -> Engine:
-        """The engine that must be asked to take the container out; earlier versions wrote no ``engine``."""
+        """Return the engine that must detach the container; earlier versions wrote no ``engine``."""
         return self.engine or ("docker" if self.delivered else "")
 
     @property
     def identity(self) -> tuple[str, str]:
-        """(id, ifname), or (id, delivered) where the container's end is handed to its runtime."""
+        """Return (id, ifname), or (id, delivered) if the container's end is handed to its runtime."""
         return self.id, self.delivered or self.ifname
 
     @property
     def namespace(self) -> tuple[int, int]:
-        """The container's namespace: the kernel uses an inode again, but never an inode with the same cookie."""
+        """Return the container's namespace: the kernel reuses an inode, but never with the same cookie."""
         return self.netns, self.netns_cookie
 
     @property
     def called(self) -> str:
-        """Its container's name, for people; where only an id is known, that, and whose it is where it is Docker's."""
+        """Return its container's name for people; if only an id is known, the id, with Docker's endpoints marked."""
         return self.name or (f"Docker's endpoint {self.id[:12]}" if self.delivered else self.id)
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """The addresses, parsed."""
+        """Return the addresses, parsed."""
         return tuple(prefix(text) for text in self.addresses)
 
 
@@ -250,7 +250,7 @@ class Allowance(msgspec.Struct, frozen=True, order=True):
 
 
 class Reservation(msgspec.Struct, frozen=True, order=True):
-    """Addresses of a network that are never given unless asked for by address."""
+    """Addresses of a network that endpoints get only if they ask for them."""
 
     network: str
     cidr: str
@@ -260,12 +260,12 @@ P = TypeVar("P", bound=Program)
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a backend must know of the machine, observed, never assumed.
+    """Facts of the machine that a backend must know; always observed, never assumed.
 
-    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding; ``firewalld`` tells
-    whether it runs; ``forwarding`` has the families for which the host forwarded before linkspan came, or somebody
-    else has turned it on since; ``old_links`` are, with their family, the links that were there then,
-    ``closed_links`` those of them of which it forwarded nothing, and ``bridges`` the bridges among them; ``ra_links``
+    ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding. ``firewalld``
+    says whether it runs. ``forwarding`` has the families for which the host forwarded before linkspan came,
+    or for which somebody else has enabled it since. ``old_links`` are the links that existed then, with their
+    family, ``closed_links`` those of them that were not forwarded, and ``bridges`` the bridges among them.
     are the links that take router advertisements now; ``programs`` are those that may serve this host, as the kinds of
     state found them, one of each class.
     """
@@ -285,16 +285,17 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 CAN_REACH = "can-reach="
-"""What stands before the address that is to be reached by the underlay, where a setting names no interface."""
+"""Prefix of a setting that names, instead of an interface, an address which the underlay must reach."""
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """A host's way to the other hosts: its interface, addresses with their lengths, and MTU.
+    """A host's connection to the other hosts: its interface, addresses with their lengths, and MTU.
 
-    ``advertise`` are the addresses by which others reach it where they differ (behind a NAT); else empty.
-    ``advertise_port`` is the UDP port that comes with them, 0: the one at which it listens. A host that is ``hidden``
-    is behind a NAT that lets nobody in: encrypted networks wait until it comes. By ``mac`` a controller finds the
-    switch's port that the host is at; ``macs`` are all that its frames may bear: a bond's ports have theirs.
+    ``advertise`` are the addresses by which others reach it if they differ (behind a NAT); else empty.
+    ``advertise_port`` is the UDP port that belongs to them, 0: the port at which it listens. A ``hidden``
+    host is behind a NAT that lets nobody in: in encrypted networks other hosts wait until it contacts them.
+    By ``mac`` a controller finds the host's switch port. ``macs`` are all MACs that its frames may have: a
+    bond's ports have their own.
     """
 
     ifname: str
@@ -307,33 +308,33 @@ class Underlay(msgspec.Struct, frozen=True):
     macs: tuple[str, ...] = ()
 
     def address(self, family: int) -> Prefix | None:
-        """Return the address of a family by which others reach the host, alone (/32, /128); None without one."""
+        """Return the address of a family by which others reach the host, without length; None if it has none."""
         for text in (*self.advertise, *self.addresses):
             if (found := prefix(text)).family == family:
                 return found.single()
         return None
 
     def bound(self, family: int) -> bytes:
-        """Return the address of a family that stands on the underlay's link; b'' without one.
+        """Return the address of a family on the underlay's link; b'' if it has none.
 
-        It is what a tunnel sends from; behind a NAT, others know the host by another.
+        A tunnel sends from it; behind a NAT, others know the host by another address.
         """
         return next((p.packed for p in map(prefix, self.addresses) if p.family == family), b"")
 
     @property
     def outer(self) -> int:
-        """The family that tunnels use: IPv4 where there is any, else IPv6; 4 for a host without an uplink."""
+        """Return the family of tunnels: IPv4 if the host has any, else IPv6; 4 for a host without an uplink."""
         return 6 if self.address(4) is None and self.address(6) is not None else 4
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """A host as all others know it. ``settings`` are those that are one a host, never a network's options.
+    """A host as all others know it. ``settings`` are those that belong to a host, never a network's options.
 
-    ``reads`` is the newest schema of records that its agent writes where the cluster does. ``withdraws`` is its
-    promise to give up its addresses after so many seconds without the store, 0: it holds them for ever.
-    ``keys`` are its public keys by backend, ``next_keys`` those that it is about to change to, and ``takes`` the next
-    keys of other hosts, by their ids, from which it takes packets. ``control`` are addresses with TCP ports of the
-    control plane that it knows, ``192.0.2.1:2379``: every host keeps its containers from them.
+    ``reads`` is the newest schema of records that its agent can write. ``withdraws`` is its promise to give
+    up its addresses after so many seconds without the store, 0: never. ``keys`` are its public keys by
+    backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
+    ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
+    knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     """
 
     id: str
@@ -350,7 +351,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A way by which a host receives for a network now: ``data`` is the backend's own, opaque to all else."""
+    """A way by which a host receives for a network now; ``data`` is opaque to all but its backend."""
 
     data: dict[str, str] = {}
     generation: int = 0
@@ -370,27 +371,28 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def blocks(self) -> tuple[Prefix, ...]:
-        """The prefixes, parsed."""
+        """Return the prefixes, parsed."""
         return tuple(prefix(text) for text in self.prefixes)
 
     def address(self, family: int) -> Prefix | None:
-        """Return the host's own address in the network, alone; None where it has none of the family."""
+        """Return the host's own address in the network, without length; None if it has none of the family."""
         return next((p.single() for p in map(prefix, self.addresses) if p.family == family), None)
 
 
 Standing = Literal["answers", "awaited", "lost", "silent"]
-"""Whether a neighbour answers ARP (or ND) on the link: it does; not asked to the end yet; it did, and does no
-more; it never did."""
+"""Answers of a neighbour to ARP (or ND) on the link: it answers; not known yet; it stopped answering; it
+never answered."""
 
 
 class Peer(msgspec.Struct, frozen=True):
     """Another host, as a backend sees it in one network.
 
-    ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that is
-    without a router (the kernel's own answer); ``standing`` is what came of asking for it on the link; ``exact``
-    are addresses of shared blocks that live on it, alone. ``learnt`` tells, while a network migrates to a backend
-    that learns, whether all its routes are there. ``macs`` are those by which its plain packets are taken, none where
-    its record does not say: then they are by any.
+    ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that
+    needs no router (the kernel's own answer). ``standing`` is the result of asking for it on the link.
+    ``exact`` are the addresses of shared blocks that belong to it, without length. ``learnt`` says, while a
+    network migrates to a backend that learns routes, whether all its routes are there. ``macs`` are those
+    with which its plain packets are accepted. They are empty if its record has none: then any MAC is
+    accepted.
     """
 
     host: Host
@@ -404,7 +406,7 @@ class Peer(msgspec.Struct, frozen=True):
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """All that leads to this peer: its blocks and the exact addresses."""
+        """Return all prefixes of this peer: its blocks and the exact addresses."""
         return (*self.lease.blocks, *self.exact)
 
 
@@ -416,15 +418,15 @@ class Other(msgspec.Struct, frozen=True):
 
 
 class HostView(msgspec.Struct, frozen=True):
-    """All that a backend sees: ``host`` is this one (None until a cluster is joined), ``leases`` its own.
+    """All that a backend sees: ``host`` is this one (None until it joins a cluster), ``leases`` are its own.
 
-    Backends that encrypt see ``others``, who have keys.
+    Backends that encrypt see ``others``, which have keys.
 
-    Backends that learn see more, where a network has one: ``peers`` of all networks, and (network, address) of this
-    host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
+    Backends that learn routes see more if a network has one: ``peers`` of all networks, and (network,
+    address) of this host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
 
-    ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports from which
-    they are at every address of this host.
+    ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports
+    from which they are kept at every address of this host.
     """
 
     networks: tuple[Network, ...]
@@ -440,15 +442,15 @@ class HostView(msgspec.Struct, frozen=True):
     control_here: tuple[int, ...] = ()
 
     def lease(self, network: str) -> Lease | None:
-        """Return this host's lease in a network, None where it has none."""
+        """Return this host's lease in a network, None if it has none."""
         return next((lease for lease in self.leases if lease.network == network), None)
 
 
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runtime or a user asks for. ``ifname`` empty: the next free ethN. ``ips`` empty: one of each family.
+    """A request by a runtime or a user. ``ifname`` empty: the next free ethN. ``ips`` empty: one of each family.
 
-    ``ports_bound``: the runtime listens at the ports itself, as Podman does to keep others away from them.
-    ``engine``: as in Endpoint.
+    ``ports_bound``: the runtime itself listens at the ports, as Podman does to reserve them. ``engine``: as
+    in Endpoint.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Hosts with one name: a host's id is its own, its name is the machine's unless its settings give both (pure)."""
+"""Host names shared by several hosts: ids are unique, names come from the machines unless set (pure)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from linkspan.core.errors import Conflict, NotFound, closest
 
 FIX = (
-    "name them by their ids; a machine without --host-id gets another name by `hostnamectl set-hostname NAME` and a "
+    "use their ids; to rename a machine without --host-id: `hostnamectl set-hostname NAME` and a "
     "restart of its agent"
 )
 
 
 def meant(names: Mapping[str, str], word: str) -> str:
-    """Return the id of the host that has this id, or as the only one this name; '' where there is none.
+    """Return the id of the host with this id, or of the only one with this name; '' if there is none.
 
-    ``names`` are the hosts' names by their ids. Raises Conflict, with the ids, where several have the name.
+    ``names`` are the hosts' names by their ids. Raises Conflict with the ids if several have the name.
     """
     if word in names:
         return word
@@ -28,14 +28,14 @@ def meant(names: Mapping[str, str], word: str) -> str:
 
 
 def missing(names: Mapping[str, str], word: str) -> NotFound:
-    """Return the error for a word that `meant` finds no host for, with the host that was probably meant."""
+    """Return the error for a word for which `meant` finds no host, with the probable host."""
     known = ", ".join(sorted(called(names, id_) for id_ in names))
     hint = closest(word, [*names, *filter(None, names.values())], "`linkspan host list` shows them")
     return NotFound(f"host {word!r} does not exist (there are: {known})", hint)
 
 
 def shared(names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the names that several hosts have, with their ids."""
+    """Return the names that several hosts have, with the hosts' ids."""
     found: dict[str, list[str]] = {}
     for id_ in sorted(names):
         found.setdefault(names[id_], []).append(id_)
@@ -43,12 +43,12 @@ def shared(names: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def told(name: str, ids: Iterable[str]) -> str:
-    """Return in words that several hosts have a name."""
+    """Return a sentence that several hosts have a name."""
     every = sorted(ids)
     return f"{len(every)} hosts have the name {name}: ids {', '.join(every)}"
 
 
 def called(names: Mapping[str, str], id_: str) -> str:
-    """Return a host's name, with its id where another host has the name, too."""
+    """Return a host's name, with its id if another host has the same name."""
     name = names[id_] or id_
     return f"{name} (id {id_})" if id_ in shared(names).get(name, ()) else name

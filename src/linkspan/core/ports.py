@@ -1,4 +1,4 @@
-"""Published ports: how users write them, and which endpoint holds which port of the host."""
+"""Published ports: their syntax, and which endpoint uses which port of the host."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _PUBLISH = re.compile(
     r":(?P<port>\d+)(?:-(?P<port_end>\d+))?(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}
-"""Host addresses that stand for every one, with the families for which they do."""
+"""Host addresses that mean all addresses, with their families."""
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
 Identity = tuple[str, str]
 
 
 class Listeners(Contract):
-    """The processes that listen at the host's ports. Both questions take a while, and raise LinkspanError."""
+    """The processes that listen at the host's ports. Both methods take a while, and raise LinkspanError."""
 
     def holders(self, ports: Sequence[Port]) -> Awaitable[Mapping[Port, str]]:
-        """Return the words for who listens at each of the ports; a port that nobody holds is left out."""
+        """Return a description of who listens at each of the ports; free ports are left out."""
 
     def first_free(self, ports: Sequence[Port]) -> Awaitable[Port | None]:
-        """Return the first of the ports at which nobody listens, None without one."""
+        """Return the first of the ports at which nobody listens, None if there is none."""
 
 
 def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
     """Parse ``[HOSTIP:]PORT[-END]:PORT[-END][/tcp|udp|sctp]``.
 
-    Ranges of one length map port by port; a range to a single port asks for one free port of it.
+    Ranges of the same length map port by port. A range to a single port asks for one free port of the range.
     """
     found = _PUBLISH.fullmatch(text)
     if not found:
         raise Invalid(
-            f"published port {text!r} is not understood", "write it as 8080:80, or 127.0.0.1:8000-8010:80/udp"
+            f"published port {text!r} is not understood", "write it like 8080:80, or 127.0.0.1:8000-8010:80/udp"
         )
     host_ip = (found["ip"] or "").strip("[]")
     if host_ip:
@@ -64,9 +64,9 @@ def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
 
 
 class PortTable:
-    """Who holds which host port, over all networks of this host.
+    """Users of host ports, over all networks of this host.
 
-    Endpoints of one container may hold the same port: it leads to whichever of them has the default route.
+    Endpoints of one container may share a port: it leads to the one with the default route.
     """
 
     def __init__(self, listeners: Listeners) -> None:
@@ -81,18 +81,19 @@ class PortTable:
         bound: bool = False,
         instead: Endpoint | None = None,
     ) -> tuple[Port, ...]:
-        """Hold the endpoint's ports and one free port of each range; returns all of them.
+        """Reserve the endpoint's ports and one free port of each range; return all of them.
 
-        ``bound``: it is the runtime that listens at the ports, so that only another endpoint can be in the way.
-        ``instead``: the endpoint as it is now, whose ports these replace. It keeps them where this raises.
+        ``bound``: the runtime listens at the ports, so only another endpoint can be in the way. ``instead``:
+        the endpoint as it is now, whose ports these replace. It keeps them if this raises.
 
-        Raises Conflict, which names the holder (another endpoint, or the process that listens), or Exhausted.
+        Raises Conflict with the user (another endpoint, or the process that listens), or Exhausted.
         """
         taken: list[Port] = []
         try:
             with self._aside(instead):
                 fresh = self._hold_fixed(endpoint, taken)
-            # Held first, and looked up then: while the processes are searched, nobody else gets a port.
+            # Reserve first, and look up afterwards: while the processes are searched, nobody else gets a
+            # port.
             for port, who in (await self._listeners.holders(fresh)).items() if fresh and not bound else ():
                 raise _conflict(port, who)
             for wish in ranges:
@@ -107,7 +108,7 @@ class PortTable:
         return tuple(taken)
 
     def _hold_fixed(self, endpoint: Endpoint, taken: list[Port]) -> list[Port]:
-        """Hold the ports that an endpoint names, each noted in ``taken``; return those its container has not yet."""
+        """Reserve the ports that an endpoint names, and note each in ``taken``; return those new to its container."""
         fresh: list[Port] = []
         for port in endpoint.ports:
             if not self._shared(port, endpoint):
@@ -120,7 +121,7 @@ class PortTable:
 
     @contextlib.contextmanager
     def _aside(self, endpoint: Endpoint | None, but: Collection[Port] = ()) -> Iterator[None]:
-        """Leave an endpoint's ports out of account, ``but`` these; afterwards it holds those that it has not again."""
+        """Ignore an endpoint's ports, ``but`` these; afterwards it has those again that nobody else reserved."""
         if endpoint is None:
             yield
             return
@@ -134,16 +135,16 @@ class PortTable:
                 held.setdefault(port, {}).setdefault(endpoint.identity, endpoint)
 
     def restore(self, endpoint: Endpoint) -> None:
-        """Put back what an endpoint held before the agent's restart, whoever listens by now."""
+        """Put back an endpoint's ports after the agent's restart, even if another program listens there now."""
         for port in endpoint.ports:
             self._hold(port, endpoint)
 
     def release(self, endpoint: Endpoint) -> None:
-        """Give the endpoint's ports back."""
+        """Release the endpoint's ports."""
         self._release(endpoint.ports, endpoint)
 
     def holder(self, port: Port) -> str:
-        """Return the words for the endpoint that holds the port, or ""."""
+        """Return a description of the endpoint that uses the port, or ""."""
         for held, endpoints in self._held.get((port.protocol, port.host_port), {}).items():
             if _clash(held.host_ip, port.host_ip):
                 endpoint = next(iter(endpoints.values()))
@@ -151,14 +152,14 @@ class PortTable:
         return ""
 
     def _shared(self, port: Port, endpoint: Endpoint) -> bool:
-        """Tell whether another interface of the endpoint's container publishes the very same."""
+        """Return whether another interface of the endpoint's container publishes exactly the same port."""
         holders = self._held.get((port.protocol, port.host_port), {}).get(port, {})
         return any(other.id == endpoint.id for other in holders.values())
 
     async def _hold_one_of(
         self, wish: PortRange, endpoint: Endpoint, instead: Endpoint | None, taken: list[Port]
     ) -> None:
-        """Hold the first free port of a range, and note it in ``taken``; raises Exhausted without one."""
+        """Reserve the first free port of a range, and note it in ``taken``; raises Exhausted if there is none."""
         numbers = range(wish.first, wish.last + 1)
         every = [Port(wish.host_ip, number, wish.port, wish.protocol) for number in numbers]
         while True:
@@ -172,11 +173,11 @@ class PortTable:
                 self._hold(found, endpoint)
                 taken.append(found)
                 return
-            every = left[left.index(found) + 1 :]  # somebody took it while the processes were searched
+            every = left[left.index(found) + 1 :]  # another program took it while the processes were searched
         first = Port(wish.host_ip, wish.first, wish.port, wish.protocol)
         who = self.holder(first) or (await self._listeners.holders([first])).get(first, "another process")
         raise Exhausted(
-            f"no port of {wish.first}-{wish.last}/{wish.protocol} is free ({wish.first} is held by {who})",
+            f"no port of {wish.first}-{wish.last}/{wish.protocol} is free ({wish.first} is in use by {who})",
             "give a larger range",
         )
 
@@ -197,8 +198,8 @@ class PortTable:
 
 def _conflict(port: Port, who: str) -> Conflict:
     return Conflict(
-        f"port {port.host_port}/{port.protocol}{_at(port)} is held by {who}",
-        "choose another host port, or end what holds it",
+        f"port {port.host_port}/{port.protocol}{_at(port)} is in use by {who}",
+        "choose another host port, or stop its user",
     )
 
 
@@ -207,7 +208,7 @@ def _at(port: Port) -> str:
 
 
 def _clash(one: str, other: str) -> bool:
-    """Tell whether two host addresses share a port: the same one, or either is every address of a family of both."""
+    """Return whether two host addresses share a port: they are the same, or one means all of a family of both."""
     return one == other or ((one in _ANY or other in _ANY) and bool(_families(one) & _families(other)))
 
 

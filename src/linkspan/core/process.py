@@ -1,4 +1,4 @@
-"""A daemon's process: its log is JSON lines on stderr, and an error of ours ends it with one line and exit code 1."""
+"""Process of a daemon: logs JSON lines to stderr, and ends with one line and exit code 1 after an error of ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from linkspan.core.escapes import escaped
 
 
 class _Lines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message."""
+    """Formats a log entry as one JSON object per line: time, level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
@@ -32,7 +32,7 @@ class _Lines(logging.Formatter):
 
 
 def served(work: Coroutine[Any, Any, None], level: str) -> None:
-    """Do a daemon's work, with a log of JSON lines; an error that ends it is one line, and exit code 1."""
+    """Run a daemon, with a log of JSON lines; an error that ends it is one line, with exit code 1."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -1,17 +1,18 @@
-"""The reconciler makes observed equal desired. One thread at a time runs it, and nothing else changes a kernel.
+"""Reconciler: makes observed equal desired. One thread at a time runs it, and nothing else changes a kernel.
 
-A *change* replaces one source's states and applies just the difference: the hot path of attach and detach. A
-*resync* observes whole kinds and mends what differs: at start, after a kernel event, by the timer. What is
-inside a container's namespace is the container's own: there a resync puts what is missing, and removes nothing but
-rules and tables of ours that nobody wants any more.
+A *change* replaces one source's states and applies only the difference: the hot path of attach and detach. A
+*resync* observes whole kinds and repairs what differs: at start, after a kernel event, by the timer. The
+inside of a container's namespace belongs to the container. There a resync adds what is missing, and removes
+only rules and tables of ours that no source wants any more.
 
-What another program keeps changing is left wrong for a while, and a container whose guards do not hold is cut off
-(``fights.py``); a resync alone counts that, and only for objects that are wrong by themselves: not for what fell with a
-link, a table or a setting.
+Objects that another program keeps changing stay wrong for a while, and a container whose guards are not in
+force is cut off (``fights.py``). Only a resync counts that, and only for objects that are wrong by
+themselves: not for those that were lost with a link, a table or a setting.
 
-A pass puts in dependency order, then deletes in reverse, and is repeated at most PASSES times: a value that
-cannot be changed in place is replaced by its driver, and what fell with it is found missing in the next pass.
-What was refused is left to the next resync: a helper that ends at once would have ended three times.
+A pass puts in dependency order, then deletes in reverse order. It is repeated at most PASSES times: the
+driver replaces an object if a value cannot be changed in place, and the next pass finds what was lost with
+it. What the kernel refused is left to the next resync: a helper that ends at once would otherwise end three
+times.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ class Heal(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What a resync did: repairs, how many more there were of what is fought for, and what could not be mended."""
+    """Result of a resync: repairs, the number of further repairs in fights, and what could not be repaired."""
 
     heals: list[Heal] = []
     failed: dict[Key, LinkspanError] = {}
     fought: list[str] = []
-    """The kind of each repair that is not in ``heals``, for its fight has been told."""
+    """The kind of each repair that is not in ``heals``, because its fight has been reported."""
 
 
 class Reconciler:
-    """Desired states, the drivers that serve them, and what could not be mended so far."""
+    """Desired states, their drivers, and what could not be repaired so far."""
 
     def __init__(
         self,
@@ -62,14 +63,15 @@ class Reconciler:
         before: Callable[[Iterable[State]], None] = lambda _states: None,
         one_look: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """``served`` are the kinds, each with the driver that serves it here.
+        """Take the kinds, each with the driver that serves it here, as ``served``.
 
-        ``release`` is called after each work, and ``before`` with the states that are about to be put. All drivers
-        observe the host within ``one_look``.
+        ``release`` is called after each run, and ``before`` with the states that are about to be put. All
+        drivers observe the host within ``one_look``.
         """
         self.desired = Desired()
         self.failing: Mapping[Key, LinkspanError] = {}
-        """What could not be mended. It is replaced and never changed: the loop walks over it while the worker works."""
+        """What could not be repaired. It is replaced and never changed, because the event loop iterates over
+        it meanwhile."""
         self._release = release
         self._before = before
         self._one_look = one_look
@@ -80,19 +82,19 @@ class Reconciler:
     def change(
         self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
     ) -> dict[Key, LinkspanError]:
-        """Replace a source's states and apply the difference; returns errors by key.
+        """Replace a source's states and apply the difference; return errors by key.
 
-        States of the kinds ``there`` are in the kernel as they are given: somebody else made them so.
-        Raises Conflict where another source disagrees.
+        States of the kinds ``there`` are in the kernel already as given, because somebody else made them.
+        Raises Conflict if another source disagrees.
         """
         return self.changes({source: states}, there)
 
     def changes(
         self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
     ) -> dict[Key, LinkspanError]:
-        """Replace several sources' states and apply the differences in one batch; returns errors by key.
+        """Replace several sources' states and apply the differences in one batch; return errors by key.
 
-        Raises Conflict where sources disagree; those before the one it names are replaced, and are applied.
+        Raises Conflict if sources disagree; the sources before the one it names are replaced and applied.
         """
         put: list[State] = []
         delete: list[State] = []
@@ -101,7 +103,7 @@ class Reconciler:
             for source, states in sources.items():
                 before = self.desired.sources().get(source, {})
                 change = self.desired.replace(source, states)
-                # One that is new may be what others have waited for.
+                # Other states may have waited for a new one.
                 replaced |= any(self._is_tunnel(s) and (s.key in before or self.failing) for s in change.put)
                 put += (state for state in change.put if not isinstance(state, there))
                 delete += change.delete
@@ -113,13 +115,13 @@ class Reconciler:
         self, put: list[State], delete: list[State], replaced: bool, mixed: bool
     ) -> dict[Key, LinkspanError]:
         put.sort(key=self.kinds.rank)
-        if mixed:  # what one source let go, another may have taken up since
+        if mixed:  # another source may want by now what one source dropped
             delete = [s for s in delete if not any(self.desired.owners(s.key))]
         delete.sort(key=self.kinds.rank, reverse=True)
         try:
             failed = self.apply(Change(tuple(put), tuple(delete)))
             if replaced:
-                # Its driver may have replaced the device; what fell with it is other sources' too.
+                # Its driver may have replaced the device, and with it other sources' states were lost.
                 fallen = self.kinds.after(Event.TUNNEL, Event.ADDRESS_GONE)
                 failed |= self.resync(fallen, log=False).failed
             if readers := self._readers((*put, *delete)):
@@ -129,7 +131,7 @@ class Reconciler:
             self._release()
 
     def unwell(self, source: Source) -> LinkspanError | None:
-        """Return why one of a source's states is not in the kernel, None where all are as far as is known."""
+        """Return why one of a source's states is not in the kernel, None if all are, as far as known."""
         if not self.failing:
             return None
         keys = self.desired.sources().get(source, {})
@@ -145,12 +147,12 @@ class Reconciler:
         return {kind for kind in found if kind is not None and kind in self.kinds}
 
     def _read_anew(self, readers: Iterable[type[State]]) -> dict[Key, LinkspanError]:
-        """Let the programs read what has changed; those that nobody wants (yet) are left alone."""
+        """Reload the programs that read the changes, except those that nobody wants (yet)."""
         change, _ = self.difference(readers)
         return self.apply(Change(change.put, ()))
 
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
-        """Put in the order given, then delete in the order given; go on past errors and return them."""
+        """Put in the order given, then delete in the order given; continue past errors and return them."""
         put, failed = self._shut(change.put)
         self._before(put)
         for driver, states in self._grouped(put):
@@ -166,7 +168,7 @@ class Reconciler:
         return failed
 
     def _grouped(self, states: Sequence[State]) -> Iterator[tuple[Driver, list[State]]]:
-        """Yield what is one batch of a driver's: in it nothing is on a link that comes with the same batch."""
+        """Yield batches for one driver: in a batch no state is on a link of the same batch."""
         group: list[State] = []
         links: set[Link] = set()
         of: Driver | None = None
@@ -184,7 +186,7 @@ class Reconciler:
     def resync(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = (), *, log: bool = True
     ) -> Report:
-        """Make observed equal desired for the kinds (all of them where None), on the host and in ``namespaces``."""
+        """Make observed equal desired for the kinds (None: all of them), on the host and in ``namespaces``."""
         report = Report()
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)
@@ -206,15 +208,15 @@ class Reconciler:
                 for state in (*put, *delete) if log else ():
                     fought = self.fights.fought(state) or not contested.isdisjoint(self._parents(state))
                     self._note(state, words[state.key], seen, failed, judged, report, fought=fought)
-                if self.fights.closed() - shut:  # guards do not hold: ports go down
+                if self.fights.closed() - shut:  # guards are not in force: ports go down
                     touched = list(self._by_kind)
                     continue
                 if not put and not delete:
                     break
                 made = {s.key: links for s in put if (links := self.kinds.makes(s))}
-                # What was refused has a second chance where a link has come: it may have waited for that.
+                # Retry failures after a link appeared: they may depend on it.
                 refused = held if made.keys() - failed.keys() else report.failed
-                # With a link fell its addresses, routes and settings, also those inside the container.
+                # A link's addresses, routes and settings were lost with it, also those inside the container.
                 inside |= {netns for links in made.values() for netns, _ in links if netns != HOST}
                 if made:
                     touched = list(self._by_kind)
@@ -229,9 +231,9 @@ class Reconciler:
     def _held(
         self, change: Change, seen: Mapping[Key, State], kinds: Sequence[type[State]], judged: _Judged
     ) -> tuple[dict[Key, LinkspanError], set[Key]]:
-        """Return what must not be put back now, with the reason, and what the next resync will see to.
+        """Return what must not be put back now, with the reason, and what the next resync repairs.
 
-        The last is wrong again, just as it was before this resync put it back.
+        The latter is wrong again, exactly as before this resync put it back.
         """
         states = [*change.put, *change.delete]
         judged.parents.update(name for state in states for name in self._names(state))
@@ -257,7 +259,7 @@ class Reconciler:
         return held, left
 
     def _contested(self) -> set[Key]:
-        """Return what is fought for, by the names that ``_parents`` gives."""
+        """Return the fights, by the names that ``_parents`` gives."""
         found: set[Key] = set()
         for fight in self.fights.open():
             found.add(fight.key)
@@ -265,7 +267,7 @@ class Reconciler:
         return found
 
     def _names(self, state: State) -> Iterator[Key]:
-        """Yield by what ``_parents`` names a state, and what is lost with it."""
+        """Yield the names that ``_parents`` uses for a state, and what is lost with it."""
         kind = self.kinds.of(state)
         yield state.key
         yield from kind.makes(state)
@@ -290,7 +292,7 @@ class Reconciler:
         *,
         fought: bool,
     ) -> None:
-        """Take in what became of a repair of an object that is ``fought`` for, it or what it is lost with."""
+        """Record the result of a repair of an object in a fight, its own or that of what it is lost with."""
         if state.key in failed:
             if self.kinds.subject(state) in judged.by:
                 self.fights.failed(state, failed[state.key].message)
@@ -307,7 +309,7 @@ class Reconciler:
             report.heals.append(_heal(state, what))
 
     def _shut(self, states: Sequence[State]) -> tuple[list[State], dict[Key, LinkspanError]]:
-        """Return the states that may be put, with ports down whose guards do not hold, and why the others may not."""
+        """Return the states that may be put, with unguarded ports down, and why the others may not be put."""
         if not self.fights.closed():
             return list(states), {}
         closing = dict(self._closing())
@@ -328,18 +330,18 @@ class Reconciler:
         return self.fights.closing(kind.makes(state)[0][1], bridged=bool(kind.on(state)))
 
     def _closing(self) -> Iterator[tuple[Link, Fight]]:
-        """Yield the links of the ports that are down, each with the fight because of which nothing is put on it."""
+        """Yield the links of the ports that are down, each with the fight because of which it stays empty."""
         for kind in self.kinds:
             for state in self.desired.states((kind.state,)).values() if kind.shut is not None else ():
                 if (fight := self._guarding(kind, state)) is not None:
                     yield kind.makes(state)[0], fight
 
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
-        """Forget that what was looked at has failed, where it is as it should be by now: others may have mended it."""
+        """Forget failures of observed objects that are right by now: another program may have repaired them."""
         if self.failing:
             looked = {key: s for key, s in self.desired.states(tuple(kinds)).items() if netns_of(s) in inside | {HOST}}
             names = {kind.__name__ for kind in kinds}
-            # What was superfluous is not desired; only what is fought for is left so.
+            # What was superfluous is not desired. It is left wrong only in a fight.
             left = {k for k, error in self.failing.items() if isinstance(error, Contested) and k[0] in names}
             wrong = {state.key for state in (*change.put, *change.delete)}
             right = (self.failing.keys() & looked.keys() | left) - wrong
@@ -355,7 +357,7 @@ class Reconciler:
     def _compared(
         self, kinds: Iterable[type[State]] | None, namespaces: Iterable[int], *, guarded: bool = False
     ) -> tuple[Change, dict[Key, str], dict[Key, State]]:
-        """Return the difference, and what was observed; ``guarded``: ports whose guards do not hold should be down."""
+        """Return the difference and the observed states; ``guarded``: ports with broken guards should be down."""
         wanted = tuple(self._by_kind) if kinds is None else tuple(kinds)
         names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
@@ -376,7 +378,7 @@ class Reconciler:
                     there = [s for s in driver.observe(netns) if s.key[0] in names]
                     observed.update((s.key, s) for s in there)
                     extra += [s for s in there if self.kinds.of(s).alone(s) and s.key not in desired]
-            except NotFound:  # the container is gone, and all that was in it
+            except NotFound:  # the container is gone, with everything in it
                 desired = {key: state for key, state in desired.items() if netns_of(state) != netns}
         put = [state for key, state in desired.items() if observed.get(key) != state]
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
@@ -386,16 +388,16 @@ class Reconciler:
         return Change(tuple(put), tuple(extra)), words, observed
 
     def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
-        """Return what is in a namespace now of these kinds and is ours. Raises NotFound where it is gone."""
+        """Return the observed states of these kinds in a namespace that are ours. Raises NotFound if it is gone."""
         return [s for driver in self._drivers(kinds) for s in driver.observe(netns) if isinstance(s, kinds)]
 
     def _drivers(self, kinds: Iterable[type[State]]) -> list[Driver]:
         return list(dict.fromkeys(self._by_kind[kind][1] for kind in kinds))
 
     def missing(self, states: Iterable[State], netns: int) -> list[State]:
-        """Return those of the states that are not in the kernel as they are given (CNI's CHECK).
+        """Return those of the states that are not in the kernel as given (CNI's CHECK).
 
-        In a namespace that cannot be entered there are none.
+        A namespace that cannot be entered has none.
         """
         wanted = {state.key: state for state in states}
         drivers = self._drivers({type(state) for state in wanted.values()})
@@ -411,9 +413,9 @@ class Reconciler:
 
 
     def _without_link(self, states: Sequence[State], failed: Mapping[Key, LinkspanError]) -> dict[Key, LinkspanError]:
-        """Return what cannot stand, because its link on the host could not be made, with the link's error.
+        """Return the states that are impossible because their link could not be made, with the link's error.
 
-        A link of that name may be another's, who keeps it as it is.
+        A link of that name may belong to another program, which keeps it unchanged.
         """
         links: dict[Link, LinkspanError] = {}
         for key, error in failed.items():
@@ -425,18 +427,18 @@ class Reconciler:
         return {s.key: links[link] for s in states for link in self.kinds.on(s) if link in links}
 
     def _not_falling(self, delete: Sequence[State]) -> list[State]:
-        """Leave out what falls with a link that is deleted as well."""
+        """Leave out states that are lost with a link that is deleted as well."""
         falling = {link for state in delete for link in self.kinds.makes(state)}
         return [s for s in delete if not (self.kinds.of(s).falls and falling.intersection(self.kinds.on(s)))]
 
 
 class _Judged(msgspec.Struct):
-    """What one resync found wrong: each object counts once in it, however many passes there are."""
+    """Faults that one resync found: each object counts once, however many passes there are."""
 
     by: dict[Key, Fight | None] = {}
-    """By subject: the fight because of which it is left wrong."""
+    """By subject: the fight because of which it stays wrong."""
     repaired: dict[Key, State | None] = {}
-    """By subject: what was there instead."""
+    """By subject: the wrong state."""
     parents: set[Key] = set()
     told: set[Key] = set()
 

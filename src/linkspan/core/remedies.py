@@ -1,4 +1,4 @@
-"""What to do about a file or a folder that cannot be used: by the kernel's reason, in words that can be followed."""
+"""Fixes for files and folders that cannot be used, by the kernel's reason."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def reason(error: OSError) -> str:
 
 
 def remedy(error: OSError, path: Path, otherwise: str) -> str:
-    """Return what to do about an error at a path; ``otherwise`` is for what has no better remedy."""
+    """Return what to do about an error at a path; ``otherwise`` is the fallback."""
     if error.errno == errno.EROFS:
-        return f"mount its disk for writing (mount -o remount,rw {_mount(path)}); dmesg tells where the kernel did that"
+        how = f"mount -o remount,rw {_mount(path)}"
+        return f"mount its disk for writing ({how}); dmesg shows whether the kernel made it read-only"
     if error.errno in _FULL:
         return f"free some space on the disk at {_mount(path)}"
     if error.errno in _IN_ITS_PLACE and (wrong := _in_place(path)):
@@ -30,12 +31,12 @@ def remedy(error: OSError, path: Path, otherwise: str) -> str:
 
 
 def _mount(path: Path) -> Path:
-    """Return where the disk is mounted that a path is on, or would be."""
+    """Return the mount point of the disk on which a path is, or would be."""
     return next((one for one in (path, *path.parents) if os.path.ismount(one)), Path("/"))
 
 
 def _in_place(path: Path) -> Path | None:
-    """Return what is not what it should be on the way to a path: a file instead of a folder, or the path itself."""
+    """Return the part of a path that has the wrong type: a file instead of a folder, or the path itself."""
     for one in reversed(path.parents):
         if os.path.lexists(one) and not one.is_dir():
             return one

@@ -1,53 +1,52 @@
-"""The rules that stand once for all networks; networks and containers are elements of their sets.
+"""Ruleset of nftables, fixed for all networks: networks and containers are elements of its sets.
 
 One more container is one more element and no new rule, so a packet's cost does not grow with their number.
 
-    bridge linkspan   prerouting: a frame that enters by a container's port must bear its MAC and addresses
-                      input: what is for the bridge itself (802.1D's addresses) does not pass there, and is dropped
-    inet linkspan     guard        prerouting: by the name of the link to ``ours``, and there to
-                      routed       what a routed endpoint sends: its MAC and addresses, no loopback address
+    bridge linkspan   prerouting: a frame from a container's port must have its MAC and addresses
+                      input: frames to the bridge itself (802.1D's addresses) skip prerouting, and are dropped here
+    inet linkspan     guard        prerouting: by the name of the link to ``ours``, and from there to
+                      routed       packets of a routed endpoint: its MAC and addresses, no loopback address
                       control      prerouting, before any translation: containers reach no part of the control plane
-                      closed       of these, what a container sends; and ``refused``, what is for the control plane
-                      tunnels      what comes out of a tunnel: from a pool, by the way of the peer that has it
-                      fromN_LEN    what comes from other hosts with a pool's source: only by its host's ways
+                      closed       of these, packets of a container; and ``refused``, those to the control plane
+                      tunnels      packets out of a tunnel: from a pool, by a way of the peer that has it
+                      fromN_LEN    packets from other hosts with a pool's source: only by its host's ways
                       forward      isolation between networks, internal networks
-                      outsiders    only where linkspan turned forwarding on: what did not pass before does not
-                      input        tunnel packets are peers' only
-                      errors       ICMP errors of containers: about their own flows only
-                      asked        what containers ask of the host's resolvers is led to their network's names;
-                                   what one in several networks asks of any server, to a server of all of these
-                      named        a network's names are told to its own containers and to the host
-                      viewed       those of several networks, to containers in all of them and to the host
-                      counted      so many to each container; by itself, for a kernel may know no ``ct count``
-                      internal     what an internal network may ask of the host
-                      publish      published ports (DNAT), for what comes in and for the host's own traffic
+                      outsiders    only if linkspan enabled forwarding: drops what the host did not forward before
+                      input        tunnel packets are accepted from peers only
+                      errors       ICMP errors of containers: only about their own flows
+                      asked        containers' queries to the host's resolvers go to their network's server;
+                                   queries of a container in several networks go to a server of all of these
+                      named        a network's names are answered to its own containers and to the host
+                      viewed       names of several networks, to containers in all of them and to the host
+                      counted      limits queries of each container; apart, because a kernel may lack ``ct count``
+                      internal     what an internal network may use of the host
+                      publish      published ports (DNAT), for incoming packets and for the host's own
                       postrouting  masquerade
-                      sealed, sealed_in   only where networks are encrypted: nothing of theirs leaves in clear, or is
-                                   taken so (``seal.py``)
+                      sealed, sealed_in   only with encrypted networks: none of their packets leaves in clear, or is
+                                   accepted in clear (``seal.py``)
 
-Every packet pays for these rules, so each passes few: a chain for each kind of link, what is cheap to tell first,
-and one lookup of (link, MAC, address) for a sender. In ``forward`` what is established is accepted before isolation
-is looked up; the guard has seen each of its packets by then. Neither may come before the rules that keep containers
-from peers' tunnel ports: a flow could be older than the peer.
+Every packet pays for these rules, so each packet passes few: a chain for each kind of link, the cheapest test
+first, and one lookup of (link, MAC, address) for a sender. ``forward`` accepts established flows before it
+looks up isolation; the guard has checked each of their packets by then. Neither may come before the rules
+that keep containers from peers' tunnel ports: a flow could be older than the peer.
 
-What arrives from another host with a pool's address as source is looked up by that address. The map ``sources``
+Packets from another host with a pool's address as source are looked up by that address. The map ``sources``
 leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
-hosts). There the source, cut to the block, must stand in ``ways`` with the device by which it came (IPIP), in
-``stations`` with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC
-(VXLAN: it tells which peer sent it; a device of the pool's network, or of one that is allowed to it). Addresses that
-live apart from their block stand in the same sets' ``_exact``.
-What a gateway has checked (SDN) comes by the underlay with the gateway's MAC, which stand together in ``gateways``.
-So all of these are plain hash sets: in one with ``flags interval``, taking away one of 4,000 elements takes 50 ms
-(measured).
+hosts). There the source, cut to the block, must be in ``ways`` with its input device (IPIP), in ``stations``
+with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC (VXLAN:
+the MAC identifies the peer; the device is that of the pool's network, or of an allowed one). Addresses
+outside their host's blocks are in the ``_exact`` variants of these sets. Packets that a gateway has checked
+(SDN) arrive on the underlay with the gateway's MAC; both together are in ``gateways``. So all of these are
+plain hash sets: to remove one of 4,000 elements from a set with ``flags interval`` takes 50 ms (measured).
 
-The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a packet
-comes in, so before somebody's DNAT leads it elsewhere, and again behind that, for a DNAT may lead to it. Both look at
-every packet, for a connection may be older than what is known of the store. A store on this host is closed at each
-address that the host has, ``control_here``. No published port takes a place of the control plane: a container would
-answer agents in its stead.
+The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a
+packet comes in, so before another program's DNAT sends it elsewhere, and again after that, because a DNAT may
+lead to it. Both check every packet, because a connection may be older than the knowledge of the store. A
+store on this host is closed at each address of the host, ``control_here``. No published port may replace an
+address of the control plane: a container would then answer agents instead of it.
 
-The sets of tunnels' outer addresses hold for a protocol's port as a whole: another's VXLAN on this machine needs a port
-of its own.
+The sets of tunnels' outer addresses apply to a protocol's port as a whole: another program's VXLAN on this
+machine needs a port of its own.
 
 A ``drop`` is final whatever other tables say; an ``accept`` ends only the chain that it is in.
 """
@@ -69,42 +68,43 @@ _LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 _REJECT = "reject with icmpx admin-prohibited"
 
 _QUESTIONS = "th dport 53 meta l4proto { tcp, udp }"
-"""The port first, for it tells apart sooner; what has no ports fails by the protocol."""
+"""The port first, because it decides for most packets; packets without ports fail by the protocol."""
 
 VIEW_PORTS = range(61440, 1 << 16)
-"""Where servers of several networks listen: above what Linux gives to clients (ip_local_port_range ends at 60999)."""
+"""Ports of the servers of several networks: above those that Linux gives to clients (ip_local_port_range ends
+at 60999)."""
 _VIEWS = f"th dport >= {VIEW_PORTS.start} meta l4proto {{ tcp, udp }}"
 
 _AT_ONCE = 8
-"""Questions by TCP that a container may have open: a server takes 20 (MAX_PROCS in dnsmasq's config.h), for all."""
+"""Queries by TCP that a container may have open: a server accepts 20 (MAX_PROCS in dnsmasq's config.h) in total."""
 _RATE, _BURST = 10000, 5000
-"""Questions by UDP, a second and at once, to a container; one server answers 14,000 even where the machine is busy."""
+"""Queries by UDP per second and per burst for a container; one server answers 14,000 even on a busy machine."""
 _REMEMBERED = 60
-"""Seconds for which a container's rate is remembered."""
+"""Seconds for which the rate of a container is remembered."""
 
 _TUNNEL = "meta l4proto . th dport"
-"""By what a tunnel that has a port is known.
+"""Key of a tunnel that has a port.
 
-``tunnel_ports`` are those at which this host receives, ``tunnel_peers`` who may send there. IPIP has no port, and what
-stands in its place differs from packet to packet: it has sets of its own.
+``tunnel_ports`` are the ports at which this host receives, ``tunnel_peers`` those who may send there. IPIP has no
+port, and the bytes in that place differ from packet to packet: it has sets of its own.
 """
 
 _CONTROL = "tcp dport @control_ports jump closed"
-"""The port first: it tells all but a few packets apart."""
+"""The port first: it excludes all but a few packets."""
 
 _ERRORS = {
     4: "destination-unreachable, redirect, time-exceeded, parameter-problem",
     6: "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
 }
 _RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
-"""IEEE 802.1D, table 7-10: what no bridge forwards."""
+"""IEEE 802.1D, table 7-10: addresses that no bridge forwards."""
 
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
 
 def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
-    """Return both tables with their sets and chains; what links of ours are called, ``kinds`` tell."""
+    """Return both tables with their sets and chains; ``kinds`` has the names of our links."""
     yield from (NftTable(INET, TABLE), NftTable(BRIDGE, TABLE))
     yield from _sets()
     yield _chain(INET, "tunnels", "", [*_by_source(), "drop"])
@@ -113,7 +113,7 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard(kinds))
     yield _chain(INET, "refused", "", _refused())
     yield _chain(INET, "closed", "", _closed(kinds))
-    # Behind connection tracking and before every DNAT (-100): iptables' and ours.
+    # After connection tracking and before every DNAT (-100): iptables' and ours.
     hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
     yield _chain(INET, "control", hook, [_CONTROL])
     closed = [family for family in FAMILIES if family not in facts.forwarding]
@@ -134,10 +134,12 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
         hook = f"type nat hook {name} priority dstnat; policy accept;"
-        # What comes by a tunnel was another host's to lead: of its own containers, or asked by its server.
+        # Another host was responsible for what arrives by a tunnel: packets of its own containers, or its
+        # server's queries.
         links = ("ls-*", "lsr*") if name == "prerouting" else ()
         asked = [f'iifname "{link}" {_QUESTIONS} jump asked' for link in links]
-        # A translated ::1 would not come back: the kernel takes it by lo alone, and has no route_localnet for it.
+        # A translated ::1 would get no answer: the kernel accepts it only on lo, and has no route_localnet
+        # for IPv6.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
         yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
@@ -146,7 +148,7 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     # -300 is NF_BR_PRI_NAT_DST_BRIDGED (linux/netfilter_bridge.h), which nft calls dstnat in this family.
     hook = "type filter hook prerouting priority dstnat; policy accept;"
     yield _chain(BRIDGE, "guard", hook, ['iifname "lsp*" jump port'])
-    # Frames to these addresses pass no prerouting, and a bridge learns by them, too.
+    # Frames to these addresses skip prerouting, and a bridge learns from them, too.
     hook = "type filter hook input priority filter; policy accept;"
     yield _chain(BRIDGE, "reserved", hook, [f'ether daddr {_RESERVED} iifname "lsp*" drop'])
 
@@ -227,8 +229,9 @@ def _ours(kinds: Kinds) -> Iterable[str]:
     yield from (f'iifname "{name}" goto tunnels' for name in kinds.plain_tunnels)
     for link in (name for name in kinds.grouped_tunnels if name.startswith("ls")):
         yield f'iifname "{link}" iifgroup {GROUP} goto tunnels'
-        yield f'iifname "{link}" drop'  # another's
-    # A port's frames come in by its bridge; one that was taken off it must not become a routed link without a guard.
+        yield f'iifname "{link}" drop'  # another program's
+    # A port's frames arrive on its bridge; a port that was removed from it must not become a routed link
+    # without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'
     yield 'iifname "ls-*" accept'
@@ -255,7 +258,7 @@ def control(view: HostView) -> Iterable[State]:
 
 
 def _closed(kinds: Kinds) -> Iterable[str]:
-    yield 'iifname "lo" return'  # the host's own: with a gateway's address as source, perhaps
+    yield 'iifname "lo" return'  # the host's own, perhaps with a gateway's address as source
     yield 'iifname "ls*" jump refused'
     yield from (f'iifname "{name}" iifgroup {GROUP} jump refused' for name in _outside(kinds))
     yield from (f"{_IP[family]} saddr @pools{family} jump refused" for family in FAMILIES)
@@ -269,8 +272,9 @@ def _refused() -> Iterable[str]:
 
 def _forward(*, closed: bool) -> Iterable[str]:
     yield f"ct status dnat {_CONTROL}"
-    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its host. To
-    # whichever address: a peer takes it by each that it has, and not all of them are known here.
+    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its
+    # host. This holds for every destination: a peer accepts packets at each of its addresses, and this host
+    # does not know all of them.
     for family in FAMILIES:
         outwards = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
         yield f"{_TUNNEL} @tunnel_ports {outwards} drop"
@@ -287,7 +291,7 @@ def _forward(*, closed: bool) -> Iterable[str]:
         yield f"{into} {ip} daddr @internal{family} {ip} saddr != @pools{family} {_REJECT}"
         yield f"{ip} saddr . {ip} daddr @allowed{family} accept"
         yield f"{ip} saddr . {ip} daddr . meta l4proto . th dport @allowed_ports{family} accept"
-        # A published port is one of the host's: an internal network does not reach it, everybody else does.
+        # A published port belongs to the host: an internal network does not reach it, everybody else does.
         yield f"{ip} saddr @internal{family} {ip} daddr @pools{family} {_REJECT}"
     yield "ct status dnat accept"
     for family in FAMILIES:
@@ -296,7 +300,7 @@ def _forward(*, closed: bool) -> Iterable[str]:
 
 
 def _outsiders(families: list[int]) -> Iterable[str]:
-    # Between links that were there before: what other programs make later is theirs to forward for.
+    # Between links that existed before: for links made later, other programs decide on forwarding.
     yield "iifname . oifname @within accept"  # a bridge's own frames, with br_netfilter
     for family in families:
         ip, between = _IP[family], f"iifname @closed{family} oifname @old{family}"
@@ -304,22 +308,22 @@ def _outsiders(families: list[int]) -> Iterable[str]:
 
 
 def crossing(pool: Prefix, length: int) -> Iterable[State]:
-    """Return what lets sources of a pool in from other hosts by their own ways, its blocks having this length."""
+    """Return what admits sources of a pool from other hosts by their own ways; blocks have this length."""
     family, chain = pool.family, f"from{pool.family}_{length}"
     source = f"{_IP[family]} saddr"
     mask = Prefix(b"\xff" * len(pool.packed), length).network().address
     block = () if length == BITS[family] else (f"{source} & {mask}",)
     gated, vtep = "iifname . ether saddr @gateways accept", 'iifname "lsx*" iifname . ether saddr'
-    # The usual gateway's MAC is told apart first, which costs others next to nothing; any other gateway's comes last.
+    # Check the usual gateway's MAC first, which costs others next to nothing; any other gateway's comes last.
     rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
     rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
     rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
     rules += [f"iifname . ether saddr . {part} @stations{family} accept" for part in block]
     rules.append(f"iifname . ether saddr . {source} @stations_exact{family} accept")
-    rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another's: many IPsec daemons call theirs so
+    rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another program's: many IPsec daemons use this name
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
     rules.append(f"iifname . {source} @ways_exact{family} accept")
-    # One XFRM interface serves all peers, and a packet's mark tells from which one it came.
+    # One XFRM interface serves all peers, and a packet's mark identifies its peer.
     mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
     rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
     rules += [f"{mark} . {source} @marks_exact{family} {clear}"]
@@ -332,10 +336,10 @@ def _input() -> Iterable[str]:
     yield f"ct status dnat {_CONTROL}"
     for family, icmp in ((4, "icmp"), (6, "icmpv6")):
         yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
-    # Whatever the destination: a VXLAN's socket takes what comes to any address of the host.
+    # Whatever the destination: a VXLAN socket accepts packets to any address of the host.
     for family in FAMILIES:
         yield f"{_TUNNEL} @tunnel_ports {_IP[family]} saddr . {_TUNNEL} != @tunnel_peers{family} drop"
-    # Protocol 4 (RFC 2003) by its place in the header: what nft calls it differs with /etc/protocols.
+    # Protocol 4 (RFC 2003) by its offset in the header: nft's name for it depends on /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"
     yield f"{_VIEWS} jump viewed"
@@ -344,7 +348,8 @@ def _input() -> Iterable[str]:
 
 
 def _errors() -> Iterable[str]:
-    # An error about a flow between hosts would make the way to a peer as narrow as 552 bytes, for all containers.
+    # An error about a flow between hosts would reduce the path MTU to a peer to 552 bytes, for all
+    # containers.
     for family in FAMILIES:
         yield f"ct original {_IP[family]} saddr @pools{family} return"
         yield f"ct reply {_IP[family]} saddr @pools{family} return"
@@ -362,7 +367,7 @@ def _named() -> Iterable[str]:
     yield 'iifname "lo" accept'
     for family in FAMILIES:
         ip = _IP[family]
-        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has seen to it that the source is true
+        yield f"{ip} saddr . {ip} daddr @asking{family} accept"  # the guard has verified the source
         yield f"{ip} daddr @servers{family} {_REJECT}"
 
 
@@ -388,8 +393,9 @@ def _counted() -> Iterable[str]:
 
 
 def _asked() -> Iterable[str]:
-    # Where a runtime takes no server from a plugin, containers ask the host's: their network's answers. Not those whom
-    # the server itself asks, at whatever length: a question would go round.
+    # If a runtime takes no server from a plugin, containers ask the host's resolvers: their network's server
+    # answers instead. This excludes the resolvers that the server itself asks, at any length: a query would
+    # go round in a loop.
     for family in FAMILIES:
         ip = _IP[family]
         view = f"meta l4proto {{ tcp, udp }} dnat {ip} to {ip} saddr map @view_of{family}"
@@ -402,7 +408,8 @@ def _asked() -> Iterable[str]:
 def _publish() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
-        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"  # who publishes port 53 does not get these
+        # a container that publishes port 53 does not get these
+        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"
         yield f"{ip} daddr . tcp dport @control{family} accept"
         # A port that was published before there was a speaker would let a container answer for its host.
         yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
@@ -413,7 +420,8 @@ def _publish() -> Iterable[str]:
 def _postrouting() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
-        # A container that comes back in by a published port would be answered past the host: layer 2, or itself.
+        # The answer to a container that comes back in by a published port would bypass the host: by layer 2,
+        # or to itself.
         yield f"ct status dnat {ip} saddr @pools{family} {ip} daddr @pools{family} masquerade fully-random"
         yield f"{ip} saddr {_LOOPBACK[family]} {ip} daddr @pools{family} masquerade fully-random"
         yield f'oifname != "ls*" {ip} saddr @masquerade{family} {ip} daddr != @pools{family} masquerade fully-random'
@@ -427,7 +435,8 @@ def _port() -> Iterable[str]:
     yield "iifname . arp saddr ether != @macs drop"
     yield "arp saddr ip != 0.0.0.0 iifname . ether saddr . arp saddr ip != @senders4 drop"
     yield "ip6 saddr != :: iifname . ether saddr . ip6 saddr != @senders6 drop"
-    # What has no address yet may ask whether one is free, where a router is, and for multicast (RFC 4862, RFC 3810).
+    # A host without an address may ask whether an address is free, for a router, and for multicast (RFC 4862,
+    # RFC 3810).
     asked = "nd-router-solicit, nd-neighbor-solicit, mld2-listener-report"
     yield f"ip6 saddr :: icmpv6 type != {{ {asked} }} drop"
     yield "ip6 saddr :: meta l4proto != ipv6-icmp drop"
@@ -437,12 +446,12 @@ def _port() -> Iterable[str]:
 
 
 def tunnel_port(protocol: str, port: int) -> NftElement:
-    """Return the element by which a port is one of tunnels: only peers reach it, and no container reaches a peer's."""
+    """Return the element of a tunnel port: only peers reach it, and no container reaches a peer's."""
     return element("tunnel_ports", protocol, str(port))
 
 
 def tunnel_peer(address: Prefix, protocol: str, port: int) -> NftElement:
-    """Return the element by which a peer may send to a port of tunnels from an address."""
+    """Return the element by which a peer may send to a tunnel port from an address."""
     return element(f"tunnel_peers{address.family}", address.address, protocol, str(port))
 
 

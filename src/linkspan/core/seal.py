@@ -1,23 +1,25 @@
-"""Nothing in clear, ever: what keeps packets of encrypted networks off every link that does not encrypt them.
+"""Seal: keeps packets of encrypted networks off every link that does not encrypt them.
 
-A network is sealed where every way that its record names encrypts: so a migration to such a way seals at its end, and
-one from it unseals at its start, which is what the operator asked for. Two things stand for each pool of a sealed
-network, without any daemon, and neither needs the other:
+A network is sealed if every way in its record encrypts: so a migration to such a way seals at its end, and
+one from it unseals at its start, as the operator asked. Two independent protections, which need no daemon,
+exist for each pool of a sealed network:
 
-- the pool's ``unreachable`` route, which every network has: no default route carries what no peer's route does;
-- a chain behind all translation, which the host's own packets and forwarded ones pass last. What bears a sealed
-  pool's address there, as source or target, may leave to containers, by lo, and by devices that encrypt (the set
-  ``sealing``), and is dropped for every other. A neighbour is asked for only afterwards: not even ARP tells an address.
+- the pool's ``unreachable`` route, which every network has: the default route carries no packet of the pool;
+- a chain after all translation, which the host's own packets and forwarded ones pass last. A packet with a sealed
+  pool's address as source or destination may leave to containers, by lo, and by devices that encrypt (the set
+  ``sealing``), and is dropped for every other device. The kernel asks for a neighbour only afterwards, so not even
+  ARP shows an address.
 
-Nor is anything taken in clear: a second chain, before all translation, lets what bears such an address come by the same
-devices only. So somebody on the underlay reaches no container with a packet of their own, plain or wrapped.
+No packet is accepted in clear either: a second chain, before all translation, admits packets with such an
+address only from the same devices. So nobody on the underlay can reach a container with a packet of their
+own, plain or wrapped.
 
-What was masqueraded bears the host's address behind translation, and so do its answers before; a published port is
-the host's as well: all these pass. A network that is not masqueraded has no way out at all, for its packets would
-leave with their own addresses.
+Masqueraded packets have the host's address after translation, and so do their answers before it. A published
+port also belongs to the host. All these pass. A network without masquerade cannot reach the outside at all,
+because its packets would leave with their own addresses.
 
-A backend that encrypts says so (``encrypts``), and its device stands in ``sealing`` (``encrypting``). Another's device
-with such a name gets nothing, and nothing is taken from it: ours are in a device group (``GROUP``).
+A backend declares that it encrypts (``encrypts``), and its device is in ``sealing`` (``encrypting``). Another
+program's device with such a name neither gets nor delivers packets: ours are in a device group (``GROUP``).
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 def sealed(pools: Iterable[Prefix], *, xfrm: bool) -> Iterable[State]:
     """Return what seals the pools; the chain and its sets are the same for all networks.
 
-    With ``xfrm`` the host may encrypt by the kernel's XFRM: there a packet passes once more, about to be encrypted, and
-    has the underlay's device as its way out already.
+    With ``xfrm`` the host may encrypt by the kernel's XFRM. Then a packet passes once more before it is
+    encrypted, already with the underlay's device as its output.
     """
     yield NftSet(INET, TABLE, "sealing", "ifname")
     for family in FAMILIES:
@@ -52,17 +54,17 @@ def sealed(pools: Iterable[Prefix], *, xfrm: bool) -> Iterable[State]:
 
 
 def encrypting(device: str) -> Iterable[State]:
-    """Return what lets sealed packets leave by a device that encrypts them."""
+    """Return the element that lets sealed packets leave by a device that encrypts them."""
     yield NftSet(INET, TABLE, "sealing", "ifname")
     yield element("sealing", device)
 
 
 def _rules(way: str, *, xfrm: bool) -> Iterable[str]:
-    # Containers, encrypted, and the host itself (ls-* and lsp* are bridges); all else leads out of the host, with
-    # ``way`` "o", or into it, "i".
+    # Containers, encrypted devices, and the host itself (ls-* and lsp* are bridges). All other links lead out
+    # of the host, with ``way`` "o", or into it, "i".
     yield f'{way}ifname "lsr*" accept'
     yield f"{way}ifgroup {GROUP} {way}ifname @sealing accept"
-    # Half of what passes here is encrypted already and bears no sealed address: it goes on after two lookups.
+    # Half of the packets here are encrypted already and have no sealed address: two lookups let them pass.
     yield from (f"{_IP[f]} saddr != @sealed{f} {_IP[f]} daddr != @sealed{f} accept" for f in FAMILIES)
     if xfrm:
         yield "rt ipsec exists accept"

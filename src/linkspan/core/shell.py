@@ -1,4 +1,4 @@
-"""The shell in which a plan's commands are typed: how it reaches a container, and where its state folder is."""
+"""Shell in which a plan's commands are typed: how it reaches a container, and its state folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.states.host import HOST
 
 Paths = Callable[[int], str]
-"""From a namespace's inode to a path that leads to it."""
+"""Maps a namespace's inode to a path of it."""
 
 STATE_DIR = '"${STATE_DIR:-/var/lib/linkspan}"'
 """The state folder for a reader who has none yet."""
 
 HIDDEN = "***"
-"""Stands for a secret in a command."""
+"""Replaces a secret in a command."""
 
 _NAMED = PurePosixPath("/run/netns")
 
@@ -27,8 +27,8 @@ _NAMED = PurePosixPath("/run/netns")
 class Shell(msgspec.Struct, frozen=True):
     """A shell on the host.
 
-    ``paths`` finds a container's namespace, ``state_dir`` is the state folder as the shell reads it, and ``tunnels``
-    are the beginnings of the names of linkspan's tunnel devices.
+    ``paths`` finds a container's namespace, ``state_dir`` is the state folder as the shell reads it, and
+    ``tunnels`` are the prefixes of the names of linkspan's tunnel devices.
     """
 
     paths: Paths
@@ -41,7 +41,7 @@ class Shell(msgspec.Struct, frozen=True):
         return path.name if path.parent in (_NAMED, PurePosixPath("/var/run/netns")) else ""
 
     def inside(self, netns: int) -> str:
-        """Return the words before a command that runs it in a namespace, '' for the host's own."""
+        """Return the words that run a command in a namespace, '' for the host's own."""
         return "" if netns == HOST else f"nsenter --net={shlex.quote(self.paths(netns))} "
 
     def ip(self, netns: int) -> str:

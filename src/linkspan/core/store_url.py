@@ -1,8 +1,8 @@
-"""The URL of a store, parsed once: '' (a host's own store), sqlite:///FOLDER, or that of an etcd.
+"""Store URL, parsed once: '' (a host's own store), sqlite:///FOLDER, or an etcd's.
 
-    etcd://HOST:PORT,.../PREFIX?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE
+etcd://HOST:PORT,.../PREFIX?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE
 
-It is a setting: a start whose URL is not understood is refused before anything is opened.
+It is a setting: an invalid URL is refused at the start, before anything is opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FILES = ("ca", "cert", "key", "password-file")
 
 
 class EtcdUrl(msgspec.Struct, frozen=True):
-    """Where an etcd cluster is, and as whom we speak to it."""
+    """The address of an etcd cluster, and the user for it."""
 
     endpoints: tuple[str, ...]
     prefix: str
@@ -33,7 +33,7 @@ class EtcdUrl(msgspec.Struct, frozen=True):
 
     @property
     def tls(self) -> bool:
-        """Whether the connections are encrypted."""
+        """Return whether the connections are encrypted."""
         return bool(self.ca or self.cert)
 
     def base(self, endpoint: str) -> str:
@@ -42,7 +42,7 @@ class EtcdUrl(msgspec.Struct, frozen=True):
 
 
 def check_url(url: str) -> None:
-    """Raise Invalid for a URL of a store that is not understood; an empty one is the store in the state folder."""
+    """Raise Invalid for an invalid store URL; an empty one means the store in the state folder."""
     if url.startswith("sqlite://"):
         sqlite_folder(url)
     elif url.startswith("etcd://"):
@@ -52,7 +52,7 @@ def check_url(url: str) -> None:
 
 
 def told(url: str) -> str:
-    """Return a store's URL for people: without who asks it, and with its prefix, which need not be written."""
+    """Return a store's URL for people: without user and password, and with its prefix, which need not be written."""
     if not url.startswith("etcd://"):
         return url
     found = etcd_parts(url)
@@ -68,7 +68,7 @@ def sqlite_folder(url: str) -> Path:
 
 
 def etcd_parts(url: str) -> EtcdUrl:
-    """Return the parts of an etcd URL. Raises Invalid, naming what is wrong."""
+    """Return the parts of an etcd URL. Raises Invalid with the problem."""
     rest, _, fragment = url.removeprefix("etcd://").partition("#")
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
@@ -102,7 +102,7 @@ def etcd_parts(url: str) -> EtcdUrl:
 
 
 def _endpoint(url: str, text: str) -> str:
-    """Return HOST:PORT, the port being etcd's where none is given."""
+    """Return HOST:PORT, with etcd's port as the default."""
     try:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port or PORT

@@ -1,8 +1,9 @@
-"""The wire: what a tunnel device puts around a packet, as a trace follows it from host to host.
+"""Wire format of tunnels: what a tunnel device puts around a packet, as a trace follows it between hosts.
 
-How the far end is found, what is added, and who unwraps it follow from the encapsulation: a VXLAN's far end is what the
-neighbour table and the device's forwarding entries say, IPIP's is the route's next hop (or the helper's table),
-WireGuard's is the peer that has the target, ESP's the association that has it.
+The far end, the added headers, and the device that unwraps follow from the encapsulation. A VXLAN's far end
+comes from the neighbour table and the device's FDB entries, IPIP's is the route's next hop (or in the
+helper's table), WireGuard's is the peer that has the destination, and ESP's is in the association that has
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ADDED = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32, ESP: 8 + 8 + 16 + 5}
 
 
 class Wire(msgspec.Struct, frozen=True):
-    """What a device makes of its packets; ``local`` is the outer source, empty where the route decides."""
+    """Headers that a device adds to its packets; ``local`` is the outer source, empty if the route decides."""
 
     device: str
     kind: Encapsulation

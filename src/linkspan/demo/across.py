@@ -1,4 +1,4 @@
-"""The tour across hosts: three virtual hosts in a lab, and their containers by each way across in turn."""
+"""Tour across hosts: three virtual hosts in a lab, and their containers with each backend in turn."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from linkspan.lab.record import Lab
 from linkspan.lab.topology import bare
 
 HIDDEN = ("nft ", "sysctl ")
-"""Rules and settings are counted, not shown, as names are: a host without other hosts has such too."""
+"""Commands that are counted and not shown, like those for names: a host without other hosts has them too."""
 FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
-"""Elsewhere the routes are flushed."""
+"""The failure to show; for other backends the routes are flushed."""
 
 
 def run(backend: str, step: build.Step, *, keep: bool) -> bool:
-    """Show the tour of one backend, ``step`` by step; returns whether all was as it should be. Raises LinkspanError."""
+    """Show the tour of one backend, ``step`` by step; return whether everything passed. Raises LinkspanError."""
     name = f"demo-{backend}"
-    build.down(name)  # of a tour that was kept, or cut off
+    build.down(name)  # left by a tour that was kept, or interrupted
     screen = Screen()
     done = False
     headline(BACKENDS[backend].summary or backend)
@@ -46,12 +46,12 @@ def run(backend: str, step: build.Step, *, keep: bool) -> bool:
     if keep:
         _hints(lab)
     for text in screen.failed:
-        print(f"not as it should be: {text}", file=sys.stderr)
+        print(f"failed: {text}", file=sys.stderr)
     return not screen.failed
 
 
 def clear() -> None:
-    """Take away what tours have left standing."""
+    """Remove what tours have left."""
     for backend in CROSSING:
         build.down(f"demo-{backend}")
 
@@ -72,7 +72,7 @@ def _made(screen: Screen, name: str, backend: str, step: build.Step) -> Lab:
 
 
 def _commands(screen: Screen, lab: Lab) -> None:
-    """Show what one host has to reach the others, as commands; what it has for its own containers is counted."""
+    """Show as commands what one host has to reach the others; count what it has for its own containers."""
     screen.title("2. What h1 has to reach the others, as commands that would make it by hand")
     screen.say("  [cyan]$[/cyan] linkspan plan")
     lines: list[dict[str, Any]] = agents.client(lab, "h1").call("GET", "/v1/plan?network=")
@@ -91,16 +91,16 @@ def _commands(screen: Screen, lab: Lab) -> None:
         screen.output(line["command"].splitlines())
     screen.say(f"    (and {len(lines) - len(shown)} for rules, settings, names and its own container)")
     screen.expect(all(line["present"] for line in lines), f"all {len(lines)} objects are in the kernel")
-    if lab.backend == "bgp":  # whose routes are in no plan: the hosts tell each other
+    if lab.backend == "bgp":  # their routes are in no plan: the hosts exchange them
         for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
             screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
-    if lab.switches:  # the hosts have next to nothing: what carries packets is there
+    if lab.switches:  # the hosts have almost nothing: this carries the packets
         for words in (["linkspan", "controller", "status"], ["linkspan", "controller", "flows"]):
             screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
 
 
 def _matrix(screen: Screen, lab: Lab) -> None:
-    screen.title("3. Everybody reaches everybody: ping, TCP, and packets of full size that may not be cut up")
+    screen.title("3. Everybody reaches everybody: ping, TCP, and full-sized packets that may not be fragmented")
     screen.say(f"  [cyan]$[/cyan] linkspan lab test --lab {lab.name}")
     outcome = matrix.test(lab)
     failed = {(one.source, one.target) for one in outcome.failed}
@@ -112,11 +112,11 @@ def _matrix(screen: Screen, lab: Lab) -> None:
             "·" if (place.name, n) not in tried else "✗" if (place.name, n) in failed else "✓" for n in names
         )
         screen.say(f"    {place.name:5}" + "".join(f"{cell:>5}" for cell in cells))
-    screen.expect(not outcome.failed, f"{outcome.ok} of {outcome.pairs} pairs are well")
+    screen.expect(not outcome.failed, f"{outcome.ok} of {outcome.pairs} pairs are ok")
 
 
 def _path(screen: Screen, lab: Lab) -> None:
-    screen.title("4. A packet's way from c1 to c2, by the kernels' own answers")
+    screen.title("4. A packet's path from c1 to c2, by the kernels' own answers")
     words = ["linkspan", "trace", "c1", "c2"]
     try:
         screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
@@ -136,21 +136,21 @@ def _throughput(screen: Screen, lab: Lab) -> None:
     screen.say(f"    from h1 to h2, the bare underlay   {under / 1e9:6.1f} Gbit/s")
     path = agents.client(lab, "h1").call("GET", f"/v1/networks/{lab.network}")["data_path"]
     screen.expect(
-        over > 0, f"from c1 to c2, by {lab.backend}  {over / 1e9:6.1f} Gbit/s, {over / under:.0%} of it"
+        over > 0, f"from c1 to c2, with {lab.backend}  {over / 1e9:6.1f} Gbit/s, {over / under:.0%} of it"
     )
     if why := slower(path, switched=bool(lab.switches)):
         screen.say(f"    {why}")
 
 
 def slower(path: str, *, switched: bool) -> str:
-    """Return why a figure is no measure of a backend: a program does the kernel's work. '' where none does."""
+    """Return why a figure is no measure of a backend: a program does the kernel's work. '' if the kernel does."""
     if switched:
         return "in user space: the lab's switches are programs, where a rack's are hardware"
     return "" if path == KERNEL else f"{path}; a kernel that has it is many times faster"
 
 
 def _mended(screen: Screen, lab: Lab, failure: str) -> None:
-    screen.title("6. Somebody breaks it; it is mended within two seconds")
+    screen.title("6. Somebody breaks it; linkspan repairs it within two seconds")
     client, url = agents.client(lab, "h1"), "/v1/diff"
     if lab.switches:
         screen.say(f"  [cyan]$[/cyan] linkspan lab break sw1 {failure} --lab {lab.name}")
@@ -162,7 +162,7 @@ def _mended(screen: Screen, lab: Lab, failure: str) -> None:
     begun = time.monotonic()
     while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", url).values()):
         time.sleep(0.02)
-    screen.expect(gone < 2, f"all is as it should be again, {gone:.2f} s later")
+    screen.expect(gone < 2, f"everything is repaired {gone:.2f} s later")
     screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")
 
 
@@ -171,11 +171,11 @@ _LOOKS = {
     "sdn": ("controller status", "controller flows", "controller plan --switch sw1", "controller diff"),
     "wireguard": ("host rotate-keys",),
 }
-"""What `linkspan` on h1 shows of a backend besides."""
+"""Other commands of `linkspan` on h1 that show the backend."""
 
 
 def _hints(lab: Lab) -> None:
-    headline("It stands. What to try")
+    headline("The lab is up. What to try")
     failure = "link-down" if lab.switches else "partition:h2"
     for line in (
         f"export {inside.LAB}={lab.name}",

@@ -54,7 +54,7 @@ class ByHand:
         return [c for state in plan.ordered(states) for c in plan.commands(state, self._namespaces.path)]
 
     def _states(self) -> list[State]:
-        """Return the whole plan: rules, network and both containers, where a FORWARD chain of Docker's drops."""
+        """Return the whole plan: rules, network and both containers, for a host whose FORWARD chain drops."""
         view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
         bridge = backend("bridge")
         states = [*ruleset.skeleton(Facts(), kinds()), *bridge.network(view, NETWORK)]
@@ -118,13 +118,13 @@ class ByHand:
     def _outside(self, states: list[State], container: list[State]) -> None:
         stage = self._stage
         stage.title(
-            f"4. The way out: {BEYOND} is a machine beyond the host, which knows nothing of containers"
+            f"4. The way out: {BEYOND} is a machine beyond the host, which has no route to containers"
         )
         stage.ping("netns_A", BEYOND, works=False, why="netns_A has no route to it")
         stage.typed(self._commands(*(s for s in container if isinstance(s, Route))))
         stage.ping("netns_A", BEYOND, works=False, why="the host does not forward")
         stage.typed(self._commands(*(s for s in states if isinstance(s, Sysctl))))
-        stage.say("  Docker, where it is installed, has the host drop what it forwards:")
+        stage.say("  Docker, if installed, makes the host drop forwarded packets:")
         stage.typed(["iptables -P FORWARD DROP"])
         stage.ping("netns_A", BEYOND, works=False, why="the FORWARD chain drops it")
         stage.typed(self._commands(*(s for s in states if isinstance(s, ForwardAccept))))
@@ -132,9 +132,9 @@ class ByHand:
             "netns_A",
             BEYOND,
             works=False,
-            why="it arrives, but nobody there knows the way back to 172.18.0.2",
+            why="it arrives, but nobody there has a route back to 172.18.0.2",
         )
-        stage.say("  Source NAT gives what leaves the host's own address, to which answers find back:")
+        stage.say("  Source NAT gives outgoing packets the host's own address, to which answers can return:")
         stage.typed(self._commands(*map(_shortened, (s for s in states if _is_nat(s)))))
         stage.ping("netns_A", BEYOND, works=True)
 
@@ -168,10 +168,10 @@ class ByHand:
         )
         probe = "ip netns exec netns_B ping -c1 -W1 -I 172.18.0.99 172.18.0.2 >/dev/null || echo no answer"
         stage.typed([probe])
-        stage.ping("netns_B", CONTAINERS["netns_A"], works=True, why="its own address is good")
+        stage.ping("netns_B", CONTAINERS["netns_A"], works=True, why="its own address is allowed")
 
     def take_away(self) -> None:
-        """Remove what was made by hand, so that linkspan starts from nothing."""
+        """Remove everything made by hand, so that linkspan starts from nothing."""
         self._stage.typed(
             [
                 "ip link delete ls-mybr0",
@@ -185,7 +185,7 @@ class ByHand:
 
 
 def _is_nat(state: State) -> bool:
-    """Tell whether a state is what IPv4 masquerade needs."""
+    """Return whether a state is what IPv4 masquerade needs."""
     match state:
         case NftTable(family, _):
             return family == ruleset.INET
@@ -197,7 +197,7 @@ def _is_nat(state: State) -> bool:
 
 
 def _shortened(state: State) -> State:
-    """Leave of the chain the one rule that is spoken of."""
+    """Reduce the chain to the one rule that the tour explains."""
     if isinstance(state, NftChain):
         return msgspec.structs.replace(state, rules=tuple(r for r in state.rules if "@masquerade4" in r))
     return state

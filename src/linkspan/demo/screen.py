@@ -1,4 +1,4 @@
-"""What a tour shows: headlines, commands with their output, and whether things are as they should be."""
+"""Output of a tour: headlines, commands with their output, and whether things are as expected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def headline(text: str) -> None:
-    """Show what a tour, or an act of it, is about; the title of a rule would be cut where the terminal is narrow."""
+    """Show the subject of a tour, or of an act; the title of a rule would be cut on a narrow terminal."""
     if len(text) + 4 <= console.width:
         console.rule(f"[bold]{escape(text)}[/bold]")
     else:
@@ -26,7 +26,7 @@ def headline(text: str) -> None:
 
 
 class Screen:
-    """``failed`` collects what was not as it should be; the tour goes on."""
+    """Shows a tour; ``failed`` collects what was not as expected, and the tour continues."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
@@ -40,7 +40,7 @@ class Screen:
         console.print(f"\n[bold]{escape(text)}[/bold]")
 
     def shown(self, command: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        """Show a command as a reader would type it, and what it prints. Raises LinkspanError where it fails."""
+        """Show a command as a reader would type it, and its output. Raises LinkspanError if it fails."""
         console.print(f"  [cyan]$[/cyan] {escape(command)}")
         done = subprocess.run(
             argv, capture_output=True, text=True, check=False, timeout=commands.PATIENCE, env=env
@@ -50,16 +50,16 @@ class Screen:
         self.output((done.stdout + done.stderr).splitlines())
 
     def output(self, lines: Sequence[str]) -> None:
-        """Show what a command printed."""
+        """Show a command's output."""
         for line in lines:
             console.print(f"    [dim]{escape(line)}[/dim]" if line else "")
 
     def expect(self, condition: bool, text: str) -> None:
-        """Show something that should hold; the tour fails where it does not."""
+        """Show an expected result; the tour fails if it is not met."""
         self.verdict(condition, text, good=condition)
 
     def verdict(self, expected: bool, text: str, *, good: bool) -> None:
-        """Show how something is; the tour fails where that is not as expected."""
+        """Show a result; the tour fails if it is not as expected."""
         mark = "[green]✓[/green]" if good else "[yellow]✗[/yellow]"
         console.print(f"    {mark} {escape(text)}")
         if not expected:
@@ -68,7 +68,7 @@ class Screen:
 
 
 def retried(command: Sequence[str], seconds: float = 5.0) -> str:
-    """Run a client until its server listens, and return what it prints. Raises LinkspanError."""
+    """Run a client until its server listens, and return its output. Raises LinkspanError."""
     said = ""
 
     def answered() -> bool:
@@ -94,7 +94,7 @@ def serving(*argv: str) -> Iterator[None]:
 
 
 def throughput(client: str, server: str, address: str) -> float:
-    """Return the bits a second of one TCP stream between two namespaces, for a second. Needs iperf3."""
+    """Return the bits per second of one TCP stream between two namespaces, over one second. Needs iperf3."""
     inside = ("ip", "netns", "exec")
     with serving(*inside, server, "iperf3", "--server", "--one-off"):
         answer = retried((*inside, client, "iperf3", "--client", address, "--time", "1", "--json"))

@@ -1,4 +1,4 @@
-"""What somebody on the underlay sees of an encrypted network: every frame that passes the switch, for a moment."""
+"""Sniffer on the underlay of an encrypted network: shows every frame that passes the switch, for a moment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ WORD = "secret"
 
 
 def show(screen: Screen, lab: Lab) -> None:
-    """Ping with a word as payload, and tell what was seen of that; with WireGuard, then change a host's key."""
-    rotates = lab.backend == wireguard.BACKEND.name  # what proves hosts of IPsec is an operator's to change
+    """Ping with a word as payload, and show what was seen of it; with WireGuard, then change a host's key."""
+    rotates = lab.backend == wireguard.BACKEND.name  # IPsec credentials are changed by an operator
     screen.title(f"7. Somebody listens on the underlay{', and a key is changed' if rotates else ''}")
     one, other = lab.container("c1"), lab.container("c2")
     address = bare(other.addresses[0])
@@ -54,7 +54,7 @@ def _taken(listening: socket.socket) -> list[bytes]:
 
 
 def _kind(frame: bytes) -> str:
-    """Return what an eavesdropper reads of an IPv4 packet: who sends what to whom."""
+    """Return what an eavesdropper reads of an IPv4 packet: source, destination and protocol."""
     if frame[12:14] != _IP:
         return ""
     ends = " > ".join(socket.inet_ntoa(frame[at : at + 4]) for at in (26, 30))

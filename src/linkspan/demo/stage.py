@@ -1,7 +1,7 @@
-"""The stage of the tour: namespaces that stand for a host, containers and the world outside, and what is shown.
+"""Stage of the tour: namespaces for a host, containers and the world outside, and their display.
 
 Everything is made in namespaces that the tour adds and removes again; the machine's own is not touched. Their
-names are written down first, so that a tour that was cut off is cleared away by the next one.
+names are recorded first, so that the next tour removes what an interrupted one left.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Stage(Screen):
     # Namespaces
 
     def clear(self) -> None:
-        """End the agent and remove the namespaces of this tour, or of one that was cut off or kept."""
+        """End the agent and remove the namespaces of this tour, or of one that was interrupted or kept."""
         self._end_agent()
         self._end_helpers()
         if self._made.exists():
@@ -48,7 +48,7 @@ class Stage(Screen):
         shutil.rmtree(FOLDER, ignore_errors=True)
 
     def add(self, name: str) -> None:
-        """Add a namespace with this name. Raises Conflict where somebody else's has it."""
+        """Add a namespace with this name. Raises Conflict if somebody else's has it."""
         commands.refuse_taken(name)
         FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
         with self._made.open("a", encoding="utf-8") as file:
@@ -56,21 +56,22 @@ class Stage(Screen):
         commands.add(name)
 
     def quietly(self, *argv: str) -> str:
-        """Run a command of the stage itself and return its output. Raises LinkspanError where it fails."""
+        """Run a command of the stage itself and return its output. Raises LinkspanError if it fails."""
         return commands.run(*argv)
 
-    # What is shown
+    # Display
 
     def typed(self, lines: Iterable[str], netns: str = HOST) -> None:
-        """Show commands and run them in a namespace. Raises LinkspanError, naming the one that fails."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # linkspan, where it is in a virtual environment
+        """Show commands and run them in a namespace. Raises LinkspanError with the one that fails."""
+        # the path of linkspan, if it is in a virtual environment
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         for command in lines:
             inside = ["nsenter", f"--net=/run/netns/{netns}", "sh", "-c", command]
             self.shown(command, inside, os.environ | {"LINKSPAN_SOCKET": str(self.socket), "PATH": path})
 
     def ping(self, netns: str, address: str, *, works: bool, why: str = "") -> None:
-        """Ping, and show whether it is answered; the tour fails where that is not as it should be."""
-        # A neighbour that did not answer a moment ago is asked again after a second only.
+        """Ping, and show whether it is answered; the tour fails if that is unexpected."""
+        # The kernel asks again for a neighbour that did not answer only after a second.
         command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W3" if works else "-W1", address]
         console.print(f"  [cyan]$[/cyan] {escape(' '.join(command))}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -82,7 +83,7 @@ class Stage(Screen):
 
     @property
     def socket(self) -> Path:
-        """The agent's socket."""
+        """Return the agent's socket."""
         return FOLDER / "agent.sock"
 
     def start_agent(self) -> None:
@@ -105,7 +106,7 @@ class Stage(Screen):
         console.print("    [dim]ready[/dim]")
 
     def _end_agent(self) -> None:
-        """End the agent of this tour, or of one that was kept (known by its socket in its command line)."""
+        """End the agent of this tour, or of one that was kept (recognised by its socket in its command line)."""
         file = FOLDER / "agent.pid"
         if not file.exists():
             return
@@ -120,9 +121,9 @@ class Stage(Screen):
             time.sleep(0.05)
 
     def _end_helpers(self) -> None:
-        """End the servers of names: they outlive their agent, by design, and would outlive their namespace too."""
+        """End the DNS servers: they outlive their agent, by design, and would outlive their namespace too."""
         found: list[str] = []
-        with contextlib.suppress(LinkspanError):  # there is no such namespace
+        with contextlib.suppress(LinkspanError):  # the namespace does not exist
             found = self.quietly("ip", "netns", "pids", HOST).split()
         for pid in found:
             with contextlib.suppress(OSError):

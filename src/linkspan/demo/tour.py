@@ -1,4 +1,4 @@
-"""The tour: a network by hand, the same by linkspan, and nothing left of either."""
+"""Tour: a network by hand, the same by linkspan, and the removal of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOOLS = ("ip", "nft", "ping", "iptables", "nsenter", "sysctl")
 
 
 def run(*, keep: bool) -> bool:
-    """Show the whole tour; returns whether everything went as it should. Raises LinkspanError."""
+    """Show the whole tour; return whether everything passed. Raises LinkspanError."""
     for tool in TOOLS:
         if shutil.which(tool) is None:
             raise NotFound(
@@ -42,12 +42,12 @@ def run(*, keep: bool) -> bool:
     if keep:
         _hints(stage)
     for text in stage.failed:
-        print(f"not as it should be: {text}", file=sys.stderr)
+        print(f"failed: {text}", file=sys.stderr)
     return not stage.failed
 
 
 def _world(stage: Stage) -> None:
-    """A host with an uplink to a machine outside, which has no route to any container."""
+    """Make a host with an uplink to a machine outside, which has no route to any container."""
     stage.say(
         "The host, two containers and the world outside are network namespaces; your machine is not touched."
     )
@@ -82,7 +82,7 @@ def _by_linkspan(stage: Stage) -> None:
     _published(stage, a)
     stage.title("3. Why a packet goes where it goes")
     stage.typed([f"linkspan trace {a} {b}", f"linkspan trace {a} {BEYOND}"])
-    stage.title("4. Somebody breaks it; it is mended within two seconds")
+    stage.title("4. Somebody breaks it; linkspan repairs it within two seconds")
     stage.typed(["nft flush ruleset", "ip link delete ls-demo"])
     _mended(stage)
     stage.typed(["linkspan diff"])
@@ -91,7 +91,7 @@ def _by_linkspan(stage: Stage) -> None:
 
 
 def _throughput(stage: Stage) -> None:
-    """One TCP stream between the containers for a second, where iperf3 is there."""
+    """Measure one TCP stream between the containers for a second, if iperf3 is installed."""
     if shutil.which("iperf3") is None:
         stage.say("  (iperf3 is not installed: no throughput)")
         return
@@ -148,7 +148,7 @@ def _mended(stage: Stage) -> None:
 
 
 def _away(stage: Stage, done: bool) -> None:
-    """Take everything away, and show that nothing is left."""
+    """Remove everything, and show that nothing is left."""
     if done:
         headline("Away")
         stage.typed(["linkspan uninstall --yes --force --state-dir " + str(FOLDER / "state") + " | tail -1"])
@@ -167,7 +167,7 @@ def _away(stage: Stage, done: bool) -> None:
 
 def _hints(stage: Stage) -> None:
     a, b = CONTAINERS
-    headline("It stands. What to try")
+    headline("The tour's objects are kept. What to try")
     for line in (
         f"export LINKSPAN_SOCKET={stage.socket}",
         "linkspan status",
@@ -177,6 +177,6 @@ def _hints(stage: Stage) -> None:
         f"linkspan trace {a} {b}",
         f"ip -n {HOST} link set ls-demo down; linkspan events",
         f"linkspan trace {a} {b} --live",
-        "linkspan demo --down     # takes everything away again",
+        "linkspan demo --down     # removes everything again",
     ):
         print(f"  {line}")

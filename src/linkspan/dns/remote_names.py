@@ -1,4 +1,4 @@
-"""The other hosts' names: what their endpoints are called, and which of those hosts live."""
+"""Remote names: the names of the other hosts' endpoints, and which of these hosts live."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Beat(msgspec.Struct, frozen=True):
 
 
 class Elsewhere:
-    """Follows the records of the others' endpoints, which are decoded once each."""
+    """Follows the records of the others' endpoints; decodes each once."""
 
     def __init__(self, replica: Replica, host: str) -> None:
         self._replica = replica
@@ -47,17 +47,17 @@ class Elsewhere:
         """By network: what there is on the other hosts that live, as of the last look."""
 
     def everything(self) -> None:
-        """Take note that no record has been looked at yet."""
+        """Mark all records as not read yet."""
         self._due |= self._replica.under(ENDPOINTS).keys()
 
     def changed(self, keys: frozenset[str]) -> bool:
-        """Take note of records that changed; tell whether any of them counts."""
+        """Record changed keys; return whether any of them matters."""
         due = {key for key in keys if key.startswith(ENDPOINTS) and key.split("/")[1] != self._host}
         self._due |= due
         return bool(due) or any(key.startswith("alive/") for key in keys)
 
     def look(self) -> int:
-        """Bring ``named`` up to date, and return its number: another one is another answer."""
+        """Bring ``named`` up to date, and return its number; another number means another answer."""
         read, silent = self._read(), self._silent()
         if read or silent != self._silenced:
             self._number += 1
@@ -68,7 +68,7 @@ class Elsewhere:
         return self._number
 
     def _read(self) -> bool:
-        """Take in what changed, and tell whether anything did; a record that cannot be read is what it was before."""
+        """Read what changed, and return whether names changed; an unreadable record keeps its earlier value."""
         due, self._due = self._due, set()
         for key in due:
             host = key.split("/")[1]
@@ -77,14 +77,14 @@ class Elsewhere:
                 self._known.pop(key, None)
                 continue
             endpoint = self._replica.value(key, Endpoint)
-            if endpoint is not None:  # else the names are as before
+            if endpoint is not None:  # otherwise the names are as before
                 self._known[key] = _Known(host, endpoint.network, zone.named(endpoint))
         if due:
             self._hosts = {known.host for known in self._known.values()}
         return bool(due)
 
     def _silent(self) -> set[str]:
-        """Return the hosts with endpoints that say nothing any more, or have never been heard."""
+        """Return the hosts with endpoints that are silent, or were never heard."""
         stuck = now() - self._replica.heard > STUCK
         before, self._beats = self._beats, {}
         for host in self._hosts:

@@ -1,13 +1,14 @@
-"""The names of this host's networks, kept as they are: which servers there should be, and what they are told.
+"""DNS service of this host's networks: which servers run, and which names they answer.
 
-Names follow from the endpoints that hosts publish, and from which hosts live; so nothing is stored for
-them. A host whose agent says nothing for a while is taken to be dead, and its containers are named no more
-(`remote_names`): the store's own word for that would come too late. Where the store itself tells nothing, nobody is.
+Names follow from the endpoints that hosts publish, and from the hosts' liveness, so no records are stored for
+them. A host whose agent is silent for a while counts as dead, and its containers have no names any more
+(`remote_names`): the store's own expiry would come too late. While the store itself does not answer, no host
+counts as dead.
 
 Containers in several networks have views (`zone`). Which there are follows from the containers' namespaces.
 
-While an agent that has just started has not heard from the store, the other hosts' names stay as they stand in the
-file: it is what the last agent knew.
+While an agent that has just started has not heard from the store, the other hosts' names stay as they stand
+in the file: it is what the last agent knew.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ Places = dict[Zones, tuple[list[Prefix], int]]
 
 
 class _Seen(NamedTuple):
-    """What servers follow from besides this host's endpoints."""
+    """Inputs of the servers besides this host's endpoints."""
 
     dnsmasq: Dnsmasq | None
     resolvers: tuple[str, str]
@@ -84,7 +85,7 @@ class _Seen(NamedTuple):
 
 
 class Naming:
-    """Follows endpoints, hosts and resolvers, and puts the servers' states where they changed."""
+    """Follows endpoints, hosts and resolvers, and puts the servers' states when they change."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class Naming:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    # What others ask
+    # Queries of other parts
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the addresses of its network's server for a container, none where there is none here."""
@@ -135,9 +136,9 @@ class Naming:
         return tuple(gateway.address for _, gateway in zone.own(zone.served(found), endpoint))
 
     def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
-        """Return whether a network has names here: none without a container, or where they are not to be had.
+        """Return whether a network has names here: not without a container, nor if they are unavailable.
 
-        They are awaited also where its containers that are in other networks too do not find those' names yet.
+        It also waits while its containers in several networks do not find those networks' names yet.
         """
         if (network,) in self._served:
             views = self._seen()
@@ -164,20 +165,20 @@ class Naming:
         return zone.views(self._endpoints.values(), there)
 
     def note(self, identity: tuple[str, str]) -> None:
-        """Take note that an endpoint of this host came, changed or went."""
+        """Record that an endpoint of this host was added, changed or removed."""
         if (endpoint := self._endpoints.get(identity)) is not None:
             self._caution(endpoint)
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Take note of records that changed."""
+        """Record changed keys."""
         if self._others.changed(keys) or any(key.startswith("networks/") for key in keys):
             self._wake.set()
 
-    # Running
+    # Lifecycle
 
     async def take_over(self) -> None:
-        """Desire what should be, before anything is made so: servers that run are to go on."""
+        """Desire the servers before anything is reconciled: running servers must keep running."""
         self._others.everything()
         for source, states in (await self._plan(self._look())).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
@@ -188,7 +189,7 @@ class Naming:
         self._task = lasting("following names", self._follow)
 
     async def stop(self) -> None:
-        """End; the servers go on."""
+        """Stop; the servers keep running."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -210,14 +211,14 @@ class Naming:
                 await asyncio.sleep(REST)
 
     def _look(self) -> _Seen:
-        """Return what nobody tells of: it is cheap, and most often as it was."""
+        """Return inputs without events: they are cheap to read, and rarely change."""
         if self._wanted and time.monotonic() - self._looked >= INSTALLED:
             self._looked, self._dnsmasq = time.monotonic(), dnsmasq.found(self._folder)
         texts = _text(self._resolv_conf), _text(Path(RESOLVED))
         return _Seen(self._dnsmasq, texts, self._networks.all(), self._replica.listed, self._others.look())
 
     def _settled(self) -> bool:
-        """Tell whether nothing waits: for the end of a network's time, or for a port that another process holds."""
+        """Return whether nothing waits: for the end of a network's time, or for a port of another process."""
         ends = {*self._views.values(), *(until for until, _ in self._used.values())}
         return ends <= {FOR_EVER} and not self.problems and self._places.keys() <= self._served.keys()
 
@@ -228,7 +229,7 @@ class Naming:
         for zones, states in {**gone, **plans}.items():
             if states == self._served.get(zones):
                 continue
-            try:  # what is refused is told as drift, and tried again by healing
+            try:  # an error shows as drift, and healing retries
                 await self._worker.run(self._worker.machine.reconciler.change, ("names", *zones), states)
             except LinkspanError as error:
                 log.warning("%s", error.message)
@@ -238,7 +239,7 @@ class Naming:
         await self._forget_questions(before ^ after)
 
     async def _forget_questions(self, changed: set[State]) -> None:
-        """Let addresses that are led elsewhere now be so at once: a client that goes on by one socket would not be."""
+        """Flush connections of addresses that are redirected now: a client that keeps its socket would not notice."""
         addresses = sorted({one.parts[0] for one in changed if isinstance(one, NftElement)})
         flows = [(prefix(address), protocol, PORT) for address in addresses for protocol in PROTOCOLS]
         if flows:
@@ -365,7 +366,7 @@ class Naming:
         return {z: "" if running(zone.process(z)) else _held(z, *at) for z, at in places.items()}
 
     async def _revive(self) -> None:
-        """Replace a server that does not answer and does nothing: healing starts one that has died."""
+        """Replace a server that neither answers nor works: healing restarts one that has died."""
         now = time.monotonic()
         if now - self._asked < BEAT:
             return
@@ -399,7 +400,7 @@ class Naming:
             self._tell(f"{name!r} of container {who} is no name for DNS, and is not answered", endpoint=endpoint.id)
 
     def _tell(self, what: str, **about: str) -> None:
-        """Tell of it, once."""
+        """Report it, once."""
         if self._told.first(what):
             log.warning("%s", what)
             self._happenings.add("names", what, **about)
@@ -442,6 +443,6 @@ def _held(zones: Zones, gateways: Iterable[Prefix], port: int) -> str:
             if holder:
                 return (
                     f"{lacks}: port {port}/{protocol} of {'its' if len(zones) == 1 else 'their'} gateway "
-                    f"{gateway.address} is held by {holder}; end it, or let it listen at other addresses only"
+                    f"{gateway.address} is in use by {holder}; stop it, or restrict it to other addresses"
                 )
     return ""

@@ -1,30 +1,32 @@
-"""Names of containers: what a network's DNS server is told, and the states that it is made of. Pure.
+"""DNS zone of a network: the names that its server answers, and the server's states. Pure.
 
-Each network that has containers on this host has a server of its own, at its gateway's address: one ``dnsmasq``,
-which reads two files of addresses and names: this host's, and the other hosts' that live. Where either changes it is
-told by SIGHUP and reads both: it watches nothing itself, for a user has 128 inotify instances in all. It goes on
-without the agent.
+Each network that has containers on this host has a server of its own, at its gateway's address: one
+``dnsmasq``, which reads two files of addresses and names: this host's, and the other hosts' that live. When
+either changes, SIGHUP makes it read both: it watches nothing itself, because a user has only 128 inotify
+instances. It keeps running without the agent.
 
     NAME, NAME.NETWORK, NAME.NETWORK.internal    answered from the files, or not at all
     addresses of the pools                       likewise
     another network's NAME.NETWORK.internal      not at all
     everything else                              asked of the host's own resolvers, unless the network is internal
 
-A container in several networks finds the names of all of them. A server answers everybody alike, so there is one more
-for each combination of networks that some container on this host is in: a view. It reads the files of its networks, and
-listens at their gateways too, at a port of its own. A map leads what such a container asks there by the address that it
-asks from, whichever server it asks. Containers in one network cost nothing more.
+A container in several networks finds the names of all of them. A server answers everybody alike, so there is
+one more for each combination of networks that some container on this host is in: a view. It reads the files
+of its networks, and listens at their gateways too, at a port of its own. A map leads what such a container
+asks there by the address that it asks from, whichever server it asks. Containers in one network cost nothing
+more.
 
-Whoever is no container of the network and not the host itself is refused (`ruleset`). What a container asks of the
-host's own resolvers comes to its network's server instead: so names are there also for runtimes that take no server
-from a plugin (Docker's 127.0.0.11 asks those, and so does a pod). What the host's resolver itself asks does not, where
-it is a container (`forwarders`, `ruleset`): its question would come back to it. Another way round is found by the
-server: it asks itself by each resolver, and leaves out one by which that question comes back.
+Whoever is no container of the network and not the host itself is refused (`ruleset`). What a container asks
+of the host's own resolvers comes to its network's server instead: so names are there also for runtimes that
+take no server from a plugin (Docker's 127.0.0.11 asks those, and so does a pod). What the host's resolver
+itself asks does not, where it is a container (`forwarders`, `ruleset`): its question would come back to it.
+Another way round is found by the server: it asks itself by each resolver, and leaves out one by which that
+question comes back.
 
-Rejected: dnsmasq's ``--hostsdir`` (inotify, and what is gone from a file stays known), one server for all networks
-(one container's storm would be everybody's), ``--bind-dynamic`` (a look at every address of the host for each
-container that comes), views at addresses of their own (the host's choice of source addresses would have to be kept
-from them).
+Rejected: dnsmasq's ``--hostsdir`` (inotify, and what is gone from a file stays known), one server for all
+networks (one container's storm would be everybody's), ``--bind-dynamic`` (a look at every address of the host
+for each container that comes), views at addresses of their own (the host's choice of source addresses would
+have to be kept from them).
 """
 
 from __future__ import annotations
@@ -53,17 +55,17 @@ LONGEST_FILE = 128
 
 
 class Named(msgspec.Struct, frozen=True):
-    """What a server must know of an endpoint; the first name is the one that its addresses lead back to."""
+    """Names and addresses of an endpoint for a server; reverse lookups answer the first name."""
 
     addresses: tuple[str, ...]
     names: tuple[str, ...]
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What a network's server needs beside names: its program, and the host's resolvers.
+    """Inputs of a network's server beside names: its program, and the host's resolvers.
 
-    ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of containers that may
-    be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
+    ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of
+    containers that may be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
     """
 
     dnsmasq: Dnsmasq
@@ -74,12 +76,12 @@ class Server(msgspec.Struct, frozen=True):
 
 
 def named(endpoint: Endpoint) -> Named:
-    """Return what servers are told of an endpoint."""
+    """Return the endpoints' names for servers."""
     return Named(tuple(p.address for p in endpoint.prefixes), speakable(endpoint))
 
 
 def forwarders(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
-    """Return the addresses of containers that are servers of names for the outside, and so perhaps for the host."""
+    """Return the addresses of containers that are DNS servers for the outside, and so perhaps for the host."""
     found = {p.address for e in endpoints if any(port.host_port == 53 for port in e.ports) for p in e.prefixes}
     return tuple(sorted(found))
 
@@ -107,7 +109,7 @@ def _lines(ends: tuple[str, ...], one: Named) -> Iterator[str]:
 
 
 def crosses(network: Network) -> bool:
-    """Tell whether other hosts' endpoints are in the same network: by either way, while it migrates."""
+    """Return whether other hosts' endpoints are in the same network: by either way, while it migrates."""
     return any(backend(way.backend).crosses_hosts for way in network.ways)
 
 
@@ -173,19 +175,19 @@ def process(zones: Zones) -> str:
 
 
 def here(folder: str, network: str) -> str:
-    """Return where this host's names stand."""
+    """Return the path of the file with this host's names."""
     return f"{folder}/{network}/here"
 
 
 def elsewhere(folder: str, network: str) -> str:
-    """Return where the other hosts' names stand."""
+    """Return the path of the file with the other hosts' names."""
     return f"{folder}/{network}/elsewhere"
 
 
 def states(
     network: Network, server: Server, own: bytes, others: bytes, used: Collection[Prefix]
 ) -> Iterator[State]:
-    """Return what the network's server is made of, for these files of names; ``used`` are its pools on this host."""
+    """Return the states of the network's server, for these files of names; ``used`` are its pools on this host."""
     folder = server.dnsmasq.folder
     yield File(here(folder, network.name), own, volatile=True)
     yield File(elsewhere(folder, network.name), others, volatile=True)
@@ -200,9 +202,10 @@ def states(
 
 
 def view(networks: Sequence[Network], server: Server, used: Collection[Prefix], port: int) -> Iterator[State]:
-    """Return what a view is made of. Its networks' own servers bring the files of names that it reads.
+    """Return the states of a view. Its networks' own servers add the files of names that it reads.
 
-    It asks the outside unless all of its networks are internal: a container's default route leads by one that is not.
+    It asks the outside unless all of its networks are internal: a container's default route uses one that is
+    not.
     """
     yield from _running(networks, server, used, port)
     for _, gateway in _at(networks, used):
@@ -212,7 +215,7 @@ def view(networks: Sequence[Network], server: Server, used: Collection[Prefix], 
 def leads(
     networks: Iterable[Network], used: Collection[Prefix], port: int, askers: Iterable[Endpoint]
 ) -> Iterator[NftElement]:
-    """Return what leads these endpoints' questions to the view of their networks, and lets them in there."""
+    """Return the elements that redirect these endpoints' queries to their networks' view, and admit them there."""
     at = _at(networks, used)
     for endpoint in askers:
         for address in endpoint.prefixes:
@@ -245,7 +248,7 @@ def _argv(
 ) -> Iterator[str]:
     # nohup: SIGHUP that comes before the server knows what it means would end it.
     yield from ("nohup", dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
-    yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last words go to stderr all the same
+    yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last messages still go to stderr
     yield "--bind-interfaces"
     yield from (f"--listen-address={address}" for address in at)
     yield from () if port == PORT else (f"--port={port}",)
@@ -253,7 +256,8 @@ def _argv(
     yield from (f"--addn-hosts={path}" for path in hosts)
     yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
     yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")
-    # Bare names: the first says so where nobody is asked (else it is a refusal), the second of whatever type.
+    # Bare names: the first option answers that the name does not exist if nobody is asked (else it would be a
+    # refusal), the second is for all types.
     yield from ("--domain-needed", "--local=//")
     for network in networks:
         yield from (f"--local=/{end}/" for end in domains(network))

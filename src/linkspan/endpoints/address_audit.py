@@ -1,4 +1,4 @@
-"""Addresses: who holds which, and whether what is held is what lives on the host (pure)."""
+"""Address audit: who has which address, and whether the allocations match the running containers (pure)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Holding(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing wrong, as `address check` tells it."""
+    """One problem, as `address check` shows it."""
 
     address: str
     network: str
@@ -32,7 +32,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """All that is wrong with addresses on this host."""
+    """All problems with addresses on this host."""
 
     ok: bool
     leaked: tuple[Finding, ...]
@@ -41,7 +41,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What was observed: our veth pairs, and the addresses inside each namespace that still lives."""
+    """The observation: our veth pairs, and the addresses inside each namespace that still exists."""
 
     veths: Mapping[str, Veth]
     inside: Mapping[int, tuple[Address, ...]]
@@ -53,7 +53,7 @@ def holdings(
     reservations: Iterable[Reservation],
     hosts: Iterable[tuple[str, Lease]],
 ) -> list[Holding]:
-    """Return every address that is not free, in the order of the addresses; ``hosts`` are names, with a lease each."""
+    """Return every address that is not free, in order; ``hosts`` are names, with a lease each."""
     found = [
         Holding(
             gateway.address,
@@ -79,10 +79,11 @@ def holdings(
 
 
 def check(endpoints: Collection[Endpoint], seen: Seen) -> Check:
-    """Compare what is held with what was seen.
+    """Compare allocations with the observation.
 
-    Leaked: held, but the container or its interface is gone. Duplicate: a second container has it as well.
-    Orphaned: a link of ours stands, or a container has an address of ours, and nobody holds it.
+    Leaked: allocated, but the container or its interface is gone. Duplicate: a second container has it as
+    well. Orphaned: a link of ours exists, or a container has an address of ours, and no endpoint has it
+    allocated.
     """
     attached = [e for e in endpoints if e.netns]
     leaked: list[Finding] = []

@@ -1,9 +1,9 @@
 """Attach: the hot path.
 
-Allocate from memory, write the intent to the journal, put this endpoint's few states in the worker thread, write the
-result, answer. Killed anywhere, the next agent finds the row: an endpoint that was being attached is not desired, so
-the first resync takes away what there is of it, and its address is given back. Nothing waits for a store, and no
-process is started.
+Allocate from memory, write the intent to the journal, apply this endpoint's few states in the worker thread,
+write the result, answer. If the agent is killed at any point, the next agent finds the row. An endpoint that
+was being attached is not desired, so the first resync removes what exists of it, and releases its address.
+The attach waits for no store, and starts no process.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from linkspan.kernel.worker import Machine
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where an endpoint is put: its namespace by inode, cookie and descriptor, and the path that leads to it.
+    """The place of an endpoint: its namespace by inode, cookie and descriptor, and a path of it.
 
-    ``fd`` stays the caller's; -1 where there is none. Where the container's end is ``delivered`` it is put in the
-    host's namespace, for the runtime to take it from there.
+    ``fd`` stays the caller's; -1 if there is none. If the container's end is ``delivered``, it is put into
+    the host's namespace, from which the runtime takes it.
     """
 
     number: int
@@ -48,9 +48,9 @@ async def attach(
 ) -> Endpoint:
     """Attach a container's namespace (or, to a network of backend host, only its ports) to a network.
 
-    ``namespace_fd`` stays the caller's; -1 where there is none. With ``delivered`` the container's end is
-    put in the host's namespace, as ``request.ifname``, for the runtime to take it from there.
-    Raises LinkspanError, and then nothing is left of the attempt.
+    ``namespace_fd`` stays the caller's; -1 if there is none. With ``delivered`` the container's end is put
+    into the host's namespace, as ``request.ifname``, from which the runtime takes it. Raises LinkspanError,
+    and then nothing is left of the attempt.
     """
     network = registry.networks.get(request.network)
     checked_name(request.id, "container id")
@@ -75,7 +75,7 @@ async def attach(
         if request.ifname:
             checked_ifname(request.ifname)
             return await _attach_one(registry, request, place)
-        async with registry.one_at_a_time((request.id, "")):  # two that ask for the next free name get two
+        async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two
             await _refuse_again(registry, request, number)
             taken = {ifname for id_, ifname in registry.endpoints if id_ == request.id}
             name = await registry.worker.run_brief(_free_ifname, machine, taken, namespace_fd)
@@ -85,7 +85,7 @@ async def attach(
 
 
 async def _refuse_again(registry: Registry, request: AttachRequest, number: int) -> None:
-    """A command that is typed twice does not mean two interfaces on one network, whoever made the first."""
+    """Refuse a second interface on one network without a name: a repeated command does not mean two interfaces."""
     for endpoint in list(registry.endpoints.values()):
         same = endpoint.netns and (endpoint.id == request.id or endpoint.netns == number)
         if same and endpoint.network == request.network:
@@ -97,28 +97,28 @@ async def _refuse_again(registry: Registry, request: AttachRequest, number: int)
 
 
 async def _refuse_dead(registry: Registry, endpoint: Endpoint, number: int) -> None:
-    """Say of an endpoint that is in the way of the open namespace's that its own namespace is gone, where it is."""
+    """Report the conflict with an endpoint in a namespace that is gone, if it blocks the open namespace's endpoint."""
     worker = registry.worker
     if endpoint.netns not in (0, number) and not await worker.run(worker.machine.alive, endpoint):
         raise Conflict(
-            f"{endpoint.ifname} of container {endpoint.id} is attached still, in a network namespace that is gone",
-            f"linkspan detach --id {endpoint.id} --ifname {endpoint.ifname}, or wait until the agent does that",
+            f"{endpoint.ifname} of container {endpoint.id} is still attached, in a network namespace that is gone",
+            f"linkspan detach --id {endpoint.id} --ifname {endpoint.ifname}, or wait until the agent detaches it",
         )
 
 
 async def _attach_one(registry: Registry, request: AttachRequest, place: Place) -> Endpoint:
     async with registry.one_at_a_time((request.id, request.ifname)):
-        network = registry.networks.get(request.network)  # as it is now: it may have been made anew
+        network = registry.networks.get(request.network)  # read it again: it may have been recreated
         async with registry.one_in(place.number), _one_with(registry, request):
             endpoint = await _attach_alone(registry, request, network, place)
     now_ = registry.networks.get(network.name)
-    if endpoint.host_ifname and now_.mtus != network.mtus:  # it began or ended to migrate meanwhile
+    if endpoint.host_ifname and now_.mtus != network.mtus:  # its migration may have started or ended meanwhile
         return await alter(registry, endpoint.identity, resized)
     return registry.endpoints.get(endpoint.identity, endpoint)
 
 
 def _one_with(registry: Registry, request: AttachRequest) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serialise who asks for one MAC: of two at the same time one must see that the other has it."""
+    """Serialise requests for the same MAC, so that the second of two concurrent ones sees the first."""
     if not request.mac:
         return contextlib.nullcontext()
     return registry.one_at_a_time((f"/mac/{request.network}", mac_text(mac(request.mac))))
@@ -126,7 +126,7 @@ def _one_with(registry: Registry, request: AttachRequest) -> contextlib.Abstract
 
 def _checked_namespace(registry: Registry, fd: int) -> int:
     if fd < 0:
-        raise Invalid("no network namespace was given", "name the container's namespace, netns:NAME for example")
+        raise Invalid("no network namespace was given", "name the container's namespace, for example netns:NAME")
     number = namespaces.inode(fd)
     if number == registry.worker.machine.namespaces.home:
         raise Invalid(
@@ -137,7 +137,7 @@ def _checked_namespace(registry: Registry, fd: int) -> int:
 
 
 def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
-    """Return the first ethN that neither the namespace has nor is ``taken`` (worker thread)."""
+    """Return the first ethN that neither the namespace nor ``taken`` has (worker thread)."""
     if fd >= 0:
         with machine.namespaces.holding(fd) as number:
             taken = taken | set(machine.sockets.names(number).values())
@@ -148,7 +148,7 @@ def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
 async def _attach_alone(
     registry: Registry, request: AttachRequest, network: Network, place: Place
 ) -> Endpoint:
-    """Attach while nobody else does anything to this endpoint or in its namespace."""
+    """Attach while no other operation runs on this endpoint or in its namespace."""
     await _refuse_known(registry, request, place.number)
     token = registry.networks.token(network.name)
     allocations = await registry.allocator.allocate(network, request)
@@ -212,7 +212,7 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
 def _plumb(
     machine: Machine, mates: Mates, network: Network, endpoint: Endpoint, fd: int, reused: bool
 ) -> Endpoint:
-    """Put the endpoint's states (worker thread); raises the first error, after nothing is left of them."""
+    """Put the endpoint's states (worker thread); on an error remove them again, and raise the first error."""
     if endpoint.delivered:
         _put(machine, mates.states(network, endpoint))
         return endpoint

@@ -1,4 +1,4 @@
-"""From what was asked for and what was given to the endpoint as it will be recorded (pure)."""
+"""Build an endpoint from a request and the values allocated to it (pure)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import AttachRequest, Bandwidth, Endpoint, Network, host_ifname
 
 LARGEST_LIMIT = 1 << 34
-"""Bits: tc's struct tc_tbf_qopt keeps a burst in 32 bits of bytes, of which rounding may need one more."""
+"""Bits: tc's struct tc_tbf_qopt has a burst in 32 bits of bytes, and rounding may need one more bit."""
 
 
 def check_numbers(request: AttachRequest) -> None:
-    """Refuse, by Invalid, ports and limits that are none: what comes by the API or CNI is only known to be numbers."""
+    """Refuse, by Invalid, ports and limits out of range: values from the API or CNI are only known to be numbers."""
     numbers = [n for p in request.ports for n in (p.host_port, p.port)]
     numbers += [n for r in request.port_ranges for n in (r.first, r.last, r.port)]
     for number in numbers:
@@ -31,7 +31,7 @@ def check_numbers(request: AttachRequest) -> None:
 
 
 def check_limits(limits: Bandwidth) -> None:
-    """Refuse, by Invalid, limits that no queueing discipline takes."""
+    """Refuse, by Invalid, limits that no queueing discipline accepts."""
     for name in ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst"):
         bits = getattr(limits, name)
         if not 0 <= bits < LARGEST_LIMIT:
@@ -41,7 +41,7 @@ def check_limits(limits: Bandwidth) -> None:
 
 
 def check_ports(network: Network, endpoint: Endpoint) -> None:
-    """Refuse, by Invalid, published ports where the network cannot have them."""
+    """Refuse, by Invalid, published ports that the network cannot have."""
     if endpoint.ports and network.internal:
         raise Invalid(f"network {network.name} is internal: it publishes no ports", "leave --publish out")
     if any(port.host_ip == "::1" for port in endpoint.ports) and network.backend != "host":
@@ -61,9 +61,10 @@ def described(
     delivered: str = "",
     taken: Container[str] = (),
 ) -> Endpoint:
-    """Return the endpoint of a request with the addresses that it was given; ``netns`` 0 is the host's own.
+    """Return the endpoint of a request with its allocated addresses; ``netns`` 0 is the host's own.
 
-    ``delivered`` as in Endpoint; ``taken`` are MACs that containers have which no address led to.
+    ``delivered`` as in Endpoint; ``taken`` are MACs that containers chose themselves, so that no address
+    leads to them.
     """
     hardware = name = ""
     gateways: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ def described(
 
 
 def _derived(network: Network, address: Prefix, taken: Container[str]) -> str:
-    """Return the MAC that follows from an address; another one where a container has given itself just that."""
+    """Return the MAC derived from an address, or another one if a container has chosen exactly that MAC."""
     seed: tuple[str, ...] = (network.name, address.address)
     while (found := mac_text(derived_mac(*seed))) in taken:
         seed = (*seed, "taken")
@@ -104,16 +105,16 @@ def _derived(network: Network, address: Prefix, taken: Container[str]) -> str:
 
 
 def resized(network: Network, endpoint: Endpoint) -> Endpoint:
-    """Return an endpoint with the MTU that its network has now, or the lesser one that a later plugin gave it."""
+    """Return an endpoint with the MTU of its network, or the smaller one that a later plugin set."""
     mtu, path_mtu = network.mtus
     mtu = min(mtu, endpoint.tuned_mtu or mtu)
     return msgspec.structs.replace(endpoint, mtu=mtu, path_mtu=path_mtu if path_mtu < mtu else 0)
 
 
 def tuned(network: Network, endpoint: Endpoint, hardware: str, mtu: int) -> Endpoint:
-    """Return an endpoint whose interface a later plugin of its chain has given this MAC and MTU.
+    """Return an endpoint whose MAC and MTU a later plugin of its chain has changed.
 
-    An MTU above the network's is not taken over: its bridge or tunnel would drop what is so large.
+    An MTU above the network's is not adopted: the bridge or tunnel would drop such large packets.
     """
     return resized(
         network,
@@ -127,7 +128,7 @@ def tuned(network: Network, endpoint: Endpoint, hardware: str, mtu: int) -> Endp
 
 
 def on_interface(network: Network, address: Prefix) -> Prefix:
-    """Return an address with the length that it has on the container's interface: the pool's on a bridge."""
+    """Return an address with its length on the container's interface: the pool's on a bridge."""
     if network.routed:
         return address.single()
     pool = next(pool for pool in network.prefixes if pool.holds(address.single()))

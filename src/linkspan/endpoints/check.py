@@ -1,4 +1,4 @@
-"""Check: compare what an endpoint needs in the kernel with what is there, for a runtime that asks."""
+"""Check: compare an endpoint's desired states with the kernel, for a runtime that asks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from linkspan.kernel.worker import Machine
 
 
 async def check(registry: Registry, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
-    """Return what of an endpoint is not as it should be, in words; empty where all is well.
+    """Return the problems of an endpoint in words; empty if there are none.
 
-    Its interface is compared with what the caller knows of it, a MAC and an MTU; "" and 0 are not known.
+    Compare its interface with the MAC and MTU that the caller knows; "" and 0 mean unknown.
     """
     network = registry.networks.get(endpoint.network)
     wanted = list(itertools.chain.from_iterable(registry.states(network, endpoint).values()))
     missing = await registry.worker.run(_missing, registry.worker.machine, wanted, namespace_fd, hardware, mtu)
-    return [f"{type(state).__name__} {state.label} is not as it should be" for state in missing]
+    return [f"{type(state).__name__} {state.label} differs from its desired state" for state in missing]
 
 
 def _missing(machine: Machine, wanted: Iterable[State], fd: int, hardware: str, mtu: int) -> list[State]:

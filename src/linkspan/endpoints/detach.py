@@ -1,7 +1,7 @@
-"""Detach: write the intent to the journal, take the endpoint's states away, drop the row, give back its addresses.
+"""Detach: write the intent to the journal, remove the endpoint's states, drop the row, release its addresses.
 
-Killed anywhere, the next agent finds the row: an endpoint that was being detached is not desired, so the first resync
-takes away what there is of it. Nothing waits for a store, and no process is started.
+If the agent is killed at any point, the next agent finds the row. An endpoint that was being detached is not
+desired, so the first resync removes what exists of it. The detach waits for no store, and starts no process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ log = logging.getLogger("linkspan.endpoints.detach")
 
 
 async def detach(registry: Registry, container: str, ifname: str = "", network: str = "") -> int:
-    """Detach a container's interfaces (all, or one, or those of one network); returns how many there were.
+    """Detach a container's interfaces (all, or one, or those of one network); return how many there were.
 
-    Goes on past errors, which are logged: what is left in the kernel then is no longer desired, and the
-    next resync takes it away.
+    Continue past errors, and log them: what is left in the kernel is no longer desired, so the next resync
+    removes it.
     """
     await recognise(registry, container, ifname)
     await registry.settled(container, ifname)  # its ADD may be under way
@@ -42,7 +42,7 @@ async def detach(registry: Registry, container: str, ifname: str = "", network: 
 
 
 async def _detach(registry: Registry, endpoint: Endpoint) -> None:
-    with logged("journal"):  # a full disk must not keep a container's network standing
+    with logged("journal"):  # a full disk must not keep a container's network up
         registry.journal.detaching(endpoint.identity)
     if endpoint.host_ifname:
         for error in await unplumb(registry, endpoint):
@@ -61,9 +61,10 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
 
 
 async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:
-    """Take the endpoint's states away; go on past errors and return them.
+    """Remove the endpoint's states; continue past errors and return them.
 
-    Never on the loop: the kernel may take seconds to remove a link, and meanwhile this host must say that it lives.
+    Never on the event loop: the kernel may take seconds to remove a link, and this host must renew its
+    liveness meanwhile.
     """
     machine = registry.worker.machine
     sources, every = registry.without(endpoint), tuple(registry.endpoints.values())
@@ -77,10 +78,10 @@ async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]
 
 
 async def forget_connections(registry: Registry, endpoint: Endpoint, addresses: Sequence[Prefix]) -> None:
-    """Flush conntrack where a mapping came or went: a stale UDP entry would send datagrams past it.
+    """Flush conntrack after a mapping was added or removed: a stale UDP entry would send datagrams past it.
 
-    In a thread of its own: a dump walks the whole table, 9 ms and more (measured), and no attach waits for it
-    but one that publishes such a port.
+    In a thread of its own: a dump walks the whole table, 9 ms and more (measured). Only an attach that
+    publishes such a port waits for it.
     """
     every = [port for one in (endpoint, *registry.mates(endpoint).endpoints) for port in one.ports]
     ports = [(p.protocol, p.host_port) for p in every if p.protocol != "tcp"]
@@ -89,4 +90,4 @@ async def forget_connections(registry: Registry, endpoint: Endpoint, addresses: 
     try:
         await asyncio.to_thread(conntrack.flush, ports, addresses)
     except LinkspanError as error:
-        log.warning("forget connections of %s: %s", endpoint.id, error.message)
+        log.warning("flush connections of %s: %s", endpoint.id, error.message)

@@ -1,4 +1,4 @@
-"""Processes that listen at ports of the host, looked up in a thread: a look walks over all processes' descriptors."""
+"""Listeners on host ports, looked up in a thread, because a lookup walks over all processes' descriptors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from linkspan.kernel.probe import port_owners
 
 
 class HostListeners:
-    """Answers `core.ports.Listeners` from the kernel; who listens at one of ``own`` is not in the way (`holders`).
+    """Answers `core.ports.Listeners` from the kernel; listeners at one of ``own`` do not block a port (`holders`).
 
-    The thread is its own: an attach does not wait for a trace or a probe, which have the loop's threads for seconds.
+    It has its own thread, so that an attach does not wait for traces or probes, which use the loop's threads
+    for seconds.
     """
 
     def __init__(self, own: Callable[[], Collection[tuple[bytes, int]]]) -> None:
@@ -21,21 +22,21 @@ class HostListeners:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listeners")
 
     async def holders(self, ports: Sequence[Port]) -> Mapping[Port, str]:
-        """Return the words for who listens at each of the ports; a port that nobody holds is left out."""
+        """Return a description of who listens at each of the ports; free ports are left out."""
         asked = {_asked(port): port for port in ports}
         look = asyncio.get_running_loop().run_in_executor
         found = await look(self._thread, port_owners.holders, list(asked), self._own())
         return {asked[one]: who for one, who in found.items()}
 
     async def first_free(self, ports: Sequence[Port]) -> Port | None:
-        """Return the first of the ports at which nobody listens, None without one."""
+        """Return the first of the ports at which nobody listens, None if there is none."""
         asked = {_asked(port): port for port in ports}
         look = asyncio.get_running_loop().run_in_executor
         found = await look(self._thread, port_owners.first_free, list(asked), self._own())
         return None if found is None else asked[found]
 
     def close(self) -> None:
-        """End the thread, after what is under way."""
+        """End the thread after its current task."""
         self._thread.shutdown(wait=False)
 
 

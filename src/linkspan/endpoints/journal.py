@@ -1,16 +1,17 @@
-"""The journal: which endpoints live on this host, and how far each attach or detach has come.
+"""Journal of the endpoints on this host, with the progress of each attach or detach.
 
-Intent is written before the kernel is touched, so an agent that was killed anywhere knows at its start what
-to finish or undo. An address is held if and only if it is in a row here; there is no second list.
+The agent writes its intent before it touches the kernel. So an agent that was killed at any point knows at
+its start what to finish or undo. An address is in use if and only if it is in a row here; there is no second
+list.
 
-A file beside it (``WITNESS``) has the number of the journal's last opening and the boot of it. By that an agent knows a
-journal that is new, or older than the last agent's: a backup, or one that was moved away. ``recovery`` finds what such
-a journal does not know.
+A file beside it (``WITNESS``) has the number of the journal's last opening, and the boot. By them an agent
+recognises a journal that is new, or older than the last agent's: a backup, or one that was moved away.
+``recovery`` finds what such a journal does not know.
 
-Commits are made on the event loop, so they must be cheap: WAL with synchronous=NORMAL writes to the page
-cache only, which a killed agent does not lose. A machine that crashes may lose the last commits, and takes
-the endpoints along; each row has the boot's id by which that is seen. The checkpoint, which does wait for the
-disk, is never automatic: a thread calls ``checkpoint``.
+Commits run on the event loop, so they must be cheap: WAL with synchronous=NORMAL writes only to the page
+cache, which survives a kill of the agent. A machine that crashes may lose the last commits, and its endpoints
+with them; each row has the boot's id, which shows that. The checkpoint does wait for the disk, so it is never
+automatic: a thread calls ``checkpoint``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger("linkspan.endpoints.journal")
 
 Phase = Literal["attaching", "attached", "detaching"]
 WITNESS = "journal.witness"
-"""The file beside the journal that tells of its last opening."""
+"""The file beside the journal with the number of its last opening."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS endpoints(
@@ -49,7 +50,7 @@ CREATE INDEX IF NOT EXISTS released_at ON released(at)
 
 
 class Row(msgspec.Struct, frozen=True):
-    """An endpoint as recorded; ``attached_ns`` is CLOCK_BOOTTIME at its beginning, in boot ``boot_id``."""
+    """An endpoint as recorded; ``attached_ns`` is CLOCK_BOOTTIME at the begin of its attach, in boot ``boot_id``."""
 
     endpoint: Endpoint
     phase: Phase
@@ -63,7 +64,7 @@ class _Witness(msgspec.Struct):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """An address that still cools; ``at`` is the time given to ``forget``, 0 if in an earlier boot."""
+    """An address still in cool-down; ``at`` is the time given to ``forget``, 0 if in an earlier boot."""
 
     network: str
     address: Prefix
@@ -71,12 +72,12 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """The endpoints of one host in one file. Used on one thread, but for ``checkpoint``."""
+    """The endpoints of one host in one file. Used on one thread, except for ``checkpoint``."""
 
     def __init__(self, path: Path, boot_id: str | None = None, cooldown: float = COOLDOWN) -> None:
         """Open or make the file.
 
-        Raises Unavailable where it is corrupt, newer than we are, or cannot be written.
+        Raises Unavailable if it is corrupt, newer than this version, or cannot be written.
         """
         self.path = path
         self.boot_id = durable_files.boot_id() if boot_id is None else boot_id
@@ -89,21 +90,22 @@ class Journal:
             )
 
     def doubt(self) -> str:
-        """Return why the journal cannot know all that lives here, "" where it is the one that the last agent wrote."""
+        """Return why the journal may not know all endpoints, "" if it is the one that the last agent wrote."""
         seen = self._witness()
         if seen is None or self._opened() >= seen.opened:
             return ""
         return "is older than the last agent" if self._opened() else "is new, though an agent ran here before"
 
     def witnessed_this_boot(self) -> bool:
-        """Tell whether an agent ran here before, since the machine started."""
+        """Return whether an agent has run here since the machine started."""
         seen = self._witness()
         return seen is not None and seen.boot_id == self.boot_id
 
     def witness(self) -> None:
-        """Count an opening, here and in the file beside: from now on this journal is the one that knows.
+        """Count an opening, here and in the file beside: from now on this journal is the current one.
 
-        On a full disk it is not counted, and the next agent doubts nothing by that: here first, in the file after that.
+        On a full disk the opening is not counted. The order, first here and then in the file, keeps the next
+        agent from doubting the journal.
         """
         seen = self._witness()
         opened = max(self._opened(), seen.opened if seen else 0) + 1
@@ -130,9 +132,10 @@ class Journal:
         return int(row[0]) if row and row[0].isdigit() else 0
 
     def adopt(self, endpoint: Endpoint, instead: tuple[str, str] | None = None) -> None:
-        """Record an endpoint that is in place already, ``instead`` of the one that it was known as.
+        """Record an endpoint that exists already, ``instead`` of its earlier identity.
 
-        It counts as attached before anything that a runtime has queued, because a queued removal means it.
+        It counts as attached before anything that a runtime has queued, because a queued removal is meant for
+        it.
         """
         values = (*endpoint.identity, self.boot_id, 0, msgspec.json.encode(endpoint))
         with translated(self.path), transaction(self._database):
@@ -142,7 +145,7 @@ class Journal:
             self._database.execute("INSERT OR REPLACE INTO endpoints VALUES (?, ?, 'attached', ?, ?, ?)", values)
 
     def begin(self, endpoint: Endpoint) -> None:
-        """Record that an endpoint is about to be attached. Raises Conflict where its identity is known."""
+        """Record that an attach begins. Raises Conflict if the endpoint's identity exists."""
         with translated(self.path):
             added = self._database.execute(
                 "INSERT OR IGNORE INTO endpoints VALUES (?, ?, 'attaching', ?, ?, ?)",
@@ -160,7 +163,7 @@ class Journal:
             )
 
     def attached(self, endpoint: Endpoint) -> None:
-        """Record that an endpoint is in place, as it is known now. Raises NotFound if it was never begun."""
+        """Record that an endpoint is in place, with its final values. Raises NotFound if it was never begun."""
         with translated(self.path):
             changed = self._database.execute(
                 "UPDATE endpoints SET phase = 'attached', record = ? WHERE id = ? AND ifname = ?",
@@ -170,14 +173,14 @@ class Journal:
             raise NotFound(f"interface {endpoint.ifname} of container {endpoint.id} is not in {self.path}")
 
     def detaching(self, identity: tuple[str, str]) -> None:
-        """Record that an endpoint is about to go; one that is not recorded is no error."""
+        """Record that a detach begins; an endpoint without a row is no error."""
         with translated(self.path):
             self._database.execute(
                 "UPDATE endpoints SET phase = 'detaching' WHERE id = ? AND ifname = ?", identity
             )
 
     def forget(self, endpoint: Endpoint, now: float) -> None:
-        """Drop an endpoint, whose addresses cool from ``now`` on; one that is not recorded is no error."""
+        """Drop an endpoint, whose addresses are in cool-down from ``now`` on; one without a row is no error."""
         with translated(self.path), transaction(self._database):
             gone = self._database.execute(
                 "DELETE FROM endpoints WHERE id = ? AND ifname = ?", endpoint.identity
@@ -190,7 +193,7 @@ class Journal:
             self._database.execute("DELETE FROM released WHERE at <= ?", (now - self._cooldown,))
 
     def rows(self) -> list[Row]:
-        """Return every endpoint that is recorded, in the order of their beginning."""
+        """Return all recorded endpoints, in the order of their attach."""
         with translated(self.path):
             found = self._database.execute(
                 "SELECT record, phase, boot_id, attached_ns FROM endpoints ORDER BY rowid"
@@ -199,7 +202,7 @@ class Journal:
             return [_row(record, rest) for record, *rest in found]
 
     def released(self) -> list[Released]:
-        """Return the addresses that cooled still at the last ``forget``, oldest first."""
+        """Return the addresses still in cool-down at the last ``forget``, oldest first."""
         with translated(self.path):
             found = self._database.execute("SELECT network, address, at FROM released ORDER BY at").fetchall()
         with self._readable():
@@ -208,24 +211,24 @@ class Journal:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Raise Unavailable where a row in the block is not what was written: the file has no checksums."""
+        """Raise Unavailable if a row read in the block differs from what was written: the file has no checksums."""
         try:
             yield
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError, Invalid) as error:
             raise Unavailable(f"{self.path} has a record that cannot be read ({error})", away(self.path)) from error
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the file. Waits for the disk; any thread may; it stops no commit."""
+        """Move the write-ahead log into the file. Any thread may call this; it waits for the disk."""
         with translated(self.path), contextlib.closing(connect(self.path, "NORMAL")) as own:
             own.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
-        """Close the file, after which nothing else may be called."""
+        """Close the file; nothing else may be called afterwards."""
         self._database.close()
 
 
 def _row(record: bytes, rest: list[object]) -> Row:
-    """Return a row. Raises what a decoder raises, or Invalid for an address that is none."""
+    """Return a row. Raises what a decoder raises, or Invalid for an invalid address."""
     endpoint = msgspec.json.decode(record, type=Endpoint)
     for text in endpoint.addresses:
         prefix(text)

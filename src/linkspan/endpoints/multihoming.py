@@ -1,28 +1,30 @@
-"""Containers with several interfaces: routing policy and published ports, which follow from all of them together.
+"""Multihoming: routing policy and published ports of a container, which follow from all its interfaces.
 
-An endpoint's own states (its backend's) are those that it needs whatever else its container has: addresses, a route to
-each pool of its network, a default route whose metric says which network is the first. What depends on the other
-interfaces is here. It is one source of states for each container.
+An endpoint's own states (its backend's) are those that it needs whatever else its container has: addresses, a
+route to each pool of its network, a default route whose metric says which network is the first. What depends
+on the other interfaces is here. It is one source of states for each container.
 
-A packet that bears no source address yet is routed by the main table: to a network's pool by that network's interface,
-anywhere else by the default route with the lowest metric. The kernel then gives it that interface's address. A packet
-that has a source address must leave by the interface of that address, because the guard of any other interface drops
-it. Three groups of rules do that, in this order (the kernel's own rule for local addresses comes before them):
+A packet without a source address is routed by the main table: to a network's pool by that network's
+interface, anywhere else by the default route with the lowest metric. The kernel then gives it that
+interface's address. A packet that has a source address must leave by the interface of that address, because
+the guard of any other interface drops it. Three groups of rules do that, in this order (the kernel's own rule
+for local addresses comes before them):
 
 1. from ADDRESS: the interface's own table, but for its default route. It has the pools of all the container's networks
-   by this interface: a peer in another network of the container is answered the way it came.
-2. from anywhere: the main table, but for its default route: what the container itself routes stays in force.
+   by this interface: an answer to a peer in another network of the container leaves by the interface of the request.
+2. from anywhere: the main table, except its default route: the container's own routes stay in force.
 3. from ADDRESS: the interface's own table with its default route.
 
-One interface alone needs none of this where it has the first default route, so most containers have no rule. Docker's
-always have them: the engine may give the default route to a network of another driver, and does not tell.
+A single interface needs none of this if it has the first default route, so most containers have no rule.
+Docker's always have them: the engine may give the default route to a network of another driver without
+notice.
 
-An internal network leads nowhere but to itself: its default route comes after all others (``INTERNAL``). It is there
-nevertheless where nothing else is, so that what a container may not reach is refused at once.
+An internal network leads only to itself: its default route comes after all others (``INTERNAL``). It exists
+even if it is the only one, so that forbidden connections are refused at once.
 
-Published ports lead to the interface with the default route, if it has an address of the family: a UDP server that
-does not choose a source address answers by the default route, and is understood by its client only then. Docker decides
-by itself which of its interfaces publishes a container's ports.
+Published ports lead to the interface with the default route, if it has an address of the family: a UDP server
+that does not choose a source address answers by the default route, and only then does its client accept the
+answer. Docker decides by itself which of its interfaces publishes a container's ports.
 
 What could go wrong, and why it does not:
 
@@ -32,7 +34,7 @@ What could go wrong, and why it does not:
 - *Routes that the container made itself no longer count.* The main table comes between an address's pools and its
   default route.
 - *An internal network that was attached first takes the default route.* Its default route has a metric behind all
-  others (``INTERNAL``). Docker is told of no gateway for such a network, and the agent adds that route.
+  others (``INTERNAL``). Docker gets no gateway for such a network, and the agent adds that route.
 - *Docker has moved the interface and not yet configured it.* The agent waits until the interface is up. Its routes
   are `onlink`, so they need no other route.
 - *The agent has already added a route that Docker wants to add, and Docker refuses to start the container.* Routes of
@@ -42,9 +44,10 @@ What could go wrong, and why it does not:
 - *An agent is killed between two steps, and the rule of an address stays.* At its start the agent removes our rules
   and tables that no endpoint wants.
 
-Rejected: rules alone, with the pools in the main table (a reply to a peer in another network of the container leaves by
-the wrong interface); one rule for each pair of an address and a pool (they grow by the square, and the kernel goes
-through rules one after the other, but looks routes up in a trie); marks by nftables in the container (its owner's).
+Rejected: rules alone, with the pools in the main table (a reply to a peer in another network of the container
+leaves by the wrong interface); one rule for each pair of an address and a pool (they grow by the square, and
+the kernel goes through rules one after the other, but looks routes up in a trie); marks by nftables in the
+container (its owner's).
 """
 
 from __future__ import annotations
@@ -58,16 +61,16 @@ from linkspan.core.ruleset import element
 from linkspan.core.states.host import PolicyRule, Route, State
 
 TABLE = 76000
-"""The first of the containers' tables: the table of an interface is this and the metric of its default routes."""
+"""Number of the first container table: an interface's table is this plus the metric of its default routes."""
 
 OWN_POOLS, MAIN, OWN_DEFAULT = 32000, 32001, 32002
-"""Priorities of the three groups: before the main table's rule, 32766, and after those that people choose."""
+"""Priorities of the three groups: before the main table's rule, 32766, and after those that users choose."""
 
 INTERNAL = 1 << 16
 """The first metric of internal networks' default routes: more than others have (of DHCP, of other runtimes)."""
 
 LAST = 1 << 30
-"""Metrics from here on are left alone: a container can give its own default routes any."""
+"""Metrics from here on are not ours: a container can give its own default routes any metric."""
 
 Home = tuple[Network, Endpoint]
 
@@ -78,16 +81,16 @@ def source(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def mates(endpoint: Endpoint, every: Iterable[Endpoint]) -> list[Endpoint]:
-    """Return the other endpoints of the endpoint's container. Where its namespace is not known (yet) there are none."""
+    """Return the other endpoints of the endpoint's container; none if its namespace is not known (yet)."""
     if not endpoint.netns:
         return []
     return [e for e in every if e.namespace == endpoint.namespace and e.identity != endpoint.identity]
 
 
 def first_metric(network: Network, endpoint: Endpoint) -> int:
-    """Return the metric that the endpoint's routes have in a container that has no others yet.
+    """Return the metric of the endpoint's routes in a container that has no others yet.
 
-    0 is Docker's in its own containers: it does not start one where a route that it adds is there already.
+    Docker uses 0 in its own containers: it does not start one if a route that it adds exists already.
     """
     if network.internal:
         return INTERNAL
@@ -95,7 +98,7 @@ def first_metric(network: Network, endpoint: Endpoint) -> int:
 
 
 def container_states(homes: Sequence[Home]) -> Iterable[State]:
-    """Return what the interfaces of one container need together."""
+    """Return the states that the interfaces of one container need together."""
     inside = [home for home in homes if home[1].netns]
     if len(inside) > 1 or any(endpoint.metric for _, endpoint in inside):
         for network, endpoint in inside:
@@ -131,7 +134,7 @@ def _rules(endpoint: Endpoint) -> Iterable[PolicyRule]:
 
 
 def _published(homes: Sequence[Home]) -> Iterable[State]:
-    """Return a map element for each published port and family of address that it can lead to."""
+    """Return a map element for each published port and each family of its targets."""
     shared = sorted((home for home in homes if not home[1].delivered), key=lambda home: home[1].metric)
     for home in homes:
         ports = home[1].ports
@@ -144,7 +147,7 @@ def _published(homes: Sequence[Home]) -> Iterable[State]:
         for family, (address, (network, endpoint)) in targets.items():
             for port in ports:
                 yield from _port(port, family, address)
-            if family == 4 and network.routed:  # a bridge has it for all its ports
+            if family == 4 and network.routed:  # a bridge has the setting for all its ports
                 yield loopback(endpoint.host_ifname)
 
 
@@ -155,7 +158,7 @@ def _port(port: Port, family: int, target: Prefix) -> Iterable[State]:
         return
     if not port.host_ip or not any(
         prefix(port.host_ip).packed
-    ):  # 0.0.0.0 and :: are every address of a family
+    ):  # 0.0.0.0 and :: mean every address of a family
         yield element(f"publish{family}", *key, data=data)
     else:
         yield element(f"publish_at{family}", prefix(port.host_ip).address, *key, data=data)

@@ -1,9 +1,10 @@
-"""Orphans: pairs of ours of which neither the journal nor the store says whose they are, nor the kernel's rules.
+"""Orphans: veth pairs of ours whose container neither the journal, the store nor the kernel's rules name.
 
-What nobody wants is removed by the first resync. An agent that has just lost its journal may not know yet what is
-wanted, so while there are orphans it lets everything be that the first resync would remove, for a grace time: the pair
-alone would be of no use without its bridge and its rules. It holds their addresses, and says until when in `status`.
-Who knows a container meanwhile (the store's record, a runtime's call) takes it over.
+The first resync removes what no source wants. An agent that has just lost its journal may not know yet what
+is wanted. So while there are orphans, it keeps everything that the first resync would remove, for a grace
+time: the pair would be useless without its bridge and its rules. It reserves their addresses, and `status`
+shows until when. Once the container is known (from the store's record, or a runtime's call), it becomes an
+endpoint again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SOURCE = ("orphans",)
 
 
 class Orphans:
-    """The orphans of this host, each with the time when it is removed."""
+    """The orphans of this host, each with the time of its removal."""
 
     def __init__(
         self,
@@ -56,32 +57,32 @@ class Orphans:
         self._task: asyncio.Task[None] | None = None
         self.links: dict[str, Link] = {}
         self.rows: dict[str, Row] = {}
-        """The journal's rows of those whose network nobody knows, by the names of their pairs."""
+        """Journal rows of orphans whose network is unknown, by the names of their pairs."""
         self.ended: set[str] = set()
-        """Host ends of endpoints that the last agent was about to remove: they are no orphans."""
+        """Host ends that the last agent was about to remove: they are no orphans."""
 
     def start(self) -> None:
-        """Begin to remove each when its time has come."""
+        """Start to remove each orphan at its time."""
         self._task = lasting("removing orphans", self._remove_in_time)
 
     async def stop(self) -> None:
-        """End; what stands stays, and the next agent gives it the whole time again."""
+        """Stop; the pairs stay, and the next agent gives them the whole grace time again."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def add(self, link: Link) -> None:
-        """Let a pair be for the grace time, which begins once, and give its addresses to nobody else."""
+        """Keep a pair for the grace time, which starts once, and reserve its addresses."""
         name = link.veth.name
         for network, address in self._held(link):
-            with contextlib.suppress(LinkspanError):  # another has it as well
+            with contextlib.suppress(LinkspanError):  # another pair has it as well
                 self._allocator.hold(network, address, f"orphan {name}")
         if name in self.links:
             return
         if not link.addresses:
             self._allocator.doubt(name)
         self.links[name], self._until[name] = link, now() + self._grace
-        what = f"{reconstruction.text_of(link)} is nobody's as far as is known, and is removed in {self._grace:.0f} s"
+        what = f"{reconstruction.text_of(link)} is an orphan, and is removed in {self._grace:.0f} s"
         log.warning("%s", what)
         self._happenings.add("recover", what, link=name)
         self._wake.set()
@@ -92,32 +93,32 @@ class Orphans:
             await self._worker.run(self._spare, frozenset(self.ended))
 
     def _spare(self, ended: Collection[str]) -> None:
-        """Desire what would be removed, but for the pairs that ``ended`` (worker thread)."""
+        """Desire what would be removed, except the pairs that ``ended`` (worker thread)."""
         reconciler = self._worker.machine.reconciler
         change, _ = reconciler.difference()
         kept = [state for state in change.delete if not any(concerns(state, name) for name in ended)]
         reconciler.desired.replace(SOURCE, map(_as_made, kept))
 
     def unhold(self, name: str) -> None:
-        """Give back what an orphan holds, for its container, which is known by now; nothing where it is none."""
+        """Release an orphan's reservations for its container, which is known now; do nothing if it is no orphan."""
         if (link := self.links.get(name)) is not None:
             self._give_back(link)
 
     def forget(self, name: str) -> None:
-        """Count a pair no longer among the orphans, where it was one: it is an endpoint's."""
+        """Remove a pair from the orphans, if it is one: an endpoint has it."""
         self._until.pop(name, None)
         self.links.pop(name, None)
         self._allocator.trust(name)
 
     async def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
-        """Let go of a pair and desire what its endpoint needs.
+        """Drop a pair and desire what its endpoint needs.
 
-        Both at once: a resync that came between would remove what nobody wants.
+        In one step: a resync in between would remove what no source wants.
         """
         await self._worker.run(self._handed_over, name, wanted, bool(self.links))
 
     def _handed_over(self, name: str, wanted: Mapping[Source, Iterable[State]], others: bool) -> None:
-        """Do it (worker thread); ``others`` tells whether there are orphans still."""
+        """Hand over (worker thread); ``others`` says whether other orphans are left."""
         desired = self._worker.machine.reconciler.desired
         if SOURCE in desired.sources():
             desired.replace(SOURCE, self._kept_without(name, others))
@@ -154,7 +155,7 @@ class Orphans:
             self._allocator.unhold(network, [address])
 
     def _kept_without(self, name: str, others: bool) -> list[State]:
-        """Return what is to be kept without a pair; with the last orphan goes all of it (worker thread)."""
+        """Return what to keep without a pair; nothing after the last orphan (worker thread)."""
         spared = self._worker.machine.reconciler.desired.sources().get(SOURCE, {}).values()
         return [state for state in spared if not concerns(state, name)] if others else []
 
@@ -170,11 +171,11 @@ class Orphans:
             log.warning("orphan %s: %s", name, error.message)
         self._give_back(link)
         if (row := self.rows.pop(name, None)) is not None:
-            try:  # with its row, the container could never be attached again
+            try:  # if its row stayed, the container could never be attached again
                 self._journal.forget(row.endpoint, now())
             except LinkspanError as error:
                 log.warning("orphan %s: %s", name, error.message)
-        what = f"{reconstruction.text_of(link)} was nobody's, and is removed"
+        what = f"{reconstruction.text_of(link)} was an orphan, and is removed"
         self._happenings.add("recover", what, link=name)
 
     async def _remove_in_time(self) -> None:
@@ -187,5 +188,5 @@ class Orphans:
 
 
 def _as_made(state: State) -> State:
-    """Return what was observed without the attributes that somebody else has set."""
+    """Return the observed states without attributes that somebody else has set."""
     return msgspec.structs.replace(state, amiss=()) if getattr(state, "amiss", ()) else state

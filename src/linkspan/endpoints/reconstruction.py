@@ -1,13 +1,13 @@
-"""Endpoints that the journal does not know, from the kernel's objects and the store's records (pure).
+"""Reconstruction of endpoints that the journal lost, from the kernel's objects and the store's records (pure).
 
-The journal of a host can be lost, emptied, or be that of an older backup. Its containers run on, and three others
-know of them: the kernel has a pair with an alternative name for each, our rules have the MAC and the addresses that
-each may send from, and the store has the record that this host published.
+The journal of a host can be lost, emptied, or replaced by an older backup. Its containers keep running, and
+three other sources know them: the kernel has a veth pair with an alternative name for each, our rules have
+the MAC and the addresses from which each may send, and the store has the record that this host published.
 
-The kernel is believed first, because it says what is true now. Addresses are read from our own rules and not from
-inside a container, which could claim another one's. A record or a row counts where it says what the kernel says.
-Only the container's id is not in the kernel: the name of a pair is a digest of it. So whoever says an id (a record,
-a runtime's next call, the name of a namespace) is compared with that digest.
+The kernel has precedence, because it has the present state. Addresses are read from our own rules and not
+from inside a container, which could claim another one's. A record or a row counts if it agrees with the
+kernel. Only the container's id is not in the kernel: the name of a pair is a digest of it. So every source of
+an id (a record, a runtime's next call, the name of a namespace) is compared with that digest.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from linkspan.endpoints.multihoming import container_states
 
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 _LARGEST_METRIC, _LEAST_MTU = 1 << 31, 68
-"""Of what a record may say: 68 bytes is the least that IPv4 takes (RFC 791)."""
+"""Bounds of an MTU in a record: IPv4 needs at least 68 bytes (RFC 791)."""
 _LINK_LOCAL = prefix("fe80::/10")
 _ROUTED = "lsr"
 """Host ends of routed endpoints begin so, those of bridge ports with ``lsp``."""
 
 
 Published = tuple[str, tuple[str, ...], str]
-"""A published port in our maps: the map, its key, and the port that it leads to."""
+"""A published port in our maps: the map, its key, and the target port."""
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What the host's kernel has of one pair: its MAC, its addresses, and all states about them.
+    """The host kernel's objects of one pair: its MAC, its addresses, and all states about them.
 
-    Ports lead to one interface of a container, whichever endpoint publishes them (``multihoming``): ``published`` are
-    those of the whole container, and ``alone`` tells whether it has this pair only.
+    Ports lead to one interface of a container, whichever endpoint publishes them (``multihoming``).
+    ``published`` are those of the whole container, and ``alone`` says whether it has only this pair.
     """
 
     veth: Veth
@@ -54,22 +54,22 @@ class Link(msgspec.Struct, frozen=True):
 
     @property
     def identity_of_peer(self) -> tuple[int, str]:
-        """The namespace and the name of the container's end, as the alternative name tells them."""
+        """Return the namespace and the name of the container's end, from the alternative name."""
         return self.veth.peer_netns, self.veth.peer_name
 
     @property
     def routed(self) -> bool:
-        """Whether the container is routed, and no port of a bridge."""
+        """Return whether the container is routed, and no port of a bridge."""
         return self.veth.name.startswith(_ROUTED)
 
     @property
     def senders(self) -> frozenset[NftElement]:
-        """The elements of our sets by which the guard knows what this pair may send."""
+        """Return the elements of our sets that allow this pair to send."""
         return frozenset(s for s in self.states if isinstance(s, NftElement) and not _publishes(s))
 
 
 def links(observed: Iterable[State]) -> dict[str, Link]:
-    """Return what was observed on the host of each pair, by the name of its host end."""
+    """Return the host's observations of each pair, by the name of its host end."""
     states = [state for state in observed if int(getattr(state, "netns", HOST)) == HOST]
     veths = {state.name: state for state in states if isinstance(state, Veth)}
     about: dict[str, list[State]] = {name: [veth] for name, veth in veths.items()}
@@ -125,7 +125,7 @@ def _published(element: NftElement) -> Published:
 
 
 def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
-    """Tell whether an endpoint is what the kernel has: the same pair, and the same rules where there are any."""
+    """Return whether an endpoint agrees with the kernel: the same pair, and the same rules if there are any."""
     end = endpoint.delivered or endpoint.ifname
     netns = HOST if endpoint.delivered else endpoint.netns
     if (link.veth.name, *link.identity_of_peer) != (endpoint.host_ifname, netns, end):
@@ -140,7 +140,7 @@ def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
         own = [s for s in backend(network.backend).endpoint(network, endpoint) if isinstance(s, NftElement)]
         together = container_states([(network, endpoint)])
         ports = {_published(s) for s in together if isinstance(s, NftElement) and _publishes(s)}
-    except LinkspanError:  # an address that no pool has
+    except LinkspanError:  # an address outside all pools
         return False
     if not ports <= link.published or (link.alone and ports != link.published):
         return False
@@ -148,17 +148,17 @@ def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
 
 
 def called(link: Link, container: str) -> bool:
-    """Tell whether a container's id is the one that the pair was named for."""
+    """Return whether a container's id is the one from which the pair got its name."""
     return link.veth.name == host_ifname(link.routed, container, link.veth.peer_name)
 
 
 def is_unnamed(endpoint: Endpoint) -> bool:
-    """Tell whether an endpoint's id is its pair's name, because its container's id is not known (yet)."""
+    """Return whether an endpoint's id is its pair's name, because its container's id is not known (yet)."""
     return bool(endpoint.host_ifname) and endpoint.id == endpoint.host_ifname
 
 
 def may_be(endpoint: Endpoint, container: str, ifname: str = "") -> bool:
-    """Tell whether an endpoint without its container's id is this container's (and, where one is given, interface)."""
+    """Return whether an endpoint without a container id may be this container's (and, if given, interface)."""
     end = endpoint.delivered or endpoint.ifname
     routed = endpoint.host_ifname.startswith(_ROUTED)
     return ifname in ("", endpoint.ifname, end) and endpoint.host_ifname == host_ifname(routed, container, end)
@@ -167,9 +167,9 @@ def may_be(endpoint: Endpoint, container: str, ifname: str = "") -> bool:
 def chosen(
     link: Link, row: Endpoint | None, record: Endpoint | None, networks: Mapping[str, Network]
 ) -> Endpoint | None:
-    """Return which of a journal's row and a store's record is the endpoint of a pair, None where neither is.
+    """Return which of a journal's row and a store's record is the endpoint of a pair, None if neither is.
 
-    The row, unless the record alone is what the kernel has: then the row is of an older backup.
+    It is the row, unless only the record agrees with the kernel: then the row is from an older backup.
     """
     if row is not None and (record is None or agrees(row, networks.get(row.network), link)):
         return row
@@ -179,9 +179,9 @@ def chosen(
 
 
 def believed(record: Endpoint, network: Network) -> Endpoint:
-    """Return a record with what the kernel does not tell as it can be; whoever may write to the store wrote it.
+    """Return a record with values that the kernel cannot confirm made safe; anybody with access may have written it.
 
-    A limit that no queueing discipline takes is none, a name that is none is empty.
+    A limit that no queueing discipline accepts becomes none, an invalid name becomes empty.
     """
     limits, name = record.bandwidth, record.name
     try:
@@ -202,10 +202,10 @@ def believed(record: Endpoint, network: Network) -> Endpoint:
 def from_kernel(
     link: Link, networks: Iterable[Network], names: Sequence[str], host: str, metric: int
 ) -> Endpoint | None:
-    """Return a pair's endpoint as the kernel alone tells it, None where that says too little.
+    """Return a pair's endpoint from the kernel alone, None if the kernel has too little.
 
-    ``names`` are words that may be the container's id; without the right one the id is the pair's name. ``metric`` is
-    that of the container's default routes by this interface.
+    ``names`` are words that may be the container's id; without the right one the id is the pair's name.
+    ``metric`` is that of the container's default routes by this interface.
     """
     network = _network(link, networks)
     if network is None or not link.mac:
@@ -233,7 +233,7 @@ def from_kernel(
 
 
 def _network(link: Link, networks: Iterable[Network]) -> Network | None:
-    """Return the network that has all of a pair's addresses, and its way of attaching."""
+    """Return the network that has all of a pair's addresses, and attaches like the pair."""
     for network in networks:
         held = [any(pool.holds(address) for pool in network.prefixes) for address in link.addresses]
         bridge = "" if network.routed else network.bridge
@@ -262,13 +262,13 @@ def _ports(link: Link) -> tuple[Port, ...]:
 
 
 def _bandwidth(link: Link) -> Bandwidth | None:
-    """Return the limit on the host's end; the other direction's is inside, and stays as it is."""
+    """Return the limit on the host's end; the other direction's is inside the container, and stays unchanged."""
     bucket = next((s for s in link.states if isinstance(s, TokenBucket)), None)
     return Bandwidth(ingress_rate=bucket.rate * 8, ingress_burst=bucket.burst * 8) if bucket else None
 
 
 def metric(observed: Iterable[State], ifname: str) -> int:
-    """Return the metric of the default routes by an interface, from what was observed inside its namespace."""
+    """Return the metric of the default routes by an interface, observed inside its namespace."""
     for state in observed:
         if isinstance(state, Route) and state.device == ifname and not state.destination.length and not state.table:
             given = state.metric - 1024 if state.destination.family == 6 and state.metric else state.metric
@@ -283,7 +283,7 @@ def unheld(endpoints: Iterable[Endpoint], every: Mapping[str, Link]) -> Iterator
 
 
 def concerns(state: State, name: str) -> bool:
-    """Tell whether a state on the host is a pair, is on it, or names it."""
+    """Return whether a state on the host is a pair, is on it, or names it."""
     if isinstance(state, NftElement):
         return name in state.parts
     if isinstance(state, LinkSysctl):
@@ -292,7 +292,7 @@ def concerns(state: State, name: str) -> bool:
 
 
 def text_of(link: Link) -> str:
-    """Return a pair as people read it: its name and where its other end is."""
+    """Return a pair as people read it: its name and the place of its other end."""
     netns, end = link.identity_of_peer
     where = f"namespace {netns}" if netns != HOST else "a container of Docker's"
     mac = f", MAC {link.mac}" if link.mac else f", MAC of its host end {mac_text(link.veth.mac)}"

@@ -1,11 +1,12 @@
-"""What an agent does at its start with what the last one left.
+"""Recovery: takes over the last agent's endpoints at the start.
 
-An endpoint that stood still stands. One that was being attached or detached is not desired, so the first resync
-takes away what there is of it, and its address is given back.
+An endpoint that was in place stays. One that was being attached or detached is not desired, so the first
+resync removes what exists of it, and releases its address.
 
-The journal is not the only one that knows (``reconstruction``). Each pair in the kernel that no row of the journal has
-is an endpoint that the journal lost: it is rebuilt from the store's record or from the kernel alone. A pair of which
-neither says enough is an orphan. What the store says later (it may be away now) is compared when it comes.
+The journal is not the only source (``reconstruction``). Each pair in the kernel without a row in the journal
+is an endpoint that the journal lost: it is rebuilt from the store's record, or from the kernel alone. A pair
+about which neither has enough is an orphan. If the store is away now, its records are compared when it comes
+back.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ log = logging.getLogger("linkspan.endpoints.recovery")
 
 _STORE, _KERNEL, _ROW = "the store's record", "what the kernel has", "the journal"
 _ON_PAIRS = (Address, Route, NftElement, TokenBucket)
-"""What the kernel has of an endpoint on the host, besides its pair."""
+"""The kernel's objects of an endpoint on the host, besides its pair."""
 
 
 class Recovery:
@@ -71,12 +72,12 @@ class Recovery:
         self.rebuilt = 0
         """How many endpoints the journal did not know at this agent's start."""
         self.doubt = ""
-        """Why the journal did not know, "" where it is the last agent's."""
+        """Why the journal did not know them, "" if it is the last agent's."""
 
     async def run(self, listed: bool) -> set[int]:
-        """Take over what the last agent left; ``listed`` tells whether the store has told what it has.
+        """Take over the last agent's endpoints; ``listed`` says whether the store has been listed.
 
-        Returns the namespaces in which something of ours is or may be.
+        Returns the namespaces in which objects of ours are or may be.
         """
         self.doubt = self._journal.doubt()
         rows = self._journal.rows()
@@ -97,7 +98,8 @@ class Recovery:
                     self._end(links, row.endpoint.host_ifname)
                 continue
             standing.append((await self._current(row, link, records.get(row.endpoint.identity)), row))
-        standing.sort(key=lambda pair: pair[0].host_ifname not in links)  # what the kernel knows holds its addresses
+        # allocate the addresses of endpoints that the kernel knows
+        standing.sort(key=lambda pair: pair[0].host_ifname not in links)
         for endpoint, row in standing:
             try:
                 endpoint = self._admit(endpoint, row.attached_ns)
@@ -124,7 +126,7 @@ class Recovery:
             )
         self._journal.witness()
         self._done = True
-        await self.learn()  # the store may have told what it has meanwhile
+        await self.learn()  # the store may have been listed meanwhile
         inside = {endpoint.netns for endpoint in self._registry.endpoints.values() if endpoint.netns}
         machine = self._worker.machine
         for row, _ in gone:
@@ -135,10 +137,10 @@ class Recovery:
         return inside
 
     async def learn(self) -> None:
-        """Compare the store's records and networks with what is not known yet: it may have been away at the start."""
+        """Compare the store's records and networks with unknown pairs: the store may have been away at the start."""
         if not self._done:
             return
-        async with self._learning:  # records and networks may both bring it here at once
+        async with self._learning:  # records and networks may both trigger this at once
             await self._learn()
 
     async def _learn(self) -> None:
@@ -155,30 +157,30 @@ class Recovery:
         await self._rebuild(list(self._orphans.links.values()), told)
 
     def _waits(self, row: Row) -> bool:
-        """Tell whether a row's pair is an orphan until its network is there again; the row then says whose it is.
+        """Return whether a row's pair is an orphan until its network is back; the row then names its container.
 
-        A store and a snapshot that are lost do not say that the network was deleted, nor does a record that cannot be
-        used.
+        A lost store and snapshot do not mean that the network was deleted; an unusable record does not
+        either.
         """
         standing = row.phase == "attached" and row.boot_id == self._journal.boot_id
         return standing and bool(row.endpoint.host_ifname) and self._networks.unknown(row.endpoint.network)
 
     def _end(self, links: dict[str, Link], name: str) -> None:
-        """Leave a pair to the first resync, which takes it away."""
+        """Leave a pair to the first resync, which removes it."""
         links.pop(name, None)
         self._orphans.ended.add(name)
 
     def _own(self) -> Iterator[Endpoint]:
-        """Yield the store's records of this host's endpoints, as far as they are of networks that there are."""
+        """Yield the store's records of this host's endpoints whose networks exist."""
         for record in self._published.own():
             if self._networks.has(record):
                 yield reconstruction.believed(record, self._networks.get(record.network))
 
     def _links(self, rows: Iterable[Row], records: Mapping[tuple[str, str], Endpoint]) -> dict[str, Link]:
-        """Observe what the kernel has of endpoints (worker thread).
+        """Observe the kernel's objects of endpoints (worker thread).
 
-        Where the journal has a row for each pair, and no record says otherwise, the pairs alone are observed: a look at
-        all elements of our sets takes a while.
+        If the journal has a row for each pair, and no record contradicts, observe only the pairs: to read all
+        elements of our sets takes a while.
         """
         reconciler = self._worker.machine.reconciler
         pairs = reconciler.observed((Veth,))
@@ -193,9 +195,9 @@ class Recovery:
         return reconstruction.agrees(endpoint, networks.get(endpoint.network), link)
 
     async def _current(self, row: Row, link: Link | None, record: Endpoint | None) -> Endpoint:
-        """Return a row's endpoint as it is now: a row of an older backup is not what the kernel and the store say.
+        """Return a row's endpoint as it is now: a row from an older backup differs from the kernel and the store.
 
-        Agents of older releases did not write cookies down.
+        Agents of older releases did not record cookies.
         """
         found = row.endpoint
         if link is not None and record is not None:
@@ -206,14 +208,14 @@ class Recovery:
         return await self._reached(found)
 
     async def _why_gone(self, row: Row, link: Link | None, unpublished: bool) -> str:
-        """Return why a row's endpoint is not to stand any more, "" where it is."""
+        """Return why a row's endpoint is gone, "" if it exists."""
         endpoint = row.endpoint
         if why := self._networks.missing(endpoint):
             return why
         if row.boot_id != self._journal.boot_id:
             return "the machine was restarted"
         if row.phase != "attached":
-            return f"the agent ended while it was {row.phase}"
+            return f"the agent ended while the endpoint was {row.phase}"
         if self.doubt and unpublished and link is None and endpoint.host_ifname:
             return f"the journal {self.doubt}, and neither the kernel nor the store knows this endpoint"
         if endpoint.netns and not await self._worker.run(self._worker.machine.alive, endpoint):
@@ -221,7 +223,7 @@ class Recovery:
         return ""
 
     async def _rebuild(self, links: Iterable[Link], records: Iterable[Endpoint]) -> None:
-        """Take over the pairs that the journal does not know, and endpoints without a pair where it is not current."""
+        """Take over pairs that the journal lacks, and endpoints without a pair if the journal is not current."""
         every = list(records)
         told = {record.host_ifname: record for record in every if record.host_ifname}
         by_store = by_kernel = 0
@@ -235,7 +237,7 @@ class Recovery:
                 found, by = await self._reached(record), _STORE
             else:
                 found = await self._from_kernel(link)
-            if orphan and name not in self._orphans.links:  # its time has come meanwhile
+            if orphan and name not in self._orphans.links:  # its grace time has ended meanwhile
                 continue
             if found is None or not await self._adopt(found, by):
                 self._orphans.add(link)
@@ -249,16 +251,16 @@ class Recovery:
         if by_store + by_kernel:
             self.rebuilt += by_store + by_kernel
             self.doubt = self.doubt or "did not know them"
-            what = f"the journal {self.doubt}: {_count(by_store + by_kernel)} on this host went on, {by_store} by the "
-            what += f"store's records and {by_kernel} by the kernel alone"
+            what = f"the journal {self.doubt}: {_count(by_store + by_kernel)} on this host recovered, "
+            what += f"{by_store} from the store's records and {by_kernel} from the kernel alone"
             log.warning("%s", what)
             self._happenings.add("recover", what)
 
     async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
-        """Count an endpoint that stands, and was lost, among those that are known; tell whether that can be."""
+        """Add a lost endpoint that exists to the known ones; return whether that succeeded."""
         try:
             await self._make_way(endpoint)
-            self._orphans.unhold(endpoint.host_ifname)  # and held again at once: nobody else gets its addresses
+            self._orphans.unhold(endpoint.host_ifname)  # and reserved again at once: nobody else gets its addresses
             endpoint = self._admit(endpoint, 0)
         except LinkspanError as error:
             log.warning("%s on %s: %s", endpoint.called, endpoint.host_ifname, error.message)
@@ -267,17 +269,17 @@ class Recovery:
         row = self._orphans.rows.pop(endpoint.host_ifname, None)
         self._journal.adopt(endpoint, instead=row.endpoint.identity if row else None)
         await self._desire([endpoint])
-        why = "was of a network that nobody knew" if row else "was not in the journal"
-        what = f"{endpoint.called} of network {endpoint.network} {why}: it goes on by {by}"
+        why = "was in an unknown network" if row else "was not in the journal"
+        what = f"{endpoint.called} of network {endpoint.network} {why}: recovered from {by}"
         self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
         return True
 
     async def _make_way(self, endpoint: Endpoint) -> None:
-        """Detach endpoints of a namespace that is gone and whose inode this endpoint's has now."""
+        """Detach endpoints of a dead namespace whose inode this endpoint's namespace has now."""
         lookup, (number, cookie) = self._worker.machine.namespaces.lookup, endpoint.namespace
         if not cookie:
             return
-        with contextlib.suppress(NotFound):  # no way leads into it (yet)
+        with contextlib.suppress(NotFound):  # no path leads into it (yet)
             fd, _ = await self._worker.run(lookup, number, endpoint.netns_path, cookie)
             try:
                 await update.make_way(self._registry, number, cookie, fd)
@@ -285,9 +287,9 @@ class Recovery:
                 os.close(fd)
 
     def _admit(self, endpoint: Endpoint, attached_ns: int) -> Endpoint:
-        """Count an endpoint among those that stand, and return it as it does.
+        """Add an endpoint to those in place, and return it with its current values.
 
-        Raises LinkspanError, and holds nothing, where that cannot be.
+        Raises LinkspanError, and reserves nothing, if that is impossible.
         """
         network = self._networks.get(endpoint.network)
         for other in self._registry.endpoints.values():
@@ -297,16 +299,16 @@ class Recovery:
         self._allocator.restore(endpoint)
         self._ports.restore(endpoint)
         mates = multihoming.mates(endpoint, self._registry.endpoints.values())
-        tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # of an agent that gave it no table
+        tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # an older agent gave it no table
         if tableless or any(mate.metric == endpoint.metric for mate in mates):
             endpoint = self._registry.ranked(network, endpoint)
         self._registry.admit(endpoint, attached_ns)
         return endpoint
 
     async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
-        """Desire what endpoints need; all are known, because some follows from a container's interfaces together."""
+        """Desire what endpoints need; all must be known: some states follow from all interfaces of a container."""
         for endpoint in endpoints:
-            if endpoint.host_ifname:  # where it was delivered to, nobody may know yet
+            if endpoint.host_ifname:  # nobody may know yet where it was delivered
                 states = self._registry.states(self._networks.get(endpoint.network), endpoint)
                 await self._orphans.hand_over(endpoint.host_ifname, states)
 
@@ -320,7 +322,7 @@ class Recovery:
         return found if found is None else await self._reached(found)
 
     def _inside(self, netns: int) -> tuple[list[str], list[State]]:
-        """Return the ways into a namespace, and its routes of ours (worker thread)."""
+        """Return the paths into a namespace, and our routes in it (worker thread)."""
         machine = self._worker.machine
         try:
             return list(machine.namespaces.ways(netns)), machine.reconciler.observed((Route,), netns)
@@ -330,7 +332,7 @@ class Recovery:
             machine.sockets.release()
 
     async def _reached(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with the way into its namespace, which only this host can know."""
+        """Return an endpoint with a path of its namespace, which only this host can know."""
         return await self._worker.run(self._worker.machine.reached, endpoint)
 
 

@@ -1,6 +1,6 @@
-"""The endpoints of this host: which there are, one change to each at a time, and what each needs in the kernel.
+"""Registry of this host's endpoints: serialises changes to each, and knows what each needs in the kernel.
 
-The verbs of this package (attach, detach, update, check) are functions that are given the registry.
+The verbs of this package (attach, detach, update, check) are functions that get the registry.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Identity = tuple[str, str]
 
 
 class Mates(msgspec.Struct, frozen=True):
-    """The other endpoints of a container as they are at one moment: this crosses to the worker, the registry does not.
+    """The other endpoints of a container at one moment, as a value for the worker, which does not get the registry.
 
-    ``homes`` are those whose networks are there. ``counts`` tells whether the endpoint's own network is.
+    ``homes`` are those whose networks exist. ``counts`` says whether the endpoint's own network exists.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -40,7 +40,7 @@ class Mates(msgspec.Struct, frozen=True):
     counts: bool
 
     def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
-        """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
+        """Return the desired states with an endpoint as it is here, by source: its own, and its container's."""
         own = [(network, endpoint)] if self.counts else []
         return {
             source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
@@ -48,11 +48,11 @@ class Mates(msgspec.Struct, frozen=True):
         }
 
     def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
-        """Return what should be without an endpoint, by source."""
+        """Return the desired states without an endpoint, by source."""
         return {multihoming.source(endpoint): list(multihoming.container_states(self.homes)), source(endpoint): []}
 
     def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
-        """Return the endpoint with a metric behind those of its container's other interfaces, and behind ``others``."""
+        """Return the endpoint with a metric after those of its container's other interfaces, and after ``others``."""
         first = multihoming.first_metric(network, endpoint)
         taken = [m for m in others if m < multihoming.LAST] + [mate.metric for mate in self.endpoints]
         within = [m for m in taken if (m >= multihoming.INTERNAL) == network.internal]
@@ -66,7 +66,7 @@ def source(endpoint: Endpoint) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def logged(what: str) -> Iterator[None]:
-    """Log that something is unavailable, and go on."""
+    """Log that something is unavailable, and continue."""
     try:
         yield
     except Unavailable as error:
@@ -76,7 +76,7 @@ def logged(what: str) -> Iterator[None]:
 class Registry:
     """The endpoints of this host, and what the verbs need to change them.
 
-    It alone changes ``endpoints``, which others read.
+    Only the registry changes ``endpoints``; others may read it.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Registry:
         self._followers: list[Callable[[Identity], None]] = []
 
     def subscribe(self, follower: Callable[[Identity], None]) -> None:
-        """Call ``follower`` with each endpoint that comes, changes or goes from now on."""
+        """Call ``follower`` with each endpoint that is added, changed or removed from now on."""
         self._followers.append(follower)
 
     def changed(self, identity: Identity) -> None:
-        """Tell the followers that an endpoint came, changed or went."""
+        """Call the followers: an endpoint was added, changed or removed."""
         for follower in self._followers:
             follower(identity)
 
@@ -119,9 +119,9 @@ class Registry:
 
     @contextlib.asynccontextmanager
     async def one_at_a_time(self, identity: Identity) -> AsyncIterator[None]:
-        """Serialise what is done to one endpoint: a DEL may come while its ADD is under way."""
+        """Serialise operations on one endpoint: a DEL may arrive while its ADD is under way."""
         lock, users = self._locks.get(identity, (asyncio.Lock(), 0))
-        self._locks[identity] = lock, users + 1  # those who wait count: a lock that is let go has waiters still
+        self._locks[identity] = lock, users + 1  # waiters count: a lock just released still has waiters
         try:
             async with lock:
                 yield
@@ -131,59 +131,60 @@ class Registry:
                 self._locks[identity] = lock, users - 1
 
     def one_in(self, number: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """Serialise what is done to the endpoints of one namespace: some of their states follow from all of them."""
-        # No container has such an id. Whoever holds an identity may wait for a namespace, and never the other way.
+        """Serialise operations on the endpoints of one namespace: some of their states follow from all of them."""
+        # No container has such an id. A task that holds an identity may wait for a namespace, but never the
+        # other way round.
         return self.one_at_a_time(("/netns", str(number))) if number else contextlib.nullcontext()
 
     async def settled(self, container: str, ifname: str = "") -> None:
-        """Wait until what is under way for a container's interfaces (all, or one) has ended."""
+        """Wait until running operations on a container's interfaces (all, or one) have ended."""
         for identity in [i for i in self._locks if i[0] == container and ifname in ("", i[1])]:
             async with self.one_at_a_time(identity):
                 pass
 
     def busy(self, identity: Identity) -> bool:
-        """Tell whether an attach or detach of an identity is under way."""
+        """Return whether an attach or detach of an identity is under way."""
         return identity in self._locks
 
     # which there are
 
     def admit(self, endpoint: Endpoint, at: int) -> None:
-        """Count an endpoint among those that stand; ``at`` is when it was attached (CLOCK_BOOTTIME, ns)."""
-        self.worker.machine.enter(endpoint)  # again: a detach from the same namespace may have come between
+        """Add an endpoint to those in place; ``at`` is when it was attached (CLOCK_BOOTTIME, ns)."""
+        self.worker.machine.enter(endpoint)  # again: a detach from the same namespace may have come in between
         self.endpoints[endpoint.identity] = endpoint
         self.attached_ns[endpoint.identity] = at
         self.changed(endpoint.identity)
 
     def drop(self, identity: Identity) -> None:
-        """Count an endpoint among those that stand no more."""
+        """Remove an endpoint from those in place."""
         self.endpoints.pop(identity, None)
         self.attached_ns.pop(identity, None)
 
     def mates(self, endpoint: Endpoint) -> Mates:
-        """Return the other endpoints of an endpoint's container as they are now."""
+        """Return the other endpoints of an endpoint's container, as they are now."""
         found = multihoming.mates(endpoint, self.endpoints.values())
-        # Of a network that is gone the endpoints are about to go, too.
+        # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
         return Mates(tuple(found), homes, self.networks.has(endpoint))
 
     # what they need in the kernel
 
     def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
-        """Return what should be with an endpoint as it is here, by source: its own, and its container's."""
+        """Return the desired states with an endpoint as it is here, by source: its own, and its container's."""
         return self.mates(endpoint).states(network, endpoint)
 
     def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
-        """Return what should be without an endpoint, by source."""
+        """Return the desired states without an endpoint, by source."""
         return self.mates(endpoint).without(endpoint)
 
     def ranked(self, network: Network, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint with a metric behind those of its container's other interfaces."""
+        """Return the endpoint with a metric after those of its container's other interfaces."""
         return self.mates(endpoint).ranked(network, endpoint)
 
     # what outlasts a verb
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Drop the row; where the disk does not take that now, ``retry_forgetting`` does it later."""
+        """Drop the row; if the disk refuses that now, ``retry_forgetting`` does it later."""
         try:
             self.journal.forget(endpoint, now())
         except Unavailable as error:
@@ -198,11 +199,11 @@ class Registry:
                 self.forget(endpoint)
 
     def checkpoint(self) -> None:
-        """Keep the journal's log short; waits for the disk, so not on the loop."""
+        """Keep the journal's log short; waits for the disk, so never on the event loop."""
         with logged("journal"):
             self.journal.checkpoint()
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """Keep a task that nobody waits for until it has ended."""
+        """Hold a reference to a task that nobody awaits, until it has ended."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

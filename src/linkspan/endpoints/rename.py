@@ -1,4 +1,4 @@
-"""Endpoints that are known by their pair's name only, until somebody says which container they are of."""
+"""Rename endpoints that are known only by their pair's name, once their container's id is known."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from linkspan.kernel.worker import Machine
 
 
 async def recognise(registry: Registry, container: str, ifname: str = "") -> None:
-    """Go on by the container's id with those of its endpoints that are known by their pair's name only.
+    """Give a container's id to those of its endpoints that are known only by their pair's name.
 
-    After the journal was lost, a runtime's call may be the first that says the id.
+    After the journal was lost, a runtime's call may be the first to provide the id.
     """
     for endpoint in [e for e in registry.endpoints.values() if reconstruction.is_unnamed(e)]:
         if container != endpoint.id and reconstruction.may_be(endpoint, container, ifname):
@@ -24,7 +24,7 @@ async def recognise(registry: Registry, container: str, ifname: str = "") -> Non
 
 
 async def rename(registry: Registry, identity: Identity, named: Endpoint) -> None:
-    """Go on with an endpoint that stands as what it is known to be by now; nothing changes for its container."""
+    """Give an endpoint its new identity; nothing changes for its container."""
     async with registry.one_at_a_time(identity), registry.one_in(named.netns):
         old = registry.endpoints.get(identity)
         if old is None or named.identity in registry.endpoints:
@@ -39,10 +39,10 @@ async def rename(registry: Registry, identity: Identity, named: Endpoint) -> Non
         await registry.worker.run(_desire, registry.worker.machine, before | after)
         registry.changed(identity)
     who = f"{named.called} of network {named.network}"
-    registry.happenings.add("recover", f"{who} is what was known as {old.id}", endpoint=named.id)
+    registry.happenings.add("recover", f"{who} is the endpoint that was known as {old.id}", endpoint=named.id)
 
 
 def _desire(machine: Machine, sources: Mapping[tuple[str, ...], list[State]]) -> None:
-    """Desire an endpoint's states under its new name (worker thread); a resync mends what is not so yet."""
+    """Desire an endpoint's states under its new name (worker thread); a resync repairs the rest."""
     for one, states in sources.items():
         machine.reconciler.desired.replace(one, states)

@@ -1,4 +1,4 @@
-"""Update: change an endpoint that stands, its MTU, its ports, its routes, and where a runtime took it."""
+"""Update an endpoint: its MTU, its ports, its routes, and the namespace to which a runtime moved it."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def alter(
     altered: Callable[[Network, Endpoint], Endpoint],
     there: tuple[type[State], ...] = (),
 ) -> Endpoint:
-    """Change an endpoint that stands, from what it and its network are now; returns what it is then.
+    """Change an endpoint, given its present value and its network; return the new value.
 
-    States of the kinds ``there`` are so in the kernel already: the endpoint follows what somebody else did.
-    Raises NotFound where it is gone, and the first error of the kernel, by which nothing is taken back: what
-    was wanted stays desired.
+    States of the kinds ``there`` are in the kernel already: the endpoint follows what somebody else did.
+    Raises NotFound if it is gone, and the kernel's first error. An error takes nothing back: the new states
+    stay desired.
     """
     async with _standing(registry, identity) as (network, endpoint):
         return await _changed(registry, network, endpoint, altered(network, endpoint), there)
@@ -45,7 +45,7 @@ async def alter(
 
 @contextlib.asynccontextmanager
 async def _standing(registry: Registry, identity: Identity) -> AsyncIterator[tuple[Network, Endpoint]]:
-    """Yield an endpoint and its network while nobody else changes it. Raises NotFound where it is gone."""
+    """Yield an endpoint and its network while no other operation changes it. Raises NotFound if it is gone."""
     async with registry.one_at_a_time(identity):
         endpoint = registry.endpoints.get(identity)
         if endpoint is None:
@@ -56,7 +56,7 @@ async def _standing(registry: Registry, identity: Identity) -> AsyncIterator[tup
 async def _changed(
     registry: Registry, network: Network, endpoint: Endpoint, changed: Endpoint, there: tuple[type[State], ...] = ()
 ) -> Endpoint:
-    """Make an endpoint what it is ``changed`` to, while nobody else changes it; as ``alter``."""
+    """Set an endpoint to ``changed``, while no other operation changes it; as ``alter``."""
     if changed == endpoint:
         return endpoint
     async with registry.one_in(changed.netns or endpoint.netns):
@@ -72,7 +72,8 @@ async def _alter(
 ) -> Endpoint:
     machine = registry.worker.machine
     sources: dict[tuple[str, ...], list[State]] = {}
-    # A runtime took its end, or gives it back. A cookie that is only learnt by now is the same namespace's.
+    # A runtime took its end, or gives it back. A cookie that is learnt only now belongs to the same
+    # namespace.
     moved = changed.netns != endpoint.netns or endpoint.netns_cookie not in (0, changed.netns_cookie)
     if moved:
         if changed.netns:
@@ -95,10 +96,10 @@ async def _alter(
 
 
 async def refresh(registry: Registry, identity: Identity) -> dict[Key, LinkspanError]:
-    """Put an endpoint's states as its network is now; returns what failed.
+    """Apply an endpoint's states for its present network; return the errors.
 
-    One that is gone needs nothing. One whose pool the network has no more keeps what it has: a store that was
-    restored from a backup does not know of a pool that was added since.
+    An endpoint that is gone needs nothing. If the network no longer has its pool, the endpoint keeps its
+    states: a store restored from a backup does not have pools that were added since.
     """
     async with registry.one_at_a_time(identity):
         endpoint = registry.endpoints.get(identity)
@@ -110,16 +111,16 @@ async def refresh(registry: Registry, identity: Identity) -> dict[Key, LinkspanE
 
 
 def stranded(registry: Registry, networks: Networks, leases: Leases) -> list[Identity]:
-    """Return the endpoints whose network is gone: it was deleted by force on another host, and perhaps made anew.
+    """Return the endpoints whose network another host deleted by force, and perhaps created again.
 
-    One whose address is of a block that this host has is not: a store that was restored from a backup does not know of
-    a pool that was added since, and containers go on.
+    An endpoint with an address in one of this host's blocks is not among them: a store restored from a backup
+    does not have pools that were added since, and containers keep running.
     """
     found = []
     for endpoint in registry.endpoints.values():
         if networks.has(endpoint):
             continue
-        if endpoint.network in networks.withheld:  # which is there, though it is not in force
+        if endpoint.network in networks.withheld:  # which exists, though it is not in force
             continue
         there = any(network.name == endpoint.network for network in networks.all())
         blocks = leases.blocks(endpoint.network) if there else {}
@@ -130,7 +131,7 @@ def stranded(registry: Registry, networks: Networks, leases: Leases) -> list[Ide
 
 
 async def follow_mtus(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
-    """Give running containers the MTUs that their networks have now; returns the errors of those that failed."""
+    """Give running containers the present MTUs of their networks; return the errors."""
     there = {network.name: network for network in networks.all()}
     failed: dict[Key, LinkspanError] = {}
     for endpoint in list(registry.endpoints.values()):
@@ -148,7 +149,7 @@ async def follow_mtus(registry: Registry, networks: Networks) -> dict[Key, Links
 
 
 async def follow_pools(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
-    """Give running containers routes to pools that their networks were given since; returns what failed."""
+    """Give running containers routes to pools that were added to their networks; return the errors."""
     pools = {network.name: network.pools for network in networks.all()}
     changed = {name for name, before in registry.pools.items() if pools.get(name, before) != before}
     registry.pools = pools
@@ -166,9 +167,9 @@ async def publish(
     fixed: Sequence[Port],
     wishes: Sequence[PortRange],
 ) -> Endpoint:
-    """Publish these ports of an endpoint, and no others.
+    """Publish exactly these ports of an endpoint.
 
-    Raises NotFound, Invalid, Conflict or Exhausted, and nothing changes then.
+    Raises NotFound, Invalid, Conflict or Exhausted, and then changes nothing.
     """
     async with _standing(registry, identity) as (network, before):
         bare = msgspec.structs.replace(before, ports=tuple(fixed))
@@ -177,7 +178,7 @@ async def publish(
         try:
             endpoint = await _changed(registry, network, before, after)
         except BaseException:
-            if registry.endpoints.get(identity) == before:  # a full disk took no change
+            if registry.endpoints.get(identity) == before:  # the disk was full, and the change was not made
                 table.release(after)
                 table.restore(before)
             raise
@@ -188,9 +189,9 @@ async def publish(
 
 
 async def taken(registry: Registry, worker: Worker, identity: Identity, path: str) -> bool:
-    """Learn into which namespace, and as which interface, a runtime took what was delivered to it.
+    """Find out into which namespace, and as which interface, a runtime took a delivered end.
 
-    False: it is not there yet. Raises NotFound where the endpoint is gone.
+    False: it is not there yet. Raises NotFound if the endpoint is gone.
     """
     try:
         fd = namespaces.open_namespace(path)
@@ -212,10 +213,11 @@ async def taken(registry: Registry, worker: Worker, identity: Identity, path: st
 
 
 async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: Identity | None = None) -> None:
-    """Detach endpoints of a namespace that is gone and whose inode this open one has now; ``but`` not this one.
+    """Detach endpoints of a dead namespace whose inode this open one has now; ``but`` not this one.
 
-    States know a namespace by its inode, so endpoints of two must not be there together. While the descriptor is
-    open, no other namespace has the inode: the caller keeps it open until the endpoint that comes is known.
+    States identify a namespace by its inode, so endpoints of two must not exist together. While the
+    descriptor is open, no other namespace gets the inode: the caller keeps it open until the new endpoint is
+    known.
     """
     if not cookie:  # an old kernel
         return
@@ -233,7 +235,7 @@ async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: I
 
 
 def has_interface(worker: Worker, path: str) -> bool:
-    """Tell whether a namespace is there, and has an interface that is up, beside the loopback (worker thread)."""
+    """Return whether a namespace exists with an interface that is up, besides lo (worker thread)."""
     try:
         fd = namespaces.open_namespace(path)
     except LinkspanError:
@@ -265,7 +267,7 @@ def _interface(worker: Worker, fd: int, hardware: str) -> str:
 
 
 async def named(registry: Registry, identity: Identity, name: str, aliases: Sequence[str]) -> None:
-    """Learn a container's name, and its other names on this network."""
+    """Store a container's name, and its other names on this network."""
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
         labels = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
@@ -276,7 +278,7 @@ async def named(registry: Registry, identity: Identity, name: str, aliases: Sequ
 
 
 async def returned(registry: Registry, identity: Identity) -> None:
-    """Learn that a runtime is about to give back what it took."""
+    """Record that a runtime is about to give back what it took."""
 
     def back(_: Network, endpoint: Endpoint) -> Endpoint:
         return msgspec.structs.replace(

@@ -1,13 +1,13 @@
-"""Kernel events: they carry no state, they only mark kinds as worth a look.
+"""Kernel events: they carry no state, they only mark kinds to observe.
 
-Our own changes are told apart and left out: rtnetlink notifications bear the port of the socket that asked
-for the change (those of forwarding entries do not: kernel/drivers/neighbours.py notes them), and nftables'
-transactions end with a message that names the process (NFT_MSG_NEWGEN).
+Our own changes are left out: rtnetlink notifications have the port of the socket that made the change (except
+those of FDB entries: kernel/drivers/neighbours.py notes them), and nftables transactions end with a message
+that names the process (NFT_MSG_NEWGEN).
 
-Of links that are not ours a new MAC alone counts: it may be the underlay's, which other hosts are told.
+Of foreign links only a new MAC counts: it may be the underlay's, which other hosts must learn.
 
-Of neighbours, a busy host has many events every second that are not ours to look at: only those on tunnel
-devices of ours count, whose indexes are learnt from a dump and from the links' own events.
+A busy host has many neighbour events each second that do not concern us: only those on our tunnel devices
+count, whose indexes come from a dump and from the links' own events.
 """
 
 from __future__ import annotations
@@ -60,28 +60,30 @@ _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _GEN_PROCESS, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 _IFNAME, _PROTINFO = 3, 12
 _PASSING = (21, 22, 23, 38, 41)
-"""Of a bridge port, what passes by itself: timers, and counts of multicast listeners (IFLA_BRPORT_* in if_link.h)."""
+"""Attributes of a bridge port that change by themselves: timers, and counts of multicast listeners
+(IFLA_BRPORT_* in if_link.h)."""
 # linux/rtnetlink.h: RT_TABLE_MAIN, RT_TABLE_LOCAL, RTA_DST, RTA_OIF
 _MAIN, _LOCAL, _DST, _OIF = 254, 255, 1, 4
 _KERNEL = 2  # RTPROT_KERNEL
 _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
 
 Found = tuple[Event, ...]
-"""What one message tells."""
+"""The content of one message."""
 
 
 class Ports:
-    """What was told last of each bridge's port, by the link's index.
+    """The last reported attributes of each bridge port, by the link's index.
 
-    A port makes an event without a change when its bridge's forward delay ends, 15 s after it came, though the bridge
-    needs none (br_forward_delay_timer_expired in net/bridge/br_stp_timer.c): one for each container.
+    A port causes an event without a change when its bridge's forward delay ends, 15 s after it was added,
+    though the bridge needs none (br_forward_delay_timer_expired in net/bridge/br_stp_timer.c): one for each
+    container.
     """
 
     def __init__(self) -> None:
         self._told: dict[int, bytes] = {}
 
     def as_told(self, kind: int, body: bytes) -> bool:
-        """Take down what an event tells, and return whether it is of a port and tells nothing new."""
+        """Record an event, and return whether it is a port's and reports nothing new."""
         if kind == DELLINK:
             self._told.pop(_index(body), None)
         if kind != NEWLINK or body[0] != AF_BRIDGE:
@@ -102,28 +104,28 @@ class RouteEvents:
     """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
 
     def __init__(self, kinds: Kinds, own_ports: Collection[int] = (), own_entries: Own | None = None) -> None:
-        """Leave out what comes from linkspan's ``own_ports``; what it made is taken out of ``own_entries``."""
+        """Leave out changes from linkspan's ``own_ports``, and those in ``own_entries``, which they consume."""
         self._kinds, self._ours = kinds, kinds.prefixes
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
         self._own_ports = own_ports
         self._own_entries: Own = {} if own_entries is None else own_entries
         self._ports = Ports()
         self._lost: set[int] = set()
-        """Indexes of the links whose addresses have lost a route of the kernel's, of what is being read."""
+        """Indexes of the links whose addresses have lost a kernel route, in the events being read."""
         self.actor = ""
-        """Who made what was read last, "NAME, process PID"; '' where the kernel does not tell."""
+        """Who caused the last event, "NAME, process PID"; '' if the kernel does not say."""
         links = Socket()
         try:
             found = list(links.dump(GETLINK, ifinfo(), "list links"))
             self._tunnels = {_index(body) for body in found if _name(body).startswith(self._kinds.tunnels)}
             self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(self._ours)}
-            """Of links that are not ours, by index."""
+            """MACs of foreign links, by index."""
             self._own_macs = {_index(body): _mac(body) for body in found if _name(body).startswith(self._ours)}
         finally:
             links.close()
 
     def dirty(self) -> frozenset[type[State]]:
-        """Read what has come and return the kinds to look at; all of them where events were lost."""
+        """Read pending events and return the kinds to observe; all kinds if events were lost."""
         events: set[Event] = set()
         self.actor, self._lost = "", set()
         try:
@@ -141,7 +143,7 @@ class RouteEvents:
                         events.update(found)
                         self.actor = _process(port) or self.actor
         except BlockingIOError:
-            # A link that goes takes its addresses along, and is missed by its own message.
+            # A link's removal takes its addresses along, and its own message reports it.
             if self._lost & self._own_macs.keys():
                 events.add(Event.ADDRESS_GONE)
             return self._kinds.after(*events)
@@ -155,7 +157,7 @@ class RouteEvents:
         if kind in (NEWLINK, DELLINK):
             return self._links(kind, body)
         if kind in (NEWADDR, DELADDR):
-            # A new address is of interest only where it is put on a link of ours, which the label does not tell.
+            # A new address matters only on a link of ours, which the label does not show.
             return (Event.ADDRESS, Event.ADDRESS_GONE) if kind == DELADDR else (Event.ADDRESS,)
         if kind in (NEWROUTE, DELROUTE):
             return self._routes(kind, body)
@@ -163,14 +165,15 @@ class RouteEvents:
             return self._neighbours(kind, body)
         if kind in (_NEWQDISC, _DELQDISC):
             return (Event.QDISC,)
-        if kind == _NEWNETCONF and len(attributes(body, 4)) == 2:  # a link and one setting; a new link tells of all
+        if kind == _NEWNETCONF and len(attributes(body, 4)) == 2:  # a link and one setting; a new link implies all
             return (Event.SETTING,)
         return ()
 
     def _links(self, kind: int, body: bytes) -> Found:
         name = _name(body)
         if name.startswith(self._kinds.tunnels):
-            # Down, a device loses its routes and entries, and of IPv4's there is no event (fib_disable_ip).
+            # A link that is set down loses its routes and entries, and IPv4 sends no event for that
+            # (fib_disable_ip).
             return Event.TUNNEL, Event.ADDRESS_GONE
         if not name.startswith(self._ours):
             if is_ours(altnames(attributes(body, 16))):  # somebody has renamed it
@@ -180,18 +183,19 @@ class RouteEvents:
 
     def _routes(self, kind: int, body: bytes) -> Found:
         if body[5] == BIRD:
-            return ()  # thousands when a peer comes or goes, and the speaker looks after its own
-        if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):  # what takes packets to an address in
+            return ()  # thousands when a peer comes or goes, and the speaker repairs its own
+        # routes by which the host receives packets to an address
+        if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):
             self._lost.add(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
             return ()
         if _is_hosts(body):
-            # The way to a peer may be another: a link that is up again has its prefix's route.
+            # The route to a peer may have changed: a link that is up again has its prefix's route.
             return Event.ROUTE, Event.ADDRESS_GONE
         return (Event.ROUTE,) if kind == DELROUTE or body[5] == ROUTE_PROTOCOL else ()
 
     def _has_new_mac(self, kind: int, body: bytes) -> bool:
-        """Tell whether a link that was known before has another MAC now."""
-        if body[0] == AF_BRIDGE:  # of a bridge's port, without its MAC
+        """Return whether a known link has another MAC now."""
+        if body[0] == AF_BRIDGE:  # a bridge port's message, without its MAC
             return False
         before = self._macs.pop(_index(body), None)
         if kind == NEWLINK:
@@ -200,26 +204,26 @@ class RouteEvents:
 
     def _neighbours(self, kind: int, body: bytes) -> Found:
         family, index, state, _, _ = NDMSG.unpack_from(body)
-        if index not in self._tunnels:  # there an entry of ours bears our number, a gateway's on the underlay
+        if index not in self._tunnels:  # there our entry has our number: a gateway's on the underlay
             found = attributes(body, 12)
             lasts = state & (PERMANENT | NOARP) and found.get(LLADDR) != self._own_macs.get(index, found.get(LLADDR))
             if family == AF_BRIDGE:
                 return (Event.ENTRY,) if lasts else ()
-            single = not (found.get(LLADDR) or b"\1")[0] & 1  # of a multicast group the kernel makes such entries
+            single = not (found.get(LLADDR) or b"\1")[0] & 1  # the kernel makes such entries for multicast groups
             numbered = found.get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
             return (Event.NEIGHBOUR,) if numbered or (lasts and single) else ()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
             ours = self._own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)
             return () if ours is not None else (Event.ENTRY,)
-        # The kernel itself searches for nobody there, so an entry in such a state was one of ours.
+        # The kernel itself resolves nobody there, so an entry in such a state was one of ours.
         return (Event.NEIGHBOUR,)
 
 
 def _is_hosts(body: bytes) -> bool:
-    """Tell whether a route is the host's own to somewhere, or to nowhere: not a daemon's, ours, or what every link has.
+    """Return whether a route is the host's own, to somewhere or nowhere: not a daemon's, ours, or every link's.
 
-    Every link has routes to its addresses (table local), and IPv6's to link-local ones.
+    Every link has routes to its addresses (table local), and for IPv6 to link-local ones.
     """
     table, protocol = body[4:6]
     if protocol not in _HOSTS_OWN or table not in (_MAIN, _LOCAL) or (table, protocol) == (_LOCAL, _KERNEL):
@@ -252,7 +256,7 @@ def _name(body: bytes) -> str:
 
 
 class NftEvents:
-    """Transactions of nftables that another process made: ours or others' tables may differ now."""
+    """nftables transactions of other processes: our tables or others' may differ now."""
 
     def __init__(self, kinds: Kinds) -> None:
         self._kinds = kinds.after(Event.NFT)
@@ -261,7 +265,7 @@ class NftEvents:
         self._pid = os.getpid()
 
     def dirty(self) -> frozenset[type[State]]:
-        """Read what has come and return the kinds to look at where another process changed anything."""
+        """Read pending events and return the kinds to observe if another process changed anything."""
         found = False
         try:
             while True:

@@ -1,7 +1,7 @@
-"""The kinds that this host knows: those declared in ``kernel/drivers``, and those of installed packages.
+"""Kinds known on this host: those declared in ``kernel/drivers``, and those of installed packages.
 
-A package brings kinds by the entry point ``linkspan.kinds``, which leads to its tuple of ``Kind``. One whose kinds
-clash with those that are there is left out.
+A package adds kinds by the entry point ``linkspan.kinds``, which leads to its tuple of ``Kind``. A package
+whose kinds clash with known ones is left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from linkspan.kernel import drivers
 GROUP = "linkspan.kinds"
 """The entry point's group."""
 OURS = "ls"
-"""What the names of all links of packages' kinds begin with: rules take such links for ours."""
+"""Prefix of all link names of packages' kinds: rules treat such links as ours."""
 
 
 def kinds() -> Kinds:
-    """Return all kinds that are known here; looked for once."""
+    """Return all kinds known here; searched once."""
     return _found()[0]
 
 

@@ -1,4 +1,4 @@
-"""What a host's drivers are made from: its namespaces, netlink sockets, the state folder, and each other."""
+"""Local host: what its drivers are made from: its namespaces, netlink sockets, the state folder, and each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ D = TypeVar("D")
 
 
 class LocalHost:
-    """This host, as drivers are given it. One thread at a time uses it and them (``Worker``)."""
+    """This host, as drivers get it. One thread at a time uses it and them (``Worker``)."""
 
     def __init__(self, state_dir: Path, kinds: Kinds, namespaces: Namespaces, sockets: Sockets) -> None:
         self.state_dir = state_dir
@@ -24,7 +24,7 @@ class LocalHost:
         self._drivers: dict[Callable[[LocalHost], Any], Any] = {}
 
     def driver(self, make: Callable[[LocalHost], D]) -> D:
-        """Return the driver that a function makes: made once, whoever asks."""
+        """Return the driver that a function makes; it is made once for all callers."""
         if make not in self._drivers:
             self._drivers[make] = make(self)
         found: D = self._drivers[make]

@@ -1,7 +1,7 @@
-"""Which kinds of other packages have been used on this host.
+"""Record of the kinds from other packages that were used on this host.
 
-What such a package has put cannot be seen without it. So a kind is written down before its first object is put, and
-`uninstall` names those that it cannot look for.
+Objects of such a kind cannot be seen without its package. So a kind is recorded before its first object is
+put, and `uninstall` names those that it cannot look for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UsedKinds:
         self._memory: Memory[_Used] = Memory(state_dir / FILE, _Used, precious=False)
 
     def note(self, states: Iterable[State]) -> None:
-        """Write down the kinds of states that are about to be put."""
+        """Record the kinds of states that are about to be put."""
         if not self._foreign:
             return
         new = {type(state) for state in states} & self._foreign

@@ -1,4 +1,4 @@
-"""This machine, as the agent has it: the drivers, their reconciler, and the turn by which one thread uses them."""
+"""Worker: the machine with its drivers and reconciler, and the lock that lets one thread at a time use them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Found = TypeVar("Found", bound=Program)
 
 
 class Machine:
-    """Everything below is used by one thread at a time; ``Worker`` is the way in."""
+    """Everything below is used by one thread at a time; ``Worker`` controls access."""
 
     def __init__(self, state_dir: Path) -> None:
         self.namespaces = Namespaces()
@@ -69,33 +69,34 @@ class Machine:
         self.reconciler = Reconciler(served, self.sockets.release, self.used_kinds.note, self.sockets.one_look)
 
     def close(self) -> None:
-        """Let go of sockets and threads; what is in the kernel stays."""
+        """Close sockets and threads; the kernel keeps everything."""
         self.links.close()
         self.firewall.close()
         self.sysctls.watch.close()
         self.sockets.close()
 
     def enter(self, endpoint: Endpoint) -> None:
-        """Remember the way into an endpoint's namespace, where it has one.
+        """Remember the path of an endpoint's namespace, if it has one.
 
-        One whose cookie is not known is not entered by its inode: that may be another container's by now.
+        A namespace with an unknown cookie is not entered by its inode, which may be another container's by
+        now.
         """
         if endpoint.netns:
             unknown = NOBODY if self.namespaces.tells_apart else 0
             self.namespaces.register(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie or unknown)
 
     def leave(self, endpoint: Endpoint, every: Iterable[Endpoint]) -> None:
-        """Forget the way into an endpoint's namespace, unless another one of ``every`` is in it."""
+        """Forget the path of an endpoint's namespace, unless another one of ``every`` is in it."""
         self.namespaces.forget(endpoint.netns)
         for other in every:
             if other.netns == endpoint.netns and other.identity != endpoint.identity:
                 self.enter(other)
 
     def reached(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with a path that leads to its namespace now, and with the namespace's cookie.
+        """Return an endpoint with a present path of its namespace, and with the namespace's cookie.
 
-        Its pair says which namespace that is: another one may have its inode by now. Where the pair does not lead to
-        the one with the inode, the endpoint is returned as it is.
+        Its pair identifies the namespace, because another one may have its inode by now. If the pair does not
+        lead to the namespace with the inode, return the endpoint unchanged.
         """
         if not endpoint.netns:
             return endpoint
@@ -112,7 +113,7 @@ class Machine:
         return msgspec.structs.replace(endpoint, netns_path=path, netns_cookie=cookie)
 
     def alive(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint's namespace still exists and can be entered; one with its inode is not enough."""
+        """Return whether an endpoint's namespace still exists and can be entered; one with its inode is not enough."""
         if self.namespaces.tells_apart and not endpoint.netns_cookie:
             return bool(self.reached(endpoint).netns_cookie)
         try:
@@ -133,20 +134,20 @@ class Machine:
         return found
 
     def ports(self) -> frozenset[int]:
-        """Return the ports of the sockets by which the host is changed: events tell our own changes by them."""
+        """Return the ports of the sockets that change the host: events recognise our own changes by them."""
         return frozenset({self.sockets.port, self.shaper.port, *self.links.ports})
 
     def routes(self) -> dict[Prefix, str]:
-        """Return the host's own routes: destination to how it leads on."""
+        """Return the host's own routes: destination to how it continues."""
         return foreign_routes(self.sockets)
 
     def mtu(self) -> int:
-        """Return the MTU of the link of the host's default route, 1500 where it has none."""
+        """Return the MTU of the link of the host's default route, 1500 if it has none."""
         return uplink_mtu(self.sockets)
 
 
 class Worker:
-    """The machine, which one thread at a time may use: the worker's own, or briefly the loop's."""
+    """The machine, used by one thread at a time: the worker's own, or briefly the loop's."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kernel")
@@ -159,7 +160,7 @@ class Worker:
         self.machine = await self.run(Machine, state_dir)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function in the worker thread and return what it returns; calls are served in order of coming."""
+        """Run a function in the worker thread and return its result; calls are served in order."""
 
         def alone() -> R:
             with self._using:

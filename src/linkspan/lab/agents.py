@@ -1,4 +1,4 @@
-"""The agents of a lab's hosts, and etcd: started at once, awaited together."""
+"""Agents of a lab's hosts, and etcd: started at once, awaited together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Started = tuple[Host, Path, "subprocess.Popen[bytes]"]
 
 
 def client(lab: Lab, host: str) -> Client:
-    """Return the way to a host's agent."""
+    """Return a client of a host's agent."""
     return Client(lab.socket(host))
 
 
@@ -46,7 +46,7 @@ def arguments(lab: Lab, host: Host) -> list[str]:
 
 
 def start(lab: Lab, hosts: Iterable[Host]) -> None:
-    """Start the agents of these hosts and wait until all are ready. Raises LinkspanError, naming the host."""
+    """Start the agents of these hosts and wait until all are ready. Raises LinkspanError with the host's name."""
     for host, log, process in [_started(lab, host) for host in hosts]:
         processes.await_word(process, log, "ready", f"the agent of host {host.name}")
 
@@ -63,7 +63,7 @@ def _started(lab: Lab, host: Host) -> Started:
 
 
 def _config(folder: Path) -> Path:
-    """Return a host's own configuration file: the machine's is not the lab's. What is written there stays."""
+    """Return the path of a host's own configuration file; keep what a user wrote there."""
     path = folder / "agent.toml"
     if not path.exists():
         path.write_text(
@@ -73,12 +73,12 @@ def _config(folder: Path) -> Path:
 
 
 def alive(lab: Lab, host: Host) -> bool:
-    """Tell whether a host's agent runs."""
+    """Return whether a host's agent runs."""
     return bool(processes.agents(lab.folder, host.name))
 
 
 def start_etcd(lab: Lab) -> None:
-    """Start etcd on the switch, reached from every segment, and wait until it serves the lab's users, and only them."""
+    """Start etcd on the switch, reached from every segment; wait until it serves the lab's users, and only them."""
     try:
         commands.run("etcd", "--version")
     except NotFound as error:
@@ -97,7 +97,7 @@ def start_etcd(lab: Lab) -> None:
         *("--advertise-client-urls", f"https://127.0.0.1:{ETCD_PORT}"),
         *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"lab={peer}"),
         *("--cert-file", cert, "--key-file", key, "--trusted-ca-file", ca, "--client-cert-auth"),
-        *("--heartbeat-interval", "20", "--election-timeout", "200"),  # one member elects itself
+        *("--heartbeat-interval", "20", "--election-timeout", "200"),  # a single member elects itself
         *("--bcrypt-cost", "4", "--unsafe-no-fsync", "--log-level", "warn"),
     ]
     log = lab.folder / "etcd-server"
@@ -105,7 +105,7 @@ def start_etcd(lab: Lab) -> None:
 
     def serves() -> bool:
         if process.poll() is not None:
-            raise LinkspanError("etcd ended at its start", f"see {log}.log")
+            raise LinkspanError("etcd ended right after its start", f"see {log}.log")
         with contextlib.suppress(OSError, http.client.HTTPException):
             return b"true" in _etcd(lab, "GET", "/health")
         return False
@@ -117,7 +117,7 @@ def start_etcd(lab: Lab) -> None:
 
 
 def _etcd(lab: Lab, method: str, path: str, body: object = None) -> bytes:
-    """Ask etcd by its gateway, from the switch. Raises OSError or HTTPException, LinkspanError where it refuses."""
+    """Ask etcd by its gateway, from the switch. Raises OSError or HTTPException, LinkspanError if it refuses."""
     ca, cert, key = (str(credential(lab, name)) for name in ("ca.pem", "client.pem", "client.key"))
     context = ssl.create_default_context(cafile=ca)
     context.load_cert_chain(cert, key)
@@ -134,7 +134,7 @@ def _etcd(lab: Lab, method: str, path: str, body: object = None) -> bytes:
 
 
 def _set_users(lab: Lab) -> None:
-    """Let nobody in but the lab's user, who may use the lab's records, and root."""
+    """Let in only the lab's user, who may use the lab's records, and root."""
     # The range of a prefix ends before the next string of its length.
     begin = f"{PREFIX}/".encode()
     permission = {"permType": "READWRITE", "key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
@@ -155,9 +155,9 @@ def _has_ipv6() -> bool:
 
 
 def set_hosts(lab: Lab) -> None:
-    """Tell hosts what they are told in such a lab beyond their agents' options (`host set`).
+    """Set the hosts' settings of such a lab beyond their agents' options (`host set`).
 
-    An agent that is ready may not have joined its cluster yet. Raises Unavailable where one does not.
+    An agent that is ready may not have joined its cluster yet. Raises Unavailable if one does not join.
     """
     if lab.backend == "ipsec":
         _make_key(shared_key(lab))
@@ -171,14 +171,14 @@ def set_hosts(lab: Lab) -> None:
 
 
 def _make_key(path: Path) -> None:
-    """Make the key that all hosts share; a lab's hosts have one machine, and so one file."""
+    """Make the key that all hosts share; a lab's hosts are on one machine, and so have one file."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(f"{secrets.token_urlsafe(32)}\n")
 
 
 def create_network(lab: Lab) -> list[dict[str, Any]]:
-    """Create the lab's network: on h1, and wait for it elsewhere; or on each host where each is alone."""
+    """Create the lab's network: on h1, and wait for it elsewhere; or on each host if each is alone."""
     wish = {"name": lab.network, "pools": lab.pools, "backend": lab.backend, "options": lab.options}
     creators = lab.hosts if lab.alone else lab.hosts[:1]
     made = [dict(client(lab, host.name).call("POST", "/v1/networks", wish)) for host in creators]
@@ -187,14 +187,14 @@ def create_network(lab: Lab) -> list[dict[str, Any]]:
 
 
 def await_network(lab: Lab, hosts: Sequence[Host], network: str) -> None:
-    """Wait until agents know a network, and have a lease where it crosses hosts.
+    """Wait until agents know a network, and have a lease if it crosses hosts.
 
-    Raises Unavailable, naming the host whose does not.
+    Raises Unavailable with the name of a host that does not.
     """
     for host in hosts:
         if not commands.await_(lambda host=host: _knows(lab, host, network)):  # type: ignore[misc]
             raise Unavailable(
-                f"host {host.name} does not hear of network {network} after {commands.PATIENCE:.0f} s",
+                f"host {host.name} has not received network {network} after {commands.PATIENCE:.0f} s",
                 f"see {lab.folder / host.name / 'agent.log'}",
             )
 
@@ -211,7 +211,7 @@ def _knows(lab: Lab, host: Host, network: str) -> bool:
 
 
 def await_names(lab: Lab) -> None:
-    """Wait a while until containers' names are answered on their hosts; that they are not is no failure of the lab."""
+    """Wait a while until containers' names are answered on their hosts; missing names are no failure of the lab."""
     for host in lab.hosts:
         commands.await_(lambda host=host: not _awaits_names(lab, host))  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""A lab is made, and is taken away: whatever state it is in."""
+"""Building and removal of a lab, in any state."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from linkspan.lab import (
 from linkspan.lab.record import Attachment, Lab
 
 Step = Callable[[str], contextlib.AbstractContextManager[None]]
-"""What tells the user that something takes a while: ``with step("agents"): ...``."""
+"""Reports to the user that something takes a while: ``with step("agents"): ...``."""
 
 
 @contextlib.contextmanager
 def silently(_what: str) -> Iterator[None]:
-    """Tell nobody."""
+    """Report nothing."""
     yield
 
 
 def up(lab: Lab, step: Step = silently) -> None:
-    """Make a lab; what was made is taken away again where a part fails. Raises LinkspanError."""
+    """Make a lab; if a part fails, remove what was made. Raises LinkspanError."""
     if record.exists(lab.name):
         found = record.load(lab.name)
         state = "is up already" if found.complete else "was left half made"
@@ -51,13 +51,13 @@ def up(lab: Lab, step: Step = silently) -> None:
     try:
         _make(lab, step)
     except (LinkspanError, KeyboardInterrupt) as error:
-        with step("taking away again what was made"):
+        with step("removing what was made"):
             logs = record.keep_logs(lab)
             down(lab.name)
         if isinstance(error, LinkspanError) and (not error.hint or str(lab.folder) in error.hint):
             error.hint = f"the logs are in {logs}"
             if rootless.entered():
-                error.hint = "as root (sudo) the logs are kept, here they went with the lab's own /run"
+                error.hint = "as root (sudo) the logs are kept; here they were removed with the lab's own /run"
         raise
     record.drop_logs(lab.name)
     lab.complete = True
@@ -94,7 +94,7 @@ def _make(lab: Lab, step: Step) -> None:
 
 
 def down(name: str) -> bool:
-    """Take a lab away; tell whether there was one. Goes on past errors and raises them together."""
+    """Remove a lab; return whether there was one. Continue past errors and raise them together."""
     if not record.exists(name):
         record.drop_logs(name)
         record.erase(name)
@@ -103,7 +103,7 @@ def down(name: str) -> bool:
     failed: list[str] = []
     kill = partial(processes.kill, lab.folder, lambda: list(processes.of_lab(lab.folder, _any)), f"lab {name}")
     deletes = [partial(commands.delete, namespace) for namespace in lab.namespaces]
-    # Killed once more at the end: what an agent was about to start when it was killed, and bore no mark yet.
+    # Kill once more at the end: a killed agent may have been about to start a process that had no mark yet.
     steps: list[Callable[[], object]] = [kill, *deletes, kill]
     for step in steps:
         try:
@@ -112,7 +112,7 @@ def down(name: str) -> bool:
             failed.append(error.message)
     if failed:
         raise LinkspanError(
-            f"lab {name} is not wholly gone: {'; '.join(failed)}", "put that right and do it again"
+            f"lab {name} is not completely removed: {'; '.join(failed)}", "fix that and try again"
         )
     record.erase(name)
     return True

@@ -1,4 +1,4 @@
-"""Commands in named network namespaces, and such namespaces made and removed. The machine's own is never meant."""
+"""Commands in named network namespaces, which are made and removed here. Never in the machine's own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
 
 PATIENCE = 60.0
-"""Seconds: a machine that is busy with a hundred hosts is slow, and not broken."""
+"""Seconds: a machine that is busy with a hundred hosts is slow, but not broken."""
 STEP = 0.02
-"""Seconds between two looks at a condition that is awaited."""
+"""Seconds between two checks of an awaited condition."""
 PACKAGES = "apt install iproute2 iputils-ping nftables procps util-linux"
 
 
 def run(*argv: str, given: str | None = None, netns: str = "") -> str:
-    """Run a command and return what it prints. Raises LinkspanError, with the command and its words."""
+    """Run a command and return its output. Raises LinkspanError with the command and its message."""
     inside = (*entering(netns), *argv) if netns else argv
     try:
         done = subprocess.run(
@@ -38,18 +38,18 @@ def ip(netns: str, commands: Iterable[str]) -> None:
 
 
 def entering(netns: str, hostname: str = "") -> tuple[str, ...]:
-    """Return the words before a command that put it into a namespace, as the machine of a name."""
+    """Return the words that run a command in a namespace, as the machine of that name."""
     renamed = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', hostname)
     return ("nsenter", f"--net=/run/netns/{netns}", *(renamed if hostname else ()))
 
 
 def there(netns: str) -> bool:
-    """Tell whether a named namespace exists."""
+    """Return whether a named namespace exists."""
     return Path("/run/netns", netns).exists()
 
 
 def refuse_taken(netns: str) -> None:
-    """Raise Conflict where a namespace of this name exists."""
+    """Raise Conflict if a namespace of this name exists."""
     if there(netns):
         raise Conflict(
             f"a network namespace {netns} exists already", f"remove it first: ip netns delete {netns}"
@@ -57,7 +57,7 @@ def refuse_taken(netns: str) -> None:
 
 
 def add(netns: str) -> None:
-    """Add a namespace with lo up. Raises Conflict where somebody else's has the name."""
+    """Add a namespace with lo up. Raises Conflict if somebody else's has the name."""
     refuse_taken(netns)
     run("ip", "netns", "add", netns)
     run("ip", "-n", netns, "link", "set", "lo", "up")
@@ -70,7 +70,7 @@ def delete(netns: str) -> None:
 
 
 def await_(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Look at a condition until it holds; tell whether it did in time."""
+    """Poll a condition until it holds; return whether it did in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

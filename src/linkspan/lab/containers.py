@@ -1,4 +1,4 @@
-"""The containers of a lab: namespaces that are attached to networks by the agent's API, as a runtime's are."""
+"""Containers of a lab: namespaces attached to networks by the agent's API, like a runtime's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKERS = 4
 
 
 def make(lab: Lab, containers: Sequence[Container]) -> None:
-    """Make namespaces, and attach each as its record wishes; at once on all hosts. Raises the first error."""
+    """Make namespaces, and attach each as its record says; at once on all hosts. Raises the first error."""
     for container in containers:
         commands.add(container.namespace)
     by_host: dict[str, list[Container]] = {}
@@ -37,7 +37,7 @@ def _attach_all(lab: Lab, containers: Sequence[Container]) -> None:
 
 
 def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, Any]:
-    """Attach a container's namespace, and note in its record what it got."""
+    """Attach a container's namespace, and note the result in its record."""
     path = f"/run/netns/{container.namespace}"
     fd = open_namespace(path)
     body = {
@@ -61,7 +61,7 @@ def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, 
 
 
 def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: str = "") -> dict[str, Any]:
-    """Add a container, or one more interface to one that is there, and return its endpoint."""
+    """Add a container, or one more interface to an existing one, and return its endpoint."""
     checked_name(name, "container")
     lab.host(host)
     known = next((one for one in lab.containers if one.name == name), None)
@@ -95,7 +95,7 @@ def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: st
 
 
 def remove(lab: Lab, name: str) -> int:
-    """Detach a container and remove its namespace; returns how many interfaces it had."""
+    """Detach a container and remove its namespace; return how many interfaces it had."""
     container = lab.container(name)
     gone = client(lab, container.host).call("POST", "/v1/detach", {"id": name, "ifname": "", "network": ""})
     commands.delete(container.namespace)
@@ -105,7 +105,7 @@ def remove(lab: Lab, name: str) -> int:
 
 
 def mtus(lab: Lab) -> dict[str, int]:
-    """Return the MTU for each address, as the agents say now, or as it was where an agent does not answer."""
+    """Return the MTU for each address, from the agents, or the last known one if an agent does not answer."""
     found = {a: one.mtu for c in lab.containers for one in c.attachments for a in one.addresses}
     for host in lab.hosts:
         try:

@@ -1,4 +1,4 @@
-"""The controllers of a lab with backend sdn: they run beside the switches, as on a management network."""
+"""Controllers of a lab with backend sdn: they run beside the switches, as on a management network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def socket(lab: Lab, one: Controller) -> str:
 
 
 def start(lab: Lab, controllers: list[Controller]) -> None:
-    """Start controllers, the first one alone, so that it is active. Raises LinkspanError, naming the one that fails."""
+    """Start controllers, the first one alone, so that it is active. Raises LinkspanError with a failed one's name."""
     _start(lab, controllers[:1])
     _start(lab, controllers[1:])
 
@@ -46,14 +46,14 @@ def _start(lab: Lab, controllers: list[Controller]) -> None:
 
 
 def pids(lab: Lab, one: Controller) -> list[int]:
-    """Return the process of a controller, where it runs."""
+    """Return the process of a controller, if it runs."""
     return list(processes.of_lab(lab.folder, lambda role, _: role == f"controller/{one.name}"))
 
 
 def do(lab: Lab, one: Controller, failure: str) -> str:
-    """Make a controller fail; returns what was done. Raises Invalid where there is no failure of the name."""
+    """Make a controller fail; return what was done. Raises Invalid for an unknown failure."""
     if failure not in FAILURES:
-        raise Invalid(f"a controller has no failure {failure!r}", f"there are {', '.join(FAILURES)}")
+        raise Invalid(f"a controller has no failure {failure!r}", f"the known ones are {', '.join(FAILURES)}")
     one.broken.append(failure)
     lab.save()
     if not processes.kill(lab.folder, lambda: pids(lab, one), f"controller {one.name}"):

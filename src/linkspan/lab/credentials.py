@@ -1,7 +1,7 @@
-"""What a lab's etcd and its users prove themselves by: certificates of the lab's own authority, and passwords.
+"""Credentials of a lab's etcd and its users: certificates of the lab's own authority, and passwords.
 
-All of it is in the lab's folder, for root alone. The users' certificate has no common name: etcd's gateway takes
-one with a name for a user of its own, and refuses every call then.
+All of it is in the lab's folder, for root alone. The users' certificate has no common name: etcd's gateway
+takes one with a name for a user of its own, and then refuses every call.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from linkspan.lab.record import Lab
 from linkspan.lab.topology import USER, bare, credential, etcd_address
 
 ROOT = "root"
-"""The user that etcd needs before it asks anybody who they are."""
+"""The user that etcd needs before it authenticates anybody."""
 DAYS = "3650"
 
 
 def make(lab: Lab) -> None:
-    """Make them once. Raises NotFound where openssl is not installed."""
+    """Make them once. Raises NotFound if openssl is not installed."""
     where = credential(lab, "")
     if where.exists():
         return
@@ -28,7 +28,7 @@ def make(lab: Lab) -> None:
     signed = ("-CA", _file(lab, "ca.pem"), "-CAkey", _file(lab, "ca.key"))
     addresses = ["127.0.0.1", *(bare(etcd_address(lab, number)) for number in range(1, lab.segments + 1))]
     names = "subjectAltName=" + ",".join(f"IP:{address}" for address in addresses)
-    # The gateway is a client of its own server: the server's certificate must do for both.
+    # The gateway is a client of its own server, so the server's certificate must serve for both.
     both = "extendedKeyUsage=serverAuth,clientAuth"
     _certificate(lab, "server", "/O=linkspan lab", *signed, "-addext", names, "-addext", both)
     _certificate(lab, "client", "/O=linkspan lab", *signed, "-addext", "extendedKeyUsage=clientAuth")
@@ -54,7 +54,7 @@ def password(lab: Lab, user: str) -> str:
 
 
 def environment(lab: Lab, endpoint: str) -> dict[str, str]:
-    """Return by which environment variables ``etcdctl`` asks the lab's etcd, as a user that may do everything."""
+    """Return the environment variables by which ``etcdctl`` uses the lab's etcd as a user with all rights."""
     return {
         "ETCDCTL_API": "3",
         "ETCDCTL_ENDPOINTS": f"https://{endpoint}",

@@ -1,4 +1,4 @@
-"""`lab break` and `lab mend`: what goes wrong on real hosts, done on purpose, and undone."""
+"""`lab break` and `lab mend`: failures of real hosts, caused on purpose, and undone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = re.compile(r"ls[-0-9a-z]")
 
 
 def do(lab: Lab, host: Host, failure: str) -> str:
-    """Make a failure; returns what was done. Raises Invalid where there is none of the name."""
+    """Cause a failure; return what was done. Raises Invalid for an unknown failure."""
     if failure.startswith(PARTITION):
         return _partition(lab, host, failure.removeprefix(PARTITION))
     if failure not in FAILURES:
@@ -29,7 +29,7 @@ def do(lab: Lab, host: Host, failure: str) -> str:
 
 
 def _whose(lab: Lab, failure: str) -> str:
-    """Return what to do about a failure that hosts have not: whose it is, or which they have."""
+    """Return what to do about a failure that hosts do not have: who has it, or which ones they have."""
     for kind, known, there, options in (
         ("router", routers.FAILURES, lab.routers, "--routers bird"),
         ("switch", switches.FAILURES, lab.switches, "--backend sdn"),
@@ -39,11 +39,11 @@ def _whose(lab: Lab, failure: str) -> str:
             if there:
                 return f"it is a {kind}'s: linkspan lab break {there[0].name} {failure}"
             return f"it is a {kind}'s, and this lab has none: linkspan lab up {options}"
-    return f"there are {', '.join(FAILURES)} and {PARTITION}HOST"
+    return f"the known ones are {', '.join(FAILURES)} and {PARTITION}HOST"
 
 
 def _note(lab: Lab, host: Host, failure: str) -> None:
-    """Write down a failure that stays, before it is made."""
+    """Record a lasting failure, before it is caused."""
     if failure not in host.broken:
         host.broken.append(failure)
     lab.save()
@@ -99,7 +99,7 @@ def _fdb_flush(_lab: Lab, host: Host) -> str:
 def _store_cut(lab: Lab, host: Host) -> str:
     if lab.store != "etcd" or lab.alone:
         raise Invalid(
-            f"lab {lab.name} has a SQLite store, a file of this machine: it cannot be cut off for one host",
+            f"lab {lab.name} has a SQLite store, a file of this machine: one host cannot be cut off from it",
             "make a lab with --store etcd",
         )
     _note(lab, host, STORE_CUT)
@@ -112,7 +112,7 @@ def _helper_kill(lab: Lab, host: Host) -> str:
     if not pids:
         raise NotFound(
             f"no helper program runs on host {host.name}",
-            "names have one, and backends bgp, ipsec, and ipip and wireguard where the kernel has none of these",
+            "DNS names need one, and backends bgp, ipsec, and ipip and wireguard if the kernel lacks these",
         )
     remaining = set(pids)
     count = processes.kill(
@@ -124,7 +124,7 @@ def _helper_kill(lab: Lab, host: Host) -> str:
 
 
 def _reboot(lab: Lab, host: Host) -> str:
-    """The kernel's part of a host is made anew; its disk, the state folder, stays."""
+    """Make the kernel's part of a host again; its disk, the state folder, stays."""
     mine = [container for container in lab.containers if container.host == host.name]
     marks = (f"agent/{host.name}", f"exec/{host.name}", *(f"exec/{c.name}" for c in mine))
     host.boot_id = str(uuid.uuid4())
@@ -143,13 +143,13 @@ def _reboot(lab: Lab, host: Host) -> str:
     for network in dict.fromkeys(one.network for container in mine for one in container.attachments):
         agents.await_network(lab, [host], network)
     containers.make(lab, mine)
-    return f"{host.name} has booted anew, with {counted(len(mine), 'container')}"
+    return f"{host.name} has rebooted, with {counted(len(mine), 'container')}"
 
 
 def _partition(lab: Lab, host: Host, other: str) -> str:
     if lab.switches:
         raise Invalid(
-            "hosts of a lab with OpenFlow switches cannot be parted from each other",
+            "hosts of a lab with OpenFlow switches cannot be separated from each other",
             f"cut a link: linkspan lab break {host.name} link-down, or break sw2 link-down:sw3",
         )
     if lab.host(other) is host:
@@ -174,7 +174,7 @@ FAILURES: dict[str, Callable[[Lab, Host], str]] = {
 
 
 def mend(lab: Lab, host: Host) -> list[str]:
-    """Undo every failure of a host that stays, whoever of two was named; returns what was done."""
+    """Undo all lasting failures of a host, whichever of two was named; return what was done."""
     done = []
     apart = [one for one in lab.hosts if PARTITION + host.name in one.broken]
     cut = [word for word in host.broken if word == STORE_CUT or word.startswith(PARTITION)]

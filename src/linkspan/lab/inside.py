@@ -1,4 +1,4 @@
-"""Commands of the user's in a host, container or router of a lab."""
+"""User's commands in a host, container or router of a lab."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from linkspan.lab.record import Host, Lab, Router
 from linkspan.lab.topology import ETCD_PORT, bare, etcd_address
 
 LAB = "LINKSPAN_LAB"
-"""The environment variable that says which lab is meant where --lab is not given."""
+"""Environment variable with the name of the lab, if --lab is not given."""
 
 
 def environment(lab: Lab, name: str) -> dict[str, str]:
     """Return the environment in a host or container: `linkspan` is found, and talks to the host's agent.
 
-    In a host, `etcdctl` talks to the lab's etcd, as a user that may do everything there.
+    In a host, `etcdctl` talks to the lab's etcd, as a user with all rights there.
 
     In a router, `vtysh` or `birdc` talks to its daemons.
     """
@@ -31,7 +31,9 @@ def environment(lab: Lab, name: str) -> dict[str, str]:
         return found | {"PATH": f"{routers.folder(lab, place) / 'bin'}:{found['PATH']}"}
     host = lab.host(place.name if isinstance(place, Host) else place.host)
     more = {LAB: lab.name, "LINKSPAN_SOCKET": lab.socket(host.name)}
-    if lab.controllers:  # so that `ovs-ofctl dump-flows sw1` finds the lab's switch, and the first controller is asked
+    # so that `ovs-ofctl dump-flows sw1` finds the lab's switch, and `linkspan controller` the first
+    # controller
+    if lab.controllers:
         first = next((one for one in lab.controllers if controllers.pids(lab, one)), lab.controllers[0])
         more |= {
             "LINKSPAN_CONTROLLER_SOCKET": controllers.socket(lab, first),
@@ -51,7 +53,7 @@ def command(lab: Lab, name: str, argv: Sequence[str]) -> list[str]:
 
 
 def become(lab: Lab, name: str, argv: Sequence[str]) -> NoReturn:
-    """Run a command in this process's place. Raises NotFound where there is none of the name."""
+    """Run a command in this process's place. Raises NotFound if it does not exist."""
     env = environment(lab, name)
     if shutil.which(argv[0], path=env["PATH"]) is None:
         raise NotFound(f"command {argv[0]} is not found", "give its path, or install it")
@@ -60,7 +62,7 @@ def become(lab: Lab, name: str, argv: Sequence[str]) -> NoReturn:
 
 
 def shell(lab: Lab, name: str) -> NoReturn:
-    """Become an interactive shell in a host or container, which says in its prompt where it is."""
+    """Become an interactive shell in a host or container, with its name in the prompt."""
     os.environ["PS1"] = f"[{lab.name}] {name}# "
     plain = ["bash", "--norc", "-i"] if shutil.which("bash") else ["sh", "-i"]
     become(lab, name, plain)

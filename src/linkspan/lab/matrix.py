@@ -1,4 +1,4 @@
-"""`lab test`: from every container and host to every container, by ping, TCP, and the largest packet with DF."""
+"""`lab test`: every container and host to every container, by ping, TCP, and the largest packet with DF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKERS = 16
 
 
 class Failure(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
-    """What did not arrive."""
+    """A test that failed."""
 
     source: str
     target: str
@@ -26,7 +26,7 @@ class Failure(msgspec.Struct, frozen=True, rename={"source": "from", "target": "
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How many pairs there are, how many are well in all ways, and what is not."""
+    """The number of pairs, the number that pass all tests, and the failures."""
 
     pairs: int
     ok: int
@@ -34,7 +34,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def pairs(lab: Lab) -> list[tuple[Host | Container, Container]]:
-    """Return who should reach whom; where each host is alone, its own containers only."""
+    """Return who should reach whom; if each host is alone, only its own containers."""
     places: Iterable[Host | Container] = chain(lab.containers, lab.hosts)
     return [
         (source, target)
@@ -52,13 +52,13 @@ def _reachable(lab: Lab, source: Host | Container, target: Container) -> bool:
 
 
 def _shared(source: Container, target: Container) -> list[str]:
-    """Return the target's addresses in networks that both are in: networks are isolated from each other."""
+    """Return the target's addresses in networks that both share: networks are isolated from each other."""
     mine = {one.network for one in source.attachments}
     return [address for one in target.attachments if one.network in mine for address in one.addresses]
 
 
 def test(lab: Lab) -> Outcome:
-    """Try all pairs, some at a time."""
+    """Test all pairs, several at a time."""
     found = pairs(lab)
     mtus = containers.mtus(lab)
     greeters = {c.name: sockets.Greeter(c.namespace, c.name.encode()) for c in lab.containers}
@@ -93,7 +93,7 @@ def _tried(
 def awaited(lab: Lab, seconds: float = commands.PATIENCE) -> list[Failure]:
     """Wait until every container reaches its gateways and one container of each host; return what stays silent.
 
-    Nobody waits for what cannot come.
+    It does not wait for the impossible.
     """
     waiting = _first_pings(lab)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -108,7 +108,7 @@ def awaited(lab: Lab, seconds: float = commands.PATIENCE) -> list[Failure]:
 
 
 def _first_pings(lab: Lab) -> list[tuple[str, str, str, str, bool]]:
-    """Return (from, to, namespace, address, hope) of the pings that tell whether a lab has come up."""
+    """Return (from, to, namespace, address, hope) of the pings that show whether a lab has come up."""
     found = [
         (c.name, "its gateway", c.namespace, bare(gateway), True)
         for c in lab.containers
@@ -126,8 +126,8 @@ def _first_pings(lab: Lab) -> list[tuple[str, str, str, str, bool]]:
 
 
 def sentence(failures: Sequence[Failure]) -> LinkspanError:
-    """Return the error that says what does not answer."""
+    """Return the error that names what does not answer."""
     words = [f"{f.source} to {f.target}: {f.what}" for f in failures[:5]]
     more = f" (and {len(failures) - 5} more)" if len(failures) > 5 else ""
-    hint = "`linkspan lab exec h1 -- linkspan status` says what h1 does not reach, and why"
+    hint = "`linkspan lab exec h1 -- linkspan status` shows what h1 does not reach, and why"
     return LinkspanError("; ".join(words) + more, hint)

@@ -1,7 +1,8 @@
-"""The processes of a lab: agents, etcd, what agents start, and what `lab exec` runs.
+"""Processes of a lab: agents, etcd, what agents start, and what `lab exec` runs.
 
-A process is a lab's by ``LINKSPAN_LAB_MARK=FOLDER:ROLE`` in its environment, found in /proc: there are no pid
-files, so one that was started just before a crash is found too, and another's that got its pid is never ended.
+A process belongs to a lab by ``LINKSPAN_LAB_MARK=FOLDER:ROLE`` in its environment, found in /proc. There are
+no pid files. So a process that was started just before a crash is found too, and a foreign process with a
+reused pid is never ended.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def environment(folder: Path, role: str, **more: str) -> dict[str, str]:
 
 
 def _commands(folder: Path) -> Path:
-    """Return the folder where `linkspan` is; a checkout that is not installed gets one in the lab."""
+    """Return the folder of `linkspan`; a checkout that is not installed gets one in the lab."""
     installed = Path(sys.executable).parent
     if (installed / "linkspan").exists():
         return installed
@@ -50,7 +51,7 @@ def _commands(folder: Path) -> Path:
 def start(
     netns: str, hostname: str, argv: Sequence[str], env: dict[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own; stdout begins LOG.out anew, stderr goes on in LOG.log."""
+    """Start a process in a session of its own; stdout truncates LOG.out, stderr appends to LOG.log."""
     try:
         with log.with_suffix(".out").open("wb") as out, log.with_suffix(".log").open("ab") as errors:
             return subprocess.Popen(
@@ -67,7 +68,7 @@ def start(
 
 
 def of_lab(folder: Path, wanted: Callable[[str, bytes], bool]) -> Iterator[int]:
-    """Yield the pids of a lab's processes for which ``wanted`` (role, environment) holds."""
+    """Yield the pids of a lab's processes for which ``wanted`` (role, environment) is true."""
     mark = f"{MARK}={folder}:".encode()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -81,7 +82,7 @@ def of_lab(folder: Path, wanted: Callable[[str, bytes], bool]) -> Iterator[int]:
 
 
 def _elsewhere(process: Path, folder: Path) -> bool:
-    """Tell whether a process's lab is another of the same name, in a mount namespace with a /run of its own."""
+    """Return whether a process's lab is another of the same name, in a mount namespace with a /run of its own."""
     try:
         return not (process / "root" / folder.relative_to("/")).samefile(folder)
     except OSError:
@@ -89,7 +90,7 @@ def _elsewhere(process: Path, folder: Path) -> bool:
 
 
 def agents(folder: Path, host: str) -> list[int]:
-    """Return the agents of a host (more than one where one is just being replaced)."""
+    """Return the agents of a host (more than one while one is being replaced)."""
     role = f"agent/{host}"
     return list(of_lab(folder, lambda found, environ: found == role and OWNER.encode() not in environ))
 
@@ -108,7 +109,7 @@ def _leads(pid: int) -> bool:
 
 
 def kill(folder: Path, find: Callable[[], Sequence[int]], what: str) -> int:
-    """Kill what is found until nothing is found any more; return how many. Raises Unavailable where one stays."""
+    """Kill all that is found until nothing is left; return how many. Raises Unavailable if one stays."""
     own = _ancestors()
     deadline = time.monotonic() + PATIENCE
     killed: set[int] = set()
@@ -117,12 +118,12 @@ def kill(folder: Path, find: Callable[[], Sequence[int]], what: str) -> int:
             if _kill(folder, pid):
                 killed.add(pid)
         if time.monotonic() > deadline:
-            raise Unavailable(f"{what}: process {pids[0]} does not end", "is the machine out of breath?")
+            raise Unavailable(f"{what}: process {pids[0]} does not end", "is the machine overloaded?")
     return len(killed)
 
 
 def _kill(folder: Path, pid: int) -> bool:
-    """Kill a process if it is the lab's still, and wait for its end."""
+    """Kill a process if it still belongs to the lab, and wait for its end."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -139,7 +140,7 @@ def _kill(folder: Path, pid: int) -> bool:
 
 
 def _ancestors() -> set[int]:
-    """Return this process and those above it: `lab down` may be typed into a shell of the lab."""
+    """Return this process and its ancestors: `lab down` may be typed into a shell of the lab."""
     found, pid = set(), os.getpid()
     while pid > 1 and pid not in found:
         found.add(pid)
@@ -149,7 +150,7 @@ def _ancestors() -> set[int]:
 
 
 def await_word(process: subprocess.Popen[bytes], log: Path, word: str, what: str) -> None:
-    """Wait until a process has said a word on stdout. Raises LinkspanError with its last words where it ends."""
+    """Wait until a process prints a word on stdout. Raises LinkspanError with its last output if it ends."""
     deadline = time.monotonic() + PATIENCE
     while word not in log.with_suffix(".out").read_text(errors="replace").split():
         if process.poll() is not None or time.monotonic() > deadline:

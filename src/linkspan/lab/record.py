@@ -1,6 +1,6 @@
-"""What a lab is made of, as a file: written before a thing is made, so that `down` knows all that may be there.
+"""Record of a lab, as a file: written before a thing is made, so that `down` knows everything that may exist.
 
-/run/linkspan-lab/NAME holds it (lab.json), each host's folder (state, socket, logs) and a shared SQLite store.
+/run/linkspan-lab/NAME has it (lab.json), each host's folder (state, socket, logs) and a shared SQLite store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 
 
 class Attachment(msgspec.Struct):
-    """A container's interface: what was asked for (``ip`` may be empty), and what it got."""
+    """A container's interface: the request (``ip`` may be empty), and the result."""
 
     network: str
     ip: list[str] = []
@@ -45,14 +45,15 @@ class Container(msgspec.Struct):
 
     @property
     def addresses(self) -> list[str]:
-        """All its addresses."""
+        """Return all its addresses."""
         return [address for one in self.attachments for address in one.addresses]
 
 
 class Host(msgspec.Struct):
-    """A virtual host. ``broken`` are the failures made by `lab break` that stay until it is mended.
+    """A virtual host. ``broken`` are the lasting failures from `lab break`, until `lab mend`.
 
-    Behind a NAT it has ``outside`` addresses on the segment, which are the NAT's, and its own are behind that.
+    Behind a NAT it has ``outside`` addresses on the segment, which are the NAT's, and its own are behind
+    that.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Host(msgspec.Struct):
 
     @property
     def nat(self) -> str:
-        """The namespace of the NAT that it is behind, '' where it is behind none."""
+        """Return the namespace of its NAT, '' if it has none."""
         return f"{self.namespace}-nat" if self.outside else ""
 
 
@@ -73,7 +74,7 @@ class Router(msgspec.Struct, kw_only=True):
     """A BGP speaker of the underlay, by ``software`` bird or frr: a segment's router, or a route reflector.
 
     ``addresses`` are on its segment, ``core`` on the link between routers; a reflector forwards nothing, and
-    has none there. ``number`` tells it from the lab's other routers.
+    has none there. ``number`` distinguishes it from the lab's other routers.
     """
 
     name: str
@@ -88,12 +89,12 @@ class Router(msgspec.Struct, kw_only=True):
 
     @property
     def reflector(self) -> bool:
-        """Whether it hands on routes of one AS and forwards nothing."""
+        """Return whether it passes on routes of one AS and forwards nothing."""
         return not self.core
 
 
 class Switch(msgspec.Struct, kw_only=True):
-    """An OpenFlow switch, in the namespace that all of them have."""
+    """An OpenFlow switch, in the namespace that all switches share."""
 
     name: str
     broken: list[str] = []
@@ -107,7 +108,7 @@ class Controller(msgspec.Struct, kw_only=True):
 
 
 class Lab(msgspec.Struct, kw_only=True):
-    """A lab. Until ``complete`` it is being made, or was left half made."""
+    """A lab. Until ``complete`` it is being made, or was left incomplete."""
 
     name: str
     backend: str
@@ -126,45 +127,45 @@ class Lab(msgspec.Struct, kw_only=True):
 
     @property
     def folder(self) -> Path:
-        """The lab's folder."""
+        """Return the lab's folder."""
         return FOLDER / self.name
 
     @property
     def hidden(self) -> bool:
-        """Whether it is another user's, so that this one cannot look at its processes or enter its namespaces."""
+        """Return whether it is another user's, so that this one cannot see its processes or enter its namespaces."""
         return os.geteuid() not in (0, self.folder.stat().st_uid)
 
     def require_own(self, what: str) -> None:
-        """Raise Denied, naming what is refused, where the lab is another user's."""
+        """Raise Denied, with what is refused, if the lab is another user's."""
         if self.hidden:
             owner = self.folder.owner() if self.folder.stat().st_uid else "root"
             raise Denied(f"{what}: lab {self.name} is {owner}'s", f"run the command as {owner} (sudo)")
 
     @property
     def switch(self) -> str:
-        """The namespace of the underlay's bridges, and of etcd."""
+        """Return the namespace of the underlay's bridges, and of etcd."""
         return f"{self.name}-switch"
 
     @property
     def router(self) -> str:
-        """The namespace that joins segments; there is none where there is one, or where each has routers."""
+        """Return the namespace that joins segments; it does not exist for one segment, or if each has routers."""
         return f"{self.name}-router" if self.segments > 1 and not self.routers else ""
 
     @property
     def alone(self) -> bool:
-        """Whether each host is a cluster of its own: nothing of backend bridge crosses hosts."""
+        """Return whether each host is a cluster of its own: nothing of backend bridge crosses hosts."""
         return self.backend == "bridge"
 
     @property
     def namespaces(self) -> list[str]:
-        """Every namespace that may have been made, the containers' first."""
+        """Return every namespace that may have been made, the containers' first."""
         named: list[Place] = [*self.places, *self.routers]
         nats = [host.nat for host in self.hosts]
         return [*(one.namespace for one in named), *filter(None, (*nats, self.router, self.switch))]
 
     @property
     def places(self) -> list[Host | Container]:
-        """Containers and hosts."""
+        """Return containers and hosts."""
         return [*self.containers, *self.hosts]
 
     def routers_of(self, segment: int) -> list[Router]:
@@ -184,7 +185,7 @@ class Lab(msgspec.Struct, kw_only=True):
         return self._named("container", name, self.containers)
 
     def place(self, name: str) -> Place:
-        """Return a host, container or router. Raises NotFound, naming them all."""
+        """Return a host, container or router. Raises NotFound with all their names."""
         found: list[Place] = [*self.places, *self.routers]
         return self._named("host or container", name, found)
 
@@ -203,7 +204,7 @@ class Lab(msgspec.Struct, kw_only=True):
         raise NotFound(f"lab {self.name} has no {kinds} {name}", hint)
 
     def save(self) -> None:
-        """Write the record; whoever reads it has the old one or the new one."""
+        """Write the record; a reader gets the old one or the new one."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = self.folder / "lab.json.draft"
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
@@ -215,35 +216,35 @@ Breakable = Host | Router | Switch | Controller
 
 
 def checked(name: str) -> str:
-    """Return a lab's name if it may be one. Raises Invalid."""
+    """Return a lab's name if it is valid. Raises Invalid."""
     if not NAME.fullmatch(name):
         raise Invalid(f"lab {name!r} is no name for a lab", "use 1 to 30 of a-z, 0-9 and -")
     return name
 
 
 def exists(name: str) -> bool:
-    """Tell whether there is a lab of this name, whole or not."""
+    """Return whether there is a lab of this name, complete or not."""
     return (FOLDER / checked(name) / "lab.json").exists()
 
 
 def there(name: str) -> bool:
-    """Tell whether anything of a lab is there: its record, or logs of one that could not be made."""
+    """Return whether anything of a lab exists: its record, or logs of one that could not be made."""
     return exists(name) or (FOLDER / f"{name}.failed").exists()
 
 
 def load(name: str) -> Lab:
-    """Read a lab. Raises NotFound where there is none."""
+    """Read a lab. Raises NotFound if there is none."""
     path = FOLDER / checked(name) / "lab.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Lab)
     except FileNotFoundError as error:
         others = ", ".join(names())
-        hint = f"linkspan lab up --lab {name}" + (f"; there is: {others}" if others else "")
+        hint = f"linkspan lab up --lab {name}" + (f"; existing labs: {others}" if others else "")
         raise NotFound(f"there is no lab {name}", hint) from error
     except OSError as error:
         raise Denied(f"{path}: {(error.strerror or '').lower()}", "run it as root") from error
     except msgspec.DecodeError as error:
-        raise LinkspanError(f"{path} cannot be read ({error})", "was it made by another version?") from error
+        raise LinkspanError(f"{path} cannot be read ({error})", "did another version make it?") from error
 
 
 def names() -> list[str]:
@@ -253,7 +254,7 @@ def names() -> list[str]:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lab for changing it. Raises Conflict where another command does, Denied without root."""
+    """Lock a lab for a change. Raises Conflict if another command has it, Denied without root."""
     checked(name)
     try:
         FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -267,7 +268,7 @@ def locked(name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(f"another command is changing lab {name}", "wait for its end, or end it") from None
+            raise Conflict(f"another command is changing lab {name}", "wait until it ends, or stop it") from None
         yield
 
 
@@ -287,7 +288,7 @@ def drop_logs(name: str) -> None:
 
 
 def erase(name: str) -> None:
-    """Remove a lab's folder, the record last; a folder that is not there is no error."""
+    """Remove a lab's folder, the record last; a missing folder is no error."""
     folder = FOLDER / name
     for path in sorted(folder.glob("*")):
         if path.name != "lab.json":

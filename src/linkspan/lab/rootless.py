@@ -1,9 +1,9 @@
-"""Labs without root: in a user namespace, where this user is root of what is made in it.
+"""Labs without root: in a user namespace, where this user is root.
 
-A process that only sleeps, the keeper, holds the user namespace, a mount namespace with a /run of its own (for
-/run/netns and the labs' folders) and a network namespace. Each lab command enters these and then does all as
-root does. The keeper is found by its mark in the environment, as the labs' processes are, and ends with the last
-lab. What does not work there: etcd's and the user's own files under /run are out of sight.
+A process that only sleeps, the keeper, holds the user namespace, a mount namespace with a /run of its own
+(for /run/netns and the labs' folders) and a network namespace. Each lab command enters these and then works
+like root. The keeper is found by its mark in the environment, like the labs' processes, and ends with the
+last lab. Not available there: etcd's and the user's own files under /run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _KEEP = "mount -t tmpfs tmpfs /run && mkdir /run/netns /run/lock && echo kept &&
 def enter(*, make: bool) -> None:
     """Without root, run this whole command again inside the user's namespaces; with root, do nothing.
 
-    Where there are none they are made with ``make``; without it there is no lab, and the caller goes on to
-    say so. Raises Denied where the machine allows no user namespaces.
+    ``make`` creates them if they do not exist; without it there is no lab, and the caller reports that.
+    Raises Denied if the machine allows no user namespaces.
     """
     if os.geteuid() == 0:
         return
@@ -37,7 +37,7 @@ def enter(*, make: bool) -> None:
 
 
 def _keeper() -> int:
-    """Return the pid of this user's keeper, 0 where there is none."""
+    """Return the pid of this user's keeper, 0 if there is none."""
     mark = f"{MARK}={os.geteuid()}".encode()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -88,12 +88,12 @@ def _become(keeper: int) -> NoReturn:
 
 
 def entered() -> bool:
-    """Tell whether this command runs inside a user's namespaces."""
+    """Return whether this command runs inside a user's namespaces."""
     return os.environ.get(MARK, "").startswith("inside ")
 
 
 def finish() -> None:
-    """End the keeper that this command has entered: the last lab is gone. With root, do nothing."""
+    """End the keeper that this command has entered, after the last lab. With root, do nothing."""
     word, _, pid = os.environ.get(MARK, "").partition(":")
     if entered() and pid.isdigit():
         mark = f"{MARK}={word.removeprefix('inside ')}".encode()

@@ -1,4 +1,4 @@
-"""BIRD 2 as a router of the lab, or its route reflector: its configuration, and how it is started."""
+"""BIRD 2 as a router or route reflector of the lab: its configuration, and its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _head(router: Router, outer: Sequence[int], what: str) -> Iterator[str]:
     yield f"router id {router_id(router)};"
     yield "log stderr all;"
     yield ""
-    yield "# Container networks are made in these, and hosts are believed for nothing else."
+    yield "# Container networks are made in these, and other prefixes from hosts are not accepted."
     for family in outer:
         yield f"define CONTAINERS{family} = [ {CONTAINERS[family]}+ ];"
     yield ""
@@ -38,13 +38,13 @@ def _router(lab: Lab, router: Router) -> Iterator[str]:
     for family in outer:
         yield f"protocol kernel kernel{family} {{"
         yield f"  ipv{family} {{ import none; export where source = RTS_BGP; }};"
-        yield "  merge paths on;  # all ways that are equally good, not one"
+        yield "  merge paths on;  # all equally good paths, not one"
         yield "}"
     yield ""
-    yield "# GRACEFUL_SHUTDOWN (RFC 8326): any other way is better. FRR does that by itself."
+    yield "# GRACEFUL_SHUTDOWN (RFC 8326): any other path is better. FRR does that by itself."
     yield "function leaving() -> bool { if (65535, 0) ~ bgp_community then bgp_local_pref = 0; return true; }"
     yield ""
-    yield "# The rack's hosts: they call, each from an AS of its own."
+    yield "# The rack's hosts: they connect, each from an AS of its own."
     yield "protocol bgp hosts {"
     yield f"  local as {router.asn};"
     yield f"  neighbor range {rack(router, outer[0])} external;"
@@ -59,7 +59,7 @@ def _router(lab: Lab, router: Router) -> Iterator[str]:
     yield "}"
     if others := [other for other in lab.routers if other is not router]:
         yield ""
-        yield "# The other racks' routers: they are told of containers and of this rack."
+        yield "# The other racks' routers: they learn the containers' and this rack's prefixes."
         yield "template bgp rack {"
         yield f"  local {bare(router.core[0])} as {router.asn};"
         yield f"  hold time {HOLD};"
@@ -75,7 +75,7 @@ def _reflector(lab: Lab, router: Router) -> Iterator[str]:
     outer = families(lab)
     yield from _head(router, outer, "route reflector")
     yield ""
-    yield "# The hosts are its clients: what one tells goes to all others, its next hop as it came."
+    yield "# The hosts are its clients: routes of one go to all others, with an unchanged next hop."
     yield "protocol bgp hosts {"
     yield f"  local as {router.asn};"
     yield f"  neighbor range {rack(router, outer[0])} internal;"
@@ -89,11 +89,11 @@ def _reflector(lab: Lab, router: Router) -> Iterator[str]:
 
 
 def start(folder: Path) -> list[tuple[str, list[str], str]]:
-    """Return the daemons in the order of their start: name, command, and the socket that tells that it serves."""
+    """Return the daemons in the order of their start: name, command, and the socket that shows that it serves."""
     words = ["bird", "-f", "-c", str(folder / "bird.conf"), "-s", str(folder / "bird.ctl")]
     return [("bird", words, "bird.ctl")]
 
 
 def tools(folder: Path) -> dict[str, list[str]]:
-    """Return the programs by which one talks to it."""
+    """Return the programs to control it."""
     return {"birdc": ["birdc", "-s", str(folder / "bird.ctl")]}

@@ -1,4 +1,4 @@
-"""FRR as a router of the lab, or its route reflector: its configuration, and how its daemons are started."""
+"""FRR as a router or route reflector of the lab: its configuration, and the start of its daemons."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from linkspan.lab.topology import CONTAINERS, HOLD, LIMIT, bare, families, rack,
 
 PACKAGE, CONFIG = "frr", "etc/frr.conf"
 FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")
-"""Where distributions put the daemons: Debian and Ubuntu, Fedora."""
+"""Folders of the daemons in Debian and Ubuntu, and in Fedora."""
 USER = "frr"
 NAMES = {4: "ip", 6: "ipv6"}
 CALLERS = 1000
-"""Hosts that may call a router: FRR takes 100 where nothing is said, and a segment has up to 250."""
+"""Hosts that may connect to a router: FRR's default is 100, and a segment has up to 250."""
 
 _ENTER = """\
 mkdir -p /run/frr && mount --bind "$0/run" /run/frr && mount --bind "$0/etc" /etc/frr &&
 mount -t tmpfs tmpfs /var/lib && mount -t tmpfs tmpfs /var/tmp && exec "$@" >&2"""
-"""Its folders are compiled in, so it gets a mount namespace where they are the lab's: what the machine's own FRR
-has there (zebra would join its mgmtd) is out of sight, and nothing is left in them."""
+"""Its folders are compiled in, so it gets a mount namespace in which they are the lab's. It does not see the
+files of the machine's own FRR (zebra would join its mgmtd), and leaves nothing in them."""
 
 
 def config(lab: Lab, router: Router) -> str:
@@ -32,7 +32,7 @@ def _head(lab: Lab, router: Router) -> Iterator[str]:
     yield "frr defaults datacenter"
     yield f"hostname {router.name}"
     yield "!"
-    yield "! Container networks are made in these, and hosts are believed for nothing else."
+    yield "! Container networks are made in these, and other prefixes from hosts are not accepted."
     for family in families(lab):
         longest = 32 if family == 4 else 128
         yield f"{NAMES[family]} prefix-list CONTAINERS permit {CONTAINERS[family]} le {longest}"
@@ -76,7 +76,7 @@ def _speaker(lab: Lab, router: Router) -> Iterator[str]:
 
 
 def start(folder: Path) -> list[tuple[str, list[str], str]]:
-    """Return the daemons in the order of their start: name, command, and the socket that tells that it serves."""
+    """Return the daemons in the order of their start: name, command, and the socket that shows that it serves."""
     return [
         _daemon(folder, *one)
         for one in (("mgmtd", "mgmtd_be.sock"), ("zebra", "zserv.api"), ("bgpd", "bgpd.vty"))
@@ -104,5 +104,5 @@ def _daemon(folder: Path, name: str, socket: str) -> tuple[str, list[str], str]:
 
 
 def tools(folder: Path) -> dict[str, list[str]]:
-    """Return the programs by which one talks to it."""
+    """Return the programs to control it."""
     return {"vtysh": ["vtysh", "--vty_socket", str(folder / "run")]}

@@ -1,4 +1,4 @@
-"""The BGP speakers of a lab's underlay: real routers, started as daemons in namespaces of their own."""
+"""BGP speakers of a lab's underlay: real routers, started as daemons in namespaces of their own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FAILURES = (KILLED, DOWN)
 
 
 def require(lab: Lab) -> None:
-    """Raise NotFound, or Denied, where a router of this lab could not be started here."""
+    """Raise NotFound, or Denied, if a router of this lab could not start here."""
     for software in sorted({router.software for router in lab.routers}):
         if software == "frr" and rootless.entered():
             raise Denied(
-                "FRR becomes a user of its own, which a lab without root does not have",
+                "FRR switches to a user of its own, which a lab without root does not have",
                 "give --routers bird, or use sudo",
             )
         if _missing(software):
@@ -45,7 +45,7 @@ def folder(lab: Lab, router: Router) -> Path:
 
 
 def start(lab: Lab, routers: list[Router]) -> None:
-    """Start routers, and wait until all serve. Raises LinkspanError, naming router and daemon."""
+    """Start routers, and wait until all serve. Raises LinkspanError with router and daemon."""
     for router in routers:
         _prepare(lab, router)
     daemons = {router.name: SOFTWARE[router.software].start(folder(lab, router)) for router in routers}
@@ -57,7 +57,7 @@ def start(lab: Lab, routers: list[Router]) -> None:
 
 
 def _prepare(lab: Lab, router: Router) -> None:
-    """Write a router's files; what was configured by hand stays."""
+    """Write a router's files, but keep configuration made by hand."""
     here, software = folder(lab, router), SOFTWARE[router.software]
     for path in (here / "run", here / "etc", here / "bin"):
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _prepare(lab: Lab, router: Router) -> None:
             script.write_text(f'#!/bin/sh\nexec {" ".join([program, *words[1:]])} "$@"\n', encoding="utf-8")
             script.chmod(0o755)
     for path in (*here.glob("*.ctl"), *(here / "run").glob("*")):
-        path.unlink()  # of daemons that were killed
+        path.unlink()  # left by daemons that were killed
     if router.software == "frr":
         shutil.chown(here / "run", router_frr.USER, router_frr.USER)
 
@@ -85,7 +85,7 @@ def _await(here: Path, name: str, socket: str, process: subprocess.Popen[bytes],
     log = here / f"{name}.log"
     ready = commands.await_(lambda: (here / socket).exists() or process.poll() is not None)
     if process.poll() is not None or not ready:
-        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise LinkspanError(f"{what} did not start: {said[-1]}", f"see {log}")
 
 
@@ -95,14 +95,14 @@ def _pids(lab: Lab, router: Router) -> list[int]:
 
 
 def alive(lab: Lab, router: Router) -> bool:
-    """Tell whether a router's daemons run."""
+    """Return whether a router's daemons run."""
     return bool(_pids(lab, router))
 
 
 def do(lab: Lab, router: Router, failure: str) -> str:
-    """Make a router fail; returns what was done. Raises Invalid where there is no failure of the name."""
+    """Make a router fail; return what was done. Raises Invalid for an unknown failure."""
     if failure not in FAILURES:
-        raise Invalid(f"a router has no failure {failure!r}", f"there are {', '.join(FAILURES)}")
+        raise Invalid(f"a router has no failure {failure!r}", f"the known ones are {', '.join(FAILURES)}")
     if failure not in router.broken:
         router.broken.append(failure)
     lab.save()
@@ -130,5 +130,5 @@ def mend(lab: Lab, router: Router) -> list[str]:
 
 
 def _addresses(router: Router) -> list[str]:
-    """IPv6 addresses go with their link."""
+    """Return commands that add IPv6 addresses again, which are lost when their link goes down."""
     return [f"addr replace {text} dev {CABLE} nodad" for text in router.addresses if ":" in text]

@@ -1,6 +1,6 @@
-"""Probes by sockets that are opened inside a lab's namespaces: no process is started for any of them.
+"""Socket probes inside a lab's namespaces: no process is started for any of them.
 
-A socket stays in the namespace where it was opened, so the thread goes in, opens it, and comes back out.
+A socket stays in the namespace where it was opened, so the thread enters, opens it, and comes back.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections.abc import Iterator
 from linkspan.kernel.io.namespaces import Namespaces, open_namespace
 
 ANSWER = 2.0
-"""Seconds that a probe waits in all; a lost packet is sent again meanwhile."""
+"""Seconds that a probe waits in total; a lost packet is sent again meanwhile."""
 AGAIN = 0.4
 HEADERS = {4: 28, 6: 48}
 """Bytes of IP and ICMP before the payload (RFC 791, 792, 8200, 4443)."""
 _ICMP = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
-# linux/in.h, linux/in6.h: never fragment, whatever is known of the path; and the path's MTU.
+# linux/in.h, linux/in6.h: never fragment, whatever path MTU is cached; and the path's MTU.
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU, _DO = 10, 14, 23, 24, 2
 
 
 @contextlib.contextmanager
 def inside(netns: str) -> Iterator[None]:
-    """Put this thread into a named namespace. Raises NotFound where there is none."""
+    """Move this thread into a named namespace. Raises NotFound if it does not exist."""
     spaces = Namespaces()
     path = f"/run/netns/{netns}"
     fd = open_namespace(path)
@@ -50,7 +50,7 @@ def _af(address: str) -> socket.AddressFamily:
 
 
 def ping(netns: str, address: str, size: int = 0, seconds: float = ANSWER) -> str:
-    """Ping; with ``size``, by a packet of that many bytes that must not be fragmented. Returns "" or why not."""
+    """Ping; with ``size``, by a packet of that many bytes with DF. Return "" or the reason for a failure."""
     number = family(address)
     protocol, request, reply = _ICMP[number]
     try:
@@ -73,7 +73,7 @@ def ping(netns: str, address: str, size: int = 0, seconds: float = ANSWER) -> st
             return _exchange(raw, request, reply, body, time.monotonic() + seconds)
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                return f"too large: the path takes {_path_mtu(raw, number)} bytes"
+                return f"too large: the path carries {_path_mtu(raw, number)} bytes"
             return _words(error)
 
 
@@ -86,7 +86,7 @@ def _path_mtu(raw: socket.socket, number: int) -> str:
 
 
 def _exchange(raw: socket.socket, request: int, reply: int, body: bytes, deadline: float) -> str:
-    """Send until an answer with the same body comes; a connected socket hears that peer alone."""
+    """Send until an answer with the same body arrives; a connected socket receives only that peer's."""
     sequence = 0
     while (now := time.monotonic()) < deadline:
         sequence += 1
@@ -96,7 +96,7 @@ def _exchange(raw: socket.socket, request: int, reply: int, body: bytes, deadlin
             raw.settimeout(left)
             with contextlib.suppress(TimeoutError):
                 packet = raw.recv(70_000)
-                start = (packet[0] & 15) * 4 if reply == 0 else 0  # IPv4 comes with its header (raw(7))
+                start = (packet[0] & 15) * 4 if reply == 0 else 0  # IPv4 includes its header (raw(7))
                 if packet[start] == reply and packet[start + 8 :] == body:
                     return ""
     return "no answer"
@@ -113,7 +113,7 @@ def _echo(kind: int, sequence: int, body: bytes) -> bytes:
 
 
 def tcp(netns: str, address: str, port: int, greeting: bytes, seconds: float = ANSWER) -> str:
-    """Connect, and read whose greeting it is. Returns "" or why not."""
+    """Connect, and read whose greeting it is. Return "" or the reason for a failure."""
     try:
         with inside(netns):
             stream = socket.socket(_af(address), socket.SOCK_STREAM)
@@ -133,7 +133,7 @@ def _words(error: OSError) -> str:
 
 
 class Greeter:
-    """A TCP server in a namespace that says its greeting to each client and closes; IPv4 and IPv6."""
+    """A TCP server in a namespace that sends its greeting to each client and closes; IPv4 and IPv6."""
 
     def __init__(self, netns: str, greeting: bytes) -> None:
         self.greeting = greeting
@@ -159,7 +159,7 @@ class Greeter:
                 stream.sendall(self.greeting)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

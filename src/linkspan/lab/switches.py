@@ -1,11 +1,11 @@
-"""The OpenFlow switches of a lab with backend sdn: real Open vSwitch, with its data path in user space.
+"""OpenFlow switches of a lab with backend sdn: real Open vSwitch, with its data path in user space.
 
-One is all hosts' switch. Three are a spine, sw1, and two leaves with the hosts, which are joined directly as well:
-containers' packets go the short way, and by the spine when that is cut. The hosts' own traffic, which the switches
-forward by what they learn, would go round in circles there, so it has the way by the spine alone.
+A single one is all hosts' switch. Three are a spine, sw1, and two leaves with the hosts, which are also
+joined directly: containers' packets use the direct link, and the spine if that is cut. The hosts' own
+traffic, which the switches forward by MAC learning, would loop there, so it uses only the spine.
 
-The database server and the switch daemon are the lab's own, in the switches' namespace and the lab's folder: what
-the machine itself has of Open vSwitch is neither asked nor touched.
+The database server and the switch daemon are the lab's own, in the switches' namespace and the lab's folder:
+the machine's own Open vSwitch is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAILURES = (KILLED, FLUSH, f"{DOWN}SWITCH")
 
 
 def require(lab: Lab) -> None:
-    """Raise NotFound where switches could not be started here."""
+    """Raise NotFound if switches could not start here."""
     if not lab.switches:
         return
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -38,12 +38,12 @@ def require(lab: Lab) -> None:
 
 
 def address(lab: Lab, switch: Switch) -> str:
-    """Return where a switch is programmed."""
+    """Return the address at which a switch is programmed."""
     return f"unix:{lab.folder / 'ovs' / switch.name}.mgmt"
 
 
 def leaf(lab: Lab, host: Host) -> str:
-    """Return the switch at which a host is."""
+    """Return the switch of a host."""
     leaves = [one.name for one in lab.switches[1:]] or [SPINE]
     return leaves[lab.hosts.index(host) % len(leaves)]
 
@@ -85,7 +85,7 @@ def _cable(lab: Lab, near: str, far: str) -> list[str]:
 
 
 def _calm(lab: Lab) -> None:
-    """Keep the hosts' own traffic from going round: nothing is flooded over links between leaves."""
+    """Keep the hosts' own traffic from looping: nothing is flooded over links between leaves."""
     for near, far in _pairs(lab):
         if SPINE not in (near, far):
             for one, other in ((near, far), (far, near)):
@@ -105,9 +105,9 @@ def _vswitchd(lab: Lab) -> None:
 
 
 def _answers(lab: Lab) -> bool:
-    """Tell whether the daemon has taken over what the database says."""
+    """Return whether the daemon has applied the database's content."""
     try:
-        asked = f"external_ids:asked={time.monotonic_ns()}"  # what changes nothing is not waited for
+        asked = f"external_ids:asked={time.monotonic_ns()}"  # do not wait for a command that changes nothing
         _vsctl(lab, "--timeout=2", "set", "open_vswitch", ".", asked)
     except LinkspanError:
         return False
@@ -132,16 +132,16 @@ def _vsctl(lab: Lab, *words: str) -> str:
 
 
 def plug(lab: Lab, host: Host) -> None:
-    """Put a host's cable into its switch.
+    """Plug a host's cable into its switch.
 
-    The data path in user space forwards what it is given: a host must not leave checksums to a network card.
+    The data path in user space forwards packets unchanged: a host must not leave checksums to a network card.
     """
     commands.run("ethtool", "-K", "eth0", "tx", "off", netns=host.namespace)
     _vsctl(lab, "--may-exist", "add-port", leaf(lab, host), host.name)
 
 
 def unplug(lab: Lab, host: Host) -> None:
-    """Take it out."""
+    """Unplug it."""
     _vsctl(lab, "--if-exists", "del-port", host.name)
 
 
@@ -150,11 +150,11 @@ def _pids(lab: Lab) -> list[int]:
 
 
 def do(lab: Lab, switch: Switch, failure: str) -> str:
-    """Make a switch fail; returns what was done. Raises Invalid where there is no failure of the name."""
+    """Make a switch fail; return what was done. Raises Invalid for an unknown failure."""
     if failure == FLUSH:
         commands.run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", address(lab, switch))
         commands.run("ovs-ofctl", "-O", "OpenFlow13", "add-flow", address(lab, switch), "priority=0,actions=NORMAL")
-        return f"every flow of {switch.name} is gone, but for the one that makes it a plain switch"
+        return f"every flow of {switch.name} is gone, except the one that makes it a plain switch"
     other = failure.removeprefix(DOWN)
     if failure == KILLED:
         switch.broken.append(failure)
@@ -166,7 +166,7 @@ def do(lab: Lab, switch: Switch, failure: str) -> str:
         lab.save()
         commands.run("ip", "-n", lab.switch, "link", "set", port(switch.name, other), "down")
         return f"the link between {switch.name} and {other} is down"
-    raise Invalid(f"a switch has no failure {failure!r}", f"there are {', '.join(FAILURES)}")
+    raise Invalid(f"a switch has no failure {failure!r}", f"the known ones are {', '.join(FAILURES)}")
 
 
 def mend(lab: Lab, switch: Switch) -> list[str]:

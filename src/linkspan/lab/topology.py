@@ -1,4 +1,4 @@
-"""From a user's wishes to a lab's record: names, segments and addresses. Nothing is made here."""
+"""Topology of a lab, from a user's options to its record: names, segments and addresses. Nothing is made here."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ ROUTERS, SWITCH = {4: ("254", "252"), 6: ("fe", "fc")}, {4: "253", 6: "fd"}
 MAX_HOSTS, MAX_SEGMENTS, MAX_ROUTERS = 250, 250, 2
 KERNEL, BGP_ROUTERS = "kernel", ("bird", "frr")
 CORE = 256
-"""The number that stands for the link between routers, as if it were a segment."""
+"""Segment number of the link between routers."""
 _BEHIND = "192.168"
-"""Of the ranges for private use (RFC 1918), in which each NAT has a network of its own."""
+"""Range for private use (RFC 1918), in which each NAT has a network of its own."""
 RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
-"""Of the ranges for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all one."""
+"""AS numbers for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all share one."""
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
 ETCD_PORT = 2379
 PREFIX, USER = "/lab", "linkspan"
-"""Where the lab's records are in etcd, and the user that may read and write them, and nothing else."""
+"""Prefix of the lab's records in etcd, and the user that may read and write only them."""
 SDN = "sdn"
 SWITCHES, MAX_CONTROLLERS = (1, 3), 3
 
 CONTAINERS = {4: "10.240.0.0/12", 6: "fd00::/8"}
-"""Where routers with BGP take container networks from."""
+"""Ranges from which routers with BGP accept container networks."""
 LIMIT = 1000
-"""Prefixes that a router takes from one host: its blocks, and exact addresses."""
+"""Prefixes that a router accepts from one host: its blocks, and exact addresses."""
 HOLD = 9
-"""Seconds after which a router gives up a silent neighbour: short, for a lab."""
+"""Seconds after which a router drops a silent neighbour: short, for a lab."""
 
 
 class Wishes(msgspec.Struct, kw_only=True):
@@ -109,9 +109,10 @@ def router_id(router: Router) -> str:
 
 
 def settings(lab: Lab, host: Host) -> dict[str, str]:
-    """Return what a host is told (`host set`).
+    """Return a host's settings (`host set`).
 
-    With ipsec, where the key is that all share; with bgp, its own AS, and the speakers on its segment as its peers.
+    With ipsec, the path of the shared key; with bgp, its own AS, and the speakers on its segment as its
+    peers.
     """
     if lab.backend == "ipsec":
         return {"ipsec.psk-file": str(shared_key(lab))}
@@ -128,18 +129,18 @@ def settings(lab: Lab, host: Host) -> dict[str, str]:
 
 
 def shared_key(lab: Lab) -> Path:
-    """Return where the IPsec key of a lab's hosts is."""
+    """Return the path of the IPsec key of a lab's hosts."""
     return lab.folder / "ipsec.psk"
 
 
 def etcd_address(lab: Lab, segment: int) -> str:
-    """Return where etcd listens on a segment, with its length."""
+    """Return etcd's address on a segment, with its length."""
     family = families(lab)[0]
     return address(segment, family, SWITCH[family])
 
 
 def store_url(lab: Lab, host: Host) -> str:
-    """Return the store as a host's agent is told it; empty where each host has its own."""
+    """Return the store's URL for a host's agent; empty if each host has its own store."""
     if lab.alone:
         return ""
     if lab.store == "sqlite":
@@ -148,7 +149,7 @@ def store_url(lab: Lab, host: Host) -> str:
 
 
 def etcd_url(lab: Lab, text: str) -> str:
-    """Return the store's URL by one of etcd's addresses, with what the lab's hosts prove themselves by."""
+    """Return the store's URL by one of etcd's addresses, with the credentials of the lab's hosts."""
     files = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key", "password-file": USER}
     options = urlencode({"user": USER} | {word: str(credential(lab, name)) for word, name in files.items()}, safe="/")
     return f"etcd://{f'[{text}]' if ':' in text else text}:{ETCD_PORT}{PREFIX}?{options}"
@@ -160,7 +161,7 @@ def credential(lab: Lab, name: str) -> Path:
 
 
 def planned(wishes: Wishes) -> Lab:
-    """Return the lab that is wished for. Raises Invalid, naming the option."""
+    """Return the record of the requested lab. Raises Invalid with the option."""
     _check(wishes)
     name, outer = wishes.lab, UNDERLAYS[wishes.underlay]
     hosts = []
@@ -226,7 +227,7 @@ def _speakers(wishes: Wishes) -> Iterator[Router]:
 
 
 def _pools(backend: str, outer: tuple[int, ...], routers: bool) -> list[str]:
-    """Return the network's pools: IPv4, and IPv6 too where the underlay has it and the backend can.
+    """Return the network's pools: IPv4, and IPv6 too if underlay and backend support it.
 
     A mesh carries IPv4 over IPv6 next hops (RFC 8950); the routers' configurations of this lab do not.
     """
@@ -255,7 +256,7 @@ def _check(wishes: Wishes) -> None:
         if word not in known:
             raise Invalid(f"{option} {word!r} is unknown", f"give {', '.join(known[:-1])} or {known[-1]}")
     if 6 not in BACKENDS[wishes.backend].families and wishes.underlay == "v6":
-        raise Invalid(f"backend {wishes.backend} needs IPv4 underneath", "give --underlay v4 or dual")
+        raise Invalid(f"backend {wishes.backend} needs an IPv4 underlay", "give --underlay v4 or dual")
     _check_nat(wishes)
     _check_routers(wishes)
     _check_switches(wishes)
@@ -276,7 +277,7 @@ def _check_nat(wishes: Wishes) -> None:
     known = [f"h{number}" for number in range(1, wishes.hosts + 1)]
     for name in wishes.nat:
         if name not in known:
-            raise Invalid(f"--nat {name}: there is no such host", f"there are {', '.join(known)}")
+            raise Invalid(f"--nat {name}: the host does not exist", f"the hosts are {', '.join(known)}")
     if wishes.nat and wishes.underlay != "v4":
         raise Invalid("--nat is for IPv4: nobody translates IPv6 like that", "give --underlay v4")
     if wishes.nat and wishes.backend == SDN:
@@ -292,8 +293,8 @@ def _check_routers(wishes: Wishes) -> None:
         raise Invalid("two routers on a segment have to speak BGP", "give --routers bird or frr")
     if wishes.backend == "bgp" and wishes.segments > 1 and wishes.routers == KERNEL:
         raise Invalid(
-            "--backend bgp on several segments needs routers that speak BGP: others know no way to containers",
+            "--backend bgp on several segments needs routers that speak BGP: others have no route to containers",
             "give --routers bird or frr",
         )
     if wishes.segments * wishes.routers_per_segment > MAX_SEGMENTS:
-        raise Invalid(f"these are more than {MAX_SEGMENTS} routers", "give fewer --segments")
+        raise Invalid(f"this needs more than {MAX_SEGMENTS} routers", "give fewer --segments")

@@ -1,10 +1,10 @@
-"""The underlay: a switch with a bridge for each segment, what joins them, and a cable to each host.
+"""Underlay of a lab: a switch with a bridge for each segment, what joins the segments, and a cable to each host.
 
-Segments are joined by one router that knows them all, or each has routers of its own (routers.py), which meet on
-a link of theirs, the core: one more bridge of the switch.
+One router with all routes joins the segments, or each segment has routers of its own (routers.py), which meet
+on a link of theirs, the core: one more bridge of the switch.
 
-All that `lab break` cuts by rules is cut here, in the lab's own table on switch and router, so that nothing
-which a user or a test does to a host's rules mends or worsens it.
+All failures that `lab break` causes by rules are made here, in the lab's own table on switch and router. So
+nothing that a user or a test does to a host's rules repairs or worsens them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def segment(number: int) -> str:
 def make(lab: Lab) -> None:
     """Make switch and router."""
     commands.add(lab.switch)
-    # Rules of the machine's that see bridged packets (bridge-nf-call) are none of the underlay's business.
+    # The machine's rules for bridged packets (bridge-nf-call) must not affect the underlay.
     quiet = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done"
     commands.run("sh", "-c", quiet, netns=lab.switch)
     numbers = range(1, lab.segments + 1)
@@ -53,7 +53,7 @@ def make(lab: Lab) -> None:
 
 
 def _management(lab: Lab) -> Iterator[str]:
-    """Yield what gives etcd its place at the first switch."""
+    """Yield what connects etcd to the first switch."""
     if lab.store == "etcd":
         yield _address(etcd_address(lab, 1), switches.SPINE)
         yield f"link set {switches.SPINE} up"
@@ -86,7 +86,7 @@ def _forward(router: str) -> None:
 
 
 def _plug_router(lab: Lab, router: Router) -> None:
-    """Make the namespace of a BGP speaker, and its cables into its segment and, where it forwards, the core."""
+    """Make the namespace of a BGP speaker, and its cables into its segment and, if it forwards, the core."""
     commands.add(router.namespace)
     for device, bridge, addresses in (
         (CABLE, segment(router.segment), router.addresses),
@@ -122,7 +122,7 @@ def plug(lab: Lab, host: Host) -> None:
         _plug_nat(lab, host)
         connect(lab, host)
         return
-    mac = mac_text(derived_mac(lab.name, host.name))  # the same after a reboot: its neighbours remember it
+    mac = mac_text(derived_mac(lab.name, host.name))  # the same MAC after a reboot: its neighbours remember it
     peer = f"peer name {CABLE} address {mac} mtu {lab.mtu} netns {host.namespace}"
     master = "" if lab.switches else f" master {segment(host.segment)}"
     commands.ip(
@@ -135,7 +135,7 @@ def plug(lab: Lab, host: Host) -> None:
 
 
 def _plug_nat(lab: Lab, host: Host) -> None:
-    """Make the NAT before a host: it has the host's place on the segment, and lets nothing in by itself."""
+    """Make the NAT before a host: it has the host's place on the segment, and lets nobody in."""
     commands.delete(host.nat)
     commands.add(host.nat)
     outer = f"peer name {CABLE} mtu {lab.mtu} netns {host.nat}"
@@ -163,7 +163,7 @@ def _plug_nat(lab: Lab, host: Host) -> None:
 
 
 def connect(lab: Lab, host: Host) -> None:
-    """Bring up a host's cable, its addresses and its route to the other segments."""
+    """Set up a host's cable, its addresses and its route to the other segments."""
     lines = [f"link set {CABLE} up", *(_address(text, CABLE) for text in host.addresses)]
     if host.nat:
         lines.append(f"route replace default via {bare(behind(host))}")
@@ -176,18 +176,18 @@ def connect(lab: Lab, host: Host) -> None:
 
 
 def unplug(lab: Lab, host: Host) -> None:
-    """Take a host's cable out of the switch; one that is gone already is no error."""
+    """Unplug a host's cable from the switch; one that is gone already is no error."""
     if commands.there(lab.switch):
         if lab.switches:
             switches.unplug(lab, host)
         commands.run("sh", "-c", f"ip link delete {host.name} 2>/dev/null || true", netns=lab.switch)
 
 
-# What is cut
+# Cuts
 
 
 def put_cuts(lab: Lab) -> None:
-    """Make the lab's tables on switch and router say what the hosts' ``broken`` say."""
+    """Make the lab's tables on switch and router match the hosts' ``broken``."""
     switch, router = [*_bridge_rules(lab)], [*_routed_rules(lab)]
     stores = [*_store_rules(lab)]
     _load(lab.switch, "bridge", [_chain("forward", switch)])
@@ -221,7 +221,7 @@ def _partitions(lab: Lab) -> Iterator[tuple[Host, Host]]:
 
 
 def _bridge_rules(lab: Lab) -> Iterator[str]:
-    """Hosts on one segment: no frame passes from one's port to the other's."""
+    """Return rules for hosts on one segment: no frame passes from one's port to the other's."""
     for a, b in _partitions(lab):
         if a.segment == b.segment:
             yield f'iifname "{a.name}" oifname "{b.name}" drop'
@@ -229,7 +229,7 @@ def _bridge_rules(lab: Lab) -> Iterator[str]:
 
 
 def _routed_rules(lab: Lab) -> Iterator[str]:
-    """Hosts on two segments: no router forwards between their addresses, nor between their containers'."""
+    """Return rules for hosts on two segments: no router forwards between their addresses, nor their containers'."""
     for a, b in _partitions(lab):
         if a.segment != b.segment:
             for one, other in itertools.product(_addresses(lab, a), _addresses(lab, b)):
@@ -240,7 +240,7 @@ def _routed_rules(lab: Lab) -> Iterator[str]:
 
 
 def _addresses(lab: Lab, host: Host) -> list[str]:
-    """Return a host's addresses, and those of its containers, which cross routers as they are with bgp."""
+    """Return a host's addresses, and those of its containers, which cross routers unchanged with bgp."""
     inner = [
         address
         for container in lab.containers

@@ -1,7 +1,7 @@
-r"""CNI: carries a runtime's calls to the agent and its answers back.
+r"""CNI: brings a runtime's calls to the agent and its answers back.
 
-The shim sends ``KEY=VALUE\0...\0\0`` and then its stdin. The status of the HTTP answer is its exit status:
-200 is 0, all else 1; the body is what it prints, a result or CNI's error object.
+The shim sends ``KEY=VALUE\0...\0\0`` and then its stdin. The status of the HTTP answer becomes its exit
+status: 200 is 0, all else 1. The body is what it prints, a result or CNI's error object.
 """
 
 from __future__ import annotations
@@ -33,37 +33,38 @@ log = logging.getLogger(__name__)
 
 
 class CniAgent(Protocol):
-    """What CNI needs of the agent. All of it may raise LinkspanError."""
+    """The agent as CNI needs it. Every method may raise LinkspanError."""
 
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
-        """Attach; the caller closes the descriptor afterwards. NotFound means that the namespace went."""
+        """Attach; the caller closes the descriptor afterwards. NotFound means that the namespace is gone."""
 
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
         """Detach the endpoints with this id, interface and network; return how many there were."""
 
     async def recognise(self, container: str, ifname: str = "") -> None:
-        """Know a container again whose id was lost."""
+        """Identify a container whose id was lost."""
 
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return the endpoints by (id, ifname)."""
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Return the addresses of its network's DNS server for a container, none where there is none."""
+        """Return the addresses of the DNS server of the container's network, none if it has none."""
 
     def network(self, name: str) -> Network:
         """Return a network; raises NotFound."""
 
     async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
-        """Compare the machine with the endpoint, and return what differs, a sentence each.
+        """Compare the machine with the endpoint, and return the differences, a sentence each.
 
-        ``shown`` is its interface in the caller's result, whose MAC and MTU a later plugin in the chain may have set.
+        ``shown`` is its interface in the caller's result, whose MAC and MTU a later plugin in the chain may
+        have set.
         """
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Let the endpoint follow what later plugins in the chain change; the descriptor stays the caller's."""
+        """Let the endpoint adopt what later plugins in the chain change; the descriptor stays the caller's."""
 
     def free(self, network: str) -> int:
-        """Return how many containers the network has addresses left for."""
+        """Return how many containers the network still has addresses for."""
 
 
 class Cni:
@@ -83,9 +84,9 @@ class Cni:
             failed = error
         except LinkspanError as error:
             failed = cni_result.failure(error)
-        except Exception as error:  # the edge: a runtime gets an error object whatever happened
-            log.exception("a CNI call failed by a fault of linkspan")
-            hint = "this is a fault of linkspan; the agent's log has its trace"
+        except Exception as error:  # the edge: a runtime always gets an error object
+            log.exception("a CNI call failed because of a defect in linkspan")
+            hint = "this is a defect in linkspan; the agent's log has the traceback"
             failed = Failure(INTERNAL, f"{type(error).__name__}: {error}", hint)
         return 400, cni_result.error_object(failed, cni_conf.spoken(stdin))
 
@@ -119,7 +120,7 @@ class Cni:
                 result = cni_result.result(conf, endpoint, network, environment.namespace, servers)
                 self._agent.follow(endpoint, fd)
             except BaseException:
-                # The runtime learns of no container here, so nobody would take the attachment back.
+                # The runtime learns of no container here, so nobody would detach it.
                 await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
                 raise
         return result
@@ -149,13 +150,13 @@ class Cni:
             shown = cni_result.shown(conf.prev_result, endpoint)
             found += await self._agent.check(endpoint, fd, shown)
         if found:
-            what = f"{environment.ifname} of {environment.id} is not as it was attached: {'; '.join(found)}"
-            raise Failure(DIFFERS, what, "`linkspan diff` shows it; what is on the host heals by itself")
+            what = f"{environment.ifname} of {environment.id} differs from its attachment: {'; '.join(found)}"
+            raise Failure(DIFFERS, what, "`linkspan diff` shows it; the agent repairs the host's part itself")
 
     async def _collect(self, call: Call) -> None:
-        """Detach what came by CNI and the runtime does not know any more; a missing list collects nothing.
+        """Detach CNI's endpoints that the runtime no longer knows; a missing list collects nothing.
 
-        A list that is null is Go's empty one, and is one here.
+        A list that is null is Go's empty one, and counts as such.
         """
         if call.conf.attachments is None:
             return
@@ -178,19 +179,19 @@ class Cni:
         name = call.conf.name
         self._network(name, NOT_AVAILABLE)
         if self._agent.free(name) <= 0:
-            hint = f"`linkspan address list --network {name}` shows who holds them"
+            hint = f"`linkspan address list --network {name}` shows who has them"
             raise Failure(NOT_AVAILABLE, f"network {name} has no address left", hint)
 
 
 @contextlib.contextmanager
 def _namespace(environment: Environment, pid: int) -> Iterator[int]:
-    """Open the shim's descriptor on the container's namespace. Raises Failure with code 8."""
+    """Open the shim's descriptor of the container's namespace. Raises Failure with code 8."""
     path = environment.namespace
     if environment.namespace_error or environment.namespace_fd < 0:
         why = environment.namespace_error or "the plugin did not open it"
         raise Failure(NAMESPACE, f"network namespace {path}: {why}", "is the container still running?")
     try:
-        # Without O_NONBLOCK the agent would wait for a writer where the path was a FIFO's.
+        # Without O_NONBLOCK the agent would wait for a writer if the path were a FIFO's.
         fd = os.open(f"/proc/{pid}/fd/{environment.namespace_fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         why = f"reopen it from plugin process {pid}: {error.strerror}"

@@ -1,7 +1,7 @@
-"""What a CNI call asks for: environment and stdin, parsed once into frozen values.
+"""CNI calls: environment and stdin, parsed once into frozen values.
 
-The order in which faults are found is that of the reference library:
-environment, JSON, name, version, then the rest of the configuration.
+Faults are found in the order of the reference library: environment, JSON, name, version, then the rest of the
+configuration.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from linkspan.runtimes.go_json import without_null
 
 LIMIT = 1 << 20
 LABEL = "linkspan.runtime"
-"""Endpoints that came by CNI have this label with value ``cni``: GC looks at no others."""
+"""Label of CNI's endpoints, with value ``cni``: GC considers no others."""
 ANNOTATION = "linkspan/"
 """A pod's annotations that begin with this become labels of its endpoint, but for those two."""
 ASKED = (f"{ANNOTATION}ip", f"{ANNOTATION}mac")
@@ -55,7 +55,7 @@ _ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.\-]{0,251}[a-zA-Z0-9_])?")
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """The variables, checked for what the command needs; ``namespace_fd`` is -1 for none."""
+    """The variables, checked for the command's needs; ``namespace_fd`` is -1 for none."""
 
     command: str
     id: str = ""
@@ -81,7 +81,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def environment(block: bytes) -> Environment:
-    r"""Parse the block ``KEY=VALUE\0...`` and check what the command needs. Raises Failure."""
+    r"""Parse the block ``KEY=VALUE\0...`` and check the command's needs. Raises Failure."""
     try:
         values = dict(entry.partition("=")[::2] for entry in block.decode().split("\0"))
     except UnicodeDecodeError as error:
@@ -124,7 +124,7 @@ def _of_environment(check: Callable[..., str], *values: str) -> None:
 
 
 def spoken(stdin: bytes) -> str:
-    """Return the version in which to answer: the configuration's, where it is one of ours."""
+    """Return the version of the answer: the configuration's, if linkspan supports it."""
     try:
         asked = msgspec.json.decode(stdin, type=dict[str, Any]).get("cniVersion")
     except (msgspec.MsgspecError, RecursionError, ValueError):
@@ -152,9 +152,9 @@ def configuration(command: str, stdin: bytes) -> Conf:
     if version not in VERSIONS:
         supported = f"set cniVersion to one of {', '.join(VERSIONS)}"
         raise Failure(INCOMPATIBLE, f"cniVersion {version!r} of network {name} is not supported", supported)
-    if version < (since := _SINCE.get(command, "")):  # all four compare rightly as text
+    if version < (since := _SINCE.get(command, "")):  # all four compare correctly as text
         raise Failure(INCOMPATIBLE, f"{command} needs cniVersion {since}; network {name} has {version}")
-    if command in ("DEL", "STATUS"):  # the rest may be what an ADD was refused for, and its DEL follows
+    if command in ("DEL", "STATUS"):  # the rest may be why an ADD was refused, and its DEL follows
         return Conf(version, name)
     try:
         conf = msgspec.convert(
@@ -168,9 +168,9 @@ def configuration(command: str, stdin: bytes) -> Conf:
 
 
 def _read(command: str, raw: object) -> object:
-    """Return a decoded configuration without what is null; GC's list is Go's empty list where it is null.
+    """Return a decoded configuration without null values; a null GC list is Go's empty list.
 
-    Raises Failure where GC's list has a null in it: some attachment is valid, and nobody knows which.
+    Raises Failure if GC's list has a null in it: some attachment is valid, and nobody knows which.
     """
     if isinstance(raw, dict):
         valid = raw.get(ATTACHMENTS, ())
@@ -184,7 +184,7 @@ def _read(command: str, raw: object) -> object:
 
 
 def _renumber(previous: object) -> None:
-    """Let the addresses of a prevResult count its interfaces without those that are null."""
+    """Make the addresses of a prevResult count its interfaces without those that are null."""
     interfaces, ips = (previous.get(key) for key in ("interfaces", "ips")) if isinstance(previous, dict) else (0, 0)
     if not isinstance(interfaces, list) or not isinstance(ips, list) or None not in interfaces:
         return
@@ -195,9 +195,10 @@ def _renumber(previous: object) -> None:
 
 
 def _go_names(runtime_config: object) -> object:
-    """Return a runtimeConfig with each capability's keys as the convention writes them.
+    """Return a runtimeConfig with each capability's keys in the convention's spelling.
 
-    containerd's go-cni writes HostPort and IngressRate, since Go's JSON does not mind; annotations are the user's.
+    containerd's go-cni writes HostPort and IngressRate, because Go's JSON ignores case; annotations are the
+    user's.
     """
     if not isinstance(runtime_config, dict):
         return runtime_config
@@ -211,7 +212,7 @@ def _go_names(runtime_config: object) -> object:
 
 
 def _check_previous(result: Result, name: str) -> None:
-    """Refuse a prevResult that could not be handed on."""
+    """Refuse a prevResult that could not be passed on."""
     if result.cni_version and result.cni_version not in VERSIONS:
         hint = f"the runtime must convert it to one of {', '.join(VERSIONS)}"
         what = f"prevResult of network {name} has cniVersion {result.cni_version}"
@@ -247,7 +248,7 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def request(made: Call) -> AttachRequest:
-    """Return what an ADD asks of the agent: runtimeConfig before args.cni before CNI_ARGS. Raises Failure."""
+    """Return an ADD's request to the agent: runtimeConfig before args.cni before CNI_ARGS. Raises Failure."""
     runtime, args = made.runtime, pairs(made.environment.args)
     inner = (made.conf.args.cni if made.conf.args else None) or CniArgs()
     if runtime.ip_ranges:
@@ -278,7 +279,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _pod_name(args: dict[str, str]) -> str:
-    """Return the pod's name where linkspan can take it as one (a pod's may be longer)."""
+    """Return the pod's name if linkspan accepts it as a name (a pod's may be longer)."""
     try:
         return checked_name(args.get("K8S_POD_NAME", ""), "pod")
     except Invalid:
@@ -297,12 +298,12 @@ def _port(mapping: Mapping) -> Port:
 
 
 def _bandwidth(asked: Bandwidth | None) -> Bandwidth | None:
-    """Check the limits: bits a second, bits of burst. All zero is none."""
+    """Check the limits: bits per second, bits of burst. All zero means none."""
     if asked is None or asked == Bandwidth():
         return None
     for name, value in msgspec.structs.asdict(asked).items():
         if not 0 <= value < 1 << 63:
-            raise Invalid(f"bandwidth has {name} {value}", "rates are bits a second, bursts are bits")
+            raise Invalid(f"bandwidth has {name} {value}", "rates are bits per second, bursts are bits")
     return asked
 
 

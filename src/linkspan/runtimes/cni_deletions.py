@@ -1,4 +1,4 @@
-"""The DELs that the CNI plugin queued while no agent ran: drained before ``ready``, and whenever one comes."""
+"""DELs that the CNI plugin queued while no agent ran: drained before ``ready``, and whenever one arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from linkspan.runtimes import cni_queue
 log = logging.getLogger("linkspan.runtimes.cni_deletions")
 
 RETRY = 5.0
-"""Seconds until what failed is tried again."""
+"""Seconds until a failed removal is retried."""
 
 
 class Removals:
@@ -30,10 +30,10 @@ class Removals:
         self._tasks: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._watch: FolderWatch | None = None
-        """None where the machine has no instance of inotify left."""
+        """None if the machine has no instance of inotify left."""
 
     async def start(self) -> None:
-        """Drain, and watch from before that on, so that none falls between. Raises Invalid without a folder."""
+        """Start to watch, and then drain, so that none is missed. Raises Invalid without a folder."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -42,7 +42,7 @@ class Removals:
         try:
             self._watch = FolderWatch(self._folder, self._come)
         except KernelError as error:
-            log.warning("%s: looked at every %.0f s instead", error.message, RETRY)
+            log.warning("%s: polling every %.0f s instead", error.message, RETRY)
         await self._drain()
 
     async def stop(self) -> None:

@@ -1,7 +1,8 @@
-"""Keys of a CNI configuration that linkspan does not have: refused, unless the network is like that anyway.
+"""Foreign keys in a CNI configuration: refused, unless the network has that property anyway.
 
-A configuration is often copied from one of the reference plugins bridge and ptp. Their keys have a reason of their own
-each; a key that nobody knows may be a typing error. An ADD is the first call that can refuse them: a DEL must not.
+A configuration is often copied from one of the reference plugins bridge and ptp. Each of their keys has its
+own reason; an unknown key may be a typing error. An ADD is the first call that can refuse them: a DEL must
+not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from linkspan.core.model import Network
 from linkspan.runtimes.cni_types import UNSUPPORTED, Conf, Failure, RuntimeConfig
 
 RESERVED = "cni.dev/"
-"""Keys that begin so are the specification's own, now or later (SPEC.md, section 1)."""
+"""Prefix of the specification's own keys, now or later (SPEC.md, section 1)."""
 _RUNTIME = "runtimeConfig."
 
 
@@ -29,7 +30,7 @@ _CAPABILITIES = _keys(RuntimeConfig)
 
 
 def foreign(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a decoded configuration has besides what linkspan knows (``Conf.foreign``)."""
+    """Return the keys of a decoded configuration that linkspan does not know (``Conf.foreign``)."""
     runtime = raw.get("runtimeConfig")
     inner = runtime.items() if isinstance(runtime, dict) else ()
     found = {key: value for key, value in raw.items() if key not in _KNOWN and not key.startswith(RESERVED)}
@@ -37,7 +38,7 @@ def foreign(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse(conf: Conf, network: Network) -> None:
-    """Raise Failure where a configuration asks for what the network is not."""
+    """Raise Failure if a configuration asks for something that the network does not have."""
     kept = _kept(network) if conf.foreign else {}
     for key, value in conf.foreign.items():
         values, hint = kept.get(key, ((), ""))
@@ -67,7 +68,7 @@ def _kept(network: Network) -> dict[str, tuple[tuple[object, ...], str]]:
             f"leave ipMasq out: network {name} {'has' if masquerade else 'has no'} masquerading, "
             "which `linkspan network create` decides (--no-masquerade, --internal)",
         ),
-        "vlan": ((0,), "leave vlan out: linkspan has no VLANs, a network of its own keeps containers apart"),
+        "vlan": ((0,), "leave vlan out: linkspan has no VLANs; separate networks isolate containers"),
         "bridge": ((network.bridge,), "leave bridge out: linkspan makes the network's bridge itself"),
         "isGateway": ((True,), "leave isGateway out: a linkspan network always has a gateway"),
         "isDefaultGateway": (
@@ -75,7 +76,7 @@ def _kept(network: Network) -> dict[str, tuple[tuple[object, ...], str]]:
             f"leave isDefaultGateway out: network {name} is {'' if network.internal else 'not '}internal",
         ),
         "hairpinMode": ((True,), "leave hairpinMode out: a container reaches itself by its published ports"),
-        "macspoofchk": ((True,), "leave macspoofchk out: linkspan always checks which MAC a container sends from"),
+        "macspoofchk": ((True,), "leave macspoofchk out: linkspan always checks the MAC from which a container sends"),
         "promiscMode": ((False,), "leave promiscMode out: hairpin is set for each port instead"),
         "forceAddress": ((False,), "leave forceAddress out: the gateway's address is the network's"),
     }

@@ -1,9 +1,9 @@
-"""The removals that the CNI plugin queued while the agent was down.
+"""Queue of removals that the CNI plugin wrote while the agent was down.
 
-Each is one file. The plugin writes it whole under another name and renames it; the agent reads the folder
-before it is ready, whenever a file comes, and removes a file when its removal is journalled. Two races are
-closed by this: the plugin tries the agent once more after its file is there (an agent that came up between
-may have read the folder before), and an entry counts only for an endpoint that was attached before it (the
+Each is one file. The plugin writes it whole under another name and renames it. The agent reads the folder
+before it is ready, and whenever a file arrives, and removes a file when its removal is journalled. This
+closes two races. The plugin tries the agent once more after its file exists (an agent that started in between
+may have read the folder before). And an entry counts only for an endpoint that was attached before it (the
 runtime may have attached the same id and interface again since).
 """
 
@@ -21,9 +21,9 @@ from linkspan.core.model import checked_ifname, checked_name
 log = logging.getLogger(__name__)
 
 LARGEST = 4096
-"""Bytes of an entry; the plugin's longest has about 600."""
+"""Largest size of an entry in bytes; the plugin's longest has about 600."""
 STALE = 600.0
-"""Seconds after which a half-written file is a dead plugin's: a plugin gives up after 120."""
+"""Age in seconds at which a half-written file belongs to a dead plugin: a plugin gives up after 120 s."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -37,24 +37,24 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     boottime_ns: int
 
     def applies(self, attached_boot_id: str, attached_ns: int, boot_id: str) -> bool:
-        """Tell whether an endpoint attached at that time is one that this removal meant; ``boot_id`` is today's.
+        """Return whether an endpoint attached at that time is meant by this removal; ``boot_id`` is today's.
 
-        Times of different boots do not compare: then an endpoint of this boot is the newer one, and an endpoint
-        of an earlier boot has lost its namespace anyway.
+        Times of different boots do not compare: then an endpoint of this boot is the newer one, and an
+        endpoint of an earlier boot has lost its namespace anyway.
         """
         if attached_boot_id == self.boot_id:
             return attached_ns < self.boottime_ns
         return attached_boot_id != boot_id
 
     def done(self) -> None:
-        """Remove the file; the plugin may have done so, where it reached the agent after all."""
+        """Remove the file; the plugin may have done so, if it reached the agent after all."""
         self.path.unlink(missing_ok=True)
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Return the queued removals, the oldest first. What is none is set aside as ``NAME.bad`` and logged.
+    """Return the queued removals, the oldest first. Rename invalid files to ``NAME.bad`` and log them.
 
-    Raises Unavailable where the folder cannot be read; a folder that is not there holds nothing.
+    Raises Unavailable if the folder cannot be read; a missing folder is empty.
     """
     found = []
     try:
@@ -63,7 +63,7 @@ def entries(folder: Path) -> list[Entry]:
         return []
     except OSError as error:
         raise Unavailable(
-            f"read the queue {folder}: {error.strerror}", "is it a folder of root's?"
+            f"read the queue {folder}: {error.strerror}", "is it a folder that root owns?"
         ) from error
     for path in names:
         if path.suffix == ".json":
@@ -79,7 +79,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def entry(path: Path) -> Entry:
-    """Read one file. Raises Invalid, naming it, or FileNotFoundError."""
+    """Read one file. Raises Invalid with its name, or FileNotFoundError."""
     try:
         if path.is_symlink() or not path.is_file():
             path.lstat()
@@ -113,11 +113,11 @@ def _set_aside(path: Path, why: str) -> None:
         path.replace(path.with_name(f"{path.name}.bad"))
     except OSError as error:
         why = f"{why}; it cannot be renamed: {error.strerror}"
-    log.warning("a queued removal is set aside: %s", why, extra={"path": str(path)})
+    log.warning("an invalid queued removal was renamed: %s", why, extra={"path": str(path)})
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a plugin left that was killed while it wrote."""
+    """Remove the file of a plugin that was killed while it wrote."""
     try:
         if time.time() - path.lstat().st_mtime > STALE:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a CNI call answers: a result in the version that was asked for, or an error object."""
+"""Answers to CNI calls: a result in the requested version, or an error object."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from linkspan.runtimes.cni_types import (
 _WHOLE = {4: "0.0.0.0/0", 6: "::/0"}
 _CODES: tuple[tuple[type[LinkspanError], int], ...] = (
     (Invalid, CONFIGURATION),
-    (NotFound, NAMESPACE),  # networks and endpoints are looked up before; what is left is the namespace
+    (NotFound, NAMESPACE),  # networks and endpoints are looked up before, so this is the namespace
     (Conflict, CONFLICT),
     (Exhausted, EXHAUSTED),
     (Denied, DENIED),
@@ -58,17 +58,17 @@ def version() -> bytes:
 
 
 def failure(error: LinkspanError) -> Failure:
-    """Turn one of our errors into CNI's."""
+    """Turn one of our errors into a CNI error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)
     return Failure(code, error.message, error.hint)
 
 
 def error_object(failed: Failure, spoken: str) -> bytes:
-    """Return a CNI error object in the version that the call speaks."""
+    """Return a CNI error object in the call's version."""
     fields = {"cniVersion": spoken, "code": failed.code, "msg": failed.message, "details": failed.details}
     try:
         return msgspec.json.encode(fields)
-    except UnicodeEncodeError:  # a name of the file system that is not UTF-8 and came in by an OS error
+    except UnicodeEncodeError:  # a file name that is not UTF-8 and came in by an OS error
         return msgspec.json.encode(
             {k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in fields.items()}
         )
@@ -77,7 +77,7 @@ def error_object(failed: Failure, spoken: str) -> bytes:
 def result(
     conf: Conf, endpoint: Endpoint, network: Network, sandbox: str, nameservers: tuple[str, ...] = ()
 ) -> bytes:
-    """Return the result of an ADD: what prevResult had, and after it what was attached now."""
+    """Return the result of an ADD: prevResult's, and after it the new attachment."""
     previous = conf.prev_result or Result()
     interfaces = list(previous.interfaces or ())
     if endpoint.host_ifname:
@@ -105,7 +105,7 @@ def result(
 
 
 def dns(*layers: Dns | RuntimeDns | None) -> Dns:
-    """Lay resolver settings over each other: what a later one sets counts."""
+    """Merge resolver settings: a later value replaces an earlier one."""
     merged = Dns()
     for layer in filter(None, layers):
         if isinstance(layer, RuntimeDns):
@@ -115,7 +115,7 @@ def dns(*layers: Dns | RuntimeDns | None) -> Dns:
 
 
 def in_version(full: Result, asked: str) -> Result:
-    """Return the result with the fields that this version has (all four compare rightly as text)."""
+    """Return the result with the fields of this version (all four compare correctly as text)."""
     interfaces, ips, routes = full.interfaces or (), full.ips or (), full.routes or ()
     if asked < "1.0.0":
         ips = tuple(replace(ip, version="6" if ":" in ip.address else "4") for ip in ips)
@@ -128,9 +128,10 @@ def in_version(full: Result, asked: str) -> Result:
 
 
 def differences(previous: Result, endpoint: Endpoint) -> list[str]:
-    """Return what of an endpoint is not in the result that its chain of plugins ended with.
+    """Return what the result of an endpoint's plugin chain lacks of the endpoint.
 
-    A later plugin may add interfaces, addresses and routes, and change MAC and MTU; it may not take away.
+    A later plugin may add interfaces, addresses and routes, and change MAC and MTU; it may not remove
+    anything.
     """
     found = []
     index = interface_index(previous, endpoint.ifname)
@@ -142,7 +143,7 @@ def differences(previous: Result, endpoint: Endpoint) -> list[str]:
 
 
 def interface_index(found: Result, ifname: str) -> int | None:
-    """Return where the container's interface stands in a result."""
+    """Return the position of the container's interface in a result."""
     for index, interface in enumerate(found.interfaces or ()):
         if interface.name == ifname and interface.sandbox:
             return index
@@ -150,6 +151,6 @@ def interface_index(found: Result, ifname: str) -> int | None:
 
 
 def shown(previous: Result, endpoint: Endpoint) -> Interface:
-    """Return how a result shows the container's interface; without a MAC or MTU where it says none."""
+    """Return the container's interface in a result; without a MAC or MTU if the result has none."""
     index = interface_index(previous, endpoint.ifname)
     return Interface(endpoint.ifname) if index is None else (previous.interfaces or ())[index]

@@ -1,14 +1,15 @@
-"""MAC and MTU that later plugins of a CNI chain set: endpoints follow them, so that the guard lets their packets pass.
+"""Tuning by later plugins of a CNI chain: endpoints adopt their MAC and MTU, so that the guard accepts packets.
 
-A plugin does not learn which plugins come after it, and the runtime tells no one when its chain is at the end. So after
-each ADD the agent listens in the container's namespace for changes of the interface, for WINDOW seconds: the next
-plugin is executed at once, and takes milliseconds. A CHECK brings the chain's own result, which counts at any time.
+A plugin does not learn which plugins come after it, and the runtime does not report the end of its chain. So
+after each ADD the agent listens in the container's namespace for changes of the interface, for WINDOW
+seconds: the next plugin is executed at once, and takes milliseconds. A CHECK brings the chain's own result,
+which counts at any time.
 
-A program in the container that may change its MAC (CAP_NET_ADMIN) can do so within the window, too. So a MAC that
-belongs to somebody else of the network is not taken over: the guard goes on to drop what is sent from it.
+A program in the container that may change its MAC (CAP_NET_ADMIN) can do so within the window, too. So a MAC
+that belongs to another endpoint of the network is not adopted: the guard continues to drop packets from it.
 
-The open socket keeps the namespace alive for the window where its container is gone, but not the pair, which a DEL
-deletes.
+The open socket keeps the namespace of a dead container alive for the window, but not the veth pair, which a
+DEL deletes.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.runtimes.cni_tuning")
 
 PAUSE = 0.02
-"""Seconds from the answer until it listens: the next ADD is not kept waiting, and what has changed by then is seen."""
+"""Seconds from the answer until it listens: the next ADD does not wait, and earlier changes are seen."""
 WINDOW = 10.0
-"""Seconds after an ADD: the reference tuning plugin is done after 5 ms, and a busy machine may take a second."""
+"""Seconds to listen after an ADD: the reference tuning plugin takes 5 ms, and on a busy machine perhaps a second."""
 MOST = 64
-"""Namespaces in which it listens at once, two descriptors each: the oldest is given up for one more."""
+"""Largest number of namespaces at once, two descriptors each: one more replaces the oldest."""
 _LINKS = 1  # RTNLGRP_LINK in linux/rtnetlink.h
 _CHANGES = 16
-"""Changes that are followed in a window: a chain makes one or two, and a container could make thousands."""
+"""Changes adopted in a window: a chain makes one or two, and a container could make thousands."""
 
 
 class Watch:
-    """One namespace in which changes are listened for."""
+    """One namespace in which the agent listens for changes."""
 
     def __init__(self, listening: Socket, namespace_fd: int, timer: asyncio.TimerHandle) -> None:
         self.listening = listening
@@ -57,7 +58,7 @@ class Watch:
         self.left = _CHANGES
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Release the namespace."""
         self.timer.cancel()
         asyncio.get_running_loop().remove_reader(self.listening.fileno())
         self.listening.close()
@@ -65,7 +66,7 @@ class Watch:
 
 
 class Tuning:
-    """Follows what later plugins do to endpoints that have just come."""
+    """Adopts what later plugins change of new endpoints."""
 
     def __init__(self, worker: Worker, registry: Registry, happenings: Happenings) -> None:
         self._worker = worker
@@ -75,7 +76,7 @@ class Tuning:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
-        """End all that is under way."""
+        """Stop all watches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -83,22 +84,22 @@ class Tuning:
             self._end(identity)
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Listen for WINDOW seconds, from after the answer on; the descriptor stays the caller's."""
+        """Listen for WINDOW seconds, starting after the answer; the descriptor stays the caller's."""
         if endpoint.host_ifname:
             try:
                 self._spawn(self._begin(endpoint, os.dup(namespace_fd)))
             except OSError as error:  # no descriptor left: no reason to refuse a container
-                log.warning("changes of %s by later plugins are not followed: %s", endpoint.called, error.strerror)
+                log.warning("changes of %s by later plugins are not adopted: %s", endpoint.called, error.strerror)
 
     def note(self, identity: Identity) -> None:
-        """Stop listening where an endpoint is gone."""
+        """Stop listening for an endpoint that is gone."""
         if identity in self._watches and identity not in self._registry.endpoints:
             self._end(identity)
 
     async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
-        """Take over a chain's own result, as far as the interface is so; "" and 0 are not said.
+        """Adopt a chain's own result, if the interface really has it; "" and 0 mean unknown.
 
-        Raises Conflict where the MAC belongs to somebody else.
+        Raises Conflict if the MAC belongs to another endpoint.
         """
         found = await self._worker.run_brief(self._look, endpoint.ifname, namespace_fd)
         if found is None or not endpoint.host_ifname:
@@ -114,7 +115,7 @@ class Tuning:
             except LinkspanError as error:
                 log.warning("%s", error.told)
             except OSError as error:
-                log.warning("changes by later plugins are not followed: %s", error.strerror)
+                log.warning("changes by later plugins are not adopted: %s", error.strerror)
 
         task = asyncio.create_task(logged())
         self._tasks.add(task)
@@ -146,7 +147,7 @@ class Tuning:
         self.note(identity)  # it may be gone already
 
     def _listen(self, ifname: str, fd: int) -> tuple[Socket, tuple[bytes, int] | None]:
-        """Subscribe in the namespace, and return how the interface is then (worker thread)."""
+        """Subscribe in the namespace, and return the interface's present values (worker thread)."""
         namespaces = self._worker.machine.namespaces
         with namespaces.holding(fd) as number, namespaces.entered(number):
             listening = Socket(ROUTE, (_LINKS,))
@@ -157,13 +158,13 @@ class Tuning:
             raise
 
     def _look(self, ifname: str, fd: int) -> tuple[bytes, int] | None:
-        """Return how the interface is (worker thread)."""
+        """Return the interface's present values (worker thread)."""
         listening, found = self._listen(ifname, fd)
         listening.close()
         return found
 
     def _come(self, identity: Identity, ifname: str) -> None:
-        """Read what has changed; of several changes the last one counts."""
+        """Read the changes; the last of several counts."""
         watch, last = self._watches[identity], None
         try:
             while True:
@@ -187,14 +188,14 @@ class Tuning:
             self._spawn(self._follow(identity, os.dup(watch.namespace_fd), mac_text(hardware), mtu))
 
     async def _follow(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
-        """Take over a change, by a descriptor of its own: the watch may end meanwhile."""
+        """Adopt a change, by a descriptor of its own: the watch may end meanwhile."""
         try:
             await self._take_over(identity, fd, hardware, mtu)
         finally:
             os.close(fd)
 
     async def _take_over(self, identity: Identity, fd: int, hardware: str, mtu: int) -> None:
-        """Alter the endpoint. Raises Conflict where the MAC is somebody else's."""
+        """Alter the endpoint. Raises Conflict if another endpoint has the MAC."""
 
         def altered(network: Network, endpoint: Endpoint) -> Endpoint:
             if hardware != endpoint.mac:
@@ -216,7 +217,7 @@ class Tuning:
             self._happenings.add("attach", what, endpoint=after.id, ifname=after.ifname, network=after.network)
 
     def _refuse_others(self, network: Network, endpoint: Endpoint, hardware: str) -> None:
-        """Raise Conflict where a MAC belongs to another endpoint of the network, to its host, or to no interface."""
+        """Raise Conflict for a MAC of another endpoint of the network, of its host, or of no interface."""
         packed = bytes.fromhex(hardware.replace(":", ""))
         holders = {e.mac: e.called for e in self._registry.endpoints.values() if e.network == network.name}
         own = mac_text(host_mac(network, endpoint.host_ifname)), mac_text(derived_mac("bridge", network.name))
@@ -226,13 +227,13 @@ class Tuning:
         if holder:
             raise Conflict(
                 f"{endpoint.ifname} of {endpoint.called} was given MAC {hardware}, which belongs to {holder}: "
-                f"network {network.name} drops what it sends",
+                f"network {network.name} drops its packets",
                 "choose another MAC in the configuration of the chain's later plugin, and start the container again",
             )
 
 
 def _found(listening: Socket, ifname: str) -> tuple[bytes, int] | None:
-    """Return an interface's MAC and MTU, None where there is none; changes that were told before are in it."""
+    """Return an interface's MAC and MTU, None if it is gone; earlier notifications are included."""
     try:
         body = listening.get(Message(GETLINK, 0, ifinfo() + text(IFNAME, ifname), f"find {ifname} in the container"))
     except KernelError as error:

@@ -1,4 +1,4 @@
-"""CNI's own nouns as frozen values: configuration, result and error, with the names of SPEC.md."""
+"""CNI's terms as frozen values: configuration, result and error, with the names of SPEC.md."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
-    """What the runtime fills in for the capabilities that the configuration declares."""
+    """The runtime's values for the capabilities that the configuration declares."""
 
     port_mappings: tuple[Mapping, ...] | None = None
     ips: tuple[str, ...] | None = None
@@ -79,7 +79,7 @@ class CniArgs(msgspec.Struct, frozen=True):
 
 
 class Args(msgspec.Struct, frozen=True):
-    """The configuration's ``args``; what is not CNI's own is not ours to judge."""
+    """The configuration's ``args``; linkspan ignores what is not CNI's own."""
 
     cni: CniArgs | None = None
 
@@ -126,7 +126,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, frozen=True, rename="camel"):
-    """What ADD answers, and what later calls bring back as prevResult; a null list is Go's for none."""
+    """The answer of an ADD, which later calls bring back as prevResult; a null list is Go's for none."""
 
     cni_version: str = ""
     interfaces: tuple[Interface, ...] | None = None
@@ -148,8 +148,8 @@ ATTACHMENTS = "cni.dev/valid-attachments"
 class Conf(msgspec.Struct, frozen=True, rename="camel"):
     """The network configuration, as far as linkspan knows it.
 
-    ``foreign`` has what the configuration says besides: keys that linkspan does not know, and what the runtime filled
-    in for capabilities that linkspan does not have, as ``runtimeConfig.NAME``.
+    ``foreign`` has everything else: keys that linkspan does not know, and values of the runtime for
+    capabilities that linkspan does not have, as ``runtimeConfig.NAME``.
     """
 
     cni_version: str

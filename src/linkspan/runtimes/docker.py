@@ -1,13 +1,15 @@
-"""Docker: the remote network and IPAM drivers, by which `docker run --network` is on a linkspan network.
+"""Docker: the remote network and IPAM drivers, by which `docker run --network` uses a linkspan network.
 
-An address is asked for before the endpoint that will have it is known. It is held in memory until CreateEndpoint
-names it; the journal's row of the endpoint holds it from then on. What the engine forgets meanwhile is free again
-after a while. (Pools come before their networks, too: docker_pools.)
+The engine asks for an address before the endpoint is known. The address is held in memory until
+CreateEndpoint names it; from then on the journal's row of the endpoint has it. If the engine forgets an
+address in between, it is released after a while. (Pools come before their networks, too: docker_pools.)
 
-The engine moves the container's end into the container and sets it up itself: the pair is made with that end in
-the host's namespace (`Endpoint.delivered`), and where it went is learnt afterwards, for `trace` and `address check`.
+The engine moves the container's end into the container and sets it up itself. So the pair is made with that
+end in the host's namespace (`Endpoint.delivered`), and the agent finds out afterwards where it went, for
+`trace` and `address check`.
 
-A restarted engine does not tell its networks again, so they are kept in a file. Every call may come twice.
+A restarted engine does not announce its networks again, so they are kept in a file. Every call may come
+twice.
 """
 
 from __future__ import annotations
@@ -52,20 +54,21 @@ from linkspan.runtimes.docker_types import (
 log = logging.getLogger("linkspan.docker")
 
 HOLDER = ("docker", "pending")
-"""The identity by which an address is held until then."""
+"""The identity that holds an address until then."""
 STARTING = "a container that Docker starts on this host"
 HELD = 60.0
 """Seconds for which an address is kept between RequestAddress and CreateEndpoint, which follow at once."""
 PATIENCE = 5.0
-"""Seconds for what is asked of the engine while it waits for our answer."""
+"""Seconds for requests to the engine while it waits for our answer."""
 TAKEN = (0.05, 600)
-"""Seconds between looks for a container's namespace, and how many: a container starts within 30 s, or not at all."""
+"""Seconds between attempts to find a container's namespace, and their number: a container starts within 30 s,
+or not at all."""
 
 Answer = Mapping[str, object]
 
 
 class Docker:
-    """Both drivers; ``answer`` is the one way in."""
+    """Both drivers; ``answer`` is the only entry."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Docker:
         api: str,
         record: Path,
     ) -> None:
-        """``api`` is the engine's own socket, and ``record`` the file that remembers its networks."""
+        """Take ``api``, the engine's own socket, and ``record``, the file that remembers its networks."""
         self._worker = worker
         self._registry = registry
         self._allocator = allocator
@@ -91,9 +94,9 @@ class Docker:
         self._pools = Pools(networks, self._networks)
         self._held: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._unpublished: dict[str, str] = {}
-        """Ports that a container wants, for people, by its endpoint's id in an internal network."""
+        """Ports that a container wants, as text, by its endpoint's id in an internal network."""
         self._naming = asyncio.Lock()
-        """One at a time asks for a name and writes it down: an older name must not come last."""
+        """Lets one task at a time read and store a name: an older name must not come last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[Call], Awaitable[Answer]]] = {
             f"{NETWORK_DRIVER}.CreateNetwork": self._create_network,
@@ -123,13 +126,13 @@ class Docker:
         }
 
     def start(self) -> None:
-        """Begin to keep the engine's networks equal to those exposed to it, and to follow containers' names."""
+        """Start to keep the engine's networks equal to the exposed ones, and to follow containers' names."""
         self.exposed.start()
         if self._engine.socket:
-            self._tasks.add(lasting("following names of Docker's containers", self._follow_names))
+            self._tasks.add(lasting("following Docker's container names", self._follow_names))
 
     async def stop(self) -> None:
-        """End that, and what waits for containers to start."""
+        """Stop that, and stop waiting for containers to start."""
         await self.exposed.stop()
         for task in self._tasks:
             task.cancel()
@@ -138,7 +141,7 @@ class Docker:
             timer.cancel()
 
     async def answer(self, verb: str, call: Call) -> Answer | None:
-        """Answer a call of the engine; None: there is no such verb. Raises LinkspanError."""
+        """Answer a call of the engine; None: the verb does not exist. Raises LinkspanError."""
         if verb in self._constant:
             return self._constant[verb]
         known = self._verbs.get(verb)
@@ -156,7 +159,7 @@ class Docker:
         if options:
             raise Invalid(
                 f"option {', '.join(sorted(options))} is unknown to driver linkspan",
-                "it knows network=NAME; all else is the linkspan network's own",
+                "the only option is network=NAME; the linkspan network has all others",
             )
         if not call.pools or any(pool.address_space != SPACE for pool in call.pools):
             raise Invalid(
@@ -168,7 +171,7 @@ class Docker:
         name = name or next(iter(of_pools), "")
         if not name:
             raise Invalid(
-                "of which linkspan network it is was not said",
+                "the name of the linkspan network is missing",
                 "docker network create -d linkspan --ipam-driver linkspan -o network=NAME NAME",
             )
         network = self._ours.get(name)
@@ -204,7 +207,7 @@ class Docker:
         return self._pools.requested(call)
 
     async def _request_address(self, call: Call) -> Answer:
-        if (call.options or {}).get(ADDRESS_TYPE) == GATEWAY:  # one that the user gave by --gateway
+        if (call.options or {}).get(ADDRESS_TYPE) == GATEWAY:  # the user gave it by --gateway
             raise Invalid(
                 f"the gateway {call.address} cannot be chosen here",
                 "leave --gateway out: the linkspan network has one",
@@ -227,11 +230,11 @@ class Docker:
             self._begin(self._allocator.release(name, [address]))
 
     def waits(self, identity: tuple[str, str]) -> bool:
-        """Tell whether addresses are held by this identity for endpoints that are still to come."""
+        """Return whether addresses are held by this identity for future endpoints."""
         return identity == HOLDER and bool(self._held)
 
     async def _release_address(self, call: Call) -> Answer:
-        """Give back what no endpoint took; what one had went with it."""
+        """Release an address that no endpoint took; an endpoint's own was released with it."""
         try:
             name, _ = self._pools.network_of(call.pool_id)
         except NotFound:
@@ -255,7 +258,7 @@ class Docker:
         known = self._registry.endpoints.get((call.endpoint_id, end))
         if known is None:
             ips = [prefix(a).single() for a in (given.address, given.address_ipv6) if a]
-            for address in ips:  # the endpoint's row holds it from here on
+            for address in ips:  # from here on the endpoint's row has it
                 if timer := self._held.pop((network.name, address.address), None):
                     timer.cancel()
                     await self._allocator.release(network.name, [address])
@@ -310,12 +313,13 @@ class Docker:
         }
 
     async def _has_internal_only(self, network_id: str, namespace: str) -> bool:
-        """Tell whether a container that joins an internal network is certainly in no network that publishes ports.
+        """Return whether a container that joins an internal network certainly has no network that publishes ports.
 
-        Docker gives a container's ports to each of its networks, and to a driver no container's name. So the question
-        is whether one that may be starting has another network, also one that it joins later. (Its namespace has no
-        interface yet, or Docker makes it after Join only; in another namespace runs a container that joins one more.)
-        In doubt the answer is False, and `_tell_unpublished` says it afterwards.
+        Docker gives a container's ports to each of its networks, but no container's name to a driver. So the
+        question is whether a container that may be starting has another network, also one that it joins
+        later. (Its namespace has no interface yet, or Docker makes it only after Join; a running container
+        that joins one more network has another namespace.) In doubt the answer is False, and
+        `_tell_unpublished` reports it afterwards.
         """
         if not self._engine.socket or await self._worker.run_brief(update.has_interface, self._worker, namespace):
             return False
@@ -329,7 +333,7 @@ class Docker:
         return starts_within(named.get(network_id, ""), internal, every)
 
     def _is_internal(self, network_id: str) -> bool:
-        """Tell whether a network of the engine's is an internal one of ours."""
+        """Return whether a network of the engine is an internal one of ours."""
         found = self._networks.entries.get(network_id)
         return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
@@ -360,7 +364,7 @@ class Docker:
         task.add_done_callback(self._tasks.discard)
 
     async def _follow(self, identity: tuple[str, str], network_id: str, namespace: str) -> None:
-        """Learn where the engine put the container's end, and its name: both are known after Join only."""
+        """Find the container's end in its namespace, and its name: both are known only after Join."""
         pause, times = TAKEN
         for _ in range(times):
             if identity not in self._registry.endpoints:
@@ -374,7 +378,7 @@ class Docker:
                 self._tell_unpublished(identity, await self._name(container))
 
     def _tell_unpublished(self, identity: tuple[str, str], attachments: Iterable[str]) -> None:
-        """Tell of a container whose ports no network publishes: all that it is in are internal."""
+        """Report a container whose ports no network publishes, because all its networks are internal."""
         wanted, endpoint = self._unpublished.pop(identity[0], ""), self._registry.endpoints.get(identity)
         if not wanted or endpoint is None:
             return
@@ -385,7 +389,7 @@ class Docker:
             self._happenings.add("network", what, endpoint=endpoint.id, network=endpoint.network)
 
     async def _follow_names(self) -> None:
-        """Follow `docker rename`, and look at all names whenever the engine is heard again."""
+        """Follow `docker rename`, and read all names whenever the engine is connected again."""
         while True:
             with contextlib.suppress(Unavailable):
                 async with contextlib.aclosing(self._engine.renames()) as renames:
@@ -396,7 +400,7 @@ class Docker:
             await asyncio.sleep(AGAIN)
 
     async def _name(self, container: str) -> Iterable[str]:
-        """Learn a container's name and aliases, by its id, for each of its endpoints; return the endpoints' ids."""
+        """Read a container's name and aliases, by its id, for each of its endpoints; return the endpoints' ids."""
         if not container:
             return ()
         name, attachments = await self._engine.names(container)
@@ -409,7 +413,7 @@ class Docker:
 
 
 def _check_wishes(network: Network, call: Call) -> None:
-    """Raise Invalid where a user asks the engine for what the linkspan network is not."""
+    """Raise Invalid if a user asks the engine for something that the linkspan network is not."""
     name = network.name
     wishes.check(
         network,
@@ -432,7 +436,7 @@ def _check_wishes(network: Network, call: Call) -> None:
             whole = " or ".join(str(one) for one in network.prefixes if one.family == subnet.family)
             part = "only a part of a" if any(one.holds(subnet) for one in network.prefixes) else "no"
             raise Invalid(
-                f"subnet {subnet} is {part} pool of network {name}, which gives addresses of all of its own",
+                f"subnet {subnet} is {part} pool of network {name}, which uses all of its own",
                 f"give the whole pool, --subnet {whole}, and choose each container's address by --ip",
             )
     reserved = sorted(address for pool in call.pools for address in (pool.aux_addresses or {}).values())
@@ -444,18 +448,18 @@ def _check_wishes(network: Network, call: Call) -> None:
 
 
 def starts_within(network: str, internal: Collection[str], containers: Iterable[Listed]) -> bool:
-    """Tell whether every container that may be starting in a network is in internal networks alone."""
+    """Return whether every container that may be starting in a network has only internal networks."""
     mine = [one for one in containers if one.starts and network in one.networks]
     return bool(mine) and all(one.networks <= set(internal) for one in mine)
 
 
 def delivered(endpoint_id: str) -> str:
-    """Return the name under which a container's end is put in the host's namespace."""
+    """Return the name of a container's end in the host's namespace."""
     return "lsd" + hashlib.blake2b(endpoint_id.encode(), digest_size=6).hexdigest()
 
 
 def _static_routes(network: Network, endpoint: Endpoint, gateways: Mapping[int, str]) -> list[Answer]:
-    """Return the routes to the network's own pools, which the engine puts before the container starts."""
+    """Return the routes to the network's own pools, which the engine adds before the container starts."""
     on_link, by_gateway = 1, 0  # RouteType
     found: list[Answer] = [
         {"Destination": str(prefix(gateway).single()), "RouteType": on_link, "NextHop": ""}
@@ -470,14 +474,14 @@ def _static_routes(network: Network, endpoint: Endpoint, gateways: Mapping[int, 
 
 
 def _with_length(network: Network, address: Prefix) -> Prefix:
-    """Return an address as the container has it: alone where routed, else with its pool's length."""
+    """Return an address as the container has it: without length if routed, else with its pool's."""
     if network.routed:
         return address.single()
     return Prefix(address.packed, next(p.length for p in network.prefixes if p.holds(address.single())))
 
 
 def _missing(given: Interface, network: Network, endpoint: Endpoint) -> Interface:
-    """Return what the engine did not give: it refuses to be told what it knows."""
+    """Return the values that the engine did not give: it refuses to get back what it knows."""
     found = {p.family: str(_with_length(network, p.single())) for p in endpoint.prefixes}
     return Interface(
         address="" if given.address else found.get(4, ""),

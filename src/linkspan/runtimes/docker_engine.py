@@ -1,4 +1,4 @@
-"""Docker's engine, as its HTTP API on a unix socket tells of it (Docker 20.10 and later)."""
+"""Client of Docker's engine: its HTTP API on a unix socket (Docker 20.10 and later)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = aiohttp.ClientTimeout(total=30)
 API = "http://docker/v1.41"
 """Docker 20.10's; an engine takes older versions of its API, and refuses newer ones."""
 LABEL = "linkspan.io/exposed"
-"""By this label linkspan's networks are known; others of driver linkspan are a user's own."""
+"""Label of linkspan's own networks; other networks of driver linkspan belong to a user."""
 
 
 class Member(msgspec.Struct, frozen=True, rename="pascal"):
@@ -29,7 +29,7 @@ class Member(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class EngineNetwork(msgspec.Struct, frozen=True, rename="pascal"):
-    """A network of the engine's; ``containers`` by id, where one network was asked for."""
+    """A network of the engine; ``containers`` by id, if one network was asked for."""
 
     id: str
     name: str
@@ -39,7 +39,7 @@ class EngineNetwork(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def exposed(self) -> bool:
-        """Whether it was made by linkspan, and not by a user."""
+        """Return whether linkspan made it, and not a user."""
         return LABEL in (self.labels or {})
 
 
@@ -67,12 +67,12 @@ class Listed(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def starts(self) -> bool:
-        """Whether it may be starting now: the engine counts it as running only afterwards."""
+        """Return whether it may be starting now: the engine calls it running only afterwards."""
         return self.state not in ("running", "paused")
 
     @property
     def networks(self) -> frozenset[str]:
-        """The names of its networks, which the engine knows before it starts."""
+        """Return the names of its networks, which the engine knows before it starts."""
         return frozenset(self.network_settings.networks or {})
 
 
@@ -85,10 +85,10 @@ class _Event(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class Engine:
-    """One engine. Every call raises Unavailable, with the engine's own words, where it does not do it."""
+    """One engine. Every call raises Unavailable, with the engine's own words, if it fails."""
 
     def __init__(self, socket: str) -> None:
-        """``socket`` is its unix socket."""
+        """Take ``socket``, the engine's unix socket."""
         self.socket = socket
 
     async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> bytes:
@@ -123,22 +123,22 @@ class Engine:
         return list((found.containers or {}).values())
 
     async def disconnect(self, network: EngineNetwork, member: Member) -> None:
-        """Take a container out of a network, whatever its driver says."""
+        """Disconnect a container from a network, whatever its driver says."""
         body = {"Container": member.name, "Force": True}
         await self._ask("POST", f"/networks/{network.id}/disconnect", body)
 
     async def container(self, network_id: str, endpoint_id: str) -> str:
-        """Return the id of the container that has an endpoint, "" without one."""
+        """Return the id of the container that has an endpoint, "" if there is none."""
         network = _decoded(await self._ask("GET", f"/networks/{network_id}"), EngineNetwork)
         members = (network.containers or {}).items()
         return next((container for container, member in members if member.endpoint_id == endpoint_id), "")
 
     async def running(self) -> list[str]:
-        """Return the ids of the containers that run."""
+        """Return the ids of the running containers."""
         return [one.id for one in _decoded(await self._ask("GET", "/containers/json"), list[Listed])]
 
     async def containers(self) -> list[Listed]:
-        """Return all containers. The engine answers while it starts one, unlike a question for that one."""
+        """Return all containers. The engine answers this while it starts one, unlike a request for that one."""
         return _decoded(await self._ask("GET", "/containers/json?all=1"), list[Listed])
 
     async def names(self, container: str) -> tuple[str, dict[str, tuple[str, ...]]]:
@@ -149,12 +149,12 @@ class Engine:
         return found.name.lstrip("/"), aliases
 
     async def renames(self) -> AsyncGenerator[str]:
-        """Yield "" once the engine is heard, and then the id of each container that is renamed.
+        """Yield "" once the engine is connected, and then the id of each container that is renamed.
 
-        Ends where the engine does. Raises Unavailable where it is not to be had.
+        Ends when the engine ends. Raises Unavailable if it cannot be reached.
         """
-        if not Path(self.socket).exists():  # this is asked again and again where there is no engine
-            raise Unavailable(f"Docker's engine at {self.socket}: there is no such socket", "does dockerd run?")
+        if not Path(self.socket).exists():  # this is tried again and again while there is no engine
+            raise Unavailable(f"Docker's engine at {self.socket}: the socket does not exist", "does dockerd run?")
         wanted = msgspec.json.encode({"type": ["container"], "event": ["rename"]}).decode()
         connector = aiohttp.UnixConnector(self.socket)
         try:

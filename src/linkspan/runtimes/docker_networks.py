@@ -1,8 +1,8 @@
-"""Networks that are exposed to Docker: made in this host's engine, and removed from it when they are deleted.
+"""Networks exposed to Docker: created in this host's engine, and removed from it when they are deleted.
 
-The engine keeps its networks in a store of its own and may be down, or come later; so they are compared whenever
-ours change and every few seconds, by a task that no attach waits for. Ours are known by a label; those that a user
-made with `docker network create -d linkspan` are his.
+The engine keeps its networks in a store of its own and may be down, or start later. So a task compares them
+whenever ours change and every few seconds, and no attach waits for it. Ours have a label; those that a user
+made with `docker network create -d linkspan` belong to the user.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from linkspan.runtimes.docker_types import SPACE
 log = logging.getLogger("linkspan.docker")
 
 AGAIN = 5.0
-"""Seconds between looks."""
+"""Seconds between comparisons."""
 
 
 class DockerNetworks:
-    """Keeps the engine's networks equal to those that are exposed to it."""
+    """Keeps the engine's networks equal to the exposed ones."""
 
     def __init__(self, networks: Networks, engine: Engine, lives: Callable[[str], Awaitable[bool]]) -> None:
-        """``lives`` tells by its id whether an endpoint of the engine's is still one of this host."""
+        """Take ``lives``, which says by its id whether an endpoint of the engine is still one of this host."""
         self._networks = networks
         self._engine = engine
         self._lives = lives
@@ -39,12 +39,12 @@ class DockerNetworks:
         """What the engine refused, by the network's name."""
 
     def start(self) -> None:
-        """Begin to look, where an engine was named."""
+        """Start to compare, if an engine is configured."""
         if self._engine.socket:
-            self._task = lasting("keeping Docker's networks", self._follow)
+            self._task = lasting("syncing Docker's networks", self._follow)
 
     async def stop(self) -> None:
-        """End; the engine's networks stay."""
+        """Stop; the engine's networks stay."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -67,7 +67,7 @@ class DockerNetworks:
         wanted = {n.name: n for n in self._networks.all() if "docker" in n.expose}
         found = await self._engine.networks()
         names = {known.name: known for known in found}
-        told, self.problems = self.problems, {}  # what is over is forgotten, and told when it comes again
+        told, self.problems = self.problems, {}  # a problem that is over is forgotten, and reported if it comes again
         for name, network in wanted.items():
             known = names.get(name)
             if known is None:
@@ -84,14 +84,19 @@ class DockerNetworks:
     async def _remove(self, known: EngineNetwork) -> None:
         """Remove a network that is no longer exposed, after those of its containers that were cut off.
 
-        `network delete --force` took their endpoints away, which the engine does not know, and refuses for them. A
-        store that lost its records is no such deletion: containers of a network that nobody knows go on.
+        `network delete --force` removed their endpoints, which the engine does not know, and refuses for
+        them. A store that lost its records is no such deletion: containers of an unknown network keep
+        running.
         """
         deleted = not self._networks.unknown(known.name)
         for member in await self._engine.members(known) if deleted else ():
             if not await self._lives(member.endpoint_id):
                 await self._engine.disconnect(known, member)
-                log.warning("network %s is deleted: Docker's container %s is taken out of it", known.name, member.name)
+                log.warning(
+                    "network %s is deleted: Docker's container %s is disconnected from it",
+                    known.name,
+                    member.name,
+                )
         await self._engine.delete(known)
 
     async def _try(self, name: str, verb: str, change: Awaitable[None]) -> None:
@@ -104,7 +109,7 @@ class DockerNetworks:
 
 
 async def users_own(engine: Engine) -> dict[str, list[str]]:
-    """Return the networks of driver linkspan that a user made by hand, with their containers. Raises Unavailable."""
+    """Return users' own networks of driver linkspan, with their containers. Raises Unavailable."""
     return {
         known.name: [member.name for member in await engine.members(known)]
         for known in await engine.networks()
@@ -117,7 +122,7 @@ async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
 
     Return the networks' names, and what the engine did not remove with why.
 
-    The engine asks the plugin, so an agent must run. Without an engine there is nothing to do.
+    The engine calls the plugin, so an agent must run. Without an engine there is nothing to do.
     """
     removed: list[str] = []
     left: list[str] = []
@@ -128,7 +133,7 @@ async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
     for known in found:
         if known.exposed:
             try:
-                for member in await engine.members(known):  # the engine would not, and is never asked again
+                for member in await engine.members(known):  # the engine refused, and is not asked again
                     await engine.disconnect(known, member)
                 await engine.delete(known)
                 removed.append(f"Docker network {known.name}")
@@ -141,12 +146,12 @@ async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
 
 
 def wish(network: Network) -> dict[str, object]:
-    """Return what the engine is asked for; with its subnets a user may choose addresses by `--ip`."""
+    """Return the request to the engine; with its subnets a user may choose addresses by `--ip`."""
     return {
         "Name": network.name,
         "CheckDuplicate": True,
         "Driver": "linkspan",
-        "Internal": False,  # the engine's own word for it would hide the gateway; ours holds by rules
+        "Internal": False,  # the engine's own option for it would hide the gateway; our rules enforce it
         "EnableIPv6": any(pool.family == 6 for pool in network.prefixes),
         "IPAM": {
             "Driver": "linkspan",

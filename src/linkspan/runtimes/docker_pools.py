@@ -1,8 +1,8 @@
-"""Docker's pools: of which linkspan network each is.
+"""Docker's pools: the linkspan network of each.
 
-The engine asks for a pool before it says which network was named by ``-o network=``. One that the user named by its
-subnet is a network's at once. Any other is *pending*: it is given a gateway of its own, which comes back with
-CreateNetwork, where the network's name is.
+The engine asks for a pool before it passes the network's name from ``-o network=``. A pool that the user
+named by its subnet belongs to a network at once. Any other is *pending*: it gets a gateway of its own, which
+comes back with CreateNetwork together with the network's name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from linkspan.kernel.io.durable_files import Memory
 from linkspan.runtimes.docker_types import GATEWAY, Call
 
 PENDING = "pending/"
-"""Ids of pools begin so whose network is still to be named; others are NETWORK/FAMILY."""
+"""Prefix of the ids of pools without a network yet; other ids are NETWORK/FAMILY."""
 ANY = {4: "0.0.0.0/0", 6: "::/0"}
-"""What a pending pool is called, and in `docker network inspect` for good."""
+"""Subnet of a pending pool, which `docker network inspect` shows forever."""
 
 
 class DockerNetwork(msgspec.Struct, frozen=True):
-    """A network of the engine: of which linkspan network it is, and the ids of its pools."""
+    """A network of the engine: its linkspan network, and the ids of its pools."""
 
     network: str
     pools: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Pools:
         self._networks = networks
         self._known = known
         self._asked: dict[str, str] = {}
-        """Networks that --ipam-opt named, by their pending pools; a CreateNetwork that comes twice finds them again."""
+        """Networks named by --ipam-opt, by their pending pools; a repeated CreateNetwork finds them again."""
 
     def requested(self, call: Call) -> dict[str, object]:
         """Answer RequestPool. Raises Invalid or NotFound."""
@@ -46,7 +46,7 @@ class Pools:
         name = str((call.options or {}).get("network", ""))
         unknown = ", ".join(sorted((call.options or {}).keys() - {"network"}))
         if unknown:
-            raise Invalid(f"--ipam-opt {unknown} is unknown to IPAM driver linkspan", "it knows network=NAME")
+            raise Invalid(f"--ipam-opt {unknown} is unknown to IPAM driver linkspan", "the only option is network=NAME")
         if call.sub_pool:
             raise Invalid(
                 "--ip-range is not known to IPAM driver linkspan", "linkspan address reserve does that"
@@ -59,8 +59,9 @@ class Pools:
                 f"network {name} has no pool of IPv{family}, of which Docker asks for addresses",
                 f"add one: linkspan network update {name} --add-pool",
             )
-        # Its own pool would not do for one that is named either: the engine asks again and again for another one as
-        # long as a route of the host's overlaps with it, which is the network's own.
+        # Its own pool cannot serve as a named network's pending pool either: the engine asks again and again
+        # for another pool as long as a route of the host overlaps with it, and such a route is the network's
+        # own.
         gateway = self._unused(family)
         pool_id = self.id_of(ANY[family], gateway)
         if name:
@@ -68,13 +69,13 @@ class Pools:
         return _told(pool_id, prefix(ANY[family]), f"{gateway}/0")
 
     def named(self, pool_id: str) -> str:
-        """Return the linkspan network that was said with a pool, "" where none was."""
+        """Return the linkspan network named together with a pool, "" if there is none."""
         if pool_id.startswith(PENDING):
             return self._asked.get(pool_id, "")
         return pool_id.split("/")[0]
 
     def _unused(self, family: int) -> str:
-        """Return an address that no pending pool has for its gateway; link-local, so that it is nobody's."""
+        """Return an address that no pending pool has as its gateway; link-local, so that nobody else has it."""
         used = {one for known in self._known.entries.values() for one in known.pools}
         while True:
             packed = (
@@ -95,7 +96,7 @@ class Pools:
         )
 
     def id_of(self, pool: str, gateway: str) -> str:
-        """Return the id of a pool that CreateNetwork names: its network's, or the pending one with this gateway."""
+        """Return the id of a pool in CreateNetwork: its network's, or the pending one with this gateway."""
         found = prefix(pool)
         if found.length:
             return f"{self._of_subnet(found).name}/{found.family}"

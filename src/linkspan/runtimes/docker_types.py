@@ -1,6 +1,6 @@
-"""What Docker's engine and a remote driver say to each other, as frozen values (moby's drivers/remote/api).
+"""Messages between Docker's engine and a remote driver, as frozen values (moby's drivers/remote/api).
 
-The engine's JSON has names in capitals, and calls of one shape for many verbs: fields that a call does not
+The engine's JSON has capitalised names, and calls of one shape for many verbs: fields that a call does not
 have are empty.
 """
 
@@ -13,31 +13,31 @@ from linkspan.core.model import Port, PortRange, Protocol
 from linkspan.runtimes import go_json
 
 SPACE = "linkspan"
-"""Our address space: CreateNetwork's pools tell by it whether they are of our IPAM driver."""
+"""Our address space: it marks CreateNetwork's pools as our IPAM driver's."""
 NETWORK_DRIVER = "NetworkDriver"
 IPAM_DRIVER = "IpamDriver"
 
 GENERIC = "com.docker.network.generic"
-"""Under this key are what `docker network create` was given by -o."""
+"""Key of the options that `docker network create` got by -o."""
 INTERNAL = "com.docker.network.internal"
 """Whether `docker network create` was given --internal."""
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 """False where `docker network create` was given --ipv4=false."""
 NETWORK_OPTIONS = frozenset({GENERIC, INTERNAL, ENABLE_IPV4, "com.docker.network.enable_ipv6"})
-"""What an engine says of a network that is being created; whether there is IPv6 is told by its pools as well."""
+"""An engine's options of a new network; its pools also show whether it has IPv6."""
 PORT_MAP = "com.docker.network.portmap"
 IFNAME = "com.docker.network.endpoint.ifname"
-"""A wish of the user's for an interface's name, which drivers carry out, not the engine."""
+"""The user's name for an interface, which drivers implement, not the engine."""
 ADDRESS_TYPE = "RequestAddressType"
 GATEWAY = "com.docker.network.gateway"
 
 _PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp", 132: "sctp"}  # IANA's protocol numbers
 EPHEMERAL = (32768, 60999)
-"""Where `-p 80` finds a host port: the kernel's own default range (ip_local_port_range)."""
+"""Range in which `-p 80` finds a host port: the kernel's default (ip_local_port_range)."""
 
 
 class Pool(msgspec.Struct, frozen=True, rename="pascal"):
-    """A pool of a network that is being created, as the IPAM driver gave it."""
+    """A pool of a new network, as the IPAM driver gave it."""
 
     address_space: str = ""
     pool: str = ""
@@ -46,7 +46,7 @@ class Pool(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class Interface(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """What the engine knows of an interface, and what it is told."""
+    """The engine's values of an interface, and our answer."""
 
     address: str = ""
     address_ipv6: str = msgspec.field(default="", name="AddressIPv6")
@@ -82,40 +82,40 @@ class Call(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def chosen(self) -> dict[str, str]:
-        """What the user gave by -o (``com.docker.network.generic``). Raises Invalid where a value is no text."""
+        """Return the user's -o options (``com.docker.network.generic``). Raises Invalid if a value is no text."""
         generic = (self.options or {}).get(GENERIC) or {}
         if not isinstance(generic, dict):
-            raise Invalid(f"{GENERIC} is not an object", "is the engine of another version?")
+            raise Invalid(f"{GENERIC} is not an object", "is the engine another version?")
         return {str(key): str(value) for key, value in generic.items()}
 
     @property
     def internal(self) -> bool:
-        """Whether the user asked for a network that leads nowhere else."""
+        """Return whether the user asked for an internal network."""
         return (self.options or {}).get(INTERNAL) is True
 
     @property
     def without_ipv4(self) -> bool:
-        """Whether the user asked for a network without IPv4."""
+        """Return whether the user asked for a network without IPv4."""
         return (self.options or {}).get(ENABLE_IPV4) is False
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """The pools of both families."""
+        """Return the pools of both families."""
         return (*(self.ipv4_data or ()), *(self.ipv6_data or ()))
 
 
 def decoded(body: bytes, pid: int) -> Call:
-    """Parse a call, whatever its Content-Type says; an empty body is one. Raises Invalid."""
+    """Parse a call, whatever its Content-Type; an empty body is a call, too. Raises Invalid."""
     try:
         call = msgspec.structs.replace(go_json.decoded(body or b"{}", Call), pid=pid)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"the engine's call cannot be read: {error}", "is it of another version?") from error
+        raise Invalid(f"the engine's call cannot be read: {error}", "is it another version?") from error
     ports(call.options)
     return call
 
 
 def ports(options: dict[str, object] | None) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
-    """Return the ports that a container publishes, and its wishes for free ones. Raises Invalid."""
+    """Return the ports that a container publishes, and its requests for free ones. Raises Invalid."""
     try:
         bindings = msgspec.convert((options or {}).get(PORT_MAP) or (), tuple[Binding, ...])
         fixed, wishes = [], []

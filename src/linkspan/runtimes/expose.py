@@ -1,4 +1,4 @@
-"""A network as a runtime's own: the files by which CNI and Podman have it (Docker keeps its networks itself)."""
+"""Exposed networks: the files by which CNI and Podman have a network (Docker stores its networks itself)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from linkspan.core.model import Network
 from linkspan.core.states.programs import File
 
 CNI_VERSION = "1.0.0"
-"""What a conflist asks for: Debian's containerd 1.7 takes no newer result."""
+"""Version in a conflist: Debian's containerd 1.7 accepts no newer result."""
 
 CAPABILITIES = (
     "portMappings",
@@ -38,7 +38,7 @@ def conflist(network: str, socket: str) -> bytes:
 
 
 def podman_id(network: str) -> str:
-    """Return the id of an exposed network, by which it is told from one that a user made."""
+    """Return the id of an exposed network, which distinguishes it from a user's own."""
     return hashlib.sha256(f"linkspan {network}".encode()).hexdigest()
 
 

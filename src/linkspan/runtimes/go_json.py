@@ -1,4 +1,4 @@
-"""JSON that Go programs write: null stands for a value that is not there."""
+"""JSON of Go programs: null stands for a missing value."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def without_null(value: object) -> object:
 
 
 def decoded(text: bytes, kind: type[T]) -> T:
-    """Parse JSON into a type, null being absent. Raises msgspec.MsgspecError, UnicodeDecodeError, RecursionError."""
+    """Parse JSON into a type, with null as absent. Raises msgspec.MsgspecError, UnicodeDecodeError, RecursionError."""
     return msgspec.convert(without_null(msgspec.json.decode(text)), kind)

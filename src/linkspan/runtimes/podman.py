@@ -1,11 +1,13 @@
 r"""Podman: answers calls of the netavark plugin (plugin API 1.0.0).
 
-The plugin sends ``KEY=VALUE\0...\0\0`` and then its stdin, as the CNI plugin does. The answer's status is 200 or
-400, and its body is what the plugin prints: for an error ``{"error": "..."}``, which Podman shows as it is.
+The plugin sends ``KEY=VALUE\0...\0\0`` and then its stdin, as the CNI plugin does. The answer's status is 200
+or 400, and its body is what the plugin prints: for an error ``{"error": "..."}``, which Podman shows
+unchanged.
 
-Podman gives all of a container's ports to each of its networks, in no fixed order, and says nothing of the others. So
-an internal network, which publishes none, cannot refuse them: another network of the container may publish them later.
-What was not published at all is known when netavark, the plugin's parent, has ended. It is an event then.
+Podman gives all of a container's ports to each of its networks, in no fixed order, and does not name the
+others. So an internal network, which publishes none, cannot refuse them: another network of the container may
+publish them later. When netavark, the plugin's parent, has ended, it is known which ports were not published
+at all. The agent reports those as an event.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class StaticRoute(msgspec.Struct, frozen=True):
 
 
 class PodmanNetwork(msgspec.Struct, frozen=True):
-    """What of Podman's network counts here, or would have no effect."""
+    """The parts of Podman's network that matter here, or would have no effect."""
 
     name: str
     options: dict[str, str] | None = None
@@ -70,12 +72,12 @@ class PodmanNetwork(msgspec.Struct, frozen=True):
 
     @property
     def linkspan(self) -> str:
-        """The linkspan network's name: the option ``network``, or the same."""
+        """Return the linkspan network's name: the option ``network``, or the same name."""
         return (self.options or {}).get("network") or self.name
 
 
 class NetworkOptions(msgspec.Struct, frozen=True):
-    """What a container wants of its network."""
+    """A container's options for its network."""
 
     interface_name: str
     aliases: tuple[str, ...] | None = None
@@ -111,9 +113,9 @@ class Podman:
             return 200, await self._answer(_pairs(block), stdin, pid)
         except LinkspanError as error:
             said = error.told
-        except Exception as error:  # the edge: Podman gets an error whatever happened
-            log.exception("a call of Podman failed by a fault of linkspan")
-            said = f"a fault of linkspan, the agent's log has its trace: {error}"
+        except Exception as error:  # the edge: Podman always gets an error
+            log.exception("a call of Podman failed because of a defect in linkspan")
+            said = f"a defect in linkspan, the agent's log has the traceback: {error}"
         return 400, msgspec.json.encode({"error": f"linkspan: {said}"})
 
     async def _answer(self, words: Mapping[str, str], stdin: bytes, pid: int) -> bytes:
@@ -131,14 +133,14 @@ class Podman:
                 await self._agent.detach(call.container_id, ifname, call.network.linkspan)
                 return b""
             case other:
-                raise Invalid(f"command {other!r} is unknown", "is Podman's netavark of another version?")
+                raise Invalid(f"command {other!r} is unknown", "is Podman's netavark another version?")
 
     def _check(self, made: PodmanNetwork) -> None:
         unknown = set(made.options or {}) - {"network"}
         if unknown:
             raise Invalid(
                 f"option {', '.join(sorted(unknown))} is unknown to driver linkspan",
-                "it knows network=NAME; all else is the linkspan network's own",
+                "the only option is network=NAME; the linkspan network has all others",
             )
         network = self._agent.network(made.linkspan)
         if network.backend == "host":
@@ -154,7 +156,8 @@ class Podman:
         if "LINKSPAN_NETNS_FD" not in words:
             why = words.get("LINKSPAN_NETNS_ERROR", "it was not given")
             raise Unavailable(f"network namespace {words.get('NETNS', '')}: {why}", "is the container running?")
-        _check_wishes(self._agent.network(call.network.linkspan), call.network)  # `network update` tells no plugin
+        # `network update` does not inform the plugin
+        _check_wishes(self._agent.network(call.network.linkspan), call.network)
         fd = open_namespace(f"/proc/{pid}/fd/{words['LINKSPAN_NETNS_FD']}")
         try:
             endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
@@ -186,16 +189,16 @@ class Podman:
         )
 
     def _ports(self, call: Call) -> tuple[Port, ...]:
-        """Return the ports that this network publishes: an internal one none."""
+        """Return the ports that this network publishes: none if it is internal."""
         return () if self._agent.network(call.network.linkspan).internal else _published(call)
 
     async def _tell_unpublished(self, netavark: int, container: str, wanted: Sequence[Port]) -> None:
-        """Tell of a container whose ports no network of ours publishes: all that it is in are internal."""
+        """Report a container whose ports no network of ours publishes, because all its networks are internal."""
         await _ended(netavark)
         mine = [e for e in self._agent.endpoints().values() if e.id == container]
         try:
             hidden = all(self._agent.network(e.network).internal for e in mine)
-        except LinkspanError:  # a network was deleted meanwhile, and its endpoints go with it
+        except LinkspanError:  # a network was deleted meanwhile, with its endpoints
             return
         if not mine or not hidden:
             return
@@ -207,7 +210,7 @@ class Podman:
 
 
 def _open_parent(pid: int) -> int:
-    """Return a pidfd of a process's parent, -1 where either is gone."""
+    """Return a pidfd of a process's parent, -1 if either is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         return os.pidfd_open(int(re.findall(r"^PPid:\s+(\d+)", status, re.MULTILINE)[0]))
@@ -216,7 +219,7 @@ def _open_parent(pid: int) -> int:
 
 
 async def _ended(pidfd: int) -> None:
-    """Wait until a process has ended, at most PATIENCE, and close its pidfd; -1 is one that has."""
+    """Wait until a process has ended, at most PATIENCE, and close its pidfd; -1 has ended already."""
     if pidfd < 0:
         return
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
@@ -240,7 +243,7 @@ def _published(call: Call) -> tuple[Port, ...]:
 
 
 def _check_wishes(network: Network, made: PodmanNetwork) -> None:
-    """Raise Invalid where Podman's network asks for what the linkspan network is not."""
+    """Raise Invalid if Podman's network asks for something that the linkspan network is not."""
     name = network.name
     wishes.check(
         network, internal="--internal" if made.internal else "", ipv6="--ipv6" if made.ipv6_enabled else ""
@@ -248,7 +251,8 @@ def _check_wishes(network: Network, made: PodmanNetwork) -> None:
     if made.routes:
         routes = ", ".join(f"{route.destination} via {route.gateway}" for route in made.routes)
         raise Invalid(
-            f"--route ({routes}) is unknown to driver linkspan", "a container's routes are the network's: leave it out"
+            f"--route ({routes}) is unknown to driver linkspan",
+            "the network decides on a container's routes: leave the option out",
         )
     if made.network_interface:
         raise Invalid(
@@ -260,7 +264,7 @@ def _check_wishes(network: Network, made: PodmanNetwork) -> None:
         raise Invalid(
             f"DNS server {servers} of Podman's network {made.name} would have no effect: the server of network {name} "
             "asks those of the host's resolv.conf",
-            f"leave --dns out, or take it back: podman network update {made.name} --dns-drop "
+            f"leave --dns out, or unset it: podman network update {made.name} --dns-drop "
             + ",".join(made.network_dns_servers),
         )
 
@@ -274,7 +278,7 @@ def _decoded(stdin: bytes, kind: type[T]) -> T:
     try:
         return go_json.decoded(stdin, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"Podman's call cannot be read: {error}", "is its netavark of another version?") from error
+        raise Invalid(f"Podman's call cannot be read: {error}", "is its netavark another version?") from error
 
 
 def _result(endpoint: Endpoint, nameservers: tuple[str, ...]) -> dict[str, object]:

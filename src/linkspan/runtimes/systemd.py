@@ -1,4 +1,4 @@
-"""systemd: the agent's unit, and the words that a service says to it (sd_notify(3))."""
+"""systemd: the agent's unit, and a service's messages to it (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from linkspan.core.errors import Invalid
 UNIT_NAME = "linkspan.service"
 DOCKER_UNIT_NAME = "linkspan-docker.socket"
 DOCKER_SOCKET = "docker"
-"""The name by which the agent knows the Docker plugin's socket among those handed over."""
+"""Name of the Docker plugin's socket among those that systemd passes."""
 DOCKER_PLUGIN = "/run/docker/plugins/linkspan.sock"
-"""Where Docker's engine looks for a plugin (moby, pkg/plugins)."""
+"""Path at which Docker's engine looks for a plugin (moby, pkg/plugins)."""
 
 _UNIT = """\
 [Unit]
@@ -91,7 +91,7 @@ WantedBy=sockets.target
 
 
 def docker_unit() -> str:
-    """Return the text of the unit of the Docker plugin's socket: the engine waits there while the agent starts."""
+    """Return the unit of the Docker plugin's socket, at which the engine waits while the agent starts."""
     return _DOCKER_UNIT
 
 
@@ -104,7 +104,7 @@ def _quoted(path: str) -> str:
 def unit(executable: str) -> str:
     """Return the text of the agent's unit; ``executable`` is the absolute path of ``linkspan``.
 
-    Raises Invalid where the path is relative: systemd would look for it in folders of its own.
+    Raises Invalid if the path is relative: systemd would search its own folders for it.
     """
     if not Path(executable).is_absolute() or "\n" in executable:
         raise Invalid(
@@ -115,15 +115,15 @@ def unit(executable: str) -> str:
 
 def controller_unit(executable: str) -> str:
     """Return the text of the controller's unit; ``executable`` as for ``unit``."""
-    unit(executable)  # refuses a path that is none
+    unit(executable)  # refuses an invalid path
     return _CONTROLLER_UNIT.format(command=_quoted(executable))
 
 
 def notify(message: str) -> bool:
-    """Tell systemd ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1`` or ``STATUS=...``; several by newlines.
+    """Send systemd ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1`` or ``STATUS=...``; several by newlines.
 
-    Returns whether somebody listens (NOTIFY_SOCKET is set, and takes it): an agent that was started by
-    hand has nobody to tell, and one whose manager is just restarting goes on.
+    Returns whether somebody listens (NOTIFY_SOCKET is set, and accepts it): an agent started by hand has
+    nobody to notify, and one whose manager is just restarting continues.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
@@ -140,7 +140,7 @@ def notify(message: str) -> bool:
 
 
 def sockets(name: str) -> list[socket.socket]:
-    """Return the listening sockets of this name that systemd handed over (sd_listen_fds_with_names(3))."""
+    """Return the listening sockets of this name that systemd passed (sd_listen_fds_with_names(3))."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
@@ -150,9 +150,9 @@ def sockets(name: str) -> list[socket.socket]:
 
 
 def watchdog_interval() -> float | None:
-    """Return after how many seconds without ``WATCHDOG=1`` systemd ends this process; None where it does not.
+    """Return after how many seconds without ``WATCHDOG=1`` systemd ends this process; None if it does not.
 
-    Say it at half of that (sd_watchdog_enabled(3)).
+    Send it at half of that (sd_watchdog_enabled(3)).
     """
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID", "")

@@ -1,4 +1,4 @@
-"""Wishes of engines' users for a network: refused where the linkspan network is not so."""
+"""Options of engines' users for a network: refused unless the linkspan network has that property."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from linkspan.core.model import Network
 
 
 def check(network: Network, *, internal: str, ipv6: str) -> None:
-    """Raise Invalid where an option asks for what the network is not.
+    """Raise Invalid if an option asks for something that the network is not.
 
-    Each is the option's name, as the engine's users know it, or "" where it was not given.
+    Each argument is the option's name, as the engine's users know it, or "" if it was not given.
     """
     name = network.name
     if internal and not network.internal:
         raise Invalid(
-            f"network {name} is not internal, so {internal} would not hold",
-            f"leave it out, or make a network that is: linkspan network create {name}-internal --pool ... --internal",
+            f"network {name} is not internal, so {internal} would have no effect",
+            f"leave it out, or create an internal network: linkspan network create {name}-internal --pool "
+            "... --internal",
         )
     if ipv6 and not any(pool.family == 6 for pool in network.prefixes):
         raise Invalid(

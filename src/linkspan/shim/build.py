@@ -1,6 +1,6 @@
-"""Makes the CNI plugin: compiled from C where there is a compiler, otherwise the Python twin as one file.
+"""Build of the CNI plugin: compiled from C if there is a compiler, otherwise the Python twin as one file.
 
-Only the standard library is used, for the build hook runs this file before linkspan is installed.
+It uses only the standard library, because the build hook runs this file before linkspan is installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SOURCE = HERE / "linkspan_cni.c"
 TWIN = HERE / "linkspan_cni.py"
 PODMAN = HERE / "linkspan_podman.py"
 SOCKET = "/run/linkspan/agent.sock"
-"""As the plugins have it; this file is run before linkspan is installed, so it imports nothing of it."""
+"""Same value as in the plugins; this file runs before linkspan is installed, so it imports nothing of it."""
 PREBUILT = HERE / "linkspan-cni"
 LONGEST_SHEBANG = 255  # BINPRM_BUF_SIZE in include/uapi/linux/binfmts.h is 256
 
@@ -35,9 +35,9 @@ exec(marshal.loads(COMPILED) if MAGIC_NUMBER == {magic!r} else compile(SOURCE, {
 
 
 def build(target: Path) -> bool:
-    """Compile the C shim to this path; returns False where there is no compiler that can.
+    """Compile the C shim to this path; return False if no compiler can.
 
-    It is linked statically where the machine has a static libc: that starts in a third less time.
+    It is linked statically if the machine has a static libc: that starts in a third less time.
     """
     names = (os.environ.get("CC") or "cc", "gcc", "clang")
     compiler = next(filter(None, map(shutil.which, names)), None)
@@ -74,7 +74,7 @@ def _executable(python: str, name: str, source: str) -> bytes:
 
 
 def install(target: Path, python: str = sys.executable) -> str:
-    """Put the plugin at this path by a rename; returns "compiled" or "python", which is for this interpreter."""
+    """Put the plugin at this path by a rename; return "compiled" or "python", which is for this interpreter."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
     kind = "compiled"
@@ -92,12 +92,12 @@ def install(target: Path, python: str = sys.executable) -> str:
 
 
 def _beside(target: Path) -> Path:
-    """Return a path in the same folder, under which no runtime looks for a plugin."""
+    """Return a path in the same folder, with a name that no runtime takes for a plugin."""
     return target.with_name(f".{target.name}.{os.getpid()}")
 
 
 def _copied(target: Path) -> bool:
-    """Copy the plugin that came with the wheel, and tell whether there is one that runs here."""
+    """Copy the plugin from the wheel, and return whether there is one that runs here."""
     if not PREBUILT.is_file():
         return False
     shutil.copyfile(PREBUILT, target)
@@ -106,7 +106,7 @@ def _copied(target: Path) -> bool:
 
 
 def _runs(plugin: Path) -> bool:
-    """Tell whether it answers VERSION: a wheel for another machine does not."""
+    """Return whether it answers VERSION: a wheel for another machine does not."""
     try:
         environment = {"CNI_COMMAND": "VERSION"}
         answer = subprocess.run(

@@ -25,7 +25,7 @@ static const char *const COMMANDS[] = {"ADD", "CHECK", "DEL", "GC", "STATUS", "V
 static const char *const VARIABLES[] = {"CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"};
 static const char VERSIONS[] = "[\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]";
 static const char UNFIT[] = "has a socket, name or cniVersion that is too long or has a \\ in it";
-static const char DOWN[] = "is `linkspan agent` running? `systemctl status linkspan` tells";
+static const char DOWN[] = "is `linkspan agent` running? `systemctl status linkspan` shows it";
 struct wanted { const char *key; char *to; size_t room; };
 static char request[ROOM + LIMIT + 1], answer[ANSWER + 1]; /* both end in a 0, whatever they hold */
 static char *const conf = request + ROOM; /* the head is set right before it, so that one send takes all */
@@ -96,7 +96,7 @@ static const char *scan(const char *at, const char *end, const struct wanted *wa
         } else if (*at == '{' || *at == '[') {
             depth++;
         } else if ((*at == '}' || *at == ']') && !--depth) {
-            return at + 1 + strspn(at + 1, " \t\r\n") == end ? NULL : "goes on after its end";
+            return at + 1 + strspn(at + 1, " \t\r\n") == end ? NULL : "has text after its end";
         } else if (depth == 1 && (*at == ':' || *at == ',')) {
             value = *at == ':';
         }

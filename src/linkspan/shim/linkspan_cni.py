@@ -1,8 +1,8 @@
-"""The CNI plugin that a runtime executes, where linkspan_cni.c could not be compiled: the same program.
+"""CNI plugin that a runtime executes if linkspan_cni.c could not be compiled: the same program.
 
-It runs as ``python3 -I -S linkspan_cni.py``, and for each container anew: so it imports only what is part of
-the interpreter (and ``_socket``), and finds the three strings that it needs of the configuration by itself.
-Wire, queue and messages are those of linkspan_cni.c; one test suite runs against both.
+It runs as ``python3 -I -S linkspan_cni.py``, once for each container. So it imports only parts of the
+interpreter (and ``_socket``), and finds the three strings that it needs of the configuration by itself. Wire,
+queue and messages are those of linkspan_cni.c; one test suite runs against both.
 """
 
 # ruff: noqa: SIM105, SLF001 - contextlib and os would be imported for this alone
@@ -15,27 +15,27 @@ LIMIT = 1 << 20
 ROOM = 256 << 10
 ANSWER = 4 << 20
 COMMANDS = (b"ADD", b"CHECK", b"DEL", b"GC", b"STATUS", b"VERSION")
-NEEDED = {b"ADD": 4, b"CHECK": 4, b"DEL": 3, b"GC": 1, b"STATUS": 1}  # how many of VARIABLES
+NEEDED = {b"ADD": 4, b"CHECK": 4, b"DEL": 3, b"GC": 1, b"STATUS": 1}  # number of VARIABLES
 VARIABLES = (b"CNI_COMMAND", b"CNI_CONTAINERID", b"CNI_IFNAME", b"CNI_NETNS")
 VERSIONS = (b"0.3.1", b"0.4.0", b"1.0.0", b"1.1.0")
 ROOMS = {b"cniVersion": 15, b"name": 131, b"socket": 107}
 PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 SIGNS = PLAIN + b"!\"#$%&'()*+,;<=>?@[\\]^`{|}~"
 UNFIT = "has a socket, name or cniVersion that is too long or has a \\ in it"
-DOWN = b"is `linkspan agent` running? `systemctl status linkspan` tells"
+DOWN = b"is `linkspan agent` running? `systemctl status linkspan` shows it"
 SPACE = b" \t\r\n"
 
 
 class Refused(Exception):
-    """What to answer with: code, message, details."""
+    """An error to answer: code, message, details."""
 
 
 class Silence(Exception):
-    """The agent gave no whole answer; says why."""
+    """The agent gave no complete answer; has the reason."""
 
 
 def on_alarm(_number: int, _frame: object) -> None:
-    """Break a blocking call off."""
+    """Interrupt a blocking call."""
     raise TimeoutError(0, "no answer in time")
 
 
@@ -56,13 +56,13 @@ def quoted(text: bytes) -> bytes:
 
 
 def put(fd: int, text: bytes) -> None:
-    """Write it all."""
+    """Write everything."""
     while text:
         text = text[posix.write(fd, text) :]
 
 
 def decoded(text: bytes, longest: int) -> bytes | None:
-    """Return what stands between the quotes of a JSON string; None where it does not fit or has other escapes."""
+    """Return the content of the quotes of a JSON string; None if it does not fit or has other escapes."""
     head, *escaped = text.split(b"\\\\")
     for part in (head, *escaped):
         for after in part.split(b"\\")[1:]:
@@ -73,7 +73,7 @@ def decoded(text: bytes, longest: int) -> bytes | None:
 
 
 def scan(text: bytes, found: dict[bytes, bytes] | None) -> str:
-    """Find the wanted strings of the object's top level; return what is wrong with the text, or ''."""
+    """Find the wanted strings of the object's top level; return the text's fault, or ''."""
     at, end = len(text) - len(text.lstrip(SPACE)), len(text)
     if text[at : at + 1] != b"{":
         return "is not a JSON object"
@@ -100,7 +100,7 @@ def scan(text: bytes, found: dict[bytes, bytes] | None) -> str:
         elif sign in b"}]":
             depth -= 1
             if not depth:
-                return "goes on after its end" if text[at + 1 :].lstrip(SPACE) else ""
+                return "has text after its end" if text[at + 1 :].lstrip(SPACE) else ""
         elif depth == 1 and sign in b":,":
             value = sign == 0x3A
         at += 1
@@ -108,7 +108,7 @@ def scan(text: bytes, found: dict[bytes, bytes] | None) -> str:
 
 
 def read_conf() -> bytes:
-    """Read stdin to its end, or to one byte past what is allowed."""
+    """Read stdin to its end, or to one byte past the limit."""
     parts, room = [], LIMIT + 1
     while room and (part := posix.read(0, room)):
         parts.append(part)
@@ -135,7 +135,7 @@ def check(command: bytes, values: list[bytes]) -> None:
 
 
 def is_name(text: bytes) -> bool:
-    """Tell whether it is one by the rule for container ids and networks."""
+    """Return whether it is a valid name for container ids and networks."""
     return 0 < len(text) <= 128 and text[0] not in b"_.-" and not text.translate(None, PLAIN)
 
 
@@ -155,7 +155,7 @@ def packed(conf: bytes, namespace: bytes) -> bytes:
 
 
 def post(path: bytes, request: bytes) -> tuple[int, bytes]:
-    """Return the status of a whole answer and its body; raise Silence."""
+    """Return the status of a complete answer and its body; raise Silence."""
     answer = b""
     try:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -163,7 +163,7 @@ def post(path: bytes, request: bytes) -> tuple[int, bytes]:
         try:
             connection.sendall(request)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have answered before it read all
+            pass  # it may have answered before it read everything
         while len(answer) < ANSWER and (part := connection.recv(65536)):
             answer += part
         connection.close()
@@ -212,7 +212,7 @@ def enqueue(path: bytes, entry: tuple[bytes, bytes, bytes], now: int) -> bytes:
 
 
 def removed(path: bytes, request: bytes, entry: tuple[bytes, bytes, bytes], now: int) -> tuple[int, bytes]:
-    """Carry a DEL to the agent, or queue it."""
+    """Bring a DEL to the agent, or queue it."""
     try:
         return post(path, request)
     except Silence as silence:
@@ -223,7 +223,7 @@ def removed(path: bytes, request: bytes, entry: tuple[bytes, bytes, bytes], now:
         raise Refused(11, b"%s; queue the removal: %s" % (why, reason(error)), DOWN) from None
     put(2, b"linkspan: %s; removal queued as %s\n" % (why, name))
     try:
-        if post(path, request)[0] == 200:  # it may have come up, and looked, before the file was there
+        if post(path, request)[0] == 200:  # it may have started, and read the folder, before the file was there
             posix.unlink(name)
     except (Silence, OSError):
         pass
@@ -231,7 +231,7 @@ def removed(path: bytes, request: bytes, entry: tuple[bytes, bytes, bytes], now:
 
 
 def answer(found: dict[bytes, bytes]) -> tuple[int, bytes]:
-    """Return the status and what to print; raise Refused. ``found`` is filled on the way."""
+    """Return the status and the output; raise Refused. ``found`` is filled on the way."""
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     values = [posix.environ.get(name, b"") for name in VARIABLES]
     command = values[0]
@@ -239,7 +239,7 @@ def answer(found: dict[bytes, bytes]) -> tuple[int, bytes]:
         check(command, values)
     text = posix.environ.get(b"LINKSPAN_TIMEOUT", b"")
     patience = int(text) if text.isdigit() and int(text) else 120
-    # Every blocking call ends in time; the timer repeats, for it may fire just before such a call.
+    # Every blocking call ends in time; the timer repeats, because it may fire just before such a call.
     _signal.signal(_signal.SIGALRM, on_alarm)
     _signal.setitimer(_signal.ITIMER_REAL, 0.2 if command == b"VERSION" else patience, 1)
     try:
@@ -248,7 +248,7 @@ def answer(found: dict[bytes, bytes]) -> tuple[int, bytes]:
         conf, wrong, code = b"", "cannot be read to its end", 5
     else:
         wrong, code = "is larger than 1 MiB" if len(conf) > LIMIT else scan(conf, found), 6
-    if command == b"VERSION":  # it needs nothing from stdin, and waits no longer than 0.2 s for it
+    if command == b"VERSION":  # it needs nothing from stdin, and waits at most 0.2 s for it
         supported = b",".join(quoted(version) for version in VERSIONS)
         return 200, b'{"cniVersion":%s,"supportedVersions":[%s]}\n' % (quoted(spoken(found)), supported)
     if wrong:
@@ -274,7 +274,7 @@ def answer(found: dict[bytes, bytes]) -> tuple[int, bytes]:
 
 
 def spoken(found: dict[bytes, bytes]) -> bytes:
-    """Return the version in which to answer: the one asked for, where it is one of ours."""
+    """Return the version of the answer: the requested one, if it is one of ours."""
     version = found.get(b"cniVersion", b"")
     return version if version in VERSIONS else b"1.1.0"
 

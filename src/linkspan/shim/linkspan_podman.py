@@ -1,8 +1,9 @@
-r"""The netavark plugin that Podman executes: it carries the call to the agent and prints what the agent says.
+r"""netavark plugin that Podman executes: it brings the call to the agent and prints the agent's answer.
 
-One POST /podman over the agent's unix socket: ``COMMAND=...\\0...\\0\\0``, then stdin. The container's namespace is
-opened here, as the CNI plugin does (its wire is the same). It runs as ``python3 -I -S`` for each container, so it
-imports what is part of the interpreter; json only where the agent is down, when a teardown is left in its queue.
+One POST /podman over the agent's unix socket: ``COMMAND=...\\0...\\0\\0``, then stdin. The plugin opens the
+container's namespace, as the CNI plugin does (its wire is the same). It runs as ``python3 -I -S`` for each
+container, so it imports only parts of the interpreter; json only if the agent is down, when a teardown is
+left in its queue.
 """
 
 # ruff: noqa: SIM105, SLF001 - contextlib and os would be imported for this alone
@@ -15,22 +16,22 @@ import time
 SOCKET = b"/run/linkspan/agent.sock"
 LIMIT = 1 << 20
 PATIENCE = 120
-DOWN = "is `linkspan agent` running? `systemctl status linkspan` tells"
+DOWN = "is `linkspan agent` running? `systemctl status linkspan` shows it"
 COMMANDS = ("create", "setup", "teardown", "info")
 
 
 class Failed(Exception):
-    """What to tell Podman."""
+    """An error for Podman."""
 
 
 def put(fd: int, text: bytes) -> None:
-    """Write it all."""
+    """Write everything."""
     while text:
         text = text[posix.write(fd, text) :]
 
 
 def read_all() -> bytes:
-    """Read stdin to its end, or to one byte past what is allowed."""
+    """Read stdin to its end, or to one byte past the limit."""
     parts, room = [], LIMIT + 1
     while room and (part := posix.read(0, room)):
         parts.append(part)
@@ -39,7 +40,7 @@ def read_all() -> bytes:
 
 
 def rootless() -> bool:
-    """Tell whether this is not root, or is one in a user namespace that is not the machine's own."""
+    """Return whether this is not root, or is root in a user namespace other than the machine's own."""
     if posix.geteuid():
         return True
     fd = posix.open("/proc/self/uid_map", posix.O_RDONLY)
@@ -50,11 +51,11 @@ def rootless() -> bool:
 
 
 def post(path: bytes, request: bytes) -> tuple[int, bytes]:
-    """Return the status of a whole answer, and its body. Raises OSError."""
+    """Return the status of a complete answer, and its body. Raises OSError."""
     answer = b""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        # The kernel's own limit: with Python's, a full backlog would refuse instead of keeping us waiting.
+        # The kernel's own limit: with Python's, a full backlog would refuse instead of making us wait.
         connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _struct.pack("ll", PATIENCE, 0))
         connection.connect(path)
         connection.settimeout(PATIENCE)
@@ -67,7 +68,7 @@ def post(path: bytes, request: bytes) -> tuple[int, bytes]:
     lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     if not head.startswith(b"HTTP/1.") or not head[9:12].isdigit() or [int(n) for n in lengths] != [len(body)]:
         raise OSError(0, "it closed the connection before its answer was whole")
-    if not body and head[9:12] != b"200":  # an agent that knows nothing yet
+    if not body and head[9:12] != b"200":  # an agent that has no records yet
         raise OSError(0, f"HTTP status {head[9:12].decode()}")
     return int(head[9:12]), body
 
@@ -119,7 +120,7 @@ def enqueue(path: bytes, stdin: bytes, now: int) -> None:
 
 
 def carried(command: str, namespace: str) -> tuple[int, bytes]:
-    """Carry the call to the agent; returns exit status and answer. Raises Failed."""
+    """Bring the call to the agent; return exit status and answer. Raises Failed."""
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     if command not in COMMANDS:
         raise Failed("usage: {}, and a network namespace for setup and teardown".format("|".join(COMMANDS)))

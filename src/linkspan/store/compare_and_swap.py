@@ -1,4 +1,4 @@
-"""Records that several hosts change, each a part of them: what is written follows from what the store has now."""
+"""Compare and swap for records of which several hosts change a part each: a write builds on the present value."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""This host's contact with the store: when it last answered, how fast, and when it last told of each host.
+"""Contact with the store: when it last answered, how fast, and when each host was last seen.
 
-A store that is away deletes nothing: the copy of its records goes on to say that every host lives. So what is known of
-other hosts counts for as long as their own word counts (ALIVE_TTL), and is unknown after that.
+A store that is away deletes nothing: the replica of its records continues to say that every host lives. So
+liveness of other hosts counts for as long as their record would (ALIVE_TTL), and is unknown after that.
 
-Ages are counted by CLOCK_BOOTTIME, which nobody sets and which goes on in a suspended machine. Times that are shown are
-the wall clock's.
+Ages are counted by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. Displayed
+times are the wall clock's.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Contact:
         self._seen: dict[str, tuple[int, float]] = {}
 
     def wrote(self, seconds: float) -> None:
-        """Take note of an answer to a write."""
+        """Record an answer to a write."""
         self.answered, self.seconds = time.time(), seconds
 
     def told(self, records: Iterable[Record]) -> None:
-        """Take note of a listing, or of changes that the watch told.
+        """Record a listing, or changes from the watch.
 
-        A record that a listing tells again, with the revision that is known, is no new word of its host.
+        A record listed again with a known revision is no new sign of life of its host.
         """
         self.answered, self._told = time.time(), now()
         for record in records:
@@ -58,7 +58,7 @@ class Contact:
                 self._seen[record.key] = record.revision, self.answered
 
     def silence(self) -> float:
-        """Return for how many seconds the store has told nothing; infinite where it has not since the start."""
+        """Return for how many seconds the store has been silent; infinite if it has not answered since the start."""
         return float("inf") if self._told is None else now() - self._told
 
     def seen(self, host: str) -> float | None:

@@ -1,11 +1,11 @@
-"""The store in etcd v3, for a cluster of machines, by its JSON gateway.
+"""Store in etcd v3, for a cluster of machines, by its JSON gateway.
 
-Every call is a transaction that first compares the cluster's id, a key beside the records: so nothing is ever
-written into, or taken for lost in, another cluster's store. Where the id is gone (an emptied store) it is put
-back by the first who knows it.
+Every call is a transaction that first compares the cluster's id, a key beside the records. So nothing is ever
+written into another cluster's store, or counts as lost because it is missing there. If the id is gone (an
+emptied store), the first host that knows it puts it back.
 
-A call that failed at one endpoint may have been carried out before another is asked. Puts and deletes can be
-done twice. Where a condition then fails, the records tell whose doing that is: they are exactly what we put.
+A call that failed at one endpoint may have been executed before another one is asked. Puts and deletes may
+happen twice. If a condition then fails, the records show whether we wrote them: they are exactly what we put.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class EtcdStore:
                     place.saw(message.events)
                     if batch.puts or batch.deletes:
                         yield batch
-                elif not message.created:  # which tells the present revision, before the past is told
+                elif not message.created:  # it has the present revision, before the past changes arrive
                     place.progress(message.header)
 
     async def _require_seen(self, place: Place) -> None:
@@ -307,7 +307,7 @@ class EtcdStore:
         return (*known, *(one for one in told if not one.startswith(_MEMBERS_OWN)))
 
     def renew(self) -> None:
-        """Make connections anew, and watches on them; what is under way ends by its own timeout."""
+        """Reconnect, also the watches; running calls end by their own timeout."""
         self._gateway.renew()
 
     async def close(self) -> None:
@@ -317,7 +317,7 @@ class EtcdStore:
 
 
 class Place:
-    """Where a watch is: what it has seen, of which etcd cluster and of which term."""
+    """Position of a watch: what it has seen, of which etcd cluster and of which term."""
 
     def __init__(self, prefix: str, revision: int) -> None:
         self.prefix = prefix
@@ -339,7 +339,7 @@ class Place:
             self.refuse(endpoint)
 
     def refuse(self, endpoint: str) -> NoReturn:
-        """Raise NotFound: the store is another one."""
+        """Raise NotFound: the store is a different one."""
         raise NotFound(
             f"store etcd {endpoint}: it is another one now, restored from a backup or set up anew",
             "list the records anew; what is missing must be put back",

@@ -1,7 +1,7 @@
-"""Asking etcd over HTTP: one endpoint after the other, as a user, with each failure in words.
+"""Client of etcd's HTTP gateway: tries one endpoint after the other, as a user, and explains each failure.
 
-A call goes to the endpoint that answered last; where it fails, to the next. Each has SECONDS, so a call takes
-at most that for each endpoint. What etcd itself refuses is not asked again of another member.
+A call goes to the endpoint that answered last; if it fails, to the next. Each has SECONDS, so a call takes at
+most that for each endpoint. A refusal by etcd itself is not retried at another member.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Refused(Unavailable):
 
     @property
     def compacted(self) -> bool:
-        """Whether the revision that was asked for is no longer kept."""
+        """Return whether the requested revision is no longer kept."""
         return self.number == _OUT_OF_RANGE
 
 
@@ -265,7 +265,7 @@ class Gateway:
         return "etcdctl endpoint status and its log tell more"
 
     def renew(self) -> None:
-        """Leave the connections that there are."""
+        """Abandon the open connections."""
         for lines in self._streams:
             lines.end()
         if self._calls:
@@ -353,7 +353,7 @@ async def _unresolved(host: str) -> str:
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
-    """Tell whether a server shakes hands by TLS; who it is does not matter here, and nothing is sent to it."""
+    """Return whether a server shakes hands by TLS; its identity does not matter, and nothing is sent to it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

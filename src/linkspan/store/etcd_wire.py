@@ -1,6 +1,6 @@
-"""What etcd's JSON gateway says and is told (etcd's api/etcdserverpb/rpc.proto, in JSON).
+"""Messages of etcd's JSON gateway (etcd's api/etcdserverpb/rpc.proto, in JSON).
 
-Bytes are base64, 64-bit numbers are strings, and what has its default is left out.
+Bytes are base64, 64-bit numbers are strings, and default values are left out.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What one operation of a transaction has brought."""
+    """Result of one operation of a transaction."""
 
     response_range: Range | None = None
 
 
 class Txn(msgspec.Struct, frozen=True):
-    """What a transaction has brought."""
+    """Result of a transaction."""
 
     header: Header = Header()
     succeeded: bool = False
@@ -78,7 +78,7 @@ class Members(msgspec.Struct, frozen=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What proves who we are, for some minutes."""
+    """Proof of our identity, for some minutes."""
 
     token: str = ""
 

@@ -1,4 +1,4 @@
-"""Open the store that a URL means, or look into the one that a host has alone."""
+"""Factory of stores: opens the store of a URL, or reads the one that a host has for itself."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Writes that change nothing which was written after them, however late they come.
+"""Fence: makes writes harmless that arrive late, however late they come.
 
-A host whose underlay address went cannot tell whether what it has just sent arrives: the kernel sends it once the
-address is back, perhaps minutes later, and by then the host has long written something else. So a write requires its
-records to be as they were when it was sent. Where that does not hold because others have changed them, the same is
-written over what they wrote, now; so of two writers the last one has its way, as without a fence.
+A host that lost its underlay address cannot know whether its last message arrives: the kernel sends it once
+the address is back, perhaps minutes later, and by then the host has long written something else. So a write
+requires its records to be as they were when it was sent. If others have changed them, the same is now written
+over their values; so of two writers the last one wins, as without a fence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The store in memory: for tests of what is built on a store. It passes the same tests as the real ones.
+"""Store in memory: for tests of parts that use a store. It passes the same tests as the real ones.
 
 ``Memory`` is what all hosts share, and each has a connection to it, a ``MemoryStore``, that can be cut.
 """
@@ -27,7 +27,7 @@ class Memory:
         self._changed = asyncio.Event()
 
     def commit(self, request: Request) -> int:
-        """Carry the request out and return its revision, or 0 where one of its conditions does not hold."""
+        """Execute the request and return its revision, or 0 if one of its conditions fails."""
         if any(self.revision_of(key) != revision for key, revision in request.conditions.items()):
             return 0
         changes: dict[str, bytes | None] = dict(request.puts)
@@ -52,7 +52,7 @@ class Memory:
         return 0 if value is None else revision
 
     def changes(self, prefix: str, after: int) -> Batch:
-        """Return what changed after a revision. Raises NotFound where that cannot be told."""
+        """Return the changes after a revision. Raises NotFound if they are not known."""
         refuse_revision("in memory", after, self.pruned, self.revision)
         puts, deletes, last = [], [], after
         for key, (value, revision) in sorted(self.entries.items(), key=lambda item: item[1][1]):
@@ -72,12 +72,12 @@ class Memory:
                 del self.entries[key]
 
     def restore(self, revision: int, entries: Mapping[str, tuple[bytes | None, int]]) -> None:
-        """Go back to what was there at a revision, as from a backup; ``restore(0, {})`` empties it."""
+        """Go back to the content at a revision, as from a backup; ``restore(0, {})`` empties it."""
         self.revision, self.pruned, self.entries = revision, 0, dict(entries)
         self.ring()
 
     def ring(self) -> None:
-        """Wake those who watch."""
+        """Wake the watchers."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -100,7 +100,7 @@ class MemoryStore:
         self._connected = False
 
     def mend(self) -> None:
-        """Let calls succeed again, and watches go on from where they were."""
+        """Let calls succeed again, and watches continue where they were."""
         self._connected = True
         self._memory.ring()
 
@@ -111,7 +111,7 @@ class MemoryStore:
 
     async def get(self, key: str) -> Record | None:
         """Return a record, None where there is none."""
-        await asyncio.sleep(0)  # as every real store does, it lets others go first
+        await asyncio.sleep(0)  # like every real store, let others run first
         value, revision = self._answer().entries.get(key, (None, 0))
         return None if value is None else Record(key, value, revision)
 
@@ -157,9 +157,9 @@ class MemoryStore:
         return ()
 
     def renew(self) -> None:
-        """There is no connection from any address."""
+        """Do nothing: there is no connection."""
 
     async def close(self) -> None:
-        """Let go of it; watches end."""
+        """Close the connection; watches end."""
         self._closed = True
         self._memory.ring()

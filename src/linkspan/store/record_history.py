@@ -1,4 +1,4 @@
-"""What records were before: where one cannot be read, its last readable version stays in force."""
+"""Record history: if a record cannot be read, its last readable version stays in force."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Versions:
         self._of: dict[str, list[bytes]] = {}
 
     def add(self, key: str, raw: bytes) -> None:
-        """Take note of what a record was before a change."""
+        """Record the version of a record before a change."""
         kept = self._of.setdefault(key, [])
         kept.append(raw)
         del kept[1:-KEPT]  # the first was read once
 
     def forget(self, key: str) -> None:
-        """The record was read, or is gone."""
+        """Forget the versions: the record was read, or is gone."""
         self._of.pop(key, None)
 
     def last(self, key: str) -> bytes | None:
-        """Return the latest that may be readable."""
+        """Return the latest version that may be readable."""
         kept = self._of.get(key)
         return kept[-1] if kept else None
 
     def readable(self, key: str, read: Callable[[bytes], T]) -> T | None:
-        """Return the latest that ``read`` takes, which raises Invalid where it does not; None without one."""
+        """Return the latest version that ``read`` accepts (else it raises Invalid); None if there is none."""
         kept = self._of.get(key, [])
         while kept:
             try:

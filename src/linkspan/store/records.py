@@ -1,10 +1,10 @@
-"""Records as bytes: which schema they have, and what of them a rewrite keeps.
+"""Records as bytes: their schema, and what a rewrite keeps of them.
 
-A record says its schema (one without is of the first). Schemas only add fields, so an agent of schema N reads what
-older ones wrote, and what N + 1 wrote: fields that it does not know are kept when it writes the record again, at every
-depth. What is newer still may mean something else, and is skipped. Agents write the schema that the whole cluster
-has agreed on (``ClusterSettings.writes``), which an operator raises once every host knows the next: so a host that
-is newer stops nobody.
+A record has its schema (one without is of the first). Schemas only add fields, so an agent of schema N reads
+what older ones wrote, and what N + 1 wrote: when it writes the record again, it keeps fields that it does not
+know, at every depth. A still newer record may mean something else, and is skipped. Agents write the schema
+that the whole cluster has agreed on (``ClusterSettings.writes``), which an operator raises once every host
+supports the next one: so a newer host stops nobody.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARED = "shared"
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
-    """What holds for all hosts: the schema that they write, and ``reclaim_after`` in seconds (0: never)."""
+    """Settings of the whole cluster: the schema to write, and ``reclaim_after`` in seconds (0: never)."""
 
     writes: int = 1
     reclaim_after: float = 0
@@ -41,9 +41,10 @@ class Common(msgspec.Struct, frozen=True):
 
 
 class BlockRecord(msgspec.Struct, frozen=True):
-    """Who owns a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch.
+    """Owner of a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch.
 
-    ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost it.
+    ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost
+    it.
     """
 
     owner: str
@@ -53,7 +54,7 @@ class BlockRecord(msgspec.Struct, frozen=True):
 
 
 class AddressRecord(msgspec.Struct, frozen=True):
-    """Who holds an exact address; an empty ``host`` means that it was released at ``at``, and cools.
+    """Owner of an exact address; an empty ``host`` means that it was released at ``at``, and is in cool-down.
 
     An identity outlasts the release: where its container comes again, on whatever host, it finds its address.
     """
@@ -128,7 +129,7 @@ def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
 
 
 def well_formed(value: bytes) -> bool:
-    """Tell whether a record is JSON at all."""
+    """Return whether a record is JSON at all."""
     try:
         parse(value, Any)
     except Invalid:

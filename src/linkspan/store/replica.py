@@ -1,20 +1,21 @@
-"""The store's records as this host knows them: what everything reads, and what outlasts a store that fails.
+"""Replica: the store's records as this host knows them. Everything reads from it, and it outlasts a failed store.
 
-All records are held in memory, kept up to date by a watch, and written to a snapshot in the state folder, so an
-agent that starts while the store is away serves what it knows.
+All records are held in memory, kept up to date by a watch, and written to a snapshot in the state folder. So
+an agent that starts while the store is away serves what it knows.
 
-**Removal is a written fact.** Whoever deletes a record leaves a tombstone, ``gone/KEY``, in the same transaction.
-A record that is missing without one was lost: the store was emptied, restored from a backup, or is another one.
-Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its owner puts it back, and
-until that has settled nothing new may be claimed. Records that end by themselves (EPHEMERAL) are never missed. Nor is
-what nobody would put back: what is of a host that no record knows, and a block that no lease lists.
+**Removal is a written fact.** A host that deletes a record leaves a tombstone, ``gone/KEY``, in the same
+transaction. A record that is missing without one was lost: the store was emptied, restored from a backup, or
+is another one. Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its
+owner puts it back, and until that has settled nothing new may be claimed. Records that expire by themselves
+(EPHEMERAL) are never missed. Records that nobody would put back are not missed either: those of a host
+without a record, and a block that no lease lists.
 
-**A write is seen at once**, with its revision, and the watch may tell of older ones after that: what is older than
-what is known of a record (or than its tombstone) is passed over. Revisions are compared within one listing and the
-watch from there only: a store that was restored counts from an earlier one.
+**A write is seen at once**, with its revision, and the watch may report older ones after that: a change older
+than the known revision of a record (or than its tombstone) is skipped. Revisions are compared only within one
+listing and the watch from there: a restored store counts from an earlier one.
 
-**A spoilt record changes nothing.** One that cannot be read is named, and the last readable version of it stays in
-force, over restarts too: else a byte in the store would take a network from its containers.
+**A damaged record changes nothing.** One that cannot be read is named, and its last readable version stays in
+force, over restarts too. Otherwise a byte in the store could take a network from its containers.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ SNAPSHOT_AFTER = 1.0
 
 
 class Tombstone(msgspec.Struct, frozen=True):
-    """Who removed a record, and when (seconds since the epoch)."""
+    """The host that removed a record, and the time (seconds since the epoch)."""
 
     by: str
     at: float
@@ -83,7 +84,7 @@ class _Refused(msgspec.Struct, frozen=True):
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """What a snapshot tells: the ids of its cluster and of its host ('' where none can be read), and its records."""
+    """The content of a snapshot: the ids of its cluster and of its host ('' if unreadable), and its records."""
 
     cluster: str = ""
     host: str = ""
@@ -91,7 +92,7 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 def remembered(snapshot: Path) -> Remembered:
-    """Return what a snapshot tells; one that is missing or damaged tells nothing."""
+    """Return the content of a snapshot; a missing or damaged one has none."""
     try:
         found = msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
@@ -155,7 +156,7 @@ class Replica:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the store: found by reading it or, for a watch waits in silence, by writing to it."""
+        """Return the store's problem: found by reading or, because a watch waits in silence, by writing."""
         return self._reading or self._writing
 
     @property
@@ -165,7 +166,7 @@ class Replica:
 
     @property
     def settled(self) -> bool:
-        """Whether new claims may be made: the store answers, and no record is missed."""
+        """Return whether new claims may be made: the store answers, and no record is missed."""
         return not self.problem and not self.lost
 
     async def start(self, *, new: bool = False) -> None:
@@ -258,7 +259,7 @@ class Replica:
 
     @property
     def settings(self) -> records.ClusterSettings:
-        """What holds for all hosts of the cluster."""
+        """Return the settings of the whole cluster."""
         return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
 
     def encoded(self, key: str, value: msgspec.Struct) -> bytes:
@@ -267,13 +268,13 @@ class Replica:
         return records.encode(value, old.value if old else b"", self.settings.writes)
 
     def skip(self, key: str, why: str) -> None:
-        """Take note of a record that says nothing to us."""
+        """Record that a record is invalid."""
         if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
 
     def _unskip(self, key: str) -> None:
-        """Take note that a record is right, or gone."""
+        """Record that a record is valid, or gone."""
         if key in self.reasons:
             del self.reasons[key]
             self._refused.pop(key, None)
@@ -316,7 +317,7 @@ class Replica:
         as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
         begun = time.monotonic()
         try:
-            if ttl:  # what ends by itself is put again and again, and may come late
+            if ttl:  # records that expire are put again and again, and may come late
                 revision = await self.store.transaction(written, deletes, unchanged=asked, ttl=ttl)
             else:
                 revision = await fenced(self.store, written, deletes, as_was, asked)
@@ -330,9 +331,9 @@ class Replica:
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._take(Batch(revision, tuple(seen), tuple(deletes)))
-            with contextlib.suppress(LinkspanError):  # this was written, whatever becomes of what was lost
+            with contextlib.suppress(LinkspanError):  # this was written, whatever becomes of the lost records
                 await self._put_back()
-            # A kill now, and a store that is restored or lost, must not forget it.
+            # After a kill now, a store that is restored or lost must not forget it.
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
@@ -378,7 +379,7 @@ class Replica:
         self._reading = ""
         self.contact.told(found)
         there = {record.key for record in found}
-        # Of a record that was never taken in, nothing but the reason is known here.
+        # Of a record that was never adopted, only the reason is known here.
         missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
         await self._apply(Batch(revision, tuple(found), missing))
         self.listed = True
@@ -386,12 +387,12 @@ class Replica:
         return revision
 
     async def _apply(self, batch: Batch) -> None:
-        """Take changes in, and put back what was lost and is ours."""
+        """Adopt changes, and put back what was lost and is ours."""
         await self._take(batch)
         await self._put_back()
 
     async def _take(self, batch: Batch) -> None:
-        """Take changes in, and tell of those that changed anything."""
+        """Adopt changes, and report those that changed anything."""
         touched: set[str] = set()
         listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
         for record in batch.puts:
@@ -458,7 +459,7 @@ class Replica:
             self.displaced.pop(new.key, None)
 
     def _passing(self, key: str) -> bool:
-        """Tell whether what a record was does not matter: a tombstone, one that ends by itself, one known as spoilt."""
+        """Return whether earlier versions of a record need not be kept: tombstones, expiring and invalid records."""
         return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
 
     def _counts_for_nothing(self, key: str) -> bool:
@@ -502,7 +503,7 @@ class Replica:
         return None if self._counts_for_nothing(key) else self._sound(key)
 
     def _sound(self, key: str) -> Record | None:
-        """Return the last version of a record that says anything; what nobody could ever read nobody misses."""
+        """Return the last valid version of a record; nobody misses a record that nobody could ever read."""
         record = self.records[key]
         if key.startswith("claims/"):  # whose values are names
             return record
@@ -529,7 +530,7 @@ class Replica:
         return "" if owner == SHARED else owner
 
     def _mine(self, key: str) -> bool:
-        """Tell whether this host puts a record back that the store lost: its own, and what is nobody's."""
+        """Return whether this host puts a record back that the store lost: its own, and those without an owner."""
         return self._owner(key) in (self._host, "")
 
     async def _put_back(self) -> None:
@@ -556,7 +557,7 @@ class Replica:
             await asyncio.to_thread(self._save)
 
     async def accepted(self) -> None:
-        """Keep a snapshot from now on: this host is who it says."""
+        """Keep a snapshot from now on: this host's id is confirmed."""
         self._provisional = False
         await self._save_soon()
 
@@ -573,7 +574,7 @@ class Replica:
             log.warning("snapshot %s: %s", self._snapshot, error.strerror)
 
     def _lasting(self, record: Record) -> Record:
-        """Return what is to be remembered of a record."""
+        """Return what to remember of a record."""
         if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)

@@ -1,4 +1,4 @@
-"""What all stores have in common: the words of a request, and which requests none of them takes."""
+"""Requests of all stores: their fields, and which requests every store refuses."""
 
 from __future__ import annotations
 

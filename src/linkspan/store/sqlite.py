@@ -1,12 +1,12 @@
-"""The store in one SQLite file: what outlasts a reboot, for the agents of one machine.
+"""Store in one SQLite file: survives a reboot, for the agents of one machine.
 
 Each transaction has reached the disk when it returns (synchronous=FULL). The file records the machine's id:
-on a folder that several machines share, SQLite's locks do not hold, so another machine's store is refused.
+SQLite's locks do not work on a folder that several machines share, so another machine's store is refused.
 
-All work on the file is done by one thread of the store's own, for a commit waits for the disk and for the
-other agents' commits. After a commit the file ``changed`` beside it is closed, which inotify tells the others
-(0.4 ms; the write-ahead log's own event comes before the commit can be seen). A slow poll is for where
-inotify has no instance left, and for records that expire.
+A thread of the store's own does all work on the file, because a commit waits for the disk and for the other
+agents' commits. After a commit the file ``changed`` beside it is closed, which inotify reports to the others
+(0.4 ms; the write-ahead log's own event comes before the commit can be seen). A slow poll covers the case
+that inotify has no instance left, and records that expire.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class SqliteStore:
         return ()
 
     def renew(self) -> None:
-        """There is no connection from any address."""
+        """Do nothing: there is no connection."""
 
     async def close(self) -> None:
         """Let go of the file; watches end."""
@@ -191,7 +191,7 @@ def _changes(table: Table, file: int, prefix: str, after: int) -> tuple[int, tup
 
 
 class Notice:
-    """The bell between agents: a file in the folder that is closed after a commit, and those who wait for it."""
+    """Notification between agents: a file in the folder that is closed after a commit, and those who wait for it."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "changed"
@@ -201,7 +201,7 @@ class Notice:
         self.count = 0
 
     def listen(self) -> None:
-        """Hear the others, from now on; where the machine has no inotify instance left, the poll must do."""
+        """Start to receive notifications; if the machine has no inotify instance left, the poll must do."""
         self._deafen()
         if self._closed:
             return
@@ -209,18 +209,18 @@ class Notice:
             self._watch = FolderWatch(self._file.parent, self.ring)
 
     def ring(self) -> None:
-        """Wake those who wait in this process."""
+        """Wake the waiting tasks of this process."""
         self.count += 1
         self._rung.set()
         self._rung = asyncio.Event()
 
     def give(self) -> None:
-        """Ring in every process. The change itself is committed: that a full disk stops the bell is no error."""
+        """Notify every process. The change itself is committed: a full disk that stops the notice is no error."""
         with contextlib.suppress(OSError):
             os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
     async def wait(self, seen: int) -> None:
-        """Wait until it has rung more than ``seen`` times."""
+        """Wait until more than ``seen`` notifications have come."""
         while self.count <= seen:
             await self._rung.wait()
 

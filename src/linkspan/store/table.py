@@ -1,12 +1,12 @@
-"""The SQLite file's records, for one thread: revisions, deletes that are remembered, and what goes by itself.
+"""Table of the SQLite file's records, for one thread: revisions, remembered deletes, and expiry.
 
-A deleted key stays as a row without a value, so what changed after a revision is one walk along an index, and
+A deleted key stays as a row without a value. So the changes after a revision are one walk along an index, and
 the file does not grow with records that are put again and again (liveness). A watcher that was away sees the
-last change of each key, not all. Rows of deleted keys are pruned: who asks for what happened before the
-pruned ones' revision must list anew.
+last change of each key, not all. Rows of deleted keys are pruned: a reader of changes before the pruned ones'
+revision must list again.
 
-What expires does so by the clock that no one sets, CLOCK_BOOTTIME, which all agents of a machine share. After
-a reboot whoever put the record is gone, so the record is too.
+Records expire by the clock that no one sets, CLOCK_BOOTTIME, which all agents of a machine share. After a
+reboot the process that put the record is gone, so the record is too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TABLES = """
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Where the store stands: its revision, and seconds until the next record expires (None: none will)."""
+    """State of the store: its revision, and seconds until the next record expires (None: none will)."""
 
     revision: int
     next_expiry: float | None
@@ -242,7 +242,7 @@ class Table:
         self._database.execute("UPDATE clock SET pruned = max(pruned, ?)", (upto,))
 
     def replaced(self) -> bool:
-        """Tell whether another file, or none, stands where this one was opened."""
+        """Return whether another file, or none, is at the path where this one was opened."""
         try:
             return os.stat(self.path).st_ino != self.inode  # noqa: PTH116 (a microsecond, before each call)
         except OSError:

@@ -36,7 +36,7 @@ def run(*argv: str, netns: str = "", check: bool = True) -> str:
 
 
 def pings(netns: str, address: str, *options: str) -> bool:
-    """Tell whether one ping out of three tries is answered."""
+    """Return whether one ping out of three tries is answered."""
     command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", *options, address]
     return any(subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3))
 
@@ -47,7 +47,7 @@ def links(netns: str) -> set[str]:
 
 
 def pings_not(netns: str, address: str) -> bool:
-    """Tell whether a single ping stays without an answer for a second."""
+    """Return whether a single ping stays without an answer for a second."""
     command = ["ip", "netns", "exec", netns, "ping", "-c1", "-W1", address]
     return subprocess.run(command, capture_output=True, check=False).returncode != 0
 

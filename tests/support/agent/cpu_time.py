@@ -12,7 +12,7 @@ from typing import AnyStr
 
 @dataclass(frozen=True)
 class Use:
-    """What a process used: seconds on the clock, and seconds of CPU time by thread."""
+    """Resources that a process used: seconds on the clock, and seconds of CPU time by thread."""
 
     seconds: float
     threads: dict[str, float]

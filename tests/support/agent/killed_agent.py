@@ -1,7 +1,7 @@
 """An agent that ends by SIGKILL at a chosen step, to be started in the real one's place.
 
 ``killed_agent.py FILE agent OPTIONS``: while FILE has a number N, the Nth boundary between two steps of an
-attach or a detach is its end. A boundary lies before the first step and after each: a commit of the journal, a
+attach or a detach is its end. A boundary is before the first step and after each: a commit of the journal, a
 batch to the kernel, a transaction of nftables, a setting written, an address or a port given or taken back.
 Without FILE, and outside of these operations, it is an agent like any other.
 """
@@ -50,7 +50,7 @@ class Countdown:
             self.boundary()
 
     def disarm(self) -> None:
-        """The operation came to its end alive."""
+        """Disarm, because the operation ended without a kill."""
         self._left = 0
 
     def boundary(self) -> None:

@@ -102,7 +102,7 @@ def asked(
 
 
 def answers(netns: str, address: str, port: int, protocol: str = "tcp") -> bool:
-    """Tell whether a server answers."""
+    """Return whether a server answers."""
     try:
         return asked(netns, address, port, protocol, SHORT) != ("", "")
     except OSError:
@@ -110,7 +110,7 @@ def answers(netns: str, address: str, port: int, protocol: str = "tcp") -> bool:
 
 
 def echoes(netns: str, address: str) -> bool:
-    """Tell whether one of two pings is answered within SHORT."""
+    """Return whether one of two pings is answered within SHORT."""
     command = ["ip", "netns", "exec", netns, "ping", "-n", "-c2", "-i0.1", f"-W{SHORT}", address]
     return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
 
@@ -127,7 +127,7 @@ def refusal(netns: str, address: str, port: int, protocol: str = "tcp") -> int:
 
 
 class Capture:
-    """What passes a device, from the making of this on."""
+    """Packets that pass a device, from the creation of this object on."""
 
     def __init__(self, netns: str, device: str) -> None:
         with inside(netns):
@@ -150,7 +150,7 @@ class Capture:
         return found
 
     def sees(self, part: bytes, seconds: float = 10.0) -> bool:
-        """Tell whether a frame with these bytes in it comes in time."""
+        """Return whether a frame with these bytes in it comes in time."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if select.select([self._socket], [], [], left)[0] and part in self._socket.recv(65536):

@@ -1,4 +1,4 @@
-"""A small agent on a unix socket for tests of the plugin: it records each request and answers as it is told."""
+"""A small agent on a unix socket for tests of the plugin: it records each request and answers as told."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answer(body: bytes = b"", status: int = 200) -> bytes:
 
 
 class AgentServer:
-    """Listens for as long as it is entered. ``replies`` are used in turn, the last one for ever."""
+    """Listens for as long as it is entered. ``replies`` are used in turn, the last one forever."""
 
     def __init__(self, path: Path, *replies: Reply) -> None:
         self.requests: list[Request] = []
@@ -85,7 +85,7 @@ class AgentServer:
 
 
 def received(connection: socket.socket, pid: int) -> Request:
-    """Read one request to the end that its head tells."""
+    """Read one request, of the length in its header."""
     text = b""
     while b"\r\n\r\n" not in text:
         text += _more(connection)

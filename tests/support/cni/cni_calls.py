@@ -22,7 +22,7 @@ def conf(version: str = "1.0.0", **more: Any) -> dict[str, Any]:
 
 
 class Runtime:
-    """Calls the handler. This process's own namespace stands for the container's."""
+    """Calls the handler. This process's own namespace serves as the container's."""
 
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent

@@ -80,7 +80,7 @@ _REQUIRED |= {"containerID", "ifname"}
 
 
 def needed(place: Place) -> bool:
-    """Tell whether a call is refused without what is at this place."""
+    """Return whether a call is refused without what is at this place."""
     if place == ("prevResult", "interfaces"):  # its addresses say on which of them they are
         return True
     return place[-1] in _REQUIRED and place != ("prevResult", "cniVersion")

@@ -20,7 +20,7 @@ ERROR = b'{"cniVersion":"1.0.0","code":7,"msg":"network demo does not exist","de
 
 
 class Outcome(NamedTuple):
-    """What a run of the plugin left."""
+    """Result of a run of the plugin."""
 
     code: int
     stdout: bytes

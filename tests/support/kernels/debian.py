@@ -26,7 +26,7 @@ MEMORY = 1024
 
 
 class Missing(Exception):
-    """What this machine lacks for it."""
+    """This machine lacks something for it."""
 
 
 def kernel() -> Path:

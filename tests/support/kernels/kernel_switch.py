@@ -121,6 +121,6 @@ async def programmed(switch: KernelSwitch, network: Network) -> None:
 
 
 def _same(controller: Controller) -> bool:
-    """Tell whether the switch was given all that follows from what is known now."""
+    """Return whether the switch was given all that follows from what is known now."""
     (one,) = controller.switches
     return {flow.key for flow in controller.wanted[SWITCH]} <= {flow.key for flow in one.flows}

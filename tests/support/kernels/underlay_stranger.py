@@ -1,4 +1,4 @@
-"""What a stranger on the underlay sees, and what a host that was broken into can send."""
+"""A stranger on the underlay: what it sees, and what a compromised host can send."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.replay import replay
 
 
 class Wire:
-    """What passes the switch, as an eavesdropper has it."""
+    """Frames that pass the switch, as an eavesdropper sees them."""
 
     def __init__(self, cluster: Cluster) -> None:
         with cluster.world.entered("sw"):

@@ -23,7 +23,7 @@ SECONDS = 540.0
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What came from inside: reports in pytest's serial form by test, and what the machine said; or why nothing did."""
+    """Results from inside: reports in pytest's serial form by test, and the machine's output; or why there are none."""
 
     reports: dict[str, list[dict[str, Any]]]
     said: str = ""

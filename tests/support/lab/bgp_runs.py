@@ -26,7 +26,7 @@ class Standing(NamedTuple):
     since: float
 
     def same(self, other: Standing) -> bool:
-        """Tell whether nothing began anew; BIRD works out each time it is asked when that was, to a millisecond."""
+        """Return whether no session restarted; BIRD works out each time it is asked when that was, to a millisecond."""
         return self[:2] == other[:2] and abs(self.since - other.since) < 0.1
 
 
@@ -65,7 +65,7 @@ class BgpRun(ClusterRun):
         return 0
 
     def standing(self, host: str, session: str) -> Standing:
-        """Return what stays the same while a host's speaker and its session are well."""
+        """Return what stays the same while a host's speaker and its session are ok."""
         row = self.birdc(host, f"show protocols {session}").splitlines()[-1]
         name, kind, table, state, day, hour, *more = row.split()
         since = datetime.fromisoformat(f"{day} {hour}").timestamp()
@@ -101,7 +101,7 @@ class BgpRun(ClusterRun):
         until(lambda: self.clean(host), f"{host} has read {text}")
 
     def clean(self, host: str) -> bool:
-        """Tell whether a host has just what it should have."""
+        """Return whether a host has just what it should have."""
         found = self.call(host, "GET", "/v1/diff")
         return bool(found == {"put": [], "delete": []})
 
@@ -156,7 +156,7 @@ protocol bgp foreign {{
         return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
     def established(self) -> bool:
-        """Tell whether its session is."""
+        """Return whether its session is."""
         return "Established" in self.birdc("show protocols foreign")
 
     def stop(self) -> None:
@@ -183,7 +183,7 @@ protocol bgp foreign {{
 
 @contextlib.contextmanager
 def speaking(lab: BgpRun, name: str = "r1", number: int = 101) -> Iterator[Speaker]:
-    """Give a speaker that is plugged in, and taken away at the end."""
+    """Give a speaker that is plugged in, and removed at the end."""
     found = Speaker(lab, name, number)
     found.plug()
     try:

@@ -38,7 +38,7 @@ class ClusterRun(LabRun):
         return found
 
     def not_well(self, host: str) -> str:
-        """Return all that a host's status says is not well, as text."""
+        """Return all problems in a host's status, as text."""
         told = self.status(host)
         return json.dumps([told["unreachable"], told["store"], told["drift"]])
 

@@ -37,7 +37,7 @@ class NamesRun(ClusterRun):
         raise AssertionError
 
     def knows(self, place: str, name: str, server: str = GATEWAY) -> bool:
-        """Tell whether a name has an address."""
+        """Return whether a name has an address."""
         with contextlib.suppress(OSError):
             return bool(self.ask(place, name, server=server).data)
         return False

@@ -73,7 +73,7 @@ class SecretRun(MigratingRun):
     def takes_once(self, echoes: Echoes, encrypted: Callable[[bytes], bool]) -> None:
         """Hold that what h2 sends for c1 gets there once, whoever sends it again.
 
-        It is held back at first, which shows that a stranger's packets do come to the host.
+        It is held back at first, which shows that a stranger's packets do reach the host.
         """
         target, source = self.address("c1"), self.address("c2")
         switch = record.load(self.name).switch

@@ -42,5 +42,5 @@ class IpsecRun(SecretRun):
     def well(self) -> None:
         """Wait until no host misses anything."""
         for host in HOSTS:
-            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is well", 40 * SHARED)
+            until(lambda host=host: "IPsec" not in self.not_well(host), f"{host} is ok", 40 * SHARED)
         self.clean()

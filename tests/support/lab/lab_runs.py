@@ -44,7 +44,7 @@ class LabRun:
         return self.run("exec", place, "--", command, code=code).stdout
 
     def pings(self, place: str, address: str) -> bool:
-        """Tell whether one ping out of three tries is answered."""
+        """Return whether one ping out of three tries is answered."""
         command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
         return any(
             subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3)
@@ -56,12 +56,12 @@ class LabRun:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def silent(self, place: str, address: str) -> bool:
-        """Tell whether a single ping stays without an answer for a second."""
+        """Return whether a single ping stays without an answer for a second."""
         command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
         return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
     def processes(self) -> list[int]:
-        """Return the processes that bear this lab's mark."""
+        """Return the processes that have this lab's mark."""
         return list(processes.of_lab(self.folder, lambda _role, _environ: True))
 
     def namespaces(self) -> list[str]:

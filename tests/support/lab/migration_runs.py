@@ -1,4 +1,4 @@
-"""What tests of migrations share: traffic between all pairs, stopped agents, and what each host has."""
+"""Shared by tests of migrations: traffic between all pairs, stopped agents, and the states of each host."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class MigratingRun(ClusterRun):
         return False
 
     def go_on(self, host: str) -> None:
-        """Let a stopped agent go on."""
+        """Let a stopped agent continue."""
         for pid in processes.agents(self.folder, host):
             os.kill(pid, signal.SIGCONT)
 
@@ -185,7 +185,7 @@ class MigratingRun(ClusterRun):
         return (self.folder / host / "agent.log").read_text()
 
     def links(self, place: str) -> list[dict[str, Any]]:
-        """Return a place's links as ``ip`` tells them."""
+        """Return a namespace's links as ``ip`` lists them."""
         found: list[dict[str, Any]] = json.loads(self.inside(place, "ip -j -d link show"))
         return found
 

@@ -1,10 +1,11 @@
-"""What one container of a lab sends to others while something else happens, and what reaches it (a program).
+"""Packet sender (a program): one container of a lab sends to others while something else happens, and counts.
 
     packet_sender.py OWN[,OWN] PEER...
 
-To every peer: small datagrams, datagrams as large as the path takes, none of which may be fragmented, and a TCP
-stream. It says ``up`` once all streams stand, ends at SIGTERM, and then prints its counts as JSON: by the peer's
-address the datagrams sent and received, [small, large], the streams' bytes, and the largest packet's size at the end.
+To every peer: small datagrams, datagrams as large as the path takes, none of which may be fragmented, and a
+TCP stream. It says ``up`` once all streams stand, ends at SIGTERM, and then prints its counts as JSON: by the
+peer's address the datagrams sent and received, [small, large], the streams' bytes, and the largest packet's
+size at the end.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Peer:
 
 
 class Sink:
-    """What comes in: datagrams and streams, counted by the sender's address."""
+    """Received packets: datagrams and streams, counted by the sender's address."""
 
     def __init__(self, own: list[str]) -> None:
         self.datagrams: dict[str, list[int]] = {}

@@ -32,11 +32,11 @@ class SdnRun(MigratingRun):
         return clients[chosen].call("GET", f"/v1/controller{path}") if path else told[chosen]
 
     def settled(self, name: str = "") -> bool:
-        """Tell whether all switches are as a controller wants them."""
+        """Return whether all switches are as a controller wants them."""
         return not any(self.controller(name, "/diff").values())
 
     def switch(self, name: str, asked: str = "") -> dict[str, Any]:
-        """Return what a controller tells of a switch."""
+        """Return a controller's report of a switch."""
         found: dict[str, Any] = next(s for s in self.controller(asked)["switches"] if s["name"] == name)
         return found
 
@@ -110,7 +110,7 @@ class SdnRun(MigratingRun):
                 if f["ours"] and f["table"] != 100}  # fmt: skip
 
     def flows(self, switch: str) -> list[dict[str, Any]]:
-        """Return a switch's flows, others' too, as a controller tells them."""
+        """Return a switch's flows, foreign ones too, as a controller reports them."""
         found = self.controller(path=f"/flows?switch={switch}")
         assert found["unknown"] == []
         flows: list[dict[str, Any]] = found["flows"]

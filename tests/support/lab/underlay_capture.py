@@ -1,4 +1,4 @@
-"""What an eavesdropper on a lab's underlay sees: every frame that passes its switch, looked at for what is in clear."""
+"""Eavesdropper on a lab's underlay: checks every frame that passes its switch for clear text."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Ear:
         self._socket.settimeout(0.3)
 
     def heard(self) -> bool:
-        """Tell whether anything came, within 0.3 s: what does arrive takes less than 1 ms."""
+        """Return whether anything came, within 0.3 s: what does arrive takes less than 1 ms."""
         try:
             return bool(self._socket.recv(100))
         except TimeoutError:

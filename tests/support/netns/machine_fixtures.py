@@ -1,4 +1,4 @@
-"""A namespace that stands for the machine, and others for containers and the outside; all are removed."""
+"""A namespace that serves as the machine, and others for containers and the outside; all are removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(*argv: str, netns: str = "", check: bool = True) -> str:
 
 
 def succeeds(*argv: str, netns: str = "") -> bool:
-    """Tell whether a command ends with 0."""
+    """Return whether a command ends with 0."""
     inside = ("ip", "netns", "exec", netns) if netns else ()
     return subprocess.run((*inside, *argv), capture_output=True, timeout=120, check=False).returncode == 0
 
@@ -128,5 +128,5 @@ def joined(netns: str, device: str, number: int) -> None:
 
 
 def pings(netns: str, address: str) -> bool:
-    """Tell whether one echo request is answered."""
+    """Return whether one echo request is answered."""
     return succeeds("ping", "-c1", "-W0.5", address, netns=netns)

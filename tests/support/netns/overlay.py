@@ -43,7 +43,7 @@ BLOCK = {4: 24, 6: 64}
 
 
 def network(name: str, number: int, backend: str, families: Sequence[int] = (4,), **options: str) -> Network:
-    """Describe a network whose pools bear the number."""
+    """Describe a network whose pools have the number."""
     pools = {4: f"10.{number}.0.0/16", 6: f"fd{number}::/48"}
     texts = tuple(pools[family] for family in families)
     return Network(
@@ -165,7 +165,7 @@ class OverlayHost:
                 assert failed == {}, (self.name, source, [e.message for e in failed.values()])
 
     def resync(self) -> Report:
-        """Look at everything and mend it."""
+        """Check everything and repair it."""
         with self.world.entered(self.name):
             return self.machine.reconciler.resync(None, self._inside())
 
@@ -225,7 +225,7 @@ class Cluster:
                 until(partial(self._carries, f"h{number}"), f"the IPIP endpoint of h{number} is at work", 30)
 
     def _carries(self, host: str) -> bool:
-        """Tell whether IPIP's device has a carrier: a TUN has one for as long as its endpoint holds it."""
+        """Return whether IPIP's device has a carrier: a TUN has one for as long as its endpoint holds it."""
         return "NO-CARRIER" not in self.world.sh(host, "ip link show lsipip")
 
     def known(
@@ -246,6 +246,6 @@ class Cluster:
             }
 
     def pings(self, one: int, other: int, network: Network, size: int = 56) -> bool:
-        """Tell whether container N reaches container M, at each of its addresses, by packets not to be fragmented."""
+        """Return whether container N reaches container M, at each of its addresses, by packets not to be fragmented."""
         target = self.hosts[other - 1].container(network)
         return all(self.world.reaches(f"c{one}", p.address, 5.0, size) for p in target.prefixes)

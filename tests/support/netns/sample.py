@@ -18,7 +18,7 @@ MTU = 1400
 
 
 def network(name: str = "demo", number: int = 77, *, routed: bool = False, internal: bool = False) -> Network:
-    """Describe a dual-stack network whose pools bear the number."""
+    """Describe a dual-stack network whose pools have the number."""
     pools = (f"10.{number}.0.0/24", f"fd{number}::/64")
     return Network(
         name=name,

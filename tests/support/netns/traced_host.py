@@ -30,7 +30,7 @@ PORT = {"a": host_ifname(False, "a-id", "eth0"), "b": host_ifname(False, "b-id",
 
 
 def leads_outside(found: Trace) -> bool:
-    """Tell whether every hop here lets the packet pass, and only what is outside, which nobody asked, decides."""
+    """Return whether every hop here lets the packet pass, and only what is outside, which nobody asked, decides."""
     return (found.verdict, found.broken_at) == ("unknown", None) and all(one.beyond for one in found.unknown)
 
 

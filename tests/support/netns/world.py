@@ -67,11 +67,11 @@ class World:
         return done.stdout
 
     def pings(self, name: str, address: str, size: int = 56) -> bool:
-        """Tell whether a ping with so many bytes, in packets not to be fragmented, is answered within a second."""
+        """Return whether a ping with so many bytes, in packets not to be fragmented, is answered within a second."""
         return ping(self.named(name), address, size + HEADERS[family(address)], 1.0) == ""
 
     def reaches(self, name: str, address: str, seconds: float = 5.0, size: int = 56) -> bool:
-        """Tell whether a ping is answered before long: the kernel's own fe80:: addresses are tentative at first."""
+        """Return whether a ping is answered before long: the kernel's own fe80:: addresses are tentative at first."""
         with contextlib.suppress(AssertionError):
             until(lambda: self.pings(name, address, size), f"{address} answers", seconds)
             return True

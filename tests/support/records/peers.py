@@ -1,4 +1,4 @@
-"""What the tables of the backends that cross hosts begin from: this host, one peer, one network."""
+"""Start of the tables of the backends that cross hosts: this host, one peer, one network."""
 
 from __future__ import annotations
 

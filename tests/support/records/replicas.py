@@ -1,4 +1,4 @@
-"""Hosts that share one store in memory, for tests of what stands on it."""
+"""Hosts that share one store in memory, for tests of its users."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class RawPeer:
     # What a test says
 
     def established(self, seconds: float = 60.0) -> bool:
-        """Wait for the session; tell whether it is up."""
+        """Wait for the session; return whether it is up."""
         return self._up.wait(seconds)
 
     def send(self, kind: int, body: bytes = b"") -> None:

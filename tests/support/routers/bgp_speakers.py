@@ -105,7 +105,7 @@ class Bird(_Speaker):
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def established(self, protocol: str) -> bool:
-        """Tell whether the session is up."""
+        """Return whether the session is up."""
         return "Established" in self.ask("show", "protocols", protocol)
 
 
@@ -136,5 +136,5 @@ class Frr(_Speaker):
         return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def established(self, address: str) -> bool:
-        """Tell whether the session with the neighbour is up."""
+        """Return whether the session with the neighbour is up."""
         return "BGP state = Established" in self.ask(f"show bgp neighbors {address}")

@@ -58,12 +58,12 @@ class Containerd:
         until(self.answers, "containerd answers", 60)
 
     def kill(self) -> None:
-        """End containerd as a crash does; its containers go on."""
+        """End containerd as a crash does; its containers continue."""
         assert self.process is not None
         stop(self.process, signal.SIGKILL)
 
     def answers(self) -> bool:
-        """Tell whether it is up."""
+        """Return whether it is up."""
         return self.host.run("ctr", "-a", self.address, "version", check=False).returncode == 0
 
     def ctr(self, *argv: str) -> str:

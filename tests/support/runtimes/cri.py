@@ -104,7 +104,7 @@ class Cri:
         return method(message, timeout=60, wait_for_ready=True)  # type: ignore[no-any-return]
 
     def network_is_ready(self) -> bool:
-        """Tell whether the runtime is up and has found a network for pods."""
+        """Return whether the runtime is up and has found a network for pods."""
         try:
             status = inner(self.call("Status", []), 1)
         except grpc.RpcError:  # it answers so before it is initialized
@@ -137,7 +137,7 @@ class Cri:
         return pod
 
     def address(self, pod: str) -> str:
-        """Return the address that the runtime tells Kubernetes."""
+        """Return the address that the runtime reports to Kubernetes."""
         return text(inner(inner(self.call("PodSandboxStatus", [(1, pod)]), 1), 5), 1)
 
     def run_container(self, pod: str, command: str) -> str:

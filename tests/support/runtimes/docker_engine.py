@@ -86,13 +86,13 @@ class Docker:
         return (self.host.folder / "dockerd.log").read_text()
 
     def reboot(self) -> None:
-        """Let the host boot anew; neither dockerd nor an agent runs then."""
+        """Let the host reboot; neither dockerd nor an agent runs then."""
         self.host.reboot()
         self.host.run("sh", "-c", f"find /run/docker -mindepth 1 -delete; rm -f {self.folder}/pid {self.socket}")
         self.host.run("mkdir", "-p", "/run/docker/plugins")
 
     def answers(self) -> bool:
-        """Tell whether it is up."""
+        """Return whether it is up."""
         return self.host.run("docker", "-H", f"unix://{self.socket}", "version", check=False).returncode == 0
 
     def attempt(self, command: str) -> subprocess.CompletedProcess[str]:

@@ -152,7 +152,7 @@ class VirtualHost:
         return process
 
     def serves(self, port: int) -> bool:
-        """Tell whether a web server answers at a port of the host's 127.0.0.1."""
+        """Return whether a web server answers at a port of the host's 127.0.0.1."""
         fetch = ("busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://127.0.0.1:{port}/hostname")
         return self.run(*fetch, check=False).returncode == 0
 
@@ -198,7 +198,7 @@ class VirtualHost:
             ["nsenter", inside, f"--net=/run/netns/{self.name}", *again], stdout=subprocess.PIPE, text=True
         )
         assert self.keeper.stdout is not None
-        assert self.keeper.stdout.readline() == "ready\n", "the host's network could not be made anew"
+        assert self.keeper.stdout.readline() == "ready\n", "the host's network could not be recreated"
         stop(before)
         self.boot_id = str(uuid.uuid4())
 

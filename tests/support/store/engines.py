@@ -1,4 +1,4 @@
-"""One empty store of each kind, to which a test makes its connections; and a watch that is looked at."""
+"""One empty store of each kind, to which a test makes its connections; and a watch that is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.store.etcd_members import Members
 
 
 class Engine:
-    """What a test of the contract needs besides the contract."""
+    """Parts that a test of the contract needs besides the contract."""
 
     def __init__(self) -> None:
         self._opened: list[Store] = []
@@ -93,7 +93,7 @@ class EtcdEngine(Engine):
 
 
 class Watched:
-    """What a watch has yielded, and the records as whoever applies it has them."""
+    """Changes that a watch has yielded, and the resulting records."""
 
     def __init__(self, store: Store, prefix: str, revision: int) -> None:
         self.batches: list[Batch] = []
@@ -113,7 +113,7 @@ class Watched:
 
     @property
     def ended(self) -> bool:
-        """Whether the watch is over."""
+        """Return whether the watch is over."""
         return self._task.done()
 
     @property

@@ -65,7 +65,7 @@ class Member:
             self.process = None
 
     def hang(self, hanging: bool) -> None:
-        """Let it stop answering, with its connections open; or go on."""
+        """Let it stop answering, with its connections open; or continue."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP if hanging else signal.SIGCONT)
 

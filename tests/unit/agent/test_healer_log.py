@@ -1,4 +1,4 @@
-"""What healing logs, for a host that lost its underlay must not fill its disk, and what ends no healing."""
+"""Log of the healer: a host that lost its underlay must not fill its disk, and no error ends healing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.records.replicas import Member
 
 
 class Observed(Reconciler):
-    """A reconciler that says at which kinds it was asked to look, and that they are well."""
+    """A reconciler that says at which kinds it was asked to look, and that they are ok."""
 
     def __init__(self) -> None:
         super().__init__(MemoryDriver().served())
@@ -54,7 +54,7 @@ def healer_of(machine: Machine, folder: Path, replan: Look) -> Healer:
 def test_what_cannot_be_mended_is_logged_once_until_it_is_well(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For all objects with one cause together; another cause, and the same one later, are told again."""
+    """For all objects with one cause together; another cause, and the same one later, are reported again."""
     machine = MemoryMachine()
     healer = healer_of(machine, tmp_path, nothing)
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_mended_is_logged_once_until_it_is_well(
 
 @pytest.mark.parametrize("error", [LinkspanError("the store is away"), RuntimeError("a fault")])
 def test_what_fails_before_a_look_at_the_kernel_does_not_skip_it(tmp_path: Path, error: Exception) -> None:
-    """Facts that cannot be read leave rules mended all the same; the look is tried again."""
+    """If facts cannot be read, rules are still repaired; the check is tried again."""
     machine = MemoryMachine()
     machine.reconciler = reconciler = Observed()
 

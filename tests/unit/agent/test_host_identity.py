@@ -35,7 +35,7 @@ def settled(folder: Path, given: str, *, shared: bool) -> tuple[str, str]:
 
 
 def test_a_new_host_gets_an_id_that_stays(tmp_path: Path) -> None:
-    """It is made once, nothing is told of it, and only root reads the file."""
+    """It is created once, without an event, and only root may read the file."""
     first, told = settled(tmp_path, "", shared=True)
     assert (len(first), told) == (16, "")
     assert (tmp_path / "host-id").stat().st_mode & 0o777 == 0o600
@@ -43,23 +43,23 @@ def test_a_new_host_gets_an_id_that_stays(tmp_path: Path) -> None:
 
 
 def test_an_id_that_is_given_wins(tmp_path: Path) -> None:
-    """It is written nowhere; that the host was another one before is told."""
+    """It is written nowhere; that the host was another one before is reported."""
     assert settled(tmp_path, "h1", shared=True) == ("h1", "")
     assert not (tmp_path / "host-id").exists()
     snapshot(tmp_path, "h2")
-    assert settled(tmp_path, "h1", shared=True) == ("h1", "this host was h2 among the others, and is h1 from now on")
+    assert settled(tmp_path, "h1", shared=True) == ("h1", "this host's id was h2 in the cluster, and is h1 from now on")
 
 
 @pytest.mark.parametrize("content", [*SPOILT.values(), None], ids=[*SPOILT, "missing"])
 def test_a_lost_id_is_the_last_agent_s(tmp_path: Path, content: bytes | None) -> None:
-    """The snapshot has it; it is written down again, and told once."""
+    """The snapshot has it; the file is written again, with one event."""
     file = tmp_path / "host-id"
     if content is not None:
         file.write_bytes(content)
     snapshot(tmp_path, "h7")
     found, told = settled(tmp_path, "", shared=True)
     assert found == "h7"
-    assert "this host goes on as h7" in told
+    assert "this host keeps the id h7" in told
     assert settled(tmp_path, "", shared=True) == ("h7", "")
 
 
@@ -75,7 +75,7 @@ def stored(folder: Path, host: str) -> None:
 
 
 def test_a_lost_id_is_that_of_the_host_s_own_store(tmp_path: Path) -> None:
-    """Without a snapshot, where that store knows this one host; a store with two hosts tells nothing."""
+    """Without a snapshot, if that store has only this host; a store with two hosts cannot decide."""
     (tmp_path / "host-id").write_bytes(b"")
     stored(tmp_path, "h5")
     assert settled(tmp_path, "", shared=True)[0] == "h5"
@@ -87,12 +87,12 @@ def test_a_lost_id_is_that_of_the_host_s_own_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [*list(SPOILT.values())[1:], None], ids=[*list(SPOILT)[1:], "missing"])
 def test_a_host_that_shares_a_store_does_not_become_another_one(tmp_path: Path, content: bytes | None) -> None:
-    """Where nothing tells its id its agent does not start, and what the error says helps."""
+    """If nothing has its id, its agent does not start, and the error's fix works."""
     file = tmp_path / "host-id"
     if content is not None:
         file.write_bytes(content)
     ran_before(tmp_path)
-    with pytest.raises(Unavailable, match=r"nothing else in .* tells this host's id") as refused:
+    with pytest.raises(Unavailable, match=r"nothing else in .* has this host's id") as refused:
         settled(tmp_path, "", shared=True)
     assert str(file) in refused.value.message
     assert f"echo ID > {file}" in refused.value.hint
@@ -101,11 +101,11 @@ def test_a_host_that_shares_a_store_does_not_become_another_one(tmp_path: Path, 
 
 
 def test_a_host_that_is_alone_begins_again(tmp_path: Path) -> None:
-    """No other host and no record knows the old id, so a new one costs nothing; it is told."""
+    """No other host and no record knows the old id, so a new one costs nothing; it is reported."""
     (tmp_path / "host-id").write_bytes(b"")
     found, told = settled(tmp_path, "", shared=False)
     assert len(found) == 16
-    assert f"this host is {found} from now on" in told
+    assert f"this host's id is {found} from now on" in told
 
 
 def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_without_an_underlay_a_network_is_refused_with_the_reason(backend: str) 
 
 
 def test_what_stands_stays_while_the_underlay_is_away() -> None:
-    """And it goes on with what is new once it is back."""
+    """And new objects follow once it is back."""
     stage = _Stage("wireguard")
     assert stage.put() == {}
     (before,) = stage.wanted(Wireguard)

@@ -1,4 +1,4 @@
-"""What makes `linkspan status` end with 3, and what does not."""
+"""Exit code of `linkspan status`: what makes it 3, and what does not."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
     ],
 )
 def test_another_host_s_silent_agent_alone_is_no_fault_of_this_host(found: dict[str, Any], well: bool) -> None:
-    """All else that is told of the store, of this host's objects, and of peers in its networks is."""
+    """Every other problem of the store, of this host's objects, and of peers in its networks is one."""
     assert status._well(WELL | found, "h1") is well
 
 
 def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each reason is in a line of its own, below their number."""
+    """Each reason has a line of its own, below the number of reasons."""
     agent = {"version": "1", "pid": 7, "started": 0, "socket": "/s", "state_dir": "/d"}
     store = {"url": "sqlite:///d", "ok": True, "problem": ""}
     lists: dict[str, Any] = {name: [] for name in ("networks", "disputes", "unreachable", "heals")}
@@ -65,7 +65,7 @@ def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys
     lines = capsys.readouterr().out.splitlines()
     (at,) = (n for n, line in enumerate(lines) if line.startswith("drift "))
     assert lines[at].split() == ["drift", "1", "problem"]
-    assert lines[at + 1] == "  cannot mend: a: busy"
+    assert lines[at + 1] == "  cannot repair: a: busy"
 
 
 def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFix
     shared = [{"name": "node", "ids": ["cafe", "f00d"]}]
     _show_status(WELL | SHOWN | {"namesakes": shared})
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 hosts have the name node: ids cafe, f00d; name them by their ids" in said
+    assert "2 hosts have the name node: ids cafe, f00d; use their ids" in said
     assert status._well(WELL | {"namesakes": shared}, "node")
 
 

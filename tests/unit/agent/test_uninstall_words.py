@@ -1,4 +1,4 @@
-"""What `uninstall` says: how much it removed, and why it would not begin."""
+"""Messages of `uninstall`: how much it removed, and why it refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WEB = Endpoint(id="4f1c", ifname="eth0", name="web", network="front")
 
 
 def test_one_object_of_a_kind_is_not_several() -> None:
-    """Each kind has a word for one."""
+    """Each kind has a singular."""
     assert _summary(["Sysctl a", "Process b", "File c", "Veth d", "Soup e"]) == [
         "1 link",
         "1 kernel setting",

@@ -41,7 +41,7 @@ def test_a_bridge_in_a_cluster_is_said_to_stay_on_each_host() -> None:
     made = network(backend="bridge")
     assert list(cautions(made, 1, HERE)) == []
     (said,) = cautions(made, 3, HERE)
-    assert "stays on each of the 3 hosts" in said
+    assert "does not cross the 3 hosts" in said
     assert "--backend vxlan" in said
 
 
@@ -64,7 +64,7 @@ def test_a_data_path_in_user_space_is_told_with_what_the_kernel_lacks(backend: s
 
 
 def test_an_option_that_a_migration_drops_is_told() -> None:
-    """What the backend had chosen by itself is not."""
+    """An option that the backend had chosen by itself is not reported."""
     old = network(options={"direct": "true", "vni": "7"})
     assert list(dropped(old, network(backend="ipip", options={"direct": "true"}))) == []
     (said,) = dropped(old, network(backend="wireguard"))

@@ -50,7 +50,7 @@ def speaker(demo: Network, *peers: Peer, **settings: str) -> dict[str, str]:
 
 
 def test_a_network_is_plain_and_its_blocks_end_here() -> None:
-    """What is in an own block and of no container goes to no peer that announces more than the block."""
+    """Packets to unused addresses of an own block go to no peer that announces more than the block."""
     demo = network("bgp", BOTH)
     states = list(bgp.BACKEND.network(seen(demo), demo))
     assert Address("ls-demo", prefix("10.77.1.0/32")) in states
@@ -70,10 +70,10 @@ def test_a_peer_is_let_in_and_has_no_route_of_ours() -> None:
 
 
 def test_a_peer_behind_a_router_is_refused_but_for_routers_or_when_asked_for() -> None:
-    """The reason and the ways out are told."""
+    """The reason and the ways out are reported."""
     demo = network("bgp")
     far = peer(demo, {}, on_link=False)
-    with pytest.raises(Unavailable, match=r"host h2 .*through a router") as caught:
+    with pytest.raises(Unavailable, match=r"host h2 .*a router is between") as caught:
         list(bgp.BACKEND.peer(seen(demo), demo, far))
     assert "bgp.peer.NAME.address" in caught.value.hint
     assert list(bgp.BACKEND.peer(seen(demo, bgp__next_hops="any"), demo, far))
@@ -96,7 +96,7 @@ def test_without_mesh_and_peers_nobody_is_reached_and_that_is_told() -> None:
 
 
 def test_the_speaker_is_one_helper_that_outlives_the_agent() -> None:
-    """It is told of changed files and sessions, and recovers where it is started again."""
+    """It gets a signal for changed files and sessions, and is started again if it dies."""
     demo = network("bgp")
     states = list(bgp.BACKEND.host(seen(demo, peer(demo, {}))))
     assert [s for s in states if isinstance(s, Process)] == [
@@ -122,7 +122,7 @@ def test_no_speaker_without_a_network_that_needs_it() -> None:
 
 
 def test_a_host_without_bird_is_told_which_package_it_needs() -> None:
-    """Its guards stand all the same."""
+    """Its guards exist all the same."""
     demo = network("bgp")
     with pytest.raises(Unavailable, match="needs BIRD") as caught:
         list(bgp.BACKEND.host(by(None, seen(demo))))
@@ -134,11 +134,11 @@ def test_a_host_without_bird_is_told_which_package_it_needs() -> None:
     ("address", "refused"), [("0.0.0.0", True), ("::", True), ("192.0.2.1", True), ("10.1.1.1", False)]
 )
 def test_another_speaker_at_our_port_is_named(address: str, refused: bool) -> None:
-    """But one that listens at another address only is not in the way."""
+    """But one that listens only at another address is not in the way."""
     demo = network("bgp")
     bird = msgspec.structs.replace(BIRD, listeners=((address, "process 12 (bgpd)"),))
     if refused:
-        with pytest.raises(Unavailable, match=r"port 179 of .* is held by process 12 \(bgpd\)"):
+        with pytest.raises(Unavailable, match=r"port 179 of .* is in use by process 12 \(bgpd\)"):
             list(bgp.BACKEND.host(by(bird, seen(demo))))
     else:
         assert list(bgp.BACKEND.host(by(bird, seen(demo))))
@@ -235,7 +235,7 @@ def test_a_password_is_a_place_in_a_text() -> None:
 
 
 def test_a_host_of_the_mesh_with_wrong_settings_costs_its_own_session_only() -> None:
-    """What another host's record says is not this host's to trust: its speaker goes on with all others."""
+    """The speaker continues with all other hosts, because another host's record cannot be trusted."""
     demo = network("bgp")
     two = peer(demo, {})
     wrong = msgspec.structs.replace(two.host, id="id3", name="h3", settings={"bgp.mesh": "perhaps"})
@@ -306,7 +306,7 @@ def test_what_a_session_may_do_does_not_follow_from_the_order_of_peers() -> None
     ],
 )
 def test_a_peer_s_prefixes_are_limited(settings: dict[str, str], lines: list[str]) -> None:
-    """By what is set, else by what the store knows of; not where the peer gives others' networks."""
+    """By the setting, else by the prefixes known to the store; not if its import filter takes foreign prefixes."""
     demo = network("bgp", BOTH)
     text = speaker(demo, bgp__peer__r1__address="192.0.2.254", **settings)["peers/peer_r1.conf"]
     assert [line for line in text.splitlines() if "limit" in line] == lines

@@ -34,10 +34,10 @@ def test_a_host_gw_peer_is_a_plain_route_for_each_prefix() -> None:
 
 
 def test_a_host_gw_peer_behind_a_router_is_refused_by_name() -> None:
-    """The reason is said, and what to use instead."""
+    """The error has the cause, and the backend to use instead."""
     demo = network("host-gw")
     with pytest.raises(
-        Unavailable, match=r"host h2 cannot be reached by host-gw.*through a router"
+        Unavailable, match=r"host h2 cannot be reached by host-gw.*a router is between"
     ) as caught:
         list(host_gw.BACKEND.peer(view(demo), demo, peer(demo, {}, on_link=False)))
     assert "vxlan" in caught.value.hint
@@ -56,7 +56,7 @@ def test_a_host_gw_peer_that_never_answered_is_refused_by_name(standing: Standin
 
 
 def test_an_ipip_peer_needs_protocol_4_with_a_packet_inside_that_goes_nowhere() -> None:
-    """Its header is whole: version, length and checksum; its TTL is one, and its addresses are nobody's."""
+    """Its header is complete: version, length and checksum; its TTL is one, and no host has its addresses."""
     demo = network("ipip", mtu=1480)
     (need,) = ipip.BACKEND.needs(view(demo), demo, peer(demo, OFFER))
     assert (need.protocol, need.size, need.target, need.neighbour) == ("ipip", 1500, THEIRS, b"")
@@ -77,7 +77,7 @@ def test_a_host_gw_peer_needs_plain_packets_of_each_family() -> None:
 def test_a_host_gw_peer_without_an_address_of_the_family_is_refused() -> None:
     """An IPv6 pool needs an IPv6 neighbour."""
     demo = network("host-gw", (4, 6))
-    with pytest.raises(Unavailable, match="no underlay addresses of one IPv6 prefix"):
+    with pytest.raises(Unavailable, match="no underlay addresses in the same IPv6 prefix"):
         list(
             host_gw.BACKEND.peer(
                 view(demo), demo, peer(demo, {}, underlay=Underlay("eth0", ("192.0.2.2/24",)))
@@ -86,7 +86,7 @@ def test_a_host_gw_peer_without_an_address_of_the_family_is_refused() -> None:
 
 
 def test_host_gw_keeps_the_hosts_own_address_on_a_bridge_without_ports() -> None:
-    """There is no device of its own else."""
+    """Otherwise there is no device of its own."""
     demo = network("host-gw")
     states = list(host_gw.BACKEND.network(view(demo), demo))
     assert Address("ls-demo", prefix("10.77.1.0/32")) in states
@@ -126,7 +126,7 @@ def test_ipip_direct_still_takes_the_peers_tunnel_packets() -> None:
 
 
 def test_the_tunnel_of_all_networks_has_one_mtu() -> None:
-    """A network with a smaller one of its own does not make another device of it."""
+    """A network with a smaller MTU does not change the device."""
     small, large = network("ipip", mtu=1300), network("ipip")
     found = [{s for s in ipip.BACKEND.network(view(n), n) if isinstance(s, Ipip)} for n in (small, large)]
     assert found[0] == found[1]

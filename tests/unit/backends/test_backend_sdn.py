@@ -16,7 +16,7 @@ DEMO = BACKEND.completed(network("sdn", (4, 6)), ())
 
 
 def test_a_network_is_given_the_virtual_gateway() -> None:
-    """Its addresses and MAC stand in the record, and all networks have the same."""
+    """The record has its addresses and MAC, and all networks have the same."""
     assert DEMO.options == {"gateway": f"{GATEWAY},fe80::4c:53ff:fe00:1", "mac": GATEWAY_MAC}
     other = network("sdn")
     assert BACKEND.completed(other, (DEMO,)).options == DEMO.options
@@ -28,7 +28,7 @@ def test_a_network_is_given_the_virtual_gateway() -> None:
 def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:
     """A host has one neighbour for all of them."""
     first = msgspec.structs.replace(DEMO, name="first")
-    with pytest.raises(Conflict, match="not that of the other networks"):
+    with pytest.raises(Conflict, match="differs from that of the other networks"):
         BACKEND.completed(network("sdn", mac="02:00:00:00:00:09"), (first,))
 
 
@@ -43,7 +43,7 @@ def test_a_network_with_another_gateway_than_the_others_is_refused() -> None:
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, str], said: str) -> None:
-    """Each says what is wrong with it."""
+    """Each error says what is wrong with the option."""
     with pytest.raises(Invalid, match=said):
         BACKEND.check(msgspec.structs.replace(network("sdn"), options=options))
 

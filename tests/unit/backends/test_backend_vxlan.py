@@ -56,7 +56,7 @@ def test_a_peer_sends_to_an_allowed_network_by_that_network_s_device(allowed: tu
 
 
 def test_an_address_that_lives_apart_from_its_block_is_a_route_and_an_element_of_its_own() -> None:
-    """A container that moved to a host keeps its address, alone."""
+    """A container that moved to another host keeps its address."""
     demo = network("vxlan", vni="100")
     states = set(BACKEND.peer(view(demo), demo, peer(demo, OFFER, exact=("10.77.9.0",))))
     route = Route(prefix("10.77.9.0/32"), "lsx64", packed("10.77.2.0"), packed("10.77.1.0"), onlink=True)

@@ -68,7 +68,7 @@ def test_in_user_space_the_device_is_a_tun_with_a_process() -> None:
 
 
 def test_without_a_network_that_needs_it_there_is_nothing() -> None:
-    """Nor where another backend has all networks."""
+    """Nor if another backend has all networks."""
     assert list(wireguard.BACKEND.host(seen(networks=(network("ipip"),)))) == []
 
 
@@ -87,7 +87,7 @@ def test_a_peer_is_an_allowed_ip_and_a_route_for_each_prefix() -> None:
 
 
 def test_an_advertised_place_is_sent_to_first() -> None:
-    """With its port, where it has one; a host that is hidden is not sent to before it comes."""
+    """With its port, if it has one; a hidden host gets no packet before it sends one."""
     for underlay, endpoint in (
         (Underlay("eth0", ("10.0.0.2/24",), advertise=("203.0.113.7",)), "203.0.113.7:51820"),
         (Underlay("eth0", ("10.0.0.2/24",), advertise=("203.0.113.7",), advertise_port=7), "203.0.113.7:7"),
@@ -98,25 +98,25 @@ def test_an_advertised_place_is_sent_to_first() -> None:
 
 
 def test_two_hidden_hosts_go_by_the_first_that_both_reach() -> None:
-    """It is the same one on both; without one the reason is said."""
+    """Both choose the same one; without one the error has the reason."""
     two, three, four = other(2, THEIRS, BEHIND), other(3, THIRD), other(4, NEXT)
     here = Underlay("eth0", ("192.168.1.2/24",), hidden=True)
     found = list(wireguard.BACKEND.peer(seen(two, four, three, here=here), DEMO, known(two)))
     assert {s.public for s in found if isinstance(s, AllowedIp)} == {THIRD}
-    with pytest.raises(Unavailable, match="host h2 and this one are both behind a NAT"):
+    with pytest.raises(Unavailable, match="host h2 and this host are both behind a NAT"):
         list(wireguard.BACKEND.peer(seen(two, here=here), DEMO, known(two)))
     direct = list(wireguard.BACKEND.peer(seen(two, three), DEMO, known(two)))
     assert {s.public for s in direct if isinstance(s, AllowedIp)} == {THEIRS}
 
 
 def test_two_hosts_with_one_key_are_refused_by_name() -> None:
-    """Neither is a peer of anybody, also where one of them is this host."""
+    """No host has either as a peer, also if one of them is this host."""
     two, three = other(2, THEIRS), other(3, THEIRS)
     assert not any(isinstance(s, WireguardPeer) for s in wireguard.BACKEND.host(seen(two, three)))
-    with pytest.raises(Conflict, match="hosts h2 and h3 have one WireGuard key"):
+    with pytest.raises(Conflict, match="hosts h2 and h3 have the same WireGuard key"):
         list(wireguard.BACKEND.peer(seen(two, three), DEMO, known(two)))
     same = other(2, MINE)
-    with pytest.raises(Conflict, match="hosts h1 and h2 have one WireGuard key"):
+    with pytest.raises(Conflict, match="hosts h1 and h2 have the same WireGuard key"):
         list(wireguard.BACKEND.peer(seen(same), DEMO, known(same)))
 
 
@@ -124,14 +124,20 @@ def test_two_hosts_with_one_key_are_refused_by_name() -> None:
     ("tools", "words"),
     [
         (Tools(public=MINE), ""),
-        (Tools(public=THEIRS, file="/state/private.key"), "/state/private.key has not the private key of AAAAAAAAAA"),
+        (
+            Tools(public=THEIRS, file="/state/private.key"),
+            "/state/private.key does not have the private key of AAAAAAAAAA",
+        ),
         (Tools(unusable="it is too short", hint="make another"), "it is too short; make another"),
-        (Tools(public=MINE, unshared="the shared one is not root's alone"), "the shared one is not root's alone"),
+        (
+            Tools(public=MINE, unshared="the shared one is not root's alone"),
+            "the shared one is not root's alone",
+        ),
         (Tools(unusable="it is too short", unshared="the shared one, too"), "the shared one, too"),
     ],
 )
 def test_a_key_file_that_is_no_good_is_told_and_takes_nothing_down(tools: Tools, words: str) -> None:
-    """What has the key already goes on."""
+    """A device that has the key already keeps it."""
     told = list(wireguard.BACKEND.troubles(seen(other(2, THEIRS), tools=tools)))
     assert len(told) == bool(words) + bool(tools.unusable and tools.unshared)
     assert words in " ".join(told)
@@ -139,7 +145,7 @@ def test_a_key_file_that_is_no_good_is_told_and_takes_nothing_down(tools: Tools,
 
 
 def test_without_a_device_the_host_says_why_and_has_no_address_on_it() -> None:
-    """The pools fail closed all the same."""
+    """The pools still fail closed."""
     nothing = seen(other(2, THEIRS), tools=Tools(problem="the program wg is not installed", hint="install it"))
     with pytest.raises(Unavailable, match="the program wg is not installed"):
         list(wireguard.BACKEND.host(nothing))
@@ -149,7 +155,7 @@ def test_without_a_device_the_host_says_why_and_has_no_address_on_it() -> None:
 
 
 def sealed(network: Network) -> bool:
-    """Tell whether a network is sealed."""
+    """Return whether a network is sealed."""
     found = migration.network_states(seen(networks=(network,)), network)
     return any(isinstance(s, NftElement) and s.set == "sealed4" for s in found)
 
@@ -200,7 +206,7 @@ def test_a_place_is_an_address_with_or_without_a_port(text: str, address: str, p
 
 @pytest.mark.parametrize("text", ["", "host:1", "203.0.113.7:", "203.0.113.7:0", "203.0.113.7:65536", "[fd00::7]"])
 def test_what_is_no_place_is_refused(text: str) -> None:
-    """An address that is none, or a port out of range."""
+    """An invalid address, or a port out of range."""
     with pytest.raises(Invalid):
         place(text)
 

@@ -56,7 +56,7 @@ def test_every_setting_of_the_speaker_is_taken() -> None:
 
 
 def test_a_router_is_on_the_link_and_a_reflector_anywhere() -> None:
-    """By the AS number: another is a router's, the same a reflector's; what is set comes first."""
+    """By the AS number: another AS is a router's, the same AS a reflector's; a setting has priority."""
     (router,) = speaker(host(**peer_settings(**{"as": "65001"}))).sessions
     assert (router.multihop, router.remote_as, router.source) == (0, 65001, "192.0.2.1")
     (reflector,) = speaker(host(**peer_settings())).sessions
@@ -68,7 +68,7 @@ def test_a_router_is_on_the_link_and_a_reflector_anywhere() -> None:
 
 
 def test_a_peers_own_settings_come_before_the_speakers() -> None:
-    """Hold time, source, filters, and where its password is."""
+    """Hold time, source, filters, and the file with its password."""
     wish = {"hold": "3", "source": "192.0.2.9", "password_file": "/etc/r1", "export": "10.0.0.1/32"}
     wish["import"] = "default,10.0.0.0/8+"
     (found,) = speaker(host(hold="30", **peer_settings(**wish))).sessions
@@ -147,25 +147,25 @@ def test_a_peer_without_an_address_is_refused() -> None:
     """And so is one whose name could not be written down."""
     with pytest.raises(Invalid, match=r"bgp\.peer\.r1\.address is missing"):
         speaker(host(peer__r1__hold="9"))
-    with pytest.raises(Invalid, match="no name of a peer"):
+    with pytest.raises(Invalid, match="no valid peer name"):
         speaker(Host(id="id1", name="h1", settings={"bgp.peer.r 1.address": "192.0.2.254"}))
 
 
 
 def test_a_session_of_the_mesh_is_by_a_family_that_both_have() -> None:
-    """IPv4 where both have it; with the AS numbers that each has; and only from the link where it is one."""
+    """IPv4 if both have it; with each host's AS number; and TTL security only on the same link."""
     there = host(Underlay("eth0", ("192.0.2.2/24", "2001:db8::2/64")), "h2", **{"as": "64600"})
     found = mesh_session(host(), there, on_link=True)
     assert (found.address, found.source, found.local_as, found.remote_as) == ("192.0.2.2", "192.0.2.1", 64512, 64600)
     assert (found.ttl_security, found.multihop, found.name) == (True, 0, "h2")
     far = mesh_session(host(), host(ONLY_6, "h2"), on_link=False)
     assert (far.address, far.source, far.ttl_security, far.multihop) == ("2001:db8::2", "2001:db8::1", False, FAR)
-    with pytest.raises(Unavailable, match="no underlay addresses of one family"):
+    with pytest.raises(Unavailable, match="no underlay addresses of the same family"):
         mesh_session(host(Underlay("eth0", ("192.0.2.1/24",))), host(ONLY_6, "h2"), on_link=True)
 
 
 def test_of_another_host_only_its_number_and_its_part_in_the_mesh_count() -> None:
-    """What else it has set, perhaps by a newer version, stops nobody."""
+    """Its other settings, perhaps of a newer version, stop nobody."""
     newer = msgspec.structs.replace(host(), settings={"bgp.as": "65000", "bgp.new": "x", "bgp.mesh": "false"})
     assert number(newer) == 65000
     assert not in_mesh(newer)
@@ -179,7 +179,7 @@ def test_a_router_id_follows_from_the_host_where_it_has_no_ipv4() -> None:
 
 
 def test_names_that_differ_have_protocols_that_differ() -> None:
-    """Also where the letters that they differ by may not be in it."""
+    """Also if they differ only by letters that a protocol's name may not have."""
     names = ["h1", "h-1", "h.1", "h_1", "x" * 40, "x" * 41]
     found = {protocol("mesh", name) for name in names}
     assert len(found) == len(names)

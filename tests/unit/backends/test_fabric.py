@@ -1,4 +1,4 @@
-"""Where hosts and links are believed to be, from what switches have seen."""
+"""Fabric: the places of hosts and links, from what switches have seen."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_host_stays_where_it_was_while_its_port_is_down_or_the_switch_forgot_i
 
 
 def test_a_host_that_moved_is_followed() -> None:
-    """It is seen elsewhere, and no more at the old port."""
+    """It is seen at a new port, and no longer at the old one."""
     fabric = Fabric()
     _take(fabric, _seen({("left", 3): H1}))
     assert _take(fabric, _seen({("right", 4): H1})).places == (("h1", ("right", 4)),)
@@ -105,7 +105,7 @@ def test_a_mac_at_two_ports_stays_at_the_first_and_is_named() -> None:
 
 
 def test_a_mac_that_two_hosts_have_moves_neither() -> None:
-    """The one that was there first goes on at its port, wherever the MAC is seen; the second gets none."""
+    """The one that was there first continues at its port, wherever the MAC is seen; the second gets none."""
     fabric = Fabric()
     _take(fabric, _seen({("left", 3): H1}), macs={"h1": H1})
     where = _take(fabric, _seen({("right", 4): H1}), macs={"h1": H1, "h9": H1})
@@ -204,7 +204,7 @@ def test_a_cable_that_was_moved_away_from_a_dead_switch_is_a_link_after_a_minute
 
 
 def test_links_of_a_switch_that_does_not_answer_are_not_forgotten() -> None:
-    """It cannot be told to say who it is, and carries packets all the same."""
+    """It cannot identify itself, but still forwards packets."""
     fabric = Fabric()
     _take(fabric, _seen({}))
     rest = {name: one for name, one in _seen({}, unheard=(("left", 2), ("spine", 2))).items() if name != "right"}

@@ -58,4 +58,4 @@ def test_a_package_whose_backend_is_of_no_use_is_left_out_and_named(tmp_path: Pa
     names, _, problems = _shown(tmp_path, text)
     assert names.split().count("vxlan") == 1
     assert "spare" not in names.split()
-    assert problems == f"the backend of package lsx-spare is left out: {why}"
+    assert problems == f"the backend of package lsx-spare is not loaded: {why}"

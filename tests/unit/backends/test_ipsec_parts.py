@@ -72,7 +72,7 @@ def view(found: Strongswan | None = KERNEL, **more: str) -> HostView:
     ],
 )
 def test_settings_that_mean_nothing_are_named(given: dict[str, str], word: str) -> None:
-    """With what is allowed."""
+    """With the allowed values."""
     with pytest.raises(Invalid) as refusal:
         settings(host(1, **given))
     assert word in refusal.value.message
@@ -80,7 +80,7 @@ def test_settings_that_mean_nothing_are_named(given: dict[str, str], word: str) 
 
 
 def test_a_host_has_to_prove_itself() -> None:
-    """By a shared key, or a whole set of certificates; what is missing is named."""
+    """By a shared key, or a complete set of certificates; the missing file is named."""
     assert identity(host(1, **PSK)).shared
     files = {f"ipsec.{word}": f"/{word}" for word in ("certificate", "key", "ca", "crl")}
     assert list(identity(host(1, **files)).files) == ["certificate", "key", "ca", "crl"]
@@ -92,7 +92,7 @@ def test_a_host_has_to_prove_itself() -> None:
 
 @pytest.mark.parametrize(("mine", "theirs"), [(KERNEL, "kernel"), (KERNEL, "user"), (USER, "kernel"), (USER, "user")])
 def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs: str) -> None:
-    """Everything is one child a family between kernels; else one for each pair of prefixes, and marks by ours alone."""
+    """Between kernels one child a family carries all; else one for each pair of prefixes, with marks only by ours."""
     states = list(BACKEND.peer(view(mine), DEMO, Peer(host(2), lease(2, theirs), "eth0", True)))
     (connection,) = (s for s in states if isinstance(s, IpsecConnection))
     children = {s.name for s in states if isinstance(s, IpsecChild)}
@@ -110,7 +110,7 @@ def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs:
 
 
 def test_a_host_behind_a_nat_begins_and_is_waited_for() -> None:
-    """Whatever the hosts' ids; two of them never meet, and are told what to do."""
+    """Whatever the hosts' ids; two hosts behind NATs cannot connect, and the error has the fix."""
 
     def behind(found: Host) -> Host:
         assert found.underlay is not None
@@ -141,7 +141,7 @@ def test_too_many_pairs_in_user_space_are_refused_with_their_number() -> None:
 
 
 def test_a_host_needs_a_daemon_ports_and_a_way_to_encrypt() -> None:
-    """What is missing is named with what to do; a network's own states stay closed whatever is missing."""
+    """The error names what is missing, with the fix; a network's own states stay closed in any case."""
     held = msgspec.structs.replace(USER, holders=((500, "process 12 (pluto)"),))
     bare = msgspec.structs.replace(USER, plugin=False)
     for found, word in ((None, "needs strongSwan"), (bare, "kernel-libipsec"), (held, "process 12 (pluto)")):
@@ -153,7 +153,7 @@ def test_a_host_needs_a_daemon_ports_and_a_way_to_encrypt() -> None:
 
 
 def test_an_internal_network_s_device_is_known_as_one() -> None:
-    """In user space, too, where its name does not begin as all our others' do."""
+    """In user space, too, though its name does not begin like all our others."""
     internal = msgspec.structs.replace(DEMO, internal=True)
     for found, device in ((KERNEL, "lsipsec"), (USER, "ipsec0")):
         assert element("internal_links", device) in list(BACKEND.network(view(found), internal))
@@ -161,7 +161,7 @@ def test_an_internal_network_s_device_is_known_as_one() -> None:
 
 
 def test_what_serves_all_networks_has_no_secret_in_it() -> None:
-    """Paths only, and the plan shows what is in them as ***."""
+    """Only paths, and the plan shows their contents as ***."""
     states = list(BACKEND.host(view(USER)))
     assert {type(s) for s in states} >= {Process, IpsecLink, IpsecCredential}
     (credential,) = (s for s in states if isinstance(s, IpsecCredential))
@@ -204,7 +204,7 @@ def association(number: int, state: str = "ESTABLISHED", age: int | None = 9, ca
 
 
 def test_what_does_not_stand_is_missing() -> None:
-    """Whether the hosts have not met, or have, and the child was refused; what is being made is not begun again."""
+    """It is missing if the hosts have not met, or if the child was refused; one being made is not started again."""
     assert missing(WANTED, []) == (CHILD.name,)
     assert missing(WANTED, [association(1)]) == ()
     assert missing(WANTED, [association(1, carries=False)]) == (CHILD.name,)
@@ -215,7 +215,7 @@ def test_what_does_not_stand_is_missing() -> None:
 
 
 def test_the_first_of_two_hosts_ends_what_stands_twice() -> None:
-    """Once the newest serves and has stood for a while; the other host ends nothing."""
+    """Once the newest carries packets and has been up for a while; the other host ends none."""
     both = [association(4), association(6)]
     assert superfluous(WANTED, both) == [4]
     assert superfluous(WANTED, both[:1]) == []
@@ -236,7 +236,7 @@ LOG = """1795546600 05[IKE] <ls-h2|11> received cert request for "CN=pki"
 
 
 def test_the_reason_that_says_most_is_told() -> None:
-    """Who refuses knows why; a better one replaces it, and a fresh one an old one."""
+    """The side that refuses knows why; a better reason replaces it, and a recent one an old one."""
     found = reasons(said(LOG), {})
     assert found.keys() == {"ls-h2", "ls-h3"}
     assert found["ls-h2"].why == "{peer}'s certificate was revoked on Nov 24 19:00:14 UTC 2026"
@@ -246,7 +246,7 @@ def test_the_reason_that_says_most_is_told() -> None:
 
 
 class Daemon:
-    """What a daemon has, and what it is told."""
+    """A daemon's content, and the commands that it gets."""
 
     def __init__(self) -> None:
         self.there: list[dict[str, Any]] = []
@@ -266,7 +266,7 @@ class Daemon:
 
 
 def test_a_peer_behind_a_nat_is_looked_for_once_where_it_was_seen() -> None:
-    """When its association is gone; one that was never seen is waited for."""
+    """The daemon tries there when its association is gone; it waits for a peer that was never seen."""
     hidden = Wanted(msgspec.structs.replace(CONNECTION, remote=ANYWHERE, first=False), (CHILD,))
     daemon, memory = Daemon(), Memory()
     memory.tries["ls-h2"] = Try(next=0)
@@ -288,7 +288,7 @@ def test_a_peer_behind_a_nat_is_looked_for_once_where_it_was_seen() -> None:
 
 
 def test_a_daemon_that_knows_nothing_yet_is_asked_for_nothing() -> None:
-    """The one try at where a hidden peer was seen is kept for when it can succeed, and so is the pause after a try."""
+    """The only attempt at a hidden peer's last address is kept for when it can succeed, like the pause after it."""
     hidden = Wanted(msgspec.structs.replace(CONNECTION, remote=ANYWHERE, first=False), (CHILD,))
     daemon, memory = Daemon(), Memory()
     memory.places["ls-h2"] = ("198.51.100.9", 1025)

@@ -65,7 +65,7 @@ def test_it_sends_by_the_new_way_where_both_offer_it(old: str, new: str, here: b
 
 @pytest.mark.parametrize(("old", "new"), DIRECTIONS)
 def test_a_network_on_its_way_has_the_devices_of_both(old: str, new: str) -> None:
-    """Both devices stand, reverse paths are loose on the underlay, and no two states have one key."""
+    """Both devices exist, reverse paths are loose on the underlay, and no two states have the same key."""
     view, network, _ = stage(old, new, False, False)
     states = set(migration.network_states(view, network))
     assert len({s.key for s in states}) == len(states)
@@ -101,7 +101,7 @@ def test_it_sends_by_a_speakers_routes_only_where_they_are_there() -> None:
 
 
 def test_without_any_way_a_peer_is_unreachable() -> None:
-    """A peer whose lease offers nothing raises, as it does where nothing migrates."""
+    """A peer whose lease offers no way raises, as without a migration."""
     view, network, peer = stage("vxlan", "ipip", True, True)
     peer.lease.endpoints.clear()
     with pytest.raises(Unavailable):
@@ -180,22 +180,22 @@ def test_it_goes_back_to_what_was_and_no_other_options() -> None:
     ("network", "name", "error", "words"),
     [
         (moving("vxlan", "ipip"), "host-gw", Conflict, "migrates from vxlan to ipip already"),
-        (peers.network("vxlan"), "bridge", Invalid, "bridge stays on one host"),
-        (peers.network("bridge"), "vxlan", Invalid, "bridge stays on one host"),
-        (peers.network("vxlan"), "host", Invalid, "host stays on one host"),
+        (peers.network("vxlan"), "bridge", Invalid, "bridge does not cross hosts"),
+        (peers.network("bridge"), "vxlan", Invalid, "bridge does not cross hosts"),
+        (peers.network("vxlan"), "host", Invalid, "host does not cross hosts"),
         (peers.network("vxlan"), "vxlan", Invalid, "has backend vxlan already"),
     ],
 )
 def test_what_cannot_be_is_refused(
     network: Network, name: str, error: type[LinkspanError], words: str
 ) -> None:
-    """The error tells the reason."""
+    """The error has the reason."""
     with pytest.raises(error, match=words):
         migration.check(network, name)
 
 
 def test_an_offer_that_stands_outlives_the_agent() -> None:
-    """Before it has looked at its peers, an agent that starts keeps what its lease says of the new way."""
+    """Before it has checked its peers, an agent that starts keeps what its lease says of the new way."""
     view, network, _ = stage("vxlan", "ipip", False, False)
     mine = view.lease("demo")
     assert mine is not None

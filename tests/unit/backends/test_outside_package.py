@@ -47,7 +47,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_its_kinds_are_planned_in_the_order_of_their_ranks(plan: list[str]) -> None:
-    """The device comes before what is on it, the rule after the routes."""
+    """The device comes before the objects on it, and the policy rule last."""
     (made,) = [number for number, command in enumerate(plan) if command.startswith("ip link add lsy")]
     assert "dstport 8473 local 192.0.2.1 nolearning" in plan[made]
     name = plan[made].split()[3]
@@ -65,7 +65,7 @@ def test_the_rules_take_its_device_for_a_tunnel_of_ours(plan: list[str]) -> None
 
 
 def test_entries_on_its_device_are_those_of_a_tunnel(plan: list[str]) -> None:
-    """They bear no protocol number, for nobody else has entries there."""
+    """They have no protocol number, for nobody else has entries there."""
     (neighbour,) = [command for command in plan if command.startswith("ip neigh replace")]
     assert neighbour.endswith("nud permanent")
     assert any(command.startswith("bridge fdb replace") for command in plan)

@@ -1,4 +1,4 @@
-"""What switches do with packets, by the flows that they are given: walked as a trace walks them."""
+"""Flows of switches, and what they do with packets: walked like a trace walks them."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def test_a_flow_for_a_port_takes_what_has_it_for_certain(match: str, fits: bool 
 
 
 def test_what_a_host_does_not_hold_it_cannot_send() -> None:
-    """Another's prefix, or an address of no pool, is dropped where it comes in."""
+    """A foreign prefix, or an address in no pool, is dropped where it enters the network."""
     for source, holder in (("10.1.2.7", "host h2"), ("203.0.113.5", "nobody")):
         found = _walk(HELD, source, "10.1.2.9")
-        assert f"switch left drops it: the host at that port does not hold {source}, {holder} does" in found.broken
+        assert f"switch left drops it: the host at that port does not have {source}; {holder} has it" in found.broken
 
 
 def test_an_address_that_nobody_holds_is_dropped() -> None:
     """And named as such."""
-    assert "nobody holds 10.1.9.9" in _walk(HELD, "10.1.1.9", "10.1.9.9").broken
+    assert "nobody has 10.1.9.9" in _walk(HELD, "10.1.1.9", "10.1.9.9").broken
 
 
 def test_networks_are_isolated_unless_they_are_allowed() -> None:
@@ -108,7 +108,7 @@ def test_an_exact_address_wins_over_the_block_that_it_is_in() -> None:
 
 
 def test_a_host_without_a_way_is_not_sent_to() -> None:
-    """Its switch is cut off: what is for it ends at the first switch, and counts as unknown there."""
+    """Its switch is cut off: packets for it end at the first switch, and count as unknown there."""
     alone = Map(WHERE.switches, WHERE.places, ())
     assert "or its host is not found" in _walk(HELD, "10.1.1.9", "10.1.2.9", where=alone).broken
 
@@ -138,7 +138,7 @@ def test_what_another_controller_put_stays_while_a_switch_was_never_seen() -> No
 
 
 def test_a_host_that_is_not_found_yet_keeps_its_own_flows() -> None:
-    """At the port where it was, until the picture is whole; but not where its prefix or its MAC is another's now."""
+    """At its last port, until the map is complete; but not if another host has its prefix or its MAC now."""
     nobody = Map(WHERE.switches, (), WHERE.links, WHERE.ports)
     kept = _kept(HELD, nobody, "left", whole=False)
     assert {*kept, *switches(HELD, nobody)["left"]} == set(switches(HELD, WHERE)["left"])
@@ -155,7 +155,7 @@ def test_a_host_that_was_found_keeps_no_old_flow() -> None:
 
 
 def test_a_port_with_a_host_is_no_more_trusted() -> None:
-    """A host sits where a switch was: nothing that comes from there has been checked."""
+    """A host is connected where a switch was: no packet from there has been checked."""
     where = Map(("left",), (("h1", ("left", 1)),), ())
     assert "gateway" not in {one.kind for one in _kept(HELD, where, "left", whole=False)}
 
@@ -169,7 +169,7 @@ def test_hosts_with_one_mac_keep_the_flows_that_are_there() -> None:
 
 
 def test_hosts_with_one_mac_are_told_apart_by_their_prefixes() -> None:
-    """At any switch on the way: what is for the one does not come to the other's port."""
+    """At any switch on the way: packets for one host do not leave by the other's port."""
     claims = (*CLAIMS, ("demo", "10.1.3.0/24", "h3"))
     twins = msgspec.structs.replace(
         _held(DEMO, claims=claims), macs=(("h1", MACS["h1"]), ("h2", MACS["h2"]), ("h3", MACS["h1"]))
@@ -197,7 +197,7 @@ def test_without_a_network_a_switch_has_no_flow_of_ours() -> None:
 
 
 def test_what_is_noted_of_one_port_takes_no_room_of_another() -> None:
-    """A host that answers under ever new MACs meets the limit of its own port: it is counted by the notes' cookie."""
+    """A host that answers with ever new MACs meets the limit of its own port: the notes' cookie counts them."""
     notes = [flow for flow in switches(HELD, WHERE)["left"] if flow.kind == "sighting"]
     assert {part for flow in notes for part in flow.match if part.startswith("in_port")} == {"in_port=1", "in_port=3"}
     cookies = {(flow.match[-1], *re.findall("cookie=0x[0-9a-f]+", flow.actions)) for flow in notes}

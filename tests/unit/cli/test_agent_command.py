@@ -1,4 +1,4 @@
-"""What `linkspan agent` says before it becomes the agent."""
+"""Messages of `linkspan agent` before it becomes the agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `linkspan controller status` prints: parts apart by one line, columns under their heads."""
+"""Output of `linkspan controller status`: parts separated by one line, columns under their heads."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def _status(**more: Any) -> dict[str, Any]:
     "more",
     [
         {},
-        {"problems": ["one is not well", "another neither"]},
+        {"problems": ["one is broken", "another too"]},
         {"hosts": [], "prefixes": [], "switches": []},
         {"dropped": [{"packets": 3, "switch": "sw1", "kind": "foreign", "what": "drops it"}]},
     ],
 )
 def test_parts_are_one_line_apart(capsys: pytest.CaptureFixture[str], more: dict[str, Any]) -> None:
-    """None begins or ends with an empty line, and what is not well stands together."""
+    """None begins or ends with an empty line, and the problems stand together."""
     controller._show(_status(**more))
     printed = capsys.readouterr().out
     assert printed == printed.strip("\n") + "\n"
     assert "\n\n\n" not in printed
-    wrong = "\n".join(f"not well: {text}" for text in more.get("problems", ()))
+    wrong = "\n".join(f"problem: {text}" for text in more.get("problems", ()))
     assert wrong in printed
 
 
 def test_columns_stand_under_their_heads(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is longer, a head or what is under it."""
+    """Whichever is longer, the head or a value."""
     controller._show(_status())
     for part in capsys.readouterr().out.split("\n\n")[1:]:
         head, *rows = part.splitlines()
@@ -65,7 +65,7 @@ PLANNED = {"device": "sw1", "command": "ovs-ofctl add-flow", "why": "drops it", 
 def test_a_switch_that_does_not_answer_hides_no_other(
     monkeypatch: pytest.MonkeyPatch, command: str, output: str
 ) -> None:
-    """The others' are told, it is named with the reason on stderr, and the command exits 3."""
+    """The others' are reported, it is named with the reason on stderr, and the command exits 3."""
     found: dict[str, list[dict[str, Any]]] = {command: [{"flows": FLOW, "plan": PLANNED}[command]], "unknown": []}
     monkeypatch.setattr(controller, "_call", lambda socket, url: found)
     words = [command, "--output", output]

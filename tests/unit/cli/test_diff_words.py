@@ -1,4 +1,4 @@
-"""What `linkspan diff` says of what is on the host, and of what is inside containers."""
+"""Output of `linkspan diff` about the host, and about the inside of containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from linkspan.cli.output import Format
 
 LINK = {"kind": "Link", "key": "ls-demo", "what": "added", "inside": ""}
 ETH0 = {"kind": "Interface", "key": "eth0", "what": "changed", "inside": "c1"}
-NOT_MENDED = "inside a container linkspan puts nothing back"
+NOT_MENDED = "linkspan repairs nothing inside a running container"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What names all of something names all of it: the command line's help, README.md, the pages' tables."""
+"""Complete lists: help, README.md and the pages' tables name everything that the code has."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_the_labs_page_has_every_failure() -> None:
         ("sdn", "controller-kill", "it is a controller's: linkspan lab break ctl1 controller-kill"),
         ("bgp", "router-kill", "it is a router's, and this lab has none: linkspan lab up --routers bird"),
         ("sdn", "link-down:sw2", "it is a switch's: linkspan lab break sw1 link-down:sw2"),
-        ("bgp", "fire", "there are agent-kill, link-down"),
+        ("bgp", "fire", "the known ones are agent-kill, link-down"),
     ],
 )
 def test_a_failure_that_hosts_have_not_is_refused_with_whose_it_is(backend: str, failure: str, said: str) -> None:
-    """And where there is one of these, with its name."""
+    """The hint names an object of this lab that has this failure, if there is one."""
     lab = topology.planned(topology.Wishes(backend=backend))
     with pytest.raises(Invalid, match=f"a host has no failure '{failure}'") as refused:
         faults.do(lab, lab.host("h1"), failure)

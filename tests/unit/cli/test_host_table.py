@@ -1,4 +1,4 @@
-"""What `host list` says of a host's state."""
+"""State column of `host list`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEN = {
 def test_a_host_s_state_says_whether_it_lives_and_when_it_was_heard(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
-    """Somebody who is about to remove a host sees that it is off; one that nobody can tell of is not called alive."""
+    """The table shows a stopped host as off; a host of unknown state is not called alive."""
     state, ago, alive = SEEN[told]
     seen = None if ago is None else time.time() - ago
     one = {"id": "h3", "name": "h3", "state": state, "last_seen": seen, "version": "1", "underlay": None}
@@ -33,4 +33,4 @@ def test_a_host_s_state_says_whether_it_lives_and_when_it_was_heard(
     host.list_(Format.TABLE, "/run/no.sock")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(f"h3    {told}  ")
-    assert any("the store tells nothing" in line for line in lines) == (alive is None)
+    assert any("the store does not answer" in line for line in lines) == (alive is None)

@@ -46,7 +46,7 @@ def test_no_line_is_too_long_and_no_word_is_cut(found: tuple[list[str], list[lis
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_trace_keeps_its_short_columns_and_has_the_long_ones_below(width: int) -> None:
-    """Where a hop is and what happens there stay one under the other; detail and headers follow with their names."""
+    """A hop's place and action stay in columns; detail and headers follow below with their names."""
     lines = layout.laid_out(TRACE, HOPS, width)
     assert lines[0].split()[:6] == list(TRACE[:6])
     second = next(line for line in lines if line.startswith("2 "))
@@ -71,7 +71,7 @@ def test_what_is_empty_takes_no_line_below_a_row() -> None:
 
 
 def test_a_word_that_is_longer_than_the_terminal_breaks_after_a_separator() -> None:
-    """A path or a rule is broken where one reads on."""
+    """A path or a rule is broken after a separator."""
     path = "/run/linkspan-lab/lab/h1/state/wireguard/run/private-key"
     lines = layout.wrapped(path, 30)
     assert "".join(lines) == path

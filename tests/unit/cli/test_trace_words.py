@@ -1,4 +1,4 @@
-"""What `linkspan trace` says at the end."""
+"""Last lines of `linkspan trace`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _hop(action: str) -> dict[str, Any]:
     [
         (
             {"verdict": "unknown", "unknown": [{"at": "h2/host", "why": "it is silent"}], "broken_at": None},
-            "not known whether it is reachable, and packets may pass all the same:\n  at h2/host: it is silent\n",
+            "unknown whether it is reachable; packets may pass nevertheless:\n  at h2/host: it is silent\n",
         ),
         (
             {"verdict": "broken", "unknown": [], "broken_at": "h2/host", "reason": "it is silent"},
@@ -36,7 +36,7 @@ def _hop(action: str) -> dict[str, Any]:
 def test_a_way_of_which_nobody_tells_is_not_called_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], said: str
 ) -> None:
-    """The data path needs neither agents nor a controller, so their silence is no answer; the exit code is 3."""
+    """The data path needs neither agents nor a controller, so their silence decides nothing; the exit code is 3."""
     found = found | {"reachable": False, "hops": [_hop("left")], "reply_hops": []}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(Client, "call", lambda *words: found)
@@ -80,7 +80,7 @@ def test_where_the_walk_does_not_tell_root_sends_a_packet(
 def test_a_walk_that_no_packet_can_decide_stays_unknown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A packet that cannot be sent changes nothing of what the walk told."""
+    """A packet that cannot be sent changes nothing in the walk's result."""
 
     def call(_client: object, method: str, _url: str) -> dict[str, Any]:
         if method == "POST":
@@ -91,4 +91,4 @@ def test_a_walk_that_no_packet_can_decide_stays_unknown(
     monkeypatch.setattr(Client, "call", call)
     with pytest.raises(typer.Exit):
         trace.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
-    assert "not known whether it is reachable" in capsys.readouterr().out
+    assert "unknown whether it is reachable" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Wrong usage is told in our words, with what was probably meant; help reads as it does everywhere else."""
+"""Wrong usage is reported in our words, with what was probably meant; help reads as it does everywhere else."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ MEANT = [
     ("events --tail 3", "did you mean `--last`?"),
     # Without root a lab makes a user namespace before it reads its options.
     pytest.param("lab up --nodes 3", "did you mean `--hosts`?", marks=pytest.mark.root),
-    ("agent --frobnicate", "`linkspan agent --help` shows what may be given"),
+    ("agent --frobnicate", "`linkspan agent --help` shows the options and arguments"),
     ("network show", "NAME is missing; write `linkspan network show NAME`"),
     ("attach web", "--network is missing; write `linkspan attach TARGET --network N`"),
-    ("network show a b", "'b' is one word too many; write `linkspan network show NAME`"),
+    ("network show a b", "'b' is one argument too many; write `linkspan network show NAME`"),
     ("attach web --network", "option --network needs a value"),
     ("network create demo --mtu many", "--mtu: 'many' is not a whole number"),
     ("cluster set --reclaim-after soon", "--reclaim-after: 'soon' is not a number"),
@@ -71,7 +71,7 @@ MEANT = [
 def test_wrong_usage_is_one_line_that_says_what_was_meant(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, meant: str
 ) -> None:
-    """Exit code 2, nothing on stdout, and no word of the libraries that parse."""
+    """Exit code 2, nothing on stdout, and no message of the parsing libraries."""
     code, out, err = said(monkeypatch, capsys, *words.split())
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("linkspan: ")
@@ -98,7 +98,7 @@ def test_what_is_suggested_exists() -> None:
 def test_wrong_usage_is_an_object_for_scripts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With -o json, and only where that is ours: what follows a -- is another program's."""
+    """With -o json, and only before a --: options after it are another program's."""
     code, out, err = said(monkeypatch, capsys, "network", "rm", "demo", "-o", "json")
     error = json.loads(out)["error"]
     assert (code, error["code"]) == (2, "usage")
@@ -141,7 +141,7 @@ def test_a_time_may_be_an_age(text: str, ago: float) -> None:
 
 
 def test_a_time_may_be_a_date_or_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By this machine's zone where none is given."""
+    """In this machine's time zone if none is given."""
     assert output.moment("2026-01-31 20:15+00:00", "--since") == 1769890500
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     time.tzset()

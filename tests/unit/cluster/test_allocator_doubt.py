@@ -12,7 +12,7 @@ from support.records.replicas import Member, network, together
 
 
 def test_no_address_is_given_while_a_running_container_s_are_not_known(tmp_path: Path) -> None:
-    """Not even where this host has a block; the link is named, and what ended the doubt ends the refusal."""
+    """Not even if this host has a block; the error names the link, and ends with the doubt."""
 
     async def work() -> None:
         memory, net = Memory(), network(backend="bridge", options={})

@@ -100,7 +100,7 @@ def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: 
         one, two = await _two_owners(memory, tmp_path, net)
         await _both(one, two, net, "h1")
         assert one.disputes.astray(net, "h2") == {prefix("10.244.0.77")}
-        with pytest.raises(Conflict, match=r"10\.244\.0\.77 is held by c2 on host h2"):
+        with pytest.raises(Conflict, match=r"10\.244\.0\.77 is in use by c2 on host h2"):
             await one.attach(net, "x", "10.244.0.77")
         given = {await one.attach(net, f"x{number}") for number in range(one.allocator.free("demo"))}
         assert len(given) > 240
@@ -113,7 +113,7 @@ def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: 
 
 
 def test_a_dispute_ends_with_the_loser_s_last_container(tmp_path: Path) -> None:
-    """c2 is detached: h2 lets the block go, says no more of it, and its next container has another block's address."""
+    """c2 is detached: h2 releases the block, stops reporting it, and its next container is in another block."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/23")
@@ -137,7 +137,7 @@ def test_a_dispute_ends_with_the_loser_s_last_container(tmp_path: Path) -> None:
 
 
 def test_when_the_winner_is_removed_the_loser_has_its_block_again(tmp_path: Path) -> None:
-    """The operator may decide for the loser: `host remove` of the other one, and nothing is frozen any more."""
+    """The operator may decide for the loser with `host remove` of the other one; then nothing is frozen."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/24")
@@ -212,7 +212,7 @@ def test_an_exact_address_that_two_hosts_hold_is_the_earlier_one_s(tmp_path: Pat
 
 
 def test_a_block_that_was_shared_first_is_shared_again(tmp_path: Path) -> None:
-    """h1 holds an exact address of a block that h2 claims after a restore: nobody owns the block, and both go on."""
+    """h1 holds an exact address of a block that h2 claims after a restore: nobody owns the block, and both continue."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/24")
@@ -245,7 +245,7 @@ def test_a_block_that_was_shared_first_is_shared_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("skew", [-86400.0, 0.0, 86400.0])
 def test_no_clock_decides_between_a_lost_claim_and_one_made_after(skew: float) -> None:
-    """Whatever the claims' times say, what the store had lost is the earlier; what was decided stays decided."""
+    """Whatever the claims' times, the claim that the store had lost is the earlier one; a decision stays."""
     mine, found = BlockRecord("h1", 1000.0), BlockRecord("h2", 1000.0 + skew)
     assert earlier(mine, found, "h1")
     assert earlier(None, found, "h1")

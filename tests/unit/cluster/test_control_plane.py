@@ -1,4 +1,4 @@
-"""What an agent knows of where the control plane is: by names, by records, by what it remembers."""
+"""Control plane addresses of an agent: by names, by records, and by its file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(folder: Path, at: tuple[str, ...], work: Callable[[Stage], Any], **more:
 
 
 def test_a_name_is_closed_at_all_addresses_that_it_ever_had(tmp_path: Path, names: Names) -> None:
-    """Of a name with several addresses a resolver may tell others each time, or none."""
+    """A resolver may give other addresses of a name each time, or none."""
 
     async def work(stage: Stage) -> None:
         names["etcd.example"] = ["192.0.2.7", "2001:db8::7"]
@@ -139,7 +139,7 @@ def test_a_store_on_this_host_is_told_with_all_addresses(tmp_path: Path, names: 
 
 
 def test_records_of_other_hosts_and_of_the_controller_count(tmp_path: Path, names: Names) -> None:
-    """What they say is closed here too; what is no place, a container's or everybody's own address is not."""
+    """Places in records are closed here too, except invalid ones, containers' addresses, and wildcard addresses."""
 
     async def work(stage: Stage) -> None:
         network = _network("ipip", 24)

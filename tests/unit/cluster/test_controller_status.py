@@ -1,4 +1,4 @@
-"""What agents do where the underlay's devices have a controller, and where they have none."""
+"""Controller status for agents: with and without an active controller."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_an_active_controller_no_network_is_made(tmp_path: Path) -> None
 
 
 def test_doctor_says_what_the_controller_says(tmp_path: Path) -> None:
-    """None is active; one is, and a switch is away; all is well; and nothing where no network needs one."""
+    """None is active; one is, and a switch is away; everything is ok; and no check if no network needs one."""
 
     async def work() -> None:
         memory = Memory()

@@ -91,7 +91,7 @@ def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None
 
 
 def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) -> None:
-    """And 300 endpoints that it has are told in as many transactions as it takes."""
+    """And 300 endpoints that it has are reported in as many transactions as it takes."""
 
     async def work() -> None:
         memory = Memory()
@@ -111,7 +111,7 @@ def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) ->
 
 
 def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
-    """An emptied store is no loss that stops anything: each host puts its own again."""
+    """An emptied store stops nothing: each host puts its own records again."""
 
     async def work() -> None:
         memory = Memory()
@@ -176,7 +176,7 @@ def test_a_listing_of_a_network_follows_an_endpoint_that_moves(tmp_path: Path) -
 
 
 def test_a_key_that_somebody_made_by_hand_stops_nothing(tmp_path: Path) -> None:
-    """It is no endpoint's, and goes; what is spoilt is put again, and what comes is told."""
+    """It belongs to no endpoint, and is deleted; broken records are put again, and each event is reported."""
 
     async def work() -> None:
         memory = Memory()
@@ -214,7 +214,7 @@ def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
 
 
 def test_whose_an_address_is_says_what_is_known(tmp_path: Path) -> None:
-    """The name where there is one; else the id, with the host and, where it is Docker's, with that."""
+    """The name if there is one; else the id, with the host, and with Docker if it is Docker's."""
     one = Teller(Memory(), tmp_path, "h1")
 
     def whose(name: str, delivered: str = "") -> str:

@@ -71,7 +71,7 @@ def test_it_is_released_also_when_the_agent_was_started_anew_meanwhile(tmp_path:
 
 
 def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
-    """Its record is there before its container is; it is left alone for as long as it takes."""
+    """Its record exists before its container does; it is left alone for as long as the attach takes."""
 
     async def work() -> None:
         memory, net = Memory(), network(ipam="exact")
@@ -88,7 +88,7 @@ def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
 
 
 def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
-    """The host itself is no container, and holds an address in a network of exact ones."""
+    """The host itself is no container, but has an address in a network of exact ones."""
 
     async def work() -> None:
         memory, net = Memory(), network(ipam="exact")
@@ -105,7 +105,7 @@ def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
 
 
 def test_a_release_that_lies_in_the_future_has_cooled() -> None:
-    """A clock that was a day ahead does not keep an address away for a day; a second's skew is no such clock."""
+    """A clock that was a day ahead does not keep an address away for a day; a second's skew does not count."""
     now = time.time()
     assert not _cool(AddressRecord("", "", "", now), 300)
     assert not _cool(AddressRecord("", "", "", now + 1), 300)

@@ -76,7 +76,7 @@ def _a_folder(file: Path) -> None:
 def test_a_file_that_is_no_good_is_refused_by_name(
     folder: KeyFolder, spoil: Callable[[Path], None], error: type[LinkspanError]
 ) -> None:
-    """Also where it was good before, and what is in it is not told."""
+    """Also if it was valid before; the error does not show its content."""
     file = folder.folder / PRIVATE
     text = file.read_text().strip()
     spoil(file)
@@ -179,7 +179,7 @@ def test_where_the_store_is_away_the_device_gets_its_old_key_back(folder: KeyFol
 
 
 def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder) -> None:
-    """Where that has the next key already, its file takes the place of the old one."""
+    """If the record has the next key already, its file takes the place of the old one."""
 
     async def settle(recorded: str) -> Host:
         stage = _Stage(folder)

@@ -55,7 +55,7 @@ def test_a_lease_lists_every_block_that_was_claimed_at_once(tmp_path: Path) -> N
 
 
 def test_a_pool_too_small_is_an_error_on_the_host_that_got_none(tmp_path: Path) -> None:
-    """With two blocks for three hosts, one is told so, and the others keep theirs."""
+    """With two blocks for three hosts, one gets an error, and the others keep their blocks."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/23")
@@ -124,7 +124,7 @@ def test_an_exact_address_in_another_host_s_block_is_refused_with_its_name(tmp_p
 
 
 def test_a_shared_block_is_never_owned(tmp_path: Path) -> None:
-    """A block from which an exact address was given is no candidate for a host's claim any more."""
+    """A host can no longer claim a block from which an exact address was given."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/24")
@@ -148,7 +148,7 @@ def test_a_released_address_may_be_taken_by_another_host(tmp_path: Path) -> None
         wanted = prefix("10.244.9.9")
         await one.leases.take(net, wanted, "c1", "eth0")
         await eventually(lambda: wanted in two.leases.exact("demo"), "h2 sees the holder")
-        with pytest.raises(Conflict, match="held by c1 on host h1"):
+        with pytest.raises(Conflict, match="in use by c1 on host h1"):
             await two.leases.take(net, wanted, "c2", "eth0")
         await one.leases.give_back("demo", wanted)
         await two.leases.take(net, wanted, "c2", "eth0")
@@ -221,7 +221,7 @@ def test_nothing_new_is_claimed_while_the_store_misses_records(tmp_path: Path) -
 
 
 def test_a_host_serves_what_it_knows_while_the_store_is_away(tmp_path: Path) -> None:
-    """An agent that starts with the store cut has the records of its snapshot, and says what is wrong."""
+    """An agent that starts without the store has the records of its snapshot, and reports the problem."""
 
     async def work() -> None:
         memory, net = Memory(), network()

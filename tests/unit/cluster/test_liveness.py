@@ -42,7 +42,7 @@ def _silence(folder: Path, promise: Callable[[str], float] = lambda _host: PROMI
 
 
 def test_a_silent_host_stops_at_half_and_withdraws_at_the_end(tmp_path: Path, clock: Clock) -> None:
-    """Counted from its last word; a word makes all well again."""
+    """Counted from its last heartbeat; the next heartbeat makes it alive again."""
     one = _silence(tmp_path)
     one.spoke("h1", clock.now)
     clock.now += PROMISE / 2 - 1
@@ -65,7 +65,7 @@ def test_without_a_promise_nothing_is_ever_given_up(tmp_path: Path, clock: Clock
 
 
 def test_the_others_never_count_to_the_end_before_the_silent_host(tmp_path: Path, clock: Clock) -> None:
-    """They count from when its record had expired, and anew after a time in which they could not look themselves."""
+    """They count from when its record had expired, and again after a time in which they could not look themselves."""
     theirs = _silence(tmp_path)
     theirs.spoke("h2", clock.now)
     theirs.heard({"h1", "h2"}, {"h2"}, clock.now)
@@ -123,7 +123,7 @@ def test_only_an_overdue_host_s_block_is_reclaimed_and_its_containers_keep_their
         await one.replica.write({}, deletes=["alive/h1"])
         await two.converge(net)
         assert two.leases.blocks("demo") == {prefix("10.244.0.0/24"): "h2"}
-        with pytest.raises(Conflict, match="held by c1 on host h1"):
+        with pytest.raises(Conflict, match="in use by c1 on host h1"):
             await two.attach(net, "c2", given)
         assert await two.attach(net, "c2") != given
         await eventually(lambda: one.leases.frozen("demo"), "h1 knows that it lost the block")

@@ -1,4 +1,4 @@
-"""What becomes of a network's options when it migrates."""
+"""Options of a network that migrates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE = Underlay("eth0", ("192.0.2.1/24",), mtu=1500)
 
 @pytest.mark.parametrize(("between", "kept"), [("ipip", True), ("wireguard", False)])
 def test_an_option_that_both_backends_have_survives_there_and_back(tmp_path: Path, between: str, kept: bool) -> None:
-    """direct=true is both tunnels' and not WireGuard's; what is given with the migration comes first."""
+    """direct=true exists in both tunnels and not in WireGuard; the migration's own options have priority."""
     networks = Member(Memory(), tmp_path, "h1").networks
     first = network(options={"direct": "true", "vni": "7"}, mtu=1400)
     there = networks.migrated(first, between, {}, HERE, []).target

@@ -1,4 +1,4 @@
-"""When a neighbour counts as there: one silence is none, and who never answered is told from who was lost."""
+"""Neighbours on the link: one silence means nothing, and a lost neighbour differs from one that never answered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from linkspan.core.model import Standing
 def test_a_running_path_changes_at_the_second_surprise_in_a_row(
     answers: list[bool], standing: Standing
 ) -> None:
-    """Both ways; where nothing runs yet, the first answer counts."""
+    """In both directions; if no path is in use yet, the first answer counts."""
     heard = Heard()
     for answered in answers:
         heard.take(answered, 0.0)

@@ -1,4 +1,4 @@
-"""Which peers a trace is told of as silent."""
+"""Peers that a trace gets as silent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Wire:
 
 
 def confirmed(answering: set[str], since: float) -> tuple[dict[tuple[str, str, int], str], list[str]]:
-    """Return what a trace is told, and who was asked for it, where a peer has not answered for so long."""
+    """Return what a trace gets, and who was asked for it, where a peer has not answered for so long."""
     demo = network("vxlan", (4, 6))
     known = {("demo", "id2"): peer(demo, {})}
     probes = Probes(known)
@@ -44,14 +44,14 @@ def confirmed(answering: set[str], since: float) -> tuple[dict[tuple[str, str, i
 
 
 def test_a_silent_peer_is_asked_once_more_before_it_is_called_so() -> None:
-    """It is told with network, host, family and the time, which goes on; nobody else is asked."""
+    """It is reported with network, host, family and the time, which continues; nobody else is asked."""
     found, asked = confirmed(set(), 12)
     assert found == {("demo", "id2", 4): "no answer to pings of 10.77.2.0, its own address there, for 12 s"}
     assert asked == ["10.77.2.0"]
 
 
 def test_a_peer_that_answers_again_is_not_called_silent() -> None:
-    """What was so until a moment ago is no reason to doubt."""
+    """A silence that ended a moment ago gives no doubt."""
     assert confirmed({"10.77.2.0"}, 12) == ({}, ["10.77.2.0"])
 
 

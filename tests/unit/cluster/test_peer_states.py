@@ -1,4 +1,4 @@
-"""What this host needs for each peer: one snapshot crosses to the worker, and a change costs whom it concerns."""
+"""States of peers: one snapshot crosses to the worker, and a change costs only the peers concerned."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_peer_that_goes_takes_its_states_with_it(tmp_path: Path) -> None:
 def test_a_neighbour_that_answers_while_its_peer_is_put_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer is put once more, with what is known by then."""
+    """The peer is put once more, with the neighbour's answer."""
     monkeypatch.setattr(underlay, "resolved", lambda _sockets, _device, _address: False)
 
     async def work() -> None:
@@ -112,7 +112,7 @@ def test_an_exact_address_concerns_its_holder_and_who_held_it_before(tmp_path: P
 
 
 def test_an_address_of_this_host_concerns_all_whose_states_have_it_in_them(tmp_path: Path) -> None:
-    """So it is where tunnels name both ends' addresses; elsewhere it concerns nobody."""
+    """Tunnels have both ends' addresses in their states; other states do not change."""
 
     async def work() -> None:
         stage = PeerStage(tmp_path, others=3)

@@ -53,7 +53,7 @@ def _left(memory: Memory) -> list[str]:
 
 
 def test_a_question_is_answered_and_leaves_nothing(tmp_path: Path) -> None:
-    """What was asked arrives unchanged, what was answered comes back unchanged, and both records go."""
+    """Question and answer arrive unchanged, and both records are removed."""
 
     async def work() -> None:
         memory = Memory()
@@ -88,7 +88,7 @@ def test_many_questions_at_once_get_their_own_answers(tmp_path: Path) -> None:
     together(work)
 
 
-@pytest.mark.parametrize(("alive", "words"), [(False, "has said nothing"), (True, "did not answer within 0.05 s")])
+@pytest.mark.parametrize(("alive", "words"), [(False, "no heartbeat"), (True, "did not answer within 0.05 s")])
 def test_a_silent_host_is_told_from_one_that_lives_and_does_not_answer(
     tmp_path: Path, alive: bool, words: str
 ) -> None:

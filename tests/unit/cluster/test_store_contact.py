@@ -1,4 +1,4 @@
-"""What a host knows of the others while its store is slow, away, or tells nothing."""
+"""Knowledge of other hosts while the store is slow, away, or silent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def _two_hosts(folder: Path) -> Member:
 
 
 def test_hosts_are_unknown_once_their_last_word_is_as_old_as_it_counts(tmp_path: Path, clock: Clock) -> None:
-    """The copy of the records goes on to say that h2 lives; nobody can tell while the store is away."""
+    """The copied records still say that h2 is alive; without the store no host can know."""
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
@@ -68,7 +68,7 @@ def test_hosts_are_unknown_once_their_last_word_is_as_old_as_it_counts(tmp_path:
 
 
 def test_a_host_whose_record_is_gone_is_silent_and_was_seen_when_it_last_wrote(tmp_path: Path) -> None:
-    """Its last word's time stays; a listing that tells the same word again does not make it newer."""
+    """The time of its last heartbeat stays; a listing with the same heartbeat does not make it newer."""
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
@@ -85,7 +85,7 @@ def test_a_host_whose_record_is_gone_is_silent_and_was_seen_when_it_last_wrote(t
 
 
 def test_the_same_word_told_again_is_no_new_one() -> None:
-    """The store is listed anew after each lost watch; only a record with another revision was written since."""
+    """The store is listed again after each lost watch; only a record with another revision was written since."""
     known = Contact()
     known.told([Record("alive/h2", b"x", 7)])
     first = known.seen("h2")
@@ -99,7 +99,7 @@ def test_the_same_word_told_again_is_no_new_one() -> None:
 
 
 def test_a_store_that_is_away_slow_or_stuck_is_told_apart(tmp_path: Path, clock: Clock) -> None:
-    """Away and stuck are not well; a slow store is well enough to go on, and is warned of."""
+    """Away and stuck are problems; a slow store is good enough to continue, with a warning."""
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
@@ -160,7 +160,7 @@ def test_a_store_that_hangs_keeps_doctor_for_its_patience_only(
 def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It serves what its snapshot has; that no call has failed yet does not make the store well."""
+    """It serves its snapshot; a store without a failed call yet is not ok for that reason."""
 
     async def work() -> None:
         memory = Memory()
@@ -183,7 +183,7 @@ def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
 
 
 def test_a_host_that_is_alone_needs_to_hear_nothing(tmp_path: Path, clock: Clock) -> None:
-    """A store of its own tells nothing for hours, because nobody writes: that is well."""
+    """Its own store sends no event for hours, because nobody writes: that is ok."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")

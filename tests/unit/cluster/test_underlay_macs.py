@@ -44,7 +44,7 @@ def demo(backend: str, more: Mapping[str, str]) -> Network:
 
 @pytest.mark.parametrize("backend", PLAIN)
 def test_plain_packets_come_by_a_mac_of_the_record(backend: str) -> None:
-    """By each that the record says; by any where it says none, or where the network does not check."""
+    """By each MAC in the record; by any if the record has none, or if the network does not check."""
     way, offer = PLAIN[backend]
     for options, known, wanted, other in (
         ({}, (FIRST, SECOND), STATIONS, WAYS),
@@ -73,7 +73,7 @@ def test_who_does_not_check_is_warned() -> None:
 
 
 def test_an_old_mac_counts_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then whoever asked is told, and the old one is not taken any more; a record without any is by any."""
+    """Then the asking host is reported, and the old MAC is refused; a record without a MAC allows any."""
     monkeypatch.setattr(underlay_macs, "GRACE", 0.1)
 
     async def go() -> None:

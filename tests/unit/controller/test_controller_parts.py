@@ -1,4 +1,4 @@
-"""What a controller reads from the store, how one of several becomes active, and what its settings may be."""
+"""Parts of the controller: what it reads from the store, the election, and its settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_prefix_has_its_host_and_each_host_its_mac(tmp_path: Path) -> None:
 
 
 def test_of_two_that_claim_a_prefix_the_owner_of_the_block_has_it(tmp_path: Path) -> None:
-    """Where no record says who owns it, neither has it, and both are named."""
+    """If no record names its owner, neither has it, and both are named."""
 
     async def work() -> None:
         member = Member(Memory(), tmp_path, "ctl")
@@ -105,7 +105,7 @@ def test_a_host_that_does_not_say_its_mac_is_named(tmp_path: Path) -> None:
         lease = (lease_key("demo", "id1"), _lease(1, "10.244.1.0/24"))
         await _written(member, ("hosts/id1", _host(1, mac="")), lease)
         found = holding(member.networks, member.leases)
-        assert found.problems == ("host h1 does not say its underlay's MAC: is its agent an older one?",)
+        assert found.problems == ("host h1 does not announce its underlay's MAC: is its agent older?",)
         assert found.held.macs == ()
         await member.replica.stop()
 
@@ -113,7 +113,7 @@ def test_a_host_that_does_not_say_its_mac_is_named(tmp_path: Path) -> None:
 
 
 def test_hosts_with_one_mac_name_each_other(tmp_path: Path) -> None:
-    """Each is told, by names and not by ids."""
+    """Each is reported, by names and not by ids."""
 
     async def work() -> None:
         member = Member(Memory(), tmp_path, "ctl")
@@ -132,7 +132,7 @@ def test_hosts_with_one_mac_name_each_other(tmp_path: Path) -> None:
 
 
 def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) -> None:
-    """At once where the first one ends in order."""
+    """At once if the first one ends in order."""
 
     async def work() -> None:
         memory = Memory()
@@ -164,13 +164,13 @@ def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"switches": {"sw1": "unix:/x"}}, "needs the store"),
+        ({"switches": {"sw1": "unix:/x"}}, "needs the agents' store"),
         ({"store": "sqlite:///x"}, "nothing to control"),
         ({"store": "sqlite:///x", "switches": {"sw1": "192.0.2.1"}}, "address '192.0.2.1' is not understood"),
         ({"store": "sqlite:///x", "switches": {"sw1": "unix:/x", "s w": "unix:/x"}}, "is not a name"),
-        ({"colour": "red"}, "setting colour: there is no such key"),
-        ({"tls": {"ca_cert": "/ca"}}, "setting tls.ca_cert: there is no such key"),
-        ({"ssh": {"Identity File": "/key"}}, "setting ssh.Identity File: there is no such key"),
+        ({"colour": "red"}, "setting colour does not exist"),
+        ({"tls": {"ca_cert": "/ca"}}, "setting tls.ca_cert: the key does not exist"),
+        ({"ssh": {"Identity File": "/key"}}, "setting ssh.Identity File: the key does not exist"),
         ({"ssh": {"Port": 22}}, "setting ssh.Port: expected text, got 22"),
         ({"switches": {"sw1": "ssl:192.0.2.1"}, "tls": {"ca-cert": "/ca"}},
          r"switch sw1: .* needs private-key, certificate, ca-cert in \[tls\]; private-key, certificate are missing"),
@@ -196,7 +196,7 @@ def test_printed_settings_are_read_again(tmp_path: Path) -> None:
 
 
 def test_the_unit_starts_the_controller() -> None:
-    """By an absolute path alone."""
+    """By an absolute path only."""
     assert "ExecStart=/usr/bin/linkspan controller\n" in systemd.controller_unit("/usr/bin/linkspan")
     with pytest.raises(Invalid):
         systemd.controller_unit("linkspan")

@@ -58,9 +58,9 @@ def _begins(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ('metrics = "9643"', "setting metrics: '9643' is not ADDRESS:PORT; write it as 127.0.0.1:9642 or [::1]:9642"),
+        ('metrics = "9643"', "setting metrics: '9643' is not ADDRESS:PORT; write it like 127.0.0.1:9642 or [::1]:9642"),
         ('metrics = "::1:99999"', "setting metrics: '::1:99999' is not ADDRESS:PORT"),
-        ("colour = 1", "setting colour: there is no such key; `linkspan controller --print-config` shows every key"),
+        ("colour = 1", "setting colour does not exist; `linkspan controller --print-config` shows every key"),
         ("[switches", "controller.toml: expected ']' at the end of a table declaration"),
         ('[switches]\nsw2 = "gate"', "switch sw2: address 'gate' is not understood; write tcp:IP:PORT, ssl:IP:PORT or"),
         ('[switches]\nsw2 = "ssl:192.0.2.1"', "switch sw2: ssl:192.0.2.1 needs private-key, certificate, ca-cert"),
@@ -92,7 +92,7 @@ def test_a_store_that_is_not_understood_is_named(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_another_controller_serves_is_not_taken(tmp_path: Path) -> None:
-    """The second one has its own state folder, so only the socket tells; by another path both run."""
+    """The second one has its own state folder, so only the socket conflicts; with another path both run."""
     with subprocess.Popen(
         _words(tmp_path, tmp_path / "one"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as first:

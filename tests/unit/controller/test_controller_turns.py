@@ -53,7 +53,7 @@ class HereSwitch(OpenFlowDriver):
         self.free.set()
 
     def probe(self) -> Support:
-        """It speaks."""
+        """Return support: the device answers."""
         return Support("memory")
 
     def ports(self) -> tuple[Port, ...]:
@@ -145,13 +145,13 @@ def _kinds(one: HereSwitch) -> set[str]:
 
 
 def _whole(one: HereSwitch) -> bool:
-    """Tell whether it has the flows of both hosts, and of the link."""
+    """Return whether it has the flows of both hosts, and of the link."""
     forward = [flow for flow in one.flows.values() if flow.kind == "forward"]
     return len(forward) == 2 and {"source", "transit"} <= _kinds(one)
 
 
 def test_a_switch_that_hangs_holds_up_no_other(tmp_path: Path, switches: dict[str, HereSwitch]) -> None:
-    """It answers nothing, not even that it is away; the other one gets its flows, and what is deleted is put back."""
+    """It answers nothing, not even with an error; the other one gets its flows, and deleted flows are put back."""
     switches["right"].free.clear()
     left = switches["left"]
 
@@ -233,7 +233,7 @@ def test_a_device_that_fails_is_tried_ever_later(monkeypatch: pytest.MonkeyPatch
 def test_a_host_whose_port_is_down_is_asked_for_at_once(
     tmp_path: Path, switches: dict[str, HereSwitch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be at another port; one that is up is asked ever later, and by then it would be cut off for long."""
+    """It may be at another port. A host whose port is up is asked ever more rarely, which would take too long."""
     monkeypatch.setattr(module, "SEEK", 1000.0)
     left, right = switches["left"], switches["right"]
 
@@ -251,7 +251,7 @@ def test_a_host_whose_port_is_down_is_asked_for_at_once(
 
 
 def test_the_active_controller_tells_hosts_where_it_is(tmp_path: Path, switches: dict[str, HereSwitch]) -> None:
-    """Its record names what containers are kept from, and is put back where somebody changes it."""
+    """Its record names the addresses closed to containers, and is put back if somebody changes it."""
 
     async def work() -> None:
         async with _running(tmp_path, "a", switches, metrics="192.0.2.9:9643") as controller:
@@ -265,7 +265,7 @@ def test_the_active_controller_tells_hosts_where_it_is(tmp_path: Path, switches:
 
 
 def test_every_device_that_is_programmed_over_the_network_is_told() -> None:
-    """With the port that its address names or else the usual one; what is on this machine is none."""
+    """With the port in its address or else the usual one; an address on this machine is not reported."""
     switches = {"a": "tcp:192.0.2.1", "b": "ssl:[2001:db8::1]:6640", "c": "unix:/run/sw", "d": "tcp:[2001:db8::2]"}
     routers = {"r1": "ssh:admin@r1.example", "r2": "ssh:192.0.2.3:2222", "r3": "vtysh:"}
     found = services(Settings(switches=switches, routers=routers, metrics=":9643"))

@@ -36,7 +36,7 @@ def test_what_is_right_is_taken() -> None:
 @pytest.mark.parametrize(
     ("command", "line", "said"),
     [
-        ("agent", 'colour = "red"', "setting colour: there is no such key"),
+        ("agent", 'colour = "red"', "setting colour does not exist"),
         ("agent", 'advertise = ["gate"]', "setting advertise: 'gate' is not an IP address"),
         ("agent", 'names = "no"', "setting names: expected true or false, got text"),
         ("agent", 'state_dir = ""', "setting state_dir is empty"),
@@ -47,12 +47,12 @@ def test_what_is_right_is_taken() -> None:
         ("agent", 'store = "sqlite://shared"', "store 'sqlite://shared' is not understood"),
         ("controller", 'socket = ""', "setting socket is empty"),
         ("controller", 'metrics = "[::1]:0"', "setting metrics: '[::1]:0' is not ADDRESS:PORT"),
-        ("controller", 'colour = "red"', "setting colour: there is no such key"),
+        ("controller", 'colour = "red"', "setting colour does not exist"),
         ("controller", '[switches]\nsw1 = "gate"', "switch sw1: address 'gate' is not understood"),
     ],
 )
 def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str, line: str, said: str) -> None:
-    """So that a user sees what was read; all other keys are printed, too."""
+    """The user sees what was read; all other keys are printed, too."""
     file = tmp_path / "settings.toml"
     file.write_text(line)
     done = CliRunner().invoke(app, [command, "--config", str(file), "--print-config"])
@@ -63,7 +63,7 @@ def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str,
 
 
 def test_where_metrics_are_served_is_an_address_and_a_port() -> None:
-    """Of either family, or every address of the host; an empty setting is nowhere."""
+    """Of either family, or every address of the host; an empty setting disables it."""
     places = ("127.0.0.1:9642", "[2001:db8::1]:9642", ":9642", "")
     assert [config.listening_at(one) for one in places] == [
         ("127.0.0.1", 9642), ("2001:db8::1", 9642), ("", 9642), ("", 0)
@@ -78,7 +78,7 @@ def test_of_a_few_words_those_that_there_are_are_named() -> None:
 
 
 def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
-    """What is missing is not wrong: there is nothing to complain of yet."""
+    """A missing setting is not wrong yet, so the command succeeds."""
     file = tmp_path / "empty.toml"
     file.write_text("")
     done = CliRunner().invoke(app, ["controller", "--config", str(file), "--print-config"])
@@ -91,7 +91,7 @@ def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
     ["[broken", "colour = 'red'", "cooldown = 'long'", "store = etcd://h1/x", "names = [\n  true", "host_id = 'a b'"],
 )
 def test_what_can_be_read_of_a_broken_file_is_salvaged(tmp_path: Path, text: str) -> None:
-    """A mistake costs its own line only, what is wrong is said, and the command line wins."""
+    """A mistake affects only its own line, the problem is reported, and the command line has priority."""
     file = tmp_path / "agent.toml"
     file.write_text(f"state_dir = '/srv/state'\n{text}\nreap_after = 5.0 # seconds\n")
     found, problem = config.salvaged(str(file), {"socket": "/srv/socket"})
@@ -100,7 +100,7 @@ def test_what_can_be_read_of_a_broken_file_is_salvaged(tmp_path: Path, text: str
 
 
 def test_a_sound_file_is_read_as_ever_and_a_missing_one_is_named(tmp_path: Path) -> None:
-    """Nothing is said of the first; a file that was named and is not there is an error."""
+    """A sound file gives no warning; a named file that does not exist is an error."""
     file = tmp_path / "agent.toml"
     file.write_text("cooldown = 1.0\n")
     assert config.salvaged(str(file), {}) == (config.Config(cooldown=1.0), "")

@@ -1,4 +1,4 @@
-"""What a decoder refuses is told by the field's name, with what it takes."""
+"""Decoder errors: they name the field, and its allowed values."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_field_is_named_with_what_it_takes(kind: type, given: object, told: st
 
 
 def test_an_object_is_named_once() -> None:
-    """What an inner part has named already, an outer one does not name again."""
+    """An outer error does not name an object again that an inner one has named."""
     assert Invalid("no block is left").within("network x").message == "network x: no block is left"
     assert Invalid("network x: no block is left").within("network x").message == "network x: no block is left"
     assert Invalid("network x2 is full").within("network x").message == "network x: network x2 is full"

@@ -34,7 +34,7 @@ def test_all_of_an_answer_is_shown_so_but_the_lines_of_a_command() -> None:
 
 
 def test_the_command_line_shows_answers_and_errors_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an agent says goes through one place, errors included."""
+    """All text from an agent passes one place, errors included."""
     monkeypatch.setattr(Client, "shown", staticmethod(shown))
     told = msgspec.json.encode({"error": {"code": "invalid", "message": FORGED, "hint": ""}})
     error = client._error(told, 400)

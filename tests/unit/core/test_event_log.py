@@ -30,7 +30,7 @@ def test_the_last_ones_are_kept_in_memory_and_file(tmp_path: Path) -> None:
 
 
 def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both limits hold together, for a list and before what is followed; 0 is none of what was."""
+    """Both limits apply together, for a list and before following; 0 returns no past event."""
     log = opened(tmp_path / "events")
     for at in range(5):
         monkeypatch.setattr("linkspan.core.event_log.time.time", lambda at=at: float(at))
@@ -54,14 +54,14 @@ def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch
 
 
 def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
-    """Without its folder the log is one of memory alone."""
+    """Without its folder the log is only in memory."""
     log = opened(tmp_path / "missing" / "events")
     log.add("heal", "it goes on", kind="Route")
     assert [h.what for h in log.kept("heal")] == ["it goes on"]
 
 
 def test_what_was_told_is_told_once_and_not_remembered_for_ever() -> None:
-    """Whoever makes containers with ever new names costs no memory; the oldest is told anew."""
+    """Whoever makes containers with ever new names costs no memory; the oldest is reported again."""
     once = Once()
     assert [once.first(str(n % KEPT)) for n in range(2 * KEPT)] == [True] * KEPT + [False] * KEPT
     assert once.first("one more")

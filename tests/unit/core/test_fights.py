@@ -30,7 +30,7 @@ def made() -> tuple[Fights, Clock]:
 
 
 def undone(fights: Fights, state: State, seen: State | None = None) -> bool:
-    """Find the object wrong, and put it back if that may be; tell whether it was."""
+    """Find the object wrong, and put it back if that may be; return whether it was."""
     if fights.wrong(state, seen) is not None:
         return False
     fights.repaired(state, seen)
@@ -71,7 +71,7 @@ def test_repairs_that_lie_far_apart_are_no_fight() -> None:
 
 
 def test_a_fight_is_over_when_nobody_changed_the_object_for_a_minute() -> None:
-    """It is told once, and three repairs are free again."""
+    """It is reported once, and three repairs are free again."""
     fights, clock = made()
     while undone(fights, ROUTED):
         pass
@@ -87,7 +87,7 @@ def test_a_fight_is_over_when_nobody_changed_the_object_for_a_minute() -> None:
 
 
 def test_who_fights_is_named_also_where_the_kernel_refused_first() -> None:
-    """A table that goes while it is put is refused before anybody knows of a fight; its deleter is told later."""
+    """A table that goes while it is put is refused before anybody knows of a fight; its deleter is reported later."""
     fights, _ = made()
     table = NftTable("inet", "linkspan")
     fights.wrong(table, None)
@@ -102,7 +102,7 @@ def test_who_fights_is_named_also_where_the_kernel_refused_first() -> None:
 
 
 def test_what_comes_right_by_itself_is_waited_for_no_longer() -> None:
-    """Nothing is due where the other program gave in, or nobody wants the object any more."""
+    """No retry is due if the other program has stopped, or if the object is no longer wanted."""
     fights, clock = made()
     while undone(fights, ROUTED):
         pass
@@ -115,7 +115,7 @@ def test_what_comes_right_by_itself_is_waited_for_no_longer() -> None:
 
 
 def test_what_the_kernel_refuses_is_no_fight() -> None:
-    """Where a cable is out, a route cannot be put; the next chance counts."""
+    """If a cable is unplugged, a route cannot be put; the next chance counts."""
     fights, _ = made()
     for _ in range(10):
         assert fights.wrong(ROUTED, None) is None
@@ -131,7 +131,7 @@ def test_a_guard_that_cannot_be_put_closes_its_ports_at_once() -> None:
     fights.failed(CHAIN, "not permitted")
     assert fights.closed() == {ALL}
     (fight,) = fights.open()
-    assert fight.message.startswith("linkspan cannot put back NftTable inet linkspan (not permitted), by which")
+    assert fight.message.startswith("linkspan cannot put back NftTable inet linkspan (not permitted), which")
     clock.now += 1
     assert undone(fights, CHAIN)
     clock.now += FIRST
@@ -149,8 +149,8 @@ def test_guards_are_put_back_at_once_and_ports_are_closed() -> None:
     fight = fights.closing("lsr1", bridged=False)
     assert fight is not None
     assert fight.message == (
-        "another program (nft, process 7) keeps changing NftTable inet linkspan, by which containers are guarded: "
-        "their ports are down until it holds"
+        "another program (nft, process 7) keeps changing NftTable inet linkspan, which guards containers: "
+        "their ports are down until it is in force"
     )
     clock.now += FIRST - 0.1
     assert fights.settle() == ([], False)

@@ -71,7 +71,7 @@ def test_a_bridge_refuses_a_pool_of_one_address(text: str) -> None:
         ("10.0.0.255", Invalid, "is its broadcast address"),
         ("10.0.1.2", Invalid, "is outside pool 10.0.0.0/24 of network demo"),
         ("fd00::2", Invalid, "is outside pool"),
-        ("10.0.0.9", Conflict, "10.0.0.9 is held by web"),
+        ("10.0.0.9", Conflict, "10.0.0.9 is in use by web"),
     ],
 )
 def test_an_exact_address_that_cannot_be_had_is_refused_with_its_reason(
@@ -99,7 +99,7 @@ def test_a_full_pool_says_how_many_are_held_and_by_whom_most() -> None:
     with pytest.raises(Exhausted) as caught:
         block.allocate(0.0, "late")
     assert (
-        caught.value.message == "pool 10.0.0.0/29 of network demo: all 5 addresses are held, most by web (3)"
+        caught.value.message == "pool 10.0.0.0/29 of network demo: all 5 addresses are in use, most by web (3)"
     )
 
 
@@ -158,12 +158,12 @@ def test_a_reserved_address_that_was_released_comes_back_when_the_reservation_go
 
 
 def test_restored_addresses_are_held_and_cooling_ones_come_last() -> None:
-    """What the journal gives back at start is not given to another."""
+    """An address that the journal restores at the start is not given to another endpoint."""
     block = Block(pool("10.0.0.0/29"))
     block.restore(one("10.0.0.2"), "a")
     block.cool(one("10.0.0.3"), 0.0)
     assert block.holder(one("10.0.0.2")) == "a"
-    with pytest.raises(Conflict, match="held by a"):
+    with pytest.raises(Conflict, match="in use by a"):
         block.restore(one("10.0.0.2"), "b")
     with pytest.raises(NotFound, match=r"10\.0\.0\.3"):
         block.holder(one("10.0.0.3"))
@@ -207,7 +207,7 @@ class BlockMachine(RuleBasedStateMachine):
         self.reserved: list[Prefix] = []
 
     def open_to_all(self, address: Prefix) -> bool:
-        """Tell whether no reservation covers it."""
+        """Return whether no reservation covers it."""
         return not any(r.holds(address) for r in self.reserved)
 
     @rule(holder=st.sampled_from("abc"))
@@ -233,7 +233,7 @@ class BlockMachine(RuleBasedStateMachine):
         """Give an exact address if and only if it is usable and not held."""
         address = self.pool.at(data.draw(st.integers(0, self.pool.size - 1))).single()
         if address in self.held:
-            with pytest.raises(Conflict, match=f"held by {self.held[address]}"):
+            with pytest.raises(Conflict, match=f"in use by {self.held[address]}"):
                 self.block.take(address, holder)
         elif address not in self.usable:
             with pytest.raises(Invalid):

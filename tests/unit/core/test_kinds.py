@@ -115,7 +115,7 @@ class Shelf:
         self.asked: list[tuple[str, Key]] = []
 
     def probe(self) -> Support:
-        """It can do it."""
+        """Return support."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -157,7 +157,7 @@ def test_a_declared_link_comes_first_and_takes_what_is_on_it_along() -> None:
 
 
 def test_what_is_on_a_link_that_cannot_be_made_waits_for_it() -> None:
-    """It might get to another's link of that name; when the link can be made, both come."""
+    """It might get onto a foreign link of that name; when the link can be made, both are put."""
     shelf = Shelf(refused=["Cable"])
     reconciler = _reconciler(shelf)
     failed = reconciler.change(("a",), [Cable("cab1"), Plug("cab1")])
@@ -172,7 +172,7 @@ def test_what_is_on_a_link_that_cannot_be_made_waits_for_it() -> None:
 
 
 def test_a_link_that_was_replaced_has_what_is_on_it_put_again() -> None:
-    """One resync does both, and only the link counts as changed by somebody."""
+    """One resync does both, and only the link counts as changed by another program."""
     shelf = Shelf()
     reconciler = _reconciler(shelf)
     reconciler.change(("a",), [Cable("cab1"), Plug("cab1")])
@@ -183,7 +183,7 @@ def test_a_link_that_was_replaced_has_what_is_on_it_put_again() -> None:
 
 
 def test_two_kinds_cannot_reserve_one_name() -> None:
-    """Whose link it is could not be told."""
+    """The owner of a link would be ambiguous."""
     with pytest.raises(Conflict, match=r"kind Plug calls its links cable\*, and kind Cable calls its links cab\*"):
         Kinds([CABLE, Kind(state=Plug, rank=2, known_by="", purpose="", names=("cable*",))])
     with pytest.raises(Conflict, match="two kinds of state are called Cable"):
@@ -191,7 +191,7 @@ def test_two_kinds_cannot_reserve_one_name() -> None:
 
 
 def test_an_event_leads_to_the_kinds_that_declare_it() -> None:
-    """One that changes without an event is looked at every second."""
+    """One that changes without an event is checked every second."""
     heard = Kind(state=Cable, rank=1, known_by="", purpose="", events=frozenset({Event.LINK}))
     known = Kinds([heard, Kind(state=Plug, rank=2, known_by="", purpose="", poll=True)])
     assert known.after(Event.LINK, Event.NFT) == {Cable}

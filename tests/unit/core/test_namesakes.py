@@ -15,7 +15,7 @@ NAMES = {"h1": "h1", "h2": "h2", "f00d": "node", "cafe": "node", "beef": "web"}
     ("word", "id_"), [("h1", "h1"), ("web", "beef"), ("f00d", "f00d"), ("cafe", "cafe"), ("db", "")]
 )
 def test_an_id_is_always_taken_and_a_name_where_it_is_one_host_s(word: str, id_: str) -> None:
-    """Nobody is meant by a word that is neither."""
+    """A word that is neither selects no host."""
     assert namesakes.meant(NAMES, word) == id_
 
 
@@ -26,7 +26,7 @@ def test_a_name_of_several_hosts_is_refused_with_their_ids() -> None:
 
 
 def test_an_id_that_is_another_host_s_name_too_is_the_id() -> None:
-    """Whoever has it by --host-id, and a machine that is called so: the first is meant, and is told apart."""
+    """One host has it by --host-id, another by its name: the id has priority, and the output shows the id."""
     names = NAMES | {"abba": "h2"}
     assert namesakes.meant(names, "h2") == "h2"
     assert [namesakes.called(names, id_) for id_ in ("h2", "abba", "h1")] == ["h2 (id h2)", "h2 (id abba)", "h1"]

@@ -1,4 +1,4 @@
-"""Which endpoint holds which port of the host, also while a thread looks which processes listen."""
+"""Ports of the host and their endpoints, also while a thread looks up listening processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_interfaces_of_one_container_hold_a_port_together() -> None:
     _reserve(table, first)
     _reserve(table, second)
     table.release(first)
-    with pytest.raises(Conflict, match="8080/tcp is held by endpoint c1 of network net-eth1"):
+    with pytest.raises(Conflict, match="8080/tcp is in use by endpoint c1 of network net-eth1"):
         _reserve(table, _endpoint("c2", "eth0", WEB))
     table.release(second)
     _reserve(table, _endpoint("c2", "eth0", WEB))
@@ -43,12 +43,12 @@ def test_one_container_cannot_lead_a_port_to_two_places() -> None:
     """Its second interface must publish the very same; another port of the container's is a conflict."""
     table = _table()
     _reserve(table, _endpoint("c1", "eth0", WEB))
-    with pytest.raises(Conflict, match="held by endpoint c1"):
+    with pytest.raises(Conflict, match="in use by endpoint c1"):
         _reserve(table, _endpoint("c1", "eth1", Port("", 8080, 81, "tcp")))
 
 
 def test_what_could_not_be_had_is_given_back() -> None:
-    """Of several ports none stays held where one is another's, and the other interface keeps what it shares."""
+    """If one of several ports is in use by another, all are released, and the other interface keeps shared ones."""
     table, other = _table(), Port("", 9090, 90, "tcp")
     _reserve(table, _endpoint("c1", "eth0", WEB))
     _reserve(table, _endpoint("c2", "eth0", other))
@@ -66,7 +66,7 @@ def test_the_loop_goes_on_while_processes_are_searched_and_nobody_else_gets_the_
         table = _table(slow)
         first = asyncio.create_task(table.reserve(_endpoint("c1", "eth0", WEB)))
         await slow.asked.wait()  # by the loop, which is free therefore
-        with pytest.raises(Conflict, match="held by endpoint c1"):
+        with pytest.raises(Conflict, match="in use by endpoint c1"):
             await table.reserve(_endpoint("c2", "eth0", WEB))
         slow.let()
         assert await first == (WEB,)
@@ -81,7 +81,7 @@ def test_a_port_at_which_a_process_listens_is_given_back() -> None:
         slow, free = SlowListeners(8080), Port("", 9090, 90, "tcp")
         slow.let()
         table = _table(slow)
-        with pytest.raises(Conflict, match="8080/tcp is held by process 8080"):
+        with pytest.raises(Conflict, match="8080/tcp is in use by process 8080"):
             await table.reserve(_endpoint("c1", "eth0", free, WEB))
         assert (table.holder(free), table.holder(WEB)) == ("", "")
         assert slow.looks == [(9090, 8080)]
@@ -105,12 +105,12 @@ def test_a_cancelled_attach_gives_its_ports_back() -> None:
 
 
 def test_a_busy_range_is_one_look() -> None:
-    """A second one names who is in the way of its first port."""
+    """A second check names the process that uses its first port."""
 
     async def attach() -> None:
         slow = SlowListeners(9000, 9001, 9002)
         slow.let()
-        with pytest.raises(Exhausted, match=r"9000-9002/tcp is free.*9000 is held by process 9000"):
+        with pytest.raises(Exhausted, match=r"9000-9002/tcp is free.*9000 is in use by process 9000"):
             await _table(slow).reserve(_endpoint("c1", "eth0"), (RANGE,))
         assert slow.looks == [(9000, 9001, 9002), (9000,)]
 
@@ -132,7 +132,7 @@ def test_two_that_ask_for_a_port_of_one_range_get_two() -> None:
 
 
 def test_an_endpoint_keeps_its_ports_until_it_has_others() -> None:
-    """Nobody gets the old one while it is not sure that the new one can be had; where it cannot, it stays."""
+    """The old one stays reserved until the new one is certain; without the new one, it stays."""
 
     async def publish() -> None:
         slow, old, new = SlowListeners(9090), _endpoint("c1", "eth0", WEB), Port("", 9090, 80, "tcp")
@@ -140,10 +140,10 @@ def test_an_endpoint_keeps_its_ports_until_it_has_others() -> None:
         table.restore(old)
         change = asyncio.create_task(table.reserve(_endpoint("c1", "eth0", new), instead=old))
         await slow.asked.wait()
-        with pytest.raises(Conflict, match="held by endpoint c1"):
+        with pytest.raises(Conflict, match="in use by endpoint c1"):
             await table.reserve(_endpoint("c2", "eth0", WEB))
         slow.let()
-        with pytest.raises(Conflict, match="9090/tcp is held by process 9090"):
+        with pytest.raises(Conflict, match="9090/tcp is in use by process 9090"):
             await change
         assert "endpoint c1" in table.holder(WEB)
         assert table.holder(new) == ""
@@ -152,7 +152,7 @@ def test_an_endpoint_keeps_its_ports_until_it_has_others() -> None:
 
 
 def test_an_endpoint_may_publish_its_ports_otherwise() -> None:
-    """The same host port may lead to another port, or be one of a range; what it does not publish any more is free."""
+    """The same host port may lead to another port, or be one of a range; a port no longer published is free."""
 
     async def publish() -> None:
         table, other = _table(), Port("", 9090, 90, "tcp")

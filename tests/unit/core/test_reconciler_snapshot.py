@@ -1,4 +1,4 @@
-"""What the reconciler tells of failures is replaced and never changed: the loop reads it while the worker works."""
+"""Failures of the reconciler are replaced and never changed: the loop reads them while the worker works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Refusing:
         self.there: dict[Key, State] = {}
 
     def probe(self) -> Support:
-        """It can."""
+        """Return support."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -36,7 +36,7 @@ class Refusing:
 
 
 def test_failures_that_were_told_stay_as_they_were() -> None:
-    """One fails more, one is mended, and one is not wanted any more."""
+    """One fails again, one is repaired, and one is no longer wanted."""
     driver = Refusing()
     reconciler = Reconciler([(kinds()[Bridge], driver)])
     driver.refused = {"br1", "br2"}

@@ -31,14 +31,14 @@ def test_a_task_that_fails_is_told_and_begins_anew(
     with caplog.at_level(logging.ERROR):
         asyncio.run(run())
     assert [record.getMessage() for record in caplog.records] == [
-        "following the store failed by a fault of linkspan, and is tried again in 0 s"
+        "following the store failed because of a defect in linkspan; retry in 0 s"
     ] * 2
 
 
 def test_a_fault_after_a_long_time_is_a_first_one(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wait grows with faults in a row alone."""
+    """The wait grows only with faults in a row."""
     monkeypatch.setattr(supervise, "FIRST", 0.01)
     monkeypatch.setattr(supervise, "LONGEST", 0.02)
 
@@ -80,7 +80,7 @@ def test_a_task_that_is_ended_as_its_event_comes_ends() -> None:
 
 
 def test_an_event_that_does_not_come_is_not_waited_for() -> None:
-    """Whoever waits is told which of the two it was."""
+    """The return value says whether the event came or the time ended."""
 
     async def run() -> None:
         event = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a tour says stands there in full, however narrow the terminal is."""
+"""Words of a tour: they are complete, however narrow the terminal is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linkspan.demo import across, screen
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("backend", CROSSING)
 def test_a_headline_is_not_cut(monkeypatch: pytest.MonkeyPatch, backend: str, width: int) -> None:
-    """In the rule where it fits, under it where it does not."""
+    """In the rule if it fits, else under it."""
     printed = io.StringIO()
     monkeypatch.setattr(screen, "console", Console(file=printed, width=width, soft_wrap=True))
     screen.headline(BACKENDS[backend].summary)

@@ -43,12 +43,12 @@ def why(session: Session = SESSION, error: str = "", **seen: Any) -> Why:
     ],
 )
 def test_reasons(error: str, seen: dict[str, Any], words: str) -> None:
-    """What the two said counts while TCP works; else the way there does."""
+    """Messages between the speakers count while TCP works; otherwise the path to the peer does."""
     assert words in why(error=error, **seen).reason
 
 
 def test_passwords_are_a_guess_where_several_sessions_are_down() -> None:
-    """The kernel counts for all peers together, so only a session that is down alone is sure of the reason."""
+    """The kernel counts for all peers together, so only one session that is down alone has a certain reason."""
     seen: dict[str, Any] = {"tcp": "unanswered", "pings": True, "refusals": {"Failure": 3}}
     assert why(PASSWORD, **seen).reason.startswith("the peer's password")
     assert why(PASSWORD, alone=False, **seen).reason.startswith("perhaps the peer's password")
@@ -56,14 +56,14 @@ def test_passwords_are_a_guess_where_several_sessions_are_down() -> None:
 
 
 def test_a_word_of_an_earlier_session_is_not_repeated() -> None:
-    """Only what was said since the session is down is the peer's last word."""
+    """Only a message since the session went down is the peer's last one."""
     old, new = (Said(at, "peer_tor", "Received: Administrative reset") for at in (900.0, 1001.0))
     assert "last word" not in why(tcp="refused", said=(old,)).reason
     assert "the peer's last word was: Administrative reset" in why(tcp="refused", said=(old, new)).reason
 
 
 def test_a_mesh_is_told_its_own_settings() -> None:
-    """What to do about a host of the mesh names no setting of a peer."""
+    """The fix for a host of the mesh names no setting of a peer."""
     mesh = msgspec.structs.replace(SESSION, mesh=True, name="h2")
     assert "bgp.peer" not in why(mesh, "BGP Error: Bad peer AS", tcp="open").fix
 

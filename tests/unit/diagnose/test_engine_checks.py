@@ -1,4 +1,4 @@
-"""What `doctor` says of each runtime, read from files below a folder of the test's own."""
+"""Checks of `doctor` for each runtime, read from files below a folder of the test's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPOSED = Network(
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A machine's root, with all runtimes installed (short: a socket's path has at most 107 bytes)."""
+    """Return a machine's root, with all runtimes installed (short: a socket's path has at most 107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="lke") as folder:
         for program in ("sbin/dockerd", "bin/podman", "bin/containerd"):
             put(Path(folder), f"usr/{program}")
@@ -66,7 +66,7 @@ def test_a_runtime_that_is_not_set_up_is_a_fault_only_for_an_exposed_network(roo
 
 
 def test_docker_s_plugin_socket_must_have_a_listener(root: Path) -> None:
-    """A socket that nobody listens at any more is told from one where the agent is."""
+    """A socket without a listener is distinguished from one with the agent behind it."""
     path = root / engine_checks.DOCKER_SOCKET.lstrip("/")
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -119,7 +119,7 @@ def test_containerd_must_look_where_the_plugin_is(root: Path, config: str, statu
 
 
 def test_debian_s_containerd_has_a_plugin_folder_of_its_own(root: Path) -> None:
-    """Where there is /usr/lib/cni the plugins must be there, loopback among them."""
+    """If /usr/lib/cni exists, the plugins must be there, loopback among them."""
     put(root, "etc/cni/net.d/10-linkspan-demo.conflist", "{}")
     put(root, "opt/cni/bin/linkspan")
     put(root, "usr/lib/cni/portmap")

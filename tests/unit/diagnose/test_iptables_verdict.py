@@ -90,7 +90,7 @@ def test_one_table_that_drops_is_enough() -> None:
 
 
 def test_a_match_that_is_not_understood_decides_nothing() -> None:
-    """Neither drop nor accept is claimed on a guess: the rule is told instead."""
+    """Neither drop nor accept is claimed on a guess: the rule is reported instead."""
     rules = "-A FORWARD -m set --match-set bad src -j DROP\n-A FORWARD -m physdev --physdev-is-bridged -j DROP"
     found = forwarded(NEW, rules)
     assert found.passes
@@ -113,7 +113,7 @@ def test_a_match_that_is_not_understood_decides_nothing() -> None:
     ],
 )
 def test_doubt_is_told_only_where_the_packets_fate_depends_on_it(rules: str, unsure: int) -> None:
-    """What may accept matters before a drop, what may drop before an accept, and a queue to a program always."""
+    """A possible accept matters before a drop, a possible drop before an accept, and a queue to a program always."""
     found = forwarded(NEW, rules)
     assert len(found.unsure) == unsure
     assert found.passes is (unsure > 0 or "DROP" not in rules or "10.9" in rules)
@@ -139,7 +139,7 @@ def test_doubt_is_told_only_where_the_packets_fate_depends_on_it(rules: str, uns
     ],
 )  # fmt: skip
 def test_marks_ports_flags_and_ttl_are_followed(rules: str, passes: bool) -> None:
-    """What one rule writes into a packet, the next one sees."""
+    """A rule sees what an earlier one wrote into the packet."""
     found = forwarded(NEW, rules, table="mangle")
     assert (found.passes, found.unsure) == (passes, ())
 

@@ -1,4 +1,4 @@
-"""What a live trace says of each hop, by what was heard on the hosts."""
+"""Hops of a live trace, from what the hosts captured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
         (WELL, ANSWERED, REACHABLE, None, ""),
         (DOUBT, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host looks otherwise"),
         (STOP, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host/up0 looks otherwise"),
-        (WELL, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/a/eth0", "somebody else answered"),
+        (WELL, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/a/eth0", "something else answered"),
         (STOP, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/host/up0", "a rule drops it"),
         (WELL, Heard((A, B), (A,), ears=EARS, answered=True, reset=True, drops=(RULE,)),
          BROKEN, "h1/b", "the packet was dropped by rule `drop`"),
@@ -62,12 +62,12 @@ LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
         (WELL, Heard((A, B), (B,), ears=EARS, drops=(RULE, ANSWER_RULE)),
          BROKEN, "h1/a", "the answer was dropped by rule `drop`"),
         (WELL, Heard((), (), ears=EARS, refused=True), BROKEN, "h1/a/eth0", "the rules in a do not let it send"),
-        (WELL, Heard((A, B), (B, A), ears=EARS), BROKEN, "h1/a/eth0", "the answer came to eth0, and a itself drops it"),
-        (WELL, Heard((A,), ears=EARS), BROKEN, "h1/a/eth0", "every hop looks well, but no answer came"),
+        (WELL, Heard((A, B), (B, A), ears=EARS), BROKEN, "h1/a/eth0", "the answer reached eth0, but a itself drops it"),
+        (WELL, Heard((A,), ears=EARS), BROKEN, "h1/a/eth0", "every hop looks ok, but no answer came"),
         (WELL, Heard((A,), ears=EARS, lost=(LOST,)), BROKEN, "h1/a/eth0",
-         "every hop looks well, but no answer came; last seen at h1/a/eth0; the kernel's reason: IP_RPFILTER"),
+         "every hop looks ok, but no answer came; last seen at h1/a/eth0; the kernel's reason: IP_RPFILTER"),
         (DOUBT, Heard((A,), ears=EARS), BROKEN, "h1/a/eth0",
-         "no answer came; last seen at h1/a/eth0; not known is at h1/host: a program decides"),
+         "no answer came; last seen at h1/a/eth0; unknown: at h1/host: a program decides"),
         (STOP, Heard((A,), ears=EARS), BROKEN, "h1/host/up0", "a rule drops it"),
     ],
 )  # fmt: skip
@@ -93,7 +93,7 @@ def test_the_packet_decides(found: Trace, heard: Heard, verdict: str, at: str | 
     ids=["answered", "silent", "dropped", "never left", "answer lost here", "refused"],
 )
 def test_the_silence_of_the_outside_proves_nothing(heard: Heard, verdict: str, reason: str) -> None:
-    """Who is there need not answer; what ends on a host of linkspan's is broken all the same."""
+    """A host there need not answer; a packet that ends on a linkspan host is still broken."""
     told = marked(OUT, {"h1": heard}, "h1")
     assert told.verdict == verdict
     assert told.reachable is (verdict == REACHABLE)
@@ -112,7 +112,7 @@ RESET = Heard((A, B), (B, A), ears=EARS, answered=True, reset=True, proven=60)
 
 @pytest.mark.parametrize(("found", "size"), [(WELL, 1500), (DOUBT, 84), (STOP, 84)])
 def test_a_packet_proves_no_larger_one(found: Trace, size: int) -> None:
-    """Where the walk is certain its links' MTU counts, else what was answered."""
+    """If the walk is certain, the MTU of its links counts, else the size that was answered."""
     assert marked(found, {"h1": PROVEN}, "h1", GOAL).path_mtu == size
 
 

@@ -98,7 +98,7 @@ def test_a_match_is_true_false_or_not_known(expression: Mapping[str, Any], holds
     ],
 )
 def test_the_flags_of_a_connections_first_segment_are_known(frame: Frame, flags: Any, op: str, holds: bool) -> None:
-    """SYN alone."""
+    """Only SYN."""
     assert passed(Kernel(base((match(flags, "syn", op), DROP))), "forward", frame).passes is not holds
 
 
@@ -131,7 +131,7 @@ SPORT, DPORT = field("tcp", "sport"), field("th", "dport")
     ids=str,
 )
 def test_which_port_a_client_gets_is_not_known(expression: Mapping[str, Any], holds: bool | None) -> None:
-    """Its kernel chooses one of many, and a rule is certain only where it says the same for all of them."""
+    """The client's kernel chooses one of many, and a rule is certain only if it decides the same for all of them."""
     found = passed(Kernel(base((expression, DROP))), "forward", CLIENT)
     assert found.passes is (holds is not True)
     assert bool(found.unsure) is (holds is None)
@@ -158,7 +158,7 @@ def test_the_status_of_a_connection_follows_from_what_was_seen_of_it(
     ("new", True, 1), ("established", True, 1), (["established", "new"], False, 0), ("invalid", True, 0),
 ])  # fmt: skip
 def test_a_tunnel_s_flow_is_new_or_established(states: Any, passes: bool, unsure: int) -> None:
-    """What goes both ways by the same ports is older than the packet; its source port is the sender's own."""
+    """A flow with the same ports both ways is older than the packet; its source port is the sender's own."""
     wire = Outer(WIREGUARD, SOURCE, TARGET, 51820, ports=(51821, 51821)).packet()
     assert (wire.ct, wire.source_ports, wire.target_ports) == (FLOWING, (51821, 51821), (51820, 51820))
     rule = (match({"ct": {"key": "state"}}, states, "in"), DROP)
@@ -194,7 +194,7 @@ def test_who_answers_in_the_target_s_place_is_told() -> None:
     """A SYN that synproxy answers shows nothing of the target."""
     found = passed(Kernel(base(({"synproxy": {"mss": 1400}},))), "forward", WEB)
     assert found.unsure
-    assert found.later == ("another answers in the target's place: inet t c: synproxy",)
+    assert found.later == ("something else answers for the destination: inet t c: synproxy",)
 
 
 LIMIT: Mapping[str, Any] = {"limit": {"rate": 1, "per": "second"}}
@@ -278,7 +278,7 @@ def test_a_devices_hook_is_for_that_device_alone() -> None:
 
 
 def test_a_bridges_chains_tell_arp_from_ip_and_have_no_connections() -> None:
-    """What a connection is there, nobody knows."""
+    """The state of a connection is unknown there."""
     arp = base((match(field("ether", "type"), "arp"), DROP), family="bridge")
     assert passed_bridge(Kernel(arp), "forward", PING).passes
     assert not passed_bridge(Kernel(arp), "forward", Frame(Packet(SOURCE, TARGET, "arp"))).passes
@@ -287,7 +287,7 @@ def test_a_bridges_chains_tell_arp_from_ip_and_have_no_connections() -> None:
 
 
 def test_jumps_and_maps_lead_to_chains_and_back() -> None:
-    """A return goes on after the jump, a goto does not; a map's verdict is one as any other."""
+    """A return continues after the jump, a goto does not; a map's verdict is one as any other."""
     there = Chain("inet", "t", "there", rules=((match(meta("iifname"), "eth0"), {"return": None}), (DROP,)))
     jump, goto = ({"jump": {"target": "there"}},), ({"goto": {"target": "there"}},)
     assert not passed(Kernel(base(jump, (DROP,)), there), "forward", PING).passes
@@ -300,7 +300,7 @@ def test_jumps_and_maps_lead_to_chains_and_back() -> None:
 
 
 def test_a_named_map_is_asked_for_the_key_first() -> None:
-    """What it has not got decides nothing; what cannot be asked leaves a doubt."""
+    """A missing key decides nothing; a key that cannot be asked leaves a doubt."""
     cases = (PING, "@known", False, 0), (ANSWER, "@known", True, 0), (PING, "@no", True, 1)
     for frame, name, passes, unsure in cases:
         chain = base(({"vmap": {"key": field("ip", "saddr"), "data": name}},))
@@ -310,7 +310,7 @@ def test_a_named_map_is_asked_for_the_key_first() -> None:
 
 @pytest.mark.parametrize(("device", "unsure"), [("tun0", 0), ("eth0", 1)])
 def test_a_device_without_macs_matches_none(device: str, unsure: int) -> None:
-    """What the MAC of a frame is that comes by another device, nobody knows where it was not told."""
+    """The MAC of a frame from another device is unknown if nobody reported it."""
     rule = (match(field("ether", "saddr"), "02:00:00:00:00:01"), ACCEPT)
     found = passed(Kernel(base(rule, (DROP,))), "forward", Frame(PING.packet, device, "eth1"))
     assert (found.passes, len(found.unsure)) == (bool(unsure), unsure)

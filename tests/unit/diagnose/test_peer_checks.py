@@ -1,4 +1,4 @@
-"""What all hosts found out about the underlay, as checks; and the packets by which they do."""
+"""Findings of all hosts about the underlay, as checks; and the packets that find them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
 @pytest.mark.parametrize(
     ("mine", "theirs", "expected"),
     [
-        (Probed(), Probed((gap("1"),)), [("fail", "underlay h1 to h2", "blocked: nothing of what h1 sends")]),
+        (Probed(), Probed((gap("1"),)), [("fail", "underlay h1 to h2", "blocked: no packet from h1")]),
         (Probed(), Probed((gap("1", 1400),)), [("fail", "underlay h1 to h2", "those of 1400 do")]),
         (
             Probed(),
@@ -57,20 +57,20 @@ def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
         (
             Probed((), (refusal("2", spare=True),)),
             Probed((gap("1"),)),
-            [("warn", "underlay h1 to h2", "not used, the tunnel is")],
+            [("warn", "underlay h1 to h2", "not used; the tunnel is used instead")],
         ),
         (
             Probed((), (), (Carried(WHAT, 1500, 1),)),
             Probed((), (), (Carried(WHAT, 1450, 1),)),
-            [("ok", f"underlay: {WHAT}", "2 directions, in packets of up to 1500")],
+            [("ok", f"underlay: {WHAT}", "2 directions, with packets of up to 1500")],
         ),
-        (Probed((gap("2"),)), "it is silent", [("fail", "underlay: host h2", "no part: it is silent")]),
+        (Probed((gap("2"),)), "it is silent", [("fail", "underlay: host h2", "not take part: it is silent")]),
         (
             Probed((), (refusal("2"),)),
             "it is silent",
-            [("fail", "underlay: host h2", "no part: it is silent")],
+            [("fail", "underlay: host h2", "not take part: it is silent")],
         ),
-        (Probed(left_out=7), Probed(), [("fail", "underlay", "7 faults more")]),
+        (Probed(left_out=7), Probed(), [("fail", "underlay", "7 more faults")]),
     ],
 )
 def test_each_fault_is_one_check_by_hosts_and_direction(
@@ -101,7 +101,7 @@ def needs() -> list[Need]:
 
 @pytest.mark.parametrize("need", needs(), ids=lambda need: need.what)
 def test_a_probe_has_exactly_the_size_and_sums_that_add_up(need: Need) -> None:
-    """In every size; what is wanted stands in front, the tail at the end, and a router must not fragment it."""
+    """In every size; lengths and checksums are right, the tail is at the end, and no router may fragment it."""
     for size in sizes(need):
         packet = packets.packet(need, size, TAIL)
         assert len(packet) == size

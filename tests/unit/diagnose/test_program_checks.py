@@ -1,4 +1,4 @@
-"""What `doctor` says of the programs that backends run, on a machine whose PATH is a folder of the test's own."""
+"""Checks of `doctor` for backends' programs, on a machine whose PATH is a folder of the test's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def found(*networks: Network) -> list[Check]:
 
 
 def test_a_program_is_missed_where_a_network_needs_it(bare: Path) -> None:
-    """It is named with the network and the package; installed, that is said; and of other backends nothing."""
+    """The check has the network and the package; an installed program is ok; other backends add no check."""
     (check,) = found(NET)
     assert (check.check, check.status) == ("wireguard", "fail")
     assert "network demo needs wg" in check.detail

@@ -26,15 +26,15 @@ def rule(*expressions: Mapping[str, Any], table: str = TABLE) -> Rule:
     ("expressions", "words"),
     [
         ([match({"concat": [field("ip", "saddr"), meta("l4proto")]}, "@tunnel_peers4", "!="), DROP], "from peers only"),
-        ([match(field("ip", "saddr"), "@ipip_peers", "!="), DROP], "IPIP is taken from peers only"),
+        ([match(field("ip", "saddr"), "@ipip_peers", "!="), DROP], "IPIP is accepted from peers only"),
         ([match(meta("oifname"), "@internal_links"), match(field("ip", "saddr"), "@internal4"), REJECT], "outside"),
         ([match(field("ip6", "saddr"), "@internal6"), match(field("ip6", "daddr"), "@pools6"), REJECT], "published"),
         ([match(field("ip", "saddr"), "@pools4"), match(field("ip", "daddr"), "@pools4"), REJECT], "network allow"),
-        ([match(meta("iifname"), "lsx*"), DROP], "it is not of its blocks"),
+        ([match(meta("iifname"), "lsx*"), DROP], "it is not in the peer's blocks"),
         ([match(field("ip", "daddr"), {"prefix": {"addr": "127.0.0.0", "len": 8}}), DROP], "loopback addresses"),
         ([{"vmap": {"key": field("ip", "saddr"), "data": "@sources4"}}], "belongs to a container"),
-        ([DROP], "no peer has it by this way"),
-        ([REJECT], "of the host it may ask for DNS and ICMP only"),
+        ([DROP], "no peer has it on this path"),
+        ([REJECT], "may use only DNS and ICMP of the host"),
     ],
 )
 def test_a_rule_is_known_by_what_it_looks_up(expressions: list[Mapping[str, Any]], words: str) -> None:

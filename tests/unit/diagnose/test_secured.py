@@ -10,5 +10,5 @@ from linkspan.diagnose.trace.questions import Secured
     [(-1, 25, False), (0, 25, True), (150, 25, True), (206, 25, False), (206, 0, True), (250, 100, True)],
 )
 def test_a_session_that_has_ended_proves_nothing(since: float, keepalive: int, proven: bool) -> None:
-    """With keepalives there would be another one, if somebody there had the key; without, nobody has asked."""
+    """With keepalives there would be a new one, if the peer had the key; without, there was no traffic."""
     assert Secured("own", "key", since=since, keepalive=keepalive).proven is proven

@@ -1,4 +1,4 @@
-"""Which endpoint a trace means by a name."""
+"""Places of a trace: the endpoint that a name means."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def test_a_network_s_name_tells_interfaces_of_one_container_apart() -> None:
 @pytest.mark.parametrize("text", ["db.front", "db@front", "db.internal", "nobody", "a b"])
 def test_a_name_that_dns_does_not_answer_is_not_known(text: str) -> None:
     """Neither another network's, nor a part of a name."""
-    with pytest.raises(NotFound, match="nobody is called"):
+    with pytest.raises(NotFound, match="nothing has the name"):
         found(text)
 
 
 def test_a_container_s_own_name_comes_first() -> None:
-    """An alias of somebody else's makes no name ambiguous that was not so before."""
+    """An equal alias of another container does not make the name ambiguous."""
     assert found("exact") == ("exact@back", "")
 
 

@@ -69,7 +69,7 @@ def test_a_spoilt_record_is_what_it_was_and_goes_when_it_is_deleted(tmp_path: Pa
 
 
 def test_a_host_that_says_nothing_is_named_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its last word, while the store tells something; and it is back with the next word."""
+    """After its last heartbeat, while the store answers; and it is back with the next heartbeat."""
     clock = 1000.0
     monkeypatch.setattr(remote_names, "now", lambda: clock)
 
@@ -90,7 +90,7 @@ def test_a_host_that_says_nothing_is_named_no_more(tmp_path: Path, monkeypatch: 
 
 
 def test_a_store_that_tells_nothing_makes_nobody_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who cannot hear does not judge, and begins to count anew when it can."""
+    """A host without the store does not judge, and counts again from zero when the store is back."""
     clock = 1000.0
     monkeypatch.setattr(remote_names, "now", lambda: clock)
 

@@ -1,4 +1,4 @@
-"""How the host's resolv.conf is read, again and again."""
+"""resolv.conf of the host, read repeatedly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_resolv_conf_is_read_as_it_is_now(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_like_an_empty_resolv_conf(tmp_path: Path) -> None:
-    """There is none, it is a folder, its bytes are no text, or it has no end."""
+    """It does not exist, it is a folder, its bytes are no text, or it has no end."""
     assert _text(tmp_path / "absent") == ""
     assert _text(tmp_path) == ""
     path = tmp_path / "resolv.conf"

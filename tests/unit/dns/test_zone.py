@@ -1,4 +1,4 @@
-"""What servers are told of containers, as text and as states."""
+"""Zone: the servers' files about containers, and their states."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_endpoint_has_these_names(made: Endpoint, given: tuple[str, ...]) -> 
 
 
 def test_what_cannot_be_said_is_told() -> None:
-    """For a caution, as it was given."""
+    """As a warning, with the name as given."""
     assert dns_names.unspeakable(endpoint("my web", aliases="ok,a..b")) == ("my web", "a..b")
 
 
@@ -89,7 +89,7 @@ def test_a_name_too_long_for_a_domain_is_said_without_it() -> None:
 
 
 def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
-    """Its file is no broken one."""
+    """Its file is still valid."""
     odd = msgspec.structs.replace(DEMO, name="x" * 70)
     assert zone.hosts(odd, [zone.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
     (server,) = [s for s in zone.states(odd, Server(PROGRAM), b"", b"", odd.prefixes) if isinstance(s, Process)]
@@ -151,7 +151,7 @@ def test_views_have_ports_of_their_own() -> None:
 
 
 def test_states_of_a_view() -> None:
-    """A process that reads the files of both networks, at a port of its own, and where each address is led."""
+    """A process that reads the files of both networks, at a port of its own, and the redirect of each address."""
     six = msgspec.structs.replace(placed("demo", "fd00:244::2/128", 7), ifname="eth9")
     askers = [placed("demo", "10.244.1.2/32", 7), placed("back", "10.245.0.2/32", 7), six]
     server_ = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=zone.nowhere([DEMO, BACK]))
@@ -181,7 +181,7 @@ def test_states_of_a_view() -> None:
 
 
 def test_a_view_of_internal_networks_asks_nobody() -> None:
-    """Its containers have no way out but names; one that is in an ordinary network as well has a way out."""
+    """Its containers resolve no outside names; one that is also in an ordinary network does."""
     inner = msgspec.structs.replace(DEMO, internal=True)
     server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",))
     for network, content in ((inner, b""), (DEMO, b"server=192.0.2.53\n")):
@@ -198,7 +198,7 @@ def test_a_view_of_many_networks_has_a_name_that_files_may_have() -> None:
 
 
 def test_names_of_another_network_are_asked_nowhere() -> None:
-    """The host's resolver may have been told to ask that network's server, and it takes the host for the asker."""
+    """The host's resolver may forward to that network's server, which takes the host for the client."""
     other, odd = (msgspec.structs.replace(DEMO, name=name) for name in ("Other", "x" * 70))
     server = Server(PROGRAM, ("192.0.2.53",), nowhere=zone.nowhere([other, odd, DEMO]))
     contents = [s.content for s in zone.states(DEMO, server, b"", b"", DEMO.prefixes) if isinstance(s, File)]
@@ -219,7 +219,7 @@ def test_who_answers_for_the_host_is_not_led_to_its_server() -> None:
 
 
 def test_an_internal_network_asks_nobody() -> None:
-    """Names of the outside could carry data out; questions to the host's resolvers come to it all the same."""
+    """Outside names could carry data out; questions to the host's resolvers still reach the network's server."""
     inner = msgspec.structs.replace(DEMO, internal=True)
     server = Server(PROGRAM, ("192.0.2.53",), ("192.0.2.53",), nowhere=zone.nowhere([DEMO]))
     found = list(zone.states(inner, server, b"", b"", inner.prefixes))
@@ -234,7 +234,7 @@ def test_a_gateway_that_all_networks_share_has_no_server() -> None:
 
 
 def test_resolvers_of_the_host() -> None:
-    """In order, each once, with no address of ours (it would ask itself), and no word that is no address."""
+    """In order, each once, without our own addresses (a loop), and without words that are no address."""
     text = "# x\nnameserver 192.0.2.53\nNAMESERVER 1.1.1.1\nnameserver 10.244.0.1\nnameserver 192.0.2.53\nsearch a\n"
     text += "nameserver fe80::53%eth0\nnameserver 2001:DB8:0::53\nnameserver bad\nnameserver\nnameserver x%/../y\n"
     assert upstream(text, {"10.244.0.1"}) == ("192.0.2.53", "fe80::53%eth0", "2001:db8::53")

@@ -1,4 +1,4 @@
-"""Who listens at ports of the host is looked up in a thread that nobody else has."""
+"""Listeners at host ports are looked up in a thread of their own."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_forgotten_endpoint_leaves_its_addresses_cooling(journal: Journal) -> 
 
 
 def test_cooled_addresses_are_pruned(journal: Journal) -> None:
-    """What is past the cool-down when something is forgotten is gone."""
+    """An address past its cool-down is removed at the next forget."""
     for name, address, when in (
         ("a", "10.0.0.2/24", 0.0),
         ("b", "10.0.0.3/24", 30.0),
@@ -103,7 +103,7 @@ def test_after_a_reboot_released_addresses_cool_from_its_beginning(journal: Jour
 
 
 def test_an_identity_is_begun_once(journal: Journal) -> None:
-    """A second begin names the container and leaves the first as it was."""
+    """A second begin names the container and leaves the first endpoint unchanged."""
     journal.begin(endpoint("a", "10.0.0.2/24"))
     with pytest.raises(Conflict, match="eth0 of container a is attached already"):
         journal.begin(endpoint("a", "10.0.0.3/24"))
@@ -120,7 +120,7 @@ def test_what_was_never_begun_cannot_be_attached_but_may_go(journal: Journal) ->
 
 
 def test_checkpoints_run_in_a_thread_beside_commits(journal: Journal) -> None:
-    """The log moves into the file while the loop goes on committing, and nothing is lost."""
+    """The log moves into the file while the loop continues committing, and nothing is lost."""
     failures: list[BaseException] = []
     done = threading.Event()
 
@@ -217,7 +217,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("statement", DAMAGED.values(), ids=DAMAGED)
 def test_a_row_that_was_changed_by_no_agent_is_no_reason_to_end_a_container(journal: Journal, statement: str) -> None:
-    """A phase or an address that is none is damage: the error says so, and its hint keeps the network."""
+    """An invalid phase or address is damage: the error says so, and its hint keeps the network."""
     journal.begin(endpoint("a"))
     journal.attached(endpoint("a"))
     journal.begin(endpoint("b", "10.0.0.9/24"))
@@ -268,7 +268,7 @@ class CrashMachine(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        """Allocate and record the intent; what is full gives back the first family's address."""
+        """Allocate and record the intent; what is full restores the first family's address."""
         self.count += 1
         name, given = f"c{self.count}", []
         try:
@@ -354,7 +354,7 @@ TestCrashAtAnyStep.settings = settings(deadline=None)
 
 
 def test_a_journal_that_is_new_or_older_than_the_last_agent_s_is_doubted(journal: Journal) -> None:
-    """The file beside it tells; the first agent of a host doubts nothing, and one that has looked is believed again."""
+    """The file beside it shows that; a host's first agent doubts nothing, and one recovery ends the doubt."""
     assert journal.doubt() == ""
     journal.witness()
     assert journal.doubt() == ""

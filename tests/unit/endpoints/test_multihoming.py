@@ -1,4 +1,4 @@
-"""What the interfaces of one container need together: rules, tables and published ports."""
+"""Interfaces of one container together: rules, tables and published ports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _targets(*homes: tuple[Network, Endpoint]) -> set[tuple[str, str]]:
 
 
 def test_one_interface_needs_neither_rule_nor_table() -> None:
-    """Where it has the first default route nothing is made inside the container."""
+    """If it has the first default route, nothing is made inside the container."""
     assert list(container_states([(FRONT, _endpoint(FRONT, "eth0", 0))])) == []
 
 
@@ -126,7 +126,7 @@ def test_the_host_s_loopback_leads_to_the_interface_that_serves() -> None:
 
 
 def test_endpoints_of_one_namespace_belong_together() -> None:
-    """One whose namespace is not known yet stands alone, and has a source of its own."""
+    """An endpoint without a known namespace is a group of its own, with its own source."""
     one, two = _endpoint(FRONT, "eth0", 0), _endpoint(BACK, "eth1", 1)
     unknown = _endpoint(BACK, "eth0", 0, delivered="lsd1", netns=0)
     assert mates(one, [one, two, unknown]) == [two]

@@ -29,7 +29,7 @@ class Kept(Registry):
         return function(*args)
 
     def leads_into(self, name: str, fd: int) -> bool:
-        """Tell whether a pair leads into the open namespace."""
+        """Return whether a pair leads into the open namespace."""
         return fd == FD and name in self.pairs
 
     def renew(self, number: int, cookie: int) -> None:
@@ -80,7 +80,7 @@ def test_one_that_comes_again_is_not_detached_by_its_own_coming() -> None:
 
 
 def test_an_unknown_cookie_is_learnt_where_the_pair_leads_into_the_namespace() -> None:
-    """Where it does not, the endpoint was another container's."""
+    """If it leads elsewhere, the endpoint was another container's."""
     kept = Kept(endpoint("mate", 0), endpoint("dead", 0), pairs=("lsp-mate",))
     assert left(kept) == {"mate": NEW}
 

@@ -123,7 +123,7 @@ def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
 
 
 def test_with_the_last_orphan_goes_all_that_was_kept_for_them(stage: _Stage) -> None:
-    """The bridge is its network's by then, or nobody's."""
+    """The bridge is its network's by then, or has no owner."""
     for name in ("lsp1", "lsp2"):
         stage.orphans.unhold(name)
         stage.orphans.forget(name)

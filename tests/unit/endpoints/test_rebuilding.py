@@ -1,4 +1,4 @@
-"""What an agent's start makes of a journal, the kernel's objects and the store's records, whichever of them is lost."""
+"""Start of an agent with a journal, the kernel's objects and the store's records, whichever of them is lost."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Kernel(MemoryMachine):
         return msgspec.structs.replace(endpoint, netns_path="/run/netns/c1", netns_cookie=cookie)
 
     def alive(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint's namespace is there."""
+        """Return whether an endpoint's namespace is there."""
         return (endpoint if endpoint.netns_cookie else self.reached(endpoint)).namespace in self.living
 
     def difference(self) -> tuple[State, ...]:
@@ -129,7 +129,7 @@ class Start:
 
     @property
     def endpoints(self) -> dict[tuple[str, str], Endpoint]:
-        """What stands."""
+        """Return the endpoints in place."""
         return self.registry.endpoints
 
 
@@ -154,7 +154,7 @@ def started(start: Start, check: Callable[[], None], **how: Any) -> None:
 
 @pytest.mark.parametrize("known", ["journal", "store", "kernel"])
 def test_one_of_three_is_enough(tmp_path: Path, known: str) -> None:
-    """The endpoint stands as it did, its states are desired, nothing would be removed, and its address is held."""
+    """The endpoint is unchanged, its states are desired, nothing would be removed, and its address is reserved."""
     made = endpoint(DEMO, "10.1.0.5")
     kernel = Kernel(states(DEMO, made))
     start = Start(tmp_path, kernel, [made] if known == "store" else [])
@@ -211,7 +211,7 @@ def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_what_nobody_knows_stays_with_all_that_it_needs_until_it_is_removed(tmp_path: Path) -> None:
-    """The pair without rules of its own is an orphan: everything is spared, and goes with the last orphan."""
+    """The pair without rules of its own is an orphan: everything stays, and goes with the last orphan."""
     made = endpoint(DEMO, "10.1.0.5")
     kernel = Kernel([state for state in states(DEMO, made) if type(state).__name__ != "NftElement"])
     start = Start(tmp_path, kernel)
@@ -319,7 +319,7 @@ def test_of_two_rows_with_one_inode_the_one_whose_cookie_the_namespace_has_stand
 def test_a_cookie_that_an_older_release_did_not_write_down_is_learnt_by_the_pair_alone(
     tmp_path: Path, paired: bool
 ) -> None:
-    """Where the pair is gone, the namespace with the inode may be another container's: the endpoint is gone."""
+    """If the pair is gone, the namespace with the inode may be another container's: the endpoint is gone."""
     made = endpoint(DEMO, "10.1.0.5")
     start = Start(tmp_path, Kernel(states(DEMO, made) if paired else []))
     old = msgspec.structs.replace(made, netns_cookie=0)
@@ -334,7 +334,7 @@ def test_a_cookie_that_an_older_release_did_not_write_down_is_learnt_by_the_pair
 
 
 def test_a_namespace_where_the_last_agent_ended_halfway_is_not_another_s_with_its_inode(tmp_path: Path) -> None:
-    """The first resync looks into the namespace of the row that stands, known by that one's cookie."""
+    """The first resync checks the namespace of the existing row, known by its cookie."""
     living = endpoint(DEMO, "10.1.0.5", id_="c2")
     dead = msgspec.structs.replace(endpoint(DEMO, "10.1.0.6"), netns_cookie=COOKIE - 1)
     start = Start(tmp_path, Kernel(states(DEMO, living)))
@@ -354,7 +354,7 @@ DAMAGED, OVERLAPPING = b"{", msgspec.json.encode(network("far", "10.1.0.0/23", r
 
 @pytest.mark.parametrize("record", [DAMAGED, OVERLAPPING], ids=["damaged", "overlapping"])
 def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: bytes) -> None:
-    """Nobody deleted the network: the container goes on until its network's record is put right, and is what it was."""
+    """Nobody deleted the network: the container continues until its network's record is repaired, unchanged."""
     made = endpoint(FAR, "10.2.0.5")
     start = Start(tmp_path, Kernel(states(FAR, made)))
     start.written["networks/far"] = record
@@ -388,7 +388,7 @@ def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: 
 def test_a_container_that_ends_says_what_became_of_its_network(
     tmp_path: Path, written: dict[str, bytes], why: str
 ) -> None:
-    """It has no pair any more, so nothing is left to keep; only a deletion is called so."""
+    """It has no pair any more, so nothing is kept; the event says deleted only after a deletion."""
     made = endpoint(FAR, "10.2.0.5")
     start = Start(tmp_path, Kernel([]))
     start.written.update(written)

@@ -77,7 +77,7 @@ def test_only_the_right_id_is_recognised(routed: bool) -> None:
 
 @MODES
 def test_a_record_that_says_otherwise_than_the_kernel_is_not_believed(routed: bool) -> None:
-    """Another address, MAC, namespace, port or container: whoever wrote that, the kernel has it otherwise."""
+    """Another address, MAC, namespace, port or container: the kernel's values count."""
     of = network("demo", "10.1.0.0/24", routed=routed)
     made = endpoint(of, "10.1.0.5", ports=[Port("", 80, 80, "tcp")])
     link = reconstruction.links(on_host(of, made))[made.host_ifname]
@@ -97,7 +97,7 @@ def test_a_record_that_says_otherwise_than_the_kernel_is_not_believed(routed: bo
 
 
 def test_the_row_is_believed_unless_the_record_alone_is_what_the_kernel_has() -> None:
-    """A row of an older backup gives way; a row that somebody's change in the kernel contradicts does not."""
+    """A row of an older backup loses; a row that a foreign change in the kernel contradicts does not."""
     of = network("demo", "10.1.0.0/24", routed=False)
     old, new = endpoint(of, "10.1.0.5"), endpoint(of, "10.1.0.6")
     link = reconstruction.links(on_host(of, new))[new.host_ifname]
@@ -124,7 +124,7 @@ def test_a_pair_without_rules_or_of_no_network_says_too_little() -> None:
 
 
 def test_what_a_record_says_beyond_the_kernel_is_made_harmless() -> None:
-    """Numbers that no kernel takes, and a name that is none, come from somebody who wrote to the store."""
+    """Numbers that no kernel accepts, and an invalid name, come from a forged record."""
     of = network("demo", "10.1.0.0/24", routed=False)
     made = endpoint(of, "10.1.0.5")
     odd = msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""What the worker does for an endpoint follows from what the loop gave it, however late it comes to do it."""
+"""Snapshots for the worker: its work follows from what the loop passed, however late it runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_busy_worker_attaches_by_what_the_loop_gave_it(tmp_path: Path) -> None
 
 
 def test_check_and_rename_look_at_no_endpoint_in_the_worker(tmp_path: Path) -> None:
-    """What an endpoint needs is computed before."""
+    """The endpoint's needs are computed before."""
 
     async def run() -> None:
         stage = RegistryStage(tmp_path, Entered())

@@ -44,7 +44,7 @@ def test_a_lesser_mtu_outlasts_changes_of_the_networks() -> None:
 
 
 def test_a_migrations_lesser_way_still_limits_what_is_sent() -> None:
-    """The routes' limit is there where it is less than the interface's MTU, and only there."""
+    """The routes' limit exists if it is smaller than the interface's MTU, and only then."""
     moving = replace(NETWORK, migration=Migration(backend="vxlan", mtu=1450, number=1))
     assert (resized(moving, made()).mtu, resized(moving, made()).path_mtu) == (1500, 1450)
     endpoint = tuned(moving, made(), OTHER, 1400)
@@ -63,7 +63,7 @@ def test_the_guard_knows_the_new_mac_and_both_link_local_addresses() -> None:
 
 
 def test_a_mac_that_a_container_has_given_itself_is_derived_for_nobody() -> None:
-    """An address leads to the same MAC always, but where that is taken already."""
+    """An address always gives the same MAC, unless that MAC is in use."""
     usual = mac_text(derived_mac("demo", "10.244.0.2"))
     assert made().mac == usual
     assert made(taken=(usual,)).mac not in (usual, made(taken=(usual, made(taken=(usual,)).mac)).mac)

@@ -1,4 +1,4 @@
-"""What changes at an endpoint that stands changes whole or not at all."""
+"""Updates of an endpoint: a change is complete or does not happen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD, NEW = Port("", 8080, 80, "tcp"), Port("", 9090, 80, "tcp")
 def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be recorded is held by nobody: another container may publish there."""
+    """A port that could not be recorded is free: another container may publish it."""
     endpoint = Endpoint(
         id="a",
         ifname="eth0",

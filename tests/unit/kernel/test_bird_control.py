@@ -1,4 +1,4 @@
-"""What BIRD answers, as 2.17 and 3.1 have printed it (but for blanks at the ends of lines), read into values."""
+"""Output of BIRD, as 2.17 and 3.1 have printed it (except blanks at the ends of lines), parsed into values."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def at(text: str) -> float:
 
 
 def test_sessions_of_the_short_list() -> None:
-    """``show protocols`` has each session's state, since when, and its last error; other protocols are no sessions."""
+    """``show protocols`` has each session's state, its time, and its last error; other protocols are skipped."""
     up, down = bird_control.protocols(lines(SHORT))
     assert (up.name, up.established, up.info) == ("mesh_h2", True, "Established")
     assert up.since == pytest.approx(at("2026-11-24 11:16:52") + 0.809)
@@ -205,14 +205,14 @@ def test_details_of_a_session_that_is_down() -> None:
 
 
 def test_details_of_bird_3() -> None:
-    """BIRD 3, which tells more, is read as BIRD 2 is."""
+    """BIRD 3, which prints more, is read like BIRD 2."""
     (up,) = bird_control.protocols(lines(BIRD3))
     assert (up.address, up.remote_as, up.families) == ("2001:db8::2", 4200000000, (6,))
     assert up.channels == (Channel(6, up=True),)
 
 
 def test_routes_of_bird_2() -> None:
-    """Several routes of one destination are told apart, with all their next hops and attributes."""
+    """Several routes of one destination are separate, with all their next hops and attributes."""
     static, best, other = bird_control.routes(lines(ROUTES2))
     assert static == Route("10.244.1.0/24", "s4", best=True)
     assert best == Route(
@@ -223,7 +223,7 @@ def test_routes_of_bird_2() -> None:
 
 
 def test_route_whose_next_hop_is_not_on_a_link() -> None:
-    """What the kernel does not get is told by its missing way, and the next hop that was announced."""
+    """A route that the kernel does not get has no next hop there, but the announced one."""
     (far,) = bird_control.routes(lines(FAR2))
     assert (far.next_hops, far.next_hop, far.as_path) == ((), "198.51.100.3", "")
 
@@ -238,7 +238,7 @@ def test_routes_of_bird_3() -> None:
 
 
 def test_no_routes() -> None:
-    """An answer that no network was found is no route, and no error."""
+    """An answer that no network was found gives no route, and no error."""
     assert bird_control.routes(lines("8001 Network not found\n")) == []
 
 
@@ -251,7 +251,7 @@ def test_count() -> None:
 
 
 def test_log() -> None:
-    """The log tells what was said of a session, and which stranger connected; of other lines nothing is kept."""
+    """The log has a session's messages, and unknown peers that connected; other lines are not kept."""
     text = (
         "2026-11-24 11:13:16.786 <WARN> BGP: Unexpected connect from unknown address 192.0.2.2 (port 42962)\n"
         "bird: 2026-11-24 11:13:17.000 [0002] <RMT> peer_tor: Received: Bad peer AS: 64512\n"

@@ -1,4 +1,4 @@
-"""Whether servers of names live: each is asked by one packet, and what it has missed is counted."""
+"""Pulse of DNS servers: each is asked by one packet, and its missed answers are counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE, DEMO = "127.0.0.1", ("demo",)
 
 @pytest.fixture
 def server() -> Iterator[socket.socket]:
-    """A socket in a server's place."""
+    """Return a socket in place of a server."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.bind((HERE, 0))
         way.settimeout(10)
@@ -24,7 +24,7 @@ def server() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def pulse() -> Iterator[Pulse]:
-    """It begins."""
+    """Return a new pulse."""
     made = Pulse()
     yield made
     made.close()
@@ -39,7 +39,7 @@ def _answered(pulse: Pulse, server: socket.socket) -> None:
 
 
 def test_an_answer_is_a_beat(pulse: Pulse, server: socket.socket) -> None:
-    """It is taken at the next question; what came late, for an earlier one, is none."""
+    """It is read at the next question; a late answer, to an earlier question, does not count."""
     pulse.beat({DEMO: server.getsockname()})
     _answered(pulse, server)
     pulse.beat({DEMO: server.getsockname()})
@@ -56,7 +56,7 @@ def test_an_answer_is_a_beat(pulse: Pulse, server: socket.socket) -> None:
 
 
 def test_a_server_that_is_another_one_begins_anew(pulse: Pulse, server: socket.socket) -> None:
-    """What its forerunner was asked last is not counted; nor is one that is not wanted any more."""
+    """Its predecessor's last query is not counted; neither is a query that is no longer wanted."""
     pulse.beat({DEMO: server.getsockname()})
     pulse.beat({DEMO: server.getsockname()})
     assert pulse.missed == {DEMO: 1}

@@ -50,7 +50,7 @@ def test_the_next_agent_knows_the_files_of_the_last(driver: FileDriver, tmp_path
 
 
 def test_what_is_in_a_volatile_file_is_not_remembered(driver: FileDriver, tmp_path: Path) -> None:
-    """The record of files is written once; the next agent knows the file as ours, whatever is in it by then."""
+    """The record of files is written once; the next agent knows the file as ours, whatever its content."""
     memory, path = tmp_path / "state" / "files.json", tmp_path / "new" / "names"
     driver.apply([File(str(path), b"one\n", volatile=True)], [])
     before = memory.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Which kinds a host knows: those of linkspan's drivers, and those of installed packages."""
+"""Kinds known on a host: those of linkspan's drivers, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 
 def test_kinds_of_installed_packages_are_known(installed: Callable[[str, str], None]) -> None:
-    """Beside linkspan's own, by their entry point alone."""
+    """Beside linkspan's own, only by their entry point."""
     installed("lsx_cables", CABLE.format(name="lscab*"))
     assert "Cable" in [kind.name for kind in kinds.kinds()]
     assert "Bridge" in [kind.name for kind in kinds.kinds()]

@@ -48,7 +48,7 @@ def test_a_changed_file_is_one_reload_of_its_helper(reconciler: Reconciler, tmp_
 
 
 def test_a_helper_that_ends_at_once_is_started_once_in_a_resync(reconciler: Reconciler, tmp_path: Path) -> None:
-    """What was refused is left to the next resync, so one cause is one death, and the error is told."""
+    """A refused state is left to the next resync, so one cause is one death, and the error is reported."""
     count = tmp_path / "count"
     helper = Process("ipip", ("sh", "-c", f"echo >> {count}; exit 1"))
     reconciler.desired.replace(("network", "demo"), (helper, File(str(tmp_path / "table"), b"1")))

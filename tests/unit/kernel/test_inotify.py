@@ -45,7 +45,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is told of its own folder, two of the same one both, and the rest when one has closed."""
+    """Each gets the events of its own folder, two of the same folder both, and the rest if one has closed."""
     monkeypatch.setattr(inotify, "_shared", [])
 
     async def work() -> None:
@@ -72,7 +72,7 @@ def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_who_reads_gives_the_others_their_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread takes what was written to its file; the folder's user is called in the loop all the same."""
+    """Another thread gets the events of its file; the folder's callback still runs in the loop."""
     monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
 
@@ -114,7 +114,7 @@ def test_what_others_read_before_a_user_listens_is_told_then(tmp_path: Path, mon
 
 
 def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has a number of watches, too: nothing is told then, and the problem is."""
+    """A user's watches are limited, too: then no event comes, and the problem is reported."""
     monkeypatch.setattr(inotify, "_shared", [])
     (tmp_path / "file").touch()
     monkeypatch.setattr(inotify._libc, "inotify_add_watch", lambda *_: -1)
@@ -126,7 +126,7 @@ def test_a_host_without_a_watch_to_spare_says_so(tmp_path: Path, monkeypatch: py
 
 
 def test_events_that_were_lost_are_told_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel keeps 16,384 events and says where there were more: everybody looks then."""
+    """The kernel keeps 16,384 events and reports an overflow: then every watch checks."""
     monkeypatch.setattr(inotify, "_shared", [])
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""How the user-space IPIP endpoint is started: an upgrade must not start it again where it runs."""
+"""Command of the user-space IPIP helper: an upgrade must not restart a running one."""
 
 from __future__ import annotations
 

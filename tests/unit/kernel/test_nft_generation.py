@@ -1,4 +1,4 @@
-"""When our tables are listed: after each transaction of anybody, and not else."""
+"""Listing of our tables: after each transaction of anybody, and not otherwise."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def _elements(driver: FirewallDriver) -> set[str]:
 
 
 def test_a_ruleset_without_a_transaction_is_listed_once(ruleset: Ruleset) -> None:
-    """The kernel's generation tells that all is as it was."""
+    """The kernel's generation shows that nothing has changed."""
     driver = FirewallDriver()
     assert _elements(driver) == _elements(driver) == {"10.0.0.1"}
     assert ruleset.listed == 1
 
 
 def test_a_transaction_is_seen_whoever_made_it(ruleset: Ruleset) -> None:
-    """What was listed before counts no more, though no event came."""
+    """The earlier listing is invalid, though no event came."""
     driver = FirewallDriver()
     _elements(driver)
     ruleset.put("10.0.0.2")

@@ -32,7 +32,7 @@ def test_what_was_there_and_hardware_is_old_and_of_that_what_forwarded_is_not_cl
 
 @pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset()])
 def test_a_host_that_forwarded_before_is_closed_for_nothing(forwarding: frozenset[int]) -> None:
-    """Only where it did not are there rules, and for what is on no list they drop nothing."""
+    """Rules exist only if it did not forward, and they drop nothing for links on no list."""
     facts = Facts(forwarding=forwarding, closed_links=frozenset({(4, "eth0")}), old_links=frozenset({(4, "eth0")}))
     states = list(skeleton(facts, kinds()))
     chains = {state.name: state.rules for state in states if isinstance(state, NftChain)}

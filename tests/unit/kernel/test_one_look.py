@@ -1,4 +1,4 @@
-"""What one look at the host asks of the kernel, however many drivers look."""
+"""One look at the host: what it asks of the kernel, however many drivers look."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bridges:
         self._host = host
 
     def probe(self) -> Support:
-        """It is there."""
+        """Return support."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -121,7 +121,7 @@ def test_links_are_listed_anew_after_a_change(host: Kernel, reconciler: Reconcil
 
 
 def test_outside_of_a_look_links_are_as_they_are_now(host: Kernel, sockets: Sockets) -> None:
-    """What an attach decides by is never older than its question."""
+    """An attach never decides by an answer older than its question."""
     with sockets.one_look():
         sockets.names(HOST)
     host.names.append("eth1")

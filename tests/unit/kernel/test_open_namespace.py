@@ -1,4 +1,4 @@
-"""What callers name as a namespace is opened without trust in what it is."""
+"""Namespaces from callers are opened without trust in what they are."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Pairs(LinkDriver):
         self._names = names
 
     def leads_into(self, name: str, fd: int) -> bool:
-        """Tell whether it is one of them."""
+        """Return whether it is one of them."""
         return name in self._names
 
 
@@ -110,7 +110,7 @@ class Few(MemoryMachine):
 
 
 def test_an_endpoint_lives_in_the_namespace_of_its_cookie_alone(spaces: Namespaces) -> None:
-    """Without a cookie it lives where its pair leads, and where that is gone nowhere."""
+    """Without a cookie it lives in its pair's namespace, and without that in none."""
     machine = Few(spaces, "lsp1")
     endpoint = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home, netns_cookie=COOKIE)
     assert machine.alive(endpoint)

@@ -1,4 +1,4 @@
-"""Which events of bridges' ports tell something new."""
+"""Events of bridge ports: which report something new."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_end_of_a_bridges_forward_delay_tells_nothing_new() -> None:
 
 
 def test_a_change_of_a_port_is_new_each_time() -> None:
-    """Somebody changes a port, it is mended, and somebody changes it again: both changes are looked at."""
+    """A port is changed, repaired, and changed again: both changes are checked."""
     ports = Ports()
     for learning in (True, False, True, False):
         assert not ports.as_told(NEWLINK, _told(5, learning=learning))
@@ -40,7 +40,7 @@ def test_a_change_of_a_port_is_new_each_time() -> None:
 
 
 def test_each_port_is_told_of_by_itself() -> None:
-    """What is known of one says nothing of another, nor of one that was taken out of the bridge and came back."""
+    """What is known of one port says nothing about another, nor about one that was removed and came back."""
     ports = Ports()
     assert not ports.as_told(NEWLINK, _told(5))
     assert not ports.as_told(NEWLINK, _told(6))
@@ -49,14 +49,14 @@ def test_each_port_is_told_of_by_itself() -> None:
 
 
 def test_an_event_of_the_link_itself_is_never_left_out() -> None:
-    """It tells what a port's event does not: alternative names, the MAC."""
+    """It has what a port's event lacks: alternative names, the MAC."""
     ports = Ports()
     assert AF_BRIDGE == 7
     assert not any(ports.as_told(NEWLINK, _told(5, family=0)) for _ in range(2))
 
 
 def test_after_lost_events_each_port_is_new() -> None:
-    """What was lost may have been a change."""
+    """The lost event may have been a change."""
     ports = Ports()
     ports.as_told(NEWLINK, _told(5))
     ports.clear()

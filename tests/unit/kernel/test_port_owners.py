@@ -1,4 +1,4 @@
-"""Who holds ports of the host: many ports cost one look at the sockets and one walk over the processes."""
+"""Owners of host ports: many ports cost one read of the sockets and one walk over the processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_hundred_busy_ports_are_one_look(looks: list[str]) -> None:
-    """Each port's holder is named all the same."""
+    """Each port's process is still named."""
     asked: list[port_owners.Asked] = [("tcp", "", port) for port in range(8999, 9101)]
     found = port_owners.holders(asked)
     assert found == {("tcp", "", port): f"process {port}" for port in range(9000, 9100)}
@@ -42,7 +42,7 @@ def test_the_free_port_of_a_range_is_found_without_naming_anybody(looks: list[st
 
 
 def test_a_server_of_ours_is_in_the_way_of_its_own_address_only(looks: list[str]) -> None:
-    """Who publishes the port at every address may have it."""
+    """An endpoint that publishes the port at every address may have it."""
     ours = [(bytes(4), 9000)]
     assert port_owners.holders([("tcp", "", 9000)], ours) == {}
     assert port_owners.holders([("tcp", "0.0.0.0", 9000)], ours) == {("tcp", "0.0.0.0", 9000): "process 9000"}

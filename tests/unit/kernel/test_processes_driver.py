@@ -41,7 +41,7 @@ def kill(driver: ProcessDriver) -> None:
 
 
 def test_a_helper_is_started_once_and_stopped(driver: ProcessDriver) -> None:
-    """It leads a session of its own; a second put changes nothing; delete ends it."""
+    """It leads its own session; a second put changes nothing; delete ends it."""
     wanted = Process("a", SLEEP)
     assert driver.apply([wanted], []) == {}
     assert list(driver.observe(HOST)) == [wanted]
@@ -74,7 +74,7 @@ def test_a_helper_outlives_the_agent_and_is_adopted(tmp_path: Path, driver: Proc
 
 
 def test_a_death_is_told_by_the_descriptor(driver: ProcessDriver) -> None:
-    """The descriptor is readable once, the helper is not observed any more, and a put starts another."""
+    """The descriptor is readable once, the helper is no longer observed, and a put starts another."""
     wanted = Process("a", SLEEP)
     driver.apply([wanted], [])
     first = pid(driver)
@@ -145,7 +145,7 @@ def test_without_a_reload_command_a_changed_file_is_a_restart(driver: ProcessDri
 
 
 def test_a_helper_that_rereads_is_sent_sighup_once_for_a_change(driver: ProcessDriver, tmp_path: Path) -> None:
-    """It stays the same process, and the state is as it should be at once."""
+    """It stays the same process, and the state is in place at once."""
     file, heard = tmp_path / "file", tmp_path / "heard"
     file.write_text("1")
     script = (
@@ -167,7 +167,7 @@ def test_a_helper_that_rereads_is_sent_sighup_once_for_a_change(driver: ProcessD
 
 
 def test_a_helper_that_is_not_wanted_any_more_leaves_no_log(driver: ProcessDriver) -> None:
-    """What it said is of no use to anybody then."""
+    """Nobody needs its output then."""
     wanted = Process("a", ("sh", "-c", "echo hello; exec sleep 1000"))
     assert driver.apply([wanted], []) == {}
     until(lambda: driver.log("a").read_text() == "hello\n", "it said something", 10)
@@ -216,7 +216,7 @@ def test_a_helper_that_ignores_sigterm_is_killed_with_its_children(
 
 
 def _lives(number: int) -> bool:
-    """A zombie does not live: PID 1 may reap late."""
+    """Return whether a process lives; a zombie does not: PID 1 may reap late."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -224,7 +224,7 @@ def _lives(number: int) -> bool:
 
 
 def test_a_changed_folder_is_one_reload(driver: ProcessDriver, tmp_path: Path) -> None:
-    """A file more, one that changed, one less; a file that is being written, hidden, is none yet."""
+    """A file added, changed, removed; a hidden file, still being written, does not count."""
     folder = tmp_path / "peers"
     count = tmp_path / "count"
     wanted = Process("a", SLEEP, reload=("sh", "-c", f"echo >> {count}"), files=(str(folder),))
@@ -247,7 +247,7 @@ def test_a_changed_folder_is_one_reload(driver: ProcessDriver, tmp_path: Path) -
 
 
 def test_a_start_after_a_death_is_told_that_it_is_one(driver: ProcessDriver, tmp_path: Path) -> None:
-    """By the next agent too; a helper that was taken away begins anew."""
+    """By the next agent too; a helper that was removed starts again."""
     log = tmp_path / "starts"
     script = f'echo "$@" >> {log}; exec sleep 1000'
     wanted = Process("a", ("sh", "-c", script, "sh", "-f"), again=("-R",))
@@ -279,7 +279,7 @@ def test_a_helper_that_dies_over_and_over_waits_longer_each_time(driver: Process
             kill(driver)
             deaths += 1
     assert deaths == 5
-    assert "a ended 5 times soon after its start, and waits 1 s" in refused
+    assert "a ended 5 times soon after its start; next start in 1 s" in refused
     since = driver.down("a")
     assert since is not None
     until(lambda: not driver.apply([wanted], []), "it is started again", 10)
@@ -313,7 +313,7 @@ def test_a_strangers_process_is_no_helper(driver: ProcessDriver, tmp_path: Path,
 def test_a_reload_that_hangs_is_waited_for_once(
     driver: ProcessDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it ends every further put is refused at once; then what it has loaded counts, and no more than that."""
+    """Until it ends every further put is refused at once; then only the loaded files count."""
     monkeypatch.setattr(processes, "RELOAD", 0.2)
     file, gate, count = tmp_path / "1", tmp_path / "gate", tmp_path / "count"
     file.write_text("old")

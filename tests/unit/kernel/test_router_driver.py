@@ -12,7 +12,7 @@ OTHERS = f"ip route {BLOCK} 192.0.2.7 tag 5"
 
 
 class HereRouter(FrrDriver):
-    """It has several routes to one prefix where it is told several, as FRR has."""
+    """It has several routes to one prefix where it is reported several, as FRR has."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("r1", "vtysh:", {})
@@ -32,7 +32,7 @@ def _line(via: str) -> str:
 
 
 def test_a_host_whose_address_changed_leaves_no_route_by_the_old_one() -> None:
-    """Nor does one that stayed from before, beside the right one; a route of somebody else's stays."""
+    """Nor does one from before, beside the right one; a foreign route stays."""
     for before in ([_line("192.0.2.1")], [_line("192.0.2.1"), _line("192.0.2.2")], [_line("192.0.2.2")], []):
         router = HereRouter(OTHERS, *before)
         reconciler = Reconciler((kind, router) for kind in KINDS)

@@ -35,7 +35,7 @@ def driver(tmp_path: Path) -> SecretDriver:
 
 
 def test_a_secret_is_written_for_root_alone_and_taken_away(driver: SecretDriver, wanted: Secret) -> None:
-    """The value stands in the file, quoted, and in nothing else that is kept."""
+    """Only the file has the value, quoted, and nothing else that is kept."""
     assert driver.apply([wanted], []) == {}
     path = Path(wanted.path)
     assert path.read_text() == f'password "{VALUE}";\n'
@@ -52,7 +52,7 @@ def test_a_secret_is_written_for_root_alone_and_taken_away(driver: SecretDriver,
 def test_the_next_agent_knows_it_and_sees_what_has_changed(
     driver: SecretDriver, wanted: Secret, source: Path, tmp_path: Path
 ) -> None:
-    """The file, its mode or the password itself: what differs is put anew."""
+    """The file, its mode or the password itself: what differs is put again."""
     driver.apply([wanted], [])
     again = SecretDriver(tmp_path / "state/secrets.json")
     stale = msgspec.structs.replace(wanted, current=False)
@@ -71,16 +71,16 @@ def test_the_next_agent_knows_it_and_sees_what_has_changed(
 @pytest.mark.parametrize(
     ("spoil", "error", "words"),
     [
-        (lambda path: path.chmod(0o640), Denied, "is not root's alone"),
-        (lambda path: os.chown(path, 1, 1), Denied, "is not root's alone"),
+        (lambda path: path.chmod(0o640), Denied, "must belong to root"),
+        (lambda path: os.chown(path, 1, 1), Denied, "must belong to root"),
         (lambda path: path.unlink(), KernelError, "read the secret"),
         (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), KernelError, "read the secret"),
         (lambda path: (path.unlink(), path.mkdir(0o700)), KernelError, "read the secret"),
-        (lambda path: path.write_text(""), Invalid, "can be no password"),
-        (lambda path: path.write_text("x" * 81), Invalid, "can be no password"),
-        (lambda path: path.write_text('a"; bad'), Invalid, "can be no password"),
-        (lambda path: path.write_text("two\nlines"), Invalid, "can be no password"),
-        (lambda path: path.write_bytes(b"\xff"), Invalid, "can be no password"),
+        (lambda path: path.write_text(""), Invalid, "is no valid password"),
+        (lambda path: path.write_text("x" * 81), Invalid, "is no valid password"),
+        (lambda path: path.write_text('a"; bad'), Invalid, "is no valid password"),
+        (lambda path: path.write_text("two\nlines"), Invalid, "is no valid password"),
+        (lambda path: path.write_bytes(b"\xff"), Invalid, "is no valid password"),
     ],
 )
 @pytest.mark.root
@@ -92,7 +92,7 @@ def test_what_is_no_secret_is_refused_by_its_file(
     error: type[LinkspanError],
     words: str,
 ) -> None:
-    """The error names the file and not what is in it; nothing is written: no session without its password."""
+    """The error has the file and not its content; nothing is written: no session without its password."""
     spoil(source)
     found = driver.apply([wanted], [])[wanted.key]
     assert isinstance(found, error)
@@ -121,7 +121,7 @@ def test_who_is_trusted_is_root_s_to_say(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_folder_of_secrets_is_root_s_alone_whatever_it_was(tmp_path: Path) -> None:
-    """One that is made, one that others could look into, and another's; a link is not followed."""
+    """A new folder, one with loose permissions, and another user's; a link is not followed."""
     folder = tmp_path / "keys"
     spoils: tuple[Callable[[], None], ...] = (
         lambda: None,
@@ -133,5 +133,5 @@ def test_a_folder_of_secrets_is_root_s_alone_whatever_it_was(tmp_path: Path) -> 
         apart(folder)
         assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, 0)
     (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(KernelError, match="root's alone"):
+    with pytest.raises(KernelError, match="for root"):
         apart(tmp_path / "link")

@@ -1,4 +1,4 @@
-"""What an agent writes down of other packages' kinds, for an uninstall without the package."""
+"""Record of other packages' kinds, for an uninstall without the package."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def test_a_kind_of_another_package_is_named_where_the_package_is_gone(tmp_path: 
 
 
 def test_a_disk_that_takes_nothing_stops_no_network(tmp_path: Path) -> None:
-    """The kind is put all the same."""
+    """The kind is still put."""
     (tmp_path / "state").touch()
     UsedKinds(tmp_path / "state", Kinds([CABLE])).note([Cable("one")])

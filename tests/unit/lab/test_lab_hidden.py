@@ -1,4 +1,4 @@
-"""A lab of another user's: what cannot be looked at is not called dead."""
+"""A lab of another user's: what cannot be checked is not called dead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> record.Lab:
 def test_processes_of_another_user_are_unknown(
     made: record.Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To their owner they are dead; to somebody who may not look, nobody knows."""
+    """For their owner they are dead; for another user their state is unknown."""
     assert {host["agent"] for host in lab._described(made)["hosts"]} == {"dead"}
     monkeypatch.setattr(os, "geteuid", lambda: made.folder.stat().st_uid + 1)
     told = lab._described(made)
@@ -38,7 +38,7 @@ def test_processes_of_another_user_are_unknown(
 
 
 def test_its_namespaces_are_not_entered(made: record.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal names what was asked for, the lab and whose it is."""
+    """The error has the refused command, the lab and its owner."""
     made.require_own("test")
     monkeypatch.setattr(os, "geteuid", lambda: made.folder.stat().st_uid + 1)
     with pytest.raises(Denied, match="test: lab theirs is") as refused:

@@ -33,7 +33,7 @@ CHAIN: dict[str, Any] = {
 
 @pytest.fixture
 def runtime() -> Runtime:
-    """A runtime and its agent."""
+    """Return a runtime with its agent."""
     return Runtime(FakeAgent())
 
 
@@ -126,7 +126,7 @@ def test_null_is_no_previous_result(runtime: Runtime) -> None:
     ],
 )
 def test_broken_previous_result_attaches_nothing(runtime: Runtime, previous: Any, part: str) -> None:
-    """What could not be handed on is refused before anything is made."""
+    """A result that could not be passed on is refused before anything is made."""
     failed = runtime.fail("ADD", conf(prevResult=previous))
     assert failed["code"] == 7
     assert part in failed["msg"]
@@ -170,7 +170,7 @@ def test_ports_become_the_requests(runtime: Runtime) -> None:
 
 
 def test_bandwidth_is_bits(runtime: Runtime) -> None:
-    """The limits go on as they are, in bits; all zero is no limit."""
+    """The limits are passed on in bits; all zero means no limit."""
     given = {"ingressRate": 1_000_000, "ingressBurst": 2048, "egressRate": 8, "egressBurst": 9}
     request = asked(runtime, conf(runtimeConfig={"bandwidth": given}))
     assert request.bandwidth == Bandwidth(1_000_000, 2048, 8, 9)
@@ -192,7 +192,7 @@ def test_a_runtime_may_write_names_as_go_does(runtime: Runtime) -> None:
 
 
 def test_a_pod_s_annotations_ask_for_its_addresses_and_mac(runtime: Runtime) -> None:
-    """They count after the runtime's own wishes and before all else, and are no labels."""
+    """They come after the runtime's own request and before all else, and are no labels."""
     noted = {"linkspan/ip": "10.244.0.8, fd00:244::8", "linkspan/mac": "02:00:00:00:00:0d"}
     pod = {"io.kubernetes.cri.pod-annotations": noted}
     request = asked(runtime, conf(runtimeConfig=pod, args={"cni": {"ips": ["10.244.0.9"]}}))
@@ -223,7 +223,7 @@ def test_mac_is_taken_from_the_nearest_source(runtime: Runtime) -> None:
 
 
 def test_pod_becomes_name_and_labels(runtime: Runtime) -> None:
-    """What Kubernetes tells of a pod can be seen on its endpoint, and so can labels and aliases."""
+    """Kubernetes' data about a pod is on its endpoint, and so are labels and aliases."""
     runtime_config = {
         "aliases": ["db", "db.demo"],
         "io.kubernetes.cri.pod-annotations": {"linkspan/tier": "back", "other.example/big": "x" * 9},
@@ -357,7 +357,7 @@ def test_what_the_network_is_not_is_refused(runtime: Runtime, key: str, value: A
     [
         (Invalid("address 10.9.9.9 is outside the pools"), 7),
         (NotFound("network namespace is gone"), 8),
-        (Conflict("address 10.244.0.2 is held by db"), 101),
+        (Conflict("address 10.244.0.2 is in use by db"), 101),
         (Exhausted("no address left"), 102),
         (Unavailable("the store does not answer"), 11),
         (KernelError("make link: not permitted", 1), 104),
@@ -365,7 +365,7 @@ def test_what_the_network_is_not_is_refused(runtime: Runtime, key: str, value: A
     ],
 )
 def test_errors_of_the_agent_have_codes(runtime: Runtime, error: LinkspanError, code: int) -> None:
-    """Each kind of error has its code; message and hint go on."""
+    """Each kind of error has its code; message and hint continue."""
     error.hint = "what to do"
     runtime.agent.fails["attach"] = error
     failed = runtime.fail("ADD", conf("0.4.0"))

@@ -55,7 +55,7 @@ def test_every_key_that_is_known_is_tried() -> None:
 @pytest.mark.parametrize("place", EVERY, ids=lambda place: ".".join(map(str, place)))
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL"])
 def test_null_is_as_if_it_were_not_there(command: str, place: Place) -> None:
-    """What a call with null answers, and what it asks of the agent, is the same as without the key or element."""
+    """A call with null has the same answer and the same request to the agent as without the key or element."""
     for version in (VERSIONS[0], VERSIONS[-1]) if command == "ADD" else VERSIONS[-1:]:
         seen = []
         for given in (nulled(place, version), removed(place, version)):

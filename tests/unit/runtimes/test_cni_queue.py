@@ -84,7 +84,7 @@ def test_links_and_folders_are_set_aside(tmp_path: Path) -> None:
 
 
 def test_half_written_files_are_left_for_a_while(tmp_path: Path) -> None:
-    """A plugin may be writing; what is old is a killed one's, and goes."""
+    """A plugin may be writing; an old file is left by a killed plugin, and is removed."""
     old, new = put(tmp_path, ".1.tmp"), put(tmp_path, ".2.tmp")
     os.utime(old, (1, 1))
     assert entries(tmp_path) == []
@@ -92,7 +92,7 @@ def test_half_written_files_are_left_for_a_while(tmp_path: Path) -> None:
 
 
 def test_done_entry_is_gone(tmp_path: Path) -> None:
-    """Its file goes, and it is no error where the plugin was quicker."""
+    """Its file is removed, and it is no error if the plugin was quicker."""
     put(tmp_path, "1.json")
     first = entries(tmp_path)[0]
     first.done()

@@ -17,13 +17,13 @@ from support.cni.cni_calls import VERSIONS, Runtime, conf
 
 @pytest.fixture
 def runtime() -> Runtime:
-    """A runtime and its agent."""
+    """Return a runtime with its agent."""
     return Runtime(FakeAgent())
 
 
 @pytest.fixture
 def added(runtime: Runtime) -> dict[str, Any]:
-    """The result of an ADD."""
+    """Return the result of an ADD."""
     return dict(runtime.call("ADD", conf("1.1.0")))
 
 
@@ -37,7 +37,7 @@ def test_removal_can_be_repeated(runtime: Runtime, version: str) -> None:
 
 
 def test_removal_needs_neither_network_nor_namespace(runtime: Runtime) -> None:
-    """A network that was deleted and a namespace that is gone are no reason to fail."""
+    """It succeeds with a deleted network, and with a namespace that is gone."""
     runtime.call("DEL", {**conf(), "name": "gone"}, LINKSPAN_NETNS_FD="", LINKSPAN_NETNS_ERROR="No such file")
 
 
@@ -58,7 +58,7 @@ def test_removal_touches_only_its_own_interface_and_network(runtime: Runtime) ->
 
 
 def test_removal_that_the_kernel_refuses_is_an_error(runtime: Runtime) -> None:
-    """A removal that failed is said to have failed, so that the runtime calls again."""
+    """A failed removal returns an error, so that the runtime calls again."""
     runtime.agent.fails["detach"] = KernelError("delete link: busy", 16)
     assert runtime.fail("DEL", conf())["code"] == 104
 
@@ -80,7 +80,7 @@ def test_check_says_what_differs(runtime: Runtime, added: dict[str, Any]) -> Non
 
 
 def test_check_tolerates_what_later_plugins_change(runtime: Runtime, added: dict[str, Any]) -> None:
-    """More interfaces, addresses and routes, another MAC and MTU: the agent is told those to compare with."""
+    """More interfaces, addresses and routes, another MAC and MTU: the agent is reported those to compare with."""
     added["interfaces"].append({"name": "ifb0"})
     added["interfaces"][1].update(mac="02:00:00:00:00:0F", mtu=1300)
     added["ips"].append({"address": "192.0.2.9/24"})
@@ -110,13 +110,13 @@ def test_check_of_an_unknown_container(runtime: Runtime, added: dict[str, Any]) 
 
 
 def test_check_needs_the_result(runtime: Runtime, added: dict[str, Any]) -> None:
-    """Without prevResult there is nothing to compare with."""
+    """Without prevResult there is no result to compare with."""
     failed = runtime.fail("CHECK", conf("1.1.0"))
     assert (failed["code"], "prevResult" in failed["msg"]) == (7, True)
 
 
 def test_check_finds_another_namespace(runtime: Runtime, added: dict[str, Any]) -> None:
-    """A namespace that was made anew under the same path is not the container's."""
+    """A namespace that was made again under the same path is not the container's."""
     endpoint = runtime.agent.attached["web", "eth0"]
     runtime.agent.attached["web", "eth0"] = type(endpoint)(
         **{name: getattr(endpoint, name) for name in endpoint.__struct_fields__ if name != "netns"}, netns=1
@@ -174,7 +174,7 @@ def test_collection_with_a_broken_list_deletes_nothing(runtime: Runtime, broken:
 
 
 def test_collection_goes_on_past_errors(runtime: Runtime) -> None:
-    """What can be removed is removed, and the errors are reported together."""
+    """Everything that can be removed is removed, and the errors are reported together."""
     for container in ("a", "b", "c"):
         runtime.call("ADD", conf(), CNI_CONTAINERID=container)
     runtime.agent.fails["detach a"] = KernelError("delete link: busy", 16)
@@ -226,7 +226,7 @@ def test_variable_that_is_not_utf_8_is_named(runtime: Runtime) -> None:
 
 
 def test_namespace_of_the_runtime_is_refused(runtime: Runtime) -> None:
-    """Code 8, unless CNI_NETNS_OVERRIDE says that it is meant."""
+    """Code 8, unless CNI_NETNS_OVERRIDE allows it."""
     own = {"LINKSPAN_SELF_NETNS": str(Path("/proc/self/ns/net").stat().st_ino)}
     assert runtime.fail("ADD", conf(), **own)["code"] == 8
     assert not runtime.agent.attached

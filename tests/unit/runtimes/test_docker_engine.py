@@ -23,5 +23,5 @@ def test_without_an_engine_renames_cost_no_session(tmp_path: Path, monkeypatch: 
     async def first() -> str:
         return await anext(Engine(str(tmp_path / "docker.sock")).renames())
 
-    with pytest.raises(Unavailable, match="no such socket"):
+    with pytest.raises(Unavailable, match="the socket does not exist"):
         asyncio.run(first())

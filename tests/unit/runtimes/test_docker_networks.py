@@ -56,7 +56,7 @@ class Networks:
         self.lost = lost
 
     def unknown(self, _name: str) -> bool:
-        """Tell whether no record says anything of a network."""
+        """Return whether no record says anything of a network."""
         return self.lost
 
     def all(self) -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ def test_only_containers_that_were_cut_off_are_taken_out_of_a_network_that_is_go
 
 
 def test_a_store_that_lost_its_records_takes_no_container_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has deleted the network: Docker's stays with all of its containers, and is told."""
+    """Nobody has deleted the network: Docker's stays with all of its containers, and is reported."""
     monkeypatch.setattr(docker_networks, "AGAIN", 0.01)
 
     async def work() -> None:

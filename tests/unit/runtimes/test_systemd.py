@@ -20,7 +20,7 @@ def _settings(text: str) -> dict[str, str]:
 
 
 def test_unit_leaves_the_data_path_alone() -> None:
-    """Stopping the agent ends the agent alone, and the socket's folder with its queue stays."""
+    """Stopping ends only the agent, and the socket's folder with its queue stays."""
     settings = _settings(unit("/usr/bin/linkspan"))
     assert settings["KillMode"] == "process"
     assert settings["RuntimeDirectoryPreserve"] == "yes"
@@ -78,13 +78,13 @@ def manager(
 
 
 def test_notify_reaches_the_manager(manager: socket.socket) -> None:
-    """What is said arrives as one datagram."""
+    """A message arrives as one datagram."""
     assert notify("READY=1\nSTATUS=3 networks") is True
     assert manager.recv(1000) == b"READY=1\nSTATUS=3 networks"
 
 
 def test_notify_without_a_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Started by hand, or with the manager gone, nothing is told and nothing fails."""
+    """Started by hand, or with the manager gone, nothing is reported and nothing fails."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert notify("READY=1") is False
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
@@ -106,7 +106,7 @@ def test_notify_without_a_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_watchdog_interval(
     microseconds: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interval holds only where it is set, is a number, and is meant for this very process."""
+    """The interval applies only if it is set, is a number, and is meant for this process."""
     for name, value in (("WATCHDOG_USEC", microseconds), ("WATCHDOG_PID", pid)):
         if value is None:
             monkeypatch.delenv(name, raising=False)

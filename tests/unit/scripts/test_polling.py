@@ -22,7 +22,7 @@ def test_a_condition_that_holds_needs_no_time() -> None:
 
 
 def test_a_wait_in_vain_says_what_and_shows_the_last_value() -> None:
-    """The error has the deadline, what was awaited, and what the condition returned last."""
+    """The error has the deadline, the awaited condition, and its last value."""
     with pytest.raises(AssertionError, match=r"^not within 0\.05 s: the names \(last seen: \[\]\)$"):
         until(list, "the names", 0.05)
 

@@ -62,7 +62,7 @@ def test_a_test_that_fails_again_fails_the_run(tmp_path: Path) -> None:
 
 
 def test_four_failed_tests_fail_the_run_without_a_second_try(tmp_path: Path) -> None:
-    """Four at a time are no accident of a busy machine."""
+    """Four failures at a time are no accident of a busy machine."""
     done = whole_run(tmp_path, FLAKY.format(count=4))
     assert done.returncode == 1
     assert "4 tests failed; no second try" in done.stderr

@@ -144,7 +144,7 @@ def test_finds_test_files_of_one_name(complaints: Callable[[str, str], list[str]
 
 
 def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], tmp_path: Path) -> None:
-    """A path into the folder in which the checkout lies, or into somebody's home, is found by its line."""
+    """A path into the checkout's folder, or into a user's home, is found with its line."""
     found = complaints("README.md", f"\nsee {tmp_path.parent}/other\nand /home/" + "jo/x\n")
     assert [complaint.split(":")[:2] for complaint in found] == [["README.md", "2"], ["README.md", "3"]]
 

@@ -57,6 +57,6 @@ def test_a_test_that_is_left_out_need_not_be_skipped(tmp_path: Path) -> None:
 
 
 def test_unexpected_skips_count_in_a_run_with_failures(tmp_path: Path) -> None:
-    """A test that fails as well does not hide them: its second try alone would not notice them."""
+    """A failing test does not hide them: its second try alone would not notice them."""
     done = in_ci(tmp_path, SUITE + "def test_fails(): assert False\n", "")
     assert done.returncode == 10, done.stdout

@@ -1,4 +1,4 @@
-"""What the plugin says to a Podman that is not root's: one line, whatever it is called for."""
+"""Answer of the plugin to a rootless Podman: one line, for every call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAID = {"error": "linkspan: rootless Podman has no access to the host's networks
 
 @pytest.mark.parametrize("command", ["create", "setup", "teardown", "info"])
 def test_another_user_is_told_so_before_anything_is_tried(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`network create` as `run`: no refusal of the agent's socket, and no word of an agent that would not run."""
+    """`network create` like `run`: no error of the agent's socket, and none about an agent that does not run."""
     monkeypatch.setattr(posix, "geteuid", lambda: 1000)
     monkeypatch.setattr(linkspan_podman, "read_all", lambda: b"{}")
     with pytest.raises(linkspan_podman.Failed) as failed:
@@ -28,7 +28,7 @@ def test_another_user_is_told_so_before_anything_is_tried(command: str, monkeypa
 
 @pytest.mark.root
 def test_root_of_a_user_namespace_is_none() -> None:
-    """Rootless Podman calls the plugin from a namespace of its own, where it is called root."""
+    """Rootless Podman calls the plugin in a user namespace, where its user is called root."""
     argv = ["unshare", "--user", "--map-root-user", sys.executable, "-I", "-S", str(PLUGIN), "create"]
     done = subprocess.run(argv, input=b"{}", capture_output=True, check=False)
     assert done.returncode == 1

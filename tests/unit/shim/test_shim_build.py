@@ -30,7 +30,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: apt-get install gcc libc6-dev")
 def test_compiled_plugin_is_installed(tmp_path: Path) -> None:
-    """It answers from a folder that was not there, and nothing else lies beside it."""
+    """It answers from a new folder, and no other file is left beside it."""
     target = tmp_path / "bin" / "linkspan"
     assert build.install(target) == "compiled"
     assert target.read_bytes()[:4] == b"\x7fELF"
@@ -39,7 +39,7 @@ def test_compiled_plugin_is_installed(tmp_path: Path) -> None:
 
 
 def test_twin_is_installed_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python form is one file that runs by itself, and it replaces what was there."""
+    """The Python form is one file without dependencies, and it replaces the existing plugin."""
     no_compiler(monkeypatch, tmp_path)
     target = tmp_path / "linkspan"
     target.write_text("old")
@@ -82,7 +82,7 @@ def test_interpreter_that_a_shebang_cannot_name(tmp_path: Path, folder: str) -> 
 
 
 def test_twin_runs_under_another_python(tmp_path: Path) -> None:
-    """Where the compiled form is not for this interpreter, the source beside it is taken."""
+    """If the compiled form is not for this interpreter, the source beside it is used."""
     text = build.script(sys.executable)
     target = tmp_path / "linkspan"
     changed = text.replace(b"MAGIC_NUMBER == ", b"MAGIC_NUMBER == b'' + b'other' + ")

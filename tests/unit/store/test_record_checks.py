@@ -1,4 +1,4 @@
-"""Which records count: each by itself, and against the others."""
+"""Checks of records: each by itself, and against the others."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_what_agents_write_is_taken(key: str) -> None:
         ("leases/demo/h9", _lease(addresses=("127.0.0.1",)), "loopback"),
         ("leases/demo/h9", _offers(address=""), "its offer for vxlan: it has no address"),
         ("leases/demo/h9", _offers(address="224.0.0.1"), "multicast"),
-        ("leases/demo/h9", _offers(mac=""), "'missing', which is not its host's own"),
-        ("leases/demo/h9", _offers(mac="02:00:00:00:00:01"), "not its host's own"),
+        ("leases/demo/h9", _offers(mac=""), "'missing', which is not the MAC of its host"),
+        ("leases/demo/h9", _offers(mac="02:00:00:00:00:01"), "not the MAC of its host"),
         ("leases/demo/h9", _lease(endpoints={"ipip": Offer({})}), "its offer for ipip: it has no address"),
         ("leases/demo/h9", _lease(endpoints={"ipsec": Offer({"address": "x"})}), "its offer for ipsec: 'x'"),
         ("leases/demo/h9", _lease(endpoints={"sdn": Offer({}, 1 << 60)}), "generation"),
@@ -146,7 +146,7 @@ def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, ke
 
 
 def test_json_that_is_nested_too_deep_is_a_record_like_any_other_spoilt_one(tmp_path: Path) -> None:
-    """The parser's own limit is no fault of the agent."""
+    """The parser's own limit is no defect of the agent."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -196,7 +196,7 @@ def test_a_host_s_own_address_is_of_its_blocks_or_an_exact_one(address: str, cou
 
 
 def test_exact_addresses_count_in_the_pools_where_nobody_else_has_them(tmp_path: Path) -> None:
-    """Not outside, not the gateway, and not where the owner of the block has the address itself or for a container."""
+    """Not outside, not the gateway, and not if the block's owner has the address itself or for a container."""
 
     async def work() -> None:
         one, net = Member(Memory(), tmp_path, "h1"), network()
@@ -219,7 +219,7 @@ def test_exact_addresses_count_in_the_pools_where_nobody_else_has_them(tmp_path:
 
 
 def test_a_block_is_not_given_from_what_somebody_put_into_the_own_lease(tmp_path: Path) -> None:
-    """h1's lease is written over with the whole pool: h1 claims nothing of it, takes it out, and goes on."""
+    """h1's lease is written over with the whole pool: h1 claims nothing of it, takes it out, and continues."""
 
     async def work() -> None:
         one, net = Member(Memory(), tmp_path, "h1"), network()
@@ -318,7 +318,7 @@ def test_a_network_that_takes_what_others_have_is_not_in_force(tmp_path: Path, o
 
 
 def test_a_network_in_force_stays_as_it_was_when_its_record_takes_too_much(tmp_path: Path) -> None:
-    """A pool is added that covers the underlay: what was there goes on without it."""
+    """A pool is added that covers the underlay: the network continues without that pool."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -409,6 +409,6 @@ def test_a_pool_over_a_host_s_underlay_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_an_operator_shared_is_no_host_s_lease() -> None:
-    """A shared block counts for no lease, whoever lists it."""
+    """A shared block counts for no lease, whichever lease lists it."""
     found = granted(network(), _lease(addresses=()), lambda _block: BlockRecord(SHARED, 1.0), lambda _address: False)
     assert found.lease.prefixes == ()

@@ -116,7 +116,7 @@ def test_a_host_that_is_two_versions_ahead_stops_nobody(tmp_path: Path) -> None:
 def test_agents_of_two_versions_change_one_record_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the newer one added outlasts the older one's change of the same record, and both see both changes."""
+    """The newer one's addition survives the older one's change of the same record, and both see both changes."""
 
     async def work() -> None:
         memory = Memory()

@@ -22,7 +22,7 @@ from support.records.replicas import Member, Raced, network, together
 
 
 def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
-    """Puts and deletes older than what this host wrote are passed over, and nobody is told of a change."""
+    """Puts and deletes older than this host's own write are skipped, and no change is reported."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -85,7 +85,7 @@ def test_a_write_that_comes_late_undoes_no_newer_one(tmp_path: Path, then: bytes
 
 
 def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
-    """What was removed in a second try, and made again, stays when the first try gets there."""
+    """A record removed in a second try, and made again, stays when the first try arrives."""
 
     async def work() -> None:
         memory = Memory()
@@ -106,7 +106,7 @@ def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
 
 
 def test_of_two_writers_the_last_one_has_its_way(tmp_path: Path) -> None:
-    """Also one that does not know yet what the other wrote; a condition of its own is still one."""
+    """Also one that does not know the other's write yet; its own condition still applies."""
 
     async def work() -> None:
         memory = Memory()
@@ -142,7 +142,7 @@ def test_a_record_that_others_change_all_the_while_is_named(tmp_path: Path) -> N
 
 
 def test_what_was_removed_and_made_again_stays(tmp_path: Path) -> None:
-    """The tombstone that the watch tells of late does not lie beside the new record."""
+    """A late tombstone of the watch does not exist beside the new record."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -201,7 +201,7 @@ def test_a_write_that_fails_is_told_until_one_succeeds(tmp_path: Path) -> None:
 
 
 def test_garbage_is_skipped_named_and_not_missed(tmp_path: Path) -> None:
-    """Records of every kind that cannot be read stop nobody; a block with such a record is nobody's to claim."""
+    """Unreadable records of every kind stop no host; a block with such a record cannot be claimed."""
 
     async def work() -> None:
         memory, net = Memory(), network(pool="10.244.0.0/23")
@@ -221,7 +221,7 @@ def test_garbage_is_skipped_named_and_not_missed(tmp_path: Path) -> None:
 
 
 def test_a_spoilt_record_is_what_it_was_also_after_a_restart(tmp_path: Path) -> None:
-    """The last readable version stays in force and the record is named, until somebody writes or removes it."""
+    """The last readable version stays in force and the record is reported, until it is written or removed."""
 
     async def work() -> None:
         memory = Memory()
@@ -249,7 +249,7 @@ def test_a_spoilt_record_is_what_it_was_also_after_a_restart(tmp_path: Path) -> 
 
 
 def test_the_last_readable_version_is_in_force_and_is_put_back_where_the_spoilt_one_is_deleted(tmp_path: Path) -> None:
-    """Of versions that nobody had read yet too; and a key that somebody deletes by hand is no removal."""
+    """Also versions that no host had read yet; and a key deleted by hand is no removal."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -285,7 +285,7 @@ _TYPES: dict[str, type[msgspec.Struct]] = {
 @pytest.mark.parametrize("key", _TYPES)
 @pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
 def test_a_record_that_is_put_right_is_not_named_any_more(tmp_path: Path, key: str, read: bool) -> None:
-    """Also where it is what it was before it was spoilt, and where nobody asks for it again."""
+    """Also if it is what it was before the damage, and if nobody asks for it again."""
     right = {
         "hosts/h2": Host(id="h2", name="h2"),
         "leases/demo/h2": Lease(network="demo", host="h2"),
@@ -317,7 +317,7 @@ def test_a_record_that_is_put_right_is_not_named_any_more(tmp_path: Path, key: s
 
 
 def test_a_misplaced_record_that_a_restored_store_lacks_is_not_named_any_more(tmp_path: Path) -> None:
-    """Nothing of it is known but why it is not used, and the store tells of no deletion."""
+    """Only the reason to skip it was known, and the store reports no deletion."""
 
     async def work() -> None:
         memory = Memory()
@@ -341,7 +341,7 @@ NOBODY_S = {
 
 
 def test_what_a_host_has_that_no_record_knows_is_named_and_not_missed(tmp_path: Path) -> None:
-    """Nobody would put it back: whoever may write to the store would stop all claims by one record."""
+    """Nobody would put it back: otherwise a forged record would stop all claims."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -389,7 +389,7 @@ def test_a_block_that_was_put_and_deleted_in_a_living_host_s_name_is_not_missed(
 
 @pytest.mark.parametrize("away", [True, False], ids=["away", "watching"])
 def test_a_block_that_was_overwritten_and_deleted_is_its_host_s_again(tmp_path: Path, away: bool) -> None:
-    """Whoever was to have it does not put it back, but the one whose lease has it, with the time of its own claim."""
+    """Not the forged owner puts it back, but the host whose lease has it, with the time of its own claim."""
 
     async def work() -> None:
         memory = Memory()
@@ -468,7 +468,7 @@ def test_what_nobody_could_read_is_not_missed_though_nobody_tried(tmp_path: Path
 
 @pytest.mark.parametrize("host", [Host(id="h77", name="h77"), None])
 def test_a_removal_ends_a_wait_for_what_the_store_lost(tmp_path: Path, host: Host | None) -> None:
-    """All agents go on: the store tells of no deletion of what it has not, but of the tombstones alone."""
+    """All agents continue: the store reports no deletion of a key that it lacks, only the tombstones."""
 
     async def work() -> None:
         memory = Memory()
@@ -530,7 +530,7 @@ def test_an_agent_that_waited_for_what_nobody_puts_back_goes_on_after_a_restart(
 def test_a_record_that_means_nothing_here_is_skipped_and_named(
     tmp_path: Path, key: str, record: msgspec.Struct
 ) -> None:
-    """It is well formed, and of a newer linkspan or somebody's hand: whoever reads all of its kind reads the others."""
+    """It is well formed, from a newer linkspan or edited by hand: readers of the kind get the other records."""
 
     async def work() -> None:
         memory = Memory()
@@ -549,7 +549,7 @@ def test_a_record_that_means_nothing_here_is_skipped_and_named(
 
 
 def test_the_snapshot_remembers_the_cluster(tmp_path: Path) -> None:
-    """What the replica wrote at its end tells the store's id at the next start; without one it is empty."""
+    """The replica's snapshot has the store's id at the next start; without a snapshot it is empty."""
 
     async def work() -> None:
         memory = Memory()
@@ -571,7 +571,7 @@ def test_hosts_with_one_underlay_address_are_named_together() -> None:
         return msgspec.structs.replace(Host(id=name, name=name), underlay=Underlay("eth0", (address,)))
 
     found = doubled([host("a", "192.0.2.1/24"), host("b", "192.0.2.2/24"), host("c", "192.0.2.1/24")])
-    assert found == [("a, c", "hosts a and c have one underlay address, 192.0.2.1")]
+    assert found == [("a, c", "hosts a and c have the same underlay address, 192.0.2.1")]
 
 
 class _Failing(MemoryStore):

@@ -43,7 +43,7 @@ def test_each_record_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch
 
 
 def test_records_are_found_by_the_beginning_of_their_keys(tmp_path: Path) -> None:
-    """Whether that is a kind, a network or host of it, or a part of a word."""
+    """The prefix may be a kind, a network or host of it, or a part of a word."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")

@@ -1,12 +1,12 @@
 """BGP: routes between hosts, learnt and announced by one BIRD on each host.
 
-- BIRD's routes are no ``Route`` states. They are BIRD's own to change, ten thousand at a time, and it checks the
-  kernel's table every second itself. ``LearntRoutes`` stands for all of them. They stay while their speaker lives
-  or may come back. They are swept after the restart time, and at uninstall. Their metric is larger than that of a
-  tunnel's routes, so in a migration the tunnel wins. In the other direction the old routes stay until the speaker's
-  routes are seen (``Peer.learnt``).
+- BIRD's routes are no ``Route`` states. BIRD alone changes them, ten thousand at a time, and it checks the
+  kernel's table every second itself. One state, ``LearntRoutes``, represents all of them. They stay while their
+  speaker lives or may come back. They are swept after the restart time, and at uninstall. Their metric is
+  larger than that of a tunnel's routes, so in a migration the tunnel wins. In the other direction the old
+  routes stay until the speaker's routes are seen (``Peer.learnt``).
 - BIRD starts with `-R` (graceful recovery, ``Process.again``) only after a death, because with `-R` it waits for
-  all peers. A helper that dies again and again is started ever later (``kernel/drivers/processes``).
+  all peers. A helper that dies again and again is restarted with growing backoff (``kernel/drivers/processes``).
 - The control socket is for questions (its first word is `restrict`), with one exception: BIRD disables a session
   that could not listen for good. The agent enables it again once its address and port are free.
 - The filter that refuses a prefix writes the reason into an attribute of the route. A second opinion in Python

@@ -1,37 +1,42 @@
-"""Routes learnt by BGP (RFC 4271): hosts, route reflectors and routers tell each other where containers are.
+"""BGP backend (RFC 4271): hosts, route reflectors and routers announce to each other where containers are.
 
-A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there a route
-that BIRD put, 10.244.2.0/24 via 192.0.2.2 dev eth0 proto bird metric 1976, leads to host 2, or to a router that has
-learnt the same from host 2. Nothing is wrapped. Host 2's guard takes the source on its underlay link, for it is of
-host 1's block, and a /32 route leads to B's veth.
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1. There a
+route from BIRD, 10.244.2.0/24 via 192.0.2.2 dev eth0 proto bird metric 1976, leads to host 2, or to a router
+that has learnt the same from host 2. Nothing is wrapped. Host 2's guard accepts the source on its underlay
+link, because it is in host 1's block, and a /32 route leads to B's veth.
 
-The speaker is BIRD, an instance of our own: one for all networks of the host, with its own configuration, control
-socket and log in the state folder, and its routes told by their metric. It is a Process whose configuration is
-Files: the main file follows from the host and its leases, and each session has a file of its own. A change is
-``birdc configure``, which keeps all sessions that are not changed themselves.
+The speaker is BIRD, an instance of our own. It serves all networks of the host, and has its own
+configuration, control socket and log in the state folder. Its routes are recognised by their metric. The
+speaker is a Process whose configuration is Files: the main file follows from the host and its leases, and
+each session has a file of its own. A change is ``birdc configure``, which keeps all sessions whose own
+configuration is unchanged.
 
-A peer of the mesh costs a session with a small file, and a set element for each of its prefixes; its routes are
-BIRD's. Without the mesh (``bgp.mesh=false``) it costs the set elements alone. Overhead: none.
+A peer of the mesh costs a session with a small file, and a set element for each of its prefixes; its routes
+are BIRD's. Without the mesh (``bgp.mesh=false``) it costs only the set elements. Overhead: none.
 
-What is announced: this host's blocks, and exact addresses that live apart from them as /32 and /128. A drained host
-withdraws the blocks where no container is left, within seconds, and keeps announcing the others, and its own
-address, with the community GRACEFUL_SHUTDOWN (RFC 8326): what runs there goes on.
+Announced: this host's blocks, and as /32 and /128 the exact addresses outside them. A drained host withdraws
+within seconds the blocks in which no container is left. It keeps announcing the others, and its own address,
+with the community GRACEFUL_SHUTDOWN (RFC 8326), so that its running containers stay reachable.
 
-What is taken: of a host in the mesh just the prefixes of its leases, so none can announce another's; of a peer that
-was set (a router, a reflector) everything in the pools that is at most a block wide, and never this host's own
-prefixes. Anything else, a default route or the host's own networks, only where ``bgp.peer.NAME.import`` asks for
-it. A next hop that is not on a link of this host does not count, unless ``bgp.next-hops=any``.
+Accepted: from a host in the mesh only the prefixes of its leases, so no host can announce another's. From a
+configured peer (a router, a reflector) everything in the pools that is at most a block wide, and never this
+host's own prefixes. Anything else, such as a default route or the host's own networks, only if
+``bgp.peer.NAME.import`` asks for it. A next hop that is not on a link of this host is not used, unless
+``bgp.next-hops=any``.
 
-Fail closed: each pool and each own block ends at an ``unreachable`` route, so what nobody announced goes nowhere.
+Fail closed: each pool and each own block ends at an ``unreachable`` route, so packets to unannounced prefixes
+are dropped.
 
-Faults: BIRD's routes outlive it (``persist``), and so do its peers' (graceful restart, RFC 4724): it is started
-again by the agent and takes up what it finds. Past the restart time without a speaker the agent sweeps them. A
-container may not speak to a peer's port 179: masqueraded, it would have its host's address and be believed.
-Nor may it answer a peer's call for its host: a published port 179 is for everybody else.
+Faults: BIRD's routes outlive it (``persist``), and the peers keep theirs (graceful restart, RFC 4724). The
+agent restarts BIRD, which then takes over the routes that it finds. If no speaker runs after the restart
+time, the agent sweeps the routes. A container may not speak to a peer's port 179: its packets would be
+masqueraded to its host's address, and the peer would believe them. A container may not answer a peer's call
+to its host either: a published port 179 does not accept peers.
 
-Rejected: a speaker of our own, or ExaBGP (no best path, no kernel table: we would write both); one BIRD for each
-network (one TCP port, and routers would see several peers in one host); blackholes in the kernel for blocks
-(BIRD's static table announces them as well); FRR (five daemons, and a configuration that is changed by dialogue).
+Rejected: a speaker of our own, or ExaBGP (no best path, no kernel table: we would write both); one BIRD for
+each network (one TCP port, and routers would see several peers in one host); blackholes in the kernel for
+blocks (BIRD's static table announces them as well); FRR (five daemons, and a configuration that is changed by
+dialogue).
 """
 
 from __future__ import annotations
@@ -61,11 +66,11 @@ from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Route, 
 from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, File, LearntRoutes, Process, Secret
 
 SPARE = 1000
-"""Prefixes that a peer may announce beside what the store knows of; so the least limit is 1,024."""
+"""Prefixes that a peer may announce beyond those in the store; so the smallest limit is 1,024."""
 
 
 class BgpBackend(RoutedBackend):
-    """Routes by a speaker."""
+    """Routes learnt by a BGP speaker."""
 
     name = "bgp"
     summary = "BGP: plain routes, which the hosts' speakers (BIRD) tell each other"
@@ -78,7 +83,7 @@ class BgpBackend(RoutedBackend):
         speaker(host)
 
     def host(self, view: HostView) -> Iterable[State]:
-        """Return the speaker with its sessions, and what keeps containers from speaking to its peers."""
+        """Return the speaker with its sessions, and the rules that keep containers from speaking to its peers."""
         served = [network for network in view.networks if _serves(network)]
         if not served:
             return
@@ -88,13 +93,13 @@ class BgpBackend(RoutedBackend):
         wanted = _wanted(view, mine, served)
         main = f"{program.folder}/bird.conf"
         yield File(main, bird_config.main(mine, _serving(view, served, hops), program.folder).encode(), 0o600)
-        # Without a folder to look into, BIRD 3 takes the whole configuration for wrong.
-        yield File(f"{program.folder}/peers/none.conf", b"# A file for each session stands here.\n", 0o600)
+        # BIRD 3 rejects the whole configuration if the folder to include is missing.
+        yield File(f"{program.folder}/peers/none.conf", b"# A file for each session is here.\n", 0o600)
         expected = sum(len(list(reached(peer))) for peer in view.peers)
         for session, prefixes in wanted:
             text = bird_config.session(session, prefixes, hops, limit(session, expected))
             secret = session.password_file
-            # Two kinds of state, two files: one that is put must not meet the one that goes.
+            # Two kinds of state, two files: a new state must not meet one that is being removed.
             path = f"{program.folder}/peers/{session.protocol}{'.secret' if secret else ''}.conf"
             yield Secret(path, secret, text) if secret else File(path, text.encode(), 0o600)
             yield element(f"bgp_peers{prefix(session.address).family}", session.address)
@@ -111,14 +116,14 @@ class BgpBackend(RoutedBackend):
         )
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return what host-gw needs too, and where own blocks end: it stands whether a speaker can be or not."""
+        """Return the states that host-gw needs, too, and the ends of own blocks: also without a speaker."""
         yield from plain_states(view, network)
         lease = view.lease(network.name)
         for block in lease.blocks if lease else ():
             yield Route(block, metric=UNREACHABLE_METRIC)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return what lets the peer's packets in. Raises Unavailable where no session can lead to it."""
+        """Return the elements that admit the peer's packets. Raises Unavailable if no session can lead to it."""
         offered(network, peer, self.name)
         if not peer.device:
             raise _unreached(
@@ -136,12 +141,12 @@ class BgpBackend(RoutedBackend):
                 yield admitted("ways", (peer.device,), target)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that the pool's packets get through as they are, to a peer on the link; routers are none of ours."""
+        """Return that the pool's packets reach a peer on the link unwrapped; routers are not ours to probe."""
         return plain_needs(view, network, peer) if peer.on_link else ()
 
 
 def sessions(view: HostView) -> list[Session]:
-    """Return the sessions that this host should have. Raises Invalid or Unavailable where it can have none."""
+    """Return the desired sessions of this host. Raises Invalid or Unavailable if it can have none."""
     served = [network for network in view.networks if _serves(network)]
     if not served:
         return []
@@ -150,20 +155,20 @@ def sessions(view: HostView) -> list[Session]:
 
 
 def limit(session: Session, expected: int) -> int:
-    """Return how many prefixes of a family are taken in a session, 0 for any number.
+    """Return how many prefixes of a family a session accepts, 0 for any number.
 
-    ``expected`` is how many the other hosts have by the store. Twice as many and SPARE more is more than a peer can
-    have to say; a power of two, so that few changes of leases are a change of the session.
+    ``expected`` is the number that the other hosts have by the store. No peer announces more than twice as
+    many and SPARE. The limit is a power of two, so that few changes of leases change the session.
     """
     if session.prefixes is not None:
         return session.prefixes
-    if any(span.longer for span in session.imports):  # of others' networks, which the store does not know
+    if any(span.longer for span in session.imports):  # for networks of others, which the store does not have
         return 0
     return 1 << (SPARE + 2 * expected).bit_length()
 
 
 def problem(view: HostView) -> LinkspanError | None:
-    """Return why this host cannot have the speaker that it should have, None where it can or should not."""
+    """Return why this host cannot have the speaker that it needs, None if it can or needs none."""
     try:
         for network in view.networks:
             if _serves(network):
@@ -175,12 +180,12 @@ def problem(view: HostView) -> LinkspanError | None:
 
 
 def pools(view: HostView) -> tuple[Prefix, ...]:
-    """Return the pools whose routes are learnt."""
+    """Return the pools whose routes the speaker learns."""
     return tuple(pool for network in view.networks if _serves(network) for pool in network.prefixes)
 
 
 def next_hops(here: Underlay) -> dict[int, str]:
-    """Return by which underlay address each family is reached here: its own, or for IPv4 an IPv6 one (RFC 8950)."""
+    """Return the underlay address that receives each family: its own, or for IPv4 an IPv6 one (RFC 8950)."""
     four, six = here.address(4), here.address(6)
     found = {4: four or six, 6: six}
     return {family: address.address for family, address in found.items() if address is not None}
@@ -193,7 +198,7 @@ def _check_families(served: Iterable[Network], hops: Mapping[int, str]) -> None:
                 raise Unavailable(
                     f"network {network.name}: pool {pool} needs an underlay address of IPv{pool.family}, "
                     "and this host has none",
-                    "give it one",
+                    "give this host such an address",
                 )
 
 
@@ -204,7 +209,7 @@ def _speaker(view: HostView, network: Network) -> Speaker:
 
 
 def _program(view: HostView, network: Network) -> Bird:
-    """Return where BIRD is. Raises Unavailable where it is not installed, or another listens at its address."""
+    """Return the path of BIRD. Raises Unavailable if it is missing, or another program uses its port."""
     found = view.facts.program(Bird)
     if found is None:
         raise Unavailable(
@@ -215,8 +220,8 @@ def _program(view: HostView, network: Network) -> Bird:
     for address, who in found.listeners:
         if address in ours | {"0.0.0.0", "::"}:
             raise Unavailable(
-                f"network {network.name}: port {BGP_PORT} of {address}, which BGP needs, is held by {who}",
-                "stop it, or let it listen at another address only",
+                f"network {network.name}: port {BGP_PORT} of {address}, which BGP needs, is in use by {who}",
+                "stop that program, or make it listen only at another address",
             )
     return found
 
@@ -233,7 +238,7 @@ def _mesh_session(view: HostView, mine: Speaker, network: Network, peer: Peer) -
         raise _unreached(
             network,
             peer,
-            "the way to it leads through a router",
+            "a router is between this host and the peer",
             "make the router a peer (bgp.peer.NAME.address) with bgp.mesh=false, or set bgp.next-hops=any",
         )
     return mesh_session(view.host, peer.host, peer.on_link)
@@ -242,7 +247,7 @@ def _mesh_session(view: HostView, mine: Speaker, network: Network, peer: Peer) -
 def _wanted(
     view: HostView, mine: Speaker, served: Sequence[Network]
 ) -> list[tuple[Session, tuple[Prefix, ...]]]:
-    """Return all sessions: one with each address, for of two BIRD keeps one idle. The mesh's come first."""
+    """Return all sessions, one for each address, because BIRD keeps one of two idle. The mesh's come first."""
     mesh = list(_mesh(view, mine, served))
     within = {session.address for session, _ in mesh}
     return [*((one, ()) for one in mine.sessions if one.address not in within), *mesh]
@@ -251,14 +256,14 @@ def _wanted(
 def _mesh(
     view: HostView, mine: Speaker, served: Sequence[Network]
 ) -> Iterable[tuple[Session, tuple[Prefix, ...]]]:
-    """Yield each session of the mesh, with what its host may announce: its leases in all networks served."""
+    """Yield each session of the mesh, with the prefixes its host may announce: its leases in all networks served."""
     networks = {network.name: network for network in served}
     found: dict[str, tuple[Session, list[Prefix]]] = {}
     for peer in view.peers:
         network = networks.get(peer.lease.network)
         if network is None or not mine.mesh:
             continue
-        with contextlib.suppress(LinkspanError):  # ``peer`` tells why, also where the other's settings are no good
+        with contextlib.suppress(LinkspanError):  # ``peer`` reports the reason, also if the peer's settings are invalid
             if not in_mesh(peer.host):
                 continue
             session = _mesh_session(view, mine, network, peer)
@@ -295,7 +300,7 @@ def _drained(view: HostView) -> bool:
 
 
 def _told(view: HostView, lease: Lease) -> list[Prefix]:
-    """Return what of a lease is announced: its blocks, or where the host is drained what something lives in."""
+    """Return the announced prefixes of a lease: its blocks, or of a drained host those in use."""
     if not _drained(view):
         return list(lease.blocks)
     living = [address for name, address in view.living if name == lease.network]
@@ -305,7 +310,7 @@ def _told(view: HostView, lease: Lease) -> list[Prefix]:
 
 
 def _serves(network: Network) -> bool:
-    """Tell whether the network uses the speaker, now or at the end of its migration."""
+    """Return whether the network uses the speaker, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return BgpBackend.name in ways
 

@@ -1,11 +1,12 @@
-"""The configuration of BIRD 2 and 3, as text: what a speaker announces, takes, and gives to the kernel.
+"""Configuration of BIRD 2 and 3, as text: what a speaker announces, accepts, and gives to the kernel.
 
-Two tables beside BIRD's own masters, ``igp4`` and ``igp6``, hold what a next hop may be: the networks of the host's
-links, and with ``bgp.next-hops=any`` the kernel's other routes outside the pools. A route whose next hop is not in
-them stays in BIRD as unreachable, with its reason for everybody to see, and never comes to the kernel.
+Beside BIRD's own master tables, the tables ``igp4`` and ``igp6`` have the possible next hops: the networks of
+the host's links, and with ``bgp.next-hops=any`` the kernel's other routes outside the pools. A route whose
+next hop is not in them stays in BIRD as unreachable, where its reason can be seen, and is never given to the
+kernel.
 
-The masters hold blocks (static), what peers announced (BGP), and of the host's own networks what a peer is to have.
-Nothing is passed on from one peer to another: a host is no transit.
+The master tables have blocks (static), prefixes from peers (BGP), and those of the host's own networks that a
+peer should get. The speaker passes nothing from one peer to another: a host is no transit.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ RULES = _LEASES, _OWN, _WIDE, _OUTSIDE, _NOBODY = (
     "outside the pools",
     "AS 0 in its path",
 )
-"""What a filter may say of a route that it refuses."""
+"""The reasons that a filter may give for a refused route."""
 
 _LONGEST = 1 << 16
-"""More numbers than a path can have: RFC 8654 section 3 has messages of up to 65,535 bytes."""
+"""More AS numbers than a path can have: RFC 8654 section 3 has messages of up to 65,535 bytes."""
 
 GRACEFUL_SHUTDOWN = (65535, 0)
-"""RFC 8326: whoever has another way takes it."""
+"""RFC 8326: a peer with another route prefers that one."""
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A pool that the speaker serves: the length of its blocks, and this host's own address in it ('' for none)."""
+    """A pool of the speaker: the length of its blocks, and this host's own address in it ('' for none)."""
 
     prefix: Prefix
     block: int
@@ -49,11 +50,11 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """What a speaker works with, of all networks together.
+    """Inputs of a speaker, for all networks together.
 
-    ``own`` are the prefixes that are this host's, ``announced`` those of them that peers are told. ``next_hops`` has
-    the address by which others reach this host, by the family that they send; where it is of the other family,
-    IPv4 goes by IPv6 next hops (RFC 8950).
+    ``own`` are this host's prefixes, ``announced`` those of them that peers get. ``next_hops`` has the
+    address by which others reach this host, by the family of their packets. If it is of the other family,
+    IPv4 uses IPv6 next hops (RFC 8950).
     """
 
     pools: tuple[Pool, ...]
@@ -76,17 +77,17 @@ def main(speaker: Speaker, serving: Serving, folder: str) -> str:
 
 
 def session(own: Session, given: Sequence[Prefix], families: Iterable[int], most: int) -> str:
-    """Return a session's file; one with a password has SECRET in its place. Of each family ``most`` are taken, 0: all.
+    """Return a session's file; SECRET replaces a password. Accept ``most`` prefixes of each family, 0: all.
 
-    A host of the mesh may give just what its leases have (``given``, and what is in it); a peer that was set,
-    anything in our pools, and what was asked for beside.
+    A host of the mesh may announce only prefixes in its leases (``given``). A configured peer may announce
+    anything in our pools, and whatever else was asked for.
     """
     lines = [f"protocol bgp {own.protocol} from linkspan {{", f"  neighbor {own.address} as {own.remote_as};"]
     local = f"{own.source} as {own.local_as}" if own.source else f"as {own.local_as}"
     lines.append(f"  local {local}; strict bind {'on' if own.source else 'off'};")
     lines.append(f"  hold time {own.hold};")
-    # Without ``direct`` the next hop of IPv6 is the underlay's address, as everybody knows the host, and no link-local
-    # one; and a link that flaps takes the routes by it, but no session.
+    # Without ``direct`` the next hop of IPv6 is the underlay address by which everybody knows the host, and
+    # not a link-local one. And a link that flaps loses its routes, but no session.
     hops = own.multihop or (1 if own.mesh else 0)
     lines.append(f"  multihop {hops};" if hops else "  direct;")
     if own.ttl_security:
@@ -94,7 +95,8 @@ def session(own: Session, given: Sequence[Prefix], families: Iterable[int], most
     if own.password_file:
         lines.append(f"  password {SECRET};")
     if own.remote_as != own.local_as and not own.mesh:
-        # Hosts of one AS behind routers of others would take each other's routes for loops (RFC 4271 section 9.1.2).
+        # Hosts of one AS behind routers of other ASes would take each other's routes for loops (RFC 4271
+        # section 9.1.2).
         lines.append("  allow local as 1;")
     for family in families:
         lines.append(f"  ipv{family} {{")
@@ -104,7 +106,7 @@ def session(own: Session, given: Sequence[Prefix], families: Iterable[int], most
             "      reject;",
             "    };",
         ]
-        if most:  # what comes beyond it is filtered: the session and what was taken stay
+        if most:  # prefixes beyond the limit are filtered; the session and the accepted prefixes stay
             lines.append(f"    import limit {most} action block;")
         lines.append(f"    export filter {{ {_export(own, family)}reject; }};")
         lines.append("  };")
@@ -116,13 +118,13 @@ def _text(lines: Iterable[str]) -> str:
 
 
 def _set(words: Iterable[str]) -> str:
-    """Return a set of prefixes in BIRD's words, '' for an empty one, which BIRD does not know."""
+    """Return a set of prefixes in BIRD's syntax, '' for an empty set, which BIRD does not have."""
     found = ", ".join(words)
     return f"[ {found} ]" if found else ""
 
 
 def _general(speaker: Speaker, folder: str) -> Iterator[str]:
-    yield "# Written by linkspan, and written anew when it is changed by hand."
+    yield "# Written by linkspan, and overwritten after changes by hand."
     yield "log stderr { fatal, bug };"
     levels = "{ info, remote, warning, error, auth, fatal, bug }"
     yield f'log "{folder}/{LOG}" {LOG_LIMIT} "{folder}/{LOG}.old" {levels};'
@@ -134,16 +136,17 @@ def _general(speaker: Speaker, folder: str) -> Iterator[str]:
     yield "ipv4 table igp4;"
     yield "ipv6 table igp6;"
     yield "protocol device { scan time 10; }"
-    # Not linkspan's own links: a next hop is on the underlay.
+    # Not on linkspan's own links: a next hop is on the underlay.
     yield 'protocol direct { ipv4 { table igp4; }; ipv6 { table igp6; }; interface -"ls*", -"ipsec0", "*"; }'
 
 
 def _tables(speaker: Speaker, serving: Serving, family: int) -> Iterator[str]:
-    """Return what one family has: its filters, the way to the kernel, and next hops beside the links' networks."""
+    """Return one family's part: its filters, its kernel protocol, and next hops beside the links' networks."""
     pools = [pool for pool in serving.pools if pool.prefix.family == family]
     within = _set(f"{pool.prefix}+" for pool in pools)
     yield f"filter to_kernel{family} {{"
-    # What has no next hop on the link is unreachable, and another's say on where it would go.
+    # A route without a next hop on the link is unreachable: only the next hop's owner could say where it
+    # leads.
     yield "  if source != RTS_BGP || dest != RTD_UNICAST then reject;"
     for pool in pools:
         if pool.source:
@@ -169,7 +172,8 @@ def _tables(speaker: Speaker, serving: Serving, family: int) -> Iterator[str]:
     takes = _set(f"{pool.prefix}{{{pool.block},{BITS[family]}}}" for pool in pools)
     yield f"function own{family}() -> bool {{ return {f'net ~ {own}' if own else 'false'}; }}"
     yield f"function within{family}() -> bool {{ return {f'net ~ {within}' if within else 'false'}; }}"
-    # Longer than a block or one: what covers more would lead what is nobody's to the peer, and back again.
+    # As long as a block or longer: a shorter prefix would send packets for unused addresses to the peer, and
+    # back again.
     yield f"function pool{family}() -> bool {{ return {f'net ~ {takes}' if takes else 'false'}; }}"
 
 
@@ -182,7 +186,7 @@ def _announced(serving: Serving) -> Iterator[str]:
 
 
 def _template(speaker: Speaker, serving: Serving) -> Iterator[str]:
-    """Return what all sessions have in common, and the marks that what is announced bears."""
+    """Return what all sessions share, and the communities of announced prefixes."""
     yield "function marked() {"
     for community in [*speaker.communities, *([GRACEFUL_SHUTDOWN] if serving.drained else [])]:
         kind = "bgp_community" if len(community) == 2 else "bgp_large_community"
@@ -207,8 +211,8 @@ def _template(speaker: Speaker, serving: Serving) -> Iterator[str]:
 
 
 def _import(own: Session, given: Sequence[Prefix], family: int, most: int) -> Iterator[str]:
-    # Never true: a message has room for 16,000 numbers. But with another limit it is another filter, and so BIRD takes
-    # all routes anew; else those that the old limit kept out would stay out.
+    # Never true: a message has room for 16,000 numbers. But with another limit the filter is another one, so
+    # BIRD reads all routes again. Otherwise routes that the old limit refused would stay refused.
     yield f"if bgp_path.len > {_LONGEST + most} then reject;"
     yield f"if ({GRACEFUL_SHUTDOWN[0]}, {GRACEFUL_SHUTDOWN[1]}) ~ bgp_community then bgp_local_pref = 0;"
     yield f'if bgp_path ~ [= * 0 * =] then {{ {BGP_REFUSED} = "{_NOBODY}"; reject; }}'  # RFC 7607

@@ -1,8 +1,8 @@
-"""A host's BGP settings, parsed once into what a speaker and its sessions are; pure.
+"""BGP settings of a host, parsed once into its speaker and sessions; pure.
 
-Settings belong to the host, for one speaker serves all its networks: flat strings, ``bgp.KEY`` for the speaker and
-``bgp.peer.NAME.KEY`` for each peer that was set (a route reflector, a router). Those of the mesh are not set: every
-other host that takes part in it is one.
+Settings belong to the host, because one speaker serves all its networks. They are flat strings: ``bgp.KEY``
+for the speaker, and ``bgp.peer.NAME.KEY`` for each configured peer (a route reflector, a router). Peers of
+the mesh are not configured: every other host that takes part in the mesh is one.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from linkspan.core.states.bgp import HOLD, Session, Span
 T = TypeVar("T")
 
 AS = 64512
-"""The AS number where none is set: the first one for private use (RFC 6996)."""
+"""The AS number if none is set: the first one for private use (RFC 6996)."""
 
 RESTART = 120
-"""Seconds that routes outlive their speaker: RFC 4724 section 3 has at most the hold time, BIRD and FRR have this."""
+"""Seconds that routes outlive their speaker: RFC 4724 section 3 has at most the hold time, BIRD and FRR use
+this value."""
 
 MOST = (1 << 31) - 1
-"""Prefixes: BIRD's numbers have 32 bits, and filters add to it."""
+"""Prefixes: BIRD's numbers have 32 bits, and filters add to this one."""
 
 FAR = 64
 """Hops that a session without a limit may take: the initial TTL of an ordinary packet (RFC 1700)."""
 
 _DIGITS = re.compile("[0-9]{1,10}")
-"""A number of up to 32 bits; of thousands of digits Python makes none."""
+"""A number of up to 32 bits; Python refuses numbers of thousands of digits."""
 
 _RESERVED = {0: "RFC 7607", 23456: "RFC 6793", 65535: "RFC 7300", 4294967295: "RFC 7300"}
-"""AS numbers that nobody may have, and which document says so."""
+"""Reserved AS numbers, and the document that reserves each."""
 
 
 class Speaker(msgspec.Struct, frozen=True, kw_only=True):
-    """A host's speaker; ``sessions`` are those with peers that were set, without the mesh's.
+    """A host's speaker; ``sessions`` are those with configured peers, without the mesh's.
 
-    ``communities`` have two numbers (RFC 1997) or three (RFC 8092). ``any_next_hop`` lets routes through whose
+    ``communities`` have two numbers (RFC 1997) or three (RFC 8092). ``any_next_hop`` accepts routes whose
     next hop is behind a router.
     """
 
@@ -60,7 +61,7 @@ class Speaker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def speaker(host: Host) -> Speaker:
-    """Return the speaker that a host's settings make. Raises Invalid, naming the setting."""
+    """Return the speaker that a host's settings describe. Raises Invalid with the setting's name."""
     fields = _Fields({k: v for k, v in host.settings.items() if k.startswith("bgp.") and v})
     asn, hold = fields.take("bgp.as", _as, AS), fields.take("bgp.hold", _hold, HOLD)
     most = fields.take("bgp.prefixes", _number(0, MOST), None)
@@ -80,7 +81,7 @@ def speaker(host: Host) -> Speaker:
         restart_time=fields.take(
             "bgp.restart-time", _number(1, 4095), RESTART
         ),  # 12 bits, RFC 4724 section 3
-        # Set for all hosts, a reflector is a peer of every host but of the one that it runs on.
+        # If set for all hosts, a reflector is a peer of every host except its own.
         sessions=tuple(session for session in found if session.address not in ours),
     )
     fields.finish()
@@ -88,9 +89,9 @@ def speaker(host: Host) -> Speaker:
 
 
 def mesh_session(here: Host, there: Host, on_link: bool) -> Session:
-    """Return the session with another host of the mesh, by the IPv4 addresses where both have one.
+    """Return the session with another host of the mesh, by IPv4 addresses if both have one.
 
-    Raises Unavailable where the hosts have no family of underlay addresses in common.
+    Raises Unavailable if the hosts' underlay addresses have no family in common.
     """
     own = speaker(here)
     for family in FAMILIES:
@@ -110,7 +111,7 @@ def mesh_session(here: Host, there: Host, on_link: bool) -> Session:
                 prefixes=own.prefixes,
             )
     raise Unavailable(
-        f"host {there.name} and this one have no underlay addresses of one family",
+        f"host {there.name} and this host have no underlay addresses of the same family",
         "give both IPv4, or both IPv6",
     )
 
@@ -121,12 +122,12 @@ def number(host: Host) -> int:
 
 
 def in_mesh(host: Host) -> bool:
-    """Tell whether a host takes part in the mesh."""
+    """Return whether a host takes part in the mesh."""
     return _Fields(host.settings).take("bgp.mesh", _switch, True)
 
 
 def router_id(host: Host) -> str:
-    """Return the underlay's IPv4 address, or four bytes that follow from the host's id (RFC 6286: any will do)."""
+    """Return the underlay's IPv4 address, or four bytes made from the host's id (RFC 6286: any will do)."""
     address = host.underlay.address(4) if host.underlay else None
     if address is not None:
         return address.address
@@ -134,7 +135,7 @@ def router_id(host: Host) -> str:
 
 
 def protocol(kind: str, name: str) -> str:
-    """Return what BIRD calls a session: letters, digits and ``_``, which a name or an id may not all be."""
+    """Return BIRD's name of a session, of letters, digits and ``_``, which names and ids may go beyond."""
     safe = re.sub(r"[^a-zA-Z0-9]", "_", name)[:32]
     return f"{kind}_{safe}" + (
         "" if safe == name else f"_{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
@@ -142,20 +143,20 @@ def protocol(kind: str, name: str) -> str:
 
 
 class _Fields:
-    """Settings of which each is taken once; what nobody took is unknown."""
+    """Settings, each of which is read once; those that nobody reads are unknown."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = settings
         self._taken: set[str] = set()
 
     def take(self, key: str, read: Callable[[str, str], T], default: T) -> T:
-        """Return a setting as ``read(key, text)`` has it, or the default where it is not set."""
+        """Return a setting as parsed by ``read(key, text)``, or the default if it is not set."""
         self._taken.add(key)
         text = self._settings.get(key, "")
         return read(key, text) if text else default
 
     def peers(self) -> list[str]:
-        """Return the names of the peers that were set."""
+        """Return the names of the configured peers."""
         names = {
             words[2] for key in self._settings if len(words := key.split(".")) == 4 and words[1] == "peer"
         }
@@ -167,7 +168,7 @@ class _Fields:
             peer = key.startswith("bgp.peer.")
             known = ("bgp.peer.NAME.", _OF_PEER) if peer else ("bgp.", _OF_SPEAKER)
             raise Invalid(
-                f"setting {key} is unknown", f"there are {', '.join(known[0] + word for word in known[1])}"
+                f"setting {key} is unknown", f"the known ones are {', '.join(known[0] + word for word in known[1])}"
             )
 
 
@@ -192,7 +193,7 @@ _OF_PEER: Final = (
 def _peer(fields: _Fields, name: str, asn: int, hold: int, most: int | None, host: Host) -> Session:
     key = f"bgp.peer.{name}."
     if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
-        raise Invalid(f"setting {key}address: {name!r} is no name of a peer", "use letters, digits, _ and -")
+        raise Invalid(f"setting {key}address: {name!r} is no valid peer name", "use letters, digits, _ and -")
     address = fields.take(f"{key}address", _address, "")
     if not address:
         raise Invalid(f"setting {key}address is missing", f"give the peer's address: {key}address=192.0.2.1")
@@ -200,7 +201,7 @@ def _peer(fields: _Fields, name: str, asn: int, hold: int, most: int | None, hos
     default = host.underlay.address(family) if host.underlay else None
     source = fields.take(f"{key}source", _address, "")
     if source and prefix(source).family != family:
-        raise Invalid(f"setting {key}source={source} is not of the peer's family, IPv{family}")
+        raise Invalid(f"setting {key}source={source} is not of the peer's address family, IPv{family}")
     remote = fields.take(f"{key}as", _as, asn)
     secure = fields.take(f"{key}ttl-security", _switch, False)
     return Session(
@@ -213,7 +214,7 @@ def _peer(fields: _Fields, name: str, asn: int, hold: int, most: int | None, hos
         remote_as=remote,
         password_file=fields.take(f"{key}password-file", _path, ""),
         ttl_security=secure,
-        # A router is on the link (RFC 4271 section 5.1.3), a reflector anywhere.
+        # A router is on the link (RFC 4271 section 5.1.3), a reflector may be anywhere.
         multihop=fields.take(f"{key}multihop", _number(1, 255), 0 if remote != asn or secure else FAR),
         hold=fields.take(f"{key}hold", _hold, hold),
         prefixes=fields.take(f"{key}prefixes", _number(0, MOST), most),
@@ -223,14 +224,14 @@ def _peer(fields: _Fields, name: str, asn: int, hold: int, most: int | None, hos
 
 
 def _refuse_twins(sessions: Iterable[Session]) -> None:
-    """Raise Invalid where two sessions are between the same addresses: only one of them would ever come up."""
+    """Raise Invalid if two sessions are between the same addresses: only one of them would ever come up."""
     seen: dict[tuple[str, str], str] = {}
     for one in sessions:
         other = seen.setdefault((one.address, one.source), one.name)
         if other != one.name:
             raise Invalid(
-                f"setting bgp.peer.{one.name}.address={one.address} is what bgp.peer.{other}.address is already",
-                "take one of the two back, or give them a source each",
+                f"setting bgp.peer.{one.name}.address={one.address} is the address of bgp.peer.{other} already",
+                "unset one of the two, or give each its own source",
             )
 
 
@@ -247,7 +248,7 @@ def _as(key: str, text: str) -> int:
     found = _number(0, (1 << 32) - 1)(key, text)
     if found in _RESERVED:
         raise Invalid(
-            f"setting {key}={text}: AS number {text} is nobody's ({_RESERVED[found]})",
+            f"setting {key}={text}: AS number {text} is reserved ({_RESERVED[found]})",
             "give your own, or a private one: 64512 to 65534, 4200000000 to 4294967294 (RFC 6996)",
         )
     return found
@@ -289,7 +290,7 @@ def _address(key: str, text: str) -> str:
     nobody = not any(found.packed[:15]) if found.family == 6 else first in (0, 127) or first >= 224
     if "/" in text or nobody or first == 0xFF or found.packed[:2] == b"\xfe\x80":
         raise Invalid(
-            f"setting {key}={text} is no address of a host's", "give a global one, without a length"
+            f"setting {key}={text} is no host address", "give a global one, without a prefix length"
         )
     return found.address
 
@@ -308,7 +309,7 @@ def _communities(key: str, text: str) -> tuple[tuple[int, ...], ...]:
         most = {2: (1 << 16) - 1, 3: (1 << 32) - 1}.get(len(parts), -1)
         if not all(_DIGITS.fullmatch(part) and int(part) <= most for part in parts):
             raise Invalid(
-                f"setting {key}: {word!r} is no community",
+                f"setting {key}: {word!r} is no BGP community",
                 "write 64512:100 (RFC 1997) or 4200000000:1:100 (RFC 8092)",
             )
         found.append(tuple(int(part) for part in parts))

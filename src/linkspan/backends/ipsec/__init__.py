@@ -1,11 +1,11 @@
-"""IPsec: ESP between hosts, with keys agreed by an own instance of strongSwan's daemon.
+"""IPsec: ESP between hosts; an instance of strongSwan's daemon, our own, agrees on the keys.
 
-Daemon, device and credentials are one source of states. Connections (who the peer is) and their children (what is
-encrypted) are states of peers, keyed by peer and by pair of prefixes. The driver loads a peer's connection as a
-whole. Whether an association is established is no state, because the daemon takes care of it.
-``agent/ipsec_sessions`` starts what is missing, ends duplicates, and reads the reason for people from the daemon's
-log. One XFRM interface serves all peers. Routes name the peer by `encap xfrm if_id`, associations name the sender
-by a mark, and the guard admits a packet only if mark and source belong together.
+Daemon, device and credentials are one source of states. Connections (who the peer is) and their children
+(what is encrypted) are states of peers, keyed by peer and by pair of prefixes. The driver loads a peer's
+connection as a whole. Whether an association is established is no state, because the daemon takes care of it.
+``agent/ipsec_sessions`` starts what is missing, ends duplicates, and reads the reason for people from the
+daemon's log. One XFRM interface serves all peers. Routes name the peer by `encap xfrm if_id`, associations
+name the sender by a mark, and the guard admits a packet only if mark and source belong together.
 
 What could go wrong, and why it does not
     - *kernel-libipsec insists on routes of its own, and they would win over ours in a migration.* They are in table
@@ -14,7 +14,7 @@ What could go wrong, and why it does not
       again, and what was established with them is ended.
     - *XFRM sends a packet through postrouting once before it encrypts it, with the underlay's device as output.*
       The seal accepts packets that are about to be encrypted (`rt ipsec exists`).
-    - *Both hosts begin at once, and each ends the other's association.* One of the two begins at once and the other
+    - *Both hosts start at once, and each ends the other's association.* One of the two starts at once and the other
       a second later. Only the first one ends duplicates.
     - *A new daemon does not know where a peer behind a NAT is.* The agent remembers it, and the daemon tries there
       once.

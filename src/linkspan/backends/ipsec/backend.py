@@ -1,39 +1,42 @@
-"""IPsec (RFC 4301): what hosts send each other is encrypted and authenticated by ESP, and keys are agreed by IKEv2.
+"""IPsec backend (RFC 4301): ESP encrypts and authenticates packets between hosts; IKEv2 agrees on the keys.
 
-A packet's walk, container A on host 1 to B (10.244.2.9) on host 2, where the kernel has ESP:
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2, if the kernel has ESP:
 
 1. A's default route leads to the host end of its veth; host 1 looks up a *route*: 10.244.2.0/24 dev lsipsec, ``encap
    xfrm if_id`` host 2's number, src host 1's own address in the network.
 2. lsipsec is the one XFRM interface of all peers; the if_id finds the *policy* and the pair of ESP associations with
-   host 2, whose outer addresses are the hosts' underlay addresses. What leaves is protocol 50, or UDP port 4500
-   where a NAT is on the way.
-3. On host 2 the association's SPI finds the key; a packet that is not authentic, or came before, is dropped. It comes
-   out of lsipsec with a *mark* that tells which peer it is from, and the guard lets it pass only where mark and source
+   host 2, whose outer addresses are the hosts' underlay addresses. Packets leave as protocol 50, or in UDP port 4500
+   if a NAT is in between.
+3. On host 2 the association's SPI finds the key, and the kernel drops packets that are forged or replayed. A packet
+   comes out of lsipsec with a *mark* that identifies its peer, and the guard admits it only if mark and source
    belong together (the sets ``marks``). A /32 route leads to B's veth.
 
-Where the kernel has no ESP, strongSwan's daemon encrypts in user space (kernel-libipsec): packets go by its TUN,
-``ipsec0``, always in UDP port 4500. It knows policies by addresses alone, so there is a child association for each
-pair of an own prefix and one of the peer's; a packet from elsewhere than it says fits none, and is dropped. At most
-PAIRS of them with a peer. A peer of either kind is met: where one of two is of this kind, both use pairs.
+If the kernel has no ESP, strongSwan's daemon encrypts in user space (kernel-libipsec): packets pass its TUN,
+``ipsec0``, and always use UDP port 4500. Its policies have only addresses, so there is a child association
+for each pair of an own prefix and one of the peer's. A packet with another source matches no association, and
+is dropped. A peer has at most PAIRS of them. Both kinds of host work together: if one of two encrypts in user
+space, both use pairs.
 
-A peer costs a connection and a child association (in user space: for each pair), and a route and a set element for
-each prefix. Nothing else changes on other hosts.
+A peer costs a connection and a child association (in user space: one for each pair), and a route and a set
+element for each prefix. Nothing else changes on other hosts.
 
-Who is who: by a certificate with the host's name (subjectAltName) from an authority that all trust, or by one key
-that all hosts share. With certificates a host that was broken into can send from its own blocks only, and is shut
-out by a revocation list; with a shared key it can call itself by any name. Secrets are files; paths are in settings and
-states, never what is in them.
+Identity: a certificate with the host's name (subjectAltName) from an authority that all trust, or one key
+that all hosts share. With certificates a compromised host can send from its own blocks only, and a revocation
+list shuts it out. With a shared key it can claim any name. Secrets are files; settings and states have paths,
+never contents.
 
-The daemon is an instance of our own, with its configuration, control socket and log in the state folder. It outlives
-the agent, renews keys and begins anew with silent peers by itself. Without it nothing leaves: XFRM has no associations,
-or the TUN is gone with its routes (``core/seal.py`` has the rest).
+The daemon is an instance of our own, with its configuration, control socket and log in the state folder. It
+outlives the agent, renews keys and reconnects to silent peers by itself. Without the daemon no packet leaves:
+XFRM has no associations, or the TUN is gone with its routes (``core/seal.py`` has the rest).
 
-Overhead: an ESP packet in UDP over IPv4 has 20 (IPv4) + 8 (UDP) + 8 (ESP) + 8 (IV) + 16 (ICV) + at most 5 bytes of
-padding. 100 are taken off, for the daemon's TUN takes 1400 bytes at most, and all hosts of a network have one MTU.
+Overhead: an ESP packet in UDP over IPv4 has 20 (IPv4) + 8 (UDP) + 8 (ESP) + 8 (IV) + 16 (ICV) + at most 5
+bytes of padding. The backend subtracts 100, because the daemon's TUN takes 1400 bytes at most, and all hosts
+of a network have one MTU.
 
-Rejected: an XFRM interface for each peer (as many devices as hosts); policies without an interface (inner packets are
-routed by the underlay's device, and a policy that is missing means in clear); transport mode over a tunnel of another
-backend (libipsec cannot); Libreswan and racoon2 (one of them speaks no vici, the other no IKEv2 that is kept up).
+Rejected: an XFRM interface for each peer (as many devices as hosts); policies without an interface (inner
+packets are routed by the underlay's device, and a policy that is missing means in clear); transport mode over
+a tunnel of another backend (libipsec cannot); Libreswan and racoon2 (the first has no vici, the second no
+maintained IKEv2).
 """
 
 from __future__ import annotations
@@ -78,12 +81,12 @@ from linkspan.core.states.programs import File, Process
 KERNEL, USER = "lsipsec", "ipsec0"
 """The device: the kernel's, or the one that the daemon makes, which it names itself."""
 PAIRS = 64
-"""Child associations with one peer in user space: each is agreed on its own, 64 take a second (measured)."""
+"""Child associations with one peer in user space: each is negotiated on its own, 64 take a second (measured)."""
 TUN_MTU = 1400
-"""Bytes: TUN_DEFAULT_MTU of strongSwan's kernel-libipsec plugin; it reads no more at once."""
+"""Bytes: TUN_DEFAULT_MTU of strongSwan's kernel-libipsec plugin; it reads at most this at once."""
 OVERHEAD = 100
 RULE, TABLE = 40000, 76
-"""Where the daemon's own routes go in user space: behind every table that counts."""
+"""Rule and table of the daemon's own routes in user space: looked up after every table that matters."""
 
 
 class IpsecBackend(RoutedBackend):
@@ -101,28 +104,28 @@ class IpsecBackend(RoutedBackend):
         settings(host)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """Return the address of this host's daemon, and who encrypts."""
+        """Return the address of this host's daemon, and what encrypts."""
         here = underlay(view, network)
         address = here.address(here.outer)
         if address is None:
             raise Unavailable(
-                f"network {network.name}: the underlay {here.ifname} has no address", "give it one"
+                f"network {network.name}: the underlay {here.ifname} has no address", "give it an address"
             )
-        # Another host's announcement, expected in a migration, is made without its facts.
+        # In a migration this host predicts another host's announcement without knowing its facts.
         found = view.facts.program(Strongswan)
         return {"address": address.address, "by": "kernel" if found is not None and found.kernel else "user"}
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
-        """It has the address of the host's daemon."""
+        """Accept only an offer with the address of the host's daemon."""
         sent_to(offer, "address")
 
     def lacks(self, facts: Facts) -> str:
-        """Without ESP strongSwan's daemon encrypts in user space."""
+        """Return that strongSwan's daemon encrypts in user space if the kernel has no ESP."""
         found = facts.program(Strongswan)
         return "ESP" if found is not None and not found.kernel else ""
 
     def host(self, view: HostView) -> Iterable[State]:
-        """Return the daemon, its device, and what it proves this host by."""
+        """Return the daemon, its device, and this host's credentials."""
         served = [network for network in view.networks if _serves(network)]
         if not served:
             return
@@ -139,9 +142,9 @@ class IpsecBackend(RoutedBackend):
         yield from (IpsecCredential(kind, path) for kind, path in identity(view.host).credentials())
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return what is on the device: this host's own addresses, settings, and leave to leave by it.
+        """Return the states on the device: own addresses, settings, and the permission to leave by it.
 
-        It is the same where this host cannot have the daemon (now): what is closed stays closed.
+        They are the same if this host cannot have the daemon (now), so that a closed network stays closed.
         """
         device = _device(view)
         yield from network_states(view, network)
@@ -152,7 +155,7 @@ class IpsecBackend(RoutedBackend):
             yield element("internal_links", device)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return the connection with its children, the routes, and what lets the peer's packets in."""
+        """Return the connection with its children, the routes, and what admits the peer's packets."""
         connection = _connection(view, network, peer)
         device, mark = _device(view), connection.mark
         targets = list(reached(peer))
@@ -167,7 +170,7 @@ class IpsecBackend(RoutedBackend):
             yield Route(target, device, source=own(view, network, target.family), if_id=mark)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that IKE's ports get to the peer; a NAT between lets nobody in, or is told by the associations."""
+        """Return that IKE's ports reach the peer; of hosts behind a NAT only the associations show that."""
         address = _far(view, network, peer)
         if _hidden(view, peer) != (False, False):
             return
@@ -179,12 +182,12 @@ class IpsecBackend(RoutedBackend):
 
 
 def _for_nobody(_left: int) -> bytes:
-    """Return what every daemon drops unread: a NAT's keepalive (RFC 3948 section 2.3)."""
+    """Return a packet that every daemon drops unread: a NAT keepalive (RFC 3948 section 2.3)."""
     return b"\xff"
 
 
 def name(host: str) -> str:
-    """Return the daemon's word for the connection with a host."""
+    """Return the daemon's name of the connection with a host."""
     return f"{PREFIX}{host}"
 
 
@@ -194,7 +197,7 @@ def _device(view: HostView) -> str:
 
 
 def _daemon(view: HostView, network: Network) -> Strongswan:
-    """Return strongSwan's daemon. Raises Unavailable where this host cannot have it."""
+    """Return strongSwan's daemon. Raises Unavailable if this host cannot have it."""
     found = view.facts.program(Strongswan)
     if found is None:
         raise Unavailable(
@@ -208,14 +211,14 @@ def _daemon(view: HostView, network: Network) -> Strongswan:
         )
     for port, who in found.holders:
         raise Unavailable(
-            f"network {network.name}: UDP port {port}, which IKE needs, is held by {who}",
-            "stop it: two IKE daemons cannot share a host's ports",
+            f"network {network.name}: UDP port {port}, which IKE needs, is in use by {who}",
+            "stop that program: two IKE daemons cannot share a host's ports",
         )
     return found
 
 
 def _far(view: HostView, network: Network, peer: Peer) -> Prefix:
-    """Return where the peer's daemon is. Raises Unavailable where this host cannot send there."""
+    """Return the address of the peer's daemon. Raises Unavailable if this host cannot send there."""
     address = prefix(offered(network, peer, IpsecBackend.name)["address"])
     outer = underlay(view, network).outer
     if address.family != outer:
@@ -233,8 +236,8 @@ def _connection(view: HostView, network: Network, peer: Peer) -> IpsecConnection
     here_hidden, there_hidden = _hidden(view, peer)
     if here_hidden and there_hidden:
         raise Unavailable(
-            f"host {peer.host.name} and this one are both behind a NAT, and IPsec goes by no third host",
-            "let one of them in (--advertise ADDR, UDP ports 500 and 4500), or use backend wireguard",
+            f"host {peer.host.name} and this host are both behind a NAT, and IPsec cannot use a third host",
+            "make one of them reachable (--advertise ADDR, UDP ports 500 and 4500), or use backend wireguard",
         )
     return IpsecConnection(
         name=name(peer.host.id),
@@ -253,20 +256,20 @@ def _connection(view: HostView, network: Network, peer: Peer) -> IpsecConnection
 
 
 def _hidden(view: HostView, peer: Peer) -> tuple[bool, bool]:
-    """Tell whether this host is behind a NAT that lets nobody in, and whether the peer is."""
+    """Return whether this host is behind a NAT that lets nobody in, and whether the peer is."""
     mine, theirs = view.host.underlay if view.host is not None else None, peer.host.underlay
     return mine is not None and mine.hidden, theirs is not None and theirs.hidden
 
 
 def _mark(host: str) -> int:
-    """Return a peer's number, which this host alone uses; 31 bits, so that no tool takes it for a negative one."""
+    """Return a peer's number, unique on this host; of 31 bits, so that no tool reads it as negative."""
     return int.from_bytes(hashlib.blake2b(host.encode(), digest_size=4).digest(), "big") >> 1 or 1
 
 
 def _children(
     view: HostView, network: Network, peer: Peer, connection: str, targets: Iterable[Prefix]
 ) -> Iterator[IpsecChild]:
-    """Yield what is encrypted: everything where both kernels do it, else each pair of prefixes."""
+    """Yield the pairs to encrypt: one for everything if both kernels can, else each pair of prefixes."""
     families = sorted({pool.family for pool in network.prefixes})
     if _daemon(view, network).kernel and offered(network, peer, IpsecBackend.name).get("by") == "kernel":
         yield from (IpsecChild(connection, whole(family), whole(family)) for family in families)
@@ -280,15 +283,15 @@ def _children(
     ]
     if len(pairs) > PAIRS:
         raise Unavailable(
-            f"host {peer.host.name} and this one have {len(pairs)} pairs of prefixes in network {network.name}, "
-            f"and IPsec in user space takes {PAIRS}",
+            f"host {peer.host.name} and this host have {len(pairs)} pairs of prefixes in network {network.name}, "
+            f"and IPsec in user space takes at most {PAIRS}",
             "use a kernel with CONFIG_XFRM_INTERFACE, larger blocks (--subnet-len), or fewer exact addresses",
         )
     yield from pairs
 
 
 def _mine(view: HostView, network: Network) -> list[Prefix]:
-    """Return all that leads to this host: blocks, exact addresses, and its own address where no block has it."""
+    """Return all prefixes of this host: blocks, exact addresses, and its own address if it is outside them."""
     lease = view.lease(network.name)
     if lease is None:
         return []
@@ -302,7 +305,7 @@ def _mine(view: HostView, network: Network) -> list[Prefix]:
 
 
 def _serves(network: Network) -> bool:
-    """Tell whether the network uses the daemon, now or at the end of its migration."""
+    """Return whether the network uses the daemon, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return IpsecBackend.name in ways
 

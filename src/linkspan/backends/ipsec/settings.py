@@ -1,8 +1,9 @@
-"""A host's IPsec settings, parsed once: by what it proves itself to others, and how often keys are renewed; pure.
+"""IPsec settings of a host, parsed once: its credentials, and how often keys are renewed; pure.
 
-Files, never what is in them: a shared key of all hosts (``ipsec.psk-file``), or a certificate of each host's own
-(``ipsec.certificate`` and ``ipsec.key``) by an authority that all trust (``ipsec.ca``), with ``ipsec.crl`` for those
-that it has taken back. A certificate is for one host: the host's name has to be among its subjectAltNames.
+Settings name files and never have their contents: a shared key of all hosts (``ipsec.psk-file``), or a
+certificate for each host (``ipsec.certificate`` and ``ipsec.key``) by an authority that all trust
+(``ipsec.ca``), with ``ipsec.crl`` for revoked ones. A certificate is for one host: the host's name must be
+among its subjectAltNames.
 """
 
 from __future__ import annotations
@@ -39,27 +40,27 @@ class Ipsec(msgspec.Struct, frozen=True):
 
     @property
     def shared(self) -> bool:
-        """Whether hosts prove themselves by one key that all have."""
+        """Return whether hosts prove their identity by one key that all have."""
         return "psk" in self.files
 
     def credentials(self) -> Iterator[tuple[Kind, str]]:
-        """Yield what the daemon loads."""
+        """Yield the credentials that the daemon loads."""
         yield from self.files.items()
 
 
 def settings(host: Host) -> Ipsec:
-    """Return what a host's settings say. Raises Invalid, naming the setting; complete they need not be."""
+    """Return a host's settings, complete or not. Raises Invalid with the setting's name."""
     given = {k.removeprefix(PREFIX): v for k, v in host.settings.items() if k.startswith(PREFIX) and v}
     for word in sorted(given.keys() - set(_KNOWN)):
         raise Invalid(
-            f"setting {PREFIX}{word} is unknown", f"there are {', '.join(PREFIX + k for k in _KNOWN)}"
+            f"setting {PREFIX}{word} is unknown", f"the known ones are {', '.join(PREFIX + k for k in _KNOWN)}"
         )
     files = {kind: _path(word, given[word]) for word, kind in _FILES.items() if word in given}
     if "psk" in files and len(files) > 1:
         other = next(word for word in given if word in _FILES and word != "psk-file")
         raise Invalid(
             f"settings {PREFIX}psk-file and {PREFIX}{other} exclude each other",
-            "hosts prove themselves by a shared key or by certificates: unset one (KEY=)",
+            "hosts prove their identity by a shared key or by certificates: unset one (KEY=)",
         )
     return Ipsec(
         files,
@@ -69,13 +70,13 @@ def settings(host: Host) -> Ipsec:
 
 
 def identity(host: Host) -> Ipsec:
-    """Return a host's settings where they suffice to prove itself. Raises Unavailable where they do not."""
+    """Return a host's settings if they can prove its identity. Raises Unavailable if they cannot."""
     found = settings(host)
     missing = [word for word in ("certificate", "key", "ca") if _FILES[word] not in found.files]
     if found.shared or not missing:
         return found
     raise Unavailable(
-        f"backend ipsec needs something by which host {host.name} proves itself: {PREFIX}{missing[0]} is not set",
+        f"backend ipsec needs credentials of host {host.name}: {PREFIX}{missing[0]} is not set",
         f"linkspan host set {PREFIX}psk-file=FILE --all, or {PREFIX}certificate=, {PREFIX}key= and {PREFIX}ca= (FILEs)",
     )
 
@@ -83,7 +84,7 @@ def identity(host: Host) -> Ipsec:
 def _path(word: str, text: str) -> str:
     if not text.startswith("/") or not text.isprintable() or '"' in text:
         raise Invalid(
-            f"setting {PREFIX}{word}={text} is no path", "give an absolute one, as each host has it"
+            f"setting {PREFIX}{word}={text} is no path", "give an absolute path on each host"
         )
     return text
 

@@ -1,6 +1,7 @@
-"""The configuration of strongSwan's daemon, as text: one of our own, apart from whatever else the host runs.
+"""Configuration of strongSwan's daemon, as text: an instance of our own, apart from any other on the host.
 
-It holds no connection and no secret: those are given by the control socket, and are gone with the process.
+It has no connection and no secret: the agent loads those through the control socket, and they end with the
+process.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ _PLUGINS = (
 def main(folder: str, *, user_space: bool, rule: int, table: int) -> str:
     """Return the daemon's main file.
 
-    ``make_before_break`` renews without a gap. Lost messages are sent again after 1, 1.4, 2 s and so on: a peer that is
-    gone is known for that 16 s after it was asked. Certificates that a peer once had are not kept: they would go on to
-    count. In user space the daemon insists on routes of its own, which it puts into ``table`` behind ``rule``.
+    ``make_before_break`` renews without a gap. Lost messages are sent again after 1, 1.4, 2 s and so on: the
+    daemon knows that a peer is gone 16 s after it asked. It does not keep certificates that a peer once had,
+    because they would stay valid. In user space the daemon insists on routes of its own, which it puts into
+    ``table`` behind ``rule``.
     """
     lines = [
         "charon {",

@@ -1,17 +1,18 @@
-"""An underlay's switches as they are now: who is at which port, and the way from switch to switch.
+"""Fabric: an underlay's switches as they are now, with the port of each host and the links between switches.
 
-Nothing is typed in. Hosts are asked by ARP (or neighbour solicitation) from the gateway's MAC, and switches send each
-other LLDP frames; both come back to a flow of ours, which notes port and sender in a table of the switch's own.
-So a controller that starts knows at once what the one before it had found out.
+Nothing is configured. The controller asks hosts by ARP (or neighbour solicitation) from the gateway's MAC,
+and switches send each other LLDP frames. Both reach a flow of ours, which notes port and sender in a table of
+the switch itself. So a new controller knows at once what the one before had found out.
 
-A host stays where it was seen last: its port may be down, the note may have ended with the switch. Another place is
-believed where it is seen there and no more at the old one; seen at both, it stays, and the double is named. A MAC that
-two hosts say is theirs moves neither, for nobody knows which of them was seen.
+A host stays where it was last seen: its port may be down, or the note may have been lost with the switch. The
+fabric believes a new place once the host is seen there and no longer at the old one. A host seen at both
+stays, and is reported. A MAC that two hosts claim moves neither, because nobody knows which of them was seen.
 
-A link between switches begins when both ends have heard each other: what comes in by it counts as checked, and a host
-that says after a switch what it has heard makes no link of its own port. It is "up" while that is so and both ports are
-up; "silent" where only the ports are up, and then it is used where no other way is left, for a link that is believed
-dead may carry, and none never does. One that fell often lately is taken up again ever later.
+A link between switches begins when both ends have heard each other. Packets from it count as checked, so a
+host that repeats a switch's frames must not turn its own port into a link. The link is "up" while both ends
+hear each other and both ports are up. It is "silent" while only the ports are up; then it is used if no other
+link is left, because a link that seems dead may still carry packets, and no link never does. A link that
+often fell recently is used again after a growing backoff.
 
 A switch that starts has no flows, and forwards LLDP frames that it should note. Two of its neighbours then hear each
 other through it, and once it has flows it drops what they would send each other that way. So a known link yields to
@@ -26,28 +27,28 @@ from collections.abc import Collection, Container, Iterable, Mapping
 from linkspan.core.states.openflow import Map, Seen, Spot
 
 SILENT_COST = 1000
-"""Of a link that is not seen, where one that is costs 1: more than any way of seen ones."""
+"""Cost of a silent link, where a link that is up costs 1: more than any path of links that are up."""
 STEADY = 10.0
 """Seconds after which a fall is forgotten."""
 LONGEST = 30.0
 FORGOTTEN = 60.0
-"""Seconds after which a link that is not heard, with both ports up, is none any more: somebody changed the cables."""
+"""Seconds after which a silent link with both ports up is forgotten: somebody changed the cables."""
 AWAY = 5.0
-"""Seconds after which a switch that was not looked at counts as one that does not answer."""
+"""Seconds without an observation after which a switch counts as silent."""
 
 
 class Fabric:
-    """Remembers where hosts and links were seen; ``take`` is given what is seen now."""
+    """Remembers where hosts and links were seen; ``take`` gets the current observations."""
 
     def __init__(self) -> None:
         self.places: dict[str, Spot] = {}
         self.doubles: dict[str, str] = {}
-        """By host: what is to be said of one that is seen at two ports."""
+        """By host id: the message about a host that is seen at two ports."""
         self.seen: dict[str, Seen] = {}
         self._links: dict[Spot, Spot] = {}
         """Both ends of each, by each of them."""
         self._answered: dict[str, float] = {}
-        """When each switch was looked at last."""
+        """When each switch was last observed."""
         self._heard: dict[Spot, float] = {}
         self._falls: dict[Spot, list[float]] = {}
         self._up: dict[Spot, bool] = {}
@@ -55,9 +56,9 @@ class Fabric:
     def take(
         self, seen: Mapping[str, Seen], macs: Mapping[str, str], probes: Mapping[str, Spot], now: float
     ) -> Map:
-        """Return the map that follows. ``macs`` are hosts' by id, ``probes`` tell whose LLDP frame a MAC is.
+        """Return the resulting map. ``macs`` are hosts' by id, ``probes`` map a MAC to the sender of its LLDP frame.
 
-        A switch that was not reached is not in ``seen``, and is as it was.
+        A switch that was not reached is missing in ``seen``, and keeps its state.
         """
         self.seen.update(seen)
         self._answered.update(dict.fromkeys(seen, now))
@@ -81,10 +82,10 @@ class Fabric:
         return Map(tuple(sorted(self.seen)), tuple(sorted(places)), tuple(links), tuple(sorted(ports)))
 
     def _forget(self, contradicted: Collection[Spot], now: float) -> None:
-        """Let go of links behind whose port a host is now, or nobody was heard for long: they would be believed.
+        """Forget links whose port now has a host, or that were silent for long: their packets would be trusted.
 
-        A switch that does not answer cannot be told to say who it is, so its silence means nothing, unless the port
-        that leads to it is ``contradicted``: another switch is heard there.
+        A switch that does not answer cannot be made to send its LLDP frames, so its silence means nothing, unless
+        the port that leads to it is ``contradicted``: another switch is heard there.
         """
         hosts = set(self.places.values())
         for here, there in list(self._links.items()):
@@ -97,7 +98,7 @@ class Fabric:
                 del self._links[here]
 
     def _sightings(self, probes: Mapping[str, Spot]) -> dict[Spot, set[Spot]]:
-        """Return who is heard at which port: several where a switch that has no flows yet sends on what comes."""
+        """Return who is heard at which port: several if a switch without flows forwards the frames."""
         found: dict[Spot, set[Spot]] = {}
         for name, one in self.seen.items():
             for number, address in one.notes:
@@ -120,7 +121,7 @@ class Fabric:
         return all(self.seen[name].up(number) for name, number in (here, there)) and not mutual.get(there)
 
     def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:
-        """Find hosts; what is seen where a switch is heard has come by that one, which had no flows yet."""
+        """Find hosts; a host seen behind another switch was forwarded by that switch, which had no flows yet."""
         at: dict[str, list[Spot]] = {}
         for name, one in sorted(self.seen.items()):
             for number, address in one.notes:
@@ -150,7 +151,7 @@ class Fabric:
         self._falls[link], self._up[link] = falls, up
 
     def _steady(self, link: Spot, now: float) -> bool:
-        """Tell whether a link may be used: after its first fall at once, after each further one twice as late."""
+        """Return whether a link may be used: after its first fall at once, then with doubling backoff."""
         falls = self._falls.get(link, [])
         wait = min(2.0 ** (len(falls) - 1), LONGEST) if len(falls) > 1 else 0.0
         return not falls or now - falls[-1] >= wait

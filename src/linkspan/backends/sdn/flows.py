@@ -1,31 +1,34 @@
-"""A switch's flows, as a pure function of who holds what and where hosts are: the switches as one router.
+"""Flows of the switches, as a pure function of records and host locations: the switches act as one router.
 
 A packet for the gateway's MAC meets, at the switch where it comes in:
 
-    table 0    GATE     takes what is for the gateway; all else goes on below, to the flows that the switch has
-                        anyway, for the hosts' own traffic
+    table 0    GATE     accepts packets to the gateway; all others continue below, at the flows that the switch
+                        has anyway for the hosts' own traffic
     table 101  SOURCES  is it from a host's port and MAC, and from a prefix of that host? One flow for each prefix.
-                        Its network goes into the metadata
-    table 102  TARGETS  by network and destination: one flow for each prefix. TTL, both MACs, and out: by the host's
-                        port, or by the port towards the host's switch
-    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host (and by prefix where
-                        several have that MAC). What has the gateway's MAC as its source is taken from other
-                        switches' ports only, so it was checked
+                        It writes the network into the metadata
+    table 102  TARGETS  by network and destination: one flow for each prefix. It sets TTL and both MACs, and sends
+                        to the host's port, or to the port towards the host's switch
+    table 104  TRANSIT  at any further switch: by the host's MAC alone, one flow for each host (and by prefix if
+                        several hosts have that MAC). Packets with the gateway's MAC as source are accepted only
+                        from other switches' ports, so they were checked
 
-Beside these, table 100 holds the switch's notes (``fabric``), and 103 the second half of the answer to neighbour
-solicitation. A prefix costs two flows at its own switch, and one at each other. The longest prefix wins, by priority.
+Besides these, table 100 has the switch's notes (``fabric``), and 103 the second half of the answer to
+neighbour solicitation. A prefix costs two flows at its own switch, and one at each other. The longest prefix
+wins, by priority.
 
-The edge is closed: at each table's end what nothing took is dropped, and counted by the flow that drops it. In table 0
-a pool's packets that were not sent to the gateway are dropped as well, from all and to all, or a host could go past all
-that by sending to another's MAC; but not while the network migrates (host-gw sends just so), nor where it is not
-masqueraded (it leaves by the real gateway under its own addresses, and its answers come in so).
+The edge is closed: each table's last flows drop all other packets, and count them. Table 0 also drops a pool's
+packets that were not sent to the gateway, from all and to all. Otherwise a host could avoid the checks by
+sending to another host's MAC. There are two exceptions: while the network migrates (host-gw sends exactly
+so), and a network without masquerade (its packets leave by the real gateway with their own addresses, and the
+answers come in so).
 
-Networks that are allowed to each other have flows both ways: which of the two may begin, and at which port, is held by
-the hosts, which know connections.
+Networks with an allowance have flows both ways. The hosts, which track connections, decide which of the two
+may open one, and to which port.
 
-What OpenFlow 1.3 cannot do, and is not sent to the controller for either: a TTL that ends here is dropped without a
-word (traceroute shows the switches as one hop that does not answer), and nothing is ever too big: all links of the
-underlay have the MTU that the hosts' have. No packet of a container's goes to the controller, so none can flood it.
+OpenFlow 1.3 cannot answer two cases, and no packet goes to the controller for them. A packet whose TTL
+expires here is dropped silently (traceroute shows the switches as one hop that does not answer). No packet is
+too big, because all links of the underlay have the hosts' MTU. Containers' packets never reach the
+controller, so no container can flood it.
 """
 
 from __future__ import annotations
@@ -38,21 +41,22 @@ from linkspan.core.addresses import Prefix, link_local, mac
 from linkspan.core.states.openflow import Claim, Flow, Held, Map, Spot, cookie, flow
 
 NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
-"""Tables; lower numbers are left to others."""
+"""Tables; lower numbers are free for other programs."""
 _TOP = 42000
-"""Priority of the first of our flows in table 0; others' flows of more get packets before us."""
+"""Priority of our first flow in table 0; other programs' flows with more get packets before ours."""
 MOST_NOTES = 256
-"""Of one port: a host that answers under ever new MACs fills neither the table nor the place of other ports' notes.
-Who was found stays found."""
+"""Notes of one port: a host that answers with ever new MACs can fill neither the table nor the room of other
+ports. A host that was found stays found."""
 NOTE_LASTS = 30
-"""Seconds for which a switch remembers at which port a host was seen."""
+"""Seconds for which a switch remembers the port of a host."""
 LINK_LASTS = 5
-"""The same of another switch, which says who it is in each round: a link that is silently dead is one after so long,
-and one between busy machines is not taken for dead. One whose port is down needs no waiting."""
+"""The same for another switch, which sends its LLDP frame in each round. A silently dead link is noticed
+after this time, and a link between busy machines is not taken for dead. A link whose port is down needs no
+waiting."""
 LLDP = 0x88CC
 """IEEE 802.1AB."""
 FROM_SWITCH = "from a switch"
-"""What the flows are about that take what other switches have checked."""
+"""Subject of the flows that accept packets checked by other switches."""
 _IP = {4: "ip", 6: "ipv6"}
 _SRC = {4: "nw_src", 6: "ipv6_src"}
 _DST = {4: "nw_dst", 6: "ipv6_dst"}
@@ -61,7 +65,7 @@ _OVERRIDE = 0xA0000000
 
 
 def number(network: str) -> int:
-    """Return a network's number in the metadata: by its name, so that every controller gives it the same."""
+    """Return a network's number in the metadata, made from its name, so that every controller uses the same."""
     return int.from_bytes(hashlib.blake2b(network.encode(), digest_size=4).digest(), "big") | 1
 
 
@@ -97,7 +101,7 @@ def _flows(held: Held, where: Map, switch: str, ways: Mapping[str, Mapping[str, 
 
 
 def _transits(held: Held, out: Mapping[str, int]) -> Iterable[Flow]:
-    """Yield what takes checked packets to hosts: by MAC, and by prefix as well where several have that MAC."""
+    """Yield the flows that send checked packets to hosts: by MAC, and by prefix if several hosts have that MAC."""
     counts = Counter(address for _, address in held.macs)
     macs = dict(held.macs)
     for host, port in sorted(out.items()):
@@ -118,13 +122,13 @@ def _shared(claim: Claim) -> str:
 def spared(
     held: Held, where: Map, switch: str, there: Iterable[Flow], wanted: Iterable[Flow], *, whole: bool
 ) -> list[Flow]:
-    """Return which of the flows in a switch stay beside the wanted ones, for it is not known that they are wrong.
+    """Return the flows of a switch that stay beside the desired ones, because they may still be right.
 
-    Where the picture is not ``whole`` (a switch does not answer, or was not looked at for long enough) it may only be
-    this controller that does not know where a host is, or what leads to it. What somebody has put for that host's
-    prefixes stays then, but for what names another MAC than it has now. So do the ports stay trusted by which other
-    switches send, unless a host is found there, and what takes packets from these to hosts that are found. Of hosts
-    with one MAC nobody knows who was seen, so theirs always stay.
+    If the picture is not ``whole`` (a switch does not answer, or was not observed for long enough), perhaps
+    only this controller does not know where a host is, or which path leads to it. Then existing flows for
+    that host's prefixes stay, except those that name another MAC than it has now. Ports by which other
+    switches send stay trusted, unless a host is found there, and so do flows from these ports to known hosts.
+    If several hosts have one MAC, nobody knows which was seen, so their flows always stay.
     """
     counts = Counter(address for _, address in held.macs)
     unsure = [(host, address) for host, address in held.macs if not whole or counts[address] > 1]
@@ -165,7 +169,7 @@ def _source(claim: Claim, spot: Spot, address: str) -> Flow:
 
 
 def _abouts(claim: Claim, allowed: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return the networks from which a prefix may be reached, by what the flow for each is about."""
+    """Return the networks from which a prefix may be reached, by the subject of each one's flow."""
     others = allowed.get(claim.network, ())
     return {str(claim.prefix): claim.network} | {f"{claim.prefix} from {name}": name for name in others}
 
@@ -178,13 +182,13 @@ def _target(claim: Claim, about: str, source: str, gateway: str, address: str, p
 
 
 def text(prefix: Prefix) -> str:
-    """Return a prefix as ovs-ofctl prints it: an address alone has no length."""
+    """Return a prefix as ovs-ofctl prints it: without the length if it is one address."""
     single = prefix.length == len(prefix.packed) * 8
     return prefix.address if single else str(prefix)
 
 
 def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
-    """Yield table 0."""
+    """Yield the flows of table 0."""
     for port in dict(where.ports).get(switch, ()):
         yield from _notes(gateway, port)
     for one in sorted({g for network in held.networks for g in network.gateways}):
@@ -206,7 +210,7 @@ def _gate(held: Held, where: Map, switch: str, gateway: str) -> Iterable[Flow]:
 
 
 def _notes(gateway: str, port: int) -> Iterable[Flow]:
-    """Yield what notes down who answers the controller's questions at a port: a learnt flow's limit goes by cookie."""
+    """Yield the flows that note who answers the controller's requests at a port; learnt flows are limited by cookie."""
 
     def learn(seconds: int) -> str:
         seen = cookie("seen", f"port {port}")
@@ -222,7 +226,7 @@ def _notes(gateway: str, port: int) -> Iterable[Flow]:
 
 
 def _arp(address: Prefix, gateway: str) -> Iterable[Flow]:
-    """Yield the answer to an ARP request (RFC 826), made of the request."""
+    """Yield the flow that answers an ARP request (RFC 826) by rewriting the request."""
     yield flow("answer", address.address, 0, _TOP, f"arp,arp_op=1,arp_tpa={address.address}", ",".join((
         "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[]", f"set_field:{gateway}->eth_src", "set_field:2->arp_op",
         "move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[]", f"set_field:{gateway}->arp_sha",
@@ -238,7 +242,8 @@ def _neighbour(address: Prefix, gateway: str) -> Iterable[Flow]:
         "move:NXM_NX_IPV6_SRC[]->NXM_NX_IPV6_DST[]", f"set_field:{own}->ipv6_src",
         "set_field:136->icmpv6_type", f"goto_table:{ADVERTS}",
     )))  # fmt: skip
-    # By the stack: with the kernel's data path a switch refuses set_field for these two, with all of a bundle.
+    # By the stack: with the kernel's data path a switch refuses set_field for these two fields, and with it
+    # the whole bundle.
     advert = ",".join((
         f"set_field:{_OVERRIDE:#x}->reg0", "push:NXM_NX_REG0[]", "pop:ERICOXM_OF_ICMPV6_ND_RESERVED[]",
         "set_field:0x2->reg0", "push:NXM_NX_REG0[0..7]", "pop:ERICOXM_OF_ICMPV6_ND_OPTIONS_TYPE[]",
@@ -248,7 +253,7 @@ def _neighbour(address: Prefix, gateway: str) -> Iterable[Flow]:
 
 
 def _ends(held: Held) -> Iterable[Flow]:
-    """Yield what drops, at each table's end, what nothing took."""
+    """Yield the flows at each table's end that drop all other packets."""
     yield flow("foreign", "", SOURCES, 0, "", "drop")
     for network in held.networks:
         for pool in network.pools:

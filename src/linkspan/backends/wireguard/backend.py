@@ -1,27 +1,29 @@
-"""WireGuard: packets in encrypted, authenticated UDP, one device, one key and one port on each host for all networks.
+"""WireGuard backend: encrypted, authenticated UDP; one device, one key and one port on each host for all networks.
 
-A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1; there the route
-10.244.2.0/24 dev lswg leads into the device, whose *allowed IPs* say that this prefix is the peer's with host 2's
-public key. The packet is encrypted for it and sent to where the peer was last heard (or where its record says that it
-is). On host 2 the key of the sender follows from the packet itself; it is let in only where its inner source
-is an allowed IP of just that key, and the guard asks once more whether a peer has it in this network. Networks are told
-apart by their addresses, as in all routed backends.
+A packet's walk, container A on host 1 to B (10.244.2.9) on host 2: A's default route leads to host 1. There
+the route 10.244.2.0/24 dev lswg leads into the device, whose *allowed IPs* say that this prefix belongs to
+the peer with host 2's public key. The device encrypts the packet for that peer and sends it to where the peer
+was last heard (or to the address in its record). On host 2 the packet itself shows the sender's key. The
+device accepts it only if the inner source is an allowed IP of exactly that key, and the guard checks again
+that a peer has the source in this network. Networks are distinguished by their addresses, as in all routed
+backends.
 
-The private key is made on its host and stays there; the public one is in the host's record, so what a peer will
-announce is known before it does. Where the kernel has no WireGuard, lswg is a persistent TUN that wireguard-go serves:
-its end takes neither device nor routes along. What is on the wire is the same. Either way the pools are sealed.
+A host makes its private key itself, and the key never leaves the host. The public key is in the host's
+record, so a peer's announcement is known before it is made. If the kernel has no WireGuard, lswg is a
+persistent TUN that wireguard-go serves: when wireguard-go ends, device and routes stay. The packets on the
+wire are the same. In both cases the pools are sealed.
 
-A peer costs an entry with its key, and for each prefix an allowed IP, a route and a set element. Overhead: 60 bytes
-over IPv4 (outer header 20, UDP 8, WireGuard 32), 80 over IPv6; the device bears the MTU. Inner and outer families are
-independent.
+A peer costs an entry with its key, and for each prefix an allowed IP, a route and a set element. Overhead: 60
+bytes over IPv4 (outer header 20, UDP 8, WireGuard 32), 80 over IPv6; the device has the MTU. Inner and outer
+families are independent.
 
-A host behind a NAT that lets nobody in (``--advertise none``) has no endpoint: others wait until it comes, and it
-comes at once and stays, by keepalives. Two such hosts never meet: what they send each other goes by one that both
-reach, the first by its id of those in the network. It has both's addresses as allowed IPs on either side, decrypts,
-and forwards like a router.
+A host behind a NAT that lets nobody in (``--advertise none``) has no endpoint: other hosts wait until it
+contacts them, which it does at once, and it keeps the NAT open by keepalives. Two such hosts cannot reach
+each other directly: they send through a host that both reach, the first by its id of those in the network. On
+both hosts it has the other's addresses as allowed IPs; it decrypts, and forwards like a router.
 
-Rejected: a device for each network (a port and a key more for each; the peers are the same hosts); public keys in the
-leases (a host has one key, whatever its networks).
+Rejected: a device for each network (a port and a key more for each, with the same hosts as peers); public
+keys in the leases (a host has one key, whatever its networks).
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ from linkspan.core.states.wireguard import (
 
 PROCESS = "wireguard"
 HEADERS = 8 + 32
-"""Bytes of UDP's header, and of WireGuard's with its authentication tag (section 5.4.6 of its paper)."""
+"""Bytes of the UDP header, and of WireGuard's header with its authentication tag (section 5.4.6 of its paper)."""
 
 
 class WireguardBackend(RoutedBackend):
@@ -88,19 +90,19 @@ class WireguardBackend(RoutedBackend):
         settings(host.settings)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
-        """Return where peers send to first, nothing where this host comes to them."""
+        """Return the address to which peers send first, an empty offer if this host contacts them."""
         here = underlay(view, network)
         assert view.host is not None
         if self.name not in view.host.keys:
             raise Unavailable(
                 f"network {network.name}: host {view.host.name} has made no WireGuard key",
-                "its `linkspan status` says why",
+                "`linkspan status` on that host shows why",
             )
         place = _place(view.host, here)
         return {"endpoint": place} if place else {}
 
     def lacks(self, facts: Facts) -> str:
-        """Without WireGuard wireguard-go encrypts in user space."""
+        """Return that wireguard-go encrypts in user space if the kernel has no WireGuard."""
         found = facts.program(Tools)
         return "wireguard" if found is not None and found.program else ""
 
@@ -114,14 +116,14 @@ class WireguardBackend(RoutedBackend):
             yield f"backend wireguard: {found.unusable}" + (f"; {found.hint}" if found.hint else "")
         elif not public or public not in (found.public, found.next):
             yield (
-                f"backend wireguard: {found.file} has not the private key of {key_id(public)}, by which others know "
-                "this host; put it back from a backup, or make another: linkspan host rotate-keys"
+                f"backend wireguard: {found.file} does not have the private key of {key_id(public)}, by which others "
+                "know this host; restore it from a backup, or make another: linkspan host rotate-keys"
             )
         if found.unshared:
             yield f"backend wireguard: {found.unshared}"
 
     def host(self, view: HostView) -> Iterable[State]:
-        """Return the device, its key and all other hosts' keys; for two keys of a host that changes them."""
+        """Return the device, its key and all other hosts' keys; of a host that changes its key, both."""
         served = [network for network in view.networks if serves(network)]
         if not served:
             return
@@ -139,7 +141,8 @@ class WireguardBackend(RoutedBackend):
             for number, keys in enumerate((other.host.keys, other.host.next_keys)):
                 if (public := keys.get(self.name)) and public not in twice:
                     place = _endpoint(here, other.host)
-                    # What the peer has not switched to yet must not be asked for: the next try would be 5 s later.
+                    # Nothing must be sent with the new key before the peer has switched to it: WireGuard
+                    # would retry only 5 s later.
                     keepalive = 0 if number else mine.keepalive
                     yield WireguardPeer(DEVICE, public, place, keepalive, mine.shared_file)
 
@@ -149,14 +152,14 @@ class WireguardBackend(RoutedBackend):
         underlay(view, network)
         found = view.facts.program(Tools)
         if found is None or found.problem:
-            return  # there is no device; ``host`` tells why
+            return  # there is no device; ``host`` reports why
         yield from tunnel_sysctls(DEVICE, network)
         yield from own_addresses(view, network, DEVICE)
         if network.internal:
             yield element("internal_links", DEVICE)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
-        """Return the peer's routes and allowed IPs, and what lets its packets in."""
+        """Return the peer's routes and allowed IPs, and the elements that admit its packets."""
         offered(network, peer, self.name)
         _tools(view)
         public = _key(view, network, peer)
@@ -166,10 +169,10 @@ class WireguardBackend(RoutedBackend):
             yield Route(target, DEVICE, source=own(view, network, target.family))
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
-        """Return that the UDP port gets to the peer; WireGuard lets what it cannot read pass away."""
+        """Return that the UDP port reaches the peer; WireGuard ignores packets that it cannot read."""
         here, there = underlay(view, network), peer.host.underlay
         if there is None or there.hidden or here.hidden or here.advertise or there.advertise:
-            return  # a NAT between changes what is sent, and what comes back is told by the handshakes
+            return  # a NAT in between changes the packets; the handshakes show what comes back
         port = settings(peer.host.settings).port
         for family in (here.outer, *(f for f in FAMILIES if f != here.outer)):
             source, target = here.bound(family), there.address(family)
@@ -182,9 +185,9 @@ class WireguardBackend(RoutedBackend):
 
 
 def relay(view: HostView, network: str, peer: Host) -> Other | None:
-    """Return the host by which two that are both hidden reach each other, None where they are not.
+    """Return the host through which two hidden hosts reach each other, None if they are not both hidden.
 
-    Raises Unavailable where there is none.
+    Raises Unavailable if there is none.
     """
     mine, theirs = view.host and view.host.underlay, peer.underlay
     if not (mine and theirs and mine.hidden and theirs.hidden):
@@ -194,13 +197,13 @@ def relay(view: HostView, network: str, peer: Host) -> Other | None:
         if public and network in other.networks and WireguardBackend.name in other.host.keys:
             return other
     raise Unavailable(
-        f"host {peer.name} and this one are both behind a NAT, and network {network} has no host that both reach",
-        "let one of them in (--advertise ADDR:PORT), or let a host that is not behind a NAT join the cluster",
+        f"host {peer.name} and this host are both behind a NAT, and network {network} has no host that both reach",
+        "make one of them reachable (--advertise ADDR:PORT), or let a host that is not behind a NAT join the cluster",
     )
 
 
 def doubled(hosts: Iterable[Host]) -> list[tuple[str, list[str]]]:
-    """Return the public keys that several hosts have, with their names."""
+    """Return the public keys that several hosts have, with the hosts' names."""
     owners: dict[str, list[str]] = {}
     for host in hosts:
         if public := host.keys.get(WireguardBackend.name):
@@ -209,35 +212,36 @@ def doubled(hosts: Iterable[Host]) -> list[tuple[str, list[str]]]:
 
 
 def serves(network: Network) -> bool:
-    """Tell whether the network uses the device, now or at the end of its migration."""
+    """Return whether the network uses the device, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return WireguardBackend.name in ways
 
 
 def _tools(view: HostView) -> Tools:
-    """Return what this host has. Raises Unavailable, with the reason, where nothing serves a device."""
+    """Return how this host makes the device. Raises Unavailable with the reason if it cannot."""
     found = view.facts.program(Tools)
     if found is None or found.problem:
-        why = found.problem if found else "this host has not been looked at yet"
+        why = found.problem if found else "this host has not been examined yet"
         raise Unavailable(f"backend wireguard: {why}", found.hint if found else "")
     return found
 
 
 def _key(view: HostView, network: Network, peer: Peer) -> str:
-    """Return the key for which packets to a peer are encrypted: its own, or the relay's."""
+    """Return the key with which packets to a peer are encrypted: its own, or the relay's."""
     name = WireguardBackend.name
     known = [*([view.host] if view.host else []), *(one.host for one in view.others)]
     for public, names in doubled(known):
         if peer.host.keys.get(name) == public:
             raise Conflict(
-                f"hosts {' and '.join(names)} have one WireGuard key: was one's state folder copied to the other?",
+                f"hosts {' and '.join(names)} have the same WireGuard key: was the state folder of one "
+                "copied to the other?",
                 "on one of them: linkspan host rotate-keys",
             )
     by = relay(view, network.name, peer.host)
     public = (by.host if by else peer.host).keys.get(name, "")
     if not public:
         raise Unavailable(
-            f"host {peer.host.name} has made no WireGuard key", "its `linkspan status` says why"
+            f"host {peer.host.name} has made no WireGuard key", "`linkspan status` on that host shows why"
         )
     if not by:
         _endpoint(underlay(view, network), peer.host, network)
@@ -245,7 +249,7 @@ def _key(view: HostView, network: Network, peer: Peer) -> str:
 
 
 def _place(host: Host, at: Underlay, family: int = 0) -> str:
-    """Return where a host is sent to first, '' where nobody can."""
+    """Return the address to which packets for a host go first, '' if nobody can send to it."""
     address = at.address(family or at.outer)
     if at.hidden or address is None:
         return ""
@@ -254,9 +258,9 @@ def _place(host: Host, at: Underlay, family: int = 0) -> str:
 
 
 def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> str:
-    """Return where another host is sent to from here, in this host's family first.
+    """Return the address of another host from here, preferably in this host's family.
 
-    Raises Unavailable, where a ``network`` asks for it, if they have no family in common.
+    Raises Unavailable if a ``network`` needs it and they have no family in common.
     """
     there = other.underlay
     if there is None or there.hidden:
@@ -266,7 +270,7 @@ def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> st
             return place
     if network is not None:
         raise Unavailable(
-            f"host {other.name} and this one have no family of underlay addresses in common",
+            f"host {other.name} and this host have no family of underlay addresses in common",
             f"give both an address of IPv{here.outer}",
         )
     return ""

@@ -1,4 +1,4 @@
-"""BGP's nouns: a session, and what its filters let through."""
+"""BGP values: a session, and what its filters accept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import msgspec
 from linkspan.core.addresses import Prefix
 
 HOLD = 90
-"""Seconds without a word after which a peer counts as dead (RFC 4271 section 10)."""
+"""Seconds of silence after which a peer counts as dead (RFC 4271 section 10)."""
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A prefix in a filter: itself, or with ``longer`` all that it holds too."""
+    """A prefix in a filter: itself, or with ``longer`` all prefixes inside it too."""
 
     prefix: Prefix
     longer: bool = False
@@ -21,13 +21,13 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as it should be.
+    """A desired session.
 
     ``name`` is the peer's as users write it (a host's name, or NAME of ``bgp.peer.NAME``), ``protocol`` the
-    speaker's. ``prefixes`` is how many of each family are taken at most: 0 for no limit, None where it follows from
-    what the cluster has. ``source`` is this host's address in it, '' for whichever the kernel takes. ``multihop`` is
-    how many hops the peer may be away, 0 for a peer on the link. ``imports`` and ``exports`` are what may come and go
-    beside the networks' pools.
+    speaker's. ``prefixes`` is how many of each family are accepted: 0 for no limit, None if it follows from
+    the cluster's records. ``source`` is this host's address in it, '' if the kernel chooses. ``multihop`` is
+    how many hops away the peer may be, 0 for a peer on the link. ``imports`` and ``exports`` are accepted and
+    announced in addition to the networks' pools.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Everything that linkspan does to a machine, as frozen values: one class for each kind of object.
+"""States of a machine as frozen values: one class for each kind of object that linkspan makes.
 
-Each value has a ``key``, the kernel's own key for the object, and the rest is its value: two states with
-one key are the same object, and equal states need no work. ``netns`` is the inode of the network namespace
-that the object lives in, 0 for the host's own (the one in which the agent runs). Addresses and MACs are
-bytes; text is made at the edge only.
+Each value has a ``key``, the kernel's own key for the object, and the rest is its value. Two states with one
+key are the same object, and equal states need no work. ``netns`` is the inode of the network namespace that
+the object lives in, 0 for the host's own (the one in which the agent runs). Addresses and MACs are bytes;
+only input and output use text.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ ROUTE_PROTOCOL = 76
 """Our routes' protocol number (rtnetlink(7)); free in iproute2's rt_protos as of 6.15."""
 
 UNREACHABLE_METRIC = 4294967295
-"""The largest metric there is: the route is used only where nothing else matches."""
+"""The largest metric: the route is used only if nothing else matches."""
 
 LEARNT_METRIC = 1976
-"""Of our BGP speaker's routes: it tells them from another BIRD's, whose default is 32, and lets a tunnel's routes win
-while a network migrates (those have 0, for which the kernel takes 1024 in IPv6)."""
+"""Metric of our BGP speaker's routes. It distinguishes them from another BIRD's, whose default is 32. While a
+network migrates, a tunnel's routes win over it (those have 0, which the kernel makes 1024 for IPv6)."""
 
 OTHERS = ("docker*", "br-*", "podman*", "cni*", "virbr*", "lxc*", "lxd*")
-"""Bridges of other container and VM systems: forwarding for them is theirs to decide."""
+"""Bridges of other container and VM systems: these systems decide on their forwarding."""
 
 ALTNAME = "linkspan:"
 """Every link of ours has an alternative name that begins so; a link without it is not ours."""
 
 GROUP = 76
-"""The device group of our devices that encrypt: rules cannot ask for an alternative name, and a name alone may be that
-of another's device, which has group 0."""
+"""The device group of our devices that encrypt: rules cannot match an alternative name, and a name alone may
+be that of another program's device, which has group 0."""
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
-    """One object that should be on this machine.
+    """One desired object on this machine.
 
-    Kinds with a field ``amiss`` have attributes that linkspan leaves as the kernel makes them, and that stop packets
-    with any other value. A driver observes in ``amiss`` those that differ, in iproute2's words (``isolated on``), and a
-    put sets them right. No desired state has any.
+    Kinds with a field ``amiss`` have attributes that linkspan leaves at the kernel's default, and that stop
+    packets with any other value. A driver observes in ``amiss`` those that differ, in iproute2's words
+    (``isolated on``), and a put corrects them. No desired state has any.
     """
 
     @property
     def key(self) -> Key:
-        """The class's name, then the kernel's key for the object."""
+        """Return the class's name, then the kernel's key for the object."""
         raise NotImplementedError
 
     @property
     def label(self) -> str:
-        """The object's key as people write it: addresses as text, no namespace where it is the host's."""
+        """Return the object's key for people: addresses as text, no namespace if it is the host's."""
         prefix = getattr(self, "prefix", None) or getattr(self, "destination", None)
         if prefix is None:
             return " ".join(map(_word, self.key[1:]))
@@ -63,14 +63,14 @@ class State(msgspec.Struct, frozen=True, gc=False):
 
 
 def _word(part: str | int | bytes) -> str:
-    """Return a part of a key as people write it: a MAC has 6 bytes, an address 4 or 16."""
+    """Return a part of a key for people: a MAC has 6 bytes, an address 4 or 16."""
     if isinstance(part, bytes):
         return mac_text(part) if len(part) == 6 else Prefix(part, len(part) * 8).address
     return str(part)
 
 
 class Sysctl(State, frozen=True, gc=False):
-    """A kernel setting: ``path`` below /proc/sys, with slashes. What was there before ours is given back."""
+    """A kernel setting: ``path`` below /proc/sys, with slashes. Its earlier value is restored."""
 
     path: str
     value: str
@@ -86,7 +86,7 @@ class Sysctl(State, frozen=True, gc=False):
 
 
 class LinkSysctl(State, frozen=True, gc=False):
-    """A setting of a link of ours, which goes with the link; ``path`` as for Sysctl."""
+    """A setting of a link of ours, removed with the link; ``path`` as for Sysctl."""
 
     path: str
     value: str
@@ -102,7 +102,7 @@ class LinkSysctl(State, frozen=True, gc=False):
 
 
 class NftTable(State, frozen=True, gc=False):
-    """An nftables table of ours; ``family`` is inet or bridge. The hooks of a table that sleeps see no packet."""
+    """An nftables table of ours; ``family`` is inet or bridge. The hooks of a dormant table see no packet."""
 
     family: str
     name: str
@@ -114,10 +114,10 @@ class NftTable(State, frozen=True, gc=False):
 
 
 class NftSet(State, frozen=True, gc=False):
-    """A set, or a map where ``data`` is given; ``type`` and ``data`` in nft's own words (``ifname . ether_addr``).
+    """A set, or a map if ``data`` is given; ``type`` and ``data`` in nft's own words (``ifname . ether_addr``).
 
-    A ``dynamic`` one is filled by rules, packet by packet: what is in it is the kernel's, and no state. Its elements go
-    ``timeout`` seconds after the last packet; without that, when what they count is gone.
+    Rules fill a ``dynamic`` set, packet by packet; its elements belong to the kernel, and are no state. They
+    expire ``timeout`` seconds after the last packet; without ``timeout``, when the counted objects are gone.
     """
 
     family: str
@@ -166,9 +166,9 @@ class NftElement(State, frozen=True, gc=False):
 
 
 class ForwardAccept(State, frozen=True, gc=False):
-    """Two rules in a chain of another's iptables that accept forwarding from and to a pool.
+    """Two rules in another program's iptables chain that accept forwarding from and to a pool.
 
-    ``chain`` is DOCKER-USER where there is one, else FORWARD. Ours are known by their comment.
+    ``chain`` is DOCKER-USER if it exists, else FORWARD. Ours are recognised by their comment.
     """
 
     chain: str
@@ -190,7 +190,7 @@ class TrustedSource(State, frozen=True, gc=False):
 
 
 class Bridge(State, frozen=True, gc=False):
-    """A bridge that is up, with a MAC of its own (it would take its lowest port's otherwise)."""
+    """A bridge that is up, with a MAC of its own (otherwise it would take its lowest port's)."""
 
     name: str
     mac: bytes
@@ -204,15 +204,15 @@ class Bridge(State, frozen=True, gc=False):
 
     @property
     def altname(self) -> str:
-        """The alternative name by which the bridge is known as ours."""
+        """Return the alternative name that marks the bridge as ours."""
         return f"{ALTNAME}{self.name}"
 
 
 class Veth(State, frozen=True, gc=False):
-    """A veth pair: the host end ``name``, up, and its peer, born as ``peer_name`` in namespace ``peer_netns``.
+    """A veth pair: the host end ``name``, up, and its peer, created as ``peer_name`` in namespace ``peer_netns``.
 
-    ``master`` is the bridge that the host end is a port of, or empty for a routed one.
-    The alternative name ``linkspan:INODE:PEER`` lets an agent with no memory know whose it is.
+    ``master`` is the bridge that the host end is a port of, or empty for a routed one. The alternative name
+    ``linkspan:INODE:PEER`` shows an agent without a journal whose it is.
     """
 
     name: str
@@ -231,12 +231,12 @@ class Veth(State, frozen=True, gc=False):
 
     @property
     def altname(self) -> str:
-        """The alternative name of the host end."""
+        """Return the alternative name of the host end."""
         return f"{ALTNAME}{self.peer_netns}:{self.peer_name}"
 
 
 class Interface(State, frozen=True, gc=False):
-    """A container's end of a veth pair, up; it is born and goes with its Veth. The namespace's lo is up too."""
+    """A container's end of a veth pair, up; created and removed with its Veth. The namespace's lo is up too."""
 
     netns: int
     name: str
@@ -267,15 +267,15 @@ class Vxlan(State, frozen=True, gc=False):
 
     @property
     def altname(self) -> str:
-        """The alternative name by which the device is known as ours."""
+        """Return the alternative name that marks the device as ours."""
         return f"{ALTNAME}{self.name}"
 
 
 class Ipip(State, frozen=True, gc=False):
-    """The host's one IPIP device, up: the kernel's in external mode off, or a persistent TUN where ``tun``.
+    """The host's one IPIP device, up: the kernel's with external mode off, or a persistent TUN if ``tun``.
 
     Its peers are routes by their underlay addresses (kernel) or TunnelPrefix states (TUN). ``local`` is empty
-    for a TUN: it is the endpoint that has an address.
+    for a TUN: the helper has the address.
     """
 
     name: str
@@ -291,12 +291,12 @@ class Ipip(State, frozen=True, gc=False):
 
     @property
     def altname(self) -> str:
-        """The alternative name by which the device is known as ours."""
+        """Return the alternative name that marks the device as ours."""
         return f"{ALTNAME}{self.name}"
 
 
 class Wireguard(State, frozen=True, gc=False):
-    """The host's one WireGuard device, up: the kernel's, or a persistent TUN that wireguard-go serves where ``tun``."""
+    """The host's one WireGuard device, up: the kernel's, or if ``tun`` a persistent TUN that wireguard-go serves."""
 
     name: str
     mtu: int
@@ -310,12 +310,12 @@ class Wireguard(State, frozen=True, gc=False):
 
     @property
     def altname(self) -> str:
-        """The alternative name by which the device is known as ours."""
+        """Return the alternative name that marks the device as ours."""
         return f"{ALTNAME}{self.name}"
 
 
 class TunnelPrefix(State, frozen=True, gc=False):
-    """A row of the user-space IPIP endpoint's table: a prefix, and the packed underlay address it lives behind."""
+    """A row of the user-space IPIP helper's table: a prefix, and the packed underlay address behind which it is."""
 
     prefix: Prefix
     remote: bytes
@@ -338,7 +338,7 @@ class Neighbour(State, frozen=True, gc=False):
 
 
 class FdbEntry(State, frozen=True, gc=False):
-    """A permanent forwarding entry of a VXLAN device of ours: which underlay address a MAC lives behind."""
+    """A permanent FDB entry of a VXLAN device of ours: the underlay address behind which a MAC is."""
 
     device: str
     mac: bytes
@@ -366,9 +366,10 @@ class Address(State, frozen=True, gc=False):
 class Route(State, frozen=True, gc=False):
     """A route with our protocol number, of the main table or (in a container only) of ``table``.
 
-    ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty; with
-    ``onlink`` the gateway is taken to be on the link, whatever the routes say. ``mtu`` is the largest packet that
-    is sent by it, 0 what the device takes. ``if_id`` is how an XFRM interface of all peers is told which one is meant.
+    ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty. With
+    ``onlink`` the kernel treats the gateway as on the link, whatever the routes say. ``mtu`` is the largest
+    packet sent by the route, 0 for the device's. ``if_id`` identifies the peer on an XFRM interface of all
+    peers.
     """
 
     destination: Prefix
@@ -397,7 +398,7 @@ class Route(State, frozen=True, gc=False):
 class PolicyRule(State, frozen=True, gc=False):
     """A rule of a container's routing policy (ip-rule(8)), with our protocol number.
 
-    Packets from ``source`` (``prefix`` of length 0: from anywhere) are routed by ``table`` (0: the main one). With
+    ``table`` (0: the main one) routes packets from ``source`` (``prefix`` of length 0: from anywhere). With
     ``specific`` the default route of that table does not count (suppress_prefixlength 0).
     """
 
@@ -418,7 +419,7 @@ class PolicyRule(State, frozen=True, gc=False):
 
 
 class TokenBucket(State, frozen=True, gc=False):
-    """A tbf root qdisc: ``rate`` in bytes a second, ``burst`` in bytes."""
+    """A tbf root qdisc: ``rate`` in bytes per second, ``burst`` in bytes."""
 
     device: str
     rate: int

@@ -1,8 +1,8 @@
-"""The kinds of state that IPsec is made of: its device, what hosts prove themselves by, connections, their children.
+"""IPsec states: the device, hosts' credentials, connections, and their children.
 
-The daemon's own words: a *connection* is how two hosts come to trust each other (IKE), a *child* is which packets they
-then encrypt for each other (a pair of ESP security associations, renewed from time to time). Both are configuration;
-whether they stand right now is the daemon's to see to, as a session is a BGP speaker's.
+The terms are the daemon's: a *connection* is how two hosts authenticate each other (IKE), a *child* is which
+packets they then encrypt for each other (a pair of ESP security associations, renewed from time to time).
+Both are configuration. Whether they are established is the daemon's task, as a session is a BGP speaker's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from linkspan.core.states.host import ALTNAME, Key, State
 from linkspan.core.states.programs import Program
 
 Kind = Literal["psk", "key", "certificate", "ca", "crl"]
-"""What a file proves or checks: shared key, private key, this host's certificate, its authority's, revocation list."""
+"""What a file is for: shared key, private key, this host's certificate, its authority's, revocation list."""
 
 PRIVATE: tuple[Kind, ...] = ("psk", "key")
-"""Those that are secrets: their files must be root's alone."""
+"""The secret ones: only root may read their files."""
 
 
 CHARON = "charon"
@@ -26,15 +26,15 @@ IKE_PORTS = IKE, NAT = (500, 4500)
 """UDP: RFC 7296 section 2, RFC 3948."""
 LIBIPSEC = "libstrongswan-kernel-libipsec.so"
 LIBIPSEC_FOLDERS = ("/usr/lib/ipsec/plugins", "/usr/lib64/ipsec/plugins", "/usr/lib/strongswan/plugins")
-"""The daemon's plugin that encrypts in user space, and where distributions put it."""
+"""The daemon's plugin that encrypts in user space, and its path in distributions."""
 CONTROL = "charon.vici"
 """The daemon's control socket, in the folder of its files."""
 
 
 class Strongswan(Program, frozen=True):
-    """strongSwan's daemon, the folder of its files, whether the kernel has ESP, and who holds IKE's UDP ports.
+    """strongSwan's daemon, the folder of its files, whether the kernel has ESP, and who uses IKE's UDP ports.
 
-    Where the kernel has none, ``plugin`` tells whether the daemon can do it in user space (kernel-libipsec).
+    If the kernel has no ESP, ``plugin`` says whether the daemon can encrypt in user space (kernel-libipsec).
     """
 
     daemon: str
@@ -45,7 +45,7 @@ class Strongswan(Program, frozen=True):
 
 
 class IpsecLink(State, frozen=True, gc=False):
-    """The device by which packets go to be encrypted and come decrypted.
+    """The device through which packets go to be encrypted and come decrypted.
 
     It is the kernel's XFRM interface, or the TUN that the daemon of this name, ``process``, makes for itself.
     """
@@ -62,17 +62,17 @@ class IpsecLink(State, frozen=True, gc=False):
 
     @property
     def tun(self) -> bool:
-        """Whether it is the daemon's own TUN."""
+        """Return whether it is the daemon's own TUN."""
         return bool(self.process)
 
     @property
     def altname(self) -> str:
-        """The alternative name by which the device is known as ours."""
+        """Return the alternative name that marks the device as ours."""
         return f"{ALTNAME}{self.name}"
 
 
 class IpsecCredential(State, frozen=True, gc=False):
-    """A file that the daemon has loaded. What is in it is in no state; ``current`` tells that it is what was loaded."""
+    """A file that the daemon has loaded. Its content is in no state; ``current`` says that this content is loaded."""
 
     kind: Kind
     path: str
@@ -84,14 +84,15 @@ class IpsecCredential(State, frozen=True, gc=False):
 
 
 class IpsecConnection(State, frozen=True, gc=False):
-    """How this host and a peer prove themselves to each other; ``name`` is the daemon's word for it.
+    """Mutual authentication of this host and a peer; ``name`` is the daemon's word for it.
 
-    ``local`` and ``remote`` are underlay addresses, ``remote`` ANYWHERE for a peer behind a NAT, which begins by
-    itself, and ``me`` and ``peer`` the identities. ``shared`` tells a shared key from certificates, and ``strict`` that
-    one counts only where a revocation list says that it may. Of two hosts
-    one begins, ``first``. Seconds: ``rekey`` of an ESP association, ``probe`` of silence after which the peer is asked
-    whether it lives. ``encapsulated`` is ESP in UDP, whether a NAT is on the way or not; ``mark`` is on packets that
-    came from the peer and names the way to it (XFRM's if_id), 0 in user space.
+    ``local`` and ``remote`` are underlay addresses, ``remote`` ANYWHERE for a peer behind a NAT, which starts
+    by itself, and ``me`` and ``peer`` the identities. ``shared`` distinguishes a shared key from
+    certificates. ``strict``: a certificate is valid only if a revocation list confirms it. Of two hosts one
+    starts, ``first``. In seconds: ``rekey`` is the lifetime of an ESP association, ``probe`` the silence
+    after which the daemon asks whether the peer lives. ``encapsulated`` is ESP in UDP, with or without a NAT
+    in between. ``mark`` is on packets that came from the peer and names the way to it (XFRM's if_id), 0 in
+    user space.
     """
 
     name: str
@@ -113,7 +114,7 @@ class IpsecConnection(State, frozen=True, gc=False):
 
 
 class IpsecChild(State, frozen=True, gc=False):
-    """What is encrypted in a connection: everything from ``here`` to ``there``, and the other way round."""
+    """Packets that a connection encrypts: everything from ``here`` to ``there``, and back."""
 
     connection: str
     here: Prefix
@@ -126,12 +127,12 @@ class IpsecChild(State, frozen=True, gc=False):
 
     @property
     def name(self) -> str:
-        """The daemon's word for it."""
+        """Return the daemon's word for it."""
         return f"{self.here}={self.there}"
 
 
 ANYWHERE = "%any"
-"""The daemon's word for a peer that may come from any address."""
+"""The daemon's word for a peer with any address."""
 
 PREFIX = "ls-"
-"""Of our connections' names: ``ls-HOSTID``."""
+"""Prefix of our connections' names: ``ls-HOSTID``."""

@@ -1,7 +1,7 @@
-"""What a controller does to an underlay, as states: a switch's flows, a router's routes.
+"""Controller states on an underlay: a switch's flows, a router's routes.
 
-A flow is ours by its cookie, whose first 16 bits are OWNER; then follow what kind of flow it is, and a hash of what it
-is about, so that whoever looks at the switch alone knows both. A router's route is ours by its tag.
+A flow is ours by its cookie: the first 16 bits are OWNER, then follow the kind of flow, and a hash of its
+subject. So the switch alone shows both. A router's route is ours by its tag.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from linkspan.core.states.host import Key, State
 
 OWNER = 0x4C53  # "LS"
 OWN_COOKIE = f"cookie={OWNER << 48:#x}/{0xFFFF << 48:#x}"
-"""How ovs-ofctl is told to look at our flows alone."""
+"""Argument of ovs-ofctl that selects our flows."""
 KINDS = {
     "sighting": 1,
     "answer": 2,
@@ -33,29 +33,29 @@ KINDS = {
     "other": 13,
     "seen": 255,
 }
-"""Kinds of flows, in the order in which a packet meets them; ``seen`` is what the switch itself has noted down."""
+"""Kinds of flows, in the order in which a packet meets them; ``seen`` are the switch's own notes."""
 _NAMES = {number: name for name, number in KINDS.items()}
 
 MEANINGS = {
-    "sighting": "notes down at which port a host or another switch is",
+    "sighting": "notes at which port a host or another switch is",
     "answer": "answers ARP and neighbour solicitation for the gateway",
-    "gateway": "takes what is sent to the gateway",
-    "source": "takes what a host sends from its own prefix",
+    "gateway": "accepts packets to the gateway",
+    "source": "accepts packets of a host from its own prefix",
     "forward": "sends a prefix's packets towards its host",
-    "transit": "sends on what another switch has checked",
-    "forged": "drops what claims to come from the gateway",
+    "transit": "forwards packets that another switch has checked",
+    "forged": "drops packets that claim to come from the gateway",
     "past": "drops containers' packets that were not sent to the gateway",
-    "unknown": "drops what is for an address that nobody holds",
-    "foreign": "drops what is sent from an address that the host at that port does not hold",
-    "lost": "drops what is for a host to which no way leads",
-    "isolated": "drops what goes from one network to another that is not allowed to it",
-    "other": "drops what is sent to the gateway and is no IP",
+    "unknown": "drops packets to an address that nobody has",
+    "foreign": "drops packets from an address that the host at that port does not have",
+    "lost": "drops packets to a host to which no path leads",
+    "isolated": "drops packets between networks without an allowance",
+    "other": "drops packets to the gateway that are not IP",
     "seen": "the switch's note of a host or switch at a port",
 }
 
 
 class Flow(State, frozen=True, gc=False):
-    """An OpenFlow entry; ``match`` are its parts in ovs-ofctl's own words, sorted, ``actions`` as it prints them."""
+    """An OpenFlow entry; ``match`` has its parts in ovs-ofctl's words, sorted, ``actions`` as ovs-ofctl prints them."""
 
     table: int
     priority: int
@@ -69,23 +69,23 @@ class Flow(State, frozen=True, gc=False):
 
     @property
     def kind(self) -> str:
-        """What kind of flow it is."""
+        """Return the kind of flow."""
         return _NAMES.get(self.cookie >> 40 & 0xFF, "unknown")
 
     @property
     def meaning(self) -> str:
-        """What one of ours does; a "gateway" one by the sender takes what came over a link from another switch."""
+        """Return what one of our flows does; a "gateway" flow with a source accepts packets from another switch."""
         passed_on = self.kind == "gateway" and any(part.startswith("dl_src=") for part in self.match)
-        return "takes what another switch has checked" if passed_on else MEANINGS[self.kind]
+        return "accepts packets that another switch has checked" if passed_on else MEANINGS[self.kind]
 
     @property
     def text(self) -> str:
-        """What names it: table, priority and match, as ovs-ofctl takes them."""
+        """Return what identifies it: table, priority and match, as ovs-ofctl accepts them."""
         return ",".join((f"table={self.table}", f"priority={self.priority}", *self.match))
 
 
 class RouterRoute(State, frozen=True, gc=False):
-    """A static route of a router's: a prefix, by a host's underlay address."""
+    """A static route of a router: a prefix, through a host's underlay address."""
 
     destination: Prefix
     gateway: bytes
@@ -104,7 +104,7 @@ class Port(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """A flow as it stands in a switch, with what it has counted; ``ours`` by its cookie."""
+    """A flow as it is in a switch, with its counters; ``ours`` by its cookie."""
 
     flow: Flow
     packets: int
@@ -118,18 +118,18 @@ Spot = tuple[str, int]
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A switch as it was looked at: its ports, and which MACs it has noted at which of them."""
+    """An observed switch: its ports, and the MACs that it has noted at each of them."""
 
     ports: tuple[Port, ...] = ()
     notes: tuple[tuple[int, str], ...] = ()
 
     def up(self, number: int) -> bool:
-        """Tell whether a port is there and its link is up."""
+        """Return whether a port exists and its link is up."""
         return any(port.number == number and port.up for port in self.ports)
 
 
 class Map(msgspec.Struct, frozen=True):
-    """What paths follow from: where hosts are, and what a link from a port to the switch behind it costs."""
+    """Inputs of paths: where hosts are, and the cost of each link from a port to the switch behind it."""
 
     switches: tuple[str, ...] = ()
     places: tuple[tuple[str, Spot], ...] = ()
@@ -137,14 +137,14 @@ class Map(msgspec.Struct, frozen=True):
     links: tuple[tuple[Spot, str, int], ...] = ()
     """(port, switch behind it, cost), sorted."""
     ports: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """The numbers of each switch's ports, whether they are up or not."""
+    """The numbers of each switch's ports, up or not."""
 
     def trunks(self, switch: str) -> tuple[int, ...]:
         """Return the ports of a switch that lead to others."""
         return tuple(sorted({number for (here, number), _, _ in self.links if here == switch}))
 
     def reached(self, switch: str) -> set[str]:
-        """Return the switches to which any way leads from one, itself too."""
+        """Return the switches that any path reaches from one, including itself."""
         found, queue = {switch}, [switch]
         while queue:
             here = queue.pop()
@@ -154,7 +154,7 @@ class Map(msgspec.Struct, frozen=True):
         return found
 
     def ways(self, target: str) -> dict[str, int]:
-        """Return by which port each switch sends what is for another one; those that have no way are left out."""
+        """Return the port by which each switch sends to another one; unreachable switches are left out."""
         into: dict[str, list[tuple[str, int, int]]] = {}
         for (here, number), there, cost in self.links:
             into.setdefault(there, []).append((here, number, cost))
@@ -173,7 +173,7 @@ class Map(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True, order=True):
-    """A prefix that a host holds in a network, undisputed."""
+    """An undisputed prefix of a host in a network."""
 
     network: str
     prefix: Prefix
@@ -189,11 +189,11 @@ class Served(msgspec.Struct, frozen=True):
     mac: str
     closed: bool
     allowed: tuple[str, ...] = ()
-    """Networks that it may speak with, but for itself."""
+    """Other networks with which it may exchange packets."""
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Who holds what: ``macs`` are the hosts' underlay MACs by id."""
+    """Prefixes and their hosts: ``macs`` are the hosts' underlay MACs by id."""
 
     networks: tuple[Served, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -201,12 +201,12 @@ class Held(msgspec.Struct, frozen=True):
 
 
 def cookie(kind: str, about: str) -> int:
-    """Return the cookie of a flow of a kind that is about something."""
+    """Return the cookie of a flow of a kind with a subject."""
     digest = hashlib.blake2b(about.encode(), digest_size=5).digest()
     return OWNER << 48 | KINDS[kind] << 40 | int.from_bytes(digest, "big")
 
 
 def flow(kind: str, about: str, table: int, priority: int, match: str, actions: str) -> Flow:
-    """Return a flow, its match given as ovs-ofctl takes it."""
+    """Return a flow; its match is given as ovs-ofctl accepts it."""
     parts = tuple(sorted(part for part in match.split(",") if part))
     return Flow(table, priority, parts, actions, cookie(kind, about))

@@ -1,4 +1,4 @@
-"""The kinds of state that helper programs are made of: what they read, that they run, and what they leave behind."""
+"""States of helper programs: their files, their processes, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BIRD = "bird"
 BGP_PORT = 179
 """RFC 4271 section 8.2.1."""
 BGP_REFUSED = "ls_refused"
-"""The speaker's attribute of a filtered route that has the rule which refused it."""
+"""The speaker's attribute of a filtered route; its value is the rule that refused the route."""
 
 SECRET = "{secret}"  # noqa: S105 - it is where one goes
-"""Where in a Secret's text the secret stands, in quotes."""
+"""The place of the secret in a Secret's text, in quotes."""
 
 
 def located(name: str) -> str | None:
-    """Return where a program is, None where it is not installed: a user's PATH may lack the folder of daemons."""
+    """Return the path of a program, None if it is not installed: a user's PATH may lack the daemons' folder."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -45,7 +45,7 @@ class Bird(Program, frozen=True):
 
 
 class Dnsmasq(msgspec.Struct, frozen=True):
-    """The names' server: its program, the user whom it becomes, and the folder of its files."""
+    """The DNS server: its program, the user that it runs as, and the folder of its files."""
 
     program: str
     user: str
@@ -53,13 +53,13 @@ class Dnsmasq(msgspec.Struct, frozen=True):
 
 
 Zones = tuple[str, ...]
-"""The networks whose names a server answers, in the order of the alphabet."""
+"""The networks whose names a server answers, in alphabetical order."""
 
 
 class File(State, frozen=True, gc=False):
     """A file of ours with exactly this content; ``mode`` is its permission bits.
 
-    What is written into a ``volatile`` one is not remembered: it changes often, and nobody else writes there.
+    The content of a ``volatile`` file is not remembered: it changes often, and nobody else writes there.
     """
 
     path: str
@@ -73,9 +73,9 @@ class File(State, frozen=True, gc=False):
 
 
 class Secret(State, frozen=True, gc=False):
-    """A file of ours, for root alone, that has a secret in it: ``text`` with SECRET replaced by what is in ``source``.
+    """A file of ours with a secret, for root alone: ``text`` with SECRET replaced by the content of ``source``.
 
-    The secret itself is in no state. ``current`` tells that the file is as it would be written now.
+    The secret itself is in no state. ``current`` says that the file is as it would be written now.
     """
 
     path: str
@@ -89,9 +89,9 @@ class Secret(State, frozen=True, gc=False):
 
 
 class LearntRoutes(State, frozen=True, gc=False):
-    """The routes of the main table that our BGP speaker put there, known by their metric; they are its own to change.
+    """The routes of the main table from our BGP speaker, known by their metric; only the speaker changes them.
 
-    They outlive ``process`` by ``keep`` seconds, and are ``stale`` afterwards: swept.
+    They outlive ``process`` by ``keep`` seconds. Afterwards they are ``stale``, and are swept.
     """
 
     metric: int
@@ -105,11 +105,11 @@ class LearntRoutes(State, frozen=True, gc=False):
 
 
 class Process(State, frozen=True, gc=False):
-    """A helper program that runs, in a session of its own and outliving the agent.
+    """A helper program that runs, in a session of its own, and outlives the agent.
 
-    ``files`` are the paths that it reads, of files or of whole folders: where one changed, ``reload`` is run once a
-    batch (an argv; empty: the process is restarted), or with ``hup`` SIGHUP is sent. Another ``argv`` is a restart.
-    ``again`` is appended to it at every start after the first one of a boot.
+    ``files`` are the paths that it reads, of files or of whole folders. If one changed, ``reload`` is run
+    once per batch (an argv; empty: the process is restarted), or with ``hup`` SIGHUP is sent. Another
+    ``argv`` is a restart. ``again`` is appended to it at every start after the first one of a boot.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""WireGuard's nouns: what its one device on a host is made of, a host's settings for it, and what serves it here."""
+"""WireGuard states: the host's one device, a host's settings for it, and what serves it here."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ DEVICE = "lswg"
 PORT = 51820
 """What WireGuard's own documents use (wg(8)); no number is registered."""
 KEEPALIVE = 25
-"""Seconds: below the 30 after which NATs may forget a UDP flow (RFC 4787 section 4.3). It is not for NATs alone: with
-it a device that begins anew makes its sessions at once, and nobody waits 15 s until silence is noticed."""
+"""Seconds: below the 30 after which NATs may forget a UDP flow (RFC 4787 section 4.3). It is not only for
+NATs: with it a restarted device makes its sessions at once, and nobody waits 15 s until silence is
+noticed."""
 SHOWN = 10
-"""Characters of a public key that tell it from others, for people."""
+"""Characters of a public key that distinguish it from others, for people."""
 
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
-"""32 bytes in base64 (RFC 4648): the last character bears four bits, and two that are zero."""
+"""32 bytes in base64 (RFC 4648): the last character has four bits, and two that are zero."""
 
 
 def key_id(public: str) -> str:
@@ -32,17 +33,18 @@ def key_id(public: str) -> str:
 
 
 def check_key(public: str) -> None:
-    """Refuse, by Invalid, what is no public key: `wg` would take nothing of what it is given together with it."""
+    """Refuse, by Invalid, an invalid public key: `wg` would then reject the whole command."""
     if not _KEY.fullmatch(public):
         raise Invalid(f"{public[:64]!r} is no WireGuard key", "a key is 32 bytes in base64")
 
 
 class Tools(Program, frozen=True):
-    """What a host has for WireGuard: its ``public`` key and, while it changes, the ``next`` one.
+    """Keys and programs of a host for WireGuard: its ``public`` key and, while it changes, the ``next`` one.
 
-    ``file`` has the private key. ``program`` is how to start the device in user space, () where the kernel has it.
-    ``problem`` says why there is none, ``unusable`` why the key's file is no good, ``unshared`` why that of the key
-    that all hosts share: a device that has the key already goes on.
+    ``file`` has the private key. ``program`` is the command that starts the device in user space, () if the
+    kernel has WireGuard. ``problem`` says why there is no device, ``unusable`` why the key's file cannot be
+    used, ``unshared`` why the file of the shared key cannot be used. A device that has the key already keeps
+    it.
     """
 
     public: str = ""
@@ -68,13 +70,13 @@ _FILE = "wireguard.preshared-key-file"
 
 
 def settings(given: Mapping[str, str]) -> Settings:
-    """Return what a host's settings say of WireGuard. Raises Invalid, naming the setting."""
+    """Return a host's WireGuard settings. Raises Invalid with the setting's name."""
     numbers = {}
     for key, value in given.items():
         if not key.startswith("wireguard.") or not value:
             continue
         if key not in _NUMBERS and key != _FILE:
-            raise Invalid(f"setting {key} is unknown", f"there are {', '.join((*_NUMBERS, _FILE))}")
+            raise Invalid(f"setting {key} is unknown", f"the known ones are {', '.join((*_NUMBERS, _FILE))}")
         if key in _NUMBERS:
             allowed = _NUMBERS[key]
             if not (value.isascii() and value.isdigit() and len(value) < 6 and int(value) in allowed):
@@ -87,7 +89,7 @@ def settings(given: Mapping[str, str]) -> Settings:
 
 
 class WireguardKey(State, frozen=True, gc=False):
-    """What the device is by itself: the private key that belongs to ``public``, its port, and the MTU.
+    """The device's own configuration: the private key of ``public``, its port, and the MTU.
 
     wireguard-go gives its device an MTU of its own when it starts.
     """
@@ -105,8 +107,8 @@ class WireguardKey(State, frozen=True, gc=False):
 class WireguardPeer(State, frozen=True, gc=False):
     """A host that the device knows, by its public key.
 
-    ``endpoint`` is where to send to first (``192.0.2.2:51820``), '' where the peer comes by itself; it may roam from
-    there. ``shared_file`` has the key that is shared with it besides.
+    ``endpoint`` is the first address to send to (``192.0.2.2:51820``), '' if the peer contacts this host
+    itself; it may roam from there. ``shared_file`` has the additional key that is shared with it.
     """
 
     device: str
@@ -121,7 +123,7 @@ class WireguardPeer(State, frozen=True, gc=False):
 
 
 class AllowedIp(State, frozen=True, gc=False):
-    """Which peer of the device has a prefix: what goes there is encrypted for it, and it alone may send from there."""
+    """The peer of a prefix: packets to the prefix are encrypted for it, and only it may send from there."""
 
     device: str
     prefix: Prefix

@@ -1,4 +1,4 @@
-"""The doctor's checks of the BGP speaker and its sessions; pure."""
+"""Doctor's checks of the BGP speaker and its sessions; pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from linkspan.diagnose.doctor.checks import Check
 def checks(
     sessions: Mapping[str, Why | None], silent: Why | None, full: Mapping[str, Why] | None = None
 ) -> Iterator[Check]:
-    """Yield one check of the speaker, and one of each session that is down; nothing where there should be none.
+    """Yield one check of the speaker, and one of each session that is down; nothing without a desired session.
 
-    ``sessions`` are the reasons by the peer's name, None for one that is established. In those that are ``full`` the
-    peer announces more than is taken.
+    ``sessions`` are the reasons by the peer's name, None for an established one. ``full`` are those whose
+    peer announces more than is accepted.
     """
     if silent is not None:
         yield Check("BGP speaker", "fail", silent.reason, silent.fix)

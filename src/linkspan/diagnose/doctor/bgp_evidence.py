@@ -1,4 +1,4 @@
-"""What can be seen from this host of a BGP session that is down, gathered for ``bgp_reasons.explain``."""
+"""Evidence about a BGP session that is down, gathered on this host for ``bgp_reasons.explain``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from linkspan.kernel.probe.bird_control import Protocol, Said
 from linkspan.kernel.probe.tcp_connect import approach, pings
 
 RECENT = 300.0
-"""Seconds of the log that count: BIRD's and FRR's connections are tried again after 120 at most."""
+"""Seconds of the log that count: BIRD and FRR retry a connection after 120 s at most."""
 TAIL = 1 << 16
-"""Bytes of the log that are read."""
+"""Bytes of the log to read."""
 _BUSY = ("OpenSent", "OpenConfirm")
-"""States in which a connection stands: one more would only disturb."""
+"""States with a connection: another one would only disturb it."""
 
 
 def recent(log: Path) -> tuple[Said, ...]:
-    """Return what the speaker has said lately; nothing where it has no log."""
+    """Return recent lines of the speaker's log; none if it has no log."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - TAIL, 0))
@@ -47,9 +47,9 @@ def gather(
     said: tuple[Said, ...] = (),
     refusals: Mapping[str, int] | None = None,
 ) -> Evidence:
-    """Look from this host, in any thread that is in its namespace; takes up to 5 s, and disturbs no session that is up.
+    """Examine from this host, in any thread in its namespace; takes up to 5 s, and leaves sessions undisturbed.
 
-    ``refusals`` are the signatures that the kernel refused of late.
+    ``refusals`` are the signatures that the kernel refused recently.
     """
     if seen is None or seen.established:
         return Evidence(said=said)

@@ -1,8 +1,8 @@
-"""Why a BGP session is not established, from what the speaker says and what can be seen from here; pure.
+"""Reasons why a BGP session is not established, from the speaker's words and this host's evidence; pure.
 
-What the peer's answer to an OPEN was outranks everything: TCP works then. Else the way there decides: the source
-address, the route, the neighbour, the port. A password that differs leaves no answer at all, just as a firewall
-does; the kernel's counters of refused signatures tell them apart.
+The peer's answer to an OPEN outranks everything, because it proves that TCP works. Otherwise the path
+decides: the source address, the route, the neighbour, the port. A different password causes no answer at all,
+like a firewall; the kernel's counters of refused signatures distinguish them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from linkspan.kernel.probe.bird_control import Protocol, Said
 from linkspan.kernel.probe.tcp_connect import Outcome
 
 _BEFORE = 2.0
-"""Seconds: the word that ended a session is said a little before the session is down."""
+"""Seconds: the message that ended a session comes a little before the session is down."""
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -28,12 +28,12 @@ class Why(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of a session from outside of the speaker; what was not looked at is None or empty.
+    """Observations of a session from outside the speaker; None or empty if not observed.
 
-    ``silent`` is why there is no speaker that answers, ``holder`` another process at our port, ``route`` why there is
-    no route, ``device`` the link that the route leads to, ``neighbour`` whether the next one there answers,
-    ``refusals`` the kernel's counts of signatures refused of late (of all peers together: ``alone`` tells that this
-    is the only session that is down), ``said`` the speaker's log.
+    ``silent`` is why no speaker answers, ``holder`` another process at our port, ``route`` why there is no
+    route, ``device`` the link of the route, ``neighbour`` whether the next hop answers, ``refusals`` the
+    kernel's counts of signatures refused recently (of all peers together; ``alone``: this is the only session
+    that is down), ``said`` the speaker's log.
     """
 
     silent: Why | None = None
@@ -51,11 +51,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def explain(session: Session, seen: Protocol | None, evidence: Evidence) -> Why | None:
-    """Return why a session is not established; None where it is."""
+    """Return why a session is not established; None if it is established."""
     if evidence.silent:
         return evidence.silent
     if seen is None:
-        return Why("BIRD has not loaded this session", "`linkspan diff` tells what cannot be put")
+        return Why("BIRD has not loaded this session", "`linkspan diff` shows what cannot be applied")
     if seen.established:
         return None
     begin = (seen.since or 0.0) - _BEFORE
@@ -67,7 +67,7 @@ def explain(session: Session, seen: Protocol | None, evidence: Evidence) -> Why 
 
 
 def _last_word(session: Session, evidence: Evidence) -> str:
-    """Return what the peer said last, which a failed connection has made BIRD forget."""
+    """Return the peer's last message, which BIRD forgets after a failed connection."""
     for said in reversed(evidence.said):
         if said.protocol == session.protocol and said.text.startswith("Received: "):
             return f"; the peer's last word was: {said.text.removeprefix('Received: ')}"
@@ -75,7 +75,7 @@ def _last_word(session: Session, evidence: Evidence) -> str:
 
 
 def _here(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
-    """What is wrong on this host."""
+    """Return the problem on this host, if there is one."""
     if evidence.has_source is False or evidence.tcp == "no source":
         return Why(
             f"its source address {session.source} is on no link of this host",
@@ -84,13 +84,14 @@ def _here(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
     if evidence.holder:
         return Why(
             f"port {BGP_PORT} of this host is in use by {evidence.holder}",
-            "stop that speaker, or let it listen at another address only; linkspan's tries again by itself",
+            "stop that speaker, or make it listen only at another address; linkspan's tries again by itself",
         )
     if seen.last_error.endswith("No listening socket"):
         return Why(
-            f"BIRD could not listen at {session.source or 'any address'} port {BGP_PORT}: another program did, or the "
-            "address was not there",
-            "`linkspan bgp explain` looks closer; it is tried again by itself",
+            f"BIRD could not listen at {session.source or 'any address'} port {BGP_PORT}: another program "
+            "listened, or the "
+            "address did not exist",
+            "`linkspan bgp explain` examines it; BIRD tries again by itself",
         )
     if seen.state == "down":
         return Why(
@@ -100,11 +101,11 @@ def _here(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
     return None
 
 
-# What the two have said to each other.
+# Messages between the two speakers.
 
 
 def _spoken(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
-    """A reason that one of the two has given the other, where nothing stands between them now."""
+    """Return a reason that one speaker has given the other, if no newer evidence contradicts it."""
     side, _, what = seen.last_error.partition(": ")
     if side not in ("BGP Error", "Received") or what == "Connection collision resolution":
         return None
@@ -124,7 +125,7 @@ def _spoken(session: Session, seen: Protocol, evidence: Evidence) -> Why | None:
         )
     reason, fix = _ANSWERS.get(what, ("", ""))
     who = f"{session.name} refuses" if side == "Received" else "this host refuses"
-    return Why(f"{who} the session: {reason or what.lower()}", fix or "the peer's log says more")
+    return Why(f"{who} the session: {reason or what.lower()}", fix or "the peer's log has details")
 
 
 _ANSWERS = {
@@ -132,9 +133,9 @@ _ANSWERS = {
     "Unacceptable hold time": ("the hold time is too short", "set a longer one: bgp.hold, or the peer's own"),
     "Administrative shutdown": ("it is shut down there", "start it again at the peer"),
     "Administrative reset": ("it was reset there", "it comes back by itself"),
-    "Peer de-configured": ("it was taken out of the peer's configuration", "put it back there"),
+    "Peer de-configured": ("it was removed from the peer's configuration", "add it there again"),
     "Connection rejected": (
-        "the peer takes no connection from here",
+        "the peer accepts no connection from here",
         "is this host a neighbor there, and enabled?",
     ),
     "Maximum number of prefixes reached": ("too many prefixes", "raise the limit where it was reached"),
@@ -142,7 +143,7 @@ _ANSWERS = {
 
 
 def _numbers(session: Session, number: str, *, ours: bool) -> Why:
-    """AS numbers that are not as expected; ``number`` is the one that was seen, where the log has it."""
+    """Return the reason for unexpected AS numbers; ``number`` is the one in the log, if any."""
     if ours:
         is_ = f"is AS {number}" if number.isdigit() else "has another AS number"
         right = f"{_setting(session, 'as')}={number if number.isdigit() else 'NUMBER'}"
@@ -159,7 +160,7 @@ def _numbers(session: Session, number: str, *, ours: bool) -> Why:
 
 
 def _silence(session: Session, evidence: Evidence, *, ours: bool) -> Why:
-    """The hold timer ran out; and what is seen of the peer now."""
+    """Return the reason after the hold timer ran out, with the peer's present state."""
     who = f"nothing was heard of {session.address}" if ours else f"{session.address} heard nothing of this host"
     reason = f"the hold timer ran out: {who} for the hold time"
     if evidence.tcp in ("open", "closed"):
@@ -169,10 +170,10 @@ def _silence(session: Session, evidence: Evidence, *, ours: bool) -> Why:
             f"({_setting(session, 'ttl-security')})?",
         )
     now = {"refused": ", and nobody listens there now", None: ""}.get(evidence.tcp, ", and nothing answers there now")
-    return Why(f"{reason}{now}", "look at the way there (`linkspan doctor`), and whether the peer's speaker lives")
+    return Why(f"{reason}{now}", "check the path (`linkspan doctor`), and whether the peer's speaker runs")
 
 
-# The way there.
+# The path to the peer.
 
 
 def _way(session: Session, evidence: Evidence) -> Why | None:
@@ -183,25 +184,25 @@ def _way(session: Session, evidence: Evidence) -> Why | None:
         )
     if not session.multihop and evidence.gateway:
         return Why(
-            f"{session.address} is on no network of this host: the route leads by {evidence.gateway}",
+            f"{session.address} is on no network of this host: the route uses the gateway {evidence.gateway}",
             f"give the host an address there, or allow hops: {_setting(session, 'multihop')}=2",
         )
     if evidence.neighbour is False and evidence.tcp not in ("open", "closed", "refused"):
         who = evidence.gateway or session.address
         return Why(
             f"nobody answers for {who} on {evidence.device} (no ARP or neighbour answer)",
-            "is the peer on, and on this link? is its address right?",
+            "is the peer running, and on this link? is its address right?",
         )
     return None
 
 
 def _signed(session: Session, evidence: Evidence) -> Why | None:
-    """Signatures: TCP MD5 (RFC 2385) drops what is signed otherwise, and says so only in counters."""
+    """Return the reason for refused signatures: TCP MD5 (RFC 2385) drops other segments, visible only in counters."""
     file, refused = session.password_file, evidence.refusals
     if file and evidence.tcp in ("open", "closed"):
         return Why(
-            "the peer takes connections without a password, and one is set here (password mismatch)",
-            f"set the password of {file} at the peer, or take {_setting(session, 'password-file')} back",
+            "the peer accepts connections without a password, but one is set here (password mismatch)",
+            f"set the password of {file} at the peer, or unset {_setting(session, 'password-file')}",
         )
     if evidence.tcp != "unanswered":
         return None
@@ -209,25 +210,25 @@ def _signed(session: Session, evidence: Evidence) -> Why | None:
         return Why(
             f"{_surely(evidence)}the peer's password is not the one in {file} "
             f"(password mismatch: {_counted(refused, 'Failure')})",
-            "set the same one on both sides",
+            "set the same password on both sides",
         )
     if file and refused.get("NotFound"):
         return Why(
-            f"{_surely(evidence)}the peer uses no password, and one is set here "
+            f"{_surely(evidence)}the peer uses no password, but one is set here "
             f"(password mismatch: {_counted(refused, 'NotFound')})",
             f"set the password of {file} at the peer",
         )
     if not file and refused.get("Unexpected"):
         return Why(
-            f"{_surely(evidence)}the peer uses a password, and none is set here "
+            f"{_surely(evidence)}the peer uses a password, but none is set here "
             f"(password mismatch: {_counted(refused, 'Unexpected')})",
-            f"write it into a file of root's, and set {_setting(session, 'password-file')}=FILE",
+            f"write it into a file for root, and set {_setting(session, 'password-file')}=FILE",
         )
     return None
 
 
 def _surely(evidence: Evidence) -> str:
-    """The kernel counts for all peers together."""
+    """Return a prefix that weakens the statement, because the kernel counts for all peers together."""
     return "" if evidence.alone else "perhaps "
 
 
@@ -236,7 +237,7 @@ def _counted(refused: Mapping[str, int], why: str) -> str:
 
 
 def _connection(session: Session, seen: Protocol, evidence: Evidence) -> Why:
-    """What becomes of a TCP connection to the peer."""
+    """Return the result of a TCP connection to the peer as a reason."""
     error = seen.last_error.removeprefix("Socket: ").lower()
     where = f"{session.address} port {BGP_PORT}"
     strange = sorted({s.stranger for s in evidence.said if s.stranger})
@@ -264,28 +265,28 @@ def _connection(session: Session, seen: Protocol, evidence: Evidence) -> Why:
         )
     if "no buffer space" in error:
         return Why(
-            f"the kernel's table of neighbours is full, so {session.address} is not reached",
+            f"the kernel's table of neighbours is full, so {session.address} cannot be reached",
             "raise net.ipv4.neigh.default.gc_thresh3 (and ipv6's); the table is one for all network namespaces",
         )
     if evidence.tcp == "unreachable":
         return Why(
-            f"{where} cannot be reached: {error or 'the kernel or a router says so'}", "look at the way there"
+            f"{where} cannot be reached: {error or 'the kernel or a router says so'}", "check the path to it"
         )
     return _waiting(session, seen, strange)
 
 
 def _waiting(session: Session, seen: Protocol, strange: list[str]) -> Why:
-    """TCP works or was not tried: the session is on its way, or stuck on it."""
+    """Return the reason if TCP works or was not tried: the session is starting, or is stuck."""
     if seen.bgp_state in ("OpenSent", "OpenConfirm"):
         return Why(
-            "the TCP connection stands, and the peer's answer does not come",
+            "the TCP connection is up, but the peer does not answer",
             f"is TTL security the same on both sides ({_setting(session, 'ttl-security')})?",
         )
     if seen.bgp_state == "Idle" and not seen.last_error:
         return Why("BIRD waits for the peer's network to be on a link of this host", "is that link up?")
-    found = f"; a speaker at {', '.join(strange)} connects, which no session has" if strange else ""
+    found = f"; a speaker at {', '.join(strange)} connects, but no session has that address" if strange else ""
     error = f", the last error was: {seen.last_error}" if seen.last_error else ""
-    wait = f", and is tried again in {seen.wait:.0f} s" if seen.wait >= 1 else ""
+    wait = f"; retry in {seen.wait:.0f} s" if seen.wait >= 1 else ""
     return Why(f"it is not established yet (BGP state {seen.bgp_state or 'unknown'}){wait}{error}{found}")
 
 

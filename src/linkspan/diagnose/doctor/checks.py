@@ -1,4 +1,4 @@
-"""What a check of the machine is, and what it looks at."""
+"""Checks: their result, and the surroundings that they examine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One finding; ``detail`` says what is, ``fix`` what to do about it ('' where nothing is needed)."""
+    """One finding; ``detail`` says what was found, ``fix`` what to do about it ('' if nothing)."""
 
     check: str
     status: Status
@@ -25,9 +25,9 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """The machine as a doctor meets it; ``root`` is another than / only where an image or a test is looked at.
+    """The machine that a doctor examines; ``root`` differs from / only for an image or a test.
 
-    ``backends`` are those that there are, by name.
+    ``backends`` are the available ones, by name.
     """
 
     networks: Sequence[Network] = ()

@@ -1,4 +1,4 @@
-"""Checks of what names need: a server that can be started, and the port at each gateway."""
+"""Checks of DNS names: a server that can start, and the port at each gateway."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ PORT = 53
 
 
 def server(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Without dnsmasq containers work, and have no names."""
+    """Yield whether dnsmasq is installed: without it containers work, but have no names."""
     if shutil.which("dnsmasq"):
         yield Check("names", "ok", "dnsmasq is installed")
     else:
-        detail = "dnsmasq is not installed: containers are not found by their names"
+        detail = "dnsmasq is not installed: DNS does not answer containers' names"
         yield Check("names", "warn", detail, "apt install dnsmasq-base")
     for network in around.networks:
         for _, gateway in network.pairs:
             if held := _held(gateway.address):
                 where = f"port {PORT} of its gateway {gateway.address}"
-                detail = f"network {network.name} has no names: {where} is held by {held}"
-                fix = f"end it, or let it listen at other addresses: ss -lnup sport = :{PORT}"
+                detail = f"network {network.name} has no names: {where} is in use by {held}"
+                fix = f"stop that program, or make it listen at other addresses: ss -lnup sport = :{PORT}"
                 yield Check(f"names of {network.name}", "warn", detail, fix)
 
 
 def _held(address: str) -> str:
-    """Return who has the port; dnsmasq is the network's own server, or what status tells of."""
+    """Return who uses the port; dnsmasq may be the network's own server, or what status reports."""
     for protocol in ("udp", "tcp"):
         try:
             held = holder(protocol, address, PORT)
-        except LinkspanError:  # no container has brought the address yet
+        except LinkspanError:  # the first container adds the address
             continue
         if held and "(dnsmasq)" not in held:
             return held

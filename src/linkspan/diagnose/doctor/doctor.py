@@ -1,4 +1,4 @@
-"""``doctor``: is this machine fit for containers' networks, and what is in the way. It changes nothing."""
+"""``doctor``: checks whether this machine can run container networks, and what is in the way. It changes nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FEATURES = {
     "tbf": ("token buckets", "modprobe sch_tbf; only containers with a bandwidth limit need it"),
 }
 _DISPENSABLE = frozenset({"tbf", "bridge", "nft bridge"})
-"""Without these, what is routed and has no bandwidth limit works."""
+"""Without these, routed endpoints without a bandwidth limit still work."""
 _FILES = (host_checks, link_checks, runtime_checks, engine_checks, dns_checks, program_checks)
 
 
 def examine(namespaces: Namespaces, around: Surroundings) -> list[Check]:
-    """Examine this machine, in any thread that is in the host's namespace; takes about 0.1 s."""
+    """Examine this machine, in any thread in the host's namespace; takes about 0.1 s."""
     asked = KernelAnswers(namespaces)
     try:
         return machine(asked, around)
@@ -43,13 +43,13 @@ def examine(namespaces: Namespaces, around: Surroundings) -> list[Check]:
 
 
 def machine(asked: Questions, around: Surroundings) -> list[Check]:
-    """Return every check of the machine; one that cannot be made is skipped with the reason."""
+    """Return every check of the machine; skip those that fail to run, with the reason."""
     found = list(_kernel())
     for name, look in (check for file in _FILES for check in file.CHECKS):
         try:
             found += look(asked, around)
         except (LinkspanError, OSError, subprocess.SubprocessError) as error:
-            found.append(Check(name, "skip", f"could not look: {error}"))
+            found.append(Check(name, "skip", f"the check failed: {error}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Checks of each container runtime: what it needs to find linkspan by, as far as it is installed here."""
+"""Checks of each installed container runtime: can it find linkspan."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from linkspan.diagnose.trace.questions import Questions
 
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 DOCKER_SOCKET = "/run/docker/plugins/linkspan.sock"
-"""Where Docker's engine looks for a plugin (moby, pkg/plugins)."""
+"""Path at which Docker's engine looks for a plugin (moby, pkg/plugins)."""
 NETAVARK = ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
-"""Each with /netavark is where Podman looks for plugins by default (containers.conf(5))."""
+"""Folders with /netavark in which Podman looks for plugins by default (containers.conf(5))."""
 PODMAN_CONFS = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 CONTAINERD_CONF = "/etc/containerd/config.toml"
 CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 """The CRI's name in a configuration of version 2, and of version 3."""
 CNI_CONFS = "/etc/cni/net.d"
 DEBIAN, USUAL = "/usr/lib/cni", "/opt/cni/bin"
-"""Where Debian's containerd looks for pods' plugins, and everybody else's."""
+"""Folders in which Debian's containerd, and all others, look for pods' plugins."""
 
 
 def _is_installed(around: Surroundings, program: str) -> bool:
@@ -34,7 +34,7 @@ def _exposed(around: Surroundings, runtime: str) -> str:
 
 
 def _read(file: Path) -> Mapping[str, object]:
-    """Return a TOML file; one that is missing or cannot be read says nothing."""
+    """Return a TOML file, empty if it is missing or cannot be read."""
     try:
         return tomllib.loads(file.read_text(errors="replace"))
     except (OSError, tomllib.TOMLDecodeError):
@@ -42,14 +42,14 @@ def _read(file: Path) -> Mapping[str, object]:
 
 
 def _part(values: object, *keys: str) -> Mapping[str, object]:
-    """Return a table inside of tables, {} without it."""
+    """Return a table inside of tables, {} if it is missing."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values if isinstance(values, Mapping) else {}
 
 
 def _not_set_up(around: Surroundings, runtime: str, detail: str) -> Check:
-    """It is a fault where a network is to be the runtime's own, else nobody has asked for it."""
+    """Return a failed check if a network is exposed to the runtime, else a skipped one."""
     name, fix = runtime.capitalize(), f"linkspan install {runtime}"
     if exposed := _exposed(around, runtime):
         return Check(name, "fail", f"{detail}, and {exposed} is exposed to it", fix)
@@ -57,7 +57,7 @@ def _not_set_up(around: Surroundings, runtime: str, detail: str) -> Check:
 
 
 def docker(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Docker's engine calls a socket, and has no network of ours while nobody listens there."""
+    """Yield whether somebody listens at the socket that Docker's engine calls."""
     if not _is_installed(around, "dockerd"):
         return
     path = around.file(DOCKER_SOCKET)
@@ -76,7 +76,7 @@ def docker(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def podman(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Podman executes a plugin, which its configuration may have it look for elsewhere."""
+    """Yield whether Podman finds the plugin; its configuration may name other folders."""
     if not _is_installed(around, "podman"):
         return
     files = [around.file(path) for path in PODMAN_CONFS]
@@ -86,7 +86,7 @@ def podman(_asked: Questions, around: Surroundings) -> Iterator[Check]:
         network |= _part(_read(file), "network")
     if network.get("network_backend") == "cni":
         fix = 'set network_backend = "netavark" in /etc/containers/containers.conf; podman system reset'
-        yield Check("Podman", "fail", "its network backend is cni, which knows no driver linkspan", fix)
+        yield Check("Podman", "fail", "its network backend is cni, which does not know driver linkspan", fix)
         return
     chosen = network.get("netavark_plugin_dirs")
     folders = [str(f) for f in chosen] if isinstance(chosen, list) else [f"{base}/netavark" for base in NETAVARK]
@@ -103,7 +103,7 @@ def podman(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def containerd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Pods' plugins are looked for where its configuration says; `ctr` and nerdctl look in /opt/cni/bin."""
+    """Yield whether containerd finds pods' plugins in the configured folder; `ctr` and nerdctl use /opt/cni/bin."""
     if not _is_installed(around, "containerd"):
         return
     if not list(around.file(CNI_CONFS).glob("*linkspan*")):
@@ -113,7 +113,7 @@ def containerd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     restart = "systemctl restart containerd"
     disabled = values.get("disabled_plugins")
     if isinstance(disabled, list) and {"cri", *CRI} & {str(name) for name in disabled}:
-        fix = f"take cri out of disabled_plugins in {CONTAINERD_CONF}; {restart}"
+        fix = f"remove cri from disabled_plugins in {CONTAINERD_CONF}; {restart}"
         yield Check("containerd", "warn", "its CRI is off: `ctr` and nerdctl work, Kubernetes does not", fix)
         return
     cni = {k: v for name in CRI for k, v in _part(values, "plugins", name, "cni").items()}
@@ -121,12 +121,12 @@ def containerd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     folder, confs = str(cni.get("bin_dir") or bare), str(cni.get("conf_dir") or CNI_CONFS)
     if confs.rstrip("/") != CNI_CONFS:
         fix = f'set conf_dir = "{CNI_CONFS}" in {CONTAINERD_CONF}; {restart}'
-        yield Check("containerd", "fail", f"it looks for networks in {confs}, and not in {CNI_CONFS}", fix)
+        yield Check("containerd", "fail", f"it looks for networks in {confs}, not in {CNI_CONFS}", fix)
     elif not around.file(f"{folder}/linkspan").exists():
         fix = "linkspan install cni" if folder in (DEBIAN, USUAL) else f"cp {USUAL}/linkspan {folder}/"
-        yield Check("containerd", "fail", f"it looks for pods' plugins in {folder}, and linkspan is not there", fix)
+        yield Check("containerd", "fail", f"it looks for pods' plugins in {folder}, but linkspan is not there", fix)
     elif not around.file(f"{folder}/loopback").exists():
-        fix = f"apt install containernetworking-plugins (and cp {DEBIAN}/loopback {folder}/ where that is another)"
+        fix = f"apt install containernetworking-plugins (and cp {DEBIAN}/loopback {folder}/ if that is another folder)"
         detail = f"it has no plugin loopback in {folder}, without which no pod starts; `ctr` and nerdctl work"
         yield Check("containerd", "warn", detail, fix)
     else:

@@ -1,4 +1,4 @@
-"""Checks of the host's own settings: forwarding, filters, firewalls, tables that fill up."""
+"""Checks of the host's own settings: forwarding, filters, firewalls, full tables."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from linkspan.kernel.io.netlink import GETLINK, Socket, attributes, string
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 FILLED = 0.8
-"""Part of a table from which on it is worth a word: a burst of connections fills the rest within seconds."""
+"""Fill level of a table that causes a warning: a burst of connections fills the rest within seconds."""
 _SOMEWHERE = {4: prefix("192.0.2.1"), 6: prefix("2001:db8::1")}  # RFC 5737, RFC 3849
 _MASTER = 10
 
 
 def forwarding(asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Containers reach other networks and the outside only where the host forwards."""
+    """Yield whether the host forwards, so that containers reach other networks and the outside."""
     for family in around.families() or (4,):
         path = FORWARDING[family]
         name, setting = f"forwarding IPv{family}", path.replace("/", ".")
@@ -35,22 +35,22 @@ def forwarding(asked: Questions, around: Surroundings) -> Iterator[Check]:
         elif value != "0":
             yield Check(name, "ok", f"{setting}={value}")
         elif around.families():
-            fix = f"sysctl -w {setting}=1, and look what set it to 0: grep -r forward /etc/sysctl.d /etc/sysctl.conf"
+            fix = f"sysctl -w {setting}=1, and find what set it to 0: grep -r forward /etc/sysctl.d /etc/sysctl.conf"
             yield Check(
-                name, "fail", f"{setting}=0: the host drops what containers send beyond their bridge", fix
+                name, "fail", f"{setting}=0: the host drops packets of containers to other links than their bridge", fix
             )
         else:
             yield Check(name, "ok", f"{setting}=0; linkspan sets it with the first network")
 
 
 def rp_filter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
-    """A strict filter drops what arrives by another link than the one that leads back."""
+    """Yield whether rp_filter is strict: it drops packets that arrive by another link than the route back."""
     value = asked.setting(HOST, "net/ipv4/conf/all/rp_filter")
     if value == "1":
         yield Check(
             "rp_filter",
             "warn",
-            "net.ipv4.conf.all.rp_filter=1 (strict): a packet is dropped where the way back leads by another link",
+            "net.ipv4.conf.all.rp_filter=1 (strict): a packet is dropped if the route back uses another link",
             "on a host with several uplinks: sysctl -w net.ipv4.conf.all.rp_filter=2",
         )
     else:
@@ -58,7 +58,7 @@ def rp_filter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
 
 
 def br_netfilter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
-    """With br_netfilter, iptables' FORWARD sees what containers of one bridge send each other."""
+    """Yield the state of br_netfilter: it makes iptables' FORWARD see packets within one bridge."""
     value = asked.setting(HOST, "net/bridge/bridge-nf-call-iptables")
     if value == "":
         yield Check("br_netfilter", "ok", "not loaded: bridged frames do not pass iptables")
@@ -70,7 +70,7 @@ def br_netfilter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
 
 
 def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Another's FORWARD chain may drop what pools send; ours cannot overrule it, only stand in it."""
+    """Yield FORWARD chains that drop packets of pools; linkspan's rules can only be added to such a chain."""
     if not around.networks:
         tables = [t for f in (4, 6) for t in asked.iptables(HOST, f) if t.policies.get("FORWARD") == "DROP"]
         detail = "policy DROP; linkspan will add its pools" if tables else "drops nothing by policy"
@@ -87,27 +87,27 @@ def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def _iptables_fix(bad: Verdict) -> str:
-    """Return what to do: linkspan's own rules overrule the policy of FORWARD, and no rule that comes before them."""
+    """Return the fix: linkspan's own rules overrule the policy of FORWARD, but no rule before them."""
     if bad.removal:
         command, *words = bad.removal
         return f"{shlex.join([iptables.usual(command), *words])} (and where its rules are kept)"
-    return "a running agent puts its rules back within seconds: `linkspan status`, `linkspan diff`"
+    return "a running agent restores its rules within seconds: `linkspan status`, `linkspan diff`"
 
 
 def nft_forward(asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """An nftables chain of somebody else's may drop it, too; nobody but its owner can make it accept."""
+    """Yield foreign nftables chains that drop forwarded packets; only their owner can make them accept."""
     if not around.networks:
         hooked = [c for c in asked.chains(HOST) if c.hook == "forward" and c.policy == "drop"]
         for chain in hooked:
             name = f"{chain.family} {chain.table} {chain.name}"
-            detail = f"{name} has policy drop: what its own rules do not accept is not forwarded"
+            detail = f"{name} has policy drop: it drops what its own rules do not accept"
             fix = f"let each pool through: nft insert rule {name} ip saddr POOL accept; and ip daddr POOL"
             yield Check("nft forward", "warn", detail, fix)
         if not hooked:
             yield Check("nft forward", "ok", "drops nothing by policy")
     for network, pool in _pools(around):
         if network.internal:
-            continue  # what would be tried is what linkspan itself refuses
+            continue  # linkspan itself refuses the packet that the check would send
         name, ip = f"nft forward {pool}", {4: "ip", 6: "ip6"}[pool.family]
         found = [netfilter_hooks.passed_nft(asked, "forward", frame) for frame in _through(network, pool)]
         drops = [(v.where, v.rule) for v in found if not v.passes]
@@ -127,7 +127,7 @@ def _pools(around: Surroundings) -> Iterator[tuple[Network, Prefix]]:
 
 
 def _through(network: Network, pool: Prefix) -> tuple[Frame, Frame]:
-    """Return a packet of the pool to the outside, and its answer, as the forward hooks see them."""
+    """Return a packet of the pool to the outside, and its answer, at the forward hooks."""
     inside = pool.at(min(2, pool.size - 1)).packed
     link = network.bridge if not network.routed else "lsr0"
     outside = _SOMEWHERE[pool.family].packed
@@ -136,7 +136,7 @@ def _through(network: Network, pool: Prefix) -> tuple[Frame, Frame]:
 
 
 def firewalld_zone(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """A zone of firewalld must let a pool through."""
+    """Yield whether a zone of firewalld accepts the pool."""
     if not firewalld.running():
         yield Check("firewalld", "ok", "does not run")
     else:
@@ -146,7 +146,7 @@ def firewalld_zone(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def mtus(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """What a network's tunnel makes of its largest packet must fit the way to the other hosts."""
+    """Yield whether a network's largest packet in its tunnel fits the underlay."""
     here = around.underlay
     for network in around.networks if here else ():
         way = around.backends.get(network.backend)
@@ -162,10 +162,10 @@ def mtus(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def conntrack(asked: Questions, _around: Surroundings) -> Iterator[Check]:
-    """A full connection table drops every new connection."""
+    """Yield how full the connection table is: a full one drops every new connection."""
     count, most = (asked.setting(HOST, f"net/netfilter/nf_conntrack_{n}") for n in ("count", "max"))
     if not count.isdigit() or not most.isdigit() or not int(most):
-        yield Check("conntrack", "skip", "the kernel tells nothing of its connection table")
+        yield Check("conntrack", "skip", "the kernel does not report its connection table")
         return
     part = int(count) / int(most)
     status: Status = "fail" if part > 0.95 else "warn" if part > FILLED else "ok"
@@ -174,11 +174,11 @@ def conntrack(asked: Questions, _around: Surroundings) -> Iterator[Check]:
 
 
 def neighbours(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """A full neighbour table resolves nobody new; it is one for all namespaces of the machine."""
+    """Yield how full the neighbour table is: a full one resolves nobody new, in all namespaces of the machine."""
     limit = around.file("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
     table = around.file("/proc/net/stat/arp_cache")
     if not limit.exists() or not table.exists():
-        yield Check("neighbours", "skip", "the kernel tells nothing of its neighbour table here")
+        yield Check("neighbours", "skip", "the kernel does not report its neighbour table here")
         return
     most = int(limit.read_text())
     count = int(table.read_text().splitlines()[1].split()[0], 16)  # one line for each processor, with the same sum
@@ -189,7 +189,7 @@ def neighbours(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def bridge_ports(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """A bridge takes 1,023 ports."""
+    """Yield how full bridges are: one takes 1,023 ports."""
     bridges = [n for n in around.networks if n.backend == "bridge" and not n.routed]
     if not bridges:
         return
@@ -202,7 +202,7 @@ def _bridge(network: Network, ports: int) -> Check:
     name, detail = f"bridge {network.bridge}", f"{ports} of {BRIDGE_PORTS} ports"
     fix = "put further containers on a network with --opt mode=routed, which has no such limit"
     if ports >= BRIDGE_PORTS:
-        return Check(name, "fail", f"{detail}: no container more fits", fix)
+        return Check(name, "fail", f"{detail}: it has no room for another container", fix)
     return Check(name, "warn", detail, fix) if ports > FILLED * BRIDGE_PORTS else Check(name, "ok", detail)
 
 

@@ -1,6 +1,6 @@
-"""Whether the kernel can do what linkspan needs, by trying it in a network namespace that nobody uses.
+"""Kernel features that linkspan needs, tried in an unused network namespace.
 
-The namespace belongs to a thread, and goes with it and all that was made in it: the host's own is not touched.
+The namespace belongs to a thread, and is removed with it and everything in it: the host's own is not touched.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RULES = {
 
 
 def probe() -> dict[str, str]:
-    """Try each feature; return '' for what works, else why it does not."""
+    """Try each feature; return '' for those that work, else why it does not work."""
     found: dict[str, str] = {}
     thread = threading.Thread(target=_try_all, args=(found,), name="features")
     thread.start()

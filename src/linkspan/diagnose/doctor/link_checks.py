@@ -1,4 +1,4 @@
-"""Checks of the host's links: what keeps linkspan's from finding neighbours, and from what they should receive."""
+"""Checks of the host's links: what keeps linkspan's links from finding neighbours, and from receiving packets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from linkspan.kernel.drivers.links import is_ours
 from linkspan.kernel.io.netlink import GETLINK, Socket, altnames, attributes, string
 
 RESOLVES = ("ls-", "lsr")
-"""Names of our links begin so on which the host looks for its containers' MACs."""
+"""Prefixes of the names of our links on which the host looks for its containers' MACs."""
 _LINK, _LINK_NETNSID = 5, 37  # linux/if_link.h
 _MACVLANS, _MACVLAN_MODE, _PASSTHRU = ("macvlan", "macvtap"), 1, 8
 
@@ -25,32 +25,33 @@ class _Link(NamedTuple):
     name: str
     ours: bool
     below: int
-    """The index of the link that it lies on, 0 where that is none of this namespace's."""
+    """The index of its lower link, 0 if that is not in this namespace."""
     takes_all: bool
     """Whether it takes every frame that the link below receives."""
 
 
 def neighbours(asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """The host must ask for containers' and peers' MACs, and answer who asks for its own."""
+    """Yield whether the host asks for containers' and peers' MACs, and answers for its own."""
     name, found = "neighbour search", list(_refusals(asked, around))
     for link, family in _resolving(around):
-        # Where no multicast question may be sent, whoever is not known is not looked for (__neigh_event_send).
+        # If no multicast request may be sent, the kernel does not look for unknown neighbours
+        # (__neigh_event_send).
         path = f"net/ipv{family}/neigh/{link}/mcast_solicit"
         if asked.setting(HOST, path) == "0":
-            detail = f"{path}=0: the host asks nobody on {link} for a MAC, so it reaches only whom it knows"
+            detail = f"{path}=0: the host asks nobody on {link} for a MAC, so it reaches only known neighbours"
             found.append(Check(name, "fail", detail, f"sysctl -w {path}=3"))
     yield from found or [Check(name, "ok", "the host asks for its neighbours' MACs, and answers for its own")]
 
 
 def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Yield what is wrong with the settings of ARP that hold for all links: each link of ours has its own right."""
+    """Yield wrong ARP settings that apply to all links; each link of ours has its own right value."""
     if 4 not in around.families():
         return
     path = "net/ipv4/conf/all/arp_ignore"
     value = asked.setting(HOST, path)
     silent = {"8": "nobody", "2": "no container of a routed network"}.get(value)
     if silent and (value == "8" or any(network.routed for network in around.networks)):
-        detail = f"{path}={value}: {silent} gets an answer who asks for this host's MAC"
+        detail = f"{path}={value}: {silent} gets an answer to ARP requests for this host's MAC"
         yield Check("neighbour search", "fail", detail, f"sysctl -w {path}=0")
     for path in ("net/ipv4/conf/all/proxy_arp", "net/ipv4/conf/all/proxy_arp_pvlan"):
         if asked.setting(HOST, path) == "1":
@@ -59,7 +60,7 @@ def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def others_above(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """A link of somebody else's that lies on one of ours may take all that this receives."""
+    """Yield foreign links on top of ours that may take all packets that ours receive."""
     links = {link.number: link for link in _links()}
     found = []
     for link in links.values():
@@ -68,13 +69,13 @@ def others_above(_asked: Questions, around: Surroundings) -> Iterator[Check]:
             continue
         underlay = around.underlay is not None and below.name == around.underlay.ifname
         if below.ours or underlay:
-            detail = f"{link.name} lies on {below.name} in mode passthru, and takes all that {below.name} receives"
-            found.append(Check("links above", "fail", detail, f"ip link del {link.name}, or put it on another link"))
-    yield from found or [Check("links above", "ok", "no link of another program takes what linkspan's links receive")]
+            detail = f"{link.name} is on {below.name} in mode passthru, and takes all its packets"
+            found.append(Check("links above", "fail", detail, f"ip link del {link.name}, or create it on another link"))
+    yield from found or [Check("links above", "ok", "no foreign link takes packets from linkspan's links")]
 
 
 def _resolving(around: Surroundings) -> Iterator[tuple[str, int]]:
-    """Yield the links on which the host looks for neighbours, with the address families in which it does."""
+    """Yield the links on which the host looks for neighbours, with the address families concerned."""
     for link in _links():
         if link.ours and link.name.startswith(RESOLVES):
             yield from ((link.name, family) for family in around.families())

@@ -1,4 +1,4 @@
-"""What all hosts have found out about the underlay between them, as checks: host, direction and protocol by name."""
+"""Checks from all hosts' findings about the underlay between them, with host, direction and protocol."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from linkspan.diagnose.doctor.peer_probe import Gap, Probed, Refusal
 
 
 def checks(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> list[Check]:
-    """Return the checks: what does not pass, each direction by itself, then what does, all directions in one.
+    """Return the checks: failures for each direction by itself, then successes, all directions in one.
 
-    ``found`` has what each host (by id) told, or why it told nothing: then it is named once, and no pair of it is.
+    ``found`` has each host's (by id) answer, or why it gave none: then it is named once, and none of its
+    pairs.
     """
     told = {host: answer for host, answer in found.items() if isinstance(answer, Probed)}
     faults = [*_refused(told, names), *_missing(told, names)]
@@ -19,7 +20,7 @@ def checks(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> list[
     left_out = sum(answer.left_out for answer in told.values())
     if left_out:
         bad.append(
-            Check("underlay", "fail", f"{left_out} faults more, of the same hosts", "mend those above first")
+            Check("underlay", "fail", f"{left_out} more faults, of the same hosts", "fix those above first")
         )
     return [*bad, *_passing(told)]
 
@@ -27,8 +28,8 @@ def checks(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> list[
 def _silent(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> Iterator[Check]:
     for host, answer in found.items():
         if isinstance(answer, str):
-            fix = "is its agent running, and does it reach the store? `linkspan status` there"
-            yield Check(f"underlay: host {names[host]}", "fail", f"it takes no part: {answer}", fix)
+            fix = "is its agent running, and does it reach the store? run `linkspan status` there"
+            yield Check(f"underlay: host {names[host]}", "fail", f"it does not take part: {answer}", fix)
 
 
 def _refused(told: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[Check]:
@@ -38,7 +39,7 @@ def _refused(told: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[C
                 continue
             check = _named(names, host, one.peer, one.what)
             if one.spare:
-                yield Check(check, "warn", f"not used, the tunnel is: {one.why}", "")
+                yield Check(check, "warn", f"not used; the tunnel is used instead: {one.why}", "")
             else:
                 yield Check(check, "fail", f"{names[host]} cannot send it: {one.why}", one.fix)
 
@@ -54,7 +55,7 @@ def _missing(told: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[C
 
 
 def _explained(gap: Gap, refusal: Refusal | None) -> bool:
-    """Tell whether a gap is only that the sender could not send it."""
+    """Return whether a gap exists only because the sender could not send."""
     return refusal is not None and not gap.dropped and gap.heard >= refusal.sent
 
 
@@ -65,7 +66,7 @@ def _words(gap: Gap, names: Mapping[str, str], host: str) -> str:
         return (
             f"packets of {gap.size} bytes do not arrive at {names[host]}, those of {gap.heard} do (DF is set)"
         )
-    return f"blocked: nothing of what {names[gap.peer]} sends arrives at {names[host]}"
+    return f"blocked: no packet from {names[gap.peer]} arrives at {names[host]}"
 
 
 def _named(names: Mapping[str, str], source: str, target: str, what: str) -> str:
@@ -80,4 +81,4 @@ def _passing(told: Mapping[str, Probed]) -> Iterator[Check]:
             figures[one.what] = max(size, one.size), count + one.count
     for what, (size, count) in sorted(figures.items()):
         ways = "1 direction" if count == 1 else f"{count} directions"
-        yield Check(f"underlay: {what}", "ok", f"passes in {ways}, in packets of up to {size} bytes")
+        yield Check(f"underlay: {what}", "ok", f"passes in {ways}, with packets of up to {size} bytes")

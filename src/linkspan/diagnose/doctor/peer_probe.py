@@ -1,13 +1,14 @@
-"""One host's part of ``doctor --peers``: it sends its peers what each network needs, and listens for what they send.
+"""Peer probe: one host's part of ``doctor --peers``. It sends its peers what each network needs, and listens.
 
-All hosts do the same at about the same time, each asked once: it listens at once, waits until the others do (WARM),
-sends everything ROUNDS times, and tells at the end what it missed. So the whole takes as long for a thousand hosts
-as for two, and nobody keeps anything in between. Agents hear of a question within WARM of each other, or else in
-a later round.
+All hosts do the same at about the same time, and each gets one request. It listens at once, waits until the
+others listen (WARM), sends everything ROUNDS times, and finally reports what it missed. So the whole takes as
+long for a thousand hosts as for two, and nobody keeps state in between. Agents get a request within WARM of
+each other, or else take part from a later round.
 
-A probe is a packet of exactly the protocol and size that the network needs, which no socket, device or container takes
-(``Need``). Its tail names sender, receiver, need and size, by a hash that the receiver expects. It is captured as it
-comes in, before any rule: what comes is then held against the host's own rules, which may drop it all the same.
+A probe is a packet of exactly the protocol and size that the network needs, which no socket, device or
+container accepts (``Need``). Its tail names sender, receiver, need and size, by a hash that the receiver
+expects. It is captured as it comes in, before any rule. Then the host checks its own rules, which may drop it
+nevertheless.
 """
 
 from __future__ import annotations
@@ -38,28 +39,28 @@ ROUNDS = 3
 BETWEEN = 0.7
 """Seconds between rounds."""
 LASTS = 4.0
-"""Seconds after which a host tells what it missed, besides those that sending takes; sooner where all has come."""
+"""Seconds, beyond those for sending, after which a host reports what it missed; sooner if everything has arrived."""
 SMALL = 200
 STEPS = (1280, 1400, 1450, 1480, 1492, 1500, 4000, 8900)
-"""Sizes below the one that is needed, to say which passes: IPv6's least, and what links and tunnels often leave."""
+"""Sizes below the needed one, to find one that passes: IPv6's minimum, and usual MTUs of links and tunnels."""
 BURST, PAUSE = 64, 0.004
 """Packets at a time, and seconds between: 16,000 a second, less the time for making them."""
 PACE = 1e-4
 """Seconds for each packet with both (measured)."""
 TOLD = 64
-"""Faults that a host tells of; of the rest it tells how many."""
+"""Faults that a host reports; it only counts the rest."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
-    """Asks a host to take part in the probing that these bytes name."""
+    """Asks a host to take part in the run that these bytes identify."""
 
     session: bytes
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """What a host misses from a peer: ``heard`` is the size of the largest packet that came, 0 for none.
+    """A packet that a host misses from a peer: ``heard`` is the size of the largest packet received, 0 for none.
 
-    ``dropped`` is what a rule of the host's own does with those that come, '' where it lets them in.
+    ``dropped`` says which rule of the host drops those that arrive, '' if all accept.
     """
 
     peer: str
@@ -71,7 +72,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """What a host cannot send to a peer; ``sent`` is the largest that it could. ``spare``: it goes another way."""
+    """What a host cannot send to a peer; ``sent`` is the largest size that it could. ``spare``: another way exists."""
 
     peer: str
     what: str
@@ -82,7 +83,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """From how many peers something came whole, and in which size."""
+    """From how many peers something arrived completely, and in which size."""
 
     what: str
     size: int
@@ -90,7 +91,7 @@ class Carried(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True, tag="probed"):
-    """What a host has found; ``left_out`` counts the faults that are not told."""
+    """The findings of a host; ``left_out`` counts faults that are not reported."""
 
     gaps: tuple[Gap, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -99,9 +100,9 @@ class Probed(msgspec.Struct, frozen=True, tag="probed"):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A need between this host and a peer; ``mtu`` is the network's, whose packets are at most that large inside.
+    """A need between this host and a peer; ``mtu`` is the network's, the largest inner packet.
 
-    ``others`` are those of other networks that this one is tried for, too.
+    ``others`` are those of other networks for which this one is tried, too.
     """
 
     peer: Peer
@@ -112,16 +113,16 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[str, str]:
-        """The peer's id, and what is needed."""
+        """Return the peer's id, and the need's name."""
         return self.peer.host.id, self.need.what
 
     @property
     def family(self) -> int:
-        """The outer header's: 4 or 6."""
+        """Return the outer header's family: 4 or 6."""
         return 4 if len(self.need.target) == 4 else 6
 
     def smaller(self, size: int) -> str:
-        """Return what to do, for each network that needs more, where no packets larger than this size pass."""
+        """Return what to do for each network that needs more, if no packets larger than this size pass."""
         return "; ".join(
             f"linkspan network update {one.network} --mtu {size - (one.need.size - one.mtu)}"
             for one in (*self.others, self)
@@ -130,7 +131,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def largest(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Return each need of a peer once, in the largest size: networks may have the same."""
+    """Return each need of a peer once, in the largest size: networks may share it."""
     found: dict[tuple[str, str], list[Wanted]] = {}
     for one in sorted(wanted, key=lambda w: (w.need.size, w.network)):
         found.setdefault(one.key, []).append(one)
@@ -143,7 +144,7 @@ def sizes(need: Need) -> tuple[int, ...]:
 
 
 def lasts(wanted: Iterable[Wanted]) -> float:
-    """Return after how many seconds a host tells what it missed: 4 for a few hosts, 6 for a thousand."""
+    """Return the seconds after which a host reports what it missed: 4 for a few hosts, 6 for a thousand."""
     return LASTS + ROUNDS * PACE * sum(len(sizes(one.need)) for one in wanted)
 
 
@@ -158,7 +159,7 @@ def run(
 ) -> Probed:
     """Take part: for as long as ``lasts`` says, in a thread of the host's namespace.
 
-    ``refused`` is what cannot be from the start. Raises KernelError where the machine gives no raw sockets.
+    ``refused`` is what is impossible from the start. Raises KernelError if the machine allows no raw sockets.
     """
     expected = {
         _tail(session, w.peer.host.id, host, w.need.what, size)[packets.COMMON :]: (w.key, size)
@@ -190,7 +191,7 @@ def run(
 
 
 class _Outgoing:
-    """What this host sends; what cannot be sent is kept with the reason."""
+    """Packets that this host sends; those that cannot be sent are kept with the reason."""
 
     def __init__(
         self, asked: Questions, sender: Sender, session: bytes, host: str, wanted: Sequence[Wanted]
@@ -205,7 +206,7 @@ class _Outgoing:
         self._errors: dict[tuple[str, str], KernelError] = {}
 
     def find(self) -> None:
-        """Ask for the neighbours that get plain packets."""
+        """Look for the neighbours that get plain packets."""
         links: dict[str, dict[bytes, bytes]] = {}
         for one in self._wanted:
             if one.need.neighbour and one.peer.on_link:
@@ -215,7 +216,7 @@ class _Outgoing:
             self._macs |= {(link, a): mac for a, mac in arp.answering(link, addresses).items()}
 
     def burst(self) -> Iterator[None]:
-        """Send everything once; yields after every BURST."""
+        """Send everything once; yield after every BURST."""
         number = 0
         for one in self._wanted:
             for size in sizes(one.need):
@@ -240,7 +241,7 @@ class _Outgoing:
         return place in self._macs
 
     def refusals(self) -> Iterator[Refusal]:
-        """Yield what was not sent, or not in its whole size."""
+        """Yield what was not sent, or not in its full size."""
         for one in self._wanted:
             sent = self._sent.get(one.key, 0)
             if sent == one.need.size:
@@ -252,7 +253,7 @@ class _Outgoing:
                 why = (
                     f"nobody answers for {address} on {one.peer.device}"
                     if one.peer.on_link
-                    else f"the way to {address} leads through a router"
+                    else f"a router is between this host and {address}"
                 )
                 yield Refusal(peer, what, why, fix, 0, one.need.spare)
             elif error.errno == errno.EMSGSIZE:
@@ -263,11 +264,11 @@ class _Outgoing:
                 fix = f"ip link set {link} mtu {one.need.size} there, or: {one.smaller(mtu)}"
                 yield Refusal(peer, what, why, fix, sent)
             elif error.errno == errno.EPERM:
-                why = "its own firewall does not let it out (output)"
+                why = "its own firewall drops it (output)"
                 yield Refusal(peer, what, why, f"on that host: {fix}", sent)
             elif error.errno == errno.ENOBUFS:
                 why = "the kernel has no room for it: its neighbour table is full (`dmesg`), or the link's queue"
-                fix = f"sysctl -w net.ipv{one.family}.neigh.default.gc_thresh3=8192: it is one for all namespaces"
+                fix = f"sysctl -w net.ipv{one.family}.neigh.default.gc_thresh3=8192: all namespaces share it"
                 yield Refusal(peer, what, why, fix, sent)
             else:
                 yield Refusal(peer, what, error.message, "`linkspan trace` shows the way", sent)
@@ -301,11 +302,11 @@ def _told(
 
 
 def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
-    """Return which rule of this host drops what came, '' where all let it in."""
+    """Return which rule of this host drops the received packets, '' if all accept."""
     if came.protocol != packets.NUMBERS[need.protocol]:
-        return f"it comes as IP protocol {came.protocol}: something on the way has changed it"
-    # The probe's own source port says nothing: what counts are those that the tunnel sends from. The sender is asked
-    # nothing, and chooses from the range that this host has: Linux's own, unless somebody set it.
+        return f"it arrives as IP protocol {came.protocol}: something on the path has changed it"
+    # The probe's own source port means nothing: those from which the tunnel sends count. The sender is not
+    # asked; it chooses from the range that this host has: Linux's default, unless somebody set it.
     sent = Packet(came.source, came.target, need.protocol, need.port)
     try:
         ports = (need.port, need.port) if need.from_port else client_ports(asked, HOST)
@@ -323,7 +324,7 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
 
 
 def _judged(asked: Questions, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
-    """Return what the hooks decide that a packet passes which comes as a probe came."""
+    """Return the hooks' verdict on a packet that arrives like a probe."""
     frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.
     at = ("prerouting",) if need.neighbour else ("prerouting", "input")

@@ -1,4 +1,4 @@
-"""Checks of the programs that backends run: those of the networks that there are."""
+"""Checks of the programs that the existing networks' backends run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from linkspan.diagnose.trace.questions import Questions
 
 
 def installed(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """A network whose backend lacks its program crosses no hosts from here."""
+    """Yield missing programs: a network whose backend lacks its program does not cross hosts from here."""
     users: dict[str, list[str]] = {}
     for network in around.networks:
         for way in network.ways:

@@ -1,4 +1,4 @@
-"""Checks of what runs beside linkspan: the tools it needs, container runtimes, systemd, disk and clock."""
+"""Checks of linkspan's surroundings: the tools it needs, container runtimes, systemd, disk and clock."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from linkspan.diagnose.trace.questions import Questions
 NFT = (1, 0, 6)
 """The oldest nft with which linkspan's tables were tried (Debian 12's)."""
 LITTLE, LEAST = 512 << 20, 64 << 20
-"""Bytes free on the state folder's disk below which it is worth a word, and below which attaching will fail."""
+"""Free bytes on the state folder's disk below which doctor warns, and below which an attach will fail."""
 _CONFS = (".conf", ".conflist", ".json")
 _EPOCH = 1_735_689_600  # 2025-01-01: a clock before this release is wrong
 _UNSYNCHRONISED = 5  # TIME_ERROR, adjtimex(2)
 
 
 def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
-    """The library does the work; the command has the same version and is what `plan` is typed with."""
+    """Yield nft's version: the library does the work, but the command has the same version, and `plan` uses it."""
     fix = "apt install nftables"
     if not (command := shutil.which("nft")):
         yield Check("nft", "fail", "nft is not installed", fix)
@@ -40,13 +40,13 @@ def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
     text = found[0] if found else said.strip()
     if version < NFT:
         oldest = ".".join(map(str, NFT))
-        yield Check("nft", "warn", f"{text} is older than {oldest}, the oldest that was tried", fix)
+        yield Check("nft", "warn", f"{text} is older than {oldest}, the oldest tested version", fix)
     else:
         yield Check("nft", "ok", text)
 
 
 def cni(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Runtimes take the first configuration by name, and execute the plugin that it names."""
+    """Yield whether runtimes use our CNI configuration: they take the first by name, and execute its plugin."""
     folder = around.file("/etc/cni/net.d")
     confs = sorted(p for p in folder.glob("*") if p.suffix in _CONFS)
     ours = [p for p in confs if "linkspan" in _types(p)]
@@ -54,7 +54,7 @@ def cni(_asked: Questions, around: Surroundings) -> Iterator[Check]:
         yield Check("CNI configuration", "skip", f"none of linkspan's in {folder}", "")
         return
     if confs[0] != ours[0]:
-        detail = f"runtimes take {confs[0].name}, which comes before {ours[0].name}"
+        detail = f"runtimes use {confs[0].name}, which sorts before {ours[0].name}"
         yield Check("CNI configuration", "warn", detail, f"mv {confs[0]} {confs[0]}.disabled")
     else:
         yield Check("CNI configuration", "ok", f"{ours[0].name} is the first of {len(confs)}")
@@ -70,7 +70,7 @@ def cni(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def _types(conf: Path) -> set[str]:
-    """Return the plugins that a configuration names; what cannot be read names none."""
+    """Return the plugins that a configuration names; none if it cannot be read."""
     try:
         read = msgspec.json.decode(conf.read_bytes())
     except (OSError, msgspec.DecodeError):
@@ -82,7 +82,7 @@ def _types(conf: Path) -> set[str]:
 
 
 def networkd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """systemd-networkd removes routes and rules that it did not make, unless told otherwise (networkd.conf(5))."""
+    """Yield whether systemd-networkd removes routes and rules that it did not make (networkd.conf(5))."""
     if not around.file("/run/systemd/netif/state").exists():
         yield Check("systemd-networkd", "ok", "does not run")
         return
@@ -94,9 +94,9 @@ def networkd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
         target = "/etc/systemd/networkd.conf.d/linkspan.conf"
         fix = f"printf '[Network]\\n{lines}\\n' | install -D /dev/stdin {target}; systemctl restart systemd-networkd"
         detail = f"{' and '.join(loose)} are on: when it restarts it removes routes that it did not make"
-        yield Check("systemd-networkd", "warn", f"{detail} (the agent puts them back)", fix)
+        yield Check("systemd-networkd", "warn", f"{detail} (the agent restores them)", fix)
     else:
-        yield Check("systemd-networkd", "ok", "leaves others' routes alone")
+        yield Check("systemd-networkd", "ok", "does not touch foreign routes")
     links = around.file("/etc/systemd/network").glob("*.network")
     unmanaged = any("ls-" in p.read_text(errors="replace") for p in links)
     if not unmanaged and (wide := _wide(around)):
@@ -120,7 +120,7 @@ def _networkd_settings(around: Surroundings) -> dict[str, str]:
 
 
 def _wide(around: Surroundings) -> str:
-    """Return a .network file that matches every link, '' where there is none."""
+    """Return a .network file that matches every link, '' if there is none."""
     for file in sorted(around.file("/etc/systemd/network").glob("*.network")):
         if re.search(r"^Name=\*\s*$", file.read_text(errors="replace"), re.MULTILINE):
             return file.name
@@ -128,7 +128,7 @@ def _wide(around: Surroundings) -> str:
 
 
 def disk(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Attaching writes a record before it touches the kernel, and fails on a full disk."""
+    """Yield the free space: an attach writes a record before it touches the kernel, and fails on a full disk."""
     folder = around.state_dir
     while not folder.exists():
         folder = folder.parent
@@ -145,7 +145,7 @@ def disk(_asked: Questions, around: Surroundings) -> Iterator[Check]:
 
 
 def clock(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
-    """What linkspan does is counted by the clock since boot; certificates and logs need the right time."""
+    """Yield whether the clock is right: linkspan counts by the clock since boot, but certificates and logs need it."""
     fix = "systemctl enable --now systemd-timesyncd (or chrony)"
     if time.time() < _EPOCH:
         yield Check("clock", "fail", f"it is {time.strftime('%Y-%m-%d')} here, which cannot be", fix)
@@ -154,9 +154,9 @@ def clock(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
         ctypes.create_string_buffer(256)
     )  # struct timex, with modes 0: only read
     if state == _UNSYNCHRONISED:
-        yield Check("clock", "warn", "nothing keeps it in time", fix)
+        yield Check("clock", "warn", "no service synchronises it", fix)
     else:
-        yield Check("clock", "ok", "kept in time")
+        yield Check("clock", "ok", "synchronised")
 
 
 CHECKS: Checks = (

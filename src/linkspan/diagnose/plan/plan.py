@@ -1,8 +1,7 @@
-"""States as the commands that a person would type: what linkspan does, in words that everybody knows.
+"""Plan: states as the commands that a person would type.
 
-Each state gives the command lines that make it, for ``sh``: its kind's declaration has them. Typed in the order of
-``ordered``, into a host that has none of it, they make the same objects that the drivers make; a test types them and
-pings.
+Each kind's declaration has the command lines for ``sh`` that make a state. Typed in the order of ``ordered``
+on a host without any of it, they make the same objects that the drivers make; a test types them and pings.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def commands(state: State, paths: Paths, state_dir: str = STATE_DIR) -> tuple[st
 
 
 def ordered(states: Iterable[State]) -> list[State]:
-    """Return the states in an order in which they can be typed: by rank, and what is on a link after that."""
+    """Return the states in an order for typing: by rank, and states on a link after it."""
     every = list(states)
     place = kinds().in_order(every)
     groups = itertools.groupby(sorted(every, key=place), lambda state: (place(state), kinds().of(state)))
@@ -32,21 +31,21 @@ def ordered(states: Iterable[State]) -> list[State]:
 
 
 def endings(states: Iterable[State], state_dir: str = STATE_DIR) -> Iterator[tuple[str, str, str]]:
-    """Yield what is typed once, after all states: the kind that the plan shows it as, the command, and its purpose."""
+    """Yield commands to type once, after all states: the kind under which the plan shows each, and its purpose."""
     found = dict.fromkeys(ending for state in states if (ending := kinds().of(state).ending) is not None)
     for ending in found:
         yield ending.state.__name__, ending.command(state_dir), ending.purpose
 
 
 def why(source: tuple[str, ...]) -> str:
-    """Return in a few words for what the states of a source are there."""
+    """Return in a few words the reason for the states of a source."""
     match source:
         case ("network", name):
             return f"network {name}"
         case ("attachment", container, ifname):
             return f"container {container[:12]}, interface {ifname}"
         case ("container", _):
-            return "all networks of a container together"
+            return "all networks of one container"
         case ("peer", network, host):
             return f"network {network}, to reach host {host}"
         case ("names", network):
@@ -61,5 +60,5 @@ def why(source: tuple[str, ...]) -> str:
 
 
 def purpose(state: State) -> str:
-    """Return in a few words what an object of this kind does."""
+    """Return in a few words the purpose of an object of this kind."""
     return kinds().of(state).purpose

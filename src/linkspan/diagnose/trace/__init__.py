@@ -16,7 +16,7 @@ Three verdicts
     one sees; bridge, netdev and ARP hooks; XFRM policies; policy rules. A match is true, false or not known. If it
     is not known whether a rule applies, both cases are worked through. The rule is named only if the packet's fate
     depends on it (``nft_verdict.Doubts``). Programs (XDP, tcx, tc filters) and other programs' queueing disciplines
-    cannot be read, so each is an unknown place. The walk goes on after such a place, because a certain stop later
+    cannot be read, so each is an unknown place. The walk continues after such a place, because a certain stop later
     outweighs it. The neighbour table is compared with the MAC that the other end has or answers with. If the table
     has no entry, the next hop is asked.
 
@@ -25,7 +25,7 @@ Three verdicts
     leaves for a host outside linkspan, or comes from one (``Unknown.beyond``). There an answer to a live packet
     proves the way, and silence proves nothing.
 
-    A traced packet stands for many. A client's port is any of those that its kernel chooses from
+    A traced packet represents many. A client's port is any of those that its kernel chooses from
     (``Packet.client``), a tunnel's flow may be new or old (``FLOWING``), and a connection's later segments may meet
     other rules than its first (``Packet.later``). A rule is certain if it says the same for all of them. A single
     live packet decides about packets like itself: it proves its own size (a second ping proves the path's MTU), and

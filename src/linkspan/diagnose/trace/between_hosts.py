@@ -1,9 +1,9 @@
-"""A packet's walk where it leaves one host for another, and where it comes in from there.
+"""Walk between hosts: where a packet leaves one host for another, and where it arrives.
 
-Out: a device that encapsulates gets its far end from the neighbour table and its FDB (VXLAN), the route's next
-hop (IPIP) or the helper's table; then the outer packet is routed, and who is next on the underlay is asked
-whether it is there. In: the outer packet passes the underlay's link and the input chain, the device unwraps,
-and the inner one goes on as any that the host routes: the guard of its source comes first.
+Out: a device that encapsulates finds its far end by the neighbour table and its FDB (VXLAN), the route's next
+hop (IPIP) or the helper's table. Then the outer packet is routed, and the walk asks whether the next hop on
+the underlay answers. In: the outer packet passes the underlay's link and the input chain, the device unwraps,
+and the inner packet continues like any that the host routes: first comes the guard of its source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from linkspan.diagnose.trace.questions import (
 from linkspan.diagnose.trace.walk import Walk
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
-"""Bytes: what is tried where packets of full size do not pass; between the links' usual MTUs and tunnels'."""
+"""Sizes in bytes to try if full-sized packets do not pass: between the usual MTUs of links and tunnels."""
 
 
 def part(asked: Questions, known: Map, entry: Entry) -> Part:
@@ -59,7 +59,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
 
 
 class Crossing(Walk):
-    """The walk of a host that has peers."""
+    """The walk through a host that has peers."""
 
     def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
         super().__init__(asked, known, translation)
@@ -97,7 +97,7 @@ class Crossing(Walk):
         self._cross(device, source, following, peer, packet)
 
     def _doubt_silent(self, device: Device, packet: Packet) -> None:
-        """Doubt the way to a host that does not answer this host's own pings in the network: they go this way, too."""
+        """Doubt the path to a host that does not answer this host's own pings in the network, which use it, too."""
         if not self._known.silent:
             return
         network, host = self._network(packet.target), self._known.elsewhere(packet.target)
@@ -106,13 +106,13 @@ class Crossing(Walk):
             self._note(HOST, device.name, told, packet)
 
     def _network(self, address: bytes) -> str:
-        """Return the network whose pool has an address; '' for none."""
+        """Return the network whose pool has an address; '' if none has."""
         one = Prefix(address, BITS[4 if len(address) == 4 else 6])
         found = (n.name for n in self._known.networks.values() if any(pool.holds(one) for pool in n.prefixes))
         return next(found, "")
 
     def _steer(self, device: Device, gateway: bytes, packet: Packet) -> None:
-        """Send it to the gateway that is an underlay's switches: their controller tells how it goes on."""
+        """Send it to the gateway that is an underlay's switches: their controller continues the walk."""
         here = self._known.underlay
         self.exit, self.last = device.name, packet
         self._arrived(packet)
@@ -123,7 +123,7 @@ class Crossing(Walk):
     def _beyond(self, router: bytes, target: bytes) -> bytes:
         """Return the underlay address, of the router's family, of the host that has an address; b'' for none.
 
-        Routers that have announced the way there cannot be asked: they are believed.
+        Routers that have announced the route cannot be asked: the walk believes them.
         """
         host = self._known.elsewhere(target)
         own = self._known.others[host].addresses.get("", ()) if host else ()
@@ -131,7 +131,7 @@ class Crossing(Walk):
 
     def _wrap(self, tunnel: Wire, device: Device, following: bytes, packet: Packet) -> None:
         far, how = self._far_end(tunnel, device, following, packet)
-        # A device of the kernel's passes the packet's mark on; a program sends a packet of its own.
+        # A kernel device keeps the packet's mark; a program sends a packet of its own.
         mark = packet.mark if device.kind != "tun" else 0
         ports = client_ports(self._asked, HOST) if tunnel.kind == VXLAN else (0, 0)
         outer = Outer(tunnel.kind, tunnel.local, far, tunnel.port, tunnel.vni, ports=ports)
@@ -153,16 +153,16 @@ class Crossing(Walk):
         self._cross(link, wire.source, lookup.gateway or far, far, packet)
 
     def _encrypt(self, device: Device, packet: Packet) -> None:
-        """Wrap it for the peer that has the target; who that is follows from its key, for its address may roam."""
+        """Wrap it for the peer that has the destination, identified by its key, because its address may roam."""
         found = self._asked.secured(packet.target)
         if found is None:
             reason = f"no peer of {device.name} has {show(packet.target)} as an allowed IP"
             raise self._broken(HOST, device.name, packet, reason)
         host = self._known.keys.get(found.key, "")
-        name = self._known.others[host].name if host in self._known.others else "a host that nobody knows"
+        name = self._known.others[host].name if host in self._known.others else "an unknown host"
         key = key_id(found.key)
         if not found.remote:
-            reason = f"{name}, key {key}, comes by itself, from behind a NAT, and has not come yet"
+            reason = f"{name}, key {key}, must contact this host from behind its NAT, and has not done so yet"
             raise self._broken(HOST, device.name, packet, reason)
         ports = found.own_port, found.own_port
         outer = Outer(WIREGUARD, b"", found.remote, found.port, key=found.own, ports=ports)
@@ -181,10 +181,10 @@ class Crossing(Walk):
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
 
     def _associate(self, device: Device, packet: Packet) -> None:
-        """Wrap it by the ESP association that has its target."""
+        """Wrap it by the ESP association that has its destination."""
         found = self._asked.associated(packet.target)
         if found is None:
-            reason = f"no IPsec association stands for {show(packet.target)} (`linkspan status` tells why)"
+            reason = f"no IPsec association is up for {show(packet.target)} (`linkspan status` shows why)"
             raise self._broken(HOST, device.name, packet, reason)
         outer = Outer(ESP, b"", found.remote, found.port, key=found.spi_out, ports=(found.port, found.port))
         lookup = self._looked_up(HOST, outer.packet())
@@ -198,7 +198,7 @@ class Crossing(Walk):
         self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, found.host)
 
     def _emitted(self, link: Device, wire: Packet) -> None:
-        """Let the outer packet pass the host's hooks and leave by the underlay's link."""
+        """Pass the outer packet through the host's hooks, and out of the underlay's link."""
         self._require_policy(HOST, OUT, link.name, wire)
         for hook in ("output", "postrouting"):
             frame = Frame(wire, "", link.name, started=True)
@@ -207,18 +207,18 @@ class Crossing(Walk):
             if (after.source, after.target, after.port) != (wire.source, wire.target, wire.port):
                 self._note(HOST, link.name, f"{found.where} translates what is around the packet", wire)
             wire = msgspec.structs.replace(wire, mark=after.mark, ct=after.ct)
-        if self._outer is not None:  # without, the packet itself has passed there
+        if self._outer is not None:  # without encapsulation, the packet itself has passed there
             self._egress(Frame(wire, "", link.name, link.mac))
 
     def _host(self, id_: str) -> str:
-        return self._known.others[id_].name if id_ in self._known.others else "a host that nobody knows"
+        return self._known.others[id_].name if id_ in self._known.others else "an unknown host"
 
     def _goes_on(self, host: str, target: bytes) -> str:
-        """Return what is to be said where a packet is encrypted for another host than the one that has its target."""
+        """Return a note if a packet is encrypted for another host than the one that has its destination."""
         holder = self._known.elsewhere(target)
         if holder in ("", host):
             return ""
-        return f"; there it goes on to {self._host(holder)}, for no NAT lets the two meet"
+        return f"; that host forwards it to {self._host(holder)}, because NATs keep the two apart"
 
     def _far_end(self, tunnel: Wire, device: Device, following: bytes, packet: Packet) -> tuple[bytes, str]:
         """Return the underlay address to which the tunnel sends, and how it is found."""
@@ -251,7 +251,7 @@ class Crossing(Walk):
     def _cross(
         self, link: Device, source: bytes, following: bytes, target: bytes, packet: Packet, host: str = ""
     ) -> None:
-        """Send it, wrapped or not, over the underlay to the host that has ``target``, or is behind it."""
+        """Send it, wrapped or not, over the underlay to the host that has ``target``, or is in front of it."""
         self.exit, self.left_in, self.last = link.name, self._outer, packet
         self._arrived(packet)
         self.to, self.at = host or self._known.peers.get(target, ""), target
@@ -268,12 +268,13 @@ class Crossing(Walk):
         answers = answer is not None
         if following != target:
             told = self._past_router(source, following, target, packet) if answers else ""
-            self._hop(HOST, link.name, "left", f"{where} by router {show(following)}{told}", packet)
+            self._hop(HOST, link.name, "left", f"{where} through router {show(following)}{told}", packet)
         entry = self._asked.neighbour(HOST, link.name, following)
         if entry is None or not entry.known:
             entry = None
             self._require_asking(HOST, link, following, packet)
-        # An answer that another device takes from the link is not heard, and is not needed where the MAC is known.
+        # An answer that another device takes from the link is not received, and is not needed if the MAC is
+        # known.
         taken = link.master or self._asked.takers(HOST, link.name)
         if not answers and not (entry is not None and taken):
             self.silent = self.silent or f"{show(following)} does not answer on {link.name}, the underlay"
@@ -288,12 +289,12 @@ class Crossing(Walk):
         self.frame = (link.mac, known) if following == target else (b"", b"")
 
     def _past_router(self, source: bytes, router: bytes, target: bytes, packet: Packet) -> str:
-        """Find out what a router lets through, which nobody can be asked about; return what is to be said of it.
+        """Find out what a router, which nobody can ask, lets through; return the note about it.
 
-        The peer's own address in the packet's network is pinged: by the very way that the packet takes.
+        It pings the peer's own address in the packet's network: by exactly the packet's path.
         """
         sizes = [*(size for size in _SIZES if size < self.mtu), self.mtu]
-        outer = self._asked.passing(source, target, _SIZES[:1])  # first: a router says only so much a second
+        outer = self._asked.passing(source, target, _SIZES[:1])  # first: a router limits its error messages per second
         inner = self._own_addresses(packet) or (source, target)
         passed = self._asked.passing(*inner, sizes)
         if passed.largest == self.mtu:
@@ -306,7 +307,7 @@ class Crossing(Walk):
         what = self._outer.packet().protocol if self._outer else packet.protocol
         if outer.largest:
             self.silent = (
-                f"past router {show(router)} {show(target)} answers pings, and nothing comes back by {what}"
+                f"past router {show(router)} {show(target)} answers pings, but nothing comes back by {what}"
             )
         else:
             said = (
@@ -316,7 +317,7 @@ class Crossing(Walk):
         return ""
 
     def _own_addresses(self, packet: Packet) -> tuple[bytes, bytes] | None:
-        """Return this host's and the next one's own addresses in the network that the packet is for."""
+        """Return this host's and the next host's own addresses in the network of the packet's destination."""
         name = self._network(packet.target)
         found = self._known.others[self.to].addresses.get(name, ()) if self.to in self._known.others else ()
         peer = next((a for a in found if len(a) == len(packet.target)), b"")
@@ -326,7 +327,7 @@ class Crossing(Walk):
     # In.
 
     def from_peer(self, at: bytes, outer: Outer | None, packet: Packet, macs: tuple[bytes, bytes]) -> None:
-        """Let a packet come in that another host sent to the underlay address ``at``."""
+        """Receive a packet that another host sent to the underlay address ``at``."""
         self._outer = outer
         name, at = self._underlay(at, packet)
         link = self._usable(HOST, name, packet)
@@ -364,13 +365,13 @@ class Crossing(Walk):
         elif outer.kind == ESP:
             packet = msgspec.structs.replace(packet, mark=self._authenticated(device, outer, packet))
         else:
-            if device.kind != "tun":  # the kernel unwraps the packet itself, and it keeps its mark
+            if device.kind != "tun":  # the kernel unwraps the packet itself, and keeps its mark
                 packet = msgspec.structs.replace(packet, mark=wire.mark)
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
         self._route(device.name, outer.mac, packet)
 
     def _gateway_of(self, packet: Packet) -> bytes:
-        """Return the MAC from which a packet comes that switches have sent; b'' where it came by none."""
+        """Return the MAC from which switches send a packet; b'' if it came through none."""
         source = Prefix(packet.source, BITS[packet.family])
         found = (g.mac for g in self._known.gateways if any(pool.holds(source) for pool in g.pools))
         return next(found, b"")
@@ -387,10 +388,10 @@ class Crossing(Walk):
         )
 
     def _authenticated(self, device: Device, outer: Outer, packet: Packet) -> int:
-        """Return the mark that the packet has then."""
+        """Return the packet's mark after authentication."""
         found = self._asked.associated(packet.source, outer.key)
         if found is None:
-            why = "it has begun anew, and the other host not yet"
+            why = "this host's daemon restarted, and the other host has not noticed yet"
             reason = f"no IPsec association of this host has the SPI {outer.key}: {why}"
             raise self._broken(HOST, device.name, packet, reason)
         how = f"by IPsec from {self._host(found.host)}, {found.cipher}, SPI {outer.key}"
@@ -398,7 +399,7 @@ class Crossing(Walk):
         return found.mark
 
     def _underlay(self, at: bytes, packet: Packet) -> tuple[str, bytes]:
-        """Return the link at which it arrives, and the address there: behind a NAT it is not the advertised one."""
+        """Return the link at which it arrives, and its address: behind a NAT it differs from the advertised one."""
         here = self._known.underlay
         mine = self._asked.addresses(HOST)
         if here is not None and at not in mine and show(at) in here.advertise:
@@ -411,16 +412,16 @@ class Crossing(Walk):
         return mine[at], at
 
     def _unwrapping(self, outer: Outer, at: bytes, link: str, packet: Packet) -> Device:
-        """Return the device that takes what is wrapped so."""
+        """Return the device that unwraps such packets."""
         fitting = [
             t
             for t in self._asked.tunnels()
             if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at)
-            if t.port == outer.port or t.kind in (WIREGUARD, ESP)  # where a NAT is between the ports differ
+            if t.port == outer.port or t.kind in (WIREGUARD, ESP)  # with a NAT in between the ports differ
         ]
         if not fitting:
             what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else outer.kind
-            raise self._broken(HOST, link, packet, f"no device of this host takes {what}")
+            raise self._broken(HOST, link, packet, f"no device of this host accepts {what}")
         device = self._usable(HOST, fitting[0].device, packet)
         if outer.kind == VXLAN and outer.to_mac != device.mac:
             reason = f"the frame is for {mac_text(outer.to_mac)}, and {device.name} is {mac_text(device.mac)}"

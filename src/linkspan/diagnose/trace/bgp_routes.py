@@ -1,4 +1,4 @@
-"""Where a route came from that BIRD put into the kernel, and why there is none: words for traces."""
+"""BGP routes in traces: where a route from BIRD came from, and why there is none."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from linkspan.kernel.probe import bird_control
 from linkspan.kernel.probe.bird_control import Route
 
 MOST = 3
-"""Sessions that are named in one sentence."""
+"""Sessions named in one sentence."""
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A session as it was seen last: with whom, BIRD's word for it, and why it is down ('' where it is up)."""
+    """A session as last observed: its peer, BIRD's name, and why it is down ('' if it is up)."""
 
     peer: str
     protocol: str
@@ -27,17 +27,17 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Learning(msgspec.Struct, frozen=True):
-    """A host's speaker: its control socket, its sessions, and the pools that it learns routes of."""
+    """A host's speaker: its control socket, its sessions, and the pools whose routes it learns."""
 
     control: Path
     sessions: Sequence[Told]
     pools: Sequence[Prefix]
 
     def origin(self, address: bytes, gateway: bytes) -> str:
-        """Return who announced BIRD's route to an address by this next hop, the best where several did.
+        """Return who announced BIRD's route to an address by this next hop, the best if several did.
 
-        That alone which the kernel says of it, that it was learnt, where BIRD does not know it (any more), or does
-        not answer.
+        If BIRD does not know it (any more), or does not answer, return only that it was learnt, which the
+        kernel knows.
         """
         found: list[Route] = []
         with contextlib.suppress(Unavailable):
@@ -51,7 +51,7 @@ class Learning(msgspec.Struct, frozen=True):
         return f"learnt by BGP from {peer}{path}"
 
     def absence(self, address: bytes) -> str:
-        """Return why no route to an address was learnt, '' for one that is in no pool."""
+        """Return why no route to an address was learnt, '' for an address outside the pools."""
         if not any(pool.holds(Prefix(address, len(address) * 8)) for pool in self.pools):
             return ""
         down = [told for told in self.sessions if told.why]
@@ -62,15 +62,15 @@ class Learning(msgspec.Struct, frozen=True):
             return error.message
         for route in far:
             if peer := self._peer(route):
-                return f"{peer} announces {route.prefix} by {route.next_hop}, which is on no link of this host"
+                return f"{peer} announces {route.prefix} via {route.next_hop}, which is on no link of this host"
         if down:
             names = "; ".join(f"the BGP session with {told.peer} is down: {told.why}" for told in down[:MOST])
             more = f"; and {len(down) - MOST} more" if len(down) > MOST else ""
             return names + more
         for route in refused:
             if peer := self._peer(route):
-                return f"{peer} announces {route.prefix}, and it is filtered: {route.refused or 'by a rule'}"
-        names = ", ".join(told.peer for told in self.sessions[:MOST]) or "there is none"
+                return f"{peer} announces {route.prefix}, but it is filtered: {route.refused or 'by a rule'}"
+        names = ", ".join(told.peer for told in self.sessions[:MOST]) or "none"
         return f"no BGP peer announces it (established: {names})"
 
     def _routes(self, command: str) -> list[Route]:

@@ -1,4 +1,4 @@
-"""What a trace tells: hops, and why one of them was the last."""
+"""Hops of a trace, and the reason why one of them was the last."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from linkspan.core.wire import ESP, VXLAN, WIREGUARD
 from linkspan.diagnose.trace.questions import Outer, Packet
 
 OUTSIDE = -1
-"""The ``netns`` of what is beyond this host."""
+"""The ``netns`` of everything beyond this host."""
 
 
 class Hop(msgspec.Struct, frozen=True):
-    """One step. ``port`` is the port by which a bridge sends it on.
+    """One step. ``port`` is the port through which a bridge forwards it.
 
-    ``seen`` is set by a live trace: whether the packet was captured at the port or device. ``mtu`` is the largest
-    packet (the innermost, where it is wrapped) that has passed up to here.
+    ``seen`` is set by a live trace: whether the packet was captured at the port or device. ``mtu`` is the
+    largest (innermost) packet that has passed up to here.
     """
 
     host: str
@@ -36,10 +36,10 @@ class Hop(msgspec.Struct, frozen=True):
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) at which trace cannot tell what happens, and why.
+    """A place (HOST/NAMESPACE or HOST/NAMESPACE/DEVICE) where trace cannot decide what happens, and why.
 
-    ``beyond`` says that the packet leaves all hosts of linkspan's there, or comes from outside: nobody can be asked.
-    ``later`` is true where the packet passes and what follows it may not: no single packet settles that.
+    ``beyond``: the packet leaves all hosts of linkspan's there, or comes from outside, so nobody can be
+    asked. ``later``: the packet passes, but later ones may not: no single packet settles that.
     """
 
     at: str
@@ -49,7 +49,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Broken(Exception):
-    """The walk ends here, and why."""
+    """The walk ends here, with the reason."""
 
     def __init__(self, hop: Hop, reason: str) -> None:
         super().__init__(reason)
@@ -58,10 +58,10 @@ class Broken(Exception):
 
 
 class Translation(msgspec.Struct):
-    """What connection tracking remembers of the way there, for the way back.
+    """Connection tracking's memory of the request, for the answer.
 
-    ``dnat`` is the packet before its target was changed, ``masked`` the source before and after, ``arrived``
-    the packet as it reached its end. ``marks`` are the connection's marks and ``untracked`` those without a
+    ``dnat`` is the packet before its destination was changed, ``masked`` the source before and after,
+    ``arrived`` the packet at its end. ``marks`` are the connection's marks and ``untracked`` those without a
     connection, by namespace.
     """
 
@@ -81,7 +81,7 @@ class Other(msgspec.Struct, frozen=True):
 
 
 class Gateway(msgspec.Struct, frozen=True):
-    """A router that is the underlay's switches, for networks with these pools; their controller tells of the way."""
+    """A router that is the underlay's switches, for networks with these pools; their controller continues the walk."""
 
     pools: tuple[Prefix, ...]
     addresses: tuple[bytes, ...]
@@ -89,11 +89,11 @@ class Gateway(msgspec.Struct, frozen=True):
 
 
 class Map(msgspec.Struct, frozen=True):
-    """What linkspan knows of the host: where links lead, and which network is which.
+    """Linkspan's knowledge of the host: where links lead, and which network is which.
 
-    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their ids,
-    ``keys`` the same by their public keys. ``silent`` says why a host does not answer this host's own pings, by
-    network, host id and family. ``gateways`` are those of networks that switches carry.
+    ``peers`` are the other hosts' ids by each of their underlay addresses, ``others`` the same hosts by their
+    ids, ``keys`` the same by their public keys. ``silent`` says why a host does not answer this host's own
+    pings, by network, host id and family. ``gateways`` are those of networks that switches carry.
     """
 
     host: str
@@ -108,7 +108,7 @@ class Map(msgspec.Struct, frozen=True):
     gateways: tuple[Gateway, ...] = ()
 
     def name(self, netns: int) -> str:
-        """Return a namespace's name for people: the container's, with the network where two have the same."""
+        """Return a namespace's name for people: the container's, with the network if two have the same."""
         if netns == HOST:
             return "host"
         found = next((e for e in self.endpoints if e.netns == netns), None)
@@ -119,7 +119,7 @@ class Map(msgspec.Struct, frozen=True):
         return f"{name}@{found.network}" if others or name == "host" else name
 
     def at(self, netns: int, ifname: str) -> Endpoint | None:
-        """Return the endpoint whose interface it is."""
+        """Return the endpoint of the interface."""
         return next((e for e in self.endpoints if (e.netns, e.ifname) == (netns, ifname)), None)
 
     def behind(self, host_ifname: str) -> Endpoint | None:
@@ -135,12 +135,12 @@ class Map(msgspec.Struct, frozen=True):
         return ""
 
     def holding(self, address: bytes) -> Endpoint | None:
-        """Return the endpoint that an address was given to."""
+        """Return the endpoint with an allocated address."""
         return next((e for e in self.endpoints if any(p.packed == address for p in e.prefixes)), None)
 
 
 def where(hop: Hop) -> str:
-    """Return a hop's place as HOST/NAMESPACE/DEVICE, without the device where the hop has none."""
+    """Return a hop's place as HOST/NAMESPACE/DEVICE, without the device if the hop has none."""
     return f"{hop.host}/{hop.namespace}" + (f"/{hop.device}" if hop.device else "")
 
 
@@ -150,9 +150,9 @@ def show(address: bytes) -> str:
 
 
 def forwarding_off(family: int, device: str) -> str:
-    """Return for people that a setting keeps the host from routing."""
+    """Return for people that a setting keeps the host from forwarding."""
     setting = f"net.ipv{family}.conf.{device}.forwarding"
-    return f"forwarding is off ({setting}=0): the host does not route what it receives"
+    return f"forwarding is off ({setting}=0): the host does not forward received packets"
 
 
 def headers(packet: Packet, outer: Outer | None = None) -> tuple[str, ...]:

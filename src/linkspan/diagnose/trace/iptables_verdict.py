@@ -1,4 +1,4 @@
-"""What the tables of iptables would do with a packet, from the lines that ``iptables-save`` prints."""
+"""Verdict of iptables' tables on a packet, from the lines that ``iptables-save`` prints."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from linkspan.diagnose.trace.nft_verdict import AFTER, CHANGE, DROP, PASS, Doubt
 from linkspan.diagnose.trace.questions import LOCAL, UNICAST, IptablesTable, Questions, Span, towards, within
 
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": 0, "filter": 0, "security": 50}
-"""Of the tables at their hooks (linux/netfilter_ipv4.h); nat's differ by hook."""
+"""Priorities of the tables at their hooks (linux/netfilter_ipv4.h); nat's differ by hook."""
 NAT = {"prerouting": -100, "output": -100, "input": 100, "postrouting": 100}
 _DEPTH = 64
 _NAMES = {"icmp": ("icmp", "1"), "ipip": ("4", "ipencap", "ipv4"), "tcp": ("tcp", "6"), "udp": ("udp", "17")}
 _NAMES6 = {"icmp": ("ipv6-icmp", "icmpv6", "58")}
-"""What iptables calls a protocol of ours."""
+"""Iptables' names of our protocols."""
 _HARMLESS = frozenset(
     {"LOG", "NFLOG", "TRACE", "AUDIT", "TEE", "TCPMSS", "CHECKSUM", "CLASSIFY", "DSCP", "TOS", "SECMARK", "CONNSECMARK"}
 )
-"""Targets after which the packet goes on as it was."""
+"""Targets after which the packet continues unchanged."""
 _NOTHING = frozenset({"-m", "--match", "--comment"})
 """Options that decide nothing by themselves."""
 _ECHO: Mapping[int, Mapping[bool, tuple[str, ...]]] = {
@@ -58,21 +58,21 @@ _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def unread(names: Iterable[str]) -> tuple[IptablesTable, ...]:
-    """Return tables that exist and cannot be read: at each of their hooks nobody knows what they do."""
+    """Return tables that exist and cannot be read: at each of their hooks the effect is unknown."""
     rule = (("-j", "UNREADABLE"),)
     chains, policies = dict.fromkeys(_HOOKS, rule), dict.fromkeys(_HOOKS, "ACCEPT")
     return tuple(IptablesTable(name, chains, policies, legacy=True) for name in names)
 
 
 def evaluate(asked: Questions, table: IptablesTable, chain: str, frame: Frame) -> Verdict:
-    """Work through a table's own chain and what it jumps to."""
+    """Evaluate a table's own chain and the chains to which it jumps."""
     if table.name == "raw":
         frame = msgspec.structs.replace(frame, tracked=False)
     return _Evaluation(asked, table, frame).base(chain)
 
 
 class _Evaluation:
-    """One packet's way through one of a table's own chains."""
+    """One packet's evaluation in one of a table's own chains."""
 
     def __init__(self, asked: Questions, table: IptablesTable, frame: Frame) -> None:
         self._asked = asked
@@ -85,7 +85,7 @@ class _Evaluation:
         self._command = (f"{command}-{'legacy' if table.legacy else 'nft'}", *named)
 
     def base(self, chain: str) -> Verdict:
-        """Return the chain's verdict, its policy where no rule decides."""
+        """Return the chain's verdict, or its policy if no rule decides."""
         found = self._walk(chain, 0)
         if not isinstance(found, Verdict):
             policy = self._table.policies.get(chain, "ACCEPT")
@@ -106,7 +106,7 @@ class _Evaluation:
                 other = _Evaluation(self._asked, self._table, self._frame)
                 outcome = other._target(target, options, where, text, depth)
                 self._doubts.adopt(f"{where}: {text}", other._doubts)
-                policy = self._table.policies.get(chain, "ACCEPT")  # what a RETURN comes to in a chain of its own
+                policy = self._table.policies.get(chain, "ACCEPT")  # the result of a RETURN in a chain of its own
                 returns = DROP if policy == "DROP" and not depth else PASS
                 self._doubts.add(f"{where}: {text}", *other._could(outcome, self._frame, returns))
                 continue
@@ -128,7 +128,7 @@ class _Evaluation:
     def _target(
         self, target: str, options: Mapping[str, list[str]], where: str, text: str, depth: int
     ) -> Verdict | str | None:
-        """Return a verdict, "return", or None where the next rule follows."""
+        """Return a verdict, "return", or None if the next rule follows."""
         packet = self._frame.packet
         match target:
             case "ACCEPT":
@@ -181,7 +181,7 @@ class _Evaluation:
         )
 
     def _read(self, rule: Sequence[str]) -> tuple[bool | None, str, dict[str, list[str]], bool]:
-        """Return whether a rule applies (None: not known), its target with its options, and whether it is a goto."""
+        """Return whether a rule applies (None: unknown), its target with its options, and whether it is a goto."""
         applies: bool | None = True
         for at, (option, values, negated) in enumerate(found := list(_options(rule))):
             if option in ("-j", "-g"):
@@ -264,7 +264,7 @@ class _Evaluation:
 
 
 def _options(rule: Sequence[str]) -> Iterable[tuple[str, list[str], bool]]:
-    """Yield a rule's options with their values, and whether a ``!`` is before them."""
+    """Yield a rule's options with their values, and whether a ``!`` precedes them."""
     negated, at = False, 0
     while at < len(rule):
         option, at = rule[at], at + 1
@@ -280,7 +280,7 @@ def _options(rule: Sequence[str]) -> Iterable[tuple[str, list[str], bool]]:
 
 
 def _text(option: str, values: list[str]) -> bool:
-    """Tell whether what follows an option is its text, whatever it begins with."""
+    """Return whether the text after an option is its value, whatever it begins with."""
     return option in ("--comment", "--log-prefix", "--nflog-prefix") and not values
 
 
@@ -296,7 +296,7 @@ def _to(values: list[str]) -> tuple[str, ...] | None:
 
 
 def _xmark(values: list[str], mark: int | None) -> tuple[int | None] | None:
-    """Return what ``--set-xmark VALUE/MASK`` makes of a mark (None within: not known); None where it is not given."""
+    """Return the result of ``--set-xmark VALUE/MASK`` on a mark (None within: unknown); None if it is not given."""
     if not values:
         return None
     new, _, mask = values[0].partition("/")
@@ -339,5 +339,5 @@ def _in_range(address: bytes, value: str) -> bool | None:
 
 
 def _device(name: str, pattern: str) -> bool:
-    """Compare as iptables does: a trailing ``+`` stands for any ending."""
+    """Compare as iptables does: a trailing ``+`` matches any ending."""
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern

@@ -1,4 +1,4 @@
-"""The answers of this machine's own kernel, by netlink, /proc and nftables."""
+"""Kernel answers for traces on this machine, by netlink, /proc and nftables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _MARK, _VIA = 1, 2, 3, 4, 
 _MTU_METRIC, _HOPS_METRIC = 2, 10
 _IP_PROTO, _SPORT, _DPORT = 27, 28, 29
 _ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "udp"): 17, (6, "udp"): 17}
-"""The protocols of which a route may be asked, rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c."""
+"""The protocols for which a route may be looked up, rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c."""
 _FIB_MATCH = 0x2000
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
@@ -86,7 +86,7 @@ _STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
 _IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _NUD_PERMANENT = 0x80
 _HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "multiq", "sfq"})
-"""Queueing disciplines that drop nothing but when a link is full."""
+"""Queueing disciplines that drop packets only if a link is full."""
 _OWN_BUCKET = "tbf", 1 << 16
 """A bandwidth limit of linkspan's (``kernel/shaper``): its kind and handle."""
 _LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
@@ -98,7 +98,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 class KernelAnswers:
     """Asks the kernel of the namespace in which it was made, and of those of its containers.
 
-    For one thread and one trace: what it has read of the firewalls it does not read again.
+    For one thread and one trace: it reads each firewall only once.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class KernelAnswers:
         wireguard: Callable[[], Table | None] = lambda: None,
         ike: Path | None = None,
     ) -> None:
-        """``table`` is the file of the user-space IPIP endpoint, ``learning`` the host's BGP speaker.
+        """Take ``table``, the file of the user-space IPIP helper, and ``learning``, the host's BGP speaker.
 
-        ``wireguard`` returns the WireGuard device, ``ike`` is where strongSwan's daemon answers.
+        ``wireguard`` returns the WireGuard device, ``ike`` is the socket of strongSwan's daemon.
         """
         self._ike = ike
         self._wireguard = wireguard
@@ -133,7 +133,7 @@ class KernelAnswers:
             one.close()
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
-        """Look the route up as the kernel would for this packet, its checks of the source included."""
+        """Look up the route as the kernel would for this packet, with its checks of the source."""
         bits = len(packet.target) * 8
         family = SOCKET_FAMILY[packet.family]
         from_bits = bits if packet.source else 0
@@ -156,7 +156,7 @@ class KernelAnswers:
         )
         device = self._name(netns, struct.unpack("=I", found[_OIF])[0]) if _OIF in found else ""
         matched, origin = self._matched(netns, family, bits, from_bits, rest)
-        # A next hop of the other family comes as RTA_VIA, its address family before it (struct rtvia).
+        # A next hop of the other family is in RTA_VIA, after its address family (struct rtvia).
         gateway = bytes(found.get(_GATEWAY, b"") or found.get(_VIA, b"")[2:])
         source = bytes(found.get(_PREFSRC, b""))
         learnt = ""
@@ -177,7 +177,7 @@ class KernelAnswers:
         return self._rules[netns, family]
 
     def takers(self, netns: int, device: str) -> tuple[str, ...]:
-        """List the macvlans; one in another namespace is not seen."""
+        """List the macvlans; those in other namespaces are not visible."""
         own, found = self._sockets.index(netns, device), []
         for kind in _MACVLANS:
             only = _IFINFO.pack(0, 0, 0, 0, 0) + attr(_LINKINFO, text(_INFO_KIND, kind))
@@ -208,7 +208,7 @@ class KernelAnswers:
         return tuple(found)
 
     def attached(self, netns: int, device: str) -> Attached:
-        """Ask for XDP, tcx and tc programs and filters, and for queueing disciplines that are not the usual ones."""
+        """Ask for XDP, tcx and tc programs and filters, and for unusual queueing disciplines."""
         try:
             socket = self._sockets.at(netns)
             body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, device)
@@ -225,7 +225,7 @@ class KernelAnswers:
             ingress += device_filters.programs(index, "ingress")
             egress += device_filters.programs(index, "egress")
         foreign = [queue for queue in queues if queue[0] not in _HARMLESS and queue != _OWN_BUCKET]
-        egress += [f"a queueing discipline of somebody else's ({kind})" for kind, _ in foreign]
+        egress += [f"a foreign queueing discipline ({kind})" for kind, _ in foreign]
         return Attached(tuple(ingress), tuple(egress))
 
     def policies(self, netns: int) -> tuple[XfrmPolicy, ...]:
@@ -239,7 +239,7 @@ class KernelAnswers:
         return self._learning.absence(packet.target) if self._learning else ""
 
     def _matched(self, netns: int, family: int, bits: int, from_bits: int, rest: bytes) -> tuple[str, int]:
-        """Return the destination of the route that was chosen, for people ('' where unknown), and its origin."""
+        """Return the destination of the chosen route, for people ('' if unknown), and its origin."""
         body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, _FIB_MATCH) + rest
         try:
             answer = self._sockets.at(netns).get(Message(GETROUTE, 0, body, "look up route"))
@@ -327,7 +327,7 @@ class KernelAnswers:
         return tuple(wire(state) for state in states if (wire := kinds().of(state).wire) is not None)
 
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
-        """Return the FDB entry's address, or that of the helper's row that fits best."""
+        """Return the FDB entry's address, or that of the helper's best row."""
         if mac:
             found = self._neighbour(HOST, socket.AF_BRIDGE, device, attr(_NDA_LLADDR, mac), _NTF_SELF)
             return bytes(attributes(found, 12).get(_NDA_DST, b"")) if found else b""
@@ -348,7 +348,7 @@ class KernelAnswers:
         return Secured(table.public, peer.public, remote, int(number or 0), since, peer.keepalive, table.port)
 
     def associated(self, address: bytes, spi: str = "") -> Associated | None:
-        """Ask strongSwan's daemon: by SPI, or by its policies' addresses, and in the kernel by the route's if_id."""
+        """Ask strongSwan's daemon by SPI or by its policies' addresses, and for the kernel by the route's if_id."""
         if self._ike is None:
             return None
         try:
@@ -368,7 +368,7 @@ class KernelAnswers:
         return max(fitting, key=lambda found: found[:3])[3] if fitting else None
 
     def _if_id(self, address: bytes) -> int:
-        """Return which way an XFRM interface takes to an address, 0 where it is none."""
+        """Return the if_id with which an XFRM interface sends to an address, 0 if there is none."""
         family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
         body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, _FIB_MATCH) + attr(_DST, address)
         try:
@@ -387,7 +387,7 @@ class KernelAnswers:
         return passing(source, target, sizes)
 
     def setting(self, netns: int, path: str) -> str:
-        """Return what /proc/sys says."""
+        """Return the content of a file in /proc/sys."""
         with self._namespaces.entered(netns):
             try:
                 return Path("/proc/sys", path).read_text().strip()
@@ -395,7 +395,7 @@ class KernelAnswers:
                 return ""
 
     def chains(self, netns: int) -> tuple[Chain, ...]:
-        """Return the chains of nftables, read once, without those of tables that iptables itself tells of."""
+        """Return the chains of nftables, read once, without tables that iptables itself lists."""
         known = {
             ("ip" if family == 4 else "ip6", table.name)
             for family in FAMILIES
@@ -422,13 +422,13 @@ class KernelAnswers:
             with self._namespaces.entered(netns):
                 self._nftables(netns).run(f"get element {chain.family} {chain.table} {name} {{ {parts} }}")
         except KernelError as error:
-            if error.message.endswith(os.strerror(errno.ENOENT)):  # libnftables tells no errno
+            if error.message.endswith(os.strerror(errno.ENOENT)):  # libnftables has no errno
                 return False
             raise
         return True
 
     def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
-        """List the map: of one key nft tells in text only, even where JSON is asked for (nft 1.1.3)."""
+        """List the map: nft answers for one key only as text, even if asked for JSON (nft 1.1.3)."""
         return self._listed(netns, "map", chain, name)
 
     def elements(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
@@ -441,7 +441,7 @@ class KernelAnswers:
         return elements if isinstance(elements, list) else ()
 
     def iptables(self, netns: int, family: int) -> tuple[IptablesTable, ...]:
-        """Return the tables of both variants, where they exist, read once; looking makes none."""
+        """Return the tables of both variants, if they exist, read once; reading makes none."""
         if (netns, family) not in self._iptables:
             nft = any(_of_iptables(chain, family) for chain in self._ruleset(netns))
             with self._namespaces.entered(netns):
@@ -457,18 +457,18 @@ class KernelAnswers:
         return self._iptables[netns, family]
 
     def listens(self, netns: int, packet: Packet) -> bool:
-        """Tell whether the port is held in the namespace, at the packet's target."""
+        """Return whether the port is in use in the namespace, at the packet's destination."""
         if packet.protocol == "icmp" or not packet.port:
             return True
         with self._namespaces.entered(netns):
             try:
                 return bool(port_owners.holder(packet.protocol, show(packet.target), packet.port))
-            except Invalid:  # a route makes the target local, and no link has the address
+            except Invalid:  # a route makes the destination local, and no link has the address
                 return bool(port_owners.holder(packet.protocol, "", packet.port))
 
 
 def _transport(packet: Packet) -> bytes:
-    """Return the attributes by which a route is looked up for a packet's protocol and ports, as policy rules may."""
+    """Return the attributes for a route lookup with a packet's protocol and ports, which policy rules may match."""
     number = _ASKED.get((packet.family, packet.protocol))
     if number is None:
         return b""
@@ -492,13 +492,13 @@ def _port(found: Mapping[int, bytes]) -> Port:
 
 
 def _of_iptables(chain: Chain, family: int) -> bool:
-    """Tell whether a chain is of a table of iptables-nft: only these name their base chains in capitals."""
+    """Return whether a chain is in a table of iptables-nft: only these name their base chains in capitals."""
     own = "ip" if family == 4 else "ip6"
     return chain.family == own and chain.table in _TABLES and bool(chain.hook) and chain.name.isupper()
 
 
 def _saved(family: int, variant: str) -> tuple[IptablesTable, ...] | None:
-    """Return the tables of a variant that its command can read; None where it is missing or fails."""
+    """Return the tables of a variant that its command can read; None if it is missing or fails."""
     command = shutil.which(f"{_IPTABLES[family]}-{variant}-save")
     if command is None:
         return None

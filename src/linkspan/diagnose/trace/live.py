@@ -1,14 +1,14 @@
-"""``trace --live``: one real packet, at which devices of the walk it was seen, and which rule dropped it.
+"""Live trace: one real packet, the devices of the walk that saw it, and the rule that dropped it.
 
-A packet socket listens at each device, on this host and, where their agents are asked to, on the others. In each
-namespace of the walk nftables traces the packet (``kernel/nftrace``). The packet and the answer to it are known
-again by a mark (``live_packet``), whatever is around them or translates them.
+A packet socket listens at each device, on this host and, if their agents are asked to, on the others. In each
+namespace of the walk nftables traces the packet (``kernel/probe/nft_trace``). A mark identifies the packet
+and its answer (``live_packet``), whatever wraps or translates them.
 
-The packet decides: an answer that reaches the sender proves both ways, whatever the walk could not read, and a
-packet without an answer has not arrived, however well every hop looks. One exception: a packet that left all hosts of
-linkspan's may have arrived, because who is outside need not answer. It has the size of
-a usual ping, and proves no larger one: where the walk is not certain, a second ping has the path's MTU. Nor does a SYN
-prove the segments after it.
+The packet decides. An answer that reaches the sender proves both ways, whatever the walk could not read. A
+packet without an answer has not arrived, however good every hop looks. One exception: a packet that left all
+hosts of linkspan's may have arrived, because an outside host need not answer. It has the size of a usual
+ping, and proves no larger one: if the walk is not certain, a second ping has the path's MTU. A SYN does not
+prove the segments after it either.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from linkspan.kernel.probe.drop_monitor import DropMonitor
 from linkspan.kernel.probe.nft_trace import RuleTrace
 
 PATIENCE = 1.5
-"""Seconds to wait for the answer: a neighbour that must be asked for first is asked again after one."""
+"""Seconds to wait for the answer: the kernel repeats a request for a neighbour after one second."""
 AGAIN = 0.2
-"""Seconds after which the packet is sent again while another host may not have begun to listen."""
+"""Seconds after which the packet is sent again while another host may not listen yet."""
 LISTENING = 2.0
 """Seconds that a host listens for another one."""
 LARGE = 0.5
-"""Seconds to wait for the answer to the second ping: nobody need be asked for any more."""
+"""Seconds to wait for the answer to the second ping: all neighbours are known by then."""
 SETTLE = 0.05
-"""Seconds for what a namespace does with a packet after its device has seen it."""
+"""Seconds for a namespace to process a packet after its device has seen it."""
 _ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
 
 Device = tuple[str, str]
@@ -49,16 +49,16 @@ Device = tuple[str, str]
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """The device at which a packet for a container arrives, whatever way it takes, and that device's host."""
+    """The device at which a packet for a container arrives by any path, and that device's host."""
 
     host: str
     device: Device
 
 
 class Dropped(msgspec.Struct, frozen=True):
-    """What dropped the packet (``way`` THERE) or its answer (BACK).
+    """The part that dropped the packet (``way`` THERE) or its answer (BACK).
 
-    ``by`` is a rule of the namespace, or the kernel's reason where ``namespace`` is ''.
+    ``by`` is a rule of the namespace, or the kernel's reason if ``namespace`` is ''.
     """
 
     namespace: str
@@ -67,10 +67,10 @@ class Dropped(msgspec.Struct, frozen=True):
 
 
 class Listen(msgspec.Struct, frozen=True, tag="listen"):
-    """Asks at which devices the packet with this mark is seen, at which the answer to it, and what drops them.
+    """Asks at which devices the packet with this mark and its answer are seen, and what drops them.
 
-    A host that answers makes sockets and, in the namespaces of these devices, nftables' traces for the time that
-    it listens; both end with it.
+    A host that answers makes sockets and, in the namespaces of these devices, nftables traces while it
+    listens; both end with it.
     """
 
     mark: bytes
@@ -80,13 +80,13 @@ class Listen(msgspec.Struct, frozen=True, tag="listen"):
 
 
 class Heard(msgspec.Struct, frozen=True, tag="heard"):
-    """Where the packet and its answer were seen; ``ears`` is where somebody listened.
+    """Places that saw the packet and its answer; ``ears`` are those at which somebody listened.
 
     ``drops`` are by rules of nftables, ``lost`` by any other part of a kernel that has a drop monitor.
 
-    Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST, which
-    a rule may have sent in the target's name), ``refused`` (the sender's own rules did not let the packet leave) and
-    ``proven`` (the bytes of the largest packet that was answered).
+    Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST,
+    which a rule may have sent in the destination's name), ``refused`` (the sender's own rules dropped the
+    packet) and ``proven`` (the bytes of the largest packet that was answered).
     """
 
     there: tuple[Device, ...] = ()
@@ -101,7 +101,7 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
 
 
 def goal(known: Map, target: Place) -> Goal | None:
-    """Return where a packet for this end of a trace arrives; None for what is no container."""
+    """Return where a packet for this end of a trace arrives; None if it is no container."""
     if target.netns in (HOST, OUTSIDE):
         return None
     there = known
@@ -115,12 +115,12 @@ def goal(known: Map, target: Place) -> Goal | None:
 
 
 def listening(found: Trace, goal: Goal | None, host: str, mark: bytes = b"", protocol: str = "icmp") -> Listen:
-    """Return what a host is to listen for."""
+    """Return the devices at which a host must listen."""
     ways = ([_device(h) for h in hops if h.device and h.host == host] for hops in (found.hops, found.reply_hops))
     there, back = (tuple(dict.fromkeys(devices)) for devices in ways)
     if goal is not None and goal.host == host:
         there = tuple(dict.fromkeys((*there, goal.device)))
-    if found.hops and found.hops[0].device and found.hops[0].host == host:  # the sender's, where the answer comes to
+    if found.hops and found.hops[0].device and found.hops[0].host == host:  # the sender's, at which the answer arrives
         back = tuple(dict.fromkeys((*back, _device(found.hops[0]))))
     return Listen(mark, there, back, protocol)
 
@@ -131,7 +131,7 @@ def end(found: Trace) -> Device | None:
 
 
 def unproven(found: Trace) -> int:
-    """Return the path's MTU, as far as it is known, where the walk could not tell that such packets pass; else 0."""
+    """Return the path's known MTU if the walk could not prove that such packets pass; else 0."""
     known = found.path_mtu or (found.hops[-1].mtu if found.hops else 0)
     return known if found.verdict == UNKNOWN else 0
 
@@ -146,10 +146,10 @@ def send(
     going: Callable[[], bool] = lambda: False,
     size: int = 0,
 ) -> Heard:
-    """Send the packet (again, as long as others are ``going`` to listen), and tell where it is seen on this host.
+    """Send the packet (again, while others are ``going`` to listen), and return where this host sees it.
 
-    ``end`` is where the answer's walk ends, ``size`` what a second ping has, 0 for none. Raises Invalid where
-    the source is outside this host, or the protocol is one that no answer is known of.
+    ``end`` is where the answer's walk ends, ``size`` that of a second ping, 0 for none. Raises Invalid if the
+    source is not on this host, or if no answer is known for the protocol.
     """
     if source.netns == OUTSIDE or source.host:
         raise Invalid(f"{source.name} is not on this host", "a live trace starts at a container or the host")
@@ -163,7 +163,8 @@ def send(
         stack.callback(probe.close)
         probe.send()
         there, back = _listened(ears, probe, end, going)
-        # A connection is refused by a RST, which is heard, or by an ICMP error, which is no answer of the target's.
+        # A connection is refused by a RST, which is captured, or by an ICMP error, which is no answer of the
+        # destination's.
         answered = probe.answered() and bool(back)
         proven = probe.size if answered else 0
         if answered and size > proven and packet.protocol == "icmp":
@@ -176,11 +177,11 @@ def send(
 
 
 def _proven(namespaces: Namespaces, source: Place, packet: Packet, size: int) -> int:
-    """Return the size where a ping that has it is answered, else 0."""
+    """Return the size if a ping of that size is answered, else 0."""
     with contextlib.closing(Probe(packet, new_mark(), lambda: namespaces.entered(source.netns), size)) as probe:
         try:
             probe.send()
-        except LinkspanError:  # larger than its own link takes
+        except LinkspanError:  # larger than its own link allows
             return 0
         deadline = time.monotonic() + LARGE
         while not probe.answered() and (left := deadline - time.monotonic()) > 0:
@@ -189,13 +190,14 @@ def _proven(namespaces: Namespaces, source: Place, packet: Packet, size: int) ->
 
 
 def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
-    """Listen on this host for what another one sends, until all is seen or LISTENING is over."""
+    """Listen on this host for another host's packet, until all is seen or LISTENING is over."""
     seen: tuple[set[Device], set[Device]] = (set(), set())
     deadline = time.monotonic() + LISTENING
     if len(wanted.mark) != MARK:
         raise Invalid(f"a mark has {MARK} bytes, and not {len(wanted.mark)}")
     with contextlib.ExitStack() as stack:
-        rules = _rules(stack, namespaces, known, wanted)  # first: what the ears tell was in sight of the rules, too
+        # first: rules must have seen every packet that the ears report
+        rules = _rules(stack, namespaces, known, wanted)
         ears = _ears(stack, namespaces, known, wanted)
         monitor = _monitor(stack)
         while (left := deadline - time.monotonic()) > 0:
@@ -232,7 +234,7 @@ def _ears(
 def _rules(
     stack: contextlib.ExitStack, namespaces: Namespaces, known: Map, wanted: Listen, *more: int
 ) -> dict[str, RuleTrace]:
-    """Begin nftables' traces in the host's namespace, in those of the devices, and in ``more``."""
+    """Start nftables traces in the host's namespace, in those of the devices, and in ``more``."""
     by_name = _by_name(known)
     devices: dict[str, list[str]] = {known.name(netns): [] for netns in (HOST, *more)}
     for name, device in dict.fromkeys((*wanted.there, *wanted.back)):
@@ -241,7 +243,7 @@ def _rules(
     for name, listed in devices.items():
         if name not in by_name:
             continue
-        # Without nftables, or without the right to use it, the devices alone tell how far the packet comes.
+        # Without nftables, or without the right to use it, only the devices show how far the packet comes.
         with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
             there = [device for device in listed if device in {name for _, name in socket.if_nameindex()}]
             found[name] = RuleTrace(wanted.mark[:4].hex(), matches(wanted.protocol, wanted.mark), there)
@@ -299,7 +301,7 @@ def _listened(
     now = time.monotonic()
     deadline, again = now + PATIENCE, now + AGAIN
     while (now := time.monotonic()) < deadline:
-        # Once the answer has come, what the other devices saw before waits to be read.
+        # Once the answer has arrived, packets that other devices saw before wait to be read.
         waiting = going()
         done = (end is None or end in seen[1] or end not in ears.values()) and not waiting and probe.answered()
         if waiting and now >= again:
@@ -318,7 +320,7 @@ def _listened(
 
 
 def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | None = None) -> Trace:
-    """Return the trace as the packet decides it, with each hop's ``seen`` set, by what was heard on each host.
+    """Return the trace as the packet decides it, with each hop's ``seen`` set, from what each host captured.
 
     ``sender`` is the host that sent the packet.
     """
@@ -342,7 +344,7 @@ def marked(found: Trace, heard: Mapping[str, Heard], sender: str, goal: Goal | N
 
 
 def _arrived(heard: Mapping[str, Heard], goal: Goal | None, hops: Sequence[Hop], found: Trace) -> bool | None:
-    """Tell whether the packet came to its end; None where nobody could listen there."""
+    """Return whether the packet reached its end; None if nobody could listen there."""
     if goal is None:
         return hops[-1].seen if found.verdict != BROKEN and hops else None
     there = heard.get(goal.host, Heard())
@@ -350,7 +352,7 @@ def _arrived(heard: Mapping[str, Heard], goal: Goal | None, hops: Sequence[Hop],
 
 
 def _left(told: Trace, heard: Mapping[str, Heard]) -> bool:
-    """Tell whether the packet was seen to leave for the outside, with nothing on this side that has stopped it."""
+    """Return whether the packet was seen to leave for the outside, with no stop on this side."""
     looked = [hop for hop in told.hops if hop.seen is not None]
     if told.verdict != UNKNOWN or not looked or not looked[-1].seen:
         return False
@@ -364,9 +366,9 @@ def _unanswered(one: Unknown) -> Unknown:
 
 
 def _proved(told: Trace, size: int) -> Trace:
-    """Return the trace of a packet that was answered; what the walk said against it is no longer in force.
+    """Return the trace of a packet that was answered; the walk's doubts about it no longer count.
 
-    It proves no packet larger than itself, and nothing of what may follow it.
+    It proves no packet larger than itself, and nothing about later ones.
     """
     if told.verdict == REACHABLE:
         return told
@@ -388,7 +390,7 @@ def _proved(told: Trace, size: int) -> Trace:
 def _end(
     told: Trace, heard: Mapping[str, Heard], last: Hop | None, *, arrived: bool | None, sender: str
 ) -> tuple[str | None, str]:
-    """Return where the packet or its answer ended, and why, from what is certain to what is not."""
+    """Return where the packet or its answer ended, and why, certain reasons first."""
     own = heard[sender]
     source = told.hops[0] if told.hops else None
     seen = where(last) if last else None
@@ -405,10 +407,10 @@ def _end(
         why = "".join(f"; at {one.at}: {one.why}" for one in told.unknown)
         return seen, f"the connection is refused, though a socket listens there: something else answered{why}"
     if own.answered and told.verdict != BROKEN:
-        return seen, f"somebody else answered: the packet never came to its end; last seen at {seen or 'no device'}"
+        return seen, f"something else answered: the packet never reached its end; last seen at {seen or 'no device'}"
     if told.reply_hops and told.reply_hops[-1].seen:
         end = told.reply_hops[-1]
-        return where(end), f"the answer came to {end.device}, and {end.namespace} itself drops it there"
+        return where(end), f"the answer reached {end.device}, but {end.namespace} itself drops it there"
     reasons = [drop for h in heard.values() for drop in h.lost if drop.way in order]
     kernel = f"; the kernel's reason: {reasons[0].by}" if reasons else ""
     if told.verdict == BROKEN:
@@ -416,8 +418,8 @@ def _end(
     after = f"no answer came; last seen at {seen or 'no device'}{kernel}"
     if told.verdict == UNKNOWN:
         why = "; ".join(f"at {one.at}: {one.why}" for one in told.unknown)
-        return seen, f"{after}; not known is {why}"
-    return seen, f"every hop looks well, but {after}"
+        return seen, f"{after}; unknown: {why}"
+    return seen, f"every hop looks ok, but {after}"
 
 
 def _with_seen(
@@ -431,5 +433,5 @@ def _with_seen(
 
 
 def _encrypted(hop: Hop) -> bool:
-    """Tell whether the packet is so in this hop that nobody who listens can know it again."""
+    """Return whether the packet is encrypted in this hop, so that no listener can recognise it."""
     return any(header.split()[0] in (WIREGUARD, ESP) for header in hop.headers)

@@ -1,8 +1,8 @@
-"""The packet that a live trace sends, and how it and its answer are known again wherever they are captured.
+"""Packet of a live trace, and how it and its answer are recognised wherever they are captured.
 
-The packet has a mark: an echo request as its payload, a TCP SYN as its sequence number. The reply has the same
-payload, the SYN-ACK or RST acknowledges that number, and address translation changes neither. So whoever knows
-the mark before can listen for the packet on another host, or have nftables follow it (``matches``).
+The packet has a mark: an echo request as its payload, a TCP SYN as its sequence number. The reply has the
+same payload, the SYN-ACK or RST acknowledges that number, and address translation changes neither. So whoever
+knows the mark before can listen for the packet on another host, or have nftables follow it (``matches``).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _USUAL = 56
 _SYN_SIZE = 40
 """Bytes of Linux's SYN: a header, and options of 20 bytes."""
 _MTU_DISCOVER, _MTU_DISCOVER6, _PROBE = 10, 23, 3
-"""linux/in.h, in6.h: IP_PMTUDISC_PROBE sends with DF, whatever is remembered of the path."""
+"""linux/in.h, in6.h: IP_PMTUDISC_PROBE sends with DF, whatever path MTU is cached."""
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _REPAIR, _REPAIR_QUEUE, _QUEUE_SEQ, _SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
 _IPIP, _IPV6_IN = 4, 41  # RFC 2003, RFC 4213
 _VXLAN, _TO_INNER = b"\x08\0\0\0", 8 + 8 + 14  # RFC 7348 section 5: flags; UDP, VXLAN and Ethernet headers
 _WRAPPED = 3
-"""Headers of IP around what is sent, at most: its own, a tunnel's, and another's tunnel."""
+"""Largest number of IP headers of a packet: its own, a tunnel's, and another tunnel's."""
 
 
 def new_mark() -> bytes:
@@ -48,7 +48,7 @@ def new_mark() -> bytes:
 
 
 def way(protocol: str, mark: bytes, frame: bytes) -> int | None:
-    """Return 0 for the packet with this mark, 1 for the answer to it, None for anything else; wrapped or not."""
+    """Return 0 for the packet with this mark, 1 for its answer, None for anything else; wrapped or not."""
     return _echo_way(mark, frame) if protocol == "icmp" else _syn_way(mark, frame)
 
 
@@ -76,11 +76,11 @@ def _syn_way(mark: bytes, frame: bytes) -> int | None:
 
 
 def _sequence(mark: bytes) -> int:
-    return int.from_bytes(mark[:4], "big") or 1  # for 0 the kernel would choose another
+    return int.from_bytes(mark[:4], "big") or 1  # the kernel would replace 0 by another value
 
 
 def _payload(frame: bytes, protocols: Container[int]) -> bytes | None:
-    """Return what an IP packet has of one of the protocols, through the tunnels that are around it."""
+    """Return an IP packet's payload of one of the protocols, inside any tunnels."""
     for _ in range(_WRAPPED):
         if len(frame) < 20:
             return None
@@ -106,9 +106,9 @@ _Field = tuple[int, int, str]
 
 
 def matches(protocol: str, mark: bytes) -> dict[str, tuple[str, ...]]:
-    """Return nft's expressions that the packet and its answer fit, bare or in a tunnel that does not encrypt.
+    """Return nft expressions that match the packet and its answer, bare or in a tunnel that does not encrypt.
 
-    They look at nothing that address translation changes.
+    They use nothing that address translation changes.
     """
     if protocol == "icmp":
         bare, payload = "{ icmp, ipv6-icmp }", (8, 8 * MARK, f"0x{mark.hex()}")
@@ -121,7 +121,7 @@ def matches(protocol: str, mark: bytes) -> dict[str, tuple[str, ...]]:
 
 
 def _placed(bare: str, fields: tuple[_Field, ...]) -> Iterator[str]:
-    """Yield the match of the packet itself, and behind each header that a tunnel may put before it."""
+    """Yield the match of the packet itself, and behind each header that a tunnel may add."""
     yield _match(bare, 0, fields)
     for header in (20, 40):  # an IP header without options
         yield _match(f"{{ {_IPIP}, {_IPV6_IN} }}", header, fields)
@@ -136,8 +136,8 @@ def _match(protocol: str, shift: int, fields: tuple[_Field, ...]) -> str:
 class Probe:
     """The packet to send from a namespace that ``entered`` enters; it may be sent again.
 
-    ``sockets`` are those that it was sent by; ``refused`` becomes true where the source's own rules do not let it
-    leave (EPERM), ``reset`` where the answer is that nothing listens. ``size`` is the whole packet's, in bytes.
+    ``sockets`` are those that sent it; ``refused`` becomes true if the source's own rules drop it (EPERM),
+    ``reset`` if the answer says that nothing listens. ``size`` is the whole packet's, in bytes.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Probe:
         entered: Callable[[], AbstractContextManager[object]],
         size: int = 0,
     ) -> None:
-        """``size`` is a ping's, which is not fragmented then; 0 is the usual one."""
+        """Prepare the packet; ``size`` is a ping's, sent unfragmented; 0 is the usual one."""
         self._packet = packet
         self._mark = mark
         self._entered = entered
@@ -161,12 +161,12 @@ class Probe:
         self._connecting: list[socket.socket] = []
 
     def close(self) -> None:
-        """Close the sockets, whatever has become of the connections."""
+        """Close the sockets, whatever the state of the connections."""
         for one in self.sockets:
             one.close()
 
     def send(self) -> None:
-        """Send it from the source's address. Raises KernelError where not even that is possible."""
+        """Send it from the source's address. Raises KernelError if even that is impossible."""
         with self._entered():
             try:
                 if self._packet.protocol == "icmp":
@@ -176,7 +176,7 @@ class Probe:
             except OSError as error:
                 if error.errno == errno.EPERM:
                     self.refused = True
-                elif error.errno not in _NO_WAY:  # where the kernel has no way for it, the hops say so
+                elif error.errno not in _NO_WAY:  # if the kernel has no route for it, the hops say so
                     raise of_errno(error.errno or 0, f"send a packet to {show(self._packet.target)}") from error
 
     def way(self, frame: bytes) -> int | None:
@@ -184,9 +184,9 @@ class Probe:
         return way(self._packet.protocol, self._mark, frame)
 
     def answered(self) -> bool:
-        """Tell whether an answer has reached the sender, past all rules of its namespace.
+        """Return whether an answer has reached the sender, past all rules of its namespace.
 
-        A refused connection counts, because a target without a listener answers so.
+        A refused connection counts, because a destination without a listener answers so.
         """
         if self._packet.protocol == "tcp":
             _, connected, _ = select.select([], self._connecting, [], 0)
@@ -211,10 +211,11 @@ class Probe:
 
     def _ask(self) -> None:
         kind = _ECHO[self._packet.family][0]
-        # An id of its own: with another probe's, connection tracking would take this one the other's way.
+        # An id of its own: with another probe's id, connection tracking would send this one along the other's
+        # path.
         body = struct.pack("!BBH2sH", kind, 0, 0, self._mark[:2], 1) + self._mark
         body += bytes(self.size - _HEADER[self._packet.family] - len(body))
-        body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]  # of IPv6 the kernel does it anew
+        body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]  # the kernel computes IPv6's again
         raw = self._opened(socket.SOCK_RAW, _ICMP[self._packet.family])
         if self._whole and self._packet.family == 4:
             raw.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, _PROBE)
@@ -224,7 +225,7 @@ class Probe:
         raw.sendto(body, (show(self._packet.target), 0))
 
     def _connect(self) -> None:
-        """Begin to connect, with a sequence number of our choice: what else TCP_REPAIR is for is not done."""
+        """Start to connect, with a sequence number of our choice: TCP_REPAIR is used for nothing else."""
         stream = self._opened(socket.SOCK_STREAM)
         stream.setsockopt(socket.IPPROTO_TCP, _REPAIR, 1)
         stream.setsockopt(socket.IPPROTO_TCP, _REPAIR_QUEUE, _SEND_QUEUE)

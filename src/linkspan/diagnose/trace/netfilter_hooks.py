@@ -1,7 +1,7 @@
-"""The hooks of netfilter that a packet passes: whose chains are there, in which order, and what they decide together.
+"""Netfilter hooks that a packet passes: their chains, the order, and the common verdict.
 
-At each hook nftables' base chains and iptables' tables are called by their priorities. Any drop is final, and what one
-chain changes (marks, addresses, TTL) the next one sees.
+At each hook nftables' base chains and iptables' tables are called by their priorities. Any drop is final, and
+each chain sees what earlier ones changed (marks, addresses, TTL).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from linkspan.diagnose.trace.questions import ACK, DATA, FLOWING, Packet, Questi
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """A chain at a hook, and what it decides. Translations are all called at one ``priority``, by their ``order``.
+    """A chain at a hook, and its verdict. All translations run at one ``priority``, by their ``order``.
 
-    ``translates`` where it is one of NAT; ``reroutes`` where a changed mark counts for the route of what starts here.
+    ``translates``: it is a NAT chain. ``reroutes``: a changed mark affects the route of locally sent packets.
     """
 
     priority: int
@@ -36,9 +36,9 @@ class _Step(msgspec.Struct, frozen=True):
 def passed(
     asked: Questions, hook: str, frame: Frame, undo: Callable[[Packet], Packet] | None = None
 ) -> Verdict:
-    """Return what a hook of IP decides: prerouting, input, forward, output or postrouting.
+    """Return the verdict of an IP hook: prerouting, input, forward, output or postrouting.
 
-    ``undo`` is what connection tracking does to an answer there, at the priority of translations.
+    ``undo`` is connection tracking's effect on an answer there, at the priority of translations.
     """
     steps = [*_of_nft(asked, hook, frame), *_of_iptables(asked, hook, frame)]
     if undo is not None:
@@ -51,12 +51,12 @@ def passed(
 
 
 def passed_nft(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what nftables' own chains decide at a hook of IP."""
+    """Return the verdict of nftables' own chains at an IP hook."""
     return _decided(asked, hook, _of_nft(asked, hook, frame), frame)
 
 
 def passed_iptables(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what the tables of iptables decide at a hook of IP."""
+    """Return the verdict of iptables' tables at an IP hook."""
     return _decided(asked, hook, _of_iptables(asked, hook, frame), frame)
 
 
@@ -96,18 +96,18 @@ def _of_iptables(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
 
 
 def passed_link(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what a device's own hook decides, before the host looks at a packet (ingress) or after (egress)."""
+    """Return the verdict of a device's own hook, before the host processes a packet (ingress) or after (egress)."""
     device = frame.arriving if hook == "ingress" else frame.leaving
     return _of(asked, ("netdev", "inet"), hook, frame, device)
 
 
 def passed_bridge(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what a hook of bridges decides, ebtables' chains included."""
+    """Return the verdict of a bridge hook, with ebtables' chains."""
     return _of(asked, ("bridge",), hook, frame)
 
 
 def passed_arp(asked: Questions, hook: str, frame: Frame) -> Verdict:
-    """Return what a hook of ARP (input, output) decides, arptables' chains included."""
+    """Return the verdict of an ARP hook (input, output), with arptables' chains."""
     return _of(asked, ("arp",), hook, frame)
 
 
@@ -125,18 +125,18 @@ def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, devi
 
 
 def _unread(error: KernelError) -> _Step:
-    """Return a step of which nobody knows what it does."""
+    """Return a step with unknown effect."""
     told = Verdict(unsure=(f"the namespace's rules cannot be read ({error.message})",))
     return _Step(0, 0, False, False, lambda _frame: told)
 
 
 def _decided(asked: Questions, hook: str, steps: Sequence[_Step], frame: Frame) -> Verdict:
-    """Return what the steps decide, and what they do to the segments of TCP that follow the first one."""
+    """Return the verdict of the steps, and their effect on the TCP segments that follow the first one."""
     found = _together(asked, steps, frame)
     packet = found.packet
     if frame.packet.protocol != "tcp" or not found.passes or packet is None:
         return found
-    # Connection tracking translates these as it did the first one.
+    # Connection tracking translates these like the first one.
     same = {"source": packet.source, "target": packet.target, "port": packet.port, "source_port": packet.source_port}
 
     def translate(there: Frame) -> Verdict:
@@ -163,7 +163,7 @@ def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict
     for step in sorted(steps, key=lambda step: (step.priority, step.order)):
         known = frame.packet.ct not in ("", FLOWING)
         if step.translates and (translated or frame.packet.established or known):
-            continue  # rules translate only a connection's first packet, and once at a hook
+            continue  # rules translate only a connection's first packet, once per hook
         found = step.decides(frame)
         unsure += found.unsure
         later += found.later

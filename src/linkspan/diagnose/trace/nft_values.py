@@ -1,4 +1,4 @@
-"""Values in nftables' rules, as its JSON has them, compared with what a packet has."""
+"""Values in nftables' rules, as its JSON has them, compared with a packet's."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ETHER_TYPES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD}
 
 
 def of_tcp_flags(left: Any) -> bool:
-    """Tell whether an expression asks for a TCP segment's flags."""
+    """Return whether an expression reads a TCP segment's flags."""
     field = left["&"][0] if isinstance(left, dict) and "&" in left else left
     return bool(field == {"payload": {"protocol": "tcp", "field": "flags"}})
 
 
 def of_status(left: Any) -> Mapping[str, Any]:
-    """Return an expression that asks for a connection's status, {} for any other."""
+    """Return an expression that reads a connection's status, {} for any other."""
     field = left["&"][0] if isinstance(left, dict) and "&" in left else left
     found: Mapping[str, Any] = left if field == {"ct": {"key": "status"}} else {}
     return found
@@ -38,18 +38,18 @@ class Ports(str):
 
     @property
     def span(self) -> Span:
-        """The first and the last."""
+        """Return the first and the last port."""
         first, _, last = self.partition("-")
         return int(first), int(last)
 
 
 def spans(key: tuple[str, ...]) -> bool:
-    """Tell whether a key has ports of which one is meant."""
+    """Return whether a key has ports of which one is meant."""
     return any(isinstance(part, Ports) for part in key)
 
 
 def in_span(ports: Span, right: Any, op: str = "==") -> bool | None:
-    """Compare ports of which one is meant; None where it depends on which it is."""
+    """Compare ports of which one is meant; None if the result depends on the port."""
     match right:
         case int():
             least = {"<": 0, "<=": 0, ">": right + 1}.get(op, right)
@@ -87,7 +87,7 @@ def masked(value: str, mask: Any) -> tuple[str, ...] | None:
 
 
 def equal(value: str, pattern: str) -> bool:
-    """Compare as nft does: a trailing ``*`` stands for any ending, and a number for the name that has it."""
+    """Compare as nft does: a trailing ``*`` matches any ending, and a number matches its name."""
     if pattern.endswith("*") and not pattern.endswith("\\*"):
         return fnmatch.fnmatchcase(value, pattern)
     if value == pattern:
@@ -97,7 +97,7 @@ def equal(value: str, pattern: str) -> bool:
 
 
 def as_number(text: str) -> int | None:
-    """Return the number that a protocol, an ICMP type or an ethertype has; None for anything else."""
+    """Return the number of a protocol, an ICMP type or an ethertype; None for anything else."""
     if text.isdigit():
         return int(text)
     for names in (NUMBERS, _ETHER_TYPES, _ICMP_TYPES):
@@ -130,7 +130,7 @@ def ordered(value: str, bound: Any, op: str) -> bool | None:
 
 
 def inside(address: str, pool: str) -> bool:
-    """Tell whether an address is in a prefix."""
+    """Return whether an address is in a prefix."""
     try:
         return prefix(pool).holds(prefix(address))
     except Invalid:

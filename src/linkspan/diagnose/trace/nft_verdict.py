@@ -1,8 +1,8 @@
-"""What nftables would do with a packet: the kernel's own rules, read as JSON and worked through.
+"""Verdict of nftables on a packet: the kernel's own rules, read as JSON and evaluated.
 
-A match is true, false or not known. Where it is not known whether a rule applies, the chain is worked through both
-ways: only where the packet's fate depends on it, the verdict says so in ``unsure``. So neither "passes" nor "drops" is
-claimed on a guess. A statement that this module does not know makes its rule such a rule.
+A match is true, false or unknown. If it is unknown whether a rule applies, both cases of the chain are
+evaluated; only if the packet's fate depends on it, the verdict says so in ``unsure``. So neither "passes" nor
+"drops" is a guess. A statement that this module does not know makes its rule such a rule.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _RAW = -200  # NF_IP_PRI_CONNTRACK, linux/netfilter_ipv4.h: before it no connect
 _QUIET = frozenset(
     {"counter", "log", "comment", "ct helper", "ct timeout", "ct expectation", "dup", "flow", "secmark", "last"}
 )
-"""Statements after which the packet goes on as it was, and its rule too."""
+"""Statements after which packet and rule continue unchanged."""
 _FINAL = frozenset(
     {"accept", "drop", "reject", "return", "continue", "jump", "goto", "dnat", "masquerade", "snat", "redirect", "vmap"}
 )
 _HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event", "helper", "dscp", "ecn"})
-"""What may be written into a packet or its connection without a consequence for its way."""
+"""Fields of a packet or its connection whose change has no consequence for its path."""
 _ICMP6_TYPES = {"echo-request": 128, "echo-reply": 129}
 _TRACKING = frozenset({"inet", "ip", "ip6"})
 """Families whose chains know connections."""
 PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"
-"""What a rule of which it is not known whether it applies could do; AFTER: do to the segments after a handshake."""
+"""Possible effects of a rule that may apply; AFTER: effects on the segments after a handshake."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a chain or hook decides.
+    """The verdict of a chain or hook.
 
     ``later`` says what a later segment of the same connection meets that does not let it pass for certain.
     ``where`` and ``rule`` say who did. ``by`` is the rule of nftables that did (None for a policy, and for iptables),
@@ -101,9 +101,10 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A packet at a hook of the namespace ``netns``: between which devices, and the MACs of its frame.
+    """A packet at a hook of the namespace ``netns``: its devices, and the MACs of its frame.
 
-    ``tracked`` is false before connection tracking has seen it, ``started`` says that this namespace sends it.
+    ``tracked`` is false before connection tracking has seen it, ``started`` says that this namespace sends
+    it.
     """
 
     packet: Packet
@@ -117,27 +118,27 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class Doubts:
-    """What rules could do of which it is not known whether they apply."""
+    """Possible effects of rules that may apply."""
 
     def __init__(self) -> None:
         self._found: list[tuple[str, str]] = []
 
     def add(self, rule: str, *could: str) -> None:
-        """Remember a rule and what it could do."""
+        """Remember a rule and its possible effect."""
         self._found += [(kind, rule) for kind in could]
 
     def adopt(self, rule: str, other: Doubts) -> None:
-        """Remember what a chain could do to which a rule leads that may apply or not."""
+        """Remember the possible effects of a chain to which a rule jumps that may apply."""
         self.add(rule, *dict.fromkeys(kind for kind, _ in other._found))
 
     def about(self, *could: str) -> tuple[str, ...]:
-        """Return the rules that could do one of these."""
+        """Return the rules with one of these possible effects."""
         return tuple(dict.fromkeys(rule for kind, rule in self._found if kind in could))
 
     def settle(self, found: Verdict) -> Verdict:
-        """Return a chain's verdict with what it depends on; a drop that a rule before it could prevent is none."""
+        """Return a chain's verdict with what it depends on; a drop that an earlier rule could prevent is no drop."""
         if found.passes:
-            later = tuple(f"another answers in the target's place: {rule}" for rule in self.about(AFTER))
+            later = tuple(f"something else answers for the destination: {rule}" for rule in self.about(AFTER))
             return msgspec.structs.replace(found, unsure=self.about(DROP, CHANGE), later=later)
         doubts = self.about(PASS, CHANGE)
         if not doubts:
@@ -147,14 +148,14 @@ class Doubts:
 
 
 def evaluate(asked: Questions, chains: Sequence[Chain], chain: Chain, frame: Frame) -> Verdict:
-    """Work through a base chain and what it jumps to."""
+    """Evaluate a base chain and the chains to which it jumps."""
     if chain.hook in ("prerouting", "output") and chain.priority < _RAW:
         frame = msgspec.structs.replace(frame, tracked=False)
     return _Evaluation(asked, {(c.family, c.table, c.name): c for c in chains}, frame).base(chain)
 
 
 def number(packet: Packet) -> int | None:
-    """Return the number of a packet's protocol (IANA), None where it is of none."""
+    """Return the number of a packet's protocol (IANA), None if it has none."""
     six = (packet.protocol, packet.family) == ("icmp", 6)
     return NUMBERS.get("icmpv6" if six else packet.protocol)
 
@@ -215,7 +216,7 @@ def _by(rule: Rule, *, passes: bool = True, **does: Any) -> Verdict:
 
 
 class _Evaluation:
-    """One packet's way through one base chain and what it jumps to."""
+    """One packet's evaluation in one base chain and the chains to which it jumps."""
 
     def __init__(self, asked: Questions, chains: Mapping[tuple[str, str, str], Chain], frame: Frame) -> None:
         self._asked = asked
@@ -224,7 +225,7 @@ class _Evaluation:
         self._doubts = Doubts()
 
     def base(self, chain: Chain) -> Verdict:
-        """Return the base chain's verdict, its policy where no rule decides."""
+        """Return the base chain's verdict, or its policy if no rule decides."""
         found = self._walk(chain, 0)
         if found is None:
             where = f"{chain.family} {chain.table} {chain.name}"
@@ -253,7 +254,7 @@ class _Evaluation:
         return None
 
     def _step(self, chain: Chain, expression: Mapping[str, Any], applies: bool | None, rule: Rule) -> bool | None:
-        """Do what an expression does that is no verdict; tell whether its rule goes on, None where nobody knows."""
+        """Execute an expression that is no verdict; return whether its rule continues, None if unknown."""
         match expression:
             case {"match": match}:
                 return self._true(chain, match)
@@ -315,14 +316,14 @@ class _Evaluation:
         return int(found[0], 0) if found and found[0].isdigit() else None
 
     def _may(self, chain: Chain, final: Mapping[str, Any], rule: Rule, depth: int) -> None:
-        """Remember what a verdict could do that may come or not."""
+        """Remember the effect of a verdict that may be reached."""
         other = _Evaluation(self._asked, self._chains, self._frame)
         outcome = other._final(chain, final, rule, depth)
         self._doubts.adopt(str(rule), other._doubts)
         if isinstance(outcome, Verdict):
             kind = PASS if outcome.passes else DROP
             self._doubts.add(str(rule), CHANGE if outcome.to or outcome.masked else kind)
-        elif outcome == "return":  # in a base chain it comes to the policy
+        elif outcome == "return":  # in a base chain it means the policy
             self._doubts.add(str(rule), DROP if chain.policy == "drop" and not depth else PASS)
         if other._frame != self._frame:
             self._doubts.add(str(rule), CHANGE)
@@ -365,7 +366,7 @@ class _Evaluation:
         return None
 
     def _mapped(self, chain: Chain, key: tuple[str, ...], data: Any) -> tuple[Any, ...] | None:
-        """Return what a map has for a key: () where it has nothing, None where that is not known."""
+        """Return a map's value for a key: () if it has none, None if that is unknown."""
         pairs: Sequence[Any]
         there: bool | None = False
         match data:
@@ -389,7 +390,7 @@ class _Evaluation:
         return None if there else ()
 
     def _true(self, chain: Chain, match: Mapping[str, Any]) -> bool | None:
-        """Tell whether a match holds; None where it is not known. What the packet lacks never matches."""
+        """Return whether a match is true; None if unknown. A field that the packet lacks never matches."""
         left, right, op = match["left"], match["right"], match["op"]
         if isinstance(right, bool):  # of fib: whether there is a route
             found = self._routed_back(left)
@@ -414,14 +415,14 @@ class _Evaluation:
         return found if found is None or op in ("==", "in") else not found
 
     def _states(self) -> tuple[str, ...]:
-        """Return the states that the packet's connection may have here."""
+        """Return the possible states of the packet's connection here."""
         states = self._frame.packet.states
         if self._frame.tracked:
             return states
         return ("untracked",) if states == ("untracked",) else ("invalid",) if "untracked" not in states else states
 
     def _status(self, left: Mapping[str, Any], right: Any, op: str) -> bool | None:
-        """Tell whether a connection has these of the status flags (``ct status``), so far as they are known."""
+        """Return whether a connection has these status flags (``ct status``), as far as they are known."""
         packet = self._frame.packet
         if not self._frame.tracked or packet.ct == "untracked":
             return False
@@ -465,7 +466,7 @@ class _Evaluation:
         return None
 
     def _holds(self, chain: Chain, name: str, key: tuple[str, ...]) -> bool | None:
-        """Tell whether a set of the chain's table has a key, None where that cannot be asked or depends on a port."""
+        """Return whether a set of the chain's table has a key, None if that cannot be asked or depends on a port."""
         try:
             if spans(key):
                 tests = [self._compare(chain, key, e) for e in self._asked.elements(self._frame.netns, chain, name)]
@@ -475,7 +476,7 @@ class _Evaluation:
             return None
 
     def _values(self, chain: Chain, left: Any) -> tuple[str, ...] | None:
-        """Return what an expression says of this packet: () where the packet has no such field, None if unknown."""
+        """Return the values of an expression for this packet: () if the packet has no such field, None if unknown."""
         match left:
             case {"concat": list(items)}:
                 parts = [self._values(chain, item) for item in items]
@@ -495,7 +496,7 @@ class _Evaluation:
                 return self._meta(str(key))
             case {"ct": {"key": key, **rest}} if not rest and chain.family in ("inet", "ip", "ip6"):
                 return self._conntrack(str(key))
-            case {"rt": {"key": "ipsec"}}:  # what is, has left the rules that are looked at by then
+            case {"rt": {"key": "ipsec"}}:  # a packet with these has left the evaluated rules by then
                 return ("False",)
             case {"payload": {"base": "nh", "offset": 72, "len": 8}}:  # protocol of an IPv4 header (RFC 791)
                 packet = self._frame.packet
@@ -512,12 +513,12 @@ class _Evaluation:
         return None
 
     def _kind(self, address: bytes) -> tuple[str, ...] | None:
-        """Return an address's type for the host's routes; of others than these two nothing is claimed."""
+        """Return an address's type in the host's routes; make no claim about other types than these two."""
         kind = self._asked.route(self._frame.netns, towards(address)).kind
         return ("local",) if kind == LOCAL else ("unicast",) if kind in (UNICAST, 0) else None
 
     def _routed_back(self, left: Any) -> bool | None:
-        """Tell whether a ``fib`` expression finds a route: back to the source, by the link where asked so."""
+        """Return whether a ``fib`` expression finds a route: back to the source, by the link if asked so."""
         match left:
             case {"fib": {"result": "oif" | "oifname", "flags": flags}}:
                 wanted = {flags} if isinstance(flags, str) else set(flags)
@@ -635,7 +636,7 @@ class _Evaluation:
                 return ()
             case (("arp" | "vlan"), _):
                 return ()
-            case ("icmpv6", "taddr"):  # of a neighbour solicitation or advertisement only
+            case ("icmpv6", "taddr"):  # only of a neighbour solicitation or advertisement
                 return ()
         return None
 

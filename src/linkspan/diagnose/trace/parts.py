@@ -1,4 +1,4 @@
-"""What is told of a packet's walk from host to host: where it begins on one, and what that host found."""
+"""Parts of a packet's walk: where it begins on a host, and what that host found."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Translation, Unknown
 from linkspan.diagnose.trace.questions import Outer, Packet
 
 CONTROLLER = "(controller)"
-"""Who is asked for the way through an underlay's switches, as if it were a host; no host can have this name."""
+"""Name of the controller, which answers for an underlay's switches like a host; no host can have this name."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """Where a packet's walk through a host begins.
+    """The begin of a packet's walk through a host.
 
-    In the namespace ``netns``; where that is OUTSIDE, it comes in by ``device``, or (from another host, wrapped
-    in ``outer``) by the link of the underlay address ``at``, in a frame with ``macs``: its sender's and for whom it
-    is, b'' where that is not known.
+    It begins in the namespace ``netns``. If that is OUTSIDE, the packet comes in by ``device``, or (from
+    another host, wrapped in ``outer``) by the link of the underlay address ``at``, in a frame with ``macs``:
+    source and destination, b'' if unknown.
     """
 
     packet: Packet
@@ -29,12 +29,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True, tag="part"):
-    """What was found on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
+    """The findings on one host: the packet ended in ``end``, or left by ``exit`` for host ``to``.
 
-    ``broken`` says why it got no further; ``silent`` that it is sent, and nobody is there to take it. ``unknown``
-    are the places at which this host cannot tell whether the packet passes. ``macs`` are those
-    of the frame that is sent, where the next host is on the same link. ``listens`` tells whether a socket takes the
-    connection where it ended, None where that is no question.
+    ``broken`` says why it got no further. ``silent``: it is sent, but nobody is there to receive it.
+    ``unknown`` are the places where this host cannot decide whether the packet passes. ``macs`` are those of
+    the sent frame, if the next host is on the same link. ``listens``: a socket accepts the connection at the
+    end, None if that is no question.
     """
 
     hops: tuple[Hop, ...]

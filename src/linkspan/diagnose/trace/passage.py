@@ -1,6 +1,6 @@
-"""What a packet passes in a namespace: hooks, what is attached to devices, policies, routes, links and neighbours.
+"""Passage of a packet in a namespace: hooks, attached programs, policies, routes, links and neighbours.
 
-Each of these lets it pass, stops it (``Broken``), or is a place of which nobody can tell what happens (``unknown``).
+Each of these lets it pass, stops it (``Broken``), or is a place with an unknown result (``unknown``).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 _MAC = 6
 """Bytes of a MAC."""
 _NEVER = 8
-"""The level of arp_ignore at which no address is answered for (Documentation/networking/ip-sysctl)."""
+"""The level of arp_ignore at which the kernel answers for no address (Documentation/networking/ip-sysctl)."""
 _ASKABLE = frozenset({"icmp", "tcp", "udp"})
-"""Protocols that Questions.route looks at."""
+"""Protocols that Questions.route considers."""
 _REFUSING = {BLACKHOLE: "blackhole", UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
 
 
 class Passage:
-    """What one packet passes; ``hops`` grows as it goes, ``mtu`` is the least on the way.
+    """The passage of one packet; ``hops`` grows as it proceeds, ``mtu`` is the smallest on the path.
 
-    ``unknown`` are the places at which nobody can tell whether it passes.
+    ``unknown`` are the places where nobody can decide whether it passes.
     """
 
     def __init__(self, asked: Questions, known: Map) -> None:
@@ -67,7 +67,7 @@ class Passage:
     # Hooks, and what trace cannot read.
 
     def _after(self, found: Verdict, netns: int, device: str, packet: Packet) -> Packet:
-        """Return the packet after a hook. Raises Broken where it is dropped there."""
+        """Return the packet after a hook. Raises Broken if it is dropped there."""
         for rule in found.unsure:
             self._note(netns, device, f"whether a rule applies is not known: {rule}", packet)
         for what in found.later:
@@ -76,12 +76,12 @@ class Passage:
         if not found.passes:
             why = meaning(found.by, packet)
             if found.policy:
-                why = f"the policy of another's {found.policy} chain drops it"
+                why = f"the policy of a foreign {found.policy} chain drops it"
             raise self._broken(netns, device, packet, f"{why} ({found.where}: {found.rule})")
         return found.packet or packet
 
     def _ingress(self, frame: Frame) -> Packet:
-        """Take a frame in by its device: past programs and filters, and nftables' hook there."""
+        """Receive a frame by its device: past programs and filters, and nftables' hook there."""
         self._below("ingress", frame, frame.arriving)
         attached = self._asked.attached(frame.netns, frame.arriving).ingress
         packet = self._past(attached, frame.netns, frame.arriving, frame.packet)
@@ -89,7 +89,7 @@ class Passage:
         return self._after(found, frame.netns, frame.arriving, packet)
 
     def _egress(self, frame: Frame) -> Packet:
-        """Send a frame out by its device: nftables' hook there, then programs, filters and queues."""
+        """Send a frame by its device: nftables' hook there, then programs, filters and queues."""
         found = netfilter_hooks.passed_link(self._asked, "egress", frame)
         packet = self._after(found, frame.netns, frame.leaving, frame.packet)
         attached = self._asked.attached(frame.netns, frame.leaving).egress
@@ -98,9 +98,9 @@ class Passage:
         return packet
 
     def _below(self, hook: str, frame: Frame, device: str) -> None:
-        """Pass the devices by which somebody else's bridge, bond or VLAN sends: any of its ports may be the one."""
+        """Pass the devices by which a foreign bridge, bond or VLAN sends: any of its ports may be the one."""
         if any(network.bridge == device for network in self._known.networks.values()):
-            return  # a port of ours is passed by itself
+            return  # the walk passes a port of ours itself
         ways = {"ingress": ("prerouting", "input"), "egress": ("output", "postrouting")}[hook]
         for lower in self._asked.below(frame.netns, device):
             told = self._asked.attached(frame.netns, lower)
@@ -123,12 +123,12 @@ class Passage:
         return msgspec.structs.replace(packet, mark=None) if attached else packet
 
     def _note(self, netns: int, device: str, why: str, packet: Packet, *, later: bool = False) -> None:
-        """Remember a place at which nobody can tell whether the packet passes, or (``later``) what follows it."""
+        """Remember a place where nobody can decide whether the packet passes, or (``later``) later ones."""
         self._hop(netns, device, "unknown", why, packet)
         self.unknown.append(Unknown(where(self.hops[-1]), why, later=later))
 
     def _beyond_us(self, address: bytes) -> None:
-        """Remember that the last hop is the end of what hosts of linkspan's know of the way to or from an address."""
+        """Remember that the last hop is the end of linkspan's knowledge of the path to or from an address."""
         at = self.hops[-1]
         place = f"{at.device} of " + (f"host {at.host}" if at.namespace == "host" else f"{at.namespace} on {at.host}")
         why = f"beyond {place} nobody was asked: {show(address)} is on no host of linkspan's"
@@ -137,7 +137,7 @@ class Passage:
     # What stops a packet.
 
     def _require_policy(self, netns: int, direction: int, device: str, packet: Packet) -> None:
-        """Refuse what an XFRM policy blocks; where one wants it encrypted, nobody can tell."""
+        """Raise for an XFRM policy that blocks; note one that wants encryption, whose result is unknown."""
         for policy in self._asked.policies(netns):
             if policy.direction != direction or not _chosen(policy, packet):
                 continue
@@ -151,9 +151,9 @@ class Passage:
                 return
 
     def _require_own(self, netns: int, device: Device, packet: Packet, *, guarded: bool = False) -> None:
-        """Refuse a link of which another device takes what comes in by it; one that is up may hand it on.
+        """Raise for a link whose packets another device takes; note one whose taker is up and may pass them on.
 
-        ``guarded`` says that the guard takes the packet by this very link only.
+        ``guarded``: the guard accepts the packet only on this link.
         """
         name = self._known.name(netns)
         for taker in self._asked.takers(netns, device.name):
@@ -165,12 +165,12 @@ class Passage:
 
     def _taken(self, netns: int, device: Device, taker: str, how: str, packet: Packet, guarded: bool) -> None:
         there = self._asked.device(netns, taker)
-        reason = f"link {device.name} in {self._known.name(netns)} {how}, which takes what it receives"
+        reason = f"link {device.name} in {self._known.name(netns)} {how}, which takes its packets"
         if guarded:
             raise self._broken(netns, device.name, packet, reason)
         if there is None or not there.up:
             raise self._broken(netns, device.name, packet, f"{reason}, and is down")
-        self._note(netns, device.name, f"{reason}, and may hand it on", packet)
+        self._note(netns, device.name, f"{reason}, and may pass it on", packet)
 
     def _require_source(self, netns: int, packet: Packet) -> None:
         if packet.source and packet.source not in self._asked.addresses(netns):
@@ -196,13 +196,14 @@ class Passage:
         return found
 
     def _looked_up(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
-        """Return the packet's route. Raises Broken where there is none.
+        """Return the packet's route. Raises Broken if there is none.
 
-        Where policy rules tell apart what is not known of the packet, its route is one of several.
+        If policy rules depend on unknown properties of the packet, its route is one of several.
         """
         lookup = self._asked.route(netns, packet, arriving)
         looked_at = self._asked.rules(netns, packet.family)
-        # What the first rule finds, usually in the table of local addresses, no later one changes.
+        # A route found by the first rule, usually in the table of local addresses, has precedence over later
+        # rules.
         first = min((r.priority for r in looked_at if not r.action), default=0)
         unsure = [
             r for r in looked_at
@@ -228,7 +229,7 @@ class Passage:
             raise self._broken(netns, arriving, packet, f"a policy rule refuses {target} in {where} ({rule})")
         if lookup.kind in _REFUSING:
             reason = f"{target} meets the {_REFUSING[lookup.kind]} route {lookup.matched} in {where}"
-            raise self._broken(netns, arriving, packet, reason + (why or ": nobody holds this address"))
+            raise self._broken(netns, arriving, packet, reason + (why or ": nobody has this address"))
         if lookup.error == errno.EINVAL:
             onward = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
             if onward.error == errno.EINVAL:
@@ -244,7 +245,7 @@ class Passage:
         raise self._broken(netns, arriving, packet, refused)
 
     def _require_forwarding(self, netns: int, arriving: str, packet: Packet, lookup: Lookup) -> None:
-        """Say which setting makes the kernel refuse an IPv4 packet that arrives."""
+        """Raise with the setting that makes the kernel refuse a received IPv4 packet."""
         where = self._known.name(netns)
         if lookup.error == errno.EHOSTUNREACH:
             local = self._asked.route(netns, msgspec.structs.replace(packet, source=b""))
@@ -258,7 +259,7 @@ class Passage:
                     netns, arriving, packet, f"{show(packet.source)} is an address of {where} itself"
                 )
             way = f"by {back.device}" if back.device else "nowhere"
-            reason = f"the way back to {show(packet.source)} leads {way}, not by {arriving}"
+            reason = f"the route back to {show(packet.source)} leads {way}, not by {arriving}"
             mode = "strict" if max(levels) == "1" else "loose"
             raise self._broken(
                 netns, arriving, packet, f"rp_filter ({mode}) on {arriving} drops it: {reason}"
@@ -271,7 +272,7 @@ class Passage:
     # Neighbours.
 
     def _silent(self, owner: Endpoint, device: Device | None) -> str:
-        """Return why a container does not answer for its own address by ARP, '' where it does."""
+        """Return why a container does not answer ARP for its own address, '' if it does."""
         name = self._known.name(owner.netns)
         if device is not None and device.silent:
             return f"ARP is off on {owner.ifname} in {name}"
@@ -289,10 +290,10 @@ class Passage:
         why: str = "",
         at: tuple[int, str] = (HOST, ""),
     ) -> bytes:
-        """Return the next hop's MAC, which is ``own`` where that is known; ``why`` is why it would not answer.
+        """Return the next hop's MAC, which is ``own`` if known; ``why`` is why it would not answer.
 
-        What the neighbour table has must be true, and where it has nothing the next hop must answer: ``at`` is the
-        namespace and the link at which it is asked.
+        The neighbour table's entry must be true, and without an entry the next hop must answer: ``at`` is the
+        namespace and the link on which it is asked.
         """
         address, where = show(following), self._known.name(netns)
         entry = self._asked.neighbour(netns, device.name, following)
@@ -316,17 +317,17 @@ class Passage:
                 answer = Packet(following, source, "arp", established=True)
                 taking = Frame(answer, device.name, "", own, device.mac, netns)
                 self._after(netfilter_hooks.passed_arp(self._asked, "input", taking), netns, device.name, packet)
-                if source and at[1]:  # the kernel answers only whom it would take packets from
+                if source and at[1]:  # the kernel answers only those from whom it would accept packets
                     self._looked_up(at[0], question, at[1])
             if not source or self._asked.answering(netns, device.name, source, following) is not None:
                 return own
-            why = f"it was asked on {device.name} of {where} just now"
+            why = f"this trace just asked on {device.name} of {where}"
         if not why:
             return own
         raise self._broken(netns, device.name, packet, f"nobody answers for {address}: {why}")
 
     def _require_asking(self, netns: int, device: Device, following: bytes, packet: Packet) -> None:
-        """Refuse a link at which the kernel asks nobody for a MAC that it does not know (ip-sysctl, neigh)."""
+        """Raise for a link on which the kernel does not ask for unknown MACs (ip-sysctl, neigh)."""
         family = 4 if len(following) == 4 else 6
         path = f"net/ipv{family}/neigh/{device.name}"
         if len(device.mac) != _MAC or self._asked.setting(netns, f"{path}/mcast_solicit") != "0":
@@ -334,11 +335,11 @@ class Passage:
         setting = f"{path.replace('/', '.')}.mcast_solicit=0"
         why = f"{self._known.name(netns)} does not ask for it on {device.name} ({setting})"
         if self._asked.setting(netns, f"{path}/app_solicit") not in ("0", ""):
-            self._note(netns, device.name, f"{why}, but by a program", packet)
+            self._note(netns, device.name, f"{why}, except by a program", packet)
             return
         raise self._broken(netns, device.name, packet, f"the MAC of {show(following)} is not known, and {why}")
 
-    # What is told.
+    # Hops and notes.
 
     def _hop(self, netns: int, device: str, action: str, detail: str, packet: Packet, port: str = "") -> None:
         name = self._known.name(netns)
@@ -350,7 +351,7 @@ class Passage:
 
 
 def _chosen(policy: XfrmPolicy, packet: Packet) -> bool:
-    """Tell whether an XFRM policy may be for a packet, so far as is known."""
+    """Return whether an XFRM policy may match a packet, as far as is known."""
     if policy.target.family != packet.family:
         return False
     bits = len(packet.target) * 8
@@ -365,7 +366,7 @@ def _stops(lookup: Lookup) -> bool:
 
 
 def _applies(rule: Rule, packet: Packet, arriving: str) -> bool | None:
-    """Tell whether a policy rule is for a packet that comes by a link, or ('') starts here; None: nobody knows."""
+    """Return whether a policy rule matches a packet that comes by a link, or ('') starts here; None: unknown."""
     bits = len(packet.target) * 8
     mark, mask = rule.mark
     number = nft_verdict.number(packet)
@@ -381,14 +382,14 @@ def _applies(rule: Rule, packet: Packet, arriving: str) -> bool | None:
         within(packet.target_ports if packet.has_ports else (0, 0), *rule.dports),
     ]
     if rule.protocol == number and packet.protocol not in _ASKABLE:
-        tests.append(None)  # the kernel cannot be asked for a route of this protocol
+        tests.append(None)  # the kernel cannot look up a route for this protocol
     if False in tests:
         return rule.inverted
     return None if None in tests else not rule.inverted
 
 
 def _others(packet: Packet, unsure: Iterable[Rule]) -> Iterator[Packet]:
-    """Yield the packet with other ports of its client that these rules may tell apart."""
+    """Yield the packet with other client ports that these rules may distinguish."""
     first, last = packet.client
     edges = [edge for rule in unsure for one in (rule.sports, rule.dports) for edge in (one[0] - 1, one[1] + 1)]
     for port in dict.fromkeys((first, last, *edges) if edges else ()):

@@ -1,7 +1,7 @@
-"""What a trace asks of one host: the seam behind which the host may be this one or another.
+"""Questions of a trace to one host: an interface behind which the host may be this one or another.
 
-Every question is about the kernel as it is now and changes nothing. ``netns`` is a namespace's inode, 0 the
-host's own; addresses and MACs are bytes.
+Every question is about the present state of the kernel and changes nothing. ``netns`` is a namespace's inode,
+0 the host's own; addresses and MACs are bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WITH_PORTS_IN = frozenset({"tcp", "udp", "sctp"})
 Span = tuple[int, int]
 """The first and the last of the ports that may be meant."""
 _ANY_CLIENT: Span = (1024, 65535)
-"""The ports of clients whose kernel cannot be asked (RFC 6056, section 3.2)."""
+"""Client ports if the client's kernel cannot be asked (RFC 6056, section 3.2)."""
 
 ACK, DATA = "ack", "data"
 """Segments of a TCP connection after its handshake: one that only acknowledges, and one with data."""
@@ -41,22 +41,23 @@ _FLAGS = {ACK: frozenset({"ack"}), DATA: frozenset({"ack", "psh"})}
 
 
 def within(span: Span, first: int, last: int) -> bool | None:
-    """Tell whether a port is one from ``first`` to ``last``; None where that holds for some ports of the span only."""
+    """Return whether a port is from ``first`` to ``last``; None if that holds for some ports of the span only."""
     if first <= span[0] and span[1] <= last:
         return True
     return None if span[0] <= last and first <= span[1] else False
 
 
 class Packet(msgspec.Struct, frozen=True):
-    """What is on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT.
+    """A packet on its way. ``established`` is a reply, ``translated`` one of a connection with DNAT.
 
-    ``ttl_by`` is the rule that has set the TTL, '' where none has. ``mark`` and ``ct_mark`` are the packet's and its
-    connection's mark, None where nobody knows them. ``ct`` is the connection's state where it does not follow from
-    ``established``: ``untracked``, FLOWING, or ``?`` where nobody knows it.
+    ``ttl_by`` is the rule that has set the TTL, '' if none has. ``mark`` and ``ct_mark`` are the packet's and
+    its connection's mark, None if unknown. ``ct`` is the connection's state if it does not follow from
+    ``established``: ``untracked``, FLOWING, or ``?`` if unknown.
 
-    The client's port (``source_port``, in a reply ``port``) is one example of those that its kernel may choose:
-    ``client``, (0, 0) where it is that very port. ``later`` is ACK or DATA for a segment after the handshake, '' for
-    the first one each way. ``bound`` says that the sender insists on the source; else its route may name another.
+    The client's port (``source_port``, in a reply ``port``) is one example of those that its kernel may
+    choose: ``client``, (0, 0) if it is exactly that port. ``later`` is ACK or DATA for a segment after the
+    handshake, '' for the first one each way. ``bound``: the sender insists on the source; else its route may
+    set another.
     """
 
     source: bytes
@@ -77,33 +78,33 @@ class Packet(msgspec.Struct, frozen=True):
 
     @property
     def family(self) -> int:
-        """4 or 6."""
+        """Return 4 or 6."""
         return 4 if len(self.target) == 4 else 6
 
     @property
     def has_ports(self) -> bool:
-        """Whether its protocol has ports."""
+        """Return whether its protocol has ports."""
         return self.protocol in _WITH_PORTS_IN
 
     @property
     def source_ports(self) -> Span:
-        """The ports that its source may have."""
+        """Return the possible source ports."""
         return self.client if any(self.client) and not self.established else (self.source_port, self.source_port)
 
     @property
     def target_ports(self) -> Span:
-        """The ports that its target may have."""
+        """Return the possible destination ports."""
         return self.client if any(self.client) and self.established else (self.port, self.port)
 
     @property
     def states(self) -> tuple[str, ...]:
-        """The states that its connection may have for connection tracking, by nft's names."""
+        """Return the possible states of its connection for connection tracking, by nft's names."""
         plain = "established" if self.established or self.later else "new"
         return _STATES.get(self.ct, (self.ct or plain,))
 
     @property
     def flags(self) -> frozenset[str]:
-        """The flags of a TCP segment."""
+        """Return the flags of a TCP segment."""
         return _FLAGS.get(self.later, frozenset({"syn", "ack"} if self.established else {"syn"}))
 
     def sent_by(self, client: Span = _ANY_CLIENT) -> Packet:
@@ -115,15 +116,15 @@ class Packet(msgspec.Struct, frozen=True):
 
 
 def towards(address: bytes, mark: int | None = 0) -> Packet:
-    """Return a packet that only asks where an address is: of no protocol, for which no rule for one counts."""
+    """Return a packet that only asks where an address is: it has no protocol, so rules for one do not match."""
     return Packet(b"", address, "", mark=mark)
 
 
 class Outer(msgspec.Struct, frozen=True):
-    """What is around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
+    """The headers around a packet on the wire; ``mac`` and ``to_mac`` are those of the frame inside a VXLAN.
 
-    ``key`` is the sender's public key, where it is encrypted, and ESP's SPI. ``ports`` are those that its source may
-    have, (0, 0) where it has none.
+    ``key`` is the sender's public key if it is encrypted, and ESP's SPI. ``ports`` are the possible source
+    ports, (0, 0) if it has none.
     """
 
     kind: Encapsulation
@@ -139,7 +140,8 @@ class Outer(msgspec.Struct, frozen=True):
     def packet(self) -> Packet:
         """Return the outer packet.
 
-        A VXLAN's flow goes one way, for the source port is a hash: it stays new. The others' have answers, and are old.
+        A VXLAN's flow has one direction, because the source port is a hash: it stays new. The others' flows
+        have answers, and are established.
         """
         protocol = self.kind if self.kind == IPIP or (self.kind == ESP and not self.port) else "udp"
         found = Packet(self.source, self.target, protocol, self.port, self.ports[0])
@@ -149,7 +151,7 @@ class Outer(msgspec.Struct, frozen=True):
 
     @property
     def overhead(self) -> int:
-        """Bytes that it adds."""
+        """Return the number of bytes that it adds."""
         return ADDED[self.kind] + (20 if len(self.target) == 4 else 40)
 
 
@@ -158,11 +160,11 @@ REJECT_AFTER = 180
 
 
 class Secured(msgspec.Struct, frozen=True):
-    """What an encrypting device does with an address: it is the peer's with ``key``, and goes to ``remote``, ``port``.
+    """An encrypting device's entry for an address: it belongs to the peer with ``key``, at ``remote``, ``port``.
 
-    ``own`` is the device's own public key, and ``own_port`` where it listens. ``since`` is how many seconds ago the
-    peer proved that it has its key, -1: never. ``keepalive`` is after how many seconds of silence something is sent to
-    it, 0: never.
+    ``own`` is the device's own public key, and ``own_port`` where it listens. ``since`` is how many seconds
+    ago the peer proved that it has its key, -1: never. ``keepalive`` is the number of seconds of silence
+    after which a keepalive is sent, 0: never.
     """
 
     own: str
@@ -175,14 +177,14 @@ class Secured(msgspec.Struct, frozen=True):
 
     @property
     def proven(self) -> bool:
-        """Whether somebody there has the key still: with keepalives there would else be another session."""
+        """Return whether the peer still has the key: with keepalives there would otherwise be another session."""
         return self.since >= 0 and (not self.keepalive or self.since <= REJECT_AFTER + self.keepalive)
 
 
 class Associated(msgspec.Struct, frozen=True):
     """A pair of ESP associations: with which host (its id), to ``remote`` and (in UDP) ``port``, else 0; SPIs in hex.
 
-    ``mark`` is on what comes out of it, 0 where there is none.
+    ``mark`` is on packets that come out of it, 0 if there is none.
     """
 
     host: str
@@ -197,8 +199,8 @@ class Associated(msgspec.Struct, frozen=True):
 class Lookup(msgspec.Struct, frozen=True):
     """The kernel's answer to a route lookup; ``matched`` is the route's destination, ``error`` an errno.
 
-    ``hops`` is the TTL that the route gives to what starts here, 0 for the usual one. ``learnt`` is from which BGP peer
-    the route came, or why none was learnt; '' where BGP has no part in it.
+    ``hops`` is the route's TTL for local packets, 0 for the usual one. ``learnt`` is the BGP peer from which
+    the route came, or why none was learnt; '' if BGP is not involved.
     """
 
     kind: int = 0
@@ -213,7 +215,7 @@ class Lookup(msgspec.Struct, frozen=True):
 
 
 class Port(msgspec.Struct, frozen=True):
-    """A bridge port's settings (bridge(8)): ``floods`` unicast to an unknown MAC, ``broadcasts`` ARP's questions."""
+    """A bridge port's settings (bridge(8)): ``floods`` unicast to an unknown MAC, ``broadcasts`` ARP's requests."""
 
     forwards: bool = True
     isolated: bool = False
@@ -225,10 +227,10 @@ class Port(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A link; ``carrier`` tells that its other end is up too, ``port`` what it does as a bridge's port.
+    """A link; ``carrier`` says that its other end is up too, ``port`` has its settings as a bridge's port.
 
-    ``group`` is its device group, ``silent`` tells that it neither asks nor answers for MACs (``arp off``), and
-    ``filters`` that it is a bridge with VLAN filtering.
+    ``group`` is its device group, ``silent`` says that it neither asks nor answers for MACs (``arp off``),
+    and ``filters`` that it is a bridge with VLAN filtering.
     """
 
     name: str
@@ -245,14 +247,14 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Attached(msgspec.Struct, frozen=True):
-    """What is attached to a device that trace cannot read, in words, each way: programs, filters, queueing."""
+    """Programs, filters and queueing at a device that trace cannot read, in words, for each direction."""
 
     ingress: tuple[str, ...] = ()
     egress: tuple[str, ...] = ()
 
 
 class Forwarding(msgspec.Struct, frozen=True):
-    """A bridge's forwarding entry: behind which port a MAC is; ``own`` says that the host itself takes its frames."""
+    """A bridge's FDB entry: the port behind which a MAC is; ``own``: the host itself receives its frames."""
 
     port: str
     own: bool = False
@@ -279,14 +281,14 @@ class Neighbour(msgspec.Struct, frozen=True):
 
     @property
     def known(self) -> bool:
-        """Whether the kernel has a MAC for it."""
+        """Return whether the kernel has a MAC for it."""
         return bool(self.mac) and not self.state & (NUD_INCOMPLETE | NUD_FAILED)
 
 
 class Chain(msgspec.Struct, frozen=True):
     """An nftables chain with its rules' expressions, as nft lists them in JSON; ``hook`` empty: not a base chain.
 
-    ``devices`` are those at which a chain of family netdev, or with hook ingress, looks.
+    ``devices`` are those of a chain of family netdev, or with hook ingress.
     """
 
     family: str
@@ -301,7 +303,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 class Questions(Protocol):
-    """One host's kernel, asked."""
+    """The questions to one host's kernel."""
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
         """Return where the packet goes next; ``arriving`` is the device by which it came, '' if it starts here."""
@@ -316,22 +318,22 @@ class Questions(Protocol):
         """Return the entry for the address on the device."""
 
     def rules(self, netns: int, family: int) -> tuple[Rule, ...]:
-        """Return the policy rules (``ip rule``), the first to be looked at first."""
+        """Return the policy rules (``ip rule``), in the order of evaluation."""
 
     def takers(self, netns: int, device: str) -> tuple[str, ...]:
-        """Return the devices that take all that a device receives: macvlans of it in mode passthru."""
+        """Return the devices that take all packets of a device: macvlans on it in mode passthru."""
 
     def below(self, netns: int, device: str) -> tuple[str, ...]:
-        """Return the devices by which a device sends: a VLAN's link, the ports of a bridge or bond."""
+        """Return the devices through which a device sends: a VLAN's link, the ports of a bridge or bond."""
 
     def attached(self, netns: int, device: str) -> Attached:
         """Return what is attached to a device that cannot be read."""
 
     def policies(self, netns: int) -> tuple[XfrmPolicy, ...]:
-        """Return the namespace's XFRM policies, the first to be looked at first."""
+        """Return the namespace's XFRM policies, in the order of evaluation."""
 
     def bridge_port(self, bridge: str, mac: bytes) -> Forwarding | None:
-        """Return the entry that the host's bridge has for the MAC."""
+        """Return the FDB entry that the host's bridge has for the MAC."""
 
     def tunnels(self) -> tuple[Wire, ...]:
         """Return the host's devices that encapsulate."""
@@ -340,28 +342,28 @@ class Questions(Protocol):
         """Return the underlay address to which a tunnel sends: by a VXLAN's FDB, or a helper's table; b'' without."""
 
     def secured(self, address: bytes) -> Secured | None:
-        """Return what the host's encrypting device does with an address, None where no peer of it has it."""
+        """Return what the host's encrypting device does with an address, None if no peer of it has it."""
 
     def associated(self, address: bytes, spi: str = "") -> Associated | None:
-        """Return the ESP associations by which an address is reached, or those that take what has this SPI."""
+        """Return the ESP associations that reach an address, or those that receive this SPI."""
 
     def answering(self, netns: int, device: str, source: bytes, address: bytes) -> bytes | None:
-        """Ask on the link who has an address, and return its MAC (b'' on links without); None where nobody says."""
+        """Ask on the link who has an address, and return its MAC (b'' on links without); None if nobody answers."""
 
     def passing(self, source: bytes, target: bytes, sizes: Iterable[int]) -> Passed:
-        """Ping from the host with packets of these sizes that may not be fragmented, and tell which passed."""
+        """Ping from the host with packets of these sizes, unfragmented, and return which passed."""
 
     def setting(self, netns: int, path: str) -> str:
-        """Return a kernel setting, '' where it does not exist."""
+        """Return a kernel setting, '' if it does not exist."""
 
     def chains(self, netns: int) -> tuple[Chain, ...]:
-        """Return the namespace's nftables chains, but for those of iptables' tables."""
+        """Return the namespace's nftables chains, except those of iptables' tables."""
 
     def holds(self, netns: int, chain: Chain, name: str, key: tuple[str, ...]) -> bool:
-        """Tell whether a set or map of the chain's table has a key. Raises KernelError where it cannot be asked."""
+        """Return whether a set or map of the chain's table has a key. Raises KernelError if it cannot be asked."""
 
     def elements(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
-        """Return what a set of the chain's table has, as nft lists it in JSON. Raises KernelError."""
+        """Return the elements of a set of the chain's table, as nft lists them in JSON. Raises KernelError."""
 
     def mapping(self, netns: int, chain: Chain, name: str) -> Sequence[Any]:
         """Return a map's pairs of key and data, as nft lists them in JSON. Raises KernelError."""
@@ -370,7 +372,7 @@ class Questions(Protocol):
         """Return the namespace's tables of iptables, of both variants."""
 
     def listens(self, netns: int, packet: Packet) -> bool:
-        """Tell whether a socket in the namespace listens for the packet; always for what has no ports."""
+        """Return whether a socket in the namespace listens for the packet; always for protocols without ports."""
 
 
 def client_ports(asked: Questions, netns: int) -> Span:

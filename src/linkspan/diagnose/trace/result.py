@@ -1,4 +1,4 @@
-"""A trace, from the words that a user gives to what is told: the parts that are done in a thread."""
+"""Trace requests, from a user's words to the result: the parts that run in a thread."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from linkspan.kernel.io.namespaces import Namespaces
 class Local:
     """This machine's part of traces.
 
-    May be used in any thread that is in the host's namespace. ``table`` is the user-space IPIP endpoint's,
-    ``learning`` the host's BGP speaker, ``wireguard`` returns the WireGuard device, ``ike`` is where
-    strongSwan answers.
+    May be used in any thread in the host's namespace. ``table`` is the user-space IPIP helper's, ``learning``
+    the host's BGP speaker, ``wireguard`` returns the WireGuard device, ``ike`` is strongSwan's socket.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Local:
         self._learning = learning
 
     def begin(self, source: str, target: str, to: str = "") -> tuple[Place, Place, Packet]:
-        """Find the ends and the packet. Raises NotFound, Conflict or Invalid where the words do not say them."""
+        """Find the ends and the packet. Raises NotFound, Conflict or Invalid if the words do not identify them."""
         asked = KernelAnswers(self._namespaces, self._table)
         try:
             wanted = port(to)
@@ -71,7 +70,7 @@ class Local:
         going: Callable[[], bool] = lambda: False,
         size: int = 0,
     ) -> Heard:
-        """Send a real packet (up to 1.5 s), and listen for it; where it is answered, one of ``size`` bytes, too."""
+        """Send a real packet (up to 1.5 s), and listen for it; if it is answered, send one of ``size`` bytes, too."""
         if source.netns not in (HOST, OUTSIDE):
             asked = KernelAnswers(self._namespaces)
             try:

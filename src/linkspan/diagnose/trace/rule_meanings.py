@@ -1,4 +1,4 @@
-"""What linkspan's own rules that drop are for, told from what a rule looks up (nft's JSON), never from its text."""
+"""Purposes of linkspan's own dropping rules, by what a rule looks up (nft's JSON), never by its text."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from linkspan.diagnose.trace.hops import show
 from linkspan.diagnose.trace.nft_verdict import Rule
 from linkspan.diagnose.trace.questions import Packet
 
-_STRANGE = "the guard does not take {source} from there: no peer has it by this way"
-_INTERNAL = "the network is internal, and of the host it may ask for DNS and ICMP only"
+_STRANGE = "the guard does not accept {source} from there: no peer has it on this path"
+_INTERNAL = "the network is internal, and may use only DNS and ICMP of the host"
 _ENDS = {"drop": _STRANGE, "reject": _INTERNAL}
-"""Rules without a condition: the end of the chains for what comes from other hosts, and of an internal network's."""
+"""Rules without a condition: the end of the chains for packets from other hosts, and for queries of internal networks
+to the host."""
 
 UNKNOWN = "a firewall drops it"
 MEANINGS = (
-    ("@tunnel_peers", "a tunnel's packets are taken from peers only, and {source} is none"),
-    ("@tunnel_ports", "a container's own packets for a tunnel would reach a peer as its host's, and do not leave"),
-    ("@speaker_ports", "a container's own BGP session would reach a peer as its host's, and does not leave"),
-    ("@control", "containers are kept from the store, the switches and the controller"),
-    ("@control_here", "containers are kept from the store, the switches and the controller"),
-    ("@ipip_peers", "IPIP is taken from peers only, and {source} is none"),
-    ("lsx*", "the guard does not take {source} from this peer: it is not of its blocks"),
+    ("@tunnel_peers", "tunnel packets are accepted from peers only, and {source} is no peer"),
+    ("@tunnel_ports", "a container may not send tunnel packets: they would reach a peer with its host's address"),
+    ("@speaker_ports", "a container may not open BGP sessions: they would reach a peer with its host's address"),
+    ("@control", "containers may not reach the store, the switches and the controller"),
+    ("@control_here", "containers may not reach the store, the switches and the controller"),
+    ("@ipip_peers", "IPIP is accepted from peers only, and {source} is no peer"),
+    ("lsx*", "the guard does not accept {source} from this peer: it is not in the peer's blocks"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
-    ("@servers", "names of a network are told to its own containers and to the host only"),
-    ("@views", "names of several networks are told to containers in all of them and to the host only"),
-    ("lsp*", "the port is on no bridge"),
-    ("@sealed", "the network is encrypted, and nothing with its addresses leaves in clear or is taken so"),
+    ("@servers", "names of a network are answered only to its own containers and to the host"),
+    ("@views", "names of several networks are answered only to containers in all of them and to the host"),
+    ("lsp*", "the port is in no bridge"),
+    ("@sealed", "the network is encrypted, and its packets are neither sent nor accepted in clear"),
     ("@macs", "the guard does not know this MAC at this port"),
-    ("@senders", "the guard does not let {source} be sent from this port, or not with this MAC"),
-    ("127.0.0.0", "loopback addresses are not taken from the wire"),
-    ("@old", "the host did not forward between these links before linkspan turned forwarding on"),
-    ("@pools", "networks are isolated from each other (`linkspan network allow` opens the way)"),
-    ("@sources", "{source} belongs to a container, and does not come from one"),
+    ("@senders", "the guard does not allow {source} at this port, or not with this MAC"),
+    ("127.0.0.0", "loopback addresses are not accepted from the wire"),
+    ("@old", "the host did not forward between these links before linkspan enabled forwarding"),
+    ("@pools", "networks are isolated from each other (`linkspan network allow` allows it)"),
+    ("@sources", "{source} belongs to a container, but the packet does not come from one"),
 )
-"""By a value that a rule compares with: the first that it has. Of sets for both families without the family."""
+"""Purposes by a value that a rule compares with; the first that the rule has counts. Sets that exist for both families
+are without the family."""
 
 
 def is_ours(rule: Rule | None) -> bool:
-    """Tell whether a rule is one of linkspan's."""
+    """Return whether a rule is one of linkspan's."""
     return rule is not None and rule.table == TABLE
 
 
 def meaning(rule: Rule | None, packet: Packet) -> str:
-    """Return for people what the rule that drops a packet is for, if it is one of ours."""
+    """Return for people the purpose of the rule that drops a packet, if it is one of ours."""
     if rule is None or not is_ours(rule):
         return UNKNOWN
     values = {value for expression in rule.expressions for value in _values(expression)}
@@ -57,7 +59,7 @@ def meaning(rule: Rule | None, packet: Packet) -> str:
 
 
 def _values(expression: Any) -> Iterator[str]:
-    """Yield what an expression compares with or looks up in: names of sets and links, addresses."""
+    """Yield the values that an expression compares with: names of sets and links, addresses."""
     match expression:
         case {"match": {"right": right}}:
             yield from _values(right)

@@ -1,8 +1,8 @@
-"""A packet's walk through an underlay's switches, by their own flows: which took it, and where it ends.
+"""Walk through an underlay's switches, by their own flows: which matched, and where it ends.
 
-The flows are read from each switch as the packet comes to it, others' too: a packet meets whatever has the highest
-priority. Where a match of others' asks for what is not known of the packet (a VLAN, a tunnel), nobody can tell whether
-their flow takes it.
+The flows are read from each switch when the packet reaches it, also foreign ones: a packet meets the one with
+the highest priority. If a foreign flow matches on an unknown property of the packet (a VLAN, a tunnel),
+nobody can know whether it matches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.questions import Packet, Span, within
 
 _MOST = 12
-"""Switches on one way, and tables in one switch: more are a circle."""
+"""Switches on one path, and tables in one switch: more are a loop."""
 _TYPES = {4: {"ip", "icmp", "tcp", "udp"}, 6: {"ipv6", "icmp6", "tcp6", "udp6"}}
 _ECHO = {4: (8, 0), 6: (128, 129)}
 """Types of echo requests and replies (RFC 792, RFC 4443)."""
@@ -27,7 +27,7 @@ _PROTOCOLS = {"icmp": {"icmp", "icmp6"}, "tcp": {"tcp", "tcp6"}, "udp": {"udp", 
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """What is known: ``hosts`` are (name, underlay addresses, MTU) by id, ``away`` why a switch is not reached."""
+    """Knowledge of it: ``hosts`` are (name, underlay addresses, MTU) by id, ``away`` why a switch is not reached."""
 
     held: Held
     where: Map
@@ -45,11 +45,11 @@ class _Frame(msgspec.Struct):
 
 
 class _Stopped(Exception):
-    """The packet goes no further, and why."""
+    """The packet stops here, with the reason."""
 
 
 def part(known: Underlay, entry: Entry) -> Part:
-    """Return the part of a trace that is the switches': from the host whose underlay address is ``entry.at``."""
+    """Return the switches' part of a trace: from the host whose underlay address is ``entry.at``."""
     walk = _Walk(known, entry.packet)
     broken, target = "", ""
     try:
@@ -75,7 +75,7 @@ class _Walk:
         self.unknown: list[Unknown] = []
 
     def go(self, at: bytes) -> str:
-        """Return the id of the host to which it comes."""
+        """Return the id of the host that it reaches."""
         known = self._known
         sender = next((host for host, (_, own, _) in known.hosts.items() if at in own), "")
         places, macs = dict(known.where.places), dict(known.held.macs)
@@ -95,10 +95,10 @@ class _Walk:
                 return there
             link = next((one for one in known.where.links if one[0] == (switch, out)), None)
             if link is None:
-                raise _Stopped(f"behind port {self._name(switch, out)} of switch {switch} is nobody that is known")
+                raise _Stopped(f"nobody known is behind port {self._name(switch, out)} of switch {switch}")
             back = next((s for s, to, _ in known.where.links if s[0] == link[1] and to == switch), (link[1], 0))
             switch, frame.port = link[1], back[1]
-        raise _Stopped(f"the packet goes in circles between switches ({_MOST} so far)")
+        raise _Stopped(f"the packet loops between switches ({_MOST} so far)")
 
     def _through(self, switch: str, frame: _Frame) -> int:
         """Return the port by which it leaves a switch."""
@@ -114,18 +114,18 @@ class _Walk:
         for _ in range(_MOST):
             one = self._match(found, table, frame, switch)
             if one is None:
-                self._hop(switch, ingress, "dropped", f"no flow of table {table} takes it")
-                raise _Stopped(f"switch {switch}, table {table}: no flow takes it")
+                self._hop(switch, ingress, "dropped", f"no flow of table {table} matches it")
+                raise _Stopped(f"switch {switch}, table {table}: no flow matches it")
             step = self._step(switch, ingress, one, frame)
             if step < 0:
                 return -step
             table = step
-        raise _Stopped(f"the packet goes in circles in switch {switch}")
+        raise _Stopped(f"the packet loops in switch {switch}")
 
     def _step(self, switch: str, ingress: str, one: Counted, frame: _Frame) -> int:
-        """Return the next table, or the negative number of the port by which it goes."""
+        """Return the next table, or the negative number of the port by which it leaves."""
         flow = one.flow
-        whose = flow.meaning if one.ours else "a flow of somebody else's"
+        whose = flow.meaning if one.ours else "a foreign flow"
         told = f"{whose}: {flow.text} (cookie {flow.cookie:#x}, {one.packets} packets)"
         table, out = 0, 0
         for action in flow.actions.split(","):
@@ -150,7 +150,7 @@ class _Walk:
         if table:
             return table
         if not one.ours:
-            raise _Stopped(f"switch {switch}: a flow of somebody else's takes it: {flow.text} actions={flow.actions}")
+            raise _Stopped(f"switch {switch}: a foreign flow matches it: {flow.text} actions={flow.actions}")
         raise _Stopped(f"switch {switch} {self._reason(flow.kind)} (cookie {flow.cookie:#x})")
 
     def _reason(self, kind: str) -> str:
@@ -158,27 +158,27 @@ class _Walk:
         if kind == "foreign":
             return f"drops it: {self._foreign(show(packet.source))}"
         if kind == "unknown":
-            return f"drops it: nobody holds {show(packet.target)}, or its host is not found"
+            return f"drops it: nobody has {show(packet.target)}, or its host is not found"
         if kind == "isolated":
             return f"drops it: the networks of {show(packet.source)} and {show(packet.target)} are isolated"
         return MEANINGS[kind]
 
     def _foreign(self, source: str) -> str:
-        """Return why a source is not let in: by who holds it, as the store has it."""
+        """Return why a source is not accepted: by its owner in the store."""
         single = Prefix(self._packet.source, len(self._packet.source) * 8)
         claims = [claim for claim in self._known.held.claims if claim.prefix.holds(single)]
         holder = max(claims, key=lambda claim: claim.prefix.length).host if claims else ""
         if holder and holder == self._sender:
-            return f"the host at that port holds {source}, and the switch has no flow that says so (yet)"
+            return f"the host at that port has {source}, but the switch has no flow for it (yet)"
         name = f"host {self._known.hosts[holder][0]}" if holder in self._known.hosts else "nobody"
-        return f"the host at that port does not hold {source}, {name} does"
+        return f"the host at that port does not have {source}; {name} has it"
 
     def _match(self, found: list[Counted], table: int, frame: _Frame, switch: str) -> Counted | None:
         there = [(one, self._fits(one.flow.match, frame)) for one in found if one.flow.table == table]
         taken = max((one for one, fits in there if fits), key=lambda one: one.flow.priority, default=None)
         for one, fits in there:
             if fits is None and (taken is None or one.flow.priority > taken.flow.priority):
-                why = f"whether this flow takes it is not known: {one.flow.text} actions={one.flow.actions}"
+                why = f"whether this flow matches it is unknown: {one.flow.text} actions={one.flow.actions}"
                 self._hop(switch, self._name(switch, frame.port), "unknown", why)
                 self.unknown.append(Unknown(where(self.hops[-1]), why))
         return taken
@@ -188,7 +188,7 @@ class _Walk:
         return False if False in tests else None if None in tests else True
 
     def _fit(self, text: str, frame: _Frame) -> bool | None:
-        """Tell whether a part of a match is true of the packet, None where that is not known."""
+        """Return whether a part of a match is true of the packet, None if unknown."""
         packet = self._packet
         family = packet.family
         name, given, value = text.partition("=")

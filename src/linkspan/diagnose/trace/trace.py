@@ -19,14 +19,14 @@ from linkspan.diagnose.trace.questions import Packet, Questions
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
 _MOST = 8
-"""Hosts on one way: two are enough, but for routes that lead elsewhere than they should."""
+"""Largest number of hosts on one path: two are enough, unless routes are wrong."""
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?")
 
 
 class Place(msgspec.Struct, frozen=True):
     """An end of a trace; ``host`` '' is this one, and ``addresses`` empty means any that the host has.
 
-    ``bound`` says that a user named the address, and no other of this end's will do.
+    ``bound``: a user named the address, and no other of this end's will do.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """A host did not tell its part, and why."""
+    """A host did not report its part, with the reason."""
 
     why: str
 
 
 Asking = Generator[tuple[str, Entry], Part | Unanswered, "Trace"]
-"""A trace under way: it yields (host, where the packet's walk through it begins) and is sent what is found."""
+"""A running trace: it yields (host, where the packet's walk through it begins) and receives the findings."""
 
 
 REACHABLE, BROKEN, UNKNOWN = "reachable", "broken", "unknown"
@@ -52,12 +52,12 @@ REACHABLE, BROKEN, UNKNOWN = "reachable", "broken", "unknown"
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """What was found; ``path_mtu`` is 0 where the way is broken or lost before its end.
+    """The result; ``path_mtu`` is 0 if the path is broken or lost before its end.
 
-    ``verdict`` is BROKEN where a hop certainly stops the packet, REACHABLE where every hop certainly lets it pass,
-    else UNKNOWN; ``unknown`` are the places at which trace cannot tell. ``reachable`` is true only for REACHABLE. What
-    leads outside, or comes from there, is UNKNOWN until a real packet is answered.
-    ``listens`` tells whether a socket takes the connection at the end, None where that is not known or no question.
+    ``verdict`` is BROKEN if a hop certainly stops the packet, REACHABLE if every hop certainly lets it pass,
+    else UNKNOWN; ``unknown`` are the places that trace cannot decide. ``reachable`` is true only for
+    REACHABLE. A path to or from outside is UNKNOWN until a real packet is answered. ``listens``: a socket
+    accepts the connection at the end, None if that is unknown or no question.
     """
 
     reachable: bool
@@ -72,14 +72,14 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 class _Lost(Exception):
-    """Nobody tells how the packet goes on."""
+    """Nobody reports how the packet continues."""
 
 
 def place(text: str, known: Map, asked: Questions) -> Place:
     """Find what a user names: an endpoint's name, NAME@NETWORK or id, ``host:NAME``, or an IP address.
 
-    A name that DNS answers (an alias, NAME.NETWORK, NAME.NETWORK.internal) counts where no endpoint is called so.
-    Raises NotFound, or Conflict with the candidates where several endpoints fit.
+    A name that DNS answers (an alias, NAME.NETWORK, NAME.NETWORK.internal) counts if no endpoint has it as
+    its own name. Raises NotFound, or Conflict with the candidates if several endpoints match.
     """
     if text.startswith("host:"):
         return _host(text.removeprefix("host:"), known)
@@ -91,7 +91,7 @@ def place(text: str, known: Map, asked: Questions) -> Place:
     found = found or [(host, e) for host, e in everywhere if _resolved(text, e)]
     if not found:
         raise NotFound(
-            f"nobody is called {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
+            f"nothing has the name {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
         )
     if len(found) > 1:
         names = ", ".join(f"{_name(e)} ({e.id[:12]} {e.ifname})" for _, e in found)
@@ -132,18 +132,19 @@ def port(text: str) -> tuple[int, str]:
         return 0, "icmp"
     match = _PORT.fullmatch(text)
     if match is None or not 1 <= int(match[1]) <= 65535:
-        raise Invalid(f"{text!r} is not a port", "write it as 80/tcp")
+        raise Invalid(f"{text!r} is not a port", "write it like 80/tcp")
     return int(match[1]), match[2] or "tcp"
 
 
 def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
-    """Walk from source to target and back, each host telling its part."""
+    """Trace from source to destination and back; each host reports its part."""
     there, back = _Way(known), _Way(known)
     try:
         begin = Entry(packet, source.netns, translation=Translation())
         yield from there.follow(source.host, begin)
         _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
-        if there.end == OUTSIDE and not there.exit:  # it left by no link of the host's: nobody knows where answers come
+        # it left by no link of the host's: nobody knows where answers arrive
+        if there.end == OUTSIDE and not there.exit:
             return _judged(there, back)
         back.translations = there.translations
         begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
@@ -157,9 +158,9 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
 
 
 def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:
-    """Return what both ways come to: what certainly stops the packet outweighs what is not known.
+    """Return the result of both ways: certain stops outweigh what is unknown.
 
-    Of the latter, what is on a host of linkspan's comes first: there somebody can look.
+    Of the latter, places on a host of linkspan's come first: there somebody can check.
     """
     unknown = tuple(sorted(dict.fromkeys((*there.unknown, *back.unknown)), key=lambda one: one.beyond))
     hops, reply = tuple(there.hops), tuple(back.hops)
@@ -172,7 +173,7 @@ def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool
 
 
 class _Way:
-    """One way, over as many hosts as it takes; ``host`` is where it ended."""
+    """One way, over as many hosts as needed; ``host`` is where it ended."""
 
     def __init__(self, known: Map) -> None:
         self.hops: list[Hop] = []
@@ -189,7 +190,7 @@ class _Way:
     def follow(
         self, host: str, entry: Entry
     ) -> Generator[tuple[str, Entry], Part | Unanswered, None]:
-        """Go on from host to host. Raises Broken where the packet is stopped, _Lost where a host does not tell."""
+        """Continue from host to host. Raises Broken if the packet is stopped, _Lost if a host does not report."""
         silent = ""
         for _ in range(_MOST):
             translation = self.translations.setdefault(host, Translation())
@@ -201,7 +202,7 @@ class _Way:
             if found.broken or not silent:
                 self.hops += [msgspec.structs.replace(hop, mtu=min(hop.mtu, self.mtu)) for hop in found.hops]
                 self.mtu = min(self.mtu, found.mtu)
-            if found.broken:  # where nobody answered on the underlay, this host knows better why
+            if found.broken:  # if nobody answered on the underlay, this host knows the reason better
                 raise Broken(self.hops[-1], found.broken)
             if silent:
                 raise Broken(self.hops[-1], silent)
@@ -212,12 +213,12 @@ class _Way:
                 return
             entry = Entry(found.packet, at=found.at, outer=found.outer, macs=found.macs)
             host = "" if found.to == self._known.id else found.to
-        raise Broken(self.hops[-1], f"the packet goes in circles between hosts ({_MOST} so far)")
+        raise Broken(self.hops[-1], f"the packet loops between hosts ({_MOST} so far)")
 
     def _unanswered(self, host: str, why: str, silent: str) -> Exception:
         name = self._known.others[host].name if host in self._known.others else host or self._known.host
         who = "the controller of the switches" if host == CONTROLLER else f"host {name}"
-        reason = f"{who} did not tell its part of the way: {why}"
+        reason = f"{who} did not report its part of the path: {why}"
         if silent:
             return Broken(self.hops[-1], f"{silent}; {reason}")
         self.hops.append(Hop(name, "host", "", "unknown", reason, mtu=self.mtu))
@@ -226,11 +227,11 @@ class _Way:
 
 
 def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> None:
-    """Refuse a packet that ended elsewhere than it should; one to a published port may end in any container."""
+    """Raise for a packet that ended elsewhere than it should; one to a published port may end in any container."""
     last = way.hops[-1]
     if way.end == OUTSIDE != target.netns:
         raise Broken(last, f"the packet for {target.name} leaves by {last.device}")
-    # Only what the host's own addresses are asked for may be led into a container: a published port.
+    # Only packets to the host's own addresses may be led into a container: by a published port.
     led = translated and target.netns == HOST
     if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not led:
         raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
@@ -239,7 +240,7 @@ def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> N
 
 
 def _reply(packet: Packet, arrived: Packet | None) -> Packet:
-    """Return the answer as its sender sends it: to the source as it arrived, from the address it arrived at."""
+    """Return the answer as its sender sends it: to the source as it arrived, from the address at which it arrived."""
     arrived = arrived or packet
     return Packet(
         arrived.target, arrived.source, packet.protocol, arrived.source_port, arrived.port,
@@ -250,7 +251,7 @@ def _reply(packet: Packet, arrived: Packet | None) -> Packet:
 def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
     """Choose the packet's addresses: one family for both, IPv4 first; the host's own as the kernel would.
 
-    Raises Invalid where the two have no family in common, or neither is here.
+    Raises Invalid if the two have no family in common, or neither is here.
     """
     if source.netns == target.netns == OUTSIDE:
         raise Invalid(
@@ -272,7 +273,7 @@ def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple
             return Packet(mine, theirs, protocol, number, bound=source.bound)
     raise Invalid(
         f"{source.name} and {target.name} have no address family in common",
-        "give the address of the one that you mean",
+        "give an address of a common family",
     )
 
 
@@ -281,7 +282,7 @@ def _name(endpoint: Endpoint) -> str:
 
 
 def _addressed(known: Map, one: Place, other: Place) -> Place:
-    """Return another host that is meant by its name with its addresses in the other end's network, if it has any."""
+    """Return another host, identified by its name, with its addresses in the other end's network, if it has any."""
     if not one.name.startswith("host:") or one.host not in known.others:
         return one
     inside = known.others[one.host].addresses.get(other.network)
@@ -294,6 +295,6 @@ def _called(text: str, endpoint: Endpoint) -> bool:
 
 
 def _resolved(text: str, endpoint: Endpoint) -> bool:
-    """Tell whether DNS answers a name with the endpoint's addresses; NAME@NETWORK asks in that network alone."""
+    """Return whether DNS answers a name with the endpoint's addresses; NAME@NETWORK asks only in that network."""
     name, _, network = text.partition("@")
     return network in ("", endpoint.network) and dns_names.answers(endpoint, name)

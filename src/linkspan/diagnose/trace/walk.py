@@ -1,9 +1,9 @@
-"""A packet's walk through one host, one way, by the kernels' own answers.
+"""Walk of a packet through one host, one way, by the kernel's own answers.
 
-In the container: its address, route, link and own hooks. On the host: the port and its bridge, the guard; then either
-the bridge's FDB (bridged), or translation, route, the forward hooks of everybody's tables, masquerade (routed); then
-the next container and its hooks, the host itself, or outside. At each step the packet passes what ``passage`` has; the
-first answer that stops it ends the walk with ``Broken``.
+In the container: its address, route, link and own hooks. On the host: the port and its bridge, the guard;
+then either the bridge's FDB (bridged), or translation, route, the forward hooks of all tables, masquerade
+(routed); then the next container and its hooks, the host itself, or outside. At each step the packet passes
+what ``passage`` has; the first answer that stops it ends the walk with ``Broken``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _ECHO_REPLY = {4: 0, 6: 129}
 class Walk(Passage):
     """One way of one packet.
 
-    ``end`` is the namespace in which it arrived, or OUTSIDE, where it left by ``exit``; ``listens`` tells whether a
-    socket takes a connection there. Where nobody can tell whether it passes, the walk goes on as if it did.
+    ``end`` is the namespace in which it arrived, or OUTSIDE if it left by ``exit``; ``listens``: a socket
+    accepts a connection there. If it is unknown whether the packet passes, the walk continues as if it did.
     """
 
     def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
@@ -50,13 +50,13 @@ class Walk(Passage):
         self.listens: bool | None = None
         self._translation = translation
 
-    # Where a packet starts.
+    # Start of a packet.
 
     def from_container(self, netns: int, packet: Packet) -> None:
         """Send from a container's namespace."""
         packet = sourced(self._asked, self._known, netns, packet).sent_by(client_ports(self._asked, netns))
         self._require_source(netns, packet)
-        # A link that is down takes its routes along.
+        # A link that is down loses its routes.
         self._usable(netns, self._asked.addresses(netns)[packet.source], packet)
         lookup, packet = self._started(netns, packet)
         if lookup.kind == LOCAL:
@@ -88,7 +88,7 @@ class Walk(Passage):
         self._out_of_host(device, lookup, self._posted(Frame(packet, "", device.name), device.name))
 
     def from_outside(self, arriving: str, packet: Packet) -> None:
-        """Let a packet come in by one of the host's own links."""
+        """Receive a packet by one of the host's own links."""
         device = self._usable(HOST, arriving, packet)
         packet = packet.sent_by()
         self._narrow(device.mtu)
@@ -98,13 +98,13 @@ class Walk(Passage):
         self._route(arriving, self._sender(arriving, packet.source), self._entered(HOST, packet))
 
     def _sender(self, arriving: str, address: bytes) -> bytes:
-        """Return the MAC from which what an address sends comes: its own or its router's, b'' where it is not known."""
+        """Return the MAC with which an address's packets arrive: its own or its router's, b'' if unknown."""
         back = self._asked.route(HOST, towards(address))
         entry = self._asked.neighbour(HOST, arriving, back.gateway or address)
         return entry.mac if entry is not None and entry.known else b""
 
     def _started(self, netns: int, packet: Packet) -> tuple[Lookup, Packet]:
-        """Pass the output hook; return the route, and the packet as it is then."""
+        """Pass the output hook; return the route, and the packet after it."""
         lookup = self._looked_up(netns, packet)
         packet = self._entered(netns, packet)
         packet = msgspec.structs.replace(packet, ttl=lookup.hops or self._usual_hops(netns, packet, lookup.device))
@@ -131,7 +131,7 @@ class Walk(Passage):
         return int(self._asked.setting(netns, path) or 64)
 
     def _sent(self, netns: int, device: Device, packet: Packet) -> Packet:
-        """Leave a container's namespace: its postrouting hook, and what is attached to its link."""
+        """Leave a container's namespace: its postrouting hook, and programs at its link."""
         frame = Frame(packet, "", device.name, netns=netns)
         found = netfilter_hooks.passed(self._asked, "postrouting", frame)
         after = self._after(found, netns, device.name, packet)
@@ -140,7 +140,7 @@ class Walk(Passage):
         return self._egress(msgspec.structs.replace(frame, packet=after, mac=device.mac))
 
     def _entered(self, netns: int, packet: Packet) -> Packet:
-        """Return the packet as it comes into a namespace: without the marks and connections of the one before."""
+        """Return the packet on its entry into a namespace: without the marks and connections of the one before."""
         mark: int | None = 0
         state = ""
         if packet.established:
@@ -149,7 +149,7 @@ class Walk(Passage):
         return msgspec.structs.replace(packet, mark=0, ct=state, ct_mark=mark)
 
     def _remember(self, netns: int, packet: Packet) -> None:
-        """Remember what the answer's connection has in a namespace."""
+        """Remember the state of the answer's connection in a namespace."""
         if packet.established:
             return
         self._translation.marks[netns] = packet.ct_mark
@@ -159,7 +159,7 @@ class Walk(Passage):
     # The host's side of a container's link.
 
     def _unheard(self, link: Device, packet: Packet) -> str:
-        """Return why the host answers no ARP of a sender: by another link than that to which its route leads."""
+        """Return why the host does not answer a sender's ARP: its route to the sender uses another link."""
         every = ("all", link.name)
         if packet.family != 4 or all(self._asked.setting(HOST, f"net/ipv4/conf/{i}/arp_filter") != "1" for i in every):
             return ""
@@ -219,18 +219,19 @@ class Walk(Passage):
         return bridge
 
     def _require_unlocked(self, bridge: Device, link: Device, mac: bytes, packet: Packet) -> None:
-        """Refuse a frame of a MAC that a locked port has no forwarding entry for (bridge(8))."""
+        """Raise for a frame whose MAC has no FDB entry at a locked port (bridge(8))."""
         entry = self._asked.bridge_port(bridge.name, mac)
         if entry is None or entry.own or entry.port != link.name:
-            reason = f"port {link.name} is locked, and {mac_text(mac)} is not in the bridge's FDB for it"
+            reason = f"port {link.name} is locked, but the bridge's FDB does not have {mac_text(mac)} at it"
             raise self._broken(HOST, link.name, packet, reason)
 
     def _mac(
         self, netns: int, device: Device, following: bytes, bridge: Device, source: Device | None, packet: Packet
     ) -> bytes:
-        """Return the MAC that the next hop has: by the neighbour table, or who would answer.
+        """Return the next hop's MAC: from the neighbour table, or from an answer.
 
-        A port that keeps packets from the next hop keeps the question for its MAC from it as well: it is named first.
+        A port that keeps packets from the next hop also keeps the request for its MAC from it, so that port
+        is named first.
         """
         owner = self._known.holding(following)
         own, why, at = b"", "", (HOST, bridge.name)
@@ -250,7 +251,7 @@ class Walk(Passage):
         return self._require_neighbour(netns, device, following, own, packet, why, at)
 
     def _bridged(self, bridge: Device, mac: bytes, following: bytes, frame: Frame, source: Device | None) -> None:
-        """Send a frame out by a bridge's port: one that came by the port ``source``, or the host's own."""
+        """Send a frame by a bridge's port: one that came by the port ``source``, or the host's own."""
         packet = frame.packet
         call = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}[packet.family]
         if source is not None and self._asked.setting(HOST, f"net/bridge/{call}") == "1":
@@ -263,7 +264,7 @@ class Walk(Passage):
             raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB has {mac_text(mac)} as the host's own")
         if endpoint is None or (owner is not None and endpoint.host_ifname != owner.host_ifname):
             behind = self._known.name(endpoint.netns) if endpoint else "no container"
-            told = f"port {port}, behind which is {behind}" if port else "no port"
+            told = f"port {port}, which leads to {behind}" if port else "no port"
             raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB leads {mac_text(mac)} to {told}")
         link = self._usable(HOST, port, packet)
         self._bridge_of(link, self._known.networks.get(endpoint.network), packet)
@@ -280,7 +281,7 @@ class Walk(Passage):
         self._into_container(endpoint, self._egress(frame), frame)
 
     def _seen_by_ip(self, bridge: Device, source: Device, frame: Frame) -> Packet:
-        """Let a bridged frame pass the hooks of IP, as br_netfilter has it: in and out by the bridge."""
+        """Pass a bridged frame through the IP hooks, as br_netfilter does: in and out by the bridge."""
         for hook in ("prerouting", "forward", "postrouting"):
             leaving = "" if hook == "prerouting" else bridge.name
             frame = msgspec.structs.replace(frame, arriving=bridge.name, leaving=leaving)
@@ -349,7 +350,7 @@ class Walk(Passage):
         """Return the packet with its TTL after one more router."""
         if packet.ttl <= 1:
             by = f", which {packet.ttl_by} has set" if packet.ttl_by else ""
-            raise self._broken(HOST, arriving, packet, f"its TTL is at an end here{by}")
+            raise self._broken(HOST, arriving, packet, f"its TTL expires here{by}")
         return msgspec.structs.replace(packet, ttl=packet.ttl - 1)
 
     def _posted(self, frame: Frame, device: str) -> Packet:
@@ -411,7 +412,7 @@ class Walk(Passage):
         self._received(netns, device.name, self._ingress(frame), frame.mac)
 
     def _received(self, netns: int, arriving: str, packet: Packet, mac: bytes = b"") -> None:
-        """Take a packet in that is for the namespace itself: its own hooks, route and policies."""
+        """Receive a packet for the namespace itself: its own hooks, route and policies."""
         frame = Frame(packet, arriving, mac=mac, netns=netns)
         found = netfilter_hooks.passed(self._asked, "prerouting", frame)
         changed = self._after(found, netns, arriving, packet)
@@ -432,7 +433,7 @@ class Walk(Passage):
     # Translation, both ways.
 
     def _translated(self, netns: int, before: Packet, after: Packet, device: str, where: str) -> Packet:
-        """Tell of a changed target; a container's own translation is not followed."""
+        """Report a changed destination; a container's own translation is not followed."""
         if after.target == before.target and after.port == before.port:
             return after
         if netns != HOST:
@@ -441,13 +442,13 @@ class Walk(Passage):
         self._translation.dnat = before
         port = f" port {after.port}" if after.port else ""
         ours = where.split()[1:2] == [TABLE]
-        what = ("a question for names: " if where.split()[2:3] == ["asked"] else "published port: ") if ours else ""
+        what = ("a DNS query: " if where.split()[2:3] == ["asked"] else "published port: ") if ours else ""
         detail = f"{what}now to {show(after.target)}{port}" + ("" if what else f" ({where})")
         self._hop(HOST, device, "translated", detail, after)
         return after
 
     def _unmasked(self, netns: int, before: Packet, after: Packet, device: str, where: str) -> Packet:
-        """Tell of a source that rules change where only their own namespace sees it: it is not followed."""
+        """Note a source that only the namespace's own rules change: the walk does not follow it."""
         if after.source == before.source:
             return after
         self._note(netns, device, f"rules of its own change its source to {show(after.source)} ({where})", before)
@@ -468,12 +469,12 @@ class Walk(Passage):
         return msgspec.structs.replace(packet, source=dnat.target, source_port=dnat.port)
 
     def _untranslated(self, before: Packet, after: Packet, device: str) -> Packet:
-        """Tell of an answer's source that was put back."""
+        """Report an answer's restored source."""
         if after.source != before.source:
             self._hop(HOST, device, "translated", f"published port undone: from {show(after.source)}", after)
         return after
 
-    # What is told.
+    # Hops and notes.
 
     def _delivered(self, netns: int, device: str, packet: Packet) -> None:
         path = {4: "net/ipv4/icmp_echo_ignore_all", 6: "net/ipv6/icmp/echo_ignore_all"}[packet.family]
@@ -492,7 +493,7 @@ class Walk(Passage):
         self._hop(netns, device, "delivered", detail, packet)
 
     def _limit(self, netns: int, family: int) -> str:
-        """Return the settings by which a namespace limits its answers to pings, '' where it does not (ip-sysctl)."""
+        """Return the settings by which a namespace limits its answers to pings, '' if it does not (ip-sysctl)."""
         if family == 4:
             limit, mask = (self._asked.setting(netns, f"net/ipv4/icmp_rate{what}") for what in ("limit", "mask"))
             limited = int(mask or 0) & 1 << _ECHO_REPLY[4]
@@ -510,9 +511,9 @@ class Walk(Passage):
 
 
 def sourced(asked: Questions, known: Map, netns: int, packet: Packet) -> Packet:
-    """Return the packet with the source that a program's has which binds to none: the one that the route names.
+    """Return the packet with the source that a program gets without bind: the route's.
 
-    An address of another interface of linkspan's is not taken: who names an endpoint means its own.
+    An address of another interface of linkspan's is not used: a user who names an endpoint means its own.
     """
     if packet.bound or packet.established:
         return packet

@@ -2,7 +2,7 @@
 
 How links are changed
     - A veth pair is complete when it appears: pair, alternative name, master, hairpin and up are one send. The
-      kernel works it off inside the call, so no kill can fall between two steps.
+      kernel processes it inside the call, so no kill can fall between two steps.
     - A driver waits for the notification of a link's deletion (0.4 ms), not for the acknowledgement (16 to 20 ms).
       It recognises the link by its index, because the name may be in use again.
     - A bridge is created with an MTU one less than its own and then changed. Only a bridge whose MTU was changed

@@ -1,9 +1,10 @@
-"""Addresses on links: on the host those of our links (and what we put), in a container those of its interfaces.
+"""Addresses on links: on the host those of our links (and our own others), in a container those of its interfaces.
 
-With an address the kernel makes routes: one that takes packets to the address in (table local), one to the prefix. An
-address on the host without them is of no use. The kernel makes more than these where an address has a peer (a route to
-that alone) or another broadcast address (which it takes in itself), and picks another source where the scope is narrow
-or the flags say so. Only a new address gets what linkspan's have, so one that differs is removed and added.
+With an address the kernel makes routes: one that delivers packets to the address (table local), and one to
+the prefix. An address on the host is useless without them. The kernel makes more routes if an address has a
+peer (a route to it alone) or another broadcast address (which it accepts itself), and chooses another source
+if the scope is narrow or the flags say so. Only a new address gets exactly the routes of linkspan's
+addresses, so one that differs is removed and added again.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class AddressDriver:
         """
 
     def probe(self) -> Support:
-        """Every kernel has addresses."""
+        """Return support: every kernel has addresses."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -97,7 +98,7 @@ class AddressDriver:
         return found.values()
 
     def _up(self, name: str) -> bool:
-        """Tell whether a link is up: a link that is down has no routes, and is another driver's to set up."""
+        """Return whether a link is up: a link that is down has no routes, and another driver sets it up."""
         return bool(self._sockets.flags(HOST, name) & IFF_UP)
 
     def _routes(self) -> frozenset[_KernelRoute]:
@@ -117,12 +118,12 @@ class AddressDriver:
         try:
             return self._sockets.at(HOST).dump(GETROUTE, body, "list the kernel's routes")
         except KernelError as error:
-            if error.errno == errno.ENOENT:  # a table comes with its first route
+            if error.errno == errno.ENOENT:  # a table exists from its first route on
                 return []
             raise
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Add and remove addresses; one whose link is gone is gone."""
+        """Add and remove addresses; one whose link is gone counts as removed."""
         gone = (errno.EADDRNOTAVAIL, errno.ENODEV)
         for state in (*put, *delete):
             for peer in self._wrong.pop(state.key, ()):
@@ -144,9 +145,9 @@ def _routes_of(index: int, prefix: Prefix) -> set[_KernelRoute]:
 
 
 def _kernel_made(told: Mapping[int, bytes], prefix: Prefix, netns: int) -> bool:
-    """Tell an address that the kernel made: fe80::/64 of its own or, in a container, by router advertisement.
+    """Return whether the kernel made an address: fe80::/64 or, in a container, by router advertisement.
 
-    The last is not permanent. On the host, our links take no advertisements.
+    The latter is not permanent. On the host, our links ignore advertisements.
     """
     if netns != HOST and not _flags(told) & _PERMANENT:
         return True
@@ -154,7 +155,7 @@ def _kernel_made(told: Mapping[int, bytes], prefix: Prefix, netns: int) -> bool:
 
 
 def _amiss(told: Mapping[int, bytes], scope: int, prefix: Prefix) -> Iterator[str]:
-    """Yield in iproute2's words what of an address is not as linkspan makes it, and leads packets elsewhere."""
+    """Yield, in iproute2's words, properties of an address that differ from linkspan's, and misdirect packets."""
     if (peer := _peer(told, prefix)) != prefix.packed:
         yield f"peer {Prefix(peer, prefix.length)}"
     if scope and prefix.family == 4:  # IPv6's scope follows from the address
@@ -176,12 +177,12 @@ def _flags(told: Mapping[int, bytes]) -> int:
 
 
 def _peer(told: Mapping[int, bytes], prefix: Prefix) -> bytes:
-    """Return the other end's address, which is the address itself where there is no other end."""
+    """Return the other end's address, or the address itself if there is no other end."""
     return bytes(told.get(_ADDRESS, bytes(len(prefix.packed))))
 
 
 def _broadcast(prefix: Prefix) -> bytes:
-    """Return the broadcast address of an IPv4 prefix, b"" where it has none."""
+    """Return the broadcast address of an IPv4 prefix, b"" if it has none."""
     if prefix.length >= BITS[4] - 1:
         return b""
     return (int.from_bytes(prefix.packed, "big") | (1 << (32 - prefix.length)) - 1).to_bytes(4, "big")
@@ -221,7 +222,8 @@ KINDS = (
         commands=_add,
         on=on_device,
         falls=True,
-        # The kernel drops the routes that have it as their source and, with a link's last IPv4 address, all neighbours.
+        # The kernel drops routes that use it as their source and, with a link's last IPv4 address, all
+        # neighbours.
         takes_along=(Route, Neighbour),
         events=frozenset({Event.ADDRESS, Event.ADDRESS_GONE}),
     ),

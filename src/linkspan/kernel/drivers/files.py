@@ -1,9 +1,8 @@
 """Files of ours in folders that others read: configurations of helper programs, a CNI conflist.
 
-A file is ours where the memory file has its path; with which content is in there too, so that one which a
-user has changed since is not deleted. A file that stood there before with other content is never
-overwritten. One with exactly our content is taken as ours: an agent whose state folder was lost finds its
-files again by that.
+A file is ours if the memory file has its path. The memory file also has its content's digest, so that a file
+which a user has changed is not deleted. A file that existed before with other content is never overwritten.
+One with exactly our content counts as ours: so an agent that lost its state folder finds its files again.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def digests(names: Iterable[str]) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' for what is not there."""
+    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' if it does not exist."""
     try:
         if not path.is_dir():
             return digest(path.read_bytes())
@@ -62,13 +61,13 @@ def _digest(path: Path) -> str:
 
 
 class FileDriver:
-    """Writes files in one step and takes them away again, with the folders made for them."""
+    """Writes files in one step and removes them again, with the folders made for them."""
 
     def __init__(self, memory_file: Path) -> None:
         self._ours: Memory[_Entry] = Memory(memory_file, _Entry)
 
     def probe(self) -> Support:
-        """Files are everywhere."""
+        """Return support: files are everywhere."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -83,7 +82,7 @@ class FileDriver:
         return msgspec.structs.replace(there, volatile=True) if there and ANY in entry.digests else there
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Write and take away, each on its own."""
+        """Write and remove, each file on its own."""
         return each(put, self._put) | each(delete, self._delete)
 
     def _put(self, state: File) -> None:
@@ -114,7 +113,7 @@ class FileDriver:
         entries[state.path] = _Entry(new if old == new else new + old)
         self._ours.save()  # first: a kill in between leaves a name in the memory, never a stray file
         if not state.mode & 0o077:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is root's alone is kept so
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a file for root alone stays so
         path.parent.mkdir(parents=True, exist_ok=True)
         if there != state:
             durable_files.write(path, state.content, state.mode)
@@ -131,19 +130,19 @@ class FileDriver:
         del self._ours.entries[state.path]
         for folder in path.parents:
             if str(folder) in self._ours.entries and not self._serves(folder):
-                with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                with contextlib.suppress(OSError):  # not empty: another program uses it by now
                     folder.rmdir()
                 del self._ours.entries[str(folder)]
         self._ours.save()
 
     def _serves(self, folder: Path) -> bool:
-        """Tell whether another file of ours is below the folder."""
+        """Return whether another file of ours is below the folder."""
         return any(e.digests and folder in Path(name).parents for name, e in self._ours.entries.items())
 
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Turn an OSError into ours; where it names another path than the file's, a folder's, that one is told too."""
+    """Turn an OSError into ours; if it names another path than the file's (a folder's), name that one too."""
     try:
         yield
     except OSError as error:
@@ -156,7 +155,7 @@ def _exists(path: Path) -> bool:
 
 
 def _read(path: Path) -> File | None:
-    """Return the regular file at the path, or None where there is none (a link counts as none)."""
+    """Return the regular file at the path, or None if there is none (a link counts as none)."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):

@@ -1,11 +1,11 @@
-"""Pools as sources of firewalld's zone ``trusted``, so that it lets forwarding from them pass.
+"""firewalld: pools as sources of its zone ``trusted``, so that it accepts their forwarding.
 
-Sources are added at run time only: a reload of firewalld forgets them, and the next pass puts them back (the
-reload rewrites its nftables table, which the agent hears of). A source that the user has there already is
-used and never taken away: the memory file tells the two apart.
+Sources are added at run time only. A reload of firewalld forgets them, and the next pass adds them again (the
+reload rewrites firewalld's nftables table, which causes an event). A source that the user has added already
+is used and never removed: the memory file distinguishes the two.
 
-firewalld is spoken to where it rules over this very namespace: its nftables table is here, and its name is
-on the bus. Either alone may be another's (the bus is shared by virtual hosts) or a leftover.
+The driver talks to firewalld only if it manages this very namespace: its nftables table is here, and its name
+is on the bus. Either alone may belong to another one (virtual hosts share the bus) or be a leftover.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Entry(msgspec.Struct):
 
 
 def running() -> bool:
-    """Tell whether firewalld rules over this namespace now; costs a dump of chains, and a call where it may."""
+    """Return whether firewalld manages this namespace now; costs a dump of chains, and perhaps a call."""
     if not any(c.table == "firewalld" for c in foreign_chains.nft_chains()):
         return False
     try:
@@ -52,15 +52,15 @@ class FirewalldDriver:
     """Adds and removes sources of the zone ``trusted`` over D-Bus."""
 
     def __init__(self, memory_file: Path, home: int) -> None:
-        """``home`` is the inode of the agent's network namespace."""
+        """Take ``home``, the inode of the agent's network namespace."""
         self._memory: Memory[_Entry] = Memory(memory_file, _Entry, f"{boot_id()}:{home}")
 
     def probe(self) -> Support:
-        """Tell whether firewalld runs; it is needed only where it does."""
+        """Return whether firewalld runs; it is needed only if it does."""
         return Support("user space") if running() else Support("", "firewalld does not run")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Yield the pools in the zone that we have asked for."""
+        """Yield the pools in the zone that we have added."""
         if netns != HOST or not self._memory.entries or not running():
             return []
         with Bus() as bus:
@@ -68,7 +68,7 @@ class FirewalldDriver:
         return [TrustedSource(p) for text in self._memory.entries if (p := prefix(text)) in there]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Add, then remove; where firewalld does not run there is nothing to remove from."""
+        """Add, then remove; if firewalld does not run, there is nothing to remove."""
         try:
             if not running():
                 self._forget(delete)
@@ -101,7 +101,7 @@ class FirewalldDriver:
         if there and old:
             return
         self._memory.entries[str(pool)] = _Entry(ours=not there)
-        self._memory.save()  # before it is added: a kill in between leaves a name too many, not a source
+        self._memory.save()  # before it is added: a kill in between leaves one name too many, not a source
         if there:
             return
         try:
@@ -131,7 +131,7 @@ class FirewalldDriver:
         self._memory.save()
 
     def _forget(self, states: Sequence[State]) -> None:
-        """Drop the names: a firewalld that does not run has no sources, and none when it starts again."""
+        """Drop the names: a firewalld that does not run has no sources, and has none when it starts again."""
         for state in states:
             assert isinstance(state, TrustedSource)
             self._memory.entries.pop(str(state.prefix), None)
@@ -140,7 +140,7 @@ class FirewalldDriver:
 
 
 def _sources(bus: Bus) -> set[Prefix]:
-    """Return the zone's sources that are prefixes; MAC addresses and ipsets may be there, too."""
+    """Return the zone's sources that are prefixes; it may also have MAC addresses and ipsets."""
     found = set()
     try:
         for text in bus.call(NAME, _PATH, _ZONE, "getSources", TRUSTED):

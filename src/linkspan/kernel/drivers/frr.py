@@ -1,7 +1,7 @@
-"""Static routes of a router that runs FRR, by vtysh: on the router itself, or by ssh.
+"""FRR: static routes of a router, set by vtysh on the router itself, or by ssh.
 
-Ours are told by their tag. What FRR is told so is its running configuration, as an operator would have it; it is not
-written to its file, so a router that starts anew has none of it, and gets it within a round.
+Our routes are recognised by their tag. The driver changes FRR's running configuration, as an operator would,
+but not its file. So a router that restarts has no routes of ours, and gets them within one round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FrrDriver:
             )
 
     def probe(self) -> Support:
-        """Tell whether the router answers."""
+        """Return whether the router answers."""
         try:
             self._vtysh("show version")
         except LinkspanError as error:
@@ -53,7 +53,7 @@ class FrrDriver:
         return Support("FRR")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return our routes of its running configuration; a prefix that has two of them has none as it should be."""
+        """Return our routes in its running configuration; a prefix with two of them has no right one."""
         found = {} if netns != HOST else self._there()
         return [routes[0] if len(routes) == 1 else RouterRoute(routes[0].destination, b"") for routes in found.values()]
 
@@ -65,7 +65,7 @@ class FrrDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put routes and take routes away; a route with another gateway is replaced, for FRR would have both."""
+        """Put and remove routes; replace a route with another gateway, because FRR would keep both."""
         try:
             there, kept = self._there(), set(put)
             lines = [_line(one, "no ") for s in (*delete, *put) for one in there.get(s.key, ()) if one not in kept]
@@ -115,7 +115,7 @@ def _line(state: State, no: str = "") -> str:
 
 
 def route(state: RouterRoute) -> str:
-    """Return a route in FRR's words."""
+    """Return a route in FRR's syntax."""
     via = Prefix(state.gateway, 0).address
     return f"{'ip' if state.destination.family == 4 else 'ipv6'} route {state.destination} {via} tag {TAG}"
 

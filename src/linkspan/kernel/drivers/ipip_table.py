@@ -1,8 +1,8 @@
-"""The user-space IPIP endpoint's table: a file of ours, a line for each prefix: ``10.244.2.0/24 192.0.2.2``.
+"""Table of the user-space IPIP helper: a file of ours with a line for each prefix: ``10.244.2.0/24 192.0.2.2``.
 
-It is written under another name and renamed, so the endpoint, which watches the folder, never reads half of
-it; it swaps the table between two packets and loses none. The file alone is what is observed: what was put is
-what stands in it. It needs no fsync: after a power cut the agent writes it anew.
+It is written under another name and renamed, so the helper, which watches the folder, never reads half of it.
+The helper swaps the table between two packets and loses none. Only the file is observed: its content is what
+was put. It needs no fsync: after a power failure the agent writes it again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def line(row: TunnelPrefix) -> str:
 
 
 def rows(text: str) -> Iterable[TunnelPrefix]:
-    """Yield the rows of a file; a line that is none is left out."""
+    """Yield the rows of a file; skip invalid lines."""
     for words in map(str.split, text.splitlines()):
         try:
             target, remote = words
@@ -52,7 +52,7 @@ class TunnelTableDriver:
         self.path = path
 
     def probe(self) -> Support:
-        """Files are everywhere."""
+        """Return support: files are everywhere."""
         return Support("user space")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -68,7 +68,7 @@ class TunnelTableDriver:
             raise of_errno(error.errno or 0, f"read {self.path}") from error
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Write the file anew; without a row it goes."""
+        """Write the file again; without rows remove it."""
         try:
             table = self._read()
             for state in put:
@@ -96,7 +96,7 @@ class TunnelTableDriver:
 
 
 def driver(host: LocalHost) -> TunnelTableDriver:
-    """Return the driver of the user-space endpoint's table."""
+    """Return the driver of the user-space helper's table."""
     return TunnelTableDriver(host.state_dir / TABLE)
 
 

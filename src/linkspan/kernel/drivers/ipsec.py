@@ -1,11 +1,12 @@
-"""strongSwan's daemon, told by its control socket: what hosts prove themselves by, connections, and their children.
+"""IPsec: configures strongSwan's daemon through its control socket: credentials, connections, and their children.
 
-What is loaded is asked of the daemon; how it was loaded it does not tell, so that is kept in memory for as long as
-the same process lives. An agent with no memory loads all once more, which changes nothing that stands: the daemon
-compares. A secret is read, given to the daemon, and kept nowhere else; a digest with a key that lives as long as
-this process tells whether its file has changed.
+The daemon reports what is loaded, but not with which content. So the driver keeps that in memory while the
+same process lives. An agent with no memory loads everything once more, which changes no association, because
+the daemon compares. The driver reads a secret, gives it to the daemon, and keeps it nowhere else; a digest
+with a key that lives as long as this process shows whether its file has changed.
 
-Whoever is put gets its own words in the daemon's log: the agent tells reasons from there (``ipsec_sessions``).
+A new connection logs under its own name in the daemon's log, from which the agent reads reasons
+(``ipsec_sessions``).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class CharonDriver:
     """IpsecCredential, IpsecConnection and IpsecChild."""
 
     def __init__(self, control: Path, pid: Callable[[], int]) -> None:
-        """``pid`` tells which process our daemon is, 0 where it does not run."""
+        """Take ``pid``, which returns the process of our daemon, 0 if it does not run."""
         self._control = control
         self._pid = pid
         self._known_of = 0
@@ -68,11 +69,11 @@ class CharonDriver:
         self._digest_key = os.urandom(32)
 
     def probe(self) -> Support:
-        """Whether there is a daemon is a fact for the backend."""
+        """Return support: whether there is a daemon is a fact for the backend."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what is loaded; nothing while the daemon does not run."""
+        """Return what is loaded; nothing if the daemon does not run."""
         if netns != HOST or not self._running():
             return []
         with vici.session(self._control, self._running) as asked:
@@ -82,13 +83,13 @@ class CharonDriver:
             for state, digest in self._credentials.values()
         ]
         for name, children in loaded.items():
-            # One of an earlier agent's, of which nobody knows how it was loaded, is like none that is wanted.
+            # A connection of an earlier agent, whose content is unknown, equals none that is desired.
             found.append(self._connections.get(name) or _unknown(name))
             found += [child for text in children if (child := _child(name, text)) is not None]
         return found
 
     def _running(self) -> bool:
-        """Tell whether the daemon runs; another process than before knows nothing."""
+        """Return whether the daemon runs; a new process has nothing loaded."""
         pid = self._pid()
         if pid != self._known_of:
             self._known_of = pid
@@ -106,7 +107,7 @@ class CharonDriver:
         return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Load, then unload; what a peer has is loaded as a whole."""
+        """Load, then unload; a peer's connection is loaded as a whole."""
         if not self._running():
             if not put:
                 return {}
@@ -119,14 +120,14 @@ class CharonDriver:
             return {state.key: error for state in (*put, *delete)}
 
     def load(self, asked: vici.Session, state: IpsecCredential) -> None:
-        """Load a file. Raises LinkspanError, naming it, where it cannot be had, is not root's alone, or is wrong."""
+        """Load a file. Raises LinkspanError with its name if it is missing, wrong, or not for root alone."""
         content = _content(state)
         digest = self._digest(content)
         before = self._credentials.get(state.key)
         if before is not None and before[1] != digest:
-            self.unload(asked, state)  # what was there before would go on to count, beside what comes
+            self.unload(asked, state)  # the old content would stay valid beside the new one
         if not self._credentials:
-            _forget_all(asked)  # what an earlier agent loaded, perhaps
+            _forget_all(asked)  # an earlier agent may have loaded one
         try:
             self._load(asked, state, content)
         except vici.Refused as error:
@@ -151,12 +152,12 @@ class CharonDriver:
                 asked.load_cert({"type": "X509", "flag": flag, "data": content})
 
     def _prove_anew(self, asked: vici.Session) -> None:
-        """Let go of associations that stand by what was before: a key that was changed, a certificate taken back."""
+        """End associations that depend on the old credential: a key that was changed, a revoked certificate."""
         for one in vici.associations(asked):
             _quietly(asked.terminate, {"ike-id": str(one.number), "timeout": "-1", "force": "yes"})
 
     def unload(self, asked: vici.Session, state: IpsecCredential) -> None:
-        """Forget a file: the daemon has words for that of single shared keys, and else of all together."""
+        """Unload a file: the daemon can unload single shared keys, and everything else only together."""
         if self._credentials.pop(state.key, None) is None:
             return
         if state.kind == "psk":
@@ -166,7 +167,7 @@ class CharonDriver:
         rest, self._credentials = self._credentials, {}
         _forget_all(asked)
         for other, digest in rest.values():
-            with contextlib.suppress(LinkspanError):  # one that is no good by now is found so at the next look
+            with contextlib.suppress(LinkspanError):  # the next observation finds a file that is invalid by now
                 if self._digest(_content(other)) == digest:
                     self.load(asked, other)
         self._prove_anew(asked)
@@ -174,7 +175,7 @@ class CharonDriver:
     def connect(
         self, asked: vici.Session, state: IpsecConnection | None, name: str, children: set[IpsecChild]
     ) -> None:
-        """Load a connection with its children, which replaces what was loaded by its name."""
+        """Load a connection with its children; this replaces an older one with its name."""
         wanted = state or self._connections.get(name)
         if wanted is None:
             raise Unavailable(f"connection {name} is not loaded, and cannot have children")
@@ -182,7 +183,7 @@ class CharonDriver:
         self._connections[name] = wanted
 
     def disconnect(self, asked: vici.Session, name: str) -> None:
-        """Unload a connection, and end what stands by it; the peer is told."""
+        """Unload a connection, and end its associations; the peer is informed."""
         self._connections.pop(name, None)
         _quietly(asked.unload_conn, {"name": name})
         _quietly(asked.terminate, {"ike": name, "timeout": "-1"})
@@ -197,7 +198,7 @@ class _Batch:
         self._failed: dict[Key, LinkspanError] = {}
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Work in the order of ranks; what a credential is refused for is the credential's alone."""
+        """Work in the order of ranks; an error of one credential does not affect the others."""
         connections = {s.name: s for s in put if isinstance(s, IpsecConnection)}
         gone = {s.name for s in delete if isinstance(s, IpsecConnection)}
         added = [s for s in put if isinstance(s, IpsecChild)]
@@ -238,10 +239,10 @@ class _Batch:
 def begun_at(
     state: IpsecConnection, children: Iterable[IpsecChild], address: str, port: int
 ) -> dict[str, Any]:
-    """Return the connection with a peer behind a NAT, so that it can be begun at where the peer was seen last.
+    """Return a variant of the connection with a peer behind a NAT that starts at the peer's last address.
 
-    The way back through the NAT leads from the port to which the peer has sent. There is one try, for the NAT may have
-    forgotten: the peer begins, too, and is taken from anywhere.
+    The path back through the NAT starts at the port from which the peer has sent. There is one attempt,
+    because the NAT may have forgotten it. The peer starts, too, and is accepted from any address.
     """
     there = {"remote_addrs": [address, state.remote], "remote_port": str(port), "keyingtries": "1"}
     here = {"local_port": str(NAT)} if port != IKE_PORT else {}
@@ -249,7 +250,7 @@ def begun_at(
 
 
 def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dict[str, Any]:
-    """Return a connection in the words of swanctl.conf(5); the plan prints the same."""
+    """Return a connection in swanctl.conf(5) syntax; the plan prints the same."""
     auth = {"auth": "psk" if state.shared else "pubkey"}
     strict = {"revocation": "strict"} if state.strict else {}
     return {
@@ -276,7 +277,7 @@ def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
 
 
 def of_children(state: IpsecConnection) -> dict[str, Any]:
-    """Return what all children of a connection have in common."""
+    """Return what all children of a connection share."""
     found: dict[str, Any] = {
         "mode": "tunnel",
         "esp_proposals": list(ESP),
@@ -294,14 +295,14 @@ def of_children(state: IpsecConnection) -> dict[str, Any]:
 
 
 def _content(state: IpsecCredential) -> bytes:
-    """Return what is in the file. Raises LinkspanError, naming it, where it cannot be had, or others have a hand in."""
+    """Return the file's content. Raises LinkspanError with its name if it is missing, or if others may write it."""
     if state.kind in PRIVATE:
         return alone(state.path)
     return trusted(state.path, f"{state.kind} for IPsec")
 
 
 def _child(connection: str, name: str) -> IpsecChild | None:
-    """Return a child by its name, None for one that is not ours."""
+    """Return a child by its name, None if it is not ours."""
     here, equals, there = name.partition("=")
     try:
         return IpsecChild(connection, prefix(here), prefix(there)) if equals else None
@@ -314,13 +315,13 @@ def _unknown(name: str) -> IpsecConnection:
 
 
 def _forget_all(asked: vici.Session) -> None:
-    """Let the daemon forget all that was loaded, and what it keeps of others' certificates."""
+    """Make the daemon forget everything loaded, and its cache of others' certificates."""
     asked.clear_creds()
     asked.flush_certs()
 
 
 def _quietly(act: Callable[[dict[str, str]], Any], message: dict[str, str]) -> None:
-    """Tell the daemon to end what may have ended by itself."""
+    """Ask the daemon to end something that may have ended by itself."""
     try:
         found = act(message)
         for _ in found if hasattr(found, "__next__") else ():
@@ -340,14 +341,14 @@ def driver(host: LocalHost) -> CharonDriver:
     return CharonDriver(control(host), lambda: pid(CHARON))
 
 
-# What swanctl would be given, with secrets shown as ***. A connection's configuration is written as a file below the
-# state folder, in which swanctl finds it; a child is one section more of it.
+# The equivalent for swanctl, with secrets shown as ***. A connection's configuration is a file below the
+# state folder, where swanctl finds it; a child is one more section of it.
 
 
 def _write_credential(state: IpsecCredential, shell: Shell) -> tuple[str, ...]:
     folder, path = f"{shell.state_dir}/{FOLDER}", shlex.quote(state.path)
     if state.kind == "psk":
-        # The key goes from file to file, in base64 (swanctl.conf(5)), and nobody sees it.
+        # The key goes from file to file, in base64 (swanctl.conf(5)), and is never displayed.
         text = " ".join(map(shlex.quote, ("secrets { ike-linkspan {", f"secret = {HIDDEN}", "} }")))
         key = f"0s$(tr -d '\\n' <{path} | base64 -w0)"
         return (f"(umask 077; printf '%s\\n' {text} | sed \"s|[*]*[*]|{key}|\" >>{folder}/{_CONF})",)
@@ -357,7 +358,7 @@ def _write_credential(state: IpsecCredential, shell: Shell) -> tuple[str, ...]:
 
 def _write_connection(state: IpsecConnection, shell: Shell) -> tuple[str, ...]:
     own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
-    # Both hosts begin: the later one succeeds, where no agent begins anew for the earlier one.
+    # Both hosts start: the later one succeeds, because without agents nobody restarts the earlier attempt.
     begins = {"start_action": "start"} if state.remote != ANYWHERE else {}
     children = of_children(state) | begins
     return (_appended({f"of-{state.name}": children, "connections": {state.name: own}}, shell),)
@@ -393,7 +394,7 @@ def _lines(section: Mapping[str, Any]) -> Iterable[str]:
             yield f"{key} = {','.join(value) if isinstance(value, list) else value}"
 
 
-_ENDING = Ending(IpsecConnection, _load, "the daemon reads all that it is told above")
+_ENDING = Ending(IpsecConnection, _load, "the daemon reads everything that the commands above give it")
 _EVENTS = frozenset({Event.HELPER})
 
 KINDS = (

@@ -1,11 +1,11 @@
-"""The device of IPsec: the kernel's XFRM interface, or the TUN that strongSwan's daemon makes in user space.
+"""IPsec device: the kernel's XFRM interface, or the TUN that strongSwan's daemon makes in user space.
 
-The XFRM interface is the kernel's *external* kind: which peer a packet is for is said by its route (``encap xfrm
-if_id``), and which one it came from by a mark. So one device serves all peers.
+The XFRM interface is the kernel's *external* kind: a packet's route names its peer (``encap xfrm if_id``),
+and a mark names the peer from which it came. So one device serves all peers.
 
-The TUN comes and goes with the daemon, and bears the name that the daemon gave it; which one it is, the daemon's own
-descriptors tell (/proc/PID/fdinfo). With it go its addresses and routes, and what follows is what the pools'
-``unreachable`` routes are for.
+The TUN appears and disappears with the daemon, which also chooses its name; the daemon's own descriptors show
+which one it is (/proc/PID/fdinfo). Its addresses and routes are lost with it; then the pools' ``unreachable``
+routes apply.
 """
 
 from __future__ import annotations
@@ -88,20 +88,21 @@ class IpsecLinkDriver:
     def __init__(
         self, sockets: Sockets, pid: Callable[[str], int] = lambda _: 0, control: Path = Path()
     ) -> None:
-        """``pid`` tells which process serves a helper's name, 0 for none; ``control`` is where the daemon answers."""
+        """Take ``pid``, which returns the process of a helper (0: none), and ``control``, the daemon's socket."""
         self._sockets = sockets
         self._pid = pid
         self._control = control
         self._xfrm: bool | None = None
 
     def probe(self) -> Support:
-        """See ``kernel``."""
+        """Return support; see ``kernel``."""
         return Support("kernel" if self.kernel() else "user space")
 
     def kernel(self) -> bool:
-        """Tell whether the kernel makes XFRM interfaces; asked once, with one that cannot come to be."""
+        """Return whether the kernel makes XFRM interfaces; asked once, with an impossible one."""
         if self._xfrm is None:
-            # An external one has no if_id (xfrmi_newlink in net/xfrm/xfrm_interface_core.c): this is refused, if there.
+            # An external one has no if_id (xfrmi_newlink in net/xfrm/xfrm_interface_core.c), so a kernel with
+            # the kind refuses this.
             info = text(INFO_KIND, "xfrm")
             info += attr(INFO_DATA | NESTED, u32(_IF_ID, 1) + attr(_EXTERNAL, b""))
             body = ifinfo() + attr(LINKINFO | NESTED, info)
@@ -127,7 +128,7 @@ class IpsecLinkDriver:
         return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up, amiss(flags, found, arp=False))
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Make the kernel's, find the daemon's, and set it up; take away the kernel's."""
+        """Make the kernel's device, or find the daemon's and set it up; remove the kernel's."""
         return each(put, self._put) | each(delete, self._delete)
 
     def _put(self, state: IpsecLink) -> None:
@@ -165,7 +166,7 @@ class IpsecLinkDriver:
         return [Message(NEWLINK, F_CREATE | F_EXCL, body, f"add XFRM interface {state.name}")]
 
     def _await(self, state: IpsecLink) -> None:
-        """Wait for the daemon's TUN. Raises Unavailable or Conflict where it does not come by this name."""
+        """Wait for the daemon's TUN. Raises Unavailable or Conflict if none with this name appears."""
         end = time.monotonic() + BORN
         while not (names := _tuns(pid := self._pid(state.process))):
             lost = bool(pid) and self._serves()
@@ -173,25 +174,25 @@ class IpsecLinkDriver:
                 os.kill(pid, signal.SIGTERM)
             if lost or not pid or time.monotonic() > end:
                 raise Unavailable(
-                    f"{state.process} has no device {state.name}", "charon.log in the state folder says why"
+                    f"{state.process} has no device {state.name}", "charon.log in the state folder shows why"
                 )
             time.sleep(0.01)
         if state.name in names:
             return
-        if self._look(state.name) is None:  # whose it was has gone: only a new daemon takes the name
+        if self._look(state.name) is None:  # its owner is gone: only a new daemon takes the name
             os.kill(pid, signal.SIGTERM)
         raise Conflict(
-            f"link {state.name} is another's, so strongSwan's device is called {', '.join(names)}",
-            f"remove or rename it (ip link del {state.name}), or stop whoever made it (another IPsec daemon?)",
+            f"link {state.name} belongs to another program, so strongSwan's device is called {', '.join(names)}",
+            f"remove or rename it (ip link del {state.name}), or stop the program that made it (another IPsec daemon?)",
         )
 
     def _serves(self) -> bool:
-        """Tell whether the daemon has begun: it has its device by then."""
+        """Return whether the daemon has started: it has its device by then."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as way:
             return way.connect_ex(str(self._control)) == 0
 
     def _delete(self, state: IpsecLink) -> None:
-        if state.tun:  # the device went with its daemon; one that was killed has left its rule
+        if state.tun:  # the device went with its daemon; a killed daemon has left its rule
             body = struct.pack("=12B", socket.AF_INET, *bytes(11)) + u32(_PRIORITY, RULE) + u32(_TABLE, TABLE)
             for family in (socket.AF_INET, socket.AF_INET6):
                 with contextlib.suppress(KernelError):
@@ -201,7 +202,7 @@ class IpsecLinkDriver:
             return
         there = self._look(state.name)
         if there is None or self._state(there) is None:
-            return  # another's, which was in our way
+            return  # another program's, which was in our way
         try:
             body = ifinfo() + text(IFNAME, state.name)
             self._sockets.at(HOST).request(Message(DELLINK, 0, body, f"delete link {state.name}"))
@@ -284,7 +285,7 @@ KINDS = (
         rank=72,
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
-        purpose="a device by which packets go to be encrypted by IPsec",
+        purpose="a device whose packets are encrypted by IPsec",
         sort=Sort.LINK,
         finds={Strongswan: _daemon},
         commands=_add,

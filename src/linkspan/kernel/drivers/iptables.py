@@ -1,9 +1,10 @@
-"""Two rules in a chain of another's iptables, so that Docker's or a firewall's DROP does not meet our pools.
+"""iptables: two rules in another program's chain, so that Docker's or a firewall's DROP spares our pools.
 
-A ``drop`` in any base chain of a hook is final: no accept in a table of ours can overrule it. So where
-somebody's FORWARD chain (or DOCKER-USER, which Docker keeps for others' rules and calls first) exists, ours
-stand at its head, known by their comment. There may be two such tables, nftables' and the legacy one, and
-both see every packet: the rules are put into each that has the chain. No table and no chain is ever made.
+A ``drop`` in any base chain of a hook is final: no accept in a table of ours can overrule it. So if another
+program's FORWARD chain exists (or DOCKER-USER, which Docker keeps for others' rules and calls first), our
+rules are at its head, recognised by their comment. There may be two such tables, nftables' and the legacy
+one, and both see every packet: the rules are added to each table that has the chain. The driver never makes a
+table or a chain.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CHAINS = ("DOCKER-USER", "FORWARD")
 WAIT = "5"
 """Seconds to wait for the legacy variant's lock, which is one for the machine."""
 IN_PART = " (in part)"
-"""After the chain's name in an observed state: rules of ours that do not make a whole. It is never desired,
+"""Suffix of the chain's name in an observed state with only some of our rules. It is never desired,
 so it is deleted; a put of the whole in the same pass comes first, and then the delete does nothing."""
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
 
@@ -45,7 +46,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def places() -> list[Place]:
-    """Return the chains of this namespace's iptables in which our rules could stand."""
+    """Return the chains of this namespace's iptables that could have our rules."""
     filters = foreign_chains.nft_chains()
     found = []
     for family in FAMILIES:
@@ -60,13 +61,13 @@ def places() -> list[Place]:
 
 
 def legacy_rules(family: int) -> list[list[str]]:
-    """Return the rules and policies of the legacy filter table, split into words; none where it is not there."""
+    """Return the rules and policies of the legacy filter table, split into words; none if it does not exist."""
     command = _command(family, "legacy") if foreign_chains.legacy(family) else ""
     return [words for words in _rules(command) if len(words) > 1] if command else []
 
 
 def _command(family: int, variant: str) -> str:
-    """Return the command for a variant, or '': distributions name it by the variant, or have only one."""
+    """Return the command of a variant, or '': some distributions name it by the variant, some have only one."""
     plain = _COMMANDS[family]
     if found := shutil.which(f"{plain}-{variant}"):
         return found
@@ -75,7 +76,7 @@ def _command(family: int, variant: str) -> str:
 
 
 def usual(command: str) -> str:
-    """Return a variant's command (``iptables-nft``) by its short name where that is the same on this machine."""
+    """Return the short name of a variant's command (``iptables-nft``) if both are the same on this machine."""
     plain, _, variant = command.partition("-")
     found = shutil.which(plain)
     return plain if found and _variant(found) == variant else command
@@ -87,7 +88,7 @@ def _variant(command: str) -> str:
 
 
 def _run(*argv: str) -> str:
-    """Run a command and return its output. Raises KernelError with what it said."""
+    """Run a command and return its output. Raises KernelError with its message."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -106,12 +107,12 @@ def words(line: str) -> list[str]:
     """Return a rule's line as words."""
     try:
         return shlex.split(line)
-    except ValueError:  # somebody's comment with half a quotation
+    except ValueError:  # another program's comment with an open quotation mark
         return line.split()
 
 
 def _marked(place: Place) -> bool:
-    """Tell by one look at the kernel whether any rule of ours may be there; it saves starting a process."""
+    """Return whether any rule of ours may exist, by one query of the kernel, which saves starting a process."""
     if not place.nft:
         return True
     return any(COMMENT.encode() in rule for rule in foreign_chains.nft_rules(place.family, place.chain))
@@ -124,7 +125,7 @@ def _pair(pool: Prefix) -> list[list[str]]:
 
 
 def pool_of(words: Sequence[str]) -> Prefix | None:
-    """Return the pool that a rule with our comment speaks of, or None for a rule of others."""
+    """Return the pool of a rule with our comment, or None for a rule of others."""
     for word in words:
         if word.startswith(COMMENT):
             try:
@@ -144,16 +145,16 @@ def _ours(place: Place) -> dict[Prefix, list[list[str]]]:
 
 
 class IptablesDriver:
-    """Puts and takes away our pair of rules in each chain that lets forwarding pass or not."""
+    """Adds and removes our pair of rules in each chain that decides on forwarding."""
 
     def probe(self) -> Support:
-        """Tell whether the command is there; it is needed only where somebody else uses it."""
+        """Return whether the command exists; it is needed only if another program uses it."""
         if any(_command(family, variant) for family in FAMILIES for variant in ("nft", "legacy")):
             return Support("kernel")
-        return Support("", "iptables is not installed; it is needed only where Docker or a firewall uses it")
+        return Support("", "iptables is not installed; it is needed only if Docker or a firewall uses it")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Yield the pools of which every place has both rules, and, as IN_PART, those of which some are left."""
+        """Yield the pools of which every place has both rules, and, as IN_PART, those with only some of them."""
         if netns != HOST:
             return []
         return [
@@ -162,7 +163,7 @@ class IptablesDriver:
         ]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Insert what is missing at the chain's head; delete what carries our comment."""
+        """Insert missing rules at the chain's head; delete those with our comment."""
         errors: dict[Key, LinkspanError] = {}
         try:
             there = places()
@@ -179,7 +180,7 @@ class IptablesDriver:
         return errors
 
     def _present(self, there: Sequence[Place]) -> dict[tuple[str, Prefix], bool]:
-        """Tell for each pool with a rule of ours whether all places of its chain have both."""
+        """Return for each pool with a rule of ours whether all places of its chain have both."""
         found = {}
         rules = {place: _ours(place) for place in there if _marked(place)}
         for place, pools in rules.items():
@@ -191,7 +192,7 @@ class IptablesDriver:
 
     def _put(self, state: ForwardAccept, there: Sequence[Place]) -> None:
         if not there:
-            raise NotFound(f"accept forwarding for {state.prefix}: there is no chain {state.chain} any more")
+            raise NotFound(f"accept forwarding for {state.prefix}: chain {state.chain} is gone")
         for place in there:
             ours = _ours(place).get(state.prefix, [])
             for rule in _pair(state.prefix):
@@ -202,14 +203,14 @@ class IptablesDriver:
         if state.chain.endswith(IN_PART):
             whole = self._present(there).get((state.chain.removesuffix(IN_PART), state.prefix))
             if whole:
-                return  # a put of the same pass has mended it
+                return  # a put of the same pass has repaired it
         for place in there:
             for rule in _ours(place).get(state.prefix, []):
                 _run(place.command, "-w", WAIT, "-D", place.chain, *rule)
 
 
 def driver(_host: LocalHost) -> IptablesDriver:
-    """Return the driver of others' iptables chains."""
+    """Return the driver of other programs' iptables chains."""
     return IptablesDriver()
 
 
@@ -229,7 +230,7 @@ KINDS = (
         rank=30,
         driver=driver,
         known_by="the comment of the rules",
-        purpose="another's firewall would drop what the host forwards",
+        purpose="another program's firewall would drop forwarded packets",
         sort=Sort.RULE,
         commands=_add,
         events=frozenset({Event.NFT}),

@@ -1,7 +1,8 @@
-"""Routes that our BGP speaker put into the main table: they are its own to change, and ours to sweep.
+"""Learnt routes: our BGP speaker puts and changes them in the main table, and this driver sweeps them.
 
-They bear protocol ``bird`` and our metric. While the speaker lives nobody looks at them here. Where it does not
-they stay for a while, for it takes them up again; past that, or when no speaker is wanted any more, they go.
+They have protocol ``bird`` and our metric. While the speaker lives, the driver leaves them alone. If the
+speaker is gone they stay for a while, because a restarted one takes them over. After that time, or if no
+speaker is wanted any more, the driver removes them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FOLDER = "bgp"
 
 
 class LearntDriver:
-    """LearntRoutes; ``down`` tells for how many seconds a helper has not lived, None for one that does."""
+    """LearntRoutes; ``down`` returns the seconds since a helper died, None if it lives."""
 
     def __init__(self, sockets: Sockets, down: Callable[[str], float | None]) -> None:
         self._sockets = sockets
@@ -37,11 +38,11 @@ class LearntDriver:
         self._wanted: LearntRoutes | None = None
 
     def probe(self) -> Support:
-        """Every kernel has routes."""
+        """Return support: every kernel has routes."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Yield them where there may be any: their speaker lives or is wanted, or they are seen."""
+        """Yield them if there may be any: their speaker lives or is wanted, or they are seen."""
         if netns != HOST:
             return
         wanted = self._wanted
@@ -54,7 +55,7 @@ class LearntDriver:
             )
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Sweep those that are stale, and those that nobody wants."""
+        """Sweep those that are stale, and those that no source wants."""
         errors: dict[Key, LinkspanError] = {}
         for state in put:
             assert isinstance(state, LearntRoutes)
@@ -95,7 +96,7 @@ _PURPOSE = "routes that the BGP speaker puts into the kernel"
 
 
 def _note(_state: LearntRoutes, _shell: Shell) -> tuple[str, ...]:
-    return (f": # {_PURPOSE}: they are its own to change",)
+    return (f": # {_PURPOSE}: only the speaker changes them",)
 
 
 KINDS = (

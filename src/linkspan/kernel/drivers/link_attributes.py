@@ -1,14 +1,15 @@
-"""Attributes of links that linkspan leaves as the kernel makes them, and that decide which packets go where.
+"""Link attributes that linkspan leaves at the kernel's defaults, and that decide which packets go where.
 
-Another value stops packets, or takes them to ports that they are not for: a bridge that may learn nothing, or forgets
-at once, floods each container's frames to all others. Each attribute of a link, of a bridge and of a bridge port was
-decided: it is a field of its state (name, MAC, MTU, master, hairpin, up), or it is in a table here, or no value of it
-does either. The last are: alias, group (but of devices that encrypt), txqueuelen, GSO and GRO sizes, promiscuity,
-allmulti; of a bridge forward delay, priorities, the group address, multicast snooping and its timers and versions,
-statistics; of a port priority, cost, fast leave, multicast to unicast and multicast router. An XDP or tc program is
-another program's own: ``trace`` names it.
+Another value stops packets, or sends them to ports that they are not for: a bridge that may learn nothing, or
+forgets at once, floods each container's frames to all others. For each attribute of a link, of a bridge and
+of a bridge port this was decided: it is a field of its state (name, MAC, MTU, master, hairpin, up), or it is
+in a table here, or no value of it has such an effect. The last are: alias, group (except of devices that
+encrypt), txqueuelen, GSO and GRO sizes, promiscuity, allmulti; of a bridge forward delay, priorities, the
+group address, multicast snooping and its timers and versions, statistics; of a port priority, cost, fast
+leave, multicast to unicast and multicast router. An XDP or tc program belongs to another program: ``trace``
+names it.
 
-An attribute that a kernel does not have is not in its answer, and is not looked at.
+An attribute that a kernel does not have is missing in its answer, and is not checked.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _PORT = (  # IFLA_BRPORT_*
     (43, "neigh_vlan_suppress", _OFF),
 )
 _FORWARDED = struct.pack("=H", 1 << 14)
-"""Of the addresses that are a bridge's own (802.1D) that of LLDP: a frame to it passes no netfilter hook otherwise, and
-the bridge learns by it (br_handle_frame in net/bridge/br_input.c). Forwarded, it passes our guard."""
+"""LLDP's address, one of the bridge's own (802.1D): otherwise a frame to it skips all netfilter hooks, and
+the bridge learns from it (br_handle_frame in net/bridge/br_input.c). Forwarded, it passes our guard."""
 _BRIDGE = (  # IFLA_BR_*
     (4, "ageing_time", struct.pack("=I", 30000)),  # in hundredths of a second: BR_DEFAULT_AGEING_TIME
     (5, "stp_state", _NONE),
@@ -69,19 +70,19 @@ _BRIDGE = (  # IFLA_BR_*
     (49, "fdb_max_learned", _NONE),
 )
 BORN_BRIDGE = attr(9, _FORWARDED)
-"""What a bridge is not by itself."""
+"""Attributes to set at a bridge's creation, because the kernel's default differs."""
 _Table = tuple[tuple[int, str, bytes], ...]
 
 
 def ifinfo(up: bool | None = None) -> bytes:
-    """Pack a link message's head: for a link by name, set up or down, or (None) left as it is."""
+    """Pack a link message's head: for a link by name, set up or down, or (None) unchanged."""
     return IFINFO.pack(0, 0, 0, IFF_UP if up else 0, 0 if up is None else IFF_UP)
 
 
 def amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool = False) -> tuple[str, ...]:
-    """Return in words which attributes of a link are not as linkspan leaves them.
+    """Return in words the attributes of a link that differ from linkspan's.
 
-    ``arp`` tells that a link of this kind resolves neighbours, and ``master`` that its master is a field of its state.
+    ``arp``: a link of this kind resolves neighbours. ``master``: its master is a field of its state.
     """
     return tuple(_amiss(flags, found, arp=arp, master=master))
 
@@ -107,7 +108,7 @@ def _amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool) -
     if INFO_SLAVE_DATA in info and string(info.get(INFO_SLAVE_KIND, b"")) == "bridge":
         port = attributes(info[INFO_SLAVE_DATA])
         yield from _wrong(_PORT, port)
-        # A port is disabled, and rightly, while the container's end is down.
+        # A port is rightly disabled while the container's end is down.
         if operstate == _OPER_UP and flags & IFF_UP and port.get(_BRPORT_STATE) != _FORWARDING:
             yield "not forwarding"
 
@@ -124,9 +125,9 @@ def _right(table: _Table, words: Iterable[str]) -> bytes:
 
 
 def repairs(name: str, wrong: Iterable[str], *, arp: bool) -> Iterator[Message]:
-    """Yield the messages that set right what ``amiss`` found on the link ``name``."""
+    """Yield the messages that correct what ``amiss`` found on the link ``name``."""
     words = set(wrong)
-    link, what = text(IFNAME, name), f"set right {', '.join(sorted(words))} on link {name}"
+    link, what = text(IFNAME, name), f"correct {', '.join(sorted(words))} on link {name}"
     flags = (_IFF_NOARP if words & {"arp off", "arp on"} else 0) | (_IFF_MULTICAST if "multicast off" in words else 0)
     if flags:
         right = (0 if arp else _IFF_NOARP) | _IFF_MULTICAST
@@ -137,7 +138,7 @@ def repairs(name: str, wrong: Iterable[str], *, arp: bool) -> Iterator[Message]:
     if words & {"state dormant", "state testing", "mode dormant"}:
         yield Message(SETLINK, 0, head + attr(_OPERSTATE, _OPER_UP), what)
     if "protodown on" in words:
-        # A reason that somebody gave keeps it on.
+        # A reason that another program set keeps it on.
         reasons = u32(_REASON_MASK, 0xFFFFFFFF) + u32(_REASON_VALUE, 0)
         yield Message(SETLINK, 0, head + attr(_PROTO_DOWN_REASON | NESTED, reasons), what)
         yield Message(SETLINK, 0, head + attr(_PROTO_DOWN, b"\0"), what)

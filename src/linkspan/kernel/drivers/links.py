@@ -1,8 +1,9 @@
 """Links: bridges, veth pairs, and the containers' ends of them.
 
-A veth pair is born with its peer already in the container's namespace, its alternative name, its master and
-hairpin set, and up, by one send of four messages: no agent can be killed between them. A link is ours by an
-alternative name that begins with ``linkspan:``; it says which namespace and interface the other end is.
+A veth pair is created with its peer already in the container's namespace, its alternative name, its master
+and hairpin set, and up, by one send of four messages: no kill of the agent can fall between them. A link is
+ours by an alternative name that begins with ``linkspan:``; it names the namespace and interface of the other
+end.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ BRIDGE_PORTS = 1023
 
 
 class _Link(msgspec.Struct, frozen=True, gc=False):
-    """A link as the kernel tells of it: index, flags, attributes."""
+    """A link as the kernel reports it: index, flags, attributes."""
 
     index: int
     flags: int
@@ -88,7 +89,7 @@ class _Link(msgspec.Struct, frozen=True, gc=False):
         return string(attributes(self.found.get(LINKINFO, b"")).get(INFO_KIND, b""))
 
     def like(self, state: Bridge | Veth) -> bool:
-        """Tell whether kind and MAC are the state's; our MACs follow from names, so another's link has another one."""
+        """Return whether kind and MAC are the state's; our MACs follow from names, so foreign links differ."""
         kind = "bridge" if isinstance(state, Bridge) else "veth"
         return self.kind == kind and self.found.get(ADDRESS) == state.mac
 
@@ -111,11 +112,11 @@ class LinkDriver:
 
     @property
     def ports(self) -> set[int]:
-        """The ports of the sockets that ask for deletions, by which events tell our own changes."""
+        """Return the ports of the sockets that delete links, by which events recognise our own changes."""
         return self._removal.ports
 
     def probe(self) -> Support:
-        """Bridges and veth pairs are in every kernel that runs containers."""
+        """Return support: every kernel that runs containers has bridges and veth pairs."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -127,22 +128,22 @@ class LinkDriver:
         return [state for state in (_host_link(link, names) for link in links) if state]
 
     def interface(self, netns: int, name: str) -> Interface | None:
-        """Return a container's end by its name, None where there is none."""
+        """Return a container's end by its name, None if there is none."""
         found = (s for s in self.observe(netns) if isinstance(s, Interface) and s.name == name)
         return next(found, None)
 
     def leads_into(self, name: str, fd: int) -> bool:
-        """Tell whether the other end of the host's link with this name is in an open namespace."""
+        """Return whether the other end of the host's link with this name is in an open namespace."""
         there = self._find(name)
         if there is None or LINK_NETNSID not in there.found:
             return False
         question = Message(_GETNSID, 0, bytes(4) + u32(_NETNSA_FD, fd), "find the number of a namespace")
         answer = attributes(self._sockets.at(HOST).get(question), 4)
-        # The kernel gave the namespace a number when it told where the link's other end is.
+        # The kernel gave the namespace a number when it reported the other end's namespace.
         return answer.get(_NETNSA_NSID) == there.found[LINK_NETNSID]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Make, mend and remove links; a link of another's with the same name is a Conflict."""
+        """Make, repair and remove links; a foreign link with the same name is a Conflict."""
         failed: dict[Key, LinkspanError] = {}
         for state in put:
             try:
@@ -159,7 +160,7 @@ class LinkDriver:
         return failed
 
     def _remove(self, states: Iterable[Bridge | Veth]) -> dict[Key, LinkspanError]:
-        """Remove links; one that is gone, or is another's, is done."""
+        """Remove links; one that is gone, or not ours, counts as removed."""
         found: dict[int, tuple[Key, str]] = {}
         failed: dict[Key, LinkspanError] = {}
         for state in states:
@@ -173,7 +174,7 @@ class LinkDriver:
         return failed | (self._removal.remove(found) if found else {})
 
     def _find(self, name: str, by: int = IFNAME) -> _Link | None:
-        """Return a host's link, None where there is no such link."""
+        """Return a host's link, None if there is no such link."""
         message = Message(GETLINK, 0, ifinfo() + text(by, name), f"find link {name}")
         try:
             answer = self._sockets.at(HOST).get(message)
@@ -187,7 +188,8 @@ class LinkDriver:
         body = text(IFNAME, state.name) + attr(ADDRESS, state.mac)
         info = text(INFO_KIND, "bridge") + attr(INFO_DATA | NESTED, BORN_BRIDGE)
         kind = attr(LINKINFO | NESTED, info)
-        # Born with another MTU: only one that is changed keeps the bridge from following its ports' (br_change_mtu).
+        # Created with another MTU: only a later change keeps the bridge from following its ports' MTUs
+        # (br_change_mtu).
         born = ifinfo() + body + u32(MTU, state.mtu - 1) + kind
         birth = Message(NEWLINK, F_CREATE | F_EXCL, born, f"add bridge {state.name}")
         up = Message(SETLINK, 0, ifinfo(up=True) + body + u32(MTU, state.mtu), f"set bridge {state.name} up")
@@ -217,10 +219,11 @@ class LinkDriver:
             os.close(fd)
 
     def _create(self, state: Bridge | Veth, birth: Message, finish: list[Message]) -> None:
-        """Create a link and finish it, in one send; where it exists and is ours, only finish it.
+        """Create a link and finish it, in one send; if it exists and is ours, only finish it.
 
-        It is looked for first: where a birth fails, what follows it in the send would reach another's link. A link that
-        has our kind and our MAC, and no alternative name, is ours too: somebody took the name away.
+        The driver looks for it first: if the creation fails, the other messages of the send would change a
+        foreign link. A link with our kind and our MAC, but no alternative name, is ours too: somebody removed
+        the name.
         """
         names = (
             ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
@@ -242,7 +245,7 @@ class LinkDriver:
                 raise error
 
     def _remove_stale(self, state: Bridge | Veth, index: int, names: list[str]) -> None:
-        """Remove a link of ours that has the name but leads elsewhere; a link of another's is a Conflict."""
+        """Remove a link of ours that has the name but leads elsewhere; a foreign link is a Conflict."""
         if not is_ours(names):
             raise Conflict(
                 f"link {state.name} exists and is not linkspan's", f"remove or rename it: ip link del {state.name}"
@@ -250,12 +253,12 @@ class LinkDriver:
         self._replace(state, index)
 
     def _replace(self, state: Bridge | Veth, index: int) -> None:
-        """Remove a link of ours that is in the way of a state; raises where it stays."""
+        """Remove a link of ours that is in the way of a state; raises if it stays."""
         for error in self._removal.remove({index: (state.key, state.name)}, REPLACED).values():
             raise error
 
     def _explained(self, state: Veth, error: KernelError) -> LinkspanError:
-        """Say more than the kernel's number does."""
+        """Return an error that explains more than the kernel's number."""
         if error.errno == errno.EEXIST:
             return Conflict(
                 f"interface {state.peer_name} exists in the container's namespace already",
@@ -269,7 +272,7 @@ class LinkDriver:
         return error
 
     def _put_interface(self, state: Interface) -> None:
-        """Set the container's end up, and lo: what a container sends to its own address goes by lo."""
+        """Set the container's end up, and lo: packets from a container to its own address use lo."""
         body = text(IFNAME, state.name) + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
         results = self._sockets.at(state.netns).batch(
             [
@@ -285,12 +288,12 @@ class LinkDriver:
 def _repairs(there: _Link, state: Bridge | Veth) -> Iterator[Message]:
     found = there.found
     if isinstance(state, Veth) and not state.master:
-        found = found | {LINKINFO: b""}  # what it is as a port ends with that
+        found = found | {LINKINFO: b""}  # it stops being a port with that
     return repairs(state.name, amiss(there.flags, found, arp=True, master=isinstance(state, Veth)), arp=True)
 
 
 def is_ours(names: Iterable[str]) -> bool:
-    """Tell whether a link with these alternative names is ours, however it is called."""
+    """Return whether a link with these alternative names is ours, whatever its name is."""
     return any(name.startswith(ALTNAME) for name in names)
 
 
@@ -330,9 +333,9 @@ def _interface(netns: int, link: _Link) -> Interface | None:
 
 
 PATIENCE = 5.0
-"""Seconds without any answer: the kernel needs 0.02 for a link (measured). Only the worker thread waits so long."""
+"""Seconds without any answer: the kernel needs 0.02 s for a link (measured). Only the worker thread waits this long."""
 REPLACED = 0.5
-"""The same for a link that another one replaces: an attach may wait for that on the agent's loop."""
+"""The same for a link that another one replaces: an attach may wait for it on the agent's event loop."""
 
 _Answer = tuple[int, LinkspanError | None]
 _Work = tuple[int, str, "queue.SimpleQueue[_Answer]"]
@@ -341,10 +344,10 @@ _Work = tuple[int, str, "queue.SimpleQueue[_Answer]"]
 class Removal:
     """Deletes links without waiting for the kernel's acknowledgement.
 
-    That comes after 16-20 ms (an RCU grace period), while the notification that the link is gone comes after
-    0.4 ms, and its name is free by then. So a small pool of threads sends the deletions and the caller waits
-    for whichever comes first: the notification, or the error. Links are told apart by their index, which is
-    never used again, for a link may get its name back at once.
+    The acknowledgement comes after 16-20 ms (an RCU grace period), while the notification that the link is
+    gone comes after 0.4 ms, and its name is free by then. So a small pool of threads sends the deletions, and
+    the caller waits for whichever comes first: the notification, or the error. Links are identified by their
+    index, which is never used again, because another link may get the name at once.
     """
 
     def __init__(self, threads: int) -> None:
@@ -357,7 +360,7 @@ class Removal:
             thread.start()
 
     def close(self) -> None:
-        """End the threads, after what is under way."""
+        """End the threads after their current work."""
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
@@ -365,10 +368,10 @@ class Removal:
         self._events.close()
 
     def remove(self, links: Mapping[int, tuple[Key, str]], patience: float = PATIENCE) -> dict[Key, LinkspanError]:
-        """Remove the links with these indexes, "gone already" counting as done; return errors by key.
+        """Remove the links with these indexes; "gone already" counts as done; return errors by key.
 
-        Those that the kernel neither removes nor refuses for ``patience`` seconds, while it answers for no other, are
-        errors as well: what is left the next resync takes away.
+        Links that the kernel neither removes nor refuses for ``patience`` seconds, while it answers for no
+        other, are errors as well: the next resync removes what is left.
         """
         for _ in self._gone():
             pass
@@ -423,7 +426,7 @@ def _add_bridge(state: Bridge, _shell: Shell) -> tuple[str, ...]:
     return (
         f"ip link add {name} address {mac_text(state.mac)} type bridge group_fwd_mask 0x4000",
         f"ip link property add dev {name} altname {shlex.quote(state.altname)}",
-        # An MTU given at birth would not keep the bridge from following its ports' (br_change_mtu).
+        # With an MTU at creation the bridge would still follow its ports' MTUs (br_change_mtu).
         f"ip link set {name} mtu {state.mtu}{' up' if state.up else ''}",
     )
 
@@ -467,7 +470,7 @@ KINDS = (
         rank=40,
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
-        purpose="a switch in the kernel, to which containers are plugged",
+        purpose="a switch in the kernel, to which containers are connected",
         sort=Sort.LINK,
         commands=_add_bridge,
         makes=named,
@@ -481,7 +484,7 @@ KINDS = (
         rank=41,
         driver=driver,
         known_by="an alternative name `linkspan:INODE:NAME`, of the other end's namespace and interface",
-        purpose="a cable: one end on the host, the other in the container",
+        purpose="a virtual cable: one end on the host, the other in the container",
         sort=Sort.LINK,
         commands=_add_veth,
         on=_master,
@@ -497,7 +500,7 @@ KINDS = (
         rank=42,
         driver=driver,
         known_by="its veth pair",
-        purpose="the container's end of the cable, switched on",
+        purpose="the container's end of the cable, set up",
         commands=_set_interface,
         on=named,
     ),

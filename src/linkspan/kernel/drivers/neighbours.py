@@ -1,12 +1,12 @@
-"""Neighbours and forwarding entries: permanent ones, on tunnel devices of ours or with our protocol number.
+"""Neighbours and FDB entries: permanent ones, on our tunnel devices or with our protocol number.
 
 ARP and ND entries and a VXLAN device's FDB are one message with two families, and easily confused. A packet
 to 10.244.2.9 behind a VXLAN: its *route* names the peer's address in the network (10.244.2.0) as the next
-hop; the *neighbour* entry of that address gives the peer's VTEP MAC; the *forwarding entry* of that MAC
-gives the underlay address to which the frame is sent. What is permanent on a device of ours is ours; on another's
-(a gateway's entry on the underlay) what bears our protocol number, which such an entry is given.
+hop. The *neighbour* entry of that address gives the peer's VTEP MAC. The *FDB entry* of that MAC gives the
+underlay address to which the frame is sent. A permanent entry on a device of ours is ours; on another device
+(a gateway's entry on the underlay) entries with our protocol number are ours.
 
-Notifications of a VXLAN's FDB do not tell who changed it (the sender's port is 0, vxlan_fdb_notify in
+Notifications of a VXLAN's FDB do not say who changed it (the sender's port is 0, vxlan_fdb_notify in
 drivers/net/vxlan), so the driver notes in ``own`` what it is about to change, and events look there.
 """
 
@@ -46,39 +46,40 @@ DST, LLADDR, PROTOCOL = 1, 2, 12
 PERMANENT, NOARP, INCOMPLETE, FAILED = 0x80, 0x40, 0x01, 0x20
 _SELF, _MASTER = 0x02, 0x04
 NDMSG = struct.Struct("=BxxxiHBB")
-AF_BRIDGE = 7  # linux/socket.h: the family of forwarding entries
+AF_BRIDGE = 7  # linux/socket.h: the family of FDB entries
 
 _OURS = bytes([ROUTE_PROTOCOL])
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 _REMEMBERED = 1.0
-"""Seconds for which a change of ours is known as ours: its notification comes within the same send."""
+"""Seconds for which a change counts as ours: its notification comes within the same send."""
 
-# Attributes at fixed places, packed in one go: an address is a whole number of words, a MAC is padded. By the
-# length of the address.
+# Attributes at fixed offsets, packed in one go: an address is a whole number of words, a MAC is padded. By
+# the length of the address.
 _ENTRY = {n: struct.Struct(f"=BxxxiHBBHH{n}sHH6s2x") for n in (4, 16)}
 _FAMILY = {4: int(SOCKET_FAMILY[4]), 16: int(SOCKET_FAMILY[6])}
-# The kernel's own order in a dump, address first for neighbours (neigh_fill_info), MAC first for forwarding
-# entries (vxlan_fdb_info): three times as fast as looking for each attribute, which is done where it differs.
+# The kernel's own order in a dump, address first for neighbours (neigh_fill_info), MAC first for FDB entries
+# (vxlan_fdb_info): three times as fast as a search for each attribute, which is the fallback for another
+# order.
 _DUMPED = {n: struct.Struct(f"=HH{n}sHH6s") for n in (4, 16)}
 _DUMPED_ENTRY = {n: struct.Struct(f"=HH6sxxHH{n}s") for n in (4, 16)}
 
 _PLAIN_ENTRY = 52
-"""Bytes of an entry with an IPv4 address and nothing but its times (NDA_CACHEINFO)."""
+"""Size in bytes of an entry with only an IPv4 address and its times (NDA_CACHEINFO)."""
 
 _WHERE = ((6, "port"), (7, "vni"), (8, "via"))  # NDA_PORT, NDA_VNI, NDA_IFINDEX
 
 _BY_MAC = struct.Struct("=BxxxiHBBHH6s2x")
 
 Own = dict[tuple[int, int, bytes, bytes], float]
-"""Changes of ours by (message type, device's index, MAC, underlay address), and when they were made."""
+"""Our changes by (message type, device's index, MAC, underlay address), with their times."""
 
 
 class NeighbourDriver:
     """Neighbour and FdbEntry.
 
-    On a link of ours nobody else has entries that the kernel never checks again (permanent, NUD_NOARP, static or local
-    ones of a bridge): they would lead packets astray.
+    On our links only linkspan has entries that the kernel never checks again (permanent, NUD_NOARP, static or
+    local ones of a bridge): others would misdirect packets.
     """
 
     def __init__(self, sockets: Sockets, kinds: Kinds) -> None:
@@ -87,11 +88,11 @@ class NeighbourDriver:
         self.own: Own = {}
 
     def probe(self) -> Support:
-        """Every kernel has neighbours; who has no VXLAN has no device for forwarding entries."""
+        """Return support: every kernel has neighbours; one without VXLAN has no device for FDB entries."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what lasts on our devices, and on others' what bears our protocol number."""
+        """Return permanent entries on our devices, and on other devices those with our protocol number."""
         if netns != HOST:
             return []
         links = self._sockets.links(HOST)
@@ -112,11 +113,12 @@ class NeighbourDriver:
                 yield Neighbour(names[index], *_address_and_mac(payload))
 
     def _is_astray(self, found: Neighbour) -> bool:
-        """Tell whether a neighbour that is never checked was put by somebody: on a link that resolves, a single MAC."""
+        """Return whether somebody else made a permanent neighbour: on a link that resolves, with a unicast MAC."""
         return found.device.startswith(self._resolving) and len(found.mac) == 6 and not found.mac[0] & 1
 
     def _entries(self, ours: Mapping[int, str], macs: Mapping[int, bytes]) -> Iterable[FdbEntry]:
-        # A MAC has one entry: the kernel appends destinations to all-zero and multicast ones only (vxlan_fdb_update).
+        # A MAC has one entry: the kernel appends destinations only to all-zero and multicast ones
+        # (vxlan_fdb_update).
         dump = self._sockets.at(HOST).dump(
             GETNEIGH, bytes([AF_BRIDGE]) + bytes(11), "list forwarding entries"
         )
@@ -133,7 +135,7 @@ class NeighbourDriver:
                     yield FdbEntry(ours[index], mac, b"")
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Add, replace and remove entries; one whose device is gone is gone."""
+        """Add, replace and remove entries; one whose device is gone counts as removed."""
         failed: dict[Key, LinkspanError] = {}
         for states, kind in ((put, NEWNEIGH), (delete, DELNEIGH)):
             if states:
@@ -190,7 +192,7 @@ def _mac_and_address(payload: bytes) -> tuple[bytes, bytes]:
 
 
 def _elsewhere(payload: bytes) -> tuple[str, ...]:
-    """Return in words what sends an entry's frames to another port, by another VNI or device than ours."""
+    """Return in words what sends an entry's frames to another port, VNI or device than ours."""
     if len(payload) <= _PLAIN_ENTRY:
         return ()
     found = attributes(payload, 12)
@@ -205,7 +207,7 @@ def _message(state: Neighbour | FdbEntry, index: int, kind: int, *, tunnel: bool
     else:
         whose = _SELF if tunnel else _MASTER
         address, head = state.remote, (AF_BRIDGE, index, PERMANENT, whose, 0)
-    if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads by now
+    if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads now
         body = _BY_MAC.pack(*head, *mac)
     else:
         body = _ENTRY[len(address)].pack(*head, 4 + len(address), DST, address, *mac)
@@ -222,7 +224,7 @@ def _what(state: Neighbour | FdbEntry, kind: int) -> str:
 
 
 def driver(host: LocalHost) -> NeighbourDriver:
-    """Return the driver of neighbours and forwarding entries."""
+    """Return the driver of neighbours and FDB entries."""
     return NeighbourDriver(host.sockets, host.kinds)
 
 
@@ -243,7 +245,7 @@ KINDS = (
         rank=55,
         driver=driver,
         known_by="permanent or noarp, on a link of ours; on another link protocol number 76",
-        purpose="which MAC the next one has: another host's end of the tunnel, or a gateway",
+        purpose="the MAC of the next hop: another host's end of the tunnel, or a gateway",
         sort=Sort.PLACE,
         commands=_add_neighbour,
         on=on_device,
@@ -255,7 +257,7 @@ KINDS = (
         rank=56,
         driver=driver,
         known_by="permanent or static, on a link of ours",
-        purpose="at which address of the underlay that MAC is reached",
+        purpose="the underlay address behind which that MAC is",
         sort=Sort.PLACE,
         commands=_add_entry,
         on=on_device,

@@ -39,14 +39,14 @@ _PACKERS: dict[str, Callable[[str], bytes]] = {
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """What an element of a set is made of: types of the key's parts, and of the data's."""
+    """The types of a set's elements: of the key's parts, and of the data's."""
 
     key: tuple[str, ...]
     data: tuple[str, ...]
 
 
 def layout(state: NftSet) -> Layout | None:
-    """Return a set's layout, None for one that only libnftables can serve: intervals, other types."""
+    """Return a set's layout, None for a set that needs libnftables: intervals, other types."""
     key = tuple(state.type.split(" . "))
     data = tuple(state.data.split(" . ")) if state.data else ()
     known = not (state.interval or state.dynamic) and all(part in _PACKERS for part in (*key, *data))
@@ -80,7 +80,7 @@ def _message(verb: int, elements: Sequence[NftElement], of: Layout) -> Message:
 def transact(
     netlink: Socket, elements: Iterable[NftElement], layouts: dict[tuple[str, str, str], Layout], *, add: bool
 ) -> KernelError | None:
-    """Add or delete elements in one transaction; returns the first error, and then nothing was changed."""
+    """Add or delete elements in one transaction; return the first error, after which nothing was changed."""
     by_set: dict[tuple[str, str, str], list[NftElement]] = {}
     for element in elements:
         by_set.setdefault((element.family, element.table, element.set), []).append(element)

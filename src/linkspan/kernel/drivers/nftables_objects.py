@@ -1,8 +1,8 @@
-"""nftables: our tables, with their sets, chains and elements.
+"""nftables objects: our tables, with their sets, chains and elements.
 
-Rules are compared as nft lists them. Versions of nft differ in how they print a rule, so what was printed
-right after a chain was put is remembered as this chain's rendering; an agent that has just started, on a
-version of nft that prints it otherwise, puts the chain once more (one transaction, no packet sees less).
+Rules are compared as nft lists them. Versions of nft differ in how they print a rule, so the driver remembers
+what nft printed right after a put as this chain's rendering. A new agent with a version of nft that prints it
+otherwise puts the chain once more (one transaction, no packet passes fewer rules).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table
 from linkspan.kernel.local_host import LocalHost
 
 FEW = 64
-"""Elements that go by the short way; more are as quick by libnftables, and fit no netlink attribute (64 KiB)."""
+"""Largest number of elements for the fast path; for more libnftables is as fast, and they exceed a netlink
+attribute (64 KiB)."""
 
 MOST = 65535
-"""Elements of a set that rules fill; past that they add none."""
+"""Largest number of elements of a set that rules fill; beyond it rules add none."""
 
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
 """All tables of ours, by (family, name)."""
@@ -41,14 +42,14 @@ class FirewallDriver:
         self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
         self._layouts: dict[tuple[str, str, str], Layout] = {}
         self._listed: tuple[int, tuple[State, ...]] = (-1, ())
-        """What was listed last, and the ruleset's generation: it is so until the kernel tells another generation."""
+        """The last listing, with the ruleset's generation: it is valid until the kernel has another generation."""
 
     def close(self) -> None:
         """Close the socket."""
         self._netfilter.close()
 
     def probe(self) -> Support:
-        """nf_tables itself is asked, with a table of ours that need not exist."""
+        """Return support: ask nf_tables itself for a table of ours, which need not exist."""
         try:
             self._nft.run("list tables")
         except LinkspanError as error:
@@ -56,7 +57,7 @@ class FirewallDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return all that is in our tables: it is listed anew after a transaction, whoever made it."""
+        """Return everything in our tables; list again after a transaction, whoever made it."""
         if netns != HOST:
             return ()
         before = generation(self._netfilter)
@@ -104,7 +105,7 @@ class FirewallDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put and delete in one transaction; where that fails, each by itself, to find which one it is."""
+        """Put and delete in one transaction; if that fails, each by itself, to find the one that fails."""
         failed: dict[Key, LinkspanError] = {}
         if put and not self._elements_only(put, add=True):
             before = generation(self._netfilter)
@@ -125,9 +126,9 @@ class FirewallDriver:
                 self._layouts[state.family, state.table, state.name] = found
 
     def _elements_only(self, states: Sequence[State], *, add: bool) -> bool:
-        """Carry out a few elements of plain sets without libnftables; False where that is not what there is to do.
+        """Apply a few elements of plain sets without libnftables; return False for any other work.
 
-        Also where the kernel refuses: libnftables then finds which one it is, and says why.
+        Also if the kernel refuses: libnftables then finds the element, and the reason.
         """
         elements = [s for s in states if isinstance(s, NftElement)]
         if not 0 < len(elements) == len(states) <= FEW:
@@ -155,7 +156,7 @@ class FirewallDriver:
                 failed[states[0].key] = error.within(_name(states[0]))
 
     def _replaced(self, state: State) -> bool:
-        """A map's element whose data changed is deleted and added anew, in one transaction."""
+        """Delete and add a map's element whose data changed, in one transaction."""
         if not isinstance(state, NftElement) or not state.data:
             return False
         try:
@@ -165,9 +166,9 @@ class FirewallDriver:
         return True
 
     def _remember(self, chains: list[NftChain], before: int) -> None:
-        """Remember how nft lists the chains, unless anybody else changed anything since the generation ``before``.
+        """Remember how nft lists the chains, unless anybody else changed anything since generation ``before``.
 
-        Else a chain that somebody emptied in between would be taken for the one that was put.
+        Otherwise a chain that somebody emptied in between would be taken for the one that was put.
         """
         try:
             listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
@@ -183,7 +184,7 @@ class FirewallDriver:
 
 
 def _gone(error: KernelError) -> bool:
-    """Return whether nft says that what it was asked for is not there: somebody may delete it between two calls."""
+    """Return whether nft says that the object does not exist: somebody may delete it between two calls."""
     return re.search("No such file|does not exist", error.message) is not None
 
 
@@ -200,7 +201,7 @@ _BARE = re.compile(r"[0-9a-f.:/-]+|tcp|udp|sctp")
 
 
 def _quoted(part: str) -> str:
-    """Interface names are quoted; addresses, MACs, ports and protocols are not."""
+    """Return the part as nft needs it: interface names are quoted; addresses, MACs, ports and protocols are not."""
     return part if not part.startswith("ls") and _BARE.fullmatch(part) else f'"{part}"'
 
 
@@ -253,7 +254,7 @@ def _delete(states: Sequence[State]) -> Iterator[str]:
 
 
 def _elements(verb: str, elements: list[NftElement]) -> Iterator[str]:
-    """One command for each set: libnftables parses that several times faster than one for each element."""
+    """Return one command for each set: libnftables parses that several times faster than one for each element."""
     by_set: dict[tuple[str, str, str], list[NftElement]] = {}
     for element in elements:
         by_set.setdefault((element.family, element.table, element.set), []).append(element)
@@ -294,7 +295,7 @@ def _types(value: object) -> str:
 
 
 def _parts(value: object) -> tuple[str, ...]:
-    """Turn an element in nft's JSON into the parts that a state has."""
+    """Return the parts of a state's element from nft's JSON."""
     match value:
         case {"concat": list(parts)}:
             return tuple(part for item in parts for part in _parts(item))
@@ -340,7 +341,7 @@ def _add_element(state: NftElement, _shell: Shell) -> tuple[str, ...]:
 
 
 def _typed(states: Sequence[NftChain]) -> list[NftChain]:
-    """Return chains in an order in which nft takes them: one comes after those that it jumps to."""
+    """Return chains in an order that nft accepts: each one after those to which it jumps."""
     chains = {state.key: state for state in states}
     done: dict[NftChain, None] = {}
     met: set[NftChain] = set()
@@ -380,10 +381,10 @@ def _in_set(state: NftElement) -> tuple[Key, ...]:
 
 
 _SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking", "view_of", "viewing")
-"""Sets that give containers something begin so; every other set of ours keeps containers from forging addresses or from
-each other, as the rules do."""
+"""Prefixes of sets that enable something for containers. Every other set of ours keeps containers from
+forging addresses or from each other, as the rules do."""
 _ONE_PORT = ("macs", "senders", "internal_links")
-"""Sets of which each element is for one port, its first part, begin so."""
+"""Prefixes of sets whose elements are each for one port, their first part."""
 
 
 def _guards(state: NftTable | NftSet | NftChain) -> frozenset[str]:
@@ -407,7 +408,7 @@ KINDS = (
         rank=20,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="holds all of linkspan's firewall rules of one family",
+        purpose="contains all of linkspan's firewall rules of one family",
         sort=Sort.RULE,
         commands=_add_table,
         guards=_guards,
@@ -418,7 +419,7 @@ KINDS = (
         rank=21,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="what the rules look up: one more container is one more element",
+        purpose="used by the rules: one more container is one more element",
         sort=Sort.RULE,
         commands=_add_set,
         lost_with=_in_table,
@@ -445,7 +446,7 @@ KINDS = (
         rank=23,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="one entry that the rules look up",
+        purpose="one entry that the rules use",
         sort=Sort.RULE,
         commands=_add_element,
         lost_with=_in_set,

@@ -1,8 +1,9 @@
-"""Flows of one switch, by ovs-ofctl: it speaks OpenFlow 1.3 over unix, TCP and TLS, and is of Open vSwitch itself.
+"""OpenFlow: flows of one switch, by ovs-ofctl, which speaks OpenFlow 1.3 over unix, TCP and TLS (from Open vSwitch).
 
-A batch of changes is one bundle: the switch takes all of it at once, or nothing, and packets meet the old flows or the
-new ones. The same goes for the frames that look for hosts and links. What is ours is told by the cookie, which a
-deletion names too, so no flow of others' is touched, nor one that is no more ours.
+A batch of changes is one bundle: the switch applies all of it at once, or nothing, and packets meet either
+the old flows or the new ones. The same is true of the frames that look for hosts and links. Our flows are
+recognised by the cookie, which a deletion names too. So the driver touches no foreign flow, nor one that is
+no longer ours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.openflow import OWN_COOKIE, OWNER, Counted, Flow, Port
 
 PATIENCE = 5
-"""Seconds that a switch has to answer: ovs-ofctl itself gives up then."""
+"""Seconds within which a switch must answer: ovs-ofctl itself gives up then."""
 _NOTES = 100
 _LEADING = re.compile(r"(?P<name>cookie|duration|table|n_packets|n_bytes)=(?P<value>[^,\s]+),?\s*")
 _TIMES = re.compile(
@@ -37,13 +38,13 @@ class OpenFlowDriver:
         self.address = address
         self._tls = [f"--{key}={path}" for key, path in tls.items()] if address.startswith("ssl:") else []
         self.notes: tuple[tuple[int, str], ...] = ()
-        """Which MACs the switch had noted at which ports when it was observed last."""
+        """The MACs noted by the switch at its ports, as last observed."""
         self.counted: dict[Key, Counted] = {}
-        """Our flows with their counters, as they were observed last."""
+        """Our flows with their counters, as last observed."""
         self._looked = False
 
     def probe(self) -> Support:
-        """Tell whether the switch speaks with us."""
+        """Return whether the switch answers."""
         try:
             self.ports()
         except LinkspanError as error:
@@ -60,7 +61,7 @@ class OpenFlowDriver:
         return [one.flow for one in self.counted.values()]
 
     def look(self) -> None:
-        """Read our flows, counters and the notes; who observes next is given these."""
+        """Read our flows, counters and notes; the next observation gets them."""
         found = list(self.dump(OWN_COOKIE))
         self.notes = tuple(
             note for one in found if one.flow.table == _NOTES and (note := _note(one.flow)) is not None
@@ -69,7 +70,7 @@ class OpenFlowDriver:
         self._looked = True
 
     def dump(self, match: str = "") -> Iterator[Counted]:
-        """Yield flows with their counters, others' too where ``match`` does not leave them out."""
+        """Yield flows with their counters, also foreign ones unless ``match`` excludes them."""
         for line in self._run("--no-names", "dump-flows", self.address, *([match] if match else [])).splitlines():
             if "cookie=" in line:
                 yield parsed(line)
@@ -88,7 +89,7 @@ class OpenFlowDriver:
         return {}
 
     def ports(self) -> tuple[Port, ...]:
-        """Return the switch's ports, but for the one that is the switch's machine itself."""
+        """Return the switch's ports, except the local one of its own machine."""
         said = self._run("dump-ports-desc", self.address)
         parts = _PORT.split(said)[1:]
         found = []
@@ -99,7 +100,7 @@ class OpenFlowDriver:
         return tuple(sorted(found, key=lambda port: port.number))
 
     def send(self, frames: Iterable[tuple[bytes, Sequence[int]]]) -> None:
-        """Have frames sent, each by some ports."""
+        """Send frames, each through some ports."""
         lines = [
             f"packet-out in_port=controller packet={frame.hex()} actions={','.join(f'output:{n}' for n in ports)}"
             for frame, ports in frames
@@ -125,10 +126,10 @@ class OpenFlowDriver:
     def _error(self, said: str) -> LinkspanError:
         what = f"switch {self.name} at {self.address}"
         if old := _OLD.search(said):
-            fix = "let it speak that: ovs-vsctl set bridge BRIDGE protocols=OpenFlow13"
+            fix = "enable OpenFlow 1.3: ovs-vsctl set bridge BRIDGE protocols=OpenFlow13"
             return Invalid(f"{what} speaks OpenFlow {_version(old[1])}, and 1.3 is needed", fix)
         if refused := _REFUSED.search(said):
-            fix = "its own log says more; is it Open vSwitch, and not too old a one?"
+            fix = "its own log has details; is it a recent Open vSwitch?"
             return LinkspanError(f"{what} refuses a flow ({refused[1]}): table={refused[2]}", fix)
         why = said.splitlines()[-1].removeprefix("ovs-ofctl: ")
         if "connect" in why or "Alarm clock" in said or "timeout" in why.lower() or "closed" in why:
@@ -139,13 +140,13 @@ class OpenFlowDriver:
 
 
 def _version(text: str) -> str:
-    """Return OpenFlow's version numbers as people know them: 0x01 is 1.0 on the wire."""
+    """Return OpenFlow's version number for people: 0x01 is 1.0 on the wire."""
     found = [int(word, 16) for word in re.findall(r"0x[0-9a-f]+", text)]
     return ", ".join(f"1.{number - 1}" for number in found) or text
 
 
 def added(flow: Flow) -> str:
-    """Return a flow as add-flow takes it."""
+    """Return a flow in the syntax of add-flow."""
     return f"cookie={flow.cookie:#x},{flow.text} actions={flow.actions}"
 
 
@@ -178,7 +179,7 @@ KINDS = (
         state=Flow,
         rank=80,
         known_by="the first 16 bits of the cookie, 0x4c53; the next 8 are the kind of flow",
-        purpose="what a switch does with the packets that it matches",
+        purpose="what a switch does with matching packets",
         counted=False,
     ),
 )

@@ -42,11 +42,11 @@ class PolicyRuleDriver:
         self._sockets = sockets
 
     def probe(self) -> Support:
-        """Every kernel that serves containers has rules (CONFIG_IP_MULTIPLE_TABLES)."""
+        """Return support: every kernel that runs containers has policy rules (CONFIG_IP_MULTIPLE_TABLES)."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return the rules with our protocol number; those with selectors that are not ours cannot be ours."""
+        """Return the rules with our protocol number; rules with other selectors than ours cannot be ours."""
         for family, number in SOCKET_FAMILY.items():
             try:
                 found = self._sockets.at(netns).dump(GETRULE, _HEADER.pack(number, *bytes(11)), "list rules")
@@ -60,7 +60,7 @@ class PolicyRuleDriver:
                     yield _rule(payload, values, family, netns)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Add and remove rules. One that is there is right: all that it says is its key."""
+        """Add and remove rules. An existing one is right: its key is all that it has."""
         failed = batch.send(self._sockets, put, functools.partial(_message, kind=NEWRULE))
         there = {
             key: error
@@ -112,7 +112,7 @@ def _add(state: PolicyRule, shell: Shell) -> tuple[str, ...]:
 
 
 def _always(_state: PolicyRule) -> bool:
-    # Left from an agent that was killed, it would send packets by an interface that is another's by now.
+    # Left by an agent that was killed, it would send packets by an interface that now belongs to another program.
     return True
 
 

@@ -1,20 +1,21 @@
-"""Helper programs that outlive the agent.
+"""Helper processes that outlive the agent.
 
-A process is ours by ``LINKSPAN_PROCESS=STATE_DIR:NAME`` in its environment, and beside it stands the whole
-state that it was started with: so an agent with no memory knows everything of what runs, and there is no pid
-file to lie. Its children inherit the environment, but each helper leads a session of its own (setsid), and
-only a leader counts. A helper must therefore stay in the foreground.
+A process is ours by ``LINKSPAN_PROCESS=STATE_DIR:NAME`` in its environment, beside the whole state with which
+it was started. So an agent with no memory knows everything about running helpers, and no pid file can be
+wrong. Its children inherit the environment, but each helper leads a session of its own (setsid), and only a
+leader counts. A helper must therefore stay in the foreground.
 
-**Files.** A helper has ``loaded`` a file where the digest taken when it was last started or told to reload is
-the file's digest now. Observed ``files`` are those that are loaded: a changed file makes the observed state
-differ from the desired one, and the next pass reloads, once for any number of files, and also where the
-agent was killed between writing a file and reloading. The digests are in STATE_DIR/processes.json, with the
-process's start time; where that is lost, the cost is one reload too many.
+**Files.** A helper has ``loaded`` a file if the digest taken when it was last started or reloaded is the
+file's digest now. Observed ``files`` are those that are loaded. A changed file makes the observed state
+differ from the desired one, so the next pass reloads, once for any number of files, and also if the agent was
+killed between writing a file and reloading. The digests are in STATE_DIR/processes.json, with the process's
+start time; if that is lost, the cost is one superfluous reload.
 
-**Falls.** A helper that died is started again at once, with ``again`` after its argv, up to four times; one that dies
-over and over, each time within STEADY of its start, waits twice as long each time, and the reason is told.
+**Falls.** A helper that died is started again at once, with ``again`` after its argv, up to four times. One
+that keeps dying, each time within STEADY of its start, waits twice as long each time, and the reason is
+reported.
 
-**Deaths.** ``fileno()`` is readable when a helper has died, and ``died()`` takes the news; both may be used
+**Deaths.** ``fileno()`` is readable when a helper has died, and ``died()`` consumes that; both may be used
 from another thread. (It is an epoll of pidfds: a reader of single pidfds would have to follow every restart.)
 """
 
@@ -46,15 +47,15 @@ from linkspan.kernel.probe import dnsmasq
 OWNER = "LINKSPAN_PROCESS"
 STATE = "LINKSPAN_STATE"
 BIRTH = 0.05
-"""Seconds after which a start counts as one: a helper that refuses its configuration is gone within 20 ms."""
+"""Seconds after which a start counts as successful: a helper that refuses its configuration ends within 20 ms."""
 RELOAD = 2.0
-"""Seconds that a reload command is waited for, once: attaches wait as well."""
+"""Seconds to wait for a reload command, once: attaches wait as well."""
 LOG_LIMIT = 1 << 20
-"""Bytes of output kept: a log past it is begun anew at the next start."""
+"""Largest log in bytes: a larger one is truncated at the next start."""
 STEADY = 10.0
-"""Seconds after which a helper counts as well."""
+"""Seconds after which a helper counts as stable."""
 LONGEST_WAIT = 30.0
-"""Seconds between two starts of one that never gets well."""
+"""Seconds between two starts of a helper that never becomes stable."""
 
 
 class _Loaded(msgspec.Struct):
@@ -70,15 +71,15 @@ class _Running(msgspec.Struct):
 
     @property
     def since(self) -> float:
-        """When it started, in seconds after boot."""
+        """Return when it started, in seconds after boot."""
         return self.started / os.sysconf("SC_CLK_TCK")
 
     def alive(self) -> bool:
-        """Tell whether it lives; a zombie does not: its pidfd is readable though nobody has reaped it."""
+        """Return whether it lives; a zombie does not: its pidfd is readable before anybody has reaped it."""
         return not self.wait(0)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end; tell whether it came."""
+        """Wait for its end; return whether it ended."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -90,9 +91,9 @@ class _Reload(msgspec.Struct):
 
 
 class _Falls(msgspec.Struct):
-    """A series of deaths; times are seconds since boot. ``until`` is when the next start may be.
+    """A series of deaths; times are seconds since boot. ``until`` is the time of the next start.
 
-    One without a death is of a helper that was not there when it was looked for.
+    A series without a death is for a helper that was missing when it was looked for.
     """
 
     first: float
@@ -104,7 +105,7 @@ class ProcessDriver:
     """Starts, reloads, adopts and stops helper programs."""
 
     def __init__(self, state_dir: Path, grace: float = 5.0) -> None:
-        """``grace`` is how many seconds a helper has to end after SIGTERM."""
+        """Take ``grace``, the seconds that a helper has to end after SIGTERM."""
         self._dir = state_dir
         self._grace = grace
         self._loaded: Memory[_Loaded] = Memory(
@@ -117,7 +118,7 @@ class ProcessDriver:
         self._deaths = select.epoll()
 
     def probe(self) -> Support:
-        """Whether the kernel has pidfds (Linux 5.3)."""
+        """Return whether the kernel has pidfds (Linux 5.3)."""
         if not hasattr(os, "pidfd_open"):
             return Support("", "no pidfd: Linux 5.3 is needed")
         return Support("kernel")
@@ -127,32 +128,32 @@ class ProcessDriver:
         return self._deaths.fileno()
 
     def died(self) -> bool:
-        """Tell whether any helper died since the last call; the descriptor is quiet afterwards."""
+        """Return whether any helper died since the last call; the descriptor is quiet afterwards."""
         return bool(self._deaths.poll(0))
 
     def close(self) -> None:
-        """Close the descriptors; the helpers go on."""
+        """Close the descriptors; the helpers keep running."""
         for name in list(self._running or ()):
             self._drop(name)
         self._deaths.close()
 
     def down(self, name: str) -> float | None:
-        """Return for how many seconds a helper has not been well, None where it lives."""
+        """Return for how many seconds a helper has been down, None if it lives."""
         if name in self._living():
             return None
         return _now() - self._falls.setdefault(name, _Falls(_now())).first
 
     def pid(self, name: str) -> int:
-        """Return a helper's process, 0 where it does not live."""
+        """Return a helper's process id, 0 if it does not live."""
         running = self._living().get(name)
         return running.pid if running else 0
 
     def log(self, name: str) -> Path:
-        """Return where a helper's output goes."""
+        """Return the path of a helper's output."""
         return self._dir / f"{name}.log"
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Yield the helpers that live; in ``files`` only those that they have loaded as they are now."""
+        """Yield the running helpers; ``files`` has only those that they have loaded in their present version."""
         if netns != HOST:
             return []
         return [self._observed(r) for r in self._living().values()]
@@ -172,7 +173,7 @@ class ProcessDriver:
     # ---- what runs
 
     def _living(self) -> dict[str, _Running]:
-        """Return what lives by name. The processes are searched once: afterwards only we start any."""
+        """Return the running helpers by name. Search the processes only once: afterwards only we start any."""
         if self._running is None:
             self._running = {}
             for pid, state in self._found():
@@ -183,7 +184,7 @@ class ProcessDriver:
                 self._fell(running)
                 self._drop(name)
         for pid, child in list(self._children.items()):
-            if child.poll() is not None:  # reaps it
+            if child.poll() is not None:  # this reaps it
                 del self._children[pid]
         return self._running
 
@@ -195,7 +196,7 @@ class ProcessDriver:
         falls.until = _now() + (min(2.0 ** (falls.count - 5), LONGEST_WAIT) if falls.count > 4 else 0.0)
 
     def _found(self) -> Iterator[tuple[int, Process]]:
-        """Yield the leaders among the processes that carry our mark, with what they were started as."""
+        """Yield the session leaders among processes with our mark, with the state that started each."""
         for pid, environment in self._marked():
             with contextlib.suppress(OSError, msgspec.MsgspecError, KeyError):
                 if os.getsid(pid) == pid:
@@ -224,7 +225,7 @@ class ProcessDriver:
 
     def _drop(self, name: str) -> None:
         assert self._running is not None
-        os.close(self._running.pop(name).pidfd)  # which takes it out of the epoll, too
+        os.close(self._running.pop(name).pidfd)  # this removes it from the epoll, too
         if begun := self._reloads.pop(name, None):
             begun.command.kill()
             begun.command.wait()
@@ -260,11 +261,11 @@ class ProcessDriver:
         self._start(state)
 
     def _refuse_haste(self, name: str) -> None:
-        """Raise Unavailable where a helper died so often that its next start has to wait."""
+        """Raise Unavailable if a helper died so often that its next start must wait."""
         falls = self._falls.get(name)
         if falls is not None and (wait := falls.until - _now()) > 0:
             raise Unavailable(
-                f"{name} ended {falls.count} times soon after its start, and waits {wait:.0f} s for the next one: "
+                f"{name} ended {falls.count} times soon after its start; next start in {wait:.0f} s: "
                 f"{_tail(self.log(name))}",
                 f"its output is in {self.log(name)}",
             )
@@ -301,7 +302,7 @@ class ProcessDriver:
                     start_new_session=True,
                 )
         except FileNotFoundError as error:
-            what = f"start {state.name}: {state.argv[0]} is not there"
+            what = f"start {state.name}: {state.argv[0]} does not exist"
             raise NotFound(what, "is its package installed?") from error
         except OSError as error:
             raise of_errno(error.errno or 0, f"start {state.name} ({state.argv[0]})") from error
@@ -316,11 +317,11 @@ class ProcessDriver:
     def _hang_up(self, state: Process, running: _Running) -> None:
         files = digests(state.files)
         signal.pidfd_send_signal(running.pidfd, signal.SIGHUP)
-        # Not saved: it happens often, and an agent that does not know it sends one signal too many.
+        # Not saved: it happens often, and an agent without it only sends one signal too many.
         self._loaded.entries[state.name] = _Loaded(running.started, files)
 
     def _reload(self, state: Process, running: _Running) -> None:
-        """Reload; a command that takes long is left running, and its end is taken when it is next asked for."""
+        """Reload; a command that takes long keeps running, and the next call collects its result."""
         if begun := self._reloads.get(state.name):
             self._reloaded(state, running, begun, 0)
             if self._observed(running) == state:
@@ -351,7 +352,7 @@ class ProcessDriver:
         self._loaded.save()
 
     def _stop(self, running: _Running) -> None:
-        """End it and what it started: SIGTERM, a bounded wait, SIGKILL. Raises KernelError where it stays."""
+        """End it and its children: SIGTERM, a bounded wait, SIGKILL. Raises KernelError if it stays."""
         name = running.state.name
         for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, self._grace)):
             with contextlib.suppress(ProcessLookupError):
@@ -374,7 +375,7 @@ class ProcessDriver:
 
 
 def _at_home(folder: Path) -> bool:
-    """Tell whether a process is of our users and network namespace: anybody may bear a mark, users and containers."""
+    """Return whether a process is in our namespace with one of our users: anybody can forge a mark."""
     here = Path("/proc/thread-self/ns/net")
     return folder.stat().st_uid in (os.geteuid(), dnsmasq.uid()) and (folder / "ns/net").samefile(here)
 
@@ -390,9 +391,9 @@ def _now() -> float:
 
 
 def _tail(log: Path) -> str:
-    """Return the last words of a log, for an error."""
+    """Return the last lines of a log, for an error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:] if log.exists() else []
-    return " / ".join(line.strip() for line in lines)[-300:] or "it said nothing"
+    return " / ".join(line.strip() for line in lines)[-300:] or "it printed nothing"
 
 
 def driver(host: LocalHost) -> ProcessDriver:
@@ -409,7 +410,7 @@ KINDS = (
         state=Process,
         rank=71,
         driver=driver,
-        known_by="LINKSPAN_PROCESS in its environment, where it is of our user or of dnsmasq's",
+        known_by="LINKSPAN_PROCESS in its environment, if its user is ours or dnsmasq's",
         purpose="a helper program that outlives the agent",
         sort=Sort.PROGRAM,
         commands=_start,

@@ -1,4 +1,4 @@
-"""Routes with our protocol number: the main table's, and in containers those of tables too; and our BGP speaker's."""
+"""Routes with our protocol number: in the main table, and in containers also in others; and our BGP speaker's."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ _UNICAST, _UNREACHABLE, _SCOPE_LINK = 1, 7, 253
 _ONLINK = 4  # RTNH_F_ONLINK
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, _DST, _PREFSRC, _GATEWAY, _OIF)
-"""What the kernel tells of an IPv4 route to a peer, in its own order (fib_dump_info), the table first.
+"""The kernel's attributes of an IPv4 route to a peer, in its own order (fib_dump_info), the table first.
 
-A host has thousands of these, and to look for each attribute takes four times as long.
+A host has thousands of these, and a search for each attribute takes four times as long.
 """
 BIRD = 12  # RTPROT_BIRD
 DEFAULT_MTU = 1500
-_IP6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER in net/ipv6_route.h: what the kernel makes of metric 0
+_IP6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER in net/ipv6_route.h: the kernel's value for metric 0
 
 
 class RouteDriver:
@@ -72,11 +72,11 @@ class RouteDriver:
         self._sockets = sockets
 
     def probe(self) -> Support:
-        """Every kernel has routes."""
+        """Return support: every kernel has routes."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return the routes with our protocol number: of the main table, and in a container of all tables."""
+        """Return the routes with our protocol number: in the main table, and in a container in all tables."""
         names = self._sockets.names(netns)
         for family in SOCKET_FAMILY.values():
             table = _TABLE_MAIN if netns == HOST else _EVERY_TABLE
@@ -84,12 +84,12 @@ class RouteDriver:
                 yield _route(payload, names, netns)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Add, replace and remove routes; one whose device is gone is gone."""
+        """Add, replace and remove routes; one whose device is gone counts as removed."""
         new, old = functools.partial(_message, kind=NEWROUTE), functools.partial(_message, kind=DELROUTE)
         gone = (errno.ESRCH, errno.ENODEV)
         failed = batch.send(self._sockets, put, new)
-        # IPv6 takes no gateway on a link that is reached by another one, as it is by a tunnel's predecessor
-        # (ip6_route_check_nh_onlink): what is in its place goes first.
+        # IPv6 refuses a gateway on a link if a route to it uses another link, for example a tunnel's
+        # predecessor (ip6_route_check_nh_onlink): so the old route is removed first.
         again = [s for s in put if isinstance(s, Route) and s.onlink and _refused(failed.get(s.key))]
         if again:
             batch.send(self._sockets, [msgspec.structs.replace(s, device="") for s in again], old, gone)
@@ -163,7 +163,7 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
     device = ""
     if payload[7] != _UNREACHABLE and _OIF in found:
         device = names.get(struct.unpack("=I", found[_OIF])[0], "?")
-    elif _MULTIPATH in found:  # somebody else's: its first way stands for all
+    elif _MULTIPATH in found:  # another program's: its first next hop represents all
         device = names.get(_NEXTHOP.unpack_from(found[_MULTIPATH])[3], "?")
     gateway, source = bytes(found.get(_GATEWAY, b"")), bytes(found.get(_PREFSRC, b""))
     onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
@@ -178,7 +178,7 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
 def _amiss(
     payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, bytes], *, unreachable: bool
 ) -> Iterator[str]:
-    """Yield in words what of a route is not as linkspan makes it, and may stop packets."""
+    """Yield in words the properties of a route that differ from linkspan's, and may stop packets."""
     if payload[7] != (_UNREACHABLE if unreachable else _UNICAST):
         yield _TYPES.get(payload[7], f"type {payload[7]}")
     if any(metrics.get(_HOPLIMIT, b"")):
@@ -190,16 +190,16 @@ def _amiss(
 
 
 def if_id(found: Mapping[int, bytes]) -> int:
-    """Return which way an XFRM interface takes for a route of these attributes, 0 where it is none."""
+    """Return the XFRM interface's if_id in a route's attributes, 0 if there is none."""
     if _ENCAP not in found or found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
         return 0
     return int(struct.unpack("=I", attributes(found[_ENCAP])[_IF_ID])[0])
 
 
 def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
-    """Return the routes that are neither ours nor by a link of ours, and how each leads on: ``by eth0``.
+    """Return the routes that are neither ours nor through our links, and how each continues: ``by eth0``.
 
-    They are those of the main table, and those by which the host takes packets in (``of type local``).
+    They are those of the main table, and those by which the host receives packets (``of type local``).
     """
     links = sockets.links(HOST)
     names, ours = names_of(links), set(own_of(links).values())
@@ -223,7 +223,7 @@ def _way(payload: bytes, device: str) -> str:
 
 
 def learnt_routes(sockets: Sockets, metric: int) -> list[Route]:
-    """Return the routes that a BGP speaker put with this metric; one of several next hops has no device."""
+    """Return the routes of a BGP speaker with this metric; one with several next hops has no device."""
     return [
         route
         for family in SOCKET_FAMILY.values()
@@ -233,7 +233,7 @@ def learnt_routes(sockets: Sockets, metric: int) -> list[Route]:
 
 
 def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
-    """Remove routes of a BGP speaker. Raises KernelError; those that are gone are gone."""
+    """Remove routes of a BGP speaker. Raises KernelError; those that are gone count as removed."""
     messages = [_message(route, 0, DELROUTE, BIRD) for route in routes]
     for result in sockets.at(HOST).batch(messages) if messages else ():
         if result is not None and result.errno not in (errno.ESRCH, errno.ENODEV):
@@ -241,7 +241,7 @@ def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
 
 
 def default_link(sockets: Sockets) -> str:
-    """Return the link that the host's default route leaves by, '' where it has none."""
+    """Return the link of the host's default route, '' if it has none."""
     every = (payload for family in SOCKET_FAMILY.values() for payload in _dump(sockets, HOST, family))
     found = [one for one in every if one[1] == 0 and one[7] == _UNICAST and one[5] != ROUTE_PROTOCOL]
     links = sockets.links(HOST) if found else []
@@ -251,13 +251,13 @@ def default_link(sockets: Sockets) -> str:
 
 
 def uplink_mtu(sockets: Sockets) -> int:
-    """Return the MTU of the link that the default route leaves by, 1500 where there is none."""
+    """Return the MTU of the default route's link, 1500 if there is none."""
     device = default_link(sockets)
     return sockets.mtu(HOST, device) if device else DEFAULT_MTU
 
 
 def default_metrics(sockets: Sockets, netns: int) -> list[int]:
-    """Return the metrics of a container's default routes, whoever put them."""
+    """Return the metrics of a container's default routes, also foreign ones."""
     metrics = []
     for family in SOCKET_FAMILY.values():
         for payload in _dump(sockets, netns, family):
@@ -296,12 +296,12 @@ def _add(state: Route, shell: Shell) -> tuple[str, ...]:
 
 
 def _typed(states: Sequence[Route]) -> list[Route]:
-    """Return routes by a gateway after the direct ones, among which is the way to the gateway."""
+    """Return routes through a gateway after the direct ones, among which is the route to the gateway."""
     return sorted(states, key=lambda state: bool(state.gateway))
 
 
 def _in_our_table(state: Route) -> bool:
-    # Left from an agent that was killed, it would send packets by an interface that is another's by now.
+    # Left by an agent that was killed, it would send packets by an interface that now belongs to another program.
     return bool(state.table)
 
 

@@ -1,7 +1,7 @@
-"""Files that have a secret in them: rendered from a text and the secret's own file, and never kept anywhere else.
+"""Files with a secret: rendered from a text and the secret's own file, and stored nowhere else.
 
-The memory file has the states, in which the secret is not; a file of ours is looked at by rendering it again. The
-secret's file must be root's alone, or the secret would be everybody's already.
+The memory file has the states, without the secret. To check a file of ours, the driver renders it again. Only
+root may read the secret's file, because otherwise the secret would be public already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODE = 0o600
 LONGEST = 80
 """Bytes: TCP_MD5SIG_MAXKEYLEN in linux/tcp.h."""
 LARGEST = 1 << 20
-"""Bytes of a file that is read."""
+"""Largest file that is read, in bytes."""
 
 
 class SecretDriver:
@@ -39,7 +39,7 @@ class SecretDriver:
         self._ours: Memory[Secret] = Memory(memory_file, Secret)
 
     def probe(self) -> Support:
-        """Files are everywhere."""
+        """Return support: files are everywhere."""
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
@@ -50,7 +50,7 @@ class SecretDriver:
                     yield msgspec.structs.replace(state, current=_current(state))
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Write and take away, each on its own."""
+        """Write and remove, each file on its own."""
         errors: dict[Key, LinkspanError] = {}
         for states, act in ((put, self._put), (delete, self._delete)):
             for state in states:
@@ -79,15 +79,15 @@ class SecretDriver:
 
 
 def alone(source: str) -> bytes:
-    """Return what is in a secret's file. Raises Denied, naming it, where others may read it, or it is not there."""
+    """Return the content of a secret's file. Raises Denied with its name if others may read it, or if it is missing."""
     hint = f"chown root: {source}; chmod 600 {source}"
-    denied = Denied(f"{source} is not root's alone, and a secret should be", hint)
+    denied = Denied(f"{source} must belong to root, and nobody else may read it", hint)
     content = _read(source, f"read the secret in {source}", os.O_NOFOLLOW, 0o077, denied)
     return content[: 1 << 14].removesuffix(b"\n")
 
 
 def trusted(source: str, what: str) -> bytes:
-    """Return what is in a file that says whom to trust. Raises Denied, naming it, where others may write it."""
+    """Return the content of a file of trusted keys. Raises Denied with its name if others may write it."""
     denied = Denied(
         f"{source} ({what}) can be changed by others than root, and says whom this host trusts",
         f"chown root {source}; chmod go-w {source}",
@@ -96,7 +96,7 @@ def trusted(source: str, what: str) -> bytes:
 
 
 def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> bytes:
-    """Return a file's content. Raises ``denied`` where it is not root's, or has one of these modes for others."""
+    """Return a file's content. Raises ``denied`` if it is not root's, or has one of these modes for others."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
         with os.fdopen(fd, "rb") as file:
@@ -111,7 +111,7 @@ def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> b
 
 
 def apart(folder: Path) -> None:
-    """Make a folder root's alone, also where it is there already. Raises LinkspanError, naming it."""
+    """Reserve a folder for root, also if it exists. Raises LinkspanError with its name."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -124,15 +124,15 @@ def apart(folder: Path) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise of_errno(error.errno or 0, f"make {folder} root's alone") from error
+        raise of_errno(error.errno or 0, f"reserve {folder} for root") from error
 
 
 def rendered(state: Secret) -> bytes:
-    """Return the file's content. Raises what ``alone`` does, and Invalid where what is in it can be no secret."""
+    """Return the file's content. Raises what ``alone`` does, and Invalid if the secret's content is no valid secret."""
     text = alone(state.source).decode("ascii", errors="replace")
     if not 1 <= len(text) <= LONGEST or not text.isascii() or not text.isprintable() or '"' in text:
         raise Invalid(
-            f"what is in {state.source} can be no password",
+            f"the content of {state.source} is no valid password",
             f'it has 1 to {LONGEST} printable ASCII characters on one line, and no "',
         )
     return state.text.replace(SECRET, f'"{text}"').encode()
@@ -147,12 +147,12 @@ def _current(state: Secret) -> bool:
 
 
 def driver(host: LocalHost) -> SecretDriver:
-    """Return the driver of files with a secret in them."""
+    """Return the driver of files with a secret."""
     return SecretDriver(host.state_dir / "secrets.json")
 
 
 def _write(state: Secret, _shell: Shell) -> tuple[str, ...]:
-    """Return a command that reads the password from its own file, so that nobody sees it."""
+    """Return a command that reads the password from its own file, so that it is not displayed."""
     source, target = shlex.quote(state.source), shlex.quote(state.path)
     before, after = (shlex.quote(part) for part in state.text.split(SECRET))
     return (f"(umask 077; printf '%s\"%s\"%s' {before} \"$(cat {source})\" {after} >{target})",)
@@ -164,7 +164,7 @@ KINDS = (
         rank=70,
         driver=driver,
         known_by="a record in the state folder, with what was there before",
-        purpose="what a helper program reads, with a password in it",
+        purpose="configuration of a helper program, with a password",
         sort=Sort.FILE,
         commands=_write,
         read_by=Process,

@@ -1,13 +1,13 @@
-"""Token buckets (tc-tbf(8)) at the root of a device: a container's bandwidth, one for each direction.
+"""Shaper: token buckets (tc-tbf(8)) at the root of a device limit a container's bandwidth, one for each direction.
 
-On the host every tbf on a device of ours is ours, and every other root qdisc that somebody put there is a
-ForeignQdisc: it may drop or delay all packets of the device. The kernel's own qdiscs have handle 0. In a container's
-namespace the devices that we put a token bucket on are remembered by the process alone: after a restart each is put
-once more, which changes nothing where it is right.
+On the host every tbf on a device of ours is ours, and every other root qdisc that somebody added there is a
+ForeignQdisc: it may drop or delay all packets of the device. The kernel's own qdiscs have handle 0. In a
+container's namespace only the process remembers which devices have a token bucket of ours: after a restart
+each is put once more, which changes nothing if it is right.
 
-The kernel keeps a burst as the time that it takes at the rate, in ticks of 64 ns, so the bytes given cannot
-be read back exactly above 15 Mbyte/s. A burst that comes to the same time as the one put is that one; with
-nothing remembered it is rounded to GRAIN, which is exact up to 8 Gbyte/s where bursts are multiples of it.
+The kernel stores a burst as the time that it takes at the rate, in ticks of 64 ns, so the bytes cannot be
+read back exactly above 15 Mbyte/s. A burst with the same time as the one put counts as equal. Without memory
+it is rounded to GRAIN, which is exact up to 8 Gbyte/s for bursts that are multiples of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from linkspan.kernel.local_host import LocalHost
 GRAIN = 1024
 """Bytes: a burst should be a multiple of it."""
 LATENCY = 0.025
-"""Seconds that a packet may wait before it is dropped (as the reference bandwidth plugin has it)."""
+"""Seconds that a packet may wait before it is dropped (as in the reference bandwidth plugin)."""
 # linux/rtnetlink.h, pkt_sched.h
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _ROOT, _HANDLE = 0xFFFFFFFF, 1 << 16
@@ -55,28 +55,28 @@ _MODULE_HINT = "the kernel has no tbf (module sch_tbf): leave bandwidth out, or 
 
 
 def _ticks(burst: int, rate: int) -> int:
-    """Return a burst as the kernel reports it: 32 bits of ticks, which begin anew after 274 s."""
+    """Return a burst as the kernel reports it: 32 bits of ticks, which wrap after 274 s."""
     return burst * 1_000_000_000 // rate // _TICK & _U32
 
 
 class ShaperDriver:
-    """Puts and takes away token buckets; takes away what others put in their place."""
+    """Puts and removes token buckets; removes qdiscs that others put in their place."""
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._sockets = Sockets(namespaces)
         self._put_on: dict[int, dict[str, TokenBucket]] = {}
 
     def probe(self) -> Support:
-        """Tell that the kernel has it: that is seen at the first put only, which loads its module."""
+        """Return support: the first put shows whether the kernel has it, because it loads the module."""
         return Support("kernel")
 
     @property
     def port(self) -> int:
-        """The port of the host's socket, by which events tell our own changes."""
+        """Return the port of the host's socket, by which events recognise our own changes."""
         return self._sockets.port
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return our token buckets in the namespace, and on the host others' root qdiscs on our devices."""
+        """Return our token buckets in the namespace, and on the host foreign root qdiscs on our devices."""
         put_on = self._put_on.get(netns, {})
         if netns != HOST and not put_on:
             return []
@@ -93,7 +93,7 @@ class ShaperDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put in place of whatever is at the root, or take away; a device that is gone has no qdisc."""
+        """Replace whatever is at the root, or remove it; a device that is gone has no qdisc."""
         failed = each(put, self._put) | each(delete, self._delete)
         self._sockets.release()
         return failed
@@ -144,7 +144,8 @@ class ShaperDriver:
             except KernelError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                # Another's of our handle and another kind is not replaced (tc_modify_qdisc in net/sched/sch_api.c).
+                # A foreign qdisc with our handle and another kind cannot be replaced (tc_modify_qdisc in
+                # net/sched/sch_api.c).
                 self._remove_root(state.netns, index, what)
                 self._sockets.at(state.netns).request(message)
         except KernelError as error:
@@ -192,7 +193,7 @@ KINDS = (
         rank=61,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="a limit on the rate of what leaves by a link",
+        purpose="a limit on the rate at which packets leave a link",
         commands=_limit,
         on=on_device,
         events=_EVENTS,

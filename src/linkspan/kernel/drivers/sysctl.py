@@ -1,18 +1,18 @@
-"""Kernel settings below /proc/sys/net, which shows the namespace of the thread that looks.
+"""Kernel settings below /proc/sys/net, which shows the calling thread's namespace.
 
-**Sysctl** is a setting of somebody else's: the value before ours is written down before the first write and
-given back at delete, where the value is still ours. For the host's namespace it is kept in a file, by which
-an agent with no memory knows what is ours; a container's namespace goes with its container, and the
-process's own memory will do. A value that lasted over a reboot was not ours: the file counts for one boot
-and one namespace only. Where the file is lost, our rules tell what forwarding was (``closed_links``). What other
-settings were nobody knows then: they are left as they are, and said (``unknown``).
+**Sysctl** is a setting that others use too. The driver records its earlier value before the first write, and
+restores it at delete, if the value is still ours. For the host's namespace the record is a file, by which an
+agent with no memory knows what is ours. A container's namespace ends with its container, so the process's own
+memory is enough. A value that survived a reboot was not ours: the file is valid for one boot and one
+namespace. If the file is lost, our rules show the old forwarding (``closed_links``). Nobody knows the old
+values of other settings then: they are left unchanged, and reported (``unknown``).
 
-**LinkSysctl** is a setting of a link of ours, and goes with it: nothing is written down. What was put is
-read again at each observe, so that a value changed by hand is found; one whose link is gone is forgotten.
-After a restart they are put once more, which writes nothing where the value is right. On the host one question for
-each link tells most of them (``devconf.py``).
+**LinkSysctl** is a setting of a link of ours, and is removed with it: nothing is recorded. Each observation
+reads it again, so that a value changed by hand is found; a setting whose link is gone is forgotten. After a
+restart it is put once more, which writes nothing if the value is right. On the host one query for each link
+covers most of them (``devconf.py``).
 
-Values are compared with white space collapsed, as one space: give them so.
+Values are compared with white space collapsed to one space: give them so.
 """
 
 from __future__ import annotations
@@ -44,42 +44,42 @@ from linkspan.kernel.probe import closed_links, forwarders
 
 ROOT = Path("/proc/sys")
 LONGEST = 4096
-"""Bytes of a setting: one page, as sysctl's own buffers are."""
+"""Size of a setting in bytes: one page, like sysctl's own buffers."""
 
 
 _FORWARDING = {
     "net/ipv4/ip_forward": ("net/ipv4/conf/*/forwarding", "net/ipv4/conf/all/accept_redirects"),
     "net/ipv6/conf/all/forwarding": ("net/ipv6/conf/*/forwarding",),
 }
-"""What the kernel sets along with a setting: inet_forward_change and addrconf_forward_change."""
+"""Settings that the kernel changes along with a setting: inet_forward_change and addrconf_forward_change."""
 
 
 _ALSO = {"net/ipv4/conf/all/forwarding": "net/ipv4/ip_forward"}
-"""Files that are another name of a setting of forwarding."""
+"""Files that are another name of a forwarding setting."""
 
-_WITHOUT = "forwarding is then given back as far as linkspan's rules tell what it was, and other settings stay"
-"""What follows from moving the file away."""
+_WITHOUT = "forwarding is then restored as far as linkspan's rules show its old value, and other settings stay"
+"""The consequence of moving the file away."""
 
 _MENDED = 0.5
-"""Seconds after a setting was put back for which a writer's end means nothing: it may be who had changed it."""
+"""Seconds after a repair of a setting during which the end of a write means nothing: it may be the earlier change."""
 
 
 class _Entry(msgspec.Struct):
     before: str
     ours: str
     along: dict[str, str] = {}
-    """What the kernel set along with ours, as it was before."""
+    """Earlier values of what the kernel changed along with our setting."""
     others: bool = False
-    """Of forwarding: whether others were there already, and lived without it."""
+    """For forwarding: whether other users of it existed already, and did without."""
     there: dict[int, bool] = {}
-    """Of forwarding: by index, the links that were there, and whether what came in by them was forwarded."""
+    """For forwarding: by index, the links that existed, and whether their incoming packets were forwarded."""
     known: bool = True
-    """Whether ``before`` was there before ours, and is not ours itself."""
+    """Whether ``before`` is really the earlier value, and not ours."""
 
 
 def read(path: str) -> str:
-    """Return a setting of the calling thread's namespace. Raises NotFound where there is no such setting."""
-    try:  # thousands of these each second on a host with many containers: a third of the time of Path.read_text
+    """Return a setting of the calling thread's namespace. Raises NotFound if there is no such setting."""
+    try:  # thousands of reads each second on a host with many containers: a third of the time of Path.read_text
         fd = os.open(f"{ROOT}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(fd, LONGEST)
@@ -91,7 +91,7 @@ def read(path: str) -> str:
 
 
 def write(path: str, value: str) -> bool:
-    """Set it where it differs, and return whether it did. Raises NotFound, or KernelError for a value refused."""
+    """Set it if it differs, and return whether it did. Raises NotFound, or KernelError for a refused value."""
     if read(path) == value:
         return False
     try:
@@ -104,55 +104,55 @@ def write(path: str, value: str) -> bool:
 def _error(error: OSError, what: str) -> LinkspanError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         hint = "is the link gone, or the kernel without this protocol?"
-        return NotFound(f"{what}: there is no such setting", hint)
+        return NotFound(f"{what}: the setting does not exist", hint)
     return of_errno(error.errno or 0, what)
 
 
 class SysctlDriver:
-    """Sets kernel settings and gives back what was there before."""
+    """Sets kernel settings and restores their earlier values."""
 
     def __init__(self, namespaces: Namespaces, memory_file: Path) -> None:
         self._namespaces = namespaces
         epoch = f"{boot_id()}:{namespaces.home}"
         self._kept: Memory[_Entry] = Memory(memory_file, _Entry, epoch, without=_WITHOUT)
         self._lost: bool | None = None
-        """Whether an agent wrote the file, and it is lost; None: nobody has looked yet."""
+        """Whether an agent wrote the file, and it is lost; None: not checked yet."""
         self._passing: dict[int, dict[str, _Entry]] = {}
         self._links: dict[int, set[str]] = {}
         self._sockets = Sockets(namespaces)
         self.watch = WriteWatch(ROOT / path for path in (*_FORWARDING, *_ALSO))
-        """Readable where somebody has written to a setting of forwarding, be it the value that it has."""
+        """Readable after somebody has written to a forwarding setting, even the value that it has."""
         self._mended: dict[str, float] = {}
-        """When a setting of forwarding was put back that somebody had changed."""
+        """When a forwarding setting that somebody had changed was restored."""
 
     def probe(self) -> Support:
-        """Every Linux has it; a container may have it read-only."""
+        """Return support: every Linux has it; a container may have it read-only."""
         return Support("kernel")
 
     def settle(self, *, ran_before: bool) -> str:
-        """Write down what settings were before linkspan; return what is to be told where that was lost, '' else.
+        """Record settings as they were before linkspan; return a message if that record was lost, else ''.
 
-        ``ran_before`` tells that an agent ran here in this boot: so there was a file.
+        ``ran_before``: an agent ran here in this boot, so there was a file.
         """
         entries = self._known
         if self._kept.found:
             return ""
         self._lost = self._lost or ran_before
-        with contextlib.suppress(LinkspanError):  # a full disk: the next look says so
+        with contextlib.suppress(LinkspanError):  # a full disk: the next observation reports it
             self._kept.save()
         if not self._lost:
             return ""
         told = ", ".join(sorted(entries))
-        found = f"linkspan's rules tell it of {told}" if told else "no rules of linkspan's tell it of forwarding"
-        return f"{self._kept.path} was lost, which had what settings were before linkspan: {found}"
+        found = f"linkspan's rules show it for {told}" if told else "no rules of linkspan's show it for forwarding"
+        return f"{self._kept.path}, which had the settings' values before linkspan, was lost: {found}"
 
     def unknown(self) -> dict[str, str]:
-        """Return the host's settings that linkspan set and cannot give back, with their values, by path."""
+        """Return the host's settings that linkspan set and cannot restore, with their values, by path."""
         return {path: entry.ours for path, entry in list(self._known.items()) if not entry.known}
 
     @property
     def _known(self) -> dict[str, _Entry]:
-        """What is known of the host's settings before ours: by the file or, where that is lost, by our rules."""
+        """Return what is known of the host's earlier settings: from the file or, if that is lost, from our rules."""
         entries = self._kept.entries
         if self._lost is None:
             told = None if self._kept.found else closed_links.links_before()
@@ -161,7 +161,7 @@ class SysctlDriver:
         return entries
 
     def before(self, path: str) -> str:
-        """Return the host's value before ours, the present one where it is not ours, '' where there is none."""
+        """Return the host's earlier value, the present one if it is not ours, '' if there is none."""
         if entry := self._known.get(path):
             return entry.before
         try:
@@ -170,14 +170,14 @@ class SysctlDriver:
             return ""
 
     def there(self, path: str) -> dict[int, bool]:
-        """Return the links that were there before ours was set, by index, and whether they forwarded; now's without."""
+        """Return the links that existed before our value was set, by index, and whether they forwarded."""
         entry = self._known.get(path)
         return _links_there(path) if entry is None else entry.there
 
     def noticed(self) -> bool:
-        """Take note of who has turned forwarding on besides us, and return whether anybody has.
+        """Record who else has enabled forwarding, and return whether anybody has.
 
-        The value was there before from then on: it is not taken back, and closes nothing.
+        From then on that value counts as the earlier one: linkspan does not take it back, and closes nothing.
         """
         found = False
         for name in self.watch.written():
@@ -194,12 +194,12 @@ class SysctlDriver:
         return found
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Yield those of ours in the namespace, with the values that they have now."""
+        """Yield our settings in the namespace, with their present values."""
         if netns != HOST and not self._passing.get(netns) and not self._links.get(netns):
             return []
         try:
             with self._namespaces.entered(netns):
-                # Not there now (its link is away) is not forgotten: the link may come back.
+                # A setting whose link is away now is not forgotten: the link may come back.
                 present = ((path, _present(path)) for path in self._entries(netns))
                 found: list[State] = [
                     Sysctl(path, value, netns) for path, value in present if value is not None
@@ -217,7 +217,7 @@ class SysctlDriver:
             raise
 
     def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
-        """Return the values of links' settings on the host, by path: one question for each link."""
+        """Return the values of links' settings on the host, by path: one query for each link."""
         values: dict[str, str | None] = {}
         links: dict[str, list[str]] = {}
         for path in paths:
@@ -226,13 +226,13 @@ class SysctlDriver:
         for name, mine in links.items():
             try:
                 arrays = devconf.arrays(self._sockets.link(HOST, name))
-            except LinkspanError:  # the link is gone: the write says so
+            except LinkspanError:  # the link is gone: the write reports it
                 continue
             values.update((path, devconf.value(path, arrays)) for path in mine)
         return values
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Set and give back, in order; deletes of one namespace in the reverse order of their puts."""
+        """Set and restore, in order; deletes of one namespace in the reverse order of their puts."""
         there = self._there(s.path for s in put if isinstance(s, LinkSysctl) and s.netns == HOST)
         failed = each(put, lambda state: self._put(state, there.get(state.path)))
         try:
@@ -245,7 +245,7 @@ class SysctlDriver:
         return self._known if netns == HOST else self._passing.setdefault(netns, {})
 
     def _put(self, state: Sysctl | LinkSysctl, there: str | None) -> None:
-        """Set it, where it is not known to be right already."""
+        """Set it, unless it is known to be right already."""
         if there != state.value:
             with self._namespaces.entered(state.netns):
                 known = state.netns == HOST and state.path in self._known
@@ -259,7 +259,7 @@ class SysctlDriver:
             self._links.setdefault(state.netns, set()).add(state.path)
 
     def _remember(self, state: Sysctl) -> None:
-        """Write down what is there before it is changed: a kill in between leaves too much, not too little."""
+        """Record the present value before a change: after a kill in between the record has too much, not too little."""
         entries = self._entries(state.netns)
         old = entries.get(state.path)
         if old is not None and old.ours == state.value:
@@ -282,7 +282,7 @@ class SysctlDriver:
                 raise
 
     def _newest_first(self, delete: Sequence[State]) -> list[Sysctl | LinkSysctl]:
-        """Return the deletes, the last put first: accept_ra may go back only once forwarding has."""
+        """Return the deletes, the last put first: accept_ra may be restored only after forwarding."""
         states = [s for s in delete if isinstance(s, Sysctl | LinkSysctl)]
         order = {
             (netns, path): number
@@ -300,7 +300,8 @@ class SysctlDriver:
             return
         try:
             with self._namespaces.entered(state.netns):
-                # Engines turn forwarding on when they start, and not again: one that came after us needs ours.
+                # Engines enable forwarding when they start, and not again: an engine that started after us
+                # needs our value.
                 if read(state.path) == entry.ours and (entry.others or not _others(state.path)):
                     _give_back(state.path, entry)
         except NotFound:
@@ -315,7 +316,7 @@ class SysctlDriver:
 
 
 def _rebuilt(closed: Mapping[int, Mapping[str, bool]]) -> Iterable[tuple[str, _Entry]]:
-    """Yield what forwarding was, by path, for the families that our rules keep closed."""
+    """Yield the old forwarding, by path, for the families that our rules keep closed."""
     indexes = {name: index for index, name in socket.if_nameindex()}
     for path in _FORWARDING:
         family = 4 if "ipv4" in path else 6
@@ -326,30 +327,30 @@ def _rebuilt(closed: Mapping[int, Mapping[str, bool]]) -> Iterable[tuple[str, _E
 
 
 def _others(path: str) -> bool:
-    """Tell whether it is forwarding, and others are there that forward."""
+    """Return whether it is forwarding, and others exist that forward."""
     return path in _FORWARDING and forwarders.present(4 if "ipv4" in path else 6)
 
 
 def _links_there(path: str) -> dict[int, bool]:
-    """Return the links that there are, by index, and whether what comes in by them is forwarded."""
+    """Return the existing links, by index, and whether their incoming packets are forwarded."""
     if path not in _FORWARDING:
         return {}
     links = socket.if_nameindex()
-    if "ipv6" in path:  # the one setting decides for all links (ip6_forward in net/ipv6/ip6_output.c)
+    if "ipv6" in path:  # one setting decides for all links (ip6_forward in net/ipv6/ip6_output.c)
         forwarded = _present(path) == "1"
         return {index: forwarded for index, _ in links}
     return {index: _present(f"net/ipv4/conf/{name}/forwarding") == "1" for index, name in links}
 
 
 def _along(path: str) -> dict[str, str]:
-    """Return what the kernel sets along with a setting, as it is now."""
+    """Return the present values of what the kernel changes along with a setting."""
     found = [p.relative_to(ROOT) for pattern in _FORWARDING.get(path, ()) for p in ROOT.glob(pattern)]
     present = {str(p): _present(str(p)) for p in found if p.parts[-2:] != ("all", "forwarding")}
     return {name: value for name, value in present.items() if value is not None}
 
 
 def _give_back(path: str, entry: _Entry) -> None:
-    """Write the value before ours, and those that the kernel then changes along with it."""
+    """Write the earlier value, and those that the kernel then changes along with it."""
     during = _along(path)
     write(path, entry.before)
     for name, value in _along(path).items():
@@ -387,7 +388,7 @@ def _set_along(state: LinkSysctl) -> tuple[Key, ...]:
     return (Sysctl(_OF_ALL[state.path.split("/")[1]], "").key,)
 
 
-# An address may have gone with a setting: IPv6's go where it is disabled.
+# An address may be lost with a setting: disabling IPv6 removes its addresses.
 _EVENTS = frozenset({Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE, Event.SETTING})
 
 KINDS = (
@@ -396,7 +397,7 @@ KINDS = (
         rank=10,
         driver=driver,
         known_by="a record in the state folder, with what was there before",
-        purpose="a setting of the kernel, put back at uninstall",
+        purpose="a kernel setting, restored at uninstall",
         sort=Sort.SETTING,
         commands=_command,
         events=_EVENTS,
@@ -407,7 +408,7 @@ KINDS = (
         rank=45,
         driver=driver,
         known_by="its link",
-        purpose="a setting of one link, which goes with it",
+        purpose="a setting of one link, removed with it",
         sort=Sort.SETTING,
         commands=_command,
         on=_link,

@@ -1,13 +1,14 @@
 """Tunnel devices: VXLAN, and IPIP and WireGuard as the kernel's devices or as persistent TUNs.
 
-A device is born with its MAC (a network manager would rewrite one that is given later), its alternative name
+A device is created with its MAC (a network manager would rewrite one that is set later), its alternative name
 and up, by one send. VNI, port and local address cannot be changed in place: such a device is replaced, and
-what fell with it (addresses, entries, routes) is found missing afterwards. A VXLAN that was made to learn,
-to flood to somebody, or to send otherwise than we do (TTL, device, proxy), is not what we make; it is observed with
-VNI 0, and so replaced. A device that has lost its alternative name is known by what it was made with.
+the next pass finds what was lost with it (addresses, entries, routes). A VXLAN that was made to learn, to
+flood, or to send otherwise than ours (TTL, device, proxy), is observed with VNI 0, and so replaced. A device
+that has lost its alternative name is recognised by what it was made with.
 
-A kernel without the ipip module (or wireguard's) has a TUN in its stead, which a helper in user space serves. It is
-persistent: the endpoint's end takes neither the device nor its routes along, and packets wait in its queue.
+If a kernel lacks the ipip module (or wireguard's), a TUN replaces the device, and a helper in user space
+serves it. It is persistent: when the helper ends, device and routes stay, and packets wait in the device's
+queue.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ TUN = "/dev/net/tun"
 _NAMES = ("lsx", "lsipip", "lswg")
 _TXQLEN = 13  # linux/if_link.h
 QUEUE = 2000
-"""Packets that wait in IPIP's TUN: 24 ms at 1 Gbit/s. With the kernel's 500, one TCP stream loses 1 % (measured).
+"""Queue length of IPIP's TUN in packets: 24 ms at 1 Gbit/s. With the kernel's 500, one TCP stream loses 1 % (measured).
 
-wireguard-go takes up to 64 KB at once, and has the kernel's: with 2000 one stream carries 5 to 10 % less (measured)."""
+wireguard-go reads up to 64 KB at once, and uses the kernel's value: with 2000 one stream carries 5 to 10 % less
+(measured)."""
 
 GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_NAME = 16, 16, 3, 2  # linux/netlink.h, linux/genetlink.h
 
@@ -100,17 +102,18 @@ class TunnelDriver:
         self._wireguard: Support | None = None
 
     def probe(self) -> Support:
-        """VXLAN is in every kernel that runs containers; see ``ipip`` for the other."""
+        """Return support: every kernel that runs containers has VXLAN; see ``ipip`` for the other."""
         return Support("kernel")
 
     def ipip(self) -> Support:
-        """Tell whether the kernel makes IPIP devices; asked once, with one that cannot come to be."""
+        """Return whether the kernel makes IPIP devices; asked once, with an impossible one."""
         if self._ipip is None:
             self._ipip = self._ask_for_ipip()
         return self._ipip
 
     def _ask_for_ipip(self) -> Support:
-        # No ipip device carries protocol 255: it is refused by ipip_tunnel_validate (net/ipv4/ipip.c), if there.
+        # No ipip device carries protocol 255: a kernel with ipip refuses it in ipip_tunnel_validate
+        # (net/ipv4/ipip.c).
         info = text(INFO_KIND, "ipip") + attr(INFO_DATA | NESTED, attr(_IPTUN_PROTO, b"\xff"))
         body = ifinfo() + attr(LINKINFO | NESTED, info)
         message = Message(NEWLINK, F_CREATE | F_EXCL, body, "ask for an IPIP device")
@@ -122,7 +125,7 @@ class TunnelDriver:
         return Support("user space")
 
     def wireguard(self) -> Support:
-        """Tell whether the kernel makes WireGuard devices; asked once, for the family by which they are told things."""
+        """Return whether the kernel makes WireGuard devices; asked once, for its generic netlink family."""
         if self._wireguard is None:
             self._wireguard = self._ask_for_wireguard()
         return self._wireguard
@@ -131,7 +134,7 @@ class TunnelDriver:
         socket = Socket(GENERIC)
         try:
             body = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0) + text(_CTRL_NAME, "wireguard")
-            socket.get(Message(_CTRL, 0, body, "ask for WireGuard"))  # which loads the module
+            socket.get(Message(_CTRL, 0, body, "ask for WireGuard"))  # this loads the module
             return Support("kernel")
         except KernelError:
             pass
@@ -150,7 +153,7 @@ class TunnelDriver:
         return [state for link in links if (state := _tunnel(*link))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Make, mend, replace and remove devices; one of another's with the same name is a Conflict, and stays."""
+        """Make, repair, replace and remove devices; a foreign one with the same name is a Conflict, and stays."""
         return each(put, self._put) | each(delete, self._remove)
 
     def _remove(self, state: Tunnel) -> None:
@@ -168,7 +171,7 @@ class TunnelDriver:
             if not is_ours(altnames(found)) and not _made_for(found, state):
                 hint = f"remove or rename it: ip link del {state.name}"
                 raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
-            if not _same(_tunnel(name, flags, found), state):  # one that has lost its name alone stays
+            if not _same(_tunnel(name, flags, found), state):  # a device that has only lost its name stays
                 self._delete(state)
                 there = None
         elif (renamed := self._look(state.altname, ALT_IFNAME)) is not None:  # it has the port, or the helper
@@ -179,7 +182,7 @@ class TunnelDriver:
         results = self._sockets.at(HOST).batch([*births, *_finish(state), *wrong])
         if (
             births and results[0] is not None
-        ):  # where the name is free, EEXIST is the VNI's (or the local address's)
+        ):  # if the name is free, EEXIST is about the VNI (or the local address)
             raise results[0]
         for error in results:
             if error is not None and error.errno != errno.EEXIST:
@@ -247,7 +250,7 @@ def _make_tun(name: str) -> None:
 
 
 def in_group(found: Mapping[int, bytes]) -> bool:
-    """Tell whether a device is in the group of ours that encrypt; where not, rules drop all, as if it were down."""
+    """Return whether a device is in the group of our encrypting ones; otherwise rules drop its packets."""
     return found.get(DEVGROUP) == struct.pack("=I", GROUP)
 
 
@@ -265,9 +268,9 @@ def _data(found: Mapping[int, bytes]) -> dict[int, bytes]:
 
 
 def _made_for(found: Mapping[int, bytes], state: Tunnel) -> bool:
-    """Tell whether a device without our alternative name is ours, by what nobody else's has.
+    """Return whether a device without our alternative name is ours, by properties that no other has.
 
-    A TUN comes to be before it has its name: an agent that was killed in between left it without.
+    A TUN exists before it has its name: an agent killed in between left it without.
     """
     match state, _kind(found):
         case (Ipip() | Wireguard(), "tun"):
@@ -310,7 +313,7 @@ def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
 
 
 def _same(there: Tunnel | None, wanted: Tunnel) -> bool:
-    """Tell whether all that cannot be changed in place is as wanted."""
+    """Return whether everything that cannot be changed in place is as desired."""
     match there, wanted:
         case Vxlan(), Vxlan():
             return (there.vni, there.port, there.local) == (wanted.vni, wanted.port, wanted.local)

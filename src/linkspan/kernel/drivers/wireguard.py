@@ -1,17 +1,18 @@
-"""The WireGuard device from the inside: its key, its peers, and which prefixes each has.
+"""WireGuard device: its key, its peers, and the prefixes of each.
 
-`wg` speaks to both kinds of device, the kernel's and wireguard-go's, and is handed keys by files and by its standard
-input, never by its arguments. wireguard-go is reached by a socket /run/wireguard/DEVICE.sock, which all network
+`wg` configures both kinds of device, the kernel's and wireguard-go's, and gets keys by files and standard
+input, never as arguments. wireguard-go listens at a socket /run/wireguard/DEVICE.sock, which all network
 namespaces of a machine would share: so ours sees a folder of the state folder there, and so does `wg`.
 
-A batch is one look and at most three commands. A peer is written as a whole, but for its endpoint: that is told only
-where it is new or the host's record changed. It may be another by now, for the peer has roamed; what was told last is
-remembered (``told.json``), and is what is observed. A peer that never had one, for it comes by itself, is told where
-it was last seen when the device begins anew.
+A batch is one observation and at most three commands. A peer is written as a whole, except its endpoint,
+which is written only if it is new or the host's record changed. The device's endpoint may be another one,
+because the peer has roamed; the last written one is remembered (``told.json``), and is what is observed. A
+peer without an endpoint, which contacts this host itself, gets its last seen address when the device starts
+again.
 
-A keepalive makes a session at once. Where two devices that learn of each other begin at the same time their first
-messages cross, neither is answered, and both wait 5 s for the next: so the one with the smaller key leaves the other
-the first word, and has the keepalive told with a look half a second later.
+A keepalive makes a session at once. If two devices that learn of each other start at the same time, their
+first messages cross, neither is answered, and both wait 5 s for the next. So the device with the smaller key
+leaves the first message to the other, and sets its keepalive in an observation half a second later.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ from linkspan.kernel.probe.keys import KeyFolder
 FOLDER = "wireguard"
 """The folder of this host's keys in the state folder."""
 READY = 5.0
-"""Seconds that wireguard-go may take until it answers: 30 ms where the machine is idle (measured)."""
+"""Seconds that wireguard-go may take until it answers: 30 ms on an idle machine (measured)."""
 FIRST_WORD = 0.5
-"""Seconds that the one with the smaller key leaves the other."""
+"""Seconds that the device with the smaller key waits for the other."""
 _NONE, _OFF = "(none)", "off"
 _APART = '[ -d /run/wireguard ] || mkdir -p /run/wireguard; mount --bind "$0" /run/wireguard && exec "$@"'
 _SECRET = re.compile(r"[A-Za-z0-9+/]{42,}=?")
@@ -66,7 +67,7 @@ _IN_USE = "Address already in use"
 
 
 class Seen(msgspec.Struct):
-    """A peer as the device has it; ``shared`` is the key itself."""
+    """A peer in the device; ``shared`` is the key itself."""
 
     public: str
     endpoint: str = ""
@@ -84,7 +85,7 @@ class Table(msgspec.Struct):
     peers: dict[str, Seen]
 
     def holder(self, target: Prefix) -> Seen | None:
-        """Return the peer whose prefix holds a target best."""
+        """Return the peer with the longest prefix that contains a target."""
         fitting = [(p.length, peer) for peer in self.peers.values() for p in peer.allowed if p.holds(target)]
         return max(fitting, key=lambda one: one[0])[1] if fitting else None
 
@@ -99,45 +100,45 @@ class WireguardDriver:
     """WireguardKey, WireguardPeer and AllowedIp."""
 
     def __init__(self, sockets: Sockets, folder: Path, support: Callable[[], Support]) -> None:
-        """``support`` tells by what the device is served here."""
+        """Take ``support``, which returns how the device is served here."""
         self.keys = KeyFolder(folder)
         self._sockets = sockets
         self._support = support
         self._run = folder / "run"
         self._told: Memory[_Told] = Memory(folder / "told.json", _Told, precious=False)
         self._later: dict[str, tuple[float, int]] = {}
-        """The keepalives of new peers that are told later, and from when on."""
+        """The keepalives of new peers that are set later, with their times."""
 
     def probe(self) -> Support:
-        """The kernel, or wireguard-go."""
+        """Return support: the kernel, or wireguard-go."""
         return self._support()
 
     def inside(self) -> tuple[str, ...]:
-        """Return the words before a command by which it and wireguard-go meet."""
+        """Return the words before a command that let it and wireguard-go share a socket folder."""
         if self._support().by != "user space":
             return ()
         return ("unshare", "--mount", "sh", "-c", _APART, str(self._run))
 
     def program(self) -> tuple[str, ...]:
-        """Return how to start the device in user space, () where the kernel has it."""
+        """Return the command that starts the device in user space, () if the kernel has WireGuard."""
         inside = self.inside()
         return (*inside, "wireguard-go", "-f", DEVICE) if inside else ()
 
     def prepare(self) -> None:
-        """Make the folder of the keys root's alone, and the one that wireguard-go has its socket in."""
+        """Reserve the folder of the keys for root, and make the one for wireguard-go's socket."""
         apart(self.keys.folder)
         if self._support().by == "user space":
             apart(self._run)
 
     def table(self) -> Table | None:
-        """Return the device as it is, None where there is none that answers, or it is another's."""
+        """Return the device as it is, None if none answers, or if it is not ours."""
         try:
             return _table(self._wg("show", DEVICE, "dump")) if _is_ours() else None
         except (OSError, LinkspanError):
             return None
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return what the device has; most hosts have none, and are asked each second."""
+        """Return what the device has; most hosts have no device, and are asked each second."""
         found = self.table() if netns == HOST and self._there() else None
         if found is None:
             return
@@ -172,7 +173,7 @@ class WireguardDriver:
             self._told.save()
 
     def _greeted(self, found: Table) -> dict[str, int]:
-        """Tell the keepalives that have waited, and return them."""
+        """Set the keepalives that have waited, and return them."""
         later = {public: one for public, one in self._later.items() if public in found.peers}
         due = [public for public, (since, _) in later.items() if time.monotonic() >= since]
         words = [w for one in due for w in ("peer", one, "persistent-keepalive", str(later[one][1]))]
@@ -187,18 +188,18 @@ class WireguardDriver:
         try:
             same = bool(told.shared_file) and keys.key(Path(told.shared_file)) == peer.shared
         except LinkspanError:
-            same = True  # it cannot be told anew, and what is told is in force
+            same = True  # it cannot be set again, and the written one is in force
         return told.shared_file if same else "another"
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Tell the device, each part on its own: its key, peers with their prefixes, and peers that go."""
+        """Configure the device, each part on its own: its key, peers with their prefixes, and removed peers."""
         failed: dict[Key, LinkspanError] = {}
         try:
             table = self._awaited() if put else self.table()
         except LinkspanError as error:
             return {state.key: error for state in put}
         if table is None:
-            return failed  # gone with its device
+            return failed  # removed with its device
         for state in put:
             if isinstance(state, WireguardKey):
                 try:
@@ -227,7 +228,7 @@ class WireguardDriver:
         if path is None:
             raise NotFound(
                 f"no file in {self.keys.folder} has the private key of {state.public[:10]}",
-                "put it back from a backup, or make another: linkspan host rotate-keys",
+                "restore it from a backup, or make another: linkspan host rotate-keys",
             )
         try:
             self._wg("set", DEVICE, "private-key", str(path), "listen-port", str(state.port))
@@ -236,8 +237,8 @@ class WireguardDriver:
                 raise
             who = port_owners.holder("udp", "", state.port) or "another"
             raise Conflict(
-                f"UDP port {state.port}, which WireGuard needs, is held by {who}",
-                "stop it, or give this host another: linkspan host set --host NAME wireguard.port=51821",
+                f"UDP port {state.port}, which WireGuard needs, is in use by {who}",
+                "stop that program, or give this host another port: linkspan host set --host NAME wireguard.port=51821",
             ) from error
         if self._sockets.mtu(HOST, DEVICE) != state.mtu:
             body = ifinfo() + text(IFNAME, DEVICE) + u32(MTU, state.mtu)
@@ -246,7 +247,7 @@ class WireguardDriver:
     def _laid(
         self, table: Table, put: Sequence[State], delete: Sequence[State], failed: dict[Key, LinkspanError]
     ) -> dict[str, str]:
-        """Change the table as is wanted, and return the peers that it touches as `wg` reads them."""
+        """Change the table as desired, and return the peers that change as `wg` reads them."""
         told: dict[str, WireguardPeer | None] = {}
         there = set(table.peers)
         for state in put:
@@ -294,17 +295,17 @@ class WireguardDriver:
             else:
                 lines.append(f"PersistentKeepalive = {wanted.keepalive or _OFF}")
             self._told.entries[peer.public] = _Told(wanted.endpoint, wanted.shared_file, before.seen)
-        if peer.allowed:  # without a line there are none: a section stands for the whole peer
+        if peer.allowed:  # without a line there are none: a section replaces the whole peer
             lines.append(f"AllowedIPs = {', '.join(map(str, sorted(peer.allowed)))}")
         return "\n".join(lines) + "\n"
 
     def _awaited(self) -> Table:
-        """Return the device, which a helper may have begun to serve just now. Raises Unavailable."""
+        """Return the device, which a helper may have started to serve just now. Raises Unavailable."""
         self.prepare()
         deadline = time.monotonic() + READY
         while (found := self.table()) is None:
             if self._support().by != "user space" or time.monotonic() > deadline:
-                raise Unavailable(f"{DEVICE} does not answer", "`linkspan status` tells what of it is missing")
+                raise Unavailable(f"{DEVICE} does not answer", "`linkspan status` shows what is missing")
             time.sleep(0.01)
         return found
 
@@ -323,7 +324,7 @@ class WireguardDriver:
 
 
 def _is_ours() -> bool:
-    """Tell whether there is a device of our name, and it is ours; asked by a socket of the calling thread's own."""
+    """Return whether a device with our name exists and is ours; use a socket of the calling thread's own."""
     route = Socket()
     try:
         message = Message(GETLINK, 0, ifinfo() + text(IFNAME, DEVICE), f"find link {DEVICE}")
@@ -348,7 +349,7 @@ def _table(dump: str) -> Table:
 
 
 def driver(host: LocalHost) -> WireguardDriver:
-    """Return the driver of what is in the WireGuard device."""
+    """Return the driver of the WireGuard device's configuration."""
     return WireguardDriver(host.sockets, host.state_dir / FOLDER, host.driver(tunnels.driver).wireguard)
 
 
@@ -381,8 +382,8 @@ def _tools(host: LocalHost, desired: Desired) -> Tools:
     )
 
 
-# Keys are shown as ***, but for public ones. A device in user space has its socket in a folder of the state folder, in
-# which `wg` is shown it.
+# Keys are shown as ***, except public ones. A device in user space has its socket in a folder of the state
+# folder, in which `wg` finds it.
 
 
 def _set_key(state: WireguardKey, _shell: Shell) -> tuple[str, ...]:
@@ -402,7 +403,7 @@ def _allow(state: AllowedIp, _shell: Shell) -> tuple[str, ...]:
     return (f"wg set {shlex.quote(state.device)} peer {state.public} allowed-ips +{state.prefix}",)
 
 
-_KNOWN_BY = "all that the device `lswg` has"
+_KNOWN_BY = "the configuration of the device `lswg`"
 
 KINDS = (
     Kind(
@@ -423,7 +424,7 @@ KINDS = (
         rank=73,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="another host, by its public key, and where it is sent to first",
+        purpose="another host: its public key, and the first address to send to",
         commands=_set_peer,
         on=on_device,
         events=frozenset({Event.HELPER}),
@@ -435,7 +436,7 @@ KINDS = (
         rank=74,
         driver=driver,
         known_by=_KNOWN_BY,
-        purpose="for which host packets to this prefix are encrypted; nobody else may send from it",
+        purpose="the host for which packets to this prefix are encrypted; only it may send from there",
         commands=_allow,
         on=on_device,
         events=frozenset({Event.HELPER}),

@@ -1,4 +1,4 @@
-"""How drivers work off a batch: each state by itself, or one message for each, a send for each namespace."""
+"""Batches of drivers: each state by itself, or one message for each state and one send for each namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from linkspan.kernel.io.netlink import Message, Sockets
 
 
 def each(states: Iterable[State], act: Callable[[Any], None]) -> dict[Key, LinkspanError]:
-    """Do something with each state; go on past errors and return them by key."""
+    """Call a function with each state; continue past errors and return them by key."""
     failed: dict[Key, LinkspanError] = {}
     for state in states:
         try:
@@ -27,10 +27,10 @@ def send(
     message: Callable[[Any, int], Message],
     gone: Collection[int] = (),
 ) -> dict[Key, LinkspanError]:
-    """Send what ``message`` makes of each state and the index of its link (0 for one without); return errors by key.
+    """Send ``message`` of each state and the index of its link (0 for none); return errors by key.
 
-    ``gone`` are the errnos that mean, where states are removed, that there is nothing left to remove; one whose
-    link or namespace is not there is gone as well.
+    ``gone`` are the errnos that mean, for removals, that nothing is left to remove; a state whose link or
+    namespace is missing is gone as well.
     """
     by_netns: dict[int, list[Address | Route | PolicyRule]] = {}
     for state in states:
@@ -54,7 +54,7 @@ def send(
             continue
         try:
             results = sockets.at(netns).batch(messages)
-        except NotFound as error:  # the container is gone, and all that was in it
+        except NotFound as error:  # the container is gone, with everything in it
             failed.update({} if gone else {state.key: error for state in sent})
             continue
         failed.update(

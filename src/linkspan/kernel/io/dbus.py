@@ -1,7 +1,7 @@
-"""A caller of D-Bus methods: strings go out, strings come back. It is all that firewalld needs.
+"""D-Bus client for method calls with strings and answers of strings, which is all that firewalld needs.
 
-Starting ``firewall-cmd`` takes 0.3 s and ``busctl`` may not be installed; this takes a millisecond. The
-wire format is that of the D-Bus specification, chapters "Message Protocol" and "Authentication Protocol".
+Starting ``firewall-cmd`` takes 0.3 s and ``busctl`` may not be installed; this takes a millisecond. The wire
+format is that of the D-Bus specification, chapters "Message Protocol" and "Authentication Protocol".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Refused(LinkspanError):
 
 
 class Bus:
-    """A connection to the system bus. Raises Unavailable where there is none or it does not answer."""
+    """A connection to the system bus. Raises Unavailable if there is none or if it does not answer."""
 
     def __init__(self, address: str = "") -> None:
         self._address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "") or DEFAULT
@@ -44,7 +44,7 @@ class Bus:
             self._socket.connect(_path(self._address))
             self._socket.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
             if not self._line().startswith(b"OK"):
-                raise Unavailable(f"D-Bus at {self._address} does not let us in")
+                raise Unavailable(f"D-Bus at {self._address} refuses the connection")
             self._socket.sendall(b"BEGIN\r\n")
             self.call(_SELF, "/org/freedesktop/DBus", _SELF, "Hello")
         except OSError as error:
@@ -63,7 +63,7 @@ class Bus:
         self._socket.close()
 
     def owned(self, name: str) -> bool:
-        """Tell whether somebody has the name now."""
+        """Return whether somebody owns the name now."""
         try:
             self.call(_SELF, "/org/freedesktop/DBus", _SELF, "GetNameOwner", name)
         except Refused:
@@ -151,7 +151,7 @@ def _string(value: str) -> bytes:
 
 
 def _text(data: bytes, offset: int, order: str) -> tuple[str, int]:
-    """Return the string at the next multiple of four, and where it ends."""
+    """Return the text at the next multiple of four, and the offset after it."""
     offset += -offset % 4
     (length,) = struct.unpack_from(f"{order}I", data, offset)
     end = offset + 4 + length
@@ -159,7 +159,7 @@ def _text(data: bytes, offset: int, order: str) -> tuple[str, int]:
 
 
 def _fields(data: bytes, order: str) -> dict[int, str | int]:
-    """Unpack a header's array of (byte, variant); other types than strings and numbers do not occur in it."""
+    """Unpack a header's array of (byte, variant); it has only strings and numbers."""
     found: dict[int, str | int] = {}
     offset = 0
     while offset < len(data):
@@ -179,7 +179,7 @@ def _fields(data: bytes, order: str) -> dict[int, str | int]:
 
 
 def _strings(data: bytes, signature: str, order: str) -> list[str]:
-    """Unpack an answer of one string, or one array of strings; an answer of other types gives none."""
+    """Unpack an answer of one string, or one array of strings; return none for other types."""
     if signature == "s":
         return [_text(data, 0, order)[0]]
     found = []

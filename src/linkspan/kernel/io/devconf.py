@@ -1,4 +1,4 @@
-"""Settings of a link below net/ipv4/conf and net/ipv6/conf, as a link's message has them: no file has to be read.
+"""Settings of a link below net/ipv4/conf and net/ipv6/conf, from the link's own message: no file is read.
 
 To ask for a link costs as much as to read five files (measured), and a link has a dozen settings.
 """
@@ -14,7 +14,7 @@ _AF_SPEC = 26  # IFLA_AF_SPEC in linux/if_link.h
 _AF_INET, _AF_INET6 = 2, 10
 _INET_CONF, _INET6_CONF = 1, 2  # IFLA_INET_CONF, IFLA_INET6_CONF
 
-# Places in the two arrays: IPV4_DEVCONF_* less one in linux/ip.h, DEVCONF_* in linux/ipv6.h.
+# Positions in the two arrays: IPV4_DEVCONF_* minus one in linux/ip.h, DEVCONF_* in linux/ipv6.h.
 _PLACES: Mapping[str, Mapping[str, int]] = {
     "ipv4": {
         "forwarding": 0,
@@ -32,7 +32,7 @@ _PLACES: Mapping[str, Mapping[str, int]] = {
 
 
 def link_of(path: str) -> str:
-    """Return the link of a setting that ``value`` can find, '' where it cannot."""
+    """Return the link of a setting that ``value`` can find, '' if it cannot."""
     parts = path.split("/")
     if len(parts) != 5 or parts[0] != "net" or parts[2] != "conf":
         return ""
@@ -40,7 +40,7 @@ def link_of(path: str) -> str:
 
 
 def arrays(found: Mapping[int, bytes]) -> dict[str, bytes]:
-    """Return a link's settings by protocol, from its attributes; IPv6 has none on a link with too small an MTU."""
+    """Return a link's settings by protocol, from its attributes; a link with too small an MTU has none for IPv6."""
     families = attributes(found.get(_AF_SPEC, b""))
     return {
         "ipv4": attributes(families.get(_AF_INET, b"")).get(_INET_CONF, b""),
@@ -49,7 +49,7 @@ def arrays(found: Mapping[int, bytes]) -> dict[str, bytes]:
 
 
 def value(path: str, found: Mapping[str, bytes]) -> str | None:
-    """Return a setting's value from its link's ``arrays``, None where the link does not have it."""
+    """Return a setting's value from its link's ``arrays``, None if the link does not have it."""
     _, protocol, _, _, name = path.split("/")
     offset = 4 * _PLACES[protocol][name]
     array = found[protocol]

@@ -1,4 +1,4 @@
-"""Files that are whole after a crash, and what a driver must still know after the agent has gone.
+"""Durable files: whole after a crash; they keep what a driver must know after the agent has ended.
 
 A reader of the folder never sees half a file: it is written under a name that no reader's pattern matches,
 reaches the disk, and is then renamed.
@@ -19,20 +19,20 @@ from linkspan.core.remedies import reason, remedy
 
 Entry = TypeVar("Entry")
 
-WITHOUT = "what was there before linkspan is then not given back"
-"""What follows, as a rule, from moving away a file of what was there before."""
+WITHOUT = "the state before linkspan is then not restored"
+"""The usual consequence of moving away a file with the state before linkspan."""
 
 BOOT_ID = "LINKSPAN_BOOT_ID"
-"""The environment variable by which a virtual host's agent is told of its reboot: the kernel's id stays."""
+"""Environment variable with the boot id of a virtual host, whose kernel's id does not change."""
 
 
 def temporary(path: Path) -> Path:
-    """Return the name by which a file is written first: hidden, with no suffix that a reader looks for."""
+    """Return the name under which a file is written first: hidden, without a suffix that a reader looks for."""
     return path.with_name(f".{path.name}.linkspan-new")
 
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file in one step, for readers and for a power cut. Raises OSError, and leaves nothing then."""
+    """Write a file in one step, for readers and for a power failure. Raises OSError, and then leaves nothing."""
     new = temporary(path)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
@@ -54,7 +54,7 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def boot_id() -> str:
-    """Return the kernel's name for this boot (random(4)); a virtual host that was made anew is told its own."""
+    """Return the kernel's name of this boot (random(4)); a virtual host that restarted gets its own."""
     return os.environ.get(BOOT_ID) or Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
@@ -67,10 +67,10 @@ class _Document(msgspec.Struct):
 class Memory(Generic[Entry]):
     """A small table of entries by name, kept in a JSON file.
 
-    ``epoch`` names the span in which entries are true (a boot, a network namespace): a file of another
-    epoch counts as empty. Change ``entries`` and call ``save``. A file that is damaged is an error and never
-    silently taken as empty, for what it holds is what uninstall gives back; unless it is not ``precious``.
-    ``without`` says in the error's hint what follows from moving the file away.
+    ``epoch`` names the span in which entries are valid (a boot, a network namespace): a file of another epoch
+    counts as empty. Change ``entries`` and call ``save``. A damaged file is an error and never silently
+    counts as empty, because uninstall restores from it; unless it is not ``precious``. ``without`` is the
+    consequence of moving the file away, for the error's hint.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Memory(Generic[Entry]):
     ) -> None:
         self.path = path
         self.found = False
-        """Whether there was a file of this epoch when the entries were read."""
+        """Whether a file of this epoch existed when the entries were read."""
         self._entry = entry
         self._epoch = epoch
         self._precious = precious
@@ -87,13 +87,13 @@ class Memory(Generic[Entry]):
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """The entries, read at the first use. Raises Unavailable, naming the file."""
+        """Return the entries, which are read at the first use. Raises Unavailable with the file's name."""
         if self._entries is None:
             self._entries = self._load()
         return self._entries
 
     def save(self) -> None:
-        """Write the entries. Raises Unavailable; the file is as before then."""
+        """Write the entries. Raises Unavailable; the file is unchanged then."""
         raw = {name: msgspec.Raw(msgspec.json.encode(entry)) for name, entry in self.entries.items()}
         document = msgspec.json.encode(_Document(epoch=self._epoch, entries=raw))
         try:

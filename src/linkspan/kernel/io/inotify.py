@@ -1,7 +1,7 @@
-"""Watching by inotify(7): a folder, for files that were moved in or closed after writing; and files, for writes.
+"""Watches by inotify(7): a folder, for files that were moved in or closed after writing; and files, for writes.
 
-A process has one instance for all of its watches, because a user has 128 instances: a lab has an agent for each of its
-hosts. Whoever reads it gives each watch its part, whichever thread that is.
+A process has one instance for all of its watches, because a user has 128 instances, and a lab has an agent
+for each of its hosts. Any thread that reads it distributes the events to the watches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from linkspan.core.errors import LinkspanError, of_errno
 
 _IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_MASK_ADD = 0x8, 0x80, 0x20000000  # linux/inotify.h
 _OVERFLOW = -1
-"""The watch of the event that says that events were lost (IN_Q_OVERFLOW)."""
+"""Watch number of the event that reports lost events (IN_Q_OVERFLOW)."""
 _EVENT = struct.Struct("=iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +28,7 @@ Told = Callable[[], None]
 
 
 class _Instance:
-    """An inotify instance, and who watches what by it: several that watch one file have one number for it."""
+    """An inotify instance, and its watchers: several watchers of one file share its number."""
 
     def __init__(self) -> None:
         self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -39,7 +39,7 @@ class _Instance:
         self.lock = threading.Lock()
 
     def add(self, watch: _Watch, path: Path, mask: int) -> int:
-        """Begin to watch a path, and return its number. Raises KernelError."""
+        """Start to watch a path, and return its number. Raises KernelError."""
         with self.lock:
             number = int(_libc.inotify_add_watch(self._fd, os.fsencode(path), mask | _IN_MASK_ADD))
             if number < 0:
@@ -48,17 +48,18 @@ class _Instance:
             return number
 
     def remove(self, watch: _Watch, numbers: Iterable[int]) -> None:
-        """Cease to watch."""
+        """Stop watching."""
         with self.lock:
             for number in numbers:
                 rest = [one for one in self._watches.pop(number, []) if one is not watch]
                 if rest:
                     self._watches[number] = rest
                 else:
-                    _libc.inotify_rm_watch(self._fd, number)  # refused where what was watched is gone: it went along
+                    # refused if the watched file is gone: the watch went with it
+                    _libc.inotify_rm_watch(self._fd, number)
 
     def read(self) -> None:
-        """Give each watch what has come."""
+        """Read events, and give each watch its own."""
         with self.lock, contextlib.suppress(BlockingIOError):
             while True:
                 told, at = os.read(self._fd, 1 << 16), 0
@@ -68,19 +69,19 @@ class _Instance:
                     self.give(number)
 
     def give(self, number: int) -> None:
-        """Tell those who watch a number; of events that were lost everybody is told, as of one of all numbers."""
+        """Notify the watchers of a number; after lost events notify everybody, for all numbers."""
         for each in list(self._watches) if number == _OVERFLOW else [number]:
             for watch in self._watches.get(each, ()):
                 watch.tell(each)
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a loop read, for one more watch."""
+        """Let a loop read, for one more watch."""
         self._readers[loop] += 1
         if self._readers[loop] == 1:
             loop.add_reader(self._fd, self.read)
 
     def ignore(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a loop read for one watch less."""
+        """Stop a loop's reading for one watch."""
         self._readers[loop] -= 1
         if not self._readers[loop]:
             del self._readers[loop]
@@ -91,14 +92,14 @@ _shared: list[_Instance] = []
 
 
 def _instance() -> _Instance:
-    """Return the process's instance. Raises KernelError where the user has none left."""
+    """Return the process's instance. Raises KernelError if the user has none left."""
     if not _shared:
         _shared.append(_Instance())
     return _shared[0]
 
 
 class _Watch:
-    """What one user watches: numbers of files, those of which something was told, and whom to call in its loop."""
+    """One user's watch: numbers of files, those with events, and the callback in its loop."""
 
     def __init__(self) -> None:
         self._instance = _instance()
@@ -108,12 +109,12 @@ class _Watch:
         self._due = False
 
     def add(self, path: Path, mask: int) -> int:
-        """Watch a path, too, and return its number. Raises KernelError."""
+        """Also watch a path, and return its number. Raises KernelError."""
         self._numbers.append(self._instance.add(self, path, mask))
         return self._numbers[-1]
 
     def tell(self, number: int) -> None:
-        """Take note of a file, and have the user called (by the instance, which is locked; any thread may)."""
+        """Record a file, and have the user called (by the instance, which is locked; in any thread)."""
         self._told.add(number)
         if self._call is not None and not self._due:
             self._due = True
@@ -125,7 +126,7 @@ class _Watch:
             self._call[1]()
 
     def listen(self, told: Told) -> None:
-        """Call ``told`` in the running loop whenever there is something, also what another watch has read already."""
+        """Call ``told`` in the running loop after each event, including those that another watch has read already."""
         loop = asyncio.get_running_loop()
         self._call = (loop, told)
         self._instance.listen(loop)
@@ -133,13 +134,13 @@ class _Watch:
             loop.call_soon(self._called)
 
     def ignore(self) -> None:
-        """Call nobody any more."""
+        """Stop calling."""
         if self._call is not None:
             (loop, _), self._call = self._call, None
             self._instance.ignore(loop)
 
     def take(self) -> set[int]:
-        """Return the numbers of which something was told since the last time."""
+        """Return the numbers with events since the last call."""
         self._instance.read()
         with self._instance.lock:
             found, self._told = self._told, set()
@@ -153,7 +154,7 @@ class _Watch:
 
 
 class FolderWatch(_Watch):
-    """One folder: its user is called in the running loop whenever a file has come, or was written."""
+    """One folder: calls its user in the running loop when a file was moved in, or was written."""
 
     def __init__(self, folder: Path, told: Told) -> None:
         """Watch the folder. Raises KernelError."""
@@ -163,17 +164,18 @@ class FolderWatch(_Watch):
 
 
 class WriteWatch:
-    """Files of which each writer's end is told, also where it changed nothing, as of settings in /proc/sys.
+    """Files whose writers' ends are reported, even without a change, as for settings in /proc/sys.
 
-    Not the write itself: most writers empty a file first, which is told as a write, and has no effect on a setting.
+    It does not report the write itself: most writers truncate a file first, which counts as a write, and has
+    no effect on a setting.
 
-    A setting's file is another one in each network namespace: this watches those of the thread that makes it. A write
-    by another mount of /proc (a process namespace of its own) is not told. Where the user has no instance of inotify
-    left (or no watch), ``problem`` says so, and nothing is told.
+    A setting's file is a different one in each network namespace: this watches those of the thread that makes
+    it. It does not see a write by another mount of /proc (a process namespace of its own). If the user has no
+    instance of inotify left (or no watch), ``problem`` says so, and nothing is reported.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        """Watch the files that are there."""
+        """Watch the files that exist."""
         self.problem = ""
         self._watch: _Watch | None = None
         self._names: dict[int, str] = {}
@@ -182,7 +184,7 @@ class WriteWatch:
             self._watch = _Watch()
             for file in files:
                 with contextlib.suppress(OSError):  # no IPv6 in this kernel
-                    # Kept open: of a file that nobody has open the kernel may forget which one it was.
+                    # Kept open: the kernel may forget which file it was if nobody has it open.
                     self._open.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
                     self._names[self._watch.add(file, _IN_CLOSE_WRITE)] = str(file)
         except LinkspanError as error:
@@ -190,21 +192,21 @@ class WriteWatch:
             self.problem = error.message.rpartition(": ")[2]
 
     def listen(self, told: Told) -> None:
-        """Call ``told`` in the running loop when a file was written to, where anything is told."""
+        """Call ``told`` in the running loop when a file was written, if events are reported at all."""
         if self._watch is not None:
             self._watch.listen(told)
 
     def ignore(self) -> None:
-        """Call nobody any more."""
+        """Stop calling."""
         if self._watch is not None:
             self._watch.ignore()
 
     def written(self) -> set[str]:
-        """Return the files that were written to since the last time."""
+        """Return the files that were written since the last call."""
         return set() if self._watch is None else {self._names[number] for number in self._watch.take()}
 
     def close(self) -> None:
-        """Stop watching; the second time there is nothing to do."""
+        """Stop watching; a second call does nothing."""
         if self._watch is not None:
             self._watch.close()
         for fd in self._open:

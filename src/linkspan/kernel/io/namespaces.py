@@ -1,9 +1,10 @@
-"""Network namespaces: known by inode, entered by the worker thread for as long as a batch takes.
+"""Network namespaces: identified by inode, entered by the worker thread for the duration of a batch.
 
-A namespace is never held open between calls: that would keep a dead container's links alive. What is kept
-is the path by which it was reached, and a path counts only while it leads to the same inode. The kernel uses
-an inode's number again at once, for another container's namespace, so its cookie is compared as well: that
-one is never used twice. A namespace with the inode and another cookie is another one: the one that is meant is gone.
+A namespace is never held open between calls: that would keep a dead container's links alive. The agent keeps
+the path by which it reached the namespace, and a path counts only while it leads to the same inode. The
+kernel reuses an inode's number at once for another container's namespace, so the cookie is compared as well,
+which is never used twice. A namespace with the inode and another cookie is a different one: the original is
+gone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 
 NOBODY = -1
-"""A cookie that no namespace has."""
+"""A cookie of no namespace."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,10 +42,10 @@ def _setns(fd: int, what: str) -> None:
 def open_namespace(path: str) -> int:
     """Open a path as a network namespace and return the descriptor; the caller closes it.
 
-    Raises NotFound where there is nothing, Invalid where it is no network namespace.
+    Raises NotFound if nothing is there, Invalid if it is no network namespace.
     """
     try:
-        # A caller names it: a FIFO would keep us waiting for one who writes.
+        # A caller names the path: a FIFO would block until somebody writes.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise NotFound(
@@ -62,12 +63,12 @@ def open_namespace(path: str) -> int:
 
 
 def inode(fd: int) -> int:
-    """Return the inode by which an open namespace is known."""
+    """Return the inode that identifies an open namespace."""
     return os.fstat(fd).st_ino
 
 
 class Namespaces:
-    """The namespaces that linkspan has endpoints in, and the way into each."""
+    """The namespaces in which linkspan has endpoints, and a path of each."""
 
     def __init__(self) -> None:
         self._home = open_namespace("/proc/self/ns/net")
@@ -75,19 +76,20 @@ class Namespaces:
         self._paths: dict[int, str] = {}
         self._cookies: dict[int, int] = {}
         self._held: dict[int, list[tuple[int, int]]] = {}
-        """By inode: descriptors, each with the namespace's cookie, or 0 where that was not asked for."""
+        """By inode: descriptors, each with the namespace's cookie, or 0 if it was not asked for."""
         self._holding = threading.Lock()
 
     def close(self) -> None:
-        """Let go of the way home."""
+        """Close the descriptor of the own namespace."""
         os.close(self._home)
 
     @contextlib.contextmanager
     def holding(self, fd: int, cookie: int = 0) -> Iterator[int]:
         """Yield the inode of an open namespace, which is entered by this descriptor meanwhile.
 
-        A runtime's path may lead nowhere in our mount namespace, and no process may live in it yet. Several may hold
-        one namespace at a time, from both threads. Whoever knows its cookie gives it: to ask takes 50 µs (measured).
+        A runtime's path may lead nowhere in our mount namespace, and no process may live in the namespace
+        yet. Several callers may hold one namespace at a time, from both threads. Pass its cookie if it is
+        known: to ask takes 50 µs (measured).
         """
         number, held = inode(fd), (fd, cookie)
         with self._holding:
@@ -101,7 +103,7 @@ class Namespaces:
                     del self._held[number]
 
     def register(self, number: int, path: str, cookie: int = 0) -> None:
-        """Remember by which path the namespace with this inode is reached, and by which cookie it is known."""
+        """Remember the path of the namespace with this inode, and its cookie."""
         self._paths[number] = path
         self._cookies[number] = cookie
 
@@ -117,26 +119,26 @@ class Namespaces:
 
     @functools.cached_property
     def tells_apart(self) -> bool:
-        """Whether this kernel tells namespaces apart by cookies; where not, an inode is all that there is."""
+        """Return whether this kernel has namespace cookies; otherwise an inode is all that there is."""
         return bool(_cookie())
 
     def cookie(self, fd: int) -> int:
-        """Return the number that an open namespace has and no other ever will; 0 from a kernel without it."""
-        _setns(fd, "to tell it from others")
+        """Return the number that an open namespace has and no other ever gets; 0 from a kernel without it."""
+        _setns(fd, "to read its cookie")
         try:
             return _cookie()
         finally:
             _setns(self._home, "of the host")
 
     def path(self, number: int) -> str:
-        """Return the remembered path, or '' where there is none."""
+        """Return the remembered path, or '' if there is none."""
         return self._paths.get(number, "")
 
     def open(self, number: int) -> int:
-        """Open the namespace that is known by this inode; the caller closes it. Raises NotFound where it is gone.
+        """Open the namespace with this inode; the caller closes it. Raises NotFound if it is gone.
 
-        Where its path leads elsewhere now (a runtime that removed the name, a process that ended) the
-        mounts are searched for one of it, and the processes for one that lives in it.
+        If its path leads elsewhere now (a runtime removed the name, a process ended), search the mounts for
+        one of it, and the processes for one that lives in it.
         """
         if number == HOST:
             return os.dup(self._home)
@@ -146,21 +148,21 @@ class Namespaces:
                 fd, found = self._held[number][-1]
                 if not cookie or cookie == (found or self.cookie(fd)):
                     return os.dup(fd)
-                raise _gone(number)  # the one that is held has its inode now
+                raise _gone(number)  # the held one has its inode now
         return self.lookup(number, self.path(number), cookie)[0]
 
     def lookup(self, number: int, path: str = "", cookie: int = 0) -> tuple[int, str]:
-        """Open the namespace with this inode and cookie, 0 for any, whose path this was.
+        """Open the namespace with this inode and cookie (0: any), last known at this path.
 
-        Returns a descriptor, which the caller closes, and the path that it was opened by. Raises NotFound where it is
-        gone.
+        Returns a descriptor, which the caller closes, and the path by which it was opened. Raises NotFound if
+        it is gone.
         """
         for found in self._ways(number, path, cookie):
             return found
         raise _gone(number)
 
     def ways(self, number: int) -> Iterator[str]:
-        """Yield the paths that lead to the namespace that is known by this inode now, those with a name first."""
+        """Yield the present paths of the namespace with this inode, those with a name first."""
         for fd, path in self._ways(number, self.path(number), self._cookies.get(number, 0)):
             os.close(fd)
             yield path
@@ -178,7 +180,7 @@ class Namespaces:
 
     @contextlib.contextmanager
     def entered(self, number: int) -> Iterator[None]:
-        """Put the calling thread into the namespace, and back afterwards; HOST is where it is already."""
+        """Move the calling thread into the namespace, and back afterwards; it is in HOST already."""
         if number == HOST:
             yield
             return
@@ -194,11 +196,11 @@ class Namespaces:
 
 
 def _gone(number: int) -> NotFound:
-    return NotFound(f"network namespace {number} is gone", "`linkspan address check --fix` frees what it held")
+    return NotFound(f"network namespace {number} is gone", "`linkspan address check --fix` releases its addresses")
 
 
 def _cookie() -> int:
-    """Return the cookie of the namespace that the calling thread is in; 0 from a kernel without it."""
+    """Return the cookie of the calling thread's namespace; 0 from a kernel without it."""
     try:
         with socket.socket(socket.AF_UNIX) as inside:
             return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)

@@ -1,8 +1,8 @@
-"""Netlink by ``struct``: what the hot path and the dumps need, and no more.
+"""Netlink by ``struct``: only what the hot path and the dumps need.
 
-A batch is one ``sendmsg``; an error bears the number of its message, and what has none went well once the
-last message is acknowledged. The kernel works it off inside that call, which makes a batch atomic against a
-SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in 5 ms.
+A batch is one ``sendmsg``. An error has the number of its message, and a message without an error succeeded
+once the last one is acknowledged. The kernel processes it inside that call, which makes a batch atomic
+against a SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in 5 ms.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h
 
 _RCVBUFFORCE = 33  # asm-generic/socket.h
 _ROOM = 16 << 20
-"""Bytes of buffer: the notifications of 4,000 peers that come at once take 12 MB of it (768 bytes each and more)."""
+"""Buffer size in bytes: the notifications of 4,000 peers that appear at once take 12 MB of it (768 bytes each
+and more)."""
 
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
@@ -48,7 +49,7 @@ BATCH = 500
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A request without its header; ``what`` says what it does, for the error, or is asked only then."""
+    """A request without its header; ``what`` describes it for the error, or is called only then."""
 
     type: int
     flags: int
@@ -56,7 +57,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     what: str | Callable[[], str]
 
     def described(self) -> str:
-        """Return what the request does."""
+        """Return the request's description."""
         return self.what if isinstance(self.what, str) else self.what()
 
 
@@ -76,7 +77,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Unpack attributes from ``offset`` on; of one that is repeated the last is kept."""
+    """Unpack attributes from ``offset`` on; keep the last of a repeated one."""
     found = {}
     last, unpack = len(data) - 4, _ATTR.unpack_from
     while offset <= last:
@@ -105,7 +106,7 @@ def altnames(found: dict[int, bytes]) -> list[str]:
 
 
 class Link(NamedTuple):
-    """A link as a dump tells of it: its index, its flags (IFF_*) and its attributes."""
+    """A link in a dump: its index, its flags (IFF_*) and its attributes."""
 
     number: int
     flags: int
@@ -165,7 +166,7 @@ class Socket:
             raise error
 
     def get(self, message: Message) -> bytes:
-        """Send a request that is answered by one message, and return its body; raises KernelError."""
+        """Send a request with one message as answer, and return its body; raises KernelError."""
         self._sequence += 1
         self._socket.send(self._packed(message, F_REQUEST, self._sequence))
         while True:
@@ -197,7 +198,7 @@ class Socket:
         return [link(payload) for payload in self.dump(GETLINK, body, "list links")]
 
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> KernelError | None:
-        """Send messages as one batch of nfnetlink, which takes all of them or none; returns the first error."""
+        """Send messages as one batch of nfnetlink, which applies all or none; return the first error."""
         first = self._sequence + 1
         self._sequence += len(messages) + 2
         parts = [self._packed(begin, F_REQUEST, first)]
@@ -221,7 +222,7 @@ class Socket:
         return header + message.body + bytes(-len(message.body) % 4)
 
     def _batch(self, messages: Sequence[Message]) -> list[KernelError | None]:
-        """Only the last message asks for an acknowledgement: an error comes unasked, and before the last's answer."""
+        """Send messages and return each one's error. Only the last asks for an acknowledgement; errors come unasked."""
         first = self._sequence + 1
         last = self._sequence = self._sequence + len(messages)
         packed = [self._packed(m, F_REQUEST, first + n) for n, m in enumerate(messages[:-1])]
@@ -260,13 +261,13 @@ def names_of(links: Iterable[Link]) -> dict[int, str]:
 
 
 def own_of(links: Iterable[Link]) -> dict[int, str]:
-    """Return the names of those of the host's links that are ours, by index: an alternative name tells."""
+    """Return the names of the host's links that are ours, by index: the alternative name decides."""
     ours = (one for one in links if any(name.startswith(ALTNAME) for name in altnames(one.found)))
     return names_of(ours)
 
 
 class Sockets:
-    """One rtnetlink socket for each namespace that a batch touches; those of containers only for its time."""
+    """One rtnetlink socket for each namespace in a batch; those of containers only for its duration."""
 
     def __init__(self, namespaces: Namespaces) -> None:
         self.namespaces = namespaces
@@ -276,9 +277,9 @@ class Sockets:
 
     @contextlib.contextmanager
     def one_look(self) -> Iterator[None]:
-        """Let all who look at the host's links meanwhile see the same ones: they are listed once.
+        """Let all readers of the host's links in this block see the same ones: they are listed once.
 
-        Nothing is changed by us within it. What others change makes an event, and another look.
+        Linkspan changes nothing within it. A change by others causes an event, and another observation.
         """
         self._looking, self._seen = True, None
         try:
@@ -287,7 +288,7 @@ class Sockets:
             self._looking, self._seen = False, None
 
     def at(self, netns: int) -> Socket:
-        """Return the socket in the namespace, made where there is none; raises NotFound where it is gone."""
+        """Return the socket in the namespace, made if there is none; raises NotFound if the namespace is gone."""
         found = self._open.get(netns)
         if found is None:
             with self.namespaces.entered(netns):
@@ -295,7 +296,7 @@ class Sockets:
         return found
 
     def index(self, netns: int, device: str) -> int:
-        """Return a link's index; raises KernelError (ENODEV), naming it."""
+        """Return a link's index; raises KernelError (ENODEV) with its name."""
         return int(_INT.unpack_from(self._find(netns, device), 4)[0])
 
     def _find(self, netns: int, device: str) -> bytes:
@@ -303,16 +304,16 @@ class Sockets:
         return self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
 
     def mtu(self, netns: int, device: str) -> int:
-        """Return a link's MTU; raises KernelError (ENODEV), naming it."""
+        """Return a link's MTU; raises KernelError (ENODEV) with its name."""
         return int(struct.unpack("=I", self.link(netns, device)[4])[0])
 
     def mac(self, netns: int, device: str) -> bytes:
-        """Return a link's MAC, b'' where it has none; raises KernelError (ENODEV), naming it."""
+        """Return a link's MAC, b'' if it has none; raises KernelError (ENODEV) with its name."""
         found = bytes(self.link(netns, device).get(1, b""))
         return found if len(found) == 6 else b""
 
     def link(self, netns: int, device: str) -> dict[int, bytes]:
-        """Return a link's attributes; raises KernelError (ENODEV), naming it."""
+        """Return a link's attributes; raises KernelError (ENODEV) with its name."""
         return attributes(self._find(netns, device), 16)
 
     def links(self, netns: int) -> list[Link]:
@@ -332,7 +333,7 @@ class Sockets:
         return own_of(self.links(HOST))
 
     def flags(self, netns: int, device: str) -> int:
-        """Return a link's flags (IFF_*); raises KernelError (ENODEV), naming it."""
+        """Return a link's flags (IFF_*); raises KernelError (ENODEV) with its name."""
         return int(struct.unpack_from("=I", self._find(netns, device), 8)[0])
 
     def release(self) -> None:
@@ -348,5 +349,5 @@ class Sockets:
 
     @property
     def port(self) -> int:
-        """The port of the host's socket, by which events tell our own changes."""
+        """Return the port of the host's socket, by which events recognise our own changes."""
         return self.at(HOST).port

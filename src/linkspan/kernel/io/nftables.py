@@ -31,7 +31,7 @@ def _library() -> ctypes.CDLL:
 
 
 class Nft:
-    """A libnftables context; for the thread that made it only."""
+    """A libnftables context; only for the thread that made it."""
 
     def __init__(self) -> None:
         library = _library()
@@ -41,13 +41,13 @@ class Nft:
         self._library = library
 
     def close(self) -> None:
-        """Free the context, after which nothing else may be called."""
+        """Free the context; nothing else may be called afterwards."""
         self._library.nft_ctx_free(self._context)
 
     def run(self, commands: str) -> str:
-        """Carry out commands as one transaction and return what nft prints; raises KernelError.
+        """Run commands as one transaction and return nft's output; raises KernelError.
 
-        The error bears nft's own first line, and no errno: libnftables gives none.
+        The error has nft's own first line, and no errno: libnftables gives none.
         """
         failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output = self._library.nft_ctx_get_output_buffer(self._context)
@@ -78,7 +78,7 @@ class Nft:
 
 
 def table_exists(socket: Socket, family: str, name: str) -> bool:
-    """Ask the kernel for one table: 20 us, where a listing by libnftables reads the whole ruleset."""
+    """Ask the kernel for one table: 20 us, while a listing by libnftables reads the whole ruleset."""
     body = bytes([_FAMILIES[family], 0, 0, 0]) + text(1, name)  # NFTA_TABLE_NAME
     try:
         socket.get(Message(_GET_TABLE, 0, body, f"find table {family} {name}"))
@@ -88,7 +88,7 @@ def table_exists(socket: Socket, family: str, name: str) -> bool:
 
 
 def generation(socket: Socket) -> int:
-    """Return the ruleset's generation: each transaction, whoever makes it, counts one."""
+    """Return the ruleset's generation, which grows by one with each transaction of any program."""
     answer = socket.get(Message(_GET_GENERATION, 0, bytes(4), "find the generation of the ruleset"))
     return int(struct.unpack(">I", attributes(answer, 4)[1])[0])  # NFTA_GEN_ID
 

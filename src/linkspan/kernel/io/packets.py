@@ -1,7 +1,7 @@
-"""Packets made by hand, from the outer IP header on: sent as a host or a router would, and heard wherever they arrive.
+"""Packets made by hand, from the outer IP header on: sent like a host's or a router's, and captured anywhere.
 
-Each ends with a *tail*: bytes that a whole probing has in common, by which the kernel's filter passes the probing's
-packets alone, and bytes that tell one packet from another. Nothing in the host takes them but who listens here.
+Each ends with a *tail*: bytes common to a whole run of probes, by which the kernel's filter passes only that
+run's packets, and bytes that identify one packet. Nothing on the host accepts them except this listener.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Sender:
             protocol = 0 if kind == socket.AF_PACKET else socket.IPPROTO_RAW
             type_ = socket.SOCK_DGRAM if kind == socket.AF_PACKET else socket.SOCK_RAW
             made = self._sockets[kind] = socket.socket(kind, type_ | socket.SOCK_CLOEXEC, protocol)
-            if kind in _RECVERR:  # else ENOBUFS is not told (raw_sendmsg)
+            if kind in _RECVERR:  # otherwise ENOBUFS is not reported (raw_sendmsg)
                 made.setsockopt(*_RECVERR[kind], 1)
         return self._sockets[kind]
 
@@ -115,7 +115,7 @@ class Sender:
             raise of_errno(error.errno or 0, f"send to {name}") from error
 
     def hand(self, packet: bytes, device: str, mac: bytes) -> None:
-        """Send to a neighbour on a link, as what the host forwards. Raises KernelError: EMSGSIZE, the link is down."""
+        """Send to a neighbour on a link, like a forwarded packet. Raises KernelError: EMSGSIZE, the link is down."""
         kind = _IP4 if packet[0] >> 4 == 4 else _IP6
         try:
             self._socket(socket.AF_PACKET).sendto(packet, (device, kind, 0, 0, mac))
@@ -124,7 +124,7 @@ class Sender:
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A packet that came: its outer header, link and sender's MAC (b'' without one), and its tail's own part."""
+    """A received packet: its outer header, link and sender's MAC (b'' if it has none), and its tail's own part."""
 
     tail: bytes
     source: bytes
@@ -136,10 +136,10 @@ class Arrival(msgspec.Struct, frozen=True):
 
 
 class Ear:
-    """Hears what comes in by any link with the common part in its tail, before any rule could drop it."""
+    """Captures packets on any link with the common part in their tail, before any rule could drop them."""
 
     def __init__(self, common: bytes) -> None:
-        """Listen in the network namespace of the calling thread. Raises KernelError where the process may not."""
+        """Listen in the network namespace of the calling thread. Raises KernelError if the process may not."""
         try:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
             self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ALL))
@@ -159,7 +159,7 @@ class Ear:
         self._socket.close()
 
     def heard(self, seconds: float) -> Iterator[Arrival]:
-        """Wait for something to come, and yield what has."""
+        """Wait for packets, and yield those received."""
         if not select.select([self._socket], [], [], max(seconds, 0))[0]:
             return
         for _ in range(_BURST):
@@ -182,7 +182,7 @@ def _arrival(data: bytes, device: str, sender: bytes) -> Arrival | None:
 
 
 def _attach(ear: socket.socket, common: bytes) -> None:
-    """Let the kernel pass packets alone that have the common part where their tail begins (linux/bpf_common.h)."""
+    """Let the kernel pass only packets that have the common part at the start of their tail (linux/bpf_common.h)."""
     program = (
         (0x80, 0, 0, 0),  # A = length of the packet
         (0x14, 0, 0, TAIL),  # A -= TAIL; a shorter one is loaded from nowhere below, and dropped

@@ -1,8 +1,8 @@
-"""Frames by which a controller looks for hosts and links: sent out of a switch, answered by a flow of ours.
+"""Probe frames of a controller, which look for hosts and links: a switch sends them, and a flow of ours answers.
 
-A host is asked by ARP with no sender's address (an ARP probe, RFC 5227 1.1): the kernel answers that whatever
-routes it has. By IPv6 it is solicited from the gateway's link-local address. Both are sent to the MAC that the host has
-said it has, so nobody else is disturbed, and the answer goes to the gateway's MAC.
+A host is asked by ARP without a sender's address (an ARP probe, RFC 5227 1.1): the kernel answers that
+whatever routes it has. For IPv6 it is solicited from the gateway's link-local address. Both are sent to the
+MAC that the host announces, so no other host is disturbed, and the answer goes to the gateway's MAC.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from linkspan.kernel.io.packets import checksum
 _ARP, _IPV6, _LLDP = b"\x08\x06", b"\x86\xdd", b"\x88\xcc"
 _ICMPV6, _HOPS = 58, 255  # RFC 4443, RFC 4861 7.1.1
 _LOCAL = 7
-"""IEEE 802.1AB 8.5: what a chassis' id (subtype 7) and a port's (subtype 7) are is said by the sender's system."""
+"""IEEE 802.1AB 8.5: the sender's system defines the meaning of a chassis id (subtype 7) and a port id (subtype 7)."""
 
 
 def question(gateway: bytes, mac: bytes, address: bytes) -> bytes:
@@ -32,7 +32,7 @@ def question(gateway: bytes, mac: bytes, address: bytes) -> bytes:
 
 
 def announcement(gateway: bytes, sender: bytes, switch: str, port: int) -> bytes:
-    """Return an LLDP frame that tells the switch behind a port who is there; ``sender`` is known to us alone."""
+    """Return an LLDP frame that names its sender to the switch behind a port; only we know ``sender``."""
     chassis, number = switch.encode()[:200], str(port).encode()
     parts = ((1, bytes([_LOCAL]) + chassis), (2, bytes([_LOCAL]) + number), (3, struct.pack("!H", 3)), (0, b""))
     body = b"".join(struct.pack("!H", kind << 9 | len(value)) + value for kind, value in parts)

@@ -1,6 +1,7 @@
-"""What strongSwan's daemon tells and is told by its control socket (vici), for a bounded time.
+"""Client of strongSwan's control socket (vici), with bounded times.
 
-The library speaks the protocol; here its dictionaries of bytes become values, and its exceptions ours.
+The library speaks the protocol; this module turns its dictionaries of bytes into values, and its exceptions
+into ours.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.states.ipsec import PREFIX
 
 SECONDS = 5.0
-"""For one answer."""
+"""Seconds for one answer."""
 
 Session = Any
-"""A session of the library, which bears no types: each of the daemon's commands is a method of it."""
+"""A session of the library, which has no types: each of the daemon's commands is a method of it."""
 Refused: type[Exception] = CommandException
-"""What a session raises where the daemon takes a command for wrong."""
+"""The exception of a session if the daemon rejects a command."""
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A pair of ESP associations as the daemon has it; SPIs in hexadecimal, ``installed`` tells that they carry.
+    """A pair of ESP associations in the daemon; SPIs in hexadecimal, ``installed``: they carry packets.
 
-    ``there`` is what they reach.
+    ``there`` is the remote prefix.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class Association(msgspec.Struct, frozen=True):
-    """An IKE association: ``number`` is the daemon's own, ``age`` in seconds since it stood, None where it does not.
+    """An IKE association: ``number`` is the daemon's own, ``age`` the seconds since it is up, None if it is not.
 
     ``remote`` and ``port`` are where the peer is seen.
     """
@@ -63,13 +64,13 @@ class Association(msgspec.Struct, frozen=True):
 
     @property
     def stands(self) -> bool:
-        """Whether both hosts have proved themselves."""
+        """Return whether both hosts have authenticated each other."""
         return self.age is not None and self.state == "ESTABLISHED"
 
 
 @contextlib.contextmanager
 def session(path: Path, alive: Callable[[], bool] = lambda: False) -> Iterator[Session]:
-    """Yield a session. Waits for a daemon that is ``alive`` and has just begun. Raises Unavailable."""
+    """Yield a session. Wait for a daemon that is ``alive`` and has just started. Raises Unavailable."""
     end = time.monotonic() + SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as way:
         try:
@@ -89,12 +90,12 @@ def session(path: Path, alive: Callable[[], bool] = lambda: False) -> Iterator[S
             why = (getattr(error, "strerror", "") or str(error)).lower()
             raise Unavailable(
                 f"strongSwan at {path} does not answer: {why}",
-                "is it running? charon.log in the state folder says why not",
+                "is it running? charon.log in the state folder shows why not",
             ) from error
 
 
 def connections(asked: Session) -> dict[str, tuple[str, ...]]:
-    """Return our connections that are loaded, by name, with the names of their children."""
+    """Return our loaded connections, by name, with the names of their children."""
     return {
         name: tuple(one["children"])
         for told in asked.list_conns()
@@ -104,7 +105,7 @@ def connections(asked: Session) -> dict[str, tuple[str, ...]]:
 
 
 def associations(asked: Session) -> list[Association]:
-    """Return the IKE associations of our connections, those under way too."""
+    """Return the IKE associations of our connections, including those being established."""
     return [
         _association(name, one)
         for told in asked.list_sas()

@@ -1,6 +1,6 @@
-"""Ask on a link whether addresses are there now: ARP, or neighbour solicitation.
+"""ARP and neighbour solicitation: ask on a link whether addresses are there now.
 
-The neighbour table does not tell: for half a minute it believes what it heard last.
+The neighbour table cannot answer that: for half a minute it believes what it heard last.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ TRIES = 3
 WAIT = 0.4
 """Seconds for each try."""
 BURST, PAUSE = 10, 0.05
-"""Questions at a time, and seconds between: 200 a second, which no segment minds, though they are broadcasts."""
+"""Requests at a time, and seconds between: 200 a second, which no segment minds, though they are broadcasts."""
 
 
 def answers(device: str, source: bytes, address: bytes) -> bool:
-    """Tell whether somebody on the device's link answers for the address, in the calling thread's namespace.
+    """Return whether somebody on the device's link answers for the address, in the calling thread's namespace.
 
-    Links without MACs have nobody to ask: what is sent there arrives or not.
+    A link without MACs has nobody to ask: packets there arrive or not.
     """
     return address in answering(device, {address: source})
 
@@ -37,7 +37,7 @@ def answers(device: str, source: bytes, address: bytes) -> bool:
 def answering(device: str, asked: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Return which of the addresses answer, each with its MAC (b'' on a link without MACs).
 
-    ``asked`` has the source from which an address is asked for. Takes no longer than TRIES times WAIT for silent ones,
+    ``asked`` has the source address for each request. Takes no longer than TRIES times WAIT for silent ones,
     and PAUSE for every BURST.
     """
     found: dict[bytes, bytes] = {}
@@ -46,7 +46,7 @@ def answering(device: str, asked: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         with (
             contextlib.suppress(OSError),
             contextlib.ExitStack() as stack,
-        ):  # the device went away, or is down
+        ):  # the device was removed, or is down
             link = stack.enter_context(
                 socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
             )
@@ -67,10 +67,10 @@ class _Way(Protocol):
     socket: socket.socket
 
     def ask(self, address: bytes) -> object:
-        """Send one question."""
+        """Send one request."""
 
     def heard(self, message: bytes) -> tuple[bytes, bytes] | None:
-        """Return whose answer a message is, and the MAC in it; None for anything else."""
+        """Return the address that an answer is for, and its MAC; None for anything else."""
 
 
 class _Arp:
@@ -114,7 +114,7 @@ class _Solicitation:
         return self.socket.sendto(message, (group, 0, 0, self._index))
 
     def heard(self, message: bytes) -> tuple[bytes, bytes] | None:
-        """Read an advertisement; one to a multicast question bears the MAC (RFC 4861 4.4)."""
+        """Read an advertisement; one to a multicast request has the MAC (RFC 4861 4.4)."""
         if message[:1] != bytes([_ADVERTISEMENT]):
             return None
         return message[8:24], message[26:32] if message[24:26] == _TARGET_MAC else b""
@@ -135,7 +135,7 @@ def _asked(way: _Way, addresses: set[bytes]) -> dict[bytes, bytes]:
 
 
 def _listen(way: _Way, addresses: set[bytes], found: dict[bytes, bytes], seconds: float) -> None:
-    """Take in what comes, until all have answered or the time is over."""
+    """Collect answers, until all have answered or the time is over."""
     end = time.monotonic() + seconds
     while len(found) < len(addresses):
         left = end - time.monotonic()

@@ -1,4 +1,4 @@
-"""What BIRD tells by its control socket (BIRD 2 and 3), asked with few rights and for a bounded time.
+"""Client of BIRD's control socket (BIRD 2 and 3), with few rights and bounded times.
 
 Each line of an answer begins with four digits and ``-``, the last one with a blank in its place; a line that
 begins with a blank belongs to the code before it. The parsers are pure: they get the lines and return values.
@@ -19,7 +19,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.states.programs import BGP_REFUSED
 
 SECONDS = 5.0
-"""For all that is asked at once: 10,000 routes with all their attributes are told within 0.3 s (measured)."""
+"""Seconds for all commands of one call: 10,000 routes with all their attributes take 0.3 s (measured)."""
 
 Line = tuple[int, str]
 """An answer's line: its code, and its text."""
@@ -41,7 +41,7 @@ _COMMUNITY = re.compile(r"\(([\d, ]+)\)")
 
 
 class Channel(msgspec.Struct, frozen=True):
-    """One address family of a session; numbers of prefixes that came in and were accepted or filtered, and went out.
+    """One address family of a session; numbers of prefixes received, accepted, filtered, and sent.
 
     ``limit`` is how many are accepted at most (0: any number), ``full`` whether there are more.
     """
@@ -56,16 +56,16 @@ class Channel(msgspec.Struct, frozen=True):
 
     @property
     def received(self) -> int:
-        """All that the peer announces now."""
+        """Return the number of prefixes that the peer announces now."""
         return self.accepted + self.filtered
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """A BGP session as BIRD has it.
+    """A BGP session in BIRD.
 
-    ``state`` is up, start, stop or down, ``bgp_state`` RFC 4271's word, ``since`` seconds since the epoch (None
-    where BIRD prints another format than ours), ``wait`` seconds until its next try, ``families`` those that the
-    peer's OPEN announced.
+    ``state`` is up, start, stop or down, ``bgp_state`` RFC 4271's word, ``since`` seconds since the epoch
+    (None if BIRD prints another format than ours), ``wait`` seconds until its next try, ``families`` those in
+    the peer's OPEN.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Protocol(msgspec.Struct, frozen=True):
 
     @property
     def established(self) -> bool:
-        """Whether the session is up."""
+        """Return whether the session is up."""
         return self.state == "up"
 
     def count(self, what: str) -> int:
@@ -94,10 +94,10 @@ class Protocol(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A route that a protocol brought; ``best`` is the one that is used, ``refused`` the rule that filtered it.
+    """A route from a protocol; ``best`` is the one in use, ``refused`` the rule that filtered it.
 
-    ``next_hops`` are the (address, device) by which the kernel gets it; where there is none, ``next_hop`` is what
-    was announced, and not on a link.
+    ``next_hops`` are the (address, device) that the kernel gets. If there are none, ``next_hop`` is the
+    announced one, which is not on a link.
     """
 
     prefix: str
@@ -114,7 +114,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """A line of BIRD's log; ``stranger`` is the address that connected where no session has it."""
+    """A line of BIRD's log; ``stranger`` is the address of a connection that no session expects."""
 
     at: float
     protocol: str
@@ -126,15 +126,15 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def ask(path: Path, *commands: str, seconds: float = SECONDS) -> list[list[Line]]:
-    """Return BIRD's answer to each command; commands that change anything are refused by BIRD itself.
+    """Return BIRD's answer to each command; BIRD itself refuses commands that change anything.
 
-    Raises Unavailable where it does not answer in time, or refuses a command.
+    Raises Unavailable if it does not answer in time, or refuses a command.
     """
     return _asked(path, ("restrict", *commands), seconds)[1:]
 
 
 def enable(path: Path, protocol: str) -> None:
-    """Let a session begin that is disabled, by hand or by BIRD itself. Raises Unavailable as ``ask`` does."""
+    """Enable a session that is disabled, by hand or by BIRD itself. Raises Unavailable as ``ask`` does."""
     _asked(path, (f"enable {protocol}",), SECONDS)
 
 
@@ -155,7 +155,7 @@ def _asked(path: Path, commands: Iterable[str], seconds: float) -> list[list[Lin
         why = (error.strerror or str(error)).lower()
         raise Unavailable(
             f"BIRD at {path} does not answer: {why}",
-            "is it running? bird.log in the state folder says why not",
+            "is it running? bird.log in the state folder shows why not",
         ) from error
 
 
@@ -212,7 +212,7 @@ def protocols(lines: Iterable[Line]) -> list[Protocol]:
 
 
 def _since(text: str) -> dict[str, Any]:
-    """Return the time, as ``timeformat protocol iso long`` prints it, and what follows it."""
+    """Return the time, as ``timeformat protocol iso long`` prints it, and the rest."""
     day, _, rest = text.partition(" ")
     clock, _, info = rest.partition(" ")
     at = _moment(day, clock)
@@ -220,7 +220,7 @@ def _since(text: str) -> dict[str, Any]:
 
 
 def _moment(day: str, clock: str) -> float | None:
-    """Return seconds since the epoch of a time as BIRD prints it in ISO's long format, which is local time."""
+    """Return seconds since the epoch of BIRD's ISO long format, which is local time."""
     whole, _, fraction = clock.partition(".")
     try:
         return time.mktime(time.strptime(f"{day} {whole}", "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction or 0}")
@@ -242,7 +242,7 @@ _WORDS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def _detail(one: dict[str, Any], text: str) -> None:
-    """Take a line of a session's details into ``one``."""
+    """Add a line of a session's details to ``one``."""
     word, _, value = text.partition(":")
     value = value.strip()
     if text in ("Local capabilities", "Neighbor capabilities"):
@@ -282,7 +282,7 @@ def _channels(one: dict[str, Any]) -> dict[str, tuple[Channel, ...]]:
 
 
 def routes(lines: Iterable[Line]) -> list[Route]:
-    """Return the routes of ``show route all``, with whatever else the command chose."""
+    """Return the routes of ``show route all``, with whatever other selection the command made."""
     found: list[dict[str, Any]] = []
     destination = ""
     for code, text in lines:
@@ -307,7 +307,7 @@ _ATTRIBUTES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "local_pref": ("local_pref", int),
     BGP_REFUSED: ("refused", str),
 }
-"""By the name that follows BIRD 2's ``BGP.`` or BIRD 3's ``bgp_``; filters' own attributes have no such word before."""
+"""By the name after BIRD 2's ``BGP.`` or BIRD 3's ``bgp_``; filters' own attributes have no such prefix."""
 
 
 def _attribute(one: dict[str, Any], text: str) -> None:
@@ -332,7 +332,7 @@ def said(log: str) -> tuple[Said, ...]:
 
 
 def booted(lines: Iterable[Line]) -> str:
-    """Return when BIRD was started, of ``show status``."""
+    """Return when BIRD was started, from ``show status``."""
     return next((text.strip() for _, text in lines if "Last reboot" in text), "")
 
 

@@ -1,7 +1,7 @@
-"""What linkspan's own rules tell of forwarding before linkspan, for an agent whose record of it is lost.
+"""Forwarding before linkspan, read from linkspan's own rules by an agent whose record of it is lost.
 
-The rules keep a host closed that forwarded nothing before linkspan had it forward (``ruleset``), so they have the
-links that were there, and those by which nothing was let through.
+The rules keep a host closed that forwarded nothing before linkspan enabled it (``ruleset``), so they have the
+links that existed, and those by which nothing passed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _TABLE = "inet linkspan"
 
 
 def links_before() -> Mapping[int, Mapping[str, bool]] | None:
-    """Return the links that were there, by family and name, and whether what came in by them was forwarded.
+    """Return the links that existed, by family and name, and whether their incoming packets were forwarded.
 
-    A family of which the host forwarded everything is left out. None where there are no rules of linkspan's.
+    A family for which the host forwarded everything is left out. None if there are no rules of linkspan's.
     """
     netfilter = netfilter_socket()
     try:
@@ -39,7 +39,7 @@ def links_before() -> Mapping[int, Mapping[str, bool]] | None:
 def _rules(nft: Nft) -> str:
     try:
         return nft.text(f"list chain {_TABLE} outsiders")
-    except LinkspanError:  # there is none where the host forwarded everything
+    except LinkspanError:  # the chain is missing if the host forwarded everything
         return ""
 
 

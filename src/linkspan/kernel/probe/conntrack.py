@@ -1,14 +1,14 @@
-"""Forget connections that were translated by a mapping that has changed, or that belonged to an address.
+"""Conntrack: flush connections that a changed mapping translated, or that belonged to an address.
 
-Without it a UDP client that keeps sending is led to the old place for ever: its entry is renewed by each
-packet, and a mapping is looked at for an entry's first packet only.
+Otherwise packets of a UDP client that keeps sending go to the old target forever: each packet renews its
+entry, and a mapping is looked up only for an entry's first packet.
 
-Entries are found by a dump that the kernel filters (CTA_FILTER, Linux 5.8), so nothing but what matches is
-copied, and each is deleted by its own tuple. (Deleting by a filter, in one message, is known to newer
-kernels only, and walks the same table.) An older kernel dumps everything; so each entry is compared here, too.
+Entries are found by a dump that the kernel filters (CTA_FILTER, Linux 5.8), so only matching ones are copied,
+and each is deleted by its own tuple. (Only newer kernels can delete by a filter, in one message, and they
+walk the same table.) An older kernel dumps everything; so each entry is compared here, too.
 
-By IPv6 addresses the kernel must not be asked to filter: it passes just those that differ (6.18 does;
-``!ipv6_addr_cmp(...)`` in ctnetlink_filter_match_tuple). All IPv6 entries are dumped then, and compared here.
+The kernel must not filter by IPv6 addresses: it passes exactly those that differ (6.18 does;
+``!ipv6_addr_cmp(...)`` in ctnetlink_filter_match_tuple). So all IPv6 entries are dumped, and compared here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FLAG_FROM, _FLAG_TO, _FLAG_PROTO, _FLAG_TO_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 
 _FROM, _TO = {4: 1, 6: 3}, {4: 2, 6: 4}
 _FAMILY = {int(SOCKET_FAMILY[family]): family for family in FAMILIES}
 BUCKET, ENTRY = 35, 9000
-"""Nanoseconds that a dump takes for each bucket of the table, full or empty, and that an entry takes here.
+"""Nanoseconds of a dump for each bucket of the table, full or empty, and of this code for each entry.
 
 Measured: 9 ms for a dump of the usual 262,144 buckets, whatever the filter. So one dump of everything is
 cheaper than several filtered ones as long as there are few entries.
@@ -45,14 +45,14 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 class _Way(msgspec.Struct, frozen=True):
-    """One way to match: the attributes that parts of a direction's tuple have."""
+    """One way to match: the attributes for parts of a direction's tuple."""
 
     direction: int
     want: tuple[tuple[int, tuple[tuple[int, bytes], ...]], ...]
     flags: int
 
     def filter(self, family: int) -> bytes:
-        """Return the attributes by which the kernel filters a dump; none where it cannot."""
+        """Return the attributes by which the kernel filters a dump; none if it cannot."""
         if family == 6 and any(part == _TUPLE_IP for part, _ in self.want):
             return b""
         parts = (attr(part | _NESTED, b"".join(attr(*one) for one in want)) for part, want in self.want)
@@ -60,7 +60,7 @@ class _Way(msgspec.Struct, frozen=True):
         return attr(self.direction | _NESTED, b"".join(parts)) + attr(_FILTER | _NESTED, flags)
 
     def matches(self, entry: dict[int, bytes]) -> bool:
-        """Tell whether an entry really matches, for a kernel that does not filter."""
+        """Return whether an entry really matches, for a kernel that does not filter."""
         there = attributes(entry.get(self.direction, b""))
         found = ((attributes(there.get(part, b"")), want) for part, want in self.want)
         return all(has.get(kind) == value for has, want in found for kind, value in want)
@@ -71,11 +71,11 @@ def flush(
     addresses: Collection[Prefix] = (),
     flows: Collection[tuple[Prefix, str, int]] = (),
 ) -> int:
-    """Delete the entries first sent to these (protocol, port), and those of these addresses; return how many.
+    """Delete entries first sent to these (protocol, port), and those of these addresses; return how many.
 
-    An address's are those from it, to it, and those with it behind a translation. Of ``flows``, (address, protocol,
-    port), are those first sent by the address to the port. It is the calling thread's namespace that is looked at.
-    Raises KernelError.
+    An address's entries are those from it, to it, and those with it behind a translation. Of ``flows``,
+    (address, protocol, port), they are those first sent by the address to the port. It works in the calling
+    thread's namespace. Raises KernelError.
     """
     ways = {
         family: [w for port in ports for w in _of_port(*port)]
@@ -137,4 +137,4 @@ def _number(path: str) -> int:
     try:
         return int(sysctl.read(path))
     except LinkspanError:
-        return 0  # nothing is tracked in this kernel
+        return 0  # this kernel tracks nothing

@@ -1,4 +1,4 @@
-"""Programs, filters and queueing disciplines at devices: what decides about packets beside routes and rules."""
+"""Programs, filters and queueing disciplines of devices: they decide about packets besides routes and rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def programs(index: int, way: str) -> list[str]:
-    """Return the tcx programs at a device of the calling thread's namespace, in words; none where none can be asked."""
+    """Return the tcx programs of a device in the calling thread's namespace, in words; none if they cannot be read."""
     number = _BPF.get(platform.machine())
     if number is None:
         return []
@@ -40,7 +40,7 @@ def programs(index: int, way: str) -> list[str]:
 
 
 def queues(socket: Socket, index: int) -> tuple[list[tuple[str, int]], list[str], list[str]]:
-    """Return a device's queueing disciplines (kind, handle), and its filters in words: for what comes in, and goes out.
+    """Return a device's queueing disciplines (kind, handle), and its filters in words: inbound and outbound.
 
     Raises KernelError.
     """

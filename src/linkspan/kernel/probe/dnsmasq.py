@@ -1,4 +1,4 @@
-"""The names' server on this machine: where it is, as whom it runs, and whether one that runs still answers."""
+"""dnsmasq on this machine: its path and user, and whether a running server still answers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ USER = "dnsmasq"
 _MAPPED = bytes(10) + b"\xff\xff"
 """RFC 4291 section 2.5.5.2: before an IPv4 address that is written as one of IPv6."""
 _QUESTION = struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
-"""TXT version.bind of class CHAOS: every state of its data answers that, and nobody else is asked."""
+"""Query TXT version.bind of class CHAOS: dnsmasq answers it with any data, and without asking another server."""
 
 
 @functools.cache
 def uid() -> int:
-    """Return the user's number, -1 where there is no such user."""
+    """Return the user's number, -1 if there is no such user."""
     try:
         return pwd.getpwnam(USER).pw_uid
     except KeyError:
@@ -32,9 +32,10 @@ def uid() -> int:
 
 
 def found(folder: Path) -> Dnsmasq | None:
-    """Return how to start it with files in this folder, None where it is not installed.
+    """Return how to start it with files in this folder, None if it is not installed.
 
-    It becomes its own user where that may read the folder, and where there are users: a namespace may have root alone.
+    It switches to its own user if that user may read the folder, and if there are users: a namespace may have
+    only root.
     """
     program = shutil.which("dnsmasq")
     if program is None:
@@ -44,28 +45,28 @@ def found(folder: Path) -> Dnsmasq | None:
 
 
 def _passes(folder: Path) -> bool:
-    """Tell whether others may go through a folder; one that is not there yet is made so."""
+    """Return whether others may enter a folder; a folder that does not exist yet will allow it."""
     with contextlib.suppress(OSError):
         return bool(folder.stat().st_mode & stat.S_IXOTH)
     return True
 
 
 def _mapped(number: int) -> bool:
-    """Tell whether this user namespace has the user (user_namespaces(7))."""
+    """Return whether this user namespace has the user (user_namespaces(7))."""
     lines = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
     ranges = (tuple(map(int, line.split())) for line in lines)
     return any(first <= number < first + count for first, _, count in ranges)
 
 
 def upstream(text: str, without: Iterable[str]) -> tuple[str, ...]:
-    """Return the resolvers of a resolv.conf, in order, but for those addresses (ours: a question would go round)."""
+    """Return the resolvers of a resolv.conf, in order, without these addresses (ours: a query would loop)."""
     words = (line.split() for line in text.splitlines())
     named = (_address(line[1]) for line in words if len(line) > 1 and line[0] == "nameserver")
     return tuple(dict.fromkeys(one for one in named if one and one not in set(without)))
 
 
 def _address(text: str) -> str:
-    """Return an address as we write it, however it was written; '' for what is none."""
+    """Return an address in our notation, however it was written; '' if it is none."""
     address, mark, zone = text.lower().partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -79,14 +80,14 @@ def _address(text: str) -> str:
 
 
 class Pulse:
-    """Asks the servers whether they live, all by one packet each, and never waits for an answer."""
+    """Asks all servers whether they live, by one packet each, and never waits for an answer."""
 
     def __init__(self) -> None:
         self._ways = {f: self._open(f) for f in (socket.AF_INET, socket.AF_INET6)}
         self._asked: dict[Zones, tuple[str, int, int]] = {}
         self._number = 0
         self.missed: dict[Zones, int] = {}
-        """By networks: how many questions in a row their server has not answered."""
+        """By networks: how many queries in a row their server has not answered."""
 
     @staticmethod
     def _open(family: socket.AddressFamily) -> socket.socket | None:
@@ -103,12 +104,12 @@ class Pulse:
             way.close()
 
     def forget(self, server: Zones) -> None:
-        """Begin anew with a server that is another one now."""
+        """Start again with a server that was replaced."""
         self._asked.pop(server, None)
         self.missed.pop(server, None)
 
     def beat(self, servers: Mapping[Zones, tuple[str, int]]) -> None:
-        """Take the answers of the last time, and ask anew: each server's address and port by its networks."""
+        """Collect the last answers, and ask again: each server's address and port by its networks."""
         heard = self._heard()
         for name, asked in self._asked.items():
             self.missed[name] = 0 if asked in heard else self.missed.get(name, 0) + 1
@@ -117,7 +118,7 @@ class Pulse:
         self._number = (self._number + 1) & 0xFFFF
         for name, place in servers.items():
             way = self._ways[socket.AF_INET6 if ":" in place[0] else socket.AF_INET]
-            with contextlib.suppress(OSError):  # the address went with the last container
+            with contextlib.suppress(OSError):  # the address was removed with the last container
                 if way is not None and way.sendto(struct.pack("!H", self._number) + _QUESTION, place):
                     self._asked[name] = (*place, self._number)
 
@@ -132,7 +133,7 @@ class Pulse:
 
 
 def spent(pid: int) -> int:
-    """Return the processor time that a process has used, in ticks (proc(5)); -1 where it is gone."""
+    """Return the processor time that a process has used, in ticks (proc(5)); -1 if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -1,9 +1,9 @@
-"""The kernel's drop monitor: the reason for which it dropped a packet, whatever part of it did.
+"""Drop monitor of the kernel: why it dropped a packet, whichever part of it did.
 
-It works for the whole machine at once, and only from its first network namespace. Reports come for every packet that
-is dropped anywhere; the listener recognises its own. There is one monitor only: where another program has started it,
-nothing is changed. A listener that is killed leaves it running, which costs the kernel a report that nobody reads for
-each packet that it drops.
+It works for the whole machine at once, and only from its first network namespace. Reports arrive for every
+packet that is dropped anywhere; the listener recognises its own. There is only one monitor: if another
+program has started it, nothing is changed. A listener that is killed leaves it running, which costs the
+kernel a report that nobody reads for each packet that it drops.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ALERT_MODE, _SYMBOL, _IN_PORT, _PAYLOAD, _TRUNCATE, _SW_DROPS, _REASON = 1, 3, 
 _PORT_NAME = 1  # NET_DM_ATTR_PORT_NETDEV_NAME
 _BY_PACKET = 1  # NET_DM_ALERT_MODE_PACKET
 _ENOUGH = 256
-"""Bytes of each packet that are asked for: a probe behind a tunnel's headers has fewer."""
+"""Bytes to report of each packet: a probe behind a tunnel's headers is shorter."""
 _ETHERNET = 14
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A packet that the kernel dropped: ``packet`` from its IP header on, ``came_by`` '' where no device is known."""
+    """A packet that the kernel dropped: ``packet`` from its IP header on, ``came_by`` '' if no device is known."""
 
     reason: str
     function: str
@@ -39,7 +39,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 class DropMonitor:
-    """Listens to the kernel's drop monitor. Raises Unavailable where there is none, or another program has it."""
+    """Listens to the kernel's drop monitor. Raises Unavailable if there is none, or if another program uses it."""
 
     def __init__(self) -> None:
         self._socket = Socket(GENERIC)
@@ -63,7 +63,7 @@ class DropMonitor:
         self._socket.close()
 
     def read(self) -> Iterator[Lost]:
-        """Yield what was dropped since the last call."""
+        """Yield the packets dropped since the last call."""
         while True:
             try:
                 reports = list(self._socket.receive())

@@ -1,4 +1,4 @@
-"""What a backend must know of the machine, looked at without changing it (about 1 ms where nothing is odd).
+"""Facts of the machine for backends, read without changing it (about 1 ms on an ordinary host).
 
 Facts must not follow from what linkspan itself did, or desired state would flap: settings are taken as they
 were before ours, and a chain that holds our rules alone counts as empty.

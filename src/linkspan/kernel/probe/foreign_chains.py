@@ -1,8 +1,8 @@
-"""Others' packet filters, looked at without a trace: neither a table is made nor a module loaded by looking.
+"""Other programs' packet filters, read without side effects: reading makes no table and loads no module.
 
-``iptables -S`` alone would not do: the legacy variant makes the table that it is asked for. So nftables'
-chains are read by one dump (which has each chain's policy and its number of rules), and the legacy tables'
-names from /proc/net/ip_tables_names, which lists those that exist in this namespace.
+``iptables -S`` alone would not do: the legacy variant makes the table that it lists. So nftables' chains are
+read by one dump (which has each chain's policy and its number of rules), and the legacy tables' names from
+/proc/net/ip_tables_names, which lists those that exist in this namespace.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 def nft_chains() -> list[Chain]:
-    """Return all nftables chains of this namespace; none where the kernel has no nftables."""
+    """Return all nftables chains of this namespace; none if the kernel has no nftables."""
     try:
         socket = Socket(NETFILTER)
     except OSError:
@@ -82,7 +82,7 @@ def nft_rules(family: int, chain: str) -> list[bytes]:
 
 
 def legacy(family: int) -> bool:
-    """Tell whether the legacy filter table exists in this namespace."""
+    """Return whether the legacy filter table exists in this namespace."""
     try:
         names = Path("/proc/thread-self/net", _NAMES[family]).read_text(encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""Who else forwards on this host: container engines and whoever else decides on forwarding by iptables."""
+"""Other forwarders on this host: container engines, and programs that decide on forwarding by iptables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _USER, _FORWARD = iptables.CHAINS
 
 
 def present(family: int) -> bool:
-    """Tell whether somebody else in the calling thread's namespace needs forwarding: they do not turn it on again."""
+    """Return whether somebody else in the calling thread's namespace needs forwarding: they do not enable it again."""
     links = (name for _, name in socket.if_nameindex())
     if any(fnmatch.fnmatch(name, pattern) for name in links for pattern in OTHERS):
         return True
@@ -34,14 +34,14 @@ def _nft(found: list[foreign_chains.Chain], family: int) -> str:
     if forward is None or not forward.hooked:
         return ""
     try:
-        # A chain that is jumped to has more uses than rules; one that Docker left behind has not.
+        # A chain that others jump to has more uses than rules; one that Docker left behind does not.
         if (user := there.get(_USER)) and user.uses > len(foreign_chains.nft_rules(family, _USER)):
             return _USER
         if not forward.accepts:
             return _FORWARD
         rules = foreign_chains.nft_rules(family, _FORWARD) if forward.uses else []
     except LinkspanError:
-        return ""  # gone between the two looks: the next one tells
+        return ""  # removed between the two reads: the next one shows it
     mark = iptables.COMMENT.encode()
     return _FORWARD if any(mark not in rule for rule in rules) else ""
 

@@ -1,4 +1,4 @@
-"""Tell the neighbours of an address that is used anew, so that no cache sends its packets to the old owner.
+"""Gratuitous ARP: announce an address that is given again, so that no cache sends its packets to the old owner.
 
 For IPv4 an ARP announcement (RFC 5227 2.3: a request whose sender and target are the address), for IPv6 an
 unsolicited neighbour advertisement to all nodes (RFC 4861 7.2.6) with the override flag.
@@ -37,7 +37,7 @@ def frame(mac: bytes, address: Prefix) -> bytes:
 def announce(device: str, mac: bytes, addresses: Iterable[Prefix]) -> None:
     """Send one announcement for each address from a device of the calling thread's namespace.
 
-    Raises KernelError, where the device is gone or down.
+    Raises KernelError if the device is gone or down.
     """
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as raw:

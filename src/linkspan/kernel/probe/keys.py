@@ -1,7 +1,7 @@
-"""Private keys that a host makes for itself: files of root's alone, in a folder of its own; looked at, never told.
+"""Private keys of a host, made by itself: files for root alone, in a folder of their own; checked, never displayed.
 
-A key in use is ``private.key``, one that it is about to change to ``next.key``. `wg` makes them and tells which
-public key belongs to each; a file that has not changed is not read again.
+A key in use is ``private.key``, the next one ``next.key``. `wg` makes them and derives the public key of
+each; an unchanged file is not read again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class KeyFolder:
         self._known: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def public(self, name: str) -> str:
-        """Return the public key that belongs to a file, '' without the file.
+        """Return the public key of a file, '' without the file.
 
-        Raises LinkspanError, naming the file, where it is not root's alone, cannot be read, or has no key in it.
+        Raises LinkspanError with the file's name if others may read it, if it cannot be read, or if it has no
+        key.
         """
         path = self.folder / name
         try:
@@ -48,7 +49,7 @@ class KeyFolder:
         return self._known[name][1]
 
     def holding(self, public: str) -> Path | None:
-        """Return the file that a public key belongs to, None where there is none."""
+        """Return the file of a public key, None if there is none."""
         for name in (PRIVATE, NEXT):
             try:
                 if public and self.public(name) == public:
@@ -64,13 +65,13 @@ class KeyFolder:
         return self.public(name)
 
     def turn(self) -> None:
-        """Make the next key the one in use."""
+        """Turn the next key into the one in use."""
         (self.folder / NEXT).rename(self.folder / PRIVATE)
         self._known.clear()
 
 
 def key(path: Path) -> str:
-    """Return the key in a file, as text. Raises LinkspanError, naming the file, where there is no good one."""
+    """Return the key in a file, as text. Raises LinkspanError with the file's name if it has no valid key."""
     text = alone(str(path)).decode("ascii", errors="replace").strip()
     try:
         good = len(base64.b64decode(text, validate=True)) == BYTES
@@ -78,14 +79,14 @@ def key(path: Path) -> str:
         good = False
     if not good:
         raise Invalid(
-            f"what is in {path} is no key: it has not the length of one",
+            f"the content of {path} is no key: its length is wrong",
             "a key is 32 bytes in base64, as `wg genkey` prints it",
         )
     return text
 
 
 def amiss(files: Iterable[str]) -> str:
-    """Return what is wrong with the first of these files with keys, '' where nothing is, or a path is ''."""
+    """Return the problem of the first of these key files that has one, '' if none has, or if a path is ''."""
     for file in sorted(filter(None, files)):
         try:
             key(Path(file))
@@ -109,7 +110,7 @@ def _wg(verb: str, given: str = "") -> str:
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The public keys of a folder, or why there is none to use."""
+    """The public keys of a folder, or why none can be used."""
 
     public: str = ""
     next: str = ""
@@ -118,7 +119,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def look(folder: KeyFolder) -> Found:
-    """Return what a folder has now."""
+    """Return the present keys of a folder."""
     try:
         return Found(folder.public(PRIVATE), folder.public(NEXT))
     except LinkspanError as error:

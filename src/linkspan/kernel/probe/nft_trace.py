@@ -1,10 +1,10 @@
 """nftables' own trace of one packet: which rule of which chain dropped it.
 
-A table of ours, at a priority before every other program's, sets ``meta nftrace`` on the packets that match; the
-kernel then reports each rule that such a packet meets. The table belongs to the netlink socket that made it (flag
-``owner``), so the kernel removes it when that socket closes, also after a SIGKILL. iptables-nft's rules show up;
-those of iptables-legacy do not. The flag ends where a packet crosses a veth pair or enters a tunnel: each namespace
-needs a trace of its own, and a tunnel's packets need a match of their own.
+A table of ours, at a priority before every other program's, sets ``meta nftrace`` on the matching packets;
+the kernel then reports each rule that such a packet meets. The table belongs to the netlink socket that made
+it (flag ``owner``), so the kernel removes it when that socket closes, also after a SIGKILL. iptables-nft's
+rules show up; those of iptables-legacy do not. The flag ends when a packet crosses a veth pair or enters a
+tunnel: each namespace needs a trace of its own, and a tunnel's packets need a match of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from linkspan.kernel.io.netlink import NETFILTER, Socket, attributes, string
 from linkspan.kernel.io.nftables import Nft
 
 TABLE = "linkspan-trace-"
-"""What the name of each such table begins with. Other traces leave these tables out."""
+"""Prefix of the name of each such table. Other traces skip these tables."""
 _PRIORITY = -500
 _GROUP = 9  # NFNLGRP_NFTRACE, linux/netfilter/nfnetlink.h
 _TRACE = (10 << 8) | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
@@ -32,7 +32,7 @@ _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """A packet's end in nftables; ``name`` is the match that it fits, ``rule`` '' where the chain's policy drops it."""
+    """A packet's end in nftables; ``name`` is its match, ``rule`` '' if the chain's policy drops it."""
 
     name: str
     family: str
@@ -47,11 +47,11 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class RuleTrace:
-    """Follows packets through nftables in the namespace of the thread that makes it; for that thread only.
+    """Follows packets through nftables in the namespace of the thread that makes it; only for that thread.
 
-    ``matches`` has, by a name (letters only), expressions of nft that a packet of that name fits. ``devices`` are
-    those at whose ingress the trace begins. A family that the kernel does not have is left out.
-    Raises Unavailable without libnftables and KernelError without the right to use it.
+    ``matches`` has, by a name (letters only), nft expressions that match a packet of that name. ``devices``
+    are those at whose ingress the trace begins. A family that the kernel does not have is left out. Raises
+    Unavailable without libnftables and KernelError without the right to use it.
     """
 
     def __init__(self, tag: str, matches: Mapping[str, Sequence[str]], devices: Sequence[str] = ()) -> None:
@@ -84,7 +84,7 @@ class RuleTrace:
         self._nft.close()
 
     def read(self) -> None:
-        """Take in what the kernel has reported."""
+        """Read what the kernel has reported."""
         while True:
             try:
                 reports = list(self._socket.receive())
@@ -97,7 +97,7 @@ class RuleTrace:
                     self._report(body)
 
     def drops(self) -> tuple[Drop, ...]:
-        """Return where packets were dropped, in the order of their coming, each rule once."""
+        """Return where packets were dropped, in order, each rule once."""
         found = (
             Drop(name, _FAMILIES.get(family, str(family)), table, chain, self._rule(family, table, chain, handle))
             for name, family, table, chain, handle in dict.fromkeys(self._drops)
@@ -124,7 +124,7 @@ class RuleTrace:
             self._drops.append((self._names.get(packet, ""), body[0], table, chain, handle))
 
     def _rule(self, family: int, table: str, chain: str, handle: int) -> str:
-        """Return a rule as nft writes it, or its handle where it is gone already."""
+        """Return a rule as nft writes it, or its handle if it is gone already."""
         if not handle:
             return ""
         try:
@@ -136,7 +136,7 @@ class RuleTrace:
 
 
 def _base_chains(devices: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the hooks where a packet's way through a namespace can begin, by family."""
+    """Return the hooks at which a packet can enter a namespace, by family."""
     hooks: dict[str, tuple[str, ...]] = dict.fromkeys(("inet", "bridge"), ("hook prerouting", "hook output"))
     if devices:
         listed = ", ".join(f'"{device}"' for device in devices)

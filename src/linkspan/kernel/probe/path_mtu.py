@@ -1,7 +1,7 @@
-"""How large a packet passes to an address and back now: one volley of pings with DF, of several sizes.
+"""Path MTU: how large a packet passes to an address and back now, by one volley of pings with DF.
 
-What is on the way is asked nothing and may be silent, so only an answer tells anything, and an ICMP error that a
-router sends says why there is none.
+Routers on the path may be silent, so only an answer proves anything, and an ICMP error from a router gives
+the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import msgspec
 
 WAIT = 0.6
-"""Seconds for the answers; after WAIT_MORE without a new one, the rest are not waited for."""
+"""Seconds for the answers; after WAIT_MORE without a new one, stop waiting for the rest."""
 WAIT_MORE = 0.15
 # linux/in.h, in6.h, errqueue.h; by the family: level, MTU_DISCOVER, RECVERR
 _OPTIONS = {4: (socket.IPPROTO_IP, 10, 11), 6: (socket.IPPROTO_IPV6, 23, 25)}
@@ -35,7 +35,7 @@ _WORDS = {
 
 
 class Passed(msgspec.Struct, frozen=True):
-    """The ``largest`` of the sizes that was answered, 0 where none was; ``said`` is what a router said about one."""
+    """The ``largest`` size that was answered, 0 if none was; ``said`` is a router's message about one."""
 
     largest: int = 0
     said: str = ""
@@ -88,7 +88,7 @@ def _request(family: int, mark: bytes, number: int, length: int) -> bytes:
 
 
 def _answer(raw: socket.socket, family: int, mark: bytes) -> int:
-    """Return the number of the ping that an answer is to, 0 for anything else."""
+    """Return the number of the ping that an answer belongs to, 0 for anything else."""
     try:
         data = raw.recv(65535)
     except OSError:
@@ -100,7 +100,7 @@ def _answer(raw: socket.socket, family: int, mark: bytes) -> int:
 
 
 def _error(raw: socket.socket, family: int) -> str:
-    """Return what a router said, with its address, or ''."""
+    """Return a router's message, with its address, or ''."""
     try:
         _, ancillary, _, _ = raw.recvmsg(2048, 1024, socket.MSG_ERRQUEUE)
     except OSError:
@@ -110,7 +110,7 @@ def _error(raw: socket.socket, family: int) -> str:
             continue
         _, origin, kind, code, _, mtu, _ = _EXTENDED.unpack_from(data)
         words = _WORDS[family].get((kind, code), f"ICMP {kind}/{code}")
-        if origin in (2, 3):  # SO_EE_ORIGIN_ICMP, ICMP6; the rest is this host's own
+        if origin in (2, 3):  # SO_EE_ORIGIN_ICMP, ICMP6; other origins are this host itself
             at = data[_EXTENDED.size :]
             who = ipaddress.ip_address(at[4:8] if family == 4 else at[8:24])
             return f"{who} says: {words}" + (f", at most {mtu} bytes" if mtu else "")

@@ -1,6 +1,6 @@
-"""ICMP echo without a process of its own: one raw socket a family asks any number of peers, and never waits.
+"""ICMP echo without another process: one raw socket per family asks any number of peers, and never waits.
 
-The kernel answers for the peer, so this tells of the path, and not of whether an agent runs there.
+The kernel answers for the peer, so this tests the path, and not whether an agent runs there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _BURST = 512
 
 
 class Echo:
-    """Asks by ``ask``; ``answers`` are the addresses that have answered since."""
+    """Sends requests by ``ask``; ``answers`` are the addresses that have answered since."""
 
     def __init__(self, family: int) -> None:
-        """Open the socket in the network namespace of the calling thread. Raises KernelError where it may not."""
+        """Open the socket in the network namespace of the calling thread. Raises KernelError if it may not."""
         self._family = family
         self._id = int.from_bytes(os.urandom(2), "big")
         self._number = 0
@@ -54,7 +54,7 @@ class Echo:
         return self._socket.fileno()
 
     def ask(self, address: str) -> None:
-        """Ask one address. Raises KernelError where the kernel has no way to it."""
+        """Ask one address. Raises KernelError if the kernel has no route to it."""
         self._number = (self._number + 1) & 0xFFFF
         total = 0
         if self._family == 4:  # the kernel fills in IPv6's
@@ -68,7 +68,7 @@ class Echo:
             raise of_errno(error.errno or 0, f"ping {address}") from error
 
     def answers(self) -> set[str]:
-        """Return who has answered."""
+        """Return the addresses that have answered."""
         found = set()
         with contextlib.suppress(BlockingIOError, KernelError):
             for _ in range(_BURST):

@@ -1,4 +1,4 @@
-"""What decides about packets beside routes and rules of netfilter: XFRM policies, and policy rules."""
+"""XFRM policies and policy rules: they decide about packets besides routes and netfilter rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GETPOLICY = 0x15  # XFRM_MSG_GETPOLICY, linux/xfrm.h
 _SELECTOR = struct.Struct("=16s16sHHHHHBBBxxxiI")
 _INFO = struct.Struct("=96xIIBBBB")  # of struct xfrm_userpolicy_info after its selector
 _TMPL, _MARK, _IF_ID = 5, 21, 31
-_MAIN = 3  # XFRM_POLICY_MAX: greater ones are sockets' own, which the kernel lists too
+_MAIN = 3  # XFRM_POLICY_MAX: larger ones belong to sockets, which the kernel lists too
 _BLOCK = 1
 
 _GETRULE = 34
@@ -28,7 +28,7 @@ _REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}  # FR_ACT_*, linux
 
 
 class XfrmPolicy(msgspec.Struct, frozen=True):
-    """A policy that is of no XFRM interface; ``ports`` says that it chooses by ports, ``device`` is an index."""
+    """A policy of no XFRM interface; ``ports``: it selects by ports; ``device`` is an index."""
 
     direction: int
     priority: int
@@ -47,9 +47,9 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}  # as ip-rule(8) 
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A policy rule; prefixes are None, numbers 0 and ports all where it does not look at them.
+    """A policy rule; prefixes are None, numbers 0 and ports all if it does not check them.
 
-    ``action`` is a word where it refuses, else ''. ``more`` says that it looks at what is not read here.
+    ``action`` is a word if it refuses, else ''. ``more``: it has conditions that are not read here.
     """
 
     family: int
@@ -81,7 +81,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 def xfrm() -> list[XfrmPolicy]:
-    """Return the policies of the calling thread's namespace, by priority; none where the kernel has no XFRM."""
+    """Return the policies of the calling thread's namespace, by priority; none if the kernel has no XFRM."""
     try:
         socket = Socket(XFRM)
     except OSError:

@@ -1,10 +1,10 @@
-"""Who holds a port of the host: asked before it is published, so that nobody's listener is cut off in silence.
+"""Port owners: who uses a port of the host, asked before it is published, so that no listener is cut off silently.
 
-The kernel is asked by trying to bind, which is exact and takes 0.02 ms; only where it refuses are the
-sockets' owners searched, which walks over the descriptors of all processes: so it is never done on the agent's loop,
-and once for many ports. A client's connection that happens to use the port is not in the way: the
-translation sees only what is sent to one of the host's addresses at that port, and replies to a client's
-connection pass by their own conntrack entry.
+The driver asks the kernel by trying to bind, which is exact and takes 0.02 ms. Only if that fails, it
+searches the sockets' owners, which walks over the descriptors of all processes: so never on the agent's loop,
+and once for many ports. A client's connection that happens to use the port is not in the way: the translation
+affects only packets to one of the host's addresses at that port, and replies to a client's connection have
+their own conntrack entry.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LISTEN, _CLOSE = "0A", "07"
 """States in /proc/net: a listener of TCP, an unconnected socket of UDP (include/net/tcp_states.h)."""
 _ABSENT = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 _BINDING = threading.Lock()
-"""Two threads never bind at the same time: each would take the other's attempt for a listener."""
+"""Only one thread binds at a time: each would take the other's attempt for a listener."""
 _UNSEEN = "a process of another container or the kernel"
 
 Asked = tuple[str, str, int]
-"""What is asked for: the protocol, the host's address ("" for every one), and the port."""
+"""A question: the protocol, the host's address ("" for all), and the port."""
 Row = tuple[bytes, int, str, str]
 """A socket of the namespace: its address, port, state and inode."""
 
@@ -47,11 +47,11 @@ def holder(protocol: str, host_ip: str, port: int) -> str:
 def holders(asked: Iterable[Asked], besides: Collection[tuple[bytes, int]] = ()) -> dict[Asked, str]:
     """Return who listens at each of the ports, as ``process 12 (nginx)``, in the calling thread's namespace.
 
-    A port that nobody holds is left out. ``besides`` are addresses and ports at which a listener is not in the way of
-    who asks for every address. Processes are searched once for all ports together.
+    A free port is left out. ``besides`` are addresses and ports whose listeners do not block a request for
+    all addresses. Processes are searched once for all ports together.
 
-    Raises Invalid where the host does not have an address (and does not allow to bind to one that comes later), and
-    KernelError where the kernel answers neither yes nor no.
+    Raises Invalid if the host does not have an address (and does not allow to bind to one that comes later),
+    and KernelError if the kernel answers neither yes nor no.
     """
     look = _Look(besides)
     inodes = {one: found for one in dict.fromkeys(asked) if (found := look.inode(one)) is not None}
@@ -60,7 +60,7 @@ def holders(asked: Iterable[Asked], besides: Collection[tuple[bytes, int]] = ())
 
 
 def first_free(asked: Iterable[Asked], besides: Collection[tuple[bytes, int]] = ()) -> Asked | None:
-    """Return the first of the ports that nobody holds, None where all are held; raises as ``holders`` does."""
+    """Return the first free port, None if all are in use; raises as ``holders`` does."""
     look = _Look(besides)
     return next((one for one in asked if look.inode(one) is None), None)
 
@@ -79,7 +79,7 @@ def listeners(protocol: str, port: int) -> list[tuple[str, str]]:
 
 
 class _Look:
-    """One look at the ports of a namespace: each protocol's sockets are read once, when the first port is held."""
+    """One lookup of the ports of a namespace: each protocol's sockets are read once, at the first port in use."""
 
     def __init__(self, besides: Collection[tuple[bytes, int]]) -> None:
         self._besides = besides
@@ -92,17 +92,17 @@ class _Look:
         return self._rows[protocol]
 
     def inode(self, asked: Asked) -> str | None:
-        """Return the inode of the socket that holds a port, "" where it cannot be told, None where nobody holds it."""
+        """Return the inode of the socket at a port, "" if it cannot be known, None if nobody uses the port."""
         if not self.taken(asked):
             return None
         inodes, clients = self._inodes(asked)
         return next(iter(inodes), None if clients else "")
 
     def taken(self, asked: Asked) -> bool:
-        """Try to bind; every address is :: which, in one call, covers IPv4, too."""
+        """Try to bind; :: means all addresses and, in one call, covers IPv4, too."""
         protocol, host_ip, port = asked
         packed = prefix(host_ip).packed if host_ip else b""
-        only = int(bool(host_ip))  # :: that was asked for is IPv6 alone
+        only = int(bool(host_ip))  # a request for :: itself is IPv6 only
         any_family = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
         wanted = [(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, host_ip)] if host_ip else any_family
         kind, number = _KINDS[protocol]
@@ -111,13 +111,13 @@ class _Look:
                 probe = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
             except OSError as error:
                 if error.errno in _ABSENT:
-                    continue  # without IPv6, ask for 0.0.0.0; without SCTP, nobody holds it
+                    continue  # without IPv6, ask for 0.0.0.0; without SCTP, nobody uses it
                 raise of_errno(error.errno or 0, f"look whether {protocol} port {port} is free") from error
             with _BINDING, probe:
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
                 if protocol == "tcp":
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is nobody's
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT belongs to nobody
                 try:
                     probe.bind((address, port))
                 except OSError as error:
@@ -134,7 +134,7 @@ class _Look:
         return False
 
     def _inodes(self, asked: Asked) -> tuple[list[str], bool]:
-        """Return the inodes of the sockets that hold the port, and whether others use it: clients' connections."""
+        """Return the inodes of the sockets at the port, and whether others use it: clients' connections."""
         protocol, host_ip, port = asked
         packed = prefix(host_ip).packed if host_ip else b""
         found, clients = [], False
@@ -150,18 +150,18 @@ class _Look:
 
 
 def _absent(protocol: str, host_ip: str, port: int) -> Invalid:
-    """The kernel's own switch allows what haproxy and keepalived do: to use an address before it is there."""
+    """Return the error for an address that the host lacks; net.*.ip_nonlocal_bind allows it, as haproxy needs."""
     setting = f"net.ipv{6 if ':' in host_ip else 4}.ip_nonlocal_bind"
     return Invalid(
-        f"port {port}/{protocol} cannot be published at {host_ip}: the host has no such address",
+        f"port {port}/{protocol} cannot be published at {host_ip}: the host does not have this address",
         f"`ip address` shows those it has; for one that comes later: sysctl -w {setting}=1",
     )
 
 
 def _meet(bound: bytes, wanted: bytes) -> bool:
-    """Tell whether a socket's address has one in common with those wanted (none given: every address).
+    """Return whether a socket's address has one in common with those wanted (none given: all addresses).
 
-    An IPv4-mapped one is the IPv4 address; :: may hold IPv4, too (the bind has told that something does).
+    An IPv4-mapped one is the IPv4 address; :: may include IPv4, too (the bind has shown that something does).
     """
     bound = bound.removeprefix(bytes(10) + b"\xff\xff")
     if not wanted or bound == wanted or bound == bytes(16):
@@ -195,7 +195,7 @@ def _packed(address: str) -> bytes:
 
 
 def _processes(inodes: Collection[str]) -> dict[str, str]:
-    """Name the processes that have these sockets open, by inode; one walk over all processes, as far as it takes."""
+    """Return the processes that have these sockets open, by inode; one walk over all processes, until all are found."""
     links, found = {f"socket:[{inode}]": inode for inode in inodes}, dict[str, str]()
     for process in Path("/proc").iterdir() if links else ():
         if not process.name.isdigit():

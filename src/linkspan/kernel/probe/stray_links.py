@@ -1,10 +1,10 @@
-"""Strays: links of ours that lost their alternative name, known by the other marks that they bear.
+"""Stray links: links of ours without their alternative name, recognised by their other marks.
 
-An alternative name is taken away by one command (`ip link property del`), and some network managers do so. Two things
-then still say by themselves that a link is ours: the form of its name together with its kind, and its MAC. Either may
-be chance. So one more thing must say the same: our rules that name it as a container's, routes of our protocol that
-lead by it, its group, a link of ours that is its port, a row of the journal. These alone say nothing, because the
-underlay's own link has routes of ours, too. A link that only looks like ours is told, and left alone.
+One command removes an alternative name (`ip link property del`), and some network managers do so. Two marks
+then still suggest that a link is ours: the form of its name together with its kind, and its MAC. Either may
+be chance. So one more mark must confirm it: our rules name it as a container's, routes of our protocol use
+it, its group, a link of ours is its port, a row of the journal. The latter alone prove nothing, because the
+underlay's own link has routes of ours, too. A link that only looks like ours is reported, and left alone.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from linkspan.kernel.drivers.links import Removal, is_ours
 from linkspan.kernel.io.netlink import Sockets, altnames, attributes, string
 
 _GUARD = ("macs", "senders4", "senders6", "internal_links")
-"""Sets in which only links of ours are named."""
+"""Sets that name only links of ours."""
 
 
 class Stray(msgspec.Struct, frozen=True):
-    """A link without our alternative name that looks like ours: by which ``marks``, in words."""
+    """A link without our alternative name that looks like ours, with its ``marks`` in words."""
 
     index: int
     name: str
@@ -44,7 +44,7 @@ class Stray(msgspec.Struct, frozen=True):
 
     @property
     def ours(self) -> bool:
-        """Whether it is certain enough to be removed."""
+        """Return whether it is certain enough to be removed."""
         return len(self.marks) > 1
 
 
@@ -53,8 +53,8 @@ def find(
 ) -> list[Stray]:
     """Return the host's links that look like ours, and do not have our alternative name.
 
-    ``observed`` are our routes and elements on the host, ``journalled`` host ends that the journal has, ``networks``
-    the networks whose MACs are known.
+    ``observed`` are our routes and elements on the host, ``journalled`` host ends in the journal,
+    ``networks`` the networks whose MACs are known.
     """
     found = {link.number: link.found for link in sockets.links(HOST)}
     hosts_own = {derived_mac(word, name) for name in networks for word in ("bridge", "gateway")}
@@ -69,15 +69,15 @@ def find(
         kind = _kind(link)
         mac = bytes(link.get(ADDRESS, b""))
         looks = {
-            f"it is a {kind} and called as ours are": any(_looks_like(one, link) for one in kinds),
-            "its MAC is one that linkspan gives": kind in ("veth", "bridge")
+            f"it is a {kind} and has a name like ours": any(_looks_like(one, link) for one in kinds),
+            "its MAC is one that linkspan assigns": kind in ("veth", "bridge")
             and mac in {derived_mac("port", name), *hosts_own},
         }
         says = {
             "its name ends in a digest": index in ports,
             f"its group is {GROUP}": _number(link, DEVGROUP) == GROUP,
             "linkspan's guard knows it": name in named,
-            "routes of protocol 76 lead by it": name in routed,
+            "routes of protocol 76 use it": name in routed,
             "a link of linkspan's is its port": index in bridges,
             "it is a port of linkspan's bridge": _number(link, MASTER) in ours,
             "the journal has it": name in journalled,
@@ -103,7 +103,7 @@ def _number(link: Mapping[int, bytes], key: int) -> int:
 
 
 def remove(strays: Iterable[Stray]) -> list[LinkspanError]:
-    """Remove these links; one that is gone is gone. Returns the errors."""
+    """Remove these links; one that is gone counts as removed. Return the errors."""
     removal = Removal(threads=1)
     try:
         return list(removal.remove({one.index: (("Stray", one.name), one.name) for one in strays}).values())

@@ -1,4 +1,4 @@
-"""One careful attempt to reach a TCP port, as a program would: it tells more than any table of the kernel's."""
+"""TCP connection attempt, as a program would make it: it shows more than any table of the kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linkspan.core.errors import KernelError
 from linkspan.kernel.probe.ping import Echo
 
 Outcome = Literal["open", "closed", "refused", "unanswered", "unreachable", "no source"]
-"""``closed``: taken, and ended at once; ``no source``: the address to send from is not this host's."""
+"""``closed``: accepted, and ended at once; ``no source``: this host does not have the source address."""
 
 _OUTCOMES: dict[int, Outcome] = {
     errno.ECONNREFUSED: "refused",
@@ -28,11 +28,11 @@ _HOPS = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
 WAIT = 1.5
 """Seconds for an answer: one retransmission of a SYN is within (RFC 6298 has the first after 1 s)."""
 HEARD = 0.5
-"""Seconds after the connection stands in which a peer that does not know us ends it."""
+"""Seconds after the connection is established within which a peer that does not know us ends it."""
 
 
 def approach(source: str, target: str, port: int, ttl: int = 64) -> Outcome:
-    """Open a connection from ``source`` ('': any), see whether it is kept, and end it; takes 2 s at most."""
+    """Open a connection from ``source`` ('': any), see whether the peer keeps it, and end it; takes at most 2 s."""
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as way:
         way.settimeout(WAIT)
@@ -55,10 +55,10 @@ def approach(source: str, target: str, port: int, ttl: int = 64) -> Outcome:
 
 
 def listenable(address: str, port: int) -> bool:
-    """Tell whether a program could listen at an address of this host ('': any) now."""
+    """Return whether a program could listen at an address of this host ('': any) now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what waits in TIME_WAIT is nobody's
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT belongs to nobody
         try:
             tried.bind((address, port))
         except OSError:
@@ -67,7 +67,7 @@ def listenable(address: str, port: int) -> bool:
 
 
 def pings(address: str) -> bool:
-    """Tell whether the address answers an echo request within WAIT; no where the kernel has no way to it."""
+    """Return whether the address answers an echo request within WAIT; false if the kernel has no route to it."""
     with contextlib.suppress(KernelError), contextlib.closing(Echo(6 if ":" in address else 4)) as echo:
         echo.ask(address)
         end = time.monotonic() + WAIT
@@ -78,9 +78,9 @@ def pings(address: str) -> bool:
 
 
 def md5_refusals() -> dict[str, int]:
-    """Return how many TCP segments the namespace's kernel has dropped for their signature (RFC 2385), by why.
+    """Return how many TCP segments the kernel has dropped for their signature (RFC 2385), by reason.
 
-    ``NotFound``: unsigned, where we have a password; ``Unexpected``: signed, where we have none; ``Failure``:
+    ``NotFound``: unsigned, but we have a password; ``Unexpected``: signed, but we have none; ``Failure``:
     signed with another one.
     """
     names, values = Path("/proc/thread-self/net/netstat").read_text(encoding="ascii").splitlines()[:2]

@@ -1,4 +1,4 @@
-"""The host's way to other hosts: which interface, which addresses, which MTU; and how the kernel reaches a peer."""
+"""Underlay of the host: its interface, addresses and MTU, and how the kernel reaches a peer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TEMPORARY, _DEPRECATED = 0x01, 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED in lin
 
 
 def way(sockets: Sockets, address: bytes) -> tuple[str, bool]:
-    """Return the device by which the kernel reaches an address, and whether without a router; '' where it cannot."""
+    """Return the device by which the kernel reaches an address, and whether without a router; '' if it cannot."""
     family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
     body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(_DST, address)
     try:
@@ -50,7 +50,7 @@ def way(sockets: Sockets, address: bytes) -> tuple[str, bool]:
 
 
 def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
-    """Tell whether the kernel's neighbour table has a MAC for an address, however long ago it heard of it."""
+    """Return whether the kernel's neighbour table has a MAC for an address, however old."""
     try:
         body = NDMSG.pack(SOCKET_FAMILY[4 if len(address) == 4 else 6], sockets.index(HOST, device), 0, 0, 0)
         answer = sockets.at(HOST).get(Message(GETNEIGH, 0, body + attr(DST, address), "find neighbour"))
@@ -62,8 +62,8 @@ def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
 def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> Underlay | None:
     """Return the underlay that ``choice`` names: an interface, ``can-reach=IP``, or '' for the default route's.
 
-    None for a host without any. ``advertise`` are the addresses by which others reach it, which may have a port, or
-    HIDDEN. Raises NotFound where the interface named does not exist.
+    None for a host without any. ``advertise`` are the addresses by which others reach it, which may have a
+    port, or HIDDEN. Raises NotFound if the named interface does not exist.
     """
     ifname = choice
     if choice.startswith(CAN_REACH):
@@ -90,7 +90,7 @@ def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> U
 
 
 class Link(NamedTuple):
-    """A link: its index, and the indexes of what it is a port of and of what it lies on, 0 for nothing."""
+    """A link: its index, and the indexes of its master and of its lower link, 0 for none."""
 
     number: int
     kind: str
@@ -109,7 +109,7 @@ def _links(sockets: Sockets) -> list[Link]:
 
 
 def macs(links: Iterable[Link], index: int) -> tuple[str, ...]:
-    """Return the MACs that frames of a link may bear: its own, and a bond's or team's ports', below a VLAN too."""
+    """Return the MACs that frames of a link may have: its own, and a bond's or team's ports', below a VLAN too."""
     every = {link.number: link for link in links}
     found, at = set(), every.get(index)
     while at is not None:
@@ -121,7 +121,7 @@ def macs(links: Iterable[Link], index: int) -> tuple[str, ...]:
 
 
 def every_address(sockets: Sockets) -> frozenset[str]:
-    """Return all addresses of this host that others may reach: neither loopback's nor link-local ones."""
+    """Return all addresses of this host that others may reach: neither loopback nor link-local ones."""
     found = set()
     for payload in sockets.at(HOST).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
         family, _, _, scope, _ = _IFADDR.unpack_from(payload)
@@ -132,7 +132,7 @@ def every_address(sockets: Sockets) -> frozenset[str]:
 
 
 def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:
-    """Return a link's global addresses that stay, IPv4 first."""
+    """Return a link's permanent global addresses, IPv4 first."""
     index = sockets.index(HOST, ifname)
     found = []
     for payload in sockets.at(HOST).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, index), "list addresses"):

@@ -18,7 +18,7 @@ PRIORITY = 30077
 
 
 class OverlayBackend(TunnelBackend):
-    """What is different from another tunnel."""
+    """The differences from another tunnel."""
 
     name = "overlay"
     overhead: Mapping[int, int] = {4: 50, 6: 70}
@@ -42,7 +42,7 @@ class OverlayBackend(TunnelBackend):
         yield from (HostRule(PRIORITY, pool) for pool in network.prefixes)
 
     def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
-        """Return the peer's neighbour and forwarding entries, and what takes its tunnel packets."""
+        """Return the peer's neighbour and FDB entries, and what takes its tunnel packets."""
         far = mac(offered(network, peer, self.name)["mac"])
         yield FdbEntry(self.device(network), far, address.packed)
         yield tunnel_peer(address, "udp", PORT)

@@ -53,7 +53,7 @@ class OverlayDriver:
                 yield Overlay(name, data["id"], mac(link["address"]), link["mtu"], data["port"], local, up)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Make devices anew, and remove them."""
+        """Make devices again, and remove them."""
         return each(put, self._put) | each(delete, self._delete)
 
     def _put(self, state: Overlay) -> None:

@@ -1,4 +1,4 @@
-"""What the backend puts besides linkspan's own kinds."""
+"""States of the backend besides linkspan's own kinds."""
 
 from __future__ import annotations
 
