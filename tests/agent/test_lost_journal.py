@@ -107,7 +107,7 @@ def test_a_lost_journal_disconnects_no_container(used: Host, lose: Callable[[Hos
     found = used.client.call("GET", "/v1/status")
     assert (found["rebuilt"]["endpoints"], found["rebuilt"]["unnamed"], found["orphans"]) == (4, [], [])
     assert "4 endpoints were rebuilt" in used.cli("status")
-    assert any("4 by the store's records" in what for what in told(used))
+    assert any("4 from the store's records" in what for what in told(used))
     held = {first_ip(e) for e in known.values()}
     assert not {first_ip(used.attach(world.namespace())) for _ in range(20)} & held
     for name in names:

@@ -83,7 +83,7 @@ def test_a_host_that_was_closed_stays_closed(host: Forwarder, lose: Callable[[Ho
     rules = sorted(run("nft", "list", "ruleset", netns=host.netns).splitlines())
     lose(host)
     host.start()
-    assert "sysctls.json was lost" in told(host)
+    assert "sysctls.json, which had the settings' values before linkspan, was lost" in told(host)
     for _ in range(2):
         for family in (4, 6):
             assert pings(host.one, OUTSIDE[family])

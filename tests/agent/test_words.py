@@ -61,7 +61,7 @@ def test_a_port_at_an_address_of_another_host_is_refused(host: Host) -> None:
     container = host.world.namespace()
     host.cli("network", "create", "demo", "--pool", "10.202.0.0/24")
     said = host.cli("attach", container, "--network", "demo", "--publish", "203.0.113.9:80:80", code=1)
-    assert "cannot be published at 203.0.113.9: the host has no such address" in said
+    assert "cannot be published at 203.0.113.9: the host does not have this address" in said
     assert "ip_nonlocal_bind" in said
     assert host.json("endpoint", "list") == []
 

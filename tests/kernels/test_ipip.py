@@ -212,7 +212,7 @@ BROKEN = [
         "no device of this host accepts ipip",
     ),
     ("h3", "nft flush set inet linkspan ipip_peers", "h3/host/eth0", "IPIP is accepted from peers only"),
-    ("h3", "nft flush set inet linkspan ways4", "h3/host/lsipip", "does not take 10.77.1.5"),
+    ("h3", "nft flush set inet linkspan ways4", "h3/host/lsipip", "does not accept 10.77.1.5"),
 ]
 
 

@@ -192,7 +192,7 @@ def test_trace_names_the_session_that_brings_no_route(mesh: BgpRun, router: Spea
     query = "/v1/trace?source=c1&target=10.244.250.9&port="
     found = mesh.call("h1", "GET", query)
     assert not found["reachable"]
-    assert "tor announces 10.244.240.0/20, and it is filtered: wider than a block" in found["reason"]
+    assert "tor announces 10.244.240.0/20, but it is filtered: wider than a block" in found["reason"]
     router.start(65001, [])
     until(lambda: peers(mesh)["tor"]["state"] == "established", "the session is up again")
     until(lambda: "no BGP peer announces it (established: h2, tor)" in mesh.call("h1", "GET", query)["reason"], "so")
@@ -208,7 +208,7 @@ def test_next_hop_that_is_on_no_link(mesh: BgpRun, router: Speaker) -> None:
     until(lambda: mesh.call("h1", "GET", "/v1/bgp/routes?peer=tor"), "the route has come")
     assert [r["unusable"] for r in mesh.call("h1", "GET", "/v1/bgp/routes?peer=tor")] == [words]
     found = mesh.call("h1", "GET", "/v1/trace?source=c1&target=10.244.250.9&port=")
-    assert f"tor announces {FREE} by 198.51.100.9, which is on no link of this host" in found["reason"]
+    assert f"tor announces {FREE} via 198.51.100.9, which is on no link of this host" in found["reason"]
 
 
 def test_speaker_that_ended(mesh: BgpRun) -> None:

@@ -135,7 +135,7 @@ def test_an_agent_that_was_killed_is_mended(hosts: LabRun) -> None:
     hosts.run("mend", "h1")
     assert len(processes.agents(hosts.folder, "h1")) == 1
     assert hosts.json("show")["hosts"][0]["broken"] == []
-    assert hosts.json("mend", "h1")["done"] == ["nothing of h1 was broken"]
+    assert hosts.json("mend", "h1")["done"] == ["nothing on h1 was broken"]
 
 
 def test_a_link_that_was_cut_is_mended(hosts: LabRun) -> None:

@@ -203,7 +203,7 @@ def test_a_restore_that_gives_a_block_two_owners_is_settled(cluster: ClusterRun,
     said = cluster.run("attach", "h2", "d3", "--network one", code=1).stderr
     assert "no /28 block is left" in said
     assert cluster.run("attach", "h1", "d3", "--network one --ip 10.90.0.9", code=1).stderr.count(
-        "held by d2"
+        "in use by d2"
     )
     until(lambda: cluster.pings("d1", "10.90.0.9"), "d1 reaches d2: both go on", 5 * SHARED)
     cluster.run("detach", "d2")

@@ -83,7 +83,7 @@ def test_a_sound_host_passes(patient: Patient) -> None:
             "ip link add mv0 link ls-demo type macvlan mode passthru",
             "links above",
             "fail",
-            "mv0 lies on ls-demo",
+            "mv0 is on ls-demo",
             "ip link del mv0",
         ),
         ("iptables -P FORWARD DROP", "iptables FORWARD 10.77.0.0/24", "fail", "policy DROP", "agent"),
@@ -131,7 +131,7 @@ def test_what_keeps_the_underlay_from_its_neighbours_is_found(patient: Patient) 
         patient.world.sh("h", f"sysctl -qw net.ipv{family}.neigh.up0.mcast_solicit=0")
         assert patient.checks()["neighbour search"].status == status
     above = patient.checks()["links above"]
-    assert (above.status, "mv0 lies on up0" in above.detail) == ("fail", True)
+    assert (above.status, "mv0 is on up0" in above.detail) == ("fail", True)
 
 
 def test_a_pool_that_is_accepted_in_anothers_chain_is_well(patient: Patient) -> None:

@@ -243,11 +243,11 @@ def test_a_strict_rp_filter_is_named_where_the_way_back_leads_elsewhere(
     assert not found.reachable
     assert not host.world.pings("a", OUTSIDE[4])
     if host.networks["demo"].routed:
-        assert f"arp_filter on {device} in host: the way back to 10.77.0.2 leads by x0" in found.reason
+        assert f"arp_filter on {device} in host: the route back to 10.77.0.2 leads by x0" in found.reason
     elif named:
         assert found.broken_at == f"h1/host/{device}"
         assert f"rp_filter (strict) on {device}" in found.reason
-        assert "the way back to 10.77.0.2 leads by x0" in found.reason
+        assert "the route back to 10.77.0.2 leads by x0" in found.reason
     else:
         assert found.hops[-1].action == "left"
         assert found.reply_hops[-1].device == "x0"

@@ -166,7 +166,7 @@ class Walk(Passage):
         way = self._asked.route(HOST, Packet(b"", packet.source)).device
         if not way or way == link.name:
             return ""
-        return f"arp_filter on {link.name} in host: the way back to {show(packet.source)} leads by {way}"
+        return f"arp_filter on {link.name} in host: the route back to {show(packet.source)} leads by {way}"
 
     def _into_host(self, endpoint: Endpoint, device: Device, following: bytes, packet: Packet) -> None:
         packet = self._entered(HOST, packet)
