@@ -141,12 +141,12 @@ async def _filled(controller: Controller) -> None:
 
 
 def _kinds(one: HereSwitch) -> set[str]:
-    return {flow.kind for flow in one.flows.values()}
+    return {flow.kind for flow in list(one.flows.values())}  # a thread of the switch changes them
 
 
 def _whole(one: HereSwitch) -> bool:
     """Return whether it has the flows of both hosts, and of the link."""
-    forward = [flow for flow in one.flows.values() if flow.kind == "forward"]
+    forward = [flow for flow in list(one.flows.values()) if flow.kind == "forward"]
     return len(forward) == 2 and {"source", "transit"} <= _kinds(one)
 
 
