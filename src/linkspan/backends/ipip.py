@@ -23,7 +23,7 @@ Rejected: a device for each peer (4,000 devices); GRE (4 bytes more for nothing)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.backends.multi_host import (
     admitted,
@@ -92,22 +92,26 @@ class IpipBackend(TunnelBackend):
         if helper:
             yield Process("ipip", (*helper.argv, "--device", DEVICE, "--local", text))
 
-    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+    def met(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[State]:
         """Return the element that admits the peer's tunnel packets."""
         yield element("ipip_peers", address.address)
 
     def let_in(
-        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
     ) -> Iterable[State]:
-        """Return the element that admits the prefix on the device, and its table row if a helper serves the device."""
-        yield admitted("ways", (DEVICE,), target)
+        """Return the elements that admit the prefixes on the device, and table rows if a helper serves the device."""
+        yield from (admitted("ways", (DEVICE,), target) for target in targets)
         if view.facts.program(IpipHelper):
-            yield TunnelPrefix(target, address.packed)
+            yield from (TunnelPrefix(target, address.packed) for target in targets)
 
-    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return a route whose next hop is the far end; a helper finds the far end in its table."""
-        via = b"" if view.facts.program(IpipHelper) else address.packed
-        return Route(target, DEVICE, via, own(view, network, 4), onlink=bool(via))
+    def routes(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[Route]:
+        """Return routes whose next hop is the far end; a helper finds the far end in its table."""
+        via, source = b"" if view.facts.program(IpipHelper) else address.packed, own(view, network, 4)
+        return (Route(target, DEVICE, via, source, onlink=bool(via)) for target in targets)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that protocol 4 reaches the peer; the inner packet has no receiver."""

@@ -172,6 +172,18 @@ def plain_route(
     yield Route(target, peer.device, gateway, own(view, network, target.family))
 
 
+def onlink_routes(
+    view: HostView, network: Network, peer: Peer, device: str, targets: Iterable[Prefix]
+) -> Iterable[Route]:
+    """Return routes to prefixes by a device on which the peer's own address of the same family is the next hop."""
+    hops: dict[int, tuple[bytes, bytes]] = {}
+    for target in targets:
+        if (family := target.family) not in hops:
+            hops[family] = theirs(network, peer, family), own(view, network, family)
+        via, source = hops[family]
+        yield Route(target, device, via, source, onlink=True)
+
+
 def admitted_plainly(view: HostView, network: Network, target: Prefix) -> State:
     """Return the element that admits the prefix's packets from the underlay's link, by any sender."""
     return admitted("ways", (underlay(view, network).ifname,), target)

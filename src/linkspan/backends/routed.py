@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.backends.base import BaseBackend
 from linkspan.backends.bridge import routed_endpoint, shaped
@@ -72,18 +72,22 @@ class TunnelBackend(RoutedBackend):
         """Return the device, and all other states for receiving."""
         raise NotImplementedError
 
-    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
-        """Return how the device sends to the address of a peer, and admits the peer's packets."""
+    def met(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[State]:
+        """Return how the device sends to a peer that has these prefixes, and admits the peer's tunnel packets."""
         raise NotImplementedError
 
     def let_in(
-        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
     ) -> Iterable[State]:
-        """Return the elements by which the guard admits packets from one of the peer's prefixes on the device."""
+        """Return the elements by which the guard admits packets from the peer's prefixes on the device."""
         raise NotImplementedError
 
-    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return the route through the device to one of the peer's prefixes."""
+    def routes(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[Route]:
+        """Return the routes through the device to those of the peer's prefixes that it serves."""
         raise NotImplementedError
 
     def family(self, view: HostView, network: Network) -> int:
@@ -132,15 +136,15 @@ class TunnelBackend(RoutedBackend):
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the states that send to the peer, its routes, and the elements that admit its packets."""
-        address = self.far(view, network, peer)
-        yield from self.met(view, network, peer, address)
+        address, targets = self.far(view, network, peer), list(reached(peer))
+        yield from self.met(view, network, peer, address, targets)
         direct = gateways(view, network, peer)
         plain = facing(view, network, peer) if self.plain(view, network) else {}
-        for target in reached(peer):
-            yield from self.let_in(view, network, peer, address, target)
+        yield from self.let_in(view, network, peer, address, targets)
+        for target in targets:
             if target.family in plain:
                 yield from admitted_neighbour(view, network, peer, target)
             if gateway := direct.get(target.family):
                 yield from plain_route(view, network, peer, target, gateway)
-            else:
-                yield self.route(view, network, peer, address, target)
+        tunnelled = [target for target in targets if target.family not in direct]
+        yield from self.routes(view, network, peer, address, tunnelled)

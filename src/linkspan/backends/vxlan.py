@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -47,9 +47,8 @@ from linkspan.backends.multi_host import (
     admitted,
     is_direct,
     offered,
-    own,
+    onlink_routes,
     plain_needs,
-    reached,
     related,
     theirs,
     underlay,
@@ -140,26 +139,29 @@ class VxlanBackend(TunnelBackend):
     def _related(self, view: HostView, network: Network) -> list[Network]:
         return [other for other in related(view, network) if other.backend == self.name]
 
-    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+    def met(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[State]:
         """Return the peer's neighbour and FDB entries, and the element that admits its tunnel packets."""
         vtep = mac(offered(network, peer, self.name)["mac"])
         yield FdbEntry(device(network), vtep, address.packed)
         yield tunnel_peer(address, "udp", _port(network))
-        for family in sorted({target.family for target in reached(peer)}):
+        for family in sorted({target.family for target in targets}):
             yield Neighbour(device(network), theirs(network, peer, family), vtep)
 
     def let_in(
-        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
     ) -> Iterable[State]:
-        """Return the elements that admit the prefix from the peer's VTEPs: of this network, and of allowed ones."""
-        yield admitted("vteps", (device(network), offered(network, peer, self.name)["mac"]), target)
-        for other in self._related(view, network):
-            yield admitted("vteps", (device(other), mac_text(_vtep(peer.host.id, other.name))), target)
+        """Return the elements that admit the prefixes from the peer's VTEPs: of this network, and of allowed ones."""
+        vteps = [(device(network), offered(network, peer, self.name)["mac"])]
+        vteps += [(device(one), mac_text(_vtep(peer.host.id, one.name))) for one in self._related(view, network)]
+        return (admitted("vteps", vtep, target) for target in targets for vtep in vteps)
 
-    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return a route whose next hop is the peer's own address, at its VTEP."""
-        via, source = theirs(network, peer, target.family), own(view, network, target.family)
-        return Route(target, device(network), via, source, onlink=True)
+    def routes(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[Route]:
+        """Return routes whose next hop is the peer's own address, at its VTEP."""
+        return onlink_routes(view, network, peer, device(network), targets)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that the UDP port reaches the peer; the inner frame has the network's VNI, and no receiver."""

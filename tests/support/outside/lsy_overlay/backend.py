@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from linkspan.backends.multi_host import admitted, offered, own, reached, theirs, underlay
+from linkspan.backends.multi_host import admitted, offered, onlink_routes, theirs, underlay
 from linkspan.backends.routed import TunnelBackend
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
 from linkspan.core.model import HostView, Network, Peer
@@ -41,24 +41,28 @@ class OverlayBackend(TunnelBackend):
         yield tunnel_port("udp", PORT)
         yield from (HostRule(PRIORITY, pool) for pool in network.prefixes)
 
-    def met(self, view: HostView, network: Network, peer: Peer, address: Prefix) -> Iterable[State]:
+    def met(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[State]:
         """Return the peer's neighbour and FDB entries, and what takes its tunnel packets."""
         far = mac(offered(network, peer, self.name)["mac"])
         yield FdbEntry(self.device(network), far, address.packed)
         yield tunnel_peer(address, "udp", PORT)
-        for family in sorted({target.family for target in reached(peer)}):
+        for family in sorted({target.family for target in targets}):
             yield Neighbour(self.device(network), theirs(network, peer, family), far)
 
     def let_in(
-        self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
     ) -> Iterable[State]:
-        """Return what lets the prefix in from the peer's MAC."""
-        yield admitted("stations", (self.device(network), offered(network, peer, self.name)["mac"]), target)
+        """Return the elements that admit the prefixes from the peer's MAC."""
+        station = (self.device(network), offered(network, peer, self.name)["mac"])
+        return (admitted("stations", station, target) for target in targets)
 
-    def route(self, view: HostView, network: Network, peer: Peer, address: Prefix, target: Prefix) -> Route:
-        """Return a route whose next hop is the peer's own address."""
-        via, source = theirs(network, peer, target.family), own(view, network, target.family)
-        return Route(target, self.device(network), via, source, onlink=True)
+    def routes(
+        self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
+    ) -> Iterable[Route]:
+        """Return routes whose next hop is the peer's own address."""
+        return onlink_routes(view, network, peer, self.device(network), targets)
 
 
 def _vni(network: Network) -> int:
