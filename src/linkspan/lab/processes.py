@@ -19,6 +19,7 @@ from pathlib import Path
 
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.kernel.drivers.processes import OWNER
+from linkspan.kernel.io.process_stat import parent
 from linkspan.lab.commands import PATIENCE, entering
 
 MARK = "LINKSPAN_LAB_MARK"
@@ -145,7 +146,7 @@ def _ancestors() -> set[int]:
     while pid > 1 and pid not in found:
         found.add(pid)
         with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            pid = parent(pid)
     return found
 
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -29,6 +27,7 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
 from linkspan.core.supervise import woken
 from linkspan.kernel.io.namespaces import open_namespace
+from linkspan.kernel.io.process_stat import parent
 from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.cni import CniAgent
 
@@ -212,9 +211,8 @@ class Podman:
 def _open_parent(pid: int) -> int:
     """Return a pidfd of a process's parent, -1 if either is gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return os.pidfd_open(int(re.findall(r"^PPid:\s+(\d+)", status, re.MULTILINE)[0]))
-    except (OSError, IndexError):
+        return os.pidfd_open(parent(pid))
+    except OSError:
         return -1
 
 

@@ -37,7 +37,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from linkspan.core.addresses import Prefix, link_local, mac
+from linkspan.core.addresses import Prefix
 from linkspan.core.states.openflow import Claim, Flow, Held, Map, Spot, cookie, flow
 
 NOTES, SOURCES, TARGETS, ADVERTS, TRANSIT = 100, 101, 102, 103, 104
@@ -261,8 +261,3 @@ def _ends(held: Held) -> Iterable[Flow]:
             yield flow("unknown", f"{pool}", TARGETS, 10, match, "drop")
     yield flow("isolated", "", TARGETS, 0, "", "drop")
     yield flow("lost", "", TRANSIT, 0, "", "drop")
-
-
-def solicited(gateway: str) -> bytes:
-    """Return the address from which the controller solicits neighbours: the gateway's link-local one."""
-    return link_local(mac(gateway)).packed

@@ -43,7 +43,6 @@ _FINAL = frozenset(
 )
 _HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event", "helper", "dscp", "ecn"})
 """Fields of a packet or its connection whose change has no consequence for its path."""
-_ICMP6_TYPES = {"echo-request": 128, "echo-reply": 129}
 _TRACKING = frozenset({"inet", "ip", "ip6"})
 """Families whose chains know connections."""
 PASS, DROP, CHANGE, AFTER = "pass", "drop", "change", "after"

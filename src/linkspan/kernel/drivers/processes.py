@@ -41,6 +41,7 @@ from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers.files import digests
 from linkspan.kernel.io.durable_files import Memory, boot_id
+from linkspan.kernel.io.process_stat import started
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import dnsmasq
 
@@ -217,7 +218,7 @@ class ProcessDriver:
 
     def _watch(self, pid: int, state: Process) -> _Running:
         pidfd = os.pidfd_open(pid)
-        running = _Running(pid, pidfd, _start_time(pid), state)
+        running = _Running(pid, pidfd, started(pid), state)
         assert self._running is not None
         self._running[state.name] = running
         self._deaths.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
@@ -378,12 +379,6 @@ def _at_home(folder: Path) -> bool:
     """Return whether a process is in our namespace with one of our users: anybody can forge a mark."""
     here = Path("/proc/thread-self/ns/net")
     return folder.stat().st_uid in (os.geteuid(), dnsmasq.uid()) and (folder / "ns/net").samefile(here)
-
-
-def _start_time(pid: int) -> int:
-    """Return when the process started, in clock ticks after boot (proc(5), field 22 of stat)."""
-    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    return int(text.rpartition(")")[2].split()[19])
 
 
 def _now() -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from linkspan.core.states.programs import Dnsmasq, Zones
+from linkspan.kernel.io import process_stat
 
 USER = "dnsmasq"
 """Debian's package makes this user for it."""
@@ -133,9 +134,8 @@ class Pulse:
 
 
 def spent(pid: int) -> int:
-    """Return the processor time that a process has used, in ticks (proc(5)); -1 if it is gone."""
+    """Return the processor time that a process has used, in clock ticks; -1 if it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return process_stat.ticks(pid)
     except OSError:
         return -1
-    return int(fields[11]) + int(fields[12])
