@@ -34,10 +34,10 @@ class BaseBackend:
         """Accept the network."""
 
     def check_settings(self, host: Host) -> None:
-        """Hosts have no settings for it."""
+        """Accept the host: it has no settings of this backend."""
 
     def check_host(self, host: Host) -> None:
-        """Nothing of it is in a host's record."""
+        """Accept the host: its record has nothing of this backend."""
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Return the network unchanged."""
@@ -59,7 +59,7 @@ class BaseBackend:
         return ""
 
     def troubles(self, view: HostView) -> Iterable[str]:
-        """Nothing is known to be wrong."""
+        """Return nothing: the backend knows no problem."""
         return ()
 
     def host(self, view: HostView) -> Iterable[State]:

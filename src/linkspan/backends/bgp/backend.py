@@ -79,7 +79,7 @@ class BgpBackend(RoutedBackend):
     programs: tuple[tuple[str, str], ...] = (("bird", "bird2"), ("birdc", "bird2"))
 
     def check_settings(self, host: Host) -> None:
-        """They make a speaker."""
+        """Check the settings of the host's speaker. Raises Invalid."""
         speaker(host)
 
     def host(self, view: HostView) -> Iterable[State]:

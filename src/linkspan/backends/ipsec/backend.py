@@ -100,7 +100,7 @@ class IpsecBackend(RoutedBackend):
     programs: tuple[tuple[str, str], ...] = (("charon-systemd", "charon-systemd"),)
 
     def check_settings(self, host: Host) -> None:
-        """They say by what the host proves itself."""
+        """Check the settings by which the host proves its identity. Raises Invalid."""
         settings(host)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:

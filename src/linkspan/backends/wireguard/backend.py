@@ -79,15 +79,15 @@ class WireguardBackend(RoutedBackend):
     watches: tuple[type[Program], ...] = (Tools,)
 
     def check_settings(self, host: Host) -> None:
-        """They are those of the device and its peers."""
+        """Check the settings of the device and of its peers. Raises Invalid."""
         settings(host.settings)
 
     def check_host(self, host: Host) -> None:
-        """Its keys are keys, and its port, to which others send, is one."""
+        """Check a record's public keys, and its settings, which have the port to which other hosts send."""
         for keys in (host.keys, host.next_keys):
             if public := keys.get(self.name):
                 check_key(public)
-        settings(host.settings)
+        self.check_settings(host)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return the address to which peers send first, an empty offer if this host contacts them."""
