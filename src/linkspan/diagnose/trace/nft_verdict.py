@@ -318,14 +318,15 @@ class _Evaluation:
         """Remember the effect of a verdict that may be reached."""
         other = _Evaluation(self._asked, self._chains, self._frame)
         outcome = other._final(chain, final, rule, depth)
-        self._doubts.adopt(str(rule), other._doubts)
+        name = str(rule)
+        self._doubts.adopt(name, other._doubts)
         if isinstance(outcome, Verdict):
             kind = PASS if outcome.passes else DROP
-            self._doubts.add(str(rule), CHANGE if outcome.to or outcome.masked else kind)
+            self._doubts.add(name, CHANGE if outcome.to or outcome.masked else kind)
         elif outcome == "return":  # in a base chain it means the policy
-            self._doubts.add(str(rule), DROP if chain.policy == "drop" and not depth else PASS)
+            self._doubts.add(name, DROP if chain.policy == "drop" and not depth else PASS)
         if other._frame != self._frame:
-            self._doubts.add(str(rule), CHANGE)
+            self._doubts.add(name, CHANGE)
 
     def _final(self, chain: Chain, final: Mapping[str, Any], rule: Rule, depth: int) -> Verdict | str | None:
         match final:
