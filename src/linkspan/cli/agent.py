@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
-import msgspec
 import typer
 
 from linkspan.cli.output import Format, Output, as_json
@@ -60,9 +58,6 @@ def agent(
         return
     if os.geteuid():
         raise Denied("the agent changes this machine's network, which needs root", "sudo linkspan agent")
-    environment = os.environ | {
-        config.SETTINGS: msgspec.json.encode(settings).decode(),
-        "MALLOC_ARENA_MAX": "2",
-    }
+    command, variables = config.process(settings)
     # Replace this process: otherwise typer and rich would stay in the agent's memory.
-    os.execve(sys.executable, [sys.executable, "-m", "linkspan.daemon"], environment)  # noqa: S606 - no shell is meant
+    os.execve(command[0], command, os.environ | variables)  # noqa: S606 - no shell is meant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,6 +134,12 @@ def listening_at(metrics: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or ":" not in metrics:
         raise Invalid(f"setting metrics: {metrics!r} is not ADDRESS:PORT", "write it like 127.0.0.1:9642 or [::1]:9642")
     return address.strip("[]"), int(port)
+
+
+def process(settings: Config) -> tuple[list[str], dict[str, str]]:
+    """Return the command that is the agent's process, and the variables that it needs in its environment."""
+    variables = {SETTINGS: msgspec.json.encode(settings).decode(), "MALLOC_ARENA_MAX": "2"}
+    return [sys.executable, "-m", "linkspan.daemon"], variables
 
 
 def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:

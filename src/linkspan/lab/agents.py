@@ -9,7 +9,6 @@ import secrets
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import msgspec
 
 from linkspan.api.client import Client
 from linkspan.backends import backend
+from linkspan.core import config
 from linkspan.core.addresses import HIDDEN
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.kernel.io.durable_files import BOOT_ID
@@ -35,14 +35,16 @@ def client(lab: Lab, host: str) -> Client:
     return Client(lab.socket(host))
 
 
-def arguments(lab: Lab, host: Host) -> list[str]:
-    """Return the options of a host's agent."""
-    folder = lab.folder / host.name
-    words = ["--state-dir", str(folder / "state"), "--socket", lab.socket(host.name)]
+def options(lab: Lab, host: Host) -> dict[str, object]:
+    """Return what a host's agent is told beside its file, by the names of the settings."""
+    found: dict[str, object] = {
+        "state_dir": str(lab.folder / host.name / "state"),
+        "socket": lab.socket(host.name),
+    }
     if not lab.alone:
-        words += ["--host-id", host.name, "--store", store_url(lab, host), "--underlay", CABLE]
-        words += ["--advertise", HIDDEN] if host.nat else []
-    return words
+        found |= {"host_id": host.name, "store": store_url(lab, host), "underlay": CABLE}
+        found |= {"advertise": [HIDDEN]} if host.nat else {}
+    return found
 
 
 def start(lab: Lab, hosts: Iterable[Host]) -> None:
@@ -55,10 +57,13 @@ def _started(lab: Lab, host: Host) -> Started:
     folder = lab.folder / host.name
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     more = {BOOT_ID: host.boot_id} if host.boot_id else {}
-    env = processes.environment(lab.folder, f"agent/{host.name}", **more)
-    command = [sys.executable, "-m", "linkspan.cli.main", "agent", "--config", str(_config(folder))]
+    try:
+        settings = config.checked(config.given(str(_config(folder)), "", options(lab, host)))
+    except LinkspanError as error:
+        raise error.within(f"the agent of host {host.name}") from error
+    argv, variables = config.process(settings)
+    env = processes.environment(lab.folder, f"agent/{host.name}", **more, **variables)
     log = folder / "agent"
-    argv = [*command, *arguments(lab, host)]
     return host, log, processes.start(host.namespace, host.name, argv, env, log)
 
 
