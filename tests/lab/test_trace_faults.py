@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -16,12 +17,16 @@ from support.lab.cluster_runs import ClusterRun
 from support.lab.trace_faults import Fault
 from support.polling import SHARED, until
 
+T = TypeVar("T")
+
 pytestmark = pytest.mark.timeout(900)  # a hundred faults, each with pings, traces and a packet that gets no answer
 
 RIGHT = 0.9
 """The part of the faults of which the hop must be the right one."""
 COUNTED = 60
 """Faults of each backend that must really stop a packet: a battery that stops nothing shows nothing."""
+LABS = 3
+"""Of each backend."""
 _TRIES = 2
 """The agent may heal a fault before it is looked at; tests/netns has such faults without an agent."""
 _SERVER = """
@@ -146,10 +151,31 @@ class Battery:
         return Found(fault, told, live, at, any(at.startswith(self.named(place)) for place in fault.places))
 
 
-@pytest.fixture(scope="module", params=["bridge", "vxlan", "bgp", "wireguard"])
-def battery(request: pytest.FixtureRequest) -> Iterator[Battery]:
-    """Give a lab of each backend, used for all its faults."""
-    backend = request.param
+class Batteries:
+    """Labs of one backend, among which its faults are shared: most of the time of a fault is waiting for no answer."""
+
+    def __init__(self, backend: str, batteries: Sequence[Battery]) -> None:
+        self.backend = backend
+        self.all = batteries
+
+    def each(self, work: Callable[[Battery, Fault], T], faults: Sequence[Fault]) -> list[T]:
+        """Do something with each fault in the next lab that is free; return what comes of it, in the faults' order."""
+        left = iter(range(len(faults)))  # ``next`` of it is one step for all threads
+        found: dict[int, T] = {}
+
+        def run(battery: Battery) -> None:
+            for number in left:
+                found[number] = work(battery, faults[number])
+
+        with ThreadPoolExecutor(len(self.all)) as pool:
+            for done in [pool.submit(run, battery) for battery in self.all]:
+                done.result()
+        return [found[number] for number in range(len(faults))]
+
+
+@contextlib.contextmanager
+def made(backend: str) -> Iterator[Battery]:
+    """Give a lab of a backend for a while, with a server in c2."""
     cluster = ClusterRun()
     try:
         size = "--hosts 1 --containers-per-host 2" if backend == "bridge" else "--hosts 2"
@@ -167,34 +193,46 @@ def battery(request: pytest.FixtureRequest) -> Iterator[Battery]:
         cluster.run("down")
 
 
-def test_what_does_not_arrive_is_never_called_reachable(battery: Battery) -> None:
+@pytest.fixture(scope="module", params=["bridge", "vxlan", "bgp", "wireguard"])
+def batteries(request: pytest.FixtureRequest) -> Iterator[Batteries]:
+    """Give labs of each backend, used for all its faults."""
+    with contextlib.ExitStack() as labs:
+        yield Batteries(request.param, [labs.enter_context(made(request.param)) for _ in range(LABS)])
+
+
+def test_what_does_not_arrive_is_never_called_reachable(batteries: Batteries) -> None:
     """A trace finds each fault that stops a packet, nine of ten at their hops; with a packet of its own it finds all.
 
     Afterwards everything is ok again.
     """
-    assert {battery.traced(method)["verdict"] for method in ("GET", "POST")} == {"reachable"}, battery.traced()
-    found = [battery.tried(fault) for fault in trace_faults.of(battery.backend)]
+    for battery in batteries.all:
+        assert {battery.traced(method)["verdict"] for method in ("GET", "POST")} == {"reachable"}, battery.traced()
+    found = batteries.each(Battery.tried, trace_faults.of(batteries.backend))
     counted = [one for one in found if one.told is not None]
     left = [one for one in found if one.told is None]
     assert [str(one) for one in left if not one.fault.healed] == []
     if left:
         names = ", ".join(map(str, left))
-        warnings.warn(f"{battery.backend}: the agent healed these, which are not counted: {names}", stacklevel=1)
+        warnings.warn(f"{batteries.backend}: the agent healed these, which are not counted: {names}", stacklevel=1)
     assert len(counted) >= COUNTED
     assert [str(one) for one in counted if one.told and one.told["reachable"]] == []
     assert [(str(one), one.live) for one in counted if one.live != one.fault.live] == []
     wrong = [(str(one), one.at, one.told and one.told["reason"]) for one in counted if not one.right]
     assert len(wrong) <= (1 - RIGHT) * len(counted), wrong
-    until(lambda: battery.traced()["verdict"] == "reachable", "all is well again", 15 * SHARED)
+    for battery in batteries.all:
+        until(lambda battery=battery: battery.traced()["verdict"] == "reachable", "all is well again", 15 * SHARED)
 
 
-def test_what_arrives_is_not_called_broken(battery: Battery) -> None:
+def test_what_arrives_is_not_called_broken(batteries: Batteries) -> None:
     """If the walk does not know, it says so, and a packet shows that it arrives."""
-    said = {}
-    for fault in trace_faults.of(battery.backend, trace_faults.HARMLESS):
+
+    def said(battery: Battery, fault: Fault) -> tuple[str, str, str]:
         with battery.made(fault):
             battery.await_answer(fault, "in spite of")
             told, live = (battery.traced(method, served=fault.served) for method in ("GET", "POST"))
-            said[fault.name] = (told["verdict"], live["verdict"], live["reason"])
         battery.await_answer(fault, "after")
-    assert {name: one for name, one in said.items() if one[0] == "broken" or one[1] != "reachable"} == {}
+        return told["verdict"], live["verdict"], live["reason"]
+
+    faults = trace_faults.of(batteries.backend, trace_faults.HARMLESS)
+    found = dict(zip([fault.name for fault in faults], batteries.each(said, faults), strict=True))
+    assert {name: one for name, one in found.items() if one[0] == "broken" or one[1] != "reachable"} == {}
