@@ -1,15 +1,18 @@
-"""A host with containers and an outside, made by the plan's commands, for traces to walk through."""
+"""A host with containers and an outside, for traces to walk through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from linkspan.core.model import Allowance, Port, host_ifname
-from linkspan.diagnose.plan.plan import commands, ordered
+from linkspan.core.model import Port, host_ifname
+from linkspan.core.states.host import State
 from linkspan.diagnose.trace import result
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.trace import Trace
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.worker import Machine
 from support.netns import sample
 from support.netns.world import World
 
@@ -50,13 +53,19 @@ class Host:
             sample.endpoint(world, "c", other, 2),
             sample.endpoint(world, "d", hidden, 2),
         ]
-        self.type(())
+        self.sh(UPLINK.format(out=world.named("o")))
+        self._put(sample.states(self.networks.values(), self.endpoints))
 
-    def type(self, allowances: tuple[Allowance, ...]) -> None:
-        """Make the whole network by the plan's commands."""
-        states = sample.states(self.networks.values(), self.endpoints, allowances)
-        lines = [line for state in ordered(states) for line in commands(state, self.world.by_inode)]
-        self.world.sh("h", UPLINK.format(out=self.world.named("o")) + "\n".join(lines))
+    def _put(self, states: Iterable[State]) -> None:
+        """Make the whole network as an agent does; it outlives the drivers that made it."""
+        with tempfile.TemporaryDirectory(prefix="lkr-") as folder, self.world.entered("h"):
+            machine = Machine(Path(folder))
+            try:
+                for endpoint in self.endpoints:
+                    machine.namespaces.register(endpoint.netns, endpoint.netns_path)
+                assert machine.reconciler.change(("all",), states) == {}
+            finally:
+                machine.close()
 
     def sh(self, script: str, where: str = "h") -> None:
         """Break something."""
