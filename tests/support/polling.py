@@ -15,6 +15,8 @@ SHARED = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
 What is shown there is that an event has its effect well before any timer (a minute) would have it."""
 PATIENCE = 60.0 * SHARED
 """Seconds to wait for what has no deadline of its own."""
+PAUSE = 0.05
+"""Seconds."""
 HEALED_WITHIN = 2.0 * SHARED
 """Seconds: the promise of healing is 2. Tests with the marker ``alone`` hold linkspan to it."""
 
@@ -36,9 +38,14 @@ def _looks(condition: Condition, what: str, seconds: float) -> Iterator[None]:
 
 
 def until(condition: Condition, what: str, seconds: float = PATIENCE) -> None:
-    """Poll a condition until it holds; fail with the last value seen if it does not within ``seconds``."""
+    """Poll a condition until it holds; fail with the last value seen if it does not within ``seconds``.
+
+    The longer it takes, the longer are the pauses, up to PAUSE: a look may cost a process or an agent's answer.
+    """
+    pause = 0.01
     for _ in _looks(condition, what, seconds):
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.2, PAUSE)
 
 
 async def eventually(condition: Condition, what: str, seconds: float = 20.0) -> None:
