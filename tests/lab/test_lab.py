@@ -60,19 +60,24 @@ def test_a_table_names_hosts_containers_and_what_is_broken(hosts: LabRun) -> Non
 # Commands inside
 
 
+def _said(lab: LabRun, place: str, command: str) -> str:
+    """Return what a command prints that `lab exec` runs: the tests of other things run commands without it."""
+    return lab.run("exec", place, "--", command).stdout
+
+
 def test_exec_in_a_host_speaks_to_its_agent(hosts: LabRun) -> None:
     """`linkspan` is on the PATH, and the agent that answers is the host's own; its name is the host's."""
-    (endpoint,) = json.loads(hosts.exec("h2", "linkspan endpoint list -o json"))
+    (endpoint,) = json.loads(_said(hosts, "h2", "linkspan endpoint list -o json"))
     assert endpoint["id"] == "c2"
-    assert hosts.exec("h2", "hostname").strip() == "h2"
-    assert hosts.exec("c3", "hostname").strip() == "c3"
+    assert _said(hosts, "h2", "hostname").strip() == "h2"
+    assert _said(hosts, "c3", "hostname").strip() == "c3"
 
 
 def test_exec_in_a_container_is_in_its_namespace(hosts: LabRun) -> None:
     """The container's interface is there, and the command's own exit code comes back."""
-    addresses = json.loads(hosts.exec("c1", "ip -j addr show eth0"))
+    addresses = json.loads(_said(hosts, "c1", "ip -j addr show eth0"))
     assert addresses[0]["ifname"] == "eth0"
-    hosts.exec("c1", "sh -c false", code=1)
+    hosts.run("exec", "c1", "--", "sh -c false", code=1)
     assert "there is no" not in hosts.run("exec", "c1", "--", "no-such-command", code=1).stderr
     assert "no host or container c9" in hosts.run("exec", "c9", "--", "true", code=1).stderr
 

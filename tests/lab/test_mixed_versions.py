@@ -54,15 +54,19 @@ class MixedRun(NamesRun):
             containers.make(lab, [container])
 
     def start(self, host: str) -> None:
-        """Start a host's agent from where the host has its version."""
+        """Start a host's agent from where the host has its version, by that version's command line."""
         lab = record.load(self.name)
-        with pytest.MonkeyPatch.context() as patch:
-            if host == self.old:
-                patch.setenv("PYTHONPATH", str(self._installed.folder))
-            agents.start(lab, [lab.host(host)])
-        (pid,) = processes.agents(self.folder, host)
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-        assert (f"PYTHONPATH={self._installed.folder}\0".encode() in environ) == (host == self.old)
+        there, folder = lab.host(host), self.folder / host
+        if host != self.old:
+            agents.start(lab, [there])
+            return
+        folder.mkdir(exist_ok=True)
+        (folder / "agent.toml").touch()
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in agents.options(lab, there).items()]
+        argv = [*self._installed.command(), "agent", "--config", str(folder / "agent.toml"), *options]
+        log, environment = folder / "agent", processes.environment(lab.folder, f"agent/{host}")
+        process = processes.start(there.namespace, host, argv, environment, log)
+        processes.await_word(process, log, "ready", f"the agent of {host}")
 
     def upgrade(self) -> None:
         """Replace the version before by this one, at the same place; the host's state stays."""

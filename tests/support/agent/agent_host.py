@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from linkspan.api.client import Client
+from linkspan.core import config
 from linkspan.kernel.io.namespaces import open_namespace
+from support.command_line import LOCAL, linkspan
 
 _numbers = itertools.count()
 PATIENCE = 60.0
@@ -128,19 +130,21 @@ class Host:
         """The namespaces that a fixture attached, for its tests."""
 
     def start(self, *argv: str) -> None:
-        """Start the agent (or the command given in its place) and wait until it says ready."""
-        command = argv or (sys.executable, "-m", "linkspan.cli.main")
-        options = (
-            "--config",
-            str(self.config),
-            "--state-dir",
-            str(self.state_dir),
-            "--socket",
-            str(self.socket),
-        )
+        """Start the agent and wait until it says ready.
+
+        It is started as the command line does it once it has read its options. With ``argv``, such as the command line
+        itself in a mount namespace, that is started instead, and told the options.
+        """
+        given = {"state_dir": str(self.state_dir), "socket": str(self.socket)}
+        variables: dict[str, str] = {}
+        if argv:
+            options = ("--state-dir", given["state_dir"], "--socket", given["socket"])
+            command = [*argv, "agent", "--config", str(self.config), *options]
+        else:
+            command, variables = config.process(config.checked(config.given(str(self.config), "", given)))
         with self.log.open("ab") as log:
             self.process = self.world.spawn(
-                self.netns, *command, "agent", *options, stdout=subprocess.PIPE, stderr=log
+                self.netns, *command, stdout=subprocess.PIPE, stderr=log, env=os.environ | variables
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -186,15 +190,18 @@ class Host:
 
     def cli(self, *words: str, code: int = 0) -> str:
         """Run the command line against this agent, expect an exit code, and return stdout (stderr where it fails)."""
-        environment = os.environ | {"LINKSPAN_SOCKET": str(self.socket)}
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.netns, sys.executable, "-m", "linkspan.cli.main", *words],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=120,
-            check=False,
-        )
+        variables = {"LINKSPAN_SOCKET": str(self.socket)}
+        if words[0] in LOCAL:
+            done = subprocess.run(
+                ["ip", "netns", "exec", self.netns, sys.executable, "-m", "linkspan.cli.main", *words],
+                capture_output=True,
+                text=True,
+                env=os.environ | variables,
+                timeout=120,
+                check=False,
+            )
+        else:
+            done = linkspan(*words, variables=variables)
         assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout if code in (0, 3) else done.stderr + done.stdout
 

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from linkspan.lab import processes, record
+from linkspan.lab import inside, processes, record
+from support.command_line import LOCAL, linkspan
 
 _numbers = itertools.count()
 COMMAND = (sys.executable, "-m", "linkspan.cli.main", "lab")
+"""For tests that end it midway, or see what a real start prints."""
 
 
 class LabRun:
@@ -27,9 +29,7 @@ class LabRun:
         """Run a verb of the lab and expect an exit code (-1: any)."""
         options, _, command = " ".join(words).partition(" -- ")
         words = (*options.split(), "--lab", self.name, *(("--", *command.split()) if command else ()))
-        done = subprocess.run(
-            [*COMMAND, verb, *words], capture_output=True, text=True, timeout=120, check=False
-        )
+        done = linkspan("lab", verb, *words)
         assert code in (done.returncode, -1), (
             f"lab {verb} {words}: {done.returncode}: {done.stdout}{done.stderr}"
         )
@@ -40,8 +40,16 @@ class LabRun:
         return json.loads(self.run(verb, *words, "-o", "json", code=code).stdout)
 
     def exec(self, place: str, command: str, code: int = 0) -> str:
-        """Run a command in a host or container and return its output."""
-        return self.run("exec", place, "--", command, code=code).stdout
+        """Run a command in a host or container, as `lab exec` does, and return its output."""
+        lab, words = record.load(self.name), command.split()
+        environment = inside.environment(lab, place)
+        if words[0] == "linkspan" and words[1] not in LOCAL and "PYTHONPATH" not in environment:
+            done = linkspan(*words[1:], variables=environment)
+        else:
+            argv = inside.command(lab, place, words)
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def pings(self, place: str, address: str) -> bool:
         """Return whether one ping out of three tries is answered."""

@@ -1,0 +1,78 @@
+"""The command line in a process of its own that begins as a copy of this one: as a user's, without Python's start.
+
+A user's command spends most of its time on Python's start and imports, which a run of all tests would pay thousands of
+times. What is left out here has tests with a real start of their own (tests/lab/test_lab.py and tests/agent, for
+example).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import IO, NoReturn
+
+from linkspan.cli.main import main
+
+LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
+"""Commands that look at the machine, or change it: they must be in the host's namespaces.
+
+The others ask its agent, from wherever they run."""
+
+
+def linkspan(
+    *words: str, variables: Mapping[str, str] | None = None, seconds: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, and return its exit code and what it printed; fail where it does not end within ``seconds``.
+
+    Its environment has ``variables`` besides.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        with warnings.catch_warnings():
+            # Python warns from 3.12 on where there are threads: here they only move what tests report.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            os.environ.update(variables or {})
+            _become(words, out, errors)
+        watched = os.pidfd_open(pid)
+        try:
+            ended = bool(select.select([watched], [], [], seconds)[0])
+            if not ended:
+                os.kill(pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        finally:
+            os.close(watched)
+        said = [_text(file) for file in (out, errors)]
+    assert ended, f"linkspan {' '.join(words)}: no end within {seconds:g} s: {said}"
+    return subprocess.CompletedProcess(words, code, *said)
+
+
+def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> NoReturn:
+    """Be the command, and end; whatever happens, this copy does not go on with the tests."""
+    code = 1
+    try:
+        with open(os.devnull, "rb") as nothing:
+            for number, file in enumerate((nothing, out, errors)):
+                os.dup2(file.fileno(), number)
+        sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in enumerate("rww"))  # noqa: SIM115
+        sys.argv = ["linkspan", *words]
+        main()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:  # noqa: BLE001 - as Python itself ends
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
