@@ -28,6 +28,9 @@ LEVELS = (
     "diagnose/plan diagnose/trace",
     "store",
     "kernel backends",
+    "kernel/drivers",
+    "kernel/local_host",
+    "kernel/probe",
     "kernel/io",
     "core",
     "shim",
@@ -35,13 +38,14 @@ LEVELS = (
 """The folders of src/linkspan from the top down (ARCHITECTURE.md has the picture).
 
 A file imports from its own folder and from those below it. Two folders on one level never import each other. A file
-belongs to the longest name that begins its path: kernel/worker.py and kernel/drivers/links.py belong to ``kernel``, and
-kernel/io/netlink.py to ``kernel/io``.
+belongs to the longest name that begins its path: kernel/worker.py belongs to ``kernel``, kernel/io/netlink.py to
+``kernel/io``, and kernel/local_host.py is a level of its own, for drivers are made from it.
 """
 
-APART = (("diagnose", "backends"),)
+APART = (("diagnose", "backends"), ("backends", "kernel"))
 """Folders of which the first never imports the second, though it is above it.
 
+A backend returns states, and a driver applies them: they meet in core/states.
 What a trace, a plan or a doctor must know of a backend is declared in its kinds, or passed down by the agent.
 So a new backend changes nothing there.
 """
@@ -52,16 +56,21 @@ FLAT = {"__init__", "daemon", "ipip_endpoint"}
 """The only modules beside the folders.
 
 Everybody may import the package's own names (its version). The other two start a process: nobody imports them.
+``daemon`` imports what the API may.
 """
 
 FOLDERS = 16
 """Folders directly in src/linkspan, at most: a newcomer reads the list in a minute."""
 
-IO = {
-    *("aiohttp", "asyncio", "ctypes", "io", "os", "pathlib", "pyroute2"),
-    *("select", "socket", "sqlite3", "subprocess", "threading"),
-}
-"""A backend is a pure function: it imports none of these, and calls no open()."""
+PURE = frozenset({"__future__", "collections", "contextlib", "hashlib", "msgspec", "re", "struct", "typing"})
+"""What a backend imports from outside linkspan, at most: it is a pure function, and calls no open() either."""
+PURE_CORE = frozenset({"addresses", "contracts", "errors", "ipam", "model", "needs", "ruleset", "seal", "states"})
+"""What a backend imports from core, at most: other modules there read files, wait or run tasks.
+
+The list of backends also imports ``extensions``, which finds those of packages.
+"""
+INTERPRETER_ONLY = frozenset({"ipip_endpoint", "shim"})
+"""What runs without the agent's packages: it imports the standard library and its own folder."""
 
 LINES = 700
 """A longer file has a second noun in it. The number catches an accident: nobody cuts a file to a length."""
@@ -123,7 +132,7 @@ def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
     """Yield imports of a module from above or beside it, and imports of a backend for I/O."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     where = path.relative_to(ROOT)
-    folder = folder_of(parts[:-1])
+    folder = folder_of(parts)
     if len(parts) == 1:
         if parts[0] not in FLAT:
             yield f"{where}: a module belongs into a folder (LEVELS in scripts/shape.py)"
@@ -137,28 +146,33 @@ def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
             yield f"{where}:{line}: relative import; write it from linkspan"
         elif module.split(".")[0] == "linkspan":
             yield from (f"{where}:{line}: {what}" for what in _upward(parts, folder, module))
-        elif folder == "backends" and module.split(".")[0] in IO:
-            yield f"{where}:{line}: a backend does no I/O, and this imports {module}"
+        elif folder == "backends" and module.split(".")[0] not in PURE:
+            yield f"{where}:{line}: a backend is a pure function, and this imports {module}"
+        elif parts[0] in INTERPRETER_ONLY and module.split(".")[0] not in sys.stdlib_module_names:
+            yield f"{where}:{line}: imports {module}: it needs the standard library only"
     if folder == "backends":
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
-                yield f"{where}:{node.lineno}: a backend does no I/O, and this opens a file"
+                yield f"{where}:{node.lineno}: a backend is a pure function, and this opens a file"
 
 
 def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
     """Yield why a module must not import another one."""
     target = tuple(module.split(".")[1:])
     there = folder_of(target)
-    if not target or parts == ("daemon",):
+    if not target or (parts == ("backends", "__init__") and target == ("core", "extensions")):
         return
+    folder = "api" if parts == ("daemon",) else folder
     if not there:
         yield f"imports {module}, which nobody imports" if target[0] in FLAT else f"imports {module}, which is nowhere"
-    elif len(parts) == 1:
+    elif parts[0] in INTERPRETER_ONLY and there != folder:
         yield f"imports {module}: it needs the standard library only"
     elif there != folder and LEVEL[there] <= LEVEL[folder]:
         yield f"{folder} imports {module}, which is {'beside' if LEVEL[there] == LEVEL[folder] else 'above'} it"
     elif (parts[0], target[0]) in APART:
         yield f"{folder} imports {module}, and {parts[0]} knows no {target[0]}"
+    elif folder == "backends" and there == "core" and not PURE_CORE.issuperset(target[1:2]):
+        yield f"a backend is a pure function, and this imports {module}"
 
 
 def circles(known: dict[str, Path]) -> Iterator[str]:
@@ -179,6 +193,73 @@ def circles(known: dict[str, Path]) -> Iterator[str]:
 
     for name in sorted(known):
         yield from follow(name, ())
+
+
+def set_from_outside(known: dict[str, Path]) -> Iterator[str]:
+    """Yield where an attribute of an object is set by somebody else.
+
+    An object that is not whole after its constructor works or not by the order in which others are made, and a value
+    that several modules set has no owner. So what changes is changed by a method. Left alone are fields of mutable
+    structs, which are records and not parts; attributes that no class of linkspan sets, which are a library's; and
+    what the function made itself, or caught.
+    """
+    trees = {name: ast.parse(path.read_text()) for name, path in known.items()}
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    fields = _fields(classes)
+    own = {target.attr for one in classes for target in _set_attributes(one) if _is_own(target)}
+    for name, tree in trees.items():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            made = _made(function)
+            for target in _set_attributes(function):
+                of = target.value
+                apart = isinstance(of, ast.Name) and of.id in made
+                if not (_is_own(target) or apart or target.attr in fields) and target.attr in own:
+                    where = f"{known[name].relative_to(ROOT)}:{target.lineno}"
+                    yield f"{where}: sets {ast.unparse(target)}: let a method of its class do it"
+
+
+def _is_own(target: ast.Attribute) -> bool:
+    return isinstance(target.value, ast.Name) and target.value.id in ("self", "cls")
+
+
+def _set_attributes(where: ast.AST) -> Iterator[ast.Attribute]:
+    """Yield the attributes that are assigned to, but for those in functions inside: they are looked at themselves."""
+    for node in _body(where):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) else ():
+            for one in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                if isinstance(one, ast.Attribute):
+                    yield one
+
+
+def _body(where: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(where):
+        if isinstance(where, ast.ClassDef) or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from _body(node)
+
+
+def _made(function: ast.AST) -> set[str]:
+    """Return the names that a function gives to what it makes by a call, or catches."""
+    found = set()
+    for node in _body(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ExceptHandler) and node.name:
+            found.add(node.name)
+    return found
+
+
+def _fields(classes: list[ast.ClassDef]) -> set[str]:
+    """Return the names of the fields of mutable structs."""
+    found = set()
+    for one in classes:
+        frozen = any(keyword.arg == "frozen" for keyword in one.keywords)
+        if not frozen and any(ast.unparse(base).split(".")[-1] == "Struct" for base in one.bases):
+            found |= {s.target.id for s in one.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+    return found
 
 
 def too_many_folders() -> Iterator[str]:
@@ -277,12 +358,34 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
             yield f"ARCHITECTURE.md: {Path(folder, name)} {how} the table of modules"
 
 
+def pictured(page: str) -> list[str]:
+    """Return the folders that the page's picture shows, from the top down."""
+    picture = page.partition("\n## The folders\n")[2].partition("```\n")[2].partition("```")[0]
+    found = []
+    for line in picture.splitlines():
+        left, inside = line[:14].split(), re.findall(r"\b([a-z_/]+): ", line[14:])
+        below = [f"{left[0]}/{name}" if left and f"{left[0]}/{name}" in LEVEL else name for name in inside]
+        found += [name for name in (*left, *below) if not any(one.startswith(f"{name}/") for one in below)]
+    return found
+
+
+def unlike_the_picture(page: str) -> Iterator[str]:
+    """Yield where LEVELS and the page's picture are not one."""
+    shown = pictured(page)
+    for name in sorted(set(shown) ^ LEVEL.keys()):
+        yield f"ARCHITECTURE.md: {name} is {'no folder, but' if name in shown else 'not'} in the picture of the folders"
+    levels = [LEVEL[name] for name in shown if name in LEVEL]
+    if levels != sorted(levels):
+        yield "ARCHITECTURE.md: the picture has the folders in another order than LEVELS in scripts/shape.py"
+
+
 def complaints() -> Iterator[str]:
     """Yield all complaints."""
     known = modules()
     yield from too_long()
     yield from same_names()
     yield from circles(known)
+    yield from set_from_outside(known)
     yield from too_many_folders()
     yield from without_a_mirror()
     yield from misplaced_helpers()
@@ -298,7 +401,8 @@ def complaints() -> Iterator[str]:
 
 def main() -> int:
     """Print the longest files and the complaints; return 1 if there are complaints."""
-    found = [*complaints(), *unnamed((ROOT / "ARCHITECTURE.md").read_text(), SOURCE)]
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    found = [*complaints(), *unnamed(page, SOURCE), *unlike_the_picture(page)]
     print("longest:", ", ".join(f"{path.relative_to(ROOT)} {lines}" for lines, path in lengths()[:LONGEST]))
     for complaint in found:
         print(complaint)

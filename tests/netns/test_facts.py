@@ -6,8 +6,8 @@ from pathlib import Path
 
 from linkspan.core.states.host import Sysctl
 from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.probe.facts import observe_facts
 from support.netns.machine_fixtures import inside, joined, run
 from support.polling import until
 

@@ -12,8 +12,8 @@ from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.states.host import HOST, TrustedSource
 from linkspan.kernel.drivers.firewalld import FirewalldDriver, running
 from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.probe.facts import observe_facts
 from support.netns.firewalld_fixture import firewall_cmd, firewalld_runs
 from support.netns.machine_fixtures import inside, joined, pings, run
 from support.polling import until

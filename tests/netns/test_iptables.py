@@ -10,9 +10,9 @@ from linkspan.core.errors import NotFound
 from linkspan.core.states.host import HOST, ForwardAccept
 from linkspan.kernel.drivers.iptables import IN_PART, IptablesDriver
 from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import foreign_chains
-from linkspan.kernel.probe.facts import observe_facts
 from support.netns.machine_fixtures import inode, joined, needs, pings, run
 from support.polling import until
 

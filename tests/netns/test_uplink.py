@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.kernel.drivers.routes import foreign_routes, uplink_mtu
+from linkspan.kernel.drivers.routes import default_link, foreign_routes, uplink_mtu
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.probe import underlay
@@ -19,7 +19,7 @@ def test_a_default_route_with_several_ways_leads_to_the_uplink(
     ways = "nexthop via 198.18.7.254 nexthop via 198.18.7.252"
     run("ip", "route", "replace", "default", *ways.split())
     sockets = Sockets(spaces)
-    found = underlay.observe(sockets, "")
+    found = underlay.observe(sockets, default_link(sockets))
     assert found is not None
     assert found.ifname == "up0"
     assert uplink_mtu(sockets) == 1400
@@ -37,7 +37,7 @@ def test_of_several_default_routes_the_kernel_s_choice_leads_to_the_uplink(
         run("ip", "route", "add", "default", "via", f"198.18.{number}.254", "metric", str(100 * number))
     run("ip", "route", "add", "unreachable", "default", "metric", "4000")
     sockets = Sockets(spaces)
-    found = underlay.observe(sockets, "")
+    found = underlay.observe(sockets, default_link(sockets))
     assert found is not None
     assert found.ifname == "up0"
     assert uplink_mtu(sockets) == 1403

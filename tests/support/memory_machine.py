@@ -69,12 +69,13 @@ class MemoryMachine(Machine):
         self.driver = MemoryDriver(states)
         self.reconciler = Reconciler(self.driver.served())
 
+    def release(self) -> None:
+        """Close nothing: there are no sockets."""
+
 
 def worker_of(machine: Machine) -> Worker:
     """Return a worker that has its machine already."""
-    worker = Worker()
-    worker.machine = machine
-    return worker
+    return Worker(machine)
 
 
 def registry_of(member: Member, folder: Path, machine: Machine | None = None) -> Registry:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from linkspan.cluster.leases import Leases, promised
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.networks import NetworkRequest, Networks
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.peer_ping import Probes
 from linkspan.cluster.questions import Ask, Question, Told, Well
 from linkspan.cluster.shared_states import learning
@@ -66,6 +67,7 @@ from linkspan.endpoints import attach, check, detach, rename
 from linkspan.endpoints.host_listeners import HostListeners
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import Orphans
+from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
@@ -97,8 +99,6 @@ class Agent:
         self.started = time.time()
         self.happenings = Happenings(Path(config.state_dir) / EVENTS)
         self.metrics = Metrics()
-        self.handshakes: dict[str, float] = {}
-        """Seconds since WireGuard's last handshake with each peer, as of the last look for the metrics."""
         self.worker = Worker()
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
@@ -127,7 +127,7 @@ class Agent:
                         new = bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
                         await self._join(host, store, new, parts)
-                        await self.cluster.refuse_second(self._instance())  # before anything is written
+                        await self.cluster.refuse_second()  # before anything is written
                         for words in filter(None, (news, joins)):
                             self._tell(words)
                         if not self.config.host_id:
@@ -169,8 +169,9 @@ class Agent:
         self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed, provisional=True)
         self.published = Published(self.replica, host.id, endpoints)
         silence = Silence(state_dir, ALIVE_TTL, partial(promised, self.replica))
+        own_record = OwnRecord(host)
         self.leases = Leases(
-            self.replica, host, self.published.living, silence.overdue, shared=bool(self.config.store)
+            self.replica, own_record, self.published.living, silence.overdue, shared=bool(self.config.store)
         )
         self.networks = Networks(self.replica)
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
@@ -199,6 +200,7 @@ class Agent:
             self.happenings,
             host.name,
             endpoints,
+            self.metrics.operation,
         )
         self.tuning = Tuning(self.worker, self.registry, self.happenings)
         parts.push_async_callback(self.tuning.stop)
@@ -217,6 +219,7 @@ class Agent:
         self.cluster = Cluster(
             self.worker,
             self.replica,
+            own_record,
             self.leases,
             self.networks,
             self.allocator,
@@ -227,9 +230,17 @@ class Agent:
             self._follow_networks,
             self.plans.drop,
             self._look,
+            self.config,
+            self._instance(),
         )
         self.control = ControlPlane(
-            state_dir, self.replica, self.leases, self.networks, self._addresses, self.cluster.reregister
+            state_dir,
+            self.replica,
+            own_record,
+            self.leases,
+            self.networks,
+            self._addresses,
+            self.cluster.reregister,
         )
         self.probes = Probes(self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
@@ -243,7 +254,7 @@ class Agent:
             self.published,
             state_dir / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.table, self.worker.machine.ike, self.probes.confirmed, self.ask,
+            self.worker.machine.wireguard.device.table, self.worker.machine.ike, self.probes.confirmed, self.ask,
         )
         self.orphans = Orphans(
             self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
@@ -253,6 +264,7 @@ class Agent:
         self.survey = Survey(
             self.worker.machine.namespaces, self.leases, self.view, self.cluster.peers.known, self.ask
         )
+        self.reaper = Reaper(self.registry, self.config.reap_after)
         self.healer = Healer(
             self.worker,
             self.registry,
@@ -261,7 +273,7 @@ class Agent:
             self.replan,
             self.cluster.look_around,
             self._look_at_programs,
-            self.config.reap_after,
+            self.reaper.look,
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
         queue = Path(self.config.socket).parent / "queue"
@@ -306,9 +318,7 @@ class Agent:
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
         parts.push_async_callback(self.cluster.stop)
-        await self.cluster.start(
-            self.config.underlay, self.config.advertise, shared=bool(self.config.store)
-        )
+        await self.cluster.start()
         self._warn_of_namesakes()
         await self.naming.take_over()
         await self.orphans.spare()
@@ -386,7 +396,7 @@ class Agent:
         for identity in stranded(self.registry, self.networks, self.leases):
             await detach.detach(self.registry, *identity)
         failed = await follow_mtus(self.registry, self.networks)  # first: the next way may have a smaller MTU
-        failed |= await follow_pools(self.registry, self.networks)
+        failed |= await follow_pools(self.registry)
         failed |= await self.plans.put()
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed
@@ -486,28 +496,16 @@ class Agent:
     # Endpoints
 
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
-        """Attach, and count the operation."""
-        with self._counted("attach"):
-            return await attach.attach(self.registry, request, namespace_fd, namespace_path)
+        """Attach a container's namespace."""
+        return await attach.attach(self.registry, request, namespace_fd, namespace_path)
 
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
-        """Detach, and count the operation."""
-        with self._counted("detach"):
-            return await detach.detach(self.registry, id, ifname, network)
+        """Detach a container's interfaces; return how many there were."""
+        return await detach.detach(self.registry, id, ifname, network)
 
     async def recognise(self, container: str, ifname: str = "") -> None:
         """Identify a container whose id the journal lost."""
         await rename.recognise(self.registry, container, ifname)
-
-    @contextlib.contextmanager
-    def _counted(self, verb: str) -> Iterator[None]:
-        begun, result = time.perf_counter(), "error"
-        try:
-            yield
-            result = "ok"
-        finally:
-            self.metrics.operations.labels(verb, result).inc()
-            self.metrics.seconds.labels(verb).observe(time.perf_counter() - begun)
 
     def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
         """Return this host's endpoints by (container id, interface)."""

@@ -23,8 +23,8 @@ from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
 from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
-from linkspan.kernel.drivers.wireguard import Table
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe.wireguard_device import Table
 
 
 def gateways(networks: Iterable[Network]) -> tuple[Gateway, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
@@ -19,10 +18,9 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.reconcile import Report
-from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.states.host import Key, State
 from linkspan.core.supervise import lasting, pause, woken
-from linkspan.endpoints import detach, multihoming
-from linkspan.endpoints.registry import Identity, Registry, source
+from linkspan.endpoints.registry import Registry
 from linkspan.kernel.events import NftEvents, RouteEvents
 from linkspan.kernel.worker import Worker
 
@@ -54,7 +52,7 @@ class Healer:
     """Watches the machine, and has the worker repair it.
 
     It calls ``replan`` if facts of the machine may have changed, ``look_around`` if its addresses may have,
-    ``look_at_programs`` every POLL.
+    ``look_at_programs`` every POLL, and ``reap`` after each look.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Healer:
         replan: Look,
         look_around: Look,
         look_at_programs: Look,
-        reap_after: float,
+        reap: Look,
     ) -> None:
         self._worker = worker
         self._registry = registry
@@ -75,12 +73,11 @@ class Healer:
         self._replan = replan
         self._look_around = look_around
         self._look_at_programs = look_at_programs
-        self._reap_after = reap_after
+        self._reap = reap
         self._dirty: set[type[State]] = set()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._reading: list[asyncio.TimerHandle] = []
-        self._dead_since: dict[Identity, float] = {}
         self._fighting: set[Key] = set()
         """Fights that are known: each causes one event."""
         self._told: set[str] = set()
@@ -174,19 +171,6 @@ class Healer:
             self._happenings.add("fight", "the rules that guard containers are in force again: their ports come up")
             self._dirty |= self._kinds.after(Event.LINK, Event.ADDRESS_GONE)
 
-    def dead(self) -> dict[Identity, float]:
-        """Return the endpoints whose namespace is gone, with the seconds until the agent detaches them."""
-        now = time.monotonic()
-        return {i: max(0.0, since + self._reap_after - now) for i, since in self._dead_since.items()}
-
-    def orphaned(self, key: Key) -> bool:
-        """Return whether only containers that are gone want the object."""
-        endpoints = self._registry.endpoints
-        dead = [endpoints[identity] for identity in self._dead_since if identity in endpoints]
-        gone = {source(endpoint) for endpoint in dead} | {multihoming.source(endpoint) for endpoint in dead}
-        owners = set(self._worker.machine.reconciler.desired.owners(key)) if gone else set()
-        return bool(owners) and owners <= gone
-
     def _again(self, kinds: set[type[State]]) -> None:
         """Observe the kinds again, a little later."""
         self._dirty |= kinds
@@ -254,24 +238,6 @@ class Healer:
             # lost with it.
             self._dirty |= self._kinds.after(Event.HELPER)
             self._wake.set()
-
-    async def _reap(self) -> None:
-        """Detach endpoints whose namespace has been gone for a while: their runtime has forgotten them."""
-        desired, kinds = self._worker.machine.reconciler.desired, self._kinds
-        states = (state for key in self._failing() if (state := desired.state(key)) is not None)
-        failing = {name for state in states for netns, name in kinds.makes(state) if netns == HOST}
-        suspects = [e for e in self._registry.endpoints.values() if e.host_ifname in failing]
-        dead = set()
-        for endpoint in suspects:
-            if not await self._worker.run(self._worker.machine.alive, endpoint):
-                dead.add(endpoint.identity)
-        self._dead_since = {i: self._dead_since.get(i, time.monotonic()) for i in dead}
-        for identity, since in list(self._dead_since.items()):
-            if time.monotonic() - since >= self._reap_after:
-                await detach.detach(self._registry, *identity)
-                self._happenings.add(
-                    "reap", f"{identity[0]} is gone, its address is free again", endpoint=identity[0]
-                )
 
 
 def _undone(what: str) -> str:

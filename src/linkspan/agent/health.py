@@ -36,7 +36,7 @@ def unreachable(
         found.append(_told("", leases.host.name, cluster.astray))
     if cluster.second:
         found.append(_told("", leases.host.name, cluster.second))
-    found += [_told("", leases.host.name, why) for why in (*cluster.speakers.problems.values(), *lacks)]
+    found += [_told("", leases.host.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 

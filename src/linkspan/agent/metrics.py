@@ -19,10 +19,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.operations = Counter(
+        self._operations = Counter(
             "linkspan_operations", "Attach and detach, by result", ["verb", "result"], registry=self._registry
         )
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "linkspan_operation_seconds",
             "Time an operation took",
             ["verb"],
@@ -38,6 +38,11 @@ class Metrics:
         self.speaker_restarts = Counter(
             "linkspan_bgp_speaker_restarts", "Starts of the BGP speaker after its first", registry=self._registry
         )
+
+    def operation(self, verb: str, result: str, seconds: float) -> None:
+        """Count an attach or a detach."""
+        self._operations.labels(verb, result).inc()
+        self._seconds.labels(verb).observe(seconds)
 
     def text(self, gauges: Iterable[Gauge]) -> bytes:
         """Return the counters and these gauges in Prometheus' text format."""

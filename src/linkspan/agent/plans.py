@@ -44,8 +44,12 @@ class Plans:
         used = any(network.backend != "host" for network in view.networks)
         yield ("host", "firewall"), [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if used else []
         for way in BACKENDS.values():
-            if way.encrypts:  # the device that all networks share comes before their states on it
-                yield ("host", way.name), self._possible(("host", way.name), way.host(view))
+            if way.host_phase != "before networks":
+                continue  # ``cluster/shared_states`` puts it
+            source = ("host", way.name)
+            states = self._possible(source, way.host(view))
+            if states or source in self._plans:  # after its last network it is removed late, as an unused plan
+                yield source, states
         for network in view.networks:
             source = ("network", network.name)
             yield source, self._possible(source, migration.network_states(view, network))

@@ -61,7 +61,7 @@ def told(agent: Agent) -> dict[str, Any]:
         ],
         "gone": [
             {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
-            for identity, seconds in agent.healer.dead().items()
+            for identity, seconds in agent.reaper.dead().items()
             if (e := agent.registry.endpoints.get(identity)) is not None
         ],
         "fights": [
@@ -150,7 +150,7 @@ def _sessions(agent: Agent) -> dict[str, object]:
 def drift(agent: Agent) -> list[LinkspanError]:
     """Return why objects differ from their desired state; ignore those of a container that is gone."""
     reconciler = agent.worker.machine.reconciler
-    found = [error for key, error in reconciler.failing.items() if not agent.healer.orphaned(key)]
+    found = [error for key, error in reconciler.failing.items() if not agent.reaper.orphaned(key)]
     return found + [Contested(fight.message, there=True) for fight in reconciler.fights.open() if fight.closed]
 
 
@@ -158,27 +158,31 @@ def _count(agent: Agent, network: str) -> int:
     return sum(e.network == network for e in agent.registry.endpoints.values())
 
 
-async def look(agent: Agent) -> None:
-    """Read the sources of gauges that have no event: BGP's counters, and WireGuard's handshakes."""
+async def look(agent: Agent) -> dict[str, float]:
+    """Read the sources of gauges that have no event; return the ages of WireGuard's handshakes, in seconds.
+
+    The agent keeps BGP's counters.
+    """
     await agent.peerings.look()
-    agent.handshakes = {}
+    ages: dict[str, float] = {}
     if any(map(wireguard.serves, agent.networks.all())):
-        table = await asyncio.to_thread(agent.worker.machine.wireguard.table)
+        table = await asyncio.to_thread(agent.worker.machine.wireguard.device.table)
         names = {host.keys.get(wireguard.BACKEND.name): host.name for host in agent.leases.hosts().values()}
         for peer in table.peers.values() if table is not None else ():
             name = names.get(peer.public, key_id(peer.public))
-            agent.handshakes[name] = time.time() - peer.handshake if peer.handshake else float("inf")
+            ages[name] = time.time() - peer.handshake if peer.handshake else float("inf")
+    return ages
 
 
-def gauges(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
-    """Yield the gauges: agent, store, hosts, networks, failed repairs, and sessions."""
+def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    """Yield the gauges: agent, store, hosts, networks, failed repairs, and sessions (with those that ``look`` read)."""
     yield "linkspan_info", "The running version", "version", {__version__: 1.0}
     well = float(told(agent)["ok"])
     yield "linkspan_ok", "Whether `linkspan status` shows no problem on this host", "", {"": well}
     yield from _of_store(agent)
     yield from _of_hosts(agent)
     age = "Seconds since WireGuard's last handshake with a peer, +Inf where there was none"
-    yield "linkspan_wireguard_handshake_age_seconds", age, "peer", agent.handshakes
+    yield "linkspan_wireguard_handshake_age_seconds", age, "peer", handshakes
     names = [network.name for network in agent.networks.all()]
     counts = {n: float(_count(agent, n)) for n in names}
     yield "linkspan_endpoints", "Endpoints attached", "network", counts

@@ -49,6 +49,11 @@ class Client:
     shown: ClassVar[Callable[[Any], Any]] = staticmethod(lambda value: value)
     """Applied to all text from agents: nothing, or ``escapes.shown`` for people to read."""
 
+    @classmethod
+    def show_by(cls, shown: Callable[[Any], Any]) -> None:
+        """Apply this function to all text from agents from now on."""
+        cls.shown = staticmethod(shown)
+
     def __init__(self, path: str) -> None:
         self.path = path
 

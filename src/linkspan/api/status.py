@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -11,14 +11,13 @@ from aiohttp import web
 from linkspan.agent import status
 from linkspan.agent.agent import Agent
 from linkspan.core.addresses import prefix
-from linkspan.core.desired import Change
+from linkspan.core.desired import Change, Source
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.event_log import KEPT
-from linkspan.core.model import Endpoint
-from linkspan.core.states.host import HOST, Address, Key, State, Veth
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.diagnose.plan import plan
 from linkspan.dns import zone
-from linkspan.endpoints import address_audit, multihoming
+from linkspan.endpoints import address_audit, address_repair, multihoming, registry
 
 
 class Telling:
@@ -48,8 +47,8 @@ class Telling:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
-        await status.look(self._agent)
-        return web.Response(body=self._agent.metrics.text(status.gauges(self._agent)), content_type="text/plain")
+        gauges = status.gauges(self._agent, await status.look(self._agent))
+        return web.Response(body=self._agent.metrics.text(gauges), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Answer with a line of JSON for each of the ``last`` events ``since`` a time; with ?follow, go on."""
@@ -77,17 +76,12 @@ class Telling:
 
     def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str]]:
         """Observe everything (worker thread)."""
-        machine = self._worker.machine
-        try:
-            change, words = machine.reconciler.difference(None, inside)
-        finally:
-            machine.sockets.release()
-        return change, words
+        return self._worker.machine.reconciler.difference(None, inside)
 
     async def _diff(self, request: web.Request) -> web.Response:
         await self._agent.cluster.caught_up()  # what the agent is applying at this moment is no drift
         change, words = await self._worker.run(self._difference, self._inside())
-        wanted = [state for state in change.put if not self._agent.healer.orphaned(state.key)]
+        wanted = [state for state in change.put if not self._agent.reaper.orphaned(state.key)]
         put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
         return _json({"put": put, "delete": delete})
 
@@ -101,49 +95,34 @@ class Telling:
         wanted = request.query.get("network", "")
         if wanted:
             self._agent.network(wanted)
-        change, _ = await self._worker.run(self._difference, self._inside())
-        absent = {state.key for state in change.put}
-        reconciler = self._worker.machine.reconciler
-        names = self._sources(wanted)
-        states = {k: s for name in names for k, s in reconciler.desired.sources().get(name, {}).items()}
-        meanwhile = self._agent.cluster.migrating.reasons()
-        state_dir = shlex.quote(self._agent.config.state_dir)
-        lines = []
-        for state in plan.ordered(states.values()):
-            owners = [plan.why(owner) for owner in reconciler.desired.owners(state.key) if owner in names]
-            why = f"{plan.purpose(state)}, for {' and '.join(owners)}"
-            why += f" ({meanwhile[state.key]})" if state.key in meanwhile else ""
-            for command in plan.commands(state, self._worker.machine.namespaces.path, state_dir):
-                lines.append(
-                    {
-                        "kind": type(state).__name__,
-                        "key": state.label,
-                        "command": command,
-                        "why": why,
-                        "present": state.key not in absent,
-                    }
-                )
-        for kind, command, why in plan.endings(states.values(), state_dir):
-            present = not any(key[0] == kind for key in absent)
-            lines.append({"kind": kind, "key": "all", "command": command, "why": why, "present": present})
-        return _json(lines)
+        sources = self._of_network(wanted) if wanted else None
+        states, owners, absent = await self._worker.run(self._wanted, self._inside(), sources)
+        found = plan.lines(
+            states,
+            owners,
+            absent,
+            self._agent.cluster.migrating.reasons(),
+            self._worker.machine.namespaces.path,
+            shlex.quote(self._agent.config.state_dir),
+        )
+        return _json(list(found))
 
-    def _sources(self, network: str) -> list[tuple[str, ...]]:
-        """Return the sources of one network (with its peers, and its firewall), or all sources."""
-        every = list(self._worker.machine.reconciler.desired.sources())
-        if not network:
-            return every
+    def _of_network(self, network: str) -> Callable[[Source], bool]:
+        """Return a test for the sources of a network (with its peers, and its firewall)."""
         there = [e for e in self._agent.endpoints().values() if e.network == network]
-        mine = {("attachment", *e.identity) for e in there} | {multihoming.source(e) for e in there}
-        return [
-            s
-            for s in every
-            if s[0] == "host"
-            or s[:2] in (("network", network), ("peer", network))
-            or (s[0] == "names" and network in s[1:])
-            or s == ("names", *zone.LEADS)
-            or s in mine
-        ]
+        own = {registry.source(e) for e in there} | {multihoming.source(e) for e in there} | {("names", *zone.LEADS)}
+        return lambda source: source in own or plan.concerns(source, network)
+
+    def _wanted(
+        self, inside: frozenset[int], of: Callable[[Source], bool] | None
+    ) -> tuple[list[State], dict[Key, list[Source]], set[Key]]:
+        """Return the desired states of these sources, their owners, and the missing keys (worker thread)."""
+        change, _ = self._difference(inside)
+        desired = self._worker.machine.reconciler.desired
+        names = dict.fromkeys(source for source in desired.sources() if of is None or of(source))
+        states = {key: state for name in names for key, state in desired.sources()[name].items()}
+        owners = {key: [owner for owner in desired.owners(key) if owner in names] for key in states}
+        return list(states.values()), owners, {state.key for state in change.put}
 
     async def _addresses(self, request: web.Request) -> web.Response:
         network = request.query.get("network", "")
@@ -172,57 +151,10 @@ class Telling:
         )
 
     async def _check(self, request: web.Request) -> web.Response:
-        return _json(await self._checked())
-
-    async def _checked(self) -> address_audit.Check:
-        seen = await self._worker.run(self._seen, self._inside())
-        return address_audit.check(self._agent.endpoints().values(), seen)
-
-    def _seen(self, namespaces: frozenset[int]) -> address_audit.Seen:
-        """Observe links and containers' addresses (worker thread)."""
-        machine = self._worker.machine
-        veths = {s.name: s for s in machine.links.observe(0) if isinstance(s, Veth)}
-        inside: dict[int, tuple[Address, ...]] = {}
-        try:
-            for netns in namespaces:
-                try:
-                    inside[netns] = tuple(
-                        s for s in machine.reconciler.observed((Address,), netns) if isinstance(s, Address)
-                    )
-                except NotFound:
-                    continue
-        finally:
-            machine.sockets.release()
-        return address_audit.Seen(veths, inside)
+        return _json(await address_repair.check(self._agent.registry))
 
     async def _fix(self, request: web.Request) -> web.Response:
-        """Free leaked addresses, remove orphans and duplicates; return the problems that remain."""
-        endpoints = list(self._agent.endpoints().values())
-        found = address_audit.check(endpoints, await self._worker.run(self._seen, self._inside()))
-        leaked = {(f.address, f.network) for f in found.leaked}
-        for endpoint in endpoints:
-            if any((p.address, endpoint.network) in leaked for p in endpoint.prefixes):
-                await self._agent.detach(*endpoint.identity)
-        await self._worker.run(self._remove_doubles, found, tuple(self._agent.endpoints().values()))
-        await self._agent.orphans.remove()
-        await self._worker.run(self._worker.machine.reconciler.resync)
-        return _json(await self._checked())
-
-    def _remove_doubles(self, found: address_audit.Check, endpoints: Sequence[Endpoint]) -> None:
-        """Remove addresses from containers that belong to others (worker thread)."""
-        machine = self._worker.machine
-        doubled = {f.address for f in found.duplicate}
-        holders = {(e.netns, e.ifname, p.address) for e in endpoints for p in e.prefixes}
-        try:
-            for addresses in self._seen(frozenset(e.netns for e in endpoints if e.netns)).inside.values():
-                extra = [
-                    a
-                    for a in addresses
-                    if a.prefix.address in doubled and (a.netns, a.device, a.prefix.address) not in holders
-                ]
-                machine.reconciler.apply(Change((), tuple(extra)))
-        finally:
-            machine.sockets.release()
+        return _json(await address_repair.repair(self._agent.registry, self._agent.orphans))
 
 
 def _json(value: object) -> web.Response:

@@ -5,9 +5,11 @@ The contract (``contracts.Backend``)
     ``claims``, ``network`` and ``endpoint``. A backend that crosses hosts also has ``announce`` (what peers
     must know), ``check_offer`` (what a record may say of that), ``peer``, and ``needs`` (what must pass on the
     underlay). Therefore `network create` refuses what cannot work, and `doctor --peers` tries any backend by
-    its declaration. A process that serves all networks and all peers (a BGP speaker) comes from ``host``. It is
-    a source of its own (``cluster/shared_states``), because the sources of two networks could not change it
-    together. The head of each backend describes a packet's walk, what a peer costs, and what was rejected.
+    its declaration. States that serve all networks together come from ``host``. They are a source of their own,
+    because the sources of two networks could not change them together. ``host_phase`` says who applies them:
+    ``agent/plans``, before the networks (a device on which they have addresses), or ``cluster/shared_states``,
+    after the peers (a BGP speaker). The head of each backend describes a packet's walk, what a peer costs, and
+    what was rejected.
 
 Facts
     Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.

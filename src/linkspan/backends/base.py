@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.core.addresses import FAMILIES
+from linkspan.core.contracts import HostPhase
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import State
@@ -26,6 +27,7 @@ class BaseBackend:
     neighbours = False
     learns = False
     encrypts = False
+    host_phase: HostPhase = "before networks"
     programs: tuple[tuple[str, str], ...] = ()
     has_settings = False
     watches: tuple[type[Program], ...] = ()

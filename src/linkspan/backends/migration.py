@@ -183,9 +183,12 @@ def offer(view: HostView, network: Network, generation: int = 0) -> Offer:
 
 
 def require(view: HostView, network: Network) -> None:
-    """Raise LinkspanError if this host cannot have what a new network's backend needs."""
+    """Raise LinkspanError if this host cannot have what a new network's backend needs before the network.
+
+    States that come after the peers are refused when the agent applies them.
+    """
     way = backend(network.backend)
-    if way.encrypts:
+    if way.host_phase == "before networks":
         list(way.host(msgspec.structs.replace(view, networks=(*view.networks, network))))
 
 

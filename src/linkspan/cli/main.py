@@ -94,7 +94,7 @@ def main() -> None:
     usage.tidy(command)
     words = sys.argv[1:]
     if not _wants_json(words):  # their own formatting escapes them
-        Client.shown = staticmethod(shown)
+        Client.show_by(shown)
     try:
         sys.exit(command(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:

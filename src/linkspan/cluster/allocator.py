@@ -11,8 +11,9 @@ from linkspan.cluster.blocks import block_of, is_block, is_strange
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Exhausted, Invalid, LinkspanError, Unavailable
 from linkspan.core.ipam import Allocation, Block, usable
 from linkspan.core.model import AttachRequest, Endpoint, Network

@@ -23,6 +23,7 @@ import msgspec
 
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.addresses import place, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.supervise import lasting
@@ -108,6 +109,7 @@ class ControlPlane:
         self,
         state_dir: Path,
         replica: Replica,
+        own_record: OwnRecord,
         leases: Leases,
         networks: Networks,
         addresses: Callable[[], Awaitable[frozenset[str]]],
@@ -116,6 +118,7 @@ class ControlPlane:
         """``addresses`` returns all addresses of this host."""
         self._file = state_dir / FILE
         self._replica = replica
+        self._own_record = own_record
         self._leases = leases
         self._networks = networks
         self._addresses = addresses
@@ -169,7 +172,7 @@ class ControlPlane:
             self._known = merged
             self._save()
         control = tuple(sorted(text(where) for where in self._published()))
-        self._leases.host = msgspec.structs.replace(self._leases.host, control=control)
+        self._own_record.change(control=control)
         return self.closed() != before
 
     def _published(self) -> set[Place]:

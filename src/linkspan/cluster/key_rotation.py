@@ -23,6 +23,7 @@ import msgspec
 
 from linkspan.backends.wireguard.backend import WireguardBackend, serves
 from linkspan.cluster.leases import Leases
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
@@ -55,6 +56,7 @@ class Rotating:
     def __init__(
         self,
         worker: Worker,
+        own_record: OwnRecord,
         leases: Leases,
         happenings: Happenings,
         view: Callable[[], HostView],
@@ -64,6 +66,7 @@ class Rotating:
     ) -> None:
         """Take ``changed``, which is called when the files have changed."""
         self._worker = worker
+        self._own = own_record
         self._leases = leases
         self._happenings = happenings
         self._view = view
@@ -73,8 +76,8 @@ class Rotating:
 
     async def settle(self) -> None:
         """Make a key where this host never had one, and let its record say what there is."""
-        known = self._leases.record(self._leases.host.id)
-        recorded = (known or self._leases.host).keys.get(NAME, "")
+        known = self._leases.record(self._own.host.id)
+        recorded = (known or self._own.host).keys.get(NAME, "")
         try:
             found = await self._worker.run(self._settled, recorded)
         except LinkspanError as error:
@@ -83,7 +86,7 @@ class Rotating:
         mine = {NAME: found.public or recorded} if found.public or recorded else {}
         coming = {NAME: found.next} if found.next else {}
         takes = known.takes if known else {}
-        self._leases.host = msgspec.structs.replace(self._leases.host, keys=mine, next_keys=coming, takes=takes)
+        self._own.change(keys=mine, next_keys=coming, takes=takes)
 
     def _settled(self, recorded: str) -> keys.Found:
         folder = self._worker.machine.wireguard.keys
@@ -96,13 +99,13 @@ class Rotating:
 
     def stand(self) -> Rotation:
         """Return how this host's keys stand."""
-        host = self._leases.host
+        host = self._own.host
         coming = host.next_keys.get(NAME, "")
         used = any(map(serves, self._view().networks))
         return Rotation(key_id(host.keys.get(NAME, "")), key_id(coming), self._waiting() if coming else [], used)
 
     def _waiting(self) -> list[str]:
-        host = self._leases.host
+        host = self._own.host
         return [
             other.host.name
             for other in self._view().others
@@ -111,7 +114,7 @@ class Rotating:
 
     async def begin(self) -> Rotation:
         """Make and announce another key; one that is announced already is not made again."""
-        host = self._leases.host
+        host = self._own.host
         if not host.next_keys:
             found = await self._worker.run(keys.look, self._worker.machine.wireguard.keys)
             if not found.public or found.public != host.keys.get(NAME):
@@ -119,11 +122,11 @@ class Rotating:
                 return self.stand()
             coming = await self._worker.run(self._worker.machine.wireguard.keys.make, NEXT)
             await self._changed()
-            self._leases.host = msgspec.structs.replace(host, next_keys={NAME: coming})
+            self._own.change(next_keys={NAME: coming})
             try:
                 await self._register()
             except LinkspanError:
-                self._leases.host = host
+                self._own.change(next_keys={})
                 raise
         return self.stand()
 
@@ -131,33 +134,32 @@ class Rotating:
         """Make another key at once if the one in force is lost: no packet can be sent with it any more."""
         public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
         await self._changed()
-        self._leases.host = msgspec.structs.replace(self._leases.host, keys={NAME: public}, next_keys={})
+        self._own.change(keys={NAME: public}, next_keys={})
         await self._register()
         self._tell(public)
 
     async def advance(self) -> None:
         """Say which keys of others are taken, and change to this host's next one where all others take it."""
-        host = self._leases.host
         unwell = self._worker.machine.reconciler.unwell(("host", NAME))
         if unwell is None:
             coming = {o.host.id: o.host.next_keys[NAME] for o in self._view().others if NAME in o.host.next_keys}
-            if coming != host.takes:
-                host = self._leases.host = msgspec.structs.replace(host, takes=coming)
+            if coming != self._own.host.takes:
+                self._own.change(takes=coming)
                 await self._register()
-        if host.next_keys and not self._waiting():
+        if self._own.host.next_keys and not self._waiting():
             await self._turn()
 
     async def _turn(self) -> None:
-        before = self._leases.host
+        before = self._own.host
         public = before.next_keys[NAME]
-        self._leases.host = msgspec.structs.replace(before, keys={NAME: public}, next_keys={})
+        self._own.change(keys={NAME: public}, next_keys={})
         try:
             failed = await self._put_plans()
             if error := next((e for key, e in failed.items() if key[0] in (WireguardKey.__name__, "host")), None):
                 raise error
             await self._register()
         except LinkspanError as error:
-            self._leases.host = before
+            self._own.change(keys=before.keys, next_keys=before.next_keys)
             await self._put_plans()
             raise Unavailable(f"the next WireGuard key is not in force yet: {error.message}", error.hint) from error
         await self._worker.run(self._worker.machine.wireguard.keys.turn)

@@ -20,6 +20,7 @@ import msgspec
 
 from linkspan.cluster.blocks import block_of, candidates, is_strange, own_address
 from linkspan.cluster.grants import Grant, baseless, granted
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.addresses import BITS, Prefix, prefix
 from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from linkspan.core.ipam import usable
@@ -55,7 +56,7 @@ class Leases:
     def __init__(
         self,
         replica: Replica,
-        host: Host,
+        own_record: OwnRecord,
         living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: (),
         overdue: Callable[[str], bool] = lambda _host: False,
         *,
@@ -68,11 +69,16 @@ class Leases:
         """
         self._replica = replica
         self.shared = shared
-        self.host = host
+        self._own_record = own_record
         self._overdue = overdue
         self._living = living
         self.changing = asyncio.Lock()
         """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
+
+    @property
+    def host(self) -> Host:
+        """This host's record."""
+        return self._own_record.host
 
     def all(self, network: str = "") -> list[Lease]:
         """Return the leases of one network, or of all."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.cluster.networks import now
+from linkspan.core.clock import now
 from linkspan.kernel.io.durable_files import boot_id
 
 FILE = "spoke"
@@ -45,7 +45,7 @@ class Silence:
                 self._spoke = last.at
 
     def spoke(self, host: str, at: float) -> None:
-        """Take note that the store took this host's word, which was sent at a time of ``networks.now``."""
+        """Take note that the store took this host's word, which was sent at a time of ``core.clock.now``."""
         if at - self._spoke > self._gap:  # what others said meanwhile we did not hear
             self._since.clear()
         self._spoke = at

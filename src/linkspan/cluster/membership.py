@@ -12,8 +12,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-import msgspec
-
 from linkspan import SCHEMA, __version__
 from linkspan.backends import backend, migration
 from linkspan.cluster.allocator import Allocator
@@ -22,15 +20,17 @@ from linkspan.cluster.key_rotation import Rotating
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.migration_runner import Migrating
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.peers import Peers
-from linkspan.cluster.shared_states import Speakers
+from linkspan.cluster.shared_states import AfterPeers
+from linkspan.core.clock import now
+from linkspan.core.config import Config
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
 from linkspan.core.supervise import lasting, pause, woken
-from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.contact import ALIVE_TTL
@@ -58,6 +58,7 @@ class Cluster:
         self,
         worker: Worker,
         replica: Replica,
+        own_record: OwnRecord,
         leases: Leases,
         networks: Networks,
         allocator: Allocator,
@@ -68,9 +69,16 @@ class Cluster:
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         drop_plans: Callable[[], Awaitable[None]],
         keys_changed: Callable[[], Awaitable[None]],
+        config: Config,
+        instance: str,
     ) -> None:
+        """``instance`` tells this agent, over restarts, from another one with the same host id.
+
+        In a store that no other host shares nobody asks whether this host lives, and the disk is left alone.
+        """
         self._worker = worker
         self._replica = replica
+        self._own = own_record
         self._leases = leases
         self._networks = networks
         self._allocator = allocator
@@ -80,6 +88,9 @@ class Cluster:
         self._view = view
         self._put_plans = put_plans
         self._drop_plans = drop_plans
+        self._config = config
+        self._shared = bool(config.store)
+        self._instance = instance
         self._keys: set[str] = set()
         self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
@@ -94,31 +105,26 @@ class Cluster:
         """Why the chosen underlay interface cannot be read, else empty."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
-        self.speakers = Speakers(worker, view)
-        self.rotating = Rotating(worker, leases, happenings, view, put_plans, self._register, keys_changed)
+        self.after_peers = AfterPeers(worker, view)
+        self.rotating = Rotating(worker, own_record, leases, happenings, view, put_plans, self._register, keys_changed)
 
     @property
     def host(self) -> Host:
         """This host's record."""
-        return self._leases.host
+        return self._own.host
 
     @property
     def stalled(self) -> str:
         """Why this host gives no address now, '' where it does."""
         return self._silence.stalled(self.host.id)
 
-    async def start(self, choice: str, advertise: tuple[str, ...], *, shared: bool) -> None:
-        """Say who this host is, and take the whole store's state over.
-
-        In a store that is not ``shared`` nobody asks whether this host lives, and the disk is left alone.
-        """
-        self._shared = shared
-        self._choice, self._advertise = choice, advertise
+    async def start(self) -> None:
+        """Say who this host is, and take the whole store's state over."""
         await self._observe_underlay()
         await self.rotating.settle()
         if not self._replica.problem:
             await self._say()
-        self.peers.withdrawn = self._silence.withdrawn(self.host.id)
+        self.peers.withdraw(self._silence.withdrawn(self.host.id))
         self._tasks = [
             lasting("saying that this host lives", self._live),
             lasting("following the store's records", self._follow),
@@ -151,12 +157,11 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.stop()
 
-    async def refuse_second(self, instance: str) -> None:
-        """Raise Conflict if another agent than this ``instance`` keeps renewing liveness for this id.
+    async def refuse_second(self) -> None:
+        """Raise Conflict if another agent than this one keeps renewing liveness for this id.
 
         The record of an agent that has ended, perhaps on this host, expires within ALIVE_TTL: wait for that.
         """
-        self._instance = instance
         key = f"alive/{self.host.id}"
         said = self._replica.known_revision(key)
         deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY
@@ -219,7 +224,7 @@ class Cluster:
         while True:
             await pause(LOOK_EVERY)
             if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
-                self.peers.withdrawn = withdrawn
+                self.peers.withdraw(withdrawn)
                 what = (
                     "withdraws from all networks that cross hosts" if withdrawn else "is back in its networks"
                 )
@@ -237,27 +242,25 @@ class Cluster:
     def _adopt_settings(self) -> Host:
         """Take over settings that were set from another host, and what holds for all; return this host's record."""
         known = self._leases.record(self.host.id)
-        self._leases.host = msgspec.structs.replace(
-            self.host,
+        return self._own.change(
             settings=known.settings if known is not None else self.host.settings,
             reads=SCHEMA,
             withdraws=self._replica.settings.reclaim_after if self._shared else 0,
         )
-        return self.host
 
     async def _observe_underlay(self) -> bool:
         """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
-        machine = self._worker.machine
         before, self.astray = self.astray, ""
         try:
-            found = await self._worker.run(underlay.observe, machine.sockets, self._choice, self._advertise)
+            look, config = self._worker.machine.underlay, self._config
+            found = await self._worker.run(look, config.underlay, config.advertise)
         except NotFound as error:
             found, self.astray = None, error.told
             if self.astray != before:
                 log.warning("%s", self.astray)
         if found == self.host.underlay:
             return False
-        self._leases.host = msgspec.structs.replace(self.host, underlay=found, version=__version__)
+        self._own.change(underlay=found, version=__version__)
         return True
 
     async def observe_routes(self) -> bool:
@@ -278,7 +281,7 @@ class Cluster:
         if moved or excluded:
             await self.converge({"networks/"})
         await self.peers.follow(self.peers.known.keys())
-        await self.speakers.put()
+        await self.after_peers.put()
 
     async def reregister(self) -> None:
         """Write this host's record where it is another now, and put what networks need by it."""
@@ -339,7 +342,7 @@ class Cluster:
             await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
             failed = dict(await self._put_plans())
             await self.peers.follow(concerned)
-            failed |= await self.speakers.put()
+            failed |= await self.after_peers.put()
             await self._drop_plans()  # last: what peers had on a device that goes
             unwell = self._worker.machine.reconciler.unwell
             await self._rotate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
@@ -38,11 +37,6 @@ T = TypeVar("T")
 
 BLOCK_LENGTHS = {4: 24, 6: 64}
 """Block lengths where none is given: 253 containers a block; IPv6's usual subnet (RFC 4291 2.5.1)."""
-
-
-def now() -> float:
-    """Return the seconds since boot, sleep included: the clock of cool-downs, which nobody sets back."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +84,7 @@ class Networks:
         """Adopt the replica's networks, except those that contradict others or this host's own routes."""
         self._every = {network.name: network for network in self._read("networks/", Network)}
         self._networks, self.withheld = self._in_force()
-        self._replica.remembered = {}
-        self._replica.withheld = frozenset(f"networks/{name}" for name in self.withheld)
+        self._replica.withhold(f"networks/{name}" for name in self.withheld)
         self._tokens = {name: self._tokens.get(name) or object() for name in self._networks}
         self._allowances = set(self._read("allowances/", Allowance))
         self._reservations = set(self._read("reservations/", Reservation))

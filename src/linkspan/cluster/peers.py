@@ -66,6 +66,10 @@ class Peers:
         self._segment = Segment(self.follow)
         self._stations = Stations(self._follow_host)
 
+    def withdraw(self, withdrawn: bool) -> None:
+        """Need nothing for any peer from the next ``follow`` on, or need it again."""
+        self.withdrawn = withdrawn
+
     def start(self) -> None:
         """Begin to ask who answers on the underlay's own link."""
         self._segment.start()

@@ -1,4 +1,4 @@
-"""Shared states: what serves all networks of a backend on this host, and follows from all its peers: a BGP speaker."""
+"""Shared states: they serve all networks of a backend on this host, and follow from all its peers (a BGP speaker)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("linkspan.cluster.shared_states")
 
 
 def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
-    """Return the view with what backends that learn see more, where a network has one."""
+    """Return the view with what some backends see more (``HostView``), where a network has one of them."""
     names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in n.ways)]
     if not names or view.host is None or peers.withdrawn:
         return view
@@ -37,11 +37,11 @@ def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[E
 
 def _sees_more(name: str) -> bool:
     way = backend(name)
-    return way.learns or way.encrypts
+    return way.encrypts or way.host_phase == "after peers"
 
 
-class Speakers:
-    """Re-applies host-wide states when their inputs change; unchanged ones cost nothing."""
+class AfterPeers:
+    """Re-applies the host-wide states of ``after peers`` when their inputs change; unchanged ones cost nothing."""
 
     def __init__(self, worker: Worker, view: Callable[[], HostView]) -> None:
         self._worker = worker
@@ -54,8 +54,8 @@ class Speakers:
         failed: dict[Key, LinkspanError] = {}
         view = self._view()
         for way in BACKENDS.values():
-            if not way.learns:
-                continue
+            if way.host_phase != "after peers":
+                continue  # ``agent/plans`` puts it
             source = ("host", way.name)
             try:
                 states = list(way.host(view))

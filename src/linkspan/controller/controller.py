@@ -26,6 +26,7 @@ from linkspan.backends.sdn.flows import switches as steered
 from linkspan.cluster.control_plane import EVERY, SWITCHES, Control, resolved, text
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.questions import Ask, Question, Standing, Told, Walked, Well
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
@@ -74,7 +75,7 @@ class Controller:
         store = open_store(settings.store, folder)
         self.replica = Replica(store, folder / "replica.json", f"(controller {name})", self._changed)
         self.networks = Networks(self.replica)
-        self.leases = Leases(self.replica, Host(id=f"(controller {name})", name=name))
+        self.leases = Leases(self.replica, OwnRecord(Host(id=f"(controller {name})", name=name)))
         self.election = Election(self.replica, name, self._turned)
         self.switches, self.routers = devices(
             settings.switches.items(), settings.routers.items(), settings.tls, settings.ssh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -19,6 +19,10 @@ class Support(msgspec.Struct, frozen=True):
 
     by: str
     why_not: str = ""
+
+
+HostPhase = Literal["before networks", "after peers"]
+"""When the states of ``Backend.host`` are put: before the networks have anything, or once the peers are known."""
 
 
 class Backend(Protocol):
@@ -39,6 +43,8 @@ class Backend(Protocol):
     """Whether a speaker adds the routes to peers, instead of ``peer``'s states."""
     encrypts: bool
     """Whether all traffic across hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
+    host_phase: HostPhase
+    """When ``host`` is applied: before networks (a device for their addresses), or after peers (a speaker)."""
     programs: tuple[tuple[str, str], ...]
     """The programs that it runs, each with its Debian package."""
     has_settings: bool
@@ -77,9 +83,10 @@ class Backend(Protocol):
         """Return a sentence for each thing that is wrong on this host, though what carries packets goes on."""
 
     def host(self, view: HostView) -> Iterable[State]:
-        """Return the states that serve all networks of this backend: they follow from all networks and peers.
+        """Return the states that serve all networks of this backend; none if the view has none of these networks.
 
-        Raises Unavailable if this host cannot have them.
+        They are the source ``("host", NAME)``, which is applied at ``host_phase``. They follow from ``view.peers`` only
+        after the peers. Raises Unavailable if this host cannot have them.
         """
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:

@@ -96,7 +96,8 @@ class Fight(msgspec.Struct):
 class Fights:
     """All objects that were recently put back.
 
-    The worker's thread changes them; the event loop reads ``open``, ``kinds`` and ``soon``.
+    The worker's thread changes them. The event loop reads ``open``, ``kinds`` and ``soon``. It also calls
+    ``changed_by`` to say who changed something: that is kept in a table of its own, and no thread iterates over it.
     """
 
     def __init__(self, kinds: Kinds, clock: Callable[[], float] = time.monotonic) -> None:

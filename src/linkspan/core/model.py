@@ -422,8 +422,9 @@ class HostView(msgspec.Struct, frozen=True):
 
     Backends that encrypt see ``others``, which have keys.
 
-    Backends that learn routes see more if a network has one: ``peers`` of all networks, and (network,
-    address) of this host's ``exact`` addresses and, while it is drained, of the containers ``living`` on it.
+    Backends that encrypt, or whose ``host`` comes after the peers, see more if a network has one: ``peers`` of
+    all networks, and (network, address) of this host's ``exact`` addresses and, while it is drained, of the
+    containers ``living`` on it.
 
     ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports
     from which they are kept at every address of this host.

@@ -1,4 +1,7 @@
-"""Reconciler: makes observed equal desired. One thread at a time runs it, and nothing else changes a kernel.
+"""Reconciler: makes observed equal desired. One thread at a time runs it.
+
+Nothing else changes objects of the kernel that a state describes. Probes send packets (an announcement of an
+address) and remove entries of connection tracking.
 
 A *change* replaces one source's states and applies only the difference: the hot path of attach and detach. A
 *resync* observes whole kinds and repairs what differs: at start, after a kernel event, by the timer. The

@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from linkspan.cluster.networks import now
+from linkspan.core.clock import now
 from linkspan.core.model import Endpoint
 from linkspan.dns import zone
 from linkspan.dns.zone import Named

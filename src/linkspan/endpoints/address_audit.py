@@ -110,5 +110,15 @@ def check(endpoints: Collection[Endpoint], seen: Seen) -> Check:
     return Check(not (leaked or duplicate or orphaned), tuple(leaked), tuple(duplicate), tuple(orphaned))
 
 
+def others(endpoints: Collection[Endpoint], seen: Seen) -> list[Address]:
+    """Return the addresses that are in a container, and that another endpoint holds."""
+    places: dict[bytes, set[tuple[int, str]]] = {}
+    for endpoint in endpoints:
+        for address in endpoint.prefixes if endpoint.netns else ():
+            places.setdefault(address.packed, set()).add((endpoint.netns, endpoint.ifname))
+    every = [address for addresses in seen.inside.values() for address in addresses]
+    return [a for a in every if (a.netns, a.device) not in places.get(a.prefix.packed, {(a.netns, a.device)})]
+
+
 def _finding(address: Prefix, endpoint: Endpoint, why: str) -> Finding:
     return Finding(address.address, endpoint.network, endpoint.name or endpoint.id, why)

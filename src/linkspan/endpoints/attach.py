@@ -52,6 +52,13 @@ async def attach(
     into the host's namespace, as ``request.ifname``, from which the runtime takes it. Raises LinkspanError,
     and then nothing is left of the attempt.
     """
+    with registry.counted("attach"):
+        return await _attach(registry, request, namespace_fd, namespace_path, delivered)
+
+
+async def _attach(
+    registry: Registry, request: AttachRequest, namespace_fd: int, namespace_path: str, delivered: bool
+) -> Endpoint:
     network = registry.networks.get(request.network)
     checked_name(request.id, "container id")
     await recognise(registry, request.id, request.ifname)
@@ -141,7 +148,6 @@ def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
     if fd >= 0:
         with machine.namespaces.holding(fd) as number:
             taken = taken | set(machine.sockets.names(number).values())
-            machine.sockets.release()
     return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
 
 

@@ -26,6 +26,11 @@ async def detach(registry: Registry, container: str, ifname: str = "", network: 
     Continue past errors, and log them: what is left in the kernel is no longer desired, so the next resync
     removes it.
     """
+    with registry.counted("detach"):
+        return await _detach_all(registry, container, ifname, network)
+
+
+async def _detach_all(registry: Registry, container: str, ifname: str, network: str) -> int:
     await recognise(registry, container, ifname)
     await registry.settled(container, ifname)  # its ADD may be under way
     found = [

@@ -1,4 +1,4 @@
-"""Multihoming: routing policy and published ports of a container, which follow from all its interfaces.
+"""Multihoming: the states of a container that follow from all its interfaces, above all the routing policy.
 
 An endpoint's own states (its backend's) are those that it needs whatever else its container has: addresses, a
 route to each pool of its network, a default route whose metric says which network is the first. What depends
@@ -22,9 +22,7 @@ notice.
 An internal network leads only to itself: its default route comes after all others (``INTERNAL``). It exists
 even if it is the only one, so that forbidden connections are refused at once.
 
-Published ports lead to the interface with the default route, if it has an address of the family: a UDP server
-that does not choose a source address answers by the default route, and only then does its client accept the
-answer. Docker decides by itself which of its interfaces publishes a container's ports.
+Published ports follow from all interfaces, too (``published_ports``).
 
 What could go wrong, and why it does not:
 
@@ -54,11 +52,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from linkspan.backends.bridge import gateways, loopback, on_link
-from linkspan.core.addresses import Prefix, prefix, whole
-from linkspan.core.model import Endpoint, Network, Port
-from linkspan.core.ruleset import element
+from linkspan.backends.bridge import gateways, on_link
+from linkspan.core.addresses import whole
+from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import PolicyRule, Route, State
+from linkspan.endpoints import published_ports
 
 TABLE = 76000
 """Number of the first container table: an interface's table is this plus the metric of its default routes."""
@@ -104,7 +102,7 @@ def container_states(homes: Sequence[Home]) -> Iterable[State]:
         for network, endpoint in inside:
             yield from _table(network, endpoint, inside)
             yield from _rules(endpoint)
-    yield from _published(homes)
+    yield from published_ports.states(homes)
 
 
 def _table(network: Network, endpoint: Endpoint, homes: Sequence[Home]) -> Iterable[Route]:
@@ -131,34 +129,3 @@ def _rules(endpoint: Endpoint) -> Iterable[PolicyRule]:
         yield PolicyRule(netns, OWN_POOLS, address.single(), table, specific=True)
         yield PolicyRule(netns, MAIN, whole(address.family), specific=True)
         yield PolicyRule(netns, OWN_DEFAULT, address.single(), table)
-
-
-def _published(homes: Sequence[Home]) -> Iterable[State]:
-    """Return a map element for each published port and each family of its targets."""
-    shared = sorted((home for home in homes if not home[1].delivered), key=lambda home: home[1].metric)
-    for home in homes:
-        ports = home[1].ports
-        if not ports:
-            continue
-        targets: dict[int, tuple[Prefix, Home]] = {}
-        for other in (home,) if home[1].delivered else shared:
-            for address in other[1].prefixes:
-                targets.setdefault(address.family, (address, other))
-        for family, (address, (network, endpoint)) in targets.items():
-            for port in ports:
-                yield from _port(port, family, address)
-            if family == 4 and network.routed:  # a bridge has the setting for all its ports
-                yield loopback(endpoint.host_ifname)
-
-
-def _port(port: Port, family: int, target: Prefix) -> Iterable[State]:
-    data = (target.address, str(port.port))
-    key = (port.protocol, str(port.host_port))
-    if port.host_ip and prefix(port.host_ip).family != family:
-        return
-    if not port.host_ip or not any(
-        prefix(port.host_ip).packed
-    ):  # 0.0.0.0 and :: mean every address of a family
-        yield element(f"publish{family}", *key, data=data)
-    else:
-        yield element(f"publish_at{family}", prefix(port.host_ip).address, *key, data=data)

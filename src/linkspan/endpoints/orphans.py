@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from linkspan.cluster.allocator import Allocator
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix
+from linkspan.core.clock import now
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
@@ -70,6 +71,10 @@ class Orphans:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def keep_rows(self, rows: Mapping[str, Row]) -> None:
+        """Remember the journal's rows of pairs whose network nobody knows, by the pairs' names."""
+        self.rows = dict(rows)
 
     def add(self, link: Link) -> None:
         """Keep a pair for the grace time, which starts once, and reserve its addresses."""

@@ -19,13 +19,13 @@ import msgspec
 from linkspan.backends import backend
 from linkspan.core.addresses import Prefix, link_local, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.model import Bandwidth, Endpoint, Network, Port, Protocol, checked_name, host_ifname
+from linkspan.core.model import Bandwidth, Endpoint, Network, checked_name, host_ifname
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST, LinkSysctl, NftElement, Route, State, TokenBucket, Veth
 from linkspan.endpoints.build import check_limits, on_interface, resized
 from linkspan.endpoints.multihoming import container_states
+from linkspan.endpoints.published_ports import Place, is_one, place, read
 
-_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 _LARGEST_METRIC, _LEAST_MTU = 1 << 31, 68
 """Bounds of an MTU in a record: IPv4 needs at least 68 bytes (RFC 791)."""
 _LINK_LOCAL = prefix("fe80::/10")
@@ -33,14 +33,10 @@ _ROUTED = "lsr"
 """Host ends of routed endpoints begin so, those of bridge ports with ``lsp``."""
 
 
-Published = tuple[str, tuple[str, ...], str]
-"""A published port in our maps: the map, its key, and the target port."""
-
-
 class Link(msgspec.Struct, frozen=True):
     """The host kernel's objects of one pair: its MAC, its addresses, and all states about them.
 
-    Ports lead to one interface of a container, whichever endpoint publishes them (``multihoming``).
+    Ports lead to one interface of a container, whichever endpoint publishes them (``published_ports``).
     ``published`` are those of the whole container, and ``alone`` says whether it has only this pair.
     """
 
@@ -49,7 +45,7 @@ class Link(msgspec.Struct, frozen=True):
     addresses: tuple[Prefix, ...]
     born_mac: str = ""
     states: tuple[State, ...] = ()
-    published: frozenset[Published] = frozenset()
+    published: frozenset[Place] = frozenset()
     alone: bool = True
 
     @property
@@ -65,7 +61,7 @@ class Link(msgspec.Struct, frozen=True):
     @property
     def senders(self) -> frozenset[NftElement]:
         """Return the elements of our sets that allow this pair to send."""
-        return frozenset(s for s in self.states if isinstance(s, NftElement) and not _publishes(s))
+        return frozenset(s for s in self.states if isinstance(s, NftElement) and not is_one(s))
 
 
 def links(observed: Iterable[State]) -> dict[str, Link]:
@@ -84,13 +80,13 @@ def links(observed: Iterable[State]) -> dict[str, Link]:
         containers.setdefault((netns, "" if netns else end), set()).add(name)
     mates = {name: names for names in containers.values() for name in names}
     holders = {address.address: name for name, link in found.items() for address in link.addresses}
-    ports = [state for state in states if isinstance(state, NftElement) and _publishes(state)]
-    led: dict[str, set[Published]] = {}
+    ports = [state for state in states if is_one(state)]
+    led: dict[str, set[Place]] = {}
     for element in ports:
         if holder := holders.get(element.data[0]):
             about[holder].append(element)
             for name in mates[holder]:
-                led.setdefault(name, set()).add(_published(element))
+                led.setdefault(name, set()).add(place(element))
     return {
         name: msgspec.structs.replace(
             link, states=tuple(about[name]), published=frozenset(led.get(name, ())), alone=len(mates[name]) == 1
@@ -116,14 +112,6 @@ def _link(veth: Veth, states: Iterable[State]) -> Link:
     return Link(veth, hardware, tuple(sorted(addresses, key=lambda a: (a.family, a.packed))), born)
 
 
-def _publishes(element: NftElement) -> bool:
-    return element.table == TABLE and element.set.startswith("publish") and len(element.data) == 2
-
-
-def _published(element: NftElement) -> Published:
-    return element.set, element.parts, element.data[1]
-
-
 def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
     """Return whether an endpoint agrees with the kernel: the same pair, and the same rules if there are any."""
     end = endpoint.delivered or endpoint.ifname
@@ -139,7 +127,7 @@ def agrees(endpoint: Endpoint, network: Network | None, link: Link) -> bool:
     try:
         own = [s for s in backend(network.backend).endpoint(network, endpoint) if isinstance(s, NftElement)]
         together = container_states([(network, endpoint)])
-        ports = {_published(s) for s in together if isinstance(s, NftElement) and _publishes(s)}
+        ports = {place(s) for s in together if is_one(s)}
     except LinkspanError:  # an address outside all pools
         return False
     if not ports <= link.published or (link.alone and ports != link.published):
@@ -223,7 +211,7 @@ def from_kernel(
         born_mac=link.born_mac,
         tuned_mtu=link.veth.mtu if link.veth.mtu < network.mtus[0] else 0,
         host_ifname=link.veth.name,
-        ports=_ports(link),
+        ports=read(link.states, {address.family for address in link.addresses}),
         netns=netns,
         bandwidth=_bandwidth(link),
         metric=metric,
@@ -240,25 +228,6 @@ def _network(link: Link, networks: Iterable[Network]) -> Network | None:
         if held and all(held) and link.routed == network.routed and link.veth.master in (bridge, ""):
             return network
     return None
-
-
-def _ports(link: Link) -> tuple[Port, ...]:
-    """Return the published ports that lead to a pair's addresses."""
-    families = {address.family for address in link.addresses}
-    everywhere: dict[tuple[Protocol, int, int], set[int]] = {}
-    found: list[Port] = []
-    for element in link.states:
-        if not isinstance(element, NftElement) or not _publishes(element) or element.parts[-2] not in _PROTOCOLS:
-            continue
-        protocol, number, target = _PROTOCOLS[element.parts[-2]], int(element.parts[-1]), int(element.data[1])
-        if len(element.parts) == 3:
-            found.append(Port(element.parts[0], number, target, protocol))
-        else:
-            everywhere.setdefault((protocol, number, target), set()).add(prefix(element.data[0]).family)
-    for (protocol, number, target), led in everywhere.items():
-        host_ip = "" if led == families else {4: "0.0.0.0", 6: "::"}[min(led)]
-        found.append(Port(host_ip, number, target, protocol))
-    return tuple(sorted(found))
 
 
 def _bandwidth(link: Link) -> Bandwidth | None:

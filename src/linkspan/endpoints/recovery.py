@@ -21,7 +21,8 @@ from pathlib import Path
 from linkspan.backends import backend
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.endpoint_records import Published
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
@@ -85,7 +86,7 @@ class Recovery:
         waiting = {row.endpoint.host_ifname: row for row in rows if self._waits(row)}
         settled = [row for row in rows if row.endpoint.host_ifname not in waiting]
         links = await self._worker.run(self._links, settled, records)
-        self._orphans.rows = {name: row for name, row in waiting.items() if name in links}
+        self._orphans.keep_rows({name: row for name, row in waiting.items() if name in links})
         gone: list[tuple[Row, str]] = []
         standing: list[tuple[Endpoint, Row]] = []
         for row in rows:
@@ -328,8 +329,6 @@ class Recovery:
             return list(machine.namespaces.ways(netns)), machine.reconciler.observed((Route,), netns)
         except NotFound:
             return [], []
-        finally:
-            machine.sockets.release()
 
     async def _reached(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint with a path of its namespace, which only this host can know."""

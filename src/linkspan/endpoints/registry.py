@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import msgspec
 
 from linkspan.backends import backend
 from linkspan.cluster.allocator import Allocator
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
+from linkspan.core.clock import now
 from linkspan.core.errors import Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Network
@@ -89,7 +91,9 @@ class Registry:
         happenings: Happenings,
         host: str,
         endpoints: dict[Identity, Endpoint],
+        count: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None,
     ) -> None:
+        """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took."""
         self.worker = worker
         self.journal = journal
         self.networks = networks
@@ -97,12 +101,13 @@ class Registry:
         self.ports = ports
         self.happenings = happenings
         self.host = host
+        self._count = count
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoints = endpoints
         self.attached_ns: dict[Identity, int] = {}
-        self.pools: dict[str, tuple[str, ...]] = {}
+        self._pools: dict[str, tuple[str, ...]] = {}
         """The networks' pools that the endpoints' routes lead to."""
         self._followers: list[Callable[[Identity], None]] = []
 
@@ -146,6 +151,16 @@ class Registry:
         """Return whether an attach or detach of an identity is under way."""
         return identity in self._locks
 
+    @contextlib.contextmanager
+    def counted(self, verb: str) -> Iterator[None]:
+        """Count a verb, whoever asked for it."""
+        begun, result = time.perf_counter(), "error"
+        try:
+            yield
+            result = "ok"
+        finally:
+            self._count(verb, result, time.perf_counter() - begun)
+
     # which there are
 
     def admit(self, endpoint: Endpoint, at: int) -> None:
@@ -166,6 +181,11 @@ class Registry:
         # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
         return Mates(tuple(found), homes, self.networks.has(endpoint))
+
+    def changed_pools(self) -> set[str]:
+        """Take in which pools networks have now; return the networks whose pools have changed since the last time."""
+        before, self._pools = self._pools, {network.name: network.pools for network in self.networks.all()}
+        return {name for name, pools in before.items() if self._pools.get(name, pools) != pools}
 
     # what they need in the kernel
 

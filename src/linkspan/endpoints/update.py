@@ -86,7 +86,7 @@ async def _alter(
         look = await registry.worker.run(machine.reconciler.resync, None, (changed.netns,), log=False)
         own = {state.key for states in sources.values() for state in states}
         failed = failed | {key: error for key, error in look.failed.items() if key in own}
-    if moved:
+    if changed.netns != endpoint.netns:  # else the way leads into its present namespace
         machine.leave(endpoint, list(registry.endpoints.values()))
     registry.journal.attached(changed)
     registry.admit(changed, registry.attached_ns[endpoint.identity])
@@ -148,11 +148,9 @@ async def follow_mtus(registry: Registry, networks: Networks) -> dict[Key, Links
     return failed
 
 
-async def follow_pools(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
+async def follow_pools(registry: Registry) -> dict[Key, LinkspanError]:
     """Give running containers routes to pools that were added to their networks; return the errors."""
-    pools = {network.name: network.pools for network in networks.all()}
-    changed = {name for name, before in registry.pools.items() if pools.get(name, before) != before}
-    registry.pools = pools
+    changed = registry.changed_pools()
     failed: dict[Key, LinkspanError] = {}
     for identity, endpoint in list(registry.endpoints.items()):
         if endpoint.network in changed:
@@ -243,11 +241,8 @@ def has_interface(worker: Worker, path: str) -> bool:
     machine = worker.machine
     try:
         with machine.namespaces.holding(fd) as number:
-            try:
-                found = machine.links.observe(number)
-                return any(isinstance(i, Interface) and i.up and i.name != "lo" for i in found)
-            finally:
-                machine.sockets.release()
+            found = machine.links.observe(number)
+            return any(isinstance(i, Interface) and i.up and i.name != "lo" for i in found)
     finally:
         os.close(fd)
 
@@ -256,14 +251,10 @@ def _interface(worker: Worker, fd: int, hardware: str) -> str:
     """Return the name of the interface with this MAC in an open namespace, "" until it is up (worker thread)."""
     machine = worker.machine
     with machine.namespaces.holding(fd) as number:
-        try:
-            found = machine.links.observe(number)
-            return next(
-                (i.name for i in found if isinstance(i, Interface) and i.up and hardware and i.mac == mac(hardware)),
-                "",
-            )
-        finally:
-            machine.sockets.release()
+        found = machine.links.observe(number)
+        return next(
+            (i.name for i in found if isinstance(i, Interface) and i.up and hardware and i.mac == mac(hardware)), ""
+        )
 
 
 async def named(registry: Registry, identity: Identity, name: str, aliases: Sequence[str]) -> None:

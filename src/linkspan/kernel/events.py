@@ -19,19 +19,11 @@ from collections.abc import Collection
 
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
-from linkspan.kernel.drivers.link_attributes import ADDRESS, ifinfo
 from linkspan.kernel.drivers.links import is_ours
-from linkspan.kernel.drivers.neighbours import (
-    AF_BRIDGE,
-    DST,
-    LLADDR,
-    NDMSG,
-    NOARP,
-    PERMANENT,
-    PROTOCOL,
-    Own,
-)
+from linkspan.kernel.drivers.neighbours import Own
 from linkspan.kernel.drivers.routes import BIRD
+from linkspan.kernel.io.link_messages import ADDRESS, ifinfo
+from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
 from linkspan.kernel.io.netlink import (
     DELADDR,
     DELLINK,

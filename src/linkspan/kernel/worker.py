@@ -15,7 +15,7 @@ import msgspec
 from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Desired
 from linkspan.core.errors import NotFound
-from linkspan.core.model import Endpoint, Facts
+from linkspan.core.model import Endpoint, Facts, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.programs import Program
 from linkspan.kernel.drivers import (
@@ -30,12 +30,13 @@ from linkspan.kernel.drivers import (
     tunnels,
     wireguard,
 )
-from linkspan.kernel.drivers.routes import foreign_routes, uplink_mtu
+from linkspan.kernel.drivers.routes import default_link, foreign_routes, uplink_mtu
+from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.io.namespaces import NOBODY, Namespaces
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
-from linkspan.kernel.probe.facts import observe_facts
+from linkspan.kernel.probe import underlay
 from linkspan.kernel.used_kinds import UsedKinds
 
 P = ParamSpec("P")
@@ -44,7 +45,10 @@ Found = TypeVar("Found", bound=Program)
 
 
 class Machine:
-    """Everything below is used by one thread at a time; ``Worker`` controls access."""
+    """Everything below is used by one thread at a time; ``Worker`` controls access.
+
+    Any thread may use ``namespaces``, ``enter`` and ``leave``.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.namespaces = Namespaces()
@@ -75,6 +79,10 @@ class Machine:
         self.sysctls.watch.close()
         self.sockets.close()
 
+    def release(self) -> None:
+        """Close the sockets that were opened in containers."""
+        self.sockets.release()
+
     def enter(self, endpoint: Endpoint) -> None:
         """Remember the path of an endpoint's namespace, if it has one.
 
@@ -86,11 +94,16 @@ class Machine:
             self.namespaces.register(endpoint.netns, endpoint.netns_path, endpoint.netns_cookie or unknown)
 
     def leave(self, endpoint: Endpoint, every: Iterable[Endpoint]) -> None:
-        """Forget the path of an endpoint's namespace, unless another one of ``every`` is in it."""
-        self.namespaces.forget(endpoint.netns)
-        for other in every:
-            if other.netns == endpoint.netns and other.identity != endpoint.identity:
-                self.enter(other)
+        """Forget the path of an endpoint's namespace; if another one of ``every`` is in it, remember that one's.
+
+        A path is known at every moment in between: otherwise a thread that opens the namespace then would accept any
+        with its inode.
+        """
+        left = [one for one in every if one.netns == endpoint.netns and one.identity != endpoint.identity]
+        if left:
+            self.enter(max(left, key=lambda one: bool(one.netns_cookie)))
+        else:
+            self.namespaces.forget(endpoint.netns)
 
     def reached(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint with a present path of its namespace, and with the namespace's cookie.
@@ -141,30 +154,45 @@ class Machine:
         """Return the host's own routes: destination to how it continues."""
         return foreign_routes(self.sockets)
 
+    def underlay(self, choice: str, advertise: tuple[str, ...] = ()) -> Underlay | None:
+        """Return the underlay that ``choice`` names (``underlay.observe``), '' for the default route's link."""
+        return underlay.observe(self.sockets, choice or default_link(self.sockets), advertise)
+
     def mtu(self) -> int:
         """Return the MTU of the link of the host's default route, 1500 if it has none."""
         return uplink_mtu(self.sockets)
 
 
 class Worker:
-    """The machine, used by one thread at a time: the worker's own, or briefly the loop's."""
+    """The machine, used by one thread at a time: the worker's own, or briefly the loop's.
 
-    def __init__(self) -> None:
+    It closes the sockets in containers at the end of each turn: an open one would keep the namespace of a container
+    that ends.
+    """
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        """Without a ``machine``, ``start`` makes one."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._using = threading.Lock()
         self._waiting = 0
-        self.machine: Machine
+        self._machine = machine
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, from ``start`` on."""
+        assert self._machine is not None
+        return self._machine
 
     async def start(self, state_dir: Path) -> None:
         """Make the machine in the thread."""
-        self.machine = await self.run(Machine, state_dir)
+        self._machine = await self.run(Machine, state_dir)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function in the worker thread and return its result; calls are served in order."""
 
         def alone() -> R:
             with self._using:
-                return function(*args, **kwargs)
+                return self._turn(function, *args, **kwargs)
 
         self._waiting += 1
         try:
@@ -180,12 +208,19 @@ class Worker:
         if self._waiting or not self._using.acquire(blocking=False):
             return await self.run(function, *args, **kwargs)
         try:
-            return function(*args, **kwargs)
+            return self._turn(function, *args, **kwargs)
         finally:
             self._using.release()
 
+    def _turn(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if self._machine is not None:
+                self._machine.release()
+
     async def stop(self) -> None:
         """Finish what is under way, close the machine and end the thread."""
-        if hasattr(self, "machine"):
-            await self.run(self.machine.close)
+        if self._machine is not None:
+            await self.run(self._machine.close)
         self._pool.shutdown(wait=False)

@@ -32,8 +32,8 @@ from linkspan.runtimes.cni_types import (
 log = logging.getLogger(__name__)
 
 
-class CniAgent(Protocol):
-    """The agent as CNI needs it. Every method may raise LinkspanError."""
+class HostAgent(Protocol):
+    """The agent as CNI and Podman need it. Every method may raise LinkspanError."""
 
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
         """Attach; the caller closes the descriptor afterwards. NotFound means that the namespace is gone."""
@@ -70,7 +70,7 @@ class CniAgent(Protocol):
 class Cni:
     """Answers calls of the shim."""
 
-    def __init__(self, agent: CniAgent) -> None:
+    def __init__(self, agent: HostAgent) -> None:
         self._agent = agent
 
     async def handle(self, body: bytes, pid: int, uid: int = 0) -> tuple[int, bytes]:

@@ -29,9 +29,9 @@ from linkspan.core.states.host import Interface
 from linkspan.endpoints import update
 from linkspan.endpoints.build import tuned
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.kernel.drivers.link_attributes import IFNAME, ifinfo
 from linkspan.kernel.drivers.links import shown
-from linkspan.kernel.drivers.neighbours import AF_BRIDGE
+from linkspan.kernel.io.link_messages import IFNAME, ifinfo
+from linkspan.kernel.io.neighbour_messages import AF_BRIDGE
 from linkspan.kernel.io.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
 from linkspan.kernel.worker import Worker
 

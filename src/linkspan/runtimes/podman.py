@@ -29,7 +29,7 @@ from linkspan.core.supervise import woken
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.kernel.io.process_stat import parent
 from linkspan.runtimes import go_json, wishes
-from linkspan.runtimes.cni import CniAgent
+from linkspan.runtimes.cni import HostAgent
 
 log = logging.getLogger("linkspan.podman")
 
@@ -98,7 +98,7 @@ class Call(msgspec.Struct, frozen=True):
 class Podman:
     """Answers calls of the plugin."""
 
-    def __init__(self, agent: CniAgent, happenings: Happenings) -> None:
+    def __init__(self, agent: HostAgent, happenings: Happenings) -> None:
         self._agent = agent
         self._happenings = happenings
         self._tasks: set[asyncio.Task[None]] = set()

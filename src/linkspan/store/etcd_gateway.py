@@ -18,7 +18,7 @@ import msgspec
 
 from linkspan.core.errors import Denied, LinkspanError, Unavailable
 from linkspan.core.store_url import EtcdUrl
-from linkspan.kernel.drivers.secrets import alone
+from linkspan.kernel.io.private_files import alone
 from linkspan.store.etcd_wire import Json, Refusal, Token, decode
 
 SECONDS = 3.0

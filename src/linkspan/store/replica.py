@@ -561,6 +561,13 @@ class Replica:
         self._provisional = False
         await self._save_soon()
 
+    def withhold(self, keys: Iterable[str]) -> None:
+        """Leave these records out of the snapshot, because they contradict others.
+
+        Whoever says so has used what is ``remembered`` of networks: it is dropped.
+        """
+        self.withheld, self.remembered = frozenset(keys), {}
+
     def _save(self) -> None:
         self._unsaved.clear()
         if self._provisional:

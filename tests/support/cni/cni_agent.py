@@ -21,7 +21,7 @@ DEMO = Network(
 
 
 class FakeAgent:
-    """Implements linkspan.runtimes.cni.CniAgent. ``fails`` has the errors by method, ``differs`` what check finds."""
+    """Implements linkspan.runtimes.cni.HostAgent. ``fails`` has the errors by method, ``differs`` what check finds."""
 
     def __init__(self, *networks: Network) -> None:
         self.networks = {network.name: network for network in networks or (DEMO,)}

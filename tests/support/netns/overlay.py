@@ -137,8 +137,9 @@ class OverlayHost:
         """Yield everything that this host should have, by source."""
         view = self.view()
         yield ("host",), list(skeleton(self.facts, kinds()))
-        for name in dict.fromkeys(one.backend for one in self.networks if backend(one.backend).encrypts):
-            yield ("host", name), list(backend(name).host(view))
+        for way in {backend(one.backend).name: backend(one.backend) for one in self.networks}.values():
+            if way.host_phase == "before networks":
+                yield ("host", way.name), list(way.host(view))
         for one in self.networks:
             yield ("network", one.name), list(migration.network_states(view, one))
             for peer in self.peers.get(one.name, ()):

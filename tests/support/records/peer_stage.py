@@ -64,7 +64,7 @@ class PeerStage(Member):
     def __init__(self, folder: Path, others: int) -> None:
         super().__init__(Memory(), folder, "h1")
         self.count = others + 1
-        self.leases.host = self._host(1)
+        self.own_record.change(underlay=_underlay(1))
         machine = MemoryMachine()
         machine.reconciler = self.kernel = Kernel()
         machine.sockets = Sockets(Namespaces())

@@ -82,6 +82,8 @@ class RegistryStage:
         self.member = Member(Memory(), folder, "h1")
         self.journal = Journal(folder / "journal.db", cooldown=0)
         self.endpoints = LoopOnly()
+        self.counted: list[tuple[str, str, float]] = []
+        """Each attach and detach: its verb, result and seconds."""
         member, ports = self.member, PortTable(NoListener())
         self.registry = Registry(
             self.worker,
@@ -92,6 +94,7 @@ class RegistryStage:
             member.happenings,
             "h1",
             self.endpoints,
+            lambda *counted: self.counted.append(counted),
         )
 
     async def start(self, *networks: Network) -> None:

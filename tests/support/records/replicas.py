@@ -16,6 +16,7 @@ from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.errors import Exhausted
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import AttachRequest, Endpoint, Host, Network
@@ -54,7 +55,8 @@ class Member:
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
         self.published = Published(self.replica, name, self.endpoints)
-        self.leases = Leases(self.replica, Host(id=name, name=name), self.published.living, overdue)
+        self.own_record = OwnRecord(Host(id=name, name=name))
+        self.leases = Leases(self.replica, self.own_record, self.published.living, overdue)
         self.networks = Networks(self.replica)
         self.happenings = Happenings(folder / f"{name}.events")
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 import pytest
 
 from linkspan.agent.plans import Plans
+from linkspan.backends import BACKENDS
+from linkspan.backends.base import BaseBackend
+from linkspan.cluster.shared_states import AfterPeers
 from linkspan.core.config import Config
+from linkspan.core.contracts import HostPhase
+from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts, Host, HostView, Underlay
 from linkspan.core.states.host import Key, NftElement, Route, State, Wireguard
@@ -68,3 +74,49 @@ def test_what_stands_stays_while_the_underlay_is_away() -> None:
     assert stage.put() == {}
     assert stage.plans.problems == []
     assert stage.wanted(Wireguard) == [Wireguard("lswg", 8940, tun=False)]
+
+
+class _Shared(BaseBackend):
+    """A backend that has something on the host for all its networks together, and neither encrypts nor learns."""
+
+    name = "shared"
+
+    def __init__(self, phase: HostPhase) -> None:
+        self.host_phase = phase
+
+    def host(self, view: HostView) -> Iterable[State]:
+        """Return a link."""
+        return [Wireguard("lsshared", 1400, tun=False)] if any(n.backend == self.name for n in view.networks) else []
+
+
+@pytest.mark.parametrize("phase", ["before networks", "after peers"])
+def test_what_serves_all_networks_of_a_backend_is_put_in_its_phase_alone(
+    phase: HostPhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the backend is, and by one of the two that could put it: they would replace each other's states."""
+    monkeypatch.setitem(BACKENDS, "shared", _Shared(phase))
+    stage = _Stage("shared")
+    after_peers = AfterPeers(worker_of(stage.machine), stage._view)
+    stage.put()
+    assert bool(stage.wanted(Wireguard)) == (phase == "before networks")
+    before = _copy(stage)
+    assert asyncio.run(after_peers.put()) == {}
+    assert stage.wanted(Wireguard) == [Wireguard("lsshared", 1400, tun=False)]
+    changed = [source for source, states in _copy(stage).items() if states != before.get(source)]
+    assert changed == ([("host", "shared")] if phase == "after peers" else [])
+
+
+def _copy(stage: _Stage) -> dict[Source, dict[Key, State]]:
+    return {source: dict(states) for source, states in stage.machine.reconciler.desired.sources().items()}
+
+
+def test_what_served_networks_goes_after_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays while peers have something on it."""
+    monkeypatch.setitem(BACKENDS, "shared", _Shared("before networks"))
+    stage = _Stage("shared")
+    stage.put()
+    stage.network = network("vxlan", mtu=1400)
+    stage.put()
+    assert stage.wanted(Wireguard)
+    asyncio.run(stage.plans.drop())
+    assert not stage.wanted(Wireguard)

@@ -59,7 +59,13 @@ class Stage:
         """Begin as a new agent does, with what is on the disk."""
         member = self.member
         self.control = ControlPlane(
-            self.folder, member.replica, member.leases, member.networks, self._addresses, self._changed
+            self.folder,
+            member.replica,
+            member.own_record,
+            member.leases,
+            member.networks,
+            self._addresses,
+            self._changed,
         )
 
     async def _addresses(self) -> frozenset[str]:

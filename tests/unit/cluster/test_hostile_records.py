@@ -214,7 +214,7 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
         well = {key: msgspec.json.encode(value) for key, value in _well(way).items()}
         await member.store.transaction(well)
         here = msgspec.json.decode(well["hosts/h1"], type=Host)
-        member.leases.host = here
+        member.own_record.change(**msgspec.structs.asdict(here))
         if before and records:
             await member.store.transaction(dict(records))
         await member.start()

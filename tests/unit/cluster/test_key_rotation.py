@@ -13,7 +13,7 @@ import pytest
 from linkspan.cluster.key_rotation import Rotating
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
-from linkspan.core.model import Host, HostView, Other
+from linkspan.core.model import Host, HostView, Other, Underlay
 from linkspan.core.states.host import Key
 from linkspan.kernel.drivers.wireguard import WireguardDriver
 from linkspan.kernel.io.namespaces import Namespaces
@@ -99,12 +99,15 @@ class _Stage:
 
     def __init__(self, folder: KeyFolder) -> None:
         self.folder, self.puts, self.away = folder, list[str](), False
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Another task of the agent, which runs while this one waits."""
         self.other = Host(id="id2", name="h2")
         self.member = Member(Memory(), folder.folder, "id1")
         self.leases = self.member.leases
         worker = worker_of(Keeper(folder))
         self.rotating = Rotating(
             worker,
+            self.member.own_record,
             self.leases,
             self.member.happenings,
             self._view,
@@ -123,10 +126,12 @@ class _Stage:
 
     async def _put(self) -> dict[Key, LinkspanError]:
         self.puts.append(self.leases.host.keys["wireguard"])
+        self.meanwhile()
         return {}
 
     async def _changed(self) -> None:
         """Look at no facts: the key's files are all that there is."""
+        self.meanwhile()
 
     async def _register(self) -> None:
         if self.away:
@@ -174,6 +179,32 @@ def test_where_the_store_is_away_the_device_gets_its_old_key_back(folder: KeyFol
         stage.away = False
         await stage.rotating.advance()
         assert folder.public(PRIVATE) == coming
+
+    asyncio.run(change())
+
+
+def test_a_change_of_the_key_keeps_what_other_tasks_write_into_the_record(folder: KeyFolder) -> None:
+    """The underlay that another task finds meanwhile stays, when a key is announced, and when a turn is taken back."""
+
+    async def change() -> None:
+        stage = _Stage(folder)
+        own = stage.member.own_record
+
+        def once() -> None:
+            own.change(control=("192.0.2.9:2379",))
+            stage.meanwhile = lambda: None
+
+        await stage.rotating.settle()
+        stage.meanwhile = lambda: own.change(underlay=Underlay("eth1", ("192.0.2.1/24",)))
+        await stage.rotating.begin()
+        coming = folder.public(NEXT)
+        assert (own.host.underlay, own.host.next_keys) == (Underlay("eth1", ("192.0.2.1/24",)), {"wireguard": coming})
+        stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
+        stage.away = True
+        stage.meanwhile = once
+        with pytest.raises(Unavailable, match="not in force yet"):
+            await stage.rotating.advance()
+        assert (own.host.control, own.host.next_keys) == (("192.0.2.9:2379",), {"wireguard": coming})
 
     asyncio.run(change())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from linkspan.cluster.peers import Pair
@@ -49,7 +48,7 @@ def test_a_peer_that_goes_takes_its_states_with_it(tmp_path: Path) -> None:
         await stage.peers.follow(stage.pairs())
         assert stage.kernel.desired.sources().keys() == {("peer", *pair) for pair in stage.pairs()}
         await stage.leases.remove_host("h2")
-        stage.leases.host = msgspec.structs.replace(stage.leases.host, underlay=None)
+        stage.own_record.change(underlay=None)
         await stage.peers.follow(stage.pairs())
         assert set(stage.peers.known) == set(stage.pairs(3))
         assert set(stage.peers.unreachable) == set(stage.pairs(3))

@@ -28,7 +28,7 @@ from linkspan.core.states.host import (
     Veth,
 )
 from linkspan.core.states.programs import File, Process
-from linkspan.diagnose.plan.plan import commands, ordered, why
+from linkspan.diagnose.plan.plan import commands, concerns, lines, ordered, why
 
 PATHS = {7: "/run/netns/web", 8: "/proc/12/ns/net"}
 GATEWAY = prefix("10.0.0.1").packed
@@ -169,3 +169,43 @@ def test_chains_that_jump_to_each_other_are_all_typed() -> None:
 def test_the_reason_names_what_it_is_for(source: tuple[str, ...], words: str) -> None:
     """In a few words, with an id no longer than people read."""
     assert why(source) == words
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (("host", "firewall"), True),
+        (("network", "demo"), True),
+        (("network", "other"), False),
+        (("peer", "demo", "id2"), True),
+        (("peer", "other", "demo"), False),
+        (("names", "other", "demo"), True),
+        (("names", "other"), False),
+        (("attachment", "demo", "eth0"), False),
+    ],
+)
+def test_the_plan_of_a_network_has_what_its_sources_say(source: tuple[str, ...], wanted: bool) -> None:
+    """With what is the host's; whose a container is its source does not say."""
+    assert concerns(source, "demo") == wanted
+
+
+def test_each_line_says_for_whom_it_is_and_whether_it_is_there() -> None:
+    """A command for each state, in the order in which they can be typed; in a migration with its reason."""
+    link = Veth("lsr1", bytes(6), 1500, "", 7, "eth0")
+    route = Route(prefix("10.0.0.5/32"), "lsr1")
+    demo, web = ("network", "demo"), ("attachment", "web", "eth0")
+    found = list(
+        lines(
+            [route, link],
+            {link.key: [web], route.key: [demo, web]},
+            {route.key},
+            {route.key: "on the way to vxlan"},
+            lambda number: PATHS[number],
+            "/state",
+        )
+    )
+    assert [line.kind for line in found] == ["Veth"] * (len(found) - 1) + ["Route"]
+    assert {line.present for line in found[:-1]} == {True}
+    assert not found[-1].present
+    assert found[0].why.endswith(", for container web, interface eth0")
+    assert found[-1].why.endswith(", for network demo and container web, interface eth0 (on the way to vxlan)")

@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from linkspan.cluster.allocator import Allocator
-from linkspan.cluster.networks import Networks, now
+from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Network

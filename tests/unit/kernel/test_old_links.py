@@ -7,8 +7,8 @@ import pytest
 from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton
 from linkspan.core.states.host import NftChain
+from linkspan.kernel.facts import _closed, _Link, _old
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.probe.facts import _closed, _Link, _old
 
 LINKS = [
     _Link(2, "eth0", ""),

@@ -134,3 +134,31 @@ def test_a_namespace_is_not_entered_for_an_endpoint_whose_cookie_is_unknown(
     machine.enter(endpoint)
     os.close(spaces.open(spaces.home))
     assert machine.alive(endpoint)
+
+
+def test_the_way_of_those_who_stay_is_known_while_one_leaves(spaces: Namespaces) -> None:
+    """Another thread may open the namespace at any moment, and it must not take another one with the inode."""
+    machine, seen = Few(spaces), list[list[str]]()
+    gone = Endpoint(id="c1", ifname="eth0", network="demo", netns=spaces.home, netns_cookie=COOKIE - 1)
+    mate = msgspec.structs.replace(gone, ifname="eth1")
+    spaces.register(spaces.home, "/proc/self/ns/net", COOKIE - 1)
+
+    def every() -> Iterator[Endpoint]:
+        for endpoint in (gone, mate):
+            seen.append(list(spaces.ways(spaces.home)))
+            yield endpoint
+        seen.append(list(spaces.ways(spaces.home)))
+
+    machine.leave(gone, every())
+    seen.append(list(spaces.ways(spaces.home)))
+    assert seen == [[]] * 4
+
+
+def test_the_way_of_the_last_is_forgotten(spaces: Namespaces) -> None:
+    """Nothing is known of a namespace without endpoints."""
+    gone = Endpoint(id="c1", ifname="eth0", network="demo", netns=7, netns_path="/run/netns/c1", netns_cookie=COOKIE)
+    machine = Few(spaces)
+    machine.enter(gone)
+    assert spaces.path(7) == "/run/netns/c1"
+    machine.leave(gone, [gone, msgspec.structs.replace(gone, id="c2", netns=8)])
+    assert spaces.path(7) == ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from linkspan.kernel.drivers.neighbours import AF_BRIDGE
 from linkspan.kernel.events import Ports
+from linkspan.kernel.io.neighbour_messages import AF_BRIDGE
 from linkspan.kernel.io.netlink import DELLINK, NEWLINK, attr, text, u32
 
 STATE, LEARNING, FORWARD_DELAY_TIMER = 1, 8, 22  # IFLA_BRPORT_* in linux/if_link.h

@@ -11,7 +11,8 @@ import pytest
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError
 from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import SECRET, Secret
-from linkspan.kernel.drivers.secrets import SecretDriver, apart, trusted
+from linkspan.kernel.drivers.secrets import SecretDriver
+from linkspan.kernel.io.private_files import apart, trusted
 
 VALUE = "s3cret word"
 

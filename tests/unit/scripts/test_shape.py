@@ -44,6 +44,10 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
         ("kernel/drivers/routes.py", "from linkspan.endpoints import registry"),
         ("kernel/drivers/links.py", "from linkspan.backends import vxlan"),
         ("kernel/io/netlink.py", "from linkspan.kernel.drivers import links"),
+        ("kernel/probe/underlay.py", "from linkspan.kernel.drivers.routes import default_link"),
+        ("kernel/probe/underlay.py", "from linkspan.kernel.local_host import LocalHost"),
+        ("kernel/drivers/links.py", "from linkspan.kernel.worker import Machine"),
+        ("kernel/local_host.py", "from linkspan.kernel.kinds import kinds"),
         ("core/model.py", "import linkspan.kernel.io.netlink"),
         ("core/reconcile.py", "from linkspan.agent import agent"),
         ("agent/status.py", "if TYPE_CHECKING:\n    from linkspan.api.app import App"),
@@ -53,7 +57,14 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
         ("lab/build.py", "from linkspan.daemon import main"),
         ("lab/build.py", "from linkspan.sundries import some"),
         ("ipip_endpoint.py", "from linkspan.core import addresses"),
+        ("ipip_endpoint.py", "import msgspec"),
+        ("shim/linkspan_cni.py", "import aiohttp"),
+        ("shim/build.py", "from linkspan.core import errors"),
+        ("daemon.py", "from linkspan.lab import build"),
         ("backends/bridge.py", "import socket"),
+        ("backends/bridge.py", "import tempfile"),
+        ("backends/bridge.py", "from linkspan.core.database import opened"),
+        ("backends/bridge.py", "from linkspan.core.extensions import extended"),
         ("backends/bgp/backend.py", "from os import path"),
         ("backends/bridge.py", "x = open('/etc/hosts')"),
         ("agent/agent.py", "from . import plans"),
@@ -73,14 +84,47 @@ def test_finds_what_goes_upwards(complaints: Callable[[str, str], list[str]], na
         ("endpoints/attach.py", "from linkspan.kernel.io import namespaces\nfrom linkspan import __version__"),
         ("kernel/drivers/routes.py", "import socket\nfrom linkspan.core.states.host import Route"),
         ("kernel/worker.py", "from linkspan.kernel.drivers.links import LinkDriver"),
+        ("kernel/drivers/links.py", "from linkspan.kernel.local_host import LocalHost"),
+        ("kernel/drivers/sysctl.py", "from linkspan.kernel.probe.forwarders import present"),
         ("cli/main.py", "from linkspan.agent.agent import Agent"),
         ("backends/bridge.py", "import hashlib\nfrom linkspan.core.states.host import Bridge"),
+        ("backends/__init__.py", "from linkspan.core.extensions import extended"),
         ("daemon.py", "from linkspan.api.server import serving"),
+        ("ipip_endpoint.py", "import mmap"),
+        ("shim/build.py", "import marshal\nfrom linkspan.shim import linkspan_cni"),
     ],
 )
 def test_lets_pass_what_goes_downwards(complaints: Callable[[str, str], list[str]], name: str, line: str) -> None:
     """Imports of the same folder and of those below are as they should be."""
     assert complaints(f"src/linkspan/{name}", line) == []
+
+
+PICTURE = """
+## The folders
+```
+ demo  lab    how do I try it?
+ store        what is kept?  |  kernel: what is here?
+                             |  kernel/io: netlink
+ diagnose     doctor: why?   |  plan: what? trace: where?
+```
+### Where
+"""
+
+
+def test_the_picture_has_the_folders_as_the_script_has_them(
+    shape: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In columns, beside each other, and inside another one; what is missing, too much or out of order is named."""
+    names = ("demo", "lab", "store kernel", "kernel/io", "diagnose/doctor diagnose/plan diagnose/trace")
+    for levels, wrong in (
+        (names, []),
+        ((*names, "core"), ["core is not in the picture of the folders"]),
+        (names[1:], ["demo is no folder, but in the picture of the folders"]),
+        (names[::-1], ["the picture has the folders in another order than LEVELS in scripts/shape.py"]),
+    ):
+        known = {folder: level for level, folders in enumerate(levels) for folder in folders.split()}
+        monkeypatch.setattr(shape, "LEVEL", known)
+        assert [line.removeprefix("ARCHITECTURE.md: ") for line in shape.unlike_the_picture(PICTURE)] == wrong
 
 
 def test_finds_a_circle_of_files(complaints: Callable[[str, str], list[str]]) -> None:
@@ -92,6 +136,42 @@ def test_finds_a_circle_of_files(complaints: Callable[[str, str], list[str]]) ->
     )
     names = ("blocks", "peers", "leases", "blocks")
     assert complaint == "a circle of imports: " + " -> ".join(f"linkspan.cluster.{name}" for name in names)
+
+
+OWNER = """
+class Registry:
+    def __init__(self):
+        self.pools = {}
+
+class Fight(Struct):
+    pause: float = 0
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["registry.pools = {}", "self._registry.pools = {}", "registry.pools, x = {}, 1", "registry.pools |= {}"],
+)
+def test_finds_an_attribute_that_is_set_from_outside(complaints: Callable[[str, str], list[str]], line: str) -> None:
+    """A parameter's, or that of a part; the complaint has the line."""
+    (complaint,) = complaints("src/linkspan/endpoints/update.py", f"{OWNER}\ndef follow(self, registry):\n    {line}\n")
+    assert complaint.startswith("src/linkspan/endpoints/update.py:10: sets ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.pools = {}",
+        "fight.pause = 1",
+        "made = Registry(); made.pools = {}",
+        "context.check_hostname = False",
+        "registry.follow({})",
+        "def later(self): self.pools = {}",
+    ],
+)
+def test_lets_pass_what_is_set_by_its_owner(complaints: Callable[[str, str], list[str]], line: str) -> None:
+    """And a record's field, what was made in the function, and what is a library's."""
+    assert complaints("src/linkspan/endpoints/update.py", f"{OWNER}\ndef follow(self, registry):\n    {line}\n") == []
 
 
 def test_finds_a_folder_too_many(

@@ -57,6 +57,7 @@ from linkspan.backends.multi_host import (
 )
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.contracts import HostPhase
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.model import Host, HostView, Lease, Network, Peer, Underlay
 from linkspan.core.needs import Need
@@ -76,6 +77,7 @@ class BgpBackend(RoutedBackend):
     summary = "BGP: plain routes, which the hosts' speakers (BIRD) tell each other"
     learns = True
     has_settings = True
+    host_phase: HostPhase = "after peers"
     programs: tuple[tuple[str, str], ...] = (("bird", "bird2"), ("birdc", "bird2"))
 
     def check_settings(self, host: Host) -> None:

@@ -13,9 +13,10 @@ from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
 from linkspan.diagnose.trace.questions import Packet, Questions
-from linkspan.kernel.drivers import firewalld, iptables
+from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
 from linkspan.kernel.io.netlink import GETLINK, Socket, attributes, string
+from linkspan.kernel.probe import iptables_rules
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 FILLED = 0.8
@@ -90,7 +91,7 @@ def _iptables_fix(bad: Verdict) -> str:
     """Return the fix: linkspan's own rules overrule the policy of FORWARD, but no rule before them."""
     if bad.removal:
         command, *words = bad.removal
-        return f"{shlex.join([iptables.usual(command), *words])} (and where its rules are kept)"
+        return f"{shlex.join([iptables_rules.usual(command), *words])} (and where its rules are kept)"
     return "a running agent restores its rules within seconds: `linkspan status`, `linkspan diff`"
 
 

@@ -10,8 +10,8 @@ from linkspan.core.addresses import prefix
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.questions import Questions
-from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
 from linkspan.kernel.drivers.links import is_ours
+from linkspan.kernel.io.link_messages import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
 from linkspan.kernel.io.netlink import GETLINK, Socket, altnames, attributes, string
 
 RESOLVES = ("ls-", "lsr")

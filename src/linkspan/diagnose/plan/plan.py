@@ -7,10 +7,12 @@ on a host without any of it, they make the same objects that the drivers make; a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import msgspec
 
 from linkspan.core.shell import STATE_DIR, Paths, Shell
-from linkspan.core.states.host import State
+from linkspan.core.states.host import Key, State
 from linkspan.kernel.kinds import kinds
 
 
@@ -35,6 +37,51 @@ def endings(states: Iterable[State], state_dir: str = STATE_DIR) -> Iterator[tup
     found = dict.fromkeys(ending for state in states if (ending := kinds().of(state).ending) is not None)
     for ending in found:
         yield ending.state.__name__, ending.command(state_dir), ending.purpose
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line of a plan, as docs/json.md has it; ``present`` tells whether the kernel has the object already."""
+
+    kind: str
+    key: str
+    command: str
+    why: str
+    present: bool
+
+
+def lines(
+    states: Iterable[State],
+    owners: Mapping[Key, Iterable[tuple[str, ...]]],
+    absent: Collection[Key],
+    meanwhile: Mapping[Key, str],
+    paths: Paths,
+    state_dir: str,
+) -> Iterator[Line]:
+    """Yield the lines of a plan: each state's commands, with the sources that want it, its ``owners``.
+
+    ``absent`` are the states that the kernel does not have. ``meanwhile`` says why some are there while a network
+    migrates.
+    """
+    every = list(states)
+    for state in ordered(every):
+        reason = f"{purpose(state)}, for {' and '.join(map(why, owners[state.key]))}"
+        reason += f" ({meanwhile[state.key]})" if state.key in meanwhile else ""
+        for command in commands(state, paths, state_dir):
+            yield Line(type(state).__name__, state.label, command, reason, state.key not in absent)
+    for kind, command, reason in endings(every, state_dir):
+        yield Line(kind, "all", command, reason, not any(key[0] == kind for key in absent))
+
+
+def concerns(source: tuple[str, ...], network: str) -> bool:
+    """Tell by its name whether a source is a network's, or the host's for all networks; a container's does not tell."""
+    match source:
+        case ("host", *_):
+            return True
+        case ("network" | "peer", name, *_):
+            return name == network
+        case ("names", *names):
+            return network in names
+    return False
 
 
 def why(source: tuple[str, ...]) -> str:

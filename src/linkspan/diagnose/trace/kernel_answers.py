@@ -37,11 +37,9 @@ from linkspan.diagnose.trace.questions import (
     Secured,
 )
 from linkspan.kernel.drivers.ipip_table import TunnelTableDriver
-from linkspan.kernel.drivers.iptables import words
-from linkspan.kernel.drivers.link_attributes import DEVGROUP
 from linkspan.kernel.drivers.routes import if_id
-from linkspan.kernel.drivers.wireguard import Table
 from linkspan.kernel.io import vici
+from linkspan.kernel.io.link_messages import DEVGROUP
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import (
     GETADDR,
@@ -59,8 +57,10 @@ from linkspan.kernel.io.nftables import Nft
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import arp, device_filters, nft_trace, policies, port_owners
+from linkspan.kernel.probe.iptables_rules import words
 from linkspan.kernel.probe.path_mtu import Passed, passing
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
+from linkspan.kernel.probe.wireguard_device import Table
 
 # linux/rtnetlink.h, neighbour.h, if_link.h
 _GETNEIGH = 30

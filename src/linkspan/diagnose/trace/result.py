@@ -16,8 +16,8 @@ from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
 from linkspan.diagnose.trace.walk import sourced
-from linkspan.kernel.drivers.wireguard import Table
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe.wireguard_device import Table
 
 
 class Local:

@@ -138,15 +138,15 @@ def port(text: str) -> tuple[int, str]:
 
 def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
     """Trace from source to destination and back; each host reports its part."""
-    there, back = _Way(known), _Way(known)
+    translations: dict[str, Translation] = {}
+    there, back = _Way(known, translations), _Way(known, translations)
     try:
         begin = Entry(packet, source.netns, translation=Translation())
         yield from there.follow(source.host, begin)
-        _require_arrival(there, target, translated=any(t.dnat for t in there.translations.values()))
+        _require_arrival(there, target, translated=any(t.dnat for t in translations.values()))
         # it left by no link of the host's: nobody knows where answers arrive
         if there.end == OUTSIDE and not there.exit:
             return _judged(there, back)
-        back.translations = there.translations
         begin = Entry(_reply(packet, there.arrived), there.end, there.exit)
         yield from back.follow(there.host, begin)
         _require_arrival(back, source)
@@ -175,14 +175,15 @@ def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool
 class _Way:
     """One way, over as many hosts as needed; ``host`` is where it ended."""
 
-    def __init__(self, known: Map) -> None:
+    def __init__(self, known: Map, translations: dict[str, Translation]) -> None:
+        """Share ``translations`` (by host) between both ways: the way back undoes those of the way there."""
         self.hops: list[Hop] = []
         self.mtu = 65535
         self.host = ""
         self.end = OUTSIDE
         self.exit = ""
         self.arrived: Packet | None = None
-        self.translations: dict[str, Translation] = {}
+        self._translations = translations
         self.unknown: list[Unknown] = []
         self.listens: bool | None = None
         self._known = known
@@ -193,7 +194,7 @@ class _Way:
         """Continue from host to host. Raises Broken if the packet is stopped, _Lost if a host does not report."""
         silent = ""
         for _ in range(_MOST):
-            translation = self.translations.setdefault(host, Translation())
+            translation = self._translations.setdefault(host, Translation())
             found = yield host, msgspec.structs.replace(entry, translation=translation)
             if isinstance(found, Unanswered):
                 raise self._unanswered(host, found.why, silent)
@@ -206,7 +207,7 @@ class _Way:
                 raise Broken(self.hops[-1], found.broken)
             if silent:
                 raise Broken(self.hops[-1], silent)
-            self.translations[host] = found.translation
+            self._translations[host] = found.translation
             self.arrived = found.translation.arrived or self.arrived
             self.host, self.end, self.exit, silent = host, found.end, found.exit, found.silent
             if not found.to:

@@ -21,8 +21,8 @@ from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
-from linkspan.kernel.drivers.link_attributes import IFF_UP
 from linkspan.kernel.io import batch
+from linkspan.kernel.io.link_messages import IFF_UP
 from linkspan.kernel.io.netlink import (
     DELADDR,
     F_CREATE,

@@ -37,8 +37,8 @@ from linkspan.core.states.ipsec import (
     IpsecCredential,
 )
 from linkspan.kernel.drivers import processes
-from linkspan.kernel.drivers.secrets import alone, trusted
 from linkspan.kernel.io import vici
+from linkspan.kernel.io.private_files import alone, trusted
 from linkspan.kernel.local_host import LocalHost
 
 IKE = ("aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384")

@@ -32,7 +32,10 @@ from linkspan.core.states.programs import located
 from linkspan.core.wire import ESP, Wire
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.ipsec import control
-from linkspan.kernel.drivers.link_attributes import (
+from linkspan.kernel.drivers.link_attributes import amiss, repairs
+from linkspan.kernel.drivers.tunnels import in_group
+from linkspan.kernel.io.batch import each
+from linkspan.kernel.io.link_messages import (
     ALT_IFNAME,
     DEVGROUP,
     IFF_UP,
@@ -43,12 +46,8 @@ from linkspan.kernel.drivers.link_attributes import (
     MTU,
     NESTED,
     PROP_LIST,
-    amiss,
     ifinfo,
-    repairs,
 )
-from linkspan.kernel.drivers.tunnels import in_group
-from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.netlink import (
     DELLINK,
     F_CREATE,

@@ -9,31 +9,33 @@ table or a chain.
 
 from __future__ import annotations
 
-import functools
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from linkspan.core.addresses import FAMILIES, Prefix, prefix
+from linkspan.core.addresses import FAMILIES, Prefix
 from linkspan.core.contracts import Support
-from linkspan.core.errors import Invalid, KernelError, LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForwardAccept, Key, State
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import foreign_chains
+from linkspan.kernel.probe.iptables_rules import (
+    CHAINS,
+    COMMENT,
+    WAIT,
+    command_of,
+    legacy_rules,
+    listed,
+    pool_of,
+    run,
+)
 
-COMMENT = "linkspan: "
-CHAINS = ("DOCKER-USER", "FORWARD")
-WAIT = "5"
-"""Seconds to wait for the legacy variant's lock, which is one for the machine."""
 IN_PART = " (in part)"
 """Suffix of the chain's name in an observed state with only some of our rules. It is never desired,
 so it is deleted; a put of the whole in the same pass comes first, and then the delete does nothing."""
-_COMMANDS = {4: "iptables", 6: "ip6tables"}
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -51,64 +53,13 @@ def places() -> list[Place]:
     found = []
     for family in FAMILIES:
         there = foreign_chains.of_iptables(filters, family)
-        if there and (command := _command(family, "nft")):
+        if there and (command := command_of(family, "nft")):
             found += [Place(family, chain, command, nft=True) for chain in CHAINS if chain in there]
         if rules := legacy_rules(family):
-            command = _command(family, "legacy")
+            command = command_of(family, "legacy")
             names = {words[1] for words in rules}
             found += [Place(family, chain, command, nft=False) for chain in CHAINS if chain in names]
     return found
-
-
-def legacy_rules(family: int) -> list[list[str]]:
-    """Return the rules and policies of the legacy filter table, split into words; none if it does not exist."""
-    command = _command(family, "legacy") if foreign_chains.legacy(family) else ""
-    return [words for words in _rules(command) if len(words) > 1] if command else []
-
-
-def _command(family: int, variant: str) -> str:
-    """Return the command of a variant, or '': some distributions name it by the variant, some have only one."""
-    plain = _COMMANDS[family]
-    if found := shutil.which(f"{plain}-{variant}"):
-        return found
-    found = shutil.which(plain)
-    return found if found and _variant(found) == variant else ""
-
-
-def usual(command: str) -> str:
-    """Return the short name of a variant's command (``iptables-nft``) if both are the same on this machine."""
-    plain, _, variant = command.partition("-")
-    found = shutil.which(plain)
-    return plain if found and _variant(found) == variant else command
-
-
-@functools.lru_cache(maxsize=8)
-def _variant(command: str) -> str:
-    return "nft" if "nf_tables" in _run(command, "-V") else "legacy"
-
-
-def _run(*argv: str) -> str:
-    """Run a command and return its output. Raises KernelError with its message."""
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{shlex.join(argv)}: {error}") from error
-    if done.returncode:
-        raise KernelError(f"{shlex.join(argv)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def _rules(command: str, chain: str = "") -> list[list[str]]:
-    listed = _run(command, "-w", WAIT, "-S", *([chain] if chain else []))
-    return [words(line) for line in listed.splitlines() if line.startswith("-")]
-
-
-def words(line: str) -> list[str]:
-    """Return a rule's line as words."""
-    try:
-        return shlex.split(line)
-    except ValueError:  # another program's comment with an open quotation mark
-        return line.split()
 
 
 def _marked(place: Place) -> bool:
@@ -124,21 +75,10 @@ def _pair(pool: Prefix) -> list[list[str]]:
     return [[side, str(pool), *mark] for side in ("-s", "-d")]
 
 
-def pool_of(words: Sequence[str]) -> Prefix | None:
-    """Return the pool of a rule with our comment, or None for a rule of others."""
-    for word in words:
-        if word.startswith(COMMENT):
-            try:
-                return prefix(word.removeprefix(COMMENT))
-            except Invalid:
-                return None
-    return None
-
-
 def _ours(place: Place) -> dict[Prefix, list[list[str]]]:
     """Return our rules in a place, without ``-A CHAIN``, by pool."""
     found: dict[Prefix, list[list[str]]] = {}
-    for words in _rules(place.command, place.chain):
+    for words in listed(place.command, place.chain):
         if words[:1] == ["-A"] and (pool := pool_of(words)):
             found.setdefault(pool, []).append(words[2:])
     return found
@@ -149,7 +89,7 @@ class IptablesDriver:
 
     def probe(self) -> Support:
         """Return whether the command exists; it is needed only if another program uses it."""
-        if any(_command(family, variant) for family in FAMILIES for variant in ("nft", "legacy")):
+        if any(command_of(family, variant) for family in FAMILIES for variant in ("nft", "legacy")):
             return Support("kernel")
         return Support("", "iptables is not installed; it is needed only if Docker or a firewall uses it")
 
@@ -197,7 +137,7 @@ class IptablesDriver:
             ours = _ours(place).get(state.prefix, [])
             for rule in _pair(state.prefix):
                 if rule not in ours:
-                    _run(place.command, "-w", WAIT, "-I", place.chain, "1", *rule)
+                    run(place.command, "-w", WAIT, "-I", place.chain, "1", *rule)
 
     def _delete(self, state: ForwardAccept, there: Sequence[Place]) -> None:
         if state.chain.endswith(IN_PART):
@@ -206,7 +146,7 @@ class IptablesDriver:
                 return  # a put of the same pass has repaired it
         for place in there:
             for rule in _ours(place).get(state.prefix, []):
-                _run(place.command, "-w", WAIT, "-D", place.chain, *rule)
+                run(place.command, "-w", WAIT, "-D", place.chain, *rule)
 
 
 def driver(_host: LocalHost) -> IptablesDriver:

@@ -17,20 +17,26 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
+from linkspan.kernel.io.link_messages import (
+    IFF_UP,
+    IFINFO,
+    IFNAME,
+    INFO_DATA,
+    INFO_KIND,
+    INFO_SLAVE_DATA,
+    INFO_SLAVE_KIND,
+    LINKINFO,
+    MASTER,
+    NESTED,
+)
 from linkspan.kernel.io.netlink import NEWLINK, SETLINK, Message, attr, attributes, string, text, u32
 
 # linux/if.h
-IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
+_IFF_NOARP, _IFF_MULTICAST = 0x80, 0x1000
 # linux/if_link.h
-ADDRESS, IFNAME, MTU, MASTER, LINKINFO, NET_NS_FD, PROP_LIST, ALT_IFNAME = 1, 3, 4, 10, 18, 28, 52, 53
 _OPERSTATE, _LINKMODE, _PROTO_DOWN, _PROTO_DOWN_REASON = 16, 17, 39, 55
 _REASON_MASK, _REASON_VALUE = 1, 2
-INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
-VETH_PEER, BRPORT_HAIRPIN, _BRPORT_STATE = 1, 4, 1
-DEVGROUP = 27  # IFLA_GROUP
-LINK_NETNSID = 37  # IFLA_LINK_NETNSID
-NESTED = 0x8000
-IFINFO = struct.Struct("=BxHiII")
+_BRPORT_STATE = 1
 
 _TESTING, _DORMANT, _OPER_UP = b"\4", b"\5", b"\6"  # IF_OPER_* in linux/if.h
 _FORWARDING = b"\3"  # BR_STATE_FORWARDING in linux/if_bridge.h
@@ -72,11 +78,6 @@ _BRIDGE = (  # IFLA_BR_*
 BORN_BRIDGE = attr(9, _FORWARDED)
 """Attributes to set at a bridge's creation, because the kernel's default differs."""
 _Table = tuple[tuple[int, str, bytes], ...]
-
-
-def ifinfo(up: bool | None = None) -> bytes:
-    """Pack a link message's head: for a link by name, set up or down, or (None) unchanged."""
-    return IFINFO.pack(0, 0, 0, IFF_UP if up else 0, 0 if up is None else IFF_UP)
 
 
 def amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool = False) -> tuple[str, ...]:

@@ -26,10 +26,10 @@ from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
-from linkspan.kernel.drivers.link_attributes import (
+from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, repairs
+from linkspan.kernel.io.link_messages import (
     ADDRESS,
     ALT_IFNAME,
-    BORN_BRIDGE,
     BRPORT_HAIRPIN,
     IFF_UP,
     IFINFO,
@@ -46,9 +46,7 @@ from linkspan.kernel.drivers.link_attributes import (
     NET_NS_FD,
     PROP_LIST,
     VETH_PEER,
-    amiss,
     ifinfo,
-    repairs,
 )
 from linkspan.kernel.io.netlink import (
     DELLINK,

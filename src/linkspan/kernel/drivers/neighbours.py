@@ -25,7 +25,8 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Sort, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
-from linkspan.kernel.drivers.link_attributes import ADDRESS
+from linkspan.kernel.io.link_messages import ADDRESS
+from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
 from linkspan.kernel.io.netlink import (
     DELNEIGH,
     F_CREATE,
@@ -42,11 +43,7 @@ from linkspan.kernel.io.netlink import (
 from linkspan.kernel.local_host import LocalHost
 
 # linux/neighbour.h
-DST, LLADDR, PROTOCOL = 1, 2, 12
-PERMANENT, NOARP, INCOMPLETE, FAILED = 0x80, 0x40, 0x01, 0x20
 _SELF, _MASTER = 0x02, 0x04
-NDMSG = struct.Struct("=BxxxiHBB")
-AF_BRIDGE = 7  # linux/socket.h: the family of FDB entries
 
 _OURS = bytes([ROUTE_PROTOCOL])
 

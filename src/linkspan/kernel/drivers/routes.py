@@ -25,8 +25,8 @@ from linkspan.core.states.host import (
     Route,
     State,
 )
-from linkspan.kernel.drivers.link_attributes import NESTED
 from linkspan.kernel.io import batch
+from linkspan.kernel.io.link_messages import NESTED
 from linkspan.kernel.io.netlink import (
     DELROUTE,
     F_CREATE,

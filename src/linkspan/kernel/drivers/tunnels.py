@@ -30,7 +30,10 @@ from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.core.states.wireguard import DEVICE
 from linkspan.core.wire import IPIP, VXLAN, WIREGUARD, Wire
-from linkspan.kernel.drivers.link_attributes import (
+from linkspan.kernel.drivers.link_attributes import amiss, repairs
+from linkspan.kernel.drivers.links import is_ours
+from linkspan.kernel.io.batch import each
+from linkspan.kernel.io.link_messages import (
     ADDRESS,
     ALT_IFNAME,
     DEVGROUP,
@@ -43,16 +46,13 @@ from linkspan.kernel.drivers.link_attributes import (
     MTU,
     NESTED,
     PROP_LIST,
-    amiss,
     ifinfo,
-    repairs,
 )
-from linkspan.kernel.drivers.links import is_ours
-from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.netlink import (
     DELLINK,
     F_CREATE,
     F_EXCL,
+    GENERIC,
     GETLINK,
     NEWLINK,
     NEWLINKPROP,
@@ -86,7 +86,7 @@ QUEUE = 2000
 wireguard-go reads up to 64 KB at once, and uses the kernel's value: with 2000 one stream carries 5 to 10 % less
 (measured)."""
 
-GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_NAME = 16, 16, 3, 2  # linux/netlink.h, linux/genetlink.h
+_CTRL, _CTRL_GETFAMILY, _CTRL_NAME = 16, 3, 2  # linux/genetlink.h
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENODEV)
 

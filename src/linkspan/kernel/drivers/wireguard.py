@@ -1,8 +1,6 @@
 """WireGuard device: its key, its peers, and the prefixes of each.
 
-`wg` configures both kinds of device, the kernel's and wireguard-go's, and gets keys by files and standard
-input, never as arguments. wireguard-go listens at a socket /run/wireguard/DEVICE.sock, which all network
-namespaces of a machine would share: so ours sees a folder of the state folder there, and so does `wg`.
+How `wg` reaches the device, and what it shows of it, is in ``kernel/probe/wireguard_device``.
 
 A batch is one observation and at most three commands. A peer is written as a whole, except its endpoint,
 which is written only if it is new or the host's record changed. The device's endpoint may be another one,
@@ -17,42 +15,30 @@ leaves the first message to the other, and sets its keepalive in an observation 
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import HIDDEN, Shell
-from linkspan.core.states.host import ALTNAME, HOST, Key, State
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer, key_id
 from linkspan.kernel.drivers import tunnels
-from linkspan.kernel.drivers.link_attributes import IFNAME, MTU, ifinfo
-from linkspan.kernel.drivers.secrets import apart
 from linkspan.kernel.io.durable_files import Memory
-from linkspan.kernel.io.netlink import (
-    GETLINK,
-    SETLINK,
-    Message,
-    Socket,
-    Sockets,
-    altnames,
-    attributes,
-    text,
-    u32,
-)
+from linkspan.kernel.io.link_messages import IFNAME, MTU, ifinfo
+from linkspan.kernel.io.netlink import SETLINK, Message, Sockets, text, u32
+from linkspan.kernel.io.private_files import apart
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys, port_owners
 from linkspan.kernel.probe.keys import KeyFolder
+from linkspan.kernel.probe.wireguard_device import Device, Seen, Table
 
 FOLDER = "wireguard"
 """The folder of this host's keys in the state folder."""
@@ -60,34 +46,8 @@ READY = 5.0
 """Seconds that wireguard-go may take until it answers: 30 ms on an idle machine (measured)."""
 FIRST_WORD = 0.5
 """Seconds that the device with the smaller key waits for the other."""
-_NONE, _OFF = "(none)", "off"
-_APART = '[ -d /run/wireguard ] || mkdir -p /run/wireguard; mount --bind "$0" /run/wireguard && exec "$@"'
-_SECRET = re.compile(r"[A-Za-z0-9+/]{42,}=?")
+_OFF = "off"
 _IN_USE = "Address already in use"
-
-
-class Seen(msgspec.Struct):
-    """A peer in the device; ``shared`` is the key itself."""
-
-    public: str
-    endpoint: str = ""
-    shared: str = ""
-    keepalive: int = 0
-    handshake: int = 0
-    allowed: set[Prefix] = msgspec.field(default_factory=set)
-
-
-class Table(msgspec.Struct):
-    """The whole device."""
-
-    public: str
-    port: int
-    peers: dict[str, Seen]
-
-    def holder(self, target: Prefix) -> Seen | None:
-        """Return the peer with the longest prefix that contains a target."""
-        fitting = [(p.length, peer) for peer in self.peers.values() for p in peer.allowed if p.holds(target)]
-        return max(fitting, key=lambda one: one[0])[1] if fitting else None
 
 
 class _Told(msgspec.Struct):
@@ -104,7 +64,7 @@ class WireguardDriver:
         self.keys = KeyFolder(folder)
         self._sockets = sockets
         self._support = support
-        self._run = folder / "run"
+        self.device = Device(folder / "run", support)
         self._told: Memory[_Told] = Memory(folder / "told.json", _Told, precious=False)
         self._later: dict[str, tuple[float, int]] = {}
         """The keepalives of new peers that are set later, with their times."""
@@ -113,33 +73,20 @@ class WireguardDriver:
         """Return support: the kernel, or wireguard-go."""
         return self._support()
 
-    def inside(self) -> tuple[str, ...]:
-        """Return the words before a command that let it and wireguard-go share a socket folder."""
-        if self._support().by != "user space":
-            return ()
-        return ("unshare", "--mount", "sh", "-c", _APART, str(self._run))
-
     def program(self) -> tuple[str, ...]:
         """Return the command that starts the device in user space, () if the kernel has WireGuard."""
-        inside = self.inside()
+        inside = self.device.inside()
         return (*inside, "wireguard-go", "-f", DEVICE) if inside else ()
 
     def prepare(self) -> None:
         """Reserve the folder of the keys for root, and make the one for wireguard-go's socket."""
         apart(self.keys.folder)
         if self._support().by == "user space":
-            apart(self._run)
-
-    def table(self) -> Table | None:
-        """Return the device as it is, None if none answers, or if it is not ours."""
-        try:
-            return _table(self._wg("show", DEVICE, "dump")) if _is_ours() else None
-        except (OSError, LinkspanError):
-            return None
+            apart(self.device.folder)
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return what the device has; most hosts have no device, and are asked each second."""
-        found = self.table() if netns == HOST and self._there() else None
+        found = self.device.table() if netns == HOST and self._there() else None
         if found is None:
             return
         mtu = self._sockets.mtu(HOST, DEVICE)
@@ -178,7 +125,7 @@ class WireguardDriver:
         due = [public for public, (since, _) in later.items() if time.monotonic() >= since]
         words = [w for one in due for w in ("peer", one, "persistent-keepalive", str(later[one][1]))]
         if words:
-            self._wg("set", DEVICE, *words)
+            self.device.wg("set", DEVICE, *words)
         self._later = {public: one for public, one in later.items() if public not in due}
         return {public: seconds for public, (_, seconds) in later.items()}
 
@@ -195,7 +142,7 @@ class WireguardDriver:
         """Configure the device, each part on its own: its key, peers with their prefixes, and removed peers."""
         failed: dict[Key, LinkspanError] = {}
         try:
-            table = self._awaited() if put else self.table()
+            table = self._awaited() if put else self.device.table()
         except LinkspanError as error:
             return {state.key: error for state in put}
         if table is None:
@@ -211,9 +158,9 @@ class WireguardDriver:
         removed = [s.public for s in delete if isinstance(s, WireguardPeer) and s.public in table.peers]
         try:
             if sections := [section for public, section in touched.items() if public not in removed]:
-                self._wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections))
+                self.device.wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections))
             if removed:
-                self._wg("set", DEVICE, *(word for one in removed for word in ("peer", one, "remove")))
+                self.device.wg("set", DEVICE, *(word for one in removed for word in ("peer", one, "remove")))
             for public in removed:
                 self._told.entries.pop(public, None)
             if touched or removed:
@@ -231,7 +178,7 @@ class WireguardDriver:
                 "restore it from a backup, or make another: linkspan host rotate-keys",
             )
         try:
-            self._wg("set", DEVICE, "private-key", str(path), "listen-port", str(state.port))
+            self.device.wg("set", DEVICE, "private-key", str(path), "listen-port", str(state.port))
         except LinkspanError as error:
             if _IN_USE not in error.message:
                 raise
@@ -303,49 +250,11 @@ class WireguardDriver:
         """Return the device, which a helper may have started to serve just now. Raises Unavailable."""
         self.prepare()
         deadline = time.monotonic() + READY
-        while (found := self.table()) is None:
+        while (found := self.device.table()) is None:
             if self._support().by != "user space" or time.monotonic() > deadline:
                 raise Unavailable(f"{DEVICE} does not answer", "`linkspan status` shows what is missing")
             time.sleep(0.01)
         return found
-
-    def _wg(self, *words: str, given: str = "") -> str:
-        argv = [*self.inside(), "wg", *words]
-        try:
-            done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=20)
-        except FileNotFoundError as error:
-            raise NotFound(f"{error.filename} is not installed", "install the package wireguard-tools") from error
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"wg {words[0]} {DEVICE} does not end") from error
-        if done.returncode:
-            said = _SECRET.sub("***", "; ".join(done.stderr.split("\n")[:3]).strip("; "))
-            raise KernelError(f"wg {words[0]} {DEVICE}: {said or 'it says nothing'}")
-        return done.stdout
-
-
-def _is_ours() -> bool:
-    """Return whether a device with our name exists and is ours; use a socket of the calling thread's own."""
-    route = Socket()
-    try:
-        message = Message(GETLINK, 0, ifinfo() + text(IFNAME, DEVICE), f"find link {DEVICE}")
-        return f"{ALTNAME}{DEVICE}" in altnames(attributes(route.get(message), 16))
-    finally:
-        route.close()
-
-
-def _table(dump: str) -> Table:
-    first, *rest = [line.split("\t") for line in dump.splitlines()]
-    peers = {}
-    for public, shared, endpoint, allowed, handshake, _, _, keepalive in rest:
-        peers[public] = Seen(
-            public,
-            "" if endpoint == _NONE else endpoint,
-            "" if shared == _NONE else shared,
-            0 if keepalive == _OFF else int(keepalive),
-            int(handshake),
-            set() if allowed == _NONE else {prefix(text) for text in allowed.split(",")},
-        )
-    return Table("" if first[1] == _NONE else first[1], int(first[2]), peers)
 
 
 def driver(host: LocalHost) -> WireguardDriver:

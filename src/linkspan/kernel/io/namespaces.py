@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from linkspan.core.errors import Invalid, NotFound, of_errno
 from linkspan.core.states.host import HOST
@@ -67,17 +68,30 @@ def inode(fd: int) -> int:
     return os.fstat(fd).st_ino
 
 
+class Way(NamedTuple):
+    """How a namespace is reached, and its cookie: 0 if any namespace with the inode will do."""
+
+    path: str = ""
+    cookie: int = 0
+
+
 class Namespaces:
-    """The namespaces in which linkspan has endpoints, and a path of each."""
+    """The namespaces in which linkspan has endpoints, and a path of each.
+
+    Any thread may use it at any time: the worker's, the loop's, and those of a trace or a doctor. So path and cookie
+    are stored and forgotten together. A thread that read one without the other could enter another container's
+    namespace.
+    """
 
     def __init__(self) -> None:
         self._home = open_namespace("/proc/self/ns/net")
         self.home = inode(self._home)
-        self._paths: dict[int, str] = {}
-        self._cookies: dict[int, int] = {}
+        self._known: dict[int, Way] = {}
+        """By inode. A way is replaced as a whole."""
         self._held: dict[int, list[tuple[int, int]]] = {}
         """By inode: descriptors, each with the namespace's cookie, or 0 if it was not asked for."""
-        self._holding = threading.Lock()
+        self._changing = threading.Lock()
+        """Held from reading ``_known`` or ``_held`` to changing it."""
 
     def close(self) -> None:
         """Close the descriptor of the own namespace."""
@@ -92,30 +106,31 @@ class Namespaces:
         known: to ask takes 50 µs (measured).
         """
         number, held = inode(fd), (fd, cookie)
-        with self._holding:
+        with self._changing:
             self._held.setdefault(number, []).append(held)
         try:
             yield number
         finally:
-            with self._holding:
+            with self._changing:
                 self._held[number].remove(held)
                 if not self._held[number]:
                     del self._held[number]
 
     def register(self, number: int, path: str, cookie: int = 0) -> None:
         """Remember the path of the namespace with this inode, and its cookie."""
-        self._paths[number] = path
-        self._cookies[number] = cookie
+        with self._changing:
+            self._known[number] = Way(path, cookie)
 
     def forget(self, number: int) -> None:
         """Drop what is known of the namespace."""
-        self._paths.pop(number, None)
-        self._cookies.pop(number, None)
+        with self._changing:
+            self._known.pop(number, None)
 
     def renew(self, number: int, cookie: int) -> None:
         """Drop what is known of a namespace that is gone: the one with this cookie has its inode now."""
-        if self._cookies.get(number, cookie) != cookie:
-            self.forget(number)
+        with self._changing:
+            if number in self._known and self._known[number].cookie != cookie:
+                del self._known[number]
 
     @functools.cached_property
     def tells_apart(self) -> bool:
@@ -132,7 +147,10 @@ class Namespaces:
 
     def path(self, number: int) -> str:
         """Return the remembered path, or '' if there is none."""
-        return self._paths.get(number, "")
+        return self._way(number).path
+
+    def _way(self, number: int) -> Way:
+        return self._known.get(number, Way())
 
     def open(self, number: int) -> int:
         """Open the namespace with this inode; the caller closes it. Raises NotFound if it is gone.
@@ -142,14 +160,14 @@ class Namespaces:
         """
         if number == HOST:
             return os.dup(self._home)
-        cookie = self._cookies.get(number, 0)
-        with self._holding:
+        path, cookie = self._way(number)
+        with self._changing:
             if number in self._held:
                 fd, found = self._held[number][-1]
                 if not cookie or cookie == (found or self.cookie(fd)):
                     return os.dup(fd)
                 raise _gone(number)  # the held one has its inode now
-        return self.lookup(number, self.path(number), cookie)[0]
+        return self.lookup(number, path, cookie)[0]
 
     def lookup(self, number: int, path: str = "", cookie: int = 0) -> tuple[int, str]:
         """Open the namespace with this inode and cookie (0: any), last known at this path.
@@ -163,7 +181,7 @@ class Namespaces:
 
     def ways(self, number: int) -> Iterator[str]:
         """Yield the present paths of the namespace with this inode, those with a name first."""
-        for fd, path in self._ways(number, self.path(number), self._cookies.get(number, 0)):
+        for fd, path in self._ways(number, *self._way(number)):
             os.close(fd)
             yield path
 
@@ -186,7 +204,7 @@ class Namespaces:
             return
         fd = self.open(number)
         try:
-            _setns(fd, self._paths.get(number, str(number)))
+            _setns(fd, self.path(number) or str(number))
             try:
                 yield
             finally:

@@ -20,7 +20,7 @@ from linkspan.core.states.host import ALTNAME, HOST
 from linkspan.kernel.io.namespaces import Namespaces
 
 # linux/netlink.h
-ROUTE, NETFILTER = 0, 12
+ROUTE, NETFILTER, GENERIC = 0, 12, 16  # NETLINK_* in linux/netlink.h
 F_REQUEST, F_ACK, F_DUMP, F_REPLACE, F_EXCL, F_CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 MSG_ERROR, MSG_DONE = 2, 3
 _SOL_NETLINK, _EXT_ACK, _CAP_ACK, _STRICT = 270, 11, 10, 12

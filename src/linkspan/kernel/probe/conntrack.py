@@ -17,12 +17,12 @@ import errno
 import socket
 import struct
 from collections.abc import Collection
+from pathlib import Path
 
 import msgspec
 
 from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY, Prefix
-from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.kernel.drivers import sysctl
+from linkspan.core.errors import KernelError
 from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attr, attributes, u32
 
 # linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
@@ -135,6 +135,6 @@ def _of_address(family: int, address: Prefix) -> list[_Way]:
 
 def _number(path: str) -> int:
     try:
-        return int(sysctl.read(path))
-    except LinkspanError:
+        return int(Path("/proc/sys", path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
         return 0  # this kernel tracks nothing

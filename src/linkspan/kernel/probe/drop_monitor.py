@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import msgspec
 
 from linkspan.core.errors import KernelError, Unavailable
-from linkspan.kernel.drivers.tunnels import GENERIC
-from linkspan.kernel.io.netlink import F_ACK, Message, Socket, attributes, string, text
+from linkspan.kernel.io.netlink import F_ACK, GENERIC, Message, Socket, attributes, string, text
 
 _CTRL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME, _GROUPS, _GROUP_ID = 16, 3, 1, 2, 7, 2  # linux/genetlink.h
 # linux/net_dropmon.h: NET_DM_CMD_* and NET_DM_ATTR_*

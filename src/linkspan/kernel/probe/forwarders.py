@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 from linkspan.core.errors import LinkspanError
 from linkspan.core.states.host import OTHERS
-from linkspan.kernel.drivers import iptables
-from linkspan.kernel.probe import foreign_chains
+from linkspan.kernel.probe import foreign_chains, iptables_rules
 
-_USER, _FORWARD = iptables.CHAINS
+_USER, _FORWARD = iptables_rules.CHAINS
 
 
 def present(family: int) -> bool:
@@ -42,17 +41,17 @@ def _nft(found: list[foreign_chains.Chain], family: int) -> str:
         rules = foreign_chains.nft_rules(family, _FORWARD) if forward.uses else []
     except LinkspanError:
         return ""  # removed between the two reads: the next one shows it
-    mark = iptables.COMMENT.encode()
+    mark = iptables_rules.COMMENT.encode()
     return _FORWARD if any(mark not in rule for rule in rules) else ""
 
 
 def _legacy(family: int) -> str:
     """Return the same for the legacy variant."""
     try:
-        rules = iptables.legacy_rules(family)
+        rules = iptables_rules.legacy_rules(family)
     except LinkspanError:
         return ""
-    others = [r for r in rules if r[1:2] == [_FORWARD] and iptables.pool_of(r) is None]
+    others = [r for r in rules if r[1:2] == [_FORWARD] and iptables_rules.pool_of(r) is None]
     if any(r[0] == "-A" and r[-2:] == ["-j", _USER] for r in others):
         return _USER
     return _FORWARD if [r for r in others if r != ["-P", _FORWARD, "ACCEPT"]] else ""

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
-from linkspan.kernel.drivers.secrets import alone, apart
 from linkspan.kernel.io import durable_files
+from linkspan.kernel.io.private_files import alone, apart
 
 PRIVATE, NEXT = "private.key", "next.key"
 BYTES = 32

@@ -11,9 +11,8 @@ from linkspan.core.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, pla
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
 from linkspan.core.model import CAN_REACH, Underlay
 from linkspan.core.states.host import HOST
-from linkspan.kernel.drivers.link_attributes import ADDRESS, INFO_KIND, LINKINFO, MASTER
-from linkspan.kernel.drivers.neighbours import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
-from linkspan.kernel.drivers.routes import default_link
+from linkspan.kernel.io.link_messages import ADDRESS, INFO_KIND, LINKINFO, MASTER
+from linkspan.kernel.io.neighbour_messages import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.io.netlink import (
     GETADDR,
     GETNEIGH,
@@ -60,16 +59,14 @@ def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
 
 
 def observe(sockets: Sockets, choice: str, advertise: tuple[str, ...] = ()) -> Underlay | None:
-    """Return the underlay that ``choice`` names: an interface, ``can-reach=IP``, or '' for the default route's.
+    """Return the underlay that ``choice`` names: an interface, or ``can-reach=IP``.
 
-    None for a host without any. ``advertise`` are the addresses by which others reach it, which may have a
-    port, or HIDDEN. Raises NotFound if the named interface does not exist.
+    None if ``choice`` is empty, or if no route leads to the address. ``advertise`` are the addresses by which others
+    reach it, which may have a port, or HIDDEN. Raises NotFound if the named interface does not exist.
     """
     ifname = choice
     if choice.startswith(CAN_REACH):
         ifname, _ = way(sockets, prefix(choice.removeprefix(CAN_REACH)).packed)
-    elif not choice:
-        ifname = default_link(sockets)
     if not ifname:
         return None
     try:

@@ -18,8 +18,8 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts
 from linkspan.core.states.host import OTHERS
 from linkspan.kernel.drivers import firewalld
-from linkspan.kernel.drivers.link_attributes import IFNAME, INFO_KIND, LINKINFO
 from linkspan.kernel.drivers.sysctl import SysctlDriver
+from linkspan.kernel.io.link_messages import IFNAME, INFO_KIND, LINKINFO
 from linkspan.kernel.io.netlink import GETADDR, GETROUTE, Socket, attributes, string
 from linkspan.kernel.probe import foreign_chains, forwarders
 

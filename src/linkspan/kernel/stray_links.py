@@ -20,15 +20,8 @@ from linkspan.core.addresses import derived_mac
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind, Kinds
 from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State, Veth
-from linkspan.kernel.drivers.link_attributes import (
-    ADDRESS,
-    DEVGROUP,
-    IFNAME,
-    INFO_KIND,
-    LINKINFO,
-    MASTER,
-)
 from linkspan.kernel.drivers.links import Removal, is_ours
+from linkspan.kernel.io.link_messages import ADDRESS, DEVGROUP, IFNAME, INFO_KIND, LINKINFO, MASTER
 from linkspan.kernel.io.netlink import Sockets, altnames, attributes, string
 
 _GUARD = ("macs", "senders4", "senders6", "internal_links")

@@ -1,0 +1,146 @@
+"""Checks of the doctor while an agent runs: those of the machine, and those of the agent and the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from linkspan.agent import status, store_health
+from linkspan.backends import BACKENDS
+from linkspan.backends.multi_host import is_unchecked
+from linkspan.cluster import control_plane, controller_status
+from linkspan.core import namesakes
+from linkspan.core.addresses import FAMILIES
+from linkspan.core.model import Facts, Network, Peer
+from linkspan.diagnose.doctor import doctor, host_checks
+from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
+
+if TYPE_CHECKING:
+    from linkspan.agent.agent import Agent
+
+_RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
+_HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
+_SHOWN = 6
+"""Places named in one line."""
+
+
+async def checks(agent: Agent) -> list[Check]:
+    """Return the checks of this host. A thread of its own checks the machine, so that it delays no attach."""
+    machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
+    around = Surroundings(
+        agent.networks.all(), state_dir, underlay=agent.leases.host.underlay, backends=BACKENDS
+    )
+    found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around))
+    await agent.cluster.observe_routes()
+    networks = agent.networks.all()
+    unknown = await agent.worker.run(machine.sysctls.unknown)
+    if networks:
+        found += forwarding(agent.view().facts, machine.sysctls.watch.problem)
+    found += settings(unknown)
+    found += control(agent.control.closed().places, agent.config.store)
+    found += await store_health.checks(agent)
+    found += stations(networks, agent.cluster.peers.known)
+    found += owners(status.disputes(agent))
+    found += records(status.not_used(agent))
+    found += hosts(status.unreachable(agent), agent.leases.names())
+    found += views(agent.naming.problems)
+    found += await agent.peerings.checks()
+    found += await controller_status.checks(agent.replica, networks, agent.ask)
+    return found
+
+
+def views(problems: Mapping[tuple[str, ...], str]) -> list[Check]:
+    """Return why containers in several networks do not find all names; examine() covers single networks."""
+    found = problems.items()
+    return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in found if len(zones) > 1]
+
+
+def forwarding(facts: Facts, unnoticed: str) -> list[Check]:
+    """Return between which links the host still does not forward, though linkspan enabled forwarding.
+
+    ``unnoticed`` says why the agent cannot notice that somebody enables it, '' if it can.
+    """
+    found = []
+    for family in FAMILIES:
+        closed, old = (
+            sorted(n for f, n in links if f == family) for links in (facts.closed_links, facts.old_links)
+        )
+        if not closed or len(old) < 2:
+            continue
+        setting = host_checks.FORWARDING[family].replace("/", ".")
+        names = f"{', '.join(closed[:_SHOWN])}{', ...' if len(closed) > _SHOWN else ''}"
+        detail = (
+            f"{setting} was 0, and linkspan set it to 1 for containers: as before, the host "
+            "forwards no packets "
+            f"from {names} to links that existed then; links that other programs make later are not restricted"
+        )
+        fix = f"to forward there as well: sysctl -w {setting}=1 (the agent notices the write)"
+        standing: Status = "ok"
+        if unnoticed:
+            standing = "warn"
+            detail += f". The agent cannot notice that somebody enables forwarding: inotify says {unnoticed}"
+            fix = "raise fs.inotify.max_user_instances, and restart the agent"
+        found.append(Check(f"routing IPv{family}", standing, detail, fix))
+    return found
+
+
+def control(places: Sequence[control_plane.Place], store: str) -> list[Check]:
+    """Return from which places containers are kept away, and whether the store (a URL) authenticates clients."""
+    texts = [control_plane.text(where) for where in places]
+    if not texts:
+        return [Check("control plane", "ok", "the store is a folder: containers cannot reach it over the network")]
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    found = [Check("control plane", "ok", f"containers are kept from {', '.join(texts[:_SHOWN])}{more}")]
+    if store.startswith("etcd://") and "user=" not in store:
+        why = "etcd has no user: anybody else who reaches it can change every host's routes"
+        found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))
+    return found
+
+
+def stations(networks: Iterable[Network], peers: Mapping[tuple[str, str], Peer]) -> list[Check]:
+    """Return the peers, by network and host, whose plain packets are accepted from any MAC."""
+    ways = {way.name: way for network in networks for way in network.ways}
+    names = {peer.host.name for (name, _), peer in peers.items() if name in ways and is_unchecked(ways[name], peer)}
+    if not names:
+        return []
+    detail = (
+        f"{', '.join(sorted(names))} do not announce their MACs: any machine on the segment can send "
+        "with addresses of their containers"
+    )
+    return [Check("MACs of peers", "warn", detail, "upgrade linkspan there: older versions do not announce them")]
+
+
+def owners(disputes: Collection[Mapping[str, object]]) -> list[Check]:
+    """Return whether every block and address has one owner."""
+    if not disputes:
+        return [Check("owners", "ok", "no block and no address is claimed by two hosts")]
+    return [Check("owners", "fail", str(dispute["why"]), str(dispute["fix"])) for dispute in disputes]
+
+
+def records(unused: Collection[Mapping[str, str]]) -> list[Check]:
+    """Return the records of the store that are not used completely."""
+    if not unused:
+        return [Check("records", "ok", "every record of the store is used completely")]
+    return [Check("records", "fail", f"record {one['key']}: {one['why']}", _RECORDS) for one in unused]
+
+
+def hosts(unwell: Iterable[Mapping[str, str]], names: Mapping[str, str]) -> list[Check]:
+    """Return the problems between hosts that `status` shows, and hosts (names by id) that share a name."""
+    found = [
+        Check("hosts", "fail" if one["network"] else "warn", f"host {one['host']}: {one['why']}", _HOSTS)
+        for one in unwell
+    ]
+    shared = namesakes.shared(names).items()
+    return found + [Check("host names", "warn", namesakes.told(*one), namesakes.FIX) for one in shared]
+
+
+def settings(unknown: Mapping[str, str]) -> list[Check]:
+    """Return the settings that linkspan could not restore: ``unknown``, by path, with what linkspan set."""
+    if not unknown:
+        return []
+    names = ", ".join(f"{path.replace('/', '.')}={value}" for path, value in sorted(unknown.items()))
+    detail = f"linkspan set {names}, and the earlier value is lost: uninstall keeps linkspan's value"
+    fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
+    return [Check("settings before linkspan", "warn", detail, fix)]

@@ -1,0 +1,90 @@
+"""The doctor's checks of what only an agent knows: functions of values."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from linkspan.agent import agent_checks
+from linkspan.core.model import Facts, Underlay
+from support.records.peers import network, peer
+
+CLOSED = Facts(
+    closed_links=frozenset({(4, "eth1")}), old_links=frozenset({(4, "eth0"), (4, "eth1")})
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "unnoticed", "status"),
+    [
+        (CLOSED, "", "ok"),
+        (CLOSED, "too many open files", "warn"),
+        (Facts(), "", ""),
+        (msgspec.structs.replace(CLOSED, old_links=frozenset({(4, "eth1")})), "", ""),
+    ],
+)
+def test_links_between_which_the_host_does_not_forward_are_named(facts: Facts, unnoticed: str, status: str) -> None:
+    """Where there are two to forward between; it is a warning where the agent cannot see who changes that."""
+    found = agent_checks.forwarding(facts, unnoticed)
+    assert [check.status for check in found] == ([status] if status else [])
+    for check in found:
+        assert check.check == "routing IPv4"
+        assert "no packets from eth1" in check.detail
+        assert ("inotify says" in check.detail) == bool(unnoticed)
+
+
+def test_a_store_without_users_is_a_warning() -> None:
+    """Containers are kept from it, but nobody else is."""
+    places = tuple((f"192.0.2.{number}", 2379) for number in range(1, 9))
+    kept, access = agent_checks.control(places, "etcd://192.0.2.1:2379/linkspan")
+    assert kept.status == "ok"
+    assert kept.detail.endswith("192.0.2.6:2379 and 2 more")
+    assert (access.check, access.status) == ("store access", "warn")
+    assert len(agent_checks.control(places, "etcd://192.0.2.1:2379/linkspan?user=one")) == 1
+    (folder,) = agent_checks.control((), "")
+    assert "is a folder" in folder.detail
+
+
+def test_peers_that_do_not_say_their_macs_are_named() -> None:
+    """Of networks whose packets come without a tunnel, and only while the network is there."""
+    plain = network("host-gw")
+    silent = peer(plain, {}, underlay=Underlay("eth0", ("192.0.2.2/24",)))
+    (check,) = agent_checks.stations([plain], {("demo", "id2"): silent})
+    assert check.status == "warn"
+    assert check.detail.startswith("h2 do not announce")
+    assert agent_checks.stations([], {("demo", "id2"): silent}) == []
+    assert agent_checks.stations([network("vxlan")], {("demo", "id2"): silent}) == []
+
+
+def test_what_two_hosts_claim_and_what_is_not_used_fails() -> None:
+    """Without any there is one line that says so."""
+    assert [check.status for check in agent_checks.owners([])] == ["ok"]
+    assert [check.status for check in agent_checks.records([])] == ["ok"]
+    (owner,) = agent_checks.owners([{"why": "h1 and h2 claim 10.77.1.0/24", "fix": "detach one"}])
+    assert (owner.status, owner.fix) == ("fail", "detach one")
+    (record,) = agent_checks.records([{"key": "networks/demo", "why": "its pool is the host's"}])
+    assert (record.status, record.detail) == ("fail", "record networks/demo: its pool is the host's")
+
+
+def test_hosts_that_are_not_well_or_share_a_name_are_told() -> None:
+    """One that is not reached in a network fails; what concerns a host alone is a warning."""
+    unwell = [{"host": "h2", "network": "demo", "why": "no way"}, {"host": "h3", "network": "", "why": "it is silent"}]
+    found = agent_checks.hosts(unwell, {"a": "h1", "b": "h1"})
+    assert [(check.check, check.status) for check in found] == [
+        ("hosts", "fail"),
+        ("hosts", "warn"),
+        ("host names", "warn"),
+    ]
+
+
+def test_settings_that_cannot_be_given_back_are_named() -> None:
+    """With what linkspan set, as sysctl writes it."""
+    assert agent_checks.settings({}) == []
+    (check,) = agent_checks.settings({"net/ipv4/ip_forward": "1"})
+    assert "net.ipv4.ip_forward=1" in check.detail
+
+
+def test_only_names_of_several_networks_are_told_here() -> None:
+    """The machine's own checks tell of one network's names."""
+    (check,) = agent_checks.views({("demo",): "no server", ("demo", "other"): "no server"})
+    assert check.check == "names of demo and other"
