@@ -35,9 +35,7 @@ def cluster() -> Iterator[NamesRun]:
     found = NamesRun()
     try:
         found.run("up", "--backend vxlan --underlay dual --segments 2")
-        for place in ("c1", "c2", "c3"):
-            for name in ("c1", "c2", "c3"):
-                until(lambda place=place, name=name: found.knows(place, name), f"{place} knows {name}")
+        found.all_known()
         yield found
     finally:
         found.run("down")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.core.contracts import Batch
 from linkspan.core.errors import NotFound, Unavailable
-from linkspan.store import etcd, etcd_gateway
+from linkspan.store import etcd, etcd_gateway, etcd_lease
 from linkspan.store.etcd import EtcdStore, Place
 from support.certificates import Authority
 from support.polling import eventually
@@ -40,7 +41,8 @@ def three() -> Iterator[Members]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for what hangs, so that the tests do."""
     monkeypatch.setattr(etcd_gateway, "SECONDS", 1.0)
-    monkeypatch.setattr(etcd, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(etcd, "PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(etcd, "QUIET_SECONDS", 0.3)
 
 
 async def settled(store: EtcdStore, puts: dict[str, bytes], seconds: float = 60) -> None:
@@ -182,13 +184,35 @@ async def test_a_cut_connection_is_found_and_made_again(one: Members, impatient:
 async def test_a_watch_whose_own_connection_died_is_opened_anew(one: Members, impatient: None) -> None:
     """No event reports that, because the member still answers: this happens when an address of the host goes."""
     store, watched = await watching(one)
-    (lines,) = store._gateway._streams
-    assert lines._response.connection is not None
-    assert lines._response.connection.transport is not None
-    _, port = lines._response.connection.transport.get_extra_info("sockname")
+    (stream,) = store._gateway.streams
+    assert stream._response.connection is not None
+    assert stream._response.connection.transport is not None
+    _, port = stream._response.connection.transport.get_extra_info("sockname")
     with dropped(f"tcp sport {port}", f"tcp dport {port}"):
         await store.transaction({"a": b"3"})
         await watched.has({"a": b"3"})
+    await store.close()
+
+
+async def test_a_quiet_watch_is_asked_on_its_own_connection(one: Members, impatient: None) -> None:
+    """It stays the one that it is, and neither etcd's log nor its revision grows by the questions."""
+    store, watched = await watching(one)
+    streams, before = set(store._gateway.streams), (one.entries(), (await store.list(""))[1], watched.proofs)
+    await eventually(lambda: watched.proofs >= before[2] + 5, "five proofs")
+    assert (one.entries(), (await store.list(""))[1]) == before[:2]
+    assert store._gateway.streams == streams
+    await store.close()
+
+
+async def test_a_proof_moves_no_watch_past_changes_that_it_may_not_have_told(one: Members, impatient: None) -> None:
+    """An etcd before 3.5.8 may answer before it tells: what was not told is asked for again."""
+    store = EtcdStore(one.url("/c"))
+    _, revision = await store.list("")
+    place = Place(store.url.prefix, revision)
+    async with contextlib.aclosing(store._follow(place)) as batches:
+        one.control("put", "/elsewhere", "1")
+        assert await anext(batches) == Batch(revision)
+    assert place.revision == revision
     await store.close()
 
 
@@ -214,7 +238,7 @@ async def test_a_watch_that_was_away_over_a_compaction_is_refused(one: Members, 
             one.control("put", "/c/a", str(number))
         last = one.control("get", "/c/a", "-w", "fields").split('"Revision" : ')[1].split()[0]
         one.control("compact", last)
-        await eventually(lambda: not store._gateway._streams, "the watch's end", 60)
+        await eventually(lambda: not store._gateway.streams, "the watch's end", 60)
     await eventually(lambda: watched.ended, "the watch's error", 60)
     assert isinstance(watched.error, NotFound)
     assert "no longer kept" in str(watched.error)
@@ -338,8 +362,8 @@ async def test_a_long_listing_comes_in_pages_of_one_revision(
     await store.close()
 
 
-async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path) -> None:
-    """With ca, cert and key linkspan connects to etcd; each wrong file has its own error, with endpoint and cause."""
+async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path, impatient: None) -> None:
+    """With ca, cert and key linkspan connects to etcd, by streams too; each wrong file has its own error and cause."""
     authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "stranger")
     server, client = authority.certificate("server"), authority.certificate("client")
     forged = stranger.certificate("client")
@@ -360,7 +384,12 @@ async def test_a_certificate_of_the_right_authority_is_taken(tmp_path: Path) -> 
                 with pytest.raises(Unavailable, match=why):
                     await store.transaction({"a": b"1"})
             else:
-                await store.transaction({"a": b"1"})
+                _, revision = await store.list("")
+                watched = Watched(store, "", revision)
+                await store.transaction({"a": b"1"}, standing=True)
+                await watched.has({"a": b"1"})
+                await kept(store, 2)
+                await eventually(lambda watched=watched: watched.proofs > 1, "the watch proves that it lives")
             await store.close()
 
 
@@ -438,6 +467,141 @@ def users(members: Members, folder: Path) -> str:
         members.control(*words)
     members.login = ("--user", "root:secret of root")
     return f"?user=agent&password-file={folder}/password"
+
+
+async def kept(store: EtcdStore, seconds: float, *, alone: bool = True) -> None:
+    """Keep for so long what stands, as an agent does; each time it is kept, within the time of one silent member."""
+    end = time.monotonic() + seconds
+    while (begun := time.monotonic()) < end:
+        assert await store.keep() >= 2
+        assert not alone or time.monotonic() - begun < etcd_lease.TRY + 0.5
+        await asyncio.sleep(0.3)
+
+
+async def standing(members: Members) -> tuple[EtcdStore, EtcdStore, Watched]:
+    """Return a store with a standing record, and another one that watches."""
+    store, other = EtcdStore(members.url("/c")), EtcdStore(members.url("/c"))
+    await store.transaction({"alive/h1": b"1"}, standing=True)
+    _, revision = await other.list("")
+    return store, other, Watched(other, "", revision)
+
+
+async def test_a_lease_is_kept_without_an_entry_in_the_log(one: Members) -> None:
+    """Nor does the revision move, and all goes over one connection."""
+    store, other, watched = await standing(one)
+    assert await store.keep()
+    streams, before = set(store._gateway.streams), one.entries()
+    await kept(store, 5)
+    assert (one.entries(), store._gateway.streams) == (before, streams)
+    assert not watched.batches
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_lease_is_kept_while_a_member_dies_or_hangs(three: Members) -> None:
+    """Whichever it is, the leader too: the next member is asked at once, and no watch tells of anything."""
+    store, other, watched = await standing(three)
+    for member in three.members:
+        await kept(store, 0.5)
+        member.hang(True)
+        try:
+            await kept(store, 5, alone=False)
+        finally:
+            member.hang(False)
+        member.stop()
+        await kept(store, 5, alone=False)
+        member.start()
+        three.ready()
+    assert not watched.batches
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_member_that_has_lost_its_leader_says_so(three: Members) -> None:
+    """The error names it, in a stream that was open or in the place of its answer."""
+    store, other, _ = await standing(three)
+    for member in three.members[1:]:
+        member.stop()
+    said, end = f"etcd {three.members[0].client}: no leader", time.monotonic() + 30
+
+    async def told() -> bool:
+        try:
+            await store.keep()
+        except Unavailable as error:
+            return said in str(error)
+        return False
+
+    while not await told():
+        assert time.monotonic() < end, said
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_lease_outlives_a_time_without_any_member(three: Members) -> None:
+    """No leader, no end: members that are back give each lease its whole time, and names all that did not answer."""
+    store, other, watched = await standing(three)
+    await kept(store, 0.5)
+    for member in three.members:
+        member.stop()
+    with pytest.raises(Unavailable) as caught:
+        await store.keep()
+    for member in three.members:
+        assert f"{member.client}: cannot be reached" in str(caught.value)
+    for member in three.members:
+        member.start()
+    three.ready()
+    await kept(store, 5, alone=False)
+    assert not watched.batches
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_lease_that_has_ended_is_granted_again(one: Members, prompt: None) -> None:
+    """After a time in which the host was stopped, or the lease revoked: by the next put, though nobody asked before."""
+    store, other, watched = await standing(one)
+    await eventually(lambda: watched.deleted == ["alive/h1"], "its end", 20)
+    assert await store.transaction({"alive/h1": b"2"}, standing=True)
+    assert await store.keep() >= 2
+    lease = store._standing._id
+    one.control("lease", "revoke", f"{int(lease):x}")
+    assert await store.keep() == 0
+    assert await store.transaction({"alive/h1": b"3"}, standing=True)
+    assert await store.keep() >= 2
+    for each in (store, other):
+        await each.close()
+
+
+async def filled(store: EtcdStore) -> None:
+    """Put records until the store has no room."""
+    for number in range(100):
+        await store.transaction({f"hosts/{number}": b"x" * 100_000})
+
+
+async def test_a_full_etcd_keeps_what_stands_and_says_that_it_is_full() -> None:
+    """What has ended meanwhile cannot be put again until there is room."""
+    with Members.started(1, ("--quota-backend-bytes", "1000000")) as members, members.inside():
+        store, other, watched = await standing(members)
+        late = EtcdStore(members.url("/c"))
+        with pytest.raises(Unavailable, match="database space exceeded"):
+            await filled(other)
+        assert await other.full()
+        with pytest.raises(Unavailable, match="database space exceeded") as caught:
+            await late.transaction({"alive/h2": b"1"}, standing=True)
+        assert "compact" in caught.value.hint
+        assert {record.key for record in (await late.list(""))[0]} >= {"alive/h1", "hosts/0"}
+        await kept(store, 5)
+        assert not watched.deleted
+        for each in (store, other, late):
+            await each.close()
+
+
+async def test_a_user_of_the_store_s_prefix_may_keep_what_stands(one: Members, tmp_path: Path) -> None:
+    """And ask whether there is room: no right besides those of the prefix is needed."""
+    store = EtcdStore(one.url("/c", users(one, tmp_path)))
+    await store.transaction({"alive/h1": b"1"}, standing=True)
+    await kept(store, 3)  # tokens of this etcd live for two seconds
+    assert not await store.full()
+    await store.close()
 
 
 async def test_an_etcd_that_is_away_at_first_is_met_later(one: Members) -> None:

@@ -262,3 +262,25 @@ def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> 
     open_database(file, "FULL", "CREATE TABLE IF NOT EXISTS mine(x)").close()
     done.join()
     other.close()
+
+
+async def test_a_watch_of_a_file_that_cannot_be_read_proves_nothing(
+    engine: SqliteEngine, prompt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It proves again that it lives when the disk is well again."""
+    store = engine.open()
+    watched = Watched(store, "", (await store.list(""))[1])
+    await eventually(lambda: watched.proofs > 2, "the watch proves that it lives")
+
+    async def failing(*_arguments: object) -> None:
+        raise Unavailable("the disk fails", "mend it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_run", failing)
+        begun = time.monotonic()
+        await eventually(lambda: time.monotonic() > begun + 2, "the last look is old")
+        before = watched.proofs
+        await eventually(lambda: time.monotonic() > begun + 4, "two more seconds have passed")
+        assert watched.proofs == before
+    await eventually(lambda: watched.proofs > before, "it proves it again")
+    await store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -100,6 +101,19 @@ async def test_a_watch_yields_what_another_host_changes(engine: Engine) -> None:
     await watched.stop()
 
 
+async def test_a_watch_of_a_quiet_store_proves_that_it_lives(engine: Engine, prompt: None) -> None:
+    """By empty batches, again and again; nobody writes for that."""
+    store = engine.connect()
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    for _ in range(3):
+        before = watched.proofs
+        await eventually(lambda before=before: watched.proofs > before, "another proof")
+    assert (await store.list(""))[1] == revision
+    assert not watched.batches
+    await watched.stop()
+
+
 async def test_a_watch_from_an_earlier_revision_yields_what_came_since(engine: Engine) -> None:
     """Nothing between a listing and the watch from its revision is lost."""
     store = engine.connect()
@@ -171,6 +185,82 @@ async def test_a_record_with_a_time_to_live_goes_by_itself(engine: Engine) -> No
     assert watched.deleted == ["going"]
     assert await one.transaction({"going": b"2"}, absent=["going"])
     await watched.stop()
+
+
+async def test_a_standing_record_lives_as_long_as_it_is_kept(engine: Engine, prompt: None) -> None:
+    """To keep it is no change that a revision or a watch tells; its end is a delete in every watch."""
+    one, other = engine.connect(), engine.connect()
+    assert await one.keep() == 0
+    assert await one.transaction({"alive/h1": b"1"}, standing=True)
+    _, revision = await other.list("")
+    watched = Watched(other, "", revision)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 5:
+        assert await one.keep() >= 2
+        await asyncio.sleep(0.2)
+    assert (await other.list(""))[1] == revision
+    assert not watched.batches
+    kept = time.monotonic()
+    await eventually(lambda: watched.deleted == ["alive/h1"], "its end", 20)
+    assert time.monotonic() - kept > 1
+    assert await one.keep() == 0
+    assert await one.transaction({"alive/h1": b"1"}, standing=True)
+    assert await one.keep() >= 2
+    await watched.stop()
+
+
+async def test_what_somebody_deletes_or_replaces_is_not_kept(engine: Engine, prompt: None) -> None:
+    """A record that was put otherwise stays, one that was deleted may be put again at once, and the rest is kept."""
+    one, other = engine.connect(), engine.connect()
+    await one.transaction({"alive/h1": b"1", "alive/h2": b"1", "alive/h3": b"1"}, standing=True)
+    await other.transaction({"alive/h2": b"2"}, deletes=["alive/h1"])
+    assert await one.keep() >= 1
+    assert await other.get("alive/h1") is None
+    assert await one.transaction({"alive/h1": b"3"}, absent=["alive/h1"], standing=True)
+    _, revision = await other.list("")
+    watched = Watched(other, "", revision)
+    await eventually(lambda: len(watched.deleted) == 2, "the end of what stood", 20)
+    assert sorted(watched.deleted) == ["alive/h1", "alive/h3"]
+    assert await other.get("alive/h2")
+    await watched.stop()
+
+
+async def test_what_the_next_connection_puts_again_outlives_the_last_one(engine: Engine, prompt: None) -> None:
+    """An agent that begins again finds its record, puts it again, and the end of the old one takes nothing away."""
+    last, following, other = engine.connect(), engine.connect(), engine.connect()
+    await last.transaction({"alive/h1": b"1", "alive/h2": b"1"}, standing=True)
+    await following.transaction({"alive/h1": b"1"}, standing=True)
+    _, revision = await other.list("")
+    watched = Watched(other, "", revision)
+
+    async def ended() -> None:
+        while watched.deleted != ["alive/h2"]:
+            assert await following.keep() >= 1
+            await asyncio.sleep(0.2)
+
+    await asyncio.wait_for(ended(), 20)
+    assert await other.get("alive/h1")
+    await watched.stop()
+
+
+async def test_a_standing_record_obeys_conditions(engine: Engine) -> None:
+    """Where one does not hold nothing is put, and nothing is kept."""
+    one, other = engine.connect(), engine.connect()
+    await other.transaction({"alive/h1": b"1"})
+    assert not await one.transaction({"alive/h1": b"2"}, absent=["alive/h1"], standing=True)
+    record = await other.get("alive/h1")
+    assert record
+    assert record.value == b"1"
+    with pytest.raises(Invalid, match="not both"):
+        await one.transaction({"alive/h1": b"2"}, ttl=5, standing=True)
+
+
+async def test_a_store_with_room_says_that_it_is_not_full(engine: Engine) -> None:
+    """Whoever asks changes nothing by it."""
+    store = engine.connect()
+    _, revision = await store.list("")
+    assert not await store.full()
+    assert (await store.list(""))[1] == revision
 
 
 async def test_a_key_is_claimed_by_one_host_only(engine: Engine) -> None:

@@ -79,7 +79,7 @@ from linkspan.runtimes.cni_tuning import Tuning
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.store.compare_and_swap import revised
-from linkspan.store.contact import ALIVE_TTL
+from linkspan.store.contact import STALE
 from linkspan.store.factory import open_store, own_cluster
 from linkspan.store.replica import SNAPSHOT, Replica, remembered
 
@@ -127,7 +127,7 @@ class Agent:
                         new = bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
                         await self._join(host, store, new, parts)
-                        await self.cluster.refuse_second()  # before anything is written
+                        await self.cluster.presence.refuse_second()  # before anything is written
                         for words in filter(None, (news, joins)):
                             self._tell(words)
                         if not self.config.host_id:
@@ -136,6 +136,9 @@ class Agent:
                         if new:
                             self._tell_first()
                             await self.cluster.come_back()
+                        # The last agent's lease ends within seconds, and to take over may take longer.
+                        parts.push_async_callback(self.cluster.presence.stop)
+                        await self.cluster.presence.start()
                         await self._take_over(parts)
                         yield
                 finally:
@@ -168,7 +171,7 @@ class Agent:
         endpoints: dict[tuple[str, str], Endpoint] = {}
         self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed, provisional=True)
         self.published = Published(self.replica, host.id, endpoints)
-        silence = Silence(state_dir, ALIVE_TTL, partial(promised, self.replica))
+        silence = Silence(state_dir, STALE, partial(promised, self.replica))
         own_record = OwnRecord(host)
         self.leases = Leases(
             self.replica, own_record, self.published.living, silence.overdue, shared=bool(self.config.store)

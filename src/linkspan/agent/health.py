@@ -34,8 +34,8 @@ def unreachable(
         found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
     if cluster.astray:
         found.append(_told("", leases.host.name, cluster.astray))
-    if cluster.second:
-        found.append(_told("", leases.host.name, cluster.second))
+    if cluster.presence.second:
+        found.append(_told("", leases.host.name, cluster.presence.second))
     found += [_told("", leases.host.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 

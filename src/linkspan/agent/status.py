@@ -207,7 +207,8 @@ def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[tuple[str, st
 def _of_store(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     up, contact = float(store_health.state(agent)[0] in store_health.WELL), agent.replica.contact
     yield "linkspan_store_up", "Whether the store answers and has all records", "", {"": up}
-    took = {} if contact.seconds is None else {"": contact.seconds}
+    seconds = contact.took()
+    took = {} if seconds is None else {"": seconds}
     yield "linkspan_store_answer_seconds", "Time that the store's last answer to a write took", "", took
     last = {} if contact.answered is None else {"": contact.answered}
     yield "linkspan_store_last_answer_timestamp_seconds", "When the store last answered", "", last

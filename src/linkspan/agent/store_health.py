@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from linkspan.core.errors import LinkspanError, counted
 from linkspan.diagnose.doctor.checks import Check
-from linkspan.store.contact import ALIVE_TTL, SLOW, State
+from linkspan.store.contact import SLOW, STALE, State
 from linkspan.store.records import SETTINGS
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def state(agent: Agent) -> tuple[State, str, str]:
         lost = counted(len(replica.lost), "record")
         why = f"it lost {lost}, and their owners have not restored all: {_some(replica.lost)}"
         return "lost", why, "restore the store, or remove hosts that will not come back"
-    if agent.leases.shared and contact.silence() > ALIVE_TTL:
+    if agent.leases.shared and contact.silence() > STALE:
         why = f"it accepts this host's writes, and has sent no change of other hosts for {contact.silence():.0f} s"
         return "stale", why, "restart the agent if this lasts, and look at the store's own log"
-    if contact.seconds is not None and contact.seconds > SLOW:
-        why = f"it is slow: its last answer took {contact.seconds:.1f} s"
+    if (took := contact.took() or 0) > SLOW:
+        why = f"it is slow: its last answer took {took:.1f} s"
         return "slow", why, "look at the load and the disk of its machine, and at the path to it"
     return "ok", "", ""
 
@@ -88,13 +88,15 @@ async def checks(agent: Agent) -> list[Check]:
     if why or now not in WELL:
         found = [Check("store", "fail", (why or other).removeprefix("store "), fix or remedy or _LOOK)]
     elif now == "slow" or seconds > SLOW:
-        took = max(seconds, agent.replica.contact.seconds or 0)
+        took = max(seconds, agent.replica.contact.took() or 0)
         found = [Check("store", "warn", f"it is slow: an answer took {took:.1f} s", remedy or _LOOK)]
     else:
         found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
     if names := unknown(agent):
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        text = f"liveness of {some} is unknown: the store has not answered for {_age(agent)}"
+        silent = f"the store has not answered for {_age(agent)}"
+        why = "the store is full, so hosts cannot renew their liveness" if agent.replica.absences.full else silent
+        text = f"liveness of {some} is unknown: {why}"
         found.append(Check("hosts", "warn", text, "packets still flow; repair the store first"))
     return found
 

@@ -4,13 +4,14 @@ Who does what
     - ``membership``: this host's record, and the order in which it follows changed records.
     - ``blocks``, ``leases``: who owns which addresses, and this host's claims. Each claim is one transaction. It
       succeeds only if the record is absent and the network still exists. Ownership does not end with liveness
-      (``alive/HOST``).
+      (``alive/HOST``, ``presence``).
     - ``allocator``: the blocks in memory. From its own blocks a host gives addresses without asking the store.
       `--ip`, `--ipam exact` and identities go through ``leases``.
     - ``exact_addresses``: keeps this host's exact addresses in the store equal to those of its containers. So a
       release while the store was away, or a kill between two steps, is put right later without a note on disk.
     - ``grants``: the part of a lease that counts (below). ``conflicts``: blocks that a lease lists and another host
       owns.
+    - ``presence``: this host's record of liveness, and how the others learn of a death.
     - ``liveness``: for how long hosts have been silent, and ``reclaim_after`` (below).
     - ``peers``: the states that this host needs for each peer. A peer is one source, ``("peer", NETWORK, HOST)``,
       from ``backend.peer(view, network, peer)``. A changed record costs the states of the peers that it names.

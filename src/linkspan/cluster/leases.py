@@ -26,7 +26,7 @@ from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavail
 from linkspan.core.ipam import usable
 from linkspan.core.model import Host, Lease, Network, Offer
 from linkspan.store import records
-from linkspan.store.contact import ALIVE_TTL
+from linkspan.store.contact import ALIVE, STALE
 from linkspan.store.records import (
     SHARED,
     AddressRecord,
@@ -446,16 +446,22 @@ class Leases:
         return self.name(owner) if owner else ""
 
     def alive(self) -> set[str]:
-        """Return the ids of the hosts that said lately that they live."""
-        return {key.removeprefix("alive/") for key in self._replica.under("alive/")}
+        """Return the ids of the hosts whose records say that they live."""
+        return {key.removeprefix(ALIVE) for key in self._replica.under(ALIVE)}
 
     def lives(self, host: str) -> bool | None:
-        """Return whether a host is alive by its last renewal; None if the store does not answer, so nobody can know."""
+        """Return whether a host is alive by its record.
+
+        None if nobody can know: the store does not answer, or it is full and grants no lease to a host that lives.
+        """
         if host == self.host.id:
             return True
-        if self.shared and self._replica.contact.silence() > ALIVE_TTL:
+        key, absences = ALIVE + host, self._replica.absences
+        if self.shared and self._replica.contact.silence() > STALE:
             return None
-        return host in self.alive()
+        if key in self._replica.records and not (absences.full and key in absences):
+            return True
+        return None if absences.full else False
 
     def held(self, host: str) -> list[str]:
         """Return the keys of all that a host holds: leases, blocks, exact addresses."""

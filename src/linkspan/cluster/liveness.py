@@ -6,8 +6,9 @@ address. Only a host that has promised can be overdue for others, so a setting t
 surprise it.
 
 Both sides count by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. The silent
-host counts from before it sent its last renewal. The others count from when they saw that record expire or,
-if they could not watch, from when they could again: so their time always ends later.
+host counts from before it sent the last keepalive (``presence``) that the store accepted. The others count
+from when its record was gone or, if they could not watch, from when they could again: so their time always
+ends later.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Silence:
                 self._spoke = last.at
 
     def spoke(self, host: str, at: float) -> None:
-        """Take note that the store took this host's word, which was sent at a time of ``core.clock.now``."""
+        """Record that the store took this host's word, which was sent at a time of ``core.clock.now``."""
         if at - self._spoke > self._gap:  # what others said meanwhile we did not hear
             self._since.clear()
         self._spoke = at
@@ -53,8 +54,18 @@ class Silence:
             with contextlib.suppress(OSError):
                 self._file.write_bytes(msgspec.json.encode(_Spoke(boot_id(), at)))
 
+    def hindered(self, host: str, at: float) -> None:
+        """Record that the store answered a word of this host, sent at a time of ``networks.now``: its quota is full.
+
+        Nobody can reclaim anything meanwhile, so this host need not withdraw (one that has, stays so until its word is
+        taken). Nor can others say that they live: their silence counts from when the store takes words again.
+        """
+        if not self.withdrawn(host):
+            self.spoke(host, at)
+        self._since.clear()
+
     def heard(self, hosts: set[str], alive: set[str], at: float) -> None:
-        """Take note of who lives, of all hosts, as the watch has told; ``at`` is when it last told anything.
+        """Record who lives, of all hosts, as the watch has told; ``at`` is when it last told anything.
 
         It tells of this host's own words, if of nobody else's: where it does not, it is stuck, and nobody is silent.
         """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from linkspan import SCHEMA, __version__
@@ -23,28 +22,28 @@ from linkspan.cluster.migration_runner import Migrating
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.peers import Peers
+from linkspan.cluster.presence import Presence
 from linkspan.cluster.shared_states import AfterPeers
-from linkspan.core.clock import now
 from linkspan.core.config import Config
-from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
 from linkspan.core.supervise import lasting, pause, woken
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
-from linkspan.store.contact import ALIVE_TTL
 from linkspan.store.replica import EPHEMERAL, Replica
 
 log = logging.getLogger("linkspan.cluster.membership")
 
-ALIVE_EVERY = 2.0
+RECORDS_EVERY = 2.0
+"""Seconds between two looks whether this host's own records are in the store."""
 AGAIN = 5.0
 """Seconds until what is not finished is tried again: a claim that failed (no block left, store away), a fault."""
 CATCH_UP = 1.0
 """Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks at how long this host has been silent, or at another agent of its id."""
+"""Seconds between two looks at how long this host has been silent."""
 
 OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
@@ -72,10 +71,7 @@ class Cluster:
         config: Config,
         instance: str,
     ) -> None:
-        """``instance`` tells this agent, over restarts, from another one with the same host id.
-
-        In a store that no other host shares nobody asks whether this host lives, and the disk is left alone.
-        """
+        """``instance`` tells this agent, over restarts, from another one with the same host id."""
         self._worker = worker
         self._replica = replica
         self._own = own_record
@@ -90,7 +86,7 @@ class Cluster:
         self._drop_plans = drop_plans
         self._config = config
         self._shared = bool(config.store)
-        self._instance = instance
+        self.presence = Presence(replica, leases, silence, self._alone_again, instance, shared=self._shared)
         self._keys: set[str] = set()
         self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
@@ -99,8 +95,6 @@ class Cluster:
         """Set while nothing is being followed, or is to be."""
         self._tasks: list[asyncio.Task[None]] = []
         self.peers = Peers(worker, leases, networks, disputes, happenings, view)
-        self.second = ""
-        """Error text if another live agent uses this host id, else empty."""
         self.astray = ""
         """Why the chosen underlay interface cannot be read, else empty."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
@@ -123,10 +117,10 @@ class Cluster:
         await self._observe_underlay()
         await self.rotating.settle()
         if not self._replica.problem:
-            await self._say()
+            await self._try_to_register()
         self.peers.withdraw(self._silence.withdrawn(self.host.id))
         self._tasks = [
-            lasting("saying that this host lives", self._live),
+            lasting("putting this host's records", self._put_records),
             lasting("following the store's records", self._follow),
             lasting("minding this host's silence", self._mind),
         ]
@@ -157,29 +151,9 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.stop()
 
-    async def refuse_second(self) -> None:
-        """Raise Conflict if another agent than this one keeps renewing liveness for this id.
-
-        The record of an agent that has ended, perhaps on this host, expires within ALIVE_TTL: wait for that.
-        """
-        key = f"alive/{self.host.id}"
-        said = self._replica.known_revision(key)
-        deadline = time.monotonic() + ALIVE_TTL + ALIVE_EVERY
-        while (other := self._other_agent()) and time.monotonic() < deadline:
-            if self._replica.known_revision(key) != said:
-                raise Conflict(other, "give each host an id of its own (--host-id), or stop the other one")
-            await asyncio.sleep(LOOK_EVERY)
-
-    def _other_agent(self) -> str:
-        """Return the error text if another live agent uses this host id, '' if none does."""
-        alive = self._replica.records.get(f"alive/{self.host.id}")
-        if alive is None or alive.value == self._instance.encode():
-            return ""
-        where = alive.value.decode(errors="replace").partition(":")[0]
-        return f"host id {self.host.id} is in use by another agent that lives, on {where}"
-
     async def changed(self, keys: frozenset[str]) -> None:
         """Take note of records that changed (called by the replica)."""
+        self.presence.changed(keys)
         told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
         if told:
             self._keys |= told
@@ -197,27 +171,17 @@ class Cluster:
             except LinkspanError as error:
                 log.warning("%s", error.message)
 
-    async def _live(self) -> None:
-        while True:
-            await pause(ALIVE_EVERY)
-            await self._say()
+    async def _alone_again(self) -> None:
+        """Repair what another agent with this host's id wrote last: its leases, perhaps."""
+        await self.changed(frozenset({"networks/"}))
 
-    async def _say(self) -> None:
-        """Renew this host's liveness and record."""
-        if self._leases.removed():
-            return
-        before, self.second = self.second, self._other_agent()
-        if before and not self.second:  # it may have been the last to write this host's leases
-            await self.changed(frozenset({"networks/"}))
-        at = now()
-        try:
-            if self._shared or self._replica.problem:  # what failed may be well again, and nobody else writes
-                await self._replica.write({f"alive/{self.host.id}": self._instance.encode()}, ttl=ALIVE_TTL)
-                self._silence.spoke(self.host.id, at)
-                self._silence.heard(set(self._leases.hosts()), self._leases.alive(), self._replica.heard)
-            await self._register()
-        except LinkspanError as error:
-            log.debug("alive: %s", error.message)
+    async def _put_records(self) -> None:
+        """Put this host's records that are missing in the store: its own, and those that the store lost."""
+        while True:
+            await pause(RECORDS_EVERY)
+            await self._try_to_register()
+            if self._replica.lost:
+                await self._replica.put_back()
 
     async def _mind(self) -> None:
         """Withdraw when this host has been silent for as long as it promised, and come back after contact."""
@@ -232,6 +196,12 @@ class Cluster:
                 log.warning("%s", text)
                 self._happenings.add("lease", text)
                 await self.converge({""})
+
+    async def _try_to_register(self) -> None:
+        try:
+            await self._register()
+        except LinkspanError as error:
+            log.debug("host record: %s", error.message)
 
     async def _register(self) -> None:
         """Put this host's record where it is not what it should be; one that was removed stays away."""
@@ -331,7 +301,7 @@ class Cluster:
             self._disputes.look(self._networks.all())
         # Its own lease and blocks, too: a write of this host that came late, or somebody else's, may have made them
         # others. But a second agent that lives by this id would put them right as often: neither would ever cease.
-        mine = not self.second and any(self._is_own(k) for k in changed)
+        mine = not self.presence.second and any(self._is_own(k) for k in changed)
         if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
             self._disputes.look(self._networks.all())

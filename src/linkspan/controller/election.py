@@ -1,9 +1,14 @@
-"""Election of the active one of several controllers: it has a record in the store that expires unless renewed.
+"""Election of the active one of several controllers: the one whose record stands in the store (``Store.keep``).
 
-To take the record is one transaction, on condition that it does not exist; to keep it, that it is still one's
-own. A controller steps down before its record can expire: by its own clock, counted from before it sent the
-last renewal that the store accepted. So there are never two, whatever the machines' clocks say. If the store
-is away there is none: flows stay as they are then, and nobody repairs them.
+To take the record is one transaction, on condition that it does not exist, or is one's own. To keep it changes
+nothing in the store. A controller steps down before its record can expire: by its own clock, counted from before it
+sent the last keepalive that the store accepted, and at once if the record is gone. The others take it half a second
+after it is gone (``store/absence.py``). So there are never two, whatever the machines' clocks say. If the store is
+away there is none: flows stay as they are then, and nobody repairs them.
+
+There is one exception. If the leader of an etcd before 3.5.11 was frozen and continues, it may delete the record of a
+controller that lives. If the watch of that controller is late, too, two may be active until its next keepalive
+(EVERY). Both put the same flows, which follow from the same records.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError
 from linkspan.core.supervise import lasting, woken
 from linkspan.diagnose.trace.parts import CONTROLLER
@@ -22,9 +28,10 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.controller")
 
 KEY = f"alive/{CONTROLLER}"
-TTL = 3.0
-"""Seconds after which the record expires: a takeover takes this long, and at most EVERY more."""
 EVERY = 0.8
+"""Seconds between two keepalives. A takeover takes LIFE, half a second in which etcd finds the end, and ABSENCE."""
+DEAF = 3.0
+"""Seconds without a proof that the watch lives, after which the record is read: somebody may have deleted it."""
 _MARGIN = 0.5
 
 
@@ -59,7 +66,7 @@ class Election:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Check at once, because the record is gone."""
-        if KEY in keys and KEY not in self._replica.records:
+        if KEY in keys and (KEY not in self._replica.records or KEY in self._replica.absences):
             self._wake.set()
 
     async def stop(self) -> None:
@@ -70,11 +77,7 @@ class Election:
         if self.active:
             self._until = 0.0
             with contextlib.suppress(LinkspanError):
-                await self._replica.write({}, deletes=[KEY], unchanged=self._mine())
-
-    def _mine(self) -> dict[str, int]:
-        record = self._replica.records.get(KEY)
-        return {KEY: record.revision} if record is not None and record.value == self._name else {}
+                await self._replica.write({}, deletes=[KEY], unchanged={KEY: self._replica.known_revision(KEY)})
 
     async def _stand(self) -> None:
         while True:
@@ -91,13 +94,24 @@ class Election:
 
     async def _try(self) -> None:
         begun = time.monotonic()
-        there = KEY in self._replica.records
-        mine = self._mine()
-        if there and not mine:
+        record = self._replica.records.get(KEY)
+        if record is not None and record.value != self._name:
             self._until = 0.0
             return
         with contextlib.suppress(LinkspanError):  # the store is away; the replica reports it
-            taken = await self._replica.write(
-                {KEY: self._name}, absent=() if mine else [KEY], unchanged=mine or None, ttl=TTL
-            )
-            self._until = begun + TTL - _MARGIN if taken else 0.0
+            there = record is not None and KEY not in self._replica.absences
+            if there and await self._is_kept():
+                self._until = begun + LIFE - _MARGIN
+                return
+            same = {KEY: record.revision if record is not None and there else 0}
+            taken = await self._replica.write({KEY: self._name}, unchanged=same, standing=True)
+            self._until = begun + LIFE - _MARGIN if taken else 0.0
+
+    async def _is_kept(self) -> bool:
+        """Keep the record; tell whether that was done, and it is this one's still."""
+        if not await self._replica.keep():
+            return False
+        if self._replica.contact.silence() < DEAF:
+            return True
+        found = await self._replica.store.get(KEY)
+        return found is not None and found.revision == self._replica.known_revision(KEY)

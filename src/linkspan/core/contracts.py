@@ -137,8 +137,18 @@ class Record(msgspec.Struct, frozen=True):
     revision: int
 
 
+LIFE = 3.0
+"""Seconds after the last ``keep`` in which standing records do not end: `cluster/presence.py` says why so many."""
+
+PROOF_SECONDS = 2.0
+"""Seconds of quiet after which a watch proves that it lives."""
+
+
 class Batch(msgspec.Struct, frozen=True):
-    """The changes of one revision (or of several, in order): puts, and keys that were deleted."""
+    """The changes of one revision (or of several, in order): puts, and keys that were deleted.
+
+    An empty one is a proof that the watch lives.
+    """
 
     revision: int
     puts: tuple[Record, ...] = ()
@@ -168,15 +178,34 @@ class Store(Protocol):
         absent: Sequence[str] = (),
         unchanged: Mapping[str, int] | None = None,
         ttl: float = 0,
+        standing: bool = False,
     ) -> int:
         """Put and delete all, and return the revision; or change nothing and return 0 if a condition fails.
 
         The keys of ``absent`` must not exist, those of ``unchanged`` must have these revisions. With ``ttl``
-        (seconds) the records expire unless they are put again.
+        (seconds) the records expire unless they are put again; ``standing`` records expire unless they are kept, or
+        put again otherwise.
+        """
+
+    async def keep(self) -> float:
+        """Keep the ``standing`` records of this connection, without any change that a watch could tell.
+
+        Returns for how many seconds at least, counted from before the call; 0: they have ended, and must be put again.
+        A record that somebody deletes is not kept, and one that somebody else puts over it is theirs. Call this each
+        second. It waits a second for each part of the store, and then raises Unavailable.
+        """
+
+    async def full(self) -> bool:
+        """Return whether the store has no room for anything new: then hosts whose records are missing may live.
+
+        Costs the store no change. Raises Unavailable.
         """
 
     def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
         """Yield the changes after ``revision``, across reconnections, for as long as it is iterated.
+
+        Without changes it yields an empty batch every PROOF_SECONDS, or a little later, as long as the store can be
+        reached. Nobody has to write for that.
 
         Raises NotFound if the revision is no longer kept (compaction) or is in the future (a restored
         store): the caller then lists again.

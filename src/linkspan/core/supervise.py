@@ -37,14 +37,19 @@ LATE = 0.01
 """Seconds before a whole second that count as that second: a timer may be early by its resolution."""
 
 
-async def pause(seconds: float) -> None:
-    """Sleep for so long, or a little less: until a whole second of the clock.
+def until_whole(seconds: float) -> float:
+    """Return so many seconds, or a little less: until a whole second of the loop's clock.
 
     So all periodic tasks run in one turn of the loop, and the process wakes up once.
     """
     now = asyncio.get_running_loop().time()
     whole = math.floor(now + seconds) - now
-    await asyncio.sleep(whole if whole > LATE else seconds)
+    return whole if whole > LATE else seconds
+
+
+async def pause(seconds: float) -> None:
+    """Sleep for so long, or a little less, as ``until_whole``."""
+    await asyncio.sleep(until_whole(seconds))
 
 
 async def woken(event: asyncio.Event, seconds: float | None) -> bool:

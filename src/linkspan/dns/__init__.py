@@ -1,11 +1,10 @@
 """DNS for containers: one server per network and host, and what each server is told.
 
 ``zone`` is pure: it turns endpoints into a server's files, its process and set elements. ``service`` applies them
-in a task of its own, so no attach waits for DNS. Twice a second it checks what sends no event (hosts that fell
-silent, resolv.conf), and it plans again only if that changed. Names have no records of their own. They follow from
-the endpoints that hosts publish (``remote_names``) and from which hosts are alive. A host is alive while the
-revision of its ``alive/HOST`` changes, which happens every 2 s. The record's own expiry would be too late for the 5
-s that are promised.
+in a task of its own, so no attach waits for DNS. Twice a second it checks what sends no event (resolv.conf), and it
+plans again only if that changed. Names have no records of their own. They follow from the endpoints that hosts
+publish (``remote_names``) and from which hosts are alive (``cluster/presence.py``): a dead host's names are gone
+within 5 s.
 
 What could go wrong, and why it does not
     - *A server that watches its files takes one of a user's 128 inotify instances, and a host may have more

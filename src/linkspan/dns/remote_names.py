@@ -6,29 +6,19 @@ import logging
 
 import msgspec
 
-from linkspan.core.clock import now
 from linkspan.core.model import Endpoint
 from linkspan.dns import zone
 from linkspan.dns.zone import Named
+from linkspan.store.contact import ALIVE
 from linkspan.store.replica import ENDPOINTS, Replica
 
 log = logging.getLogger("linkspan.dns.remote_names")
-
-SILENT = 4.2
-"""Seconds: hosts say that they live every 2, and the dead ones' names are to be gone within 5."""
-STUCK = 3.0
-"""Seconds without a word of the store, our own words included, after which others' silence means nothing."""
 
 
 class _Known(msgspec.Struct, frozen=True):
     host: str
     network: str
     named: Named
-
-
-class _Beat(msgspec.Struct, frozen=True):
-    revision: int
-    at: float
 
 
 class Elsewhere:
@@ -39,7 +29,6 @@ class Elsewhere:
         self._host = host
         self._known: dict[str, _Known] = {}
         self._due: set[str] = set()
-        self._beats: dict[str, _Beat] = {}
         self._hosts: set[str] = set()
         self._silenced: set[str] = set()
         self._number = 0
@@ -54,7 +43,7 @@ class Elsewhere:
         """Record changed keys; return whether any of them matters."""
         due = {key for key in keys if key.startswith(ENDPOINTS) and key.split("/")[1] != self._host}
         self._due |= due
-        return bool(due) or any(key.startswith("alive/") for key in keys)
+        return bool(due) or any(key.startswith(ALIVE) for key in keys)
 
     def look(self) -> int:
         """Bring ``named`` up to date, and return its number; another number means another answer."""
@@ -84,15 +73,7 @@ class Elsewhere:
         return bool(due)
 
     def _silent(self) -> set[str]:
-        """Return the hosts with endpoints that are silent, or were never heard."""
-        stuck = now() - self._replica.heard > STUCK
-        before, self._beats = self._beats, {}
-        for host in self._hosts:
-            if (record := self._replica.records.get(f"alive/{host}")) is None:
-                continue
-            beat = before.get(host)
-            if beat is None or stuck or beat.revision != record.revision:
-                beat = _Beat(record.revision, now())
-            self._beats[host] = beat
-        late = now() - SILENT
-        return {host for host in self._hosts if host not in self._beats or self._beats[host].at < late}
+        """Return the hosts with endpoints that do not live; none while the store is full."""
+        if self._replica.absences.full:
+            return set()
+        return {host for host in self._hosts if ALIVE + host not in self._replica.records}

@@ -1,9 +1,8 @@
 """DNS service of this host's networks: which servers run, and which names they answer.
 
 Names follow from the endpoints that hosts publish, and from the hosts' liveness, so no records are stored for
-them. A host whose agent is silent for a while counts as dead, and its containers have no names any more
-(`remote_names`): the store's own expiry would come too late. While the store itself does not answer, no host
-counts as dead.
+them. A host whose record of liveness is gone counts as dead, and its containers have no names any more
+(`remote_names`). While the store itself does not answer, no host counts as dead.
 
 Containers in several networks have views (`zone`). Which there are follows from the containers' namespaces.
 
@@ -47,8 +46,7 @@ SETTLE = 0.05
 REST = 0.15
 """Seconds between two works: names are to be there within a second, and attaches are not to wait for them."""
 TICK = 0.65
-"""Seconds between looks at what tells nothing by itself, while there are servers: who is silent, resolv.conf, a port
-that is held."""
+"""Seconds between looks at what tells nothing by itself, while there are servers: resolv.conf, a port that is held."""
 LINGER = 10.0
 """Seconds that a server outlasts the last container: another one may come at once."""
 PROTOCOLS = ("udp", "tcp")

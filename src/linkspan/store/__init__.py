@@ -39,6 +39,15 @@ Engines
     - Every etcd call compares the cluster's id in the same transaction, so linkspan never reads or writes another
       cluster's records. The JSON gateway alone is used. A trial showed no fault with TLS, passwords or failover, so
       grpc stubs were not needed.
-    - A watch that is silent for five seconds is opened again, because agents write every two seconds. It does not
-      matter that the member answers other calls: the watch's own connection may use an address that is gone.
+    - A watch proves that it lives without anybody's writing. If it is quiet for two seconds, etcd is asked on the
+      watch's own connection how far it is. If etcd does not answer, the watch is opened again. It does not matter
+      that the member answers other calls: the watch's own connection may use an address that is gone.
+    - A *standing* record lives for as long as its connection keeps it (``Store.keep``). To keep it is no change: it
+      costs etcd no raft entry, and no watch tells of it. A connection to etcd has one lease for all of its standing
+      records (``etcd_lease``). SQLite moves the time at which they expire, without a revision and without a wait for
+      the disk.
+    - A full etcd (alarm NOSPACE) grants no lease, but it keeps those that there are, and ends them. So a host whose
+      record is missing there may live (``Store.full``).
+    - A call that lasts (a watch, keepalives) is one HTTP request, and its body takes further messages. It needs
+      ``Connection: close``: otherwise Go's server reads the whole body before it begins to answer.
 """

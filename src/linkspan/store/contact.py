@@ -1,7 +1,7 @@
-"""Contact with the store: when it last answered, how fast, and when each host was last seen.
+"""Contact with the store: when it last answered, how fast, and since when it is silent.
 
 A store that is away deletes nothing: the replica of its records continues to say that every host lives. So
-liveness of other hosts counts for as long as their record would (ALIVE_TTL), and is unknown after that.
+liveness of other hosts is unknown once the watch has not proved for STALE seconds that it lives.
 
 Ages are counted by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. Displayed
 times are the wall clock's.
@@ -10,17 +10,19 @@ times are the wall clock's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Literal
 
-from linkspan.core.contracts import Record
+from linkspan.core.contracts import Batch
 
 ALIVE = "alive/"
-"""Records by which hosts say that they live; each is written again and again, and expires by itself."""
-ALIVE_TTL = 7.0
-"""Seconds after which a host that says nothing counts as silent: `status` tells within these."""
+"""Records by which hosts say that they live (`cluster/presence.py`)."""
+STALE = 7.0
+"""Seconds without a proof that the watch lives: a watch whose member hangs is at another one in 4, and an election
+takes 1 to 2 s."""
 SLOW = 1.0
 """Seconds: a store that is well answers in milliseconds, and an election takes 1 to 2 s."""
+RECENT = 60.0
+"""Seconds for which a slow answer to a write tells of the present: nobody may write for hours."""
 
 State = Literal["ok", "slow", "away", "stale", "lost"]
 """``away``: it does not answer, or refuses. ``stale``: it takes writes, and tells nothing of what others write.
@@ -40,28 +42,42 @@ class Contact:
         """When it last answered (seconds since the epoch), None where it has not since the start."""
         self.seconds: float | None = None
         """How long its last answer to a write took."""
-        self._told: float | None = None
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._wrote = float("-inf")
+        self.heard = float("-inf")
+        """When it last told anything, a proof that the watch lives too."""
+        self._told = 0.0
+        """The same in seconds since the epoch."""
+        self._gone: dict[str, float | None] = {}
+        """When each host's record was told to be gone (seconds since the epoch), None while it is there."""
 
     def wrote(self, seconds: float) -> None:
         """Record an answer to a write."""
-        self.answered, self.seconds = time.time(), seconds
+        self.answered, self.seconds, self._wrote = time.time(), seconds, now()
 
-    def told(self, records: Iterable[Record]) -> None:
-        """Record a listing, or changes from the watch.
+    def kept(self) -> None:
+        """Record an answer to a keepalive, which needs no disk."""
+        self.answered = time.time()
 
-        A record listed again with a known revision is no new sign of life of its host.
-        """
-        self.answered, self._told = time.time(), now()
-        for record in records:
-            if record.key.startswith(ALIVE) and self._seen.get(record.key, (-1, 0.0))[0] != record.revision:
-                self._seen[record.key] = record.revision, self.answered
+    def took(self) -> float | None:
+        """Return how long the last write took, in seconds; None if there was none lately."""
+        return self.seconds if now() - self._wrote < RECENT else None
+
+    def told(self, batch: Batch) -> None:
+        """Record a listing, with the missing records as deletes, or changes from the watch."""
+        self.answered = self._told = time.time()
+        self.heard = now()
+        for record in batch.puts:
+            if record.key.startswith(ALIVE):
+                self._gone[record.key] = None
+        for key in batch.deletes:
+            if self._gone.get(key, 0.0) is None:
+                self._gone[key] = self._told
 
     def silence(self) -> float:
         """Return for how many seconds the store has been silent; infinite if it has not answered since the start."""
-        return float("inf") if self._told is None else now() - self._told
+        return now() - self.heard
 
     def seen(self, host: str) -> float | None:
-        """Return when a host's last word was heard, in seconds since the epoch; None where none was."""
-        known = self._seen.get(ALIVE + host)
-        return known[1] if known is not None else None
+        """Return until when a host is known to have lived, in seconds since the epoch; None if it never was."""
+        key = ALIVE + host
+        return (self._gone[key] or self._told) if key in self._gone else None

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import NoReturn
 
-from linkspan.core.contracts import JOIN, Batch, Record
+from linkspan.core.contracts import JOIN, PROOF_SECONDS, Batch, Record
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.core.store_url import etcd_parts
-from linkspan.core.supervise import woken
-from linkspan.store.etcd_gateway import Gateway, Lines, Refused
+from linkspan.core.supervise import until_whole, woken
+from linkspan.store.etcd_gateway import Gateway, Refused, Stream
+from linkspan.store.etcd_lease import TRY, StandingLease
 from linkspan.store.etcd_wire import (
     Event,
     Grant,
@@ -32,12 +32,14 @@ from linkspan.store.etcd_wire import (
     KeyValue,
     Members,
     Range,
+    Status,
     Txn,
     Watch,
     WatchLine,
     decode,
     has_revision,
     has_value,
+    lease_of,
     prefix_range,
     puts_and_deletes,
     range_of,
@@ -59,12 +61,17 @@ PEER_PORT = 2380
 SEEN = 8
 """Changes that a watch remembers: that a restored store had the same ones at the same revisions is chance no more."""
 
+ASKED = -1
+"""The number of the watch in an answer to the question how far the watches of a connection are. Before etcd 3.4.25 and
+3.5.8 such an answer may come before changes of that revision (etcd issue 15220), so it is a proof of life alone: where
+a watch begins again is told by changes, and by what etcd tells unasked."""
+
 _MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
 """What a member may advertise that means that member's machine, and is not to be taken for this one."""
 
-QUIET_SECONDS = 5.0
-"""After so long without a word a watch is opened anew: agents say every two seconds that they live. A connection from
-an address that the host has no more is silent, and never ends."""
+QUIET_SECONDS = 1.5
+"""Time that etcd has to answer a quiet watch's question how far it is; then the watch is opened again, at whichever
+member answers. A connection from an address that the host has no more is silent, and never ends."""
 
 RETRY_SECONDS = (0.05, 2.0)
 """The first and the longest pause before a watch is opened anew."""
@@ -82,6 +89,7 @@ class EtcdStore:
         self.cluster = cluster
         """Empty until etcd has answered once, where it was not given."""
         self._gateway = Gateway(self.url)
+        self._standing = StandingLease(self._gateway)
         self._cluster_key = f"{self.url.prefix}.cluster"
         self._meeting = asyncio.Lock()
         self._met = False
@@ -123,24 +131,51 @@ class EtcdStore:
         absent: Sequence[str] = (),
         unchanged: Mapping[str, int] | None = None,
         ttl: float = 0,
+        standing: bool = False,
     ) -> int:
         """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold.
 
-        A time to live is at least etcd's own minimum, 2 s with its defaults.
+        A time to live is at least etcd's own minimum, 2 s with its defaults. What is standing is tied to the one
+        lease that this connection has for all of it, and waits for a member TRY seconds only.
         """
-        request = Request(puts, deletes, absent, unchanged, ttl)
+        request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
-        prefix, lease = self.url.prefix, ""
-        if ttl:
-            lease = (await self._gateway.ask("/v3/lease/grant", {"TTL": str(math.ceil(ttl))}, Grant)).ID
+        if not standing:
+            lease = (await self._gateway.ask("/v3/lease/grant", lease_of(ttl), Grant)).ID if ttl else ""
+            return await self._carry_out(request, lease)
+        try:
+            return await self._carry_out(request, await self._standing.granted())
+        except Refused as error:
+            if not error.missing:
+                raise
+        self._standing.forget()  # it has ended, and nothing was kept since
+        return await self._carry_out(request, await self._standing.granted())
+
+    async def _carry_out(self, request: Request, lease: str) -> int:
+        puts, deletes, prefix = request.puts, request.deletes, self.url.prefix
         operations = puts_and_deletes(
             {prefix + key: value for key, value in puts.items()}, [prefix + key for key in deletes], lease
         )
         conditions = [has_revision(prefix + key, revision) for key, revision in request.conditions.items()]
-        answer, unsure = await self._guarded(conditions, operations)
+        answer, unsure = await self._guarded(conditions, operations, TRY if request.standing else 0)
         if answer.succeeded or not unsure or not conditions:
             return answer.header.revision if answer.succeeded else 0
         return await self._was_ours(puts)
+
+    async def keep(self) -> float:
+        """Keep the standing lease; returns for how many seconds, 0 if there is none, or none exists any more."""
+        return await self._standing.keep()
+
+    async def full(self) -> bool:
+        """Return whether the alarm NOSPACE is on: until somebody disarms it etcd takes neither puts nor leases.
+
+        An etcd that does not let us ask is taken for one with room: else no death would ever be known.
+        """
+        try:
+            found = await self._gateway.ask("/v3/maintenance/status", {}, Status)
+        except Refused:
+            return False
+        return any("NOSPACE" in error for error in found.errors)
 
     async def _was_ours(self, puts: Mapping[str, bytes]) -> int:
         """Return the revision of a transaction, of which no answer came, where all that it put is there; else 0."""
@@ -157,18 +192,24 @@ class EtcdStore:
         return revisions.pop() if same and len(revisions) == 1 else 0
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Yield what changes after ``revision``, each key once in a batch; a lost connection is opened again."""
+        """Yield what changes after ``revision``, each key once in a batch; a lost connection is opened again.
+
+        A watch that has been quiet for PROOF_SECONDS is asked how far it is, on its own connection. That costs etcd
+        no raft entry and no revision. The answer is the proof that the watch lives, and an empty batch.
+        """
         place = Place(self.url.prefix + prefix, revision)
         shortest, longest = RETRY_SECONDS
         pause = shortest
         while not self._closing.is_set():
+            told = False
             # What is wrong is told to whoever calls; the watch goes on when it is well again.
             with contextlib.suppress(Unavailable):
                 async with contextlib.aclosing(self._follow(place)) as batches:
                     async for batch in batches:
-                        pause = shortest
+                        told, pause = True, shortest
                         yield batch
-                continue  # it was silent
+                if told:  # it fell silent; another member may answer
+                    continue
             # Many hosts lose their connections at once, and should not all come back at once.
             await woken(self._closing, pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             pause = min(pause * 2, longest)
@@ -180,19 +221,23 @@ class EtcdStore:
         await self._require_seen(place)
         endpoint = self._gateway.endpoint
         request = {**prefix_range(place.prefix), "start_revision": place.revision + 1, "progress_notify": True}
-        async with self._gateway.watch(endpoint, {"create_request": request}) as lines:
-            while (message := await self._message(lines, endpoint)) is not None:
+        with contextlib.closing(
+            await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
+        ) as stream:
+            while (message := await self._message(stream, endpoint)) is not None:
                 if message.compact_revision:
                     refuse_revision(f"etcd {endpoint}", place.revision, message.compact_revision, 1 << 63)
                 if message.canceled:
                     raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
-                batch = self._batch(message.events)
                 if message.events:
+                    batch = self._batch(message.events)
                     place.saw(message.events)
                     if batch.puts or batch.deletes:
                         yield batch
                 elif not message.created:  # it has the present revision, before the past changes arrive
-                    place.progress(message.header)
+                    if message.watch_id != ASKED:
+                        place.progress(message.header)
+                    yield Batch(place.revision)
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound where what the watch saw last is not what this etcd had at those revisions.
@@ -211,13 +256,16 @@ class EtcdStore:
             if had != (revision if event.type == "PUT" else 0):
                 place.refuse(self._gateway.endpoint)
 
-    async def _message(self, lines: Lines, endpoint: str) -> Watch | None:
-        """Return the next message of a watch, None after QUIET_SECONDS without."""
+    async def _message(self, stream: Stream, endpoint: str) -> Watch | None:
+        """Return the next message of a watch; None if it was quiet, and did not answer the question how far it is."""
         try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                line = await lines.next()
+            line = await _line(stream, until_whole(PROOF_SECONDS))
         except TimeoutError:
-            return None
+            stream.send({"progress_request": {}})
+            try:
+                line = await _line(stream, QUIET_SECONDS)
+            except TimeoutError:
+                return None
         told = decode(line, WatchLine)
         if told.result is None:
             why = told.error.message if told.error else line[:200].decode(errors="replace")
@@ -240,7 +288,9 @@ class EtcdStore:
         key = found.key.decode(errors="replace").removeprefix(self.url.prefix)
         return Record(key, found.value, found.mod_revision)
 
-    async def _guarded(self, conditions: Sequence[Json], operations: Sequence[Json]) -> tuple[Txn, bool]:
+    async def _guarded(
+        self, conditions: Sequence[Json], operations: Sequence[Json], seconds: float = 0
+    ) -> tuple[Txn, bool]:
         """Carry out a transaction in our cluster only; return also whether a failed try may have done it before.
 
         Raises Unavailable where the store is another cluster's.
@@ -252,7 +302,7 @@ class EtcdStore:
             "failure": [range_of(self._cluster_key)],
         }
         for _ in range(3):
-            text, unsure = await self._gateway.call("/v3/kv/txn", body)
+            text, unsure = await self._gateway.call("/v3/kv/txn", body, seconds)
             answer = decode(text, Txn)
             if answer.succeeded:
                 return answer, unsure
@@ -268,8 +318,11 @@ class EtcdStore:
             return
         async with self._meeting:
             if not self._met:
-                await self._name(self.cluster or uuid.uuid4().hex)
-                found = await self._gateway.ask("/v3/kv/range", {"key": self._cluster_key.encode()}, Range)
+                read = {"key": self._cluster_key.encode()}
+                found = await self._gateway.ask("/v3/kv/range", read, Range)
+                if not found.kvs:  # a full etcd refuses what could put it, though it is there
+                    await self._name(self.cluster or uuid.uuid4().hex)
+                    found = await self._gateway.ask("/v3/kv/range", read, Range)
                 if not found.kvs:
                     raise Unavailable(f"store etcd {self._gateway.endpoint}: {self._cluster_key} was deleted")
                 self.cluster = self.cluster or found.kvs[0].value.decode(errors="replace")
@@ -313,7 +366,14 @@ class EtcdStore:
     async def close(self) -> None:
         """Close all connections; watches end."""
         self._closing.set()
+        self._standing.close()
         await self._gateway.close()
+
+
+async def _line(stream: Stream, seconds: float) -> bytes:
+    """Return the next line. Raises TimeoutError if none comes."""
+    async with asyncio.timeout(seconds):
+        return await stream.next()
 
 
 class Place:
@@ -346,10 +406,10 @@ class Place:
         )
 
     def saw(self, events: Sequence[Event]) -> None:
-        """Take note of changes."""
+        """Record changes."""
         self.revision = max(event.kv.mod_revision for event in events)
         self.seen.extend(events)
 
     def progress(self, header: Header) -> None:
-        """Take note that there was nothing up to a revision."""
+        """Record that there was nothing up to a revision."""
         self.revision = max(self.revision, header.revision)

@@ -2,15 +2,18 @@
 
 A call goes to the endpoint that answered last; if it fails, to the next. Each has SECONDS, so a call takes at
 most that for each endpoint. A refusal by etcd itself is not retried at another member.
+
+A stream is one request whose body takes further messages while its answer brings lines. Measured with etcd 3.5, a
+message and its answer cost etcd 0.2 ms and the agent 0.1 ms; a separate request costs 0.4 and 0.3 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
 
 import aiohttp
@@ -19,7 +22,7 @@ import msgspec
 from linkspan.core.errors import Denied, LinkspanError, Unavailable
 from linkspan.core.store_url import EtcdUrl
 from linkspan.kernel.io.private_files import alone
-from linkspan.store.etcd_wire import Json, Refusal, Token, decode
+from linkspan.store.etcd_wire import Json, Token, decode, refusal_of
 
 SECONDS = 3.0
 """For one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
@@ -32,8 +35,8 @@ CONNECTIONS = 8
 
 # google.golang.org/grpc/codes
 _UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
-_INVALID, _EXHAUSTED, _DENIED, _NOT_ENABLED = 3, 8, 7, 9
-_SAME_EVERYWHERE = {_INVALID, _EXHAUSTED, _DENIED, _NOT_ENABLED, _OUT_OF_RANGE}
+_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, _NOT_ENABLED = 3, 5, 8, 7, 9
+_SAME_EVERYWHERE = {_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, _NOT_ENABLED, _OUT_OF_RANGE}
 
 _NO_TLS = "take ca, cert and key out of the store's URL"
 
@@ -51,6 +54,11 @@ class Refused(Unavailable):
     def compacted(self) -> bool:
         """Return whether the requested revision is no longer kept."""
         return self.number == _OUT_OF_RANGE
+
+    @property
+    def missing(self) -> bool:
+        """Whether what the call is about does not exist: a lease that has ended."""
+        return self.number == _NOT_FOUND
 
 
 class Failed(Unavailable):
@@ -76,26 +84,28 @@ class Gateway:
         self.endpoint = url.endpoints[0]
         """The one that answered last."""
         self._calls: aiohttp.ClientSession | None = None
-        self._watches: aiohttp.ClientSession | None = None
+        self._lasting: aiohttp.ClientSession | None = None
+        """For streams."""
         self._context: ssl.SSLContext | None = None
         self._token = ""
         self._logging_in = asyncio.Lock()
-        self._streams: set[Lines] = set()
+        self.streams: set[Stream] = set()
+        """Those that are open."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def call(self, path: str, body: Json) -> tuple[bytes, bool]:
+    async def call(self, path: str, body: Json, seconds: float = 0) -> tuple[bytes, bool]:
         """Return the answer, and whether an earlier try, that failed, may have been carried out too.
 
-        Raises Refused where etcd says no, and Unavailable, which names each endpoint and why, else.
+        Each endpoint has ``seconds`` (0: SECONDS). Raises Refused if etcd says no, and Unavailable, which names each
+        endpoint and why, else.
         """
         failures: dict[str, Failed] = {}
         sent = False
-        first = self.url.endpoints.index(self.endpoint)
-        for endpoint in self.url.endpoints[first:] + self.url.endpoints[:first]:
+        for endpoint in self.order():
             for _ in range(2):
                 try:
-                    answer = await self._ask_as_user(endpoint, path, body)
+                    answer = await self._ask_as_user(endpoint, path, body, seconds)
                 except Failed as error:
                     failures[endpoint] = error
                     sent |= error.sent
@@ -104,10 +114,18 @@ class Gateway:
                 else:
                     self.endpoint = endpoint
                     return answer, sent
+        raise await self.unavailable(failures)
+
+    def order(self) -> tuple[str, ...]:
+        """Return the endpoints as they are asked: from the one that answered last on."""
+        first = self.url.endpoints.index(self.endpoint)
+        return self.url.endpoints[first:] + self.url.endpoints[:first]
+
+    async def unavailable(self, failures: Mapping[str, Failed]) -> Unavailable:
+        """Return the error that none of these endpoints answered, with each one's reason."""
         self._context = None  # certificates may be renewed meanwhile
-        failures = {endpoint: await self._explained(endpoint, error) for endpoint, error in failures.items()}
-        messages = "; ".join(failure.message for failure in failures.values())
-        raise Unavailable(f"store {messages}", next(iter(failures.values())).hint)
+        told = await asyncio.gather(*(self._explained(endpoint, error) for endpoint, error in failures.items()))
+        return Unavailable(f"store {'; '.join(one.message for one in told)}", told[0].hint)
 
     async def _explained(self, endpoint: str, error: Failed) -> Failed:
         """Return a failure with what a look at name and TLS says of it: the call's own error does not tell."""
@@ -121,19 +139,19 @@ class Gateway:
             return Failed(f"etcd {endpoint}: {what}", hint, sent=False)
         return error
 
-    async def ask(self, path: str, body: Json, kind: type[T]) -> T:
+    async def ask(self, path: str, body: Json, kind: type[T], seconds: float = 0) -> T:
         """Return the answer to what may be asked twice."""
-        return decode((await self.call(path, body))[0], kind)
+        return decode((await self.call(path, body, seconds))[0], kind)
 
-    async def _ask_as_user(self, endpoint: str, path: str, body: Json) -> bytes:
+    async def _ask_as_user(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
         token = await self._login(endpoint, stale="") if self.url.user else ""
         try:
-            return await self._ask(endpoint, path, body, token)
+            return await self._ask(endpoint, path, body, token, seconds)
         except Refused as error:
             # A token lives for minutes, not longer than its member, and until users change.
             if not token or not (error.number == _UNAUTHENTICATED or "auth store is old" in error.message):
                 raise
-        return await self._ask(endpoint, path, body, await self._login(endpoint, stale=token))
+        return await self._ask(endpoint, path, body, await self._login(endpoint, stale=token), seconds)
 
     async def _login(self, endpoint: str, stale: str) -> str:
         """Return a token other than the stale one; who asks meanwhile waits, for a login costs etcd 70 ms."""
@@ -149,7 +167,7 @@ class Gateway:
                 self._token = decode(answer, Token).token
             return self._token
 
-    async def _ask(self, endpoint: str, path: str, body: Json, token: str) -> bytes:
+    async def _ask(self, endpoint: str, path: str, body: Json, token: str, seconds: float = 0) -> bytes:
         self._refuse_closed()
         if self._calls is None:
             self._calls = _session(aiohttp.ClientTimeout(total=SECONDS), CONNECTIONS)
@@ -158,47 +176,51 @@ class Gateway:
                 self.url.base(endpoint) + path,
                 data=msgspec.json.encode(body),
                 headers={"Authorization": token} if token else {},
+                timeout=aiohttp.ClientTimeout(total=seconds or SECONDS),
                 ssl=await self._tls(),
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise self._failure(endpoint, error) from error
+            raise self.failure(endpoint, error, seconds) from error
         if response.status != 200:
             raise self._refusal(endpoint, response.status, answer)
         return answer
 
-    @asynccontextmanager
-    async def watch(self, endpoint: str, body: Json) -> AsyncIterator[Lines]:
-        """Open a watch at one endpoint. Raises Unavailable, here and where its lines are read."""
+    async def stream(self, endpoint: str, path: str, body: Json, seconds: float = 0) -> Stream:
+        """Open a stream at one endpoint, with its first message; etcd has ``seconds`` (0: SECONDS) to begin to answer.
+
+        The caller closes it. Raises Unavailable.
+        """
         token = await self._login(endpoint, stale="") if self.url.user else ""
         self._refuse_closed()
-        if self._watches is None:
-            self._watches = _session(aiohttp.ClientTimeout(total=None, sock_connect=SECONDS), 0)
-        # A member that has lost its leader ends the watch, instead of falling silent.
-        headers = {"Grpc-Metadata-hasleader": "true", **({"Authorization": token} if token else {})}
+        if self._lasting is None:
+            self._lasting = _session(aiohttp.ClientTimeout(total=None, sock_connect=SECONDS), 0)
+        headers = {
+            # A member that has lost its leader ends the stream, instead of falling silent.
+            "Grpc-Metadata-hasleader": "true",
+            # Else Go's server reads the body to its end before it begins to answer (net/http, HTTP/1.1).
+            "Connection": "close",
+            **({"Authorization": token} if token else {}),
+        }
+        messages = Messages(body)
         try:
-            async with asyncio.timeout(SECONDS):
-                response = await self._watches.post(
-                    f"{self.url.base(endpoint)}/v3/watch",
-                    data=msgspec.json.encode(body),
+            async with asyncio.timeout(seconds or SECONDS):
+                response = await self._lasting.post(
+                    f"{self.url.base(endpoint)}{path}",
+                    data=messages.sent(),
                     headers=headers,
                     ssl=await self._tls(),
                 )
-        except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise self._failure(endpoint, error) from error
-        try:
-            if response.status != 200:
-                raise self._refusal(endpoint, response.status, await response.read())
-            lines = Lines(response)
-            self._streams.add(lines)
-            try:
-                yield lines
-            finally:
-                self._streams.discard(lines)
-        except (aiohttp.ClientError, ValueError, ConnectionError, ssl.SSLError) as error:
-            raise self._failure(endpoint, error) from error
-        finally:
-            response.close()
+        except BaseException as error:
+            messages.end()
+            if isinstance(error, aiohttp.ClientError | ValueError | OSError):
+                raise self.failure(endpoint, error, seconds) from error
+            raise
+        stream = Stream(self, endpoint, response, messages)
+        if response.status != 200:
+            with contextlib.closing(stream):
+                raise self._refusal(endpoint, response.status, await stream.rest())
+        return stream
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -212,7 +234,8 @@ class Gateway:
             self._context = await asyncio.to_thread(_context, self.url)
         return self._context
 
-    def _failure(self, endpoint: str, error: Exception) -> Failed:
+    def failure(self, endpoint: str, error: Exception, seconds: float = 0) -> Failed:
+        """Return our error for one of a call's that had ``seconds`` (0: SECONDS)."""
         where = f"etcd {endpoint}"
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
@@ -222,7 +245,7 @@ class Gateway:
             return Failed(*_tls_words(where, tls), False)
         if isinstance(error, TimeoutError):
             hint = "does it hang, has it lost its quorum, or is a firewall between? etcdctl endpoint status"
-            return Failed(f"{where}: no answer within {SECONDS:.0f} s", hint, True, unanswered=True)
+            return Failed(f"{where}: no answer within {seconds or SECONDS:.0f} s", hint, True, unanswered=True)
         hint = f"is etcd running there? curl {self.url.base(endpoint)}/health"
         if isinstance(error, aiohttp.ClientConnectorError):
             if self.url.tls and not error.os_error.errno:
@@ -234,7 +257,7 @@ class Gateway:
     def _refusal(self, endpoint: str, status: int, answer: bytes) -> LinkspanError:
         where = f"etcd {endpoint}"
         try:
-            refusal = decode(answer, Refusal)
+            refusal = refusal_of(answer)
         except Unavailable:
             text = answer.decode(errors="replace").strip()[:200]
             hint = "ca=FILE is missing" if "HTTPS" in text else "is that etcd v3?"
@@ -266,8 +289,8 @@ class Gateway:
 
     def renew(self) -> None:
         """Abandon the open connections."""
-        for lines in self._streams:
-            lines.end()
+        for stream in self.streams:
+            stream.end()
         if self._calls:
             leaving = asyncio.create_task(_left(self._calls))
             self._leaving.add(leaving)
@@ -277,36 +300,83 @@ class Gateway:
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
-        for lines in self._streams:
-            lines.end()
+        for stream in self.streams:
+            stream.end()
         for leaving in self._leaving:
             leaving.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
-        for session in (self._calls, self._watches):
+        for session in (self._calls, self._lasting):
             if session:
                 await session.close()
 
 
-class Lines:
-    """The lines of a stream; waiting for one may be given up and tried again."""
+class Messages:
+    """The messages of a request's body."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, first: Json) -> None:
+        self._waiting: asyncio.Queue[Json | None] = asyncio.Queue()
+        self._waiting.put_nowait(first)
+
+    def send(self, message: Json) -> None:
+        """Send one more message; never waits."""
+        self._waiting.put_nowait(message)
+
+    def end(self) -> None:
+        """Send no more."""
+        self._waiting.put_nowait(None)
+
+    async def sent(self) -> AsyncGenerator[bytes, None]:
+        """Yield the messages as they come."""
+        while (message := await self._waiting.get()) is not None:
+            yield msgspec.json.encode(message)
+
+
+class Stream:
+    """One request that lasts: it takes messages, and answers by lines."""
+
+    def __init__(
+        self, gateway: Gateway, endpoint: str, response: aiohttp.ClientResponse, messages: Messages
+    ) -> None:
+        self.endpoint = endpoint
+        self._gateway = gateway
         self._response = response
+        self._messages = messages
         self._buffer = b""
+        gateway.streams.add(self)
+
+    def send(self, message: Json) -> None:
+        """Send one more message; never waits."""
+        self._messages.send(message)
+
+    async def next(self) -> bytes:
+        """Return the next line; waiting for one may be given up and tried again. Raises Unavailable at the end."""
+        try:
+            while b"\n" not in self._buffer:
+                chunk = await self._response.content.readany()
+                if not chunk:
+                    raise ConnectionResetError("it ended")
+                self._buffer += chunk
+        except (aiohttp.ClientError, ValueError, ConnectionError, ssl.SSLError) as error:
+            raise self._gateway.failure(self.endpoint, error) from error
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    async def rest(self) -> bytes:
+        """Return all that comes until the end. Raises Unavailable."""
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise self._gateway.failure(self.endpoint, error) from error
 
     def end(self) -> None:
         """Let who waits for a line wait no more."""
         self._response.content.set_exception(ConnectionResetError("it was closed"))
 
-    async def next(self) -> bytes:
-        """Return the next line. Raises ConnectionError at the end."""
-        while b"\n" not in self._buffer:
-            chunk = await self._response.content.readany()
-            if not chunk:
-                raise ConnectionResetError("it ended")
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+    def close(self) -> None:
+        """Close it."""
+        self._gateway.streams.discard(self)
+        self._messages.end()
+        self._response.close()
 
 
 async def _left(session: aiohttp.ClientSession) -> None:

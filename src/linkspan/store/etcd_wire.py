@@ -5,6 +5,7 @@ Bytes are base64, 64-bit numbers are strings, and default values are left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -58,10 +59,44 @@ class Txn(msgspec.Struct, frozen=True):
         return self.responses[number].response_range or Range()
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """An error; ``code`` is gRPC's."""
+
+    code: int = 2
+    message: str = ""
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """An error of a stream, in a line of its answer or in the place of the answer."""
+
+    code: int = msgspec.field(default=2, name="grpc_code")
+    message: str = ""
+
+
+class StreamRefusal(msgspec.Struct, frozen=True):
+    """The answer of a stream that did not begin."""
+
+    error: StreamError
+
+
 class Grant(msgspec.Struct, frozen=True):
-    """A lease, to which keys are tied."""
+    """A lease, to which keys are tied, and for how many seconds; 0: there is none."""
 
     ID: str
+    TTL: int = 0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One line of the answer to keepalives."""
+
+    result: Grant | None = None
+    error: StreamError | None = None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a member says of itself; ``errors`` are the cluster's alarms among others."""
+
+    errors: tuple[str, ...] = ()
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -83,13 +118,6 @@ class Token(msgspec.Struct, frozen=True):
     token: str = ""
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """An error; ``code`` is gRPC's."""
-
-    code: int = 2
-    message: str = ""
-
-
 class Event(msgspec.Struct, frozen=True):
     """A change."""
 
@@ -101,6 +129,7 @@ class Watch(msgspec.Struct, frozen=True):
     """One message of a watch."""
 
     header: Header = Header()
+    watch_id: int = 0
     created: bool = False
     canceled: bool = False
     compact_revision: int = 0
@@ -112,7 +141,7 @@ class WatchLine(msgspec.Struct, frozen=True):
     """One line of a watch's answer."""
 
     result: Watch | None = None
-    error: Refusal | None = None
+    error: StreamError | None = None
 
 
 def decode(text: bytes, kind: type[T]) -> T:
@@ -121,6 +150,15 @@ def decode(text: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(text, type=kind, strict=False)
     except msgspec.DecodeError as error:
         raise Unavailable(f"store etcd: an answer is not understood: {error}", "is that etcd v3?") from error
+
+
+def refusal_of(answer: bytes) -> Refusal:
+    """Return the error that an answer is, of a call or of a stream. Raises Unavailable for what is none of etcd's."""
+    try:
+        found = msgspec.json.decode(answer, type=StreamRefusal, strict=False).error
+    except msgspec.DecodeError:
+        return decode(answer, Refusal)
+    return Refusal(found.code, found.message)
 
 
 def prefix_range(key: str) -> Json:
@@ -137,6 +175,11 @@ def has_value(key: str, value: str) -> Json:
 def has_revision(key: str, revision: int) -> Json:
     """Return the condition that a key was last changed then; 0: it does not exist."""
     return {"key": key.encode(), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+
+
+def lease_of(seconds: float) -> Json:
+    """Return the request for a lease; etcd counts in whole seconds."""
+    return {"TTL": str(math.ceil(seconds))}
 
 
 def range_of(key: str) -> Json:

@@ -9,8 +9,9 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from linkspan.core.contracts import Batch, Record
+from linkspan.core.contracts import LIFE, PROOF_SECONDS, Batch, Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.supervise import woken
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
 
@@ -22,6 +23,8 @@ class Memory:
         self.cluster = uuid.uuid4().hex
         self.revision = 0
         self.pruned = 0
+        self.full = False
+        """Whether it takes nothing new, as an etcd whose quota is full; what there is lives, and ends."""
         self.entries: dict[str, tuple[bytes | None, int]] = {}
         """Value and revision by key; a deleted key has no value until it is pruned."""
         self._changed = asyncio.Event()
@@ -37,13 +40,14 @@ class Memory:
         self.revision += 1
         self.entries.update({key: (value, self.revision) for key, value in changes.items()})
         if request.ttl:
-            asyncio.get_running_loop().call_later(request.ttl, self._expire, list(request.puts), self.revision)
+            put = dict.fromkeys(request.puts, self.revision)
+            asyncio.get_running_loop().call_later(request.ttl, self.expire, put)
         self.ring()
         return self.revision
 
-    def _expire(self, keys: list[str], revision: int) -> None:
-        """Delete the keys that were not put again."""
-        gone = [key for key in keys if self.revision_of(key) == revision]
+    def expire(self, revisions: Mapping[str, int]) -> None:
+        """Delete the keys that were not put again after these revisions."""
+        gone = [key for key, revision in revisions.items() if self.revision_of(key) == revision]
         self.commit(Request({}, gone))
 
     def revision_of(self, key: str) -> int:
@@ -82,8 +86,8 @@ class Memory:
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+        """Wait for the next change, at most for PROOF_SECONDS."""
+        await woken(self._changed, PROOF_SECONDS)
 
 
 class MemoryStore:
@@ -93,6 +97,8 @@ class MemoryStore:
         self._memory = memory
         self._connected = True
         self._closed = False
+        self._standing: dict[str, int] = {}
+        self._end: asyncio.TimerHandle | None = None
         self.cluster = memory.cluster
 
     def cut(self) -> None:
@@ -133,12 +139,43 @@ class MemoryStore:
         absent: Sequence[str] = (),
         unchanged: Mapping[str, int] | None = None,
         ttl: float = 0,
+        standing: bool = False,
     ) -> int:
         """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold."""
-        request = Request(puts, deletes, absent, unchanged, ttl)
+        request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
         await asyncio.sleep(0)
-        return self._answer().commit(request)
+        memory = self._answer()
+        if memory.full and puts:
+            raise Unavailable("store in memory: it is full", "make room")
+        done = memory.commit(request)
+        if done and standing:
+            self._standing |= dict.fromkeys(puts, done)
+            self._prolong()
+        return done
+
+    async def keep(self) -> float:
+        """Let the standing records end later; returns for how many seconds, 0 if there are none."""
+        await asyncio.sleep(0)
+        self._answer()
+        if self._standing:
+            self._prolong()
+        return LIFE if self._standing else 0.0
+
+    def _prolong(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = asyncio.get_running_loop().call_later(LIFE, self.lapse)
+
+    def lapse(self) -> None:
+        """Let the standing records end, as if they had not been kept."""
+        ended, self._standing = self._standing, {}
+        self._memory.expire(ended)
+
+    async def full(self) -> bool:
+        """Tell whether it takes nothing new."""
+        await asyncio.sleep(0)
+        return self._answer().full
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
         """Yield what changes after ``revision``: at each time all there is, each key once."""
@@ -147,9 +184,9 @@ class MemoryStore:
                 upto = self._memory.revision
                 batch = self._memory.changes(prefix, revision)
                 revision = upto
-                if batch.puts or batch.deletes:
-                    yield batch
-                    continue  # more may have come while the caller had it
+                yield batch
+                if self._closed or upto != self._memory.revision:  # while the caller had it
+                    continue
             await self._memory.changed()
 
     async def services(self) -> tuple[str, ...]:

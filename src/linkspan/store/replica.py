@@ -36,7 +36,8 @@ from linkspan.core.model import Host, Lease
 from linkspan.core.supervise import lasting, woken
 from linkspan.kernel.io.durable_files import write
 from linkspan.store import records, validation
-from linkspan.store.contact import Contact
+from linkspan.store.absence import Absences
+from linkspan.store.contact import ALIVE, Contact
 from linkspan.store.fence import fenced
 from linkspan.store.record_history import Versions
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
@@ -45,12 +46,15 @@ log = logging.getLogger("linkspan.store.replica")
 
 GONE = "gone/"
 ENDPOINTS = "endpoints/"
-EPHEMERAL = ("alive/", "ask/", "answer/", ENDPOINTS)
+EPHEMERAL = (ALIVE, "ask/", "answer/", ENDPOINTS)
 """What is never missed: records that end by themselves, and those that their host puts again, unasked."""
 CLAIMS = ("blocks/", "addresses/")
 """What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
 OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
 """What is of one host, which alone puts it back, by the first word of its key."""
+AWAY = 3.0
+"""Seconds without a keepalive that was answered, after which that is a problem: an election takes 1 to 2 s, and claims
+wait for it."""
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -119,8 +123,8 @@ class Replica:
         """Claims of this host as it knew them, by key, in whose place the store has another host's."""
         self._provisional = provisional
         self.contact = Contact()
-        self.heard = 0.0
-        """When the watch last told anything, by CLOCK_BOOTTIME."""
+        self.absences = Absences(store, self._forget)
+        """Hosts' records of liveness that are gone, and are still among ``records``."""
         self.listed = False
         """Whether the store has told what it has, since the start."""
         self.fix = ""
@@ -145,6 +149,9 @@ class Replica:
         self._before = Versions()
         self._reading = ""
         self._writing = ""
+        self._keeping = ""
+        self._unkept: float | None = None
+        """Since when no keepalive is answered, by the loop's time."""
         self._snapshot = snapshot
         self._cluster = ""
         self._host = host
@@ -156,8 +163,8 @@ class Replica:
 
     @property
     def problem(self) -> str:
-        """Return the store's problem: found by reading or, because a watch waits in silence, by writing."""
-        return self._reading or self._writing
+        """Return the store's problem: found by reading, by writing, or by the keepalive of each second."""
+        return self._reading or self._writing or self._keeping
 
     @property
     def unreadable(self) -> set[str]:
@@ -185,7 +192,11 @@ class Replica:
             pass  # a new host's
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
-        work = {"following the store": self._follow, "keeping the snapshot": self._keep_snapshot}
+        work = {
+            "following the store": self._follow,
+            "keeping the snapshot": self._keep_snapshot,
+            "minding hosts that are gone": self.absences.follow,
+        }
         self._tasks = [lasting(*one) for one in work.items()]
         await woken(self._first, FIRST_ANSWER)
 
@@ -301,11 +312,12 @@ class Replica:
         deletes: Iterable[str] = (),
         absent: Iterable[str] = (),
         unchanged: Mapping[str, int] | None = None,
-        ttl: float = 0,
+        standing: bool = False,
     ) -> bool:
         """Write to the store, with tombstones for what is deleted, and see it here at once where it was taken.
 
-        Returns whether the conditions ``absent`` and ``unchanged`` hold. Raises as ``fenced``.
+        Returns whether the conditions ``absent`` and ``unchanged`` hold. What is ``standing`` is there for as long as
+        it is kept. Raises as ``fenced``.
         """
         puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
         tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
@@ -315,28 +327,54 @@ class Replica:
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
         as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
-        begun = time.monotonic()
+        begun = _clock()
         try:
-            if ttl:  # records that expire are put again and again, and may come late
-                revision = await self.store.transaction(written, deletes, unchanged=asked, ttl=ttl)
+            if standing:  # it expires by itself, so it may come late
+                revision = await self.store.transaction(written, deletes, unchanged=asked, standing=True)
             else:
                 revision = await fenced(self.store, written, deletes, as_was, asked)
         except Unavailable as error:
+            if standing:
+                self._falls(error, begun)
+                raise
             if self._writing != error.message:
                 log.warning("store: %s", error.message)
             self._writing, self.fix = error.message, error.hint
             raise
         self._writing = ""
-        self.contact.wrote(time.monotonic() - begun)
+        if standing:
+            self._keeping, self._unkept = "", None
+        self.contact.wrote(_clock() - begun)
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._take(Batch(revision, tuple(seen), tuple(deletes)))
-            with contextlib.suppress(LinkspanError):  # this was written, whatever becomes of the lost records
-                await self._put_back()
+            if not standing:  # its next time comes in a second
+                await self.put_back()
             # After a kill now, a store that is restored or lost must not forget it.
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
+
+    async def keep(self) -> float:
+        """Keep what stands, as ``Store.keep``. Raises Unavailable, which ``problem`` tells once that has lasted."""
+        begun = _clock()
+        try:
+            kept = await self.store.keep()
+        except Unavailable as error:
+            self._falls(error, begun)
+            raise
+        if kept:
+            self._keeping, self._unkept = "", None
+            self.contact.kept()
+        return kept
+
+    def _falls(self, error: Unavailable, begun: float) -> None:
+        """Record that what stands could not be kept, or put."""
+        self._unkept = begun if self._unkept is None else self._unkept
+        if _clock() - self._unkept >= AWAY:
+            if self._keeping != error.message:
+                log.warning("store: %s", error.message)
+            self._keeping, self.fix = error.message, error.hint
 
     async def revision(self, key: str) -> int:
         """Take a record in as the store has it, and return its revision, for a condition. Raises NotFound without."""
@@ -353,9 +391,9 @@ class Replica:
                 revision = await self._list()
                 tries = 0
                 async for batch in self.store.watch("", revision):
-                    self.heard = time.clock_gettime(time.CLOCK_BOOTTIME)
-                    self.contact.told(batch.puts)
-                    await self._apply(batch)
+                    self.contact.told(batch)
+                    if batch.puts or batch.deletes:
+                        await self._apply(batch)
             except NotFound as error:  # compacted, or restored from a backup
                 log.info("store: %s", error.message)
             except LinkspanError as error:
@@ -377,11 +415,14 @@ class Replica:
             )
         self._cluster = self.store.cluster
         self._reading = ""
-        self.contact.told(found)
         there = {record.key for record in found}
         # Of a record that was never adopted, only the reason is known here.
         missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
-        await self._apply(Batch(revision, tuple(found), missing))
+        batch = Batch(revision, tuple(found), missing)
+        self.contact.told(batch)
+        if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
+            await self.absences.look()
+        await self._apply(batch)
         self.listed = True
         self._first.set()
         return revision
@@ -405,6 +446,7 @@ class Replica:
             if old is not None and old.value != record.value and not self._passing(old.key):
                 self._before.add(record.key, old.value)
             self._keep(record)
+            self.absences.back(record.key)
             if old is not None and record.key.startswith(CLAIMS):
                 self._compare(old, record)
             self.lost.discard(record.key)
@@ -416,6 +458,10 @@ class Replica:
                 self._unskip(key)
                 continue
             if self.records[key].revision > batch.revision:
+                continue
+            if key.startswith(ALIVE):  # its host is told now, and all others once that has lasted
+                self.absences.note(key)
+                touched.add(key)
                 continue
             removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
             missed = None if removed else self._missed(key, listed.get(key, ()))
@@ -432,6 +478,12 @@ class Replica:
         if touched:
             self._unsaved.set()
             await self._changed(frozenset(touched))
+
+    async def _forget(self, keys: frozenset[str]) -> None:
+        """Drop records of hosts whose absence has lasted."""
+        for key in keys & self.records.keys():
+            self._drop(key)
+        await self._changed(keys)
 
     def _found_removed(self, batch: Batch) -> set[str]:
         """Drop what is missed and was removed, it or its host, by somebody who did not know it; return the keys.
@@ -463,7 +515,7 @@ class Replica:
         return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
 
     def _counts_for_nothing(self, key: str) -> bool:
-        """Tell whether nobody misses a record: what is of no host that any record names, and what was never in force.
+        """Return whether nobody misses a record: what is of no host that any record names, and what was never in force.
 
         The last are a network that is withheld, and a lease of what nobody ever owned. A block that another owns now
         may have been the lease's, before a restore: that lease is missed.
@@ -533,6 +585,11 @@ class Replica:
         """Return whether this host puts a record back that the store lost: its own, and those without an owner."""
         return self._owner(key) in (self._host, "")
 
+    async def put_back(self) -> None:
+        """Put back what was lost and is this host's, as far as the store takes it now."""
+        with contextlib.suppress(LinkspanError):
+            await self._put_back()
+
     async def _put_back(self) -> None:
         if self.problem:
             return
@@ -585,6 +642,10 @@ class Replica:
         if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _place(key: str) -> tuple[str, str]:

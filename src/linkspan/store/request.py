@@ -22,6 +22,7 @@ class Request(msgspec.Struct, frozen=True):
     absent: Sequence[str] = ()
     unchanged: Mapping[str, int] | None = None
     ttl: float = 0
+    standing: bool = False
 
     @property
     def conditions(self) -> dict[str, int]:
@@ -30,6 +31,8 @@ class Request(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise Invalid for what etcd does not take, in every store, so that tests with another one find it."""
+        if self.ttl and self.standing:
+            raise Invalid("transaction: a record ends after a time or when it is no longer kept, not both")
         doubles = self.puts.keys() & set(self.deletes)
         if doubles or len(set(self.deletes)) < len(self.deletes):
             names = ", ".join(sorted(doubles)) or "a key"

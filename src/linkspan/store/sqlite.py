@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from linkspan.core.contracts import Batch, Record
+from linkspan.core.contracts import LIFE, PROOF_SECONDS, Batch, Record
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.remedies import reason, remedy
-from linkspan.core.supervise import pause
+from linkspan.core.supervise import pause, until_whole, woken
 from linkspan.kernel.io.inotify import FolderWatch
 from linkspan.store.request import Request
 from linkspan.store.table import KEEP, Table
@@ -61,8 +61,14 @@ class SqliteStore:
         self._table = Table(self.path, self._machine, cluster, keep)
         self.cluster = self._table.cluster
         self._thread = ThreadPoolExecutor(1, "store")
+        self._standing: dict[str, int] = {}
+        """By key: the revision of each standing record of this connection's; for the store's thread."""
+        self._ends = 0.0
+        """When they end, by the table's clock."""
         self._notice = Notice(folder)
         self._poll: asyncio.Task[None] | None = None
+        self._looked = float("-inf")
+        """When the file was last looked at, and all was told that had changed; by the loop's time."""
         self._closed = False
 
     async def get(self, key: str) -> Record | None:
@@ -80,21 +86,51 @@ class SqliteStore:
         absent: Sequence[str] = (),
         unchanged: Mapping[str, int] | None = None,
         ttl: float = 0,
+        standing: bool = False,
     ) -> int:
         """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold."""
-        request = Request(puts, deletes, absent, unchanged, ttl)
+        request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
 
         def commit(table: Table) -> int:
-            done = table.commit(request)
+            begun = table.now()
+            done = table.commit(request, LIFE if standing else ttl)
             if done:
                 self._notice.give()
+            if done and standing:
+                self._standing |= dict.fromkeys(puts, done)
+                self._ends = begun + LIFE
             return done
 
         return await self._run(commit)
 
+    async def keep(self) -> float:
+        """Let the standing records end later; returns for how many seconds, 0 where there are none, or none any more.
+
+        Each of the agents of a machine writes a page of the file each second, and none of them waits for the disk.
+        """
+
+        def keep(table: Table) -> float:
+            begun = table.now()
+            if begun >= self._ends:
+                self._standing.clear()
+            if not self._standing:
+                return 0.0
+            table.prolong(self._standing, LIFE)
+            self._ends = begun + LIFE
+            return LIFE
+
+        return await self._run(keep)
+
+    async def full(self) -> bool:
+        """Return False: on a full disk no record ends either."""
+        return False
+
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Yield what changes after ``revision``: at each time all there is, each key once."""
+        """Yield what changes after ``revision``: at each time all there is, each key once.
+
+        The look at the file each second, which found no change, is the proof that the watch lives.
+        """
         file = 0
         while not self._closed:
             seen = self._notice.count
@@ -104,9 +140,12 @@ class SqliteStore:
                 # A disk that fails is told to whoever writes; a watch goes on when it is well again.
                 await asyncio.sleep(POLL_SECONDS)
                 continue
-            if batch.puts or batch.deletes:
-                yield batch
-            await self._notice.wait(seen)
+            yield batch
+            while not await self._notice.wait(seen, until_whole(PROOF_SECONDS)) and self._was_looked_at():
+                yield Batch(revision)
+
+    def _was_looked_at(self) -> bool:
+        return asyncio.get_running_loop().time() - self._looked <= PROOF_SECONDS + POLL_SECONDS
 
     async def prune(self, upto: int) -> None:
         """Forget the deletes up to a revision; who watches from below them lists anew."""
@@ -163,19 +202,21 @@ class SqliteStore:
 
     async def _keep_time(self) -> None:
         """Delete what expires, and see what inotify did not tell."""
-        revision = -1
+        loop = asyncio.get_running_loop()
+        seen = (0, -1)
         while True:
             wait = POLL_SECONDS
             # What is wrong is told to whoever calls next; here it is tried again.
             with contextlib.suppress(LinkspanError):
-                tick = await self._run(lambda table: table.sweep())
+                file, tick = await self._run(lambda table: (table.inode, table.sweep()))
                 if tick.swept:
                     self._notice.give()
                 if tick.next_expiry is not None:
                     wait = min(wait, max(tick.next_expiry, 0.01))
-                if tick.revision != revision:
-                    revision = tick.revision
+                if (file, tick.revision) != seen:
+                    seen = (file, tick.revision)
                     self._notice.ring()
+                self._looked = loop.time()
             await pause(wait)
 
 
@@ -219,10 +260,11 @@ class Notice:
         with contextlib.suppress(OSError):
             os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
-    async def wait(self, seen: int) -> None:
-        """Wait until more than ``seen`` notifications have come."""
-        while self.count <= seen:
-            await self._rung.wait()
+    async def wait(self, seen: int, seconds: float) -> bool:
+        """Wait until more than ``seen`` notifications have come, at most ``seconds``; return whether they have."""
+        if self.count <= seen:
+            await woken(self._rung, seconds)
+        return self.count > seen
 
     def close(self) -> None:
         """Listen no more, and let those who wait go."""

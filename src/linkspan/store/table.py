@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -175,8 +175,11 @@ class Table:
         deletes = tuple(row[0] for row in rows if row[1] is None)
         return Batch(max((row[2] for row in rows), default=after), puts, deletes), revision
 
-    def commit(self, request: Request) -> int:
-        """Carry the request out and return its revision, or 0 where one of its conditions does not hold."""
+    def commit(self, request: Request, life: float) -> int:
+        """Carry the request out and return its revision, or 0 if one of its conditions does not hold.
+
+        What it puts expires after ``life`` seconds, 0: never.
+        """
         with translated(self.path), transaction(self._database):
             self._drop_expired()
             for key, revision in request.conditions.items():
@@ -186,13 +189,30 @@ class Table:
             if not deletes and not request.puts:
                 return max(self._clock()[0], 1)
             revision = self._next()
-            expires = self._now() + request.ttl if request.ttl else None
-            boot = self._boot if request.ttl else None
+            expires = self.now() + life if life else None
+            boot = self._boot if life else None
             rows: list[tuple[object, ...]]
             rows = [(key, value, revision, expires, boot) for key, value in request.puts.items()]
             rows += [(key, None, revision, None, None) for key in deletes]
             self._database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
         return revision
+
+    def prolong(self, revisions: Mapping[str, int], life: float) -> None:
+        """Let records that were last put at these revisions expire after ``life`` seconds from now; no change tells.
+
+        The commit does not wait for the disk: after a crash of the machine nobody lives. In the write-ahead log it
+        precedes the next commit that does wait, so it takes nothing from that.
+        """
+        rows = [(self.now() + life, key, revision, self._boot) for key, revision in revisions.items()]
+        with translated(self.path):
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            try:
+                with transaction(self._database):
+                    self._database.executemany(
+                        "UPDATE entries SET expires = ? WHERE key = ? AND revision = ? AND boot = ?", rows
+                    )
+            finally:
+                self._database.execute("PRAGMA synchronous=FULL")
 
     def _revision_of(self, key: str) -> int:
         row = self._database.execute(
@@ -201,13 +221,14 @@ class Table:
         return 0 if row is None else int(row[0])
 
     @staticmethod
-    def _now() -> float:
+    def now() -> float:
+        """Return the time by which records expire, in seconds."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _drop_expired(self) -> None:
         """Delete what has expired, inside the caller's transaction, at a revision of its own."""
         gone = "expires IS NOT NULL AND (expires <= ? OR boot <> ?)"
-        when = (self._now(), self._boot)
+        when = (self.now(), self._boot)
         if self._database.execute(f"SELECT 1 FROM entries WHERE {gone}", when).fetchone():  # noqa: S608
             self._database.execute(
                 f"UPDATE entries SET value = NULL, expires = NULL, boot = NULL, revision = ? WHERE {gone}",  # noqa: S608
@@ -230,7 +251,7 @@ class Table:
             "SELECT min(CASE boot WHEN ? THEN expires ELSE 0 END) FROM entries WHERE expires IS NOT NULL",
             (self._boot,),
         ).fetchone()
-        return None if row[0] is None else float(row[0]) - self._now()
+        return None if row[0] is None else float(row[0]) - self.now()
 
     def prune(self, upto: int) -> None:
         """Forget the deletes up to a revision; who watches from below them lists anew."""

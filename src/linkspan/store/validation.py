@@ -41,7 +41,7 @@ LONGEST = 253
 UNDERLAY_MTUS = range(68, 65537)
 """Bytes: RFC 791 section 3.2 for the least, and the loopback device has the most."""
 RECLAIM_AFTER = (10.0, 366 * 86400.0)
-"""Seconds: below the least, a host that is alive could count as silent: it says so every 2 s, for 7 s."""
+"""Seconds: below the least, a host that is alive could count as silent, beside one of the release before (7 s)."""
 TIMES = (0.0, 1e11)
 """Seconds since the epoch: up to the year 5138. A later one would make every other claim the earlier one."""
 GENERATIONS = range(1 << 53)

@@ -75,11 +75,11 @@ class ClusterRun(LabRun):
         """Delete a network."""
         self.call("h1", "DELETE", f"/v1/networks/{network}?force")
 
-    def etcdctl(self, *words: str, given: str = "") -> str:
+    def etcdctl(self, *words: str, given: str = "", port: int = ETCD_PORT) -> str:
         """Run ``etcdctl`` beside the lab's etcd; a value that is ``given`` comes by its standard input."""
         lab = record.load(self.name)
         argv = ["ip", "netns", "exec", lab.switch, "etcdctl", *words]
-        env = credentials.environment(lab, f"127.0.0.1:{ETCD_PORT}")
+        env = credentials.environment(lab, f"127.0.0.1:{port}")
         env["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
         return subprocess.run(argv, input=given, capture_output=True, text=True, check=True, env=env).stdout
 

@@ -42,6 +42,12 @@ class NamesRun(ClusterRun):
             return bool(self.ask(place, name, server=server).data)
         return False
 
+    def all_known(self, containers: Sequence[str] = ("c1", "c2", "c3")) -> None:
+        """Wait until each of these containers knows all of their names."""
+        for place in containers:
+            for name in containers:
+                until(lambda place=place, name=name: self.knows(place, name), f"{place} knows {name}")
+
     @contextlib.contextmanager
     def container(
         self, host: str, name: str, network: str = "demo", aliases: str = "", ports: Sequence[dict[str, object]] = ()

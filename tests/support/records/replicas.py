@@ -49,6 +49,7 @@ class Member:
         overdue: Callable[[str], bool] = lambda _host: False,
     ) -> None:
         self.name = name
+        self.memory = memory
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
         self.told: Callable[[frozenset[str]], object] = lambda _keys: None

@@ -97,6 +97,8 @@ class Watched:
 
     def __init__(self, store: Store, prefix: str, revision: int) -> None:
         self.batches: list[Batch] = []
+        self.proofs = 0
+        """Empty batches: how often the watch has proved that it lives."""
         self.records: dict[str, bytes] = {}
         self.error: Exception | None = None
         self._task = asyncio.create_task(self._follow(store, prefix, revision))
@@ -104,6 +106,9 @@ class Watched:
     async def _follow(self, store: Store, prefix: str, revision: int) -> None:
         try:
             async for batch in store.watch(prefix, revision):
+                if not batch.puts and not batch.deletes:
+                    self.proofs += 1
+                    continue
                 self.batches.append(batch)
                 self.records.update({record.key: record.value for record in batch.puts})
                 for key in batch.deletes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -135,6 +136,24 @@ class Members:
         done, told = self._control(*words)
         assert done, told
         return told
+
+    def entries(self) -> int:
+        """Return how many entries the cluster's log has had."""
+        (member, *_) = json.loads(self.control("endpoint", "status", "-w", "json"))
+        return int(member["Status"]["raftIndex"])
+
+    def leads(self, member: Member) -> bool:
+        """Tell whether a member says that it leads; one that does not answer does not."""
+        argv = ("etcdctl", "--endpoints", member.control, "--dial-timeout", "1s", "--command-timeout", "1s")
+        inside = ("nsenter", f"--net=/run/netns/{self.namespace}")
+        done = subprocess.run(
+            (*inside, *argv, *self.login, "endpoint", "status", "-w", "json"),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            return False
+        (told,) = json.loads(done.stdout)
+        return bool(told["Status"]["leader"] == told["Status"]["header"]["member_id"])
 
     def _control(self, *words: str) -> tuple[bool, str]:
         endpoints = ",".join(member.control for member in self.members)

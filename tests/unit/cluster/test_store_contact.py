@@ -11,10 +11,10 @@ import pytest
 from linkspan.agent import store_health
 from linkspan.agent.agent import Agent
 from linkspan.core.config import Config
-from linkspan.core.contracts import Record
+from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Unavailable
 from linkspan.store import contact
-from linkspan.store.contact import ALIVE_TTL, Contact
+from linkspan.store.contact import STALE, Contact
 from linkspan.store.memory import Memory
 from support.polling import eventually
 from support.records.replicas import Member, together
@@ -50,14 +50,14 @@ async def _two_hosts(folder: Path) -> Member:
     return one
 
 
-def test_hosts_are_unknown_once_their_last_word_is_as_old_as_it_counts(tmp_path: Path, clock: Clock) -> None:
+def test_hosts_are_unknown_once_the_store_has_told_nothing_for_a_while(tmp_path: Path, clock: Clock) -> None:
     """The copied records still say that h2 is alive; without the store no host can know."""
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
         assert (one.leases.lives("h2"), one.leases.lives("h1")) == (True, True)
         one.store.cut()
-        clock.now += ALIVE_TTL
+        clock.now += STALE
         assert one.leases.lives("h2") is True
         clock.now += 0.1
         assert (one.leases.lives("h2"), one.leases.lives("h1")) == (None, True)
@@ -67,8 +67,8 @@ def test_hosts_are_unknown_once_their_last_word_is_as_old_as_it_counts(tmp_path:
     together(work)
 
 
-def test_a_host_whose_record_is_gone_is_silent_and_was_seen_when_it_last_wrote(tmp_path: Path) -> None:
-    """The time of its last heartbeat stays; a listing with the same heartbeat does not make it newer."""
+def test_a_host_whose_record_is_gone_is_silent_and_was_seen_until_then(tmp_path: Path) -> None:
+    """While its record is there it is seen as long as the store answers."""
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
@@ -77,25 +77,37 @@ def test_a_host_whose_record_is_gone_is_silent_and_was_seen_when_it_last_wrote(t
         assert time.time() - before < 60
         await one.store.transaction({}, deletes=["alive/h2"])
         await eventually(lambda: one.leases.lives("h2") is False, "h2 is silent")
-        assert one.replica.contact.seen("h2") == before
+        gone = one.replica.contact.seen("h2")
+        assert gone is not None
+        assert before <= gone < before + 60
+        one.replica.contact.told(Batch(99))
+        assert one.replica.contact.seen("h2") == gone
         assert one.replica.contact.seen("h9") is None
         await one.replica.stop()
 
     together(work)
 
 
-def test_the_same_word_told_again_is_no_new_one() -> None:
-    """The store is listed again after each lost watch; only a record with another revision was written since."""
+def test_a_host_that_came_back_is_seen_again_and_its_end_is_told_once() -> None:
+    """The store is listed again after each lost watch; then records that were gone already are missing."""
     known = Contact()
-    known.told([Record("alive/h2", b"x", 7)])
+    known.told(Batch(7, (Record("alive/h2", b"x", 7),)))
     first = known.seen("h2")
-    known.told([Record("alive/h2", b"x", 7)])
-    assert known.seen("h2") == first
-    known.told([Record("alive/h2", b"x", 8)])
+    known.told(Batch(8))
     later = known.seen("h2")
     assert first is not None
     assert later is not None
     assert later > first
+    known.told(Batch(9, (), ("alive/h2", "alive/h3")))
+    gone = known.seen("h2")
+    known.told(Batch(10, (), ("alive/h2",)))
+    assert known.seen("h2") == gone
+    assert known.seen("h3") is None
+    known.told(Batch(11, (Record("alive/h2", b"x", 11),)))
+    back = known.seen("h2")
+    assert gone is not None
+    assert back is not None
+    assert back > gone
 
 
 def test_a_store_that_is_away_slow_or_stuck_is_told_apart(tmp_path: Path, clock: Clock) -> None:
@@ -110,15 +122,37 @@ def test_a_store_that_is_away_slow_or_stuck_is_told_apart(tmp_path: Path, clock:
         assert store_health.told(agent)["ok"] is True
         (check,) = await store_health.checks(agent)
         assert (check.check, check.status) == ("store", "warn")
-        clock.now += ALIVE_TTL + 1
+        clock.now += contact.RECENT
+        one.replica.contact.told(Batch(1))
+        assert store_health.state(agent)[0] == "ok", "nobody has written since, and a keepalive is no write"
+        clock.now += STALE + 1
         assert store_health.state(agent)[0] == "stale"
         checks = {c.check: c.status for c in await store_health.checks(agent)}
         assert checks == {"store": "fail", "hosts": "warn"}
         one.store.cut()
         with pytest.raises(Unavailable):
-            await one.replica.write({"alive/h1": b"x"}, ttl=60)
+            await one.replica.write({"hosts/h1": b"x"})
         assert store_health.state(agent)[0] == "away"
         assert store_health.told(agent)["ok"] is False
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_doctor_says_that_a_full_store_lets_nobody_say_that_it_lives(tmp_path: Path) -> None:
+    """A host that is missing there is unknown."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        await one.store.transaction({"hosts/h3": b'{"id": "h3", "name": "h3"}'})
+        await eventually(lambda: one.leases.lives("h3") is False, "h3 is known, and silent")
+        one.memory.full = True
+        await one.replica.absences.look()
+        assert (one.leases.lives("h2"), one.leases.lives("h3")) == (True, None)
+        found = await store_health.checks(_agent(one))
+        assert [c.detail for c in found if c.check == "hosts"] == [
+            "liveness of h3 is unknown: the store is full, so hosts cannot renew their liveness"
+        ]
         await one.replica.stop()
 
     together(work)

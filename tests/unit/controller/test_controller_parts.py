@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from linkspan.backends.sdn.backend import BACKEND
-from linkspan.controller import settings
+from linkspan.controller import election, settings
 from linkspan.controller.election import KEY, Election
 from linkspan.controller.holding import holding
 from linkspan.core import config
 from linkspan.core.addresses import prefix
+from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.core.states.openflow import Claim
 from linkspan.runtimes import systemd
+from linkspan.store.absence import ABSENCE
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.polling import eventually
 from support.records.replicas import Member, network, together
+from support.virtual_time import clock, in_virtual_time
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())
 
@@ -154,11 +159,75 @@ def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) 
         assert turned == ["a", "b"]
         assert not first.active
         await second.stop()
-        assert KEY not in members[1].replica.records
+        assert await members[1].store.get(KEY) is None
         for member in members:
             await member.replica.stop()
 
     together(work)
+
+
+def test_an_active_controller_costs_the_store_nothing_and_is_followed_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No revision while it is active; where it dies the other takes over, and there are never two."""
+    monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=clock))
+
+    async def work() -> None:
+        memory = Memory()
+        members = [Member(memory, tmp_path, name) for name in ("a", "b")]
+        first, second = [Election(member.replica, member.name, lambda: None) for member in members]
+        for member, one in zip(members, (first, second), strict=True):
+            await member.replica.start()
+            member.told = one.changed
+            await one.start()
+        revision = memory.revision
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            assert (first.active, second.active) == (True, False)
+        assert memory.revision == revision
+        await members[0].store.transaction({}, deletes=[KEY])  # as a leader of etcd does that was frozen
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            assert (first.active, second.active) == (True, False)
+        members[0].store.cut()
+        took = 0.0
+        while not second.active:
+            assert first.active or took > LIFE - 1.5
+            await asyncio.sleep(0.05)
+            took += 0.05
+        assert not first.active
+        assert took <= LIFE + ABSENCE + 0.2
+        members[0].store.mend()
+        await asyncio.sleep(5)
+        assert (first.active, second.active) == (False, True)
+        for one, member in zip((first, second), members, strict=True):
+            await one.stop()
+            await member.replica.stop()
+
+    in_virtual_time(work)
+
+
+def test_a_controller_that_begins_again_is_active_at_once(tmp_path: Path) -> None:
+    """It finds its own record, whose lease was the last process's, and takes it over."""
+
+    async def work() -> None:
+        memory = Memory()
+        members = [Member(memory, tmp_path, "a") for _ in range(2)]
+        for member in members:
+            await member.replica.start()
+        last, one = [Election(member.replica, "a", lambda: None) for member in members]
+        await last._stand_once()
+        await asyncio.sleep(0.1)
+        await one.start()
+        assert one.active
+        await asyncio.sleep(10)
+        assert one.active
+        assert await members[1].store.get(KEY)
+        await one.stop()
+        for member in members:
+            await member.replica.stop()
+
+    in_virtual_time(work)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pytest
-
 from linkspan.core.model import Endpoint
-from linkspan.dns import remote_names
 from linkspan.dns.remote_names import Elsewhere
 from linkspan.store.memory import Memory
+from support.polling import eventually
 from support.records.replicas import Member
 
 KEY = "endpoints/h2/c1/eth0"
@@ -22,7 +20,8 @@ class Hearer:
     """Host h1, which hears of h2."""
 
     def __init__(self, folder: Path) -> None:
-        self.member = Member(Memory(), folder, "h1")
+        self.memory = Memory()
+        self.member = Member(self.memory, folder, "h1")
         self.others = Elsewhere(self.member.replica, "h1")
         self.member.told = self.others.changed
 
@@ -68,48 +67,8 @@ def test_a_spoilt_record_is_what_it_was_and_goes_when_it_is_deleted(tmp_path: Pa
     heard(tmp_path, work)
 
 
-def test_a_host_that_says_nothing_is_named_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its last heartbeat, while the store answers; and it is back with the next heartbeat."""
-    clock = 1000.0
-    monkeypatch.setattr(remote_names, "now", lambda: clock)
-
-    async def work(hearer: Hearer) -> None:
-        nonlocal clock
-        replica = hearer.member.replica
-        await hearer.tell()
-        assert hearer.names() == ["web"]
-        clock += remote_names.SILENT - 0.1
-        replica.heard = clock
-        assert hearer.names() == ["web"]
-        clock += 0.2
-        assert hearer.names() == []
-        await hearer.beat()
-        assert hearer.names() == ["web"]
-
-    heard(tmp_path, work)
-
-
-def test_a_store_that_tells_nothing_makes_nobody_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host without the store does not judge, and counts again from zero when the store is back."""
-    clock = 1000.0
-    monkeypatch.setattr(remote_names, "now", lambda: clock)
-
-    async def work(hearer: Hearer) -> None:
-        nonlocal clock
-        replica = hearer.member.replica
-        await hearer.tell()
-        clock += 100
-        replica.heard = clock - remote_names.STUCK - 1
-        assert hearer.names() == ["web"]
-        replica.heard = clock
-        clock += 1
-        assert hearer.names() == ["web"]
-
-    heard(tmp_path, work)
-
-
-def test_a_host_whose_word_has_expired_or_never_came_is_not_named(tmp_path: Path) -> None:
-    """Its endpoints stay published."""
+def test_a_host_whose_record_of_liveness_is_gone_is_named_no_more(tmp_path: Path) -> None:
+    """Its names end after its absence has lasted, though its endpoints stay published; its record brings them back."""
 
     async def work(hearer: Hearer) -> None:
         await hearer.member.replica.write({KEY: MADE})
@@ -117,6 +76,22 @@ def test_a_host_whose_word_has_expired_or_never_came_is_not_named(tmp_path: Path
         await hearer.beat()
         assert hearer.names() == ["web"]
         await hearer.member.replica.write({}, deletes=["alive/h2"])
+        assert hearer.names() == ["web"]
+        await eventually(lambda: hearer.names() == [], "h2 is taken for dead")
+        await hearer.beat()
+        assert hearer.names() == ["web"]
+
+    heard(tmp_path, work)
+
+
+def test_nobody_is_taken_for_dead_while_the_store_is_full(tmp_path: Path) -> None:
+    """A host that cannot get a lease lives, perhaps, and its containers keep their names."""
+
+    async def work(hearer: Hearer) -> None:
+        await hearer.member.replica.write({KEY: MADE})
         assert hearer.names() == []
+        hearer.memory.full = True
+        await hearer.member.replica.absences.look()
+        assert hearer.names() == ["web"]
 
     heard(tmp_path, work)

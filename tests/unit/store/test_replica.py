@@ -188,12 +188,12 @@ def test_a_write_that_fails_is_told_until_one_succeeds(tmp_path: Path) -> None:
         await one.replica.start()
         one.store.cut()
         with pytest.raises(Unavailable):
-            await one.replica.write({"alive/h1": b""}, ttl=5)
+            await one.replica.write({"hosts/h1": b"{}"})
         assert not one.replica.settled
         with pytest.raises(Unavailable, match="claim: store in memory: the connection is cut"):
             one.replica.require_settled("claim")
         one.store.mend()
-        await one.replica.write({"alive/h1": b""}, ttl=5)
+        await one.replica.write({"hosts/h1": b"{}"})
         assert one.replica.settled
         await one.replica.stop()
 
@@ -588,12 +588,13 @@ class _Failing(MemoryStore):
         absent: Sequence[str] = (),
         unchanged: Mapping[str, int] | None = None,
         ttl: float = 0,
+        standing: bool = False,
     ) -> int:
         """Refuse what requires a record and its tombstone to be absent, as who puts back does."""
         if self.before is not None and len(absent) == 2:
             await self.before(absent[0])
             raise Unavailable("store in memory: away", "mend it")
-        return await super().transaction(puts, deletes, absent, unchanged, ttl)
+        return await super().transaction(puts, deletes, absent, unchanged, ttl, standing)
 
 
 def test_a_write_is_taken_whatever_becomes_of_what_the_store_lost(tmp_path: Path) -> None:
