@@ -19,7 +19,7 @@ from linkspan.store.etcd import EtcdStore, Place
 from support.certificates import Authority
 from support.polling import eventually
 from support.store.engines import Watched
-from support.store.etcd_members import Members, run
+from support.store.etcd_members import Members, run, users
 
 pytestmark = pytest.mark.root
 
@@ -451,24 +451,6 @@ async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path:
         await store.close()
 
 
-def users(members: Members, folder: Path) -> str:
-    """Let only users in, one of whom may use /c/; return the options of that one's URL."""
-    (folder / "password").write_text("secret of this test\n")
-    (folder / "password").chmod(0o600)
-    for words in (
-        ("user", "add", "root:secret of root"),
-        ("user", "grant-role", "root", "root"),
-        ("user", "add", "agent:secret of this test"),
-        ("role", "add", "agent"),
-        ("role", "grant-permission", "agent", "readwrite", "/c/", "--prefix"),
-        ("user", "grant-role", "agent", "agent"),
-        ("auth", "enable"),
-    ):
-        members.control(*words)
-    members.login = ("--user", "root:secret of root")
-    return f"?user=agent&password-file={folder}/password"
-
-
 async def kept(store: EtcdStore, seconds: float, *, alone: bool = True) -> None:
     """Keep for so long what stands, as an agent does; each time it is kept, within the time of one silent member."""
     end = time.monotonic() + seconds
@@ -587,7 +569,7 @@ async def test_a_full_etcd_keeps_what_stands_and_says_that_it_is_full() -> None:
         assert await other.full()
         with pytest.raises(Unavailable, match="database space exceeded") as caught:
             await late.transaction({"alive/h2": b"1"}, standing=True)
-        assert "compact" in caught.value.hint
+        assert "docs/store.md" in caught.value.hint
         assert {record.key for record in (await late.list(""))[0]} >= {"alive/h1", "hosts/0"}
         await kept(store, 5)
         assert not watched.deleted

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
 SHARED = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
@@ -52,6 +52,15 @@ async def eventually(condition: Condition, what: str, seconds: float = 20.0) -> 
     """Poll as ``until`` does, and let the event loop run meanwhile."""
     for _ in _looks(condition, what, seconds):
         await asyncio.sleep(0.005)
+
+
+async def awaited(condition: Callable[[], Awaitable[object]], what: str, seconds: float = 20.0) -> None:
+    """Poll as ``eventually`` does, for a condition that is a coroutine: it asks somebody."""
+    end = time.monotonic() + seconds
+    while not (value := await condition()):
+        if time.monotonic() >= end:
+            raise AssertionError(f"not within {seconds:g} s: {what} (last seen: {value!r})")
+        await asyncio.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -78,10 +78,12 @@ from linkspan.runtimes.cni_deletions import Removals
 from linkspan.runtimes.cni_tuning import Tuning
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
+from linkspan.store import upkeep
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.contact import STALE
-from linkspan.store.factory import open_store, own_cluster
+from linkspan.store.factory import maintenance, open_store, own_cluster
 from linkspan.store.replica import SNAPSHOT, Replica, remembered
+from linkspan.store.upkeep import Upkeep
 
 EVENTS = "events.jsonl"
 log = logging.getLogger("linkspan.agent.agent")
@@ -236,6 +238,14 @@ class Agent:
             self.config,
             self._instance(),
         )
+        self.upkeep = Upkeep(
+            self.replica,
+            maintenance(store, upkeep.KEY),
+            host.name,
+            self.config.store_upkeep,
+            self._tell_of_store,
+            self.metrics.count_upkeep,
+        )
         self.control = ControlPlane(
             state_dir,
             self.replica,
@@ -285,6 +295,10 @@ class Agent:
         await self.replica.start(new=new)
         await bootstrap.known(self.replica, self._waiting(self))
 
+    def _tell_of_store(self, what: str) -> None:
+        log.warning("%s", what)
+        self.happenings.add("store", what)
+
     async def _addresses(self) -> frozenset[str]:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
 
@@ -333,7 +347,9 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        for follower in (self.orphans, self.published, self.holdings, self.naming, self.docker, self.control):
+        for follower in (
+            self.orphans, self.published, self.holdings, self.naming, self.docker, self.control, self.upkeep,
+        ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
 

@@ -32,12 +32,19 @@ class Metrics:
         self.heals = Counter(
             "linkspan_heals", "Repairs, by kind of object", ["kind"], registry=self._registry
         )
+        self._upkeep = Counter(
+            "linkspan_store_upkeep", "What this agent did for the store, by verb", ["verb"], registry=self._registry
+        )
         self.session_drops = Counter(
             "linkspan_bgp_session_drops", "BGP sessions that went down", ["peer"], registry=self._registry
         )
         self.speaker_restarts = Counter(
             "linkspan_bgp_speaker_restarts", "Starts of the BGP speaker after its first", registry=self._registry
         )
+
+    def count_upkeep(self, verb: str) -> None:
+        """Count one thing that was done for the store: compact, defragment, disarm."""
+        self._upkeep.labels(verb).inc()
 
     def operation(self, verb: str, result: str, seconds: float) -> None:
         """Count an attach or a detach."""

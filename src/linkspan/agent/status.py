@@ -19,6 +19,7 @@ from linkspan.core.fights import Contested
 from linkspan.core.states.wireguard import key_id
 from linkspan.endpoints.reconstruction import is_unnamed
 from linkspan.kernel import kinds
+from linkspan.store.etcd_status import UNSEEN
 
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
@@ -214,6 +215,30 @@ def _of_store(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     yield "linkspan_store_last_answer_timestamp_seconds", "When the store last answered", "", last
     lost = float(len(agent.replica.lost))
     yield "linkspan_store_records_lost", "Records that the store lost and that are not restored", "", {"": lost}
+    yield from _of_etcd(agent)
+
+
+def _of_etcd(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    etcd, last = agent.upkeep.etcd, agent.upkeep.last
+    up = {one.name: float(not one.problem) for one in etcd.members if one.problem != UNSEEN}
+    yield "linkspan_store_member_up", "Whether a member of etcd answers this host", "member", up
+    sizes = {one.name: float(one.size) for one in etcd.answering}
+    yield "linkspan_store_size_bytes", "Size of a member's database file", "member", sizes
+    used = {one.name: float(one.in_use) for one in etcd.answering}
+    yield "linkspan_store_in_use_bytes", "The part of a member's file that is in use", "member", used
+    quotas = {one.name: one.limit for one in etcd.answering}
+    yield "linkspan_store_quota_bytes", "A member's quota, +Inf where it has none", "member", quotas
+    full = {"": float(agent.replica.contact.full)} if etcd.members else {}
+    yield "linkspan_store_full", "Whether etcd refuses writes because its quota is full", "", full
+    raised = [kind for _, kind in etcd.alarms]
+    alarms = {kind: float(raised.count(kind)) for kind in raised}
+    yield "linkspan_store_alarms", "Members of etcd that raise an alarm", "alarm", alarms
+    versions = [one.version for one in etcd.answering]
+    counts = {version: float(versions.count(version)) for version in versions}
+    yield "linkspan_store_members", "Members of etcd that answer, by version", "version", counts
+    turns: dict[str, float] = {last.compactor or "nobody": last.at} if last.at else {}
+    what = "When an agent last took the upkeep turn, by who compacts the history"
+    yield "linkspan_store_upkeep_timestamp_seconds", what, "compactor", turns
 
 
 def _of_hosts(agent: Agent) -> Iterator[tuple[str, str, str, dict[str, float]]]:

@@ -7,12 +7,15 @@ answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from linkspan.core.errors import LinkspanError, counted
+from linkspan.diagnose.doctor import store_checks
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.store.contact import SLOW, STALE, State
+from linkspan.store.etcd_status import NOSPACE, STEPS
 from linkspan.store.records import SETTINGS
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ _LOOK = "look at the store's own log, and at the path to it"
 def state(agent: Agent) -> tuple[State, str, str]:
     """Return the store's state, the reason (a sentence, '' if the state is ok), and the fix."""
     replica, contact = agent.replica, agent.replica.contact
+    if contact.full:
+        return "full", "its quota is full: it takes no writes, and what runs goes on", _full(agent)
     if replica.problem:
         return "away", replica.problem, replica.fix or _LOOK
     if not replica.listed:
@@ -49,6 +54,53 @@ def _some(keys: set[str]) -> str:
     return ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
 
 
+def _full(agent: Agent) -> str:
+    found = [one.fix for one in _of_etcd(agent) if one.check == "store alarms" and one.fix]
+    return agent.upkeep.fix or next(iter(found), STEPS)
+
+
+def _of_etcd(agent: Agent) -> list[Check]:
+    """Return the checks of etcd as of the last look, and of its upkeep."""
+    upkeep = agent.upkeep
+    found = list(store_checks.checks(upkeep.etcd, upkeep.allowed, upkeep.last))
+    if upkeep.problem:
+        found.append(Check("store upkeep", "warn", upkeep.problem, upkeep.fix))
+    return found
+
+
+def _told_of_etcd(agent: Agent) -> dict[str, object] | None:
+    """Return the state of etcd at the last look; None for another store, or before the first look."""
+    etcd, last = agent.upkeep.etcd, agent.upkeep.last
+    if not etcd.members:
+        return None
+    return {
+        "at": etcd.at,
+        "upkeep": agent.upkeep.allowed,
+        "compactor": last.compactor,
+        "turn": {"by": last.by, "at": last.at} if last.at else None,
+        "alarms": [{"member": etcd.called(id_), "alarm": kind} for id_, kind in etcd.alarms],
+        "members": [
+            {
+                "name": one.name,
+                "endpoint": one.endpoint,
+                "version": one.version,
+                "role": "leader" if one.leader else "learner" if one.learner else "follower",
+                "size": one.size,
+                "in_use": one.in_use,
+                "quota": one.quota,
+                "problem": one.problem,
+            }
+            for one in etcd.members
+        ],
+        "problems": [{"what": one.detail, "fix": one.fix} for one in _of_etcd(agent) if _is_problem(one)],
+    }
+
+
+def _is_problem(one: Check) -> bool:
+    """Return whether `status` names it: that the quota is full is told by the store's state."""
+    return one.status in ("warn", "fail") and NOSPACE not in one.detail
+
+
 def told(agent: Agent) -> dict[str, object]:
     """Return the store's part of the status."""
     replica = agent.replica
@@ -63,6 +115,7 @@ def told(agent: Agent) -> dict[str, object]:
         "seconds": replica.contact.seconds,
         "lost": sorted(replica.lost),
         "unreadable": sorted(replica.unreadable),
+        "etcd": _told_of_etcd(agent),
     }
 
 
@@ -84,6 +137,10 @@ async def checks(agent: Agent) -> list[Check]:
     except LinkspanError as error:
         why, fix = error.message, error.hint
     seconds = time.monotonic() - begun
+    if not why:
+        with contextlib.suppress(LinkspanError, TimeoutError):  # what was found last is told then
+            async with asyncio.timeout(PATIENCE):
+                await agent.upkeep.asked()
     now, other, remedy = state(agent)
     if why or now not in WELL:
         found = [Check("store", "fail", (why or other).removeprefix("store "), fix or remedy or _LOOK)]
@@ -92,6 +149,7 @@ async def checks(agent: Agent) -> list[Check]:
         found = [Check("store", "warn", f"it is slow: an answer took {took:.1f} s", remedy or _LOOK)]
     else:
         found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
+    found += _of_etcd(agent)
     if names := unknown(agent):
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         silent = f"the store has not answered for {_age(agent)}"

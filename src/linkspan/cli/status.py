@@ -31,6 +31,7 @@ from linkspan.cli.output import (
 from linkspan.core import namesakes
 from linkspan.core.errors import counted
 from linkspan.core.escapes import escaped
+from linkspan.store.etcd_status import bytes_told
 
 
 def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
@@ -53,6 +54,7 @@ def _show_status(found: dict[str, Any]) -> None:
             ("socket", agent["socket"]),
             ("state", agent["state_dir"]),
             ("store", _store(store)),
+            *_etcd(store),
             ("drift", counted(len(found["drift"]), "problem") if found["drift"] else "not known" if waits else "none"),
         ]
     )
@@ -127,6 +129,25 @@ def _of_store(store: dict[str, Any]) -> Iterator[str]:
     if store["problem"]:
         fix = store.get("fix", "")
         yield store["problem"].removeprefix("store ") + (f"; {fix}" if fix else "")
+    etcd = store.get("etcd") or {"members": [], "problems": []}  # an agent that still runs may be older
+    for one in etcd["problems"]:
+        yield f"{one['what']}; {one['fix']}" if one["fix"] else one["what"]
+
+
+def _etcd(store: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line about etcd's members: names, version, and the largest file of a member."""
+    etcd = store.get("etcd")
+    if not etcd:
+        return []
+    seen = [one for one in etcd["members"] if not one["problem"]]
+    words = [counted(len(etcd["members"]), "member")]
+    words += [f"etcd {version}" for version in sorted({one["version"] for one in seen})]
+    if seen:
+        largest = max(seen, key=lambda one: one["size"])
+        quota = f" of {bytes_told(largest['quota'])}" if largest["quota"] > 0 else ""
+        words.append(f"{bytes_told(largest['size'])}{quota}, {bytes_told(largest['in_use'])} in use")
+    words += [f"alarm {one['alarm']}" for one in etcd["alarms"]]
+    return [("etcd", ", ".join(words))]
 
 
 def _of_journal(found: dict[str, Any]) -> Iterator[str]:
@@ -151,7 +172,7 @@ def events(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Show the last 1,000 events: attach, detach, agent, network, lease, peer, heal, reap, names, key, bgp, ipsec."""
+    """Show the last 1,000 events: attach, detach, agent, network, store, lease, peer, heal, reap, names, key, bgp."""
     if last is not None and last < 0:
         raise typer.BadParameter(f"{last} is less than 0", param_hint="--last")
     query: dict[str, object] = {"follow": ""} if follow else {}

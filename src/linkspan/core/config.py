@@ -40,6 +40,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Unix socket of the API; the folder `queue` beside it has DELs that arrive while no agent runs."""
     store: str = ""
     """URL of the store, sqlite:///abs/folder or etcd://h1:2379/prefix?ca=FILE; empty: in the state folder."""
+    store_upkeep: Literal["none", "compact", "all"] = "compact"
+    """What agents do to keep etcd small: compact its history; all: defragment it, too, and lift its alarm; or none."""
     host_id: str = ""
     """This host's id and name in the cluster; empty: an id that the agent makes, and the machine's name."""
     underlay: str = ""

@@ -7,6 +7,7 @@
     ├── Exhausted     there is none left: addresses, bridge ports
     ├── Denied        the caller may not do this
     ├── Unavailable   a part that is needed does not answer now: agent, store, disk
+    │   └── Full      the store answers, and takes no writes: its quota is full
     └── KernelError   the kernel refused; carries the errno
 
 Each says which object failed, why, and (``hint``) what to do. Errors read from outer to inner, joined by
@@ -81,6 +82,10 @@ class Unavailable(LinkspanError):
     """A part that is needed does not answer now; a retry later may help."""
 
     code = "unavailable"
+
+
+class Full(Unavailable):
+    """The store answers, and takes no writes until it has space again; what it has can be read and deleted."""
 
 
 class KernelError(LinkspanError):

@@ -58,7 +58,7 @@ def _started(lab: Lab, host: Host) -> Started:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     more = {BOOT_ID: host.boot_id} if host.boot_id else {}
     try:
-        settings = config.checked(config.given(str(_config(folder)), "", options(lab, host)))
+        settings = config.checked(config.given(str(_config(lab, folder)), "", options(lab, host)))
     except LinkspanError as error:
         raise error.within(f"the agent of host {host.name}") from error
     argv, variables = config.process(settings)
@@ -67,13 +67,14 @@ def _started(lab: Lab, host: Host) -> Started:
     return host, log, processes.start(host.namespace, host.name, argv, env, log)
 
 
-def _config(folder: Path) -> Path:
+def _config(lab: Lab, folder: Path) -> Path:
     """Return the path of a host's own configuration file; keep what a user wrote there."""
     path = folder / "agent.toml"
     if not path.exists():
-        path.write_text(
-            "# Keys: `linkspan agent --print-config`. Read at the agent's start.\n", encoding="utf-8"
-        )
+        text = "# Keys: `linkspan agent --print-config`. Read at the agent's start.\n"
+        if lab.store == "etcd" and not lab.alone:
+            text += 'store_upkeep = "all"  # the etcd is the lab\'s own\n'
+        path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -139,7 +140,7 @@ def _etcd(lab: Lab, method: str, path: str, body: object = None) -> bytes:
 
 
 def _set_users(lab: Lab) -> None:
-    """Let in only the lab's user, who may use the lab's records, and root."""
+    """Let in only root, and the lab's user: the agents use it, and they alone maintain this etcd."""
     # The range of a prefix ends before the next string of its length.
     begin = f"{PREFIX}/".encode()
     permission = {"permType": "READWRITE", "key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
@@ -148,6 +149,7 @@ def _set_users(lab: Lab) -> None:
         ("role/grant", {"name": USER, "perm": permission}),
         ("user/add", {"name": USER, "password": credentials.password(lab, USER)}),
         ("user/grant", {"user": USER, "role": USER}),
+        ("user/grant", {"user": USER, "role": credentials.ROOT}),  # without it no agent may defragment etcd
         ("user/add", {"name": credentials.ROOT, "password": credentials.password(lab, credentials.ROOT)}),
         ("user/grant", {"user": credentials.ROOT, "role": credentials.ROOT}),
         ("enable", {}),

@@ -31,7 +31,7 @@ RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
 ETCD_PORT = 2379
 PREFIX, USER = "/lab", "linkspan"
-"""Prefix of the lab's records in etcd, and the user that may read and write only them."""
+"""Prefix of the lab's records in etcd, and the agents' user."""
 SDN = "sdn"
 SWITCHES, MAX_CONTROLLERS = (1, 3), 3
 

@@ -8,7 +8,7 @@ Records, by key
     ``leases/NETWORK/ID`` (blocks, own addresses, and ``endpoints``: the host's offer for each backend),
     ``blocks/NETWORK/CIDR``, ``addresses/NETWORK/IP``, ``allowances/SOURCE/TARGET/PROTOCOL/PORT``,
     ``reservations/NETWORK/CIDR``, ``endpoints/HOST/ID/IFNAME``, ``gone/KEY`` (a tombstone), ``ask/HOST/ID`` and
-    ``answer/HOST/ID``. A record is decoded once for each change.
+    ``answer/HOST/ID``, ``upkeep/etcd``. A record is decoded once for each change.
 
 Rules
     - Everything reads from ``replica``, so a store that is away stops nothing.
@@ -50,4 +50,5 @@ Engines
       record is missing there may live (``Store.full``).
     - A call that lasts (a watch, keepalives) is one HTTP request, and its body takes further messages. It needs
       ``Connection: close``: otherwise Go's server reads the whole body before it begins to answer.
+    - ``upkeep`` keeps etcd small: it has its own design notes.
 """

@@ -24,9 +24,10 @@ SLOW = 1.0
 RECENT = 60.0
 """Seconds for which a slow answer to a write tells of the present: nobody may write for hours."""
 
-State = Literal["ok", "slow", "away", "stale", "lost"]
+State = Literal["ok", "slow", "away", "stale", "lost", "full"]
 """``away``: it does not answer, or refuses. ``stale``: it takes writes, and tells nothing of what others write.
-``lost``: it has lost records that are not put back yet. The first two are well enough to go on."""
+``lost``: it has lost records that are not put back yet. ``full``: it takes no writes, because its quota is full. The
+first two are well enough to go on."""
 
 
 def now() -> float:
@@ -42,6 +43,8 @@ class Contact:
         """When it last answered (seconds since the epoch), None where it has not since the start."""
         self.seconds: float | None = None
         """How long its last answer to a write took."""
+        self.full = False
+        """Whether it takes no writes, because its quota is full."""
         self._wrote = float("-inf")
         self.heard = float("-inf")
         """When it last told anything, a proof that the watch lives too."""
@@ -57,6 +60,10 @@ class Contact:
     def kept(self) -> None:
         """Record an answer to a keepalive, which needs no disk."""
         self.answered = time.time()
+
+    def found(self, *, full: bool) -> None:
+        """Record whether the store's quota is full."""
+        self.full = full
 
     def took(self) -> float | None:
         """Return how long the last write took, in seconds; None if there was none lately."""

@@ -25,6 +25,7 @@ from linkspan.core.supervise import until_whole, woken
 from linkspan.store.etcd_gateway import Gateway, Refused, Stream
 from linkspan.store.etcd_lease import TRY, StandingLease
 from linkspan.store.etcd_wire import (
+    MEMBERS_OWN,
     Event,
     Grant,
     Header,
@@ -66,9 +67,6 @@ ASKED = -1
 3.5.8 such an answer may come before changes of that revision (etcd issue 15220), so it is a proof of life alone: where
 a watch begins again is told by changes, and by what etcd tells unasked."""
 
-_MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
-"""What a member may advertise that means that member's machine, and is not to be taken for this one."""
-
 QUIET_SECONDS = 1.5
 """Time that etcd has to answer a quiet watch's question how far it is; then the watch is opened again, at whichever
 member answers. A connection from an address that the host has no more is silent, and never ends."""
@@ -94,6 +92,11 @@ class EtcdStore:
         self._meeting = asyncio.Lock()
         self._met = False
         self._closing = asyncio.Event()
+
+    @property
+    def gateway(self) -> Gateway:
+        """The connections, for what is not about records."""
+        return self._gateway
 
     async def get(self, key: str) -> Record | None:
         """Return a record, None where there is none."""
@@ -357,7 +360,7 @@ class EtcdStore:
             return known
         urls = (url for member in found.members for url in (*member.clients, *member.peers))
         told = (url.rpartition("://")[2].rstrip("/") for url in urls)
-        return (*known, *(one for one in told if not one.startswith(_MEMBERS_OWN)))
+        return (*known, *(one for one in told if not one.startswith(MEMBERS_OWN)))
 
     def renew(self) -> None:
         """Reconnect, also the watches; running calls end by their own timeout."""

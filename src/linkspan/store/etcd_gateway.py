@@ -19,9 +19,10 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from linkspan.core.errors import Denied, LinkspanError, Unavailable
+from linkspan.core.errors import Denied, Full, LinkspanError, Unavailable
 from linkspan.core.store_url import EtcdUrl
 from linkspan.kernel.io.private_files import alone
+from linkspan.store.etcd_status import STEPS
 from linkspan.store.etcd_wire import Json, Token, decode, refusal_of
 
 SECONDS = 3.0
@@ -143,6 +144,10 @@ class Gateway:
         """Return the answer to what may be asked twice."""
         return decode((await self.call(path, body, seconds))[0], kind)
 
+    async def at(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
+        """Return the answer of this one endpoint, for which it has so many seconds. Raises Unavailable."""
+        return await self._ask_as_user(endpoint, path, body, seconds)
+
     async def _ask_as_user(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
         token = await self._login(endpoint, stale="") if self.url.user else ""
         try:
@@ -263,6 +268,10 @@ class Gateway:
             hint = "ca=FILE is missing" if "HTTPS" in text else "is that etcd v3?"
             return Failed(f"{where}: answered {status}: {text}", hint, False)
         why = refusal.message.removeprefix("etcdserver: ")
+        if refusal.code == _EXHAUSTED and "space exceeded" in why:
+            hint = f"`linkspan doctor` says what fills it; {STEPS}"
+            what = "its quota is full, so it takes no writes (database space exceeded)"  # the latter is etcd's own
+            return Full(f"store {where}: {what}", hint)
         if refusal.code not in _SAME_EVERYWHERE | {_UNAUTHENTICATED}:
             return Failed(f"{where}: {why}", "etcdctl endpoint status and its log tell more", True)
         return Refused(f"store {where}: {self._words(why, refusal.code)}", self._hint(why, refusal.code), refusal.code)
@@ -277,8 +286,6 @@ class Gateway:
         return why
 
     def _hint(self, why: str, code: int) -> str:
-        if "space exceeded" in why:
-            return "compact and defragment it, then etcdctl alarm disarm"
         if code == _DENIED:
             return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
         if not self.url.user and ("user name is empty" in why or code == _UNAUTHENTICATED):

@@ -16,6 +16,9 @@ from linkspan.core.errors import Unavailable
 T = TypeVar("T")
 Json = dict[str, Any]
 
+MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
+"""What a member may advertise that means that member's machine, and is not to be taken for this one."""
+
 
 class Header(msgspec.Struct, frozen=True):
     """In each answer: the store's revision, and of which etcd cluster and term it is."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from linkspan.core.contracts import Store
 from linkspan.core.store_url import check_url, sqlite_folder
 from linkspan.store.sqlite import FILE, SqliteStore
+
+if TYPE_CHECKING:
+    from linkspan.store.etcd_maintenance import Maintenance
 
 OWN = "store"
 """The folder in the state folder with the store of a host that is alone."""
@@ -27,6 +31,16 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
 
         return EtcdStore(url, cluster)
     return SqliteStore(sqlite_folder(url) if url else state_dir / OWN, cluster=cluster)
+
+
+def maintenance(store: Store, key: str) -> Maintenance | None:
+    """Return how a store's servers are looked after, None for one that is files; ``key`` is that of a record."""
+    if isinstance(store, SqliteStore):
+        return None
+    from linkspan.store.etcd import EtcdStore
+    from linkspan.store.etcd_maintenance import Maintenance
+
+    return Maintenance(store.gateway, key) if isinstance(store, EtcdStore) else None
 
 
 def own_cluster(state_dir: Path) -> str:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from linkspan.core.contracts import LIFE, PROOF_SECONDS, Batch, Record
-from linkspan.core.errors import Unavailable
+from linkspan.core.errors import Full, Unavailable
 from linkspan.core.supervise import woken
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
@@ -147,7 +147,7 @@ class MemoryStore:
         await asyncio.sleep(0)
         memory = self._answer()
         if memory.full and puts:
-            raise Unavailable("store in memory: it is full", "make room")
+            raise Full("store in memory: its quota is full, so it takes no writes", "make room")
         done = memory.commit(request)
         if done and standing:
             self._standing |= dict.fromkeys(puts, done)

@@ -31,7 +31,7 @@ from typing import TypeVar
 import msgspec
 
 from linkspan.core.contracts import JOIN, Batch, Record, Store
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, counted
+from linkspan.core.errors import Conflict, Full, Invalid, LinkspanError, NotFound, Unavailable, counted
 from linkspan.core.model import Host, Lease
 from linkspan.core.supervise import lasting, woken
 from linkspan.kernel.io.durable_files import write
@@ -46,8 +46,8 @@ log = logging.getLogger("linkspan.store.replica")
 
 GONE = "gone/"
 ENDPOINTS = "endpoints/"
-EPHEMERAL = (ALIVE, "ask/", "answer/", ENDPOINTS)
-"""What is never missed: records that end by themselves, and those that their host puts again, unasked."""
+EPHEMERAL = (ALIVE, "ask/", "answer/", "upkeep/", ENDPOINTS)
+"""What is never missed: records that end by themselves, and those that a host puts again, unasked."""
 CLAIMS = ("blocks/", "addresses/")
 """What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
 OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
@@ -340,8 +340,12 @@ class Replica:
             if self._writing != error.message:
                 log.warning("store: %s", error.message)
             self._writing, self.fix = error.message, error.hint
+            if isinstance(error, Full):
+                self.note_room(full=True)
             raise
         self._writing = ""
+        if written:  # deletes are taken by a full store, too
+            self.note_room(full=False)
         if standing:
             self._keeping, self._unkept = "", None
         self.contact.wrote(_clock() - begun)
@@ -354,6 +358,12 @@ class Replica:
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
+
+    def note_room(self, *, full: bool) -> None:
+        """Record whether the store takes writes. That it refused one is no problem any more once it does."""
+        if self.contact.full and not full:
+            self._writing = ""
+        self.contact.found(full=full)
 
     async def keep(self) -> float:
         """Keep what stands, as ``Store.keep``. Raises Unavailable, which ``problem`` tells once that has lasted."""

@@ -182,3 +182,21 @@ class Members:
         for member in self.members:
             member.start()
         self.ready()
+
+
+def users(members: Members, folder: Path) -> str:
+    """Let only users in, one of whom may use /c/; return the options of that one's URL."""
+    (folder / "password").write_text("secret of this test\n")
+    (folder / "password").chmod(0o600)
+    for words in (
+        ("user", "add", "root:secret of root"),
+        ("user", "grant-role", "root", "root"),
+        ("user", "add", "agent:secret of this test"),
+        ("role", "add", "agent"),
+        ("role", "grant-permission", "agent", "readwrite", "/c/", "--prefix"),
+        ("user", "grant-role", "agent", "agent"),
+        ("auth", "enable"),
+    ):
+        members.control(*words)
+    members.login = ("--user", "root:secret of root")
+    return f"?user=agent&password-file={folder}/password"

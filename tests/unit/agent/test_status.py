@@ -77,6 +77,23 @@ def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFix
     assert status._well(WELL | {"namesakes": shared}, "node")
 
 
+def test_what_is_wrong_with_etcd_stands_below_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its members, version and largest file in one line, and each problem with its fix; other stores have neither."""
+    member = {"name": "m0", "version": "3.5.16", "size": 13 << 20, "in_use": 4 << 20, "quota": 16 << 20, "problem": ""}
+    away = {"name": "m1", "version": "", "size": 0, "in_use": 0, "quota": 0, "problem": "connection refused"}
+    etcd = {
+        "members": [member, away],
+        "alarms": [{"member": "m0", "alarm": "NOSPACE"}],
+        "problems": [{"what": "81% of the quota", "fix": "etcdctl defrag"}],
+    }
+    _show_status(WELL | SHOWN | {"store": {**SHOWN["store"], "etcd": etcd}})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "etcd 2 members, etcd 3.5.16, 13.0 MiB of 16.0 MiB, 4.0 MiB in use, alarm NOSPACE" in lines
+    assert "store: 81% of the quota; etcdctl defrag" in lines
+    _show_status(WELL | SHOWN | {"store": {**SHOWN["store"], "etcd": None}})
+    assert not any(line.startswith("etcd") for line in capsys.readouterr().out.splitlines())
+
+
 def test_an_agent_without_records_says_that_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
     """Not that there is no network, and no drift: it does not know."""
     _show_status(WELL | SHOWN | {"waiting": WAITING})

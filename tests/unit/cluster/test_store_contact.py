@@ -12,10 +12,11 @@ from linkspan.agent import store_health
 from linkspan.agent.agent import Agent
 from linkspan.core.config import Config
 from linkspan.core.contracts import Batch, Record
-from linkspan.core.errors import Unavailable
+from linkspan.core.errors import Full, Unavailable
 from linkspan.store import contact
 from linkspan.store.contact import STALE, Contact
-from linkspan.store.memory import Memory
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.upkeep import Upkeep
 from support.polling import eventually
 from support.records.replicas import Member, together
 
@@ -39,6 +40,7 @@ def _agent(one: Member, *, shared: bool = True) -> Agent:
     one.leases.shared = shared
     agent = Agent(Config(store="etcd://203.0.113.1" if shared else ""))
     agent.replica, agent.leases = one.replica, one.leases
+    agent.upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
     return agent
 
 
@@ -153,6 +155,43 @@ def test_doctor_says_that_a_full_store_lets_nobody_say_that_it_lives(tmp_path: P
         assert [c.detail for c in found if c.check == "hosts"] == [
             "liveness of h3 is unknown: the store is full, so hosts cannot renew their liveness"
         ]
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_write_that_a_full_store_refused_is_no_problem_once_it_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may write for long, and claims wait for the problem's end: a look that finds room ends it."""
+
+    async def refuse(*_arguments: object, **_more: object) -> int:
+        raise Full("store etcd h:2379: its quota is full, so it takes no writes", "make room")
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryStore, "transaction", refuse)
+            with pytest.raises(Full):
+                await one.replica.write({"networks/demo": b"{}"})
+        assert (one.replica.settled, one.replica.contact.full) == (False, True)
+        one.replica.note_room(full=False)
+        assert (one.replica.settled, one.replica.contact.full) == (True, False)
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_delete_says_nothing_of_a_full_store(tmp_path: Path) -> None:
+    """A store takes those all the time; so the end of an endpoint is no sign that it takes writes again."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        one.replica.note_room(full=True)
+        await one.replica.write({}, deletes=["endpoints/h1/c/eth0"])
+        assert one.replica.contact.full
+        await one.replica.write({"endpoints/h1/c/eth0": b"{}"})
+        assert not one.replica.contact.full
         await one.replica.stop()
 
     together(work)

@@ -1,0 +1,166 @@
+"""Store checks of a shared etcd, by its members' answers: space, alarms, members, history (pure)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from linkspan.diagnose.doctor.checks import Check
+from linkspan.store.etcd_status import (
+    CORRUPT,
+    DEFAULT_QUOTA,
+    NOSPACE,
+    SEVERE,
+    STEPS,
+    UNSEEN,
+    WARN,
+    EtcdStatus,
+    MemberStatus,
+    bytes_told,
+    fragmented,
+)
+from linkspan.store.upkeep import OTHER, OURS, Allowed, Turn
+
+BROKEN = ("3.5.0", "3.5.1", "3.5.2")
+"""Releases of which etcd's maintainers warned that a crash may leave a member with other data than the others."""
+RECENT = 2 * 86400.0
+"""Seconds for which another host's turn says that somebody looks after the store, though this host may not."""
+
+_DEFRAGMENT = "etcdctl defrag --endpoints=HOST:2379, one member after the other, the leader last"
+_LARGER = "give etcd a larger --quota-backend-bytes (it advises 8 GiB at most), and restart its members one by one"
+
+
+def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Iterator[Check]:
+    """Yield the checks; none before a member was asked.
+
+    ``allowed`` is what this host's agent may do about it, ``last`` the last turn of an agent.
+    """
+    if etcd.members:
+        yield _space(etcd, allowed, last)
+        yield _fragmentation(etcd, allowed)
+        yield from _alarms(etcd, allowed)
+        yield from _members(etcd)
+        yield _history(allowed, last)
+
+
+def _space(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Check:
+    worst = etcd.fullest
+    if worst is None:
+        return Check("store space", "skip", "no member tells its size")
+    if worst.quota < 0:
+        detail = f"{bytes_told(worst.size)} on member {worst.name}, which has no quota"
+        return Check("store space", "ok", detail)
+    detail = f"{worst.fill:.0%} of the quota: {bytes_told(worst.size)} of {bytes_told(worst.limit)}"
+    detail += f" on member {worst.name}"
+    if not worst.quota:
+        detail += f" ({bytes_told(DEFAULT_QUOTA)} is etcd's default: the member does not tell its own)"
+    if worst.fill < WARN:
+        return Check("store space", "ok", detail)
+    why, fix = _filled_by(worst, allowed, last)
+    return Check("store space", "fail" if worst.fill >= SEVERE else "warn", f"{detail}; {why}", fix)
+
+
+def _filled_by(worst: MemberStatus, allowed: Allowed, last: Turn) -> tuple[str, str]:
+    """Return what a member's file is full of, and what to do about it."""
+    if worst.loose >= 0.2:
+        fix = "nothing: an agent defragments it within some minutes" if allowed == "all" else _DEFRAGMENT
+        return f"{worst.loose:.0%} of the file is unused", fix
+    if not _looked_after(allowed, last):
+        return "nobody compacts its history", _COMPACT
+    owners = "`etcdctl get / --prefix --keys-only` shows whose keys there are"
+    return "records and the history of the last minutes take it", f"{_LARGER}; {owners}"
+
+
+_COMPACT = 'set store_upkeep = "compact" on the hosts, or give etcd --auto-compaction-retention=1h'
+
+
+def _looked_after(allowed: Allowed, last: Turn) -> bool:
+    """Return whether the history is compacted, or soon will be."""
+    if last.compactor == OTHER or allowed != "none":
+        return True
+    return last.compactor == OURS and time.time() - last.at < RECENT
+
+
+def _fragmentation(etcd: EtcdStatus, allowed: Allowed) -> Check:
+    ragged = [one for one in etcd.answering if fragmented(one, urgent=False)]
+    if not ragged:
+        most = max((one.loose for one in etcd.answering), default=0.0)
+        return Check("store fragmentation", "ok", f"at most {most:.0%} of a member's file is unused")
+    told = ", ".join(f"{one.loose:.0%} of {bytes_told(one.size)} on member {one.name}" for one in ragged)
+    detail = f"unused, and missed by no record: {told}"
+    if allowed == "all":
+        return Check("store fragmentation", "ok", f"{detail}; an agent defragments it within some minutes")
+    return Check("store fragmentation", "warn", detail, _DEFRAGMENT)
+
+
+def _alarms(etcd: EtcdStatus, allowed: Allowed) -> Iterator[Check]:
+    if not etcd.alarms:
+        yield Check("store alarms", "ok", "none")
+    full = ", ".join(etcd.called(id_) for id_, kind in etcd.alarms if kind == NOSPACE)
+    if full:
+        detail = f"NOSPACE, raised by member {full}: the quota is full, so etcd takes no writes; what runs goes on"
+        yield Check("store alarms", "fail", detail, _room(allowed))
+    for id_, kind in etcd.alarms:
+        if kind == CORRUPT:
+            detail = f"CORRUPT: member {etcd.called(id_)} has other data than the others"
+            fix = "stop this member, etcdctl member remove it, and add it again with an empty data folder"
+            yield Check("store alarms", "fail", detail, fix)
+
+
+def _room(allowed: Allowed) -> str:
+    """Return what to do where the quota is full."""
+    steps = "etcdctl defrag for each member, the leader last; then etcdctl alarm disarm"
+    if allowed == "all":
+        return f"nothing: an agent makes room within two minutes; if it does not, {STEPS}"
+    if allowed == "compact":
+        return f"{steps} (the agents have compacted the history; {STEPS})"
+    return f"etcdctl compact REVISION; {steps} ({STEPS})"
+
+
+def _members(etcd: EtcdStatus) -> Iterator[Check]:
+    """Yield the problems of the members, or one line without any."""
+    found = list(_wrong_members(etcd))
+    if not found:
+        names = ", ".join(f"{one.name}{_role(one)}" for one in etcd.members)
+        found = [Check("store members", "ok", f"{names}: etcd {etcd.members[0].version}")]
+    yield from found
+
+
+def _role(one: MemberStatus) -> str:
+    return " (leader)" if one.leader else " (learner)" if one.learner else ""
+
+
+def _wrong_members(etcd: EtcdStatus) -> Iterator[Check]:
+    for one in etcd.members:
+        if one.problem == UNSEEN:
+            fix = "give it its own address by --advertise-client-urls, or add it to the store's URL"
+            yield Check("store members", "warn", f"member {one.name} is not seen: {one.problem}", fix)
+        elif one.problem:
+            fix = "start it, or etcdctl member remove it if it will not come back; until then one less may fail"
+            yield Check("store members", "warn", f"member {one.name or one.id} is not seen: {one.problem}", fix)
+    if etcd.answering and not any(one.led for one in etcd.answering):
+        fix = "start the members that are down, or repair the path between them: more than half must see each other"
+        yield Check("store members", "fail", "no member knows a leader, so etcd takes no writes", fix)
+    versions = sorted({one.version for one in etcd.answering})
+    if len(versions) > 1:
+        told = ", ".join(f"{one.name} {one.version}" for one in etcd.answering)
+        yield Check("store members", "warn", f"versions differ: {told}", "upgrade the others, one after the other")
+    for version in versions:
+        if version in BROKEN:
+            detail = f"etcd {version} may lose data in a crash: its maintainers warn of it"
+            yield Check("store members", "warn", detail, "upgrade etcd, one member after the other")
+    voters = sum(not one.learner for one in etcd.members)
+    if voters > 1 and voters % 2 == 0:
+        detail = f"{voters} voting members bear the loss of {voters // 2 - 1}, as {voters - 1} do"
+        yield Check("store members", "warn", detail, "add one more member, or remove one")
+
+
+def _history(allowed: Allowed, last: Turn) -> Check:
+    name = "store history"
+    if last.compactor == OTHER:
+        return Check(name, "ok", "etcd compacts it, or another program does: the agents leave it alone")
+    if last.compactor == OURS and _looked_after(allowed, last):
+        return Check(name, "ok", f"the agents compact it; the last to take its turn was host {last.by}")
+    if allowed == "none":
+        return Check(name, "warn", "this host may not compact it, and nobody else is seen to", _COMPACT)
+    return Check(name, "ok", "nobody has compacted it yet: the agents will, if etcd does not within two hours or so")
