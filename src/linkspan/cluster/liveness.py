@@ -55,7 +55,7 @@ class Silence:
                 self._file.write_bytes(msgspec.json.encode(_Spoke(boot_id(), at)))
 
     def hindered(self, host: str, at: float) -> None:
-        """Record that the store answered a word of this host, sent at a time of ``networks.now``: its quota is full.
+        """Record that the store answered a word of this host, sent at a time of ``core.clock.now``: its quota is full.
 
         Nobody can reclaim anything meanwhile, so this host need not withdraw (one that has, stays so until its word is
         taken). Nor can others say that they live: their silence counts from when the store takes words again.

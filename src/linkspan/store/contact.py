@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from linkspan.core.clock import now
 from linkspan.core.contracts import Batch
 
 ALIVE = "alive/"
@@ -30,13 +31,8 @@ State = Literal["ok", "slow", "away", "stale", "lost", "full"]
 first two are well enough to go on."""
 
 
-def now() -> float:
-    """Return the time for ages, in seconds."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Contact:
-    """When the store answered and told; times of ``now`` unless said otherwise."""
+    """When the store answered and told; times of ``core.clock.now`` unless said otherwise."""
 
     def __init__(self) -> None:
         self.answered: float | None = None

@@ -73,9 +73,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Full, LinkspanError, Unavailable
 from linkspan.core.supervise import lasting
-from linkspan.store.contact import now
 from linkspan.store.etcd_status import (
     FILLING,
     NOSPACE,
