@@ -44,7 +44,7 @@ from linkspan.core.states.host import (
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers.nftables_objects import element_text
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 PEERS = 1000
 SIZES = (100, 1000, 4000)

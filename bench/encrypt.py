@@ -38,7 +38,7 @@ from linkspan.core.states.programs import Process
 from linkspan.core.states.wireguard import DEVICE, PORT, AllowedIp, Tools, WireguardKey, WireguardPeer
 from linkspan.kernel.drivers import ipsec as charon
 from linkspan.kernel.io import vici
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology, underlay
 from linkspan.lab.record import Host, Lab
 

@@ -17,7 +17,7 @@ from linkspan.core.states.host import Ipip, LinkSysctl, Route, State, Sysctl
 from linkspan.core.states.programs import IpipHelper, Process
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers.ipip_table import helper
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.forgery import Listener, datagram, send
 from support.netns.machine_fixtures import host, machine, run, succeeds
 from support.netns.overlay import MTU, Cluster, OverlayHost, network

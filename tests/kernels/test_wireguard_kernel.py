@@ -16,8 +16,8 @@ from linkspan.core.model import Other
 from linkspan.core.states.host import Wireguard
 from linkspan.core.states.programs import Process
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer
+from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe.keys import PRIVATE
-from linkspan.kernel.worker import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
 from support.netns.machine_fixtures import host, machine, run

@@ -16,7 +16,7 @@ from linkspan.core.model import Facts
 from linkspan.core.states.host import LinkSysctl, Route, State
 from linkspan.core.states.ipsec import IpsecChild, IpsecConnection, IpsecLink, Strongswan
 from linkspan.kernel.io import vici
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.kernels.underlay_stranger import KNOWN, Wire, is_taken_once, known_sent, sends_its_own_only
 from support.netns.forgery import Listener
 from support.netns.overlay import MTU, Cluster, network

@@ -9,7 +9,7 @@ import pytest
 
 from linkspan.core.addresses import mac
 from linkspan.core.states.host import Bridge
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.machine_fixtures import run
 
 

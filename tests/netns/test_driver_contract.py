@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support import driver_contract
 
 

@@ -10,7 +10,7 @@ import pytest
 from linkspan.core.model import Allowance
 from linkspan.core.states.host import LinkSysctl, State, Sysctl
 from linkspan.diagnose.plan.plan import commands, ordered
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns import sample
 from support.netns.world import World
 

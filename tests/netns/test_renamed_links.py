@@ -10,7 +10,7 @@ from linkspan.core.addresses import mac, prefix
 from linkspan.core.states.host import Bridge, Ipip, State, Vxlan
 from linkspan.kernel.events import RouteEvents
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.machine_fixtures import run
 
 MAC = mac("02:00:00:00:00:01")

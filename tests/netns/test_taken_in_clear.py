@@ -16,7 +16,7 @@ from linkspan.core.states.host import GROUP, Address, LinkSysctl, Route, State, 
 from linkspan.core.states.wireguard import AllowedIp
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.listener import PORT, Ear
 from support.netns.machine_fixtures import run
 from support.netns.overlay import Cluster, network

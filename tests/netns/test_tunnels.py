@@ -30,7 +30,7 @@ from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.ipip_endpoint import drops
 from linkspan.kernel.events import RouteEvents
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.machine_fixtures import run
 from support.netns.overlay import MTU, Cluster, network
 from support.polling import until

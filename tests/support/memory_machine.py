@@ -15,7 +15,8 @@ from linkspan.core.states.host import HOST, Key, State
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine, Worker
+from linkspan.kernel.machine import Machine
+from linkspan.kernel.worker import Worker
 from support.records.listeners import NoListener
 from support.records.replicas import Member
 

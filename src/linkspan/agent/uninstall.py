@@ -29,10 +29,10 @@ from linkspan.core.store_url import etcd_parts
 from linkspan.endpoints import reconstruction
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.kinds import kinds
+from linkspan.kernel.machine import Machine
 from linkspan.kernel.stray_links import Stray
 from linkspan.kernel.stray_links import find as find_strays
 from linkspan.kernel.stray_links import remove as remove_strays
-from linkspan.kernel.worker import Machine
 from linkspan.runtimes.docker_engine import Engine
 from linkspan.runtimes.docker_networks import remove_exposed, users_own
 from linkspan.runtimes.expose import podman_id

@@ -26,7 +26,8 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView, Lease, Peer, Standing
 from linkspan.core.states.host import LEARNT_METRIC
 from linkspan.kernel.drivers.routes import learnt_routes
-from linkspan.kernel.worker import Machine, Worker
+from linkspan.kernel.machine import Machine
+from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.cluster.peers")
 

@@ -13,7 +13,7 @@ from linkspan.endpoints.address_audit import Check, Seen
 from linkspan.endpoints.detach import detach
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.registry import Registry
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 
 async def check(registry: Registry) -> Check:

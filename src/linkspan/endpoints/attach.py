@@ -25,8 +25,8 @@ from linkspan.endpoints.rename import recognise
 from linkspan.endpoints.update import alter, make_way
 from linkspan.kernel.drivers import routes
 from linkspan.kernel.io import namespaces
+from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import gratuitous_arp
-from linkspan.kernel.worker import Machine
 
 
 class Place(msgspec.Struct, frozen=True):

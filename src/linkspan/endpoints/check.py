@@ -11,7 +11,7 @@ from linkspan.core.addresses import mac
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Interface, State
 from linkspan.endpoints.registry import Registry
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 
 async def check(registry: Registry, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:

@@ -10,7 +10,7 @@ from linkspan.core.model import Endpoint
 from linkspan.core.states.host import State
 from linkspan.endpoints import reconstruction
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 
 async def recognise(registry: Registry, container: str, ifname: str = "") -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 _numbers = itertools.count()
 

@@ -34,7 +34,7 @@ from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
 from linkspan.core.states.programs import IpipHelper
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns.world import World
 from support.polling import until
 

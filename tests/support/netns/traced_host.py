@@ -12,7 +12,7 @@ from linkspan.diagnose.trace import result
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.trace import Trace
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from support.netns import sample
 from support.netns.world import World
 

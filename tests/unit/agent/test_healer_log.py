@@ -14,7 +14,7 @@ from linkspan.agent.metrics import Metrics
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler, Report
 from linkspan.core.states.host import Key, NftTable, State
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryDriver, MemoryMachine, registry_of
 from support.polling import eventually

@@ -13,7 +13,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Port
 from linkspan.endpoints import update
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 from linkspan.store.memory import Memory
 from support.memory_machine import registry_of
 from support.records import one_host

@@ -17,7 +17,7 @@ from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import Link, Sockets
 from linkspan.kernel.kinds import kinds
-from linkspan.kernel.worker import Machine
+from linkspan.kernel.machine import Machine
 
 CONTAINER = 4026532000
 BRIDGE = Bridge("ls-net", b"\2\0\0\0\0\1", 1500)

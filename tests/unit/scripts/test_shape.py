@@ -46,7 +46,7 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
         ("kernel/io/netlink.py", "from linkspan.kernel.drivers import links"),
         ("kernel/probe/underlay.py", "from linkspan.kernel.drivers.routes import default_link"),
         ("kernel/probe/underlay.py", "from linkspan.kernel.local_host import LocalHost"),
-        ("kernel/drivers/links.py", "from linkspan.kernel.worker import Machine"),
+        ("kernel/drivers/links.py", "from linkspan.kernel.machine import Machine"),
         ("kernel/local_host.py", "from linkspan.kernel.kinds import kinds"),
         ("core/model.py", "import linkspan.kernel.io.netlink"),
         ("core/reconcile.py", "from linkspan.agent import agent"),
@@ -83,7 +83,7 @@ def test_finds_what_goes_upwards(complaints: Callable[[str, str], list[str]], na
     [
         ("endpoints/attach.py", "from linkspan.kernel.io import namespaces\nfrom linkspan import __version__"),
         ("kernel/drivers/routes.py", "import socket\nfrom linkspan.core.states.host import Route"),
-        ("kernel/worker.py", "from linkspan.kernel.drivers.links import LinkDriver"),
+        ("kernel/machine.py", "from linkspan.kernel.drivers.links import LinkDriver"),
         ("kernel/drivers/links.py", "from linkspan.kernel.local_host import LocalHost"),
         ("kernel/drivers/sysctl.py", "from linkspan.kernel.probe.forwarders import present"),
         ("cli/main.py", "from linkspan.agent.agent import Agent"),
