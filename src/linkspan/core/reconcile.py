@@ -9,7 +9,7 @@ inside of a container's namespace belongs to the container. There a resync adds 
 only rules and tables of ours that no source wants any more.
 
 Objects that another program keeps changing stay wrong for a while, and a container whose guards are not in
-force is cut off (``fights.py``). Only a resync counts that, and only for objects that are wrong by
+force is cut off (``fights.py``, ``judging.py``). Only a resync counts that, and only for objects that are wrong by
 themselves: not for those that were lost with a link, a table or a setting.
 
 A pass puts in dependency order, then deletes in reverse order. It is repeated at most PASSES times: the
@@ -31,7 +31,8 @@ import msgspec
 from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
 from linkspan.core.errors import LinkspanError, NotFound
-from linkspan.core.fights import Contested, Fight, Fights
+from linkspan.core.fights import Contested, Fights
+from linkspan.core.judging import Judge, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
 from linkspan.core.states.host import HOST, Key, State
 
@@ -54,6 +55,13 @@ class Report(msgspec.Struct):
     failed: dict[Key, LinkspanError] = {}
     fought: list[str] = []
     """The kind of each repair that is not in ``heals``, because its fight has been reported."""
+
+    def add(self, state: State, what: str, *, fought: bool) -> None:
+        """Record a repair; ``fought``: of an object in a fight, its own or that of what it is lost with."""
+        if fought:
+            self.fought.append(type(state).__name__)
+        else:
+            self.heals.append(Heal(time.time(), type(state).__name__, state.label, what))
 
 
 class Reconciler:
@@ -81,6 +89,7 @@ class Reconciler:
         self._by_kind = {kind.state: (kind, driver) for kind, driver in served}
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self.fights = Fights(self.kinds)
+        self._ports = Ports(self.kinds, self.fights, self.desired)
 
     def change(
         self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
@@ -156,7 +165,7 @@ class Reconciler:
 
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
         """Put in the order given, then delete in the order given; continue past errors and return them."""
-        put, failed = self._shut(change.put)
+        put, failed = self._ports.shut(change.put)
         self._before(put)
         for driver, states in self._grouped(put):
             waiting = self._without_link(states, {**self.failing, **failed})
@@ -186,6 +195,25 @@ class Reconciler:
         if of is not None:
             yield of, group
 
+    def _without_link(self, states: Sequence[State], failed: Mapping[Key, LinkspanError]) -> dict[Key, LinkspanError]:
+        """Return the states that are impossible because their link could not be made, with the link's error.
+
+        A link of that name may belong to another program, which keeps it unchanged.
+        """
+        links: dict[Link, LinkspanError] = {}
+        for key, error in failed.items():
+            state = self.desired.state(key)
+            if state is not None and not (isinstance(error, Contested) and error.there):
+                links.update((link, error) for link in self.kinds.makes(state) if link[0] == HOST)
+        if not links:
+            return {}
+        return {s.key: links[link] for s in states for link in self.kinds.on(s) if link in links}
+
+    def _not_falling(self, delete: Sequence[State]) -> list[State]:
+        """Leave out states that are lost with a link that is deleted as well."""
+        falling = {link for state in delete for link in self.kinds.makes(state)}
+        return [s for s in delete if not (self.kinds.of(s).falls and falling.intersection(self.kinds.on(s)))]
+
     def resync(
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = (), *, log: bool = True
     ) -> Report:
@@ -194,23 +222,27 @@ class Reconciler:
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)
         inside = set(namespaces)
-        judged = _Judged()
+        judge = Judge(self.kinds, self.fights, self.desired)
+        told: set[Key] = set()
         try:
             for _ in range(PASSES):
                 change, words, seen = self._compared(touched, inside, guarded=True)
                 self._forgive(change, touched, inside)
                 shut = self.fights.closed()
-                held, left = self._held(change, seen, touched, judged) if log else ({}, set())
+                held, left = judge.held(change, seen, touched) if log else ({}, set())
                 refused |= held
                 put = tuple(state for state in change.put if state.key not in refused and state.key not in left)
                 delete = tuple(state for state in change.delete if state.key not in held and state.key not in left)
                 self.failing = {**self.failing, **held}
                 failed = self.apply(Change(put, delete)) if put or delete else {}
                 report.failed = {**refused, **failed}
-                contested = self._contested()
-                for state in (*put, *delete) if log else ():
-                    fought = self.fights.fought(state) or not contested.isdisjoint(self._parents(state))
-                    self._note(state, words[state.key], seen, failed, judged, report, fought=fought)
+                if log:
+                    fought = judge.fought((*put, *delete))
+                    for state in (*put, *delete):
+                        judge.note(state, seen.get(state.key), failed.get(state.key))
+                        if state.key not in failed and state.key not in told:
+                            told.add(state.key)
+                            report.add(state, words[state.key], fought=state.key in fought)
                 if self.fights.closed() - shut:  # guards are not in force: ports go down
                     touched = list(self._by_kind)
                     continue
@@ -230,114 +262,6 @@ class Reconciler:
         finally:
             self._release()
         return report
-
-    def _held(
-        self, change: Change, seen: Mapping[Key, State], kinds: Sequence[type[State]], judged: _Judged
-    ) -> tuple[dict[Key, LinkspanError], set[Key]]:
-        """Return what must not be put back now, with the reason, and what the next resync repairs.
-
-        The latter is wrong again, exactly as before this resync put it back.
-        """
-        states = [*change.put, *change.delete]
-        judged.parents.update(name for state in states for name in self._names(state))
-        held: dict[Key, LinkspanError] = {}
-        left: set[Key] = set()
-        contested = self._contested()
-        for state in states:
-            key = self.kinds.subject(state)
-            falls = any(p in judged.parents or (p in contested and p != key) for p in self._parents(state))
-            if falls or netns_of(state) != HOST or not self.kinds.of(state).counted:
-                continue
-            if key not in judged.by:
-                judged.by[key] = self.fights.wrong(state, seen.get(state.key))
-                if self.fights.fought(state):
-                    contested |= {key, *self.kinds.makes(state)}
-            if (fight := judged.by[key]) is not None:
-                held[state.key] = Contested(fight.message, state.key in seen)
-            elif not self.kinds.guards(state) and judged.repaired.get(key, _NEVER) == seen.get(state.key):
-                left.add(state.key)
-        self.fights.right(kinds, {self.kinds.subject(state) for state in states})
-        gone = {link for s in states if s.key in left and s.key not in seen for link in self.kinds.makes(s)}
-        left |= {state.key for state in states if not gone.isdisjoint(self.kinds.on(state))}
-        return held, left
-
-    def _contested(self) -> set[Key]:
-        """Return the fights, by the names that ``_parents`` gives."""
-        found: set[Key] = set()
-        for fight in self.fights.open():
-            found.add(fight.key)
-            found.update(self.kinds.makes(self.desired.state(fight.key) or fight.state))
-        return found
-
-    def _names(self, state: State) -> Iterator[Key]:
-        """Yield the names that ``_parents`` uses for a state, and what is lost with it."""
-        kind = self.kinds.of(state)
-        yield state.key
-        yield from kind.makes(state)
-        yield from ((other.__name__, *link) for other in kind.takes_along for link in kind.on(state))
-
-    def _parents(self, state: State) -> Iterator[Key]:
-        """Yield what an object is lost with, or changed with."""
-        kind = self.kinds.of(state)
-        yield from kind.lost_with(state)
-        for link in kind.on(state):
-            yield link
-            yield (kind.name, *link)
-
-    def _note(
-        self,
-        state: State,
-        what: str,
-        seen: Mapping[Key, State],
-        failed: Mapping[Key, LinkspanError],
-        judged: _Judged,
-        report: Report,
-        *,
-        fought: bool,
-    ) -> None:
-        """Record the result of a repair of an object in a fight, its own or that of what it is lost with."""
-        if state.key in failed:
-            if self.kinds.subject(state) in judged.by:
-                self.fights.failed(state, failed[state.key].message)
-            return
-        if self.kinds.subject(state) in judged.by and self.kinds.subject(state) not in judged.repaired:
-            judged.repaired[self.kinds.subject(state)] = seen.get(state.key)
-            self.fights.repaired(state, seen.get(state.key))
-        if state.key in judged.told:
-            return
-        judged.told.add(state.key)
-        if fought:
-            report.fought.append(type(state).__name__)
-        else:
-            report.heals.append(_heal(state, what))
-
-    def _shut(self, states: Sequence[State]) -> tuple[list[State], dict[Key, LinkspanError]]:
-        """Return the states that may be put, with unguarded ports down, and why the others may not be put."""
-        if not self.fights.closed():
-            return list(states), {}
-        closing = dict(self._closing())
-        put: list[State] = []
-        refused: dict[Key, LinkspanError] = {}
-        for state in states:
-            kind = self.kinds.of(state)
-            if kind.shut is not None and self._guarding(kind, state) is not None:
-                put.append(kind.shut(state))
-            elif kind.falls and (fights := [closing[link] for link in kind.on(state) if link in closing]):
-                refused[state.key] = Contested(fights[0].message, there=False)
-            else:
-                put.append(state)
-        return put, refused
-
-    def _guarding(self, kind: Kind[Any], state: State) -> Fight | None:
-        """Return the fight because of which a container's port is down."""
-        return self.fights.closing(kind.makes(state)[0][1], bridged=bool(kind.on(state)))
-
-    def _closing(self) -> Iterator[tuple[Link, Fight]]:
-        """Yield the links of the ports that are down, each with the fight because of which it stays empty."""
-        for kind in self.kinds:
-            for state in self.desired.states((kind.state,)).values() if kind.shut is not None else ():
-                if (fight := self._guarding(kind, state)) is not None:
-                    yield kind.makes(state)[0], fight
 
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
         """Forget failures of observed objects that are right by now: another program may have repaired them."""
@@ -371,7 +295,7 @@ class Reconciler:
             for driver in self._drivers(wanted):
                 observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
         if guarded and self.fights.closed():
-            put, waiting = self._shut(list(desired.values()))
+            put, waiting = self._ports.shut(list(desired.values()))
             desired = {state.key: state for state in put}
             observed = {key: state for key, state in observed.items() if key not in waiting}
         extra = [state for key, state in observed.items() if key not in desired]
@@ -413,41 +337,3 @@ class Reconciler:
         finally:
             self._release()
         return [state for key, state in wanted.items() if observed.get(key) != state]
-
-
-    def _without_link(self, states: Sequence[State], failed: Mapping[Key, LinkspanError]) -> dict[Key, LinkspanError]:
-        """Return the states that are impossible because their link could not be made, with the link's error.
-
-        A link of that name may belong to another program, which keeps it unchanged.
-        """
-        links: dict[Link, LinkspanError] = {}
-        for key, error in failed.items():
-            state = self.desired.state(key)
-            if state is not None and not (isinstance(error, Contested) and error.there):
-                links.update((link, error) for link in self.kinds.makes(state) if link[0] == HOST)
-        if not links:
-            return {}
-        return {s.key: links[link] for s in states for link in self.kinds.on(s) if link in links}
-
-    def _not_falling(self, delete: Sequence[State]) -> list[State]:
-        """Leave out states that are lost with a link that is deleted as well."""
-        falling = {link for state in delete for link in self.kinds.makes(state)}
-        return [s for s in delete if not (self.kinds.of(s).falls and falling.intersection(self.kinds.on(s)))]
-
-
-class _Judged(msgspec.Struct):
-    """Faults that one resync found: each object counts once, however many passes there are."""
-
-    by: dict[Key, Fight | None] = {}
-    """By subject: the fight because of which it stays wrong."""
-    repaired: dict[Key, State | None] = {}
-    """By subject: the wrong state."""
-    parents: set[Key] = set()
-    told: set[Key] = set()
-
-
-_NEVER = object()
-
-
-def _heal(state: State, what: str) -> Heal:
-    return Heal(time.time(), type(state).__name__, state.label, what)
