@@ -7,12 +7,11 @@ order. Everything in the kernel stays.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +24,12 @@ from linkspan.agent.healer import Healer
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import Associating
 from linkspan.agent.metrics import Metrics
+from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.peer_survey import Survey
 from linkspan.agent.plans import Plans
-from linkspan.backends import backend, migration
+from linkspan.backends import backend
 from linkspan.backends.wireguard.backend import asked
-from linkspan.cluster import bootstrap, controller_status
+from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.control_plane import ControlPlane
@@ -38,7 +38,7 @@ from linkspan.cluster.exact_addresses import Holdings
 from linkspan.cluster.leases import Leases, promised
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
-from linkspan.cluster.networks import NetworkRequest, Networks
+from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.peer_ping import Probes
 from linkspan.cluster.questions import Ask, Question, Told, Well
@@ -46,17 +46,15 @@ from linkspan.cluster.shared_states import learning
 from linkspan.core import namesakes
 from linkspan.core.config import Config
 from linkspan.core.contracts import Store
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable, counted
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import (
-    Allowance,
     AttachRequest,
     Endpoint,
     Facts,
     Host,
     HostView,
     Network,
-    Reservation,
 )
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Key
@@ -79,7 +77,6 @@ from linkspan.runtimes.cni_tuning import Tuning
 from linkspan.runtimes.cni_types import Interface
 from linkspan.runtimes.docker import Docker
 from linkspan.store import upkeep
-from linkspan.store.compare_and_swap import revised
 from linkspan.store.contact import STALE
 from linkspan.store.factory import maintenance, open_store, own_cluster
 from linkspan.store.replica import SNAPSHOT, Replica, remembered
@@ -104,8 +101,6 @@ class Agent:
         self.worker = Worker()
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
-        self._changing = asyncio.Lock()
-        """Lets one change of networks run at a time: each is planned against the networks that exist."""
         self.plans = Plans(self.worker, self.view, self.config)
 
     @contextlib.asynccontextmanager
@@ -237,6 +232,19 @@ class Agent:
             self._look,
             self.config,
             self._instance(),
+        )
+        self.network_changes = NetworkChanges(
+            self.worker,
+            self.replica,
+            self.leases,
+            self.networks,
+            self.published,
+            self.registry,
+            self.allocator,
+            self.cluster,
+            self.happenings,
+            self.view,
+            self._look,
         )
         self.upkeep = Upkeep(
             self.replica,
@@ -420,98 +428,6 @@ class Agent:
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed
 
-    # Networks
-
-    async def create_network(self, request: NetworkRequest) -> Network:
-        """Create a network and everything that the host needs for it. If a part is refused, undo the rest."""
-        machine = self.worker.machine
-        async with self._changing:
-            # read the facts again: another program may have taken a port
-            self._facts = await self.worker.run(machine.facts)
-            routes, mtu = await self.worker.run(machine.routes), await self.worker.run(machine.mtu)
-            here, hosts = self.leases.host.underlay, len(self.leases.hosts())
-            network = self.networks.planned(request, routes, here, mtu, hosts)
-            migration.require(self.view(), network)
-            controller_status.require(self.replica, network, "create network")
-            with self.cluster.watched() as refused:
-                await self.networks.create(network)
-                try:
-                    await self.cluster.converge({"networks/"})
-                    _raise_first(refused)
-                except LinkspanError as error:
-                    await self._delete_network(network.name)
-                    raise error.within(f"create network {network.name}") from error
-        self.happenings.add("network", f"network {network.name} was created", network=network.name)
-        return network
-
-    async def update_network(
-        self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
-    ) -> Network:
-        """Add pools or change the MTU, also of running containers. One that cannot change stops no other."""
-        async with self._changing:
-            routes = await self.worker.run(self.worker.machine.routes)
-
-            def enlarged() -> Network:
-                self.networks.refresh()
-                return self.networks.enlarged(self.networks.get(name), add_pools, mtu, options or {}, routes)
-
-            with self.cluster.watched() as refused:
-                network = await revised(self.replica, f"networks/{name}", enlarged)
-                await self.cluster.converge({"networks/"})
-        self.happenings.add("network", f"network {name} was changed", network=name)
-        _raise_first(refused)
-        return network
-
-    async def delete_network(self, name: str, force: bool = False) -> list[Endpoint]:
-        """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.
-
-        Raises Conflict with their names if endpoints exist, unless ``force``.
-        """
-        async with self._changing:
-            if all(network.name != name for network in self.networks.every()):
-                self.networks.get(name)  # raises
-            users = [e for e in self.registry.endpoints.values() if e.network == name]
-            users += [e for _, e in self.published.others(network=name)]
-            if users and not force:
-                names = ", ".join(sorted(e.called for e in users)[:5])
-                raise Conflict(
-                    f"network {name} has {counted(len(users), 'endpoint')} "
-                    f"({names}{', ...' if len(users) > 5 else ''})",
-                    "detach them (or stop their containers) first, or use --force, which cuts them off",
-                )
-            await self._delete_network(name)
-        who = ", ".join(f"{e.called} on host {e.host}" for e in users)
-        cut = f", which cut off {who}" if users else ""
-        self.happenings.add("network", f"network {name} was deleted{cut}", network=name)
-        return users
-
-    async def _delete_network(self, name: str) -> None:
-        await self.networks.delete(name)  # first: an attach that is under way then fails
-        for endpoint in [e for e in self.registry.endpoints.values() if e.network == name]:
-            await detach.detach(self.registry, *endpoint.identity)
-        await self.cluster.converge({"networks/"})
-
-    async def allow(self, allowance: Allowance, allowed: bool) -> None:
-        """Allow one network's endpoints to open connections to another network's, or withdraw that."""
-        async with self._changing:
-            self.networks.get(allowance.source)
-            self.networks.get(allowance.target)
-            with self.cluster.watched() as refused:
-                await (self.networks.allow if allowed else self.networks.disallow)(allowance)
-                await self.cluster.converge({"allowances/"})
-            _raise_first(refused)
-
-    async def reserve(self, network: str, cidr: str) -> Reservation:
-        """Reserve addresses of a network."""
-        made = await self.networks.reserve(network, cidr)
-        self.allocator.refresh()
-        return made
-
-    async def unreserve(self, network: str, cidr: str) -> None:
-        """Release reserved addresses."""
-        await self.networks.unreserve(network, cidr)
-        self.allocator.refresh()
-
     # Endpoints
 
     async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
@@ -550,8 +466,3 @@ class Agent:
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Take over what later plugins of the CNI chain change of an endpoint."""
         self.tuning.follow(endpoint, namespace_fd)
-
-
-def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
-    for error in failed.values():
-        raise error

@@ -203,7 +203,7 @@ class Api:
         return answer(msgspec.to_builtins(network) | more)
 
     async def _create_network(self, request: web.Request) -> web.Response:
-        made = await self._agent.create_network(await body(request, NetworkRequest))
+        made = await self._agent.network_changes.create(await body(request, NetworkRequest))
         return answer(self._with_warnings(made), 201)
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
@@ -219,7 +219,7 @@ class Api:
     async def _update_network(self, request: web.Request) -> web.Response:
         change = await body(request, UpdateBody)
         name = request.match_info["name"]
-        changed = await self._agent.update_network(name, change.add_pools, change.mtu, change.options)
+        changed = await self._agent.network_changes.update(name, change.add_pools, change.mtu, change.options)
         return answer(self._with_warnings(changed))
 
     async def _migrate_network(self, request: web.Request) -> web.Response:
@@ -232,13 +232,13 @@ class Api:
 
     async def _delete_network(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        cut = await self._agent.delete_network(name, force="force" in request.query)
+        cut = await self._agent.network_changes.delete(name, force="force" in request.query)
         told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
         return answer({"deleted": name, "cut_off": told})
 
     async def _allow(self, request: web.Request) -> web.Response:
         allowance = await body(request, Allowance)
-        await self._agent.allow(allowance, request.method == "POST")
+        await self._agent.network_changes.allow(allowance, request.method == "POST")
         return answer(allowance)
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -283,11 +283,11 @@ class Api:
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
-        made = await self._agent.reserve(wanted.network, wanted.cidr)
+        made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
         held = self._agent.published.holders(made.network, prefix(made.cidr))
         return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
-        await self._agent.unreserve(wanted.network, wanted.cidr)
+        await self._agent.network_changes.unreserve(wanted.network, wanted.cidr)
         return answer({"unreserved": wanted.cidr})

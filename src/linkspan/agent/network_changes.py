@@ -1,0 +1,154 @@
+"""Changes of networks that an operator asks this host for: each is planned, written to the store, and applied here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from linkspan.backends import migration
+from linkspan.cluster import controller_status
+from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.membership import Cluster
+from linkspan.cluster.networks import NetworkRequest, Networks
+from linkspan.core.errors import Conflict, LinkspanError, counted
+from linkspan.core.event_log import Happenings
+from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservation
+from linkspan.core.states.host import Key
+from linkspan.endpoints import detach
+from linkspan.endpoints.registry import Registry
+from linkspan.kernel.worker import Worker
+from linkspan.store.compare_and_swap import revised
+from linkspan.store.replica import Replica
+
+
+class NetworkChanges:
+    """Creates, changes and deletes networks, with what belongs to them: permissions and reserved addresses.
+
+    One change runs at a time: each is planned against the networks that exist.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        replica: Replica,
+        leases: Leases,
+        networks: Networks,
+        published: Published,
+        registry: Registry,
+        allocator: Allocator,
+        cluster: Cluster,
+        happenings: Happenings,
+        view: Callable[[], HostView],
+        look: Callable[[], Awaitable[None]],
+    ) -> None:
+        """``view`` returns what backends see, and ``look`` reads the machine's facts anew."""
+        self._worker = worker
+        self._replica = replica
+        self._leases = leases
+        self._networks = networks
+        self._published = published
+        self._registry = registry
+        self._allocator = allocator
+        self._cluster = cluster
+        self._happenings = happenings
+        self._view = view
+        self._look = look
+        self._changing = asyncio.Lock()
+
+    async def create(self, request: NetworkRequest) -> Network:
+        """Create a network and everything that the host needs for it. If a part is refused, undo the rest."""
+        machine = self._worker.machine
+        async with self._changing:
+            await self._look()  # another program may have taken a port
+            routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
+            here, hosts = self._leases.host.underlay, len(self._leases.hosts())
+            network = self._networks.planned(request, routes, here, mtu, hosts)
+            migration.require(self._view(), network)
+            controller_status.require(self._replica, network, "create network")
+            with self._cluster.watched() as refused:
+                await self._networks.create(network)
+                try:
+                    await self._cluster.converge({"networks/"})
+                    _raise_first(refused)
+                except LinkspanError as error:
+                    await self._delete(network.name)
+                    raise error.within(f"create network {network.name}") from error
+        self._happenings.add("network", f"network {network.name} was created", network=network.name)
+        return network
+
+    async def update(
+        self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
+    ) -> Network:
+        """Add pools or change the MTU, also of running containers. One that cannot change stops no other."""
+        async with self._changing:
+            routes = await self._worker.run(self._worker.machine.routes)
+
+            def enlarged() -> Network:
+                self._networks.refresh()
+                return self._networks.enlarged(self._networks.get(name), add_pools, mtu, options or {}, routes)
+
+            with self._cluster.watched() as refused:
+                network = await revised(self._replica, f"networks/{name}", enlarged)
+                await self._cluster.converge({"networks/"})
+        self._happenings.add("network", f"network {name} was changed", network=name)
+        _raise_first(refused)
+        return network
+
+    async def delete(self, name: str, force: bool = False) -> list[Endpoint]:
+        """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.
+
+        Raises Conflict with their names if endpoints exist, unless ``force``.
+        """
+        async with self._changing:
+            if all(network.name != name for network in self._networks.every()):
+                self._networks.get(name)  # raises
+            users = [e for e in self._registry.endpoints.values() if e.network == name]
+            users += [e for _, e in self._published.others(network=name)]
+            if users and not force:
+                names = ", ".join(sorted(e.called for e in users)[:5])
+                raise Conflict(
+                    f"network {name} has {counted(len(users), 'endpoint')} "
+                    f"({names}{', ...' if len(users) > 5 else ''})",
+                    "detach them (or stop their containers) first, or use --force, which cuts them off",
+                )
+            await self._delete(name)
+        who = ", ".join(f"{e.called} on host {e.host}" for e in users)
+        cut = f", which cut off {who}" if users else ""
+        self._happenings.add("network", f"network {name} was deleted{cut}", network=name)
+        return users
+
+    async def _delete(self, name: str) -> None:
+        await self._networks.delete(name)  # first: an attach that is under way then fails
+        for endpoint in [e for e in self._registry.endpoints.values() if e.network == name]:
+            await detach.detach(self._registry, *endpoint.identity)
+        await self._cluster.converge({"networks/"})
+
+    async def allow(self, allowance: Allowance, allowed: bool) -> None:
+        """Allow one network's endpoints to open connections to another network's, or withdraw that."""
+        async with self._changing:
+            self._networks.get(allowance.source)
+            self._networks.get(allowance.target)
+            with self._cluster.watched() as refused:
+                await (self._networks.allow if allowed else self._networks.disallow)(allowance)
+                await self._cluster.converge({"allowances/"})
+            _raise_first(refused)
+
+    async def reserve(self, network: str, cidr: str) -> Reservation:
+        """Reserve addresses of a network."""
+        async with self._changing:
+            made = await self._networks.reserve(network, cidr)
+            self._allocator.refresh()
+        return made
+
+    async def unreserve(self, network: str, cidr: str) -> None:
+        """Release reserved addresses."""
+        async with self._changing:
+            await self._networks.unreserve(network, cidr)
+            self._allocator.refresh()
+
+
+def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
+    for error in failed.values():
+        raise error
