@@ -7,6 +7,7 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.agent.bgp_sessions import Peering
+from linkspan.api.responses import answer
 from linkspan.core.errors import Invalid
 from linkspan.kernel.probe.bird_control import Route
 
@@ -65,7 +66,7 @@ class Bgp:
         peerings = self._agent.peerings
         await peerings.look()
         refused = {} if peerings.silent else await peerings.refused_by()
-        return _json([_told(peering, refused.get(peering.session.name, {})) for peering in peerings.all()])
+        return answer([_told(peering, refused.get(peering.session.name, {})) for peering in peerings.all()])
 
     async def _routes(self, request: web.Request) -> web.Response:
         peer = request.query.get("peer", "")
@@ -74,7 +75,7 @@ class Bgp:
             why = "--sent shows the prefixes sent to one peer, and cannot be filtered"
             raise Invalid(why, "give --peer NAME --sent")
         found = await self._agent.peerings.routes(peer, filtered=filtered, sent=sent)
-        return _json([self._route(route) for route in found])
+        return answer([self._route(route) for route in found])
 
     def _route(self, route: Route) -> RouteTold:
         bare = not route.next_hops and bool(route.next_hop)
@@ -97,7 +98,7 @@ class Bgp:
         seen = msgspec.to_builtins(evidence)
         seen.pop("silent")  # this message is the reason
         seen["said"] = [line["text"] for line in seen["said"][-5:]]
-        return _json(msgspec.to_builtins(_told(peering, {})) | {"seen": seen})
+        return answer(msgspec.to_builtins(_told(peering, {})) | {"seen": seen})
 
 
 def _told(peering: Peering, refused: dict[str, int]) -> PeerTold:
@@ -119,7 +120,3 @@ def _told(peering: Peering, refused: dict[str, int]) -> PeerTold:
         why=why.reason if why else "",
         fix=why.fix if why else "",
     )
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

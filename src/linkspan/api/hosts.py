@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
-from linkspan.api.responses import body
+from linkspan.api.responses import answer, body
 from linkspan.cluster import host_settings
 from linkspan.core import namesakes
 from linkspan.core.addresses import HIDDEN
@@ -101,10 +101,10 @@ class Hosts:
             for id_, key in removed.items()
             if id_ not in known and (tombstone := self._agent.replica.value(key, Tombstone)) is not None
         ]
-        return _json(sorted(hosts, key=lambda told: (told.state == "removed", told.name, told.id)))
+        return answer(sorted(hosts, key=lambda told: (told.state == "removed", told.name, told.id)))
 
     async def _show(self, request: web.Request) -> web.Response:
-        return _json(self._told(self._find(request.match_info["name"])))
+        return answer(self._told(self._find(request.match_info["name"])))
 
     async def _set(self, request: web.Request) -> web.Response:
         """Set (or, with an empty value, unset) settings of a host, among them ``drained``."""
@@ -113,22 +113,22 @@ class Hosts:
         drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
         with _doing(f"{drains} host {host.name}"):
             changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
-        return _json(self._told(changed))
+        return answer(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that apply to every host without a value of its own."""
         changes = await body(request, dict[str, str])
         with _doing("change settings of all hosts"):
-            return _json(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
+            return answer(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Return the state of this host's own keys."""
-        return _json(self._agent.cluster.rotating.stand())
+        return answer(self._agent.cluster.rotating.stand())
 
     async def _rotate(self, request: web.Request) -> web.Response:
         """Start to change this host's own key; the new key comes into force once all others accept it."""
         await self._agent.cluster.rotate()
-        return _json(self._agent.cluster.rotating.stand())
+        return answer(self._agent.cluster.rotating.stand())
 
     def _removable(self, name: str) -> Host:
         """Return a host that is known or, by its id, one that has records but no host record."""
@@ -151,7 +151,7 @@ class Hosts:
         risk = self._risk(host)
         with _doing(f"remove host {host.name}"):
             await leases.remove_host(host.id)
-        return _json({"removed": host.name, "risk": risk})
+        return answer({"removed": host.name, "risk": risk})
 
     def _risk(self, host: Host) -> str:
         """Return the risk of a removal: nobody can distinguish a host that is off from one that is cut off."""
@@ -180,7 +180,3 @@ def _advertised(here: Underlay) -> list[str]:
     port = f":{here.advertise_port}" if here.advertise_port else ""
     found = [f"[{text}]{port}" if port and ":" in text else f"{text}{port}" for text in here.advertise]
     return [HIDDEN] if here.hidden else found
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

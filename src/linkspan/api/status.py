@@ -10,6 +10,7 @@ from aiohttp import web
 
 from linkspan.agent import status
 from linkspan.agent.agent import Agent
+from linkspan.api.responses import answer
 from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change, Source
 from linkspan.core.errors import Invalid, NotFound
@@ -43,7 +44,7 @@ class Telling:
 
     async def _status(self, request: web.Request) -> web.Response:
         await self._agent.cluster.observe_routes()
-        return _json(status.told(self._agent))
+        return answer(status.told(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
@@ -83,7 +84,7 @@ class Telling:
         change, words = await self._worker.run(self._difference, self._inside())
         wanted = [state for state in change.put if not self._agent.reaper.orphaned(state.key)]
         put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
-        return _json({"put": put, "delete": delete})
+        return answer({"put": put, "delete": delete})
 
     def _differing(self, state: State, what: str) -> dict[str, str]:
         """Return a difference, with the container that contains it: healing looks only at the host."""
@@ -105,7 +106,7 @@ class Telling:
             self._worker.machine.namespaces.path,
             shlex.quote(self._agent.config.state_dir),
         )
-        return _json(list(found))
+        return answer(list(found))
 
     def _of_network(self, network: str) -> Callable[[Source], bool]:
         """Return a test for the sources of a network (with its peers, and its firewall)."""
@@ -128,7 +129,7 @@ class Telling:
         network = request.query.get("network", "")
         if network:
             self._agent.network(network)
-        return _json(self._holdings(network))
+        return answer(self._holdings(network))
 
     def _holdings(self, network: str = "") -> list[address_audit.Holding]:
         """Return the owner of each address in use, in one network or in all."""
@@ -142,20 +143,16 @@ class Telling:
         wanted = prefix(request.match_info["address"])
         found = [h for h in self._holdings() if prefix(h.address).network().holds(wanted.single())]
         if found:
-            return _json(found)
+            return answer(found)
         for network in self._agent.networks.all():
             if any(pool.holds(wanted.single()) for pool in network.prefixes):
-                return _json([address_audit.Holding(wanted.address, network.name, "free", "")])
+                return answer([address_audit.Holding(wanted.address, network.name, "free", "")])
         raise NotFound(
             f"address {wanted.address} is in no network's pool", "`linkspan network list` shows the pools"
         )
 
     async def _check(self, request: web.Request) -> web.Response:
-        return _json(await address_repair.check(self._agent.registry))
+        return answer(await address_repair.check(self._agent.registry))
 
     async def _fix(self, request: web.Request) -> web.Response:
-        return _json(await address_repair.repair(self._agent.registry, self._agent.orphans))
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+        return answer(await address_repair.repair(self._agent.registry, self._agent.orphans))

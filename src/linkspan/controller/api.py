@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.metrics import exposition
-from linkspan.api.responses import error_body
+from linkspan.api.responses import answer, error_body
 from linkspan.controller.controller import Controller
 from linkspan.controller.devices import Device, Router, Switch
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
@@ -47,17 +47,17 @@ class Telling:
         return app
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _json(status(self._controller))
+        return answer(status(self._controller))
 
     async def _flows(self, request: web.Request) -> web.Response:
         chosen = self._chosen(request.query.get("switch", ""))
-        return _json(await flows([one for one in chosen if isinstance(one, Switch)]))
+        return answer(await flows([one for one in chosen if isinstance(one, Switch)]))
 
     async def _plan(self, request: web.Request) -> web.Response:
-        return _json(await plan(self._chosen(request.query.get("switch", ""))))
+        return answer(await plan(self._chosen(request.query.get("switch", ""))))
 
     async def _diff(self, request: web.Request) -> web.Response:
-        return _json(await diff(self._controller.devices))
+        return answer(await diff(self._controller.devices))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with the metrics for Prometheus."""
@@ -295,7 +295,3 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         code = 404 if isinstance(error, NotFound) else 400 if isinstance(error, Invalid) else 503
         return web.Response(status=code, body=msgspec.json.encode(error_body(error)), content_type="application/json")
     return answer
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
