@@ -38,12 +38,27 @@ from linkspan.diagnose.trace.questions import (
 )
 from linkspan.kernel.drivers.ipip_table import TunnelTableDriver
 from linkspan.kernel.drivers.routes import if_id
-from linkspan.kernel.io import vici
-from linkspan.kernel.io.link_messages import DEVGROUP
+from linkspan.kernel.io import neighbour_messages, vici
+from linkspan.kernel.io.link_messages import (
+    ADDRESS,
+    DEVGROUP,
+    IFF_UP,
+    IFINFO,
+    IFNAME,
+    INFO_DATA,
+    INFO_KIND,
+    INFO_SLAVE_DATA,
+    LINK_NETNSID,
+    LINKINFO,
+    MASTER,
+    MTU,
+)
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.neighbour_messages import LLADDR, NDMSG, PERMANENT
 from linkspan.kernel.io.netlink import (
     GETADDR,
     GETLINK,
+    GETNEIGH,
     GETROUTE,
     Message,
     Sockets,
@@ -54,6 +69,18 @@ from linkspan.kernel.io.netlink import (
     u32,
 )
 from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.io.route_messages import (
+    DST,
+    GATEWAY,
+    IIF,
+    METRIC_HOPLIMIT,
+    METRIC_MTU,
+    METRICS,
+    OIF,
+    PREFSRC,
+    RTMSG,
+    SRC,
+)
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import arp, device_filters, nft_trace, policies, port_owners
@@ -63,28 +90,22 @@ from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 from linkspan.kernel.probe.wireguard_device import Table
 
 # linux/rtnetlink.h, neighbour.h, if_link.h
-_GETNEIGH = 30
-_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS, _MARK, _VIA = 1, 2, 3, 4, 5, 7, 8, 16, 18
-_MTU_METRIC, _HOPS_METRIC = 2, 10
+_MARK, _VIA = 16, 18
 _IP_PROTO, _SPORT, _DPORT = 27, 28, 29
 _ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "udp"): 17, (6, "udp"): 17}
 """The protocols for which a route may be looked up, rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c."""
 _FIB_MATCH = 0x2000
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_NDMSG = struct.Struct("=BxxxiHBB")
 _NTF_SELF = 0x02
-_NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
-_IFINFO = struct.Struct("=BxHiII")
-_ADDRESS, _MTU, _MASTER, _LINKINFO, _XDP, _XDP_ATTACHED, _XDP_ID = 1, 4, 10, 18, 43, 2, 4
-_INFO_KIND, _INFO_DATA, _SLAVE_DATA, _VLAN_FILTERING = 1, 2, 5, 7
+_NDA_MASTER = 9
+_XDP, _XDP_ATTACHED, _XDP_ID = 43, 2, 4
+_VLAN_FILTERING = 7
 _PORT_STATE, _FORWARDING = 1, 3
 _LEARNING, _FLOOD, _MULTICASTS, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 27, 30, 33, 39
-_IFNAME, _LINK, _LINK_NETNSID = 3, 5, 37
+_LINK = 5
 _MACVLANS, _MACVLAN_MODE, _PASSTHRU = ("macvlan", "macvtap"), 1, struct.pack("=I", 8)
 _WITH_PORTS = frozenset({"bridge", "bond", "team"})
 _STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
-_IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
-_NUD_PERMANENT = 0x80
+_IFF_NOARP, _IFF_LOWER_UP = 0x80, 0x10000
 _HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "multiq", "sfq"})
 """Queueing disciplines that drop packets only if a link is full."""
 _OWN_BUCKET = "tbf", 1 << 16
@@ -137,28 +158,28 @@ class KernelAnswers:
         bits = len(packet.target) * 8
         family = SOCKET_FAMILY[packet.family]
         from_bits = bits if packet.source else 0
-        rest = attr(_DST, packet.target) + (attr(_SRC, packet.source) if packet.source else b"")
+        rest = attr(DST, packet.target) + (attr(SRC, packet.source) if packet.source else b"")
         rest += u32(_MARK, packet.mark) if packet.mark else b""
         rest += _transport(packet)
         try:
             if arriving:
-                rest += u32(_IIF, self._sockets.index(netns, arriving))
-            body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, 0) + rest
+                rest += u32(IIF, self._sockets.index(netns, arriving))
+            body = RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, 0) + rest
             answer = self._sockets.at(netns).get(Message(GETROUTE, 0, body, "look up route"))
         except KernelError as error:
             absent = netns == HOST and error.errno == errno.EHOSTUNREACH
             return Lookup(error=error.errno, learnt=self._absence(packet) if absent else "")
         found = attributes(answer, 12)
-        metrics = attributes(found.get(_METRICS, b""))
+        metrics = attributes(found.get(METRICS, b""))
         mtu, hops = (
             struct.unpack("=I", metrics[metric])[0] if metric in metrics else 0
-            for metric in (_MTU_METRIC, _HOPS_METRIC)
+            for metric in (METRIC_MTU, METRIC_HOPLIMIT)
         )
-        device = self._name(netns, struct.unpack("=I", found[_OIF])[0]) if _OIF in found else ""
+        device = self._name(netns, struct.unpack("=I", found[OIF])[0]) if OIF in found else ""
         matched, origin = self._matched(netns, family, bits, from_bits, rest)
         # A next hop of the other family is in RTA_VIA, after its address family (struct rtvia).
-        gateway = bytes(found.get(_GATEWAY, b"") or found.get(_VIA, b"")[2:])
-        source = bytes(found.get(_PREFSRC, b""))
+        gateway = bytes(found.get(GATEWAY, b"") or found.get(_VIA, b"")[2:])
+        source = bytes(found.get(PREFSRC, b""))
         learnt = ""
         if netns == HOST and answer[7] == UNREACHABLE:
             learnt = self._absence(packet)
@@ -180,14 +201,14 @@ class KernelAnswers:
         """List the macvlans; those in other namespaces are not visible."""
         own, found = self._sockets.index(netns, device), []
         for kind in _MACVLANS:
-            only = _IFINFO.pack(0, 0, 0, 0, 0) + attr(_LINKINFO, text(_INFO_KIND, kind))
+            only = IFINFO.pack(0, 0, 0, 0, 0) + attr(LINKINFO, text(INFO_KIND, kind))
             for payload in self._sockets.at(netns).dump(GETLINK, only, "list links"):
                 told = attributes(payload, 16)
-                info = attributes(told.get(_LINKINFO, b""))
-                mode = attributes(info.get(_INFO_DATA, b"")).get(_MACVLAN_MODE)
-                below = struct.unpack("=I", told[_LINK])[0] if _LINK in told and _LINK_NETNSID not in told else 0
-                if string(info.get(_INFO_KIND, b"")) == kind and (below, mode) == (own, _PASSTHRU):
-                    found.append(string(told[_IFNAME]))
+                info = attributes(told.get(LINKINFO, b""))
+                mode = attributes(info.get(INFO_DATA, b"")).get(_MACVLAN_MODE)
+                below = struct.unpack("=I", told[_LINK])[0] if _LINK in told and LINK_NETNSID not in told else 0
+                if string(info.get(INFO_KIND, b"")) == kind and (below, mode) == (own, _PASSTHRU):
+                    found.append(string(told[IFNAME]))
         return tuple(found)
 
     def below(self, netns: int, device: str) -> tuple[str, ...]:
@@ -196,14 +217,14 @@ class KernelAnswers:
         if own is None or own.kind not in _WITH_PORTS | _STACKED:
             return ()
         index, names = self._sockets.index(netns, device), self._sockets.names(netns)
-        kind = _MASTER if own.kind in _WITH_PORTS else _LINK
+        kind = MASTER if own.kind in _WITH_PORTS else _LINK
         found = []
-        for payload in self._sockets.at(netns).dump(GETLINK, _IFINFO.pack(0, 0, 0, 0, 0), "list links"):
+        for payload in self._sockets.at(netns).dump(GETLINK, IFINFO.pack(0, 0, 0, 0, 0), "list links"):
             told, number = attributes(payload, 16), struct.unpack_from("=i", payload, 4)[0]
             other = struct.unpack("=I", told[kind])[0] if kind in told else 0
-            if kind == _MASTER and other == index:
+            if kind == MASTER and other == index:
                 found.append(names.get(number, "?"))
-            elif kind == _LINK and number == index and _LINK_NETNSID not in told:
+            elif kind == _LINK and number == index and LINK_NETNSID not in told:
                 found.append(names.get(other, "?"))
         return tuple(found)
 
@@ -211,7 +232,7 @@ class KernelAnswers:
         """Ask for XDP, tcx and tc programs and filters, and for unusual queueing disciplines."""
         try:
             socket = self._sockets.at(netns)
-            body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, device)
+            body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFNAME, device)
             answer = socket.get(Message(GETLINK, 0, body, f"find link {device}"))
             index = struct.unpack_from("=i", answer, 4)[0]
             queues, ingress, egress = device_filters.queues(socket, index)
@@ -240,44 +261,44 @@ class KernelAnswers:
 
     def _matched(self, netns: int, family: int, bits: int, from_bits: int, rest: bytes) -> tuple[str, int]:
         """Return the destination of the chosen route, for people ('' if unknown), and its origin."""
-        body = _RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, _FIB_MATCH) + rest
+        body = RTMSG.pack(family, bits, from_bits, 0, 0, 0, 0, 0, _FIB_MATCH) + rest
         try:
             answer = self._sockets.at(netns).get(Message(GETROUTE, 0, body, "look up route"))
         except KernelError:
             return "", 0
         if not answer[1]:
             return "default", answer[5]
-        return str(Prefix(bytes(attributes(answer, 12)[_DST]), answer[1])), answer[5]
+        return str(Prefix(bytes(attributes(answer, 12)[DST]), answer[1])), answer[5]
 
     def _name(self, netns: int, index: int) -> str:
-        body = _IFINFO.pack(0, 0, index, 0, 0)
+        body = IFINFO.pack(0, 0, index, 0, 0)
         answer = self._sockets.at(netns).get(Message(GETLINK, 0, body, f"find link {index}"))
-        return string(attributes(answer, 16)[3])
+        return string(attributes(answer, 16)[IFNAME])
 
     def device(self, netns: int, name: str) -> Device | None:
         """Return a link by its name."""
-        body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name)
+        body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFNAME, name)
         try:
             answer = self._sockets.at(netns).get(Message(GETLINK, 0, body, f"find link {name}"))
         except KernelError:
             return None
-        flags = _IFINFO.unpack_from(answer)[3]
+        flags = IFINFO.unpack_from(answer)[3]
         found = attributes(answer, 16)
-        info = attributes(found.get(_LINKINFO, b""))
-        port = attributes(info.get(_SLAVE_DATA, b""))
+        info = attributes(found.get(LINKINFO, b""))
+        port = attributes(info.get(INFO_SLAVE_DATA, b""))
         return Device(
             name,
-            string(info.get(_INFO_KIND, b"")),
-            bool(flags & _IFF_UP),
+            string(info.get(INFO_KIND, b"")),
+            bool(flags & IFF_UP),
             bool(flags & _IFF_LOWER_UP),
-            struct.unpack("=I", found[_MTU])[0],
-            bytes(found.get(_ADDRESS, b"")),
-            self._name(netns, struct.unpack("=I", found[_MASTER])[0]) if _MASTER in found else "",
+            struct.unpack("=I", found[MTU])[0],
+            bytes(found.get(ADDRESS, b"")),
+            self._name(netns, struct.unpack("=I", found[MASTER])[0]) if MASTER in found else "",
             _port(port) if _PORT_STATE in port else None,
             struct.unpack("=I", found[DEVGROUP])[0],
             bool(flags & _IFF_NOARP),
-            bool(attributes(info.get(_INFO_DATA, b"")).get(_VLAN_FILTERING, b"\0")[0])
-            and string(info.get(_INFO_KIND, b"")) == "bridge",
+            bool(attributes(info.get(INFO_DATA, b"")).get(_VLAN_FILTERING, b"\0")[0])
+            and string(info.get(INFO_KIND, b"")) == "bridge",
         )
 
     def addresses(self, netns: int) -> Mapping[bytes, str]:
@@ -294,10 +315,10 @@ class KernelAnswers:
     def neighbour(self, netns: int, device: str, address: bytes) -> Neighbour | None:
         """Return the neighbour table's entry."""
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        found = self._neighbour(netns, family, device, attr(_NDA_DST, address))
+        found = self._neighbour(netns, family, device, attr(neighbour_messages.DST, address))
         if found is None:
             return None
-        return Neighbour(bytes(attributes(found, 12).get(_NDA_LLADDR, b"")), _NDMSG.unpack_from(found)[2])
+        return Neighbour(bytes(attributes(found, 12).get(LLADDR, b"")), NDMSG.unpack_from(found)[2])
 
     def bridge_port(self, bridge: str, mac: bytes) -> Forwarding | None:
         """Return the FDB's entry for the MAC."""
@@ -305,17 +326,17 @@ class KernelAnswers:
             master = u32(_NDA_MASTER, self._sockets.index(HOST, bridge))
         except LinkspanError:
             return None
-        found = self._neighbour(HOST, socket.AF_BRIDGE, "", attr(_NDA_LLADDR, mac) + master)
+        found = self._neighbour(HOST, socket.AF_BRIDGE, "", attr(LLADDR, mac) + master)
         if not found:
             return None
-        _, index, state, *_ = _NDMSG.unpack_from(found)
-        return Forwarding(self._name(HOST, index), own=state == _NUD_PERMANENT)
+        _, index, state, *_ = NDMSG.unpack_from(found)
+        return Forwarding(self._name(HOST, index), own=state == PERMANENT)
 
     def _neighbour(self, netns: int, family: int, device: str, rest: bytes, flags: int = 0) -> bytes | None:
         try:
             index = self._sockets.index(netns, device) if device else 0
-            body = _NDMSG.pack(family, index, 0, flags, 0) + rest
-            return self._sockets.at(netns).get(Message(_GETNEIGH, 0, body, "find neighbour"))
+            body = NDMSG.pack(family, index, 0, flags, 0) + rest
+            return self._sockets.at(netns).get(Message(GETNEIGH, 0, body, "find neighbour"))
         except KernelError:
             return None
 
@@ -329,8 +350,8 @@ class KernelAnswers:
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the FDB entry's address, or that of the helper's best row."""
         if mac:
-            found = self._neighbour(HOST, socket.AF_BRIDGE, device, attr(_NDA_LLADDR, mac), _NTF_SELF)
-            return bytes(attributes(found, 12).get(_NDA_DST, b"")) if found else b""
+            found = self._neighbour(HOST, socket.AF_BRIDGE, device, attr(LLADDR, mac), _NTF_SELF)
+            return bytes(attributes(found, 12).get(neighbour_messages.DST, b"")) if found else b""
         target = Prefix(address, len(address) * 8)
         rows = TunnelTableDriver(self._table).observe(HOST) if self._table else ()
         fitting = [r for r in rows if isinstance(r, TunnelPrefix) and r.prefix.holds(target)]
@@ -370,7 +391,7 @@ class KernelAnswers:
     def _if_id(self, address: bytes) -> int:
         """Return the if_id with which an XFRM interface sends to an address, 0 if there is none."""
         family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
-        body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, _FIB_MATCH) + attr(_DST, address)
+        body = RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, _FIB_MATCH) + attr(DST, address)
         try:
             answer = self._sockets.at(HOST).get(Message(GETROUTE, 0, body, "look up route"))
         except KernelError:

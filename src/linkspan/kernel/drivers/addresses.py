@@ -21,7 +21,7 @@ from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
-from linkspan.kernel.io import batch
+from linkspan.kernel.io import batch, route_messages
 from linkspan.kernel.io.link_messages import IFF_UP
 from linkspan.kernel.io.netlink import (
     DELADDR,
@@ -38,6 +38,7 @@ from linkspan.kernel.io.netlink import (
     own_of,
     u32,
 )
+from linkspan.kernel.io.route_messages import DST, OIF, RTMSG, TABLE_LOCAL, TABLE_MAIN, UNICAST
 from linkspan.kernel.local_host import LocalHost
 
 # linux/if_addr.h
@@ -47,9 +48,7 @@ _FLAWS = {0x08: "dadfailed", 0x20: "deprecated", 0x40: "tentative", 0x100: "mngt
 _SECONDARY = 0x01
 _SCOPES = {200: "scope site", 253: "scope link", 254: "scope host"}
 _IFADDR = struct.Struct("=BBBBI")
-# linux/rtnetlink.h: struct rtmsg, RTPROT_KERNEL, RT_TABLE_MAIN, _LOCAL, RTN_UNICAST, _LOCAL, RTA_DST, _OIF
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_KERNEL, _MAIN, _LOCAL_TABLE, _UNICAST, _LOCAL_TYPE, _DST, _OIF = 2, 254, 255, 1, 2, 1, 4
+_KERNEL = 2  # RTPROT_KERNEL in linux/rtnetlink.h
 
 
 class AddressDriver:
@@ -105,13 +104,13 @@ class AddressDriver:
         """Return the routes that the kernel made for the host's addresses."""
         found = set()
         for family in SOCKET_FAMILY.values():
-            for table, type_ in ((_LOCAL_TABLE, _LOCAL_TYPE), (_MAIN, _UNICAST)):
-                body = _RTMSG.pack(family, 0, 0, 0, table, _KERNEL, 0, 0, 0)
+            for table, type_ in ((TABLE_LOCAL, route_messages.LOCAL), (TABLE_MAIN, UNICAST)):
+                body = RTMSG.pack(family, 0, 0, 0, table, _KERNEL, 0, 0, 0)
                 for payload in self._dumped(body):
                     if (payload[4], payload[5], payload[7]) == (table, _KERNEL, type_):
                         attached = attributes(payload, 12)
-                        index = struct.unpack("=I", attached.get(_OIF, bytes(4)))[0]
-                        found.add((index, bytes(attached.get(_DST, b"")), payload[1]))
+                        index = struct.unpack("=I", attached.get(OIF, bytes(4)))[0]
+                        found.add((index, bytes(attached.get(DST, b"")), payload[1]))
         return frozenset(found)
 
     def _dumped(self, body: bytes) -> list[bytes]:

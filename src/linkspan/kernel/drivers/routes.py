@@ -41,21 +41,33 @@ from linkspan.kernel.io.netlink import (
     own_of,
     u32,
 )
+from linkspan.kernel.io.route_messages import (
+    DST,
+    GATEWAY,
+    METRIC_HOPLIMIT,
+    METRIC_MTU,
+    METRICS,
+    MULTIPATH,
+    OIF,
+    PREFSRC,
+    PRIORITY,
+    RTMSG,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    UNICAST,
+)
 from linkspan.kernel.local_host import LocalHost
 
 # linux/rtnetlink.h
-_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
-_MTU, _HOPLIMIT = 2, 10  # RTAX_MTU, RTAX_HOPLIMIT
 _TYPES = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}  # RTN_*
 _TYPES |= {6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
 _TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
 _XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
-_TABLE_MAIN, _TABLE_LOCAL, _EVERY_TABLE = 254, 255, 0
-_UNICAST, _UNREACHABLE, _SCOPE_LINK = 1, 7, 253
+_EVERY_TABLE = 0
+_UNREACHABLE, _SCOPE_LINK = 7, 253
 _ONLINK = 4  # RTNH_F_ONLINK
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, _DST, _PREFSRC, _GATEWAY, _OIF)
+_BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, DST, PREFSRC, GATEWAY, OIF)
 """The kernel's attributes of an IPv4 route to a peer, in its own order (fib_dump_info), the table first.
 
 A host has thousands of these, and a search for each attribute takes four times as long.
@@ -79,7 +91,7 @@ class RouteDriver:
         """Return the routes with our protocol number: in the main table, and in a container in all tables."""
         names = self._sockets.names(netns)
         for family in SOCKET_FAMILY.values():
-            table = _TABLE_MAIN if netns == HOST else _EVERY_TABLE
+            table = TABLE_MAIN if netns == HOST else _EVERY_TABLE
             for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table):
                 yield _route(payload, names, netns)
 
@@ -103,10 +115,10 @@ def _refused(error: LinkspanError | None) -> bool:
 
 
 def _dump(
-    sockets: Sockets, netns: int, family: int, protocol: int = 0, table: int = _TABLE_MAIN
+    sockets: Sockets, netns: int, family: int, protocol: int = 0, table: int = TABLE_MAIN
 ) -> list[bytes]:
     """Return the routes of a family, of one protocol or of all (0), of one table or of all (0)."""
-    body = _RTMSG.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
+    body = RTMSG.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
     try:
         found = sockets.at(netns).dump(GETROUTE, body, "list routes")
     except KernelError as error:
@@ -119,19 +131,19 @@ def _dump(
 def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL) -> Message:
     destination, family = state.destination, state.destination.family
     scope = _SCOPE_LINK if index and not state.gateway and family == 4 else 0
-    type_ = _UNICAST if state.device else _UNREACHABLE
+    type_ = UNICAST if state.device else _UNREACHABLE
     flags = _ONLINK if state.onlink and kind == NEWROUTE else 0
     if kind == DELROUTE:
         scope, type_ = 255, 0  # RT_SCOPE_NOWHERE and RTN_UNSPEC match any
-    table = 0 if state.table else _TABLE_MAIN  # a number above 255 comes as an attribute
-    body = _RTMSG.pack(SOCKET_FAMILY[family], destination.length, 0, 0, table, protocol, scope, type_, flags)
+    table = 0 if state.table else TABLE_MAIN  # a number above 255 comes as an attribute
+    body = RTMSG.pack(SOCKET_FAMILY[family], destination.length, 0, 0, table, protocol, scope, type_, flags)
     body += u32(_TABLE, state.table) if state.table else b""
-    body += attr(_DST, destination.packed) if destination.length else b""
-    body += u32(_OIF, index) if index else b""
-    body += attr(_GATEWAY, state.gateway) if state.gateway and kind == NEWROUTE else b""
-    body += attr(_PREFSRC, state.source) if state.source and kind == NEWROUTE else b""
-    body += u32(_PRIORITY, state.metric) if state.metric else b""
-    body += attr(_METRICS, u32(_MTU, state.mtu)) if state.mtu and kind == NEWROUTE else b""
+    body += attr(DST, destination.packed) if destination.length else b""
+    body += u32(OIF, index) if index else b""
+    body += attr(GATEWAY, state.gateway) if state.gateway and kind == NEWROUTE else b""
+    body += attr(PREFSRC, state.source) if state.source and kind == NEWROUTE else b""
+    body += u32(PRIORITY, state.metric) if state.metric else b""
+    body += attr(METRICS, u32(METRIC_MTU, state.mtu)) if state.mtu and kind == NEWROUTE else b""
     if state.if_id and kind == NEWROUTE:
         body += attr(_ENCAP_TYPE, struct.pack("=H", _XFRM)) + attr(_ENCAP | NESTED, u32(_IF_ID, state.if_id))
     how = F_CREATE | F_REPLACE if kind == NEWROUTE else 0
@@ -148,29 +160,29 @@ def _what(state: Route, kind: int) -> str:
 
 
 def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
-    if len(payload) == 12 + _BY_PEER.size and payload[7] == _UNICAST:
+    if len(payload) == 12 + _BY_PEER.size and payload[7] == UNICAST:
         values = _BY_PEER.unpack_from(payload, 12)
         if values[1::3] == _BY_PEER_KINDS:
-            onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
+            onlink = bool(RTMSG.unpack_from(payload)[8] & _ONLINK)
             device = names.get(values[14], "?")
             return Route(Prefix(values[5], payload[1]), device, values[11], values[8], 0, netns, onlink)
     family = 4 if payload[0] == socket.AF_INET else 6
     found = attributes(payload, 12)
-    destination = Prefix(bytes(found.get(_DST, bytes(BITS[family] // 8))), payload[1])
-    metric = struct.unpack("=I", found[_PRIORITY])[0] if _PRIORITY in found else 0
+    destination = Prefix(bytes(found.get(DST, bytes(BITS[family] // 8))), payload[1])
+    metric = struct.unpack("=I", found[PRIORITY])[0] if PRIORITY in found else 0
     if family == 6 and metric == _IP6_DEFAULT_METRIC:
         metric = 0
     device = ""
-    if payload[7] != _UNREACHABLE and _OIF in found:
-        device = names.get(struct.unpack("=I", found[_OIF])[0], "?")
-    elif _MULTIPATH in found:  # another program's: its first next hop represents all
-        device = names.get(_NEXTHOP.unpack_from(found[_MULTIPATH])[3], "?")
-    gateway, source = bytes(found.get(_GATEWAY, b"")), bytes(found.get(_PREFSRC, b""))
-    onlink = bool(_RTMSG.unpack_from(payload)[8] & _ONLINK)
-    metrics = attributes(found.get(_METRICS, b""))
-    mtu = struct.unpack("=I", metrics[_MTU])[0] if _MTU in metrics else 0
+    if payload[7] != _UNREACHABLE and OIF in found:
+        device = names.get(struct.unpack("=I", found[OIF])[0], "?")
+    elif MULTIPATH in found:  # another program's: its first next hop represents all
+        device = names.get(_NEXTHOP.unpack_from(found[MULTIPATH])[3], "?")
+    gateway, source = bytes(found.get(GATEWAY, b"")), bytes(found.get(PREFSRC, b""))
+    onlink = bool(RTMSG.unpack_from(payload)[8] & _ONLINK)
+    metrics = attributes(found.get(METRICS, b""))
+    mtu = struct.unpack("=I", metrics[METRIC_MTU])[0] if METRIC_MTU in metrics else 0
     metric &= UNREACHABLE_METRIC
-    table = 0 if payload[4] == _TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
+    table = 0 if payload[4] == TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
     wrong = tuple(_amiss(payload, found, metrics, unreachable=not device))
     return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table, wrong)
 
@@ -179,13 +191,13 @@ def _amiss(
     payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, bytes], *, unreachable: bool
 ) -> Iterator[str]:
     """Yield in words the properties of a route that differ from linkspan's, and may stop packets."""
-    if payload[7] != (_UNREACHABLE if unreachable else _UNICAST):
+    if payload[7] != (_UNREACHABLE if unreachable else UNICAST):
         yield _TYPES.get(payload[7], f"type {payload[7]}")
-    if any(metrics.get(_HOPLIMIT, b"")):
+    if any(metrics.get(METRIC_HOPLIMIT, b"")):
         yield "hoplimit"
     if _ENCAP in found and found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
         yield "encap"
-    if _MULTIPATH in found:
+    if MULTIPATH in found:
         yield "multipath"
 
 
@@ -204,7 +216,7 @@ def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
     links = sockets.links(HOST)
     names, ours = names_of(links), set(own_of(links).values())
     found: dict[Prefix, str] = {}
-    for table in (_TABLE_MAIN, _TABLE_LOCAL):
+    for table in (TABLE_MAIN, TABLE_LOCAL):
         for family in SOCKET_FAMILY.values():
             for payload in _dump(sockets, HOST, family, table=table):
                 if payload[5] != ROUTE_PROTOCOL:
@@ -217,7 +229,7 @@ def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:
 
 
 def _way(payload: bytes, device: str) -> str:
-    if payload[7] == _UNICAST:
+    if payload[7] == UNICAST:
         return f"by {device}"
     return f"of type {_TYPES.get(payload[7], payload[7])}"
 
@@ -243,7 +255,7 @@ def sweep(sockets: Sockets, routes: Sequence[Route]) -> None:
 def default_link(sockets: Sockets) -> str:
     """Return the link of the host's default route, '' if it has none."""
     every = (payload for family in SOCKET_FAMILY.values() for payload in _dump(sockets, HOST, family))
-    found = [one for one in every if one[1] == 0 and one[7] == _UNICAST and one[5] != ROUTE_PROTOCOL]
+    found = [one for one in every if one[1] == 0 and one[7] == UNICAST and one[5] != ROUTE_PROTOCOL]
     links = sockets.links(HOST) if found else []
     names, ours = names_of(links), set(own_of(links).values())
     devices = (_route(payload, names, HOST).device for payload in found)

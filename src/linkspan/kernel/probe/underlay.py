@@ -11,6 +11,7 @@ from linkspan.core.addresses import HIDDEN, SOCKET_FAMILY, Prefix, mac_text, pla
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
 from linkspan.core.model import CAN_REACH, Underlay
 from linkspan.core.states.host import HOST
+from linkspan.kernel.io import route_messages
 from linkspan.kernel.io.link_messages import ADDRESS, INFO_KIND, LINKINFO, MASTER
 from linkspan.kernel.io.neighbour_messages import DST, FAILED, INCOMPLETE, LLADDR, NDMSG
 from linkspan.kernel.io.netlink import (
@@ -23,9 +24,8 @@ from linkspan.kernel.io.netlink import (
     attributes,
     string,
 )
+from linkspan.kernel.io.route_messages import GATEWAY, OIF, RTMSG
 
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_DST, _OIF, _GATEWAY = 1, 4, 5
 _IFADDR = struct.Struct("=BBBBI")
 _SCOPE_UNIVERSE = 0
 _LINK = 5  # IFLA_LINK in linux/if_link.h
@@ -37,15 +37,15 @@ _TEMPORARY, _DEPRECATED = 0x01, 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED in lin
 def way(sockets: Sockets, address: bytes) -> tuple[str, bool]:
     """Return the device by which the kernel reaches an address, and whether without a router; '' if it cannot."""
     family = SOCKET_FAMILY[4 if len(address) == 4 else 6]
-    body = _RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(_DST, address)
+    body = RTMSG.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(route_messages.DST, address)
     try:
         answer = sockets.at(HOST).get(Message(GETROUTE, 0, body, "look up route"))
     except KernelError:
         return "", False
     found = attributes(answer, 12)
-    if _OIF not in found:
+    if OIF not in found:
         return "", False
-    return sockets.names(HOST).get(struct.unpack("=I", found[_OIF])[0], ""), _GATEWAY not in found
+    return sockets.names(HOST).get(struct.unpack("=I", found[OIF])[0], ""), GATEWAY not in found
 
 
 def resolved(sockets: Sockets, device: str, address: bytes) -> bool:
