@@ -41,7 +41,7 @@ class Plans:
 
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
-        used = any(network.backend != "host" for network in view.networks)
+        used = any(not network.on_host for network in view.networks)
         yield ("host", "firewall"), [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if used else []
         for way in BACKENDS.values():
             if way.host_phase != "before networks":

@@ -269,7 +269,7 @@ class Networks:
             expose=request.expose,
         )
         way.check(network)
-        if network.expose and network.backend == "host":
+        if network.expose and network.on_host:
             raise Invalid(
                 f"network {network.name} shares the host's network: there is nothing to expose",
                 "every runtime has that itself, docker run --network host for example",

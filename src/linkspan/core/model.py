@@ -97,6 +97,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(found)
 
     @property
+    def on_host(self) -> bool:
+        """Return whether its containers are in the host's own network namespace, with nothing of their own."""
+        return self.backend == "host"
+
+    @property
     def routed(self) -> bool:
         """Return whether endpoints are routed (/32 and /128 on a veth) instead of ports of a bridge."""
         return self.backend != "bridge" or self.options.get("mode") == "routed"

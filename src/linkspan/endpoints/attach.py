@@ -66,7 +66,7 @@ async def _attach(
         checked_name(request.name, "container name")
     check_numbers(request)
     machine = registry.worker.machine
-    on_host = network.backend == "host"
+    on_host = network.on_host
     if on_host and namespace_fd >= 0 and namespaces.inode(namespace_fd) != machine.namespaces.home:
         raise Invalid(
             f"{request.name or request.id} has a network namespace of its own",

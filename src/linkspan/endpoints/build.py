@@ -44,7 +44,7 @@ def check_ports(network: Network, endpoint: Endpoint) -> None:
     """Refuse, by Invalid, published ports that the network cannot have."""
     if endpoint.ports and network.internal:
         raise Invalid(f"network {network.name} is internal: it publishes no ports", "leave --publish out")
-    if any(port.host_ip == "::1" for port in endpoint.ports) and network.backend != "host":
+    if any(port.host_ip == "::1" for port in endpoint.ports) and not network.on_host:
         raise Invalid(
             "a port cannot be published at ::1: IPv6 has no route_localnet", "publish it at 127.0.0.1"
         )

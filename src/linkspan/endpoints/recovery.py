@@ -317,7 +317,7 @@ class Recovery:
         netns, end = link.identity_of_peer
         ways, inside = await self._worker.run(self._inside, netns) if netns != HOST else ([], [])
         names = [Path(way).name for way in ways]
-        every = [network for network in self._networks.all() if network.backend != "host"]
+        every = [network for network in self._networks.all() if not network.on_host]
         metric = reconstruction.metric(inside, end)
         found = reconstruction.from_kernel(link, every, names, self._host, metric)
         return found if found is None else await self._reached(found)

@@ -180,7 +180,7 @@ class Docker:
                 f"the subnet is of linkspan network {(of_pools - {name}).pop()}, and not of {name}",
                 f"its pools: {', '.join(network.pools)}",
             )
-        if network.backend == "host":
+        if network.on_host:
             raise Invalid(f"network {name} shares the host's network", "docker run --network host does that")
         _check_wishes(network, call)
         self._networks.entries[call.network_id] = DockerNetwork(name, tuple(ids))

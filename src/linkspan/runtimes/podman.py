@@ -142,7 +142,7 @@ class Podman:
                 "the only option is network=NAME; the linkspan network has all others",
             )
         network = self._agent.network(made.linkspan)
-        if network.backend == "host":
+        if network.on_host:
             raise Invalid(f"network {network.name} shares the host's network", "podman run --network host does that")
         if (made.ipam_options or {}).get("driver") != "none":
             raise Invalid(
