@@ -343,7 +343,6 @@ def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> Linkspan
     if users:
         why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
         fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
-    force = "cuts off the ones" if endpoints else ""
-    force += " and leaves the others without a driver" if endpoints and users else ""
-    force = force or "leaves them without a driver"
-    return Conflict("; ".join(why), f"{', and '.join(fixes)} (--force {force})") if why else None
+    forced = ["cuts off the containers"] if endpoints else []
+    forced += ["leaves these networks without a driver"] if users else []
+    return Conflict("; ".join(why), f"{', and '.join(fixes)}; --force {' and '.join(forced)}") if why else None

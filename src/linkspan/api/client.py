@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from linkspan.core import errors
+from linkspan.core.config import LABS
 from linkspan.core.errors import LinkspanError, Unavailable
 
 _ERRORS = {
@@ -110,9 +111,9 @@ class Client:
 
 def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
     """Return the command that starts the agent of a socket: in a lab by the lab, not on the machine."""
-    lab = os.environ.get("LINKSPAN_LAB", "")
-    if lab and path in (os.environ.get("LINKSPAN_SOCKET"), os.environ.get("LINKSPAN_CONTROLLER_SOCKET")):
-        return f"`linkspan lab mend {Path(path).parent.name} --lab {lab}` starts it"
+    host = Path(path).parent
+    if host.parent.parent == LABS:
+        return f"`linkspan lab mend {host.name} --lab {host.parent.name}` starts it"
     return f"start one: `sudo linkspan {what}`, or `sudo systemctl start {unit}`"
 
 

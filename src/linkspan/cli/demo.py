@@ -32,7 +32,7 @@ def demo(
     known = (ONE_HOST, *CROSSING)
     wanted = list(known) if "all" in backend else split(backend)
     if unknown := [one for one in wanted if one not in known]:
-        raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"choose one of {', '.join(known)}")
+        raise Invalid(f"there is no tour for backend {unknown[0]!r}", f"choose some of {', '.join(known)}, or all")
     if os.geteuid():
         raise Denied("the tour makes network namespaces, which needs root", "sudo linkspan demo")
     if down:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -233,9 +234,12 @@ def _show(client: Client, endpoints: list[dict[str, Any]], output: Format) -> No
         as_json(endpoints)
         return
     across = client.clustered({e["host"] for e in endpoints})
+    called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
+    namesakes = max(called.values(), default=0) > 1
     rows = [
         (
             e["name"] or e["id"][:24],
+            *([e["id"][:12]] if namesakes else []),
             *([e["host"] or "-"] if across else []),
             e["ifname"],
             e["network"],
@@ -246,6 +250,6 @@ def _show(client: Client, endpoints: list[dict[str, Any]], output: Format) -> No
         )
         for e in endpoints
     ]
-    columns = ["container", *(["host"] if across else [])]
+    columns = ["container", *(["id"] if namesakes else []), *(["host"] if across else [])]
     columns += ["interface", "network", "addresses", "mac", "host end", "ports"]
     table(columns, rows, "no endpoint: linkspan attach netns:NAME --network NETWORK")

@@ -154,7 +154,7 @@ def list_(output: Output = Format.TABLE) -> None:
         return
     rows = [tuple(str(value) for value in one.values()) for one in found]
     columns = ("name", "state", "hosts", "containers", "backend", "store", "segments")
-    table(columns, rows, "no lab: linkspan lab up")
+    table(columns, rows, "there is no lab; `linkspan lab up` makes one")
 
 
 def _summary(lab: Lab) -> dict[str, object]:

@@ -22,7 +22,8 @@ async def known(replica: Replica, waiting: AbstractAsyncContextManager[None]) ->
     async with waiting:
         while not _known(replica):
             if said != replica.problem:
-                log.warning("waiting for the store: %s", said := replica.problem)
+                said = replica.problem
+                log.warning("waiting for the store: %s", f"{said}; {replica.fix}" if replica.fix else said)
             await asyncio.sleep(AGAIN)
 
 

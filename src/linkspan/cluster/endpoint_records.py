@@ -173,9 +173,9 @@ class Published:
         containers = len(set(_containers(found)))
         if containers > 1:
             each = ", ".join(f"{e.called}@{e.network} ({e.id[:SHOWN]} {e.ifname})" for e in found)
-            raise Conflict(
-                f"{containers} containers on this host are called {word}: {each}", "give NAME@NETWORK, or an id"
-            )
+            apart = len({(e.called, e.network) for e in found}) > 1 and "@" not in word
+            fix = "give NAME@NETWORK, or an id" if apart else "give an id"
+            raise Conflict(f"{containers} containers on this host are called {word}: {each}", fix)
         return found
 
     def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:

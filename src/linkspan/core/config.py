@@ -23,6 +23,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 SOCKET = "/run/linkspan/agent.sock"
+LABS = Path("/run/linkspan-lab")
+"""Each lab has a folder there, with a folder for each of its hosts."""
 GROUP = "linkspan"
 """Group whose members may read from the agent, but change nothing."""
 STATE_DIR = "/var/lib/linkspan"

@@ -97,7 +97,10 @@ def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: st
 def remove(lab: Lab, name: str) -> int:
     """Detach a container and remove its namespace; return how many interfaces it had."""
     container = lab.container(name)
-    gone = client(lab, container.host).call("POST", "/v1/detach", {"id": name, "ifname": "", "network": ""})
+    try:
+        gone = client(lab, container.host).call("POST", "/v1/detach", {"id": name, "ifname": "", "network": ""})
+    except LinkspanError as error:
+        raise error.within(f"host {container.host}") from error
     commands.delete(container.namespace)
     lab.containers.remove(container)
     lab.save()

@@ -120,7 +120,7 @@ def _helper_kill(lab: Lab, host: Host) -> str:
         lambda: sorted(remaining & set(processes.helpers(lab.folder, host.name))),
         f"host {host.name}",
     )
-    return f"{count} helper programs of {host.name} are killed"
+    return f"{counted(count, 'helper program')} of {host.name} {'is' if count == 1 else 'are'} killed"
 
 
 def _reboot(lab: Lab, host: Host) -> str:

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import msgspec
 
+from linkspan.core.config import LABS
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, closest
 
-FOLDER = Path("/run/linkspan-lab")
 T = TypeVar("T", bound="Host | Container | Router | Switch | Controller")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 """Short enough for a unix socket in the lab's folder (108 bytes, unix(7))."""
@@ -128,7 +128,7 @@ class Lab(msgspec.Struct, kw_only=True):
     @property
     def folder(self) -> Path:
         """Return the lab's folder."""
-        return FOLDER / self.name
+        return LABS / self.name
 
     @property
     def hidden(self) -> bool:
@@ -224,17 +224,17 @@ def checked(name: str) -> str:
 
 def exists(name: str) -> bool:
     """Return whether there is a lab of this name, complete or not."""
-    return (FOLDER / checked(name) / "lab.json").exists()
+    return (LABS / checked(name) / "lab.json").exists()
 
 
 def there(name: str) -> bool:
     """Return whether anything of a lab exists: its record, or logs of one that could not be made."""
-    return exists(name) or (FOLDER / f"{name}.failed").exists()
+    return exists(name) or (LABS / f"{name}.failed").exists()
 
 
 def load(name: str) -> Lab:
     """Read a lab. Raises NotFound if there is none."""
-    path = FOLDER / checked(name) / "lab.json"
+    path = LABS / checked(name) / "lab.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Lab)
     except FileNotFoundError as error:
@@ -249,7 +249,7 @@ def load(name: str) -> Lab:
 
 def names() -> list[str]:
     """Return the names of all labs."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/lab.json"))
+    return sorted(path.parent.name for path in LABS.glob("*/lab.json"))
 
 
 @contextlib.contextmanager
@@ -257,11 +257,11 @@ def locked(name: str) -> Iterator[None]:
     """Lock a lab for a change. Raises Conflict if another command has it, Denied without root."""
     checked(name)
     try:
-        FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        file = (FOLDER / f"{name}.lock").open("a", encoding="ascii")
+        LABS.mkdir(mode=0o755, parents=True, exist_ok=True)
+        file = (LABS / f"{name}.lock").open("a", encoding="ascii")
     except OSError as error:
         raise Denied(
-            f"a lab makes network namespaces, which needs root ({FOLDER}: {(error.strerror or '').lower()})",
+            f"a lab makes network namespaces, which needs root ({LABS}: {(error.strerror or '').lower()})",
             "sudo linkspan lab ...",
         ) from error
     with file:
@@ -274,7 +274,7 @@ def locked(name: str) -> Iterator[None]:
 
 def keep_logs(lab: Lab) -> Path:
     """Put the logs of a lab that could not be made beside its folder, until the next `up` or `down`."""
-    kept = FOLDER / f"{lab.name}.failed"
+    kept = LABS / f"{lab.name}.failed"
     for path in lab.folder.rglob("*.log"):
         target = kept / path.relative_to(lab.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,16 +284,16 @@ def keep_logs(lab: Lab) -> Path:
 
 def drop_logs(name: str) -> None:
     """Remove the logs of a lab that could not be made."""
-    shutil.rmtree(FOLDER / f"{name}.failed", ignore_errors=True)
+    shutil.rmtree(LABS / f"{name}.failed", ignore_errors=True)
 
 
 def erase(name: str) -> None:
     """Remove a lab's folder, the record last; a missing folder is no error."""
-    folder = FOLDER / name
+    folder = LABS / name
     for path in sorted(folder.glob("*")):
         if path.name != "lab.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    (FOLDER / f"{name}.lock").unlink(missing_ok=True)
+    (LABS / f"{name}.lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        os.rmdir(FOLDER)  # noqa: PTH106 - only where it is empty
+        os.rmdir(LABS)  # noqa: PTH106 - only where it is empty

@@ -338,7 +338,7 @@ class Replica:
                 self._falls(error, begun)
                 raise
             if self._writing != error.message:
-                log.warning("store: %s", error.message)
+                log.warning("%s", error.told)
             self._writing, self.fix = error.message, error.hint
             if isinstance(error, Full):
                 self.note_room(full=True)
@@ -383,7 +383,7 @@ class Replica:
         self._unkept = begun if self._unkept is None else self._unkept
         if _clock() - self._unkept >= AWAY:
             if self._keeping != error.message:
-                log.warning("store: %s", error.message)
+                log.warning("%s", error.told)
             self._keeping, self.fix = error.message, error.hint
 
     async def revision(self, key: str) -> int:
@@ -405,10 +405,10 @@ class Replica:
                     if batch.puts or batch.deletes:
                         await self._apply(batch)
             except NotFound as error:  # compacted, or restored from a backup
-                log.info("store: %s", error.message)
+                log.info("%s", error.message)
             except LinkspanError as error:
                 if self._reading != error.message:
-                    log.warning("store: %s", error.message)
+                    log.warning("%s", error.told)
                 self._reading, self.fix = error.message, error.hint
                 self._first.set()
                 await asyncio.sleep(RETRIES[min(tries, len(RETRIES) - 1)])

@@ -117,7 +117,8 @@ class Pace(msgspec.Struct, frozen=True):
     """How often what is done, in seconds; ``changes``: from how many on in a turn the history is compacted."""
 
     look: float = 10.0
-    """The shortest time after which one host may reclaim what another has (``reclaim_after``)."""
+    """Between two questions whether there is room. No more than the shortest ``reclaim_after``: hosts that cannot say
+    that they live must not be overdue before this host knows why."""
     whole: float = 120.0
     turn: float = 300.0
     """As Kubernetes' API servers do: no watch that lives is this far behind."""

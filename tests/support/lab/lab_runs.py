@@ -23,7 +23,7 @@ class LabRun:
 
     def __init__(self) -> None:
         self.name = f"lkl{os.getpid()}-{next(_numbers)}"
-        self.folder = record.FOLDER / self.name
+        self.folder = record.LABS / self.name
 
     def run(self, verb: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a verb of the lab and expect an exit code (-1: any)."""

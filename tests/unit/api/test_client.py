@@ -75,12 +75,11 @@ def test_an_agent_that_hangs_with_a_full_backlog_is_told_of_as_well(
 
 def test_in_a_lab_the_lab_starts_an_agent_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is started by itself would be the machine's own."""
-    path = tmp_path / "h2" / "agent.sock"
+    path = tmp_path / "try" / "h2" / "agent.sock"
     with pytest.raises(Unavailable) as error:
         client.Client(str(path)).call("GET", "/v1/status")
     assert "sudo linkspan agent" in error.value.hint
-    monkeypatch.setenv("LINKSPAN_LAB", "try")
-    monkeypatch.setenv("LINKSPAN_SOCKET", str(path))
+    monkeypatch.setattr(client, "LABS", tmp_path)
     with pytest.raises(Unavailable) as error:
         client.Client(str(path)).call("GET", "/v1/status")
     assert error.value.hint == "`linkspan lab mend h2 --lab try` starts it"

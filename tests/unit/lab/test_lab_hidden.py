@@ -16,7 +16,7 @@ from linkspan.lab import record, topology
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> record.Lab:
     """Give a lab with a router and controllers, as a file: none of its processes runs."""
-    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(record, "LABS", tmp_path)
     found = topology.planned(topology.Wishes(lab="theirs", backend="sdn", hosts=2))
     found.save()
     return found

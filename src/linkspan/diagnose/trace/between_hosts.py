@@ -48,8 +48,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
         elif entry.at:
             walk.from_peer(entry.at, entry.outer, entry.packet, entry.macs)
         else:
-            device = entry.device or asked.route(HOST, towards(entry.packet.source)).device
-            walk.from_outside(device, entry.packet)
+            walk.from_outside(entry.device or walk.expected(entry.packet), entry.packet)
     except Broken as error:
         broken = error.reason
     return Part(

@@ -107,11 +107,14 @@ class Map(msgspec.Struct, frozen=True):
     silent: Mapping[tuple[str, str, int], str] = {}
     gateways: tuple[Gateway, ...] = ()
 
-    def name(self, netns: int) -> str:
-        """Return a namespace's name for people: the container's, with the network if two have the same."""
+    def name(self, netns: int, ifname: str = "") -> str:
+        """Return a namespace's name for people: the container's, with the network if two have the same.
+
+        The network is that of the interface, where one is given.
+        """
         if netns == HOST:
             return "host"
-        found = next((e for e in self.endpoints if e.netns == netns), None)
+        found = self.at(netns, ifname) or next((e for e in self.endpoints if e.netns == netns), None)
         if found is None:
             return str(netns)
         name = found.name or found.id[:12]

@@ -381,7 +381,8 @@ def _proved(told: Trace, size: int) -> Trace:
         return msgspec.structs.replace(
             told, reachable=True, path_mtu=size, reason="", verdict=REACHABLE, unknown=()
         )
-    doubt = f"a real packet was answered, though {told.broken_at or told.unknown[0].at} looks otherwise: {told.reason}"
+    seen = f"{told.broken_at} looks otherwise" if told.broken_at else f"what {told.unknown[0].at} does is not known"
+    doubt = f"a real packet was answered, though {seen}: {told.reason}"
     return msgspec.structs.replace(
         told, reachable=True, path_mtu=size, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
     )

@@ -342,7 +342,7 @@ class Passage:
     # Hops and notes.
 
     def _hop(self, netns: int, device: str, action: str, detail: str, packet: Packet, port: str = "") -> None:
-        name = self._known.name(netns)
+        name = self._known.name(netns, device)
         told = headers(packet, self._outer)
         self.hops.append(Hop(self._known.host, name, device, action, detail, told, port, mtu=self.mtu))
 

@@ -9,7 +9,7 @@ import msgspec
 
 from linkspan.core import dns_names
 from linkspan.core.addresses import FAMILIES, prefix
-from linkspan.core.errors import Conflict, Invalid, NotFound
+from linkspan.core.errors import Conflict, Invalid, NotFound, closest
 from linkspan.core.model import Endpoint
 from linkspan.core.namesakes import meant, missing
 from linkspan.core.states.host import HOST
@@ -87,17 +87,15 @@ def place(text: str, known: Map, asked: Questions) -> Place:
     everywhere += [(id_, e) for id_, other in known.others.items() for e in other.endpoints]
     if _ADDRESS.fullmatch(text):
         return _address(prefix(text).packed, text, everywhere, known, asked)
-    found = [(host, e) for host, e in everywhere if _called(text, e)]
-    found = found or [(host, e) for host, e in everywhere if _resolved(text, e)]
+    ways = _identified, _named, _resolved
+    found = next((some for way in ways if (some := [(host, e) for host, e in everywhere if way(text, e)])), [])
     if not found:
-        raise NotFound(
-            f"nothing has the name {text}: no endpoint, host or address", "`linkspan endpoint list` shows all"
-        )
+        raise NotFound(f"no endpoint or address is called {text}", _meant(text, [e for _, e in everywhere], known))
     if len(found) > 1:
         names = ", ".join(f"{_name(e)} ({e.id[:12]} {e.ifname})" for _, e in found)
-        raise Conflict(
-            f"{text} is the name of several endpoints: {names}", "give NAME@NETWORK, or an address"
-        )
+        apart = len({_name(e) for _, e in found}) > 1
+        fix = f"give {'NAME@NETWORK' if apart else 'an id'}, or an address"
+        raise Conflict(f"{text} is the name of several endpoints: {names}", fix)
     host, one = found[0]
     return Place(_name(one), one.netns, tuple(p.packed for p in one.prefixes), host, one.network)
 
@@ -290,9 +288,25 @@ def _addressed(known: Map, one: Place, other: Place) -> Place:
     return msgspec.structs.replace(one, addresses=inside) if inside else one
 
 
-def _called(text: str, endpoint: Endpoint) -> bool:
+def _identified(text: str, endpoint: Endpoint) -> bool:
     name, _, network = text.partition("@")
-    return network in ("", endpoint.network) and name in (endpoint.name, endpoint.id, endpoint.id[:12])
+    return network in ("", endpoint.network) and name in (endpoint.id, endpoint.id[:12])
+
+
+def _named(text: str, endpoint: Endpoint) -> bool:
+    name, _, network = text.partition("@")
+    return network in ("", endpoint.network) and name == endpoint.name
+
+
+def _meant(text: str, endpoints: Iterable[Endpoint], known: Map) -> str:
+    """Return a hint for a word that names nothing."""
+    if text in (known.host, known.id, *known.others, *(other.name for other in known.others.values())):
+        return f"host:{text} is the host"
+    name, colon, port = text.rpartition(":")
+    if colon and port.isdecimal():
+        return f"to ask for a port: linkspan trace ... {name} --port {port}"
+    called = {word for e in endpoints for word in (e.name, e.id[:12]) if word}
+    return closest(text, called, "`linkspan endpoint list` shows all; a host is host:NAME")
 
 
 def _resolved(text: str, endpoint: Endpoint) -> bool:

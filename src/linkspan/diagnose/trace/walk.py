@@ -87,6 +87,15 @@ class Walk(Passage):
         self._hop(HOST, device.name, "sent", _way(lookup), packet)
         self._out_of_host(device, lookup, self._posted(Frame(packet, "", device.name), device.name))
 
+    def expected(self, packet: Packet) -> str:
+        """Return the link by which a packet from outside comes: the one that leads to its source."""
+        back = self._asked.route(HOST, towards(packet.source))
+        if not back.device:
+            source = show(packet.source)
+            why = f"host has no route to {source}: no answer goes back, and its packets may come by any link"
+            raise self._broken(HOST, "", packet, why)
+        return back.device
+
     def from_outside(self, arriving: str, packet: Packet) -> None:
         """Receive a packet by one of the host's own links."""
         device = self._usable(HOST, arriving, packet)
