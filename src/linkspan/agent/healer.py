@@ -188,11 +188,14 @@ class Healer:
 
     def record(self, report: Report) -> None:
         """Record each repair, and each failed repair."""
+        called = {e.netns: e.called for e in self._registry.endpoints.values() if e.netns}
         for heal in report.heals:
-            log.info("healed %s %s: %s", heal.kind, heal.key, heal.what)
+            inside = called.get(heal.netns, "")
+            where = f"{heal.kind} {heal.key}" + (f" in {inside}" if inside else "")
+            log.info("healed %s: %s", where, heal.what)
             self._metrics.heals.labels(heal.kind).inc()
-            what = f"{heal.kind} {heal.key}: {_undone(heal.what)} by another program, repaired"
-            self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what)
+            what = f"{where}: {_undone(heal.what)} by another program, repaired"
+            self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what, inside=inside)
         for kind in report.fought:
             self._metrics.heals.labels(kind).inc()
         for fight in self._fights.open():

@@ -12,7 +12,7 @@ from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.networks import NetworkRequest, Networks
-from linkspan.core.errors import Conflict, LinkspanError, counted
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservation
 from linkspan.core.states.host import Key
@@ -68,7 +68,10 @@ class NetworkChanges:
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
             with self._cluster.watched() as refused:
-                await self._networks.create(network)
+                try:
+                    await self._networks.create(network)
+                except Unavailable as error:
+                    raise error.within(f"create network {network.name}") from error
                 try:
                     await self._cluster.converge({"networks/"})
                     _raise_first(refused)

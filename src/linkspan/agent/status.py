@@ -29,7 +29,13 @@ def told(agent: Agent) -> dict[str, Any]:
     """Return the agent's status as documented for `status -o json`."""
     health.read_all(agent.leases, agent.published, agent.networks.all())
     heals = [
-        {"at": h.at, "kind": h.about["kind"], "key": h.about["key"], "what": h.about["change"]}
+        {
+            "at": h.at,
+            "kind": h.about["kind"],
+            "key": h.about["key"],
+            "what": h.about["change"],
+            "inside": h.about.get("inside", ""),  # the events may be those of an older release
+        }
         for h in agent.happenings.kept("heal", 20)
     ]
     networks = [

@@ -103,11 +103,11 @@ def _show_status(found: dict[str, Any]) -> None:
         none = "none is active: traffic continues, and switches learn nothing new; `linkspan controller` starts one"
         print()
         say(f"controller: {what if active else none}")
-    if found["heals"]:
+    if heals := found["heals"][-10:]:
         print()
         table(
-            ("repaired", "object", "key", "what"),
-            [(f"{ago(h['at'])} ago", h["kind"], h["key"], h["what"]) for h in found["heals"][-10:]],
+            ("repaired", "object", "key", "inside", "what"),
+            [(f"{ago(h['at'])} ago", h["kind"], h["key"], h.get("inside") or "-", h["what"]) for h in heals],
             "",
         )
         if len(found["heals"]) > 10:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from linkspan.core.addresses import HIDDEN, place, prefix
-from linkspan.core.errors import Invalid, of_validation
+from linkspan.core.errors import Invalid, closest, of_validation
 from linkspan.core.ipam import COOLDOWN
 from linkspan.core.model import CAN_REACH, checked_name
 from linkspan.core.remedies import reason, remedy
@@ -169,7 +169,7 @@ def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in values.items():
         if key not in known:
-            raise Invalid(f"setting {key} does not exist", hint)
+            raise Invalid(f"setting {key} does not exist", closest(key, known, hint))
         for name, text in value.items() if isinstance(value, dict) and known[key] == dict[str, str] else ():
             if not isinstance(text, str):
                 raise Invalid(f"setting {key}.{name}: expected text, got {text!r}", "write it in quotes")

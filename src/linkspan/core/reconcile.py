@@ -40,12 +40,13 @@ PASSES = 3
 
 
 class Heal(msgspec.Struct, frozen=True):
-    """One repair: ``what`` is added, changed or removed."""
+    """One repair: ``what`` is added, changed or removed, in the namespace with the inode ``netns``."""
 
     at: float
     kind: str
     key: str
     what: str
+    netns: int = HOST
 
 
 class Report(msgspec.Struct):
@@ -61,7 +62,7 @@ class Report(msgspec.Struct):
         if fought:
             self.fought.append(type(state).__name__)
         else:
-            self.heals.append(Heal(time.time(), type(state).__name__, state.label, what))
+            self.heals.append(Heal(time.time(), type(state).__name__, state.label, what, netns_of(state)))
 
 
 class Reconciler:

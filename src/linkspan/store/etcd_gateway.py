@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import ssl
 from collections.abc import AsyncGenerator, Mapping
@@ -253,6 +254,8 @@ class Gateway:
             return Failed(f"{where}: no answer within {seconds or SECONDS:.0f} s", hint, True, unanswered=True)
         hint = f"is etcd running there? curl {self.url.base(endpoint)}/health"
         if isinstance(error, aiohttp.ClientConnectorError):
+            if error.os_error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                hint = "look at this host's links and routes: ip link; ip route"
             if self.url.tls and not error.os_error.errno:
                 return Failed(f"{where}: it does not speak TLS: it hung up", _NO_TLS, False)
             return Failed(f"{where}: cannot be reached: {_why(error.os_error)}", hint, False, unanswered=True)
@@ -454,7 +457,7 @@ def _context(url: EtcdUrl) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         why = (getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)).lower()
         hint = f"put it there, or correct {key} in the store's URL"
-        raise Unavailable(f"store: certificate {file} cannot be used: {why}", hint) from error
+        raise Unavailable(f"certificate {file} cannot be used: {why}", hint) from error
     return context
 
 

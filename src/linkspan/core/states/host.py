@@ -54,10 +54,11 @@ class State(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def label(self) -> str:
-        """Return the object's key for people: addresses as text, no namespace if it is the host's."""
+        """Return the object's key for people: addresses as text; the inode of a namespace tells nobody anything."""
         prefix = getattr(self, "prefix", None) or getattr(self, "destination", None)
         if prefix is None:
-            return " ".join(map(_word, self.key[1:]))
+            parts = self.key[1:]
+            return " ".join(map(_word, parts[1:] if parts[0] == getattr(self, "netns", None) else parts))
         where = (getattr(self, name, "") for name in ("chain", "device"))
         return " ".join(str(part) for part in (prefix, *where) if part)
 

@@ -59,6 +59,23 @@ def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check("neighbour search", "warn", detail, f"sysctl -w {path}=0, and set it on the links that need it")
 
 
+def underlay(asked: Questions, around: Surroundings) -> Iterator[Check]:
+    """Yield why the link to the other hosts passes nothing."""
+    if around.underlay is None:
+        return
+    name = around.underlay.ifname
+    link = asked.device(HOST, name)
+    if link is None:
+        why, fix = "does not exist", "make it, or choose another link (`underlay` in docs/settings.md)"
+    elif not link.up:
+        why, fix = "is down", f"ip link set {name} up"
+    elif not link.carrier:
+        why, fix = "has no carrier", "look at its cable, and at what is at the other end"
+    else:
+        return
+    yield Check("underlay link", "fail", f"link {name} to the other hosts {why}", fix)
+
+
 def others_above(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     """Yield foreign links on top of ours that may take all packets that ours receive."""
     links = {link.number: link for link in _links()}
@@ -104,4 +121,5 @@ def _links() -> Iterator[_Link]:
 CHECKS: Checks = (
     ("neighbour search", neighbours),
     ("links above", others_above),
+    ("underlay link", underlay),
 )
