@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from linkspan.core.config import LABS
 from linkspan.lab import inside, processes, record
 from support.command_line import LOCAL, linkspan
 
@@ -23,7 +24,7 @@ class LabRun:
 
     def __init__(self) -> None:
         self.name = f"lkl{os.getpid()}-{next(_numbers)}"
-        self.folder = record.LABS / self.name
+        self.folder = LABS / self.name
 
     def run(self, verb: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a verb of the lab and expect an exit code (-1: any)."""
