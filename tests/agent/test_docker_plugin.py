@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.runtimes.docker import delivered
+from linkspan.runtimes.docker.docker_driver import delivered
 from support.agent.agent_host import Host, World, links, pings, run
 from support.agent.damage import forget_records, missing
 from support.polling import until

@@ -102,7 +102,7 @@ def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) 
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--ipam", "blocks", code=1)
     assert said == "linkspan: create network x: --ipam 'blocks' is unknown; give block or exact\n"
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--expose", "podman,dokcer", code=1)
-    assert said == "linkspan: create network x: --expose 'dokcer' is unknown; give docker, podman or cni\n"
+    assert said == "linkspan: create network x: --expose 'dokcer' is unknown; give cni, docker or podman\n"
 
 
 def test_names_that_look_like_a_known_one_are_offered(host: Host) -> None:

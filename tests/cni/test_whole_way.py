@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from aiohttp import web
 
-from linkspan.runtimes.cni import Cni
+from linkspan.runtimes.cni.cni_verbs import Cni
 from support.cni.cni_agent import FakeAgent
 from support.cni.cni_calls import conf
 from support.cni.cni_whole import WHOLE, needed, nulled, places
@@ -23,7 +23,7 @@ OVERRIDE = {"CNI_NETNS_OVERRIDE": "1"}  # the test's own namespace stands for th
 
 async def serve(agent: FakeAgent, path: str, started: threading.Event, stop: asyncio.Event) -> None:
     """Serve POST /cni as the real agent does, until stopped."""
-    cni = Cni(agent)
+    cni = Cni(agent, agent)
 
     async def post(request: web.Request) -> web.Response:
         assert request.transport is not None

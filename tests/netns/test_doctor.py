@@ -14,6 +14,7 @@ from linkspan.diagnose.doctor import doctor, kernel_features
 from linkspan.diagnose.doctor.checks import Check, Surroundings
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.runtimes import checks
 from support.netns import sample
 from support.netns.world import World
 
@@ -36,7 +37,7 @@ class Patient:
     def checks(self) -> dict[str, Check]:
         """Examine it."""
         with self.world.entered("h"):
-            return {c.check: c for c in doctor.examine(Namespaces(), self.around)}
+            return {c.check: c for c in doctor.examine(Namespaces(), self.around, checks())}
 
 
 @pytest.fixture

@@ -72,10 +72,7 @@ from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
 from linkspan.kernel.drivers.ipip_table import TABLE
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
-from linkspan.runtimes.cni_deletions import Removals
-from linkspan.runtimes.cni_tuning import Tuning
-from linkspan.runtimes.cni_types import Interface
-from linkspan.runtimes.docker import Docker
+from linkspan.runtimes import runtimes
 from linkspan.store import upkeep
 from linkspan.store.contact import STALE
 from linkspan.store.factory import maintenance, open_store, own_cluster
@@ -202,20 +199,11 @@ class Agent:
             endpoints,
             self.metrics.operation,
         )
-        self.tuning = Tuning(self.worker, self.registry, self.happenings)
-        parts.push_async_callback(self.tuning.stop)
-        for follower in (self.published, self.tuning, self.naming):
+        for follower in (self.published, self.naming):
             self.registry.subscribe(follower.note)
-        self.docker = Docker(
-            self.worker,
-            self.registry,
-            self.allocator,
-            self.networks,
-            self.ports,
-            self.happenings,
-            self.config.docker_api,
-            state_dir / "docker.json",
-        )
+        self.services = {
+            name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
+        }
         self.cluster = Cluster(
             self.worker,
             self.replica,
@@ -297,8 +285,6 @@ class Agent:
             self.reaper.look,
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
-        queue = Path(self.config.socket).parent / "queue"
-        self.removals = Removals(queue, self.registry, self.journal.boot_id)
         parts.push_async_callback(self.replica.stop)
         await self.replica.start(new=new)
         await bootstrap.known(self.replica, self._waiting(self))
@@ -312,7 +298,7 @@ class Agent:
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Return whether an attach or a detach is under way."""
-        return self.registry.busy(identity) or self.docker.waits(identity)
+        return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
@@ -350,16 +336,19 @@ class Agent:
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (
-            self.healer, self.forwarding, self.removals, self.probes, self.peerings, self.associating,
+            self.healer, self.forwarding, self.probes, self.peerings, self.associating,
         ):  # fmt: skip
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
         for follower in (
-            self.orphans, self.published, self.holdings, self.naming, self.docker, self.control, self.upkeep,
+            self.orphans, self.published, self.holdings, self.naming, self.control, self.upkeep,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
+        for service in self.services.values():
+            await service.start()
+            parts.push_async_callback(service.stop)
 
     def _tell_first(self) -> None:
         """Report that a new host is the first one in its store: a URL without its prefix leads to an empty store."""
@@ -419,7 +408,8 @@ class Agent:
 
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow the networks of the store, whichever host changed them."""
-        self.docker.exposed.look()
+        for service in self.services.values():
+            service.look()
         for identity in stranded(self.registry, self.networks, self.leases):
             await detach.detach(self.registry, *identity)
         failed = await follow_mtus(self.registry, self.networks)  # first: the next way may have a smaller MTU
@@ -458,11 +448,6 @@ class Agent:
         """Return how many addresses a network has left."""
         return self.allocator.free(network)
 
-    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
+    async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
         """Return the differences between an endpoint and what its runtime knows of it."""
-        endpoint = await self.tuning.told(endpoint, namespace_fd, shown.mac, shown.mtu)
-        return await check.check(self.registry, endpoint, namespace_fd, shown.mac, shown.mtu)
-
-    def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Take over what later plugins of the CNI chain change of an endpoint."""
-        self.tuning.follow(endpoint, namespace_fd)
+        return await check.check(self.registry, endpoint, namespace_fd, hardware, mtu)

@@ -16,6 +16,7 @@ from linkspan.core.addresses import FAMILIES
 from linkspan.core.model import Facts, Network, Peer
 from linkspan.diagnose.doctor import doctor, host_checks
 from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
+from linkspan.runtimes import checks as checks_of_runtimes
 
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
@@ -32,7 +33,7 @@ async def checks(agent: Agent) -> list[Check]:
     around = Surroundings(
         agent.networks.all(), state_dir, underlay=agent.leases.host.underlay, backends=BACKENDS
     )
-    found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around))
+    found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
     await agent.cluster.observe_routes()
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)

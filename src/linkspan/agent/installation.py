@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import grp
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,35 +16,12 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.states.host import ROUTE_PROTOCOL
 from linkspan.core.states.programs import File
 from linkspan.kernel.drivers.files import FileDriver
-from linkspan.runtimes import expose, systemd
-from linkspan.shim import build
+from linkspan.runtimes import systemd
 
 RECORD = "installed.json"
-CNI_CONF = "etc/cni/net.d/10-linkspan-{network}.conflist"
-CNI_PLUGIN = "opt/cni/bin/linkspan"
-CNI_DEBIAN = "usr/lib/cni"
-"""The only folder where Debian's containerd looks for pods' plugins; `ctr` and all others use /opt/cni/bin."""
-UNIT = f"etc/systemd/system/{systemd.UNIT_NAME}"
-PODMAN_PLUGIN = "usr/local/libexec/netavark/linkspan"
-"""The first of netavark_plugin_dirs (containers.conf(5))."""
-DOCKER_UNIT = f"etc/systemd/system/{systemd.DOCKER_UNIT_NAME}"
+UNIT = f"{systemd.UNITS}/{systemd.UNIT_NAME}"
 SYSUSERS = "etc/sysusers.d/linkspan.conf"
 PROTOCOLS = "etc/iproute2/rt_protos.d/linkspan.conf"
-
-
-def cni(network: str, socket: str, root: Path, python: str) -> Iterable[File]:
-    """Return the plugin, in the folder of the runtimes, and after it the conflist that names it.
-
-    ``python`` is the interpreter of a plugin that cannot be compiled.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        plugin = Path(folder) / "plugin"
-        build.install(plugin, python)
-        content = plugin.read_bytes()
-    yield File(str(root / CNI_PLUGIN), content, 0o755)
-    if (root / CNI_DEBIAN).is_dir():
-        yield File(str(root / CNI_DEBIAN / "linkspan"), content, 0o755)
-    yield File(str(root / CNI_CONF.format(network=network)), expose.conflist(network, socket))
 
 
 def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
@@ -54,16 +30,6 @@ def service(executable: str, root: Path, *, group: bool) -> Iterable[File]:
     if group:
         yield File(str(root / SYSUSERS), f"g {GROUP} -\n".encode())
     yield File(str(root / UNIT), systemd.unit(executable).encode())
-
-
-def podman(socket: str, root: Path, python: str) -> Iterable[File]:
-    """Return the plugin for this interpreter, in the first of netavark's plugin folders."""
-    yield File(str(root / PODMAN_PLUGIN), build.podman(python, socket), 0o755)
-
-
-def docker(root: Path) -> Iterable[File]:
-    """Return the unit of the Docker plugin's socket, which exists before the agent starts."""
-    yield File(str(root / DOCKER_UNIT), systemd.docker_unit().encode())
 
 
 def owns_group(state_dir: Path) -> bool:

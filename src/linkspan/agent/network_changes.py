@@ -19,6 +19,7 @@ from linkspan.core.states.host import Key
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.worker import Worker
+from linkspan.runtimes import expose
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.replica import Replica
 
@@ -65,6 +66,7 @@ class NetworkChanges:
             routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
             here, hosts = self._leases.host.underlay, len(self._leases.hosts())
             network = self._networks.planned(request, routes, here, mtu, hosts)
+            expose.check(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
             with self._cluster.watched() as refused:

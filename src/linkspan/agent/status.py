@@ -19,6 +19,7 @@ from linkspan.core.fights import Contested
 from linkspan.core.states.wireguard import key_id
 from linkspan.endpoints.reconstruction import is_unnamed
 from linkspan.kernel import kinds
+from linkspan.runtimes import expose
 from linkspan.store.etcd_status import UNSEEN
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "disputes": disputes(agent),
         "drift": [
             *dict.fromkeys(error.told for error in drift(agent)),
-            *agent.docker.exposed.problems.values(),
+            *(told for service in agent.services.values() for told in service.problems),
             *agent.naming.problems.values(),
         ],
         "gone": [
@@ -130,6 +131,9 @@ def not_used(agent: Agent) -> list[dict[str, str]]:
     for id_, host in agent.leases.hosts().items():
         if id_ != agent.leases.host.id and (told := networks.covering(host)):
             why[f"hosts/{id_}"] = told
+    for network in networks.all():
+        if told := expose.problem(network):
+            why[f"networks/{network.name}"] = told
     why |= agent.replica.reasons  # last: an earlier version of such a record is in force, which may fail as well
     return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
 

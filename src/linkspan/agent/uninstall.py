@@ -6,7 +6,6 @@ machine.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -33,10 +32,7 @@ from linkspan.kernel.machine import Machine
 from linkspan.kernel.stray_links import Stray
 from linkspan.kernel.stray_links import find as find_strays
 from linkspan.kernel.stray_links import remove as remove_strays
-from linkspan.runtimes.docker_engine import Engine
-from linkspan.runtimes.docker_networks import remove_exposed, users_own
-from linkspan.runtimes.expose import podman_id
-from linkspan.runtimes.systemd import DOCKER_PLUGIN
+from linkspan.runtimes import runtimes, systemd
 from linkspan.store import records
 from linkspan.store.replica import SNAPSHOT, remembered
 
@@ -102,41 +98,8 @@ def _entered(machine: Machine, config: Config) -> set[int]:
 
 
 def used(config: Config) -> list[tuple[str, str]]:
-    """Return users' own networks of driver linkspan, each with the command that removes it.
-
-    Without linkspan no engine could remove them, nor their containers without long timeouts.
-    """
-    found = []
-    for name, containers in _docker_networks(config).items():
-        first = f"docker rm -f {' '.join(containers)}; " if containers else ""
-        found.append((f"Docker network {name}", f"{first}docker network rm {name}"))
-    return found + [(f"Podman network {name}", f"podman network rm {name}") for name in _podman_networks(config)]
-
-
-def _docker_networks(config: Config) -> dict[str, list[str]]:
-    if not config.docker_api or not Path(config.docker_api).exists():
-        return {}
-    try:
-        return asyncio.run(users_own(Engine(config.docker_api)))
-    except LinkspanError:  # an engine that is down does not answer
-        return {}
-
-
-def _podman_networks(config: Config) -> list[str]:
-    found = []
-    for path in sorted(Path(config.podman_networks).glob("*.json")) if config.podman_networks else ():
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            made = msgspec.json.decode(path.read_bytes(), type=_PodmanFile)
-            # else linkspan exposed it, and removes it
-            if made.driver == "linkspan" and made.id != podman_id(made.name):
-                found.append(made.name)
-    return found
-
-
-class _PodmanFile(msgspec.Struct):
-    name: str = ""
-    id: str = ""
-    driver: str = ""
+    """Return users' own networks of driver linkspan, each with the command that removes it."""
+    return [one for runtime in runtimes().values() for one in runtime.users(config)]
 
 
 def preview(config: Config) -> Outcome:
@@ -166,7 +129,9 @@ def carry_out(config: Config) -> Outcome:
     """Stop the agent, remove everything, and observe again. Raises Unavailable if the agent does not end."""
     state_dir, sockets = Path(config.state_dir), _plugin_sockets(config)
     owners = [f"{network}, which has no driver now: {fix}" for network, fix in used(config)]
-    networks, kept = asyncio.run(remove_exposed(Engine(config.docker_api)))  # while the agent still answers the engine
+    withdrawn = [runtime.withdraw(config) for runtime in runtimes().values()]  # while the agent still answers them
+    networks = [one for removed, _ in withdrawn for one in removed]
+    kept = [one for _, left in withdrawn for one in left]
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     stays = _staying(config)  # first: the removal deletes the files that this needs
@@ -294,12 +259,16 @@ def _agent_stopped(state_dir: Path) -> Iterator[None]:
 
 
 def _stop_unit(state_dir: Path) -> None:
-    """Disable the units that we installed; otherwise systemd would start the agent again."""
-    installed = {file.path for file in installation.installed(state_dir)}
-    units = [u for u in (installation.DOCKER_UNIT, installation.UNIT) if f"/{u}" in installed]
-    if units and Path("/run/systemd/system").is_dir():
-        names = [Path(unit).name for unit in units]
+    """Disable the units that we installed, sockets first; otherwise systemd would start the agent again."""
+    names = sorted(_units(state_dir), key=lambda name: (not name.endswith(".socket"), name))
+    if names and Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", "disable", "--now", *names], check=False, capture_output=True)
+
+
+def _units(state_dir: Path) -> set[str]:
+    """Return the names of the units that we installed."""
+    paths = [Path(file.path) for file in installation.installed(state_dir)]
+    return {path.name for path in paths if path.parent == Path("/", systemd.UNITS)}
 
 
 def _folders(config: Config) -> list[str]:
@@ -308,11 +277,13 @@ def _folders(config: Config) -> list[str]:
 
 
 def _plugin_sockets(config: Config) -> list[Path]:
-    """Return the Docker plugin's sockets that exist: systemd's outlasts its unit, the agent's outlasts a kill."""
-    units = {file.path for file in installation.installed(Path(config.state_dir))}
-    handed = [DOCKER_PLUGIN] if f"/{installation.DOCKER_UNIT}" in units else []
-    every = dict.fromkeys([*filter(None, [config.docker_socket]), *handed])
-    return [Path(path) for path in every if Path(path).exists()]
+    """Return the runtimes' sockets that exist: systemd's outlasts its unit, the agent's outlasts a kill."""
+    units = _units(Path(config.state_dir))
+    paths = []
+    for runtime in runtimes().values():
+        if at := runtime.listens:
+            paths += [getattr(config, at.setting), at.path if at.unit in units else ""]
+    return [Path(path) for path in dict.fromkeys(filter(None, paths)) if Path(path).exists()]
 
 
 def _remove_folders(config: Config) -> list[str]:

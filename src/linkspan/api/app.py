@@ -17,6 +17,7 @@ from linkspan.api.diagnose import Tracing
 from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, body, error_body
+from linkspan.api.runtimes import routes
 from linkspan.api.status import Telling
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.cluster.networks import NetworkRequest
@@ -24,8 +25,7 @@ from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
 from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network
 from linkspan.kernel.io.namespaces import open_namespace
-from linkspan.runtimes.cni import Cni
-from linkspan.runtimes.podman import Podman
+from linkspan.runtimes import paths
 
 log = logging.getLogger("linkspan.api.app")
 
@@ -39,10 +39,8 @@ STATUS = {
     "exhausted": 409,
     "unavailable": 503,
 }
-CNI = "/cni"
-PODMAN = "/podman"
 LARGEST = 2 << 20
-"""Largest request in bytes: a CNI conf may have 1 MiB."""
+"""Largest request in bytes: a runtime's configuration may have 1 MiB."""
 
 
 class AttachBody(AttachRequest, frozen=True, kw_only=True):
@@ -123,7 +121,7 @@ async def errors_and_rights(request: web.Request, handler: Handler) -> web.Strea
     try:
         uid = peer(request)[1]
         # these calls have errors of their own
-        if uid and request.method != "GET" and request.path not in (CNI, PODMAN):
+        if uid and request.method != "GET" and request.path not in paths():
             raise Denied(
                 f"user {uid} may only read; changes need root", "run the command with sudo"
             )
@@ -146,16 +144,13 @@ class Api:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._cni = Cni(agent)
-        self._podman = Podman(agent, agent.happenings)
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
         app = web.Application(middlewares=[errors_and_rights], client_max_size=LARGEST)
         app.add_routes(
             [
-                web.post(CNI, self._post_cni),
-                web.post(PODMAN, self._post_podman),
+                *routes(self._agent.services),
                 web.get("/v1/networks", self._list_networks),
                 web.post("/v1/networks", self._create_network),
                 web.get("/v1/networks/{name}", self._show_network),
@@ -178,15 +173,6 @@ class Api:
             ]
         )
         return app
-
-    async def _post_cni(self, request: web.Request) -> web.Response:
-        pid, uid = peer(request)
-        status, text = await self._cni.handle(await request.read(), pid, uid)
-        return web.Response(body=text, status=status, content_type="application/json")
-
-    async def _post_podman(self, request: web.Request) -> web.Response:
-        status, text = await self._podman.handle(await request.read(), *peer(request))
-        return web.Response(body=text, status=status, content_type="application/json")
 
     async def _list_networks(self, request: web.Request) -> web.Response:
         return answer(self._agent.networks.every())

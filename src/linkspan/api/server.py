@@ -1,4 +1,4 @@
-"""Sockets on which the agent listens: its own, the Docker plugin's, and the address for metrics."""
+"""Sockets on which the agent listens: its own, those of engines, and the address for metrics."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aiohttp.typedefs import Handler
 from linkspan.agent import locks
 from linkspan.agent.agent import Agent
 from linkspan.api.app import Api
-from linkspan.api.docker import plugin
+from linkspan.api.runtimes import engine
 from linkspan.api.status import Telling
 from linkspan.core.config import GROUP, listening_at
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.remedies import reason, remedy
-from linkspan.runtimes import systemd
+from linkspan.runtimes import runtimes, systemd
 
 BACKLOG = 1024
 """Length of the backlog: all containers of a host may start at once, and 128 is too few."""
@@ -34,7 +34,7 @@ async def serving(agent: Agent) -> AsyncIterator[None]:
     path = Path(agent.config.socket)
     async with listening(Api(agent).application()) as runner:
         await on_socket(runner, path)
-        async with metrics_at(agent.config.metrics, Telling(agent).metrics), _docker(agent):
+        async with metrics_at(agent.config.metrics, Telling(agent).metrics), _engines(agent):
             yield
     path.unlink(missing_ok=True)  # a DEL then finds no socket at once
 
@@ -81,19 +81,20 @@ async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _docker(agent: Agent) -> AsyncIterator[None]:
-    """Serve Docker's engine on the socket that systemd passed, or that the settings name."""
-    app = plugin(agent.docker)
-    path = agent.config.docker_socket
-    handed = systemd.sockets(systemd.DOCKER_SOCKET)
-    if not path and not handed:
-        yield
-        return
-    async with listening(app) as runner:
-        for one in handed:
-            await web.SockSite(runner, one, backlog=BACKLOG).start()
-        if path:
-            await on_socket(runner, Path(path), "docker_socket", umask=0o177)
+async def _engines(agent: Agent) -> AsyncIterator[None]:
+    """Serve each engine on the socket that systemd passed for it, or that the settings name."""
+    async with contextlib.AsyncExitStack() as all_sockets:
+        for name, service in agent.services.items():
+            if (at := runtimes()[name].listens) is None:
+                continue
+            path, handed = getattr(agent.config, at.setting), systemd.sockets(at.handed)
+            if not path and not handed:
+                continue
+            runner = await all_sockets.enter_async_context(listening(engine(name, service)))
+            for one in handed:
+                await web.SockSite(runner, one, backlog=BACKLOG).start()
+            if path:
+                await on_socket(runner, Path(path), at.setting, umask=0o177)
         yield
 
 

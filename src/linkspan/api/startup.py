@@ -14,10 +14,10 @@ from aiohttp import web
 
 from linkspan.agent import status
 from linkspan.agent.agent import Agent
-from linkspan.api.app import CNI, PODMAN
 from linkspan.api.responses import answer, error_body
 from linkspan.api.server import listening, on_socket
 from linkspan.core.errors import Unavailable
+from linkspan.runtimes import paths
 
 WAITING = "it has no records yet, and attaches nothing until its store answers"
 """Why `status` shows no network."""
@@ -30,7 +30,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
             return answer(status.told(agent) | {"waiting": WAITING})
-        if request.path in (CNI, PODMAN):
+        if request.path in paths():
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.replica.problem}"
         return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)

@@ -12,6 +12,7 @@ from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step, table
 from linkspan.core.errors import Unavailable
+from linkspan.runtimes import checks as checks_of_runtimes
 
 
 def doctor(
@@ -48,4 +49,4 @@ def _without_agent() -> list[dict[str, str]]:
     from linkspan.diagnose.doctor.checks import Surroundings
     from linkspan.kernel.io.namespaces import Namespaces
 
-    return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings())))
+    return list(msgspec.to_builtins(machine.examine(Namespaces(), Surroundings(), checks_of_runtimes())))

@@ -29,15 +29,18 @@ from linkspan.cli.output import (
 from linkspan.core import ports
 from linkspan.core.errors import Invalid, NotFound, Unavailable, counted
 from linkspan.kernel.io.namespaces import open_namespace
+from linkspan.runtimes import runtimes
 
 app = typer.Typer(no_args_is_help=True, help="Endpoints: the attached interfaces of containers.")
 
-_RUNTIMES = ("docker", "podman")
+_RUNTIMES = tuple(name for name, runtime in runtimes().items() if runtime.inspects)
+"""Those whose containers have names that their command tells."""
 Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="netns:NAME, a path, pid:N, docker:NAME, podman:NAME; a bare word names a namespace.",
+        help=f"netns:NAME, a path, pid:N, {', '.join(f'{name}:NAME' for name in _RUNTIMES)}; "
+        "a bare word names a namespace.",
     ),
 ]
 
@@ -60,7 +63,8 @@ def located(target: str) -> tuple[str, str, str]:
     if kind in _RUNTIMES:
         return _container(kind, word)
     raise Invalid(
-        f"target {target!r} is not understood", "use netns:NAME, a path, pid:N, docker:NAME or podman:NAME"
+        f"target {target!r} is not understood",
+        f"use netns:NAME, a path, pid:N{', '.join(['', *(f'{name}:NAME' for name in _RUNTIMES)])}",
     )
 
 
@@ -166,7 +170,7 @@ def detach(
         bool,
         typer.Option(
             "--force",
-            help="Also from a network to which Docker or Podman attached it; the engine does not learn of it.",
+            help="Also from a network to which its engine attached it; the engine does not learn of it.",
         ),
     ] = False,
     output: Output = Format.TABLE,

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,41 +21,11 @@ from linkspan.core import config
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Sort
 from linkspan.kernel.kinds import kinds
-from linkspan.runtimes import systemd
+from linkspan.runtimes import runtimes, systemd
+from linkspan.runtimes.base import BaseRuntime, Site
 
 app = typer.Typer(no_args_is_help=True, help="Install files that a runtime or the machine needs.")
 Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Install below this folder instead of /.")]
-
-
-@app.command()
-def cni(
-    network: Annotated[
-        str, typer.Option(metavar="N", help="The network; not needed if there is only one.")
-    ] = "",
-    root: Root = Path("/"),
-    output: Output = Format.TABLE,
-    socket: Socket = DEFAULT_SOCKET,
-) -> None:
-    """Install the CNI plugin and a conflist for one network, for containerd, CRI-O, nerdctl and Kubernetes."""
-    _require_root()
-    client = Client(socket)
-    networks = [n["name"] for n in client.call("GET", "/v1/networks") if n["backend"] != "host"]
-    if not network and len(networks) != 1:
-        raise Invalid(
-            f"there are {len(networks)} networks ({', '.join(networks) or 'none'})", "choose one with --network"
-        )
-    chosen = network or networks[0]
-    if chosen not in networks:
-        raise NotFound(f"network {chosen!r} does not exist", f"there are: {', '.join(networks) or 'none'}")
-    state_dir = Path(client.call("GET", "/v1/status")["agent"]["state_dir"])
-    paths = installation.put(state_dir, installation.cni(chosen, socket, root, _program(root)[1]))
-    _say(paths, output)
-    conf = Path(paths[-1])
-    found = sorted(p.name for p in conf.parent.iterdir() if p.suffix in (".conf", ".conflist", ".json"))
-    if len(found) > 1 and output is Format.TABLE:
-        print(
-            f"note: runtimes take the first file of {conf.parent}, which is {found[0]} now", file=sys.stderr
-        )
 
 
 @app.command("systemd")
@@ -83,36 +53,68 @@ def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
         print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read its state")
 
 
-@app.command()
-def podman(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Install the plugin by which Podman has networks of driver linkspan."""
-    _require_root()
-    _say(installation.put(_state_dir(root, socket), installation.podman(socket, root, _program(root)[1])), output)
+def _one(runtime: BaseRuntime) -> Callable[..., None]:
+    """Return the command that installs what a runtime needs."""
+
+    def install(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+        _require_root()
+        _put(runtime, _site(runtime, root, socket), _state_dir(root, socket), output)
+
+    def install_for_one(
+        network: Annotated[
+            str, typer.Option(metavar="N", help="The network; not needed if there is only one.")
+        ] = "",
+        root: Root = Path("/"),
+        output: Output = Format.TABLE,
+        socket: Socket = DEFAULT_SOCKET,
+    ) -> None:
+        _require_root()
+        client = Client(socket)
+        chosen = _network(client, network)
+        state_dir = Path(client.call("GET", "/v1/status")["agent"]["state_dir"])
+        _put(runtime, _site(runtime, root, socket, chosen), state_dir, output)
+
+    return install_for_one if runtime.for_one_network else install
 
 
-@app.command()
-def docker(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Install the socket at which Docker's engine finds linkspan, before the agent is up.
+for _runtime in runtimes().values():
+    app.command(_runtime.name, help=_runtime.installs)(_one(_runtime))
 
-    This restarts the agent; running containers are not affected.
-    """
-    _require_root()
-    paths = installation.put(_state_dir(root, socket), installation.docker(root))
+
+def _network(client: Client, name: str) -> str:
+    """Return the name of the network for which files are installed: the only one, if none is given."""
+    networks = [n["name"] for n in client.call("GET", "/v1/networks") if n["backend"] != "host"]
+    if not name and len(networks) != 1:
+        raise Invalid(
+            f"there are {len(networks)} networks ({', '.join(networks) or 'none'})", "choose one with --network"
+        )
+    chosen = name or str(networks[0])
+    if chosen not in networks:
+        raise NotFound(f"network {chosen!r} does not exist", f"there are: {', '.join(networks) or 'none'}")
+    return chosen
+
+
+def _site(runtime: BaseRuntime, root: Path, socket: str, network: str = "") -> Site:
+    return Site(root, socket, _program(root)[1] if runtime.path else "", network)
+
+
+def _put(runtime: BaseRuntime, site: Site, state_dir: Path, output: Format) -> None:
+    """Install a runtime's files, and let systemd listen for it."""
+    paths = installation.put(state_dir, runtime.files(site))
     _say(paths, output)
-    if root != Path("/"):
+    if (note := runtime.note([Path(path) for path in paths])) and output is Format.TABLE:
+        print(f"note: {note}", file=sys.stderr)
+    if (at := runtime.listens) is None or site.root != Path("/"):
         return
     if not Path("/run/systemd/system").is_dir():
-        print(
-            f'note: systemd does not run here; set docker_socket = "{systemd.DOCKER_PLUGIN}" in the config '
-            "file of the agent",
-            file=sys.stderr,
-        )
+        setting = f'set {at.setting} = "{at.path}" in the config file of the agent'
+        print(f"note: systemd does not run here; {setting}", file=sys.stderr)
         return
     # systemd does not open a socket whose service runs already. The data path does not need the agent
     # meanwhile.
     _run("systemctl", "daemon-reload")
     _run("systemctl", "stop", systemd.UNIT_NAME)
-    _run("systemctl", "enable", "--now", systemd.DOCKER_UNIT_NAME)
+    _run("systemctl", "enable", "--now", at.unit)
     _run("systemctl", "start", systemd.UNIT_NAME)
 
 

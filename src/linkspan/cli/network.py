@@ -25,7 +25,8 @@ from linkspan.cli.output import (
     table,
 )
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Ipam, Runtime
+from linkspan.core.model import Ipam
+from linkspan.runtimes import runtimes
 
 app = typer.Typer(
     no_args_is_help=True, help="Networks: pools of addresses, and the backend that connects their endpoints."
@@ -66,7 +67,8 @@ def create(
     expose: Annotated[
         list[str],
         typer.Option(
-            metavar="RUNTIME", help="Expose it to docker, podman or cni as their network, on every host."
+            metavar="RUNTIME",
+            help=f"Expose it to these as their network, on every host: {', '.join(runtimes())}.",
         ),
     ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
@@ -74,7 +76,7 @@ def create(
 ) -> None:
     """Create a network."""
     for runtime in split(expose):
-        _check_word(name, "--expose", runtime, get_args(Runtime))
+        _check_word(name, "--expose", runtime, tuple(runtimes()))
     _check_word(name, "--ipam", ipam, get_args(Ipam))
     request = {
         "name": name,

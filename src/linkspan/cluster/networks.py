@@ -23,7 +23,6 @@ from linkspan.core.model import (
     Lease,
     Network,
     Reservation,
-    Runtime,
     Underlay,
     checked_name,
 )
@@ -51,7 +50,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     masquerade: bool = True
     internal: bool = False
     ipam: Ipam = "block"
-    expose: tuple[Runtime, ...] = ()
+    expose: tuple[str, ...] = ()
 
 
 def _taken(way: Backend, network: Network) -> dict[str, str]:
@@ -272,12 +271,7 @@ class Networks:
         if network.expose and network.on_host:
             raise Invalid(
                 f"network {network.name} shares the host's network: there is nothing to expose",
-                "every runtime has that itself, docker run --network host for example",
-            )
-        if "docker" in network.expose and not any(pool.family == 4 for pool in network.prefixes):
-            raise Invalid(
-                f"network {network.name} cannot be exposed to Docker without an IPv4 pool",
-                "Docker asks for an IPv4 address for every container: give a second --pool, or leave docker out",
+                "every runtime has that itself: start the container with its option for it, such as --network host",
             )
         self._check_mtu(network)
         self._check_overlap(network.name, network.prefixes, routes)

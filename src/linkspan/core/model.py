@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -13,8 +13,10 @@ from linkspan.core.errors import Invalid
 from linkspan.core.states.programs import Program
 
 Protocol = Literal["tcp", "udp", "sctp"]
-Runtime = Literal["docker", "podman", "cni"]
-Engine = Literal["", "docker", "podman"]
+Runtime = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
+"""A runtime's name (`runtimes`): a record may name one that only a newer version of linkspan knows."""
+Engine = Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9-]{0,31})?\Z")]
+"""A runtime's name, or ""."""
 Ipam = Literal["block", "exact"]
 
 ALIASES = "aliases"
@@ -228,8 +230,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def called(self) -> str:
-        """Return its container's name for people; if only an id is known, the id, with Docker's endpoints marked."""
-        return self.name or (f"Docker's endpoint {self.id[:12]}" if self.delivered else self.id)
+        """Return its container's name for people; if only an id is known, the id, marked if it is an endpoint's."""
+        return self.name or (f"{self.managed.title()}'s endpoint {self.id[:12]}" if self.delivered else self.id)
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:

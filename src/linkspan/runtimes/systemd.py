@@ -10,11 +10,8 @@ from pathlib import Path
 from linkspan.core.errors import Invalid
 
 UNIT_NAME = "linkspan.service"
-DOCKER_UNIT_NAME = "linkspan-docker.socket"
-DOCKER_SOCKET = "docker"
-"""Name of the Docker plugin's socket among those that systemd passes."""
-DOCKER_PLUGIN = "/run/docker/plugins/linkspan.sock"
-"""Path at which Docker's engine looks for a plugin (moby, pkg/plugins)."""
+UNITS = "etc/systemd/system"
+"""Folder of the units that are not a distribution's, below the root (systemd.unit(5))."""
 
 _UNIT = """\
 [Unit]
@@ -73,26 +70,6 @@ StateDirectoryMode=0700
 [Install]
 WantedBy=multi-user.target
 """
-
-_DOCKER_UNIT = f"""\
-[Unit]
-Description=linkspan's socket for Docker's engine
-Before=docker.service {UNIT_NAME}
-
-[Socket]
-ListenStream={DOCKER_PLUGIN}
-FileDescriptorName={DOCKER_SOCKET}
-SocketMode=0600
-Service={UNIT_NAME}
-
-[Install]
-WantedBy=sockets.target
-"""
-
-
-def docker_unit() -> str:
-    """Return the unit of the Docker plugin's socket, at which the engine waits while the agent starts."""
-    return _DOCKER_UNIT
 
 
 def _quoted(path: str) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCE = HERE / "linkspan_cni.c"
 TWIN = HERE / "linkspan_cni.py"
-PODMAN = HERE / "linkspan_podman.py"
 SOCKET = "/run/linkspan/agent.sock"
 """Same value as in the plugins; this file runs before linkspan is installed, so it imports nothing of it."""
 PREBUILT = HERE / "linkspan-cni"
@@ -58,10 +57,11 @@ def script(python: str) -> bytes:
     return _executable(python, TWIN.name, TWIN.read_text(encoding="utf-8"))
 
 
-def podman(python: str, socket: str) -> bytes:
-    """Return Podman's plugin as one executable file for this interpreter, for the agent at this socket."""
-    source = PODMAN.read_text(encoding="utf-8")
-    return _executable(python, PODMAN.name, source.replace(f'SOCKET = b"{SOCKET}"', f"SOCKET = {socket.encode()!r}"))
+def plugin(runtime: str, python: str, socket: str) -> bytes:
+    """Return ``linkspan_RUNTIME.py`` as one executable file for this interpreter, for the agent at this socket."""
+    file = HERE / f"linkspan_{runtime}.py"
+    source = file.read_text(encoding="utf-8")
+    return _executable(python, file.name, source.replace(f'SOCKET = b"{SOCKET}"', f"SOCKET = {socket.encode()!r}"))
 
 
 def _executable(python: str, name: str, source: str) -> bytes:

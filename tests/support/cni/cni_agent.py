@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from linkspan.core.errors import Conflict, Exhausted, LinkspanError, NotFound
 from linkspan.core.model import AttachRequest, Endpoint, Network
-from linkspan.runtimes.cni_types import Interface
 
 DEMO = Network(
     name="demo",
@@ -21,13 +20,13 @@ DEMO = Network(
 
 
 class FakeAgent:
-    """Implements linkspan.runtimes.cni.HostAgent. ``fails`` has the errors by method, ``differs`` what check finds."""
+    """Implements HostAgent and Chain. ``fails`` has the errors by method, ``differs`` what check finds."""
 
     def __init__(self, *networks: Network) -> None:
         self.networks = {network.name: network for network in networks or (DEMO,)}
         self.attached: dict[tuple[str, str], Endpoint] = {}
         self.requests: list[AttachRequest] = []
-        self.checked: list[tuple[Endpoint, Interface]] = []
+        self.checked: list[tuple[Endpoint, str, int]] = []
         self.followed: list[Endpoint] = []
         self.fails: dict[str, LinkspanError] = {}
         self.differs: list[str] = []
@@ -99,11 +98,15 @@ class FakeAgent:
         """Return those that the test has set."""
         return self.servers
 
-    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
+    async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
+        """No plugin changed anything."""
+        return endpoint
+
+    async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
         """Return the differences that the test has set."""
         self._may_fail("check")
         os.fstat(namespace_fd)
-        self.checked.append((endpoint, shown))
+        self.checked.append((endpoint, hardware, mtu))
         return self.differs
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:

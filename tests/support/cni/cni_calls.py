@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from linkspan.runtimes.cni import Cni
+from linkspan.runtimes.cni.cni_verbs import Cni
 from support.cni.cni_agent import FakeAgent
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -26,7 +26,7 @@ class Runtime:
 
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent
-        self._cni = Cni(agent)
+        self._cni = Cni(agent, agent)
 
     def raw(self, body: bytes) -> tuple[int, bytes]:
         """Send a body as it is."""

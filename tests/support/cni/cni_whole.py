@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from linkspan.runtimes.cni_types import ATTACHMENTS
+from linkspan.runtimes.cni.cni_types import ATTACHMENTS
 from support.cni.cni_calls import conf
 
 INTERFACE = {"mtu": 1400, "socketPath": "/run/x.sock", "pciID": "0000:00:1f.6"}

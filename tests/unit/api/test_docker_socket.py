@@ -14,7 +14,7 @@ from linkspan.agent.agent import Agent
 from linkspan.api import server
 from linkspan.core.config import Config
 from linkspan.core.errors import Conflict
-from linkspan.runtimes.docker import Docker
+from linkspan.runtimes.docker.docker_driver import Docker
 from linkspan.store.memory import Memory
 from support.memory_machine import registry_of
 from support.records.replicas import Member
@@ -27,10 +27,10 @@ def test_a_socket_for_docker_that_another_process_serves_is_not_taken(tmp_path: 
     member = Member(Memory(), tmp_path, "h1")
     one = registry_of(member, tmp_path)
     parts = (one.worker, one, one.allocator, one.networks, one.ports, one.happenings)
-    agent.docker = Docker(*parts, api="", record=tmp_path / "docker.json")
+    agent.services = {"docker": Docker(*parts, api="", record=tmp_path / "docker.json")}
 
     async def serve() -> None:
-        async with server._docker(agent):
+        async with server._engines(agent):
             pytest.fail("it took the socket")
 
     told = f"docker_socket {path} is served by another process, with pid {os.getpid()}"

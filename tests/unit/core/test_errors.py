@@ -12,11 +12,6 @@ from linkspan.core.model import AttachRequest
 
 REFUSED = [
     (NetworkRequest, {"name": "x", "ipam": "blocks"}, "ipam: 'blocks' is unknown; give one of block, exact"),
-    (
-        NetworkRequest,
-        {"name": "x", "expose": ["docker", "lxc"]},
-        "expose[1]: 'lxc' is unknown; give one of docker, podman, cni",
-    ),
     (NetworkRequest, {"name": "x", "mtu": "1400"}, "mtu: expected a whole number, got text; look"),
     (NetworkRequest, {"name": "x", "mtu": 1400.5}, "mtu: expected a whole number, got a number; look"),
     (NetworkRequest, {"name": "x", "options": {"a": 1}}, "options[...]: expected text, got a whole number; look"),

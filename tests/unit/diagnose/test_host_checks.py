@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.backends import BACKENDS
+from linkspan.core.model import Underlay
 from linkspan.diagnose.doctor import host_checks
 from linkspan.diagnose.doctor.checks import Surroundings
 from support.diagnose.empty_host import EmptyHost
+from support.records.replicas import network
 
 HEAD = "entries  allocs   destroys\n"
 
@@ -32,3 +35,12 @@ def test_a_namespace_that_does_not_see_the_table_is_skipped(tmp_path: Path) -> N
     """Only the machine's own namespace has the limit."""
     (found,) = host_checks.neighbours(EmptyHost(), Surroundings(root=tmp_path))
     assert found.status == "skip"
+
+
+@pytest.mark.parametrize(("mtu", "status"), [(1500, "ok"), (1499, "fail")])
+def test_an_mtu_that_the_way_to_the_hosts_does_not_carry_is_found(mtu: int, status: str) -> None:
+    """VXLAN adds 50 bytes over IPv4."""
+    here = Underlay("eth0", ("192.0.2.1/24",), mtu)
+    (found,) = host_checks.mtus(EmptyHost(), Surroundings([network(mtu=1450)], underlay=here, backends=BACKENDS))
+    assert found.status == status
+    assert (f"--mtu {mtu - 50}" in found.fix) == (status == "fail")

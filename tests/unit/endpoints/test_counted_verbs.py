@@ -11,8 +11,8 @@ from linkspan.core.errors import NotFound
 from linkspan.core.model import AttachRequest
 from linkspan.endpoints.attach import attach
 from linkspan.endpoints.detach import detach
-from linkspan.runtimes.docker import Docker
-from linkspan.runtimes.docker_types import IPAM_DRIVER, NETWORK_DRIVER, SPACE, Call, Pool
+from linkspan.runtimes.docker.docker_driver import Docker
+from linkspan.runtimes.docker.docker_types import IPAM_DRIVER, NETWORK_DRIVER, SPACE, Call, Pool
 from support.records.one_host import network
 from support.records.registry_stage import RegistryStage
 
@@ -65,14 +65,14 @@ def test_dockers_endpoints_are_counted(tmp_path: Path) -> None:
         await stage.start(DEMO)
         pool = Pool(SPACE, "10.1.0.0/24", "10.1.0.1/24")
         of: dict[str, object] = {"com.docker.network.generic": {"network": "demo"}}
-        await stage.docker.answer(
+        await stage.docker.call(
             f"{NETWORK_DRIVER}.CreateNetwork", Call(network_id="n1", options=of, ipv4_data=(pool,))
         )
         call = Call(network_id="n1", endpoint_id="e" * 64, pool_id="demo/4")
-        await stage.docker.answer(f"{IPAM_DRIVER}.RequestAddress", call)
-        await stage.docker.answer(f"{NETWORK_DRIVER}.CreateEndpoint", call)
+        await stage.docker.call(f"{IPAM_DRIVER}.RequestAddress", call)
+        await stage.docker.call(f"{NETWORK_DRIVER}.CreateEndpoint", call)
         assert stage.kinds == [("attach", "ok")]
-        await stage.docker.answer(f"{NETWORK_DRIVER}.DeleteEndpoint", call)
+        await stage.docker.call(f"{NETWORK_DRIVER}.DeleteEndpoint", call)
         assert stage.kinds == [("attach", "ok"), ("detach", "ok")]
         await stage.docker.stop()
         await stage.stop()

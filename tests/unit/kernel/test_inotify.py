@@ -19,8 +19,8 @@ from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io import inotify
 from linkspan.kernel.io.inotify import FolderWatch, WriteWatch
-from linkspan.runtimes import cni_deletions
-from linkspan.runtimes.cni_deletions import Removals
+from linkspan.runtimes.cni import cni_deletions
+from linkspan.runtimes.cni.cni_deletions import Removals
 from linkspan.store.memory import Memory
 from support.memory_machine import registry_of
 from support.polling import eventually

@@ -10,8 +10,8 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pytest
 
-from linkspan.runtimes import cni_types
-from linkspan.runtimes.cni_types import Conf
+from linkspan.runtimes.cni import cni_types
+from linkspan.runtimes.cni.cni_types import Conf
 from support.cni.cni_agent import FakeAgent
 from support.cni.cni_calls import VERSIONS, Runtime, conf
 from support.cni.cni_whole import WHOLE, Place, inside, needed, nulled, places

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.runtimes.cni_queue import LARGEST, entries
+from linkspan.runtimes.cni.cni_queue import LARGEST, entries
 
 GOOD: dict[str, Any] = {
     "container_id": "web",

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.runtimes.docker_engine import Engine
+from linkspan.runtimes.docker.docker_engine import Engine
 
 
 def test_without_an_engine_renames_cost_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.runtimes import docker_networks
-from linkspan.runtimes.docker import starts_within
-from linkspan.runtimes.docker_engine import LABEL, EngineNetwork, Listed, Member
-from linkspan.runtimes.docker_networks import DockerNetworks
+from linkspan.runtimes.docker import docker_networks
+from linkspan.runtimes.docker.docker_driver import starts_within
+from linkspan.runtimes.docker.docker_engine import LABEL, EngineNetwork, Listed, Member
+from linkspan.runtimes.docker.docker_networks import DockerNetworks
 from support.polling import eventually
 from support.records.replicas import network
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
 from linkspan.core.contracts import Backend
 from linkspan.core.model import Network, Underlay
-from linkspan.diagnose.trace.questions import Questions
+
+if TYPE_CHECKING:  # the command line reads runtimes' checks, and needs no trace
+    from linkspan.diagnose.trace.questions import Questions
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -45,7 +47,7 @@ class Surroundings(msgspec.Struct, frozen=True):
         return tuple(sorted({p.family for n in self.networks for p in n.prefixes}))
 
 
-Look = Callable[[Questions, Surroundings], Iterable[Check]]
+Look: TypeAlias = "Callable[[Questions, Surroundings], Iterable[Check]]"
 """Looks at one thing, by the kernel's answers and by what is known of the host; it changes nothing."""
 Checks = tuple[tuple[str, Look], ...]
 """What a file of checks looks at, in order, each by the name under which it is skipped where it fails."""

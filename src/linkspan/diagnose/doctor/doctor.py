@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from linkspan.core.errors import LinkspanError
 from linkspan.diagnose.doctor import (
     dns_checks,
-    engine_checks,
     host_checks,
     kernel_features,
     link_checks,
     program_checks,
-    runtime_checks,
+    system_checks,
 )
-from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
+from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace.kernel_answers import KernelAnswers
 from linkspan.diagnose.trace.questions import Questions
 from linkspan.kernel.io.namespaces import Namespaces
@@ -30,22 +29,22 @@ _FEATURES = {
 }
 _DISPENSABLE = frozenset({"tbf", "bridge", "nft bridge"})
 """Without these, routed endpoints without a bandwidth limit still work."""
-_FILES = (host_checks, link_checks, runtime_checks, engine_checks, dns_checks, program_checks)
+_FILES = (host_checks, link_checks, system_checks, dns_checks, program_checks)
 
 
-def examine(namespaces: Namespaces, around: Surroundings) -> list[Check]:
-    """Examine this machine, in any thread in the host's namespace; takes about 0.1 s."""
+def examine(namespaces: Namespaces, around: Surroundings, runtimes: Checks) -> list[Check]:
+    """Examine this machine and its ``runtimes``, in any thread in the host's namespace; takes about 0.1 s."""
     asked = KernelAnswers(namespaces)
     try:
-        return machine(asked, around)
+        return machine(asked, around, runtimes)
     finally:
         asked.close()
 
 
-def machine(asked: Questions, around: Surroundings) -> list[Check]:
+def machine(asked: Questions, around: Surroundings, runtimes: Checks) -> list[Check]:
     """Return every check of the machine; skip those that fail to run, with the reason."""
     found = list(_kernel())
-    for name, look in (check for file in _FILES for check in file.CHECKS):
+    for name, look in (*(check for file in _FILES for check in file.CHECKS), *runtimes):
         try:
             found += look(asked, around)
         except (LinkspanError, OSError, subprocess.SubprocessError) as error:

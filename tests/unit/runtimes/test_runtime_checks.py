@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.backends import BACKENDS
-from linkspan.core.model import Network, Underlay
-from linkspan.diagnose.doctor import engine_checks, host_checks
+from linkspan.core.model import Network
 from linkspan.diagnose.doctor.checks import Check, Look, Surroundings
+from linkspan.runtimes import podman, runtimes
+from linkspan.runtimes.cni import runtime as cni
+from linkspan.runtimes.docker import runtime as docker
 from support.diagnose.empty_host import EmptyHost
 
 EXPOSED = Network(
@@ -51,14 +52,14 @@ def only(check: Look, root: Path, *networks: Network) -> Check:
 def test_a_runtime_that_is_not_installed_is_not_spoken_of(tmp_path: Path) -> None:
     """Nobody wants to read of Podman on a host without it."""
     around = Surroundings([EXPOSED], root=tmp_path)
-    for check in (engine_checks.docker, engine_checks.podman, engine_checks.containerd):
+    for check in (docker.found, podman.found, cni.containerd):
         assert list(check(EmptyHost(), around)) == []
 
 
 @pytest.mark.parametrize("name", ["docker", "podman"])
 def test_a_runtime_that_is_not_set_up_is_a_fault_only_for_an_exposed_network(root: Path, name: str) -> None:
     """The command that sets it up is named in both cases."""
-    check = getattr(engine_checks, name)
+    ((_, check),) = runtimes()[name].checks
     for networks, status in (((), "skip"), ((EXPOSED,), "fail")):
         found = only(check, root, *networks)
         assert (found.status, found.fix) == (status, f"linkspan install {name}")
@@ -67,13 +68,13 @@ def test_a_runtime_that_is_not_set_up_is_a_fault_only_for_an_exposed_network(roo
 
 def test_docker_s_plugin_socket_must_have_a_listener(root: Path) -> None:
     """A socket without a listener is distinguished from one with the agent behind it."""
-    path = root / engine_checks.DOCKER_SOCKET.lstrip("/")
+    path = root / docker.LISTENING.path.lstrip("/")
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        assert only(engine_checks.docker, root).status == "ok"
-    found = only(engine_checks.docker, root)
+        assert only(docker.found, root).status == "ok"
+    found = only(docker.found, root)
     assert found.status == "fail"
     assert "Connection refused" in found.detail
     assert "restart" in found.fix
@@ -83,15 +84,15 @@ def test_podman_s_plugin_must_be_where_it_looks(root: Path) -> None:
     """It must be there, executable, in a folder of its configuration, and the backend must be netavark."""
     plugin = "usr/local/libexec/netavark/linkspan"
     put(root, plugin, mode=0o644)
-    assert only(engine_checks.podman, root).fix.startswith("chmod 755")
+    assert only(podman.found, root).fix.startswith("chmod 755")
     put(root, plugin)
-    assert only(engine_checks.podman, root).status == "ok"
+    assert only(podman.found, root).status == "ok"
     put(root, "etc/containers/containers.conf", '[network]\nnetavark_plugin_dirs = ["/srv/plugins"]\n')
-    found = only(engine_checks.podman, root)
+    found = only(podman.found, root)
     assert (found.status, "/srv/plugins" in found.detail) == ("fail", True)
     assert "netavark_plugin_dirs" in found.fix
     put(root, "etc/containers/containers.conf", '[network]\nnetwork_backend = "cni"\n')
-    assert "netavark" in only(engine_checks.podman, root).fix
+    assert "netavark" in only(podman.found, root).fix
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,12 @@ def test_podman_s_plugin_must_be_where_it_looks(root: Path) -> None:
 )
 def test_containerd_must_look_where_the_plugin_is(root: Path, config: str, status: str, words: str, fix: str) -> None:
     """Its configuration of either version counts."""
-    assert only(engine_checks.containerd, root).status == "skip"
+    assert only(cni.containerd, root).status == "skip"
     put(root, "etc/cni/net.d/10-linkspan-demo.conflist", "{}")
     for plugin in ("linkspan", "loopback"):
         put(root, f"opt/cni/bin/{plugin}")
-    put(root, "etc/containerd/config.toml", config.format(*engine_checks.CRI))
-    found = only(engine_checks.containerd, root)
+    put(root, "etc/containerd/config.toml", config.format(*cni.CRI))
+    found = only(cni.containerd, root)
     assert found.status == status
     assert words in found.detail
     assert fix in found.fix
@@ -123,20 +124,11 @@ def test_debian_s_containerd_has_a_plugin_folder_of_its_own(root: Path) -> None:
     put(root, "etc/cni/net.d/10-linkspan-demo.conflist", "{}")
     put(root, "opt/cni/bin/linkspan")
     put(root, "usr/lib/cni/portmap")
-    assert (only(engine_checks.containerd, root).status, only(engine_checks.containerd, root).fix) == (
+    assert (only(cni.containerd, root).status, only(cni.containerd, root).fix) == (
         "fail",
         "linkspan install cni",
     )
     put(root, "usr/lib/cni/linkspan")
-    assert "containernetworking-plugins" in only(engine_checks.containerd, root).fix
+    assert "containernetworking-plugins" in only(cni.containerd, root).fix
     put(root, "usr/lib/cni/loopback")
-    assert only(engine_checks.containerd, root).status == "ok"
-
-
-@pytest.mark.parametrize(("mtu", "status"), [(1500, "ok"), (1499, "fail")])
-def test_an_mtu_that_the_way_to_the_hosts_does_not_carry_is_found(mtu: int, status: str) -> None:
-    """VXLAN adds 50 bytes over IPv4."""
-    here = Underlay("eth0", ("192.0.2.1/24",), mtu)
-    (found,) = host_checks.mtus(EmptyHost(), Surroundings([EXPOSED], underlay=here, backends=BACKENDS))
-    assert found.status == status
-    assert (f"--mtu {mtu - 50}" in found.fix) == (status == "fail")
+    assert only(cni.containerd, root).status == "ok"

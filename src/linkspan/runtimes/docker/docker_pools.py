@@ -16,7 +16,7 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.model import Network
 from linkspan.kernel.io.durable_files import Memory
-from linkspan.runtimes.docker_types import GATEWAY, Call
+from linkspan.runtimes.docker.docker_types import GATEWAY, Call
 
 PENDING = "pending/"
 """Prefix of the ids of pools without a network yet; other ids are NETWORK/FAMILY."""

@@ -1,4 +1,4 @@
-"""Checks of linkspan's surroundings: the tools it needs, container runtimes, systemd, disk and clock."""
+"""Checks of linkspan's surroundings: the tools it needs, systemd, disk and clock."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-import msgspec
 
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.questions import Questions
@@ -21,7 +18,6 @@ NFT = (1, 0, 6)
 """The oldest nft with which linkspan's tables were tried (Debian 12's)."""
 LITTLE, LEAST = 512 << 20, 64 << 20
 """Free bytes on the state folder's disk below which doctor warns, and below which an attach will fail."""
-_CONFS = (".conf", ".conflist", ".json")
 _EPOCH = 1_735_689_600  # 2025-01-01: a clock before this release is wrong
 _UNSYNCHRONISED = 5  # TIME_ERROR, adjtimex(2)
 
@@ -43,42 +39,6 @@ def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
         yield Check("nft", "warn", f"{text} is older than {oldest}, the oldest tested version", fix)
     else:
         yield Check("nft", "ok", text)
-
-
-def cni(_asked: Questions, around: Surroundings) -> Iterator[Check]:
-    """Yield whether runtimes use our CNI configuration: they take the first by name, and execute its plugin."""
-    folder = around.file("/etc/cni/net.d")
-    confs = sorted(p for p in folder.glob("*") if p.suffix in _CONFS)
-    ours = [p for p in confs if "linkspan" in _types(p)]
-    if not ours:
-        yield Check("CNI configuration", "skip", f"none of linkspan's in {folder}", "")
-        return
-    if confs[0] != ours[0]:
-        detail = f"runtimes use {confs[0].name}, which sorts before {ours[0].name}"
-        yield Check("CNI configuration", "warn", detail, f"mv {confs[0]} {confs[0]}.disabled")
-    else:
-        yield Check("CNI configuration", "ok", f"{ours[0].name} is the first of {len(confs)}")
-    plugin = around.file("/opt/cni/bin/linkspan")
-    if not plugin.exists():
-        yield Check(
-            "CNI plugin", "fail", f"{plugin} is missing, and {ours[0].name} names it", "linkspan install cni"
-        )
-    elif not os.access(plugin, os.X_OK):
-        yield Check("CNI plugin", "fail", f"{plugin} is not executable", f"chmod 755 {plugin}")
-    else:
-        yield Check("CNI plugin", "ok", f"{plugin}")
-
-
-def _types(conf: Path) -> set[str]:
-    """Return the plugins that a configuration names; none if it cannot be read."""
-    try:
-        read = msgspec.json.decode(conf.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return set()
-    plugins = read.get("plugins", [read]) if isinstance(read, dict) else []
-    return (
-        {str(p.get("type")) for p in plugins if isinstance(p, dict)} if isinstance(plugins, list) else set()
-    )
 
 
 def networkd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
@@ -162,7 +122,6 @@ def clock(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
 CHECKS: Checks = (
     ("nft", nft_version),
     ("systemd-networkd", networkd),
-    ("CNI configuration", cni),
     ("disk", disk),
     ("clock", clock),
 )

@@ -21,6 +21,8 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+import msgspec
+
 from linkspan.backends import bridge
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.networks import Networks
@@ -35,10 +37,11 @@ from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.durable_files import Memory
 from linkspan.kernel.worker import Worker
 from linkspan.runtimes import wishes
-from linkspan.runtimes.docker_engine import Engine, Listed
-from linkspan.runtimes.docker_networks import AGAIN, DockerNetworks
-from linkspan.runtimes.docker_pools import DockerNetwork, Pools
-from linkspan.runtimes.docker_types import (
+from linkspan.runtimes.base import Service
+from linkspan.runtimes.docker.docker_engine import Engine, Listed
+from linkspan.runtimes.docker.docker_networks import AGAIN, DockerNetworks
+from linkspan.runtimes.docker.docker_pools import DockerNetwork, Pools
+from linkspan.runtimes.docker.docker_types import (
     ADDRESS_TYPE,
     GATEWAY,
     IFNAME,
@@ -48,6 +51,7 @@ from linkspan.runtimes.docker_types import (
     SPACE,
     Call,
     Interface,
+    decoded,
     ports,
 )
 
@@ -67,8 +71,8 @@ or not at all."""
 Answer = Mapping[str, object]
 
 
-class Docker:
-    """Both drivers; ``answer`` is the only entry."""
+class Docker(Service):
+    """Both drivers."""
 
     def __init__(
         self,
@@ -125,7 +129,12 @@ class Docker:
             f"{IPAM_DRIVER}.ReleasePool": {},
         }
 
-    def start(self) -> None:
+    @property
+    def problems(self) -> Iterable[str]:
+        """Return what the engine refuses of the exposed networks."""
+        return self.exposed.problems.values()
+
+    async def start(self) -> None:
         """Start to keep the engine's networks equal to the exposed ones, and to follow containers' names."""
         self.exposed.start()
         if self._engine.socket:
@@ -140,7 +149,23 @@ class Docker:
         for timer in self._held.values():
             timer.cancel()
 
-    async def answer(self, verb: str, call: Call) -> Answer | None:
+    def look(self) -> None:
+        """Compare the engine's networks soon."""
+        self.exposed.look()
+
+    async def answer(self, path: str, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:  # noqa: ARG002 - root's
+        """Answer a call of the engine. An error is a field of the answer; only an unknown verb has another status."""
+        verb = path.removeprefix("/")
+        try:
+            answer = await self.call(verb, decoded(body, pid))
+        except LinkspanError as error:
+            answer = _failure(verb, f"linkspan: {error.told}")
+        except Exception:  # the engine repeats a call that has no answer for half a minute
+            log.exception("Docker's %s failed because of a defect in linkspan", verb)
+            answer = _failure(verb, "linkspan: the agent failed; its log has the details")
+        return (404, b"") if answer is None else (200, msgspec.json.encode(answer))
+
+    async def call(self, verb: str, call: Call) -> Answer | None:
         """Answer a call of the engine; None: the verb does not exist. Raises LinkspanError."""
         if verb in self._constant:
             return self._constant[verb]
@@ -410,6 +435,11 @@ class Docker:
             if endpoint := self._registry.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
         return attachments
+
+
+def _failure(verb: str, what: str) -> Answer:
+    """Return an error: the network driver expects it in Err, all others in Error."""
+    return {"Err" if verb.startswith(NETWORK_DRIVER) else "Error": what}
 
 
 def _check_wishes(network: Network, call: Call) -> None:

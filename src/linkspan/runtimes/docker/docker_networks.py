@@ -16,8 +16,8 @@ from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Network
 from linkspan.core.supervise import lasting, woken
-from linkspan.runtimes.docker_engine import LABEL, Engine, EngineNetwork
-from linkspan.runtimes.docker_types import SPACE
+from linkspan.runtimes.docker.docker_engine import LABEL, Engine, EngineNetwork
+from linkspan.runtimes.docker.docker_types import SPACE
 
 log = logging.getLogger("linkspan.docker")
 

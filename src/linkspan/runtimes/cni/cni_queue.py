@@ -18,7 +18,7 @@ import msgspec
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.model import checked_ifname, checked_name
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("linkspan.runtimes.cni_queue")
 
 LARGEST = 4096
 """Largest size of an entry in bytes; the plugin's longest has about 600."""

@@ -10,15 +10,16 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Protocol
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
-from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.core.model import Endpoint, Network
 from linkspan.kernel.io.namespaces import CLONE_NEWNET, NS_GET_NSTYPE
-from linkspan.runtimes import cni_conf, cni_foreign, cni_result
-from linkspan.runtimes.cni_conf import LABEL, Call, Environment
-from linkspan.runtimes.cni_types import (
+from linkspan.runtimes.base import HostAgent
+from linkspan.runtimes.cni import cni_conf, cni_foreign, cni_result
+from linkspan.runtimes.cni.cni_conf import LABEL, Call, Environment
+from linkspan.runtimes.cni.cni_types import (
     CONFIGURATION,
     DIFFERS,
     INTERNAL,
@@ -26,52 +27,27 @@ from linkspan.runtimes.cni_types import (
     NOT_AVAILABLE,
     UNKNOWN_CONTAINER,
     Failure,
-    Interface,
 )
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("linkspan.runtimes.cni")
 
 
-class HostAgent(Protocol):
-    """The agent as CNI and Podman need it. Every method may raise LinkspanError."""
-
-    async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
-        """Attach; the caller closes the descriptor afterwards. NotFound means that the namespace is gone."""
-
-    async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
-        """Detach the endpoints with this id, interface and network; return how many there were."""
-
-    async def recognise(self, container: str, ifname: str = "") -> None:
-        """Identify a container whose id was lost."""
-
-    def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
-        """Return the endpoints by (id, ifname)."""
-
-    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Return the addresses of the DNS server of the container's network, none if it has none."""
-
-    def network(self, name: str) -> Network:
-        """Return a network; raises NotFound."""
-
-    async def check(self, endpoint: Endpoint, namespace_fd: int, shown: Interface) -> list[str]:
-        """Compare the machine with the endpoint, and return the differences, a sentence each.
-
-        ``shown`` is its interface in the caller's result, whose MAC and MTU a later plugin in the chain may
-        have set.
-        """
+class Chain(Protocol):
+    """What later plugins of a chain change of an endpoint (`cni_tuning`)."""
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Let the endpoint adopt what later plugins in the chain change; the descriptor stays the caller's."""
+        """Let the endpoint adopt what they change from now on; the descriptor stays the caller's."""
 
-    def free(self, network: str) -> int:
-        """Return how many containers the network still has addresses for."""
+    async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
+        """Adopt the MAC and the MTU of the chain's own result, and return the endpoint."""
 
 
 class Cni:
     """Answers calls of the shim."""
 
-    def __init__(self, agent: HostAgent) -> None:
+    def __init__(self, agent: HostAgent, chain: Chain) -> None:
         self._agent = agent
+        self._chain = chain
 
     async def handle(self, body: bytes, pid: int, uid: int = 0) -> tuple[int, bytes]:
         """Answer a call of the shim with this process and user id: HTTP status and body. Never raises an Exception."""
@@ -118,7 +94,7 @@ class Cni:
             try:
                 servers = self._agent.nameservers(endpoint)
                 result = cni_result.result(conf, endpoint, network, environment.namespace, servers)
-                self._agent.follow(endpoint, fd)
+                self._chain.follow(endpoint, fd)
             except BaseException:
                 # The runtime learns of no container here, so nobody would detach it.
                 await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
@@ -148,7 +124,8 @@ class Cni:
                 raise Failure(NAMESPACE, what, "it was attached to another namespace; DEL and ADD it")
             found = cni_result.differences(conf.prev_result, endpoint)
             shown = cni_result.shown(conf.prev_result, endpoint)
-            found += await self._agent.check(endpoint, fd, shown)
+            endpoint = await self._chain.told(endpoint, fd, shown.mac, shown.mtu)
+            found += await self._agent.check(endpoint, fd, shown.mac, shown.mtu)
         if found:
             what = f"{environment.ifname} of {environment.id} differs from its attachment: {'; '.join(found)}"
             raise Failure(DIFFERS, what, "`linkspan diff` shows it; the agent repairs the host's part itself")

@@ -15,8 +15,8 @@ import msgspec
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
-from linkspan.runtimes.cni_foreign import foreign
-from linkspan.runtimes.cni_types import (
+from linkspan.runtimes.cni.cni_foreign import foreign
+from linkspan.runtimes.cni.cni_types import (
     ANNOTATIONS,
     ATTACHMENTS,
     CONFIGURATION,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from linkspan.core.model import Network
-from linkspan.runtimes.cni_types import UNSUPPORTED, Conf, Failure, RuntimeConfig
+from linkspan.runtimes.cni.cni_types import UNSUPPORTED, Conf, Failure, RuntimeConfig
 
 RESERVED = "cni.dev/"
 """Prefix of the specification's own keys, now or later (SPEC.md, section 1)."""

@@ -11,7 +11,7 @@ from linkspan.core.remedies import reason, remedy
 from linkspan.endpoints import detach, rename
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.inotify import FolderWatch
-from linkspan.runtimes import cni_queue
+from linkspan.runtimes.cni import cni_queue
 
 log = logging.getLogger("linkspan.runtimes.cni_deletions")
 

@@ -20,7 +20,7 @@ from linkspan.core.errors import (
     Unavailable,
 )
 from linkspan.core.model import Endpoint, Network
-from linkspan.runtimes.cni_types import (
+from linkspan.runtimes.cni.cni_types import (
     CONFIGURATION,
     CONFLICT,
     DENIED,
