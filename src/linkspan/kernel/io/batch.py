@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from linkspan.core.errors import LinkspanError, NotFound
-from linkspan.core.states.host import Address, Key, PolicyRule, Route, State
+from linkspan.core.kinds import netns_of
+from linkspan.core.states.host import Key, State
 from linkspan.kernel.io.netlink import Message, Sockets
 
 
@@ -27,21 +28,20 @@ def send(
     message: Callable[[Any, int], Message],
     gone: Collection[int] = (),
 ) -> dict[Key, LinkspanError]:
-    """Send ``message`` of each state and the index of its link (0 for none); return errors by key.
+    """Send ``message`` of each state and the index of its link (``device``; 0 for none); return errors by key.
 
     ``gone`` are the errnos that mean, for removals, that nothing is left to remove; a state whose link or
     namespace is missing is gone as well.
     """
-    by_netns: dict[int, list[Address | Route | PolicyRule]] = {}
+    by_netns: dict[int, list[State]] = {}
     for state in states:
-        assert isinstance(state, Address | Route | PolicyRule)
-        by_netns.setdefault(state.netns, []).append(state)
+        by_netns.setdefault(netns_of(state), []).append(state)
     failed: dict[Key, LinkspanError] = {}
     for netns, mine in by_netns.items():
         messages, sent = [], []
         indexes = {"": 0}
         for state in mine:
-            device = "" if isinstance(state, PolicyRule) else state.device
+            device = getattr(state, "device", "")
             try:
                 if device not in indexes:
                     indexes[device] = sockets.index(netns, device)
