@@ -103,7 +103,11 @@ def control(places: Sequence[control_plane.Place], store: str) -> list[Check]:
 def stations(networks: Iterable[Network], peers: Mapping[tuple[str, str], Peer]) -> list[Check]:
     """Return the peers, by network and host, whose plain packets are accepted from any MAC."""
     ways = {way.name: way for network in networks for way in network.ways}
-    names = {peer.host.name for (name, _), peer in peers.items() if name in ways and is_unchecked(ways[name], peer)}
+    names = {
+        peer.host.name
+        for (name, _), peer in peers.items()
+        if (way := ways.get(name)) and is_unchecked(way, peer, neighbours=BACKENDS[way.backend].neighbours)
+    }
     if not names:
         return []
     detail = (

@@ -208,9 +208,12 @@ def related(view: HostView, network: Network) -> list[Network]:
     return [other for other in view.networks if other.name in names]
 
 
-def is_unchecked(network: Network, peer: Peer) -> bool:
-    """Return whether a peer's plain packets pass with any MAC, though the network checks: its record has none."""
-    plain = network.backend == "host-gw" or is_direct(network)
+def is_unchecked(network: Network, peer: Peer, *, neighbours: bool) -> bool:
+    """Return whether a peer's plain packets pass with any MAC, though the network checks: its record has none.
+
+    ``neighbours`` is what the network's backend says of itself.
+    """
+    plain = neighbours or is_direct(network)
     return plain and not peer.macs and network.options.get(CHECK_MAC) != "false"
 
 

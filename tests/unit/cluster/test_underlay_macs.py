@@ -57,7 +57,7 @@ def test_plain_packets_come_by_a_mac_of_the_record(backend: str) -> None:
         states = list(way.peer(view(one), one, there))
         assert all(state in states for state in wanted)
         assert not any(state in states for state in other)
-        assert is_unchecked(one, there) == (not options and not known)
+        assert is_unchecked(one, there, neighbours=way.neighbours) == (not options and not known)
 
 
 def test_what_is_no_switch_is_refused() -> None:
