@@ -1,8 +1,8 @@
-"""Absences: hosts' records of liveness that are gone from the store. Each counts until its absence has lasted.
+"""Absences: hosts whose liveness record is gone from the store, and who still count as alive for a moment.
 
-A leader of etcd that was frozen, and goes on, may end the lease of a host that lives. That host puts its record again
-at once, so nobody else acts before ABSENCE has passed. And a store without room grants no lease, so a host that is
-missing there may live: nobody is taken for dead until there is room again, and GRACE has passed.
+An etcd leader that was frozen may, when it continues, end the etcd lease of a host that lives. That host puts its
+record again at once, so other hosts act only after ABSENCE. A full store grants no etcd lease, so a host that is
+missing there may live: no host counts as dead until the store has room again and GRACE has passed.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.supervise import woken
 
 ABSENCE = 0.5
-"""Seconds. A host's answer to the end of its record takes two transactions, some 10 ms."""
+"""Seconds. A host needs two transactions, about 10 ms, to put its record again."""
 ROOM_EVERY = 2.0
-"""Seconds between two questions whether there is room again."""
+"""Seconds between two questions to a full store whether it has room again."""
 GRACE = 8.0
-"""Seconds after that in which hosts come back: they try every 5 (`cluster/presence.py`)."""
+"""Seconds that hosts get to put their records again once the store has room: they try every 5 s
+(`cluster/presence.py`)."""
 AGAIN = 0.5
-"""Seconds until a store that did not say whether it is full is asked again."""
+"""Seconds until the next question, if the store did not say whether it is full."""
 
 
 class Absences:
-    """The keys of records that are gone, each with its end; calls ``ended`` with the keys to forget."""
+    """The keys of liveness records that are gone, each with the time at which its host counts as dead.
+
+    It calls ``ended`` with the keys whose time has come.
+    """
 
     def __init__(self, store: Store, ended: Callable[[frozenset[str]], Awaitable[None]]) -> None:
         self.full = False
-        """Whether the store had no room when it was last asked."""
+        """True if the store had no room when it was last asked."""
         self._store = store
         self._ended = ended
         self._until: dict[str, float] = {}
         self._some = asyncio.Event()
 
     def __contains__(self, key: str) -> bool:
-        """Return whether a record is gone, but still counts."""
+        """Return whether a record is gone and its host still counts as alive."""
         return key in self._until
 
     def note(self, key: str) -> None:
@@ -49,7 +53,10 @@ class Absences:
         self._until.pop(key, None)
 
     async def look(self) -> bool:
-        """Ask the store whether it is full, and return its answer; without one the earlier answer stays known."""
+        """Ask the store whether it is full, and return its answer.
+
+        If it does not answer, return False and keep the earlier answer.
+        """
         with_room = not self.full
         try:
             self.full = await self._store.full()
@@ -63,13 +70,13 @@ class Absences:
         return self.full
 
     async def follow(self) -> None:
-        """End each absence in its time, for as long as the agent runs."""
+        """Report each host whose absence has lasted, for as long as the agent runs."""
         while True:
             if self.full:
                 await asyncio.sleep(ROOM_EVERY)
                 await self.look()
                 continue
-            # One that is noted meanwhile may end before those that have GRACE.
+            # An absence that is noted meanwhile may end before those that wait for GRACE.
             await woken(self._some, max(min(self._until.values()) - _now(), 0.0) if self._until else None)
             self._some.clear()
             await self._end()
@@ -80,7 +87,7 @@ class Absences:
             return
         try:
             self.full = await self._store.full()
-        except Unavailable:  # nothing is known of anybody now
+        except Unavailable:  # without the store nothing is known of any host
             await asyncio.sleep(AGAIN)
             return
         if not self.full and (due := due & self._due()):

@@ -1,4 +1,4 @@
-"""Compare and swap for records of which several hosts change a part each: a write builds on the present value."""
+"""Compare and swap for records that several hosts change: each write builds on the present value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from linkspan.store.replica import GONE, Replica
 T = TypeVar("T", bound=msgspec.Struct)
 
 TRIES = 5
-"""Of a change whose record others change at the same time."""
+"""Tries for one change while other hosts change the same record."""
 
 
 async def revised(replica: Replica, key: str, change: Callable[[], T]) -> T:
-    """Write what ``change`` returns for a record, which the replica has as it is in the store by then; return it.
+    """Read a record from the store, write what ``change`` makes of it, and return that.
 
-    Where another host is quicker it is asked again: neither undoes what the other did, nor brings back what it
-    removed. Raises NotFound for a record that was removed, and Conflict where others do not cease to change it.
+    ``change`` finds the present record in the replica. If another host writes first, ``change`` is called again, so no
+    host undoes another one's change or brings back a record that another one removed. Raises NotFound if the record was
+    removed, Conflict if others changed it TRIES times, and Unavailable as the store does.
     """
     for _ in range(TRIES):
         try:

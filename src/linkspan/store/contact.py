@@ -1,10 +1,10 @@
 """Contact with the store: when it last answered, how fast, and since when it is silent.
 
-A store that is away deletes nothing: the replica of its records continues to say that every host lives. So
-liveness of other hosts is unknown once the watch has not proved for STALE seconds that it lives.
+While the store is away, the replica of its records continues to say that every host lives. So the liveness of other
+hosts is unknown once the watch has given no proof of life for STALE seconds.
 
-Ages are counted by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. Displayed
-times are the wall clock's.
+Ages use CLOCK_BOOTTIME, which nobody can set and which continues while the machine is suspended. Displayed times use
+the wall clock.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from linkspan.core.clock import now
 from linkspan.core.contracts import Batch
 
 ALIVE = "alive/"
-"""Records by which hosts say that they live (`cluster/presence.py`)."""
+"""Prefix of the liveness records (`cluster/presence.py`)."""
 STALE = 7.0
-"""Seconds without a proof that the watch lives: a watch whose member hangs is at another one in 4, and an election
-takes 1 to 2 s."""
+"""Seconds without a proof that the watch lives. A watch leaves a member that hangs within 4 s, and an election takes 1
+to 2 s."""
 SLOW = 1.0
-"""Seconds: a store that is well answers in milliseconds, and an election takes 1 to 2 s."""
+"""Seconds: a healthy store answers in milliseconds, and an election takes 1 to 2 s."""
 RECENT = 60.0
-"""Seconds for which a slow answer to a write tells of the present: nobody may write for hours."""
+"""Seconds for which the duration of the last write counts: this host may not write again for hours."""
 
 State = Literal["ok", "slow", "away", "stale", "lost", "full"]
-"""``away``: it does not answer, or refuses. ``stale``: it takes writes, and tells nothing of what others write.
-``lost``: it has lost records that are not put back yet. ``full``: it takes no writes, because its quota is full. The
-first two are well enough to go on."""
+"""``away``: the store does not answer, or refuses. ``stale``: it takes writes, but reports no changes of other hosts.
+``lost``: it lost records that their owners have not put back yet. ``full``: it takes no writes, because its quota is
+full. Only ``ok`` and ``slow`` are no problem."""
 
 
 class Contact:
-    """When the store answered and told; times of ``core.clock.now`` unless said otherwise."""
+    """Times of the store's last answers and of the watch's last report: by ``core.clock.now`` unless said otherwise."""
 
     def __init__(self) -> None:
         self.answered: float | None = None
-        """When it last answered (seconds since the epoch), None where it has not since the start."""
+        """When the store last answered (seconds since the epoch); None if it has not answered since the start."""
         self.seconds: float | None = None
-        """How long its last answer to a write took."""
+        """How long the last write took."""
         self.full = False
-        """Whether it takes no writes, because its quota is full."""
+        """True if the store takes no writes, because its quota is full."""
         self._wrote = float("-inf")
         self.heard = float("-inf")
-        """When it last told anything, a proof that the watch lives too."""
+        """When the watch or a listing last reported anything, a mere proof of life included."""
         self._told = 0.0
-        """The same in seconds since the epoch."""
+        """The same time in seconds since the epoch."""
         self._gone: dict[str, float | None] = {}
-        """When each host's record was told to be gone (seconds since the epoch), None while it is there."""
+        """When each host's liveness record was reported gone (seconds since the epoch); None while it exists."""
 
     def wrote(self, seconds: float) -> None:
         """Record an answer to a write."""
@@ -62,11 +62,11 @@ class Contact:
         self.full = full
 
     def took(self) -> float | None:
-        """Return how long the last write took, in seconds; None if there was none lately."""
+        """Return how long the last write took, in seconds; None if it is older than RECENT."""
         return self.seconds if now() - self._wrote < RECENT else None
 
     def told(self, batch: Batch) -> None:
-        """Record a listing, with the missing records as deletes, or changes from the watch."""
+        """Record a listing (missing records are its deletes), or changes from the watch."""
         self.answered = self._told = time.time()
         self.heard = now()
         for record in batch.puts:
@@ -81,6 +81,6 @@ class Contact:
         return now() - self.heard
 
     def seen(self, host: str) -> float | None:
-        """Return until when a host is known to have lived, in seconds since the epoch; None if it never was."""
+        """Return when a host was last known to live, in seconds since the epoch; None if no record ever said so."""
         key = ALIVE + host
         return (self._gone[key] or self._told) if key in self._gone else None

@@ -1,11 +1,11 @@
-"""Store in etcd v3, for a cluster of machines, by its JSON gateway.
+"""Store in etcd v3, for a cluster of machines, through etcd's JSON gateway.
 
-Every call is a transaction that first compares the cluster's id, a key beside the records. So nothing is ever
-written into another cluster's store, or counts as lost because it is missing there. If the id is gone (an
+Every call is a transaction that first compares the cluster's id, a key beside the records. So linkspan never writes
+into another cluster's store, and never counts a record as lost because it is missing there. If the id is gone (an
 emptied store), the first host that knows it puts it back.
 
-A call that failed at one endpoint may have been executed before another one is asked. Puts and deletes may
-happen twice. If a condition then fails, the records show whether we wrote them: they are exactly what we put.
+Etcd may have executed a call that failed at one endpoint before the next one is asked. So puts and deletes may happen
+twice. If a condition then fails, the records show whether this call wrote them: they are exactly what it put.
 """
 
 from __future__ import annotations
@@ -51,41 +51,41 @@ from linkspan.store.table import refuse_revision
 Records = list[Record]  # inside the class, `list` is a method
 
 PAGE = 200
-"""Records of one answer: to read and to decode them holds the loop for about half a millisecond."""
+"""Records of one answer: to decode them blocks the event loop for about half a millisecond."""
 
 MEMBERS_SECONDS = 1.0
-"""For etcd's answer who its members are: an agent's start waits for it."""
+"""Seconds for etcd's list of its members: an agent's start waits for it."""
 
 PEER_PORT = 2380
 """etcd's default for --listen-peer-urls."""
 
 SEEN = 8
-"""Changes that a watch remembers: that a restored store had the same ones at the same revisions is chance no more."""
+"""Last changes that a watch remembers: a restored store cannot have the same ones at the same revisions by chance."""
 
 ASKED = -1
-"""The number of the watch in an answer to the question how far the watches of a connection are. Before etcd 3.4.25 and
-3.5.8 such an answer may come before changes of that revision (etcd issue 15220), so it is a proof of life alone: where
-a watch begins again is told by changes, and by what etcd tells unasked."""
+"""The watch id in etcd's answer to a progress request. Before etcd 3.4.25 and 3.5.8 such an answer may come before
+changes of the revision that it names (etcd issue 15220). So it only proves that the watch lives. The revision at which
+a watch begins again comes from changes, and from progress that etcd reports unasked."""
 
 QUIET_SECONDS = 1.5
-"""Time that etcd has to answer a quiet watch's question how far it is; then the watch is opened again, at whichever
-member answers. A connection from an address that the host has no more is silent, and never ends."""
+"""Seconds for the answer to a progress request. Then the watch is opened again, at any member that answers: a
+connection from an address that the host has lost is silent, and never ends."""
 
 RETRY_SECONDS = (0.05, 2.0)
-"""The first and the longest pause before a watch is opened anew."""
+"""The first and the longest pause before a watch is opened again."""
 
 
 class EtcdStore:
     """Records by key, such as ``networks/demo``, under a prefix of an etcd cluster."""
 
     def __init__(self, url: str, cluster: str = "") -> None:
-        """Take the URL; nothing is asked yet. ``cluster`` is the id that a new store gets, and another must have.
+        """Parse the URL, without a call to etcd. Raises Invalid if it cannot be parsed.
 
-        Raises Invalid for a URL that is not understood.
+        ``cluster`` is the id that a new store gets and an existing one must have ('': any).
         """
         self.url = etcd_parts(url)
         self.cluster = cluster
-        """Empty until etcd has answered once, where it was not given."""
+        """The cluster's id; if it was not given, '' until etcd has answered once."""
         self._gateway = Gateway(self.url)
         self._standing = StandingLease(self._gateway)
         self._cluster_key = f"{self.url.prefix}.cluster"
@@ -95,21 +95,21 @@ class EtcdStore:
 
     @property
     def gateway(self) -> Gateway:
-        """The connections, for what is not about records."""
+        """The connections, for calls that are not about records."""
         return self._gateway
 
     async def get(self, key: str) -> Record | None:
-        """Return a record, None where there is none."""
+        """Return a record, None if there is none."""
         answer, _ = await self._guarded([], [range_of(self.url.prefix + key)])
         return next((self._record(each) for each in answer.range(0).kvs), None)
 
     async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision at which that was so."""
+        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
         while True:
             try:
                 return await self._pages(prefix)
             except Refused as error:
-                if not error.compacted:  # between two pages: begin again
+                if not error.compacted:  # a compaction between two pages: begin again
                     raise
 
     async def _pages(self, prefix: str) -> tuple[Records, int]:
@@ -136,10 +136,10 @@ class EtcdStore:
         ttl: float = 0,
         standing: bool = False,
     ) -> int:
-        """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold.
+        """Put and delete all, and return the revision; or change nothing and return 0 if a condition fails.
 
-        A time to live is at least etcd's own minimum, 2 s with its defaults. What is standing is tied to the one
-        lease that this connection has for all of it, and waits for a member TRY seconds only.
+        Etcd raises a ``ttl`` to its minimum, 2 s by default. All standing records of this connection are tied to one
+        etcd lease; a put of them gives each member only TRY seconds.
         """
         request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
@@ -151,7 +151,7 @@ class EtcdStore:
         except Refused as error:
             if not error.missing:
                 raise
-        self._standing.forget()  # it has ended, and nothing was kept since
+        self._standing.forget()  # the lease has ended, and no ``keep`` has noticed
         return await self._carry_out(request, await self._standing.granted())
 
     async def _carry_out(self, request: Request, lease: str) -> int:
@@ -166,13 +166,13 @@ class EtcdStore:
         return await self._was_ours(puts)
 
     async def keep(self) -> float:
-        """Keep the standing lease; returns for how many seconds, 0 if there is none, or none exists any more."""
+        """Renew the standing lease; return for how many seconds it exists, 0 if there is none (any more)."""
         return await self._standing.keep()
 
     async def full(self) -> bool:
-        """Return whether the alarm NOSPACE is on: until somebody disarms it etcd takes neither puts nor leases.
+        """Return whether the alarm NOSPACE is on: until somebody lifts it etcd takes no puts and grants no leases.
 
-        An etcd that does not let us ask is taken for one with room: else no death would ever be known.
+        If etcd refuses the question, return False: otherwise no host would ever count as dead.
         """
         try:
             found = await self._gateway.ask("/v3/maintenance/status", {}, Status)
@@ -181,7 +181,7 @@ class EtcdStore:
         return any("NOSPACE" in error for error in found.errors)
 
     async def _was_ours(self, puts: Mapping[str, bytes]) -> int:
-        """Return the revision of a transaction, of which no answer came, where all that it put is there; else 0."""
+        """Return the revision of a transaction whose answer was lost; 0 if what it put is not in the store."""
         if not puts:
             raise Unavailable(
                 f"store etcd {self._gateway.endpoint}: the connection broke, and whether the deletes were done "
@@ -195,30 +195,30 @@ class EtcdStore:
         return revisions.pop() if same and len(revisions) == 1 else 0
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Yield what changes after ``revision``, each key once in a batch; a lost connection is opened again.
+        """Yield the changes after ``revision``, each key once in a batch; a lost connection is opened again.
 
-        A watch that has been quiet for PROOF_SECONDS is asked how far it is, on its own connection. That costs etcd
-        no raft entry and no revision. The answer is the proof that the watch lives, and an empty batch.
+        After PROOF_SECONDS without a message the agent sends a progress request on the watch's own connection. That
+        costs etcd no raft entry and no revision. The answer proves that the watch lives: it becomes an empty batch.
         """
         place = Place(self.url.prefix + prefix, revision)
         shortest, longest = RETRY_SECONDS
         pause = shortest
         while not self._closing.is_set():
             told = False
-            # What is wrong is told to whoever calls; the watch goes on when it is well again.
+            # Other calls report what is wrong; the watch continues once etcd answers again.
             with contextlib.suppress(Unavailable):
                 async with contextlib.aclosing(self._follow(place)) as batches:
                     async for batch in batches:
                         told, pause = True, shortest
                         yield batch
-                if told:  # it fell silent; another member may answer
+                if told:  # the member fell silent; another one may answer
                     continue
             # Many hosts lose their connections at once, and should not all come back at once.
             await woken(self._closing, pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             pause = min(pause * 2, longest)
 
     async def _follow(self, place: Place) -> AsyncGenerator[Batch, None]:
-        """Watch until the connection is lost, or silent. Raises NotFound where changes were missed."""
+        """Watch until the connection is lost or silent. Raises NotFound if changes were missed."""
         answer, _ = await self._guarded([], [])
         place.check(answer.header, self._gateway.endpoint)
         await self._require_seen(place)
@@ -237,22 +237,23 @@ class EtcdStore:
                     place.saw(message.events)
                     if batch.puts or batch.deletes:
                         yield batch
-                elif not message.created:  # it has the present revision, before the past changes arrive
+                elif not message.created:  # that one has the present revision, before the past changes arrive
                     if message.watch_id != ASKED:
                         place.progress(message.header)
                     yield Batch(place.revision)
 
     async def _require_seen(self, place: Place) -> None:
-        """Raise NotFound where what the watch saw last is not what this etcd had at those revisions.
+        """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
 
-        A restored store may be as far again as the watch was before that comes back: by what other hosts write.
+        Other hosts' writes may bring a restored store to the watch's revision again before the watch reconnects: then
+        the revision alone shows nothing.
         """
         for event in place.seen:
             key, revision = event.kv.key, event.kv.mod_revision
             try:
                 found = await self._gateway.ask("/v3/kv/range", {"key": key, "revision": str(revision)}, Range)
             except Refused as error:
-                if error.compacted:  # nothing can be told of it any more
+                if error.compacted:  # the history is gone, so this change cannot be compared
                     continue
                 raise
             had = next((each.mod_revision for each in found.kvs), 0)
@@ -260,7 +261,7 @@ class EtcdStore:
                 place.refuse(self._gateway.endpoint)
 
     async def _message(self, stream: Stream, endpoint: str) -> Watch | None:
-        """Return the next message of a watch; None if it was quiet, and did not answer the question how far it is."""
+        """Return the next message of a watch; None if it was quiet, and did not answer a progress request either."""
         try:
             line = await _line(stream, until_whole(PROOF_SECONDS))
         except TimeoutError:
@@ -276,7 +277,7 @@ class EtcdStore:
         return told.result
 
     def _batch(self, events: Sequence[Event]) -> Batch:
-        """Return the changes, the last of each key, as one batch."""
+        """Return the last change of each key as one batch."""
         last = {event.kv.key: event for event in events}
         last.pop(self._cluster_key.encode(), None)
         changes = sorted(last.values(), key=lambda event: event.kv.mod_revision)
@@ -287,16 +288,17 @@ class EtcdStore:
         )
 
     def _record(self, found: KeyValue) -> Record:
-        # A key that is no text is nobody's of ours, and is skipped by whoever knows what keys should be.
+        # A key that is not UTF-8 is not linkspan's; the replica skips it and names it.
         key = found.key.decode(errors="replace").removeprefix(self.url.prefix)
         return Record(key, found.value, found.mod_revision)
 
     async def _guarded(
         self, conditions: Sequence[Json], operations: Sequence[Json], seconds: float = 0
     ) -> tuple[Txn, bool]:
-        """Carry out a transaction in our cluster only; return also whether a failed try may have done it before.
+        """Carry out a transaction if the store is this cluster's; return also whether a failed try may have done so.
 
-        Raises Unavailable where the store is another cluster's.
+        Each endpoint gets ``seconds`` (0: the gateway's own time). Raises Unavailable if the store is another
+        cluster's.
         """
         await self._meet()
         body = {
@@ -316,14 +318,14 @@ class EtcdStore:
         raise Unavailable(f"store etcd {self._gateway.endpoint}: {self._cluster_key} is deleted again and again")
 
     async def _meet(self) -> None:
-        """Learn the cluster's id, or give it one, the first time that etcd answers."""
+        """Learn the cluster's id, or give the store one, the first time that etcd answers."""
         if self._met:
             return
         async with self._meeting:
             if not self._met:
                 read = {"key": self._cluster_key.encode()}
                 found = await self._gateway.ask("/v3/kv/range", read, Range)
-                if not found.kvs:  # a full etcd refuses what could put it, though it is there
+                if not found.kvs:  # read first: a full etcd refuses every put, even if the id exists
                     await self._name(self.cluster or uuid.uuid4().hex)
                     found = await self._gateway.ask("/v3/kv/range", read, Range)
                 if not found.kvs:
@@ -333,7 +335,7 @@ class EtcdStore:
                 self._met = True
 
     async def _name(self, cluster: str) -> None:
-        """Give the store its id, where it has none."""
+        """Give the store its cluster id, unless it has one."""
         put = puts_and_deletes({self._cluster_key: cluster.encode()}, [], "")
         body = {"compare": [has_revision(self._cluster_key, 0)], "success": put}
         await self._gateway.call("/v3/kv/txn", body)
@@ -347,9 +349,9 @@ class EtcdStore:
             )
 
     async def services(self) -> tuple[str, ...]:
-        """Return the endpoints, and what the members say of themselves: where clients and other members reach them.
+        """Return HOST:PORT of the endpoints, and of the members' advertised addresses for clients and other members.
 
-        A member may advertise less than it listens at, so etcd's usual port for members counts in any case.
+        A member may listen on more than it advertises, so etcd's default port for members is always included.
         """
         peers = (f"{one.rpartition(':')[0]}:{PEER_PORT}" for one in self.url.endpoints)
         known = (*self.url.endpoints, *peers)
@@ -363,7 +365,7 @@ class EtcdStore:
         return (*known, *(one for one in told if not one.startswith(MEMBERS_OWN)))
 
     def renew(self) -> None:
-        """Reconnect, also the watches; running calls end by their own timeout."""
+        """Reconnect, watches included; running calls end by their own timeout."""
         self._gateway.renew()
 
     async def close(self) -> None:
@@ -386,14 +388,14 @@ class Place:
         self.prefix = prefix
         self.revision = revision
         self.seen: deque[Event] = deque(maxlen=SEEN)
-        """The last changes, by which it is known that the store is the one that the watch was at."""
+        """The last changes: they show that the store is still the same one."""
         self._etcd = ""
         self._term = 0
 
     def check(self, header: Header, endpoint: str) -> None:
-        """Raise NotFound where this etcd is not the one, or not as far as it was, when the watch was there.
+        """Raise NotFound if this is another etcd, or if its revision or term is lower than the watch has seen.
 
-        The header must be a linearizable answer's: a member that lags behind may be back for a moment.
+        The header must come from a linearizable read: a member that lags behind may have a lower revision for a moment.
         """
         refuse_revision(f"etcd {endpoint}", self.revision, 0, header.revision)
         etcd, self._etcd = self._etcd, header.cluster_id
@@ -402,17 +404,17 @@ class Place:
             self.refuse(endpoint)
 
     def refuse(self, endpoint: str) -> NoReturn:
-        """Raise NotFound: the store is a different one."""
+        """Raise NotFound, which says that the store was restored or replaced."""
         raise NotFound(
-            f"store etcd {endpoint}: it is another one now, restored from a backup or set up anew",
-            "list the records anew; what is missing must be put back",
+            f"store etcd {endpoint}: it is another one now, restored from a backup or set up again",
+            "list the records again; what is missing must be put back",
         )
 
     def saw(self, events: Sequence[Event]) -> None:
-        """Record changes."""
+        """Record the changes that the watch reported."""
         self.revision = max(event.kv.mod_revision for event in events)
         self.seen.extend(events)
 
     def progress(self, header: Header) -> None:
-        """Record that there was nothing up to a revision."""
+        """Record that there were no further changes up to the header's revision."""
         self.revision = max(self.revision, header.revision)

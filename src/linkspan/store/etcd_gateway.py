@@ -1,7 +1,7 @@
-"""Client of etcd's HTTP gateway: tries one endpoint after the other, as a user, and explains each failure.
+"""Client of etcd's HTTP gateway: logs in, tries one endpoint after the other, and explains each failure.
 
-A call goes to the endpoint that answered last; if it fails, to the next. Each has SECONDS, so a call takes at
-most that for each endpoint. A refusal by etcd itself is not retried at another member.
+A call goes to the endpoint that answered last; if that fails, to the next. Each gets SECONDS, so a call takes at most
+SECONDS times the number of endpoints. A refusal by etcd itself is not retried at another member.
 
 A stream is one request whose body takes further messages while its answer brings lines. Measured with etcd 3.5, a
 message and its answer cost etcd 0.2 ms and the agent 0.1 ms; a separate request costs 0.4 and 0.3 ms.
@@ -27,13 +27,13 @@ from linkspan.store.etcd_status import STEPS
 from linkspan.store.etcd_wire import Json, Token, decode, refusal_of
 
 SECONDS = 3.0
-"""For one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
+"""Seconds for one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
 
 LOOK = 1.0
-"""For a look at why an endpoint does not answer."""
+"""Seconds for finding out why an endpoint does not answer."""
 
 CONNECTIONS = 8
-"""To one endpoint at once, besides the watches: 200 calls at once then take turns."""
+"""Connections to one endpoint at once, besides the watches: 200 simultaneous calls share them."""
 
 # google.golang.org/grpc/codes
 _UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
@@ -54,19 +54,20 @@ class Refused(Unavailable):
 
     @property
     def compacted(self) -> bool:
-        """Return whether the requested revision is no longer kept."""
+        """True if etcd has compacted the requested revision."""
         return self.number == _OUT_OF_RANGE
 
     @property
     def missing(self) -> bool:
-        """Whether what the call is about does not exist: a lease that has ended."""
+        """True if the object of the call does not exist, such as an etcd lease that has ended."""
         return self.number == _NOT_FOUND
 
 
 class Failed(Unavailable):
-    """One endpoint did not answer; ``sent``: what was asked may have been done all the same.
+    """One endpoint did not answer.
 
-    ``dropped``: it closed the connection; ``unanswered``: nothing came, perhaps not even an address for its name.
+    ``sent``: etcd may have carried out the request all the same. ``dropped``: the endpoint closed the connection.
+    ``unanswered``: nothing came, perhaps not even an address for the endpoint's name.
     """
 
     def __init__(
@@ -84,23 +85,23 @@ class Gateway:
     def __init__(self, url: EtcdUrl) -> None:
         self.url = url
         self.endpoint = url.endpoints[0]
-        """The one that answered last."""
+        """The endpoint that answered last."""
         self._calls: aiohttp.ClientSession | None = None
         self._lasting: aiohttp.ClientSession | None = None
-        """For streams."""
+        """The session for streams."""
         self._context: ssl.SSLContext | None = None
         self._token = ""
         self._logging_in = asyncio.Lock()
         self.streams: set[Stream] = set()
-        """Those that are open."""
+        """The open streams."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def call(self, path: str, body: Json, seconds: float = 0) -> tuple[bytes, bool]:
-        """Return the answer, and whether an earlier try, that failed, may have been carried out too.
+        """Return the answer, and whether etcd may have carried out an earlier, failed try as well.
 
-        Each endpoint has ``seconds`` (0: SECONDS). Raises Refused if etcd says no, and Unavailable, which names each
-        endpoint and why, else.
+        Each endpoint gets ``seconds`` (0: SECONDS). Raises Refused if etcd refuses the call. If no endpoint answers,
+        raises Unavailable, with the reason of each.
         """
         failures: dict[str, Failed] = {}
         sent = False
@@ -112,25 +113,25 @@ class Gateway:
                     failures[endpoint] = error
                     sent |= error.sent
                     if not error.dropped:
-                        break  # only a connection that was idle, and is gone, is worth another try
+                        break  # only a closed connection deserves another try: it may have been idle for long
                 else:
                     self.endpoint = endpoint
                     return answer, sent
         raise await self.unavailable(failures)
 
     def order(self) -> tuple[str, ...]:
-        """Return the endpoints as they are asked: from the one that answered last on."""
+        """Return the endpoints in the order in which they are asked: the one that answered last is the first."""
         first = self.url.endpoints.index(self.endpoint)
         return self.url.endpoints[first:] + self.url.endpoints[:first]
 
     async def unavailable(self, failures: Mapping[str, Failed]) -> Unavailable:
-        """Return the error that none of these endpoints answered, with each one's reason."""
+        """Return the error for a call that no endpoint answered, with the reason of each."""
         self._context = None  # certificates may be renewed meanwhile
         told = await asyncio.gather(*(self._explained(endpoint, error) for endpoint, error in failures.items()))
         return Unavailable(f"store {'; '.join(one.message for one in told)}", told[0].hint)
 
     async def _explained(self, endpoint: str, error: Failed) -> Failed:
-        """Return a failure with what a look at name and TLS says of it: the call's own error does not tell."""
+        """Return the failure, or a better one if the name or TLS explains it: the call's own error does not."""
         host, _, port = endpoint.rpartition(":")
         if error.unanswered and (why := await _unresolved(host.strip("[]"))):
             hint = "correct the name in the store's URL, or look at /etc/hosts and /etc/resolv.conf"
@@ -142,11 +143,11 @@ class Gateway:
         return error
 
     async def ask(self, path: str, body: Json, kind: type[T], seconds: float = 0) -> T:
-        """Return the answer to what may be asked twice."""
+        """Return the answer to a request that may be carried out twice. Raises as ``call`` does."""
         return decode((await self.call(path, body, seconds))[0], kind)
 
     async def at(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
-        """Return the answer of this one endpoint, for which it has so many seconds. Raises Unavailable."""
+        """Return the answer of this one endpoint, which gets ``seconds`` for it. Raises Unavailable."""
         return await self._ask_as_user(endpoint, path, body, seconds)
 
     async def _ask_as_user(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
@@ -154,13 +155,13 @@ class Gateway:
         try:
             return await self._ask(endpoint, path, body, token, seconds)
         except Refused as error:
-            # A token lives for minutes, not longer than its member, and until users change.
+            # A token is valid for some minutes; it ends sooner if its member restarts or users change.
             if not token or not (error.number == _UNAUTHENTICATED or "auth store is old" in error.message):
                 raise
         return await self._ask(endpoint, path, body, await self._login(endpoint, stale=token), seconds)
 
     async def _login(self, endpoint: str, stale: str) -> str:
-        """Return a token other than the stale one; who asks meanwhile waits, for a login costs etcd 70 ms."""
+        """Return a token other than the stale one. Logins take turns, because each costs etcd 70 ms."""
         async with self._logging_in:
             if not self._token or self._token == stale:
                 body = {"name": self.url.user, "password": _password(self.url.password_file)}
@@ -193,9 +194,9 @@ class Gateway:
         return answer
 
     async def stream(self, endpoint: str, path: str, body: Json, seconds: float = 0) -> Stream:
-        """Open a stream at one endpoint, with its first message; etcd has ``seconds`` (0: SECONDS) to begin to answer.
+        """Open a stream at one endpoint, and send its first message. The caller closes it.
 
-        The caller closes it. Raises Unavailable.
+        Etcd gets ``seconds`` (0: SECONDS) to begin its answer. Raises Unavailable.
         """
         token = await self._login(endpoint, stale="") if self.url.user else ""
         self._refuse_closed()
@@ -204,7 +205,7 @@ class Gateway:
         headers = {
             # A member that has lost its leader ends the stream, instead of falling silent.
             "Grpc-Metadata-hasleader": "true",
-            # Else Go's server reads the body to its end before it begins to answer (net/http, HTTP/1.1).
+            # Otherwise Go's server reads the whole body before it begins to answer (net/http, HTTP/1.1).
             "Connection": "close",
             **({"Authorization": token} if token else {}),
         }
@@ -233,7 +234,7 @@ class Gateway:
             raise Unavailable(f"store etcd {self.endpoint} is closed", "the agent is stopping")
 
     async def _tls(self) -> ssl.SSLContext | bool:
-        """Return how to check the other side; the files are read again after each failure."""
+        """Return the TLS settings of a call; the files are read again after each failure."""
         if not self.url.tls:
             return True
         if self._context is None:
@@ -241,7 +242,7 @@ class Gateway:
         return self._context
 
     def failure(self, endpoint: str, error: Exception, seconds: float = 0) -> Failed:
-        """Return our error for one of a call's that had ``seconds`` (0: SECONDS)."""
+        """Return the linkspan error for the exception of a call that had ``seconds`` (0: SECONDS)."""
         where = f"etcd {endpoint}"
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
@@ -298,7 +299,7 @@ class Gateway:
         return "etcdctl endpoint status and its log tell more"
 
     def renew(self) -> None:
-        """Abandon the open connections."""
+        """End all streams, and make the next call open a new connection; running calls may finish."""
         for stream in self.streams:
             stream.end()
         if self._calls:
@@ -321,7 +322,7 @@ class Gateway:
 
 
 class Messages:
-    """The messages of a request's body."""
+    """The messages of a request's body, in the order in which they are sent."""
 
     def __init__(self, first: Json) -> None:
         self._waiting: asyncio.Queue[Json | None] = asyncio.Queue()
@@ -336,13 +337,13 @@ class Messages:
         self._waiting.put_nowait(None)
 
     async def sent(self) -> AsyncGenerator[bytes, None]:
-        """Yield the messages as they come."""
+        """Yield the messages as bytes, until ``end``."""
         while (message := await self._waiting.get()) is not None:
             yield msgspec.json.encode(message)
 
 
 class Stream:
-    """One request that lasts: it takes messages, and answers by lines."""
+    """One long request: its body takes messages, and its answer comes line by line."""
 
     def __init__(
         self, gateway: Gateway, endpoint: str, response: aiohttp.ClientResponse, messages: Messages
@@ -359,7 +360,7 @@ class Stream:
         self._messages.send(message)
 
     async def next(self) -> bytes:
-        """Return the next line; waiting for one may be given up and tried again. Raises Unavailable at the end."""
+        """Return the next line. Raises Unavailable at the end. A caller may cancel it and call it again."""
         try:
             while b"\n" not in self._buffer:
                 chunk = await self._response.content.readany()
@@ -372,25 +373,25 @@ class Stream:
         return line
 
     async def rest(self) -> bytes:
-        """Return all that comes until the end. Raises Unavailable."""
+        """Return the rest of the answer, up to its end. Raises Unavailable."""
         try:
             return await self._response.read()
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise self._gateway.failure(self.endpoint, error) from error
 
     def end(self) -> None:
-        """Let who waits for a line wait no more."""
+        """Make ``next`` raise Unavailable, also for a task that already waits in it."""
         self._response.content.set_exception(ConnectionResetError("it was closed"))
 
     def close(self) -> None:
-        """Close it."""
+        """Close the request and its connection."""
         self._gateway.streams.discard(self)
         self._messages.end()
         self._response.close()
 
 
 async def _left(session: aiohttp.ClientSession) -> None:
-    """Close a session that nobody begins a call on any more, once all that are under way have ended."""
+    """Close a session that gets no new calls, after the running ones have had SECONDS to end."""
     try:
         await asyncio.sleep(SECONDS)
     finally:
@@ -403,13 +404,13 @@ def _session(timeout: aiohttp.ClientTimeout, connections: int) -> aiohttp.Client
 
 
 def _why(error: Exception) -> str:
-    """Return the system's own words, without the library's."""
+    """Return the operating system's text for an error, without what the HTTP library adds."""
     number = getattr(error, "errno", None)
     return (os.strerror(number) if number and number > 0 else str(error) or type(error).__name__).lower()
 
 
 def _password(path: str) -> str:
-    """Return the password in a file, which must be root's alone, as every secret. Raises Unavailable, naming it."""
+    """Return the password in a file, which only root may read. Raises Unavailable, which names the file."""
     try:
         return alone(path).decode("utf-8").rstrip("\r\n")
     except Denied as error:
@@ -421,7 +422,7 @@ def _password(path: str) -> str:
 
 
 async def _unresolved(host: str) -> str:
-    """Return why a name has no address, '' where it has one or is one."""
+    """Return why a name has no address; '' if it has one, or is an address itself."""
     try:
         async with asyncio.timeout(LOOK):
             await asyncio.get_running_loop().getaddrinfo(host, None)
@@ -433,21 +434,21 @@ async def _unresolved(host: str) -> str:
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
-    """Return whether a server shakes hands by TLS; its identity does not matter, and nothing is sent to it."""
+    """Return whether a server completes a TLS handshake, whoever it is; nothing is sent to it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         async with asyncio.timeout(LOOK):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
     except (TimeoutError, OSError) as error:
-        # One that asks for our certificate first is a server of TLS, too.
+        # A server that asks for our certificate first speaks TLS, too.
         return isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or "")
     writer.close()
     return True
 
 
 def _context(url: EtcdUrl) -> ssl.SSLContext:
-    """Return what TLS needs; each file that is wrong is named."""
+    """Return the TLS settings of a URL. Raises Unavailable, which names the file that cannot be used."""
     file, key = url.ca, "ca"
     try:
         context = ssl.create_default_context(cafile=url.ca or None)
@@ -462,7 +463,7 @@ def _context(url: EtcdUrl) -> ssl.SSLContext:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    """Return the error and what it came from."""
+    """Return the error, followed by its causes."""
     chain: list[BaseException] = []
     while error and error not in chain:
         chain.append(error)

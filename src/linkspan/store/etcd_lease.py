@@ -1,8 +1,8 @@
-"""Standing lease of a connection to etcd: records that are tied to it exist for as long as it is kept.
+"""Standing lease of a connection to etcd: the records that are tied to it exist for as long as the agent keeps it.
 
-To keep it costs etcd no raft entry, and no watch tells of it. All members take keepalives; the leader alone knows how
-old a lease is, so a follower whose leader does not answer lets a keepalive wait for seven seconds. So each try has
-TRY seconds, and after it the next member is asked at once.
+To keep it costs etcd no raft entry, and no watch reports it. All members take keepalives, but only the leader knows
+the age of a lease: if the leader does not answer, a follower lets a keepalive wait for seven seconds. So each member
+gets TRY seconds, and then the next one is asked at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from linkspan.store.etcd_gateway import Failed, Gateway, Stream
 from linkspan.store.etcd_wire import Grant, Kept, decode, lease_of
 
 TRY = 1.0
-"""Seconds that one member has for one answer."""
+"""Seconds that one member gets for one answer."""
 
 
 class StandingLease:
-    """A lease that is granted when it is first needed, and again when it has ended."""
+    """An etcd lease that is granted at the first use, and again after it has ended."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -27,7 +27,7 @@ class StandingLease:
         self._stream: Stream | None = None
 
     async def granted(self) -> str:
-        """Return the lease's id; etcd grants it where there is none. Raises Unavailable."""
+        """Return the lease's id; ask etcd for a lease if there is none. Raises Unavailable."""
         async with self._granting:
             if not self._id:
                 self._id = (await self._gateway.ask("/v3/lease/grant", lease_of(LIFE), Grant, TRY)).ID
@@ -38,15 +38,15 @@ class StandingLease:
         self._id = ""
 
     async def keep(self) -> float:
-        """Keep the lease; return for how many seconds from now on, 0 if there is none, or none exists any more.
+        """Renew the lease; return for how many seconds it exists from now on, 0 if there is none (any more).
 
-        Raises Unavailable, with each member's reason, where no member answers. The member that does is the first to be
-        asked by other calls, too.
+        Other calls then begin at the member that answered. If no member answers, raises Unavailable with the reason of
+        each.
         """
         lease, failures = self._id, dict[str, Failed]()
         if not lease:
             return 0.0
-        # A stream that broke tells nothing of its member, which may have begun again: that one is tried once more.
+        # That the stream broke says nothing about its member, which may have restarted: so it is tried once more.
         old = self._stream.endpoint if self._stream is not None else ""
         order = self._gateway.order()
         first = order.index(old) + 1 if old else 0
@@ -61,7 +61,7 @@ class StandingLease:
             except Failed as error:
                 failures[endpoint] = error
             finally:
-                if not answered:  # what comes late must not be taken for the answer to the next keepalive
+                if not answered:  # a late answer must not count as the answer to the next keepalive
                     self.close()
             if answered:
                 self._gateway.endpoint = endpoint
@@ -71,7 +71,7 @@ class StandingLease:
         raise await self._gateway.unavailable(failures)
 
     async def _ask(self, endpoint: str, lease: str) -> float:
-        """Return for how many seconds one member keeps the lease. Raises Unavailable."""
+        """Return for how many seconds one member renewed the lease. Raises Unavailable."""
         message = {"ID": lease}
         if self._stream is None:
             self._stream = await self._gateway.stream(endpoint, "/v3/lease/keepalive", message, TRY)
@@ -86,7 +86,7 @@ class StandingLease:
         return float(told.result.TTL)
 
     def close(self) -> None:
-        """Close the stream; the lease ends unless another one is opened for it."""
+        """Close the stream; the lease ends unless the next ``keep`` comes in time."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

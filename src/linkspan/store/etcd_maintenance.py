@@ -1,7 +1,7 @@
-"""Maintenance of etcd: its members' state, compaction, defragmentation, alarms.
+"""Maintenance of etcd: its members' status, compaction, defragmentation, alarms.
 
-None of them is about records, so none compares the cluster's id. With users on, etcd asks for role root only where a
-member is defragmented; a compaction, and lifting an alarm, are open to everybody (measured on 3.5.16).
+None of these calls reads or writes records, so none compares the cluster's id. If etcd has users, only a
+defragmentation needs role root; every user may compact, and lift an alarm (measured on 3.5.16).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from linkspan.store.etcd_status import NOSPACE, UNSEEN, EtcdStatus, MemberStatus
 from linkspan.store.etcd_wire import MEMBERS_OWN, Header, Range, decode
 
 DEFRAGMENT_SECONDS = 120.0
-"""For one member: it writes its database again, 1 GB in 10 to 20 s on a plain disk."""
+"""Seconds to defragment one member: it writes its database again, 1 GB in 10 to 20 s on a plain disk."""
 COMPACT_SECONDS = 60.0
-"""For a compaction that is waited for: etcd works through 1,000 keys in about 10 ms, and pauses in between."""
+"""Seconds for a compaction that the agent waits for: etcd takes about 10 ms for 1,000 keys, and pauses in between."""
 _QUOTA = re.compile(rb"^etcd_server_quota_backend_bytes (\S+)$", re.MULTILINE)
 _ALARM = re.compile(r"memberID:(\d+) alarm:(\w+)")
 _ROOT = "etcdctl user grant-role USER root, with the user of the store's URL; or set store_upkeep to compact"
 
 
 class _Answering(Header, frozen=True):
-    """The header of a member's status: which member it is."""
+    """Header of a member's status, with the member's id."""
 
     member_id: str = ""
 
@@ -53,7 +53,7 @@ class _Listed(msgspec.Struct, frozen=True):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """HOST:PORT of the URLs that it advertises to clients."""
+        """HOST:PORT of each URL that the member advertises to clients."""
         return tuple(url.rpartition("://")[2].rstrip("/") for url in self.clients)
 
 
@@ -62,19 +62,19 @@ class _Members(msgspec.Struct, frozen=True):
 
 
 class Maintenance:
-    """What may be asked of an etcd besides records; ``key`` is one that its user may read, below the prefix."""
+    """Calls to an etcd that are not about records; ``key`` is a record's key that its user may read."""
 
     def __init__(self, gateway: Gateway, key: str) -> None:
         self._gateway = gateway
         self._key = f"{gateway.url.prefix}{key}".encode()
         self._quotas: dict[str, tuple[float, int]] = {}
-        """By member's id: when its quota was asked for, and what it is."""
+        """By member id: when its quota was asked for (monotonic clock), and its bytes."""
 
     async def status(self, quota_age: float) -> EtcdStatus:
-        """Ask every member that can be reached. Raises Unavailable if none tells who the members are.
+        """Ask every member that can be reached for its status. Raises Unavailable if no member lists the others.
 
-        A quota counts for ``quota_age`` seconds. Before etcd 3.6 only the metrics have it, 175 KB, which cost etcd
-        15 ms; and only a restart changes it.
+        A known quota is used for ``quota_age`` seconds. Before etcd 3.6 only the metrics contain it (175 KB, 15 ms of
+        etcd's time), and only a restart of the member changes it.
         """
         listed = (await self._gateway.ask("/v3/cluster/member/list", {}, _Members)).members
         known, problems = await self._asked(self._gateway.url.endpoints)
@@ -82,7 +82,7 @@ class Maintenance:
         others = [place for one in missing for place in one.places if not place.startswith(MEMBERS_OWN)]
         more, refused = await self._asked(place for place in others if place not in problems)
         problems |= refused
-        ids = {one.id for one in listed}  # what answers at an address may belong to another etcd
+        ids = {one.id for one in listed}  # another etcd may answer at a member's address
         known = {id_: told for id_, told in {**more, **known}.items() if id_ in ids}
         members = []
         for one in listed:
@@ -98,7 +98,7 @@ class Maintenance:
         return EtcdStatus(time.time(), tuple(members), _alarms(status for _, status in known.values()))
 
     async def _asked(self, endpoints: Iterable[str]) -> tuple[dict[str, tuple[str, _Status]], dict[str, str]]:
-        """Ask these endpoints at once; return the answers by member's id, and by endpoint why there is none."""
+        """Ask these endpoints at once; return the answers by member id, and the reasons of failures by endpoint."""
         places = list(dict.fromkeys(endpoints))
         answers = await asyncio.gather(*map(self._status, places), return_exceptions=True)
         known: dict[str, tuple[str, _Status]] = {}
@@ -131,7 +131,7 @@ class Maintenance:
         )
 
     async def _quota(self, member: str, endpoint: str, age: float) -> int:
-        """Return a member's quota in bytes, 0 if it does not tell, below 0 if it has none."""
+        """Return a member's quota in bytes: 0 if it is not known, below 0 if the member has none."""
         at, known = self._quotas.get(member, (float("-inf"), 0))
         if time.monotonic() - at < age:
             return known
@@ -140,17 +140,17 @@ class Maintenance:
             found = _QUOTA.search(text)
             known = int(float(found[1])) if found is not None else 0
         except (Unavailable, ValueError, OverflowError):
-            known = 0  # perhaps metrics are served elsewhere only
+            known = 0  # the member may serve its metrics at another port
         self._quotas[member] = time.monotonic(), known
         return known
 
     async def head(self) -> tuple[int, int]:
-        """Return the store's revision, and the revision at which our key was written, 0 without it."""
+        """Return the store's revision, and that of the record ``key`` (0 if it does not exist). Raises Unavailable."""
         found = await self._gateway.ask("/v3/kv/range", {"key": self._key}, Range)
         return found.header.revision, next((one.mod_revision for one in found.kvs), 0)
 
     async def compacted(self, revision: int) -> bool:
-        """Return whether the history at a revision was compacted. It must not lie in the future."""
+        """Return whether the history at a revision was compacted. The revision must not lie in the future."""
         try:
             await self._gateway.ask(
                 "/v3/kv/range", {"key": self._key, "revision": str(revision), "count_only": True}, Range
@@ -162,9 +162,10 @@ class Maintenance:
         return False
 
     async def compact(self, revision: int, *, wait: bool = False) -> bool:
-        """Compact the history before a revision; return False if somebody has done so already.
+        """Compact the history before a revision; return False if it was compacted already. Raises Unavailable.
 
-        ``wait`` for the space to be free in the answering member's file; else etcd does that in the background.
+        With ``wait`` the call returns once the space is free in the answering member's file; otherwise etcd frees it
+        in the background.
         """
         body = {"revision": str(revision), "physical": wait}
         try:
@@ -176,9 +177,9 @@ class Maintenance:
         return True
 
     async def defragment(self, member: MemberStatus) -> None:
-        """Let a member write its file again, without what is unused in it; it answers nothing meanwhile.
+        """Make a member write its file again without unused space; the member answers nothing meanwhile.
 
-        Raises Denied if etcd has users, and ours may not.
+        Raises Denied if etcd has users and the URL's user has no right to it, and Unavailable.
         """
         try:
             await self._gateway.at(member.endpoint, "/v3/maintenance/defragment", {}, DEFRAGMENT_SECONDS)
@@ -188,7 +189,7 @@ class Maintenance:
             raise
 
     async def answers(self, member: MemberStatus, applied: int) -> bool:
-        """Return whether a member answers, has a leader, and has applied raft's log up to an index."""
+        """Return whether a member answers, knows a leader, and has applied raft's log up to index ``applied``."""
         try:
             told = await self._status(member.endpoint)
         except Unavailable:
@@ -196,12 +197,12 @@ class Maintenance:
         return told.leader not in ("", "0") and told.applied >= applied
 
     async def disarm(self, member: str) -> None:
-        """Lift a member's alarm NOSPACE."""
+        """Lift the alarm NOSPACE of the member with this id. Raises Unavailable."""
         body = {"action": "DEACTIVATE", "memberID": member, "alarm": NOSPACE}
         await self._gateway.call("/v3/maintenance/alarm", body)
 
 
 def _alarms(told: Iterable[_Status]) -> tuple[tuple[str, str], ...]:
-    """Return the alarms, (member's id, kind), of which members tell; each knows those of all."""
+    """Return the alarms as (member id, kind), sorted; each member's status lists the alarms of all."""
     errors = (error for status in told for error in status.errors)
     return tuple(sorted({(found[1], found[2]) for error in errors for found in _ALARM.finditer(error)}))

@@ -1,9 +1,9 @@
-"""Status of an etcd cluster by its members' answers: versions, sizes, quotas and alarms; pure.
+"""Status of an etcd cluster from its members' answers: versions, sizes, quotas and alarms; pure.
 
-Three sizes matter, all of one member's own database file:
-    - ``size``: the file. etcd compares this one with the quota. It never shrinks, except by a defragmentation.
-    - ``in_use``: the part of it that holds records and their history. A compaction of the history lowers it.
-    - ``quota``: where etcd raises the alarm NOSPACE, and takes no writes until somebody lifts that alarm.
+Each member has a database file of its own, with three sizes in bytes:
+    - ``size``: the file's. etcd compares this one with the quota. Only a defragmentation makes it smaller.
+    - ``in_use``: the part of the file that contains records and their history. A compaction makes it smaller.
+    - ``quota``: at this size of the file etcd raises the alarm NOSPACE, and takes no writes until somebody lifts it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ NOSPACE, CORRUPT = "NOSPACE", "CORRUPT"
 DEFAULT_QUOTA = 2 << 30
 """Bytes: etcd's own default (etcd's server/storage/quota.go)."""
 WARN, SEVERE = 0.6, 0.8
-"""Parts of the quota from which on an operator is warned."""
+"""Fractions of the quota at which the operator is warned."""
 FILLING = 0.25
-"""The part of the quota from which on history is not left to anybody else's compaction."""
+"""Fraction of the quota from which the agents compact the history even if etcd does so itself."""
 LOOSE = 0.5
-"""The part of a file that may be unused: from here on a defragmentation halves it."""
+"""Fraction of a file that may be unused: from here on a defragmentation halves the file."""
 LEAST = 100 << 20
-"""Bytes: nobody misses what a smaller file could give back, unless that is much of the quota."""
+"""Bytes: a smaller file is not worth a defragmentation, unless it takes much of the quota."""
 EASY = 0.9
-"""The part of the quota below which all members must be before the alarm NOSPACE is lifted, else it comes back."""
+"""Fraction of the quota below which all members must be before the alarm NOSPACE is lifted: otherwise it comes back."""
 UNSEEN = "it advertises no address at which this host could ask it"
-"""Why a member was not asked: it may be well."""
+"""Why a member was not asked: it may be healthy."""
 STEPS = "docs/store.md (When the quota is full) has the steps"
-"""What to do about NOSPACE where nothing more is known."""
+"""What to do about NOSPACE if nothing more is known."""
 UNIT = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 class MemberStatus(msgspec.Struct, frozen=True):
-    """A member of an etcd cluster; ``endpoint`` is where it answered, HOST:PORT.
+    """Status of a member of an etcd cluster; it answered at ``endpoint`` (HOST:PORT).
 
-    One that was not asked, or does not answer, says why in ``problem``, and has no version. Sizes are bytes. A quota is
-    0 if it is not known, and below 0 if the member has none. ``applied`` is its index in raft's log.
+    If it was not asked or did not answer, ``problem`` says why and ``version`` is ''. Sizes are bytes. ``quota`` is 0
+    if it is not known, and below 0 if the member has none. ``led``: the member knows a leader. ``applied``: the last
+    index of raft's log that it has applied.
     """
 
     id: str
@@ -53,22 +54,25 @@ class MemberStatus(msgspec.Struct, frozen=True):
 
     @property
     def limit(self) -> float:
-        """The quota that counts, in bytes: etcd's default where it is not known."""
+        """The effective quota in bytes: etcd's default if the quota is not known, infinite if there is none."""
         return self.quota or DEFAULT_QUOTA if self.quota >= 0 else float("inf")
 
     @property
     def fill(self) -> float:
-        """The part of its quota that its file takes."""
+        """The fraction of its quota that its file takes."""
         return self.size / self.limit
 
     @property
     def loose(self) -> float:
-        """The part of its file that is unused."""
+        """The fraction of its file that is unused."""
         return max(self.size - self.in_use, 0) / self.size if self.size else 0.0
 
 
 class EtcdStatus(msgspec.Struct, frozen=True):
-    """All members, by name, as they answered ``at`` (seconds since the epoch), and the alarms: (member's id, kind)."""
+    """The members in the order of their names, and the alarms as (member id, kind).
+
+    ``at`` is when they answered, in seconds since the epoch; 0: never.
+    """
 
     at: float = 0.0
     members: tuple[MemberStatus, ...] = ()
@@ -81,37 +85,37 @@ class EtcdStatus(msgspec.Struct, frozen=True):
 
     @property
     def full(self) -> bool:
-        """Whether it takes no writes until the alarm NOSPACE is lifted."""
+        """True if etcd takes no writes until somebody lifts the alarm NOSPACE."""
         return any(kind == NOSPACE for _, kind in self.alarms)
 
     @property
     def fullest(self) -> MemberStatus | None:
-        """The member whose file takes the largest part of its quota; one of them stops all writes."""
+        """The member whose file takes the largest fraction of its quota: one full member stops all writes."""
         return max(self.answering, key=lambda one: one.fill, default=None)
 
     @property
     def fill(self) -> float:
-        """The part of the quota that the fullest member's file takes."""
+        """The fraction of its quota that the fullest member's file takes."""
         return self.fullest.fill if self.fullest is not None else 0.0
 
     @property
     def level(self) -> float:
-        """The last threshold that is reached: 0, WARN, SEVERE, or 1 where it is full."""
+        """The highest threshold that is reached: 0 (none), WARN, SEVERE, or 1 if etcd is full."""
         if self.full:
             return 1.0
         return next((one for one in (SEVERE, WARN) if self.fill >= one), 0.0)
 
     def called(self, member: str) -> str:
-        """Return a member's name by its id."""
+        """Return the name of the member with this id; the id if no member has it."""
         return next((one.name for one in self.members if one.id == member), member)
 
 
 def fragmented(member: MemberStatus, *, urgent: bool) -> bool:
-    """Return whether a defragmentation of a member is worth that it does not answer meanwhile.
+    """Return whether a defragmentation of a member is worth the pause in which the member does not answer.
 
-    Half of the file must be unused, and that must be much by itself or of the quota; or the file takes so much of the
-    quota that a fifth of it is worth the while. An ``urgent`` one is after NOSPACE, and the compaction that followed:
-    etcd counts what that freed as unused only when something is written again. So the file's size alone tells.
+    Below WARN of the quota, half of the file must be unused, and the file must be large (LEAST, or a quarter of the
+    quota). From WARN on, a fifth of the file is enough. ``urgent``: etcd is full, and its history was just compacted.
+    etcd counts the freed space as unused only after the next write, so then the file's size alone decides.
     """
     if member.problem or not member.endpoint:
         return False
@@ -121,22 +125,22 @@ def fragmented(member: MemberStatus, *, urgent: bool) -> bool:
 
 
 def next_fragmented(etcd: EtcdStatus, done: frozenset[str], *, urgent: bool) -> MemberStatus | None:
-    """Return the member to defragment next: the leader last, and not before all others are done.
+    """Return the member to defragment next, None if there is none: the leader is the last.
 
-    A leader that does not answer for a moment holds up every write, and one that leads for long enough to be replaced
-    costs an election; so its turn comes once, at the end.
+    A leader that does not answer delays every write, and perhaps costs an election. So it is defragmented once, at the
+    end. ``done`` has the ids of the members that were defragmented already.
     """
     left = [one for one in etcd.members if one.id not in done and fragmented(one, urgent=urgent)]
     return min(left, key=lambda one: (one.leader, one.name), default=None)
 
 
 def has_room(etcd: EtcdStatus) -> bool:
-    """Return whether every member that answers is well below its quota, so that NOSPACE does not come back at once."""
+    """Return whether every member that answers is below EASY of its quota, so that NOSPACE stays away."""
     return bool(etcd.answering) and all(one.fill < EASY for one in etcd.answering)
 
 
 def bytes_told(number: float) -> str:
-    """Return bytes for people: 1.5 GiB."""
+    """Return a number of bytes as text for people, such as "1.5 GiB"."""
     for unit, name in UNIT:
         if number >= unit:
             return f"{number / unit:.1f} {name}"

@@ -17,11 +17,11 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 MEMBERS_OWN = ("127.", "[::1]:", "localhost:", "0.0.0.0:", "[::]:")
-"""What a member may advertise that means that member's machine, and is not to be taken for this one."""
+"""Beginnings of advertised addresses that mean the member's own machine: here they would mean this host."""
 
 
 class Header(msgspec.Struct, frozen=True):
-    """In each answer: the store's revision, and of which etcd cluster and term it is."""
+    """Header of each answer: the store's revision, the etcd cluster's id, and raft's term."""
 
     cluster_id: str = ""
     revision: int = 0
@@ -37,7 +37,7 @@ class KeyValue(msgspec.Struct, frozen=True):
 
 
 class Range(msgspec.Struct, frozen=True):
-    """The records of a range, or the first of them."""
+    """Records of a range; ``more`` if there are further ones."""
 
     header: Header = Header()
     kvs: tuple[KeyValue, ...] = ()
@@ -58,7 +58,7 @@ class Txn(msgspec.Struct, frozen=True):
     responses: tuple[Done, ...] = ()
 
     def range(self, number: int) -> Range:
-        """Return what its operation of this number, a range, has found."""
+        """Return the result of the operation with this number (from 0), which must be a range."""
         return self.responses[number].response_range or Range()
 
 
@@ -70,7 +70,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class StreamError(msgspec.Struct, frozen=True):
-    """An error of a stream, in a line of its answer or in the place of the answer."""
+    """An error of a stream: in a line of its answer, or instead of the answer."""
 
     code: int = msgspec.field(default=2, name="grpc_code")
     message: str = ""
@@ -83,7 +83,7 @@ class StreamRefusal(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A lease, to which keys are tied, and for how many seconds; 0: there is none."""
+    """An etcd lease that keys are tied to, and its time to live in seconds; 0: the lease does not exist."""
 
     ID: str
     TTL: int = 0
@@ -97,7 +97,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a member says of itself; ``errors`` are the cluster's alarms among others."""
+    """Status of a member; ``errors`` contains the cluster's alarms."""
 
     errors: tuple[str, ...] = ()
 
@@ -110,19 +110,19 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Members(msgspec.Struct, frozen=True):
-    """All members."""
+    """The members of an etcd cluster."""
 
     members: tuple[Member, ...] = ()
 
 
 class Token(msgspec.Struct, frozen=True):
-    """Proof of our identity, for some minutes."""
+    """Proof of the user's identity, valid for some minutes."""
 
     token: str = ""
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A change."""
+    """A change of one key: PUT or DELETE."""
 
     kv: KeyValue
     type: str = "PUT"
@@ -148,7 +148,7 @@ class WatchLine(msgspec.Struct, frozen=True):
 
 
 def decode(text: bytes, kind: type[T]) -> T:
-    """Return an answer. Raises Unavailable for what is none of etcd's."""
+    """Return an answer as a value of type ``kind``. Raises Unavailable if etcd cannot have sent it."""
     try:
         return msgspec.json.decode(text, type=kind, strict=False)
     except msgspec.DecodeError as error:
@@ -156,7 +156,7 @@ def decode(text: bytes, kind: type[T]) -> T:
 
 
 def refusal_of(answer: bytes) -> Refusal:
-    """Return the error that an answer is, of a call or of a stream. Raises Unavailable for what is none of etcd's."""
+    """Return the error in the answer of a call or a stream. Raises Unavailable if etcd cannot have sent it."""
     try:
         found = msgspec.json.decode(answer, type=StreamRefusal, strict=False).error
     except msgspec.DecodeError:
@@ -165,7 +165,7 @@ def refusal_of(answer: bytes) -> Refusal:
 
 
 def prefix_range(key: str) -> Json:
-    """Return the range of the keys that begin so: its end is the next string of that length."""
+    """Return the range of the keys that begin with ``key``: its end is the next string of the same length."""
     begin = key.encode()
     return {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
 
@@ -176,12 +176,12 @@ def has_value(key: str, value: str) -> Json:
 
 
 def has_revision(key: str, revision: int) -> Json:
-    """Return the condition that a key was last changed then; 0: it does not exist."""
+    """Return the condition that a key was last changed at ``revision``; 0: that it does not exist."""
     return {"key": key.encode(), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
 
 
 def lease_of(seconds: float) -> Json:
-    """Return the request for a lease; etcd counts in whole seconds."""
+    """Return the request for an etcd lease of at least ``seconds``; etcd counts in whole seconds."""
     return {"TTL": str(math.ceil(seconds))}
 
 
@@ -191,7 +191,7 @@ def range_of(key: str) -> Json:
 
 
 def puts_and_deletes(puts: Mapping[str, bytes], deletes: Sequence[str], lease: str) -> list[Json]:
-    """Return the operations of a transaction."""
+    """Return a transaction's puts, tied to the etcd lease with the id ``lease`` ('': to none), and its deletes."""
     tied = {"lease": lease} if lease else {}
     operations = [{"request_put": {"key": key.encode(), "value": value, **tied}} for key, value in puts.items()]
     return operations + [{"request_delete_range": {"key": key.encode()}} for key in deletes]

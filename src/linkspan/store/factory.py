@@ -1,4 +1,4 @@
-"""Factory of stores: opens the store of a URL, or reads the one that a host has for itself."""
+"""Factory of stores: opens the store of a URL, or reads the store in the state folder."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from linkspan.store.etcd_maintenance import Maintenance
 
 OWN = "store"
-"""The folder in the state folder with the store of a host that is alone."""
+"""Folder in the state folder: the store of a host without a shared one."""
 
 
 def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
-    """Return the store of a URL; an empty one is SQLite in the state folder.
+    """Return the store of a URL; '' means SQLite in the state folder.
 
-    ``cluster`` is the id of the cluster that this host belongs to, where it knows: another one is refused.
-    Raises Invalid for a URL that is not understood, Unavailable where a folder cannot be used. An etcd that
-    does not answer is no error here: its calls raise Unavailable until it does.
+    ``cluster`` is the id of the cluster that this host belongs to ('' if it does not know): a store of another
+    cluster is refused. Raises Invalid if the URL cannot be parsed, and Unavailable if a folder cannot be used. An
+    etcd that does not answer is no error here: its calls raise Unavailable until it answers.
     """
     check_url(url)
     if url.startswith("etcd://"):
@@ -34,7 +34,7 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
 
 
 def maintenance(store: Store, key: str) -> Maintenance | None:
-    """Return how a store's servers are looked after, None for one that is files; ``key`` is that of a record."""
+    """Return the maintenance of a store's servers, None if it has none; ``key`` is a record's that may be read."""
     if isinstance(store, SqliteStore):
         return None
     from linkspan.store.etcd import EtcdStore
@@ -44,23 +44,23 @@ def maintenance(store: Store, key: str) -> Maintenance | None:
 
 
 def own_cluster(state_dir: Path) -> str:
-    """Return the id of the store in the state folder, which a host has that is alone; '' without one."""
+    """Return the cluster id of the store in the state folder; '' if there is no such store."""
     return next(iter(_own(state_dir, "SELECT value FROM meta WHERE name = 'cluster'")), "")
 
 
 def own_hosts(state_dir: Path) -> list[str]:
-    """Return the ids of the hosts that the store in the state folder knows; it is the only one in there, as a rule."""
+    """Return the ids of the hosts in the store in the state folder: as a rule this host's alone."""
     keys = _own(state_dir, "SELECT key FROM entries WHERE key LIKE 'hosts/%' AND value IS NOT NULL")
     return [key.removeprefix("hosts/") for key in keys]
 
 
 def _own(state_dir: Path, question: str) -> list[str]:
-    """Return the texts that the store in the state folder answers; none where there is no store, or it is damaged."""
+    """Return the first column of a query to the store in the state folder; none if it is missing or damaged."""
     file = state_dir / OWN / FILE
     if not file.is_file():
         return []
     try:
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
             return [str(row[0]) for row in database.execute(question)]
-    except sqlite3.Error:  # whoever opens it to use it says what is wrong with it
+    except sqlite3.Error:  # `open_store` reports the damage
         return []

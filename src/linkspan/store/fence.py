@@ -1,9 +1,9 @@
-"""Fence: makes writes harmless that arrive late, however late they come.
+"""Fence: makes a write harmless that arrives late.
 
-A host that lost its underlay address cannot know whether its last message arrives: the kernel sends it once
-the address is back, perhaps minutes later, and by then the host has long written something else. So a write
-requires its records to be as they were when it was sent. If others have changed them, the same is now written
-over their values; so of two writers the last one wins, as without a fence.
+A host that lost its underlay address cannot know whether its last message arrives. The kernel sends that message once
+the address is back, perhaps minutes later, when the host has already written something else. So a write requires its
+records to be as they were when it was sent. If others have changed them meanwhile, it is sent again for the present
+records. So of two writers the last one wins, as without a fence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict
 
 TRIES = 5
-"""Of a write whose records others change at the same time."""
+"""Tries for one write while other hosts change the same records."""
 
 
 async def fenced(
@@ -24,10 +24,11 @@ async def fenced(
     as_was: Mapping[str, int],
     unchanged: Mapping[str, int],
 ) -> int:
-    """Return the revision of the transaction, or 0 where a condition of ``unchanged`` does not hold.
+    """Put and delete all, and return the revision; or change nothing and return 0 if a condition fails.
 
-    ``as_was`` has the revisions, as far as they are known here, of records that may be other ones by now; a revision 0:
-    there is no record. Raises what the store raises, and Conflict where others do not cease to change the records.
+    ``unchanged`` has the conditions: the revision that each record must have. ``as_was`` has the known revisions (0:
+    no record) of the records that may have changed since. Raises as ``Store.transaction`` does, and Conflict if
+    others changed the records TRIES times.
     """
     for _ in range(TRIES):
         conditions = {**as_was, **unchanged}

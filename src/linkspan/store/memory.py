@@ -1,6 +1,6 @@
-"""Store in memory: for tests of parts that use a store. It passes the same tests as the real ones.
+"""Store in memory, for tests of parts that use a store. It passes the same tests as the real stores.
 
-``Memory`` is what all hosts share, and each has a connection to it, a ``MemoryStore``, that can be cut.
+All hosts share one ``Memory``. Each host has a ``MemoryStore``, a connection to it that a test can cut.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from linkspan.store.table import refuse_revision
 
 
 class Memory:
-    """Records, as a store keeps them."""
+    """The records of a store, with their revisions and deletes."""
 
     def __init__(self) -> None:
         self.cluster = uuid.uuid4().hex
         self.revision = 0
         self.pruned = 0
         self.full = False
-        """Whether it takes nothing new, as an etcd whose quota is full; what there is lives, and ends."""
+        """True if it takes no puts, as an etcd whose quota is full; records still end."""
         self.entries: dict[str, tuple[bytes | None, int]] = {}
         """Value and revision by key; a deleted key has no value until it is pruned."""
         self._changed = asyncio.Event()
@@ -51,12 +51,12 @@ class Memory:
         self.commit(Request({}, gone))
 
     def revision_of(self, key: str) -> int:
-        """Return the revision of a record, 0 where there is none."""
+        """Return the revision of a record, 0 if there is none."""
         value, revision = self.entries.get(key, (None, 0))
         return 0 if value is None else revision
 
     def changes(self, prefix: str, after: int) -> Batch:
-        """Return the changes after a revision. Raises NotFound if they are not known."""
+        """Return the last change of each key after a revision. Raises NotFound as ``refuse_revision`` does."""
         refuse_revision("in memory", after, self.pruned, self.revision)
         puts, deletes, last = [], [], after
         for key, (value, revision) in sorted(self.entries.items(), key=lambda item: item[1][1]):
@@ -69,7 +69,7 @@ class Memory:
         return Batch(last, tuple(puts), tuple(deletes))
 
     def prune(self, upto: int) -> None:
-        """Forget the deletes up to a revision; who watches from below them lists anew."""
+        """Forget the deletes up to a revision; a watch from before it must list again."""
         self.pruned = max(self.pruned, min(upto, self.revision))
         for key, (value, revision) in list(self.entries.items()):
             if value is None and revision <= self.pruned:
@@ -81,7 +81,7 @@ class Memory:
         self.ring()
 
     def ring(self) -> None:
-        """Wake the watchers."""
+        """Wake the watches."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -91,7 +91,7 @@ class Memory:
 
 
 class MemoryStore:
-    """One host's connection."""
+    """One host's connection to a ``Memory``: a ``Store``."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -102,11 +102,11 @@ class MemoryStore:
         self.cluster = memory.cluster
 
     def cut(self) -> None:
-        """Let calls fail, and watches wait, from now on."""
+        """Make calls fail and watches wait, until ``mend``."""
         self._connected = False
 
     def mend(self) -> None:
-        """Let calls succeed again, and watches continue where they were."""
+        """Make calls succeed again, and watches continue where they were."""
         self._connected = True
         self._memory.ring()
 
@@ -116,13 +116,13 @@ class MemoryStore:
         return self._memory
 
     async def get(self, key: str) -> Record | None:
-        """Return a record, None where there is none."""
-        await asyncio.sleep(0)  # like every real store, let others run first
+        """Return a record, None if there is none."""
+        await asyncio.sleep(0)  # other tasks run meanwhile, as with every real store
         value, revision = self._answer().entries.get(key, (None, 0))
         return None if value is None else Record(key, value, revision)
 
     async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision at which that was so."""
+        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
         await asyncio.sleep(0)
         memory = self._answer()
         found = [
@@ -141,7 +141,7 @@ class MemoryStore:
         ttl: float = 0,
         standing: bool = False,
     ) -> int:
-        """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold."""
+        """Put and delete all, and return the revision; or change nothing and return 0 if a condition fails."""
         request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
         await asyncio.sleep(0)
@@ -155,7 +155,7 @@ class MemoryStore:
         return done
 
     async def keep(self) -> float:
-        """Let the standing records end later; returns for how many seconds, 0 if there are none."""
+        """Keep the standing records; return for how many seconds, 0 if there are none."""
         await asyncio.sleep(0)
         self._answer()
         if self._standing:
@@ -168,29 +168,29 @@ class MemoryStore:
         self._end = asyncio.get_running_loop().call_later(LIFE, self.lapse)
 
     def lapse(self) -> None:
-        """Let the standing records end, as if they had not been kept."""
+        """End the standing records, as if nobody had kept them."""
         ended, self._standing = self._standing, {}
         self._memory.expire(ended)
 
     async def full(self) -> bool:
-        """Tell whether it takes nothing new."""
+        """Return whether the store takes no puts."""
         await asyncio.sleep(0)
         return self._answer().full
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Yield what changes after ``revision``: at each time all there is, each key once."""
+        """Yield the changes after ``revision``: each batch has all changes so far, each key once."""
         while not self._closed:
             if self._connected:
                 upto = self._memory.revision
                 batch = self._memory.changes(prefix, revision)
                 revision = upto
                 yield batch
-                if self._closed or upto != self._memory.revision:  # while the caller had it
+                if self._closed or upto != self._memory.revision:  # it changed while the caller had the batch
                     continue
             await self._memory.changed()
 
     async def services(self) -> tuple[str, ...]:
-        """Return none: it is no service."""
+        """Return none: memory is no service."""
         return ()
 
     def renew(self) -> None:

@@ -10,27 +10,27 @@ from linkspan.core.errors import Invalid
 T = TypeVar("T")
 
 KEPT = 16
-"""Versions of one record that nobody has read: no burst that matters is longer."""
+"""Versions of one record that are kept until somebody reads it: a burst of changes is shorter."""
 
 
 class Versions:
-    """Earlier versions of records since the last that was read, by key, the latest at the end."""
+    """Versions of records, by key: the last one that was read, and those since, the latest at the end."""
 
     def __init__(self) -> None:
         self._of: dict[str, list[bytes]] = {}
 
     def add(self, key: str, raw: bytes) -> None:
-        """Record the version of a record before a change."""
+        """Record the version that a record had before a change."""
         kept = self._of.setdefault(key, [])
         kept.append(raw)
-        del kept[1:-KEPT]  # the first was read once
+        del kept[1:-KEPT]  # the first one could be read
 
     def forget(self, key: str) -> None:
-        """Forget the versions: the record was read, or is gone."""
+        """Forget the versions of a record that was read, or is gone."""
         self._of.pop(key, None)
 
     def last(self, key: str) -> bytes | None:
-        """Return the latest version that may be readable."""
+        """Return the latest version that may be readable, None if there is none."""
         kept = self._of.get(key)
         return kept[-1] if kept else None
 

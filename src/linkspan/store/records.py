@@ -1,10 +1,10 @@
-"""Records as bytes: their schema, and what a rewrite keeps of them.
+"""Records as bytes: their schema, and the fields that a rewrite keeps.
 
-A record has its schema (one without is of the first). Schemas only add fields, so an agent of schema N reads
-what older ones wrote, and what N + 1 wrote: when it writes the record again, it keeps fields that it does not
-know, at every depth. A still newer record may mean something else, and is skipped. Agents write the schema
-that the whole cluster has agreed on (``ClusterSettings.writes``), which an operator raises once every host
-supports the next one: so a newer host stops nobody.
+A record names its schema (1 if it names none). Schemas only add fields. So an agent of schema N reads what older agents
+and agents of schema N + 1 wrote. When it writes the record again, it keeps the fields that it does not know, at every
+depth. A record of a still newer schema may mean something else, and is skipped. All agents write the cluster's schema
+(``ClusterSettings.writes``). An operator raises it once every host supports the next one, so a host that is upgraded
+first writes nothing that others cannot read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 SETTINGS = "settings/cluster"
 COMMON = "settings/hosts"
-"""The key of the settings that all hosts have."""
+"""The key of the settings that all hosts share."""
 SHARED = "shared"
-"""The owner of a block of which several hosts use single addresses."""
+"""The owner of a block that several hosts take single addresses from."""
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
 
 class Common(msgspec.Struct, frozen=True):
-    """The settings that all hosts have in common."""
+    """The settings that all hosts share, by name."""
 
     settings: dict[str, str] = {}
 
@@ -43,8 +43,8 @@ class Common(msgspec.Struct, frozen=True):
 class BlockRecord(msgspec.Struct, frozen=True):
     """Owner of a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch.
 
-    ``over`` names the host whose claim was set aside by this one, and ``back`` tells that the store had lost
-    it.
+    ``over`` is the id of the host whose claim this one replaced. ``back``: the store had lost the record, and its owner
+    put it back.
     """
 
     owner: str
@@ -54,9 +54,10 @@ class BlockRecord(msgspec.Struct, frozen=True):
 
 
 class AddressRecord(msgspec.Struct, frozen=True):
-    """Owner of an exact address; an empty ``host`` means that it was released at ``at``, and is in cool-down.
+    """Owner of an exact address; if ``host`` is '', it was released at ``at`` (seconds since the epoch) and cools down.
 
-    An identity outlasts the release: where its container comes again, on whatever host, it finds its address.
+    ``identity`` stays after the release: a container with this identity gets the address again on any host. ``over``
+    and ``back`` are as in ``BlockRecord``.
     """
 
     host: str
@@ -69,7 +70,7 @@ class AddressRecord(msgspec.Struct, frozen=True):
 
     @property
     def called(self) -> str:
-        """The container by its id, and whose it is where it is Docker's (whose interfaces begin so: `docker`)."""
+        """The container's id; if Docker's plugin attached it (interfaces named ``lsd...``), Docker's endpoint id."""
         return f"Docker's endpoint {self.container[:12]}" if self.ifname.startswith("lsd") else self.container
 
 
@@ -78,7 +79,7 @@ class _Header(msgspec.Struct):
 
 
 def decode(value: bytes, type_: type[T]) -> T:
-    """Return a record as a value. Raises Invalid, saying why, where it is garbage or of a schema too new for us."""
+    """Return a record as a value. Raises Invalid, with the reason, if it cannot be read or its schema is too new."""
     schema = parse(value, _Header).schema
     if schema > SCHEMA + 1:
         raise Invalid(
@@ -90,7 +91,7 @@ def decode(value: bytes, type_: type[T]) -> T:
 
 
 def parse(value: bytes, type_: Any) -> Any:
-    """Return JSON of the store as a value of a type. Raises Invalid, saying why, where it is none."""
+    """Return JSON from the store as a value of ``type_``. Raises Invalid, with the reason."""
     try:
         return msgspec.json.decode(value, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -105,7 +106,7 @@ class _Claim(msgspec.Struct):
 
 
 def claimant(value: bytes) -> str:
-    """Return whose a block or address is by its record, '' where it is nobody's or garbage."""
+    """Return the owner of a block or address by its record: a host's id, SHARED, or '' (none, or unreadable)."""
     try:
         claim: _Claim = parse(value, _Claim)
     except Invalid:
@@ -114,7 +115,10 @@ def claimant(value: bytes) -> str:
 
 
 def encode(value: msgspec.Struct, old: bytes, schema: int) -> bytes:
-    """Return a value as a record of at most our own schema, with what only newer ones know of the ``old`` record."""
+    """Return a value as a record, with the fields of the ``old`` record that only newer agents know.
+
+    Its schema is ``schema``, but at most SCHEMA and at least that of the old record.
+    """
     fields: dict[str, Any] = msgspec.to_builtins(value)
     schema = min(schema, SCHEMA)
     if old:
@@ -138,7 +142,7 @@ def well_formed(value: bytes) -> bool:
 
 
 def put_back(value: bytes) -> bytes:
-    """Return the record with the mark that the store had lost it; garbage as it is."""
+    """Return the record with ``back`` set: the store had lost it. An unreadable one is returned as it is."""
     try:
         return msgspec.json.encode(parse(value, dict[str, Any]) | {"back": True})
     except Invalid:
@@ -146,26 +150,26 @@ def put_back(value: bytes) -> bytes:
 
 
 def block_key(network: str, block: Prefix | str) -> str:
-    """Return a block record's key."""
+    """Return the key of a block's record."""
     return f"blocks/{network}/{block}"
 
 
 def lease_key(network: str, host: str) -> str:
-    """Return a lease record's key."""
+    """Return the key of a host's lease in a network."""
     return f"leases/{network}/{host}"
 
 
 def address_key(network: str, address: Prefix) -> str:
-    """Return an exact address's key."""
+    """Return the key of an exact address's record."""
     return f"addresses/{network}/{address.address}"
 
 
 def _kept(value: object, fields: Any, before: Any) -> Any:
-    """Return the fields, and those of ``before`` that the value's type does not know."""
+    """Return ``fields``, and those of ``before`` that the value's type does not know, at every depth."""
     if not isinstance(before, dict):
         return fields
     if isinstance(value, msgspec.Struct):
-        # By the names that they have in JSON: a value with camel case ones may be inside another.
+        # By their names in JSON: a value inside another one may have names in camel case.
         known = {field.encode_name: getattr(value, field.name) for field in msgspec.structs.fields(value)}
         kept = {name: _kept(one, fields[name], before.get(name)) for name, one in known.items()}
         return kept | {name: field for name, field in before.items() if name not in known}

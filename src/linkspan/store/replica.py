@@ -1,21 +1,22 @@
-"""Replica: the store's records as this host knows them. Everything reads from it, and it outlasts a failed store.
+"""Replica: the store's records as this host knows them. Everything reads from it, also while the store is away.
 
-All records are held in memory, kept up to date by a watch, and written to a snapshot in the state folder. So
-an agent that starts while the store is away serves what it knows.
+The replica has all records in memory. A watch keeps them up to date, and a snapshot in the state folder contains them
+too. So an agent that starts while the store is away serves what it knows.
 
 **Removal is a written fact.** A host that deletes a record leaves a tombstone, ``gone/KEY``, in the same
-transaction. A record that is missing without one was lost: the store was emptied, restored from a backup, or
-is another one. Then the record stays in memory (and so the kernel's state stays), ``lost`` names it, its
-owner puts it back, and until that has settled nothing new may be claimed. Records that expire by themselves
-(EPHEMERAL) are never missed. Records that nobody would put back are not missed either: those of a host
-without a record, and a block that no lease lists.
+transaction. A record that is missing without a tombstone was lost: the store was emptied, restored from a backup, or
+is another one. The record then stays in memory (and so the kernel's state stays), ``lost`` contains its key, and its
+owner puts it back. Until then nothing new may be claimed. Two sorts of records are never lost: those that expire by
+themselves (EPHEMERAL), and those that nobody would put back, which are the records of a host without a record, and a
+block that no lease lists.
 
-**A write is seen at once**, with its revision, and the watch may report older ones after that: a change older
-than the known revision of a record (or than its tombstone) is skipped. Revisions are compared only within one
-listing and the watch from there: a restored store counts from an earlier one.
+**A write is seen at once**, with its revision, and the watch may report older changes after that. So the replica skips
+a change that is older than the known revision of its record (or of the record's tombstone). It compares revisions only
+within one listing and the watch that follows, because a restored store counts from an earlier revision.
 
-**A damaged record changes nothing.** One that cannot be read is named, and its last readable version stays in
-force, over restarts too. Otherwise a byte in the store could take a network from its containers.
+**A damaged record changes nothing.** If a record cannot be read, its last readable version stays in force, also
+after restarts, and ``reasons`` names the record. Otherwise one wrong byte in the store could take a network from its
+containers.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ log = logging.getLogger("linkspan.store.replica")
 GONE = "gone/"
 ENDPOINTS = "endpoints/"
 EPHEMERAL = (ALIVE, "ask/", "answer/", "upkeep/", ENDPOINTS)
-"""What is never missed: records that end by themselves, and those that a host puts again, unasked."""
+"""Records that are never lost: they end by themselves, or their host writes them again anyway."""
 CLAIMS = ("blocks/", "addresses/")
-"""What only one host may have. One that was put back says so, ``back``: it was made before the store lost it."""
+"""Records that only one host may own. After a loss the owner puts its claim back with the mark ``back``."""
 OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
-"""What is of one host, which alone puts it back, by the first word of its key."""
+"""Records that belong to one host, which alone puts them back; by the first word of the key."""
 AWAY = 3.0
-"""Seconds without a keepalive that was answered, after which that is a problem: an election takes 1 to 2 s, and claims
-wait for it."""
+"""Seconds without an answered keepalive, after which that is a problem: an election takes 1 to 2 s, and stops claims
+for that time."""
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -80,7 +81,7 @@ class _Snapshot(msgspec.Struct):
 
 
 class _Refused(msgspec.Struct, frozen=True):
-    """A record that could not be read: its bytes, as what it was read, and what it was before (None: nothing)."""
+    """A record that could not be read: its bytes, the type, and the last valid value (None: there was none)."""
 
     value: bytes
     type: type
@@ -105,7 +106,7 @@ def remembered(snapshot: Path) -> Remembered:
 
 
 class Replica:
-    """All records of the store, for the host with the id ``host``; ``changed`` is called with each that changes."""
+    """All records of the store, for the host with the id ``host``; it calls ``changed`` with the keys that changed."""
 
     def __init__(
         self,
@@ -116,34 +117,34 @@ class Replica:
         *,
         provisional: bool = False,
     ) -> None:
-        """``provisional``: this host may yet be refused; its snapshot is left as it was until it is ``accepted``."""
+        """``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host."""
         self.store = store
         self.records: dict[str, Record] = {}
         self.displaced: dict[str, bytes] = {}
-        """Claims of this host as it knew them, by key, in whose place the store has another host's."""
+        """This host's claims, by key, that another host's claim has replaced in the store."""
         self._provisional = provisional
         self.contact = Contact()
         self.absences = Absences(store, self._forget)
-        """Hosts' records of liveness that are gone, and are still among ``records``."""
+        """Liveness records that are gone from the store, and still among ``records``."""
         self.listed = False
-        """Whether the store has told what it has, since the start."""
+        """True if the store's records were listed since the start."""
         self.fix = ""
         """What to do about the last ``problem``."""
         self.lost: set[str] = set()
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._refused: dict[str, _Refused] = {}
-        """What those of them are that could not be read."""
+        """The skipped records that could not be read, by key."""
         self.remembered: dict[str, bytes] = {}
-        """The networks' records as the snapshot has them: what was in force when this host's last agent ended."""
+        """The networks' records of the snapshot at the start: those in force when this host's last agent ended."""
         self._recalled: frozenset[str] = frozenset()
         """Keys of the blocks that the snapshot had at the start."""
         self.withheld: frozenset[str] = frozenset()
-        """Keys of records that are not in force because they contradict others; the snapshot leaves them out."""
+        """Keys of records that are not in force because they contradict others; the snapshot omits them."""
         self._kinds: dict[str, dict[str, dict[str, Record]]] = {}
-        """The same records by the first word of their keys, and by the second where more follow.
+        """The same records by the first word of their keys, and then by the second if a third one follows.
 
-        Most is asked of one kind, or of one kind's records of one network or host.
+        Most callers want one kind, or one kind of one network or host.
         """
         self._decoded: dict[str, tuple[bytes, object]] = {}
         self._before = Versions()
@@ -151,7 +152,7 @@ class Replica:
         self._writing = ""
         self._keeping = ""
         self._unkept: float | None = None
-        """Since when no keepalive is answered, by the loop's time."""
+        """Since when the store answers no keepalive, by the loop's time; None while it answers."""
         self._snapshot = snapshot
         self._cluster = ""
         self._host = host
@@ -163,7 +164,7 @@ class Replica:
 
     @property
     def problem(self) -> str:
-        """Return the store's problem: found by reading, by writing, or by the keepalive of each second."""
+        """Return the store's problem, '' if it has none: of reading, of writing, or of the keepalive each second."""
         return self._reading or self._writing or self._keeping
 
     @property
@@ -173,13 +174,13 @@ class Replica:
 
     @property
     def settled(self) -> bool:
-        """Return whether new claims may be made: the store answers, and no record is missed."""
+        """Return whether new claims may be made: the store answers, and no record is lost."""
         return not self.problem and not self.lost
 
     async def start(self, *, new: bool = False) -> None:
-        """Read the snapshot, then the store; where that does not answer in FIRST_ANSWER, go on without.
+        """Read the snapshot, then the store; return without the store if it does not answer within FIRST_ANSWER.
 
-        A host that is ``new`` in the store's cluster has no snapshot of it: what there is counts for nothing.
+        ``new``: this host joins the store's cluster, so an existing snapshot is another cluster's, and is ignored.
         """
         try:
             known = _Snapshot("", []) if new else msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
@@ -189,7 +190,7 @@ class Replica:
             self.remembered = {key: record.value for key, record in self.under("networks/").items()}
             self._cluster = known.cluster
         except FileNotFoundError:
-            pass  # a new host's
+            pass  # a new host has none
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
         work = {
@@ -209,7 +210,7 @@ class Replica:
         await self.store.close()
 
     def under(self, prefix: str) -> dict[str, Record]:
-        """Return the records whose keys begin with ``prefix``, which has a whole word at least: ``hosts/``."""
+        """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
         kind, _, rest = prefix.partition("/")
         groups = self._kinds.get(kind, {})
         group, slash, left = rest.partition("/")
@@ -234,19 +235,19 @@ class Replica:
         self._before.forget(key)
 
     def known_revision(self, key: str) -> int:
-        """Return the revision of a record as it is known here, 0 where there is none."""
+        """Return the known revision of a record, 0 if there is none."""
         record = self.records.get(key)
         return record.revision if record is not None else 0
 
     def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
-        """Return the records under ``prefix`` as values, as ``value`` does."""
+        """Return the records under ``prefix`` as values by key, each as ``value`` returns it; without those of None."""
         values = {key: self.value(key, type_) for key in self.under(prefix)}
         return {key: value for key, value in values.items() if value is not None}
 
     def value(self, key: str, type_: type[T]) -> T | None:
-        """Return one record as a value; decoded once for each change.
+        """Return one record as a value; it is decoded once for each change.
 
-        One that cannot be read is named, and is what it was before; None where it never was anything.
+        If it cannot be read, record the reason and return its last valid value. Return None if there is neither.
         """
         record = self.records.get(key)
         if record is None:
@@ -274,29 +275,29 @@ class Replica:
         return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
 
     def encoded(self, key: str, value: msgspec.Struct) -> bytes:
-        """Return what would be written for a value: by the cluster's schema, with what newer agents know of it."""
+        """Return a value as a record in the cluster's schema, with the stored fields that only newer agents know."""
         old = self.records.get(key)
         return records.encode(value, old.value if old else b"", self.settings.writes)
 
     def skip(self, key: str, why: str) -> None:
-        """Record that a record is invalid."""
+        """Record why a record is skipped."""
         if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
 
     def _unskip(self, key: str) -> None:
-        """Record that a record is valid, or gone."""
+        """Record that a record is valid or gone."""
         if key in self.reasons:
             del self.reasons[key]
             self._refused.pop(key, None)
 
     def _judge(self, key: str) -> None:
-        """Read a record that changed as it was read when it was skipped: it may be right, and nobody may ask soon."""
+        """Read a changed record that was skipped: it may be valid now, even if nobody asks for it soon."""
         if (refused := self._refused.get(key)) is not None:
             self.value(key, refused.type)
 
     def require_settled(self, what: str) -> None:
-        """Raise Unavailable, saying why, where nothing new may be claimed now."""
+        """Raise Unavailable, with the reason, if nothing new may be claimed now; ``what`` failed because of it."""
         if self.problem:
             raise Unavailable(f"{what}: {self.problem}", "`linkspan status` shows the store")
         if self.lost:
@@ -314,10 +315,10 @@ class Replica:
         unchanged: Mapping[str, int] | None = None,
         standing: bool = False,
     ) -> bool:
-        """Write to the store, with tombstones for what is deleted, and see it here at once where it was taken.
+        """Write to the store, with tombstones for ``deletes``, and adopt the result here at once.
 
-        Returns whether the conditions ``absent`` and ``unchanged`` hold. What is ``standing`` is there for as long as
-        it is kept. Raises as ``fenced``.
+        Returns False, and writes nothing, if a condition of ``absent`` or ``unchanged`` fails. ``standing`` records
+        exist for as long as ``keep`` keeps them. Raises as ``fenced`` does.
         """
         puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
         tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
@@ -329,7 +330,7 @@ class Replica:
         as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
         begun = _clock()
         try:
-            if standing:  # it expires by itself, so it may come late
+            if standing:  # it expires by itself, so a late arrival does no harm
                 revision = await self.store.transaction(written, deletes, unchanged=asked, standing=True)
             else:
                 revision = await fenced(self.store, written, deletes, as_was, asked)
@@ -344,7 +345,7 @@ class Replica:
                 self.note_room(full=True)
             raise
         self._writing = ""
-        if written:  # deletes are taken by a full store, too
+        if written:  # a delete proves nothing: a full store takes deletes, too
             self.note_room(full=False)
         if standing:
             self._keeping, self._unkept = "", None
@@ -352,21 +353,24 @@ class Replica:
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._take(Batch(revision, tuple(seen), tuple(deletes)))
-            if not standing:  # its next time comes in a second
+            if not standing:  # the keepalive must not wait for this: every other write does it, and `membership`
                 await self.put_back()
-            # After a kill now, a store that is restored or lost must not forget it.
+            # If the agent is killed now, and the store restored, this host must still know it.
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
                 await self._save_soon()
         return bool(revision)
 
     def note_room(self, *, full: bool) -> None:
-        """Record whether the store takes writes. That it refused one is no problem any more once it does."""
+        """Record whether the store takes writes. Once it does, an earlier refusal is no problem any more."""
         if self.contact.full and not full:
             self._writing = ""
         self.contact.found(full=full)
 
     async def keep(self) -> float:
-        """Keep what stands, as ``Store.keep``. Raises Unavailable, which ``problem`` tells once that has lasted."""
+        """Keep the standing records, as ``Store.keep`` does.
+
+        Raises Unavailable; once no keepalive was answered for AWAY seconds, ``problem`` names it too.
+        """
         begun = _clock()
         try:
             kept = await self.store.keep()
@@ -379,7 +383,7 @@ class Replica:
         return kept
 
     def _falls(self, error: Unavailable, begun: float) -> None:
-        """Record that what stands could not be kept, or put."""
+        """Record that the store took no keepalive, or no standing record, in a call that began at ``begun``."""
         self._unkept = begun if self._unkept is None else self._unkept
         if _clock() - self._unkept >= AWAY:
             if self._keeping != error.message:
@@ -387,14 +391,14 @@ class Replica:
             self._keeping, self.fix = error.message, error.hint
 
     async def revision(self, key: str) -> int:
-        """Take a record in as the store has it, and return its revision, for a condition. Raises NotFound without."""
+        """Read a record from the store into the replica, and return its revision. Raises NotFound if there is none."""
         if (record := await self.store.get(key)) is None:
             raise NotFound(f"record {key} is not in the store")
         await self._take(Batch(record.revision, (record,), ()))
         return record.revision
 
     async def _follow(self) -> None:
-        """List, watch from there, and begin again whenever that ends, for as long as the agent runs."""
+        """List the records, watch from that revision, and list again whenever the watch ends."""
         tries = 0
         while True:
             try:
@@ -426,7 +430,7 @@ class Replica:
         self._cluster = self.store.cluster
         self._reading = ""
         there = {record.key for record in found}
-        # Of a record that was never adopted, only the reason is known here.
+        # A skipped record may be in `reasons` alone.
         missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
         batch = Batch(revision, tuple(found), missing)
         self.contact.told(batch)
@@ -438,12 +442,12 @@ class Replica:
         return revision
 
     async def _apply(self, batch: Batch) -> None:
-        """Adopt changes, and put back what was lost and is ours."""
+        """Adopt changes, and put back this host's lost records."""
         await self._take(batch)
         await self._put_back()
 
     async def _take(self, batch: Batch) -> None:
-        """Adopt changes, and report those that changed anything."""
+        """Adopt changes, and report the keys whose records changed."""
         touched: set[str] = set()
         listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
         for record in batch.puts:
@@ -469,7 +473,7 @@ class Replica:
                 continue
             if self.records[key].revision > batch.revision:
                 continue
-            if key.startswith(ALIVE):  # its host is told now, and all others once that has lasted
+            if key.startswith(ALIVE):  # its own host must react now, all others only after the absence has lasted
                 self.absences.note(key)
                 touched.add(key)
                 continue
@@ -490,21 +494,22 @@ class Replica:
             await self._changed(frozenset(touched))
 
     async def _forget(self, keys: frozenset[str]) -> None:
-        """Drop records of hosts whose absence has lasted."""
+        """Drop the liveness records of hosts whose absence has lasted."""
         for key in keys & self.records.keys():
             self._drop(key)
         await self._changed(keys)
 
     def _found_removed(self, batch: Batch) -> set[str]:
-        """Drop what is missed and was removed, it or its host, by somebody who did not know it; return the keys.
+        """Drop lost records that have a tombstone now, or whose host has one; return their keys.
 
-        The store has no such record, so it tells of no deletion, but of the tombstone alone.
+        The store does not have these records, so it reports no deletion, only the tombstone.
         """
         if not self.lost or not any(one.key.startswith(GONE) for one in batch.puts):
             return set()
         found: set[str] = set()
         removed = {key for key in self.lost if GONE + key in self.records}
-        for over in (removed.__contains__, self._counts_for_nothing):  # which asks whether the host is among these
+        # First the records with a tombstone, hosts among them: the second test asks for the hosts' records.
+        for over in (removed.__contains__, self._counts_for_nothing):
             for key in [key for key in self.lost if over(key)]:
                 self._unskip(key)
                 self._drop(key)
@@ -513,7 +518,7 @@ class Replica:
         return found
 
     def _compare(self, old: Record, new: Record) -> None:
-        """Keep a claim of this host, or of all, in whose place another host's is."""
+        """Keep a claim of this host, or of all hosts, that another host's claim has replaced."""
         before, after = claimant(old.value), claimant(new.value)
         if before in (self._host, SHARED) and after not in ("", before):
             self.displaced[new.key] = old.value
@@ -521,14 +526,15 @@ class Replica:
             self.displaced.pop(new.key, None)
 
     def _passing(self, key: str) -> bool:
-        """Return whether earlier versions of a record need not be kept: tombstones, expiring and invalid records."""
+        """Return whether the earlier version of a record need not be kept: tombstones, expiring and invalid records."""
         return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
 
     def _counts_for_nothing(self, key: str) -> bool:
-        """Return whether nobody misses a record: what is of no host that any record names, and what was never in force.
+        """Return whether a missing record does not count as lost.
 
-        The last are a network that is withheld, and a lease of what nobody ever owned. A block that another owns now
-        may have been the lease's, before a restore: that lease is missed.
+        That is so if its host has no record, if it was withheld, and for a lease of which no block has a record and
+        whose host owns no exact address. A lease counts as lost also if another host owns its block now: before a
+        restore the block may have been the lease's.
         """
         if (owner := self._owner(key)) not in ("", self._host) and f"hosts/{owner}" not in self.records:
             return True
@@ -540,7 +546,7 @@ class Replica:
         return not any(claimant(one.value) == lease.host for one in exact)
 
     def _listed(self) -> dict[str, set[str]]:
-        """Return the hosts whose leases list a block, by the block's key."""
+        """Return the ids of the hosts whose leases list a block, by the block's key."""
         found: dict[str, set[str]] = {}
         for lease in self.read("leases/", Lease).values():
             for text in lease.prefixes:
@@ -548,13 +554,16 @@ class Replica:
         return found
 
     def _missed(self, key: str, listing: Collection[str]) -> Record | None:
-        """Return what the store should have of a record that it lost, None where nobody misses it.
+        """Return the record that the store should have in place of a missing one, None if it does not count as lost.
 
-        ``listing`` are the hosts whose leases listed it, where it is a block, before the store's last change. A block
-        that is in no lease was never in force, and its owner may not know of it: nobody would put it back. Nor does a
-        host put back what was written in its name alone. One whose claim was overwritten before puts back its own.
-        What is missed already stays so, and of what a snapshot told nobody knows: a store that was restored has leases
-        from before, which do not list the blocks that it lost.
+        ``listing`` has the hosts whose leases listed the block (if it is one) before the store's last change.
+
+        - If another claim had replaced this host's own, that own claim is returned.
+        - A block that no lease lists was never in force, and perhaps its owner does not know of it: nobody would put
+          it back. If others wrote a block in this host's name, and this host's lease does not list it, it is not lost
+          either.
+        - That does not hold for a block that is lost already, and for one from the snapshot: a restored store has old
+          leases, which do not list the blocks that it lost.
         """
         if self._host in listing and key in self.displaced:
             return Record(key, self.displaced.pop(key), self.records[key].revision)
@@ -565,24 +574,24 @@ class Replica:
         return None if self._counts_for_nothing(key) else self._sound(key)
 
     def _sound(self, key: str) -> Record | None:
-        """Return the last valid version of a record; nobody misses a record that nobody could ever read."""
+        """Return the last valid version of a record; None if no version was valid: such a record is not lost."""
         record = self.records[key]
-        if key.startswith("claims/"):  # whose values are names
+        if key.startswith("claims/"):  # their values are names, not JSON
             return record
         if (type_ := OF_HOSTS.get(key.partition("/")[0])) is not None:
-            self.value(key, type_)  # nobody may have read it yet
+            self.value(key, type_)  # perhaps nobody has read it yet
         before = self._before.last(key)
         if key not in self.reasons and records.well_formed(record.value):
             return record
         return Record(key, before, record.revision) if before and records.well_formed(before) else None
 
     def _known(self, key: str) -> int:
-        """Return the revision of the latest that is known of a record: its value, or that it was removed."""
+        """Return the latest known revision of a record or of its tombstone, 0 if neither is known."""
         beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
         return max((self.records[k].revision for k in (key, beside) if k in self.records), default=0)
 
     def _owner(self, key: str) -> str:
-        """Return the id of the host that a record is of, '' where it is nobody's: an address that was released, too."""
+        """Return the id of the host that owns a record, '' if none does, as for an address that was released."""
         kind, _, rest = key.partition("/")
         if kind == "hosts":
             return rest
@@ -592,11 +601,11 @@ class Replica:
         return "" if owner == SHARED else owner
 
     def _mine(self, key: str) -> bool:
-        """Return whether this host puts a record back that the store lost: its own, and those without an owner."""
+        """Return whether this host puts back a lost record: it does so for its own, and for those without an owner."""
         return self._owner(key) in (self._host, "")
 
     async def put_back(self) -> None:
-        """Put back what was lost and is this host's, as far as the store takes it now."""
+        """Put back this host's lost records, as far as the store takes them now. Raises nothing."""
         with contextlib.suppress(LinkspanError):
             await self._put_back()
 
@@ -604,7 +613,7 @@ class Replica:
         if self.problem:
             return
         for key in [k for k in self.lost if self._mine(k)]:
-            if key not in self.lost:  # it is there again, or was removed, while others were put back
+            if key not in self.lost:  # it came back or was removed while others were put back
                 continue
             value = self.records[key].value
             if key.startswith(CLAIMS):
@@ -624,14 +633,14 @@ class Replica:
             await asyncio.to_thread(self._save)
 
     async def accepted(self) -> None:
-        """Keep a snapshot from now on: this host's id is confirmed."""
+        """Write snapshots from now on: the cluster has accepted this host's id."""
         self._provisional = False
         await self._save_soon()
 
     def withhold(self, keys: Iterable[str]) -> None:
-        """Leave these records out of the snapshot, because they contradict others.
+        """Leave the records with these keys out of the snapshot, because they contradict others.
 
-        Whoever says so has used what is ``remembered`` of networks: it is dropped.
+        The caller has used ``remembered`` by then, so it is dropped.
         """
         self.withheld, self.remembered = frozenset(keys), {}
 
@@ -648,7 +657,7 @@ class Replica:
             log.warning("snapshot %s: %s", self._snapshot, error.strerror)
 
     def _lasting(self, record: Record) -> Record:
-        """Return what to remember of a record."""
+        """Return the version of a record that belongs into the snapshot: the last valid one."""
         if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)
@@ -659,7 +668,7 @@ def _clock() -> float:
 
 
 def _place(key: str) -> tuple[str, str]:
-    """Return the first word of a key, and the second one where more words follow ('' where none do)."""
+    """Return the first word of a key, and the second one if a third follows ('' if not)."""
     kind, _, rest = key.partition("/")
     group, slash, _ = rest.partition("/")
     return kind, group if slash else ""

@@ -9,7 +9,7 @@ import msgspec
 from linkspan.core.errors import Invalid
 
 MOST_KEYS = 120
-"""Keys of one transaction. etcd takes 128 operations (its --max-txn-ops), and we add a few of our own."""
+"""Keys of one transaction. etcd takes 128 operations (its --max-txn-ops), and linkspan adds a few of its own."""
 
 _END = "\U0010ffff"
 
@@ -26,22 +26,22 @@ class Request(msgspec.Struct, frozen=True):
 
     @property
     def conditions(self) -> dict[str, int]:
-        """The keys that are looked at, and the revision that each must have; 0: it does not exist."""
+        """The revision that each key of ``absent`` and ``unchanged`` must have; 0: it must not exist."""
         return {**dict.fromkeys(self.absent, 0), **(self.unchanged or {})}
 
     def check(self) -> None:
-        """Raise Invalid for what etcd does not take, in every store, so that tests with another one find it."""
+        """Raise Invalid for a request that etcd would refuse: every store does, so that tests without etcd find it."""
         if self.ttl and self.standing:
             raise Invalid("transaction: a record ends after a time or when it is no longer kept, not both")
         doubles = self.puts.keys() & set(self.deletes)
         if doubles or len(set(self.deletes)) < len(self.deletes):
             names = ", ".join(sorted(doubles)) or "a key"
-            raise Invalid(f"transaction: {names} stands twice among puts and deletes")
+            raise Invalid(f"transaction: {names} is twice among puts and deletes")
         for keys in (len(self.puts) + len(self.deletes), len(self.conditions)):
             if keys > MOST_KEYS:
                 raise Invalid(f"transaction: {keys} keys, and {MOST_KEYS} are the most", "write it in parts")
 
 
 def bounds(prefix: str) -> tuple[str, str]:
-    """Return the first key that begins with ``prefix``, and one past the last, in the order of UTF-8."""
+    """Return the first key that begins with ``prefix``, and one after the last, in the order of UTF-8."""
     return prefix, prefix + _END

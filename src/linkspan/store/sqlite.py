@@ -1,12 +1,12 @@
-"""Store in one SQLite file: survives a reboot, for the agents of one machine.
+"""Store in one SQLite file, for the agents of one machine; it survives a reboot.
 
 Each transaction has reached the disk when it returns (synchronous=FULL). The file records the machine's id:
 SQLite's locks do not work on a folder that several machines share, so another machine's store is refused.
 
-A thread of the store's own does all work on the file, because a commit waits for the disk and for the other
-agents' commits. After a commit the file ``changed`` beside it is closed, which inotify reports to the others
-(0.4 ms; the write-ahead log's own event comes before the commit can be seen). A slow poll covers the case
-that inotify has no instance left, and records that expire.
+The store has a thread of its own for all work on the file, because a commit waits for the disk and for the other
+agents' commits. After a commit the agent opens and closes the file ``changed`` beside the store, which inotify reports
+to the other agents (0.4 ms; the event of the write-ahead log would come before the commit can be seen). A poll each
+second finds records that expire, and changes if the machine has no inotify instance left.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ FILE = "store.db"
 MACHINE_ID = Path("/etc/machine-id")
 
 POLL_SECONDS = 1.0
-"""How late, at most, another agent's change is seen without inotify, and a record goes that has expired."""
+"""Seconds between two polls: without inotify another agent's change is seen at most so late, and a record expires at
+most so late."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def machine_id() -> str:
-    """Return this machine's id (machine-id(5)), empty where it has none."""
+    """Return this machine's id (machine-id(5)), '' if it has none."""
     with contextlib.suppress(OSError):
         return MACHINE_ID.read_text().strip()
     return ""
@@ -50,9 +51,10 @@ class SqliteStore:
     def __init__(
         self, folder: Path, machine: str | None = None, cluster: str = "", keep: int = KEEP
     ) -> None:
-        """Open or make the store. ``cluster`` is the id that a new one is given, and that another must have.
+        """Open or make the store. ``cluster`` is the id that a new store gets and an existing one must have ('': any).
 
-        Raises Unavailable where it is corrupt, newer than we are, another machine's or another cluster's.
+        ``machine`` is this machine's id (None: read it), ``keep`` the number of revisions that are kept for watches.
+        Raises Unavailable if the file is corrupt, from a newer linkspan, another machine's or another cluster's.
         """
         self.path = folder / FILE
         self._machine = machine_id() if machine is None else machine
@@ -62,21 +64,21 @@ class SqliteStore:
         self.cluster = self._table.cluster
         self._thread = ThreadPoolExecutor(1, "store")
         self._standing: dict[str, int] = {}
-        """By key: the revision of each standing record of this connection's; for the store's thread."""
+        """By key: the revision of each standing record of this connection. Only the store's thread uses it."""
         self._ends = 0.0
-        """When they end, by the table's clock."""
+        """When the standing records end, by the table's clock."""
         self._notice = Notice(folder)
         self._poll: asyncio.Task[None] | None = None
         self._looked = float("-inf")
-        """When the file was last looked at, and all was told that had changed; by the loop's time."""
+        """When the file was last polled and its changes reported, by the loop's time."""
         self._closed = False
 
     async def get(self, key: str) -> Record | None:
-        """Return a record, None where there is none."""
+        """Return a record, None if there is none."""
         return await self._run(lambda table: table.get(key))
 
     async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision at which that was so."""
+        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
         return await self._run(lambda table: table.list(prefix))
 
     async def transaction(
@@ -88,7 +90,7 @@ class SqliteStore:
         ttl: float = 0,
         standing: bool = False,
     ) -> int:
-        """Put and delete all, and return the revision of that; or nothing, 0, where a condition does not hold."""
+        """Put and delete all, and return the revision; or change nothing and return 0 if a condition fails."""
         request = Request(puts, deletes, absent, unchanged, ttl, standing)
         request.check()
 
@@ -105,9 +107,9 @@ class SqliteStore:
         return await self._run(commit)
 
     async def keep(self) -> float:
-        """Let the standing records end later; returns for how many seconds, 0 where there are none, or none any more.
+        """Keep the standing records; return for how many seconds, 0 if there are none (any more).
 
-        Each of the agents of a machine writes a page of the file each second, and none of them waits for the disk.
+        Each agent of a machine so writes one page of the file each second, and does not wait for the disk.
         """
 
         def keep(table: Table) -> float:
@@ -123,13 +125,13 @@ class SqliteStore:
         return await self._run(keep)
 
     async def full(self) -> bool:
-        """Return False: on a full disk no record ends either."""
+        """Return False: on a full disk records do not end either, so no host can seem dead."""
         return False
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Yield what changes after ``revision``: at each time all there is, each key once.
+        """Yield the changes after ``revision``: each batch has all changes so far, each key once.
 
-        The look at the file each second, which found no change, is the proof that the watch lives.
+        If the poll finds no change, that proves that the watch lives: an empty batch.
         """
         file = 0
         while not self._closed:
@@ -137,7 +139,7 @@ class SqliteStore:
             try:
                 file, (batch, revision) = await self._run(_changes, file, prefix, revision)
             except Unavailable:
-                # A disk that fails is told to whoever writes; a watch goes on when it is well again.
+                # Writes report a failing disk; the watch continues once the disk works again.
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             yield batch
@@ -148,18 +150,18 @@ class SqliteStore:
         return asyncio.get_running_loop().time() - self._looked <= PROOF_SECONDS + POLL_SECONDS
 
     async def prune(self, upto: int) -> None:
-        """Forget the deletes up to a revision; who watches from below them lists anew."""
+        """Forget the deletes up to a revision; a watch from before it must list again."""
         await self._run(lambda table: table.prune(upto))
 
     async def services(self) -> tuple[str, ...]:
-        """Return none: it is no service."""
+        """Return none: a file is no service."""
         return ()
 
     def renew(self) -> None:
         """Do nothing: there is no connection."""
 
     async def close(self) -> None:
-        """Let go of the file; watches end."""
+        """Close the file; watches end."""
         self._closed = True
         if self._poll:
             self._poll.cancel()
@@ -171,7 +173,7 @@ class SqliteStore:
         self._thread.shutdown()
 
     async def _run(self, work: Callable[..., R], *arguments: object) -> R:
-        """Do something with the table in the store's thread."""
+        """Call ``work`` with the table in the store's thread. Raises Unavailable, and as ``work`` does."""
         if self._closed:
             raise Unavailable(f"store {self.path} is closed", "the agent is stopping")
         loop = asyncio.get_running_loop()
@@ -181,16 +183,16 @@ class SqliteStore:
 
         def in_thread() -> R:
             if self._reopened():
-                loop.call_soon_threadsafe(self._notice.listen)  # the folder may be another, too
+                loop.call_soon_threadsafe(self._notice.listen)  # the folder may have been replaced, too
             return work(self._table, *arguments)
 
         return await loop.run_in_executor(self._thread, in_thread)
 
     def _reopened(self) -> bool:
-        """Open the file that stands there now and return True, where ours was deleted or replaced under us.
+        """Open the present file and return True, if the open one was deleted or replaced.
 
-        A store that was deleted is made anew, with the cluster's id: agents see its revision go back, and put
-        their records in it again.
+        A deleted store is made again, with the cluster's id. Agents see its revision go back, and put their records
+        into it again.
         """
         if not self._table.replaced():
             return False
@@ -201,12 +203,12 @@ class SqliteStore:
         return True
 
     async def _keep_time(self) -> None:
-        """Delete what expires, and see what inotify did not tell."""
+        """Delete records that expire, and notice changes that inotify did not report."""
         loop = asyncio.get_running_loop()
         seen = (0, -1)
         while True:
             wait = POLL_SECONDS
-            # What is wrong is told to whoever calls next; here it is tried again.
+            # The next call reports what is wrong; the poll tries again.
             with contextlib.suppress(LinkspanError):
                 file, tick = await self._run(lambda table: (table.inode, table.sweep()))
                 if tick.swept:
@@ -221,18 +223,18 @@ class SqliteStore:
 
 
 def _changes(table: Table, file: int, prefix: str, after: int) -> tuple[int, tuple[Batch, int]]:
-    """Return which file it is, and what changed in it. Raises NotFound where it was another one before."""
+    """Return the file's inode and what ``Table.changes`` returns. Raises NotFound if ``file`` was another inode."""
     if file and file != table.inode:
         raise NotFound(
-            f"store {table.path}: it is another file now: deleted and made anew, or restored from a backup; "
+            f"store {table.path}: it is another file now: deleted and made again, or restored from a backup; "
             f"its revision went back from {after}",
-            "list the records anew; what is missing must be put back",
+            "list the records again; what is missing must be put back",
         )
     return table.inode, table.changes(prefix, after)
 
 
 class Notice:
-    """Notification between agents: a file in the folder that is closed after a commit, and those who wait for it."""
+    """Notification between agents: each closes a file in the folder after a commit, and the others wait for that."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "changed"
@@ -242,7 +244,7 @@ class Notice:
         self.count = 0
 
     def listen(self) -> None:
-        """Start to receive notifications; if the machine has no inotify instance left, the poll must do."""
+        """Start to receive notifications; if the machine has no inotify instance left, only the poll finds changes."""
         self._deafen()
         if self._closed:
             return
@@ -256,7 +258,7 @@ class Notice:
         self._rung = asyncio.Event()
 
     def give(self) -> None:
-        """Notify every process. The change itself is committed: a full disk that stops the notice is no error."""
+        """Notify every process. The change itself is committed, so a failed notification is no error."""
         with contextlib.suppress(OSError):
             os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
@@ -267,7 +269,7 @@ class Notice:
         return self.count > seen
 
     def close(self) -> None:
-        """Listen no more, and let those who wait go."""
+        """Stop listening, and wake the waiting tasks."""
         self._closed = True
         self._deafen()
         self.ring()
@@ -279,7 +281,7 @@ class Notice:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the store's folder, for root alone. Raises Unavailable."""
+    """Make the store's folder, readable for root alone. Raises Unavailable, which names the folder."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,12 +1,12 @@
 """Table of the SQLite file's records, for one thread: revisions, remembered deletes, and expiry.
 
-A deleted key stays as a row without a value. So the changes after a revision are one walk along an index, and
-the file does not grow with records that are put again and again (liveness). A watcher that was away sees the
-last change of each key, not all. Rows of deleted keys are pruned: a reader of changes before the pruned ones'
-revision must list again.
+A deleted key stays as a row without a value. So one walk along an index finds the changes after a revision, and the
+file does not grow with records that are put again and again (liveness). A watch that was away sees the last change of
+each key, not all changes. Rows of deleted keys are pruned: who asks for changes from before a pruned revision must
+list again.
 
-Records expire by the clock that no one sets, CLOCK_BOOTTIME, which all agents of a machine share. After a
-reboot the process that put the record is gone, so the record is too.
+Records expire by CLOCK_BOOTTIME, which nobody can set and which all agents of a machine share. After a reboot the
+process that put the record is gone, so the record is gone too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from linkspan.store.request import Request, bounds
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 KEEP = 10_000
-"""Revisions that are kept for watchers; a host that was away for longer lists anew, which costs little."""
+"""Revisions that are kept for watches; a host that was away for longer lists again, which costs little."""
 
 _PRUNE_EVERY = 1_000
 _ACCEPT = "accept it once: echo \"DELETE FROM meta WHERE name = 'inode'\" | sqlite3"
@@ -44,7 +44,10 @@ _TABLES = """
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """State of the store: its revision, and seconds until the next record expires (None: none will)."""
+    """State of the store after a sweep: its revision, and seconds until the next record expires (None: none will).
+
+    ``swept``: the sweep deleted records.
+    """
 
     revision: int
     next_expiry: float | None
@@ -55,9 +58,9 @@ class Table:
     """An open ``store.db``."""
 
     def __init__(self, path: Path, machine: str, cluster: str, keep: int = KEEP) -> None:
-        """Open or make the file.
+        """Open or make the file; the arguments are those of ``SqliteStore``.
 
-        Raises Unavailable where it is corrupt, newer than we are, another machine's or another cluster's.
+        Raises Unavailable if the file is corrupt, from a newer linkspan, another machine's or another cluster's.
         """
         self.path = path
         self._keep = keep
@@ -75,13 +78,13 @@ class Table:
             raise
 
     def _meta(self, name: str, value: str) -> str:
-        """Return what the file says, having said ``value`` where it says nothing."""
+        """Return the file's value of this name; write ``value`` first if it has none."""
         self._database.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
         found = self._database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return str(found[0])
 
     def _take_over(self) -> None:
-        """Take the records of a store that knew no revisions yet."""
+        """Take over the records of the first layout, which had no revisions."""
         if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
             return
         self._database.execute(
@@ -95,14 +98,14 @@ class Table:
         raise Unavailable(
             f"store {self.path} belongs to machine {owner}, and this is {machine}",
             "use a folder on this machine's own disk, or etcd for several machines; on a copy of the "
-            "other machine, move the file away and create the networks anew",
+            "other machine, move the file away and create the networks again",
         )
 
     def _refuse_copy(self) -> None:
-        """Refuse a copy: with the original it would be two stores that give out the same addresses.
+        """Refuse a copy: the copy and the original would give out the same addresses.
 
-        The file's inode tells, which SQLite never changes, and which overlayfs keeps where it does not keep a
-        folder's. It also tells two machines of one image apart, whose machine ids are equal.
+        The file's inode shows it: SQLite never changes it, and overlayfs keeps a file's inode, though not a folder's.
+        It also distinguishes two machines from one image, whose machine ids are equal.
         """
         if (original := self._meta("inode", str(self.inode))) != str(self.inode):
             raise Unavailable(
@@ -141,7 +144,7 @@ class Table:
                     self._database.execute("ROLLBACK")
 
     def get(self, key: str) -> Record | None:
-        """Return the record, None where there is none."""
+        """Return the record, None if there is none."""
         with translated(self.path):
             row = self._database.execute(
                 "SELECT key, value, revision FROM entries WHERE key = ? AND value IS NOT NULL", (key,)
@@ -149,7 +152,7 @@ class Table:
         return None if row is None else Record(*row)
 
     def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, in the keys' order, and the revision."""
+        """Return the records whose keys begin with ``prefix``, in the order of keys, and the revision."""
         with self._snapshot() as database:
             rows = database.execute(
                 "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? AND value IS NOT NULL "
@@ -159,9 +162,9 @@ class Table:
             return [Record(*row) for row in rows], self._clock()[0]
 
     def changes(self, prefix: str, after: int) -> tuple[Batch, int]:
-        """Return what changed after a revision, and the revision up to which that is all.
+        """Return the last change of each key after a revision, and the revision up to which these are all changes.
 
-        Raises NotFound where some of it is pruned, or where the store is not that far.
+        Raises NotFound as ``refuse_revision`` does.
         """
         with self._snapshot() as database:
             revision, pruned = self._clock()
@@ -176,9 +179,9 @@ class Table:
         return Batch(max((row[2] for row in rows), default=after), puts, deletes), revision
 
     def commit(self, request: Request, life: float) -> int:
-        """Carry the request out and return its revision, or 0 if one of its conditions does not hold.
+        """Carry out the request and return its revision; or change nothing and return 0 if a condition fails.
 
-        What it puts expires after ``life`` seconds, 0: never.
+        The records that it puts expire after ``life`` seconds; 0: never.
         """
         with translated(self.path), transaction(self._database):
             self._drop_expired()
@@ -198,10 +201,10 @@ class Table:
         return revision
 
     def prolong(self, revisions: Mapping[str, int], life: float) -> None:
-        """Let records that were last put at these revisions expire after ``life`` seconds from now; no change tells.
+        """Make records, last put at these revisions, expire ``life`` seconds from now; no watch reports it.
 
-        The commit does not wait for the disk: after a crash of the machine nobody lives. In the write-ahead log it
-        precedes the next commit that does wait, so it takes nothing from that.
+        The commit does not wait for the disk, because no record of liveness counts after a crash of the machine. In the
+        write-ahead log it precedes the next commit that does wait, so that commit is as safe as before.
         """
         rows = [(self.now() + life, key, revision, self._boot) for key, revision in revisions.items()]
         with translated(self.path):
@@ -222,11 +225,11 @@ class Table:
 
     @staticmethod
     def now() -> float:
-        """Return the time by which records expire, in seconds."""
+        """Return the time by which records expire (CLOCK_BOOTTIME), in seconds."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _drop_expired(self) -> None:
-        """Delete what has expired, inside the caller's transaction, at a revision of its own."""
+        """Delete expired records inside the caller's transaction, at a revision of their own."""
         gone = "expires IS NOT NULL AND (expires <= ? OR boot <> ?)"
         when = (self.now(), self._boot)
         if self._database.execute(f"SELECT 1 FROM entries WHERE {gone}", when).fetchone():  # noqa: S608
@@ -236,7 +239,7 @@ class Table:
             )
 
     def sweep(self) -> Tick:
-        """Delete what has expired, and tell where the store stands."""
+        """Delete expired records, and return the store's state."""
         with translated(self.path):
             expiry = self._next_expiry()
             swept = expiry is not None and expiry <= 0
@@ -254,7 +257,7 @@ class Table:
         return None if row[0] is None else float(row[0]) - self.now()
 
     def prune(self, upto: int) -> None:
-        """Forget the deletes up to a revision; who watches from below them lists anew."""
+        """Forget the deletes up to a revision; a watch from before it must list again."""
         with translated(self.path), transaction(self._database):
             self._prune(min(upto, self._clock()[0]))
 
@@ -263,7 +266,7 @@ class Table:
         self._database.execute("UPDATE clock SET pruned = max(pruned, ?)", (upto,))
 
     def replaced(self) -> bool:
-        """Return whether another file, or none, is at the path where this one was opened."""
+        """Return whether the path leads to another file than the open one, or to none."""
         try:
             return os.stat(self.path).st_ino != self.inode  # noqa: PTH116 (a microsecond, before each call)
         except OSError:
@@ -275,14 +278,17 @@ class Table:
 
 
 def refuse_revision(store: str, after: int, oldest: int, newest: int) -> None:
-    """Raise NotFound where a watch from ``after`` would miss changes, or waits for what may never come."""
+    """Raise NotFound if a watch from revision ``after`` would miss changes, or if the store has not come so far.
+
+    ``oldest`` is the last revision whose deletes are forgotten, ``newest`` the store's present revision.
+    """
     if after < oldest:
         raise NotFound(
             f"store {store}: changes after revision {after} are no longer kept (only those after {oldest})",
-            "list the records anew",
+            "list the records again",
         )
     if after > newest:
         raise NotFound(
             f"store {store}: its revision went back from {after} to {newest}: emptied, or restored from a backup",
-            "list the records anew; what is missing must be put back",
+            "list the records again; what is missing must be put back",
         )

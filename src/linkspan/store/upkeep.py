@@ -1,64 +1,64 @@
-"""Upkeep of an etcd: compaction, defragmentation, alarms, and what is known of its space.
+"""Upkeep of an etcd: compaction, defragmentation, alarms, and the status of its space.
 
 The problem
-    etcd keeps every version of every key until somebody compacts its history. It does not do so by itself, unless it
-    is told to. When a member's file reaches the quota (2 GiB by default) etcd raises the alarm NOSPACE and takes no
-    writes any more, until the history is compacted, every file written again without its unused part (a
-    defragmentation), and the alarm lifted. A store that nobody looks after ends so. So the agents look after it.
+    etcd keeps every version of every key until somebody compacts its history. By default it does not compact by itself.
+    When a member's file reaches the quota (2 GiB by default) etcd raises the alarm NOSPACE and takes no more writes.
+    Three things end that: a compaction of the history, a defragmentation of every file (it is written again without
+    its unused part), and lifting the alarm. Every etcd without maintenance ends there. So the agents maintain it.
 
 Who does it
-    Every agent runs this, and one of them at a time acts. They agree by one record, ``upkeep/etcd``. To take the turn
-    an agent writes the record, on the condition that it is still the one that the agent knows (Kubernetes' API servers
-    do the same). All see the change by their watch, and wait again, each a little differently long. So there is one
-    write in TURN seconds (``Pace`` has all times) however many agents there are, none in a cluster where little
-    changes, and no agent whose end would stop the upkeep. Nobody's clock is compared with another's: an agent counts
-    from when it saw the change.
+    Every agent runs this, and one at a time acts. They agree by one record, ``upkeep/etcd``. An agent takes the turn by
+    writing the record, on the condition that nobody has changed it since the agent read it (Kubernetes' API servers
+    do the same). All agents see the change by their watch and wait again, each for a slightly different time. So
+    there is one write in TURN seconds (``Pace`` has all times), however many agents there are, and none in a cluster
+    in which little changes. No single agent is needed for it. No two hosts' clocks are compared: an agent counts from
+    when it saw the change.
 
 What is compacted
-    The history before the last turn's record. So between one and two TURNs of history are kept: a watch whose
-    connection broke goes on where it was. One that comes later, or reads too slowly, is told by etcd that its revision
-    was compacted, and its replica lists the records again (``replica``). Nothing that linkspan does needs older
-    history: the question whether a store is still the one that a watch saw skips revisions that are gone (``etcd``).
+    The history before the last turn's record. So between one and two TURNs of history are kept, and a watch whose
+    connection broke continues where it was. If a watch comes later, or reads too slowly, etcd refuses it because its
+    revision was compacted, and the replica lists the records again (``replica``). linkspan needs no older history: the
+    check that a store is still the one that a watch saw skips compacted revisions (``etcd``).
 
 An etcd that compacts itself
-    An operator may have told it to (``--auto-compaction-retention``), perhaps with a longer history, which another
-    program needs. etcd does not say so. But the next one to take the turn sees it: somebody has compacted past the last
-    record. Then the record says that it is not ours to do, and the next turn comes after PATIENCE: etcd's own
-    compaction, every hour at least, has come round by then. The first turn of all waits for PATIENCE, too: nobody knows
-    yet. Where the file takes a quarter of its quota (FILLING) TURN counts, and the agents compact all the same. A
-    retention above an hour is not seen in time: ``store_upkeep = "none"`` says that agents keep away.
+    An operator may have configured that (``--auto-compaction-retention``), perhaps with a longer history, which
+    another program needs. etcd does not report the setting. But the next agent to take the turn sees that somebody
+    has compacted past the last record. Then it writes ``other`` into the record, and the next turn comes after
+    PATIENCE: etcd's own compaction, at least every hour, has come by then. The very first turn waits for PATIENCE
+    too, because nobody knows yet. Once the file takes a quarter of its quota (FILLING) the agents compact after TURN
+    in any case. They do not notice a retention above an hour in time: for that, set ``store_upkeep`` to ``none``.
 
 What the setting ``store_upkeep`` allows
-    ``none``     looking only.
-    ``compact``  compaction too: the default. It harms nobody, and etcd asks no right for it.
+    ``none``     only the status.
+    ``compact``  compaction too: the default. It harms nobody, and etcd demands no right for it.
     ``all``      defragmentation, and lifting NOSPACE, too. For an etcd that serves linkspan alone: the lab's own, or
-                 one that an operator gave to it (with users on, ours needs role root).
-    A member does not answer while it is defragmented (1.2 s for 180 MB). So only the agent that has the turn
-    does it, one member at a time, the leader last; the next one comes once this one answers, knows its leader, and has
-    applied what the others had; and unless the quota is full only if all members answer, so that no quorum is lost.
+                 one that an operator dedicated to it (if etcd has users, linkspan's needs role root).
+    A member does not answer while it is defragmented (1.2 s for 180 MB). So only the agent that has the turn does it,
+    one member at a time, the leader last. The next member follows once this one answers, knows its leader, and has
+    applied what the others had. Unless the quota is full, all members must answer, so that no quorum is lost.
 
 When it is full
-    Nothing can be put, so the record cannot be the lock. Compaction itself is: of all that try to compact the same
-    revision etcd lets one succeed, and to the others says that this was done. All try at different moments of a few
-    seconds, and look before they ask. The one that succeeded goes on, where it may: all members, then the alarm. If it
-    ends on the way, the others go on after AGAIN, and then after twice as long each time. That two do so at once is
-    harmless: each looks at a member before it is defragmented, both take them in the same order, and one that has just
-    been done is passed over.
+    etcd takes no puts, so the record cannot be the lock. The compaction is the lock: if several agents compact the same
+    revision, etcd lets one succeed and refuses the others. The agents try at different moments within a few
+    seconds, and first ask whether the revision is compacted. The one that succeeded continues, if the setting allows
+    it: it defragments all members, then lifts the alarm. If it ends meanwhile, the others continue after AGAIN, and
+    then after twice as long each time. Two agents at once do no harm: each reads a member's status before it
+    defragments it, both take the members in the same order, and both skip one that has just been done.
 
-    In the meantime deletes and reads work, leases that stand are kept alive, and no lease is granted. A host whose
-    lease ends in this time cannot say that it lives (``absence``). Whether the store is full each agent asks the member
-    that it talks to, every LOOK, because an agent that has nothing to write would not notice.
+    Meanwhile deletes and reads work, and etcd renews its leases but grants no new ones. A host whose etcd lease ends
+    then cannot put its liveness record (``absence``). Each agent asks its member every LOOK whether the store is full,
+    because an agent that has nothing to write would not notice.
 
 What it costs etcd (measured on 3.5.16)
-    LOOK is one request of 0.2 ms for each agent, answered by a member from memory: no entry in raft's log. (The alarm
-    list would be one.) WHOLE is as much for each member, and 15 ms every six hours for its quota. At 1,000 agents:
-    100 and 25 requests a second, about 3 % of a core.
+    LOOK is one request of 0.2 ms for each agent, which the member answers from memory, without an entry in raft's log.
+    (The list of alarms would cost one.) WHOLE is one such request for each member, and 15 ms every six hours for its
+    quota. At 1,000 agents these are 100 and 25 requests a second, about 3 % of a core.
 
 Rejected
-    - A lease as the lock: it costs traffic all the time, and cannot be had when the store is full.
-    - The revision of so many minutes ago, from each agent's memory: an agent that starts has none.
-    - Defragmenting every so often: what is unused in a file is used again. It is worth a pause only where much is.
-    - A read of etcd's command line from ``/debug/vars``: a configuration file or a variable says the same, unseen.
+    - An etcd lease as the lock: it costs traffic all the time, and etcd grants none when it is full.
+    - The revision of some minutes ago, from each agent's memory: an agent that starts has none.
+    - Defragmentation at fixed times: etcd uses unused space again. The pause is worth it only if much is unused.
+    - etcd's command line from ``/debug/vars``: it does not show a configuration file or an environment variable.
 """
 
 from __future__ import annotations
@@ -93,45 +93,48 @@ if TYPE_CHECKING:
 log = logging.getLogger("linkspan.store.upkeep")
 
 KEY = "upkeep/etcd"
-"""The record by which agents agree whose turn it is."""
+"""The record by which the agents agree who has the turn."""
 
 Allowed = Literal["none", "compact", "all"]
-"""What the setting ``store_upkeep`` lets agents do."""
+"""Values of the setting ``store_upkeep``: what agents may do."""
 
 Compactor = Literal["", "linkspan", "other"]
 OURS: Compactor = "linkspan"
 OTHER: Compactor = "other"
-"""Who compacts the history: the agents; or etcd itself, or another program. '' while that is not known yet."""
+"""Who compacts the history: the agents (OURS), or etcd itself or another program (OTHER); '' while it is not known."""
 
 LONGEST = 6
 """How many times the pause between two tries to free a full store doubles: to about an hour."""
 
 BACK = 0.05
-"""The part of the quota by which a file must be below a threshold again before that is told once more."""
+"""Fraction of the quota by which a file must fall below a threshold before the agent reports the threshold again."""
 
 QUOTA_AGE = {False: 6 * 3600.0, True: 900.0}
-"""Seconds for which a known quota counts; by whether the file is large, so that somebody may be giving etcd more."""
+"""Seconds for which a known quota is used; by whether a threshold is reached: an operator may raise the quota then."""
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How often what is done, in seconds; ``changes``: from how many on in a turn the history is compacted."""
+    """Intervals of the upkeep, in seconds; ``changes``: the least number of changes in a turn that are compacted."""
 
     look: float = 10.0
     """Between two questions whether there is room. No more than the shortest ``reclaim_after``: hosts that cannot say
     that they live must not be overdue before this host knows why."""
     whole: float = 120.0
+    """Between two requests for the status of all members."""
     turn: float = 300.0
-    """As Kubernetes' API servers do: no watch that lives is this far behind."""
+    """As Kubernetes' API servers do: no live watch is so far behind."""
     patience: float = 7800.0
-    """etcd's own compaction comes every hour, and leaves the history of an hour as a rule: that, and ten minutes."""
+    """etcd's own compaction comes every hour and usually leaves an hour of history: two hours, and ten minutes."""
     full: float = 5.0
+    """As ``look``, while the store is full; also the time over which the agents' tries to free it are spread."""
     again: float = 60.0
+    """From the first try to free a full store to the second; each further pause is twice as long."""
     recover: float = 30.0
-    """For a member that was defragmented to have caught up."""
+    """For a defragmented member to catch up."""
     changes: int = 1000
     """At about 400 bytes each: less than half a MB."""
     spread: float = 0.25
-    """The part of a wait by which it may be longer, so that not all agents try at once."""
+    """Fraction by which a wait may be longer, so that not all agents try at once."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -143,7 +146,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Upkeep:
-    """Maintains an etcd, and has its status. A store of files has no ``maintenance``, and needs none."""
+    """Maintains an etcd, and has its status. A store without servers has no ``maintenance``, and needs none."""
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class Upkeep:
         count: Callable[[str], None],
         pace: Pace = Pace(),  # noqa: B008 - it is frozen
     ) -> None:
-        """``tell`` takes what an operator should know; ``count`` takes a word for each thing done."""
+        """``tell`` takes a sentence for the operator; ``count`` takes "compact", "defragment" or "disarm" once done."""
         self._replica = replica
         self._maintenance = maintenance
         self._host = host
@@ -164,9 +167,9 @@ class Upkeep:
         self._count = count
         self._pace = pace
         self.etcd = EtcdStatus()
-        """As it was at the last look at all members."""
+        """The last status of all members."""
         self.problem = ""
-        """Why the last thing that was tried could not be done, '' if it was."""
+        """Why the last action failed, '' if it succeeded."""
         self.fix = ""
         self._revision = -1
         self._since = 0.0
@@ -175,7 +178,7 @@ class Upkeep:
         self._next_try = float("-inf")
         self._tries = 0
         self._was_full = False
-        """Whether the store was full since the last turn."""
+        """True if the store was full since the last turn."""
         self._level = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -190,7 +193,7 @@ class Upkeep:
             self._task = lasting("looking after the store", partial(self._follow, self._maintenance))
 
     async def stop(self) -> None:
-        """Stop it."""
+        """Stop the maintenance."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -200,16 +203,16 @@ class Upkeep:
         while True:
             try:
                 await self.step(etcd)
-            except Unavailable as error:  # whoever writes records tells that the store is away
+            except Unavailable as error:  # the replica reports that the store is away
                 log.debug("upkeep: %s", error.message)
             await asyncio.sleep((self._pace.full if self._replica.contact.full else self._pace.look) * self._any())
 
     def _any(self) -> float:
-        """Return the factor by which this agent waits longer than it must."""
+        """Return a random factor from 1 to 1 + ``spread``, for the next wait."""
         return 1 + random.uniform(0, self._pace.spread)  # noqa: S311 - it spreads, and hides nothing
 
     async def step(self, etcd: Maintenance) -> None:
-        """Look, and do what is this host's to do now. Raises Unavailable if the store does not answer."""
+        """Ask whether the store is full, and do this host's part of the upkeep. Raises Unavailable."""
         self._see()
         full = await self._replica.store.full()
         self._replica.note_room(full=full)
@@ -225,18 +228,18 @@ class Upkeep:
                 if self._due():
                     await self.turn(etcd)
         except Full:
-            self._replica.note_room(full=True)  # a moment after the look
+            self._replica.note_room(full=True)  # it became full after this step asked
         except Unavailable:
             raise
         except LinkspanError as error:
             self._fail(error.message, error.hint)
 
     async def asked(self) -> EtcdStatus:
-        """Look now, at the quotas too, for somebody who waits for it. Raises Unavailable."""
+        """Return the present status of all members, with their present quotas. Raises Unavailable."""
         return self.etcd if self._maintenance is None else await self._look(self._maintenance, quota_age=0)
 
     async def _look(self, etcd: Maintenance, quota_age: float | None = None) -> EtcdStatus:
-        """Look at all members."""
+        """Read the status of all members; a known quota is used for ``quota_age`` seconds (None: QUOTA_AGE)."""
         self.etcd = await etcd.status(QUOTA_AGE[self._level > 0] if quota_age is None else quota_age)
         self._looked = now()
         self._replica.note_room(full=self.etcd.full)
@@ -284,7 +287,7 @@ class Upkeep:
         return self._pace.turn if ours else self._pace.patience
 
     async def turn(self, etcd: Maintenance) -> bool:
-        """Take the turn, if nobody was quicker and there is something to do; tell whether it was taken."""
+        """Take the turn, if no other agent was quicker and there is something to do; return whether it was taken."""
         known, waited = self._revision, now() - self._since
         self._since = now()
         head, written = await etcd.head()
@@ -294,7 +297,7 @@ class Upkeep:
         if known and head - known < self._pace.changes and not ragged:
             return False
         compactor, filling = self.last.compactor, self.etcd.fill >= FILLING
-        if known and not self._was_full:  # the agents themselves compacted it then
+        if known and not self._was_full:  # while it was full, the agents themselves compacted
             if await etcd.compacted(known):
                 compactor = OTHER
             elif waited >= self._pace.patience or (filling and not compactor):
@@ -310,10 +313,10 @@ class Upkeep:
         return True
 
     async def _make_room(self, etcd: Maintenance) -> None:
-        """Compact, defragment and lift the alarm, as far as that is allowed: the quota is full."""
+        """Free a full store: compact, defragment and lift the alarm, as far as ``allowed``."""
         if self.allowed == "none" or now() < self._next_try:
             return
-        # Twice as long each time: where the records themselves do not fit, defragmenting is of no use.
+        # Twice as long each time: if the records themselves do not fit, a defragmentation does not help.
         self._next_try = now() + self._pace.again * self._any() * 2 ** min(self._tries, LONGEST)
         self._tries += 1
         await asyncio.sleep(random.uniform(0, self._pace.full))  # noqa: S311 - it spreads, and hides nothing
@@ -343,7 +346,7 @@ class Upkeep:
             self._tell(f"member {member.name} of the store was defragmented: {sizes}")
 
     async def _recovered(self, etcd: Maintenance, member: MemberStatus, applied: int) -> None:
-        """Wait until a member has caught up with what the others had. Raises Conflict if it does not."""
+        """Wait until a member has applied raft's log up to ``applied``. Raises Conflict if it takes too long."""
         end = now() + self._pace.recover
         while not await etcd.answers(member, applied):
             if now() > end:
@@ -355,7 +358,7 @@ class Upkeep:
             await asyncio.sleep(0.1)
 
     async def _lift(self, etcd: Maintenance) -> None:
-        """Lift NOSPACE where it would not come back at once."""
+        """Lift the alarms NOSPACE, unless they would come back at once."""
         if not has_room(self.etcd):
             worst = max(self.etcd.answering, key=lambda one: one.fill)
             self._fail(
@@ -371,7 +374,7 @@ class Upkeep:
 
 
 def filling(etcd: EtcdStatus) -> str:
-    """Return a sentence for a database that fills, or is full."""
+    """Return a sentence for a database that is filling or full, '' if no member answers."""
     if etcd.full:
         return "the store's quota is full: it takes no writes; `linkspan doctor` says what fills it, and what to do"
     worst = etcd.fullest

@@ -1,7 +1,7 @@
 """Checks of one record by itself: its key, the shape of its values, and the bounds of its numbers.
 
-A record that fails is named with the reason and stops no other; what it was before stays in force (``replica``). What a
-record says of others' is checked against theirs (``grants``, ``networks``): that may hold now and fail later.
+A record that fails is named with the reason and stops no other. Its last valid version stays in force (``replica``).
+Other modules compare a record with other hosts' records (``grants``, ``networks``): that result may change later.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, 
 T = TypeVar("T")
 
 MOST_BLOCKS = 4096
-"""Blocks in one lease: 16 times what a host with 1,000 containers takes of the smallest, a /30 (four addresses)."""
+"""Blocks in one lease: 16 times as many as 1,000 containers need with the smallest blocks, /30 (four addresses)."""
 MOST = 64
-"""Pools of a network, and addresses of a host in it or on its underlay: each family has one, or a few.
+"""Pools of a network, and addresses of a host in a network or on the underlay: usually one or a few of each family.
 
-MACs on the underlay, too: more than the ports that a bond takes.
+MACs on the underlay, too: more than the ports of a bond.
 """
 LONGEST = 253
-"""Bytes of a host's name: a domain name has no more (RFC 1035 section 2.3.4)."""
+"""Bytes of a host's name: the longest domain name (RFC 1035 section 2.3.4)."""
 UNDERLAY_MTUS = range(68, 65537)
-"""Bytes: RFC 791 section 3.2 for the least, and the loopback device has the most."""
+"""Bytes: from RFC 791 section 3.2 to the loopback device's MTU."""
 RECLAIM_AFTER = (10.0, 366 * 86400.0)
-"""Seconds: below the least, a host that is alive could count as silent, beside one of the release before (7 s)."""
+"""Seconds: with less, a live host could count as silent, because the previous release's liveness records last 7 s."""
 TIMES = (0.0, 1e11)
-"""Seconds since the epoch: up to the year 5138. A later one would make every other claim the earlier one."""
+"""Seconds since the epoch: up to the year 5138. A claim from a far future would lose against every other claim."""
 GENERATIONS = range(1 << 53)
-"""What a number of JSON carries exactly in every language (RFC 8259 section 6)."""
+"""Integers that every JSON implementation carries exactly (RFC 8259 section 6)."""
 
 _WORDS = {
     "hosts": 2,
@@ -61,11 +61,11 @@ _WORDS = {
     "allowances": 5,
     "reservations": 4,
 }
-"""How many words, divided by slashes, the key of each kind of record has."""
+"""Number of words, separated by slashes, in the keys of each kind of record."""
 
 
 def misplaced(key: str) -> str:
-    """Return why a key is none that any agent writes, '' where it may be one; kinds that are not known may come."""
+    """Return why no agent can have written a key, '' if one may have; a newer agent may write an unknown kind."""
     words = key.split("/")
     wanted = _WORDS.get(words[0])
     if wanted is None or (len(words) == wanted and all(words[:2])):
@@ -74,7 +74,7 @@ def misplaced(key: str) -> str:
 
 
 def decode(key: str, raw: bytes, type_: type[T]) -> T:
-    """Return a record as a value. Raises Invalid where it cannot be read, or says what cannot be."""
+    """Return a record as a value. Raises Invalid, with the reason, if it cannot be read or has an impossible value."""
     found = records.decode(raw, type_)
     if (check := _CHECKS.get(type_)) is not None:
         check(found, *key.split("/")[1:])
@@ -122,7 +122,7 @@ def _lease(lease: Lease, network: str, host: str) -> None:
         host_address(text)
     for name, offer in lease.endpoints.items():
         _within("an offer's generation", offer.generation, GENERATIONS)
-        if name in BACKENDS:  # a newer agent may offer more, and nobody here asks for that
+        if name in BACKENDS:  # a newer agent may offer backends that this one does not have
             try:
                 BACKENDS[name].check_offer(lease, offer.data)
             except Invalid as error:
@@ -224,7 +224,7 @@ def _time(at: float) -> None:
 
 
 def _canonical(text: str) -> Prefix:
-    """Return a prefix that is written in the one way in which keys have it."""
+    """Return a prefix in canonical form, as keys have it. Raises Invalid for any other form."""
     found = prefix(text)
     if str(found) != text or found.network() != found:
         raise Invalid(f"{text} is no prefix as keys have it: {found.network()} would be")
@@ -243,4 +243,4 @@ _CHECKS: dict[type, Callable[..., None]] = {
     ClusterSettings: _cluster,
     Common: _common,
 }
-"""By type: the check of a value, with the words of its key after the kind."""
+"""By type: the check that is called with a value and the words of its key after the kind."""
