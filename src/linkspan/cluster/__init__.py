@@ -3,19 +3,19 @@
 Who does what
     - ``membership``: this host's record, and the order in which it follows changed records.
     - ``blocks``, ``leases``: who owns which addresses, and this host's claims. Each claim is one transaction. It
-      succeeds only if the record is absent and the network still exists. Ownership does not end with liveness
+      succeeds only if the record is absent and the network still exists. A host that is not alive keeps what it owns
       (``alive/HOST``, ``presence``).
     - ``allocator``: the blocks in memory. From its own blocks a host gives addresses without asking the store.
       `--ip`, `--ipam exact` and identities go through ``leases``.
-    - ``exact_addresses``: keeps this host's exact addresses in the store equal to those of its containers. So a
-      release while the store was away, or a kill between two steps, is put right later without a note on disk.
+    - ``exact_addresses``: keeps this host's exact addresses in the store equal to those of its containers. So it
+      corrects a release while the store was away, or a kill between two steps, later and without a note on disk.
     - ``grants``: the part of a lease that counts (below). ``conflicts``: blocks that a lease lists and another host
       owns.
     - ``presence``: this host's record of liveness, and how the others learn of a death.
     - ``liveness``: for how long hosts have been silent, and ``reclaim_after`` (below).
     - ``peers``: the states that this host needs for each peer. A peer is one source, ``("peer", NETWORK, HOST)``,
-      from ``backend.peer(view, network, peer)``. A changed record costs the states of the peers that it names.
-      An exact address costs those of its holder, before and now.
+      from ``backend.peer(view, network, peer)``. After a change of a record only the states of the peers that it
+      names are computed again; for an exact address these are its former and its present holder.
     - ``shared_states``: states that serve all networks and all peers of a backend, such as a BGP speaker.
     - ``onlink_peers``: which peers answer on the underlay's link. It asks in the background, and one silence
       changes nothing.
@@ -26,18 +26,18 @@ Who does what
 
 Which of two claims is the earlier one
     Wall clocks jump, and revisions mean nothing across a restore. One thing is certain: a host makes a claim only
-    where no claim is. Take a host that has a block (its lease lists it, and no tombstone ended the lease) or an
-    exact address (a container here has it). If it finds another host's claim in its place, the store had lost its
-    own claim when the other one was made. So **the claim that was lost is the earlier one**. The host writes it
-    back over the other one with ``over: LOSER``, on the condition that the other claim did not change meanwhile.
-    This is final: a host that finds itself named in ``over`` has lost. No clock is asked, with one exception. A
-    claim that its owner wrote back into an empty place carries ``back``. Two such claims (a store that was restored
-    twice) are compared by their times. No host gives out a time that is not later than the times of all blocks in
-    the store, so a clock that was set back does not make a claim old. A host that no longer knows its own claim's
-    time gives way. Claims for shared blocks take part like those of hosts.
+    if the store has no claim there. Take a host that has a block (its lease lists it, and no tombstone ended the
+    lease) or an exact address (one of its containers has it). If it finds another host's claim in that place, the
+    store had lost the first claim when the other one was made. So **the claim that was lost is the earlier one**.
+    Its host writes it over the other one with ``over: LOSER``, on the condition that the other claim did not change
+    meanwhile. This is final: a host that finds itself named in ``over`` has lost. No clock decides, with one
+    exception. If the place was empty, the owner writes its claim back with ``back``. Two claims with ``back`` (the
+    store was restored twice) are compared by their times. The time of a new claim is later than the times of all
+    blocks in the store, so a clock that was set back does not make a claim old. A host that no longer knows the time
+    of its own claim loses. Claims for shared blocks follow the same rules.
 
-    A removal is no conflict, because the lease's tombstone says so. But if the restore lost the tombstone as well,
-    what was removed is back. Nobody can tell it from a record that was created again.
+    A removal is no conflict, because the lease has a tombstone. But if the restore lost the tombstone too, the
+    removed record is back: no host can distinguish it from a record that was created again.
 
     A block that a lease lists and another host owns is **frozen** on the lease's host. That host gives no address
     from it, gives up its own address in it, and its containers keep theirs. All hosts see this from the two records
@@ -48,15 +48,15 @@ Which of two claims is the earlier one
     it again.
 
 ``reclaim_after``
-    It is off by default, and it is a setting in the store because all hosts need the same. It binds a host from the
-    moment that the host's own record says so (``withdraws``): other hosts reclaim only from a host that has
+    It is off by default, and it is a setting in the store because all hosts need the same value. It binds a host from
+    the moment that the host's own record says so (``withdraws``): other hosts reclaim only from a host that has
     promised. The silent host counts by CLOCK_BOOTTIME (CLOCK_MONOTONIC stops while a machine is suspended) from
-    before it sent its last word. The file ``spoke`` keeps that time over restarts of the agent; after a reboot no
-    host has spoken yet. Other hosts count from when they saw that record expire, and start again if their own
-    connection or watch was away. So their time always ends later. To reclaim is to overwrite with ``over``, as
-    above, on the condition that the owner's ``alive`` record is absent and the block's record is unchanged. A host
-    that comes back finds itself the loser, and the rules above apply to its containers. A host whose agent does not
-    run cannot keep the promise, because nothing in the kernel ends by itself.
+    before it sent its last keepalive. The file ``spoke`` keeps that time over restarts of the agent; after a reboot
+    the time is unknown, and counts as infinitely long ago. Other hosts count from when they saw the liveness record
+    expire, and start again if their own connection or watch was away. So their time always ends later. To reclaim is
+    to overwrite with ``over``, as above, on the condition that the owner's ``alive`` record is absent and the block's
+    record is unchanged. A host that comes back finds itself the loser, and the rules above apply to its containers. A
+    host whose agent does not run cannot keep the promise, because states in the kernel do not end by themselves.
 
 What a record counts for
     Whoever can write to the store can claim anything, and mistakes happen. So agents compare records where they use
@@ -70,19 +70,19 @@ What a record counts for
       claimed, so its host takes it out (``Disputes.settle``). A block outside all pools stays: after a restore the
       store may not know the pool, and containers have addresses of it.
     - Networks exclude each other by pool, bridge name and ``claims`` (a VNI). ``Networks`` keeps the networks in
-      force apart from those that are written. The one that was in force here stays. The snapshot leaves out
-      withheld networks, so this holds over restarts, too. Otherwise the lower revision wins. A pool that covers
-      this host's own routes or any host's underlay is withheld only while it is new. What is in force is never
-      taken away because somebody adds a route later. It is only named.
+      force apart from those that are written. The one that was in force here stays. The snapshot omits withheld
+      networks, so this is true over restarts, too. Otherwise the lower revision wins. A network whose pool covers this
+      host's own routes or any host's underlay is withheld only if it is new. A network in force stays in force
+      if somebody adds such a route later; ``status`` names it.
     - A pool in force excludes a host whose underlay address lies in it, not the other way round: one host's record
       must not be able to take a network from everybody.
 
 Questions to other hosts
     Agents have no connection to each other except the store. A question is the record ``ask/HOST/ID``, and its
     answer is ``answer/HOST/ID``. Both have a TTL, and the asker removes them (``questions``). There are four
-    questions, and none changes anything: how does this packet go on at your host (``walk``), where do you see this
-    echo request (``listen``), what do you miss of what your peers send you now (``probe``), and, to the active SDN
-    controller, what is not well (``well``). One coarse question replaces a dozen about routes, neighbours and
+    questions, and none changes anything: how does this packet continue on your host (``walk``), where do you see this
+    echo request (``listen``), which of your peers' test packets do not reach you (``probe``), and, to the active SDN
+    controller, what are your problems (``well``). One coarse question replaces a dozen about routes, neighbours and
     rules: a host's part of a trace costs one answer through the store, and describes one moment.
 
 Plain routes
@@ -94,6 +94,6 @@ Plain routes
 
 Records of endpoints
     ``endpoint_records`` writes each endpoint to ``endpoints/HOST/ID/IFNAME`` after its attach, for lists and for
-    the names in traces. These records have no tombstones and are not in the snapshot. Their host puts them right at
-    its start, and when the store lost them.
+    the names in traces. These records have no tombstones and are not in the snapshot. Their host corrects them at its
+    start, and when the store lost them.
 """

@@ -20,19 +20,19 @@ from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.store.records import SHARED, AddressRecord, address_key
 
 IDENTITY = "linkspan.io/identity"
-"""The label by which a container keeps its address when it moves to another host."""
+"""The label with a container's identity: with it a container keeps its address on another host."""
 
 RACES = 16
-"""Addresses that a claim tries, each after another host was quicker."""
+"""Addresses that a claim tries, if other hosts are quicker."""
 
 
 def crosses(network: Network) -> bool:
-    """Return whether a network crosses hosts, so that addresses belong to blocks of hosts."""
+    """Return whether a network crosses hosts, so that its addresses come from hosts' blocks."""
     return backend(network.backend).crosses_hosts
 
 
 class Allocator:
-    """The blocks of all networks on this host, and the way to exact addresses."""
+    """Gives out addresses: from the blocks of all networks on this host, and exact ones."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Allocator:
         stalled: Callable[[], str],
         owed: Callable[[set[str]], None],
     ) -> None:
-        """Take ``stalled``, which returns why no address may be given now, '' if one may.
+        """``stalled`` returns why no address may be given out now, '' if one may; ``cooldown`` is in seconds.
 
         ``owed`` is called with the keys of exact addresses whose release the store refused.
         """
@@ -56,18 +56,18 @@ class Allocator:
         self._stalled = stalled
         self._owed = owed
         self._blind: set[str] = set()
-        """Links of containers that run here and whose addresses nobody knows."""
+        """Links of running containers on this host whose addresses are unknown."""
         self._blocks: dict[tuple[str, Prefix], Block] = {}
         self._frozen: dict[tuple[str, Prefix], str] = {}
-        """Blocks that another host owns by the earlier claim, with that host."""
+        """Blocks that this host has lost, with the id of the owner."""
         self._forgotten: set[tuple[str, Prefix]] = set()
-        """Blocks of pools that the store has forgotten: their containers keep what they have."""
+        """Blocks of pools that the store has lost: containers keep their addresses, and no new one is given out."""
         self._elsewhere: dict[tuple[str, Prefix], dict[Prefix, str]] = {}
         self._cursor: dict[tuple[str, int], int] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Follow networks, leases and reservations; addresses already given stay in use."""
+        """Adopt changed networks, leases and reservations; addresses in use stay in use."""
         wanted: dict[tuple[str, Prefix], Network] = {}
         for network in self._networks.all():
             for block in self._own(network):
@@ -109,7 +109,7 @@ class Allocator:
         return [block for block in blocks if not is_strange(network, block)]
 
     def _own_addresses(self, network: Network, block: Prefix) -> set[Prefix]:
-        """Return the host's own addresses that lie in a block: no container may have them."""
+        """Return the host's own addresses in a block: no container may have them."""
         lease = self._leases.mine(network.name) if crosses(network) else None
         return {a for a in map(prefix, lease.addresses if lease else ()) if block.holds(a.single())}
 
@@ -122,7 +122,7 @@ class Allocator:
         self._blind.discard(link)
 
     def blocks(self, name: str, family: int = 0) -> list[Block]:
-        """Return the blocks from which this host gives a network's addresses, of one family or of all."""
+        """Return the blocks from which this host gives out a network's addresses; ``family`` is 4, 6 or 0 (both)."""
         return [
             b
             for (n, p), b in self._blocks.items()
@@ -132,10 +132,10 @@ class Allocator:
     async def allocate(
         self, network: Network, request: AttachRequest, families: Collection[int] = (4, 6)
     ) -> list[Allocation]:
-        """Allocate the requested addresses, and the next free one of each other family of the network.
+        """Allocate the requested addresses, and the next free one of each other family, if it is in ``families``.
 
-        Of ``families`` only. If one of them fails, all are released. Raises Conflict, Invalid, Exhausted or
-        Unavailable.
+        If one allocation fails, all are released. Returns the allocations, IPv4 first. Raises Conflict, Invalid,
+        Exhausted or Unavailable.
         """
         host = self._leases.host
         if host.settings.get("drained"):
@@ -144,7 +144,7 @@ class Allocator:
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
             )
-        if self._blind and not self._leases.listed:  # else the store's records say which addresses those have
+        if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
             why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
@@ -169,7 +169,7 @@ class Allocator:
     async def _exactly(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:
         try:
             return await self._claimed(network, address, request)
-        except Conflict as error:  # a claim bears what its runtime called it at first, which may be no name
+        except Conflict as error:  # a claim has the runtime's first id of the container, which may be no name
             if whose := self._published.holder(network.name, address):
                 raise Conflict(
                     f"address {address.address} is in use by {whose}",
@@ -237,14 +237,14 @@ class Allocator:
         return self.blocks(network.name, family)[-1].allocate(now(), request.name or request.id)
 
     def _sticky(self, network: Network, family: int, identity: str) -> Prefix | None:
-        """Return the address that an identity has or had, wherever its container lived."""
+        """Return the exact address that an identity has or had on any host, None if there is none."""
         if not identity:
             return None
         records = self._leases.exact(network.name)
         return next((a for a, r in records.items() if r.identity == identity and a.family == family), None)
 
     async def _next_exact(self, network: Network, family: int, request: AttachRequest) -> Allocation:
-        """Give a free address of a block that no host owns."""
+        """Allocate a free exact address from blocks that no host owns."""
         identity = request.labels.get(IDENTITY, "")
         tried = 0
         for address in self._free_exact(network, family):
@@ -262,7 +262,7 @@ class Allocator:
         )
 
     def _free_exact(self, network: Network, family: int) -> Iterator[Prefix]:
-        """Yield candidates: first those never in use, from a place of this host's own, then those past cool-down."""
+        """Yield candidates: first those never in use, from an offset of this host's own, then those past cool-down."""
         records = self._leases.exact(network.name)
         owners = self._leases.blocks(network.name)
         reserved = [prefix(r.cidr) for r in self._networks.reservations if r.network == network.name]
@@ -298,9 +298,10 @@ class Allocator:
         yield from (address for _, address in sorted(cooled))
 
     async def release(self, name: str, addresses: Iterable[Prefix]) -> None:
-        """Release addresses; their cool-down begins now. If the store refuses an exact one, it is ``owed``.
+        """Release addresses; their cool-down begins now.
 
-        Then raises Unavailable, after releasing all others.
+        If the store refuses the release of an exact one, call ``owed`` with its key, release all others, and raise
+        Unavailable.
         """
         failed: Unavailable | None = None
         for address in addresses:
@@ -334,19 +335,19 @@ class Allocator:
             block.restore(address.single(), holder)
 
     def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
-        """Undo ``hold``; the store's records of exact addresses are left to ``Holdings``."""
+        """Undo ``hold``; ``Holdings`` corrects the store's records of exact addresses."""
         for address in addresses:
             if (block := self._block_holding(name, address)) is not None:
                 block.release(address.single(), now())
 
     def cool(self, name: str, address: Prefix, since: float) -> None:
-        """Put back an address that was released before the agent's restart."""
+        """Restore an address in cool-down, which was released at ``since`` (``core.clock.now``)."""
         block = self._block_holding(name, address)
         if block is not None:
             block.cool(address.single(), since)
 
     def free(self, name: str) -> int:
-        """Return how many addresses are left on this host, in the family that has the least."""
+        """Return the number of free addresses in this host's blocks of a network, of the family that has the fewest."""
         left: dict[int, int] = {}
         for block in self.blocks(name):
             left[block.pool.family] = left.get(block.pool.family, 0) + block.free(now())
@@ -354,9 +355,9 @@ class Allocator:
 
 
 def _cool(record: AddressRecord, cooldown: float) -> bool:
-    """Return whether a released address is past its cool-down, by the wall clock, because all hosts compare it.
+    """Return whether a released address is past its cool-down (seconds), by the wall clock, which all hosts share.
 
-    A time far ahead comes from a wrong clock, here or there, and means nothing.
+    A time far in the future comes from a wrong clock and is ignored.
     """
     waited = time.time() - record.at
     return waited >= cooldown or waited < -cooldown

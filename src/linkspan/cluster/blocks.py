@@ -17,7 +17,7 @@ from linkspan.store.records import AddressRecord, BlockRecord
 
 
 def block_of(network: Network, address: Prefix) -> Prefix:
-    """Return the block that an address of the network belongs to. Raises NotFound outside its pools."""
+    """Return the block that an address of the network belongs to. Raises NotFound if it is in no pool."""
     for pool in network.prefixes:
         if pool.holds(address.single()):
             length = max(network.subnet_len[str(pool.family)], pool.length)
@@ -28,7 +28,7 @@ def block_of(network: Network, address: Prefix) -> Prefix:
 
 
 def is_block(network: Network, block: Prefix) -> bool:
-    """Return whether a prefix is a block of the network: it has the length of blocks, and is in a pool."""
+    """Return whether a prefix is a block of the network: it is in a pool and has the length of its blocks."""
     try:
         return block_of(network, block) == block
     except NotFound:
@@ -36,21 +36,24 @@ def is_block(network: Network, block: Prefix) -> bool:
 
 
 def is_strange(network: Network, block: Prefix) -> bool:
-    """Return whether a host cannot have claimed a prefix in its lease: it overlaps a pool, and is no block of it.
+    """Return whether a host cannot have claimed a prefix: it overlaps a pool, and is no block of the network.
 
-    A prefix outside all pools may be of a pool that a restored store does not have; its host keeps it.
+    A prefix outside all pools may belong to a pool that a restored store does not have, so its host keeps it.
     """
     return not is_block(network, block) and any(pool.overlaps(block) for pool in network.prefixes)
 
 
 def own_address(pool: Prefix, block: Prefix) -> Prefix:
-    """Return the host's own address in the network: the block's second, the third where that is the gateway."""
+    """Return the host's own address in the network: the block's second; its third if the second is the gateway."""
     offset = 2 if block.at(1).packed == gateway(pool, True).packed else 1
     return block.at(offset).single()
 
 
 def candidates(pool: Prefix, length: int, host: str, taken: set[Prefix]) -> Iterator[Prefix]:
-    """Yield the pool's free blocks, from a place that follows from the host's id: two hosts seldom meet."""
+    """Yield the pool's blocks of this length that are not ``taken``.
+
+    The first one depends on the id of ``host``, so two hosts seldom try the same block.
+    """
     length = max(length, pool.length)
     count = 1 << (length - pool.length)
     step = 1 << (BITS[pool.family] - length)
@@ -63,11 +66,11 @@ def candidates(pool: Prefix, length: int, host: str, taken: set[Prefix]) -> Iter
 
 
 def earlier(mine: BlockRecord | AddressRecord | None, found: BlockRecord | AddressRecord, host: str) -> bool:
-    """Return whether this host's claim was made before the one that the store has in its place.
+    """Return whether this host's claim ``mine`` (None: not known) is earlier than ``found``, which the store has now.
 
-    A claim is made only if there is none. So the store had lost ours when ``found`` was made, which is
-    therefore the later one, whatever any clock says. Only if the store lost both, the times decide; and a
-    decision is final.
+    A host makes a claim only if there is none. So the store had lost this host's claim when ``found`` was made, and
+    ``found`` is the later one, whatever any clock says. Only if ``found`` was put back too, the times decide. If
+    ``found`` names this host in ``over``, that was decided already, and is final.
     """
     if found.over == host:
         return False

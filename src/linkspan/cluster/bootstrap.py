@@ -11,11 +11,11 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.bootstrap")
 
 AGAIN = 1.0
-"""Seconds between looks whether the store has answered."""
+"""Seconds between two checks for records."""
 
 
 async def known(replica: Replica, waiting: AbstractAsyncContextManager[None]) -> None:
-    """Return when there are records, or the store has confirmed that it has none; ``waiting`` is entered meanwhile."""
+    """Wait until there are records, or the store has confirmed that it has none; ``waiting`` is entered meanwhile."""
     if _known(replica):
         return
     said = ""

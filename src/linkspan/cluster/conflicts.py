@@ -1,13 +1,13 @@
 """Conflicts: blocks that two hosts claim, as after a restore of the store, with the winner and the consequences.
 
-A lease lists the blocks that its host has claimed, and a block's record names the one owner. If they differ,
-the lease's host is the loser, and every host sees that by itself. A loser's block is frozen: the host gives
-no address from it any more, and its running containers keep theirs. The routes of the block lead to the
-owner. The loser's containers are reached one by one, except those whose address a container of the owner also
-has. When the last of them is gone the loser drops the block. It has claimed another one meanwhile, for the
-host itself and for new containers.
+A lease lists the blocks that its host has claimed, and a block's record names the one owner. If they differ, the
+lease's host is the loser, and every host sees that by itself. The loser's block is frozen: the loser gives out no
+address from it any more, and its running containers keep theirs. The routes of the block lead to the owner. The
+loser's containers have a route each, except those whose address a container of the owner has too. When the last of
+them is gone the loser drops the block. Meanwhile it has claimed another one, for the host itself and for new
+containers.
 
-The owner gives none of the addresses that the loser's containers have.
+The owner gives out none of the addresses that the loser's containers have.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ log = logging.getLogger("linkspan.cluster.conflicts")
 
 
 class Dispute(msgspec.Struct, frozen=True):
-    """A block or exact address (``what``) of ``winner``, in which ``loser`` still has ``containers``, by name.
+    """A conflict about a block or exact address (``what``, as text), which ``winner`` owns and ``loser`` claims too.
 
-    Hosts are ids. ``doubled`` are the addresses that a container of each has.
+    Hosts are ids. ``containers`` has the names of the loser's containers in it, ``doubled`` the addresses that a
+    container of each host has.
     """
 
     network: str
@@ -61,12 +62,12 @@ class Disputes:
         self._published = published
         self._happenings = happenings
         self._lost: dict[tuple[str, str], dict[str, str]] = {}
-        """By (network, host): the blocks that the host has lost, with their owners."""
+        """By (network, host): the blocks that the host has lost, with their owners' ids."""
         self.fresh: set[tuple[str, str]] = set()
-        """The (network, host) pairs about which something changed; whoever follows that clears it."""
+        """The (network, host) pairs whose lost blocks changed; the caller clears it once it has followed them."""
 
     def look(self, networks: tuple[Network, ...]) -> None:
-        """Find lost blocks, and report new ones."""
+        """Find lost blocks, and report new and settled conflicts."""
         found: dict[tuple[str, str], dict[str, str]] = {}
         for network in networks:
             for (host, block), owner in self._leases.lost(network.name).items():
@@ -93,17 +94,17 @@ class Disputes:
         )
 
     def lost_by(self, network: str, host: str) -> Mapping[str, str]:
-        """Return the blocks of a network that a host has lost, with their owners."""
+        """Return the blocks of a network that a host has lost, with their owners' ids."""
         return self._lost.get((network, host), {})
 
     def concern(self, key: str) -> bool:
-        """Return whether a record is an endpoint of a host that has lost a block, whose route then changes."""
+        """Return whether a record is an endpoint of a host that has lost a block: its route may change."""
         return key.startswith(ENDPOINTS) and any(host == key.split("/")[1] for _, host in self._lost)
 
     def astray(self, network: Network, loser: str) -> set[Prefix]:
-        """Return the addresses by which containers of a loser in its lost blocks are reached, one by one.
+        """Return the addresses of a loser's containers in its lost blocks that need a route each.
 
-        They exclude those that the owner itself or one of its containers has.
+        These exclude addresses that the owner itself or one of its containers has.
         """
         name, pools = network.name, network.prefixes
         lost = self.lost_by(name, loser)
@@ -118,7 +119,7 @@ class Disputes:
         return mine - gateways(network)
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
-        """Return the addresses of this host's own block that others' containers have, with their owners."""
+        """Return the addresses of this host's own block that other hosts' containers have, with a text for each."""
         record = self._replica.value(block_key(network, block), BlockRecord)
         if record is None or not record.over:
             return {}
@@ -133,7 +134,10 @@ class Disputes:
         return found
 
     async def settle(self, network: Network) -> None:
-        """Correct this host's claims: write earlier ones over later ones, and drop what it no longer has."""
+        """Correct this host's claims: write earlier ones over later ones, and drop lost blocks that are unused.
+
+        Raises Unavailable.
+        """
         name, here = network.name, self._leases.host.id
         await self._drop_strange(network)
         await self._claim_again(network)
@@ -155,7 +159,7 @@ class Disputes:
                 await self._let_go(name, block, keep=held)
 
     def _displaced(self, key: str) -> BlockRecord | None:
-        """Return this host's own claim of a block as it was before another took its place, None if not known."""
+        """Return this host's claim of a block that another claim has replaced, None if it is not known."""
         try:
             mine = records.decode(self._replica.displaced[key], BlockRecord)
         except (KeyError, Invalid):
@@ -163,7 +167,7 @@ class Disputes:
         return mine if mine.owner == self._leases.host.id else None
 
     async def _claim_again(self, network: Network) -> None:
-        """Claim the blocks of our lease that nobody owns any more: their owner was removed."""
+        """Claim the blocks of this host's lease that nobody owns any more, because their owner was removed."""
         lease = self._leases.mine(network.name)
         for text in lease.prefixes if lease else ():
             key = block_key(network.name, text)
@@ -172,7 +176,7 @@ class Disputes:
                 await self._replica.write({key: ours}, absent=[key])
 
     async def _drop_strange(self, network: Network) -> None:
-        """Remove from this host's lease what somebody else added, and the host cannot have claimed."""
+        """Remove blocks from this host's lease that it cannot have claimed, because somebody else added them."""
         async with self._leases.changing:
             lease = self._leases.mine(network.name)
             if lease is None or not any(is_strange(network, block) for block in lease.blocks):
@@ -183,7 +187,7 @@ class Disputes:
             await self._replica.write({key: changed}, unchanged={key: await self._replica.revision(key)})
 
     async def _let_go(self, name: str, block: Prefix, keep: bool) -> None:
-        """Take a block out of this host's lease unless containers ``keep`` it, and the host's own address in it."""
+        """Drop the host's own address in a lost block from the lease, and the block unless containers ``keep`` it."""
         async with self._leases.changing:
             lease = self._leases.mine(name)
             if lease is None:
@@ -198,7 +202,7 @@ class Disputes:
                 await self._replica.write({key: left}, unchanged={key: await self._replica.revision(key)})
 
     def open(self) -> list[Dispute]:
-        """Return every dispute about a block, with the loser's containers in it."""
+        """Return every open conflict about a block, with the loser's containers in it."""
         found = []
         for (name, loser), blocks in sorted(self._lost.items()):
             for text, owner in sorted(blocks.items()):
@@ -211,7 +215,7 @@ class Disputes:
         return found
 
     def told(self, dispute: Dispute) -> dict[str, object]:
-        """Return a dispute for `status`: with names, the reason and what to do."""
+        """Return a conflict for `status`, with the hosts' names, the reason and the fix."""
         winner = "" if dispute.winner == SHARED else self._leases.name(dispute.winner)
         loser = self._leases.name(dispute.loser)
         why = self._why(dispute.network, dispute.what, dispute.winner, dispute.loser)

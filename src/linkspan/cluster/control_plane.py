@@ -1,13 +1,13 @@
-"""Control plane addresses, from which rules keep containers: the store, the switches and what other hosts name.
+"""Control plane addresses, which rules close to containers: the store, the switches and what other hosts publish.
 
-A host knows the store's endpoints from its own URL, and what etcd's members say of themselves. Each host
-publishes the addresses it knows in its record (``Host.control``): one store has several addresses, and
-containers of one host must not reach it by those that only another host uses. The controller publishes the
-switches' (``settings/control``).
+A host knows the store's endpoints from its own URL, and the advertised addresses of etcd's members. A store may have
+several addresses, and containers must not reach it by one that only another host uses. So each host publishes the
+addresses that it knows in its record (``Host.control``). The controller publishes the switches' addresses
+(``settings/control``).
 
-A name is resolved again every EVERY seconds. Each address that it ever had stays closed, up to MOST: a
-resolver may answer with a part of them, or with none. They are kept in a file, so rules are there before the
-first container is, also where no resolver answers after a start.
+A name is resolved again every EVERY seconds. Each address that it ever had stays closed, up to MOST, because a resolver
+may answer with a part of them, or not at all. A file keeps them, so the rules exist before the first container, even if
+no resolver answers after a start.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.control_plane")
 
 EVERY = 10.0
-"""Seconds between two looks: names may lead to other addresses, and etcd may have other members."""
+"""Seconds between two searches: names may get other addresses, and etcd other members."""
 PATIENCE = 2.0
-"""Seconds that a look waits for the resolver."""
+"""Seconds that a search waits for the resolver."""
 MOST = 256
-"""Addresses that are kept of this host's own knowledge, and that are taken from one record."""
+"""Most addresses that this host keeps of its own, and that it takes from one record."""
 SWITCHES = "settings/control"
-"""The key of the record in which the controller says where the devices that it programs are."""
+"""The key of the record with the addresses of the devices that the controller programs."""
 FILE = "control.json"
 
 Place = tuple[str, int]
@@ -47,13 +47,13 @@ Place = tuple[str, int]
 
 
 class Control(msgspec.Struct, frozen=True):
-    """Addresses with TCP ports, ``192.0.2.9:6653`` or ``[2001:db8::9]:6653``, from which containers are kept."""
+    """Addresses with TCP ports, ``192.0.2.9:6653`` or ``[2001:db8::9]:6653``, that are closed to containers."""
 
     places: tuple[str, ...] = ()
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """Targets that rules close: places, and ports at every address of this host."""
+    """Targets that rules close to containers: places, and ports at every address of this host (``here``)."""
 
     places: tuple[Place, ...] = ()
     here: tuple[int, ...] = ()
@@ -66,7 +66,7 @@ def text(where: Place) -> str:
 
 
 def parsed(texts: Iterable[str]) -> list[Place]:
-    """Return the places of a record; what is none is left out, and so is what would close no real address."""
+    """Return the places of a record, without invalid ones and those whose address belongs to no single machine."""
     found = []
     for one in list(texts)[:MOST]:
         try:
@@ -79,13 +79,13 @@ def parsed(texts: Iterable[str]) -> list[Place]:
 
 
 def _special(address: str) -> bool:
-    """Return whether an address means another machine to everybody who reads it, or none at all."""
+    """Return whether an address means a different machine to each reader (as loopback does), or none."""
     found = ipaddress.ip_address(address)
     return found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local
 
 
 async def resolved(services: Iterable[str]) -> dict[str, list[str]]:
-    """Return the addresses of each HOST:PORT whose host has any now."""
+    """Return the present addresses of each HOST:PORT; without those whose host has none."""
     names = {service: service.rpartition(":")[0].strip("[]") for service in services}
     loop = asyncio.get_running_loop()
 
@@ -103,7 +103,7 @@ async def resolved(services: Iterable[str]) -> dict[str, list[str]]:
 
 
 class ControlPlane:
-    """Finds the control plane; calls ``changed`` if other addresses are closed by that."""
+    """Finds the control plane's addresses, and calls ``changed`` if they changed."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class ControlPlane:
         self._changed = changed
         self._local: frozenset[str] = frozenset()
         self._known: dict[str, list[str]] = self._remembered()
-        """By service, HOST:PORT: its addresses, the latest first."""
+        """The addresses of each service (HOST:PORT), the latest first."""
         self._task: asyncio.Task[None] | None = None
 
     def _remembered(self) -> dict[str, list[str]]:
@@ -135,10 +135,10 @@ class ControlPlane:
             return {}  # the first start, or a damaged file: the first search finds them again
 
     def closed(self) -> Closed:
-        """Return what is closed now, by what this host knows and what records say."""
+        """Return the targets that are closed now, from this host's knowledge and all records."""
         own = self._own()
         devices = self._replica.value(SWITCHES, Control)
-        texts = {host.control for host in self._leases.hosts().values()}  # most of a thousand hosts say the same
+        texts = {host.control for host in self._leases.hosts().values()}  # most hosts publish the same
         texts |= {devices.places} if devices is not None else set()
         told = {where for one in texts for where in parsed(one) if not self._in_pool(where[0])}
         here = {port for address, port in own | told if self._is_local(address)}
@@ -154,7 +154,7 @@ class ControlPlane:
         return found
 
     def _in_pool(self, address: str) -> bool:
-        """Return whether an address is a container's: no record closes those to each other."""
+        """Return whether an address is in a pool: no record may close containers to each other."""
         return any(pool.holds(prefix(address)) for network in self._networks.all() for pool in network.prefixes)
 
     def _is_local(self, address: str) -> bool:
@@ -162,7 +162,10 @@ class ControlPlane:
         return address in self._local or found.is_loopback or found.is_unspecified
 
     async def look(self) -> bool:
-        """Search once, and return whether anything changed; what cannot be found out keeps its value."""
+        """Search once, and return whether the closed targets changed; without an answer a service keeps its addresses.
+
+        Raises LinkspanError if this host's own addresses cannot be read.
+        """
         before = self.closed()
         self._local = await self._addresses()
         found = await resolved(await self._replica.store.services())
@@ -176,7 +179,7 @@ class ControlPlane:
         return self.closed() != before
 
     def _published(self) -> set[Place]:
-        """Return what others get: if the store is on this host, all addresses by which it may be reached."""
+        """Return the places for the other hosts; if the store is on this host, with all of this host's addresses."""
         own = self._own()
         here = {port for address, port in own if self._is_local(address)}
         every = own | {(address, port) for address in self._local for port in here}
@@ -189,11 +192,11 @@ class ControlPlane:
             log.warning("%s: %s", self._file, error.strerror)
 
     def start(self) -> None:
-        """Start to search periodically."""
+        """Start to search every EVERY seconds."""
         self._task = lasting("looking where the control plane is", self._follow)
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop searching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -209,5 +212,5 @@ class ControlPlane:
 
 
 def _latest(new: list[str], old: list[str]) -> list[str]:
-    """Return both, the new ones first, and the oldest left out where there are too many."""
+    """Return both lists, the new addresses first, without the oldest beyond MOST."""
     return list(dict.fromkeys([*sorted(new), *old]))[:MOST]

@@ -1,4 +1,4 @@
-"""Controller status for an agent: is one active, what is refused without one, and its problems."""
+"""Controller status for an agent: the active controller, its problems, and errors without one."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from linkspan.diagnose.doctor.checks import Check
 from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.replica import Replica
 
-START = "start one where the store and the switches are reached: `linkspan controller` (docs/sdn.md)"
+START = "start one on a machine that reaches the store and the switches: `linkspan controller` (docs/sdn.md)"
 LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
 
 
 def needed(networks: Iterable[Network]) -> bool:
-    """Return whether devices that a controller programs carry any network."""
+    """Return whether a controller programs the devices of any of these networks."""
     return any(sdn.gateway(way) for network in networks for way in network.ways)
 
 
 def active(replica: Replica) -> str:
-    """Return the name of the active controller, '' without one."""
+    """Return the name of the active controller, '' if there is none."""
     record = replica.records.get(f"alive/{CONTROLLER}")
     return record.value.decode(errors="replace") if record is not None else ""
 
 
 def require(replica: Replica, network: Network, what: str) -> None:
-    """Raise Unavailable for a network whose packets would go to switches that nobody programs."""
+    """Raise Unavailable if a network needs a controller and none is active; ``what`` begins the error."""
     if network.backend == sdn.BACKEND.name and not active(replica):
         raise Unavailable(f"{what} {network.name}: backend sdn needs a controller, and no controller is active", START)
 
 
 async def checks(replica: Replica, networks: Iterable[Network], ask: Ask) -> list[Check]:
-    """Return what ``doctor`` says of the controller: nothing where no network needs one."""
+    """Return the checks of the controller for ``doctor``; none if no network needs one."""
     if not needed(networks):
         return []
     name = active(replica)

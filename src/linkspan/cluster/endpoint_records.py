@@ -1,7 +1,7 @@
 """Endpoint records of this host for all others: ``endpoints/HOST/ID/IFNAME`` in the store, for lists and traces.
 
-A task of its own writes them after the attach: no container waits for the store. The host's journal stays
-authoritative; the task corrects missing and old records when the agent starts, and after the store lost them.
+A separate task writes them after the attach, so no container waits for the store. The host's journal is authoritative:
+the task corrects missing and old records when the agent starts, and after the store lost them.
 """
 
 from __future__ import annotations
@@ -26,73 +26,73 @@ from linkspan.store.request import MOST_KEYS
 log = logging.getLogger("linkspan.cluster.endpoint_records")
 
 AGAIN = 2.0
-"""Seconds until what the store did not take is tried again."""
+"""Seconds until a write is retried that the store refused."""
 SHOWN = 24
 """Characters of an id that lists show."""
 FEWEST = 4
-"""Digits of an engine's id that mean it, where it is the only one: fewer are sooner a slip of the keyboard."""
+"""Least number of digits that stand for an engine's id, if they are unambiguous: fewer are probably a typing error."""
 Identity = tuple[str, str]
 
 
 def key_of(host: str, identity: Identity) -> str:
-    """Return an endpoint's key."""
+    """Return the key of an endpoint's record."""
     return f"{ENDPOINTS}{host}/{identity[0]}/{identity[1]}"
 
 
 def record_of(endpoint: Endpoint) -> Endpoint:
-    """Return what others may know: not by which path this host reaches the namespace."""
+    """Return the endpoint without the path of its namespace, which is of no use to other hosts."""
     return msgspec.structs.replace(endpoint, netns_path="")
 
 
 class Published:
-    """Keeps the records equal to the endpoints of this host, and reads those of the others."""
+    """Keeps the records equal to this host's endpoints, and reads those of the other hosts."""
 
     def __init__(self, replica: Replica, host: str, endpoints: Mapping[Identity, Endpoint]) -> None:
         self._replica = replica
         self._host = host
         self._endpoints = endpoints
         self.due: set[str] = set()
-        """Keys that are to be looked at."""
+        """Keys of this host's records that must be compared."""
         self._unread = {*replica.under(ENDPOINTS)}
-        """Keys of others' endpoints whose networks are not known yet."""
+        """Keys of changed records that ``_in`` has not read yet."""
         self._networks: dict[str, str] = {}
-        """The network of each of the others' endpoints, by its key."""
+        """The network of each endpoint of the other hosts, by its key."""
         self._keys: dict[str, set[str]] = {}
-        """The keys of the others' endpoints in each network."""
+        """The keys of the other hosts' endpoints in each network."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Correct all differences, and continue."""
+        """Correct all records of this host, and then those that change."""
         there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
         self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
         self._wake.set()
         self._task = lasting("publishing endpoints", self._follow)
 
     async def stop(self) -> None:
-        """End; the records stay, as the containers do."""
+        """Stop writing; the records stay, as the containers do."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def note(self, identity: Identity) -> None:
-        """Remember that an endpoint was added, changed or removed."""
+        """Write the record of an endpoint that was added, changed or removed."""
         self.due.add(key_of(self._host, identity))
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Check changed records of ours: put wrong ones again, remove superfluous ones."""
+        """Check changed records of this host: put wrong ones again, and remove superfluous ones."""
         self._unread |= {key for key in keys if key.startswith(ENDPOINTS)}
         if self.has_own(keys):
             self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
 
     def has_own(self, keys: AbstractSet[str]) -> bool:
-        """Return whether one of the keys is of an endpoint of this host."""
+        """Return whether one of the keys belongs to an endpoint of this host."""
         return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
 
     def others(self, wanted: str = "", network: str = "") -> Iterator[tuple[str, Endpoint]]:
-        """Yield the other hosts' endpoints, each with its host's id: of one ``wanted`` host, of one network, or all."""
+        """Yield the other hosts' endpoints as (host id, endpoint): of one ``wanted`` host, of one network, or all."""
         keys: Iterable[str]
         if network and not wanted:
             keys = self._in(network)
@@ -105,7 +105,7 @@ class Published:
                 yield host, endpoint
 
     def _in(self, network: str) -> list[str]:
-        """Return the keys of the others' endpoints in a network; reads the records that changed since the last time."""
+        """Return the keys of the other hosts' endpoints in a network, after reading the changed records."""
         unread, self._unread = self._unread, set()
         for key in unread:
             if (before := self._networks.pop(key, None)) is not None:
@@ -118,15 +118,15 @@ class Published:
         return sorted(self._keys.get(network, ()))
 
     def own(self) -> list[Endpoint]:
-        """Return what the store has of this host's endpoints: what this agent, or one before it, has put there.
+        """Return this host's endpoints as the store has them, from this agent or an earlier one.
 
-        By which path a namespace is reached is not taken from there: others may have written it.
+        They have no paths of namespaces, because somebody else may have written a path there.
         """
         own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
         return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
     def everywhere(self, network: str = "") -> list[Endpoint]:
-        """Return the endpoints of all hosts, in one network or in all; this host's first."""
+        """Return the endpoints of all hosts, in one network or in all; this host's come first."""
         here = (endpoint for endpoint in self._endpoints.values() if network in ("", endpoint.network))
         return [*here, *(endpoint for _, endpoint in self.others(network=network))]
 
@@ -142,14 +142,14 @@ class Published:
         return {address for address, _ in self.held(network, host)}
 
     def holder(self, network: str, address: Prefix) -> str:
-        """Return whose an address of a network is, by name and host, "" where no endpoint is known to have it.
+        """Return the endpoint that has an address of a network, as text; '' if none is known.
 
-        Of one on this host the name is enough, where it has one.
+        The text has the name and the host; for a named endpoint of this host the name alone.
         """
         return next((who for _, who in self.holders(network, address)), "")
 
     def holders(self, network: str, among: Prefix) -> Iterator[tuple[str, str]]:
-        """Yield the addresses of a network that endpoints have, and whose each is, as `holder` says it."""
+        """Yield the endpoints' addresses of a network in the prefix ``among``, each with the text of `holder`."""
         for endpoint in self.everywhere(network):
             here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
             for one in endpoint.prefixes:
@@ -157,16 +157,17 @@ class Published:
                     yield one.address, f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
 
     def find(self, word: str) -> list[Endpoint]:
-        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound."""
+        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound, with a similar word."""
         if found := meant(word, self.everywhere(word.partition("@")[2])):
             return found
         look = "`linkspan endpoint list` shows them"
         raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))
 
     def here(self, word: str, *, named: bool = True) -> list[Endpoint]:
-        """Return the endpoints of this host's container that a word means (`meant`), or that has just this id.
+        """Return the endpoints of this host's container that a word means (`meant`).
 
-        What is not known here is none. Raises Conflict, with the candidates, where several containers fit.
+        If not ``named``, the word is an id alone. Returns none if no container fits. Raises Conflict, with the
+        candidates, if several containers fit.
         """
         local = list(self._endpoints.values())
         found = meant(word, local) if named else [e for e in local if e.id == word]
@@ -179,7 +180,7 @@ class Published:
         return found
 
     def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
-        """Return why nothing on this host could be detached by a word: an id or, if ``named``, a name."""
+        """Return why a word (an id or, if ``named``, a name) means no endpoint on this host that can be detached."""
         name = word.partition("@")[0]
         if mine := meant(name, self._endpoints.values()):
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
@@ -215,7 +216,7 @@ class Published:
         puts = {k: v for k, v in known.items() if k not in there or there[k].value != v}
         deletes = [k for k in due if k not in known and k in there]
         self.due -= set(due)
-        removed = f"{GONE}hosts/{self._host}" in there  # then it does not come back by itself
+        removed = f"{GONE}hosts/{self._host}" in there  # a removed host writes nothing by itself
         try:
             if (puts or deletes) and not removed:
                 await self._replica.write(puts, deletes)
@@ -232,9 +233,8 @@ class Published:
 def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     """Return the endpoints that match a word, or NAME@NETWORK.
 
-    Matches by id come first, then by a container's name, then by what DNS answers, and then by the beginning
-    of an id as shown in lists: SHOWN characters of any, or FEWEST of one that an engine made. Another
-    object's name is no such beginning.
+    The first of these that matches anything counts: the id, the container's name, a name that DNS answers, and the
+    beginning of an id as lists show it. A beginning has at least SHOWN characters, or FEWEST if an engine made the id.
     """
     name, _, network = word.partition("@")
     every = [e for e in endpoints if network in ("", e.network)]
@@ -249,7 +249,7 @@ def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
 
 
 def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """Return endpoints with those of one container together, in the order eth0, eth1, eth10."""
+    """Return the endpoints, with those of one container together and in the order eth0, eth1, eth10."""
     every = list(endpoints)
     containers = _containers(every)
     first: dict[object, int] = {}
@@ -261,10 +261,10 @@ def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
 
 
 def _containers(endpoints: Iterable[Endpoint]) -> list[tuple[object, ...]]:
-    """Return for each endpoint what only those of its container have; Docker gives each of them another id.
+    """Return a key for each endpoint, the same for all endpoints of one container; Docker gives each another id.
 
-    The kernel gives a namespace's inode again, but with another cookie. Records of older agents have no cookie: those
-    are of the namespace whose cookie the others with their inode have, if it is one.
+    The kernel reuses a namespace's inode, but with another cookie. Records of older agents have no cookie: they
+    belong to the namespace whose cookie the other endpoints with their inode have, if these have only one.
     """
     every = list(endpoints)
     cookies: dict[tuple[str, int], set[int]] = {}
@@ -283,5 +283,5 @@ def _words(endpoints: Iterable[Endpoint]) -> Iterator[str]:
 
 
 def _identity(key: str) -> Identity:
-    id_, _, ifname = key.split("/", 2)[2].partition("/")  # of any key: somebody may have made one
+    id_, _, ifname = key.split("/", 2)[2].partition("/")  # works for any key, because others may write keys too
     return id_, ifname

@@ -1,10 +1,10 @@
 """Exact addresses of this host: keeps the store's records equal to its containers' addresses.
 
-A container that was removed while the store was away leaves a record that still names it as the owner.
-Nothing is remembered for later: all differences are corrected at the agent's start, when a record changed,
-and again after the store refused a write. If another host claims an address that a container here has and
-never released, that claim was made after a restore of the store: the earlier claim wins (``blocks.earlier``),
-and `status` names the loser.
+A container that was removed while the store was away leaves a record that still names it as the owner. The agent keeps
+no list of such work. It compares records and containers at its start, when a record changed, and again after the store
+refused a write, and corrects all differences. If another host claims an address that a container here has and never
+released, that claim was made after a restore of the store. The earlier claim wins (``blocks.earlier``), and `status`
+names the loser.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.exact_addresses")
 
 AGAIN = 2.0
-"""Seconds until what the store did not take is tried again."""
+"""Seconds until a write is retried that the store refused."""
 SOON = 0.5
-"""Seconds in which changes gather."""
+"""Seconds for which changes are collected before a check."""
 Holder = tuple[str, str, str]
 """Container, interface and identity."""
 Identity = tuple[str, str]
 
 
 class Holdings:
-    """Checks the keys that are ``due``."""
+    """Compares the records of exact addresses with this host's containers, and corrects the records.
+
+    ``due`` has the keys that must be compared.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Holdings:
         endpoints: Mapping[Identity, Endpoint],
         busy: Callable[[Identity], bool],
     ) -> None:
-        """``busy`` tells whether an attach or detach of an identity is under way, which does its own part."""
+        """``busy`` returns whether an attach or detach of an endpoint is running, which writes its own records."""
         self._replica = replica
         self._leases = leases
         self._networks = networks
@@ -59,24 +62,24 @@ class Holdings:
         self._busy = busy
         self.due: set[str] = set()
         self.lost: dict[str, Dispute] = {}
-        """By key: the addresses that this host's containers have and another's hold."""
+        """By key: the addresses of this host's containers that another host owns by the earlier claim."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Check everything, and continue."""
+        """Check all records, and then those that change."""
         self.due |= self._replica.under("addresses/").keys() | self._held().keys()
         self._wake.set()
         self._task = lasting("looking after exact addresses", self._follow)
 
     async def stop(self) -> None:
-        """End."""
+        """Stop checking."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look at records of exact addresses that changed and are, or were, this host's, or whose block was."""
+        """Check changed records that are or were this host's, and those of a block whose claim was replaced."""
         due = {key for key in keys if key.startswith("addresses/") and self._ours(key)}
         for key in [key for key in keys if key.startswith("blocks/") and key in self._replica.displaced]:
             due |= self._replica.under(f"addresses/{key.split('/')[1]}/").keys()
@@ -94,7 +97,7 @@ class Holdings:
             self._wake.set()
 
     def _held(self) -> dict[str, Holder]:
-        """Return what is held here, by key."""
+        """Return the holders of exact addresses on this host, by the key of the record."""
         found: dict[str, Holder] = {}
         names = {network.name for network in self._networks.all()}
         for lease in self._leases.own():
@@ -133,7 +136,7 @@ class Holdings:
                 self._wake.set()
 
     def _plain(self, key: str) -> bool:
-        """Return whether a record matches the container: nearly all do."""
+        """Return whether a record matches its container, so that there is nothing to correct: nearly all do."""
         record = self._replica.value(key, AddressRecord)
         if record is None or record.host != self._leases.host.id or key in self._replica.displaced:
             return False
@@ -179,7 +182,7 @@ class Holdings:
         return mine if mine.host == self._leases.host.id else None
 
     async def _put(self, key: str, held: Holder, found: AddressRecord | None) -> None:
-        """Write again that a container here has an address; over another host's later claim if there is one."""
+        """Put back the record of a container's address, if need be over another host's later claim ``found``."""
         container, ifname, identity = held
         mine = self._displaced(key)
         at = mine.at if mine else found.at if found and found.host else time.time()
@@ -191,7 +194,7 @@ class Holdings:
             await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)})
 
     async def _share_again(self, name: str, address: Prefix) -> None:
-        """Make the address's block shared again, where another host has claimed it after the store lost that."""
+        """Make the address's block shared again, if another host has claimed it after the store lost its record."""
         key = block_key(name, block_of(self._networks.get(name), address))
         found, here = self._replica.value(key, BlockRecord), self._leases.host.id
         if found is None or found.owner in (SHARED, here) or key not in self._replica.displaced:
@@ -202,7 +205,7 @@ class Holdings:
             await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)})
 
     def open(self) -> list[Dispute]:
-        """Return the exact addresses in dispute: those that this host lost, and those that it won."""
+        """Return the open conflicts about exact addresses: those that this host lost, and those that it won."""
         found = list(self.lost.values())
         for key, record in self._replica.read("addresses/", AddressRecord).items():
             if record.over and record.host == self._leases.host.id:
@@ -211,7 +214,7 @@ class Holdings:
         return found
 
     def _loser(self, name: str, text: str, record: AddressRecord) -> list[Dispute]:
-        """Return the dispute about an address that this host won, while the loser's container has it still."""
+        """Return the conflict about an address that this host won, as long as the loser's container still has it."""
         return [
             Dispute(
                 name, f"address {text}", record.host, record.over, (endpoint.name or endpoint.id,), (text,)

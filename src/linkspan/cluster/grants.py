@@ -1,13 +1,12 @@
-"""Grants: the part of a lease that the blocks, the exact addresses and the network's pools confirm.
+"""Grants: the part of a lease that block records, address records and the network's pools confirm.
 
 A host writes its own lease, so a lease is a claim and no proof. A block in it counts if it is a block of the
 network and its record names the lease's host. An address in it counts if it is in such a block, or is an
-exact address of that host. Only the rest is left out. A block that another host owns is also a conflict
+exact address of that host. The other parts are left out. A block that another host owns is also a conflict
 (``conflicts``).
 
-Exact addresses are in blocks that hosts share. After a restore of the store the block of one may have another
-owner, until a host has restored the shared block. So an exact address in an owned block counts, unless the
-owner has it.
+Exact addresses are in shared blocks. After a restore of the store such a block may have an owner, until a host has
+made it shared again. So an exact address in an owned block counts, unless the owner has the same address.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from linkspan.core.model import Lease, Network
 from linkspan.store.records import SHARED, BlockRecord
 
 SHOWN = 3
-"""Prefixes of a lease that a sentence names; an attacker's may be thousands."""
+"""Prefixes of a lease that an error names; an attacker's lease may have thousands."""
 
 Owned = Callable[[Prefix], BlockRecord | None]
-"""Tells who owns a block of the network."""
+"""Returns the record of a block of the network, None if there is none."""
 Holds = Callable[[Prefix], bool]
-"""Tells whether an exact address counts for the lease's host."""
+"""Returns whether an exact address counts for the lease's host."""
 Living = Callable[[str], Collection[Prefix]]
-"""Tells which addresses a host has in the network: its own, and its containers'."""
+"""Returns the addresses that the host with this id has in the network: its own, and its containers'."""
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """The part of a lease that counts, and ``refused``: why other parts do not, '' where all does."""
+    """The part of a lease that counts; ``refused`` says why other parts do not, '' if all of it counts."""
 
     lease: Lease
     refused: str = ""
 
 
 def granted(network: Network, lease: Lease, owned: Owned, holds: Holds, *, own: bool = False) -> Grant:
-    """Return the valid part of a lease; ``holds`` says which exact addresses belong to its host.
+    """Return the part of a lease that counts.
 
-    In a host's ``own`` lease a block without an owner stays: that host claims it again.
+    In this host's ``own`` lease a block without an owner counts, because this host claims it again.
     """
     refused: dict[str, list[str]] = {}
     kept: list[Prefix] = []
@@ -72,7 +71,7 @@ def granted(network: Network, lease: Lease, owned: Owned, holds: Holds, *, own: 
 
 
 def baseless(network: Network, address: Prefix, holder: str, owned: Owned, living: Living) -> str:
-    """Return why an exact address of a host does not count, '' where it does."""
+    """Return why an exact address of the host ``holder`` does not count, '' if it does."""
     try:
         block = owned(block_of(network, address))
     except NotFound:
@@ -85,12 +84,12 @@ def baseless(network: Network, address: Prefix, holder: str, owned: Owned, livin
 
 
 def gateways(network: Network) -> set[Prefix]:
-    """Return the network's gateways, alone: no host's address, and no container's."""
+    """Return the network's gateways as single addresses: no host and no container may have one."""
     return {prefix(text).single() for text in network.gateways}
 
 
 def _no_block(network: Network, block: Prefix) -> str:
-    """Return why a prefix is no block of a network, '' where it is one."""
+    """Return why a prefix is no block of a network, '' if it is one."""
     try:
         wanted = block_of(network, block)
     except NotFound:

@@ -18,7 +18,10 @@ _KINDS = tuple(f"{name}." for name, way in BACKENDS.items() if way.has_settings)
 
 
 def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
-    """Refuse, by Invalid, what nothing reads. Of what is given only: records may have what newer hosts know."""
+    """Raise Invalid for a setting that no part of linkspan reads.
+
+    Check only the ``changes``: records may have settings that only newer hosts know.
+    """
     for key, value in changes.items():
         if key == "drained" and of_all:
             raise Invalid("setting drained is one host's, not all hosts'", "linkspan host drain HOST")
@@ -30,9 +33,9 @@ def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
 
 
 async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[str, str]) -> Host:
-    """Change (or, by an empty value, unset) a host's settings, which it takes over when it sees them.
+    """Change a host's settings (an empty value unsets one), and return its record; the host adopts them later.
 
-    Raises Invalid, naming one.
+    Raises Invalid, which names the setting, and as ``revised`` does.
     """
     require_known(changes, of_all=False)
 
@@ -46,7 +49,10 @@ async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[
 
 
 async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, str]) -> dict[str, str]:
-    """Change the settings of all hosts. Raises Invalid, naming one, and the host that it does not go with."""
+    """Change the settings that all hosts share, and return them.
+
+    Raises Invalid, which names the setting and the host whose own settings contradict it, and as ``revised`` does.
+    """
     require_known(changes, of_all=True)
 
     def changed() -> Common:
@@ -63,7 +69,7 @@ async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, 
 
 
 async def change_cluster(replica: Replica, **changes: float) -> ClusterSettings:
-    """Change the cluster's own settings, without losing another host's change made at the same time."""
+    """Change the cluster's own settings, and return them; a simultaneous change by another host is kept."""
     return await revised(replica, SETTINGS, lambda: msgspec.structs.replace(replica.settings, **changes))
 
 
@@ -72,6 +78,6 @@ def _merged(settings: Mapping[str, str], changes: Mapping[str, str]) -> dict[str
 
 
 def _check(host: Host) -> None:
-    """Refuse, by Invalid, settings that mean nothing."""
+    """Raise Invalid for a setting whose value its backend does not accept."""
     for way in BACKENDS.values():
         way.check_settings(host)

@@ -1,17 +1,16 @@
-"""Key rotation: this host's keys of encrypting backends, made once, and changed while packets flow.
+"""Key rotation: this host's WireGuard key, made once, and changed while packets flow.
 
-The private key is a file of the state folder; the host's record has the public one, and is the truth about
-which key is in force. To change it, as in a migration, everybody takes packets by the new key before anybody
-sends by it:
+The private key is a file in the state folder. The host's record has the public key, and decides which key is in force.
+As in a migration, all hosts accept packets with the new key before any host sends with it:
 
 1. The host makes a second key and announces it (``next_keys``).
-2. The others add it as a peer that has no prefix yet, and say in their own records that they take it (``takes``).
-3. When all say so, the host's device gets the new key, and at once the record says that it is in force. The device
-   makes new sessions from that moment on; sessions of the old key still bring packets in. With the record the others
-   move the host's prefixes to the new key: what the host sends in between (some 10 ms) is dropped there.
+2. The others add it as a peer without a prefix, and confirm it in their own records (``takes``).
+3. When all have confirmed it, the host's device gets the new key, and the record says at once that it is in force. The
+   device makes new sessions from then on, and still accepts packets of sessions with the old key. When the others see
+   the record, they move the host's prefixes to the new key. They drop what the host sends in between (about 10 ms).
 
-Where the record cannot be written the device gets the old key back, so nobody is cut off by a store that is
-away. An agent that ends in between begins with the key that the record has.
+If the record cannot be written, the device gets the old key back, so a store that is away cuts nobody off. An agent
+that ends in between starts with the key of the record.
 """
 
 from __future__ import annotations
@@ -39,9 +38,10 @@ NAME = WireguardBackend.name
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """State of a host's keys: their short names, and the hosts that do not accept the next one yet.
+    """State of this host's keys: the short names of its key and of the ``next`` one ('' if there is none).
 
-    ``used`` tells whether a network encrypts by them.
+    ``waiting`` has the names of the hosts that do not accept the next key yet. ``used``: a network encrypts with the
+    key.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Rotating:
         register: Callable[[], Awaitable[None]],
         changed: Callable[[], Awaitable[None]],
     ) -> None:
-        """Take ``changed``, which is called when the files have changed."""
+        """Take ``changed``, which is called when the key files have changed; ``register`` writes this host's record."""
         self._worker = worker
         self._own = own_record
         self._leases = leases
@@ -75,7 +75,7 @@ class Rotating:
         self._changed = changed
 
     async def settle(self) -> None:
-        """Make a key where this host never had one, and let its record say what there is."""
+        """Make a key if this host never had one, and put its keys into this host's record."""
         known = self._leases.record(self._own.host.id)
         recorded = (known or self._own.host).keys.get(NAME, "")
         try:
@@ -92,13 +92,13 @@ class Rotating:
         folder = self._worker.machine.wireguard.keys
         found = keys.look(folder)
         if recorded and recorded == found.next:
-            folder.turn()  # the agent ended between the two
+            folder.turn()  # the agent ended after writing the record, and before this
         elif not (recorded or found.public or found.problem):
             folder.make(PRIVATE)
         return keys.look(folder)
 
     def stand(self) -> Rotation:
-        """Return how this host's keys stand."""
+        """Return the state of this host's keys."""
         host = self._own.host
         coming = host.next_keys.get(NAME, "")
         used = any(map(serves, self._view().networks))
@@ -113,7 +113,10 @@ class Rotating:
         ]
 
     async def begin(self) -> Rotation:
-        """Make and announce another key; one that is announced already is not made again."""
+        """Make and announce a new key, unless one is announced already; return the state of the keys.
+
+        Raises LinkspanError if the key cannot be made, or the record cannot be written.
+        """
         host = self._own.host
         if not host.next_keys:
             found = await self._worker.run(keys.look, self._worker.machine.wireguard.keys)
@@ -131,7 +134,7 @@ class Rotating:
         return self.stand()
 
     async def _replace(self) -> None:
-        """Make another key at once if the one in force is lost: no packet can be sent with it any more."""
+        """Make a new key and use it at once: the key in force is lost, so nothing can be sent with it any more."""
         public = await self._worker.run(self._worker.machine.wireguard.keys.make, PRIVATE)
         await self._changed()
         self._own.change(keys={NAME: public}, next_keys={})
@@ -139,7 +142,10 @@ class Rotating:
         self._tell(public)
 
     async def advance(self) -> None:
-        """Say which keys of others are taken, and change to this host's next one where all others take it."""
+        """Confirm the other hosts' next keys, and change to this host's next key once all others accept it.
+
+        Raises Unavailable.
+        """
         unwell = self._worker.machine.reconciler.unwell(("host", NAME))
         if unwell is None:
             coming = {o.host.id: o.host.next_keys[NAME] for o in self._view().others if NAME in o.host.next_keys}

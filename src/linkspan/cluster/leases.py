@@ -1,12 +1,12 @@
 """Leases: this host's claims in every network that crosses hosts, and exact addresses.
 
-A host allocates from its own blocks in memory. Exact addresses come from shared blocks, each by one
-transaction. A host can never own a shared block, nor share an owned one. Every claim also requires that the
-network is the one that this host knows: nobody claims in a network that is being deleted.
+A host allocates from its own blocks in memory. Exact addresses come from shared blocks, each by one transaction. A
+host can neither own a shared block nor share an owned one. Every claim also requires that the network's record has not
+changed: so nobody claims in a network that is being deleted.
 
-Ownership is created only if absent. It stays until an operator drains or removes the host, or, if the cluster
-has ``reclaim_after``, until the host has been silent for that long (``liveness``). Liveness is a separate
-record.
+A claim requires that the record is absent. The ownership stays until an operator drains or removes the host. If the
+cluster has ``reclaim_after``, it also ends after the host has been silent for that long (``liveness``). Liveness is a
+separate record.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from linkspan.store.validation import MOST_BLOCKS
 log = logging.getLogger("linkspan.cluster.leases")
 
 ITSELF = "(host)"
-"""The holder of a host's own address in a network of exact addresses; no container may have that name."""
+"""The container's name in the record of a host's own exact address; no container may have that name."""
 COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
-"""What an operator does with a host that somebody removed."""
+"""The fix for a host that was removed."""
 TRIES = 64
-"""Blocks that a claim tries, each after the store refused the one before: 200 hosts that start at once need few."""
+"""Blocks that a claim tries, one after the other: 200 hosts that start at once need few tries."""
 
 
 class Leases:
-    """This host's claims, and its view of the others'."""
+    """This host's claims, and the claims of all other hosts as it knows them."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class Leases:
         *,
         shared: bool = True,
     ) -> None:
-        """``living`` tells the addresses that containers on a host have in a network.
+        """``living`` returns the addresses of a host's containers in a network (the network's name, the host's id).
 
-        ``overdue`` tells whether a host has been silent for so long that others may have what it holds. In a store that
-        is not ``shared`` with other hosts nobody says that it lives.
+        ``overdue`` returns whether a host, by its id, has been silent for so long that others may reclaim its blocks. A
+        store that is not ``shared`` with other hosts has no liveness records to trust.
         """
         self._replica = replica
         self.shared = shared
@@ -73,7 +73,7 @@ class Leases:
         self._overdue = overdue
         self._living = living
         self.changing = asyncio.Lock()
-        """Held from reading this host's own lease to writing it: else what another has put in meanwhile is lost."""
+        """Held from reading this host's own lease to writing it: otherwise a change by another task would be lost."""
 
     @property
     def host(self) -> Host:
@@ -86,11 +86,11 @@ class Leases:
         return list(self._replica.read(prefix_, Lease).values())
 
     def of(self, network: str, host: str) -> Lease | None:
-        """Return a host's lease in a network, None without one."""
+        """Return a host's lease in a network, None if it has none."""
         return self._replica.value(lease_key(network, host), Lease)
 
     def grant(self, network: Network, lease: Lease) -> Grant:
-        """Return what a lease counts for."""
+        """Return the part of a lease that counts."""
 
         def holds(address: Prefix) -> bool:
             record = self._replica.value(address_key(network.name, address), AddressRecord)
@@ -118,9 +118,9 @@ class Leases:
         return lambda block: self._replica.value(block_key(network, block), BlockRecord)
 
     def refused(self, networks: Iterable[Network]) -> dict[str, str]:
-        """Return why leases, blocks and exact addresses do not count, or not whole, by the record's key.
+        """Return why leases, blocks and exact addresses do not count, or not completely, by the record's key.
 
-        What is of a host that no record knows is nobody's to serve, nor to put back.
+        Records of a host without a record never count: no host serves them or puts them back.
         """
         found = {}
         hosts = {self.host.id, SHARED, "", *(key.removeprefix("hosts/") for key in self._replica.under("hosts/"))}
@@ -146,21 +146,21 @@ class Leases:
         return {host: tuple(names) for host, names in found.items()}
 
     def own(self) -> tuple[Lease, ...]:
-        """Return this host's leases, as they are written."""
+        """Return this host's leases as they are in the store, without ``grant``."""
         keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{self.host.id}")]
         return tuple(lease for key in keys if (lease := self._replica.value(key, Lease)) is not None)
 
     def serving(self, networks: Iterable[Network]) -> tuple[Lease, ...]:
-        """Return what this host's leases in these networks count for."""
+        """Return the parts of this host's leases in these networks that count."""
         own = {lease.network: lease for lease in self.own()}
         return tuple(self.grant(one, own[one.name]).lease for one in networks if one.name in own)
 
     def mine(self, network: str) -> Lease | None:
-        """Return this host's lease in a network, None without one."""
+        """Return this host's lease in a network, None if it has none."""
         return self.of(network, self.host.id)
 
     def blocks(self, network: str) -> dict[Prefix, str]:
-        """Return every block of a network that has an owner, with it; '' where its record cannot be read."""
+        """Return every block of a network that has a record, with its owner ('' if the record cannot be read)."""
         start = f"blocks/{network}/"
         read = self._replica.read(start, BlockRecord)
         found = {}
@@ -172,10 +172,10 @@ class Leases:
         return found
 
     def lost(self, network: str) -> dict[tuple[str, str], str]:
-        """Return the blocks that a lease lists and another owns, by (host, block), with the owner.
+        """Return the blocks that a lease lists and another host owns, by (host of the lease, block), with the owner.
 
-        So it is after a restore from a backup, when two have claimed a block: the one whose lease is listed here
-        has lost it. A block without a readable record is nobody's, and is not here.
+        This happens after a restore from a backup, if two hosts have claimed a block: the lease's host has lost it.
+        Blocks without a readable record are left out.
         """
         found = {}
         for lease in self.all(network):
@@ -186,7 +186,7 @@ class Leases:
         return found
 
     def frozen(self, network: str) -> dict[Prefix, str]:
-        """Return the blocks that this host has lost to another, with the owner: they give no address any more."""
+        """Return the blocks that this host has lost, with their owners: it gives out no address from them any more."""
         lease = self.mine(network)
         found = {}
         for text in lease.prefixes if lease else ():
@@ -198,10 +198,10 @@ class Leases:
     async def claim(
         self, network: Network, offers: dict[str, Offer], unchanged: Mapping[str, int] | None = None
     ) -> Lease:
-        """Make sure that this host has a block of each family, and its offers are published; returns the lease.
+        """Make sure that this host has a block of each family, and that its offers are published; return the lease.
 
-        Raises Exhausted where no block is left, Unavailable where the store does not answer or has lost records, and
-        Conflict, with the offers as they are, where the network's record, or one of ``unchanged``, has been changed.
+        Raises Exhausted if no block is left, and Unavailable if the store does not answer or has lost records. Raises
+        Conflict, without publishing the offers, if the record of the network or of ``unchanged`` has changed.
         """
         async with self.changing:
             lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
@@ -224,9 +224,10 @@ class Leases:
             return lease
 
     async def _standing(self, network: Network) -> dict[str, int]:
-        """Return the condition that network and host are still there. Raises NotFound, or Conflict, where they are not.
+        """Return the condition that the network's record is unchanged and this host was not removed.
 
-        A network that is not in the store at all (in tests of this alone) is nobody's to delete.
+        Raises NotFound if the network was deleted, and Conflict if this host was removed. A network without any record
+        (as in tests of this class alone) passes.
         """
         key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
         if self.removed():
@@ -242,7 +243,7 @@ class Leases:
             raise gone from None
 
     async def _own_exact(self, network: Network, family: int) -> Prefix:
-        """Hold an address for the host itself, where no block gives one; that of an earlier try is taken again."""
+        """Claim an exact address for the host itself, or return the one that an earlier try has claimed."""
         records = self.exact(network.name)
         for address, record in records.items():
             if (record.host, record.container, address.family) == (self.host.id, ITSELF, family):
@@ -267,7 +268,10 @@ class Leases:
         )
 
     async def grow(self, network: Network, family: int, known: Collection[Prefix]) -> None:
-        """See to one block more than those ``known``. Raises as ``claim``, and Unavailable without a lease."""
+        """Claim one block, unless the lease already has another one than the ``known`` ones.
+
+        Raises as ``claim`` does, and Unavailable if this host has no lease yet.
+        """
         async with self.changing:
             lease = self.mine(network.name)
             if lease is None:
@@ -277,7 +281,7 @@ class Leases:
                     f"host {self.host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
                 )
             mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
-            if mine <= set(known):  # else somebody else was given one meanwhile, from which both may take
+            if mine <= set(known):  # otherwise another attach has claimed a block meanwhile, and both may use it
                 await self._claim_block(network, lease, family)
 
     async def _claim_block(self, network: Network, lease: Lease, family: int) -> Lease:
@@ -321,14 +325,14 @@ class Leases:
         )
 
     def time(self) -> float:
-        """Return the time of a claim: the clock's, but not before that of any block in the store."""
+        """Return the time for a new claim, in seconds since the epoch: later than that of every block in the store."""
         known = [record.at for record in self._replica.read("blocks/", BlockRecord).values()]
         return max([time.time(), *(at + 1e-6 for at in known)])
 
     def _with(self, lease: Lease, pool: Prefix, block: Prefix) -> Lease:
-        """Return the lease with one more block; the first of a family also gives the host's own address.
+        """Return the lease with one more block, and the host's own address if it is the first block of its family.
 
-        An own address of a block that was lost to another host is the other's now.
+        An own address in a block that this host has lost belongs to the block's owner, so it is left out.
         """
         lost = self.frozen(lease.network)
         addresses = [a for a in lease.addresses if not any(b.holds(prefix(a).single()) for b in lost)]
@@ -337,9 +341,10 @@ class Leases:
         return msgspec.structs.replace(lease, prefixes=(*lease.prefixes, str(block)), addresses=tuple(addresses))
 
     async def take(self, network: Network, address: Prefix, container: str, ifname: str, identity: str = "") -> None:
-        """Hold one exact address of a shared block (which becomes shared by that, where nobody owns it).
+        """Claim one exact address for a container; a block that nobody owns becomes a shared one.
 
-        Raises Conflict, naming the host that owns the block or the holder of the address.
+        Raises Conflict, which names the host that owns the block or the container that has the address, Unavailable as
+        ``require_settled`` does, and NotFound if the network was deleted.
         """
         self._replica.require_settled(f"take address {address.address}")
         block, key = block_of(network, address), address_key(network.name, address)
@@ -379,9 +384,9 @@ class Leases:
             raise Conflict(f"address {address.address} was taken by another host at this moment", "try again")
 
     async def give_back(self, network: str, address: Prefix) -> None:
-        """Release an exact address of this host: it cools for all hosts, but for the identity that had it.
+        """Release an exact address of this host: no host gives it out during cool-down, except to its identity.
 
-        Where the store does not take that (Unavailable) ``Holdings`` finds the address held by nobody, later.
+        If the store refuses that (Unavailable), ``Holdings`` releases the address later.
         """
         key = address_key(network, address)
         record = self._replica.records.get(key)
@@ -393,7 +398,7 @@ class Leases:
             await self._replica.write({key: free}, unchanged={key: same.revision})
 
     def exact(self, network: str) -> dict[Prefix, AddressRecord]:
-        """Return every exact address of a network that has or had a holder."""
+        """Return the record of every exact address of a network: those in use, and those that were released."""
         start = f"addresses/{network}/"
         found = {}
         for key, record in self._replica.read(start, AddressRecord).items():
@@ -404,7 +409,7 @@ class Leases:
         return found
 
     def holder(self, network: str, address: Prefix) -> str:
-        """Return the host that holds an exact address by its record, '' where none does."""
+        """Return the id of the host that has an exact address by its record, '' if none has it."""
         record = self._replica.value(address_key(network, address), AddressRecord)
         return record.host if record is not None else ""
 
@@ -417,25 +422,25 @@ class Leases:
         return {id_: host.name or id_ for id_, host in self.hosts().items()}
 
     def whole(self, host: Host) -> Host:
-        """Return a host with the settings that all have, of which its own ones come first."""
+        """Return a host with its effective settings: those that all hosts share, overridden by its own."""
         return msgspec.structs.replace(host, settings={**self.common(), **host.settings})
 
     def common(self) -> dict[str, str]:
-        """Return the settings that all hosts have, also those that come later."""
+        """Return the settings that all hosts share."""
         found = self._replica.value(records.COMMON, records.Common)
         return found.settings if found is not None else {}
 
     def record(self, host: str) -> Host | None:
-        """Return a host's record, None without one that can be read."""
+        """Return a host's record by its id, None if there is no readable one."""
         return self._replica.value(f"hosts/{host}", Host)
 
     def name(self, host: str) -> str:
-        """Return a host's name, or its id where it has none."""
+        """Return a host's name by its id; the id if its name is not known."""
         known = self.record(host)
         return known.name if known else host
 
     def of_record(self, key: str) -> str:
-        """Return the name of the host that a record is of, by its key or by the claim in it; '' without one."""
+        """Return the name of the host that a record belongs to, by its key or its owner; '' if there is none."""
         words = key.split("/")
         if words[0] in ("hosts", "endpoints") and len(words) > 1:
             return self.name(words[1])
@@ -446,13 +451,13 @@ class Leases:
         return self.name(owner) if owner else ""
 
     def alive(self) -> set[str]:
-        """Return the ids of the hosts whose records say that they live."""
+        """Return the ids of the hosts with a liveness record."""
         return {key.removeprefix(ALIVE) for key in self._replica.under(ALIVE)}
 
     def lives(self, host: str) -> bool | None:
-        """Return whether a host is alive by its record.
+        """Return whether a host has a liveness record.
 
-        None if nobody can know: the store does not answer, or it is full and grants no lease to a host that lives.
+        None if that is unknown: the store does not answer, or it is full, so that a live host may have no record.
         """
         if host == self.host.id:
             return True
@@ -464,7 +469,7 @@ class Leases:
         return None if absences.full else False
 
     def held(self, host: str) -> list[str]:
-        """Return the keys of all that a host holds: leases, blocks, exact addresses."""
+        """Return the keys of a host's leases, blocks and exact addresses."""
         keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{host}")]
         keys += [k for k, r in self._replica.read("blocks/", BlockRecord).items() if r.owner == host]
         return keys + [
@@ -472,9 +477,10 @@ class Leases:
         ]
 
     async def remove_host(self, host: str) -> None:
-        """Remove a host with all that it holds, by tombstones; its blocks are free for others. Root's decision.
+        """Remove a host with its leases, blocks, addresses and endpoints, by tombstones. Only root may decide that.
 
-        The host's own record goes first: then it does not come back, whatever becomes of the rest.
+        Its blocks are free for others. Its own record is deleted first: so the host does not come back, even if the
+        rest fails. Raises Unavailable.
         """
         await self.delete([f"hosts/{host}", *self.held(host), *self._replica.under(f"{ENDPOINTS}{host}/")])
 
@@ -484,7 +490,7 @@ class Leases:
             await self._replica.write({}, deletes=keys[start : start + MOST_KEYS // 2])
 
     async def leave(self, networks: Iterable[Network]) -> None:
-        """Delete what this host holds in networks that somebody deleted while it claimed there."""
+        """Delete this host's claims in networks that somebody deleted while it claimed."""
         there = {network.name for network in networks}
         stale = []
         for key in self.held(self.host.id):
@@ -494,7 +500,7 @@ class Leases:
         await self.delete(stale)
 
     def gone(self) -> Conflict:
-        """Return the error that this host was removed, and how it comes back."""
+        """Return the error that this host was removed, with the way to bring it back."""
         return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
     @property
@@ -503,7 +509,7 @@ class Leases:
         return self._replica.listed
 
     def removed(self) -> bool:
-        """Return whether somebody removed this host: it does not come back by itself."""
+        """Return whether somebody removed this host; it does not come back by itself."""
         return f"{GONE}hosts/{self.host.id}" in self._replica.records
 
 
@@ -512,7 +518,7 @@ def _unknown(host: str) -> str:
 
 
 def _address(key: str, value: bytes) -> AddressRecord:
-    """Return the record of an exact address. Raises Conflict where it is none: somebody may hold the address."""
+    """Return the record of an exact address. Raises Conflict if it cannot be read: somebody may have the address."""
     try:
         return records.decode(value, AddressRecord)
     except Invalid as error:
@@ -522,6 +528,6 @@ def _address(key: str, value: bytes) -> AddressRecord:
 
 
 def promised(replica: Replica, host: str) -> float:
-    """Return after how many seconds of silence a host has given up its addresses by its record, 0: never."""
+    """Return the seconds of silence after which a host gives up its addresses, by its record; 0: never."""
     known = replica.value(f"hosts/{host}", Host)
     return known.withdraws if known else 0

@@ -1,14 +1,12 @@
 """Liveness: how long hosts have been silent, and the consequences if the cluster has ``reclaim_after``.
 
-A host promises in its own record (``Host.withdraws``) to keep to that time. If it last reached the store so
-many seconds ago, it has withdrawn from all networks that cross hosts; after half of that time it gives no new
-address. Only a host that has promised can be overdue for others, so a setting that it did not see cannot
-surprise it.
+Each host promises in its own record (``Host.withdraws``) to observe that time. After half of it without contact to the
+store the host gives out no new address. After all of it the host withdraws from all networks that cross hosts. Only a
+host that has promised can be overdue, so a setting that it has not seen cannot cost it its addresses.
 
-Both sides count by CLOCK_BOOTTIME, which nobody sets and which continues in a suspended machine. The silent
-host counts from before it sent the last keepalive (``presence``) that the store accepted. The others count
-from when its record was gone or, if they could not watch, from when they could again: so their time always
-ends later.
+Both sides count by CLOCK_BOOTTIME, which nobody can set and which continues while the machine is suspended. The silent
+host counts from before it sent the last keepalive (``presence``) that the store accepted. The others count from when
+its record was gone or, if they could not watch, from when they could again. So their time always ends later.
 """
 
 from __future__ import annotations
@@ -34,7 +32,10 @@ class Silence:
     """The clock of this host's own silence, and of each other host's."""
 
     def __init__(self, state_dir: Path, gap: float, promise: Callable[[str], float]) -> None:
-        """``promise`` tells what a host's record promises (seconds, 0: nothing); after ``gap`` we were silent."""
+        """``promise`` returns the seconds that a host's record promises (0: none).
+
+        If this host had no contact for more than ``gap`` seconds, its knowledge of the others' silence is void.
+        """
         self._file = state_dir / FILE
         self._gap = gap
         self._promise = promise
@@ -46,8 +47,8 @@ class Silence:
                 self._spoke = last.at
 
     def spoke(self, host: str, at: float) -> None:
-        """Record that the store took this host's word, which was sent at a time of ``core.clock.now``."""
-        if at - self._spoke > self._gap:  # what others said meanwhile we did not hear
+        """Record that the store took this host's keepalive, sent at ``at`` (``core.clock.now``)."""
+        if at - self._spoke > self._gap:  # the other hosts' keepalives were not seen meanwhile
             self._since.clear()
         self._spoke = at
         if self._promise(host):
@@ -55,19 +56,21 @@ class Silence:
                 self._file.write_bytes(msgspec.json.encode(_Spoke(boot_id(), at)))
 
     def hindered(self, host: str, at: float) -> None:
-        """Record that the store answered a word of this host, sent at a time of ``core.clock.now``: its quota is full.
+        """Record that the store answered this host's message, sent at ``at`` (``core.clock.now``), but is full.
 
-        Nobody can reclaim anything meanwhile, so this host need not withdraw (one that has, stays so until its word is
-        taken). Nor can others say that they live: their silence counts from when the store takes words again.
+        Meanwhile no host can reclaim anything, so this host need not withdraw; if it has, it stays withdrawn until the
+        store takes its keepalive. Other hosts cannot put their records either, so their silence counts from the end of
+        this.
         """
         if not self.withdrawn(host):
             self.spoke(host, at)
         self._since.clear()
 
     def heard(self, hosts: set[str], alive: set[str], at: float) -> None:
-        """Record who lives, of all hosts, as the watch has told; ``at`` is when it last told anything.
+        """Record which of all ``hosts`` are ``alive`` by the watch; ``at`` is when it last reported.
 
-        It tells of this host's own words, if of nobody else's: where it does not, it is stuck, and nobody is silent.
+        ``at`` is a time of ``core.clock.now``. A watch that has not reported for the gap is stuck: then no host
+        counts as silent.
         """
         if now() - at > self._gap:
             self._since.clear()
@@ -80,7 +83,7 @@ class Silence:
         return promised > 0 and host in self._since and now() - self._since[host] >= promised
 
     def stalled(self, host: str) -> str:
-        """Return why this host gives no address now, '' if it may."""
+        """Return why this host may give out no address now, '' if it may."""
         promised, silent = self._promise(host), now() - self._spoke
         if not promised or silent < promised / 2:
             return ""
@@ -88,6 +91,6 @@ class Silence:
         return f"it has reached the store {length}, and others may reclaim its addresses after {promised:g} s"
 
     def withdrawn(self, host: str) -> bool:
-        """Return whether this host has been silent for so long that others may have its addresses."""
+        """Return whether this host has been silent for so long that others may have reclaimed its addresses."""
         promised = self._promise(host)
         return promised > 0 and now() - self._spoke >= promised

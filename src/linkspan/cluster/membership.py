@@ -1,7 +1,7 @@
 """Membership of this host in the cluster: its record and liveness, its leases, and its states for each peer.
 
-A change of the store's records wakes ``converge``, which follows exactly what changed: networks, this host's
-claims, and the peers concerned.
+A change of the store's records wakes ``converge``, which updates only what depends on them: networks, this host's
+claims, and the states for the peers concerned.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from linkspan.store.replica import EPHEMERAL, Replica
 log = logging.getLogger("linkspan.cluster.membership")
 
 RECORDS_EVERY = 2.0
-"""Seconds between two looks whether this host's own records are in the store."""
+"""Seconds between two checks that this host's own records are in the store."""
 AGAIN = 5.0
-"""Seconds until what is not finished is tried again: a claim that failed (no block left, store away), a fault."""
+"""Seconds until unfinished work is retried: a claim that failed (no block left, store away), or an error."""
 CATCH_UP = 1.0
-"""Seconds that a question waits for what is being followed: a reload of a helper may take a while."""
+"""Seconds that a question waits until this host has followed the records: a helper's reload may take longer."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks at how long this host has been silent."""
+"""Seconds between two checks of how long this host has been silent."""
 
 OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
@@ -71,7 +71,7 @@ class Cluster:
         config: Config,
         instance: str,
     ) -> None:
-        """``instance`` tells this agent, over restarts, from another one with the same host id."""
+        """``instance`` distinguishes this agent, over restarts, from another one with the same host id."""
         self._worker = worker
         self._replica = replica
         self._own = own_record
@@ -92,11 +92,11 @@ class Cluster:
         self._wake = asyncio.Event()
         self._converging = asyncio.Lock()
         self._followed = asyncio.Event()
-        """Set while nothing is being followed, or is to be."""
+        """Set while this host has followed all records that it knows."""
         self._tasks: list[asyncio.Task[None]] = []
         self.peers = Peers(worker, leases, networks, disputes, happenings, view)
         self.astray = ""
-        """Why the chosen underlay interface cannot be read, else empty."""
+        """Why the chosen underlay interface cannot be read, '' if it can."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.after_peers = AfterPeers(worker, view)
@@ -109,11 +109,11 @@ class Cluster:
 
     @property
     def stalled(self) -> str:
-        """Why this host gives no address now, '' where it does."""
+        """Why this host may give out no address now, '' if it may."""
         return self._silence.stalled(self.host.id)
 
     async def start(self) -> None:
-        """Say who this host is, and take the whole store's state over."""
+        """Put this host's record, and follow all records of the store."""
         await self._observe_underlay()
         await self.rotating.settle()
         if not self._replica.problem:
@@ -128,10 +128,10 @@ class Cluster:
         self.peers.start()
 
     async def come_back(self) -> None:
-        """Join as a new host, where somebody removed one of this id: this host remembers nothing of the cluster.
+        """Join as a new host, if a host with this id was removed. Only a host without a snapshot may call this.
 
-        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed while it
-        ran remembers, and stays away.
+        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed
+        while it ran has its snapshot, and stays away.
         """
         if not self._leases.removed():
             return
@@ -145,14 +145,14 @@ class Cluster:
         self._happenings.add("agent", text)
 
     async def stop(self) -> None:
-        """End what goes on; the records stay, and liveness ends by itself."""
+        """End all tasks; the records stay, and the liveness record expires."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.stop()
 
     async def changed(self, keys: frozenset[str]) -> None:
-        """Take note of records that changed (called by the replica)."""
+        """Wake ``converge`` for these changed keys; the replica calls this."""
         self.presence.changed(keys)
         told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
         if told:
@@ -172,11 +172,11 @@ class Cluster:
                 log.warning("%s", error.message)
 
     async def _alone_again(self) -> None:
-        """Repair what another agent with this host's id wrote last: its leases, perhaps."""
+        """Correct records that another agent with this host's id may have written last, such as its leases."""
         await self.changed(frozenset({"networks/"}))
 
     async def _put_records(self) -> None:
-        """Put this host's records that are missing in the store: its own, and those that the store lost."""
+        """Put this host's own record if it differs, and put back records that the store lost."""
         while True:
             await pause(RECORDS_EVERY)
             await self._try_to_register()
@@ -204,13 +204,13 @@ class Cluster:
             log.debug("host record: %s", error.message)
 
     async def _register(self) -> None:
-        """Put this host's record where it is not what it should be; one that was removed stays away."""
+        """Put this host's record if the store's differs; after a removal of the host it stays away."""
         self._adopt_settings()
         if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
             await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
 
     def _adopt_settings(self) -> Host:
-        """Take over settings that were set from another host, and what holds for all; return this host's record."""
+        """Adopt settings that were set from another host, and the cluster's; return this host's record."""
         known = self._leases.record(self.host.id)
         return self._own.change(
             settings=known.settings if known is not None else self.host.settings,
@@ -219,7 +219,7 @@ class Cluster:
         )
 
     async def _observe_underlay(self) -> bool:
-        """Look at the underlay interface, and return whether it changed; one that is not there may come yet."""
+        """Read the underlay interface, and return whether it changed; a missing interface may still appear."""
         before, self.astray = self.astray, ""
         try:
             look, config = self._worker.machine.underlay, self._config
@@ -234,12 +234,12 @@ class Cluster:
         return True
 
     async def observe_routes(self) -> bool:
-        """Look at this host's own routes, and return whether a network may be in force now that was not."""
+        """Read this host's own routes, and return whether a withheld network may be in force now."""
         machine = self._worker.machine
         return self._networks.look(await self._worker.run(machine.routes), self.host.underlay)
 
     async def look_around(self) -> None:
-        """Follow a change of this host's own addresses or routes: the record, the leases, the way to each peer."""
+        """Follow a change of this host's own addresses or routes: its record, its leases, its states for each peer."""
         moved = await self._observe_underlay()
         excluded = await self.observe_routes()
         if moved:
@@ -254,7 +254,7 @@ class Cluster:
         await self.after_peers.put()
 
     async def reregister(self) -> None:
-        """Write this host's record where it is another now, and put what networks need by it."""
+        """Write this host's changed record, and apply the states that depend on it."""
         try:
             await self._register()
         except LinkspanError as error:
@@ -263,7 +263,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Mapping[Key, LinkspanError]]:
-        """Collect errors meanwhile: the task that writes a record may not be the first to follow it."""
+        """Collect the errors of every ``converge`` meanwhile: another task may follow what the caller wrote."""
         refused: dict[Key, LinkspanError] = {}
         self._watching[id(refused)] = refused
         try:
@@ -272,14 +272,17 @@ class Cluster:
             del self._watching[id(refused)]
 
     async def converge(self, keys: set[str] | None = None) -> dict[Key, LinkspanError]:
-        """Follow what changed since the last time (and ``keys``; '' is everything); returns what was refused."""
+        """Follow the keys that changed since the last time, and ``keys`` ('' means everything).
+
+        Returns the errors by the key of the state.
+        """
         async with self._converging:
             self._followed.clear()
             self._wake.clear()
             changed, self._keys = self._keys | (keys or set()), set()
             try:
                 failed = await self._converged(changed)
-            except Exception:  # raised on; what it was about is followed again, not forgotten
+            except Exception:  # raised again; the keys are not forgotten, but followed once more
                 self._keys |= changed
                 raise
             finally:
@@ -299,8 +302,8 @@ class Cluster:
         self._adopt_settings()
         if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
             self._disputes.look(self._networks.all())
-        # Its own lease and blocks, too: a write of this host that came late, or somebody else's, may have made them
-        # others. But a second agent that lives by this id would put them right as often: neither would ever cease.
+        # A late write of this host, or somebody else's, may have changed its own lease and blocks. But if a second
+        # agent uses this id, both would correct them forever.
         mine = not self.presence.second and any(self._is_own(k) for k in changed)
         if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
@@ -313,7 +316,7 @@ class Cluster:
             failed = dict(await self._put_plans())
             await self.peers.follow(concerned)
             failed |= await self.after_peers.put()
-            await self._drop_plans()  # last: what peers had on a device that goes
+            await self._drop_plans()  # last, because peers' states may be on a device that is removed
             unwell = self._worker.machine.reconciler.unwell
             await self._rotate()
             stand = {
@@ -340,7 +343,7 @@ class Cluster:
             log.warning("%s", error.message)
 
     async def caught_up(self) -> None:
-        """Wait until this host has followed all records that it knows of, but not for a store that is away."""
+        """Wait until this host has followed all records that it knows, at most CATCH_UP seconds."""
         await woken(self._followed, CATCH_UP)
 
     def _is_own(self, key: str) -> bool:
@@ -354,16 +357,16 @@ class Cluster:
 
     def _unfinished(self) -> bool:
         networks = self._networks.all()
-        if self._networks.withheld:  # by a route, perhaps, of whose end nobody tells us
+        if self._networks.withheld:  # perhaps because of a route, and no event says when that is gone
             return True
-        drained = self.host.settings.get("drained")  # what it announces follows from what is left on it
+        drained = self.host.settings.get("drained")  # its announcements depend on the containers that are left
         changing = self.host.next_keys
         if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):
             return True
         return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
 
     async def _claim(self) -> None:
-        """Make sure of this host's lease in every network that crosses hosts."""
+        """Make sure that this host has a lease in every network that crosses hosts."""
         if self._leases.removed():
             return
         await self._leave()
@@ -390,7 +393,10 @@ class Cluster:
             log.warning("claims in deleted networks stay for now: %s", error.message)
 
     async def migrate(self, name: str, way: str, options: Mapping[str, str]) -> Network:
-        """Begin to migrate a network, or turn it round. Raises where this host sees that it could not end well."""
+        """Start the migration of a network to the backend ``way``, or reverse a running one.
+
+        Raises LinkspanError if this host sees that the migration would fail.
+        """
         await self.migrating.begin(name, way, options)
         await self.converge({"networks/"})
         return self._networks.get(name)

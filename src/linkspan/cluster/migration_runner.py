@@ -1,4 +1,4 @@
-"""Migration runner: this host's steps in migrations (``migration`` describes them), its offers, and its waits."""
+"""Migration runner: this host's steps in migrations, which ``backends/migration`` describes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.migration_runner")
 
 class Progress(msgspec.Struct, frozen=True):
-    """Progress of a host; ``sends`` is the way by which *this* host sends to it now, '' for itself or if none.
+    """Progress of a host; ``sends`` is the backend by which *this* host sends to it now, '' for itself or if none.
 
-    ``alive`` is None where nobody can tell: the store is away.
+    ``alive`` is None if that is unknown, as while the store is away. ``receives`` has the backends of its offers.
     """
 
     host: str
@@ -35,7 +35,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Migrating:
-    """All migrations, as this host takes part in them."""
+    """This host's part in all migrations."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Migrating:
         self._peers = peers
 
     async def begin(self, name: str, way: str, options: Mapping[str, str]) -> None:
-        """Write the record of a migration's start, or of its turn. Raises where it could not end well."""
+        """Write the record of a migration's start or reversal. Raises LinkspanError if this host could not end it."""
         network, view = self._networks.get(name), self._view()
         here = self._leases.host.underlay
         if here is None:
@@ -82,7 +82,7 @@ class Migrating:
         self._happenings.add("network", text, network=name)
 
     async def advance(self, stand: Collection[str]) -> None:
-        """Take the next step of every migration; networks that ``stand`` have all that they need in the kernel."""
+        """Take the next step of every migration whose network is in ``stand``: all of its states are in the kernel."""
         for network in self._networks.all():
             if network.migration is None or network.name not in stand or self._leases.removed():
                 continue
@@ -94,7 +94,10 @@ class Migrating:
                 log.warning("network %s does not migrate further yet: %s", network.name, error.message)
 
     async def _say(self, network: Network) -> None:
-        """Offer the new way where all peers' packets are let in by it, and say so where all are sent to by it."""
+        """Offer the new backend once this host accepts all peers' packets by it.
+
+        Once this host also sends to all peers by it, the offer says so.
+        """
         new, move, mine = network.target, network.migration, self._leases.mine(network.name)
         others = self._others(network.name)
         if new is None or move is None or mine is None:
@@ -119,12 +122,12 @@ class Migrating:
         return {(name, host) for host in hosts - {self._leases.host.id}}
 
     def not_switched(self, network: Network) -> list[str]:
-        """Return the names of the hosts that keep a migration from its end."""
+        """Return the names of the hosts that a migration waits for, sorted."""
         hosts = migration.lagging(network, self._leases.all(network.name))
         return sorted(self._leases.name(host) for host in hosts)
 
     def progress(self, network: Network) -> list[Progress]:
-        """Return how far each host is, by name; empty where the network does not migrate."""
+        """Return the progress of each host, in the order of names; none if the network does not migrate."""
         if network.migration is None:
             return []
         leases = self._leases.all(network.name)
@@ -142,7 +145,7 @@ class Migrating:
         return sorted(found, key=lambda one: one.host)
 
     def reasons(self) -> dict[Key, str]:
-        """Return why states of networks that migrate are there meanwhile, by key."""
+        """Return why additional states exist while networks migrate, by key."""
         view = self._view()
         found: dict[Key, str] = {}
         for network in self._networks.all():

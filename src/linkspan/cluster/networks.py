@@ -35,11 +35,11 @@ log = logging.getLogger("linkspan.cluster.networks")
 T = TypeVar("T")
 
 BLOCK_LENGTHS = {4: 24, 6: 64}
-"""Block lengths where none is given: 253 containers a block; IPv6's usual subnet (RFC 4291 2.5.1)."""
+"""Default lengths of blocks, by family: 253 containers in an IPv4 block; IPv6's usual subnet (RFC 4291 2.5.1)."""
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A user's request for a network; empty values are defaults."""
+    """A user's request for a network; empty values mean defaults."""
 
     name: str
     pools: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _taken(way: Backend, network: Network) -> dict[str, str]:
-    """Return those of a network's options that another backend has, too: a migration keeps them."""
+    """Return the network's options that the backend ``way`` accepts too: a migration keeps them."""
     found = {}
     for key, value in network.options.items():
         with contextlib.suppress(LinkspanError):
@@ -64,13 +64,13 @@ def _taken(way: Backend, network: Network) -> dict[str, str]:
 
 
 class Networks:
-    """All networks that the cluster has, as this host's replica of the store knows them."""
+    """All networks of the cluster, as this host's replica of the store has them."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._networks: dict[str, Network] = {}
         self.withheld: dict[str, str] = {}
-        """By name: why a network's record is not in force on this host; what it was before is, where it was."""
+        """By name: why a network's record is not in force on this host; an earlier version that was in force stays."""
         self._routes: Mapping[Prefix, str] = {}
         self._underlay: Underlay | None = None
         self._every: dict[str, Network] = {}
@@ -92,9 +92,10 @@ class Networks:
         return list(self._replica.read(prefix_, type_).values())
 
     def _in_force(self) -> tuple[dict[str, Network], dict[str, str]]:
-        """Return the networks that this host serves, and why it does not serve the others as their records have them.
+        """Return the networks that this host serves, and why the records of others are not in force, both by name.
 
-        Of two that exclude each other the one that was in force here stays, then the one that was written earlier.
+        If two exclude each other, the one that was in force here stays; if neither was, the one that was written
+        earlier.
         """
         before = {name: known for name in self._every if (known := self._known(name)) is not None}
 
@@ -118,7 +119,7 @@ class Networks:
         return found, withheld
 
     def _known(self, name: str) -> Network | None:
-        """Return a network as it is in force here, or was when the last agent ended; None where it was not."""
+        """Return a network as it is in force here, or was when the last agent ended; None if it was not in force."""
         if name in self._networks:
             return self._networks[name]
         key = f"networks/{name}"
@@ -128,7 +129,7 @@ class Networks:
             return None
 
     def _in_the_way(self, network: Network, standing: Collection[Prefix]) -> str:
-        """Return what a network's pools cover that is not its own, '' for nothing; ``standing`` ones are in force."""
+        """Return which route or underlay address a network's new pools cover, '' if none; ``standing`` ones are old."""
         new = [one for one in network.prefixes if not any(known.holds(one) for known in standing)]
         written = self._replica.known_revision(f"networks/{network.name}")
         for one in new:
@@ -142,23 +143,23 @@ class Networks:
         return ""
 
     def _crossed(self, one: Prefix) -> str:
-        """Return a route of this host's own that overlaps with a pool, and how it leads on; '' without one."""
+        """Return this host's own route that overlaps with a pool, as text; '' if there is none."""
         for destination, way in self._routes.items():
             if destination.length and one.overlaps(destination):
                 return f"{destination} {way}"
         return ""
 
     def look(self, routes: Mapping[Prefix, str], underlay: Underlay | None) -> bool:
-        """Learn this host's own routes, by destination, with the words for how they lead on, and its underlay.
+        """Take this host's own routes (by destination, with a text such as "dev eth0") and its underlay.
 
-        Returns whether `refresh` may find another answer than before.
+        Returns whether `refresh` may now put a withheld network in force.
         """
         changed = (routes, underlay) != (self._routes, self._underlay)
         self._routes, self._underlay = routes, underlay
         return changed and bool(self.withheld)
 
     def overlaps(self) -> dict[str, str]:
-        """Return, by name, which of this host's own routes overlap with the pools of networks in force."""
+        """Return a sentence for each network in force whose pools overlap with this host's own routes, by its name."""
         found = {}
         for name, network in self._networks.items():
             for one in network.prefixes:
@@ -167,7 +168,7 @@ class Networks:
         return found
 
     def covering(self, host: Host) -> str:
-        """Return why a host cannot be reached: a pool covers its underlay address; '' where none does."""
+        """Return why a host cannot be reached, because a pool covers its underlay address; '' if none does."""
         for name, network in self._networks.items():
             for one in network.prefixes:
                 if address := reached_at(host, one):
@@ -175,24 +176,24 @@ class Networks:
         return ""
 
     def all(self) -> tuple[Network, ...]:
-        """Return the networks in force on this host, by name."""
+        """Return the networks in force on this host, in the order of their names."""
         return tuple(self._networks[name] for name in sorted(self._networks))
 
     def every(self) -> tuple[Network, ...]:
-        """Return the networks that the cluster has, by name: as they are in force here, or as they are written."""
+        """Return all networks of the cluster, in the order of their names: as in force here, otherwise as written."""
         found = self._every | self._networks
         return tuple(found[name] for name in sorted(found))
 
     def token(self, name: str) -> object:
-        """Return an object that is the same from a network's creation to its deletion, None where there is none."""
+        """Return an object that is the same from a network's creation to its deletion; None if it does not exist."""
         return self._tokens.get(name)
 
     def get(self, name: str) -> Network:
-        """Return a network. Raises NotFound, naming those there are, and Conflict for one that is not in force here."""
+        """Return a network. Raises NotFound, which names the existing ones, and Conflict if it is not in force here."""
         if name in self.withheld and name not in self._networks:
             raise Conflict(
                 f"network {name} is not in force on this host: {self.withheld[name]}",
-                f"take the route away, or create a network with another pool; `linkspan network delete {name}` "
+                f"remove the route, or create a network with another pool; `linkspan network delete {name}` "
                 "removes this one",
             )
         try:
@@ -209,7 +210,7 @@ class Networks:
         return name not in self._networks and f"{GONE}networks/{name}" not in self._replica.records
 
     def missing(self, endpoint: Endpoint) -> str:
-        """Return why an endpoint's network is not there (`has`), "" where it is."""
+        """Return why an endpoint's network does not exist here (`has`), '' if it does."""
         name = endpoint.network
         if self.has(endpoint):
             return ""
@@ -220,7 +221,7 @@ class Networks:
         return "no record tells of its network" if self.unknown(name) else "its network was deleted"
 
     def has(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint's network is still there: one with its name may be another, made since."""
+        """Return whether an endpoint's network still exists: a newer one with its name has other pools."""
         network = self._networks.get(endpoint.network)
         if network is None:
             return False
@@ -235,9 +236,10 @@ class Networks:
         uplink_mtu: int,
         hosts: int,
     ) -> Network:
-        """Check a request against everything that is, and return the network that it would make.
+        """Check a request against all networks, hosts and routes, and return the network that it would make.
 
-        ``routes`` are the host's own, by destination, with their devices. Raises Invalid or Conflict.
+        ``routes`` are this host's own, by destination, with a text such as "dev eth0"; ``uplink_mtu`` (bytes) counts if
+        there is no underlay; ``hosts`` is the number of hosts. Raises Invalid or Conflict.
         """
         checked_name(request.name, "network")
         if request.name in self._every:
@@ -285,7 +287,10 @@ class Networks:
         options: Mapping[str, str],
         routes: Mapping[Prefix, str],
     ) -> Network:
-        """Check a change and return the network as it would be. Raises Invalid or Conflict."""
+        """Check a change, and return the changed network; an ``mtu`` of 0 means no change.
+
+        Raises Invalid or Conflict.
+        """
         if network.migration is not None:
             raise Conflict(
                 f"network {network.name} migrates to {network.migration.backend}, and cannot be changed meanwhile",
@@ -305,7 +310,7 @@ class Networks:
         finished = _finished(changed, ())
         if not backend(network.backend).crosses_hosts:
             return finished
-        # Hosts have blocks already, so their length stays.
+        # Hosts have blocks already, so the length of blocks stays.
         lengths = finished.subnet_len | network.subnet_len
         for one in added:
             if one.length > lengths[str(one.family)]:
@@ -345,10 +350,10 @@ class Networks:
                     )
 
     async def create(self, network: Network) -> None:
-        """Record a network that was planned. Raises Conflict where another host was quicker."""
+        """Write a planned network into the store. Raises Unavailable, and Conflict if another host was quicker."""
         self._replica.require_settled(f"create network {network.name}")
         if f"networks/{network.name}" not in self._replica.records:
-            await self._clear(network.name)  # what a host left that ended in the middle of a deletion
+            await self._clear(network.name)  # a host may have ended in the middle of the network's last deletion
         keys: dict[str, bytes | msgspec.Struct] = {key: network.name.encode() for key in _claims(network)}
         keys[f"networks/{network.name}"] = network
         if not await self._replica.write(keys, absent=list(keys)):
@@ -359,18 +364,21 @@ class Networks:
         self.refresh()
 
     def revision(self, network: Network) -> dict[str, int]:
-        """Return the condition of a write that the network's record is still the one that is known here."""
+        """Return the condition, for a write, that the network's record has not changed since this host read it."""
         key = f"networks/{network.name}"
         return {key: self._replica.known_revision(key)}
 
     def _every_way(self) -> list[Network]:
-        """Return the networks as they are, and as those that migrate will be."""
+        """Return the networks as they are, and the migrating ones also as they will be."""
         return [one for network in self.every() for one in network.ways]
 
     def migrated(
         self, network: Network, name: str, options: Mapping[str, str], here: Underlay, leases: Iterable[Lease]
     ) -> Network:
-        """Check a migration, or its turning round, and return the record at its start. Raises Invalid or Conflict."""
+        """Check a migration to backend ``name``, or its reversal, and return the record of its start.
+
+        Raises Invalid or Conflict.
+        """
         if network.migration is not None and name == network.backend:
             migration.check_back(network, options)
             return migration.turned(network, leases)
@@ -385,9 +393,9 @@ class Networks:
         return changed
 
     async def turn(self, old: Network, new: Network) -> bool:
-        """Replace a record by what follows from it in a migration; False where somebody else was quicker.
+        """Replace a network's record by its next step in a migration; return False if another host was quicker.
 
-        What only one network may have is claimed at the start, and what the old way had is let go at the end.
+        The first step claims what only one network may have (such as a VNI), the last one releases the old backend's.
         """
         key = f"networks/{old.name}"
         record = await self._replica.store.get(key)
@@ -403,7 +411,7 @@ class Networks:
         return done
 
     async def delete(self, name: str) -> None:
-        """Delete a network, its allowances and reservations, and all claims in it."""
+        """Delete a network, its allowances and reservations, and all claims in it. Raises NotFound or Unavailable."""
         gone = [a for a in self._allowances if name in (a.source, a.target)]
         reserved = [r for r in self._reservations if r.network == name]
         known = next((network for network in self.every() if network.name == name), None) or self.get(name)
@@ -414,7 +422,7 @@ class Networks:
         self.refresh()
 
     async def _clear(self, name: str, more: Iterable[str] = ()) -> None:
-        """Delete the claims in a network that is gone, in as many transactions as they need."""
+        """Delete the claims in a deleted network, and the keys of ``more``, in as many transactions as they need."""
         kinds = ("leases", "blocks", "addresses")
         keys = [*more, *(key for kind in kinds for key in self._replica.under(f"{kind}/{name}/"))]
         for start in range(0, len(keys), MOST_KEYS // 2):
@@ -426,7 +434,7 @@ class Networks:
         return tuple(sorted(self._allowances))
 
     async def allow(self, allowance: Allowance) -> None:
-        """Record an allowance. Raises NotFound for an unknown network, Invalid for what is no port."""
+        """Record an allowance. Raises NotFound if a network does not exist, and Invalid if the port is not valid."""
         wanted = ("tcp", "udp", "sctp") if allowance.port else ("",)
         if allowance.protocol not in wanted or not 0 <= allowance.port <= 65535:
             raise Invalid(
@@ -441,9 +449,9 @@ class Networks:
         self.refresh()
 
     async def disallow(self, allowance: Allowance) -> None:
-        """Take an allowance back, without a port all from the one network to the other.
+        """Remove an allowance; without a port, all allowances from the one network to the other.
 
-        Raises NotFound where there is none.
+        Raises NotFound if there is none.
         """
         gone = [
             a
@@ -465,7 +473,7 @@ class Networks:
         return tuple(sorted(self._reservations))
 
     async def reserve(self, name: str, cidr: str) -> Reservation:
-        """Reserve addresses of a network. Raises Invalid where they are in none of its pools."""
+        """Reserve addresses of a network, and return the reservation. Raises Invalid if they are in no pool."""
         wanted = prefix(cidr).network()
         if not any(p.holds(wanted) for p in self.get(name).prefixes):
             raise Invalid(
@@ -477,7 +485,7 @@ class Networks:
         return reservation
 
     async def unreserve(self, name: str, cidr: str) -> None:
-        """Give reserved addresses back. Raises NotFound where there is no such reservation."""
+        """Remove a reservation. Raises NotFound if there is none."""
         reservation = Reservation(self.get(name).name, str(prefix(cidr).network()))
         if reservation not in self._reservations:
             raise NotFound(
@@ -493,11 +501,11 @@ class _Taken:
     def __init__(self) -> None:
         self._pools: dict[Prefix, str] = {}
         self._around: dict[Prefix, str] = {}
-        """Every prefix that holds a pool: so a comparison with all pools costs one look for each bit."""
+        """Every prefix that contains a pool, with the network's name: so one lookup for each bit finds an overlap."""
         self._words: dict[str, str] = {}
 
     def by(self, network: Network) -> str:
-        """Return which of the networks has what this one has, too, '' for none."""
+        """Return which network already has something that this one needs for itself, as text; '' if none has."""
         for one in network.prefixes:
             wider = (self._pools.get(around) for around in _around(one))
             if other := next(filter(None, wider), "") or self._around.get(one, ""):
@@ -508,7 +516,7 @@ class _Taken:
         return ""
 
     def add(self, network: Network) -> None:
-        """Take note of a network in force."""
+        """Record the properties of a network in force."""
         for one in network.prefixes:
             self._pools[one] = network.name
             self._around.update(dict.fromkeys(_around(one), network.name))
@@ -525,7 +533,7 @@ def _around(one: Prefix) -> Iterable[Prefix]:
 
 
 def reached_at(host: Host, one: Prefix) -> str:
-    """Return the address by which others reach a host where it is in a pool, '' where none is."""
+    """Return the underlay address of a host if it is in the pool ``one``, '' if not, or if the host is behind a NAT."""
     return _address_in(host.underlay, one) if host.underlay is not None and not host.underlay.hidden else ""
 
 
@@ -535,7 +543,7 @@ def _address_in(underlay: Underlay, one: Prefix) -> str:
 
 
 def _finished(network: Network, subnet_len: tuple[int, ...]) -> Network:
-    """Work out gateways and block lengths: on one host a pool is one block."""
+    """Return the network with its gateways and block lengths; if it does not cross hosts, a pool is one block."""
     crosses = backend(network.backend).crosses_hosts
     lengths: dict[str, int] = {}
     for p in network.prefixes:
@@ -559,7 +567,7 @@ def _finished(network: Network, subnet_len: tuple[int, ...]) -> Network:
 
 
 def _family_meant(network: Network, length: int, crosses: bool) -> str:
-    """Return the family that a block length is for: IPv6 where it is longer than 32 or the only one."""
+    """Return the family that a block length is for: IPv6 if it is above 32, or the network has IPv6 pools only."""
     families = {p.family for p in network.prefixes}
     family = 6 if length > BITS[4] or families == {6} else 4
     pools = [p for p in network.prefixes if p.family == family]
@@ -582,7 +590,7 @@ def _family_meant(network: Network, length: int, crosses: bool) -> str:
 
 
 def _claims(network: Network) -> list[str]:
-    """Return the keys of what only one network may have."""
+    """Return the keys of the claims that only one network may have."""
     return [
         f"claims/{claim}" for one in network.ways for claim in backend(one.backend).claims(one)
     ]

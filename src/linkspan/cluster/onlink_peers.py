@@ -1,10 +1,9 @@
-"""On-link peers: which peers answer on the underlay's own link to ARP or neighbour solicitation, in the background.
+"""On-link peers: which peers answer ARP or neighbour solicitation on the underlay's own link.
 
-Plain routes lead to a peer as a router on the link (``direct=true``, host-gw). The agent asks whether it is
-there once when the path to it comes up, and again every minute; nothing waits for the first answer. A single
-silence means nothing: a path in use is left, and a lost one used again, after TWICE the same answer in a row.
-After a change of link or address, or if the path was away, the peer counts as a new neighbour, and is asked
-again.
+Plain routes use a peer as a router on the link (``direct=true``, host-gw). A background task asks each peer when its
+path appears, and again every minute; nothing waits for the first answer. A single silence changes nothing: the agent
+leaves a plain route, or uses it again, after TWICE the same result in a row. After a change of link or address, or if
+the path was away, the peer counts as a new neighbour, and is asked again.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from linkspan.kernel.probe import arp, underlay
 log = logging.getLogger("linkspan.cluster.onlink_peers")
 
 EVERY = 60.0
-"""Seconds between two questions to one that answers; those that do not are asked ever more seldom, up to these."""
+"""Seconds between two questions to a neighbour that answers; for others the pause doubles up to this."""
 SOON = 2.0
-"""Seconds until a surprise is looked at again."""
+"""Seconds until the next question after a changed result."""
 TWICE = 2
 
 WORST: tuple[Standing, ...] = ("silent", "lost", "awaited")
 
 Pair = tuple[str, str]
-"""A network, and another host in it."""
+"""A network's name, and the id of another host in it."""
 Neighbour = tuple[str, bytes]
 """A link's name, and an address on it."""
 Ways = dict[bytes, tuple[str, bool]]
@@ -42,7 +41,10 @@ Ways = dict[bytes, tuple[str, bool]]
 
 
 class Heard(msgspec.Struct):
-    """The result of asking one neighbour; ``against`` counts the last answers that contradicted it."""
+    """Standing of one neighbour; ``against`` counts the last results in a row that contradict it.
+
+    ``due`` is the time of the next question (monotonic clock), ``wait`` the pause before it, both in seconds.
+    """
 
     standing: Standing = "awaited"
     against: int = 0
@@ -50,14 +52,14 @@ class Heard(msgspec.Struct):
     wait: float = SOON
 
     def take(self, answered: bool, now: float) -> bool:
-        """Record the outcome of a request (all its tries); return whether the standing changed."""
+        """Record the result of one question (all its tries); return whether the standing changed."""
         before = self.standing
         agrees = answered == (before == "answers")
         self.against = 0 if agrees else self.against + 1
         if before == "awaited":
             self.standing = "answers" if answered else "silent"
         elif before == "silent" and answered:
-            self.standing = "answers"  # nothing runs by it yet that could flap
+            self.standing = "answers"  # no route uses it yet, so none can flap
         elif self.against >= TWICE:
             self.standing = "answers" if answered else "lost"
         if self.standing != before:
@@ -73,9 +75,9 @@ class Heard(msgspec.Struct):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """A peer with the kernel's answer of how it is reached, and its neighbours on the link (none behind a router).
+    """A peer with the kernel's path to it, and its neighbours on the link (none if it is behind a router).
 
-    ``wanted`` has the address from which each neighbour is asked, ``standings`` what the peer's standing follows from.
+    ``wanted`` has the address from which each neighbour is asked, ``standings`` the standing of each.
     """
 
     peer: Peer
@@ -91,9 +93,9 @@ def located(
     ways: Ways,
     known: Mapping[Neighbour, Standing],
 ) -> Located:
-    """Return a peer as the kernel reaches it (worker thread), with what is ``known`` of it on the link.
+    """Return a peer with the kernel's path to it, and with the ``known`` standings of its neighbours (worker thread).
 
-    ``ways`` keeps the kernel's answers of one moment.
+    ``ways`` caches the kernel's answers for all peers of one call.
     """
     there, here = peer.host.underlay, view.host.underlay if view.host is not None else None
     address = there.address(there.outer) if there else None
@@ -113,18 +115,18 @@ def located(
 
 
 def _fresh(sockets: Sockets, neighbour: Neighbour) -> Standing:
-    """Return how a neighbour begins: an agent that starts again leaves a path as it is that the kernel heard of."""
+    """Return the first standing of a neighbour: "answers" if the kernel knows its MAC, so a restart changes no path."""
     return "answers" if underlay.resolved(sockets, *neighbour) else "awaited"
 
 
 def _worst(standings: Iterable[Standing]) -> Standing:
-    """Return the worst: a peer is a router on the link by all of its addresses, or not at all."""
+    """Return the worst standing: a peer counts as a router on the link only if all of its addresses answer."""
     found = set(standings)
     return next((one for one in WORST if one in found), "answers" if found else "awaited")
 
 
 class Segment:
-    """Asks the peers' neighbours on the link, and tells ``changed`` for which pairs the answer is another now."""
+    """Asks the peers' neighbours on the link, and calls ``changed`` with the pairs whose standing changed."""
 
     def __init__(self, changed: Callable[[set[Pair]], Awaitable[None]]) -> None:
         self._changed = changed
@@ -135,13 +137,13 @@ class Segment:
         self._task: asyncio.Task[None] | None = None
 
     def standings(self) -> dict[Neighbour, Standing]:
-        """Return what is known of each neighbour now, for ``located``."""
+        """Return the present standing of each neighbour, for ``located``."""
         return {neighbour: heard.standing for neighbour, heard in self._heard.items()}
 
     def note(self, pair: Pair, found: Located | None) -> bool:
-        """Ask the neighbours that were found for a pair, and no others; none where it is no pair any more.
+        """Ask from now on the neighbours that were ``found`` for a pair (None: the pair is gone).
 
-        Returns whether one of them answered, or was lost, meanwhile: then the pair is to be followed again.
+        Returns whether the standing of one of them changed meanwhile: then the pair must be followed again.
         """
         self._wanted.pop(pair, None)
         if found is None or not found.wanted:
@@ -151,17 +153,17 @@ class Segment:
         return any(heard[one].standing != was for one, was in found.standings.items())
 
     def start(self) -> None:
-        """Begin."""
+        """Start to ask the neighbours."""
         self._task = lasting("asking neighbours", self._ask)
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop asking."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def look(self) -> None:
-        """Look again soon: the neighbours may have changed."""
+        """Ask new neighbours at once: they may have changed."""
         self._wake.set()
 
     async def _ask(self) -> None:
@@ -173,7 +175,7 @@ class Segment:
             await woken(self._wake, wait)
 
     async def _round(self) -> None:
-        """Ask all that are due, link by link."""
+        """Ask all neighbours that are due, on all links at once."""
         wanted = {
             neighbour: source for pair in self._wanted.values() for neighbour, source in pair.items()
         }

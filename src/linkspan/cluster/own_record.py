@@ -1,4 +1,4 @@
-"""Own record: the record that the agent writes of its host into the store."""
+"""Own record: the record of this host, which the agent writes into the store."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Peer ping: pings each peer's own address in each network every few seconds, on the containers' path.
+"""Peer ping: pings each peer's own address in each network every few seconds, on the path of containers' packets.
 
-Liveness in the store shows that a peer's agent runs. It does not show that packets reach the peer: a cable, a
-firewall in between, or a partition of only the underlay leave the store as it is.
+Liveness in the store shows that a peer's agent runs. It does not show that packets reach the peer: a broken cable, a
+firewall in between, or a partition of the underlay alone does not change the store.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ log = logging.getLogger("linkspan.cluster.peer_ping")
 EVERY = 2.0
 """Seconds between two rounds."""
 SILENT = 5.0
-"""Seconds without an answer after which a peer is named: with EVERY, `status` tells within 10."""
+"""Seconds without an answer after which a peer counts as silent: with EVERY, `status` names it within 10 s."""
 CONFIRMED = 0.3
-"""Seconds that silent peers have to answer one more ping before a trace says so."""
+"""Seconds that silent peers get to answer one more ping before a trace names them."""
 RATE = 200
-"""Pings a second, at most: with more peers a round takes longer. A ping costs 15 us."""
+"""Most pings a second: with more peers a round takes longer. A ping costs 15 microseconds."""
 
 Pair = tuple[str, str]
 
@@ -38,13 +38,13 @@ class Probes:
         self._peers = peers
         self._echoes: dict[int, Echo] = {}
         self._since: dict[tuple[Pair, str], float] = {}
-        """When a peer's address was asked first since it last answered."""
+        """When a peer's address was first asked since its last answer (monotonic clock)."""
         self._failed: dict[tuple[Pair, str], str] = {}
         self._answers = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the sockets and start; a machine that refuses one is not probed in that family."""
+        """Open the sockets and start; if the machine refuses one, no peer is pinged in that family."""
         loop = asyncio.get_running_loop()
         for family in (4, 6):
             try:
@@ -57,7 +57,7 @@ class Probes:
         self._task = lasting("probing peers", self._ask)
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop pinging, and close the sockets."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -116,7 +116,7 @@ class Probes:
         return found
 
     async def confirmed(self) -> dict[tuple[str, str, int], str]:
-        """Ping the silent peers once more; return by network, host and family why those are silent that still are."""
+        """Ping the silent peers once more; return the reasons of those still silent, by (network, host, family)."""
         silent = self._silent()
         asked = [target for target in self._targets() if (target[0], target[2]) in silent][:RATE]
         for target in asked:

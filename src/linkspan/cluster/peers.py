@@ -1,6 +1,6 @@
 """Peers: this host's states for reaching each other host, one source, ``("peer", NETWORK, HOST)``, for each.
 
-A changed record costs the states of the peers that it names.
+After a change of a record only the states of the peers that it names are computed again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.cluster.peers")
 
 Pair = tuple[str, str]
-"""A network and another host in it."""
+"""A network's name, and the id of another host in it."""
 
 
 class Peers:
-    """The other hosts, by network."""
+    """The other hosts in each network, and this host's states for each."""
 
     def __init__(
         self,
@@ -54,29 +54,29 @@ class Peers:
         self._happenings = happenings
         self._view = view
         self.known: dict[Pair, Peer] = {}
-        """Those that states were put for."""
+        """The peers whose states were applied."""
         self.met: dict[Pair, tuple[int, str]] = {}
-        """The number of the migration in which both ways serve (or 0), and the way that sends."""
+        """The number of the migration in which both backends work for the pair (or 0), and the backend that sends."""
         self.unreachable: dict[Pair, str] = {}
         self.withdrawn = False
-        """Whether this host has given up its addresses, for the store has been away for ``reclaim_after``."""
+        """True if this host has given up its addresses, because it was silent for ``reclaim_after``."""
         self._crossed: dict[Pair, _Crossed] = {}
-        """What the states of each pair follow from, as far as exact addresses go; written before it crosses."""
+        """The exact addresses that the states of each pair depend on; set before the snapshot goes to the worker."""
         self._following = asyncio.Lock()
-        """Held from the snapshot that crosses to the worker until what came of it is known here."""
+        """Held from the snapshot for the worker until its results are recorded here."""
         self._segment = Segment(self.follow)
         self._stations = Stations(self._follow_host)
 
     def withdraw(self, withdrawn: bool) -> None:
-        """Need nothing for any peer from the next ``follow`` on, or need it again."""
+        """Set whether the next ``follow`` removes all states for peers; the caller follows all pairs then."""
         self.withdrawn = withdrawn
 
     def start(self) -> None:
-        """Begin to ask who answers on the underlay's own link."""
+        """Start to ask which peers answer on the underlay's own link."""
         self._segment.start()
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop asking, and cancel all timers."""
         self._stations.stop()
         await self._segment.stop()
 
@@ -84,7 +84,7 @@ class Peers:
         await self.follow([pair for pair in self.known if pair[1] == host])
 
     def concerned(self, changed: set[str], everything: bool) -> Iterable[Pair]:
-        """Return the pairs that a change of records concerns."""
+        """Return the pairs whose states depend on the ``changed`` keys; all pairs for ``everything``."""
         here = self._leases.host.id
         pairs = {(lease.network, lease.host) for lease in self._leases.all()} | self.known.keys()
         others = {pair for pair in pairs if pair[1] != here}
@@ -105,17 +105,18 @@ class Peers:
             if w[0] == "addresses" and len(w) == 3:
                 with contextlib.suppress(Invalid):  # of any key: somebody may have made one
                     exact.setdefault(w[1], set()).add(prefix(w[2]).single())
-        hidden = self._hidden() if named or hosts else set()  # the host by which they are reached may be another now
+        hidden = self._hidden() if named or hosts else set()  # another host may relay to them now
         named |= self._disputes.fresh | hidden
         for name, addresses in exact.items():
             named |= self._by_exact(name, addresses, {pair for pair in others if pair[0] == name})
         return {p for p in others if p in named or p[1] in hosts or p[0] in own}
 
     def _by_exact(self, network: str, addresses: Set[Prefix], pairs: Set[Pair]) -> Set[Pair]:
-        """Return which of a network's pairs the records of exact addresses concern.
+        """Return the pairs of a network whose states depend on these exact addresses.
 
-        Those are the holders, and those whose states follow from an address: it may have had another holder. An address
-        of this host concerns all, where the network's states have this host's exact addresses in them.
+        These are the present holders, and pairs whose states already contain an address: it may have had another
+        holder. If the network's states contain this host's own exact addresses, a change of one of them concerns all
+        pairs.
         """
         holders = {self._leases.holder(network, address) for address in addresses}
         if self._leases.host.id in holders and any(
@@ -125,14 +126,14 @@ class Peers:
         return {pair for pair in pairs if pair[1] in holders or self._follows_from(pair, addresses)}
 
     def _follows_from(self, pair: Pair, addresses: Set[Prefix]) -> bool:
-        """Return whether a pair's states follow from one of these exact addresses, or its host has one for itself."""
+        """Return whether a pair's states depend on one of these exact addresses, or its host has one for itself."""
         if (crossed := self._crossed.get(pair)) is not None and crossed.has(addresses):
             return True
         lease = self._leases.of(*pair)
         return lease is not None and any(prefix(text).single() in addresses for text in lease.addresses)
 
     def _hidden(self) -> set[Pair]:
-        """Return the pairs that are behind a NAT each, as this host is."""
+        """Return the pairs whose host is behind a NAT, if this host is behind one too."""
         here = self._leases.host.underlay
         if here is None or not here.hidden:
             return set()
@@ -140,7 +141,7 @@ class Peers:
         return {pair for pair, there in found if there is not None and there.hidden}
 
     async def follow(self, pairs: Iterable[Pair]) -> None:
-        """Apply what these pairs need now; nothing if this host has ``withdrawn``."""
+        """Apply the states that these pairs need now; remove them if this host has ``withdrawn``."""
         wanted = list(pairs)
         if not wanted:
             return
@@ -151,7 +152,7 @@ class Peers:
         self._segment.look()
 
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
-        """Return what the worker needs for these pairs."""
+        """Return the snapshot of all that the worker needs for these pairs."""
         peers = {} if self.withdrawn else seen(self._leases, self._networks, self._disputes, pairs)
         for pair, peer in peers.items():
             if isinstance(peer, Peer):
@@ -163,13 +164,12 @@ class Peers:
             self._crossed.pop(pair, None)
             if isinstance(there := peers.get(pair), Peer):
                 self._crossed[pair] = _Crossed(there.exact, own[pair[0]])
-        # A host that has lost a block must first drop what the owner needs: the same prefix, the same address
-        # of its own.
+        # First the hosts that have lost a block: the owner's states need the same prefix and the same own address.
         ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))
         return _Snapshot(view, {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
 
     def _take(self, pair: Pair, outcome: _Outcome) -> bool:
-        """Take in what the worker did for a pair; returns whether it is to be followed again."""
+        """Record the worker's result for a pair; return whether the pair must be followed again."""
         again = False
         if outcome.located is not None:
             self.known[pair] = outcome.located.peer
@@ -190,22 +190,22 @@ class Peers:
 
 
 class _Crossed(msgspec.Struct, frozen=True):
-    """The exact addresses that a pair's states follow from: the peer's, sorted, and this host's ``own``."""
+    """The exact addresses that a pair's states depend on: the peer's, sorted, and this host's ``own``."""
 
     exact: tuple[Prefix, ...]
     own: frozenset[Prefix]
 
     def has(self, addresses: Set[Prefix]) -> bool:
-        """Tell whether one of these addresses is among them."""
+        """Return whether one of these addresses is among them."""
         places = ((bisect.bisect_left(self.exact, one), one) for one in addresses)
         return not self.own.isdisjoint(addresses) or any(self.exact[at : at + 1] == (one,) for at, one in places)
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
-    """A snapshot for the worker: this host's view, the records about each pair, and who answers on the link.
+    """A snapshot for the worker: this host's view, the peer of each pair, and the standings of neighbours on the link.
 
-    The pairs are in the order in which they are put. An error in a peer's place says why it cannot be
-    reached.
+    The pairs are in the order in which their states are applied. An error instead of a peer says why it cannot be
+    reached; None means that its states must be removed.
     """
 
     view: HostView
@@ -214,9 +214,9 @@ class _Snapshot(msgspec.Struct, frozen=True):
 
 
 class _Outcome(msgspec.Struct, frozen=True):
-    """The result for a pair: where its peer is (None: no pair any more, or not looked for), and ``error``.
+    """The worker's result for a pair: the located peer (None: the pair is gone, or an error came first), and ``error``.
 
-    ``met`` is the number of the migration in which both ways serve (or 0), and the way that sends.
+    ``met`` is as in ``Peers.met``.
     """
 
     located: Located | None = None
@@ -225,7 +225,7 @@ class _Outcome(msgspec.Struct, frozen=True):
 
 
 def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
-    """Put each peer's states (worker thread)."""
+    """Apply each pair's states, and return the results (worker thread)."""
     ways: Ways = {}
     standings = dict(snapshot.standings)
     networks = {network.name: network for network in snapshot.view.networks}
@@ -249,7 +249,7 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
             there = msgspec.structs.replace(there, peer=msgspec.structs.replace(there.peer, learnt=learns))
             met = migration.meet(snapshot.view, network, there.peer)
             machine.reconciler.change(source, met.states)
-            failed = machine.reconciler.unwell(source)  # of an earlier change, too
+            failed = machine.reconciler.unwell(source)  # errors of earlier changes included
             why = failed.message if failed else met.problem
             number = network.migration.number if network.migration and not why else 0
             outcomes[name, other] = _Outcome(there, (number, met.by), why)
@@ -264,9 +264,9 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
 def seen(
     leases: Leases, networks: Networks, disputes: Disputes, pairs: Collection[Pair]
 ) -> dict[Pair, Peer | LinkspanError]:
-    """Return what the records say of these pairs' hosts, as far as it counts; of a pair that is none, nothing.
+    """Return the peer of each pair, from the records as far as they count; pairs that are gone are left out.
 
-    An error in a host's place says why it cannot be reached.
+    An error instead of a peer says why it cannot be reached.
     """
     there = {network.name: network for network in networks.all()}
     hosts = leases.hosts()
@@ -291,9 +291,9 @@ def seen(
 
 
 def _reachable(lease: Lease, astray: set[Prefix]) -> Lease:
-    """Return the lease of a host that lost its blocks with an address by which the host itself is reached.
+    """Return the lease with an address of the host itself in each family of ``astray``, its containers' addresses.
 
-    Where it has none of its own left, that of one of its containers takes its place.
+    If the host has lost its own address together with a block, the lowest address of its containers takes its place.
     """
     own = list(lease.addresses)
     for family in {a.family for a in astray} - {prefix(text).family for text in own}:

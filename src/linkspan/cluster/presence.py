@@ -1,53 +1,52 @@
-"""Presence: this host's record of liveness under ``alive/``, and what the other hosts conclude from it.
+"""Presence: this host's liveness record under ``alive/``, and how the other hosts learn of its end.
 
 The record
-    ``alive/HOST`` holds the agent's instance (its host's name and state folder). It *stands* in the store
+    ``alive/HOST`` contains the agent's instance (its host's name and state folder). It is a *standing* record
     (``Store.keep``): the agent puts it once, and then keeps it each second (KEEP). To keep it is no change. So a
     cluster in which nothing happens has no raft entry, no revision and no watch event from liveness, whatever its
-    size. The deletion of the record is the event.
+    size. The deletion of the record is the event. A "lease" in this text is an etcd lease, which the record is tied to.
 
 How long it takes
-    A record ends LIFE (3 s) after the last time that it was kept, and etcd looks for ends every half second. Other
-    hosts act after half a second of absence (ABSENCE). So a death is known everywhere 4 s after it at the latest
-    while etcd has a leader. A lease of 4 s would make it 5 s, and leave nothing of the 5 s that are promised for the
-    names' servers. If the leader dies with the host, 1 to 3 s for the election come before that, and the new leader
-    gives each lease its whole time again. etcd makes leases longer where its election timeout is above 2 s.
-    A host is not taken for dead by what it does not do for 2 s.
+    A record ends LIFE (3 s) after the last keepalive, and etcd checks for ended leases every half second. Other hosts
+    act after half a second of absence (ABSENCE). So all hosts know a death after 4 s at the latest while etcd has
+    a leader. A lease of 4 s would make it 5 s, which is all the time that the DNS names are promised to need. If etcd's
+    leader dies together with the host, the election takes 1 to 3 s more, and the new leader gives each lease its
+    whole time again. etcd makes leases longer if its election timeout is above 2 s. A host that does nothing for
+    2 s does not count as dead.
 
-    Measured with etcd 3.5.16 and its own times: 24 deaths were known after 2.8 to 3.6 s. Six deaths at whose moment the
-    leader was killed or frozen were known after 5.5 to 6.4 s, and nobody else was taken for dead. 200 hosts cost etcd
-    0.2 ms of processor time a host each second (a keepalive, and half a question whether the watch lives), no raft
-    entry and no revision. So 1,000 hosts would cost a fifth of a core. Before, a host cost 1.4 ms and three raft
-    entries each two seconds, and an event for every other host.
+    Measured with etcd 3.5.16 and its default times: 24 deaths were known after 2.8 to 3.6 s. Six deaths, each
+    while the leader was killed or frozen, were known after 5.5 to 6.4 s, and no live host counted as dead. With 200
+    hosts each host cost etcd 0.2 ms of processor time a second (a keepalive, and a progress request of the watch every
+    other second), no raft entry and no revision. So 1,000 hosts would cost a fifth of a core. Before, a host cost
+    1.4 ms and three raft entries every two seconds, and an event for every other host.
 
 Faults
-    - *A member hangs or dies, the leader too.* A try has one second, and then the next member is asked at once; the
-      pause between two rounds is never longer than a second. The member that answered is asked first from then on.
-    - *A leader was frozen, and goes on.* It may take leases for ended that it should know better of, and etcd before
+    - *A member hangs or dies, perhaps the leader.* A try has one second, and then the next member is asked at once. The
+      pause between two rounds is never longer than a second. From then on the member that answered is asked first.
+    - *The leader was frozen and continues.* It may count leases as ended that its hosts have kept, and etcd before
       3.5.11 deletes their records. The owner sees it by its watch, and puts its record again at once (GAP is the
-      shortest time between two puts). Nobody else has acted by then.
-    - *All members are away.* No leader, no end. After their return each lease has its whole time again.
-    - *The agent was stopped, suspended or cut off for longer than LIFE.* The next keepalive says that the lease has
-      ended, and the record is put again with a new one. No clock is asked: a clock that jumps changes nothing.
-    - *The agent begins again while its old lease lives.* The record has its own instance in it. It puts the record
-      again, which ties it to the new lease; the end of the old one takes nothing away.
-    - *The agent begins without a store.* Nobody is known to live or not (``Leases.lives`` is None). It puts its record
-      once the store answers.
-    - *Two agents live by one host id.* Each finds the other's instance in the record, and says so (``second``). They
+      shortest time between two puts). No other host has acted by then.
+    - *All members are away.* Without a leader no lease ends. After their return each lease has its whole time again.
+    - *The agent was stopped, suspended or cut off for longer than LIFE.* The next keepalive reports that the lease has
+      ended, and the agent puts the record again with a new lease. It compares no clocks, so a clock may jump.
+    - *The agent restarts while its old lease lives.* The record contains its own instance. The agent puts the record
+      again, which ties it to the new lease, so the end of the old one deletes nothing.
+    - *The agent starts while the store is away.* Liveness is unknown (``Leases.lives`` is None). The agent puts its
+      record once the store answers.
+    - *Two agents use one host id.* Each finds the other's instance in the record, and reports it (``second``). They
       do not answer each other at once, but every two seconds (BEAT). An agent that starts waits until the record that
-      it finds has ended; if it does not end, the other agent lives, and the new one is refused.
-    - *The store takes nothing, because it is full (NOSPACE).* Keepalives go on, so nothing changes for hosts that are
-      there. A host whose lease has ended tries every five seconds (REFUSED). The others do not take it for dead
-      (``store/absence.py``).
-    - *A write failed.* The record is put again every two seconds until the store takes it: nobody else may write for
-      hours, and ``status`` is not to name an error that is over.
-    - *Somebody deletes the record.* As with the leader: it is put again at once.
-    - *The host was removed.* Its record is kept no more, and ends.
+      it finds has ended. If it does not end, the other agent lives, and the new one is refused.
+    - *The store takes no puts, because it is full (NOSPACE).* Keepalives work, so nothing changes for live hosts. A
+      host whose lease has ended tries every five seconds (REFUSED). It does not count as dead (``store/absence.py``).
+    - *A write failed.* The agent puts the record every two seconds until the store takes it. Otherwise, if nobody else
+      writes for hours, ``status`` would name the old error all the time.
+    - *Somebody deletes the record.* The agent puts it again at once, as after a frozen leader.
+    - *The host was removed.* The agent stops keeping its record, which then ends.
 
-Beside the release before
-    That one puts its record every two seconds, each time with a new lease of 7 s, and judges others by the revision.
-    Its instance lacks the mark STANDS. While a record without the mark lives, all agents put theirs every two seconds,
-    too. Its own end is seen after 7 s.
+Beside the previous release
+    The previous release puts its record every two seconds, each time with a new lease of 7 s, and judges others by
+    the revision. Its instance lacks the mark STANDS. While a record without the mark exists, all agents put theirs
+    every two seconds, too. The death of such an agent is seen after 7 s.
 """
 
 from __future__ import annotations
@@ -69,24 +68,24 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.cluster.presence")
 
 KEEP = 1.0
-"""Seconds between two times that the record is kept."""
+"""Seconds between two keepalives of the record."""
 GAP = 0.2
-"""The least seconds between two puts: whoever deletes the record again and again is answered five times a second."""
+"""The least seconds between two puts, even if somebody deletes the record again and again."""
 BEAT = 2.0
-"""Seconds between two puts that are no answer to a loss: beside another agent of this id, or the release before."""
+"""Seconds between two puts that are no answer to a loss: beside another agent with this id, or the previous release."""
 BEAT_LIFE = 7.0
-"""Seconds that a record of the release before lives."""
+"""Seconds that a record of the previous release lives."""
 REFUSED = 5.0
-"""Seconds until a full store is asked for a lease again: each time costs it raft entries."""
+"""Seconds until a full store is asked for an etcd lease again: each request costs it raft entries."""
 ALONE = 2 * BEAT + 1.0
-"""Seconds after which another agent by this id that has not put its record again has ended: it does so every BEAT, and
-two that began at one moment may change their order."""
+"""Seconds without a put after which another agent with this id counts as ended: it puts its record every BEAT, and the
+order of two simultaneous agents may change."""
 ENDED = LIFE + 2.0
-"""Seconds in which the record of an agent that has ended is gone."""
+"""Seconds after which the record of an agent that ended is gone."""
 LOOK_EVERY = 0.5
-"""Seconds between two looks whether it is."""
+"""Seconds between two checks for that."""
 STANDS = b";stands"
-"""The end of an instance whose record stands, and is not put again and again."""
+"""The last bytes of the instance in a standing record."""
 
 
 class Presence:
@@ -102,9 +101,9 @@ class Presence:
         *,
         shared: bool,
     ) -> None:
-        """``instance`` tells this agent, over restarts, from another one with the same host id.
+        """``instance`` distinguishes this agent, over restarts, from another one with the same host id.
 
-        In a store that is not ``shared`` nobody asks whether this host lives, and the disk is left alone.
+        If the store is not ``shared``, no other host asks whether this one lives, so the record is not kept.
         """
         self.second = ""
         """Error text if another live agent uses this host id, else empty."""
@@ -116,10 +115,10 @@ class Presence:
         self._instance = instance.encode()
         self._shared = shared
         self._beating = False
-        """Whether an agent of the release before lives."""
+        """True while an agent of the previous release lives."""
         self._put_at = float("-inf")
         self._other_at = float("-inf")
-        """When the other agent by this id last put its record."""
+        """When the other agent with this id last put its record."""
         self._not_before = float("-inf")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -127,8 +126,8 @@ class Presence:
     async def refuse_second(self) -> None:
         """Raise Conflict if another live agent uses this host id.
 
-        The record of an agent that has ended expires: wait for that. A live agent of the release before puts its record
-        again.
+        The record of an agent that has ended expires, so this waits for that. A live agent of the previous release puts
+        its record again.
         """
         begun, said = _clock(), self._replica.known_revision(self._key)
         refused = "give each host an id of its own (--host-id), or stop the other one"
@@ -139,25 +138,25 @@ class Presence:
             if waited >= (ENDED if stands else BEAT_LIFE + BEAT):
                 if stands:
                     raise Conflict(other, refused)
-                break  # somebody put it by hand: it never ends
+                break  # somebody put the record by hand, so it never ends
             await asyncio.sleep(LOOK_EVERY)
-        self.second = ""  # the first listing may have told of an agent that has ended since
+        self.second = ""  # the first listing may have had the record of an agent that has ended since
 
     async def start(self) -> None:
-        """Put this host's record, and keep it from now on."""
+        """Put this host's liveness record, and keep it from now on."""
         self._beating = self._has_beating()
         if not self._replica.problem:
             await self._say()
         self._task = lasting("saying that this host lives", self._live)
 
     async def stop(self) -> None:
-        """Stop; the record expires unless this agent starts again soon."""
+        """Stop keeping the record; it expires unless this agent starts again soon."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Record changed keys."""
+        """React to changed keys: to the loss of this host's record, and to another agent with its id."""
         if not any(key.startswith(ALIVE) for key in keys):
             return
         self._beating = self._has_beating()
@@ -192,13 +191,13 @@ class Presence:
             await self._say()
 
     async def _say(self) -> None:
-        """Keep the record, or put it."""
+        """Keep the record, or put it again if it is gone. Raises nothing."""
         if self._leases.removed():
             return
         sent = now()
         try:
             if not self._shared:
-                if self._replica.problem and self._is_due(BEAT):  # nobody else writes, and it may be well again
+                if self._replica.problem and self._is_due(BEAT):  # no other write would show that the store works again
                     await self._put(sent)
                 return
             kept = await self._replica.keep()
@@ -227,7 +226,7 @@ class Presence:
         return self._key not in self._replica.records or self._key in self._replica.absences
 
     def _is_due(self, seconds: float) -> bool:
-        """Return whether the last put was so long ago, and the pause after a full store is over."""
+        """Return whether the last put was at least ``seconds`` ago, and no pause because of a full store goes on."""
         at = _clock() + LATE
         return at >= self._put_at + seconds and at >= self._not_before
 
@@ -235,12 +234,13 @@ class Presence:
         """Clear ``second`` once the other agent with this id has ended."""
         if self.second and _clock() - self._other_at >= ALONE:
             self.second = ""
-            await self._alone_again()  # it may have been the last to write this host's leases
+            await self._alone_again()  # the other agent may have been the last to write this host's leases
 
     async def _put(self, sent: float, *, unchanged: bool = False) -> bool:
-        """Put the record; return whether that was done: not if it must be ``unchanged``, and somebody else has put it.
+        """Put the record; return False if it must be ``unchanged``, and somebody else has put it meanwhile.
 
-        A watch tells the last of several changes, so of two agents that put at one moment it may tell one alone.
+        ``sent`` is the time (``core.clock.now``) from which this host's silence counts. If two agents put at one
+        moment, a watch may report only the last put: ``unchanged`` detects the other one.
         """
         self._put_at = _clock()
         same = {self._key: self._replica.known_revision(self._key)} if unchanged else None

@@ -1,9 +1,8 @@
 """Questions between agents, through the store: agents have no other connection to each other.
 
-``ask/HOST/ID`` is a question to a host, and ``answer/HOST/ID`` its answer. Both have a TTL, so nothing stays
-of a host that ends in between; the asker removes both once it has read the answer. The questions are a closed
-list (``Question``) and none of them changes anything. An invalid question is answered with an error; an
-invalid answer counts as none.
+``ask/HOST/ID`` is a question to a host, and ``answer/HOST/ID`` its answer. Both have a TTL, so nothing stays if a host
+ends in between. The asker removes both once it has read the answer. The questions are a closed list (``Question``), and
+none of them changes anything. A host answers an invalid question with an error. An invalid answer counts as none.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ PATIENCE = 3.0
 """Seconds to wait for an answer."""
 TTL = 10.0
 MOST = 16
-"""Questions that are answered at a time: the rest wait, and too many of them run out of time."""
+"""Questions that are answered at once: the others wait, and may time out."""
 
 
 class Walked(msgspec.Struct, frozen=True, tag="walk"):
-    """Asks how a packet goes on, on the host that is asked."""
+    """Question: how a packet continues on the asked host."""
 
     entry: Entry
 
 
 class Well(msgspec.Struct, frozen=True, tag="well"):
-    """Asks the controller for problems of the underlay's switches and routers."""
+    """Question to the controller: the problems of the underlay's switches and routers."""
 
 
 class Standing(msgspec.Struct, frozen=True, tag="standing"):
-    """Problems, a sentence each."""
+    """Answer to ``Well``: the problems, a sentence each."""
 
     problems: tuple[str, ...] = ()
 
@@ -56,14 +55,14 @@ T = TypeVar("T", Part, Heard, Probed, Standing)
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``error`` says why there is none."""
+    """An answer; if it is None, ``error`` says why."""
 
     told: Told | None = None
     error: str = ""
 
 
 class Ask:
-    """Asks other hosts, and has ``answer`` answer what they ask this one."""
+    """Asks other hosts, and answers their questions by ``answer``."""
 
     def __init__(self, replica: Replica, host: str, answer: Callable[[Question], Awaitable[Told]]) -> None:
         self._replica = replica
@@ -74,13 +73,13 @@ class Ask:
         self._room = asyncio.Semaphore(MOST)
 
     async def stop(self) -> None:
-        """Stop, and leave open questions unanswered."""
+        """Stop; open questions stay unanswered."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look at records that changed: questions to this host, answers to its own."""
+        """React to changed records: questions to this host, and answers to its own questions."""
         for key in keys:
             record = self._replica.records.get(key)
             if record is None:
@@ -107,7 +106,10 @@ class Ask:
             await self._replica.store.transaction({beside: msgspec.json.encode(answer)}, ttl=TTL)
 
     async def ask(self, host: str, question: Question, kind: type[T], patience: float = PATIENCE) -> T:
-        """Ask a host for an answer of a kind. Raises Unavailable, with the reason alone, where it does not answer."""
+        """Ask a host, and return its answer of type ``kind``; ``patience`` is in seconds.
+
+        Raises Unavailable, with the reason alone, if the host does not answer, or answers with an error.
+        """
         if self._replica.problem:
             raise Unavailable(f"the store is away ({self._replica.problem})")
         name = f"{host}/{uuid.uuid4().hex}"
@@ -142,7 +144,7 @@ class Ask:
 
 
 def _asked(value: bytes) -> Question:
-    """Return a question. Raises Invalid for one that this version does not know."""
+    """Return a question. Raises Invalid if this version does not know it."""
     try:
         question: Question = records.parse(value, Question)
     except Invalid as error:

@@ -1,4 +1,4 @@
-"""Shared states: they serve all networks of a backend on this host, and follow from all its peers (a BGP speaker)."""
+"""Shared states: they serve all networks of a backend on this host, and depend on all peers (a BGP speaker)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ log = logging.getLogger("linkspan.cluster.shared_states")
 
 
 def learning(view: HostView, leases: Leases, peers: Peers, endpoints: Iterable[Endpoint]) -> HostView:
-    """Return the view with what some backends see more (``HostView``), where a network has one of them."""
+    """Return the view with the fields for backends that encrypt or have a speaker, if a network has such a backend.
+
+    The fields are ``peers``, ``exact`` and ``living`` of ``HostView``.
+    """
     names = [n.name for n in view.networks if any(_sees_more(way.backend) for way in n.ways)]
     if not names or view.host is None or peers.withdrawn:
         return view
@@ -47,15 +50,15 @@ class AfterPeers:
         self._worker = worker
         self._view = view
         self.problems: dict[str, str] = {}
-        """By backend: why this host cannot have it."""
+        """By backend: why this host cannot have its states."""
 
     async def put(self) -> dict[Key, LinkspanError]:
-        """Put them, now that the peers are known; returns what was refused."""
+        """Apply the states, once the peers are known; return the errors by the key of the state."""
         failed: dict[Key, LinkspanError] = {}
         view = self._view()
         for way in BACKENDS.values():
             if way.host_phase != "after peers":
-                continue  # ``agent/plans`` puts it
+                continue  # ``agent/plans`` applies these
             source = ("host", way.name)
             try:
                 states = list(way.host(view))

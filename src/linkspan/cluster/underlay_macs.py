@@ -1,8 +1,8 @@
-"""Underlay MACs with which each host's plain packets are accepted: its record's, and for GRACE its former ones.
+"""Underlay MACs with which each host's plain packets are accepted: those of its record, and former ones for GRACE.
 
-A host that changes its MAC (a bond fails over, a card is replaced) sends with the new one before the others
-have read its record, and packets under way have the old one. Nothing is learnt from the segment: an attacker
-who forges packets there answers ARP, too.
+A host may change its MAC (a bond fails over, a card is replaced). Packets that it has already sent carry the old one,
+so that stays accepted for a while. No MAC is learnt from the segment: an attacker who forges packets there can answer
+ARP, too.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from linkspan.core.addresses import mac, mac_text
 from linkspan.core.model import Host
 
 GRACE = 10.0
-"""Seconds for which an old MAC is taken."""
+"""Seconds for which a former MAC is still accepted."""
 
 
 class Stations:
-    """``ended`` is called with a host of which fewer MACs are taken from then on."""
+    """The accepted MACs of each host; ``ended`` is called with a host's id when a former MAC ends."""
 
     def __init__(self, ended: Callable[[str], Awaitable[None]]) -> None:
         self._ended = ended
         self._until: dict[str, dict[str, float]] = {}
-        """By host: its MACs, and until when each is taken; infinity while its record has it."""
+        """By host id: its MACs, and until when each is accepted (monotonic clock); infinity while its record has it."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def of(self, host: Host) -> tuple[str, ...]:
-        """Return the MACs by which a host's packets are taken now; none where its record says none."""
+        """Return the MACs with which a host's packets are accepted now, sorted; none if its record has none."""
         told = {mac_text(mac(text)) for text in host.underlay.macs} if host.underlay is not None else set()
         if not told:
             self._until.pop(host.id, None)
@@ -54,7 +54,7 @@ class Stations:
         task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
+        """Cancel all timers and tasks."""
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks:
