@@ -1,4 +1,4 @@
-"""Remote names: the names of the other hosts' endpoints, and which of these hosts live."""
+"""Remote names: the names of the endpoints on other live hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class Elsewhere:
-    """Follows the records of the others' endpoints; decodes each once."""
+    """Follows the endpoint records of the other hosts; decodes each once for each change."""
 
     def __init__(self, replica: Replica, host: str) -> None:
         self._replica = replica
@@ -33,10 +33,10 @@ class Elsewhere:
         self._silenced: set[str] = set()
         self._number = 0
         self.named: dict[str, list[Named]] = {}
-        """By network: what there is on the other hosts that live, as of the last look."""
+        """By network: the named endpoints on the other live hosts, at the last ``look``."""
 
     def everything(self) -> None:
-        """Mark all records as not read yet."""
+        """Make the next ``look`` read all records."""
         self._due |= self._replica.under(ENDPOINTS).keys()
 
     def changed(self, keys: frozenset[str]) -> bool:
@@ -46,7 +46,7 @@ class Elsewhere:
         return bool(due) or any(key.startswith(ALIVE) for key in keys)
 
     def look(self) -> int:
-        """Bring ``named`` up to date, and return its number; another number means another answer."""
+        """Bring ``named`` up to date, and return its number, which is higher after each change."""
         read, silent = self._read(), self._silent()
         if read or silent != self._silenced:
             self._number += 1
@@ -57,7 +57,7 @@ class Elsewhere:
         return self._number
 
     def _read(self) -> bool:
-        """Read what changed, and return whether names changed; an unreadable record keeps its earlier value."""
+        """Read the changed records, and return whether there were any; an unreadable one keeps its earlier value."""
         due, self._due = self._due, set()
         for key in due:
             host = key.split("/")[1]
@@ -66,14 +66,14 @@ class Elsewhere:
                 self._known.pop(key, None)
                 continue
             endpoint = self._replica.value(key, Endpoint)
-            if endpoint is not None:  # otherwise the names are as before
+            if endpoint is not None:  # otherwise its names stay
                 self._known[key] = _Known(host, endpoint.network, zone.named(endpoint))
         if due:
             self._hosts = {known.host for known in self._known.values()}
         return bool(due)
 
     def _silent(self) -> set[str]:
-        """Return the hosts with endpoints that do not live; none while the store is full."""
+        """Return the ids of dead hosts with endpoints; none while the store is full."""
         if self._replica.absences.full:
             return set()
         return {host for host in self._hosts if ALIVE + host not in self._replica.records}

@@ -1,13 +1,12 @@
-"""DNS service of this host's networks: which servers run, and which names they answer.
+"""DNS service of this host's networks: starts and stops the servers, and keeps their names up to date.
 
-Names follow from the endpoints that hosts publish, and from the hosts' liveness, so no records are stored for
-them. A host whose record of liveness is gone counts as dead, and its containers have no names any more
-(`remote_names`). While the store itself does not answer, no host counts as dead.
+The names come from the endpoints that hosts publish, and from the hosts' liveness, so no records store them. A host
+whose liveness record is gone counts as dead, and its containers have no names any more (`remote_names`). While the
+store itself does not answer, no host counts as dead.
 
-Containers in several networks have views (`zone`). Which there are follows from the containers' namespaces.
+Containers in several networks have views (`zone`), which depend on the containers' namespaces.
 
-While an agent that has just started has not heard from the store, the other hosts' names stay as they stand
-in the file: it is what the last agent knew.
+Until the store has answered a new agent, the other hosts' names stay as the last agent has left them in the file.
 """
 
 from __future__ import annotations
@@ -42,31 +41,31 @@ from linkspan.store.replica import Replica
 log = logging.getLogger("linkspan.dns.service")
 
 SETTLE = 0.05
-"""Seconds from a first change to the work: a burst of containers is one reload."""
+"""Seconds from the first change to the update: a burst of containers causes one reload."""
 REST = 0.15
-"""Seconds between two works: names are to be there within a second, and attaches are not to wait for them."""
+"""Seconds between two updates: names must exist within a second, and must not slow attaches down."""
 TICK = 0.65
-"""Seconds between looks at what tells nothing by itself, while there are servers: resolv.conf, a port that is held."""
+"""Seconds between two checks of inputs without events, while there are servers: resolv.conf, a port that is in use."""
 LINGER = 10.0
-"""Seconds that a server outlasts the last container: another one may come at once."""
+"""Seconds that a server runs after the last container: another one may come soon."""
 PROTOCOLS = ("udp", "tcp")
 BEAT, HUNG = 1.0, 3
-"""Seconds between two questions to each server, and how many may be missed by one that does nothing at all."""
+"""Seconds between two questions to each server, and the number of missed ones after which an idle server hangs."""
 AGAIN = 2.0
-"""Seconds between two searches for who holds a port."""
+"""Seconds between two searches for the process that uses a port."""
 INSTALLED = 5.0
-"""Seconds between two looks whether dnsmasq is installed, and may run as its own user."""
+"""Seconds between two checks that dnsmasq is installed, and may run as its own user."""
 LONGEST = 1 << 16
 """Bytes of a resolv.conf that are read."""
 RESOLVED = "/run/systemd/resolve/resolv.conf"
 PUBLIC = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
-"""What Docker gives containers where the host's resolvers are on its own loopback (moby's libnetwork/resolvconf)."""
+"""Resolvers that Docker gives containers if the host's are on its loopback (moby's libnetwork/resolvconf)."""
 
 
 FOR_EVER = float("inf")
 
 Places = dict[Zones, tuple[list[Prefix], int]]
-"""By server: at which addresses it listens, and at which port."""
+"""By server: the addresses at which it listens, and the port."""
 
 
 class _Seen(NamedTuple):
@@ -74,16 +73,16 @@ class _Seen(NamedTuple):
 
     dnsmasq: Dnsmasq | None
     resolvers: tuple[str, str]
-    """The text of the host's resolv.conf, and of the one with what systemd-resolved asks."""
+    """The text of the host's resolv.conf, and of the one with the servers that systemd-resolved asks."""
     networks: tuple[Network, ...]
     listed: bool
-    """Whether the store has told of all records."""
+    """True if the store's records were listed since the start."""
     others: int
-    """The number of what the other hosts have."""
+    """The number of the other hosts' names (``Elsewhere.look``)."""
 
 
 class Naming:
-    """Follows endpoints, hosts and resolvers, and puts the servers' states when they change."""
+    """Follows endpoints, hosts and resolvers, and applies the servers' states when they change."""
 
     def __init__(
         self,
@@ -108,16 +107,16 @@ class Naming:
         self._served: dict[Zones, list[State]] = {}
         self._places: Places = {}
         self._views: dict[Zones, float] = {}
-        """By view: until when it lasts, for ever where a container is in all of its networks."""
+        """By view: its end (monotonic clock), FOR_EVER while a container is in all of its networks."""
         self._others = Elsewhere(replica, host)
         self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
-        """By network: until when it lasts here, for ever where it has a container, and of which pools that is."""
+        """By network: the end of its server (FOR_EVER while it has a container here), and the pools in use here."""
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
         self._texts: dict[str, tuple[int, bytes]] = {}
         self._told = Once()
         self._spent: dict[Zones, tuple[int, int]] = {}
-        """By server: its process, and the time it had used when it first missed a question."""
+        """By server: its process id, and the processor time it had used when it first missed a question."""
         self._searched = self._asked = self._looked = float("-inf")
         self._dnsmasq: Dnsmasq | None = None
         self._pulse = dnsmasq.Pulse()
@@ -127,16 +126,19 @@ class Naming:
     # Queries of other parts
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Return the addresses of its network's server for a container, none where there is none here."""
+        """Return the addresses of the network's server for a container; none if this host has no such server."""
         found = self._networks.get(endpoint.network)
         if not self._wanted or (endpoint.network,) in self.problems or dnsmasq.found(self._folder) is None:
             return ()
         return tuple(gateway.address for _, gateway in zone.own(zone.served(found), endpoint))
 
     def standing(self, network: str) -> Literal["answers", "awaited", "refused", "none"]:
-        """Return whether a network has names here: not without a container, nor if they are unavailable.
+        """Return the state of a network's names on this host.
 
-        It also waits while its containers in several networks do not find those networks' names yet.
+        - "answers": its server runs, and so do the views of its containers in several networks.
+        - "awaited": not all of them run yet.
+        - "refused": a problem keeps its server from running.
+        - "none": no container needs it, or names are switched off or unavailable.
         """
         if (network,) in self._served:
             views = self._seen()
@@ -148,17 +150,17 @@ class Naming:
         return "awaited" if any(map(self.nameservers, used)) else "none"
 
     def listening(self) -> frozenset[tuple[bytes, int]]:
-        """Return the addresses and ports at which this host's servers of names listen now."""
+        """Return the addresses (packed) and ports at which this host's DNS servers listen now."""
         running = (at for zones, at in self._places.items() if zones in self._served)
         return frozenset((gateway.packed, port) for gateways, port in running for gateway in gateways)
 
     def _gateways(self, network: Network) -> list[Prefix]:
-        """Return where a network's server is to listen: at the gateways of the pools that are used here."""
+        """Return the addresses at which a network's server must listen: the gateways of the pools in use here."""
         _, used = self._used.get(network.name, (0, frozenset()))
         return [gateway for pool, gateway in zone.served(network) if pool in used]
 
     def _seen(self) -> dict[Zones, list[Endpoint]]:
-        """Return the views that there should be for the containers that are here, with their endpoints."""
+        """Return the views that this host's containers need, with their endpoints."""
         there = {network for network in self._used if (network,) not in self.problems}
         return zone.views(self._endpoints.values(), there)
 
@@ -169,21 +171,21 @@ class Naming:
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Record changed keys."""
+        """Wake the task if changed keys concern names."""
         if self._others.changed(keys) or any(key.startswith("networks/") for key in keys):
             self._wake.set()
 
     # Lifecycle
 
     async def take_over(self) -> None:
-        """Desire the servers before anything is reconciled: running servers must keep running."""
+        """Make the servers desired before the first resync, so that running ones keep running."""
         self._others.everything()
         for source, states in (await self._plan(self._look())).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
             self._served[source[1:]] = states
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start the task that applies changes."""
         self._task = lasting("following names", self._follow)
 
     async def stop(self) -> None:
@@ -209,14 +211,14 @@ class Naming:
                 await asyncio.sleep(REST)
 
     def _look(self) -> _Seen:
-        """Return inputs without events: they are cheap to read, and rarely change."""
+        """Read the inputs that have no events: they are cheap to read, and change rarely."""
         if self._wanted and time.monotonic() - self._looked >= INSTALLED:
             self._looked, self._dnsmasq = time.monotonic(), dnsmasq.found(self._folder)
         texts = _text(self._resolv_conf), _text(Path(RESOLVED))
         return _Seen(self._dnsmasq, texts, self._networks.all(), self._replica.listed, self._others.look())
 
     def _settled(self) -> bool:
-        """Return whether nothing waits: for the end of a network's time, or for a port of another process."""
+        """Return whether nothing waits for the end of a server, or for another process's port."""
         ends = {*self._views.values(), *(until for until, _ in self._used.values())}
         return ends <= {FOR_EVER} and not self.problems and self._places.keys() <= self._served.keys()
 
@@ -227,7 +229,7 @@ class Naming:
         for zones, states in {**gone, **plans}.items():
             if states == self._served.get(zones):
                 continue
-            try:  # an error shows as drift, and healing retries
+            try:  # an error is visible as drift, and the healer retries
                 await self._worker.run(self._worker.machine.reconciler.change, ("names", *zones), states)
             except LinkspanError as error:
                 log.warning("%s", error.message)
@@ -247,7 +249,7 @@ class Naming:
                 log.warning("forget questions of containers in several networks: %s", error.message)
 
     async def _plan(self, seen: _Seen) -> dict[Source, list[State]]:
-        """Return the states of each server that there should be here now."""
+        """Return the states of each server that this host needs now, by source."""
         now = time.monotonic()
         there = {network.name: network for network in seen.networks if zone.served(network)}
         self._note_used(there, now)
@@ -283,7 +285,7 @@ class Naming:
         return plans
 
     def _note_views(self, now: float) -> dict[Zones, list[Endpoint]]:
-        """Take note of which views there should be, and return the endpoints of the containers that ask them."""
+        """Record the views that this host needs, and return the endpoints of the containers that ask each."""
         askers = self._seen()
         usable = {network for network in self._used if (network,) not in self.problems}
         past = {zones: min(until, now + LINGER) for zones, until in self._views.items() if zones not in askers}
@@ -292,7 +294,7 @@ class Naming:
         return askers
 
     def _listening(self, there: Mapping[str, Network]) -> Places:
-        """Return where servers are to listen: networks' own first, whose files views read."""
+        """Return where servers must listen: first the networks' own, because views read the files of those."""
         own: Places = {(name,): (self._gateways(there[name]), PORT) for name in sorted(self._used)}
         views: Places = {
             zones: ([gateway for name in zones for gateway in own[name,][0]], port)
@@ -301,7 +303,7 @@ class Naming:
         return own | views
 
     def _note_used(self, there: Mapping[str, Network], now: float) -> None:
-        """Take note of which networks have containers here, with addresses of which pools."""
+        """Record the networks that have containers here, and the pools of their addresses."""
         served = {name: zone.served(network) for name, network in there.items()}
         used: dict[str, set[Prefix]] = {}
         for endpoint in self._endpoints.values():
@@ -312,7 +314,7 @@ class Naming:
         self._used |= {n: (until, pools) for n, (until, pools) in past.items() if n in there and now < until}
 
     def _here(self) -> dict[str, list[Named]]:
-        """Return by network what there is on this host; each endpoint is looked at once."""
+        """Return the named endpoints of this host by network; each endpoint is converted once."""
         before, self._own = self._own, {}
         found: dict[str, list[Named]] = {}
         for identity, endpoint in self._endpoints.items():
@@ -345,7 +347,7 @@ class Naming:
         return Server(found, resolvers, asked or PUBLIC, forwarders, zone.nowhere(seen.networks))
 
     async def _search(self, now: float) -> None:
-        """Look whether another process has the port of a server that does not run."""
+        """Check whether another process uses the port of a server that does not run."""
         self.problems = {zones: why for zones, why in self.problems.items() if zones in self._places}
         fresh = [zones for zones in self._places if zones not in self._served]
         if not fresh or (now - self._searched < AGAIN and not any(zones not in self.problems for zones in fresh)):
@@ -359,12 +361,12 @@ class Naming:
                 self._tell(why)
 
     def _held(self, places: Places) -> dict[Zones, str]:
-        """Return for each server who has its port, '' for nobody (worker thread)."""
+        """Return for each server the problem that another process uses its port, '' if none does (worker thread)."""
         running = self._worker.machine.processes.pid
         return {z: "" if running(zone.process(z)) else _held(z, *at) for z, at in places.items()}
 
     async def _revive(self) -> None:
-        """Replace a server that neither answers nor works: healing restarts one that has died."""
+        """Kill a server that hangs, so that the healer starts another one."""
         now = time.monotonic()
         if now - self._asked < BEAT:
             return
@@ -376,7 +378,7 @@ class Naming:
         self._spent = {zones: self._spent.get(zones, (pid, dnsmasq.spent(pid))) for zones, pid in pids.items()}
         for zones in missed:
             pid = pids.get(zones, 0)
-            if not pid or self._spent[zones][0] != pid:  # dead, or it has a successor: nothing is known of that yet
+            if not pid or self._spent[zones][0] != pid:  # it died, or another process has replaced it: count again
                 self._forget(zones)
             elif missed[zones] >= HUNG and self._spent[zones] == (pid, dnsmasq.spent(pid)):
                 what = f"the names' server of {_of(zones)} hung, and is replaced"
@@ -398,14 +400,14 @@ class Naming:
             self._tell(f"{name!r} of container {who} is no name for DNS, and is not answered", endpoint=endpoint.id)
 
     def _tell(self, what: str, **about: str) -> None:
-        """Report it, once."""
+        """Log a text and add it to the events, once."""
         if self._told.first(what):
             log.warning("%s", what)
             self._happenings.add("names", what, **about)
 
 
 def _text(path: Path) -> str:
-    try:  # by the descriptor, in three calls of the kernel: it is read three times in two seconds
+    try:  # by the descriptor, with three system calls, because it is read three times in two seconds
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""

@@ -1,32 +1,28 @@
 """DNS zone of a network: the names that its server answers, and the server's states. Pure.
 
-Each network that has containers on this host has a server of its own, at its gateway's address: one
-``dnsmasq``, which reads two files of addresses and names: this host's, and the other hosts' that live. When
-either changes, SIGHUP makes it read both: it watches nothing itself, because a user has only 128 inotify
-instances. It keeps running without the agent.
+Each network that has containers on this host has its own server at its gateway's address: one ``dnsmasq``. It reads two
+files of addresses and names: this host's, and those of the other live hosts. When either changes, SIGHUP makes it read
+both. It watches no files itself, because a user has only 128 inotify instances. It keeps running without the agent.
 
     NAME, NAME.NETWORK, NAME.NETWORK.internal    answered from the files, or not at all
     addresses of the pools                       likewise
     another network's NAME.NETWORK.internal      not at all
     everything else                              asked of the host's own resolvers, unless the network is internal
 
-A container in several networks finds the names of all of them. A server answers everybody alike, so there is
-one more for each combination of networks that some container on this host is in: a view. It reads the files
-of its networks, and listens at their gateways too, at a port of its own. A map leads what such a container
-asks there by the address that it asks from, whichever server it asks. Containers in one network cost nothing
-more.
+A container in several networks finds the names of all of them. A server gives all clients the same answers, so there is
+one more server for each combination of networks that some container on this host is in: a view. It reads the files of
+its networks, and listens at their gateways too, at a port of its own. A map redirects the questions of such a container
+to the view by the container's address, whichever server it asks. Containers in one network need nothing of this.
 
-Whoever is no container of the network and not the host itself is refused (`ruleset`). What a container asks
-of the host's own resolvers comes to its network's server instead: so names are there also for runtimes that
-take no server from a plugin (Docker's 127.0.0.11 asks those, and so does a pod). What the host's resolver
-itself asks does not, where it is a container (`forwarders`, `ruleset`): its question would come back to it.
-Another way round is found by the server: it asks itself by each resolver, and leaves out one by which that
-question comes back.
+Only the network's containers and the host itself may ask (`ruleset`). A container's questions to the host's own
+resolvers are redirected to its network's server: so names work also for runtimes that take no server from a plugin
+(Docker's 127.0.0.11 asks those resolvers, and so does a pod). If the host's resolver is a container, its own questions
+are not redirected (`forwarders`, `ruleset`), because they would come back to it. The server finds other loops itself:
+it sends itself a question by each resolver, and leaves out a resolver by which that question comes back.
 
-Rejected: dnsmasq's ``--hostsdir`` (inotify, and what is gone from a file stays known), one server for all
-networks (one container's storm would be everybody's), ``--bind-dynamic`` (a look at every address of the host
-for each container that comes), views at addresses of their own (the host's choice of source addresses would
-have to be kept from them).
+Rejected: dnsmasq's ``--hostsdir`` (inotify, and names removed from a file stay known), one server for all networks (one
+container's storm would hit all), ``--bind-dynamic`` (it lists all addresses of the host for each new container), views
+at addresses of their own (the host must then not choose these as source addresses).
 """
 
 from __future__ import annotations
@@ -45,13 +41,14 @@ from linkspan.core.states.host import NftElement, State
 from linkspan.core.states.programs import Dnsmasq, File, Process, Zones
 
 AT_ONCE = 1000
-"""Questions of the outside under way, for all of a network; one whose own server is slow lasts 10 s."""
+"""Questions of a network that the server has forwarded at one time; one to a slow resolver lasts 10 s."""
 PORT = 53
-"""Where a network's server listens; views listen elsewhere (`ports`)."""
+"""The port at which a network's server listens; views have others (`ports`)."""
 LEADS: Zones = ()
-"""In place of a server's networks: what leads containers to all views. One whole, for a container changes its view."""
+"""The source of the elements that redirect containers to views: one for all views, because a container may change its
+view."""
 LONGEST_FILE = 128
-"""Characters of a server's name in the names of files, which may have 255 with what stands around it."""
+"""Most characters of a server's name in file names: a whole file name has at most 255."""
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -64,8 +61,8 @@ class Named(msgspec.Struct, frozen=True):
 class Server(msgspec.Struct, frozen=True):
     """Inputs of a network's server beside names: its program, and the host's resolvers.
 
-    ``asked`` are those that runtimes give containers by themselves, ``forwarders`` the addresses of
-    containers that may be asked by one, and ``nowhere`` the lines of what is asked of nobody (`nowhere`).
+    ``asked`` are the resolvers that runtimes give containers by themselves, ``forwarders`` the addresses of containers
+    that may be the host's resolvers, and ``nowhere`` the lines of names that are never forwarded (`nowhere`).
     """
 
     dnsmasq: Dnsmasq
@@ -76,23 +73,23 @@ class Server(msgspec.Struct, frozen=True):
 
 
 def named(endpoint: Endpoint) -> Named:
-    """Return the endpoints' names for servers."""
+    """Return an endpoint's names and addresses for servers."""
     return Named(tuple(p.address for p in endpoint.prefixes), speakable(endpoint))
 
 
 def forwarders(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
-    """Return the addresses of containers that are DNS servers for the outside, and so perhaps for the host."""
+    """Return the addresses of containers that publish port 53: they may be the host's resolvers."""
     found = {p.address for e in endpoints if any(port.host_port == 53 for port in e.ports) for p in e.prefixes}
     return tuple(sorted(found))
 
 
 def nowhere(networks: Iterable[Network]) -> str:
-    """Return the lines by which no network's names are asked outside, where another network's server may be known."""
+    """Return the lines of dnsmasq's configuration that keep the server from forwarding any network's names."""
     return "".join(sorted(f"server=/{end}/\n" for network in networks for end in domains(network)[1:]))
 
 
 def hosts(network: Network, every: Iterable[Named]) -> bytes:
-    """Return a file of addresses and names as /etc/hosts is, the same for the same endpoints."""
+    """Return a file of addresses and names in the format of /etc/hosts, equal for equal endpoints."""
     ends = domains(network)
     lines = {line for one in every for line in _lines(ends, one)}
     return "".join(f"{line}\n" for line in sorted(lines)).encode()
@@ -102,26 +99,26 @@ def _lines(ends: tuple[str, ...], one: Named) -> Iterator[str]:
     words: list[str] = []
     for name in one.names:
         words += [f"{name}.{end}" for end in ends if len(name) + 1 + len(end) <= LONGEST]
-        if "." not in name:  # a name with a dot could be one of the outside's
+        if "." not in name:  # a name with a dot could be an outside host's
             words.append(name)
     if words:
         yield from (f"{address} {' '.join(words)}" for address in one.addresses)
 
 
 def crosses(network: Network) -> bool:
-    """Return whether other hosts' endpoints are in the same network: by either way, while it migrates."""
+    """Return whether a network has endpoints on other hosts: by either backend while it migrates."""
     return any(backend(way.backend).crosses_hosts for way in network.ways)
 
 
 def served(network: Network) -> tuple[tuple[Prefix, Prefix], ...]:
-    """Return the pools that have a server, each with its gateway: not where the gateway is every network's."""
+    """Return the pools that have a server, each with its gateway; without link-local gateways, which networks share."""
     return tuple((pool, gateway.single()) for pool, gateway in network.pairs if not _shared(gateway))
 
 
 def own(pools: Iterable[tuple[Prefix, Prefix]], endpoint: Endpoint) -> list[tuple[Prefix, Prefix]]:
-    """Return a container's own ones of these pools and gateways.
+    """Return those of the (pool, gateway) pairs in whose pool the container has an address.
 
-    A gateway's address is on a host while a container there has an address of its pool.
+    A gateway's address is on a host only while a container there has an address of its pool.
     """
     addresses = endpoint.prefixes
     return [(pool, gateway) for pool, gateway in pools if any(pool.holds(one) for one in addresses)]
@@ -132,9 +129,9 @@ def _shared(gateway: Prefix) -> bool:
 
 
 def views(endpoints: Iterable[Endpoint], networks: Collection[str]) -> dict[Zones, list[Endpoint]]:
-    """Return the combinations of these networks that containers are in, each with those containers' endpoints in them.
+    """Return the combinations of these networks that containers are in, each with the endpoints of those containers.
 
-    Whose namespace is not known yet is in no combination.
+    An endpoint whose namespace is not known yet is in no combination.
     """
     containers: dict[tuple[int, int], list[Endpoint]] = {}
     for endpoint in endpoints:
@@ -149,9 +146,10 @@ def views(endpoints: Iterable[Endpoint], networks: Collection[str]) -> dict[Zone
 
 
 def ports(combinations: Iterable[Zones]) -> dict[Zones, int]:
-    """Return a port for each view: the same one each time, unless two want one, of which the later then moves on.
+    """Return a port for each view, always the same for the same networks.
 
-    There are no more views than ports.
+    If two views have the same port, the alphabetically later one takes the next port. Views beyond the number of ports
+    are left out.
     """
     found: dict[int, Zones] = {}
     for combination in sorted(combinations)[: len(VIEW_PORTS)]:
@@ -164,13 +162,13 @@ def ports(combinations: Iterable[Zones]) -> dict[Zones, int]:
 
 
 def _called(zones: Zones) -> str:
-    """Return a server's name in names of processes and files; no network's name has a plus sign in it."""
+    """Return a server's name for processes and files; the plus sign is unambiguous, as no network's name has one."""
     name = "+".join(zones)
     return name if len(name) <= LONGEST_FILE else f"+{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def process(zones: Zones) -> str:
-    """Return the name of a server among the processes."""
+    """Return the name of a server's process."""
     return f"names-{_called(zones)}"
 
 
@@ -187,7 +185,7 @@ def elsewhere(folder: str, network: str) -> str:
 def states(
     network: Network, server: Server, own: bytes, others: bytes, used: Collection[Prefix]
 ) -> Iterator[State]:
-    """Return the states of the network's server, for these files of names; ``used`` are its pools on this host."""
+    """Yield the states of a network's server; ``own`` and ``others`` are its files, ``used`` the pools in use here."""
     folder = server.dnsmasq.folder
     yield File(here(folder, network.name), own, volatile=True)
     yield File(elsewhere(folder, network.name), others, volatile=True)
@@ -202,10 +200,9 @@ def states(
 
 
 def view(networks: Sequence[Network], server: Server, used: Collection[Prefix], port: int) -> Iterator[State]:
-    """Return the states of a view. Its networks' own servers add the files of names that it reads.
+    """Yield the states of a view; the files of names that it reads are states of its networks' own servers.
 
-    It asks the outside unless all of its networks are internal: a container's default route uses one that is
-    not.
+    It forwards other names unless all of its networks are internal: a container's default route uses one that is not.
     """
     yield from _running(networks, server, used, port)
     for _, gateway in _at(networks, used):
@@ -215,7 +212,7 @@ def view(networks: Sequence[Network], server: Server, used: Collection[Prefix], 
 def leads(
     networks: Iterable[Network], used: Collection[Prefix], port: int, askers: Iterable[Endpoint]
 ) -> Iterator[NftElement]:
-    """Return the elements that redirect these endpoints' queries to their networks' view, and admit them there."""
+    """Yield the elements that redirect these endpoints' questions to their networks' view, and accept them there."""
     at = _at(networks, used)
     for endpoint in askers:
         for address in endpoint.prefixes:
@@ -226,12 +223,12 @@ def leads(
 
 
 def _at(networks: Iterable[Network], used: Collection[Prefix]) -> list[tuple[Prefix, Prefix]]:
-    """Return the used pools of networks, with the gateways where their server listens."""
+    """Return the pools in use of these networks, each with the gateway at which the server listens."""
     return [(pool, gateway) for network in networks for pool, gateway in served(network) if pool in used]
 
 
 def _running(networks: Sequence[Network], server: Server, used: Collection[Prefix], port: int) -> Iterator[State]:
-    """Return a server's process, which reads the networks' files, and the file of whom it asks."""
+    """Yield a server's process, which reads the networks' files, and the file of the resolvers that it asks."""
     folder, zones = server.dnsmasq.folder, tuple(network.name for network in networks)
     asked = "".join(f"server={one}\n" for one in server.resolvers) + server.nowhere
     resolvers = f"{folder}/{_called(zones)}/resolvers"
@@ -246,7 +243,7 @@ def _running(networks: Sequence[Network], server: Server, used: Collection[Prefi
 def _argv(
     networks: Iterable[Network], dnsmasq: Dnsmasq, hosts: Iterable[str], resolvers: str, at: Iterable[str], port: int
 ) -> Iterator[str]:
-    # nohup: SIGHUP that comes before the server knows what it means would end it.
+    # nohup: a SIGHUP before the server has installed its handler would end it.
     yield from ("nohup", dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
     yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last messages still go to stderr
     yield "--bind-interfaces"
@@ -256,8 +253,8 @@ def _argv(
     yield from (f"--addn-hosts={path}" for path in hosts)
     yield from ("--no-resolv", f"--servers-file={resolvers}", "--cache-size=1000")
     yield from ("--dns-loop-detect", f"--dns-forward-max={AT_ONCE}")
-    # Bare names: the first option answers that the name does not exist if nobody is asked (else it would be a
-    # refusal), the second is for all types.
+    # Bare names: the first option answers "does not exist" instead of a refusal if there is no resolver, the second one
+    # does so for all record types.
     yield from ("--domain-needed", "--local=//")
     for network in networks:
         yield from (f"--local=/{end}/" for end in domains(network))
