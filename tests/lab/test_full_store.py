@@ -108,7 +108,7 @@ def test_somebody_else_s_etcd_is_full_until_its_operator_frees_it(cluster: Clust
         with pytest.raises(LinkspanError, match="its quota is full, so it takes no writes"):
             cluster.create("late", "10.92.0.0/16")
         said = cluster.exec("h1", "linkspan status", code=3)
-        assert "its quota is full: it takes no writes, and what runs goes on" in said
+        assert "its quota is full: it takes no writes, and containers continue" in said
         checks = {one["check"]: one for one in json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))}
         assert (checks["store"]["status"], checks["store alarms"]["status"]) == ("fail", "fail")
         assert "etcdctl alarm disarm" in checks["store alarms"]["fix"]

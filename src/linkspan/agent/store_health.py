@@ -31,7 +31,7 @@ def state(agent: Agent) -> tuple[State, str, str]:
     """Return the store's state, the reason (a sentence, '' if the state is ok), and the fix."""
     replica, contact = agent.replica, agent.replica.contact
     if contact.full:
-        return "full", "its quota is full: it takes no writes, and what runs goes on", _full(agent)
+        return "full", "its quota is full: it takes no writes, and containers continue", _full(agent)
     if replica.problem:
         return "away", replica.problem, replica.fix or _LOOK
     if not replica.listed:

@@ -202,7 +202,7 @@ class Allocator:
             raise Conflict(
                 f"address {address.address} is in block {block.pool}, which is host {self._leases.name(owner)}'s "
                 "by an earlier claim, and this host gives nothing from it",
-                "`linkspan status` tells how it is settled; choose an address of another block",
+                "`linkspan status` shows how to end the conflict; choose an address of another block",
             )
         if whose := self._elsewhere.get((name, block.pool), {}).get(address.single()):
             raise Conflict(

@@ -221,10 +221,13 @@ class Disputes:
         why = self._why(dispute.network, dispute.what, dispute.winner, dispute.loser)
         if dispute.doubled:
             why += f"; containers of both have {', '.join(dispute.doubled)}"
-        fix = f"it is settled when host {loser} has let go of it"
+        fix = f"wait: the conflict ends when host {loser} drops its claim"
         if dispute.containers:
             names = ", ".join(dispute.containers)
-            fix = f"detach {names} on host {loser} and attach them anew: they get other addresses, and it is settled"
+            fix = (
+                f"detach {names} on host {loser} and attach them again: they get other addresses, "
+                "and the conflict ends"
+            )
         return {
             "network": dispute.network,
             "what": dispute.what,

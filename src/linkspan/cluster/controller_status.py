@@ -43,6 +43,6 @@ async def checks(replica: Replica, networks: Iterable[Network], ask: Ask) -> lis
     try:
         found = await ask.ask(CONTROLLER, Well(), Standing)
     except Unavailable as error:
-        return [Check("controller", "warn", f"{name} is active, and does not tell how it is: {error.message}", LOOK)]
+        return [Check("controller", "warn", f"{name} is active, and does not report its state: {error.message}", LOOK)]
     bad = [Check("controller", "fail", problem, LOOK) for problem in found.problems]
     return bad or [Check("controller", "ok", f"{name} is active, and has nothing to complain of")]

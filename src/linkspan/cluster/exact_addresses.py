@@ -162,7 +162,7 @@ class Holdings:
                     self.due.add(key)
                     return
                 await self._leases.give_back(name, prefix(text).single())
-                log.info("address %s of network %s was held by nobody, and is released", text, name)
+                log.info("address %s of network %s was in use by no container, and is released", text, name)
             return
         if record is not None and record.host == here:
             await self._share_again(name, prefix(text).single())

@@ -122,7 +122,7 @@ class Cluster:
         self._tasks = [
             lasting("putting this host's records", self._put_records),
             lasting("following the store's records", self._follow),
-            lasting("minding this host's silence", self._mind),
+            lasting("watching this host's silence", self._mind),
         ]
         await self.converge({""})
         self.peers.start()

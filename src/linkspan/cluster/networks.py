@@ -218,7 +218,7 @@ class Networks:
             return f"its network is not in force on this host: {why}"
         if why := self._replica.reasons.get(f"networks/{name}"):
             return f"the record of its network cannot be used: {why}"
-        return "no record tells of its network" if self.unknown(name) else "its network was deleted"
+        return "its network has no record" if self.unknown(name) else "its network was deleted"
 
     def has(self, endpoint: Endpoint) -> bool:
         """Return whether an endpoint's network still exists: a newer one with its name has other pools."""
@@ -462,7 +462,7 @@ class Networks:
         if not gone:
             raise NotFound(
                 f"network {allowance.source} is not allowed to reach {allowance.target} in this way",
-                f"`linkspan network show {allowance.source}` shows what is",
+                f"`linkspan network show {allowance.source}` shows its allowances",
             )
         await self._replica.write({}, deletes=[_allowance_key(a) for a in gone])
         self.refresh()

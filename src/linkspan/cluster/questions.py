@@ -132,7 +132,7 @@ class Ask:
         with contextlib.suppress(LinkspanError):  # the TTL removes them
             await self._replica.store.transaction({}, deletes=[ASK + name, ANSWER + name])
         if not isinstance(answer.told, kind):
-            raise Unavailable(answer.error or "it answered something else")
+            raise Unavailable(answer.error or "its answer does not fit the question")
         return answer.told
 
     def _silent(self, host: str, patience: float) -> str:

@@ -277,7 +277,7 @@ class Gateway:
             what = "its quota is full, so it takes no writes (database space exceeded)"  # the latter is etcd's own
             return Full(f"store {where}: {what}", hint)
         if refusal.code not in _SAME_EVERYWHERE | {_UNAUTHENTICATED}:
-            return Failed(f"{where}: {why}", "etcdctl endpoint status and its log tell more", True)
+            return Failed(f"{where}: {why}", "etcdctl endpoint status and its log show more", True)
         return Refused(f"store {where}: {self._words(why, refusal.code)}", self._hint(why, refusal.code), refusal.code)
 
     def _words(self, why: str, code: int) -> str:
@@ -296,7 +296,7 @@ class Gateway:
             return "add user=NAME&password-file=FILE to the store's URL"
         if "user" in why or code == _UNAUTHENTICATED:
             return "check user and password-file in the store's URL"
-        return "etcdctl endpoint status and its log tell more"
+        return "etcdctl endpoint status and its log show more"
 
     def renew(self) -> None:
         """End all streams, and make the next call open a new connection; running calls may finish."""
@@ -477,4 +477,4 @@ def _tls_words(where: str, error: ssl.SSLError) -> tuple[str, str]:
         return f"{where}: it refuses our certificate: {reason}", "check cert and key in the store's URL"
     if "wrong version" in reason or "record layer" in reason:
         return f"{where}: it does not speak TLS", _NO_TLS
-    return f"{where}: TLS fails: {reason}", "openssl s_client tells more"
+    return f"{where}: TLS fails: {reason}", "openssl s_client shows more"

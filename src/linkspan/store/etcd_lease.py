@@ -82,7 +82,7 @@ class StandingLease:
         if told.result is None:
             why = told.error.message if told.error else line[:200].decode(errors="replace")
             why = why.removeprefix("etcdserver: ")
-            raise Failed(f"etcd {endpoint}: {why}", "etcdctl endpoint status and its log tell more", sent=False)
+            raise Failed(f"etcd {endpoint}: {why}", "etcdctl endpoint status and its log show more", sent=False)
         return float(told.result.TTL)
 
     def close(self) -> None:

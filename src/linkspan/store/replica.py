@@ -196,7 +196,7 @@ class Replica:
         work = {
             "following the store": self._follow,
             "keeping the snapshot": self._keep_snapshot,
-            "minding hosts that are gone": self.absences.follow,
+            "following absent hosts": self.absences.follow,
         }
         self._tasks = [lasting(*one) for one in work.items()]
         await woken(self._first, FIRST_ANSWER)

@@ -90,7 +90,7 @@ def test_a_full_store_says_what_is_left_to_do(allowed: Allowed, fix: str) -> Non
     """It depends on what the agents may do; the page has the steps."""
     found = said(*WELL, alarms=(("id-m1", NOSPACE),), allowed=allowed)["alarms"]
     assert (found.status, "raised by member m1" in found.detail) == ("fail", True)
-    assert "what runs goes on" in found.detail
+    assert "containers continue" in found.detail
     assert fix in found.fix
     assert "docs/store.md" in found.fix
 

@@ -381,7 +381,7 @@ def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: 
         ({"networks/far": DAMAGED}, "the record of its network cannot be used: Input data was truncated"),
         ({"networks/far": OVERLAPPING}, "its network is not in force on this host: pool 10.1.0.0/23"),
         ({"gone/networks/far": b'{"by": "h2", "at": 1}'}, "its network was deleted"),
-        ({}, "no record tells of its network"),
+        ({}, "its network has no record"),
     ],
     ids=["damaged", "overlapping", "deleted", "unknown"],
 )

@@ -271,7 +271,7 @@ class _Outgoing:
                 fix = f"sysctl -w net.ipv{one.family}.neigh.default.gc_thresh3=8192: all namespaces share it"
                 yield Refusal(peer, what, why, fix, sent)
             else:
-                yield Refusal(peer, what, error.message, "`linkspan trace` shows the way", sent)
+                yield Refusal(peer, what, error.message, "`linkspan trace` shows the path", sent)
 
 
 def _told(

@@ -98,7 +98,7 @@ def _alarms(etcd: EtcdStatus, allowed: Allowed) -> Iterator[Check]:
         yield Check("store alarms", "ok", "none")
     full = ", ".join(etcd.called(id_) for id_, kind in etcd.alarms if kind == NOSPACE)
     if full:
-        detail = f"NOSPACE, raised by member {full}: the quota is full, so etcd takes no writes; what runs goes on"
+        detail = f"NOSPACE, raised by member {full}: the quota is full, so etcd takes no writes; containers continue"
         yield Check("store alarms", "fail", detail, _room(allowed))
     for id_, kind in etcd.alarms:
         if kind == CORRUPT:
@@ -163,4 +163,4 @@ def _history(allowed: Allowed, last: Turn) -> Check:
         return Check(name, "ok", f"the agents compact it; the last to take its turn was host {last.by}")
     if allowed == "none":
         return Check(name, "warn", "this host may not compact it, and nobody else is seen to", _COMPACT)
-    return Check(name, "ok", "nobody has compacted it yet: the agents will, if etcd does not within two hours or so")
+    return Check(name, "ok", "nobody has compacted it yet: the agents do so if etcd has not within about two hours")

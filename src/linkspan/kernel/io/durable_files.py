@@ -104,7 +104,7 @@ class Memory(Generic[Entry]):
             raise Unavailable(f"write {self.path}: {reason(error)}", hint) from error
 
     def _load(self) -> dict[str, Entry]:
-        hint = f"move {self.path} away to go on; {self._without}"
+        hint = f"move {self.path} away to continue; {self._without}"
         try:
             document = msgspec.json.decode(self.path.read_bytes(), type=_Document)
             if document.schema > SCHEMA:
