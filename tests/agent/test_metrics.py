@@ -36,13 +36,13 @@ def _table() -> set[str]:
 
 
 def test_the_page_has_every_metric_that_is_served(served: str) -> None:
-    """And none that is not."""
+    """Every metric that the agent serves is on the page, and no other."""
     types = re.findall(r"^# TYPE (\w+) \w+$", served, re.M)
     assert {name for name in types if not SUFFIXES.search(name)} == _table()
 
 
 def test_store_version_and_hosts_are_measured(served: str) -> None:
-    """On a host that is alone and has no problem."""
+    """A host that is alone and has no problem shows its version, its store and its state."""
     lines = served.splitlines()
     for line in (
         f'linkspan_info{{version="{__version__}"}} 1.0',

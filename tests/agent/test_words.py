@@ -98,7 +98,7 @@ def test_a_container_is_detached_by_the_name_that_is_listed(host: Host) -> None:
 
 
 def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) -> None:
-    """Also if the agent refuses it, not the command line."""
+    """The error lists the allowed words, also if the agent refuses the word, and not the command line."""
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--ipam", "blocks", code=1)
     assert said == "linkspan: create network x: --ipam 'blocks' is unknown; give block or exact\n"
     said = host.cli("network", "create", "x", "--pool", "10.206.0.0/24", "--expose", "podman,dokcer", code=1)
@@ -106,7 +106,7 @@ def test_a_wrong_word_of_a_few_is_refused_with_those_that_there_are(host: Host) 
 
 
 def test_names_that_look_like_a_known_one_are_offered(host: Host) -> None:
-    """Of a network and of a container; a container's name in DNS and the start of its id mean it, too."""
+    """The error offers the similar network or container; a name in DNS and the start of an id find it, too."""
     container = host.world.namespace()
     host.cli("network", "create", "frontend", "--pool", "10.207.0.0/24")
     id_ = "4f1c" + "0" * 60

@@ -45,7 +45,7 @@ def test_all_reach_all_without_a_tunnel(mesh: BgpRun) -> None:
 
 
 def test_an_address_that_nobody_has_goes_nowhere(mesh: BgpRun) -> None:
-    """Neither a block's nor a pool's: the first host has no route for it, so it is in no loop."""
+    """The first host drops a packet to a free address of a block or pool, so it is in no loop."""
     (block,) = [b for b in mesh.blocks("h1", "demo") if ":" not in b]
     for nobody in (block.replace(".0/24", ".99"), "10.244.255.254"):
         said = mesh.run("exec", "h1", "--", f"ip route get {nobody}", code=2).stderr

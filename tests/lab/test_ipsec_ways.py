@@ -44,7 +44,7 @@ def _other(cluster: IpsecRun, host: str, before: set[str]) -> bool:
 
 
 def test_two_hosts_behind_nats_are_told_that_they_cannot_meet() -> None:
-    """And what they can do; the third one is reached by both. Without containers: ``lab up`` would wait for them."""
+    """The error says what to do, and both reach a third host. No containers: ``lab up`` would wait for them."""
     cluster = IpsecRun()
     try:
         cluster.run("up", "--backend ipsec --nat h2,h3 --containers-per-host 0")

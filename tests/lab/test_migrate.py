@@ -88,7 +88,7 @@ def test_what_stays_on_one_host_is_refused(cluster: MigratingRun, way: str) -> N
 
 
 def test_the_command_line_tells_what_it_begins(cluster: MigratingRun) -> None:
-    """And that the network already has that backend, if it has."""
+    """It names both backends, and says so if the network already has that backend."""
     way = "vxlan" if cluster.network()["backend"] != "vxlan" else "ipip"
     said = cluster.exec("h1", f"linkspan network migrate demo --backend {way}")
     assert f"to {way}" in said

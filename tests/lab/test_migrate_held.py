@@ -51,7 +51,7 @@ def wires(found: Any, way: str = "hops") -> list[list[str]]:
 
 
 def test_the_stopped_host_alone_is_listed_and_is_met_by_the_old_way(cluster: MigratingRun, flows: Flows) -> None:
-    """Also when it has been silent for so long that it counts as such."""
+    """A silent host alone is listed as not switched, and the others send to it by the old backend."""
     until(lambda: cluster.host("h3")["state"] == "silent", "h3 counts as silent")
     for host, other in (("h1", "h2"), ("h2", "h1")):
         cluster.waits_for("h3", by=host)

@@ -34,7 +34,7 @@ def test_an_id_that_is_another_host_s_name_too_is_the_id() -> None:
 
 
 def test_hosts_that_were_removed_have_no_name_to_share() -> None:
-    """They are shown by their ids."""
+    """Hosts that were removed share no name, and are called by their ids."""
     names = {"f00d": "", "cafe": ""}
     assert namesakes.shared(names) == {}
     assert namesakes.called(names, "cafe") == "cafe"
@@ -45,7 +45,7 @@ def test_hosts_that_were_removed_have_no_name_to_share() -> None:
     [("nodes", "did you mean node?"), ("bef", "did you mean beef?"), ("elsewhere", "`linkspan host list` shows them")],
 )
 def test_a_host_that_does_not_exist_is_named_with_the_one_probably_meant(word: str, hint: str) -> None:
-    """By its name or its id, which a command takes too."""
+    """The error offers the similar name or id, because a command takes both."""
     error = namesakes.missing(NAMES, word)
     assert f"host {word!r} does not exist (there are: h1, h2, node (id cafe)" in error.message
     assert error.hint == hint

@@ -59,7 +59,7 @@ def test_a_syn_and_its_answer_are_known_by_the_sequence_number(around: Callable[
 
 
 def test_an_error_that_quotes_the_packet_is_not_the_packet() -> None:
-    """Nor is a truncated packet."""
+    """An ICMP error that quotes the packet, and a truncated packet, do not count as the packet."""
     assert way("tcp", MARK, quoted(tcp(SYN, SEQUENCE))) is None
     assert way("tcp", MARK, bare(tcp(SYN, SEQUENCE))[:30]) is None
     assert way("tcp", MARK, b"") is None
@@ -71,7 +71,7 @@ def test_an_error_that_quotes_the_packet_is_not_the_packet() -> None:
 
 @pytest.mark.parametrize("around", [lambda echo: echo, lambda echo: ip(4, echo)])
 def test_a_ping_of_any_size_and_its_answer_are_known_by_the_mark(around: Callable[[bytes], bytes]) -> None:
-    """The padding comes after the mark."""
+    """The mark is before the padding, so an echo of any size and its reply have it."""
     for family, kinds in ((4, (8, 0)), (6, (128, 129))):
         protocol = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}[family]
         for number, kind in enumerate(kinds):

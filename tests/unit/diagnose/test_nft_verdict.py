@@ -220,7 +220,7 @@ DOUBTS: list[tuple[str, Sequence[Rule], str, bool]] = [
 def test_a_doubt_is_told_where_the_packets_fate_depends_on_it(
     rules: Sequence[Rule], policy: str, told: bool
 ) -> None:
-    """And nowhere else: then the verdict is certain."""
+    """If the unknown rule cannot change what happens to the packet, the verdict is certain."""
     found = passed(Kernel(base(*rules, policy=policy)), "forward", PING)
     assert bool(found.unsure) is told
     assert not told or found.passes
@@ -261,7 +261,7 @@ def test_only_the_first_translation_at_a_hook_counts_and_none_for_an_answer() ->
 
 
 def test_masquerade_takes_the_hosts_own_address_towards_the_target() -> None:
-    """And SNAT the address that it is given."""
+    """Masquerade uses the address of the route to the target, and SNAT the address of its rule."""
     for statement, source in (({"masquerade": None}, "192.0.2.9"), ({"snat": {"addr": "192.0.2.7"}}, "192.0.2.7")):
         chain = base((statement,), hook="postrouting", priority=100, kind="nat")
         found = passed(Kernel(chain), "postrouting", PING)
@@ -270,7 +270,7 @@ def test_masquerade_takes_the_hosts_own_address_towards_the_target() -> None:
 
 
 def test_a_devices_hook_is_for_that_device_alone() -> None:
-    """In family netdev, and in inet with hook ingress."""
+    """A chain at another device is not evaluated, in family netdev and in inet with hook ingress."""
     for family in ("netdev", "inet"):
         chain = base((DROP,), family=family, hook="ingress", devices=("eth0",))
         assert not passed_link(Kernel(chain), "ingress", PING).passes

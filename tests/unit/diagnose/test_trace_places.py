@@ -82,7 +82,7 @@ def test_a_network_s_name_tells_interfaces_of_one_container_apart() -> None:
 
 @pytest.mark.parametrize("text", ["db.front", "db@front", "db.internal", "nobody", "a b"])
 def test_a_name_that_dns_does_not_answer_is_not_known(text: str) -> None:
-    """Neither another network's, nor a part of a name."""
+    """A name of another network, and a part of a name, match no endpoint."""
     with pytest.raises(NotFound, match="nothing has the name"):
         found(text)
 
@@ -93,7 +93,7 @@ def test_a_container_s_own_name_comes_first() -> None:
 
 
 def test_a_host_that_does_not_exist_is_named_with_the_one_probably_meant() -> None:
-    """As `linkspan host show` does it."""
+    """The error offers the similar host's name, as `linkspan host show` does."""
     with pytest.raises(NotFound) as missing:
         found("host:h22")
     assert missing.value.told == "host 'h22' does not exist (there are: h1, h2); did you mean h2?"

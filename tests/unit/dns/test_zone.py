@@ -89,7 +89,7 @@ def test_a_name_too_long_for_a_domain_is_said_without_it() -> None:
 
 
 def test_a_network_whose_name_is_no_domain_has_bare_names() -> None:
-    """Its file is still valid."""
+    """Its file has bare names alone, and its server has no domain."""
     odd = msgspec.structs.replace(DEMO, name="x" * 70)
     assert zone.hosts(odd, [zone.named(endpoint("web"))]) == b"10.244.1.2 web c1\n"
     (server,) = [s for s in zone.states(odd, Server(PROGRAM), b"", b"", odd.prefixes) if isinstance(s, Process)]

@@ -40,6 +40,6 @@ def test_every_address_of_the_only_family_is_every_address() -> None:
 
 
 def test_a_port_at_an_address_of_a_family_that_the_endpoint_lacks_leads_nowhere() -> None:
-    """It has no element."""
+    """Such a port has no element in the sets of the rules."""
     made = published_ports.states([(BOTH, msgspec.structs.replace(ONE, ports=(Port("fd02::1", 80, 80, "tcp"),)))])
     assert not any(map(is_one, made))

@@ -99,7 +99,7 @@ def test_a_file_with_our_content_is_taken_as_ours(driver: FileDriver, tmp_path: 
 
 
 def test_a_file_that_a_user_changed_is_not_deleted(driver: FileDriver, tmp_path: Path) -> None:
-    """It is forgotten instead."""
+    """The driver forgets such a file, and leaves it on the disk."""
     wanted = File(str(tmp_path / "c.conf"), b"x\n")
     driver.apply([wanted], [])
     Path(wanted.path).write_text("a user's")

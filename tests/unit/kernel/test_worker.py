@@ -51,7 +51,7 @@ def test_sockets_in_containers_are_closed_after_each_turn(how: Callable[..., Any
 
 
 def test_a_brief_turn_waits_for_the_one_that_is_under_way() -> None:
-    """And ends as any other."""
+    """It starts after the running turn, and ends as every turn does."""
 
     async def turns() -> None:
         machine, free = Counted(), threading.Event()

@@ -36,7 +36,7 @@ def endpoint(ifname: str, network: str) -> Endpoint:
 def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
     tmp_path: Path, later: list[str], told: list[str]
 ) -> None:
-    """Not before: the container's next network may publish them."""
+    """Nothing is reported before, because the container's next network may publish them."""
     endpoints = {("c1", "eth0"): endpoint("eth0", "inside")}
     networks = {"inside": SimpleNamespace(internal=True), "demo": SimpleNamespace(internal=False)}
 

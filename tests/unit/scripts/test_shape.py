@@ -170,7 +170,7 @@ def test_finds_an_attribute_that_is_set_from_outside(complaints: Callable[[str, 
     ],
 )
 def test_lets_pass_what_is_set_by_its_owner(complaints: Callable[[str, str], list[str]], line: str) -> None:
-    """And a record's field, what was made in the function, and what is a library's."""
+    """The own object, a record, an object made in the function and a library's object may be set."""
     assert complaints("src/linkspan/endpoints/update.py", f"{OWNER}\ndef follow(self, registry):\n    {line}\n") == []
 
 

@@ -68,7 +68,7 @@ def test_settings_of_the_cluster_that_two_hosts_set_at_once_are_both_in_force(tm
 
 
 def test_what_another_host_has_removed_does_not_come_back(tmp_path: Path) -> None:
-    """Neither its record, by a change, nor its claims, by a claim, if the writer does not know the removal yet."""
+    """A writer that does not know the removal yet brings back neither the host's record nor its claims."""
 
     async def work() -> None:
         memory, net = Memory(), network()

@@ -188,7 +188,7 @@ def test_a_lease_counts_for_blocks_that_the_store_gives_its_host(
     [("10.244.9.1", True), ("10.244.9.1/32", True), ("10.244.7.7", True), ("10.244.1.1", False), ("10.244.0.1", False)],
 )
 def test_a_host_s_own_address_is_of_its_blocks_or_an_exact_one(address: str, counts: bool) -> None:
-    """Not of another host's block, and not the gateway."""
+    """An address in the host's own block or an exact one counts; another host's address and the gateway do not."""
     owners = {prefix("10.244.9.0/24"): BlockRecord("h9", 1.0)}
     found = granted(network(), _lease(addresses=(address,)), owners.get, {prefix("10.244.7.7")}.__contains__)
     assert found.lease.addresses == ((address,) if counts else ())
@@ -196,7 +196,7 @@ def test_a_host_s_own_address_is_of_its_blocks_or_an_exact_one(address: str, cou
 
 
 def test_exact_addresses_count_in_the_pools_where_nobody_else_has_them(tmp_path: Path) -> None:
-    """Not outside, not the gateway, and not if the block's owner has the address itself or for a container."""
+    """An address outside the pools, the gateway, and one that the block's owner has do not count."""
 
     async def work() -> None:
         one, net = Member(Memory(), tmp_path, "h1"), network()

@@ -106,7 +106,7 @@ def test_a_removal_that_comes_late_takes_nothing_newer(tmp_path: Path) -> None:
 
 
 def test_of_two_writers_the_last_one_has_its_way(tmp_path: Path) -> None:
-    """Also one that does not know the other's write yet; its own condition still applies."""
+    """A writer that does not know the other's write yet wins too, but its own condition still applies."""
 
     async def work() -> None:
         memory = Memory()
@@ -249,7 +249,7 @@ def test_a_spoilt_record_is_what_it_was_also_after_a_restart(tmp_path: Path) -> 
 
 
 def test_the_last_readable_version_is_in_force_and_is_put_back_where_the_spoilt_one_is_deleted(tmp_path: Path) -> None:
-    """Also versions that no host had read yet; and a key deleted by hand is no removal."""
+    """That is true for versions that no host had read yet; a key deleted by hand is no removal."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")
@@ -285,7 +285,7 @@ _TYPES: dict[str, type[msgspec.Struct]] = {
 @pytest.mark.parametrize("key", _TYPES)
 @pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
 def test_a_record_that_is_put_right_is_not_named_any_more(tmp_path: Path, key: str, read: bool) -> None:
-    """Also if it is what it was before the damage, and if nobody asks for it again."""
+    """Its reason is gone, also if it has its old content again, and if nobody asks for it."""
     right = {
         "hosts/h2": Host(id="h2", name="h2"),
         "leases/demo/h2": Lease(network="demo", host="h2"),
@@ -389,7 +389,7 @@ def test_a_block_that_was_put_and_deleted_in_a_living_host_s_name_is_not_missed(
 
 @pytest.mark.parametrize("away", [True, False], ids=["away", "watching"])
 def test_a_block_that_was_overwritten_and_deleted_is_its_host_s_again(tmp_path: Path, away: bool) -> None:
-    """Not the forged owner puts it back, but the host whose lease has it, with the time of its own claim."""
+    """The host whose lease lists it puts it back, with the time of its own claim; the forged owner does not."""
 
     async def work() -> None:
         memory = Memory()
