@@ -1,4 +1,4 @@
-"""Election of the active one of several controllers: the one whose record stands in the store (``Store.keep``).
+"""Election of the active one of several controllers: the one with a standing record (``Store.keep``).
 
 To take the record is one transaction, on condition that it does not exist, or is one's own. To keep it changes
 nothing in the store. A controller steps down before its record can expire: by its own clock, counted from before it

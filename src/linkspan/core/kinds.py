@@ -57,7 +57,7 @@ class Event(enum.Enum):
 
 
 class Sort(enum.Enum):
-    """What people call an object, and several, where objects are counted, in the order of the count."""
+    """The words for one object and for several in counts of objects, in the order of such a count."""
 
     LINK = "link", "links"
     PLACE = "address, route or neighbour", "addresses, routes and neighbours"

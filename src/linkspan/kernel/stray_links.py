@@ -86,7 +86,7 @@ def _kind(link: Mapping[int, bytes]) -> str:
 
 
 def _looks_like(kind: Kind[Any], link: Mapping[int, bytes]) -> bool:
-    """Tell whether a link is of the type, and called, as those of a kind of ours are."""
+    """Return whether a link has the type and the form of name of one of our kinds."""
     name, type_ = string(link[IFNAME]), _kind(link)
     return any(re.fullmatch(pattern, name) and type_ in types for pattern, types in kind.forms.items())
 

@@ -136,7 +136,7 @@ class Lab(msgspec.Struct, kw_only=True):
         return os.geteuid() not in (0, self.folder.stat().st_uid)
 
     def require_own(self, what: str) -> None:
-        """Raise Denied, with what is refused, if the lab is another user's."""
+        """Raise Denied, which names the refused action, if the lab is another user's."""
         if self.hidden:
             owner = self.folder.owner() if self.folder.stat().st_uid else "root"
             raise Denied(f"{what}: lab {self.name} is {owner}'s", f"run the command as {owner} (sudo)")

@@ -117,7 +117,7 @@ class Fabric:
                 yield here, next(iter(found))
 
     def _holds(self, here: Spot, there: Spot, mutual: Mapping[Spot, set[Spot]]) -> bool:
-        """Tell whether nothing shows that a link's cable was moved: both ports are up, and the far end hears nobody."""
+        """Return whether a link's cable may be where it was: both ports are up, and the far end hears no port."""
         return all(self.seen[name].up(number) for name, number in (here, there)) and not mutual.get(there)
 
     def _locate(self, macs: Mapping[str, str], heard: Container[Spot]) -> None:

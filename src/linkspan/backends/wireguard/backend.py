@@ -107,7 +107,7 @@ class WireguardBackend(RoutedBackend):
         return "wireguard" if found is not None and found.program else ""
 
     def troubles(self, view: HostView) -> Iterable[str]:
-        """Return what is wrong with this host's key files; what has a key already goes on."""
+        """Return the problems of this host's key files; a device that has its key already continues."""
         found = view.facts.program(Tools)
         if found is None or found.problem or view.host is None or not any(map(serves, view.networks)):
             return

@@ -26,11 +26,11 @@ def located(name: str) -> str | None:
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What was found of a program that may serve this host: a fact that backends are given, by its class."""
+    """A program that was found on this host: a fact that backends get by its class."""
 
 
 class IpipHelper(Program, frozen=True):
-    """How to start the user-space IPIP endpoint, without its addresses: the kernel has no IPIP device."""
+    """The start of the user-space IPIP endpoint's argv, without addresses: the kernel has no IPIP device."""
 
     argv: tuple[str, ...]
 

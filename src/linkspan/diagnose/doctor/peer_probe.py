@@ -72,7 +72,10 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """What a host cannot send to a peer; ``sent`` is the largest size that it could. ``spare``: another way exists."""
+    """A packet that a host cannot send to a peer (``what``, as text).
+
+    ``sent`` is the largest size, in bytes, that the host could send. ``spare``: another path exists.
+    """
 
     peer: str
     what: str

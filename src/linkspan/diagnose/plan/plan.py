@@ -73,7 +73,7 @@ def lines(
 
 
 def concerns(source: tuple[str, ...], network: str) -> bool:
-    """Tell by its name whether a source is a network's, or the host's for all networks; a container's does not tell."""
+    """Return whether a source is a network's or the host's, by its name; a container's name shows no network."""
     match source:
         case ("host", *_):
             return True

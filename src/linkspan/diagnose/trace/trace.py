@@ -156,7 +156,7 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
 
 
 def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:
-    """Return the result of both ways: certain stops outweigh what is unknown.
+    """Return the result of both directions: a certain stop counts more than an unknown place.
 
     Of the latter, places on a host of linkspan's come first: there somebody can check.
     """

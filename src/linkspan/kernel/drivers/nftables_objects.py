@@ -286,7 +286,7 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
 
 
 def _has_flag(listed: list[dict[str, dict[str, object]]], flag: str) -> bool:
-    """Tell whether a table that was listed has a flag; nft gives one as a word, and several as a list."""
+    """Return whether a listed table has a flag; nft gives one flag as a word, and several as a list."""
     return any(flag in str(item["table"].get("flags", "")) for item in listed if "table" in item)
 
 

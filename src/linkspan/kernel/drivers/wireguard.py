@@ -263,7 +263,7 @@ def driver(host: LocalHost) -> WireguardDriver:
 
 
 def _tools(host: LocalHost, desired: Desired) -> Tools:
-    """Return what there is for WireGuard; nothing is run where nothing has changed."""
+    """Return the WireGuard tools and keys of this host, or why they cannot be used."""
     own, kernel = host.driver(driver), host.driver(tunnels.driver).wireguard()
     if shutil.which("wg") is None:
         why = "the program wg is not installed on this host"

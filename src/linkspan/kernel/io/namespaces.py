@@ -69,7 +69,7 @@ def inode(fd: int) -> int:
 
 
 class Way(NamedTuple):
-    """How a namespace is reached, and its cookie: 0 if any namespace with the inode will do."""
+    """The path of a namespace, and its cookie: 0 if any namespace with the inode may be meant."""
 
     path: str = ""
     cookie: int = 0
